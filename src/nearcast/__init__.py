@@ -1,0 +1,53 @@
+"""nearcast: offline ANN. The nearest items for every query, found ahead of time, checked, and looked up.
+
+`knn_join` joins arrays; `run` makes a snapshot of a generator; `snapshots` and `lookup` read it back. Nothing
+heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nearcast.version import __version__
+
+if TYPE_CHECKING:
+    from nearcast.api import check, load_spec, lookup, run, snapshots
+    from nearcast.join.arrays import JoinReport, JoinResult, knn_join
+    from nearcast.spec import GeneratorSpec
+
+__all__ = [
+    "GeneratorSpec",
+    "JoinReport",
+    "JoinResult",
+    "__version__",
+    "check",
+    "knn_join",
+    "load_spec",
+    "lookup",
+    "run",
+    "snapshots",
+]
+
+_HOMES = {
+    "GeneratorSpec": "nearcast.spec",
+    "JoinReport": "nearcast.join.arrays",
+    "JoinResult": "nearcast.join.arrays",
+    "check": "nearcast.api",
+    "knn_join": "nearcast.join.arrays",
+    "load_spec": "nearcast.api",
+    "lookup": "nearcast.api",
+    "run": "nearcast.api",
+    "snapshots": "nearcast.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nearcast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

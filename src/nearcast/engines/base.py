@@ -1,0 +1,112 @@
+"""The contract of an engine: build an index of the items, answer joins from it, keep it in a folder.
+
+A join is the first-class verb: all queries of a task at once. An engine that only searches is adapted to it
+in its own file. Whatever an engine scans with, the scores it returns are those of `knn.scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
+
+__all__ = ["Effort", "Engine", "EngineSettings", "Estimate", "Index", "JoinShape", "Resources"]
+
+Effort = Mapping[str, int]
+"""How hard an index works for a query, in the engine's own terms, such as {"nprobe": 32}. Empty: no choice."""
+
+
+class EngineSettings(BaseModel):
+    """Base of every engine's settings. What changes the index belongs here; effort is found, or forced here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinShape:
+    """The size of a join, for estimates."""
+
+    n_items: int
+    n_queries: int
+    dim: int
+    item_bytes: int  # bytes of one component as the items are kept
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a join may take. None of it changes the answer."""
+
+    threads: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a join will take, as far as is known before it."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
+    memory_bytes: int = 0  # peak, beyond what the process has already
+    disk_bytes: int = 0  # of the index
+
+
+class Index(Protocol):
+    """Items made ready by an engine. Safe to join from one thread at a time; it uses its own threads inside."""
+
+    def efforts(self, k: int) -> Sequence[Effort]:
+        """Efforts to choose from, cheapest first. The last is full effort: as exact as the engine can be."""
+        ...
+
+    def join(
+        self,
+        queries: AnyArray,  # (n, dim)
+        k: int,
+        *,
+        effort: Effort,
+        exclude: IntArray | None,  # (n,) the item position that each query must not get, -1 for none
+        resources: Resources,
+        progress: Progress,
+    ) -> Neighbors:
+        """The k best items of every query that this effort finds."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write into an empty folder what `Engine.open` needs besides the vectors."""
+        ...
+
+
+class Engine(Protocol):
+    """Builds and opens indexes. Has no state of its own."""
+
+    name: str
+    metrics: frozenset[Metric]
+    exact: bool  # full effort is exact by construction, not by luck
+    settings: type[EngineSettings]
+
+    def estimate(
+        self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
+    ) -> Estimate:
+        """Time, memory and disk of build and join, from a quick trial on a few of the real items."""
+        ...
+
+    def build(
+        self,
+        items: Vectors,
+        metric: Metric,
+        settings: EngineSettings,
+        *,
+        seed: int,
+        resources: Resources,
+        progress: Progress,
+    ) -> Index:
+        """Make an index in memory. Equal arguments give equal answers, resources aside."""
+        ...
+
+    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> Index:
+        """Open what `Index.save` has written, over the same items."""
+        ...

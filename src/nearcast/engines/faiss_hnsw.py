@@ -1,0 +1,226 @@
+"""The engine `faiss-hnsw`: a navigable small-world graph, the most common kind of online index.
+
+Source: Malkov, Yashunin, "Efficient and robust approximate nearest neighbor search using hierarchical
+navigable small world graphs", 2018; faiss `IndexHNSWFlat`. Equal vectors enter the graph once: many copies
+of one vector would link to each other only and be cut off from the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources
+from nearcast.engines.faiss_common import (
+    BLOCK_ROWS,
+    faiss,
+    faiss_metric,
+    ladder,
+    open_faiss,
+    prepared,
+    save_faiss,
+    search_join,
+    trial,
+)
+from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
+
+__all__ = ["FaissHnswEngine"]
+
+GUESSED_EF = 4  # before calibration: four times k
+CACHE_SLOWDOWN = 2.0  # a large graph misses the caches that a trial graph fits
+
+
+class HnswSettings(EngineSettings):
+    """Settings of an HNSW index."""
+
+    m: int = Field(32, ge=2, le=512, description="links per item and layer, twice that on the lowest")
+    ef_construction: int = Field(100, ge=1, description="candidates considered for the links of an item")
+    ef_search: int | None = Field(None, ge=1, description="candidates kept by a search; found for the recall")
+    build_threads: int = Field(
+        1, ge=1, description="more build faster, but two builds then differ, and so may two runs"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Which items share one vector. Group g holds members[starts[g]:starts[g + 1]], positions ascending."""
+
+    members: IntArray  # (n,)
+    starts: IntArray  # (groups + 1,)
+
+    @property
+    def first(self) -> IntArray:
+        """(groups,) the smallest position of each group: the one that enters the graph."""
+        return self.members[self.starts[:-1]]
+
+
+@dataclass(frozen=True, slots=True)
+class HnswIndex:
+    """An open faiss HNSW index over the distinct vectors of the items."""
+
+    index: Any
+    copies: Copies
+    items: Vectors
+    metric: Metric
+    settings: HnswSettings
+
+    def efforts(self, k: int) -> Sequence[Effort]:
+        """From ef = k to a scan of all items, or the one that the settings force."""
+        n = len(self.copies.starts) - 1
+        if self.settings.ef_search is not None:
+            return ({"ef_search": min(self.settings.ef_search, n)},)
+        graph = ladder(k, max(k, n // 8), "ef_search")  # beyond an eighth of all items a scan costs less
+        return (*(e for e in graph if e["ef_search"] < n), {"ef_search": n})
+
+    def join(
+        self,
+        queries: AnyArray,
+        k: int,
+        *,
+        effort: Effort,
+        exclude: IntArray | None,
+        resources: Resources,
+        progress: Progress,
+    ) -> Neighbors:
+        """Search every query with the effort's ef; with ef of all items, scan the stored vectors instead."""
+        faiss().omp_set_num_threads(resources.threads)
+        n = len(self.copies.starts) - 1
+        whole = effort["ef_search"] >= n
+        parameters = None if whole else faiss().SearchParametersHNSW(efSearch=effort["ef_search"])
+        searched = self.index.storage if whole else self.index
+
+        def search(block: FloatArray, wanted: int) -> IntArray:
+            groups = searched.search(block, min(wanted, n), params=parameters)[1]
+            return _expanded(groups, self.copies, wanted)
+
+        return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+
+    def save(self, folder: Path) -> None:
+        """Write the faiss index and the groups of equal vectors."""
+        save_faiss(self.index, folder)
+        np.save(folder / "members.npy", self.copies.members)
+        np.save(folder / "starts.npy", self.copies.starts)
+
+
+class FaissHnswEngine:
+    """A graph of items by faiss."""
+
+    name = "faiss-hnsw"
+    metrics = frozenset(Metric)
+    exact = False
+    settings: type[EngineSettings] = HnswSettings
+
+    def estimate(
+        self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
+    ) -> Estimate:
+        """Build and search a small graph of real items, and scale by n log n and by log n."""
+        assert isinstance(settings, HnswSettings)
+        block = trial(items, metric)
+        faiss().omp_set_num_threads(1)
+        small = _new_index(shape.dim, metric, settings)
+        started = time.perf_counter()
+        small.add(block)
+        built = time.perf_counter()
+        ef = settings.ef_search or GUESSED_EF * shape.k
+        queries = block[:: max(1, len(block) // 128)]
+        small.search(queries, min(shape.k, len(block)), params=faiss().SearchParametersHNSW(efSearch=ef))
+        searched = time.perf_counter()
+        growth = math.log(max(2, shape.n_items)) / math.log(max(2, len(block))) * CACHE_SLOWDOWN
+        if shape.n_items <= len(block):
+            growth = 1.0
+        build = (built - started) / len(block) * shape.n_items * growth / settings.build_threads
+        join = (searched - built) / len(queries) * shape.n_queries * growth / resources.threads
+        size = shape.n_items * (shape.dim * 4 + settings.m * 2 * 4 + 32)
+        return Estimate({"build": build, "join": join}, size + 2 * BLOCK_ROWS * shape.dim * 4, size)
+
+    def build(
+        self,
+        items: Vectors,
+        metric: Metric,
+        settings: EngineSettings,
+        *,
+        seed: int,
+        resources: Resources,
+        progress: Progress,
+    ) -> HnswIndex:
+        """Insert the distinct vectors one after another, so that equal inputs give an equal graph."""
+        assert isinstance(settings, HnswSettings)
+        copies = find_copies(items)
+        faiss().omp_set_num_threads(settings.build_threads)
+        index = _new_index(items.dim, metric, settings)
+        first = copies.first
+        step = BLOCK_ROWS // 8  # small: an insertion is slow, and people watch
+        for start in range(0, len(first), step):
+            index.add(prepared(items.take(first[start : start + step]), metric))
+            progress("build", min(start + step, len(first)), len(first))
+        return HnswIndex(index, copies, items, metric, settings)
+
+    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> HnswIndex:
+        """Read the faiss index and the groups."""
+        assert isinstance(settings, HnswSettings)
+        copies = Copies(np.load(folder / "members.npy"), np.load(folder / "starts.npy"))
+        return HnswIndex(open_faiss(folder), copies, items, metric, settings)
+
+
+def find_copies(items: Vectors) -> Copies:
+    """Group the items by equal bytes of their vectors; groups come in the order of their smallest position."""
+    hashes = _row_hashes(items)
+    order = np.argsort(hashes, kind="stable")
+    new = np.ones(len(order), np.bool_)
+    for start in range(1, len(order), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        before, here = order[start - 1 : start - 1 + len(order[part])], order[part]
+        new[part] = hashes[here] != hashes[before]
+        maybe = np.flatnonzero(~new[part])
+        equal = (items.take(here[maybe]) == items.take(before[maybe])).all(axis=1)
+        new[part][maybe[~equal]] = True  # two vectors of one hash: apart, at worst a group is split
+    starts = np.flatnonzero(new)
+    sizes = np.diff(np.append(starts, len(order)))
+    by_first = np.argsort(order[starts], kind="stable")
+    sizes = sizes[by_first]
+    ends = np.cumsum(sizes)
+    moved = np.repeat(starts[by_first] - (ends - sizes), sizes)
+    return Copies(order[np.arange(len(order)) + moved], np.append(0, ends))
+
+
+def _row_hashes(items: Vectors) -> IntArray:
+    """(n,) a 64-bit hash of each vector, by a fixed random combination of its components' bits."""
+    factors = np.random.default_rng(0).integers(1, 1 << 62, items.dim, dtype=np.int64) | 1
+    hashes = np.empty(items.n, np.int64)
+    bits = {1: np.int8, 2: np.int16, 4: np.int32}[items.dtype.itemsize]
+    for start in range(0, items.n, BLOCK_ROWS):
+        block = np.ascontiguousarray(items.read(start, min(items.n, start + BLOCK_ROWS)))
+        total = np.zeros(len(block), np.int64)
+        for column, factor in zip(block.view(bits).T, factors, strict=True):
+            total += column.astype(np.int64) * factor  # wraps around, as a hash may
+        hashes[start : start + len(block)] = total
+    return hashes
+
+
+def _expanded(groups: IntArray, copies: Copies, wanted: int) -> IntArray:
+    """Put every copy in the place of its group, at most `wanted` of each, and widen the rows to hold them."""
+    if len(copies.members) == len(copies.starts) - 1:
+        positions: IntArray = np.where(groups >= 0, copies.members[groups], -1)
+        return positions
+    sizes = np.where(groups >= 0, np.minimum(np.diff(copies.starts)[groups], wanted), 0)
+    row_sizes, flat_sizes = sizes.sum(axis=1), sizes.ravel()
+    within = np.arange(flat_sizes.sum()) - np.repeat(np.cumsum(flat_sizes) - flat_sizes, flat_sizes)
+    members = copies.members[np.repeat(copies.starts[groups.ravel()], flat_sizes) + within]
+    rows = np.repeat(np.arange(len(groups)), row_sizes)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(row_sizes) - row_sizes, row_sizes)
+    wide = np.full((len(groups), int(row_sizes.max(initial=wanted))), -1, np.int64)
+    wide[rows, places] = members
+    return wide
+
+
+def _new_index(dim: int, metric: Metric, settings: HnswSettings) -> Any:
+    index = faiss().IndexHNSWFlat(dim, settings.m, faiss_metric(metric))
+    index.hnsw.efConstruction = settings.ef_construction
+    return index

@@ -1,0 +1,131 @@
+"""Paths, atomic writes, manifests and locks: the one place that decides what "done" means.
+
+A folder is done when its `manifest.json` is there; data files mean nothing without it. The manifest is
+written last and in one step, and it lists the size and the hash of every file beside it, so that damage is
+found by whoever opens the folder. Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import BusyError, DamagedError
+
+__all__ = [
+    "file_hash",
+    "fingerprint",
+    "finish",
+    "fresh_folder",
+    "is_done",
+    "locked",
+    "read_manifest",
+    "verify",
+    "write_text",
+]
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of plain data (what `json` can write); equal data give equal hashes on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """A hash of a file's bytes. Reads about a gigabyte a second."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def fresh_folder(folder: Path) -> Path:
+    """Make an empty folder, removing whatever an unfinished attempt has left there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: readers see the old text or the new one."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Declare a folder done: every file in it is flushed and listed, then the manifest appears."""
+    listed = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        listed[name] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
+    text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True, ensure_ascii=False)
+    write_text(folder / MANIFEST, text + "\n")
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the folder has its manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that is done; DamagedError where it is missing or unreadable."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder} has no {MANIFEST}: it was never finished; run again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}); remove {folder} and run again") from error
+    if not isinstance(manifest, dict):
+        raise DamagedError(f"{path} does not hold a manifest; remove {folder} and run again")
+    return manifest
+
+
+def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
+    """The manifest, after a look at every file it lists: the size always, the bytes when `contents`.
+
+    Raises DamagedError with the file's name.
+    """
+    manifest = read_manifest(folder)
+    for name, facts in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing; restore it, or remove {folder} and run again")
+        if path.stat().st_size != facts["bytes"]:
+            raise DamagedError(f"{path} has {path.stat().st_size} bytes where {facts['bytes']} were written")
+        if contents and file_hash(path) != facts["blake2b"]:
+            raise DamagedError(f"{path} was changed after it was written; restore it, or run again")
+    return manifest
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; BusyError at once when another process holds it. A killed process lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise BusyError(f"{what} is held by {holder}; wait for it to end, or stop it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        file.flush()
+        yield

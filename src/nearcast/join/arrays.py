@@ -1,0 +1,198 @@
+"""The kNN join for arrays in memory: no ids, no files, the same engines and the same promise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nearcast import machine
+from nearcast.engines import choose_engine
+from nearcast.engines.base import Effort, Index, Resources
+from nearcast.errors import InputError, SpecError
+from nearcast.join.calibrate import Calibration, Sample, find_effort
+from nearcast.knn.exact import exact_join
+from nearcast.measure.recall import sample_rows
+from nearcast.sources.matrix import RowState, lengths_and_states
+from nearcast.spec import parse_bytes, parse_model
+from nearcast.types import (
+    VECTOR_DTYPES,
+    AnyArray,
+    ArrayVectors,
+    FloatArray,
+    IntArray,
+    Metric,
+    Neighbors,
+    Progress,
+    no_progress,
+)
+
+__all__ = ["JoinReport", "JoinResult", "knn_join"]
+
+CALIBRATION_QUERIES = 1_000
+FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReport:
+    """How a join was done and what it took."""
+
+    engine: str
+    effort: Mapping[str, int]
+    recall: float  # the promise
+    reached: float | None  # on held-out queries; None where the engine is exact or full effort was taken
+    reached_low: float | None  # lower end of its 95% interval
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinResult:
+    """The k best items of every query, best first; an empty slot has position -1 and score -inf."""
+
+    positions: IntArray  # (n, k) int64 rows of `items`
+    scores: FloatArray  # (n, k) float32, larger is better
+    lengths: IntArray  # (n,) filled slots
+    report: JoinReport
+
+
+def knn_join(
+    queries: AnyArray,
+    items: AnyArray,
+    *,
+    k: int,
+    metric: str = "inner_product",
+    recall: float = 1.0,
+    engine: str = "auto",
+    engine_settings: Mapping[str, Any] | None = None,
+    exclude_self: bool = False,
+    threads: int | None = None,
+    memory: int | str = "1GB",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> JoinResult:
+    """Find the k best items (m, dim) of every query (n, dim), with at least this recall.
+
+    metric: "inner_product", "cosine" or "l2" (the score is minus the squared distance). Equal scores go to
+    the smaller row. recall below 1 lets an approximate engine work less: its effort is found on sampled
+    queries against exact truth, and checked on others. exclude_self: row i of the queries never gets row i
+    of the items. k may exceed m: lists are then short. memory: what the join may take beyond the arrays.
+
+    Arrays of float16, float32, int8 or uint8 are taken as they are, float64 is rounded to float32. Raises
+    InputError for arrays that cannot be joined, SpecError for settings that make no sense.
+    """
+    chosen_metric = _metric(metric)
+    query_vectors, item_vectors = _checked("queries", queries), ArrayVectors(_checked("items", items))
+    _check_together(query_vectors, item_vectors, k, recall)
+    chosen = choose_engine(engine)
+    settings = parse_model(chosen.settings, dict(engine_settings or {}), f"engine_settings of {chosen.name}")
+    resources = Resources(threads or machine.default_threads(), parse_bytes(memory))
+    exclude = _own_rows(len(query_vectors), item_vectors.n) if exclude_self else None
+
+    started = time.perf_counter()
+    index = chosen.build(item_vectors, chosen_metric, settings, seed=seed, resources=resources, progress=progress)
+    built = time.perf_counter()
+    efforts = index.efforts(k)
+    effort, found = efforts[-1], None
+    if len(efforts) > 1 and recall < 1 and len(query_vectors) >= FEW_QUERIES:
+        samples = _Sampler(index, query_vectors, item_vectors, k, chosen_metric, exclude, resources)
+        found = samples.calibrate(efforts, recall, seed)
+        effort = found.effort
+    calibrated = time.perf_counter()
+    best = index.join(query_vectors, k, effort=effort, exclude=exclude, resources=resources, progress=progress)
+    seconds = {
+        "build": built - started,
+        "calibrate": calibrated - built,
+        "join": time.perf_counter() - calibrated,
+    }
+    report = JoinReport(chosen.name, dict(effort), recall, None, None, seconds)
+    if found is not None:
+        report = replace(report, reached=found.held_out.value, reached_low=found.held_out.low)
+    return JoinResult(best.positions, best.scores, best.lengths, report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """Draws samples of the queries with their exact truth."""
+
+    index: Index
+    queries: AnyArray
+    items: ArrayVectors
+    k: int
+    metric: Metric
+    exclude: IntArray | None
+    resources: Resources
+
+    def calibrate(self, efforts: Any, recall: float, seed: int) -> Calibration:
+        n = len(self.queries)
+        size = min(CALIBRATION_QUERIES, n // 2)
+        choosing, checking = sample_rows(n, (size, size), seed)
+        return find_effort(
+            efforts, recall, self.sample(choosing), self.sample(checking), n_queries=n, n_report=2 * size
+        )
+
+    def sample(self, rows: IntArray) -> Sample:
+        queries, barred = self.queries[rows], None if self.exclude is None else self.exclude[rows]
+
+        def join(effort: Effort) -> Neighbors:
+            return self.index.join(
+                queries, self.k, effort=effort, exclude=barred, resources=self.resources, progress=no_progress
+            )
+
+        truth = exact_join(
+            queries,
+            self.items,
+            self.k,
+            self.metric,
+            exclude=barred,
+            threads=self.resources.threads,
+            memory_bytes=self.resources.memory_bytes,
+        )
+        return Sample(join, truth)
+
+
+def _metric(name: str) -> Metric:
+    try:
+        return Metric(name)
+    except ValueError:
+        raise SpecError(f"metric is {name!r}; it can be {', '.join(Metric)}") from None
+
+
+def _checked(side: str, vectors: AnyArray) -> AnyArray:
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InputError(f"{side} have shape {array.shape}; give rows: (count, dimension)")
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    if array.dtype.name not in VECTOR_DTYPES:
+        raise InputError(f"{side} are {array.dtype}; give float16, float32, float64, int8 or uint8")
+    array = np.ascontiguousarray(array)
+    for start in range(0, len(array), 65_536):
+        block = array[start : start + 65_536]
+        states = lengths_and_states(block, np.zeros(len(block), np.uint8))[1]
+        bad = np.flatnonzero(states == RowState.NOT_FINITE)
+        if len(bad):
+            raise InputError(
+                f"row {start + int(bad[0])} of {side} holds NaN or infinity (or is longer than 1e18); "
+                "take such rows out before the join"
+            )
+    return array
+
+
+def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: float) -> None:
+    if items.n == 0:
+        raise InputError("items are empty: there is nothing to find")
+    if queries.shape[1] != items.dim:
+        raise InputError(f"queries have {queries.shape[1]} components and items {items.dim}; embed both with one model")
+    if k < 1:
+        raise SpecError(f"k is {k}; it is at least 1")
+    if not 0 < recall <= 1:
+        raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
+
+
+def _own_rows(n_queries: int, n_items: int) -> IntArray:
+    own = np.arange(n_queries)
+    return np.where(own < n_items, own, -1)

@@ -1,0 +1,93 @@
+"""From finished tasks to the candidate table: positions become ids, short lists get a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nearcast.join.task import JoinTask, read_result
+from nearcast.measure.tally import Tally
+from nearcast.sources.ids import positions_of
+from nearcast.sources.ingest import Side
+from nearcast.table.schema import Reason, candidate_schema, candidate_table
+from nearcast.table.write import TableWriter
+from nearcast.types import IntArray, Neighbors, Progress
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    tasks: Sequence[JoinTask],
+    items: Side,
+    queries: Side,
+    folder: Path,
+    k: int,
+    reachable: IntArray | int,
+    tally: Tally,
+    progress: Progress,
+) -> int:
+    """Write all rows, sorted by query id, and count them into the tally. Returns the number of rows.
+
+    `reachable` is how many items each query (or every query) could get at all: a shorter list than that was
+    cut off by the engine's effort.
+    """
+    total = len(queries.listed_ids)
+    schema = candidate_schema(queries.listed_ids.type, items.ids.type)
+    with TableWriter(folder, schema, k) as writer:
+        for start in range(0, total, writer.group_rows):
+            ids = queries.listed_ids[start : start + writer.group_rows]
+            places = positions_of(ids, queries.ids) if total != queries.vectors.n else _run(start, len(ids))
+            joined = _rows(tasks, places[places >= 0], k)
+            neighbors = _spread(joined, places, k)
+            limit = reachable if isinstance(reachable, int) else reachable[places]
+            reasons = _reasons(neighbors.lengths, places, limit, k)
+            writer.write(candidate_table(ids, neighbors, items.ids, reasons))
+            tally.add(joined.positions, joined.scores, len(ids), total)
+            progress("table", start + len(ids), total)
+    return total
+
+
+def _run(start: int, n: int) -> IntArray:
+    return np.arange(start, start + n)
+
+
+def _rows(tasks: Sequence[JoinTask], positions: IntArray, k: int) -> Neighbors:
+    """The neighbors of these query positions (ascending), gathered from the tasks that hold them."""
+    parts = list(_pieces(tasks, positions))
+    if not parts:
+        return Neighbors.empty(0, k)
+    return Neighbors(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))
+
+
+def _pieces(tasks: Sequence[JoinTask], positions: IntArray) -> Iterator[Neighbors]:
+    for task in tasks:
+        first, last = np.searchsorted(positions, (task.start, task.stop))
+        if first < last:
+            here = positions[first:last] - task.start
+            result = read_result(task.folder)
+            yield Neighbors(result.positions[here], result.scores[here])
+
+
+def _spread(joined: Neighbors, places: IntArray, k: int) -> Neighbors:
+    """Give queries that had no vector their empty lists."""
+    if len(joined.positions) == len(places):
+        return joined
+    spread = Neighbors.empty(len(places), k)
+    spread.positions[places >= 0] = joined.positions
+    spread.scores[places >= 0] = joined.scores
+    return spread
+
+
+def _reasons(lengths: npt.NDArray[np.int64], places: IntArray, reachable: IntArray | int, k: int) -> list[str | None]:
+    reasons = np.full(len(lengths), None, dtype=object)
+    short = lengths < k
+    if short.any():
+        all_seen = lengths >= reachable
+        reasons[short & all_seen] = str(Reason.TOO_FEW_ELIGIBLE)
+        reasons[short & ~all_seen] = str(Reason.NOT_PROBED)
+        reasons[places < 0] = str(Reason.NO_VECTOR)
+    listed: list[str | None] = reasons.tolist()
+    return listed

@@ -1,0 +1,120 @@
+"""Measure a written table: recall on sampled queries, read back from its files, and overlap with the last snapshot.
+
+Believes nobody: candidates are read from Parquet as a reader would, and scored again from the vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.engines.base import Resources
+from nearcast.knn.exact import exact_join
+from nearcast.knn.scores import rescore
+from nearcast.measure.recall import Recall, estimate_recall, recall_per_query
+from nearcast.measure.tally import overlap_per_query
+from nearcast.sources.ids import positions_of, shared_positions
+from nearcast.sources.ingest import Side
+from nearcast.table.snapshot import Snapshot
+from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors, Progress
+
+__all__ = ["exclusions", "measure_overlap", "measure_recall", "truth_of"]
+
+
+def exclusions(items: Side, queries: Side, rows: IntArray, *, exclude_self: bool) -> IntArray | None:
+    """(len(rows),) the item position that each of these queries must not get, -1 for none; None if none at all."""
+    if not exclude_self:
+        return None
+    return shared_positions(queries.ids.take(pa.array(rows)), items.ids)
+
+
+def truth_of(
+    items: Side,
+    queries: Side,
+    rows: IntArray,
+    k: int,
+    metric: Metric,
+    *,
+    exclude_self: bool,
+    resources: Resources,
+    progress: Progress,
+) -> Neighbors:
+    """The exact neighbors of these queries."""
+    return exact_join(
+        queries.vectors.take(rows),
+        items.vectors,
+        k,
+        metric,
+        exclude=exclusions(items, queries, rows, exclude_self=exclude_self),
+        threads=resources.threads,
+        memory_bytes=resources.memory_bytes,
+        progress=progress,
+    )
+
+
+def measure_recall(
+    snapshot: Snapshot, items: Side, queries: Side, rows: IntArray, truth: Neighbors, metric: Metric
+) -> Recall:
+    """Recall@k of the lists that the snapshot's files hold for these queries (ascending positions)."""
+    numbers = positions_of(queries.ids.take(pa.array(rows)), queries.listed_ids)
+    found = _positions(snapshot.rows(numbers), items, truth.positions.shape[1])
+    scores = rescore(queries.vectors.take(rows), items.vectors, _each_once(found), metric).scores
+    return estimate_recall(recall_per_query(scores, truth), queries.vectors.n)
+
+
+def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progress) -> dict[str, float]:
+    """overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
+
+    Both tables are sorted by query id: they are read side by side, a row group at a time.
+    """
+    if old.n_rows == 0 or new.n_rows == 0:
+        return {}
+    shares: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+    in_both = 0
+    step = 1 << 14
+    for start in range(0, new.n_rows, step):
+        here = new.rows(np.arange(start, min(new.n_rows, start + step)))
+        ids = here.column("query_id").combine_chunks()
+        there = old.lists_between(ids[0].as_py(), ids[len(ids) - 1].as_py())
+        if there.schema.field("query_id").type != ids.type:
+            return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
+        places = positions_of(there.column("query_id").combine_chunks(), ids)
+        both = np.flatnonzero(places >= 0)
+        in_both += len(both)
+        old_lists = _positions(there.take(pa.array(both)), items, 0)
+        new_lists = _positions(here.take(pa.array(places[both])), items, 0)
+        shares.append(_kept_shares(old_lists, new_lists, there.take(pa.array(both))))
+        progress("overlap", start + len(ids), new.n_rows)
+    every = np.concatenate(shares)
+    every = every[~np.isnan(every)]
+    overlap = float(every.mean()) if len(every) else 0.0
+    return {"overlap": overlap, "queries_kept": in_both / old.n_rows}
+
+
+def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """overlap_per_query, with candidates that are no items any more counted as not kept."""
+    shares = overlap_per_query(old, new)
+    known = np.count_nonzero(old != EMPTY_POSITION, axis=1)
+    lengths = pc.list_value_length(old_rows.column("candidate_ids")).to_numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(lengths > 0, np.nan_to_num(shares) * known / lengths, np.nan)
+
+
+def _positions(rows: pa.Table, items: Side, width: int) -> IntArray:
+    """(rows, widest list) positions of the candidates among the items; ids that are no items are left empty."""
+    lists = rows.column("candidate_ids").combine_chunks()
+    if lists.type.value_type != items.ids.type and pa.types.is_integer(items.ids.type):
+        return np.full((len(rows), max(width, 1)), EMPTY_POSITION, np.int64)
+    lengths = pc.list_value_length(lists).to_numpy()
+    positions = np.full((len(rows), int(lengths.max(initial=max(width, 1)))), EMPTY_POSITION, np.int64)
+    slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
+    positions[slots] = positions_of(lists.flatten(), items.ids)
+    return positions
+
+
+def _each_once(positions: IntArray) -> IntArray:
+    """The lists with repetitions of an item taken out: it must not be paid for twice."""
+    ordered = np.sort(positions, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = EMPTY_POSITION
+    return ordered

@@ -1,0 +1,96 @@
+"""The plan of a run: what decides its answer, and the tasks that it is cut into.
+
+The plan is kept in the work folder. A run that finds one with the same fingerprint continues it; any other
+plan is thrown away, and the run says what has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearcast.files import fingerprint, write_text
+from nearcast.spec import GeneratorSpec
+from nearcast.version import __version__
+
+__all__ = ["Plan", "cut", "enter_work", "make_plan"]
+
+TASK_BYTES = 8 << 20  # results of a task: small enough to lose, large enough that a matrix product is busy
+SMALLEST_TASK = 1_024
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that the answer of a run depends on."""
+
+    parts: Mapping[str, Any]  # named, so that a change can be told
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all parts."""
+        return fingerprint(self.parts)
+
+
+def make_plan(
+    spec: GeneratorSpec,
+    engine: str,
+    engine_settings: Mapping[str, Any],
+    item_digests: list[dict[str, Any]],
+    query_digests: list[dict[str, Any]],
+) -> Plan:
+    """Gather what decides the answer: settings, engine, the contents of both sides, and our own version."""
+    return Plan(
+        {
+            "settings": spec.answer_settings(),
+            "engine": {"name": engine, "settings": dict(engine_settings)},
+            "items": [{"name": d["name"], "hash": d["blake2b"]} for d in item_digests],
+            "queries": [{"name": d["name"], "hash": d["blake2b"]} for d in query_digests],
+            "nearcast": __version__,
+        }
+    )
+
+
+def cut(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
+    """Cut query positions into tasks (start, stop). Depends on the shape alone, never on the machine."""
+    rows = max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
+    return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
+
+
+def enter_work(folder: Path, plan: Plan) -> str | None:
+    """Make the work folder ready for a plan. Returns why earlier work was thrown away, or None.
+
+    Work of the same plan stays, for the run to continue.
+    """
+    path = folder / PLAN_FILE
+    reason = None
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old == json.loads(json.dumps(plan.parts)):
+            return None
+        reason = "; ".join(_changes(old, dict(plan.parts)))
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_text(path, json.dumps(plan.parts, indent=1))
+    return reason
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in [*new, *(k for k in old if k not in new)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changes(before, after, f"{prefix}{key}.")
+        elif isinstance(after, list) and isinstance(before, list) and key in ("items", "queries"):
+            known = {part["name"]: part["hash"] for part in before}
+            changed = [p["name"] for p in after if known.get(p["name"]) != p["hash"]]
+            changed += [f"{name} (gone)" for name in known if name not in {p["name"] for p in after}]
+            if changed:
+                yield f"{key} changed: {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}"
+        elif json.loads(json.dumps(after)) != before:
+            name = f"{prefix}{key}".removeprefix("settings.")
+            yield f"{name} was {before!r} and is {after!r}"

@@ -1,0 +1,96 @@
+"""One task of a join: a slice of the queries against the index. A pure function from files to files.
+
+Knows nothing of runners, or of where the result goes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.engines import ENGINES
+from nearcast.engines.base import Effort, Index, Resources
+from nearcast.files import finish, fresh_folder
+from nearcast.sources.ids import shared_positions
+from nearcast.sources.ingest import Side, open_side
+from nearcast.types import Metric, Neighbors, Progress
+
+__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "read_result"]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """What all tasks of a join share. Plain values and paths, so that it can be sent anywhere."""
+
+    items: Path
+    queries: Path
+    index: Path
+    engine: str
+    engine_settings: tuple[tuple[str, Any], ...]
+    metric: Metric
+    k: int
+    effort: tuple[tuple[str, int], ...]
+    exclude_self: bool
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTask:
+    """Queries start..stop-1 of a join, and the folder where their neighbors go."""
+
+    number: int
+    start: int
+    stop: int
+    folder: Path
+    settings: JoinSettings
+
+
+def do_task(task: JoinTask, progress: Progress) -> None:
+    """Find the neighbors of the task's queries, and write them with a manifest that says they are done."""
+    common = task.settings
+    queries = open_side(common.queries)
+    index, items = open_index(common.items, common.index, common.engine, common.engine_settings, common.metric)
+    exclude = shared_positions(queries.ids[task.start : task.stop], items.ids) if common.exclude_self else None
+
+    def passed_on(stage: str, done: int, total: int) -> None:
+        progress(stage, task.start + done, queries.vectors.n if total else 0)
+
+    found = index.join(
+        queries.vectors.read(task.start, task.stop),
+        common.k,
+        effort=dict(common.effort),
+        exclude=exclude,
+        resources=common.resources,
+        progress=passed_on,
+    )
+    fresh_folder(task.folder)
+    np.save(task.folder / "positions.npy", found.positions)
+    np.save(task.folder / "scores.npy", found.scores)
+    finish(task.folder, {"start": task.start, "stop": task.stop})
+
+
+@lru_cache(maxsize=1)
+def open_index(
+    items: Path, index: Path, engine: str, engine_settings: tuple[tuple[str, Any], ...], metric: Metric
+) -> tuple[Index, Side]:
+    """The index and the items, opened once per process and not once per task."""
+    side = open_side(items)
+    chosen = ENGINES[engine]
+    settings = chosen.settings.model_validate(dict(engine_settings))
+    return chosen.open(index, side.vectors, metric, settings), side
+
+
+def read_result(folder: Path) -> Neighbors:
+    """What `do_task` has written, mapped rather than read."""
+    positions = np.load(folder / "positions.npy", mmap_mode="r")
+    return Neighbors(positions, np.load(folder / "scores.npy", mmap_mode="r"))
+
+
+def as_pairs(values: Mapping[str, Any] | Effort) -> tuple[tuple[str, Any], ...]:
+    """A mapping as a value that can be hashed and compared."""
+    return tuple(sorted(values.items()))

@@ -1,0 +1,97 @@
+"""Figures of a whole table, added up part by part as it is written: fill, coverage, exposure, scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray
+
+__all__ = ["Tally", "gini", "overlap_per_query"]
+
+SCORE_SAMPLE = 1 << 20  # scores kept for the quantiles: enough for the 1% ends to three digits
+
+
+def gini(counts: IntArray) -> float:
+    """Gini coefficient of how often each item appears: 0 when all do alike, near 1 when one takes all."""
+    total = int(counts.sum())
+    if total == 0:
+        return 0.0
+    ordered = np.sort(counts).astype(np.float64)
+    n = len(ordered)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def overlap_per_query(old: IntArray, new: IntArray) -> npt.NDArray[np.float64]:
+    """(n,) the share of each old list (n, k_old) of positions that the new list (n, k_new) still holds.
+
+    Positions are of one numbering; -1 is an empty slot. Old lists that are empty count as NaN.
+    """
+    n = len(old)
+    if n == 0:
+        return np.empty(0)
+    span = int(max(old.max(initial=0), new.max(initial=0))) + 1
+    keys_old = np.arange(n)[:, None] * span + old
+    keys_new = (np.arange(n)[:, None] * span + new)[new != EMPTY_POSITION]
+    kept = np.isin(keys_old, keys_new) & (old != EMPTY_POSITION)
+    lengths = np.count_nonzero(old != EMPTY_POSITION, axis=1)
+    with np.errstate(invalid="ignore"):
+        shares: npt.NDArray[np.float64] = np.count_nonzero(kept, axis=1) / np.where(lengths == 0, np.nan, lengths)
+    return shares
+
+
+@dataclass(slots=True)
+class Tally:
+    """Adds up the rows of a table, then tells its measures."""
+
+    n_items: int
+    k: int
+    n_input_queries: int  # rows of the query input, dropped ones included
+    n_rows: int = 0  # rows of the table
+    filled: int = 0
+    covered: int = 0
+    short: int = 0
+    _appearances: IntArray = field(init=False)
+    _scores: list[FloatArray] = field(default_factory=list)
+    _best: list[FloatArray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._appearances = np.zeros(self.n_items, np.int64)
+
+    def add(self, positions: IntArray, scores: FloatArray, n_rows: int, total_rows: int) -> None:
+        """Count some rows (n, k) of the table, out of `total_rows` that there will be."""
+        there = positions != EMPTY_POSITION
+        lengths = np.count_nonzero(there, axis=1)
+        self.n_rows += n_rows
+        self.filled += int(lengths.sum())
+        self.covered += int(np.count_nonzero(lengths))
+        self.short += int(np.count_nonzero(lengths < self.k)) + n_rows - len(positions)
+        self._appearances += np.bincount(positions[there], minlength=self.n_items)
+        step = max(1, total_rows * self.k // SCORE_SAMPLE)
+        self._scores.append(scores[::step][there[::step]])
+        self._best.append(scores[::step, 0][there[::step, 0]])
+
+    def measures(self) -> dict[str, float]:
+        """The figures of everything added."""
+        counts = self._appearances
+        top = max(1, self.n_items // 100)
+        heaviest = np.partition(counts, self.n_items - top)[self.n_items - top :] if self.n_items else counts
+        return {
+            "fill_rate": self.filled / max(1, self.n_rows * self.k),
+            "query_coverage": self.covered / max(1, self.n_input_queries),
+            "short_lists": self.short,
+            "item_coverage": float(np.count_nonzero(counts)) / max(1, self.n_items),
+            "exposure_gini": gini(counts),
+            "exposure_top1": float(heaviest.sum()) / max(1, self.filled),
+            **self._score_quantiles(),
+        }
+
+    def _score_quantiles(self) -> dict[str, float]:
+        scores = np.concatenate(self._scores) if self._scores else np.empty(0, np.float32)
+        if len(scores) == 0:
+            return {}
+        low, middle, high = (float(q) for q in np.quantile(scores.astype(np.float64), (0.01, 0.5, 0.99)))
+        best = float(np.median(np.concatenate(self._best)))
+        return {"score_p01": low, "score_p50": middle, "score_p99": high, "best_score_p50": best}

@@ -1,0 +1,155 @@
+"""Write one side of the join in id order: vectors, ids and attributes, as an artifact that is opened by path.
+
+After this, position p is the p-th smallest id, so "the smaller position" and "the smaller id" are the same.
+Works within a memory budget: where the side is larger, the source is read several times, a range of
+positions each. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nearcast.files import finish, fresh_folder
+from nearcast.sources.check import Kept, Scan
+from nearcast.sources.ids import read_ids, to_ids, write_ids
+from nearcast.sources.matrix import to_matrix
+from nearcast.types import FileVectors, IntArray, Progress, no_progress
+
+__all__ = ["Side", "ingest", "ingest_bytes", "open_side"]
+
+BATCH_BYTES = 32 << 20
+ATTRIBUTE_FILE_ROWS = 1 << 20
+ATTRIBUTE_GROUP_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One ingested side, open for reading."""
+
+    folder: Path
+    vectors: FileVectors
+    ids: pa.Array  # (vectors.n,) sorted
+    listed_ids: pa.Array  # sorted; `ids`, and rows that are listed without a vector
+    attributes: Path  # folder of Parquet files: id and attribute columns, sorted by id
+
+
+def open_side(folder: Path) -> Side:
+    """Open what `ingest` has written."""
+    return Side(
+        folder,
+        FileVectors.open(folder / "vectors.npy"),
+        read_ids(folder / "ids.arrow"),
+        read_ids(folder / "listed.arrow"),
+        folder / "attributes",
+    )
+
+
+def ingest_bytes(seen: Scan, kept: Kept) -> int:
+    """Disk that `ingest` will take, attributes estimated from the size of the source's rows."""
+    vectors = len(kept.vector_rows) * seen.dim * seen.dtype.itemsize
+    return vectors + 2 * int(seen.ids.nbytes) + len(kept.listed_rows) * 16 * len(seen.source.spec.columns)
+
+
+def ingest(
+    seen: Scan,
+    kept: Kept,
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    memory_bytes: int,
+    side: str,
+    progress: Progress = no_progress,
+) -> Side:
+    """Write the kept rows of a scanned source into `folder`, within `memory_bytes`, and open them."""
+    fresh_folder(folder)
+    (folder / "attributes").mkdir()
+    write_ids(folder / "ids.arrow", to_ids(kept.vector_rows, seen.ids))
+    write_ids(folder / "listed.arrow", to_ids(kept.listed_rows, seen.ids))
+    _write_vectors(seen, kept.vector_rows, folder / "vectors.npy", memory_bytes, side, progress)
+    _write_attributes(seen, kept.listed_rows, folder / "attributes", memory_bytes)
+    finish(folder, manifest)
+    return open_side(folder)
+
+
+def _write_vectors(seen: Scan, rows: IntArray, path: Path, memory_bytes: int, side: str, progress: Progress) -> None:
+    n, dim = len(rows), max(seen.dim, 1)
+    per_range = max(1, memory_bytes // 2 // (dim * seen.dtype.itemsize))
+    target = _targets(rows, len(seen.states))
+    header = {"descr": np.lib.format.dtype_to_descr(seen.dtype), "fortran_order": False, "shape": (n, dim)}
+    with path.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for start in range(0, n, per_range):
+            block = np.empty((min(n, start + per_range) - start, dim), seen.dtype)
+            for first, matrix in _matrices(seen, memory_bytes // 4):
+                places = target[first : first + len(matrix)]
+                inside = (places >= start) & (places < start + len(block))
+                block[places[inside] - start] = matrix[inside]
+                progress(f"read {side}", first + len(matrix), len(seen.states))
+            block.tofile(out)
+
+
+def _targets(rows: IntArray, n_rows: int) -> IntArray:
+    """(n_rows,) the position that each source row takes, -1 for none."""
+    target = np.full(n_rows, -1, np.int64)
+    target[rows] = np.arange(len(rows))
+    return target
+
+
+def _matrices(seen: Scan, memory_bytes: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    first = 0
+    batch_bytes = min(BATCH_BYTES, memory_bytes)
+    for batch in seen.source.batches(vectors=True, attributes=False, memory_bytes=batch_bytes):
+        matrix, states = to_matrix(batch.vectors, seen.dim or 1)
+        yield first, matrix
+        first += len(states)
+
+
+def _write_attributes(seen: Scan, rows: IntArray, folder: Path, memory_bytes: int) -> None:
+    """Write id and attribute columns, sorted by id, reading the source once per range that fits the budget."""
+    row_bytes = max(64, seen.source.row_bytes - seen.dim * seen.dtype.itemsize * 2)
+    per_range = max(1, min(ATTRIBUTE_FILE_ROWS, memory_bytes // 4 // row_bytes))
+    target = _targets(rows, len(seen.states))
+    for number, start in enumerate(range(0, len(rows), per_range)):
+        stop = min(len(rows), start + per_range)
+        ids = _plain_strings(to_ids(rows[start:stop], seen.ids))
+        columns = _range_of_attributes(seen, target, start, stop, memory_bytes // 4)
+        table = pa.table({"id": ids, **columns})
+        pq.write_table(
+            table,
+            folder / f"part-{number:05d}.parquet",
+            compression="zstd",
+            row_group_size=ATTRIBUTE_GROUP_ROWS,
+        )
+
+
+def _range_of_attributes(
+    seen: Scan, target: IntArray, start: int, stop: int, memory_bytes: int
+) -> dict[str, pa.ChunkedArray]:
+    """The attribute columns of the rows that take positions start..stop-1, in that order."""
+    names = seen.source.spec.columns
+    if not names:
+        return {}
+    pieces, places = [], []
+    first = 0
+    batch_bytes = min(BATCH_BYTES, memory_bytes)
+    for batch in seen.source.batches(vectors=False, attributes=True, memory_bytes=batch_bytes):
+        here = target[first : first + len(batch.ids)]
+        inside = np.flatnonzero((here >= start) & (here < stop))
+        first += len(batch.ids)
+        pieces.append(batch.attributes.take(pa.array(inside)))
+        places.append(here[inside])
+    order = pa.array(np.argsort(np.concatenate(places)))
+    whole = pa.concat_tables(pieces, promote_options="permissive").take(order)
+    return {name: whole.column(name) for name in names}
+
+
+def _plain_strings(ids: pa.Array) -> pa.Array:
+    """Strings with 32-bit offsets, which every reader knows."""
+    return ids.cast(pa.string()) if ids.type == pa.large_string() else ids

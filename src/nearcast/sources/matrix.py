@@ -1,0 +1,97 @@
+"""From an Arrow column of lists to a NumPy matrix, with a mark on every row that is no good vector.
+
+Knows nothing of ids, files or policies.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
+
+__all__ = ["RowState", "common_dtype", "first_dimension", "lengths_and_states", "list_lengths", "to_matrix"]
+
+LONGEST = 1e18  # its square is the last that float32 holds
+
+
+class RowState(IntEnum):
+    """What is wrong with the vector of a row."""
+
+    GOOD = 0
+    NULL_VECTOR = 1
+    WRONG_DIMENSION = 2
+    NOT_FINITE = 3
+    ZERO_VECTOR = 4
+
+
+States = npt.NDArray[np.uint8]
+
+
+def list_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
+    """(rows,) how many components each list has, -1 for a null."""
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.full(len(column), column.type.list_size, np.int64)
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = -1
+        return lengths
+    found: npt.NDArray[np.int64] = (
+        pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return found
+
+
+def first_dimension(column: pa.Array) -> int | None:
+    """The length of the first list that is there, or None."""
+    lengths = list_lengths(column)
+    there = lengths[lengths >= 0]
+    return int(there[0]) if len(there) else None
+
+
+def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
+    """(rows, dim) the lists as a matrix, and (rows,) states; rows that are null or of another length are zeros."""
+    lengths = list_lengths(column)
+    states = np.zeros(len(column), np.uint8)
+    states[lengths < 0] = RowState.NULL_VECTOR
+    states[(lengths >= 0) & (lengths != dim)] = RowState.WRONG_DIMENSION
+    good = states == RowState.GOOD
+    kept = column if good.all() else column.filter(pa.array(good))
+    flat = _floats(kept.flatten())
+    if good.all():
+        return flat.reshape(-1, dim), states
+    matrix = np.zeros((len(column), dim), flat.dtype)
+    matrix[good] = flat.reshape(-1, dim)
+    return matrix, states
+
+
+def lengths_and_states(matrix: AnyArray, states: States) -> tuple[FloatArray, States]:
+    """(rows,) Euclidean lengths, and the states with vectors that are not finite, or zero, marked too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = matrix.astype(np.float32, copy=False)
+        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64)).astype(np.float32)
+    states = states.copy()
+    good = states == RowState.GOOD
+    states[good & ~(lengths <= LONGEST)] = RowState.NOT_FINITE
+    states[good & (lengths == 0) & ~wide.any(axis=1)] = RowState.ZERO_VECTOR
+    return lengths, states
+
+
+def common_dtype(kinds: set[pa.DataType]) -> np.dtype[Any]:
+    """What vectors of these element types are kept as: their own type when it is one, float32 otherwise."""
+    names = {np.dtype(kind.to_pandas_dtype()).name for kind in kinds}
+    only = names.pop() if len(names) == 1 else ""
+    return np.dtype(only if only in VECTOR_DTYPES else "float32")
+
+
+def _floats(values: pa.Array) -> AnyArray:
+    """Flat components; a null among them becomes NaN."""
+    if values.null_count:
+        values = values.cast(pa.float32())
+        filled: AnyArray = pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False)
+        return filled
+    flat: AnyArray = values.to_numpy(zero_copy_only=False)
+    return flat

@@ -1,0 +1,319 @@
+"""Rows of one side of the join, in batches, from wherever they are kept.
+
+A `RowSource` hides the difference between Parquet files, `.npy` files and tables in memory. Ids come out
+as int64 or large_string; vectors as Arrow lists, as they are. Judges nothing: see `check.py`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nearcast.errors import InputError
+from nearcast.files import file_hash
+from nearcast.spec import Source
+
+__all__ = ["RowBatch", "RowSource", "as_arrow", "is_table", "open_source", "table_source"]
+
+ELEMENT_TYPES = {pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint8()}
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Some rows, in the order of their file."""
+
+    ids: pa.Array  # int64 or large_string, nulls allowed
+    vectors: pa.Array | None  # lists; None when they were not asked for
+    attributes: pa.Table  # the attribute and display columns that were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file, or one table in memory, of a source."""
+
+    name: str
+    n_rows: int
+    id_type: pa.DataType  # int64 or large_string
+    vector_type: pa.DataType
+    row_bytes: int  # a guess at the memory that one row takes when read
+    read: Callable[[Sequence[str], int], Iterator[pa.Table]]  # (columns, rows) -> tables of at most rows
+    digest: Callable[[], dict[str, Any]]  # name, bytes and hash of the contents
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """All rows of one side. Cheap to make: the schemas are read, the rows are not."""
+
+    spec: Source
+    parts: tuple[Part, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in all parts, good and bad."""
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """int64 or large_string: all parts agree."""
+        return self.parts[0].id_type
+
+    @property
+    def row_bytes(self) -> int:
+        """A guess at the memory that one row takes when it is read with its attributes."""
+        return max(part.row_bytes for part in self.parts)
+
+    def digests(self) -> list[dict[str, Any]]:
+        """Name, size and hash of every part: equal digests mean equal rows."""
+        return [part.digest() for part in self.parts]
+
+    def batches(self, *, vectors: bool, attributes: bool, memory_bytes: int) -> Iterator[RowBatch]:
+        """All rows in order, in batches that take about `memory_bytes` at most."""
+        columns = [self.spec.id]
+        columns += [self.spec.vector] if vectors else []
+        columns += self.spec.columns if attributes else []
+        for part in self.parts:
+            rows = max(1, min(65_536, memory_bytes // part.row_bytes))
+            for table in part.read(columns, rows):
+                yield self._batch(table.combine_chunks(), part, vectors, attributes)
+
+    def where(self, row: int) -> str:
+        """The part and the row in it (counted from 0) of a row of the whole."""
+        for part in self.parts:
+            if row < part.n_rows:
+                return f"{part.name} row {row}"
+            row -= part.n_rows
+        raise IndexError(row)
+
+    def _batch(self, table: pa.Table, part: Part, vectors: bool, attributes: bool) -> RowBatch:
+        ids = _one_array(table.column(self.spec.id))
+        try:
+            ids = ids.cast(part.id_type)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{part.name}: ids do not fit int64 ({error}); store them as strings") from error
+        found = _one_array(table.column(self.spec.vector)) if vectors else None
+        return RowBatch(ids, found, table.select(list(self.spec.columns) if attributes else []))
+
+
+def open_source(spec: Source, base: Path) -> RowSource:
+    """Find the files of a source, relative to `base`, and read their schemas.
+
+    Raises InputError where a file or column is missing, or the types are not ids and vectors.
+    """
+    if spec.path.endswith(".npy"):
+        return _checked(RowSource(spec, (_npy_part(spec, base),)))
+    paths = _parquet_paths(spec.path, base)
+    return _checked(RowSource(spec, tuple(_parquet_part(path, base, spec) for path in paths)))
+
+
+def table_source(spec: Source, data: object, name: str) -> RowSource:
+    """A source over a table in memory: Arrow, pandas, polars, or a pair (ids, vectors) of NumPy arrays."""
+    table = as_arrow(data, spec, name)
+    return _checked(RowSource(spec, (_table_part(table, spec, name),)))
+
+
+def is_table(data: object) -> bool:
+    """Whether this is a table in memory rather than a path."""
+    return isinstance(data, tuple) or hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")
+
+
+def as_arrow(data: object, spec: Source, name: str) -> pa.Table:
+    """Turn a table of any of the supported kinds into an Arrow table."""
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        ids, vectors = (np.asarray(part) for part in data)
+        return pa.table({spec.id: _id_array(ids, name), spec.vector: _list_array(vectors, name)})
+    if hasattr(data, "iteritems") or type(data).__module__.startswith("pandas"):
+        return _from_pandas(data, spec)
+    if hasattr(data, "__arrow_c_stream__"):
+        return pa.table(data)
+    kind = type(data).__name__
+    raise InputError(f"{name} is a {kind}; give an Arrow, pandas or polars table, or a pair (ids, vectors)")
+
+
+def _from_pandas(frame: Any, spec: Source) -> pa.Table:
+    wanted = [c for c in dict.fromkeys((spec.id, spec.vector, *spec.columns)) if c in frame.columns]
+    return pa.Table.from_pandas(frame[wanted], preserve_index=False)
+
+
+def _checked(source: RowSource) -> RowSource:
+    """All parts must hold vectors, and ids of one type."""
+    first = source.parts[0]
+    for part in source.parts:
+        if part.id_type != first.id_type:
+            raise InputError(
+                f"id types differ: {source.spec.id!r} is {_plain(first.id_type)} in {first.name} "
+                f"but {_plain(part.id_type)} in {part.name}; write all ids as one type"
+            )
+    return source
+
+
+def _plain(id_type: pa.DataType) -> str:
+    return "an integer" if id_type == pa.int64() else "a string"
+
+
+def _parquet_paths(pattern: str, base: Path) -> list[Path]:
+    path = base / pattern
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        raise InputError(f"no Parquet file at {path}; check `path` (it is relative to the spec's own folder)")
+    return found
+
+
+def _parquet_part(path: Path, base: Path, spec: Source) -> Part:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            stored = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+    name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+    def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        with pq.ParquetFile(path) as file:
+            # one thread: a batch is small, and the order of rows is then the order of the file
+            for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
+                yield pa.Table.from_batches([batch])
+
+    def digest() -> dict[str, Any]:
+        return {"name": name, "bytes": path.stat().st_size, "blake2b": file_hash(path)}
+
+    return _part(name, metadata.num_rows, schema, spec, stored, read, digest)
+
+
+def _npy_part(spec: Source, base: Path) -> Part:
+    path = base / spec.path
+    try:
+        vectors = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable .npy file: {error}") from error
+    if vectors.ndim != 2:
+        raise InputError(f"{path} has shape {vectors.shape}; vectors come as rows: (count, dimension)")
+    ids_path = base / str(spec.ids)
+    beside = _read_ids_file(ids_path, spec)
+    if len(beside) != len(vectors):
+        raise InputError(f"{ids_path} has {len(beside)} ids for the {len(vectors)} vectors of {path}")
+
+    def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        for start in range(0, len(vectors), rows):
+            table = beside.slice(start, rows)
+            if spec.vector in columns:
+                block = np.array(np.load(path, mmap_mode="r")[start : start + rows])
+                table = table.append_column(spec.vector, _list_array(block, spec.path))
+            yield table.select(list(columns))
+
+    def digest() -> dict[str, Any]:
+        size = path.stat().st_size + ids_path.stat().st_size
+        return {"name": spec.path, "bytes": size, "blake2b": file_hash(path) + file_hash(ids_path)}
+
+    vector_type = _list_array(np.empty((0, vectors.shape[1]), vectors.dtype), spec.path).type
+    schema = beside.schema.append(pa.field(spec.vector, vector_type))
+    return _part(spec.path, len(vectors), schema, spec, vectors.nbytes + beside.nbytes, read, digest)
+
+
+def _read_ids_file(path: Path, spec: Source) -> pa.Table:
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path, columns=[spec.id, *spec.columns])
+        if path.suffix == ".npy":
+            return pa.table({spec.id: _id_array(np.load(path, allow_pickle=False), path.name)})
+        return pa.table({spec.id: pa.array(path.read_text(encoding="utf-8").splitlines())})
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} is not a readable file of ids: {error}") from error
+
+
+def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
+    def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        for start in range(0, len(table), rows):
+            yield table.select(list(columns)).slice(start, rows)
+
+    def digest() -> dict[str, Any]:
+        hashed = hashlib.blake2b(digest_size=16)
+        columns = [c for c in dict.fromkeys((spec.id, spec.vector, *spec.columns)) if c in table.column_names]
+        for batch in table.select(columns).combine_chunks().to_batches(max_chunksize=65_536):
+            hashed.update(batch.serialize())
+        return {"name": name, "bytes": table.nbytes, "blake2b": hashed.hexdigest()}
+
+    return _part(name, len(table), table.schema, spec, table.nbytes, read, digest)
+
+
+def _part(
+    name: str,
+    n_rows: int,
+    schema: pa.Schema,
+    spec: Source,
+    stored_bytes: int,
+    read: Callable[[Sequence[str], int], Iterator[pa.Table]],
+    digest: Callable[[], dict[str, Any]],
+) -> Part:
+    for column in (spec.id, spec.vector, *spec.columns):
+        if column not in schema.names:
+            raise InputError(f"{name} has no column {column!r}; its columns are {', '.join(schema.names)}")
+    vector_type = schema.field(spec.vector).type
+    if not _is_vector(vector_type):
+        raise InputError(
+            f"{name}: {spec.vector!r} is {vector_type}; vectors are lists of float16, float32, float64, int8 or uint8"
+        )
+    row_bytes = 64 + 3 * stored_bytes // max(1, n_rows)  # compressed or encoded pages unfold
+    return Part(
+        name,
+        n_rows,
+        _id_type(schema.field(spec.id).type, name, spec.id),
+        vector_type,
+        row_bytes,
+        read,
+        digest,
+    )
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
+    return is_list and kind.value_type in ELEMENT_TYPES
+
+
+def _id_type(kind: pa.DataType, name: str, column: str) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.large_string()
+    raise InputError(f"{name}: ids in {column!r} are {kind}; ids are strings or integers")
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _id_array(ids: np.ndarray[Any, Any], name: str) -> pa.Array:
+    if ids.ndim != 1:
+        raise InputError(f"{name}: ids have shape {ids.shape}; give one id per vector")
+    if ids.dtype.kind in "USTOiu":
+        array = pa.array(ids.tolist() if ids.dtype.kind in "UTO" else ids)
+        return pc.cast(array, pa.string()) if ids.dtype.kind == "S" else array
+    raise InputError(f"{name}: ids are {ids.dtype}; ids are strings or integers")
+
+
+def _list_array(vectors: np.ndarray[Any, Any], name: str) -> pa.Array:
+    if vectors.ndim != 2:
+        raise InputError(f"{name}: vectors have shape {vectors.shape}; give rows: (count, dimension)")
+    if vectors.shape[1] == 0:
+        raise InputError(f"{name}: vectors have no components")
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, int(vectors.shape[1]))

@@ -1,0 +1,255 @@
+"""The spec of a generator: read from TOML once, checked, frozen, fingerprinted.
+
+`answer_settings()` is what decides the answer and so enters the fingerprint; memory, threads and paths of
+output do not. Knows nothing of the data: whether a file or a column is there is the sources' to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from nearcast.errors import SpecError
+from nearcast.types import Metric
+
+__all__ = [
+    "CHECK_KINDS",
+    "Checks",
+    "GeneratorSpec",
+    "Measuring",
+    "Policy",
+    "Source",
+    "example",
+    "json_schema",
+    "load_spec",
+    "parse_bytes",
+    "parse_model",
+]
+
+Policy = Literal["error", "drop", "keep"]
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+SMALLEST_BUDGET = 16 << 20
+
+
+def parse_bytes(value: object) -> int:
+    """Read an amount of memory: a number of bytes, or text such as "4GB" or "512 MiB"."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if match is None or match[2].upper() not in UNITS:
+        raise ValueError(f'{value!r} is not an amount of memory; write it like "4GB" or "512MB"')
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+Model = TypeVar("Model", bound=BaseModel)
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=SMALLEST_BUDGET)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=False)
+
+
+class Source(_Table):
+    """Where one side of the join comes from."""
+
+    path: str = Field(description="Parquet file, folder or glob, or one .npy file; relative to this file")
+    id: str = Field("id", description="column of the ids: strings or integers")
+    vector: str = Field("vector", description="column of the vectors: a list of float16, float32 or float64")
+    ids: str | None = Field(
+        None, description="with .npy vectors: the file of their ids (.npy, .txt with one a line, or .parquet)"
+    )
+    attributes: tuple[str, ...] = Field((), description="columns that travel along to the snapshot")
+    display: tuple[str, ...] = Field((), description="columns that a look-up shows to people")
+    embedding: str | None = Field(None, description="version of the model that made these vectors")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Attributes and display columns, each once, in the order given."""
+        return tuple(dict.fromkeys((*self.attributes, *self.display)))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.path.endswith(".npy") and self.ids is None:
+            raise ValueError(f'{self.path} holds vectors without ids; name their file: ids = "ids.npy"')
+        if not self.path.endswith(".npy") and self.ids is not None:
+            raise ValueError(f"ids goes with a .npy file of vectors; {self.path} has its ids in a column")
+        for reserved in {self.id, self.vector} & set(self.columns):
+            raise ValueError(f"{reserved!r} is the id or vector column already; leave it out of the attributes")
+        if "id" in self.columns:
+            raise ValueError("a snapshot calls its ids 'id'; rename the attribute 'id' in the source")
+        return self
+
+
+class Checks(_Table):
+    """What to do about each kind of bad input: stop (error), leave the rows out (drop), or let them be (keep)."""
+
+    not_finite: Policy = Field("error", description="a vector holds NaN, infinity or null")
+    zero_vector: Policy | None = Field(
+        None, description="a vector of zeros; without a policy: error for cosine, keep for the other metrics"
+    )
+    wrong_dimension: Policy = Field("error", description="a vector is shorter or longer than the first one")
+    null_vector: Policy = Field("error", description="a row has an id but no vector")
+    duplicate_id: Literal["error", "drop"] = Field("error", description="an id occurs again; drop keeps the first")
+    null_id: Literal["error", "drop"] = Field("error", description="a row has no id")
+    id_type: Literal["error"] = Field("error", description="files disagree on the type of the ids")
+    empty_input: Literal["error"] = Field("error", description="no row is left to join")
+    k_above_items: Literal["error", "keep"] = Field("error", description="k is above the number of items")
+    embedding: Literal["error", "keep"] = Field(
+        "error", description="queries and items declare different embedding versions"
+    )
+
+    def policy(self, kind: str, metric: Metric) -> Policy:
+        """The policy of a kind, with the default that depends on the metric filled in."""
+        chosen: Policy | None = getattr(self, kind)
+        if chosen is not None:
+            return chosen
+        return "error" if metric is Metric.COSINE else "keep"
+
+
+CHECK_KINDS = tuple(Checks.model_fields)
+
+
+class Measuring(_Table):
+    """How the snapshot is measured."""
+
+    sample: int = Field(2000, ge=1, description="queries on which recall is measured against exact truth")
+    calibration: int = Field(1000, ge=20, description="other queries: so many to find the effort, as many to check it")
+
+
+class GeneratorSpec(_Table):
+    """A generator: everything that one candidate table depends on."""
+
+    name: Name = Field(description="lower-case letters, digits, - _ . ; names the folder and the store keys")
+    metric: Metric = Field(description="inner_product, cosine or l2")
+    k: int = Field(ge=1, le=10_000, description="candidates per query")
+    recall: float = Field(1.0, gt=0, le=1, description="the recall@k that the snapshot promises")
+    engine: str = Field("auto", description="auto, exact, faiss-hnsw or faiss-ivf")
+    engine_settings: dict[str, Any] = Field(default_factory=dict, description="settings of the named engine")
+    exclude_self: bool = Field(False, description="never give a query the item with its own id")
+    seed: int = Field(0, ge=0, description="start of every random choice")
+    memory: ByteCount | None = Field(None, description='memory budget, such as "4GB"; half of what is free')
+    threads: int | None = Field(None, ge=1, le=1024, description="worker threads; all cores")
+    out: str = Field("nearcast", description="folder of the snapshots of all generators, relative to this file")
+    items: Source = Field(description="what may be returned")
+    queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
+    checks: Checks = Checks()
+    measure: Measuring = Measuring()
+
+    @property
+    def query_source(self) -> Source:
+        """The source of the queries: the items themselves where none is given."""
+        return self.queries or self.items
+
+    def answer_settings(self) -> dict[str, Any]:
+        """The settings that decide the answer, as plain data: what the fingerprint is made of."""
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "memory": True,
+                "threads": True,
+                "out": True,
+                "items": {"path", "ids"},
+                "queries": {"path", "ids"},
+            },
+        )
+
+
+def load_spec(path: Path) -> GeneratorSpec:
+    """Read a spec from a TOML file. SpecError names the file, the key and what would work."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}; `nearcast spec` prints an example to start from") from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from error
+    return parse_model(GeneratorSpec, tables, str(path))
+
+
+def parse_model(model: type[Model], tables: Mapping[str, Any], where: str) -> Model:
+    """Check plain data against a model; SpecError lists every fault, unknown keys with a suggestion."""
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        faults = [_fault(model, fault) for fault in error.errors()]
+        raise SpecError(f"{where}: " + "; ".join(faults)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a spec, for editors."""
+    return GeneratorSpec.model_json_schema()
+
+
+def example() -> str:
+    """A commented spec with every setting: required ones filled in, the others with their defaults."""
+    lines = [
+        "# A generator: the k best items for every query. `nearcast run generator.toml` makes a snapshot.",
+        "",
+    ]
+    filled = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
+    tables = ("items", "queries", "checks", "measure")
+    for key, field in GeneratorSpec.model_fields.items():
+        if key not in tables:
+            lines += _example_line(key, field.description or "", filled.get(key), field.default)
+    paths = {"items": '"items.parquet"', "queries": '"queries/*.parquet"'}
+    for table, model in (("items", Source), ("queries", Source), ("checks", Checks), ("measure", Measuring)):
+        lines += ["", f"[{table}]" + _table_comment(table)]
+        for key, field in model.model_fields.items():
+            given = paths.get(table) if key == "path" else None
+            lines += _example_line(key, field.description or "", given, field.default)
+    return "\n".join(lines) + "\n"
+
+
+def _table_comment(table: str) -> str:
+    return "   # leave this table out to join the items with themselves" if table == "queries" else ""
+
+
+def _example_line(key: str, description: str, given: str | None, default: object) -> list[str]:
+    if given is not None:
+        return [f"{key} = {given}".ljust(34) + f"# {description}"]
+    written = _toml(default)
+    return [f"# {key} = {written}".ljust(34) + f"# {description}"]
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return "..."
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else ("{}" if "Undefined" in repr(value) else str(value))
+
+
+def _fault(model: type[BaseModel], fault: Any) -> str:
+    """One fault of a spec as a clause that reads well aloud."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if fault["type"] == "missing":
+        return f"{key!r} is missing"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:] if message.startswith("Input") else message
+    return f"{key} is {fault['input']!r}: {message}" if key and not isinstance(fault["input"], dict) else message
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)

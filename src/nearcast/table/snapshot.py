@@ -1,0 +1,200 @@
+"""Snapshots of a generator on disk: find, open and read them; the next version's number.
+
+    <out>/<generator>/snapshots/000001/   manifest.json   candidates/   items/   queries/
+
+A snapshot is there when its manifest is. Versions are numbers, since clocks go backwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from nearcast.errors import DamagedError, NotFoundError
+from nearcast.files import is_done, read_manifest, verify
+from nearcast.table.schema import rows_per_group
+from nearcast.table.write import GROUPS_PER_FILE
+from nearcast.types import IntArray
+
+__all__ = ["Candidates", "Snapshot", "find_snapshot", "list_snapshots", "next_version", "snapshots_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The answer to one look-up."""
+
+    query: str | int
+    ids: tuple[str | int, ...]
+    scores: tuple[float, ...]
+    reason: str | None  # why the list is short, if it is
+    columns: Mapping[str, tuple[Any, ...]]  # attribute and display columns of the candidates
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: one dictionary per candidate."""
+        rows = [
+            {"rank": rank + 1, "id": self.ids[rank], "score": self.scores[rank]}
+            | {name: values[rank] for name, values in self.columns.items()}
+            for rank in range(len(self.ids))
+        ]
+        return {"query": self.query, "length": len(self.ids), "reason": self.reason, "candidates": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One version of a candidate table, open for reading."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The version as people write it, such as 000007."""
+        return self.folder.name
+
+    @property
+    def version(self) -> int:
+        """The version as a number."""
+        return int(self.folder.name)
+
+    @property
+    def generator(self) -> str:
+        """The name of the generator."""
+        return str(self.manifest["generator"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the candidate table."""
+        return int(self.manifest["rows"])
+
+    def lookup(self, key: str | int, columns: tuple[str, ...] = ()) -> Candidates:
+        """The candidates of one query, with these columns of the items; NotFoundError for an unknown key.
+
+        Reads one row group of the table: for people and tests. Serving reads a store.
+        """
+        dataset = ds.dataset(self.folder / "candidates", format="parquet")
+        value = _typed(key, dataset.schema.field("query_id").type)
+        found = self._read(dataset, ds.field("query_id") == value) if value is not None else []
+        if not found:
+            raise NotFoundError(f"{self.generator} {self.name} has no query {key!r}{self._near(dataset)}")
+        row = found[0]
+        ids, scores = tuple(row["candidate_ids"]), tuple(row["scores"])
+        return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
+
+    def rows(self, numbers: IntArray) -> pa.Table:
+        """The rows of the table with these numbers (sorted), reading only the row groups that hold them."""
+        group_rows = rows_per_group(int(self.manifest["spec"]["k"]))
+        pieces = []
+        groups = numbers // group_rows
+        for group in np.unique(groups):
+            path = self.folder / "candidates" / f"part-{group // GROUPS_PER_FILE:05d}.parquet"
+            within = numbers[groups == group] - group * group_rows
+            with pq.ParquetFile(path) as file:
+                table = file.read_row_group(int(group % GROUPS_PER_FILE), use_threads=False)
+            pieces.append(table.take(pa.array(within)))
+        return pa.concat_tables(pieces) if pieces else ds.dataset(self.folder / "candidates").schema.empty_table()
+
+    def lists_between(self, first: str | int, last: str | int) -> pa.Table:
+        """query_id and candidate_ids of the queries with first <= id <= last."""
+        dataset = ds.dataset(self.folder / "candidates", format="parquet")
+        kind = dataset.schema.field("query_id").type
+        low, high = _typed(first, kind), _typed(last, kind)
+        if low is None or high is None:
+            return dataset.schema.empty_table().select(["query_id", "candidate_ids"])
+        inside = (ds.field("query_id") >= low) & (ds.field("query_id") <= high)
+        try:
+            return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(error) from error
+
+    def verify(self) -> None:
+        """Compare every byte with the manifest; DamagedError names the file that differs."""
+        verify(self.folder, contents=True)
+
+    def _read(self, dataset: Any, condition: Any) -> list[dict[str, Any]]:
+        try:
+            rows: list[dict[str, Any]] = dataset.to_table(filter=condition).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(error) from error
+        return rows
+
+    def _damaged(self, error: Exception) -> DamagedError:
+        try:
+            self.verify()
+        except DamagedError as damage:
+            return damage
+        return DamagedError(f"{self.folder} cannot be read: {error}")
+
+    def _item_columns(self, ids: tuple[str | int, ...], columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+        if not columns or not ids:
+            return dict.fromkeys(columns, ())
+        dataset = ds.dataset(self.folder / "items", format="parquet")
+        for name in columns:
+            if name not in dataset.schema.names:
+                held = ", ".join(n for n in dataset.schema.names if n != "id") or "none"
+                raise NotFoundError(f"{self.generator} {self.name} holds no item column {name!r}; it holds {held}")
+        wanted = pa.array(ids, dataset.schema.field("id").type)
+        try:
+            table = dataset.to_table(columns=["id", *columns], filter=ds.field("id").isin(wanted))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(error) from error
+        places = pc.index_in(wanted, value_set=table.column("id").combine_chunks())
+        return {name: tuple(table.column(name).take(places).to_pylist()) for name in columns}
+
+    def _near(self, dataset: Any) -> str:
+        """A few keys that are there, so that a wrong type or spelling is seen at once."""
+        head = dataset.head(3, columns=["query_id"]).column("query_id").to_pylist()
+        return f"; its {self.n_rows:,} keys are such as {', '.join(repr(k) for k in head)}" if head else ""
+
+
+def snapshots_folder(out: Path, generator: str) -> Path:
+    """Where the snapshots of a generator are."""
+    return out / generator / "snapshots"
+
+
+def list_snapshots(out: Path, generator: str) -> list[Snapshot]:
+    """All finished snapshots of a generator, oldest first."""
+    folder = snapshots_folder(out, generator)
+    if not folder.is_dir():
+        return []
+    names = sorted((p for p in folder.iterdir() if p.name.isdigit() and is_done(p)), key=lambda p: int(p.name))
+    return [Snapshot(path, read_manifest(path)) for path in names]
+
+
+def find_snapshot(out: Path, generator: str, version: int | None = None) -> Snapshot:
+    """One snapshot, the newest by default; NotFoundError names what there is."""
+    found = list_snapshots(out, generator)
+    if not found:
+        known = sorted(p.parent.name for p in out.glob("*/snapshots")) if out.is_dir() else []
+        hint = f"generators there are {', '.join(known)}" if known else "run a generator first"
+        raise NotFoundError(f"no snapshot of {generator!r} in {out}; {hint}")
+    if version is None:
+        return found[-1]
+    for snapshot in found:
+        if snapshot.version == version:
+            return snapshot
+    have = f"{found[0].name} to {found[-1].name}"
+    raise NotFoundError(f"{generator} has no snapshot {version}; it has {len(found)}, {have}")
+
+
+def next_version(out: Path, generator: str) -> int:
+    """The number after the highest that was ever given a folder, finished or not."""
+    folder = snapshots_folder(out, generator)
+    taken = [int(name) for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
+    return max(taken, default=0) + 1
+
+
+def _typed(key: str | int, kind: pa.DataType) -> pa.Scalar | None:
+    """The key as the table's type, or None where it cannot be one of its keys."""
+    try:
+        return pa.scalar(int(key) if pa.types.is_integer(kind) else str(key), kind)
+    except (ValueError, pa.ArrowInvalid, OverflowError):
+        return None
