@@ -47,9 +47,13 @@ class InputError(NearcastError):
 
 
 class PromiseError(NearcastError):
-    """The work is done and kept, but a measure is below what the spec promises."""
+    """The work is done and kept, but a measure is below what the spec promises. `snapshot` is what was made."""
 
     exit_code = 4
+
+    def __init__(self, text: str, snapshot: object = None) -> None:
+        super().__init__(text)
+        self.snapshot = snapshot
 
 
 class BusyError(NearcastError):

@@ -11,12 +11,13 @@ import numpy as np
 
 from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources
 from nearcast.knn.exact import blocks_for, exact_join
-from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
+from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["ExactEngine"]
 
 TRIAL_QUERIES = 512
 TRIAL_ITEMS = 65_536
+WORKING_BYTES = 64 << 20  # vectors gathered for true scores, and the results of a task
 
 
 class ExactSettings(EngineSettings):
@@ -76,17 +77,21 @@ class ExactEngine:
         settings: EngineSettings,
         resources: Resources,
     ) -> Estimate:
-        """Join a few items with each other and scale up by pairs."""
+        """Join a few items with each other, and half as many, and scale up what the other half has cost.
+
+        The first items of a join cost more than the later ones: they fill the lists.
+        """
         block = np.array(items.read(0, min(items.n, TRIAL_ITEMS)))
-        queries = block[:TRIAL_QUERIES]
-        trial = ExactIndex(ArrayVectors(block), metric)
-        started = time.perf_counter()
-        trial.join(queries, shape.k, effort={}, exclude=None, resources=resources, progress=no_progress)
-        per_pair = (time.perf_counter() - started) / max(1, len(queries) * len(block))
+        half = max(1, len(block) // 2)
+        few = _seconds_of(block[:TRIAL_QUERIES], block[:half], shape.k, metric, resources)
+        all_ = _seconds_of(block[:TRIAL_QUERIES], block, shape.k, metric, resources)
+        n_queries = min(len(block), TRIAL_QUERIES)
+        per_pair = max(all_ - few, all_ / 8) / (n_queries * max(1, len(block) - half))
+        start = max(0.0, all_ / n_queries - per_pair * len(block))
         blocks = blocks_for(shape.dim, shape.k, resources.memory_bytes, resources.threads)
         return Estimate(
-            {"join": per_pair * shape.n_queries * shape.n_items},
-            blocks.bytes_per_thread * resources.threads,
+            {"join": (start + per_pair * shape.n_items) * shape.n_queries},
+            blocks.bytes_per_thread * resources.threads + WORKING_BYTES,
         )
 
     def build(
@@ -105,3 +110,10 @@ class ExactEngine:
     def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> ExactIndex:
         """Nothing to open."""
         return ExactIndex(items, metric)
+
+
+def _seconds_of(queries: AnyArray, items: AnyArray, k: int, metric: Metric, resources: Resources) -> float:
+    started = time.perf_counter()
+    # a block of queries for every thread, as in the join itself
+    exact_join(np.tile(queries, (resources.threads, 1)), ArrayVectors(items), k, metric, threads=resources.threads)
+    return (time.perf_counter() - started) / resources.threads

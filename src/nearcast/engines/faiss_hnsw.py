@@ -34,6 +34,7 @@ from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Pr
 __all__ = ["FaissHnswEngine"]
 
 GUESSED_EF = 4  # before calibration: four times k
+WORKING_BYTES = 192 << 20  # a block of items to insert, a batch of queries and their candidates' vectors
 CACHE_SLOWDOWN = 2.0  # a large graph misses the caches that a trial graph fits
 
 
@@ -138,7 +139,7 @@ class FaissHnswEngine:
         build = (built - started) / len(block) * shape.n_items * growth / settings.build_threads
         join = (searched - built) / len(queries) * shape.n_queries * growth / resources.threads
         size = shape.n_items * (shape.dim * 4 + settings.m * 2 * 4 + 32)
-        return Estimate({"build": build, "join": join}, size + 2 * BLOCK_ROWS * shape.dim * 4, size)
+        return Estimate({"build": build, "join": join}, size + WORKING_BYTES, size)
 
     def build(
         self,

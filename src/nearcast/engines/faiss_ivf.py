@@ -34,6 +34,7 @@ __all__ = ["FaissIvfEngine"]
 
 ITERATIONS = 10  # k-means gains little after that for probing
 SCAN_SLOWDOWN = 4  # a list scan runs at about a quarter of the rate of a large matrix product
+WORKING_BYTES = 192 << 20  # a block of items to file, a batch of queries and their candidates's vectors
 GUESSED_SHARE = 16  # before calibration: a sixteenth of the cells
 
 
@@ -114,7 +115,7 @@ class FaissIvfEngine:
         vectors = shape.n_items * (shape.dim * 4 + 8)
         return Estimate(
             {"build": build, "join": shape.n_queries * scanned * shape.dim / rate},
-            round(vectors * 1.15) + (64 << 20),  # faiss grows its lists by doubling, but few at a time
+            round(vectors * 1.15) + WORKING_BYTES,  # faiss grows its lists by doubling, but few at a time
             vectors + cells * shape.dim * 4,
         )
 

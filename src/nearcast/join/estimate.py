@@ -15,6 +15,7 @@ __all__ = ["RunEstimate", "estimate_run", "stop_if_too_large"]
 
 TABLE_BYTES = 192 << 20  # working set of assembling and measuring: one row group and its ids, several times
 SECONDS_PER_SLOT = 250e-9  # to turn a slot into Parquet; measured on packages, two cores
+LIBRARY_BYTES = 64 << 20  # what Arrow, BLAS and faiss load and keep when they are first used
 INGEST_PER_SCAN = 1.5  # writing what a scan has read costs about half of it again
 
 
@@ -46,6 +47,7 @@ def estimate_run(
     sampled_queries: int,
     read_seconds: float,
     input_bytes: int,
+    read_memory_bytes: int,
     base_bytes: int,
     budget_bytes: int,
 ) -> RunEstimate:
@@ -57,7 +59,7 @@ def estimate_run(
         "table": slots * SECONDS_PER_SLOT,
         "measure": sampled_queries * shape.n_items * exact_seconds_per_pair,
     }
-    memory = base_bytes + max(engine.memory_bytes, TABLE_BYTES)
+    memory = base_bytes + LIBRARY_BYTES + max(engine.memory_bytes, TABLE_BYTES, read_memory_bytes)
     disk = input_bytes + engine.disk_bytes + slots * (12 + 14)  # the tasks' arrays, then the table
     return RunEstimate(seconds, memory, disk, budget_bytes)
 

@@ -21,7 +21,7 @@ from nearcast.sources.check import (
     scan,
     stop_on_errors,
 )
-from nearcast.sources.ingest import Side, ingest, ingest_bytes, open_side
+from nearcast.sources.ingest import Side, ingest, ingest_bytes, ingest_memory, open_side
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
 from nearcast.sources.rows import RowSource, open_source, table_source
 from nearcast.spec import GeneratorSpec, Source
@@ -53,6 +53,7 @@ class Checked:
     item_folder: Path
     query_folder: Path
     disk_bytes: int  # that ingesting will take
+    memory_bytes: int  # the same, at its peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,6 @@ def open_sources(
     own_queries = spec.queries is not None or queries is not None
     query_source = _open(spec.query_source, base, queries, "queries") if own_queries else item_source
     check_id_types(item_source, query_source, exclude_self=spec.exclude_self)
-    progress("hash inputs", 0, 2)
     item_digests = item_source.digests()
     progress("hash inputs", 1, 2)
     query_digests = query_source.digests() if own_queries else item_digests
@@ -100,7 +100,8 @@ def check_inputs(
     stop_on_errors(report)
     scans = [s for s in {id(item_scan): item_scan, id(query_scan): query_scan}.values() if s is not None]
     disk_bytes = sum(ingest_bytes(seen, kept_rows(seen, spec)) for seen in scans)
-    return Checked(sources, report, item_scan, query_scan, item_folder, query_folder, disk_bytes)
+    memory = max((ingest_memory(seen, memory_bytes) for seen in scans), default=0)
+    return Checked(sources, report, item_scan, query_scan, item_folder, query_folder, disk_bytes, memory)
 
 
 def ingest_inputs(spec: GeneratorSpec, checked: Checked, *, memory_bytes: int, progress: Progress) -> Inputs:

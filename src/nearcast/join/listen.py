@@ -19,15 +19,25 @@ class Listener:
     """Hears of a run. This one writes log lines; the command line draws instead."""
 
     def __init__(self) -> None:
+        self._started: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._ended: set[str] = set()
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` units of a stage are complete."""
         now = time.monotonic()
-        if done < total and now - self._last.get(stage, -LOG_SECONDS) < LOG_SECONDS:
+        first, last = self._started.setdefault(stage, now), self._last.get(stage, self._started[stage])
+        if stage in self._ended or (done < total and now - last < LOG_SECONDS):
             return
         self._last[stage] = now
-        log.info("%s: %d of %d", stage, done, total, extra={"stage": stage, "done": done, "total": total})
+        seconds = now - first
+        fields = {"stage": stage, "done": done, "total": total, "seconds": round(seconds, 1)}
+        if done < total:
+            left = f"about {seconds / max(1, done) * (total - done):,.0f} s left"
+        else:
+            self._ended.add(stage)
+            left = f"{seconds:.1f} s"
+        log.info("%s: %s of %s, %s", stage, f"{done:,}", f"{total:,}", left, extra=fields)
 
     def checked(self, report: Report) -> None:
         """The inputs have been checked; bad ones stop the run after this."""

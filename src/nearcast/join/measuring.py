@@ -6,6 +6,7 @@ Believes nobody: candidates are read from Parquet as a reader would, and scored 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,11 @@ from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors, Progress
 
 __all__ = ["exclusions", "measure_overlap", "measure_recall", "truth_of"]
+
+STRETCH_ROWS = 1 << 14
+MOST_STRETCHES = 8  # 131,072 queries: overlap is known to a fraction of a percent long before
+
+Float64Array = npt.NDArray[np.float64]
 
 
 def exclusions(items: Side, queries: Side, rows: IntArray, *, exclude_self: bool) -> IntArray | None:
@@ -66,33 +72,40 @@ def measure_recall(
 def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progress) -> dict[str, float]:
     """overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
 
-    Both tables are sorted by query id: they are read side by side, a row group at a time.
+    Both tables are sorted by query id, so a stretch of one is found in the other. Of a large table, stretches
+    spread evenly are compared.
     """
-    if old.n_rows == 0 or new.n_rows == 0:
-        return {}
-    shares: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
-    in_both = 0
-    step = 1 << 14
-    for start in range(0, new.n_rows, step):
-        here = new.rows(np.arange(start, min(new.n_rows, start + step)))
+    shares: list[Float64Array] = []
+    kept = seen = 0
+    starts = _stretches(new.n_rows)
+    for number, start in enumerate(starts):
+        here = new.rows(np.arange(start, min(new.n_rows, start + STRETCH_ROWS)))
         ids = here.column("query_id").combine_chunks()
         there = old.lists_between(ids[0].as_py(), ids[len(ids) - 1].as_py())
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
         places = positions_of(there.column("query_id").combine_chunks(), ids)
         both = np.flatnonzero(places >= 0)
-        in_both += len(both)
-        old_lists = _positions(there.take(pa.array(both)), items, 0)
+        kept, seen = kept + len(both), seen + len(there)
+        old_rows = there.take(pa.array(both))
         new_lists = _positions(here.take(pa.array(places[both])), items, 0)
-        shares.append(_kept_shares(old_lists, new_lists, there.take(pa.array(both))))
-        progress("overlap", start + len(ids), new.n_rows)
-    every = np.concatenate(shares)
+        shares.append(_kept_shares(_positions(old_rows, items, 0), new_lists, old_rows))
+        progress("overlap", number + 1, len(starts))
+    every = np.concatenate(shares) if shares else np.empty(0)
     every = every[~np.isnan(every)]
-    overlap = float(every.mean()) if len(every) else 0.0
-    return {"overlap": overlap, "queries_kept": in_both / old.n_rows}
+    return {"overlap": float(every.mean()) if len(every) else 0.0, "queries_kept": kept / max(1, seen)}
 
 
-def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _stretches(n_rows: int) -> list[int]:
+    """Where the compared stretches of a table start: all of it when it is small, else spread evenly."""
+    starts = range(0, n_rows, STRETCH_ROWS)
+    if len(starts) <= MOST_STRETCHES:
+        return list(starts)
+    chosen = np.linspace(0, len(starts) - 1, MOST_STRETCHES).astype(int)
+    return [starts[i] for i in chosen]
+
+
+def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> Float64Array:
     """overlap_per_query, with candidates that are no items any more counted as not kept."""
     shares = overlap_per_query(old, new)
     known = np.count_nonzero(old != EMPTY_POSITION, axis=1)

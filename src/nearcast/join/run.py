@@ -185,7 +185,8 @@ def _new_snapshot(
     if changed:
         run.listener.note(f"earlier unfinished work is thrown away, since {changed}")
     checked = _checked(run, sources)
-    estimate = _estimated(run, checked)
+    with run.stage("estimate"):
+        estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
@@ -220,7 +221,7 @@ def _new_snapshot(
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
         "seconds_total": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak.bytes,
-        "work_disk_bytes": _size_of(run.home / "work") + _size_of(run.artifacts),
+        "disk_bytes": _size_of(run.work) + _size_of(run.artifacts),
         "estimate": estimate.as_dict(),
         "tasks": len(tasks),
         "tasks_continued": continued,
@@ -256,6 +257,7 @@ def _estimated(run: _Run, checked: Checked) -> RunEstimate:
         sampled_queries=sum(_sample_sizes(run, shape.n_queries)),
         read_seconds=run.seconds.get("check", 0.0),
         input_bytes=checked.disk_bytes,
+        read_memory_bytes=checked.memory_bytes,
         base_bytes=run.base_bytes,
         budget_bytes=run.budget_bytes,
     )
@@ -455,7 +457,8 @@ def _measure(
         )
         measures["recall"], measures["recall_sample"] = recall.value, recall.sample
         measures["recall_low"], measures["recall_high"] = recall.low, recall.high
-        if last is not None:
+    if last is not None:
+        with run.stage("overlap"):
             measures.update(measure_overlap(last, snapshot, inputs.items, run.listener.progress))
 
 
@@ -479,7 +482,8 @@ def _stop_below_promise(snapshot: Snapshot) -> None:
     if not promise["kept"]:
         raise PromiseError(
             f"snapshot {snapshot.name} is below its promise: {promise['reason']}; it is kept at {snapshot.folder}; "
-            "raise the engine's effort or lower `recall`"
+            "raise the engine's effort or lower `recall`",
+            snapshot,
         )
 
 

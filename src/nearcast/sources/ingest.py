@@ -22,7 +22,7 @@ from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import to_matrix
 from nearcast.types import FileVectors, IntArray, Progress, no_progress
 
-__all__ = ["Side", "ingest", "ingest_bytes", "open_side"]
+__all__ = ["Side", "ingest", "ingest_bytes", "ingest_memory", "open_side"]
 
 BATCH_BYTES = 32 << 20
 ATTRIBUTE_FILE_ROWS = 1 << 20
@@ -49,6 +49,13 @@ def open_side(folder: Path) -> Side:
         read_ids(folder / "listed.arrow"),
         folder / "attributes",
     )
+
+
+def ingest_memory(seen: Scan, memory_bytes: int) -> int:
+    """Peak memory of scanning and ingesting within `memory_bytes`: a range of vectors, batches, ids and marks."""
+    block = min(len(seen.states) * max(seen.dim, 1) * seen.dtype.itemsize, memory_bytes // 2)
+    batches = 4 * min(BATCH_BYTES, memory_bytes // 4)  # as stored, as Arrow, as a matrix, and what is freed late
+    return block + batches + 3 * int(seen.ids.nbytes) + 32 * len(seen.states)
 
 
 def ingest_bytes(seen: Scan, kept: Kept) -> int:

@@ -25,7 +25,16 @@ from nearcast.table.schema import rows_per_group
 from nearcast.table.write import GROUPS_PER_FILE
 from nearcast.types import IntArray
 
-__all__ = ["Candidates", "Snapshot", "find_snapshot", "list_snapshots", "next_version", "snapshots_folder"]
+__all__ = [
+    "Candidates",
+    "Snapshot",
+    "find_snapshot",
+    "list_generators",
+    "list_snapshots",
+    "next_version",
+    "open_snapshot",
+    "snapshots_folder",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,11 @@ class Candidates:
     scores: tuple[float, ...]
     reason: str | None  # why the list is short, if it is
     columns: Mapping[str, tuple[Any, ...]]  # attribute and display columns of the candidates
+
+    def first(self, k: int) -> Candidates:
+        """The best k of them."""
+        columns = {name: values[:k] for name, values in self.columns.items()}
+        return Candidates(self.query, self.ids[:k], self.scores[:k], self.reason, columns)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: one dictionary per candidate."""
@@ -160,20 +174,30 @@ def snapshots_folder(out: Path, generator: str) -> Path:
     return out / generator / "snapshots"
 
 
+def list_generators(out: Path) -> list[str]:
+    """The generators that have a snapshot in `out`."""
+    return sorted(path.parent.name for path in out.glob("*/snapshots") if any(path.iterdir()))
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """The snapshot of a folder; DamagedError where its manifest is missing or unreadable."""
+    return Snapshot(folder, read_manifest(folder))
+
+
 def list_snapshots(out: Path, generator: str) -> list[Snapshot]:
     """All finished snapshots of a generator, oldest first."""
     folder = snapshots_folder(out, generator)
     if not folder.is_dir():
         return []
     names = sorted((p for p in folder.iterdir() if p.name.isdigit() and is_done(p)), key=lambda p: int(p.name))
-    return [Snapshot(path, read_manifest(path)) for path in names]
+    return [open_snapshot(path) for path in names]
 
 
 def find_snapshot(out: Path, generator: str, version: int | None = None) -> Snapshot:
     """One snapshot, the newest by default; NotFoundError names what there is."""
     found = list_snapshots(out, generator)
     if not found:
-        known = sorted(p.parent.name for p in out.glob("*/snapshots")) if out.is_dir() else []
+        known = list_generators(out)
         hint = f"generators there are {', '.join(known)}" if known else "run a generator first"
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {hint}")
     if version is None:

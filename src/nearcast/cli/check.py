@@ -1,0 +1,29 @@
+"""`nearcast check`: all of a run that comes before the join."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nearcast.api import check as check_spec
+from nearcast.cli.listen import listening
+from nearcast.cli.render import input_table
+from nearcast.cli.shared import as_json, console, json_option
+
+__all__ = ["check"]
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@json_option
+def check(spec: Path, as_json_: bool) -> None:
+    """Read and judge the inputs, and estimate time, memory and disk. Writes nothing."""
+    with listening(quiet=as_json_) as listener:
+        report, estimate = check_spec(spec, listener=listener)
+    if as_json_:
+        as_json({"report": report.as_dict(), "estimate": estimate.as_dict()})
+        return
+    screen = console()
+    screen.print(input_table(report))
+    screen.print("the inputs pass the checks")

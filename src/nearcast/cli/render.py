@@ -1,0 +1,153 @@
+"""Tables for people. Draws what it is given and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from nearcast.cli.shared import size, stretch
+from nearcast.join.estimate import RunEstimate
+from nearcast.measure.measures import MEASURES, format_value
+from nearcast.sources.check import Report, SideReport
+from nearcast.table.snapshot import Candidates, Snapshot
+
+__all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "snapshot_list", "summary"]
+
+SUMMED_UP = ("recall_low", "recall_high", "recall_sample", "score_p01", "score_p99")  # shown within another row
+
+
+def problem_table(report: Report) -> Table:
+    """What the checks have found, with examples and what is done about it."""
+    table = Table(title="checks", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("side", "kind", "policy", "what"):
+        table.add_column(name, style="bold red" if name == "policy" and report.errors else "")
+    for p in report.problems:
+        table.add_row(p.side, p.kind, p.policy, escape(p.sentence()))
+    return table
+
+
+def estimate_table(estimate: RunEstimate) -> Text:
+    """What a run will take, in one line."""
+    parts = ", ".join(f"{stage} {stretch(seconds)}" for stage, seconds in estimate.seconds.items())
+    total = sum(estimate.seconds.values())
+    return Text(
+        f"estimate: {stretch(total)} ({parts}); memory {size(estimate.memory_bytes)} of "
+        f"{size(estimate.budget_bytes)}; disk {size(estimate.disk_bytes)}"
+    )
+
+
+def input_table(report: Report) -> Table:
+    """Both sides in figures."""
+    table = Table(title="inputs", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("side", "rows", "vectors", "dim", "kept as", "length of vectors (1% · median · 99% · max)"):
+        table.add_column(name, justify="right" if name in ("rows", "vectors", "dim") else "left")
+    sides: list[tuple[str, SideReport]] = [("items", report.items)]
+    if report.queries is not report.items:
+        sides.append(("queries", report.queries))
+    for name, side in sides:
+        norms = side.norms
+        words = " · ".join(f"{norms[key]:.4g}" for key in ("p01", "p50", "p99", "max")) if norms else "-"
+        table.add_row(name, f"{side.rows:,}", f"{side.vectors:,}", str(side.dim), side.dtype, words)
+    return table
+
+
+def summary(snapshot: Snapshot) -> Group:
+    """A snapshot on one screen: the promise, the measures, and what it took beside what was estimated."""
+    manifest = snapshot.manifest
+    return Group(_headline(manifest, snapshot), "", _measure_table(manifest), "", _cost_table(manifest))
+
+
+def candidate_list(found: Candidates, columns: Sequence[str]) -> Group:
+    """One list, best candidate first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("rank", "id", "score", *columns):
+        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
+    for rank, (item, score) in enumerate(zip(found.ids, found.scores, strict=True)):
+        shown = [escape(str(found.columns[name][rank])) for name in columns]
+        table.add_row(str(rank + 1), escape(str(item)), f"{score:.4f}", *shown)
+    reason = f", short since {found.reason}" if found.reason else ""
+    return Group(Text(f"{found.query!r}: {len(found.ids)} candidates{reason}"), table)
+
+
+def snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
+    """Snapshots, a row each."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("generator", "snapshot", "made", "rows", "recall", "promise", "fill", "overlap", "took", "engine"):
+        table.add_column(name, justify="right" if name in ("rows", "recall", "promise", "fill", "overlap") else "left")
+    for snapshot in snapshots:
+        m = snapshot.manifest
+        measures, promise = m["measures"], m["promise"]
+        table.add_row(
+            snapshot.generator,
+            snapshot.name,
+            m["run"]["created"],
+            f"{snapshot.n_rows:,}",
+            format_value("recall", measures["recall"]),
+            _promise_text(promise),
+            format_value("fill_rate", measures["fill_rate"]),
+            format_value("overlap", measures.get("overlap")),
+            stretch(m["run"]["seconds_total"]),
+            m["engine"]["name"],
+        )
+    return table
+
+
+def _promise_text(promise: Mapping[str, Any]) -> Text:
+    kept = bool(promise["kept"])
+    return Text(f"{promise['recall']:g} {'kept' if kept else 'BROKEN'}", style="green" if kept else "bold red")
+
+
+def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
+    spec, engine = manifest["spec"], manifest["engine"]
+    effort = "".join(f", {name} {value:,}" for name, value in engine["effort"].items())
+    items = manifest["inputs"]["items"]["vectors"]
+    text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
+    text.append(
+        f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {spec['k']}, {spec['metric']}, "
+        f"engine {engine['name']}{effort}\n{snapshot.folder}\n",
+        style="not bold",
+    )
+    text.append("recall promised: ", style="not bold")
+    text.append(_promise_text(manifest["promise"]))
+    if manifest["promise"]["reason"]:
+        text.append(f" ({manifest['promise']['reason']})", style="not bold")
+    return text
+
+
+def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("", style="dim")
+    measures = manifest["measures"]
+    for name in (n for n in MEASURES if n in measures and n not in SUMMED_UP):
+        meaning = MEASURES[name].meaning
+        if name == "recall":
+            low, high = (format_value(n, measures[n]) for n in ("recall_low", "recall_high"))
+            meaning = f"of the true nearest, on {measures['recall_sample']:,} queries; 95% interval {low} to {high}"
+        elif name == "score_p50":
+            low, high = (format_value(n, measures[n]) for n in ("score_p01", "score_p99"))
+            meaning = f"{meaning}; 98% lie between {low} and {high}"
+        table.add_row(name, format_value(name, measures[name]), meaning)
+    return table
+
+
+def _cost_table(manifest: Mapping[str, Any]) -> Table:
+    run = manifest["run"]
+    seconds, expected = run["seconds"], run["estimate"]["seconds"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("cost", "taken", "estimated"):
+        table.add_column(name, justify="left" if name == "cost" else "right")
+    for stage, taken in seconds.items():
+        table.add_row(stage, stretch(taken), stretch(expected[stage]) if stage in expected else "")
+    estimate = run["estimate"]
+    table.add_row("all", stretch(run["seconds_total"]), stretch(estimate["seconds_total"]), style="bold")
+    peak = f"{size(run['peak_memory_bytes'])}"
+    table.add_row("memory", peak, f"{size(estimate['memory_bytes'])} of {size(estimate['budget_bytes'])} given")
+    table.add_row("disk", size(run["disk_bytes"]), size(estimate["disk_bytes"]))
+    return table

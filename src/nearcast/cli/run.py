@@ -1,0 +1,42 @@
+"""`nearcast run`: make a snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import click
+
+from nearcast.api import run as run_spec
+from nearcast.cli.listen import listening
+from nearcast.cli.render import summary
+from nearcast.cli.shared import as_json, console, json_option
+from nearcast.errors import PromiseError
+from nearcast.table.snapshot import Snapshot
+
+__all__ = ["run"]
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--again", is_flag=True, help="Make a new snapshot although nothing has changed.")
+@click.option("--quiet", is_flag=True, help="No progress on standard error.")
+@json_option
+def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
+    """Check the inputs, join, write a snapshot, measure it, and say whether it is as promised.
+
+    Run again after an interruption, it continues. Exit code 0 means: finished and as promised.
+    """
+    broken: PromiseError | None = None
+    with listening(quiet=quiet or as_json_) as listener:
+        try:
+            snapshot = run_spec(spec, listener=listener, again=again).snapshot
+        except PromiseError as error:
+            broken = error
+            snapshot = cast(Snapshot, error.snapshot)
+    if as_json_:
+        as_json({"snapshot": str(snapshot.folder), **snapshot.manifest})
+    else:
+        console().print(summary(snapshot))
+    if broken is not None:
+        raise broken

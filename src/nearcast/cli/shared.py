@@ -1,0 +1,85 @@
+"""What several commands share: their common options, consoles, and how a snapshot is named."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from nearcast.errors import NotFoundError
+from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot
+
+__all__ = ["as_json", "console", "find_named", "json_option", "out_option", "size", "stretch"]
+
+PLAIN_WIDTH = 110  # of output that no terminal limits
+
+
+def console(*, to_stderr: bool = False) -> Console:
+    """Where to draw: the terminal as wide as it is, anything else wide enough for a table."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --json."""
+    return click.option("--json", "as_json_", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --out."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("nearcast"),
+        envvar="NEARCAST_OUT",
+        show_default=True,
+        help="Folder of the snapshots, the spec's `out`. [env: NEARCAST_OUT]",
+    )(command)
+
+
+def as_json(value: Any) -> None:
+    """Print plain data."""
+    click.echo(json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, default=str))
+
+
+def find_named(out: Path, name: str | None) -> Snapshot:
+    """The snapshot of a name: GENERATOR (its newest), GENERATOR/VERSION, or a snapshot's folder.
+
+    Without a name: the newest of the only generator there is.
+    """
+    if name is None:
+        known = list_generators(out)
+        if len(known) != 1:
+            have = f"there are {', '.join(known)}" if known else f"{out} holds none; run one, or say --out"
+            raise NotFoundError(f"name a generator: {have}")
+        return find_snapshot(out, known[0])
+    if (Path(name) / "manifest.json").is_file():
+        return open_snapshot(Path(name))
+    generator, _, version = name.partition("/")
+    if version and not version.isdigit():
+        raise NotFoundError(f"{name!r} is no snapshot: write GENERATOR, GENERATOR/VERSION such as {generator}/3")
+    return find_snapshot(out, generator, int(version) if version else None)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}" if count < 999.5 * step else f"{count / step:,.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def stretch(seconds: float) -> str:
+    """A time as people read it."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

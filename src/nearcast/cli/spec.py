@@ -1,0 +1,21 @@
+"""`nearcast spec`: an example to start from, and the schema for editors."""
+
+from __future__ import annotations
+
+import click
+
+from nearcast.cli.shared import as_json
+from nearcast.spec import example, json_schema
+
+__all__ = ["spec"]
+
+
+@click.command()
+@click.option("--schema", is_flag=True, help="Print the JSON schema instead.")
+@click.option("--json", "as_json_", is_flag=True, help="The same as --schema.")
+def spec(schema: bool, as_json_: bool) -> None:
+    """Print a commented generator.toml with every setting and its default."""
+    if schema or as_json_:
+        as_json(json_schema())
+    else:
+        click.echo(example(), nl=False)
