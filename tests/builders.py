@@ -88,8 +88,9 @@ class JoinCase:
         made = _vectors(rng, self.n, self.dim, self.query_dtype, self.shape)
         if self.shape == "negative":  # every inner product is then below zero
             return np.abs(made.astype(np.float32)).astype(made.dtype)
-        copied = rng.random(self.n) < 0.3  # some queries are items: distance zero, or their own best
-        made[copied] = self.items[rng.integers(self.m, size=self.n)][copied].astype(made.dtype)
+        if self.query_dtype == self.item_dtype:  # some queries are items: distance zero, or their own best
+            copied = rng.random(self.n) < 0.3
+            made[copied] = self.items[rng.integers(self.m, size=self.n)][copied]
         return made
 
     @cached_property

@@ -32,12 +32,13 @@ def problem_table(report: Report) -> Table:
 
 
 def estimate_table(estimate: RunEstimate) -> Text:
-    """What a run will take, in one line."""
-    parts = ", ".join(f"{stage} {stretch(seconds)}" for stage, seconds in estimate.seconds.items())
+    """What a run will take, in three lines."""
+    parts = " · ".join(f"{stage} {stretch(seconds)}" for stage, seconds in estimate.seconds.items())
     total = sum(estimate.seconds.values())
     return Text(
-        f"estimate: {stretch(total)} ({parts}); memory {size(estimate.memory_bytes)} of "
-        f"{size(estimate.budget_bytes)}; disk {size(estimate.disk_bytes)}"
+        f"estimated time    {stretch(total)}  ({parts})\n"
+        f"estimated memory  {size(estimate.memory_bytes)} of {size(estimate.budget_bytes)} given\n"
+        f"estimated disk    {size(estimate.disk_bytes)}"
     )
 
 
@@ -99,7 +100,7 @@ def snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
 
 def _promise_text(promise: Mapping[str, Any]) -> Text:
     kept = bool(promise["kept"])
-    return Text(f"{promise['recall']:g} {'kept' if kept else 'BROKEN'}", style="green" if kept else "bold red")
+    return Text(f"{promise['recall']:g}, {'kept' if kept else 'BROKEN'}", style="green" if kept else "bold red")
 
 
 def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
@@ -112,7 +113,7 @@ def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
         f"engine {engine['name']}{effort}\n{snapshot.folder}\n",
         style="not bold",
     )
-    text.append("recall promised: ", style="not bold")
+    text.append("recall promised ", style="not bold")
     text.append(_promise_text(manifest["promise"]))
     if manifest["promise"]["reason"]:
         text.append(f" ({manifest['promise']['reason']})", style="not bold")

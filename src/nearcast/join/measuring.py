@@ -22,8 +22,8 @@ from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors, Progress
 
 __all__ = ["exclusions", "measure_overlap", "measure_recall", "truth_of"]
 
-STRETCH_ROWS = 1 << 14
-MOST_STRETCHES = 8  # 131,072 queries: overlap is known to a fraction of a percent long before
+STRETCH_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
+MOST_STRETCHES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -77,9 +77,10 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progres
     """
     shares: list[Float64Array] = []
     kept = seen = 0
-    starts = _stretches(new.n_rows)
+    rows = max(1, STRETCH_SLOTS // int(new.manifest["spec"]["k"]))
+    starts = _stretches(new.n_rows, rows)
     for number, start in enumerate(starts):
-        here = new.rows(np.arange(start, min(new.n_rows, start + STRETCH_ROWS)))
+        here = new.rows(np.arange(start, min(new.n_rows, start + rows)))
         ids = here.column("query_id").combine_chunks()
         there = old.lists_between(ids[0].as_py(), ids[len(ids) - 1].as_py())
         if there.schema.field("query_id").type != ids.type:
@@ -96,9 +97,9 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progres
     return {"overlap": float(every.mean()) if len(every) else 0.0, "queries_kept": kept / max(1, seen)}
 
 
-def _stretches(n_rows: int) -> list[int]:
+def _stretches(n_rows: int, rows: int) -> list[int]:
     """Where the compared stretches of a table start: all of it when it is small, else spread evenly."""
-    starts = range(0, n_rows, STRETCH_ROWS)
+    starts = range(0, n_rows, rows)
     if len(starts) <= MOST_STRETCHES:
         return list(starts)
     chosen = np.linspace(0, len(starts) - 1, MOST_STRETCHES).astype(int)

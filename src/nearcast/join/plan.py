@@ -17,7 +17,7 @@ from nearcast.files import fingerprint, write_text
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["Plan", "cut", "enter_work", "make_plan"]
+__all__ = ["Plan", "cut", "enter_work", "make_plan", "planned_fingerprint"]
 
 TASK_BYTES = 8 << 20  # results of a task: small enough to lose, large enough that a matrix product is busy
 SMALLEST_TASK = 1_024
@@ -78,6 +78,12 @@ def enter_work(folder: Path, plan: Plan) -> str | None:
     folder.mkdir(parents=True)
     write_text(path, json.dumps(plan.parts, indent=1))
     return reason
+
+
+def planned_fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the plan that a work folder was entered with, or None where there is none."""
+    path = folder / PLAN_FILE
+    return Plan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

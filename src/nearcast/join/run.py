@@ -40,7 +40,7 @@ from nearcast.join.inputs import (
 )
 from nearcast.join.listen import Listener
 from nearcast.join.measuring import exclusions, measure_overlap, measure_recall, truth_of
-from nearcast.join.plan import Plan, cut, enter_work, make_plan
+from nearcast.join.plan import Plan, cut, enter_work, make_plan, planned_fingerprint
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
@@ -133,6 +133,7 @@ def run_generator(
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
+            _tidy(run, last)  # the run that made it may have been killed before it could
             outcome = Outcome(last, reused=True)
         else:
             outcome = Outcome(_new_snapshot(run, sources, plan, last, runner or LocalRunner(), started, peak), False)
@@ -212,6 +213,7 @@ def _new_snapshot(
             "effort": dict(settings.effort),
             "calibration": calibration,
         },
+        "artifacts": sorted({p.name for p in (checked.item_folder, checked.query_folder, index_folder)}),
     }
     _measure(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
     facts["measures"] = measures
@@ -227,7 +229,7 @@ def _new_snapshot(
         "tasks_continued": continued,
         "machine": machine.describe(),
     }
-    return _finish(run, folder, facts, {checked.item_folder, checked.query_folder, index_folder})
+    return _finish(run, folder, facts)
 
 
 def _checked(run: _Run, sources: Sources) -> Checked:
@@ -497,18 +499,26 @@ def _input_facts(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[
     return facts
 
 
-def _finish(run: _Run, folder: Path, facts: dict[str, Any], used: set[Path]) -> Snapshot:
+def _finish(run: _Run, folder: Path, facts: dict[str, Any]) -> Snapshot:
     """Make the snapshot appear, whole and at once, then tidy up what it does not need."""
     finish(folder, facts)
     home = snapshots_folder(run.out, run.spec.name)
     home.mkdir(exist_ok=True)
     place = home / f"{facts['version']:06d}"
     os.rename(folder, place)
-    shutil.rmtree(run.work)
-    for path in run.artifacts.iterdir():
-        if path not in used:
-            shutil.rmtree(path)
-    return Snapshot(place, facts)
+    snapshot = Snapshot(place, facts)
+    _tidy(run, snapshot)
+    return snapshot
+
+
+def _tidy(run: _Run, snapshot: Snapshot) -> None:
+    """Remove the work that led to a snapshot, and the artifacts that it was not made of."""
+    if planned_fingerprint(run.work) == snapshot.manifest["fingerprint"]:
+        shutil.rmtree(run.work)
+    if run.artifacts.is_dir() and not run.work.exists():
+        for path in run.artifacts.iterdir():
+            if path.name not in snapshot.manifest["artifacts"]:
+                shutil.rmtree(path)
 
 
 def _link(source: Path, target: Path) -> None:

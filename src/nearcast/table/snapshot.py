@@ -125,7 +125,7 @@ class Snapshot:
             return dataset.schema.empty_table().select(["query_id", "candidate_ids"])
         inside = (ds.field("query_id") >= low) & (ds.field("query_id") <= high)
         try:
-            return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside)
+            return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
 

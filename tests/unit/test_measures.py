@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nearcast.measure.measures import MEASURES, format_value
+from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
+from nearcast.measure.tally import Tally, gini, overlap_per_query
+from nearcast.types import Neighbors
+
+EMPTY = -np.inf
+
+
+def scores(*rows):
+    return np.array(rows, np.float32)
+
+
+def truth(*rows):
+    """Lists of true scores; -inf is an empty slot."""
+    values = scores(*rows)
+    return Neighbors(np.where(np.isfinite(values), 1, -1).astype(np.int64), values)
+
+
+def test_recall_is_the_share_of_true_slots_that_were_filled_as_well():
+    found = scores([0.9, 0.8, 0.5, 0.4], [0.3, 0.2, 0.1, 0.0])
+    true = truth([0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6])
+    assert recall_per_query(found, true).tolist() == [0.5, 0.0]
+
+
+def test_a_candidate_that_ties_with_the_worst_true_neighbor_counts():
+    assert recall_per_query(scores([0.9, 0.7]), truth([0.9, 0.7])).tolist() == [1.0]
+    assert recall_per_query(scores([0.7, 0.7, 0.7]), truth([0.7, 0.7])).tolist() == [1.0]
+
+
+def test_a_tie_is_told_within_the_last_digit_of_float32_for_scores_of_any_size_and_sign():
+    for size in (1e-6, 1.0, 1e6):
+        for worst in (size, -size):
+            near = worst - 0.5e-6 * size
+            far = worst - 3e-6 * size
+            assert recall_per_query(scores([near]), truth([worst])).tolist() == [1.0]
+            assert recall_per_query(scores([far]), truth([worst])).tolist() == [0.0]
+
+
+def test_more_good_candidates_than_true_slots_count_as_all_of_them():
+    assert recall_per_query(scores([3, 2, 1]), truth([3, EMPTY, EMPTY])).tolist() == [1.0]
+
+
+def test_short_truth_is_measured_by_its_own_length():
+    assert recall_per_query(scores([3, EMPTY, EMPTY]), truth([3, 2, EMPTY])).tolist() == [0.5]
+
+
+def test_a_query_without_true_neighbors_missed_nothing():
+    assert recall_per_query(scores([EMPTY, EMPTY]), truth([EMPTY, EMPTY])).tolist() == [1.0]
+
+
+def test_an_empty_list_has_recall_zero():
+    assert recall_per_query(scores([EMPTY, EMPTY]), truth([2, 1])).tolist() == [0.0]
+
+
+def test_lists_of_another_width_than_the_truth_can_be_measured():
+    assert recall_per_query(scores([3]), truth([3, 2])).tolist() == [0.5]
+
+
+@settings(max_examples=80)
+@given(st.lists(st.sampled_from([0.0, 0.5, 0.9, 1.0]), min_size=1, max_size=50), st.integers(0, 10_000))
+def test_the_interval_holds_the_mean_and_stays_within_zero_and_one(shares, more):
+    found = estimate_recall(np.array(shares), len(shares) + more)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+    assert found.value == pytest.approx(np.mean(shares))
+    assert found.sample == len(shares)
+
+
+def test_a_sample_of_all_queries_leaves_no_doubt():
+    found = estimate_recall(np.array([1.0, 0.5, 1.0, 0.9]), 4)
+    assert (found.low, found.value, found.high) == (0.85, 0.85, 0.85)
+
+
+def test_a_sample_without_a_miss_does_not_prove_that_there_is_none():
+    found = estimate_recall(np.ones(100), 1_000_000)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(1 / (1 + 1.96**2 / 100), abs=1e-4)  # Wilson's bound for 100 of 100
+
+
+def test_a_sample_without_a_find_does_not_prove_that_nothing_is_found():
+    found = estimate_recall(np.zeros(100), 1_000_000)
+    assert (found.low, found.value) == (0.0, 0.0)
+    assert 0.03 < found.high < 0.04
+
+
+def test_the_interval_is_wilsons_where_each_query_has_one_slot():
+    shares = np.array([1.0] * 90 + [0.0] * 10)
+    found = estimate_recall(shares, 10**9)
+    assert (found.low, found.high) == (pytest.approx(0.826, abs=2e-3), pytest.approx(0.945, abs=2e-3))
+
+
+def test_the_interval_shrinks_with_the_sample_and_with_the_share_of_queries_that_it_is():
+    shares = np.array([1.0, 0.9, 0.8, 1.0] * 25)
+
+    def width(found):
+        return found.high - found.low
+
+    assert width(estimate_recall(np.tile(shares, 4), 10**6)) < width(estimate_recall(shares, 10**6))
+    assert width(estimate_recall(shares, 150)) < width(estimate_recall(shares, 10**6))
+
+
+def test_one_query_gives_a_wide_interval_and_none_gives_the_widest():
+    one = estimate_recall(np.array([0.9]), 1000)
+    assert one.high - one.low > 0.5
+    assert estimate_recall(np.empty(0), 0) == Recall(1.0, 0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("easy", "hard", "share_hard", "sample"),
+    [(0.95, 0.6, 0.2, 200), (0.99, 0.5, 0.05, 500), (0.9, 0.9, 0.0, 100), (0.8, 0.1, 0.5, 50)],
+)
+def test_the_interval_holds_the_true_recall_in_95_of_100_samplings_of_clustered_misses(easy, hard, share_hard, sample):
+    """Queries differ: a hard one misses many of its k slots at once, so slots are no independent trials."""
+    rng = np.random.default_rng(17)
+    n, k, samplings = 5_000, 20, 1_000
+    chance = np.where(rng.random(n) < share_hard, hard, easy)
+    every = rng.binomial(k, chance) / k
+    true = every.mean()
+    held = 0
+    for _ in range(samplings):
+        found = estimate_recall(every[rng.choice(n, sample, replace=False)], n)
+        held += found.low <= true <= found.high
+    assert held >= 0.93 * samplings
+
+
+def test_samples_are_disjoint_sorted_and_reproducible():
+    first, second = sample_rows(100, (30, 50), seed=3)
+    assert (len(first), len(second)) == (30, 50)
+    assert not set(first) & set(second)
+    assert first.tolist() == sorted(first)
+    assert second.tolist() == sample_rows(100, (30, 50), seed=3)[1].tolist()
+    assert first.tolist() != sample_rows(100, (30, 50), seed=4)[0].tolist()
+
+
+def test_where_there_are_too_few_rows_the_first_samples_are_served_first():
+    assert [len(rows) for rows in sample_rows(10, (6, 6, 6), seed=0)] == [6, 4, 0]
+    assert sample_rows(10, (10,), seed=0)[0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("counts", "by_hand"),
+    [
+        ([5, 5, 5, 5], 0.0),
+        ([0, 0, 0, 4], 0.75),  # one of four takes all: (n - 1) / n
+        ([4, 0, 0, 0], 0.75),
+        ([1, 3], 0.25),  # mean difference |1 - 3| over all four pairs is 1; half of it over the mean 2
+        ([0, 0], 0.0),
+        ([7], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_gini_is_what_one_computes_by_hand(counts, by_hand):
+    assert gini(np.array(counts, np.int64)) == pytest.approx(by_hand)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=30).filter(any))
+def test_gini_is_half_the_mean_difference_of_all_pairs_over_the_mean(counts):
+    values = np.array(counts, np.int64)
+    pairs = np.abs(values[:, None] - values[None, :]).mean()
+    assert gini(values) == pytest.approx(pairs / (2 * values.mean()))
+
+
+def test_overlap_is_the_share_of_the_old_list_that_the_new_one_holds_in_any_order():
+    old = np.array([[1, 2, 3, 4], [1, 2, -1, -1], [5, -1, -1, -1]])
+    new = np.array([[4, 9, 1], [2, 1, 7], [1, 2, 3]])
+    assert overlap_per_query(old, new).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_overlap_does_not_mix_up_the_lists_of_different_queries():
+    assert overlap_per_query(np.array([[0, 1], [2, 3]]), np.array([[2, 3], [0, 1]])).tolist() == [0.0, 0.0]
+    assert overlap_per_query(np.array([[0], [-1]]), np.array([[-1], [0]]))[0] == 0.0
+
+
+def test_an_empty_old_list_has_no_overlap_to_speak_of():
+    assert math.isnan(overlap_per_query(np.array([[-1, -1]]), np.array([[1, 2]]))[0])
+    assert overlap_per_query(np.empty((0, 2), np.int64), np.empty((0, 3), np.int64)).tolist() == []
+
+
+def tallied(positions, values, *, n_items, k, n_input, n_rows=None):
+    tally = Tally(n_items, k, n_input)
+    rows = n_rows or len(positions)
+    tally.add(np.array(positions), np.array(values, np.float32), rows, rows)
+    return tally.measures()
+
+
+def test_a_table_is_counted_by_hand():
+    found = tallied(
+        [[0, 1], [0, -1], [-1, -1]], [[3, 2], [1, EMPTY], [EMPTY, EMPTY]], n_items=4, k=2, n_input=5, n_rows=4
+    )
+    assert found["fill_rate"] == 3 / 8  # four rows of two slots; one row has no vector and so no list
+    assert found["query_coverage"] == 2 / 5  # of the five rows of the input
+    assert found["short_lists"] == 3
+    assert found["item_coverage"] == 2 / 4
+    assert found["exposure_gini"] == pytest.approx(gini(np.array([2, 1, 0, 0])))
+    assert found["exposure_top1"] == 2 / 3
+    assert (found["score_p50"], found["best_score_p50"]) == (2.0, 2.0)
+
+
+def test_a_table_added_in_parts_has_the_measures_of_the_whole():
+    rng = np.random.default_rng(2)
+    positions, values = rng.integers(-1, 50, (300, 5)), rng.normal(size=(300, 5)).astype(np.float32)
+    whole, parts = Tally(50, 5, 300), Tally(50, 5, 300)
+    whole.add(positions, values, 300, 300)
+    for start in range(0, 300, 70):
+        stop = min(300, start + 70)
+        parts.add(positions[start:stop], values[start:stop], stop - start, 300)
+    assert parts.measures() == pytest.approx(whole.measures())
+
+
+def test_an_empty_table_has_measures_and_no_score_quantiles():
+    found = Tally(3, 2, 0).measures()
+    assert (found["fill_rate"], found["query_coverage"], found["item_coverage"]) == (0, 0, 0)
+    assert "score_p50" not in found
+
+
+def test_every_measure_that_is_computed_has_a_row_in_the_table():
+    found = tallied([[0]], [[1.0]], n_items=1, k=1, n_input=1)
+    assert set(found) <= set(MEASURES)
+    for name, row in MEASURES.items():
+        assert row.name == name
+        assert row.meaning
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("recall", 0.98765, "98.77%"),
+        ("short_lists", 1234567, "1,234,567"),
+        ("exposure_gini", 0.123456, "0.1235"),
+        ("score_p50", -12.5, "-12.5"),
+        ("overlap", None, "-"),
+    ],
+)
+def test_a_measure_is_written_as_people_read_it(name, value, text):
+    assert format_value(name, value) == text
