@@ -21,6 +21,7 @@ check: .venv/installed ## format, lint, types, import order
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_layers.py
 
 docs: .venv/installed ## write the generated pages

@@ -115,7 +115,9 @@ def _vectors(rng, n, dim, dtype, shape):
     if dtype.startswith("float"):
         return np.clip(values, -200, 200).astype(dtype) if dtype == "float16" else values.astype(dtype)
     scaled = np.rint(values if shape == "small integers" else values * 30)
-    return np.clip(np.abs(scaled) if dtype == "uint8" else scaled, *((0, 255) if dtype == "uint8" else (-128, 127))).astype(dtype)
+    return np.clip(
+        np.abs(scaled) if dtype == "uint8" else scaled, *((0, 255) if dtype == "uint8" else (-128, 127))
+    ).astype(dtype)
 
 
 @st.composite

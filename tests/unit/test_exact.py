@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
-from builders import METRICS, JoinCase, join_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
+from builders import METRICS, JoinCase, join_cases
 from nearcast.knn.exact import blocks_for, exact_join
 from nearcast.types import ArrayVectors, FileVectors, Metric
 
@@ -19,9 +19,7 @@ def assert_bitwise_equal(found, positions, scores):
 
 
 def assert_agrees(case, **how):
-    found = exact_join(
-        case.queries, ArrayVectors(case.items), case.k, Metric(case.metric), exclude=case.exclude, **how
-    )
+    found = exact_join(case.queries, ArrayVectors(case.items), case.k, Metric(case.metric), exclude=case.exclude, **how)
     assert_bitwise_equal(found, *reference.join(case.queries, case.items, case.k, case.metric, case.exclude))
 
 

@@ -104,7 +104,9 @@ def test_a_file_that_was_changed_is_found_by_its_contents_alone(folder):
 
 
 def test_a_folder_without_manifest_says_that_it_was_never_finished(tmp_path):
-    with pytest.raises(DamagedError, match=re.escape(f"{tmp_path} has no manifest.json: it was never finished; run again")):
+    with pytest.raises(
+        DamagedError, match=re.escape(f"{tmp_path} has no manifest.json: it was never finished; run again")
+    ):
         read_manifest(tmp_path)
 
 

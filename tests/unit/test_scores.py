@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
-from builders import METRICS, JoinCase, join_cases
 from hypothesis import given, settings
 
+import reference
+from builders import METRICS, JoinCase, join_cases
 from nearcast.knn import scores as scores_module
 from nearcast.knn.scores import norms, pair_scores, rescore, top_scores
 from nearcast.types import ArrayVectors, Metric

@@ -4,8 +4,8 @@ import re
 import tomllib
 
 import pytest
-from builders import generator
 
+from builders import generator
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint
 from nearcast.spec import (
@@ -302,7 +302,9 @@ def test_every_setting_is_described_in_the_example_and_in_the_schema():
 
 def test_a_spec_is_loaded_from_toml(tmp_path):
     path = tmp_path / "generator.toml"
-    path.write_text('name = "a"\nmetric = "l2"\nk = 3\nmemory = "64 MiB"\n[items]\npath = "ü.parquet"\n', encoding="utf-8")
+    path.write_text(
+        'name = "a"\nmetric = "l2"\nk = 3\nmemory = "64 MiB"\n[items]\npath = "ü.parquet"\n', encoding="utf-8"
+    )
     spec = load_spec(path)
     assert (spec.k, spec.memory, spec.items.path) == (3, 64 << 20, "ü.parquet")
 

@@ -57,9 +57,7 @@ def test_from_pairs_without_pairs_gives_empty_lists():
 )
 def test_from_pairs_agrees_with_sorting_in_plain_python(triples, k):
     rows, positions, scores = ([t[i] for t in triples] for i in range(3))
-    found = from_pairs(
-        np.array(rows, np.int64), np.array(positions, np.int64), np.array(scores, np.float32), n=4, k=k
-    )
+    found = from_pairs(np.array(rows, np.int64), np.array(positions, np.int64), np.array(scores, np.float32), n=4, k=k)
     for row in range(4):
         expected = sorted((-s, p) for r, p, s in triples if r == row)[:k]
         assert found.positions[row, : len(expected)].tolist() == [p for _, p in expected]

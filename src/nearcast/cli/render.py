@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nearcast.cli.shared import size, stretch
+from nearcast.join.context import STAGES
 from nearcast.join.estimate import RunEstimate
 from nearcast.measure.measures import MEASURES, format_value
 from nearcast.sources.check import Report, SideReport
@@ -110,7 +112,7 @@ def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
     text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
     text.append(
         f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {spec['k']}, {spec['metric']}, "
-        f"engine {engine['name']}{effort}\n{snapshot.folder}\n",
+        f"engine {engine['name']}{effort}\n{_from_here(snapshot.folder)}\n",
         style="not bold",
     )
     text.append("recall promised ", style="not bold")
@@ -118,6 +120,12 @@ def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
     if manifest["promise"]["reason"]:
         text.append(f" ({manifest['promise']['reason']})", style="not bold")
     return text
+
+
+def _from_here(path: Path) -> Path:
+    """The path as one would type it: from the current folder, if it is below that."""
+    here = Path.cwd()
+    return path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path
 
 
 def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
@@ -144,8 +152,8 @@ def _cost_table(manifest: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("cost", "taken", "estimated"):
         table.add_column(name, justify="left" if name == "cost" else "right")
-    for stage, taken in seconds.items():
-        table.add_row(stage, stretch(taken), stretch(expected[stage]) if stage in expected else "")
+    for stage in (s for s in STAGES if s in seconds):
+        table.add_row(stage, stretch(seconds[stage]), stretch(expected[stage]) if stage in expected else "")
     estimate = run["estimate"]
     table.add_row("all", stretch(run["seconds_total"]), stretch(estimate["seconds_total"]), style="bold")
     peak = f"{size(run['peak_memory_bytes'])}"

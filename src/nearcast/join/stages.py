@@ -1,0 +1,254 @@
+"""The stages between ingested inputs and a measured table: index, calibration, join, table, measures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.engines.base import Effort, Index
+from nearcast.engines.exact import ExactEngine
+from nearcast.files import fingerprint, is_done
+from nearcast.index.artifact import ensure_index
+from nearcast.join.assemble import assemble
+from nearcast.join.calibrate import Calibration, Sample, find_effort
+from nearcast.join.context import RunContext
+from nearcast.join.inputs import Checked, Inputs
+from nearcast.join.measuring import exclusions, measure_overlap, measure_recall, truth_of
+from nearcast.join.plan import cut
+from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
+from nearcast.measure.recall import sample_rows
+from nearcast.measure.tally import Tally
+from nearcast.runners.local import Runner
+from nearcast.sources.check import Report
+from nearcast.table.snapshot import Snapshot
+from nearcast.types import IntArray, Neighbors, no_progress
+from nearcast.version import __version__
+
+__all__ = [
+    "Samples",
+    "calibrated",
+    "draw_samples",
+    "have_index",
+    "join_settings",
+    "joined",
+    "measure_table",
+    "sample_sizes",
+    "write_table",
+]
+
+FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
+
+
+def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
+    """Have the index as an artifact; `exact` has none, and its folder is never made."""
+    made_of = [
+        checked.item_folder.name,
+        run.engine.name,
+        run.settings.model_dump(),
+        run.spec.metric,
+        run.spec.seed,
+    ]
+    folder = run.artifacts / f"index-{fingerprint([*made_of, __version__])[:16]}"
+    if run.engine.name == ExactEngine.name:
+        return folder
+    with run.stage("build"):
+        there = ensure_index(
+            run.engine,
+            inputs.items.vectors,
+            run.spec.metric,
+            run.settings,
+            folder,
+            {"made_of": made_of},
+            seed=run.spec.seed,
+            resources=run.resources,
+            progress=run.listener.progress,
+        )
+    if there:
+        run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
+    return folder
+
+
+def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
+    """What all tasks will share; the effort is still open."""
+    return JoinSettings(
+        items=inputs.items.folder,
+        queries=inputs.queries.folder,
+        index=index_folder,
+        engine=run.engine.name,
+        engine_settings=as_pairs(run.settings.model_dump()),
+        metric=run.spec.metric,
+        k=run.spec.k,
+        effort=(),
+        exclude_self=run.spec.exclude_self,
+        resources=run.resources,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Disjoint, sorted samples of query positions."""
+
+    report: IntArray
+    choosing: IntArray
+    checking: IntArray
+
+
+def _calibrates(run: RunContext, n_queries: int) -> bool:
+    return not run.engine.exact and run.spec.recall < 1 and n_queries >= FEW_QUERIES
+
+
+def sample_sizes(run: RunContext, n_queries: int) -> tuple[int, int, int]:
+    """Queries for the report, to find the effort, and to check it; few queries are shared out among them."""
+    if not _calibrates(run, n_queries):
+        return min(n_queries, run.spec.measure.sample), 0, 0
+    calibration = min(run.spec.measure.calibration, n_queries // 4)
+    return min(n_queries // 2, run.spec.measure.sample), calibration, calibration
+
+
+def draw_samples(run: RunContext, inputs: Inputs) -> Samples:
+    """Draw the samples for the report and for the calibration."""
+    n = inputs.queries.vectors.n
+    return Samples(*sample_rows(n, sample_sizes(run, n), run.spec.seed))
+
+
+def calibrated(
+    run: RunContext, settings: JoinSettings, inputs: Inputs, sampled: Samples
+) -> tuple[JoinSettings, dict[str, Any] | None]:
+    """The settings with the least effort that keeps the promise, and what was found on the way."""
+    if run.engine.name == ExactEngine.name:
+        return settings, None
+    index, _ = open_index(settings.items, settings.index, settings.engine, settings.engine_settings, settings.metric)
+    efforts = index.efforts(run.spec.k)
+    if len(efforts) == 1 or not _calibrates(run, inputs.queries.vectors.n):
+        return replace(settings, effort=as_pairs(efforts[-1])), None
+    with run.stage("calibrate"):
+        found = find_effort(
+            efforts,
+            run.spec.recall,
+            _sample(run, index, inputs, sampled.choosing),
+            _sample(run, index, inputs, sampled.checking),
+            n_queries=inputs.queries.vectors.n,
+            n_report=len(sampled.report),
+        )
+    seconds = found.seconds_per_query * inputs.queries.vectors.n
+    words = ", ".join(f"{name} {value:,}" for name, value in found.effort.items())
+    run.listener.note(
+        f"{words} reaches recall {found.held_out.value:.4f} on {found.held_out.sample:,} queries that it was not "
+        f"chosen on; the join will take about {seconds:,.0f} s"
+    )
+    return replace(settings, effort=as_pairs(found.effort)), _calibration_facts(found)
+
+
+def _calibration_facts(found: Calibration) -> dict[str, Any]:
+    """What of a calibration is the same in every run: no times."""
+    return {"found": asdict(found.found), "held_out": asdict(found.held_out), "efforts_tried": found.tried}
+
+
+def _sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
+    barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
+    vectors = inputs.queries.vectors.take(rows)
+
+    def join(effort: Effort) -> Neighbors:
+        return index.join(
+            vectors, run.spec.k, effort=effort, exclude=barred, resources=run.resources, progress=no_progress
+        )
+
+    return Sample(join, _truth(run, inputs, rows))
+
+
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
+    return truth_of(
+        inputs.items,
+        inputs.queries,
+        rows,
+        run.spec.k,
+        run.spec.metric,
+        exclude_self=run.spec.exclude_self,
+        resources=run.resources,
+        progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+    )
+
+
+def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runner) -> tuple[list[JoinTask], int]:
+    """Do the tasks that are not done yet. Returns all of them, and how many were done before."""
+    n = inputs.queries.vectors.n
+    tasks = [
+        JoinTask(number, start, stop, run.work / "tasks" / f"{number:06d}", settings)
+        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.k))
+    ]
+    left = [task for task in tasks if not is_done(task.folder)]
+    if len(left) < len(tasks):
+        run.listener.note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were done before: continuing")
+    with run.stage("join"):
+        runner.run(
+            lambda task: do_task(task, run.listener.progress),
+            left,
+            lambda task: run.listener.progress("join", task.stop, n),
+        )
+    open_index.cache_clear()  # the index is not needed any more, and may be large
+    return tasks, len(tasks) - len(left)
+
+
+def write_table(
+    run: RunContext, tasks: list[JoinTask], inputs: Inputs, report: Report, folder: Path
+) -> tuple[dict[str, float], int]:
+    """Write the table and the attributes of both sides; the measures of the whole table come back."""
+    tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows)
+    with run.stage("table"):
+        n_rows = assemble(
+            tasks,
+            inputs.items,
+            inputs.queries,
+            folder / "candidates",
+            run.spec.k,
+            _reachable(run, inputs),
+            tally,
+            run.listener.progress,
+        )
+        _link(inputs.items.attributes, folder / "items")
+        if inputs.queries is not inputs.items:
+            _link(inputs.queries.attributes, folder / "queries")
+    return tally.measures(), n_rows
+
+
+def _reachable(run: RunContext, inputs: Inputs) -> IntArray:
+    """(queries,) how many items each query could get at all."""
+    every = np.arange(inputs.queries.vectors.n)
+    barred = exclusions(inputs.items, inputs.queries, every, exclude_self=run.spec.exclude_self)
+    n = inputs.items.vectors.n
+    return np.full(len(every), n) if barred is None else n - (barred >= 0).astype(np.int64)
+
+
+def measure_table(
+    run: RunContext,
+    snapshot: Snapshot,
+    inputs: Inputs,
+    rows: IntArray,
+    last: Snapshot | None,
+    measures: dict[str, float],
+) -> None:
+    """Measure recall on the report's sample, and overlap with the last snapshot, into `measures`."""
+    with run.stage("measure"):
+        recall = measure_recall(
+            snapshot, inputs.items, inputs.queries, rows, _truth(run, inputs, rows), run.spec.metric
+        )
+        measures["recall"], measures["recall_sample"] = recall.value, recall.sample
+        measures["recall_low"], measures["recall_high"] = recall.low, recall.high
+    if last is not None:
+        with run.stage("overlap"):
+            measures.update(measure_overlap(last, snapshot, inputs.items, run.listener.progress))
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files under a second name, so that they cost no disk; copies where the disk cannot do that."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,222 @@
+"""Imports point down. The rooms, and what each may know, are in `shared/house-style.md`; this is the part we have."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nearcast
+
+PACKAGE = Path(nearcast.__file__).resolve().parent
+
+# From the ground up; rooms of one floor do not import each other.
+FLOORS = [
+    {"version"},
+    {"errors"},
+    {"types"},
+    {"machine"},
+    {"files"},
+    {"spec"},
+    {"knn"},
+    {"kernels"},
+    {"sources", "engines", "runners", "stores"},
+    {"measure", "eligibility"},
+    {"index", "table"},
+    {"join"},
+    {"api"},
+    {"publish", "serve"},
+    {"tune", "monitor", "advise"},
+    {"dashboard"},
+    {"cli"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# library: the one file that may import it, inside a function
+HEAVY = {
+    "faiss": "engines/faiss_common.py",
+    "pandas": None,
+    "polars": None,
+    "duckdb": None,
+    "scipy": None,
+    "torch": None,
+}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """(dotted module, line, whether it is only for the type checker, whether it is inside a function)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        above, outer = [], node
+        while outer in parents:
+            outer = parents[outer]
+            above.append(outer)
+        typing_only = any(isinstance(a, ast.If) and ast.unparse(a.test) == "TYPE_CHECKING" for a in above)
+        inside = any(isinstance(a, ast.FunctionDef | ast.AsyncFunctionDef) for a in above)
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif node.module == "nearcast":
+            names = [f"nearcast.{alias.name}" for alias in node.names]
+        else:
+            assert node.level == 0, f"{name_of(path)} line {node.lineno} imports relatively"
+            names = [node.module]
+        for name in names:
+            yield name, node.lineno, typing_only, inside
+
+
+def test_every_room_has_its_floor():
+    rooms = {room_of(path) for path in MODULES} - {"__init__", "__main__"}
+    assert rooms <= set(FLOOR_OF), "a new room needs a place in FLOORS"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path):
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    for name, line, _, _ in imports(path):
+        if not name.startswith("nearcast."):
+            assert name != "nearcast", f"{name_of(path)} line {line} imports the whole package"
+            continue
+        other = name.split(".")[1]
+        below = FLOOR_OF[other] < FLOOR_OF[room]
+        assert other == room or below, f"{name_of(path)} line {line}: {room} must not import {other}"
+
+
+def test_the_package_itself_imports_only_its_version_before_it_is_used():
+    eager = [n for n, _, typing_only, inside in imports(PACKAGE / "__init__.py") if not typing_only and not inside]
+    assert [name for name in eager if name.startswith("nearcast")] == ["nearcast.version"]
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_a_heavy_library_is_imported_in_one_file_and_inside_a_function(library):
+    found = [
+        (name_of(path), inside or typing_only)
+        for path in MODULES
+        for name, _, typing_only, inside in imports(path)
+        if name.split(".")[0] == library
+    ]
+    home = HEAVY[library]
+    assert found == ([(home, True)] if home else [])
+
+
+@pytest.mark.parametrize("room", ["errors", "types", "machine", "files", "knn", "measure", "runners"])
+def test_the_lower_rooms_know_numpy_and_the_standard_library_only(room):
+    allowed = set(sys.stdlib_module_names) | {"numpy", "nearcast", "psutil", "threadpoolctl"}
+    for path in MODULES:
+        if room_of(path) == room:
+            assert {name.split(".")[0] for name, *_ in imports(path)} <= allowed, name_of(path)
+
+
+def test_measures_and_runners_know_no_engines_and_no_files():
+    for path in MODULES:
+        if room_of(path) in ("measure", "runners"):
+            rooms = {name.split(".")[1] for name, *_ in imports(path) if name.startswith("nearcast.")}
+            assert rooms <= {"measure", "runners", "types", "errors", "knn", "sources"}, name_of(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_what_it_holds(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring, name_of(path)
+    assert docstring.splitlines()[0].endswith((".", ":")) or len(docstring.splitlines()) > 1
+
+
+def test_every_folder_of_modules_is_a_package_with_a_docstring():
+    folders = {path.parent for path in MODULES}
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_nearcast_imports_nothing_heavy():
+    names = ("faiss", "pandas", "polars", "pyarrow", "numpy", "pydantic", "psutil", "duckdb")
+    assert python(f"import sys, nearcast; print(*[n for n in {names} if n in sys.modules])") == []
+
+
+def test_a_join_of_arrays_imports_no_table_library_but_arrow():
+    code = """
+import sys, numpy, nearcast
+nearcast.knn_join(numpy.eye(3), numpy.eye(3), k=1)
+print(*[n for n in ("faiss", "pandas", "polars", "duckdb") if n in sys.modules])
+"""
+    assert python(code) == []
+
+
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_without_the_optional_libraries_everything_imports_and_joins_exactly():
+    modules = [
+        "nearcast." + name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for path in MODULES
+        if name_of(path) not in ("__init__.py", "__main__.py") and not name_of(path).endswith("/__main__.py")
+    ]
+    code = (
+        BLOCK.format(blocked=("faiss", "pandas", "polars", "duckdb", "scipy"))
+        + f"""
+import importlib
+for name in {modules!r}:
+    importlib.import_module(name)
+import numpy, nearcast
+found = nearcast.knn_join(numpy.eye(3), numpy.eye(3), k=1)
+print(*found.positions.ravel())
+"""
+    )
+    assert python(code) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("engine", ["faiss-ivf", "faiss-hnsw"])
+def test_without_faiss_the_error_of_its_engines_names_the_extra(engine):
+    code = (
+        BLOCK.format(blocked=("faiss",))
+        + f"""
+import numpy, nearcast
+try:
+    nearcast.knn_join(numpy.eye(3), numpy.eye(3), k=1, engine={engine!r})
+except nearcast.errors.MissingExtraError as error:
+    assert "pip install 'nearcast[faiss]'" in str(error), error
+    assert isinstance(error.__cause__, ImportError)
+    print(error.exit_code)
+"""
+    )
+    assert python(code) == ["9"]
+
+
+def test_the_errors_are_a_tree_with_an_exit_code_each():
+    from nearcast import errors
+
+    classes = [getattr(errors, name) for name in errors.__all__]
+    assert all(issubclass(kind, errors.NearcastError) for kind in classes)
+    assert len({kind.exit_code for kind in classes}) == len(classes)
+    assert 0 not in {kind.exit_code for kind in classes}
+    for kind in classes:
+        assert kind.__name__ in errors.__doc__
