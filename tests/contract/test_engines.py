@@ -90,6 +90,18 @@ def test_hundreds_of_copies_of_an_item_do_not_hide_the_others(engine, metric):
 
 @every_engine
 @every_metric
+def test_copies_do_not_cut_the_other_items_off_from_a_search_of_some_effort(engine, metric):
+    items, queries = clustered(1500, 16, seed=1), clustered(100, 16, seed=2)
+    items[np.random.default_rng(3).permutation(1500)[:700]] = items[0]
+    index = build(engine, items, metric)
+    efforts = index.efforts(10)
+    found = join(index, queries, 10, effort=efforts[max(0, len(efforts) - 2)])
+    true = reference.join(queries, items, 10, metric)[1]
+    assert np.mean(found.scores >= true[:, -1:] - 1e-4 * np.abs(true[:, -1:])) > 0.97
+
+
+@every_engine
+@every_metric
 @pytest.mark.parametrize("effort", [0, -1], ids=["least effort", "full effort"])
 def test_whatever_the_effort_scores_are_true_and_lists_are_in_order(engine, metric, effort):
     items, queries = clustered(1500, 16, seed=1), clustered(60, 16, seed=2)

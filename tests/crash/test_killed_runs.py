@@ -52,6 +52,13 @@ def start(spec: Path, log: Path | None = None) -> ForkServerProcess:
     return process
 
 
+def children_of(process: ForkServerProcess) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # it has ended this very moment
+        return []
+
+
 def ended(process: ForkServerProcess, timeout: float | None = None) -> int | None:
     process.join(timeout)
     return process.exitcode
@@ -91,7 +98,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(tmp_path
     while kills < KILLS:
         process = start(killed)
         if ended(process, timeout=moments.uniform(0.05, 1.0) * lasts) is None:
-            assert psutil.Process(process.pid).children(recursive=True) == []
+            assert children_of(process) == []
             process.kill()
             process.join()
             kills += 1

@@ -1,0 +1,532 @@
+"""The command line as people and programs use it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.end_to_end import shop as at
+from tests.end_to_end.shop import Finished, fail, nearcast, succeed
+
+from nearcast.measure.measures import MEASURES
+
+ODD_IDS = ["a/b c", 'it\'s "quoted"', "Œuvre ✓ 漢字", "[red]", "[/bold]", "-dash", "--json", "back\\", "%s {x} $HOME"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A shop with one snapshot, and what its run has said. Look, do not write."""
+    folder = tmp_path_factory.mktemp("shop")
+    at.write_shop(folder)
+    return folder, succeed("run", "shop.toml", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def shop(made: tuple[Path, Finished]) -> Path:
+    return made[0]
+
+
+@pytest.fixture
+def own_shop(shop: Path, tmp_path: Path) -> Path:
+    """A copy to write in."""
+    return Path(shutil.copytree(shop, tmp_path / "shop"))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Items with odd ids and names, joined with themselves."""
+    folder = tmp_path_factory.mktemp("odd")
+    vectors = np.random.default_rng(3).normal(size=(len(ODD_IDS), 4))
+    names = [f"{name} [blue]named[/blue]" for name in ODD_IDS]
+    at.write_rows(folder / "items.parquet", ODD_IDS, list(vectors), **{"name": names, "[cyan]": names})
+    items = {"path": "items.parquet", "display": ["name"], "attributes": ["[cyan]"]}
+    at.write_spec(folder, k=len(ODD_IDS), items=items, queries=None)
+    succeed("run", "shop.toml", "--quiet", cwd=folder)
+    return folder
+
+
+def flat(text: str) -> str:
+    """Text with its line breaks and runs of spaces made one space."""
+    return " ".join(text.split())
+
+
+# run
+
+
+def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, Finished]) -> None:
+    folder, done = made
+    said = flat(done.stdout)
+    assert "shop snapshot 000001" in said
+    assert "300 queries × 600 items, k = 10, cosine, engine exact" in said
+    assert str(at.snapshot(folder)) in said
+    assert "recall promised 1, kept" in said
+    assert "recall 100.00% of the true nearest, on 300 queries; 95% interval 100.00% to 100.00%" in said
+    assert "fill_rate 100.00% slots that hold a candidate" in said
+    assert "cost taken estimated" in said
+    for word in ("read", "join", "table", "measure", "all", "memory", "disk"):
+        assert re.search(rf"\b{word} +[\d.,]+ (s|B|kB|MB|GB)", said), word
+
+
+def test_no_line_of_a_plain_summary_is_wider_than_a_page(made: tuple[Path, Finished]) -> None:
+    assert max(len(line) for line in made[1].stdout.splitlines() if str(made[0]) not in line) <= 110
+
+
+def test_without_a_terminal_progress_is_log_lines_on_standard_error(made: tuple[Path, Finished]) -> None:
+    said = made[1].stderr
+    assert "\x1b" not in said
+    assert "\r" not in said
+    for stage in ("check items: 600 of 600", "check queries: 300 of 300", "join: 300 of 300", "table: 300 of 300"):
+        assert re.search(rf"^\d\d:\d\d:\d\d {stage}, \d+\.\d s$", said, re.MULTILINE), stage
+    assert re.search(r"^estimated memory +\S+ MB of 1 GB given$", said, re.MULTILINE)
+
+
+def test_run_json_puts_the_manifest_on_standard_output_and_nothing_else_anywhere(shop: Path) -> None:
+    done = succeed("run", "shop.toml", "--json", cwd=shop)
+    said = json.loads(done.stdout)
+    assert said.pop("snapshot") == str(at.snapshot(shop))
+    assert said == at.manifest(shop)
+    assert done.stderr == ""
+
+
+def test_the_summary_shows_every_measure_that_the_manifest_holds(made: tuple[Path, Finished]) -> None:
+    folder, done = made
+    measures = at.manifest(folder)["measures"]
+    assert set(measures) <= set(MEASURES)
+    within_others = {"recall_low", "recall_high", "recall_sample", "score_p01", "score_p99"}
+    for name in set(measures) - within_others:
+        assert re.search(rf"^{name} ", done.stdout, re.MULTILINE), name
+
+
+def test_with_nothing_changed_run_gives_the_snapshot_there_is_and_again_makes_another(own_shop: Path) -> None:
+    same = succeed("run", "shop.toml", cwd=own_shop)
+    assert "nothing has changed since snapshot 000001: it is the answer" in same.stderr
+    assert "shop snapshot 000001" in same.stdout
+    assert at.snapshots(own_shop) == ["000001"]
+    again = succeed("run", "shop.toml", "--again", "--quiet", cwd=own_shop)
+    assert again.stderr == ""
+    assert at.snapshots(own_shop) == ["000001", "000002"]
+    assert "overlap 100.00%" in flat(again.stdout)
+    assert at.manifest(own_shop, 2)["measures"]["overlap"] == 1.0
+    assert at.manifest(own_shop, 2)["fingerprint"] == at.manifest(own_shop, 1)["fingerprint"]
+
+
+def test_a_run_after_the_items_have_changed_says_how_much_was_kept(own_shop: Path) -> None:
+    vectors = at.clustered(at.N_ITEMS, seed=1)
+    vectors[:100] = at.clustered(100, seed=7)
+    at.write_items(own_shop, vectors)
+    succeed("run", "shop.toml", "--quiet", cwd=own_shop)
+    measures = at.manifest(own_shop, 2)["measures"]
+    assert 0.5 < measures["overlap"] < 1
+    assert measures["queries_kept"] == 1.0
+
+
+def test_a_run_of_changed_memory_threads_or_folder_has_nothing_to_do(own_shop: Path) -> None:
+    at.write_spec(own_shop, memory="900MB", threads=2)
+    assert "nothing has changed" in succeed("run", "shop.toml", cwd=own_shop).stderr
+
+
+# a broken promise
+
+
+def test_a_broken_promise_exits_4_keeps_the_snapshot_and_says_by_how_much(own_shop: Path) -> None:
+    at.write_spec(own_shop, "hasty.toml", name="hasty", engine="faiss-ivf", recall=0.99, engine_settings={"nprobe": 1})
+    done = nearcast("run", "hasty.toml", cwd=own_shop)
+    assert done.returncode == 4
+    kept = at.manifest(own_shop, name="hasty")
+    recall, low = kept["measures"]["recall"], kept["measures"]["recall_low"]
+    reason = f"recall@10 is {recall:.4f} with a 95% interval from {low:.4f}, and 0.99 was promised"
+    assert recall < 0.9
+    assert kept["promise"] == {"recall": 0.99, "kept": False, "reason": reason}
+    assert f"error: snapshot 000001 is below its promise: {reason}; it is kept at" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "recall promised 0.99, BROKEN" in done.stdout
+    once_more = nearcast("run", "hasty.toml", "--json", cwd=own_shop)  # nothing has changed, nor has the promise
+    assert once_more.returncode == 4
+    assert json.loads(once_more.stdout)["promise"]["kept"] is False
+    assert reason in once_more.stderr
+    assert at.snapshots(own_shop, "hasty") == ["000001"]
+    assert "BROKEN" in succeed("snapshots", cwd=own_shop).stdout
+
+
+# check
+
+
+def test_check_reports_both_sides_and_writes_nothing(tmp_path: Path) -> None:
+    at.write_shop(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = succeed("check", "shop.toml", cwd=tmp_path)
+    said = flat(done.stdout)
+    assert "items 600 600 16 float32" in said
+    assert "queries 300 300 16 float32" in said
+    assert "the inputs pass the checks" in said
+    assert "estimated time" in done.stderr
+    told = succeed("check", "shop.toml", "--json", cwd=tmp_path)
+    assert told.stderr == ""
+    assert json.loads(told.stdout)["report"]["items"]["vectors"] == 600
+    assert json.loads(told.stdout)["estimate"]["memory_bytes"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_exits_3_and_shows_examples_of_what_is_wrong(tmp_path: Path) -> None:
+    at.write_spec(tmp_path, k=1, queries=None)
+    rows = [[1, 0], [np.nan, 1], [0, 0], None, [1, 1]]
+    columns = {"name": ["w"] * 5, "category": ["c"] * 5}
+    at.write_rows(tmp_path / "items.parquet", ["a", "b[red]", "c", "d", "a"], rows, **columns)
+    message = fail("check", "shop.toml", code=3, cwd=tmp_path)
+    assert "error: the inputs did not pass the checks." in message
+    assert "1 row has a vector with NaN" in message
+    assert "'b[red]' (items.parquet row 1) [not_finite]" in message
+    assert "'c' (items.parquet row 2) [zero_vector]" in message
+    assert "'d' (items.parquet row 3) [null_vector]" in message
+    assert "'a' (items.parquet row 4) [duplicate_id]" in message
+    assert "set the policy of the kind in [checks]" in message
+
+
+# show
+
+
+@pytest.mark.parametrize("name", ["shop", "shop/1", "shop/000001", "nearcast/shop/snapshots/000001", None])
+def test_show_takes_a_generator_a_version_a_folder_or_nothing(made: tuple[Path, Finished], name: str | None) -> None:
+    folder, done = made
+    shown = succeed("show", *([name] if name else []), cwd=folder).stdout
+    assert "shop snapshot 000001" in shown
+    assert shown.splitlines()[4:] == done.stdout.splitlines()[4:]  # the same as the run has said
+
+
+def test_show_in_the_folder_of_a_snapshot_knows_its_name(shop: Path) -> None:
+    assert "shop snapshot 000001" in succeed("show", ".", cwd=at.snapshot(shop)).stdout
+
+
+def test_show_json_is_the_manifest_and_verify_reads_every_byte(shop: Path) -> None:
+    told = json.loads(succeed("show", "--json", "--verify", cwd=shop).stdout)
+    assert told.pop("snapshot") == "nearcast/shop/snapshots/000001"
+    assert told == at.manifest(shop)
+    assert "every byte is as it was written" in succeed("show", "--verify", cwd=shop).stdout
+
+
+def test_show_of_an_unknown_name_lists_what_there_is(own_shop: Path) -> None:
+    home = own_shop / "nearcast"
+    assert "no snapshot of 'shoop' in nearcast; generators there are shop" in fail(
+        "show", "shoop", code=7, cwd=own_shop
+    )
+    assert "shop has no snapshot 9; it has 1, 000001 to 000001" in fail("show", "shop/9", code=7, cwd=own_shop)
+    assert "write GENERATOR, GENERATOR/VERSION such as shop/3" in fail("show", "shop/new", code=7, cwd=own_shop)
+    shutil.copytree(home / "shop" / "snapshots", home / "other" / "snapshots")
+    assert "name a generator: there are other, shop" in fail("show", code=7, cwd=own_shop)
+
+
+def test_show_says_where_it_has_looked_when_there_is_nothing(tmp_path: Path) -> None:
+    assert "nearcast holds none; run one, or say --out" in fail("show", code=7, cwd=tmp_path)
+
+
+# snapshots
+
+
+def test_snapshots_lists_every_snapshot_for_people_and_programs(shop: Path) -> None:
+    said = flat(succeed("snapshots", cwd=shop).stdout)
+    assert "generator snapshot made rows recall promise fill overlap took engine" in said
+    assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, kept 100.00% - \S+ s exact", said)
+    (row,) = json.loads(succeed("snapshots", "shop", "--json", cwd=shop).stdout)
+    assert (row["generator"], row["version"], row["rows"]) == ("shop", 1, 300)
+    assert row["measures"] == at.manifest(shop)["measures"]
+    assert "no snapshot of 'shoop'" in fail("snapshots", "shoop", code=7, cwd=shop)
+
+
+def test_the_folder_of_snapshots_can_be_given_or_come_from_the_environment(shop: Path, tmp_path: Path) -> None:
+    assert "no snapshots in nearcast" in succeed("snapshots", cwd=tmp_path).stdout
+    assert "000001" in succeed("snapshots", "--out", shop / "nearcast", cwd=tmp_path).stdout
+    assert "000001" in nearcast("snapshots", cwd=tmp_path, NEARCAST_OUT=str(shop / "nearcast")).stdout
+
+
+# lookup
+
+
+def test_lookup_shows_names_beside_ids_and_scores(shop: Path) -> None:
+    lines = succeed("lookup", "shop", "q007", cwd=shop).stdout.splitlines()
+    assert lines[0] == "'q007': 10 candidates"
+    assert lines[1].split() == ["rank", "id", "score", "name"]
+    shown = [re.fullmatch(r" *(\d+) +(i\d{4}) +(\d\.\d{4}) +(\S.* no\. (\d+)) *", line) for line in lines[2:]]
+    assert all(shown), lines
+    assert [int(row[1]) for row in shown] == list(range(1, 11))
+    assert all(int(row[2][1:]) == int(row[5]) for row in shown)  # the name is that of the id
+    scores = [float(row[3]) for row in shown]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_lookup_in_json_with_other_columns_and_only_the_first(shop: Path) -> None:
+    words = ("lookup", "shop", "q007", "--json", "--columns", "category, name", "-k", "3", "--snapshot", "1")
+    told = json.loads(succeed(*words, cwd=shop).stdout)
+    assert (told["query"], len(told["candidates"])) == ("q007", 3)
+    assert list(told["candidates"][0]) == ["rank", "id", "score", "category", "name"]
+    assert all(row["name"].split()[1] == row["category"] for row in told["candidates"])
+
+
+def test_lookup_of_an_unknown_key_shows_what_keys_look_like(shop: Path) -> None:
+    message = fail("lookup", "shop", "Q7", code=7, cwd=shop)
+    assert "shop 000001 has no query 'Q7'; its 300 keys are such as 'q000', 'q001', 'q002'" in message
+
+
+def test_lookup_of_an_unknown_column_names_those_there_are(shop: Path) -> None:
+    message = fail("lookup", "shop", "q007", "--columns", "price", code=7, cwd=shop)
+    assert "holds no item column 'price'; it holds category, name" in message
+
+
+@pytest.mark.parametrize("columns", ["name,name", "id,name"])
+def test_lookup_takes_a_column_twice_and_the_id_as_a_column(shop: Path, columns: str) -> None:
+    done = nearcast("lookup", "shop", "q007", "--columns", columns, "--json", cwd=shop)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 7)
+
+
+@pytest.mark.parametrize("key", ODD_IDS)
+def test_lookup_finds_ids_of_any_letters(odd: Path, key: str) -> None:
+    told = json.loads(succeed("lookup", "shop", "--json", "--", key, cwd=odd).stdout)
+    assert told["query"] == key
+    assert told["candidates"][0]["id"] == key  # cosine with itself
+    assert told["candidates"][0]["name"] == f"{key} [blue]named[/blue]"
+
+
+def test_lookup_prints_ids_and_names_letter_for_letter(odd: Path) -> None:
+    lines = succeed("lookup", "shop", "[red]", cwd=odd).stdout.splitlines()
+    assert lines[0] == f"'[red]': {len(ODD_IDS)} candidates"
+    for key in ODD_IDS:
+        assert any(f" {key} " in line and f"{key} [blue]named[/blue]" in line for line in lines), key
+
+
+def test_a_column_with_brackets_in_its_name_keeps_them(odd: Path) -> None:
+    head = succeed("lookup", "shop", "[red]", "--columns", "[cyan]", cwd=odd).stdout.splitlines()[1]
+    assert head.split() == ["rank", "id", "score", "[cyan]"]
+
+
+def test_lookup_of_int64_ids_takes_numbers_also_negative_ones(tmp_path: Path) -> None:
+    ids = np.array([-5, 7, 2**62], np.int64)
+    columns = {"price": [float("nan"), 1.5, None]}
+    at.write_rows(tmp_path / "items.parquet", ids, [[1, 0], [1, 0.1], [0, 1]], **columns)
+    at.write_spec(tmp_path, k=3, items={"path": "items.parquet", "display": ["price"]}, queries=None)
+    succeed("run", "shop.toml", "--quiet", cwd=tmp_path)
+    assert "7: 3 candidates" in succeed("lookup", "shop", "7", cwd=tmp_path).stdout
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    told = json.loads(succeed("lookup", "shop", "--json", "--", "-5", cwd=tmp_path).stdout, parse_constant=refuse)
+    assert [row["id"] for row in told["candidates"]] == [-5, 7, 2**62]
+    assert told["candidates"][0]["price"] is None
+    message = fail("lookup", "shop", "seven", code=7, cwd=tmp_path)
+    assert f"has no query 'seven'; its 3 keys are such as -5, 7, {2**62}" in message
+
+
+# spec
+
+
+def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> None:
+    text = succeed("spec", cwd=tmp_path).stdout
+    (tmp_path / "generator.toml").write_text(text)
+    at.write_rows(tmp_path / "items.parquet", [f"i{i}" for i in range(80)], list(at.clustered(80, seed=1)))
+    at.write_rows(tmp_path / "queries" / "a.parquet", ["q1", "q2"], list(at.clustered(2, seed=2)))
+    succeed("run", "generator.toml", cwd=tmp_path)
+    assert at.manifest(tmp_path, name="similar-items")["rows"] == 2
+    fill = {"memory": '"1GB"', "threads": "1", "ids": None, "embedding": '"v1"', "zero_vector": '"error"'}
+    lines = []
+    for line in text.splitlines():
+        setting = re.match(r"# (\w+) = (.*?) *#", line)
+        if setting is None:
+            lines.append(line)
+        elif setting[2] != "...":
+            lines.append(f"{setting[1]} = {setting[2]}")
+        elif fill[setting[1]] is not None:
+            lines.append(f"{setting[1]} = {fill[setting[1]]}")
+    (tmp_path / "full.toml").write_text("\n".join(lines))
+    settings = tomllib.loads("\n".join(lines))
+    assert len(settings["checks"]) == 10
+    assert settings["items"]["embedding"] == "v1"
+    assert "the inputs pass the checks" in succeed("check", "full.toml", cwd=tmp_path).stdout
+
+
+def test_the_schema_is_json_schema_that_knows_every_setting(tmp_path: Path) -> None:
+    schema = json.loads(succeed("spec", "--schema", cwd=tmp_path).stdout)
+    assert schema["type"] == "object"
+    assert set(schema["required"]) == {"name", "metric", "k", "items"}
+    assert schema["additionalProperties"] is False
+    assert {"Source", "Checks", "Measuring"} <= set(schema["$defs"])
+    assert set(schema["properties"]) >= {"name", "recall", "engine", "memory", "items", "queries", "checks"}
+    for reference in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(schema)):
+        assert reference in schema["$defs"]
+    assert all("description" in field for field in schema["$defs"]["Source"]["properties"].values())
+
+
+# errors and their exit codes
+
+
+def test_a_spec_with_an_unknown_key_exits_2_with_a_suggestion(own_shop: Path) -> None:
+    at.write_spec(own_shop, recal=0.9, k=0)
+    message = fail("run", "shop.toml", code=2, cwd=own_shop)
+    assert "unknown key 'recal'; did you mean 'recall'?" in message
+    assert "k is 0" in message
+
+
+def test_a_missing_spec_or_argument_exits_2(tmp_path: Path) -> None:
+    assert "`nearcast spec` prints an example" in fail("run", "none.toml", code=2, cwd=tmp_path)
+    assert "Missing argument 'SPEC'" in fail("run", code=2, cwd=tmp_path)
+
+
+def test_missing_data_exits_3_and_names_the_file(tmp_path: Path) -> None:
+    at.write_spec(tmp_path)
+    message = fail("run", "shop.toml", code=3, cwd=tmp_path)
+    assert f"no Parquet file at {tmp_path / 'items.parquet'}" in message
+
+
+def test_a_held_generator_exits_5_and_names_the_holder(own_shop: Path) -> None:
+    with (own_shop / "nearcast" / "shop" / ".lock").open("w") as lock:
+        lock.write("process 4711 since 2026-01-01T00:00:00Z")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = fail("run", "shop.toml", code=5, cwd=own_shop)
+    assert "generator 'shop' is held by process 4711 since 2026-01-01T00:00:00Z; wait" in message
+
+
+def test_a_budget_that_is_too_small_exits_6_before_any_work(tmp_path: Path) -> None:
+    at.write_shop(tmp_path, memory="20MB")
+    message = fail("run", "shop.toml", code=6, cwd=tmp_path)
+    assert re.search(
+        r"memory is 20 MB, and Python with its libraries takes \d+ MB of it; give at least \d+ MB", message
+    )
+    assert not (tmp_path / "nearcast").exists()
+    given = int(re.search(r"give at least (\d+) MB", message)[1]) + 20
+    at.write_spec(tmp_path, memory=f"{given}MB", engine="faiss-hnsw", recall=0.9)
+    message = fail("run", "shop.toml", code=6, cwd=tmp_path)
+    assert re.search(r"faiss-hnsw will need about \d+ MB of memory, and the budget is \d+ MB; raise `memory`", message)
+    assert not list((tmp_path / "nearcast").rglob("*.npy"))
+    assert at.snapshots(tmp_path) == []
+
+
+def test_a_damaged_manifest_exits_8(own_shop: Path) -> None:
+    path = at.snapshot(own_shop) / "manifest.json"
+    path.write_text(path.read_text()[:-40])
+    assert f"{path.relative_to(own_shop)} cannot be read" in fail("show", code=8, cwd=own_shop)
+
+
+def test_an_absent_library_exits_9_and_names_the_extra(own_shop: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    (absent / "faiss.py").write_text("raise ImportError('none here')")
+    at.write_spec(own_shop, engine="faiss-ivf", recall=0.9)
+    message = fail("run", "shop.toml", code=9, cwd=own_shop, PYTHONPATH=str(absent))
+    assert "pip install 'nearcast[faiss]'" in message
+
+
+def test_an_output_folder_that_cannot_be_written_is_an_error_and_no_traceback(own_shop: Path) -> None:
+    (own_shop / "taken").write_text("a file")
+    at.write_spec(own_shop, out="taken")
+    done = nearcast("run", "shop.toml", cwd=own_shop)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "taken" in done.stderr
+
+
+# a terminal, and one that is left
+
+
+def test_on_a_terminal_there_are_bars_with_an_eta_and_standard_output_stays_clean(tmp_path: Path) -> None:
+    at.write_shop(tmp_path)
+    code, out, drawn = on_a_terminal("run", "shop.toml", cwd=tmp_path)
+    assert code == 0
+    assert "\x1b" not in out
+    assert out.startswith("shop snapshot 000001\n")
+    assert "\x1b" in drawn
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+    for stage in ("check items", "read items", "join", "table", "ground truth"):
+        assert re.search(rf"{stage} +━+ +\d+/\d+ \d:\d\d:\d\d eta (\d\d:\d\d|--:--)", text), stage
+    assert re.search(r"join +━+ +300/300", text)
+    assert "estimated memory" in text
+
+
+def test_a_note_on_a_terminal_is_printed_letter_for_letter(own_shop: Path) -> None:
+    shutil.move(own_shop / "items.parquet", own_shop / "items[red].parquet")
+    items = {"path": "items[red].parquet", "display": ["name"]}
+    at.write_spec(own_shop, items=items)
+    work = own_shop / "nearcast" / "shop" / "work"
+    work.mkdir()
+    plan = {"items": [{"name": "items.parquet", "hash": "0"}]}
+    (work / "plan.json").write_text(json.dumps(plan))  # as an interrupted run would have left it
+    code, _, drawn = on_a_terminal("run", "shop.toml", cwd=own_shop)
+    assert code == 0
+    assert "items changed: items[red].parquet" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+
+
+def test_a_run_that_is_interrupted_exits_130_and_says_that_it_can_be_continued(tmp_path: Path) -> None:
+    at.write_shop(tmp_path, k=100)
+    write_many(tmp_path)
+    with started("run", "shop.toml", cwd=tmp_path) as process:
+        until(lambda: list((tmp_path / "nearcast").glob("shop/work/plan.json")), process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.endswith("stopped: what was finished is kept, and the same command continues it\n")
+    assert "Traceback" not in said
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(shop: Path) -> None:
+    done = subprocess.run(
+        f"set -o pipefail; {at.NEARCAST} show --json | head -c 1",
+        shell=True, executable="/bin/bash", cwd=shop, env=at.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+def write_many(folder: Path) -> None:
+    """More rows than a run is done with at once."""
+    vectors = np.random.default_rng(8).normal(size=(20_000, 64))
+    columns = {"name": ["n"] * 20_000, "category": ["c"] * 20_000}
+    at.write_rows(folder / "items.parquet", [f"i{i}" for i in range(20_000)], list(vectors), **columns)
+    at.write_rows(folder / "queries.parquet", [f"q{i}" for i in range(20_000)], list(vectors))
+
+
+def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [at.NEARCAST, *words], cwd=cwd, env=at.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def until(happened, process: subprocess.Popen[str]) -> None:
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def on_a_terminal(*words: str, cwd: Path) -> tuple[int, str, str]:
+    """Run with standard error on a terminal of 100 columns: exit code, standard output, what was drawn."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    with (cwd / "standard-output").open("w+") as out:
+        process = subprocess.Popen(
+            [at.NEARCAST, *words], cwd=cwd, env=at.environment(), stdin=theirs, stdout=out, stderr=theirs
+        )
+        os.close(theirs)
+        drawn = []
+        while True:
+            try:
+                piece = os.read(ours, 65_536)
+            except OSError:  # the last writer has closed it
+                break
+            if not piece:
+                break
+            drawn.append(piece)
+        os.close(ours)
+        code = process.wait(timeout=120)
+        out.seek(0)
+        return code, out.read(), b"".join(drawn).decode()
