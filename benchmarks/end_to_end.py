@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow.parquet as pq
 
 from nearcast import machine
 
@@ -39,19 +37,23 @@ def main() -> None:
     given = arguments.parse_args()
     if not (given.data / "items.parquet").is_file():
         sys.exit(f"no items.parquet in {given.data}: this benchmark needs the packages data")
-    truth = independent_truth(given.data)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for engine, recall in JOBS:
             if given.engine is None or engine in given.engine:
-                rows.append(measure(Path(folder), given.data.absolute(), engine, recall, given.memory, truth))
-                show(rows[-1])
+                rows.append(measure(Path(folder), given.data.absolute(), engine, recall, given.memory))
+        truth = independent_truth(given.data)  # only now: a child's peak memory counts from its parent's
+        for row in rows:
+            shares = independent_recall(Path(row.pop("snapshot")), truth)
+            row["independent_recall"] = float(np.mean(shares))
+            row["independent_error"] = float(1.96 * np.std(shares) / len(shares) ** 0.5)
+            show(row)
     result = {"machine": machine.describe(), "k": K, "commit": commit(), "rows": rows}
     if given.engine is None:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(folder: Path, data: Path, engine: str, recall: float, memory: str, truth: Any) -> dict[str, Any]:
+def measure(folder: Path, data: Path, engine: str, recall: float, memory: str) -> dict[str, Any]:
     """Run one generator in a process and look at what it has left."""
     spec = folder / f"{engine}.toml"
     spec.write_text(
@@ -71,8 +73,8 @@ def measure(folder: Path, data: Path, engine: str, recall: float, memory: str, t
     print(summary)
     snapshot = folder / "nearcast" / engine / "snapshots" / "000001"
     manifest = json.loads((snapshot / "manifest.json").read_text())
-    shares = independent_recall(snapshot, truth)
     return {
+        "snapshot": str(snapshot),
         "engine": engine,
         "promise": recall,
         "exit_code": os.waitstatus_to_exitcode(status),
@@ -86,8 +88,6 @@ def measure(folder: Path, data: Path, engine: str, recall: float, memory: str, t
         "stage_seconds": manifest["run"]["seconds"],
         "effort": manifest["engine"]["effort"],
         "recall": [manifest["measures"][name] for name in ("recall_low", "recall", "recall_high")],
-        "independent_recall": float(np.mean(shares)),
-        "independent_error": float(1.96 * np.std(shares) / len(shares) ** 0.5),
     }
 
 
@@ -105,6 +105,7 @@ def show(row: dict[str, Any]) -> None:
 def independent_truth(data: Path) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Ids and scores of the exact neighbors of a sample of queries, by faiss alone."""
     import faiss
+    import pyarrow.parquet as pq
 
     items, queries = (
         pq.read_table(data / f"{side}.parquet", columns=["id", "vector"]) for side in ("items", "queries")
@@ -124,6 +125,8 @@ def matrix(table: Any) -> np.ndarray[Any, Any]:
 
 def independent_recall(snapshot: Path, truth: Any) -> list[float]:
     """Per-query recall of the written table, read by polars, ids against ids; near-ties at the end count."""
+    import polars as pl
+
     query_ids, true_ids, true_scores = truth
     table = pl.read_parquet(snapshot / "candidates" / "*.parquet").filter(pl.col("query_id").is_in(query_ids))
     lists = {row["query_id"]: row for row in table.iter_rows(named=True)}

@@ -69,7 +69,9 @@ def write_text(path: Path, text: str) -> None:
 def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Declare a folder done: every file in it is flushed and listed, then the manifest appears."""
     listed = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for path in sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith(PARTIAL)
+    ):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,7 @@ __all__ = [
     "Measuring",
     "Policy",
     "Source",
+    "allowed_policies",
     "example",
     "json_schema",
     "load_spec",
@@ -45,10 +46,12 @@ def parse_bytes(value: object) -> int:
         return value
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     if match is None or match[2].upper() not in UNITS:
-        raise ValueError(f'{value!r} is not an amount of memory; write it like "4GB" or "512MB"')
+        raise ValueError('it is not an amount of memory; write it like "4GB" or "512MB"')
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+Whole = Annotated[int, Field(strict=True)]  # true is no number, nor is "50"
+Share = Annotated[float, Field(strict=True)]
 Model = TypeVar("Model", bound=BaseModel)
 ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=SMALLEST_BUDGET)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
@@ -118,11 +121,20 @@ class Checks(_Table):
 CHECK_KINDS = tuple(Checks.model_fields)
 
 
+def allowed_policies(kind: str) -> tuple[str, ...]:
+    """The policies that a kind of bad input can have."""
+    annotation = Checks.model_fields[kind].annotation
+    found = [a for a in get_args(annotation) if a is not type(None)]
+    return tuple(w for a in found for w in (get_args(a) or (a,)))
+
+
 class Measuring(_Table):
     """How the snapshot is measured."""
 
-    sample: int = Field(2000, ge=1, description="queries on which recall is measured against exact truth")
-    calibration: int = Field(1000, ge=20, description="other queries: so many to find the effort, as many to check it")
+    sample: Whole = Field(2000, ge=1, description="queries on which recall is measured against exact truth")
+    calibration: Whole = Field(
+        1000, ge=20, description="other queries: so many to find the effort, as many to check it"
+    )
 
 
 class GeneratorSpec(_Table):
@@ -130,14 +142,14 @@ class GeneratorSpec(_Table):
 
     name: Name = Field(description="lower-case letters, digits, - _ . ; names the folder and the store keys")
     metric: Metric = Field(description="inner_product, cosine or l2")
-    k: int = Field(ge=1, le=10_000, description="candidates per query")
-    recall: float = Field(1.0, gt=0, le=1, description="the recall@k that the snapshot promises")
+    k: Whole = Field(ge=1, le=10_000, description="candidates per query")
+    recall: Share = Field(1.0, gt=0, le=1, description="the recall@k that the snapshot promises")
     engine: str = Field("auto", description="auto, exact, faiss-hnsw or faiss-ivf")
     engine_settings: dict[str, Any] = Field(default_factory=dict, description="settings of the named engine")
     exclude_self: bool = Field(False, description="never give a query the item with its own id")
-    seed: int = Field(0, ge=0, description="start of every random choice")
+    seed: Whole = Field(0, ge=0, description="start of every random choice")
     memory: ByteCount | None = Field(None, description='memory budget, such as "4GB"; half of what is free')
-    threads: int | None = Field(None, ge=1, le=1024, description="worker threads; all cores")
+    threads: Whole | None = Field(None, ge=1, le=1024, description="worker threads; all cores")
     out: str = Field("nearcast", description="folder of the snapshots of all generators, relative to this file")
     items: Source = Field(description="what may be returned")
     queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
@@ -242,9 +254,32 @@ def _fault(model: type[BaseModel], fault: Any) -> str:
         return f"unknown key {key!r}; {hint}"
     if fault["type"] == "missing":
         return f"{key!r} is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:] if message.startswith("Input") else message
-    return f"{key} is {fault['input']!r}: {message}" if key and not isinstance(fault["input"], dict) else message
+    message = _in_words(fault, path)
+    if message is None:
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:] if message.startswith("Input") else message
+    given = fault["input"]
+    return message if not key or isinstance(given, dict) else f"{key} is {given!r}: {message}"
+
+
+def _in_words(fault: Any, path: list[str]) -> str | None:
+    """Better words for the faults that people make most, or None."""
+    kind, limits = fault["type"], fault.get("ctx", {})
+    if path == ["name"] and kind == "string_pattern_mismatch":
+        return "use lower-case letters, digits and - _ . and start with a letter or digit"
+    if path == ["memory"] and kind == "greater_than_equal":
+        return f"give at least {SMALLEST_BUDGET >> 20} MiB"
+    if path == ["recall"] and kind == "less_than_equal":
+        return "recall is a share: write 0.95 for 95%"
+    if kind in ("model_type", "dict_type"):
+        return f"it is a table: write [{'.'.join(path)}] and its settings below"
+    if kind == "tuple_type":
+        return f"write it as a list: [{fault['input']!r}]".replace("'", '"')
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return "write a whole number"
+    if kind == "greater_than_equal":
+        return f"it is at least {limits['ge']}"
+    return f"it is at most {limits['le']}" if kind == "less_than_equal" else None
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -260,7 +260,7 @@ BAD_SETTINGS = [
     ({"engine": "faiss-ivf", "engine_settings": {"nlists": 3}}, "unknown key 'nlists'; did you mean 'nlist'?"),
     ({"engine": "faiss-ivf", "engine_settings": {"nlist": 0}}, "nlist is 0"),
     ({"engine": "exact", "engine_settings": {"m": 3}}, "engine_settings of exact: unknown key 'm'"),
-    ({"memory": "lots"}, "'lots' is not an amount of memory"),
+    ({"memory": "lots"}, "memory is 'lots': it is not an amount"),
     ({"threads": 0}, "threads is 0"),
     ({"threads": -1}, "threads is -1"),
     ({"seed": -1, "engine": "faiss-ivf"}, "seed is -1"),

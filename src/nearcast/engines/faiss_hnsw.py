@@ -29,6 +29,7 @@ from nearcast.engines.faiss_common import (
     search_join,
     trial,
 )
+from nearcast.errors import DamagedError
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["FaissHnswEngine"]
@@ -166,7 +167,10 @@ class FaissHnswEngine:
     def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> HnswIndex:
         """Read the faiss index and the groups."""
         assert isinstance(settings, HnswSettings)
-        copies = Copies(np.load(folder / "members.npy"), np.load(folder / "starts.npy"))
+        try:
+            copies = Copies(np.load(folder / "members.npy"), np.load(folder / "starts.npy"))
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
         return HnswIndex(open_faiss(folder), copies, items, metric, settings)
 
 

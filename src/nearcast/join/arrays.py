@@ -85,10 +85,10 @@ def knn_join(
     """
     chosen_metric = _metric(metric)
     query_vectors, item_vectors = _checked("queries", queries), ArrayVectors(_checked("items", items))
-    _check_together(query_vectors, item_vectors, k, recall)
+    _check_together(query_vectors, item_vectors, k, recall, seed)
     chosen = choose_engine(engine)
     settings = parse_model(chosen.settings, dict(engine_settings or {}), f"engine_settings of {chosen.name}")
-    resources = Resources(threads or machine.default_threads(), parse_bytes(memory))
+    resources = _resources(threads, memory)
     exclude = _own_rows(len(query_vectors), item_vectors.n) if exclude_self else None
 
     started = time.perf_counter()
@@ -160,8 +160,20 @@ def _metric(name: str) -> Metric:
         raise SpecError(f"metric is {name!r}; it can be {', '.join(Metric)}") from None
 
 
+def _resources(threads: int | None, memory: int | str) -> Resources:
+    if threads is not None and threads < 1:
+        raise SpecError(f"threads is {threads}; it is at least 1, or None for all cores")
+    try:
+        return Resources(threads or machine.default_threads(), parse_bytes(memory))
+    except ValueError as error:
+        raise SpecError(f"memory is {memory!r}: {error}") from None
+
+
 def _checked(side: str, vectors: AnyArray) -> AnyArray:
-    array = np.asarray(vectors)
+    try:
+        array = np.asarray(vectors)
+    except ValueError as error:
+        raise InputError(f"{side} are no array ({error}); give rows of one length") from None
     if array.ndim != 2 or array.shape[1] == 0:
         raise InputError(f"{side} have shape {array.shape}; give rows: (count, dimension)")
     if array.dtype == np.float64:
@@ -182,7 +194,7 @@ def _checked(side: str, vectors: AnyArray) -> AnyArray:
     return array
 
 
-def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: float) -> None:
+def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: float, seed: int) -> None:
     if items.n == 0:
         raise InputError("items are empty: there is nothing to find")
     if queries.shape[1] != items.dim:
@@ -191,6 +203,8 @@ def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: floa
         raise SpecError(f"k is {k}; it is at least 1")
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
+    if seed < 0:
+        raise SpecError(f"seed is {seed}; it is at least 0")
 
 
 def _own_rows(n_queries: int, n_items: int) -> IntArray:

@@ -6,6 +6,7 @@ are found here, before the join, or nowhere. Knows nothing of engines.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,12 +20,12 @@ from nearcast.sources.ids import order_of, repeats
 from nearcast.sources.matrix import (
     RowState,
     common_dtype,
-    first_dimension,
     lengths_and_states,
+    list_lengths,
     to_matrix,
 )
 from nearcast.sources.rows import RowSource
-from nearcast.spec import GeneratorSpec
+from nearcast.spec import GeneratorSpec, allowed_policies
 from nearcast.types import FloatArray, IntArray, Progress, no_progress
 
 __all__ = [
@@ -47,14 +48,13 @@ NORM_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 MEANINGS = {
     RowState.NULL_VECTOR: ("null_vector", "no vector"),
-    RowState.WRONG_DIMENSION: ("wrong_dimension", "a vector that does not have {dim} components"),
+    RowState.WRONG_DIMENSION: ("wrong_dimension", "a vector whose length is not {dim}, the length of most"),
     RowState.NOT_FINITE: ("not_finite", "a vector with NaN, infinity or null in it (or longer than 1e18)"),
     RowState.ZERO_VECTOR: ("zero_vector", "a vector of zeros, which has no direction"),
 }
 WAYS_OUT = {
-    "embedding": "embed both sides with one model, or declare one version",
+    "embedding": "embed both sides with one model",
     "k_above_items": "lower k or add items",
-    "empty_input": "look at the source: nothing in it can be joined",
 }
 
 
@@ -68,7 +68,7 @@ class Scan:
     lengths: FloatArray  # (n,) Euclidean length of each row's vector
     order: IntArray  # (n,) the rows in the order of their ids
     repeated: npt.NDArray[np.bool_]  # (n,) the id has occurred before
-    dim: int  # of the first vector
+    dim: int  # of most vectors
     dtype: np.dtype[Any]  # what the vectors are kept as
 
 
@@ -85,8 +85,10 @@ class Problem:
 
     def sentence(self) -> str:
         """The problem in words, with its examples and the way out."""
-        shown = f", for example {'; '.join(self.examples)}" if self.examples else ""
-        return f"{self.text}{shown}"
+        if not self.examples:
+            return self.text
+        lead = ": " if len(self.examples) == self.count else ", for example "
+        return f"{self.text}{lead}{'; '.join(self.examples)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +143,35 @@ class Kept:
 
 
 def scan(source: RowSource, *, memory_bytes: int, side: str, progress: Progress = no_progress) -> Scan:
-    """Read ids and vectors of a source once, in batches, and mark every row."""
+    """Read ids and vectors of a source, in batches, and mark every row.
+
+    The dimension is that of most vectors. It is taken from the first one; should that have been an odd one,
+    the source is read once more.
+    """
+    lengths: Counter[int] = Counter()
+    seen = _scan_as(source, None, lengths, memory_bytes, side, progress)
+    common = max(lengths, key=lambda length: lengths[length], default=seen.dim)
+    return seen if common == seen.dim else _scan_as(source, common, Counter(), memory_bytes, side, progress)
+
+
+def _scan_as(
+    source: RowSource, dim: int | None, lengths: Counter[int], memory_bytes: int, side: str, progress: Progress
+) -> Scan:
+    """One pass, with vectors of `dim` components taken as good; counts the lengths of all into `lengths`."""
     ids: list[pa.Array] = []
     states: list[npt.NDArray[np.uint8]] = []
-    lengths: list[FloatArray] = []
-    dim: int | None = None
+    norms: list[FloatArray] = []
     done = 0
     for batch in source.batches(vectors=True, attributes=False, memory_bytes=memory_bytes):
-        dim = first_dimension(batch.vectors) if dim is None else dim
+        found = list_lengths(batch.vectors)
+        found = found[found > 0]
+        lengths.update(dict(zip(*(part.tolist() for part in np.unique(found, return_counts=True)), strict=True)))
+        dim = int(found[0]) if dim is None and len(found) else dim
         matrix, marks = to_matrix(batch.vectors, dim or 1)
-        found, marks = lengths_and_states(matrix, marks)
+        norm, marks = lengths_and_states(matrix, marks)
         ids.append(batch.ids)
         states.append(marks)
-        lengths.append(found)
+        norms.append(norm)
         done += len(marks)
         progress(f"check {side}", done, source.n_rows)
     all_ids = pa.concat_arrays(ids) if ids else pa.array([], source.id_type)
@@ -162,7 +180,7 @@ def scan(source: RowSource, *, memory_bytes: int, side: str, progress: Progress 
         source,
         all_ids,
         np.concatenate(states) if states else np.empty(0, np.uint8),
-        np.concatenate(lengths) if lengths else np.empty(0, np.float32),
+        np.concatenate(norms) if norms else np.empty(0, np.float32),
         order,
         repeats(all_ids, order),
         dim or 0,
@@ -207,8 +225,17 @@ def stop_on_errors(report: Report) -> None:
     """Raise InputError with every problem whose policy is "error"."""
     if report.errors:
         lines = [f"{p.side}: {p.sentence()} [{p.kind}]" for p in report.errors]
-        hint = "Mend the data, or set the policy of the kind in [checks] to drop or keep where that is allowed."
-        raise InputError("the inputs did not pass the checks.\n  " + "\n  ".join(lines) + f"\n{hint}")
+        raise InputError("the inputs did not pass the checks.\n  " + "\n  ".join(lines) + _policy_hint(report.errors))
+
+
+def _policy_hint(errors: tuple[Problem, ...]) -> str:
+    """Which policies would let each kind pass, where one would."""
+    ways = []
+    for kind in dict.fromkeys(p.kind for p in errors if p.side != "join" or p.kind != "wrong_dimension"):
+        others = [word for word in ("drop", "keep") if word in allowed_policies(kind)]
+        if others:
+            ways.append(f"{kind} can be set to {' or '.join(others)}")
+    return f"\nMend the data, or see [checks] in the spec: {'; '.join(ways)}." if ways else "\nMend the data."
 
 
 def _row_problems(side: str, seen: Scan, spec: GeneratorSpec) -> Iterator[Problem]:
@@ -246,19 +273,35 @@ def _join_problems(items: SideReport, queries: SideReport, spec: GeneratorSpec) 
     checks = spec.checks
     for side, report in (("items", items), ("queries", queries)):
         if report.vectors == 0 and not (side == "queries" and spec.queries is None):
-            text = f"{report.rows} rows were read and none can be joined: {WAYS_OUT['empty_input']}"
-            yield Problem(side, "empty_input", 1, checks.empty_input, text)
+            yield Problem(side, "empty_input", 1, checks.empty_input, _empty_text(report))
     if items.dim != queries.dim and items.vectors and queries.vectors:
         text = f"items have {items.dim} components and queries {queries.dim}: {WAYS_OUT['embedding']}"
         yield Problem("join", "wrong_dimension", 1, "error", text)
     reachable = items.vectors - (1 if spec.exclude_self and spec.queries is None else 0)
     if spec.k > reachable and items.vectors:
-        text = f"k is {spec.k}, but a query can reach only {reachable:,} items: {WAYS_OUT['k_above_items']}"
+        reach = f"only {reachable:,} {'item is' if reachable == 1 else 'items are'} within a query's reach"
+        text = f"k is {spec.k}, but {reach}: {WAYS_OUT['k_above_items']}"
         yield Problem("join", "k_above_items", 1, checks.k_above_items, text)
     of_items, of_queries = spec.items.embedding, spec.query_source.embedding
     if of_items != of_queries:
-        text = f"items are of embedding {of_items!r} and queries of {of_queries!r}: {WAYS_OUT['embedding']}"
-        yield Problem("join", "embedding", 1, checks.embedding, text)
+        yield Problem("join", "embedding", 1, checks.embedding, _embedding_text(of_items, of_queries))
+
+
+def _empty_text(report: SideReport) -> str:
+    if report.rows == 0:
+        return "the source has no rows; check its path"
+    rows = "the 1 row" if report.rows == 1 else f"the {report.rows:,} rows"
+    return f"none of {rows} read can be joined; what was found wrong with them says why"
+
+
+def _embedding_text(of_items: str | None, of_queries: str | None) -> str:
+    if of_items is not None and of_queries is not None:
+        return f"items are of embedding {of_items!r} and queries of {of_queries!r}: {WAYS_OUT['embedding']}"
+    side, other = ("items", "queries") if of_queries is None else ("queries", "items")
+    return (
+        f"{side} declare embedding {of_items or of_queries!r} and {other} declare none; "
+        f"add the same line to [{other}] if one model made both"
+    )
 
 
 def check_id_types(items: RowSource, queries: RowSource, *, exclude_self: bool) -> None:

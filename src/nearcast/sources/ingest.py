@@ -24,7 +24,7 @@ from nearcast.types import FileVectors, IntArray, Progress, no_progress
 
 __all__ = ["Side", "ingest", "ingest_bytes", "ingest_memory", "open_side"]
 
-BATCH_BYTES = 32 << 20
+READ_BYTES = 256 << 20  # what Arrow takes to decode batches of BATCH_BYTES, with what it frees late
 ATTRIBUTE_FILE_ROWS = 1 << 20
 ATTRIBUTE_GROUP_ROWS = 1 << 14
 
@@ -54,7 +54,7 @@ def open_side(folder: Path) -> Side:
 def ingest_memory(seen: Scan, memory_bytes: int) -> int:
     """Peak memory of scanning and ingesting within `memory_bytes`: a range of vectors, batches, ids and marks."""
     block = min(len(seen.states) * max(seen.dim, 1) * seen.dtype.itemsize, memory_bytes // 2)
-    batches = 4 * min(BATCH_BYTES, memory_bytes // 4)  # as stored, as Arrow, as a matrix, and what is freed late
+    batches = min(READ_BYTES, 4 * len(seen.states) * seen.source.row_bytes)
     return block + batches + 3 * int(seen.ids.nbytes) + 32 * len(seen.states)
 
 
@@ -111,29 +111,36 @@ def _targets(rows: IntArray, n_rows: int) -> IntArray:
 
 def _matrices(seen: Scan, memory_bytes: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
     first = 0
-    batch_bytes = min(BATCH_BYTES, memory_bytes)
-    for batch in seen.source.batches(vectors=True, attributes=False, memory_bytes=batch_bytes):
+    for batch in seen.source.batches(vectors=True, attributes=False, memory_bytes=memory_bytes):
         matrix, states = to_matrix(batch.vectors, seen.dim or 1)
         yield first, matrix
         first += len(states)
 
 
 def _write_attributes(seen: Scan, rows: IntArray, folder: Path, memory_bytes: int) -> None:
-    """Write id and attribute columns, sorted by id, reading the source once per range that fits the budget."""
+    """Write id and attribute columns, sorted by id, reading the source once per range that fits the budget.
+
+    Files and row groups are cut by rows alone; a range is some whole row groups, so that the budget cannot
+    change the bytes.
+    """
     row_bytes = max(64, seen.source.row_bytes - seen.dim * seen.dtype.itemsize * 2)
-    per_range = max(1, min(ATTRIBUTE_FILE_ROWS, memory_bytes // 4 // row_bytes))
+    per_range = ATTRIBUTE_FILE_ROWS
+    while per_range > ATTRIBUTE_GROUP_ROWS and per_range * row_bytes > memory_bytes // 4:
+        per_range //= 2
     target = _targets(rows, len(seen.states))
-    for number, start in enumerate(range(0, len(rows), per_range)):
-        stop = min(len(rows), start + per_range)
-        ids = _plain_strings(to_ids(rows[start:stop], seen.ids))
-        columns = _range_of_attributes(seen, target, start, stop, memory_bytes // 4)
-        table = pa.table({"id": ids, **columns})
-        pq.write_table(
-            table,
-            folder / f"part-{number:05d}.parquet",
-            compression="zstd",
-            row_group_size=ATTRIBUTE_GROUP_ROWS,
-        )
+    for number, first in enumerate(range(0, max(1, len(rows)), ATTRIBUTE_FILE_ROWS)):
+        last = min(len(rows), first + ATTRIBUTE_FILE_ROWS)
+        writer: pq.ParquetWriter | None = None
+        for start in range(first, max(last, first + 1), per_range):
+            stop = min(last, start + per_range)
+            ids = _plain_strings(to_ids(rows[start:stop], seen.ids))
+            columns = _range_of_attributes(seen, target, start, stop, memory_bytes // 4)
+            table = pa.table({"id": ids, **columns}).combine_chunks()
+            path = folder / f"part-{number:05d}.parquet"
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table.cast(writer.schema), row_group_size=ATTRIBUTE_GROUP_ROWS)
+        assert writer is not None
+        writer.close()
 
 
 def _range_of_attributes(
@@ -145,15 +152,15 @@ def _range_of_attributes(
         return {}
     pieces, places = [], []
     first = 0
-    batch_bytes = min(BATCH_BYTES, memory_bytes)
-    for batch in seen.source.batches(vectors=False, attributes=True, memory_bytes=batch_bytes):
+    for batch in seen.source.batches(vectors=False, attributes=True, memory_bytes=memory_bytes):
         here = target[first : first + len(batch.ids)]
         inside = np.flatnonzero((here >= start) & (here < stop))
         first += len(batch.ids)
         pieces.append(batch.attributes.take(pa.array(inside)))
         places.append(here[inside])
-    order = pa.array(np.argsort(np.concatenate(places)))
-    whole = pa.concat_tables(pieces, promote_options="permissive").take(order)
+    order = pa.array(np.argsort(np.concatenate(places)) if places else np.empty(0, np.int64))
+    schema = pa.schema([(name, seen.source.attribute_types[name]) for name in names])
+    whole = pa.concat_tables([piece.cast(schema) for piece in pieces] or [schema.empty_table()]).take(order)
     return {name: whole.column(name) for name in names}
 
 

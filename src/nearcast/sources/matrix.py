@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
 
-__all__ = ["RowState", "common_dtype", "first_dimension", "lengths_and_states", "list_lengths", "to_matrix"]
+__all__ = ["RowState", "common_dtype", "lengths_and_states", "list_lengths", "to_matrix"]
 
 LONGEST = 1e18  # its square is the last that float32 holds
 
@@ -43,13 +43,6 @@ def list_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
         pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     )
     return found
-
-
-def first_dimension(column: pa.Array) -> int | None:
-    """The length of the first list that is there, or None."""
-    lengths = list_lengths(column)
-    there = lengths[lengths >= 0]
-    return int(there[0]) if len(there) else None
 
 
 def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
