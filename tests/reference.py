@@ -17,12 +17,12 @@ def pair_score(query, item, metric):
     q, x = [float(value) for value in query], [float(value) for value in item]
     if metric == "l2":
         differences = [a - b for a, b in zip(q, x, strict=True)]
-        return np.float32(-lane_sum(differences, differences))
+        return np.float32(-lane_sum(differences, differences)) + np.float32(0)
     product = lane_sum(q, x)
     if metric == "inner_product":
-        return np.float32(product)
+        return np.float32(product) + np.float32(0)
     lengths = math.sqrt(lane_sum(q, q)) * math.sqrt(lane_sum(x, x))
-    return np.float32(product / lengths if lengths > 0 else 0.0)
+    return np.float32(product / lengths if lengths > 0 else 0.0) + np.float32(0)
 
 
 def lane_sum(left, right):
@@ -39,14 +39,14 @@ def all_scores(queries, items, metric):
     """(n, m) float32: the score of every pair, all pairs side by side, one component at a time."""
     q, x = np.asarray(queries, np.float64), np.asarray(items, np.float64)
     if metric == "l2":
-        return (-_pair_sums(q[:, None, :] - x[None, :, :], None)).astype(np.float32)
+        return (-_pair_sums(q[:, None, :] - x[None, :, :], None)).astype(np.float32) + np.float32(0)
     products = _pair_sums(q[:, None, :], x[None, :, :])
     if metric == "inner_product":
-        return products.astype(np.float32)
+        return products.astype(np.float32) + np.float32(0)
     q_lengths = np.sqrt(_pair_sums(q[:, None, :], q[:, None, :]))
     x_lengths = np.sqrt(_pair_sums(x[None, :, :], x[None, :, :]))
     lengths = q_lengths * x_lengths
-    return np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1.0), 0.0).astype(np.float32)
+    return np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1.0), 0.0).astype(np.float32) + np.float32(0)
 
 
 def _pair_sums(left, right):
