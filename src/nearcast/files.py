@@ -105,6 +105,9 @@ def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
     Raises DamagedError with the file's name.
     """
     manifest = read_manifest(folder)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        if contents and path.relative_to(folder).as_posix() not in manifest.get("files", {}):
+            raise DamagedError(f"{path} was put there by somebody else; take it away")
     for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():

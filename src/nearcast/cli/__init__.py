@@ -41,15 +41,18 @@ def main() -> None:
     logging.getLogger("nearcast").setLevel(logging.INFO)
     try:
         cli.main(standalone_mode=False)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        sys.exit(0)
     except NearcastError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, a folder that may not be written: theirs to mend, not a bug of ours
+        click.echo(f"error: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
+        sys.exit(NearcastError.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped: what was finished is kept, and the same command continues it", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        sys.stderr.close()
-        sys.exit(0)

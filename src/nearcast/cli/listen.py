@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
@@ -35,8 +36,8 @@ class DrawingListener(Listener):
         self._bars.update(self._stages[stage], completed=done, total=total)
 
     def checked(self, report: Report) -> None:
-        """Show what the checks have found, if anything."""
-        if report.problems:
+        """Show what the checks have found and let pass; an error says the rest."""
+        if report.problems and not report.errors:
             self._screen.print(problem_table(report))
 
     def estimated(self, estimate: RunEstimate) -> None:
@@ -45,7 +46,7 @@ class DrawingListener(Listener):
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        self._screen.print(f"[dim]·[/dim] {text}", highlight=False)
+        self._screen.print(f"[dim]·[/dim] {escape(text)}", highlight=False)
 
 
 @contextlib.contextmanager
@@ -74,8 +75,8 @@ class _PlainListener(Listener):
     """Log lines, and the same tables as on a terminal."""
 
     def checked(self, report: Report) -> None:
-        """Show what the checks have found, if anything."""
-        if report.problems:
+        """Show what the checks have found and let pass; an error says the rest."""
+        if report.problems and not report.errors:
             console(to_stderr=True).print(problem_table(report))
 
     def estimated(self, estimate: RunEstimate) -> None:

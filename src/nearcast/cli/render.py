@@ -69,7 +69,7 @@ def candidate_list(found: Candidates, columns: Sequence[str]) -> Group:
     """One list, best candidate first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rank", "id", "score", *columns):
-        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
+        table.add_column(escape(name), justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, (item, score) in enumerate(zip(found.ids, found.scores, strict=True)):
         shown = [escape(str(found.columns[name][rank])) for name in columns]
         table.add_row(str(rank + 1), escape(str(item)), f"{score:.4f}", *shown)

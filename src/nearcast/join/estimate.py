@@ -15,6 +15,8 @@ __all__ = ["RunEstimate", "estimate_run", "stop_if_too_large"]
 
 TABLE_BYTES = 192 << 20  # working set of assembling and measuring: one row group and its ids, several times
 SECONDS_PER_SLOT = 250e-9  # to turn a slot into Parquet; measured on packages, two cores
+OTHER_DISK = 1 << 20  # manifests, headers of files
+SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
 LIBRARY_BYTES = 64 << 20  # what Arrow, BLAS and faiss load and keep when they are first used
 INGEST_PER_SCAN = 1.5  # writing what a scan has read costs about half of it again
 
@@ -59,9 +61,14 @@ def estimate_run(
         "table": slots * SECONDS_PER_SLOT,
         "measure": sampled_queries * shape.n_items * exact_seconds_per_pair,
     }
-    memory = base_bytes + LIBRARY_BYTES + max(engine.memory_bytes, TABLE_BYTES, read_memory_bytes)
-    disk = input_bytes + engine.disk_bytes + slots * (12 + 14)  # the tasks' arrays, then the table
+    memory = base_bytes + LIBRARY_BYTES + max(engine.memory_bytes, _table_memory(slots), read_memory_bytes)
+    disk = input_bytes + engine.disk_bytes + slots * (12 + 14) + OTHER_DISK  # the tasks' arrays, then the table
     return RunEstimate(seconds, memory, disk, budget_bytes)
+
+
+def _table_memory(slots: int) -> int:
+    """Peak of assembling and measuring: a row group or all of the table, whichever is less."""
+    return min(TABLE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT)
 
 
 def stop_if_too_large(estimate: RunEstimate, engine: str, out: Path) -> None:

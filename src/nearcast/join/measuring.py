@@ -82,7 +82,7 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progres
     for number, start in enumerate(starts):
         here = new.rows(np.arange(start, min(new.n_rows, start + rows)))
         ids = here.column("query_id").combine_chunks()
-        there = old.lists_between(ids[0].as_py(), ids[len(ids) - 1].as_py())
+        there = old.lists_between(ids[0].as_py() if start else None, _id_after(new, start + rows))
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
         places = positions_of(there.column("query_id").combine_chunks(), ids)
@@ -95,6 +95,14 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progres
     every = np.concatenate(shares) if shares else np.empty(0)
     every = every[~np.isnan(every)]
     return {"overlap": float(every.mean()) if len(every) else 0.0, "queries_kept": kept / max(1, seen)}
+
+
+def _id_after(snapshot: Snapshot, number: int) -> str | int | None:
+    """The query id of a row, or None where the table ends before it."""
+    if number >= snapshot.n_rows:
+        return None
+    found: str | int = snapshot.rows(np.array([number])).column("query_id")[0].as_py()
+    return found
 
 
 def _stretches(n_rows: int, rows: int) -> list[int]:

@@ -139,9 +139,13 @@ def calibrated(
     words = ", ".join(f"{name} {value:,}" for name, value in found.effort.items())
     run.listener.note(
         f"{words} reaches recall {found.held_out.value:.4f} on {found.held_out.sample:,} queries that it was not "
-        f"chosen on; the join will take about {seconds:,.0f} s"
+        f"chosen on; the join will take {_about(seconds)}"
     )
     return replace(settings, effort=as_pairs(found.effort)), _calibration_facts(found)
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
 
 
 def _calibration_facts(found: Calibration) -> dict[str, Any]:

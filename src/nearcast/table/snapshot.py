@@ -36,6 +36,8 @@ __all__ = [
     "snapshots_folder",
 ]
 
+REQUIRED = ("generator", "version", "rows", "fingerprint", "spec", "engine", "measures", "promise", "run", "files")
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -116,14 +118,16 @@ class Snapshot:
             pieces.append(table.take(pa.array(within)))
         return pa.concat_tables(pieces) if pieces else ds.dataset(self.folder / "candidates").schema.empty_table()
 
-    def lists_between(self, first: str | int, last: str | int) -> pa.Table:
-        """query_id and candidate_ids of the queries with first <= id <= last."""
+    def lists_between(self, first: str | int | None, end: str | int | None) -> pa.Table:
+        """query_id and candidate_ids of the queries with first <= id < end; None is no bound."""
         dataset = ds.dataset(self.folder / "candidates", format="parquet")
-        kind = dataset.schema.field("query_id").type
-        low, high = _typed(first, kind), _typed(last, kind)
-        if low is None or high is None:
-            return dataset.schema.empty_table().select(["query_id", "candidate_ids"])
-        inside = (ds.field("query_id") >= low) & (ds.field("query_id") <= high)
+        field, kind = ds.field("query_id"), dataset.schema.field("query_id").type
+        inside = ds.scalar(True)
+        for bound, holds in ((first, field.__ge__), (end, field.__lt__)):
+            value = None if bound is None else _typed(bound, kind)
+            if bound is not None and value is None:
+                return dataset.schema.empty_table().select(["query_id", "candidate_ids"])
+            inside = inside if value is None else inside & holds(value)
         try:
             return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
@@ -152,7 +156,7 @@ class Snapshot:
             return dict.fromkeys(columns, ())
         dataset = ds.dataset(self.folder / "items", format="parquet")
         for name in columns:
-            if name not in dataset.schema.names:
+            if name == "id" or name not in dataset.schema.names:
                 held = ", ".join(n for n in dataset.schema.names if n != "id") or "none"
                 raise NotFoundError(f"{self.generator} {self.name} holds no item column {name!r}; it holds {held}")
         wanted = pa.array(ids, dataset.schema.field("id").type)
@@ -181,7 +185,11 @@ def list_generators(out: Path) -> list[str]:
 
 def open_snapshot(folder: Path) -> Snapshot:
     """The snapshot of a folder; DamagedError where its manifest is missing or unreadable."""
-    return Snapshot(folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing:
+        raise DamagedError(f"{folder / 'manifest.json'} lacks {', '.join(missing)}; restore it, or run again")
+    return Snapshot(folder.resolve(), manifest)
 
 
 def list_snapshots(out: Path, generator: str) -> list[Snapshot]:
