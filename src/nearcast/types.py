@@ -97,6 +97,10 @@ class Vectors(Protocol):
         """(len(positions), dim) the vectors at these positions, in this order."""
         ...
 
+    def whole(self) -> AnyArray:
+        """(n, dim) all vectors as one array; mapped, not read, where they are in a file."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ArrayVectors:
@@ -126,6 +130,10 @@ class ArrayVectors:
     def take(self, positions: IntArray) -> AnyArray:
         """A copy of these rows."""
         return self.array[positions]
+
+    def whole(self) -> AnyArray:
+        """The array itself."""
+        return self.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,10 @@ class FileVectors:
         rows = np.empty((len(positions), self.dim), self.dtype)
         rows[order] = self._mapped()[positions[order]]
         return rows
+
+    def whole(self) -> AnyArray:
+        """The file as an array that is mapped for as long as it is held."""
+        return self._mapped()
 
     def _mapped(self) -> AnyArray:
         mapped: AnyArray = np.load(self.path, mmap_mode="r") if self.n else np.empty((0, self.dim), self.dtype)

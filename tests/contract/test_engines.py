@@ -317,5 +317,5 @@ def test_auto_is_one_of_the_engines():
 def test_an_unknown_engine_is_refused_with_a_suggestion_or_with_all_of_them():
     with pytest.raises(SpecError, match=r"engine is 'faiss_ivf': .*did you mean 'faiss-ivf'\?"):
         choose_engine("faiss_ivf")
-    with pytest.raises(SpecError, match="engines are auto, exact, faiss-hnsw, faiss-ivf"):
+    with pytest.raises(SpecError, match="engines are auto, dense, exact, faiss-hnsw, faiss-ivf"):
         choose_engine("zzz")

@@ -145,7 +145,7 @@ class RecordingEngine:
     def __init__(self):
         self.asked = {}
 
-    def build(self, items, metric, engine_settings, *, seed, resources, progress):
+    def build(self, items, metric, engine_settings, *, workload, seed, resources, progress):
         self.asked |= {"metric": metric, "seed": seed, "resources": resources, "progress": progress}
         return ENGINES["exact"].build(items, metric, engine_settings, seed=seed, resources=resources, progress=progress)
 

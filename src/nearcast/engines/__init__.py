@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nearcast import kernels
+from nearcast.engines.dense import DenseEngine
 from nearcast.engines.exact import ExactEngine
 from nearcast.engines.faiss_hnsw import FaissHnswEngine
 from nearcast.engines.faiss_ivf import FaissIvfEngine
@@ -19,17 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "choose_engine"]
 
-ENGINES: Mapping[str, Engine] = {e.name: e for e in (ExactEngine(), FaissHnswEngine(), FaissIvfEngine())}
-
-AUTO = "exact"
-"""What `auto` takes. Where every query is known beforehand, an exact scan costs no more than building and
-searching either index at the recalls people promise: `docs/decisions.md` has the figures."""
+ENGINES: Mapping[str, Engine] = {e.name: e for e in (DenseEngine(), ExactEngine(), FaissHnswEngine(), FaissIvfEngine())}
 
 
 def choose_engine(name: str) -> Engine:
-    """The engine of this name; `auto` is the one that is cheapest. SpecError for an unknown one."""
+    """The engine of this name; `auto` is `dense`, or `exact` without native kernels. SpecError if unknown."""
     if name == "auto":
-        return ENGINES[AUTO]
+        return ENGINES["dense" if kernels.isa_info().taken != "numpy" else "exact"]
     if name not in ENGINES:
         near = difflib.get_close_matches(name, ENGINES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"engines are auto, {', '.join(ENGINES)}"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
 
-__all__ = ["Effort", "Engine", "EngineSettings", "Estimate", "Index", "JoinShape", "Resources"]
+__all__ = ["Effort", "Engine", "EngineSettings", "Estimate", "Index", "JoinShape", "Resources", "Workload"]
 
 Effort = Mapping[str, int]
 """How hard an index works for a query, in the engine's own terms, such as {"nprobe": 32}. Empty: no choice."""
@@ -55,6 +55,16 @@ class Estimate:
     disk_bytes: int = 0  # of the index
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What an index will be asked. An engine may fit its index to it; the answers stay within the promise."""
+
+    n_queries: int
+    k: int
+    recall: float
+    sample: AnyArray  # (any, dim) some of the queries
+
+
 class Index(Protocol):
     """Items made ready by an engine. Safe to join from one thread at a time; it uses its own threads inside."""
 
@@ -86,6 +96,7 @@ class Engine(Protocol):
     name: str
     metrics: frozenset[Metric]
     exact: bool  # full effort is exact by construction, not by luck
+    fits_workload: bool  # the index depends on the workload, and so must its fingerprint
     settings: type[EngineSettings]
 
     def estimate(
@@ -100,11 +111,12 @@ class Engine(Protocol):
         metric: Metric,
         settings: EngineSettings,
         *,
+        workload: Workload | None = None,
         seed: int,
         resources: Resources,
         progress: Progress,
     ) -> Index:
-        """Make an index in memory. Equal arguments give equal answers, resources aside."""
+        """Make an index in memory, for a workload if known. Equal arguments give equal answers, resources aside."""
         ...
 
     def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> Index:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources
+from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.knn.exact import blocks_for, exact_join
 from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors
 
@@ -67,6 +67,7 @@ class ExactEngine:
     name = "exact"
     metrics = frozenset(Metric)
     exact = True
+    fits_workload = False
     settings: type[EngineSettings] = ExactSettings
 
     def estimate(
@@ -100,6 +101,7 @@ class ExactEngine:
         metric: Metric,
         settings: EngineSettings,
         *,
+        workload: Workload | None = None,
         seed: int,
         resources: Resources,
         progress: Progress,

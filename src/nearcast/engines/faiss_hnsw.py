@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources
+from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.engines.faiss_common import (
     BLOCK_ROWS,
     faiss,
@@ -117,6 +117,7 @@ class FaissHnswEngine:
     name = "faiss-hnsw"
     metrics = frozenset(Metric)
     exact = False
+    fits_workload = False
     settings: type[EngineSettings] = HnswSettings
 
     def estimate(
@@ -148,6 +149,7 @@ class FaissHnswEngine:
         metric: Metric,
         settings: EngineSettings,
         *,
+        workload: Workload | None = None,
         seed: int,
         resources: Resources,
         progress: Progress,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources
+from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.engines.faiss_common import (
     blocks,
     faiss,
@@ -96,6 +96,7 @@ class FaissIvfEngine:
     name = "faiss-ivf"
     metrics = frozenset(Metric)
     exact = False
+    fits_workload = False
     settings: type[EngineSettings] = IvfSettings
 
     def estimate(
@@ -125,6 +126,7 @@ class FaissIvfEngine:
         metric: Metric,
         settings: EngineSettings,
         *,
+        workload: Workload | None = None,
         seed: int,
         resources: Resources,
         progress: Progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nearcast.engines.base import Engine, EngineSettings, Resources
+from nearcast.engines.base import Engine, EngineSettings, Resources, Workload
 from nearcast.files import finish, fresh_folder, is_done
 from nearcast.types import Metric, Progress, Vectors
 
@@ -20,6 +20,7 @@ def ensure_index(
     folder: Path,
     manifest: dict[str, Any],
     *,
+    workload: Workload,
     seed: int,
     resources: Resources,
     progress: Progress,
@@ -31,6 +32,8 @@ def ensure_index(
     if is_done(folder):
         return True
     fresh_folder(folder)
-    engine.build(items, metric, settings, seed=seed, resources=resources, progress=progress).save(folder)
+    engine.build(items, metric, settings, workload=workload, seed=seed, resources=resources, progress=progress).save(
+        folder
+    )
     finish(folder, manifest)
     return False

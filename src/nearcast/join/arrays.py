@@ -11,7 +11,7 @@ import numpy as np
 
 from nearcast import machine
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Effort, Index, Resources
+from nearcast.engines.base import Effort, Index, Resources, Workload
 from nearcast.errors import InputError, SpecError
 from nearcast.join.calibrate import Calibration, Sample, find_effort
 from nearcast.knn.exact import exact_join
@@ -32,6 +32,7 @@ from nearcast.types import (
 
 __all__ = ["JoinReport", "JoinResult", "knn_join"]
 
+WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to
 CALIBRATION_QUERIES = 1_000
 FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
 
@@ -92,12 +93,29 @@ def knn_join(
     exclude = _own_rows(len(query_vectors), item_vectors.n) if exclude_self else None
 
     started = time.perf_counter()
-    index = chosen.build(item_vectors, chosen_metric, settings, seed=seed, resources=resources, progress=progress)
+    index = chosen.build(
+        item_vectors,
+        chosen_metric,
+        settings,
+        workload=_workload(query_vectors, k, recall, seed),
+        seed=seed,
+        resources=resources,
+        progress=progress,
+    )
     built = time.perf_counter()
     efforts = index.efforts(k)
     effort, found = efforts[-1], None
     if len(efforts) > 1 and recall < 1 and len(query_vectors) >= FEW_QUERIES:
-        samples = _Sampler(index, query_vectors, item_vectors, k, chosen_metric, exclude, resources)
+        samples = _Sampler(
+            index,
+            query_vectors,
+            item_vectors,
+            k,
+            chosen_metric,
+            exclude,
+            resources,
+            efforts[-1] if chosen.exact else None,
+        )
         found = samples.calibrate(efforts, recall, seed)
         effort = found.effort
     calibrated = time.perf_counter()
@@ -124,6 +142,7 @@ class _Sampler:
     metric: Metric
     exclude: IntArray | None
     resources: Resources
+    full_effort: Effort | None  # of an exact engine: its own answer is the truth, and a fast one
 
     def calibrate(self, efforts: Any, recall: float, seed: int) -> Calibration:
         n = len(self.queries)
@@ -141,7 +160,10 @@ class _Sampler:
                 queries, self.k, effort=effort, exclude=barred, resources=self.resources, progress=no_progress
             )
 
-        truth = exact_join(
+        return Sample(join, join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred))
+
+    def truth(self, queries: AnyArray, barred: IntArray | None) -> Neighbors:
+        return exact_join(
             queries,
             self.items,
             self.k,
@@ -150,7 +172,6 @@ class _Sampler:
             threads=self.resources.threads,
             memory_bytes=self.resources.memory_bytes,
         )
-        return Sample(join, truth)
 
 
 def _metric(name: str) -> Metric:
@@ -181,7 +202,7 @@ def _checked(side: str, vectors: AnyArray) -> AnyArray:
             array = array.astype(np.float32)
     if array.dtype.name not in VECTOR_DTYPES:
         raise InputError(f"{side} are {array.dtype}; give float16, float32, float64, int8 or uint8")
-    array = np.ascontiguousarray(array)
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     for start in range(0, len(array), 65_536):
         block = array[start : start + 65_536]
         states = lengths_and_states(block, np.zeros(len(block), np.uint8))[1]
@@ -205,6 +226,11 @@ def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: floa
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
+
+
+def _workload(queries: AnyArray, k: int, recall: float, seed: int) -> Workload:
+    (rows,) = sample_rows(len(queries), (min(len(queries), WORKLOAD_SAMPLE),), seed + 1)
+    return Workload(len(queries), k, recall, queries[rows])
 
 
 def _own_rows(n_queries: int, n_items: int) -> IntArray:

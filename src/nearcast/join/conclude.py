@@ -21,12 +21,11 @@ from nearcast.table.snapshot import Snapshot, snapshots_folder
 __all__ = ["finish_snapshot", "input_facts", "size_of", "stop_below_promise", "tidy", "verdict"]
 
 
-def verdict(run: RunContext, measures: Mapping[str, float]) -> dict[str, Any]:
+def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) -> dict[str, Any]:
     """Whether the promise is kept: by the lower bound; an exact engine only has to show no miss."""
     promised, low = run.spec.recall, measures["recall_low"]
-    kept = measures["recall"] == 1.0 if run.engine.exact else low >= promised
-    if not run.engine.exact and promised == 1.0:
-        kept = measures["recall"] == 1.0  # no sample proves a promise of 1; one miss disproves it
+    # No sample proves a promise of 1: an exact engine does, by its bound; but one miss disproves it.
+    kept = measures["recall"] == 1.0 if promised == 1.0 or exactly else low >= promised
     reason = None
     if not kept:
         reason = (

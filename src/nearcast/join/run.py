@@ -147,7 +147,7 @@ def _new_snapshot(
     }
     measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures)
+    facts["promise"] = verdict(run, measures, exactly=run.engine.exact and calibration is None)
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},

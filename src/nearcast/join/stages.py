@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.engines.base import Effort, Index
+from nearcast.engines.base import Effort, Index, Workload
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fingerprint, is_done
 from nearcast.index.artifact import ensure_index
@@ -41,18 +41,17 @@ __all__ = [
     "write_table",
 ]
 
+WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to: moments, not neighbors, are taken from them
 FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
 
 
 def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
-    made_of = [
-        checked.item_folder.name,
-        run.engine.name,
-        run.settings.model_dump(),
-        run.spec.metric,
-        run.spec.seed,
-    ]
+    made_of: list[Any] = [checked.item_folder.name, run.engine.name, run.settings.model_dump()]
+    made_of += [run.spec.metric, run.spec.seed]
+    workload = _workload(run, inputs)
+    if run.engine.fits_workload:
+        made_of += [checked.query_folder.name, workload.k, workload.recall]
     folder = run.artifacts / f"index-{fingerprint([*made_of, __version__])[:16]}"
     if run.engine.name == ExactEngine.name:
         return folder
@@ -64,6 +63,7 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
             run.settings,
             folder,
             {"made_of": made_of},
+            workload=workload,
             seed=run.spec.seed,
             resources=run.resources,
             progress=run.listener.progress,
@@ -71,6 +71,12 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     if there:
         run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
     return folder
+
+
+def _workload(run: RunContext, inputs: Inputs) -> Workload:
+    n = inputs.queries.vectors.n
+    (rows,) = sample_rows(n, (min(n, WORKLOAD_SAMPLE),), run.spec.seed + 1)
+    return Workload(n, run.spec.k, run.spec.recall, inputs.queries.vectors.take(rows))
 
 
 def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
@@ -99,7 +105,8 @@ class Samples:
 
 
 def _calibrates(run: RunContext, n_queries: int) -> bool:
-    return not run.engine.exact and run.spec.recall < 1 and n_queries >= FEW_QUERIES
+    chooses = run.engine.name != ExactEngine.name and run.spec.recall < 1
+    return chooses and n_queries >= FEW_QUERIES
 
 
 def sample_sizes(run: RunContext, n_queries: int) -> tuple[int, int, int]:
@@ -162,7 +169,9 @@ def _sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sa
             vectors, run.spec.k, effort=effort, exclude=barred, resources=run.resources, progress=no_progress
         )
 
-    return Sample(join, _truth(run, inputs, rows))
+    # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
+    full = index.efforts(run.spec.k)[-1]
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows))
 
 
 def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:

@@ -1,0 +1,147 @@
+"""The engine `dense`: the join as dense 8-bit arithmetic on native kernels, exact or pruned by cells.
+
+Exact by a bound: the 8-bit scan leaves out only what its rounding error excludes, and full-precision scores decide.
+Pruned, a query meets the cells whose centres come near enough; how near is the effort. Where the kernels were
+not built, the NumPy join answers instead, exactly and slowly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from nearcast import kernels
+from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.errors import DamagedError
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
+
+__all__ = ["DenseEngine"]
+
+EXACT: Effort = {"exact": 1}
+REACHES = range(-300, 825, 25)  # hundredths of a spread: from the best cells alone to nearly all of them
+QUERIES_PER_CELL = 6  # fewer do not pay for the cells: 400,000 items × 20,000 queries took as long with as without
+TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
+PRUNED_SHARE = 0.3  # guessed before calibration: what a pruned join takes of an exact one
+WORKING_BYTES = 192 << 20  # codes of a task's queries, buffers of the scan, lists of (query, cell)
+
+
+class DenseSettings(EngineSettings):
+    """Settings of a dense index."""
+
+    cells: int | None = Field(
+        None, ge=1, description="k-means cells; about 6.5 * sqrt(items), or 1 where exact is cheaper"
+    )
+    reach: int | None = Field(None, description="how far cells are met, in hundredths; found for the recall")
+
+
+@dataclass(frozen=True, slots=True)
+class DenseIndex:
+    """Items as 8-bit tiles in cells, with their full vectors beside them."""
+
+    index: kernels.DenseIndex
+    settings: DenseSettings
+
+    def efforts(self, k: int) -> Sequence[Effort]:
+        """More and more cells, then all of them; only all of them where there are no cells."""
+        if self.index.n_cells == 1:
+            return (EXACT,)
+        if self.settings.reach is not None:
+            return ({"reach": self.settings.reach},)
+        return (*({"reach": reach} for reach in REACHES), EXACT)
+
+    def join(
+        self,
+        queries: AnyArray,
+        k: int,
+        *,
+        effort: Effort,
+        exclude: IntArray | None,
+        resources: Resources,
+        progress: Progress,
+    ) -> Neighbors:
+        """Scan what the effort reaches, and score what the bound leaves."""
+        found = self.index.join(
+            queries,
+            k,
+            reach=effort["reach"] / 100 if "reach" in effort else math.inf,
+            exclude=exclude,
+            threads=resources.threads,
+            memory_bytes=resources.memory_bytes // 4,
+            progress=lambda done, total: progress("join", done, total),
+        )
+        return Neighbors(found.positions, found.scores)
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays, one file each."""
+        for name, array in kernels.index_arrays(self.index).items():
+            np.save(folder / f"{name}.npy", array)
+
+
+class DenseEngine:
+    """Dense arithmetic on all pairs, or on the pairs of near cells."""
+
+    name = "dense"
+    metrics = frozenset(Metric)
+    exact = True
+    fits_workload = True
+    settings: type[EngineSettings] = DenseSettings
+
+    def estimate(
+        self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
+    ) -> Estimate:
+        """Join a few items exactly, and scale by pairs."""
+        block = np.ascontiguousarray(items.read(0, min(items.n, TRIAL_ITEMS)))
+        started = time.perf_counter()
+        found = kernels.join_exact(block[:TRIAL_QUERIES], block, shape.k, metric, threads=resources.threads)
+        pairs = len(found.positions) * len(block)
+        exact = (time.perf_counter() - started) / pairs * shape.n_queries * shape.n_items
+        size = shape.n_items * (kernels.width_of(shape.dim) + shape.dim * shape.item_bytes)
+        return Estimate({"join": exact}, 2 * size + WORKING_BYTES, size)
+
+    def build(
+        self,
+        items: Vectors,
+        metric: Metric,
+        settings: EngineSettings,
+        *,
+        workload: Workload | None = None,
+        seed: int,
+        resources: Resources,
+        progress: Progress,
+    ) -> DenseIndex:
+        """Cells where they pay, one block of all items where they do not."""
+        assert isinstance(settings, DenseSettings)
+        cells = settings.cells or worthwhile_cells(items.n, workload)
+        index = kernels.build_index(
+            np.ascontiguousarray(items.whole()),
+            metric,
+            cells=cells,
+            seed=seed,
+            threads=resources.threads,
+            query_sample=None if workload is None or len(workload.sample) == 0 else workload.sample,
+        )
+        progress("build", items.n, items.n)
+        return DenseIndex(index, settings)
+
+    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> DenseIndex:
+        """Map the arrays."""
+        assert isinstance(settings, DenseSettings)
+        try:
+            arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+            return DenseIndex(kernels.index_of_arrays(items.whole(), metric, arrays), settings)
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
+
+
+def worthwhile_cells(n_items: int, workload: Workload | None) -> int:
+    """How many cells pay for themselves: one for an exact promise, for few queries, or for queries unknown."""
+    if workload is None:
+        return 1
+    cells = kernels.default_cells(n_items)
+    return cells if workload.recall < 1 and workload.n_queries >= QUERIES_PER_CELL * cells else 1

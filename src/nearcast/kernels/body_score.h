@@ -1,0 +1,211 @@
+// Full-precision scores and 8-bit rounding, written once and compiled for each instruction set.
+//
+// Included inside an unnamed namespace of a file that has its own compile flags. Uses nothing of the standard library
+// that the linker would share between files. Must be compiled with -ffp-contract=off: the score's definition leaves no
+// room for a fused step. (A product of two float32 is exact in float64, but a squared difference is not.)
+
+inline double half_to_double(uint16_t bits) {
+#if defined(__F16C__)
+    return static_cast<double>(_cvtsh_ss(bits));
+#else
+    uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+    uint32_t rest = static_cast<uint32_t>(bits & 0x7FFFu) << 13;
+    // Move the exponent by a multiplication, which also gets subnormal halves right.
+    uint32_t word = rest;
+    float magnitude;
+    __builtin_memcpy(&magnitude, &word, 4);
+    magnitude *= 5.192296858534828e+33f;  // 2^112
+    __builtin_memcpy(&word, &magnitude, 4);
+    if ((bits & 0x7C00u) == 0x7C00u) word |= 0x7F800000u;
+    word |= sign;
+    __builtin_memcpy(&magnitude, &word, 4);
+    return static_cast<double>(magnitude);
+#endif
+}
+
+inline void load_lanes(const uint16_t* row, double* lanes) {
+#if defined(__AVX512F__)
+    __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+    _mm512_storeu_pd(lanes, _mm512_cvtps_pd(_mm512_castps512_ps256(wide)));
+    _mm512_storeu_pd(lanes + 8, _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(wide), 1))));
+#elif defined(__F16C__)
+    for (size_t l = 0; l < kScoreLanes; l += 4)
+        _mm256_storeu_pd(lanes + l, _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(
+                                        reinterpret_cast<const __m128i*>(row + l)))));
+#else
+    for (size_t l = 0; l < kScoreLanes; ++l) lanes[l] = half_to_double(row[l]);
+#endif
+}
+template <class T>
+inline void load_lanes(const T* row, double* lanes) {
+    for (size_t l = 0; l < kScoreLanes; ++l) lanes[l] = static_cast<double>(row[l]);
+}
+
+inline double load_one(const uint16_t* element) { return half_to_double(*element); }
+template <class T>
+inline double load_one(const T* element) { return static_cast<double>(*element); }
+
+inline double add_lanes(double* lanes) {
+    for (size_t half = kScoreLanes / 2; half > 0; half /= 2)
+        for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+template <bool Squared, class T>
+inline double sum_of(const double* query, const T* row, size_t d) {
+    double sums[kScoreLanes] = {};
+    double lanes[kScoreLanes];
+    size_t i = 0;
+    for (; i + kScoreLanes <= d; i += kScoreLanes) {
+        load_lanes(row + i, lanes);
+        for (size_t l = 0; l < kScoreLanes; ++l) {
+            double step = Squared ? query[i + l] - lanes[l] : query[i + l];
+            sums[l] += step * (Squared ? step : lanes[l]);
+        }
+    }
+    for (size_t l = 0; i + l < d; ++l) {
+        double element = load_one(row + i + l);
+        double step = Squared ? query[i + l] - element : query[i + l];
+        sums[l] += step * (Squared ? step : element);
+    }
+    return add_lanes(sums);
+}
+
+template <class T>
+inline void widen_row(const T* row, size_t d, double* out) {
+    for (size_t i = 0; i < d; ++i) out[i] = load_one(row + i);
+}
+
+template <class T>
+inline double norm_row(const T* row, size_t d) {
+    double sums[kScoreLanes] = {};
+    for (size_t i = 0; i < d; ++i) {
+        double element = load_one(row + i);
+        sums[i % kScoreLanes] += element * element;
+    }
+    return __builtin_sqrt(add_lanes(sums));
+}
+
+template <class T>
+void rescore_rows(const RescoreJob& job, const uint32_t* positions, size_t n, float* scores) {
+    const T* items = static_cast<const T*>(job.items.data);
+    const size_t d = job.items.d;
+    constexpr size_t kAhead = 6;  // rows asked for before they are needed: they lie anywhere in memory
+    for (size_t i = 0; i < n; ++i) {
+        if (i + kAhead < n) {
+            const char* next = reinterpret_cast<const char*>(items + size_t(positions[i + kAhead]) * d);
+            const size_t bytes = d * sizeof(T) < 512 ? d * sizeof(T) : 512;
+            for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b);
+        }
+        const T* row = items + size_t(positions[i]) * d;
+        double score;
+        if (job.metric == Metric::l2) {
+            score = -sum_of<true>(job.query, row, d);
+        } else {
+            score = sum_of<false>(job.query, row, d);
+            if (job.metric == Metric::cosine) {
+                double norms = job.query_norm * job.item_norms[positions[i]];
+                score = norms > 0 ? score / norms : 0.0;
+            }
+        }
+        scores[i] = static_cast<float>(score) + 0.0f;  // so that a zero is +0
+    }
+}
+
+// One call per element type, chosen once per call.
+#define NEARCAST_BY_TYPE(type, call)                                        \
+    switch (type) {                                                         \
+        case ElementType::float16: { using Element = uint16_t; call; break; } \
+        case ElementType::float32: { using Element = float; call; break; }    \
+        case ElementType::int8: { using Element = int8_t; call; break; }      \
+        case ElementType::uint8: { using Element = uint8_t; call; break; }    \
+    }
+
+void rescore(const RescoreJob& job, const uint32_t* positions, size_t n, float* scores) {
+    NEARCAST_BY_TYPE(job.items.type, rescore_rows<Element>(job, positions, n, scores))
+}
+
+void widen(const Vectors& vectors, size_t row, double* out) {
+    NEARCAST_BY_TYPE(vectors.type,
+                     widen_row(static_cast<const Element*>(vectors.data) + row * vectors.d, vectors.d, out))
+}
+
+double norm(const Vectors& vectors, size_t row) {
+    double result = 0;
+    NEARCAST_BY_TYPE(vectors.type,
+                     result = norm_row(static_cast<const Element*>(vectors.data) + row * vectors.d, vectors.d))
+    return result;
+}
+
+inline void hadamard_step(double* __restrict low, double* __restrict high, size_t half) {
+    for (size_t i = 0; i < half; ++i) {
+        double sum = low[i] + high[i], difference = low[i] - high[i];
+        low[i] = sum;
+        high[i] = difference;
+    }
+}
+
+inline void hadamard(double* block, size_t size) {
+    for (size_t half = size / 2; half > 0; half /= 2)
+        for (size_t at = 0; at < size; at += 2 * half) hadamard_step(block + at, block + at + half, half);
+    const double shrink = 1.0 / __builtin_sqrt(static_cast<double>(size));
+    for (size_t i = 0; i < size; ++i) block[i] *= shrink;
+}
+
+void rotate(const double* vector, size_t d, const Rotation& rotation, double divisor, double* out) {
+    for (size_t i = 0; i < rotation.width; ++i) out[i] = 0.0;
+    for (size_t i = 0; i < d; ++i) {
+        double centred = rotation.centre ? vector[i] - rotation.centre[i] : vector[i];
+        out[rotation.place[i]] = rotation.sign[i] * (centred / divisor);
+    }
+    for (size_t at = 0, left = rotation.width; left > 0;) {  // the largest power of two first: 384 is 256 and 128
+        size_t size = 1;
+        while (size * 2 <= left) size *= 2;
+        hadamard(out + at, size);
+        at += size;
+        left -= size;
+    }
+}
+
+inline double sum_squares(const double* values, size_t n) {
+    double sums[kScoreLanes] = {};
+    for (size_t i = 0; i < n; i += kScoreLanes)
+        for (size_t l = 0; l < kScoreLanes; ++l) sums[l] += values[i + l] * values[i + l];
+    return add_lanes(sums);
+}
+
+// Rounds rows begin..end. scratch holds width + d values.
+void quantise(const Vectors& vectors, size_t begin, size_t end, const Rotation& rotation, int levels, double* scratch,
+              Codes& out) {
+    double* turned = scratch;
+    double* plain = scratch + rotation.width;
+    const size_t width = rotation.width;
+    for (size_t row = begin; row < end; ++row) {
+        widen(vectors, row, plain);
+        double divisor = 1.0;
+        if (rotation.normalise) {
+            divisor = norm(vectors, row);
+            if (!(divisor > 0)) divisor = 1.0;
+        }
+        rotate(plain, vectors.d, rotation, divisor, turned);
+        double largest = 0;
+        for (size_t i = 0; i < width; ++i) {
+            double size = turned[i] < 0 ? -turned[i] : turned[i];
+            largest = size > largest ? size : largest;
+        }
+        // The scale is used as float32 later, so it is rounded now: the residual is measured from what is used.
+        const double scale = largest > 0 ? static_cast<double>(static_cast<float>(largest / levels)) : 0.0;
+        const double inverse = scale > 0 ? 1.0 / scale : 0.0;
+        out.norms[row] = __builtin_sqrt(sum_squares(turned, width));
+        int8_t* codes = out.codes + row * width;
+        constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to the nearest even integer
+        for (size_t i = 0; i < width; ++i) {
+            double code = (turned[i] * inverse + kRounder) - kRounder;
+            code = code > levels ? levels : (code < -levels ? -levels : code);
+            codes[i] = static_cast<int8_t>(static_cast<int32_t>(code));
+            turned[i] -= scale * code;
+        }
+        out.scales[row] = scale;
+        out.residuals[row] = __builtin_sqrt(sum_squares(turned, width));
+    }
+}

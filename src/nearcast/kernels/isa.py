@@ -1,0 +1,62 @@
+"""Which instruction set the native kernels use, and why.
+
+Reads the environment variable NEARCAST_ISA, once per call; knows nothing of vectors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nearcast.errors import SpecError
+
+_native: Any = None
+_why_missing = ""
+try:
+    _native = importlib.import_module("nearcast.kernels._native")
+except ImportError as missing:  # built without a compiler: every kernel has a NumPy twin
+    _why_missing = str(missing)
+
+ISA_VARIABLE = "NEARCAST_ISA"
+TWINS = "numpy"
+
+
+@dataclass(frozen=True, slots=True)
+class IsaInfo:
+    """The instruction set taken, and for every set whether it can run here ("" or the reason why not)."""
+
+    taken: str
+    because: str
+    available: tuple[str, ...]
+    unavailable: dict[str, str]
+
+
+def native() -> Any:
+    """The extension module; only called where isa_taken() is not "numpy"."""
+    return _native
+
+
+def isa_info() -> IsaInfo:
+    """Say which instruction set is taken, which others could be, and why the rest can't."""
+    if _native is None:
+        return IsaInfo(TWINS, "the native extension is missing", (TWINS,), {"native": _why_missing})
+    statuses = _native.isa_statuses()
+    available = (*(name for name, runs, *_ in statuses if runs), TWINS)
+    unavailable = {name: reason for name, runs, _, reason, _ in statuses if not runs}
+    forced = os.environ.get(ISA_VARIABLE, "")
+    if not forced:
+        best = next(name for name, runs, tests_only, *_ in statuses if runs and not tests_only)
+        return IsaInfo(best, "the best that this machine runs", available, unavailable)
+    if forced not in available:
+        reason = unavailable.get(forced, "no instruction set has this name")
+        raise SpecError(f"{ISA_VARIABLE} is {forced!r}: {reason}; this machine runs {', '.join(available)}")
+    return IsaInfo(forced, f"{ISA_VARIABLE} asks for it", available, unavailable)
+
+
+def query_levels(isa: str) -> int:
+    """The largest 8-bit code of a query on this instruction set."""
+    if isa == TWINS:
+        return 127
+    return next(levels for name, *_, levels in _native.isa_statuses() if name == isa)

@@ -1,0 +1,37 @@
+// Kernels for AVX-512 without VNNI: pairs of 8-bit products in 16 bits, then pairs of those in 32.
+//
+// Query codes stay within 63, because 2 * 255 * 63 must fit a signed 16-bit sum.
+#include <immintrin.h>
+
+#include "ceilings.h"
+#include "kernels.h"
+
+namespace nearcast {
+namespace {
+#include "body_score.h"
+#include "body_select.h"
+
+inline __m512i dot4(__m512i sum, __m512i items, __m512i query) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(items, query), _mm512_set1_epi16(1)));
+}
+
+#include "body_scan_simd512.h"
+
+// ---- ceilings ----
+
+using Vector = __m512i;
+constexpr size_t kLanes = 16, kTall = 6, kWide = 4;
+inline Vector load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+inline Vector broadcast(int value) { return _mm512_set1_epi32(value); }
+inline Vector dot(Vector sum, Vector items, Vector query) { return dot4(sum, items, query); }
+inline void to_memory(int32_t* to, Vector sums) { _mm512_storeu_si512(to, sums); }
+inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_mask(sums, limit) != 0; }
+#include "body_ceiling.h"
+}  // namespace
+
+KernelTable avx512_kernels() {
+    return {"avx512", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest};
+}
+
+CeilingFunction avx512_ceiling() { return ceiling; }
+}  // namespace nearcast

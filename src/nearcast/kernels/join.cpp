@@ -1,0 +1,491 @@
+// The driver of the join: buffers, thresholds, the bound, and which queries meet which block of items.
+//
+// The bound. A query q is rounded to q' = s * (integers), an item x to x'. Both sit in the same turned basis, so
+//     q.x - q'.x' = (q - q').x' + q.(x - x')
+// and by Cauchy-Schwarz  |q.x - q'.x'| <= |q - q'| |x'| + |q| |x - x'|.  The residual lengths |q - q'|, |x - x'| are
+// measured when rounding, not estimated. q'.x' itself is a sum of integers without error; what follows in float32
+// (conversion, two products, one sum) errs by less than 4 * 2^-24 of |q'| |x'| + |offset|, the change of basis in float64
+// by less than 1e-13 |q| |x|, and the final score is rounded to float32, by 2^-24 of its size. kFloatSlack covers all of
+// that ten times over. Let E be the sum of these errors, the largest over a block of items.
+//
+// A value V (the integer sum, scaled) then satisfies |V - S| <= E for the true score S. If k items have V >= v, the k-th
+// best true score is at least L = v - E; so an item with V + E < L cannot be among the k best, nor tie with the last. What
+// remains is scored in full precision, and that alone decides. All values are in units of the query's scale.
+
+#include "join.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+#include "select.h"
+
+namespace nearcast {
+namespace {
+
+constexpr double kFloatSlack = 4e-6;
+constexpr double kTinySlack = 1e-43;    // float32 products below the normal range lose absolute, not relative precision
+constexpr double kTinyScore = 4e-45;    // the same for the score itself
+constexpr float kNothing = std::numeric_limits<float>::quiet_NaN();
+struct Errors {                         // of one query, in units of its scale: weights of a block's largest norm and so on
+    double norm, residual, offset, constant;
+};
+
+constexpr double kNone = -std::numeric_limits<double>::infinity();
+
+size_t padded(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+constexpr size_t kCentreQueries = 96;   // queries that choose their cells at a time; their values stay in the cache
+
+size_t buffer_limit(size_t k) { return std::max<size_t>(64, 3 * k + 48); }
+
+// Codes come in whole pieces of 16 bytes, and a call per row costs more than the copy.
+void copy_codes(const int8_t* from, size_t width, int8_t* to) {
+    for (size_t i = 0; i < width; i += 16) std::memcpy(to + i, from + i, 16);
+}
+
+struct CellLists {                      // the cells of each query of a job, then the queries of each cell
+    std::vector<uint32_t> cells, rows, starts, by_cell;
+    std::vector<float> firsts, floors, bars;
+};
+
+// What a worker holds for the queries of one job. Buffers are reused from job to job.
+class Worker {
+public:
+    Worker(const KernelTable& kernels, const JoinJob& job, const Probes* probes, JoinResult& result)
+        : kernels_(kernels), job_(job), probes_(probes), result_(result), width_(job.packed.width),
+          limit_(buffer_limit(job.k)), stride_(limit_ + kStripItems + kTileItems) {
+        const size_t room = padded(std::max(job.queries_per_job, kCentreQueries), kernels.query_group);
+        values_.resize(room * stride_);
+        items_.resize(room * stride_);
+        counts_.resize(room);
+        checked_.resize(room);
+        best_.resize(room * job.k);
+        best_count_.resize(room);
+        least_.resize(room);
+        worst_.resize(room);
+        errors_.resize(room);
+        thresholds_.resize(room);
+        weights_.resize(room);
+        starts_.resize(room);
+        slots_.resize(room);
+        rows_.reserve(room);
+        full_.resize(room);
+        codes_.resize(room * width_);
+        scratch_.resize(stride_);
+        keys_.resize(stride_ + job.k);
+        positions_.resize(stride_);
+        scores_.resize(stride_);
+        query_.resize(padded(job.queries.d, kScoreLanes));
+        if (kernels_.thread_begin) kernels_.thread_begin(width_);
+    }
+    ~Worker() {
+        if (kernels_.thread_end) kernels_.thread_end();
+    }
+    Worker(const Worker&) = delete;
+
+    void run(size_t number) {
+        begin_ = number * job_.queries_per_job;
+        end_ = std::min(begin_ + job_.queries_per_job, job_.queries.n);
+        reset();
+        if (probes_) meet_probed();
+        else meet_all();
+        for (size_t slot = 0; slot < end_ - begin_; ++slot) write_out(slot);
+        publish_counters();
+    }
+
+private:
+    void reset() {
+        const size_t n = end_ - begin_;
+        std::fill_n(counts_.begin(), n, 0u);
+        std::fill_n(checked_.begin(), n, 0u);
+        std::fill_n(best_count_.begin(), n, 0u);
+        std::fill_n(least_.begin(), n, kNone);
+        std::fill_n(worst_.begin(), n, 0.0);
+        for (size_t slot = 0; slot < n; ++slot) prepare_errors(slot);
+    }
+
+    // ---- the bound ----
+
+    // E of a query and a block, from what depends on the query alone (see prepare_errors).
+    double error(size_t slot, size_t block) const {
+        const PackedItems& items = job_.packed;
+        const double norm = items.block_norms[block], residual = items.block_residuals[block];
+        const Errors& by = errors_[slot];
+        const double linear = by.constant + by.norm * norm + by.residual * residual;
+        return items.offsets ? linear + by.offset * (items.block_offsets[block] + norm * norm) : linear;
+    }
+
+    void prepare_errors(size_t slot) {
+        const size_t query = begin_ + slot;
+        const double length = job_.rounded.norms[query], residual = job_.rounded.residuals[query];
+        const double unit = 1.0 / scale(query);
+        errors_[slot] = Errors{};
+        if (job_.values_decide) return;
+        const double slack = kFloatSlack * (length + residual);
+        errors_[slot] = {(residual + slack) * unit, (length + slack) * unit, kFloatSlack * unit,
+                         kTinyScore * unit + kTinySlack};
+        // A distance is rounded as such, and can be far larger than the inner product: (q + x)^2 <= 2 q^2 + 2 x^2.
+        if (job_.packed.offsets) errors_[slot].constant += kFloatSlack * length * length * unit;
+    }
+
+    double scale(size_t query) const {
+        const double scale = job_.rounded.scales[query];
+        return scale > 0 ? scale : 1.0;
+    }
+
+    // The least value that a true score at least as good as `score` can have.
+    double value_of_score(size_t query, float score) const {
+        double value = score;
+        if (job_.values_decide) return value;
+        value -= std::abs(value) * 1.2e-7;
+        if (job_.metric == Metric::l2) {
+            const double length = job_.rounded.norms[query];
+            value = (value + length * length * (1 - 1e-12)) / 2;
+        }
+        return value / scale(query);
+    }
+
+    float threshold(size_t slot, size_t block) {
+        const double off = error(slot, block);
+        worst_[slot] = std::max(worst_[slot], off);
+        const double least = least_[slot] - off;
+        float rounded = static_cast<float>(least);
+        return rounded > least ? std::nextafterf(rounded, -std::numeric_limits<float>::infinity()) : rounded;
+    }
+
+    bool out_of_reach(size_t slot, size_t block) const {
+        const size_t query = begin_ + slot;
+        if (job_.values_decide) return false;
+        const double highest = (job_.rounded.norms[query] + job_.rounded.residuals[query]) *
+                               job_.packed.block_norms[block] / scale(query);
+        return highest + error(slot, block) < least_[slot] - error(slot, block);
+    }
+
+    // ---- meeting items ----
+
+    void meet_all() {
+        for (size_t block = 0; block < job_.packed.blocks; ++block) {
+            rows_.clear();
+            for (size_t slot = 0; slot < end_ - begin_; ++slot)
+                if (!out_of_reach(slot, block)) rows_.push_back(static_cast<uint32_t>(slot));
+            meet(block);
+        }
+    }
+
+    // Lets the queries of rows_ meet one block.
+    void meet(size_t block) {
+        if (rows_.empty()) return;
+        QueryPanel panel = make_panel(block);
+        const PackedItems& items = job_.packed;
+        const size_t last = items.block_tiles[block + 1];
+        for (size_t tile = items.block_tiles[block]; tile < last; tile += kStripTiles) {
+            const size_t tiles = std::min(kStripTiles, last - tile);
+            ItemRun run{items.codes + tile * kTileItems * width_, items.scales + tile * kTileItems,
+                        items.offsets ? items.offsets + tile * kTileItems : nullptr,
+                        static_cast<uint32_t>(tile * kTileItems), tiles};
+            Survivors survivors{values_.data(), items_.data(), counts_.data(), stride_, static_cast<uint32_t>(limit_),
+                                full_.data(), 0};
+            kernels_.scan(panel, run, width_, survivors);
+            scanned_ += panel.n * tiles;
+            for (size_t i = 0; i < survivors.n_full; ++i) {
+                const uint32_t slot = slots_[full_[i]];
+                cut(slot);
+                thresholds_[full_[i]] = threshold(slot, block);
+            }
+        }
+    }
+
+    QueryPanel make_panel(size_t block) {
+        const size_t n = rows_.size(), room = padded(n, kernels_.query_group);
+        for (size_t row = 0; row < n; ++row) {
+            const size_t slot = rows_[row], query = begin_ + slot;
+            thresholds_[row] = threshold(slot, block);
+            starts_[row] = job_.rounded.starts[query];
+            weights_[row] = static_cast<float>(1.0 / scale(query));
+            slots_[row] = static_cast<uint32_t>(slot);
+        }
+        for (size_t row = n; row < room; ++row) {
+            thresholds_[row] = kNothing;
+            starts_[row] = 0;
+            weights_[row] = 0;
+            slots_[row] = 0;
+        }
+        const bool whole = n == end_ - begin_;
+        if (!(whole && panel_holds_all_)) {
+            for (size_t row = 0; row < n; ++row)
+                copy_codes(job_.rounded.codes + (begin_ + rows_[row]) * width_, width_, codes_.data() + row * width_);
+            std::fill(codes_.begin() + n * width_, codes_.begin() + room * width_, int8_t(0));
+        }
+        panel_holds_all_ = whole;
+        return {codes_.data(), starts_.data(), thresholds_.data(), job_.packed.offsets ? weights_.data() : nullptr,
+                slots_.data(), room};
+    }
+
+    // ---- buffers ----
+
+    bool barred(size_t slot, uint32_t item) const {
+        return job_.exclude && job_.exclude[begin_ + slot] == static_cast<int64_t>(job_.packed.order[item]);
+    }
+
+    // Takes out what the query must not get, among what was written since the last look.
+    void check_new(size_t slot) {
+        float* values = values_.data() + slot * stride_;
+        uint32_t* items = items_.data() + slot * stride_;
+        uint32_t kept = checked_[slot];
+        for (uint32_t i = kept; i < counts_[slot]; ++i) {
+            values[kept] = values[i];
+            items[kept] = items[i];
+            kept += !barred(slot, items[i]);
+        }
+        counts_[slot] = checked_[slot] = kept;
+    }
+
+    // Raises the query's least value by what its buffer holds and drops what can no longer be among the k best.
+    void tighten(size_t slot) {
+        survivors_ += counts_[slot] - checked_[slot];
+        check_new(slot);
+        float* values = values_.data() + slot * stride_;
+        uint32_t* items = items_.data() + slot * stride_;
+        const uint32_t n = counts_[slot];
+        if (n >= job_.k) {
+            const double value = kernels_.kth_largest(values, n, job_.k, scratch_.data());
+            least_[slot] = std::max(least_[slot], value - worst_[slot]);
+        }
+        const double bar = least_[slot] - worst_[slot];
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            values[kept] = values[i];
+            items[kept] = items[i];
+            kept += values[i] >= bar;
+        }
+        counts_[slot] = checked_[slot] = kept;
+    }
+
+    void cut(size_t slot) {
+        ++cuts_;
+        tighten(slot);
+        if (counts_[slot] > limit_ * 3 / 4) settle(slot);
+    }
+
+    // Scores a buffer in full precision, keeps the k best of that and of what was scored before, and empties it.
+    void settle(size_t slot) {
+        const uint32_t n = counts_[slot];
+        const size_t query = begin_ + slot;
+        uint64_t* best = best_.data() + slot * job_.k;
+        if (n > 0) {
+            rescore(slot, n);
+            size_t total = best_count_[slot];
+            std::copy_n(best, total, keys_.begin());
+            for (uint32_t i = 0; i < n; ++i) keys_[total++] = sort_key(scores_[i], positions_[i]);
+            const size_t kept = std::min(total, job_.k);
+            if (kept < total) std::nth_element(keys_.begin(), keys_.begin() + kept - 1, keys_.begin() + total);
+            std::copy_n(keys_.begin(), kept, best);
+            best_count_[slot] = static_cast<uint32_t>(kept);
+            counts_[slot] = checked_[slot] = 0;
+        }
+        if (best_count_[slot] == job_.k) {
+            const uint64_t last = *std::max_element(best, best + job_.k);
+            least_[slot] = std::max(least_[slot], value_of_score(query, key_score(last)));
+        }
+    }
+
+    void rescore(size_t slot, uint32_t n) {
+        const size_t query = begin_ + slot;
+        const uint32_t* items = items_.data() + slot * stride_;
+        for (uint32_t i = 0; i < n; ++i) positions_[i] = job_.packed.order[items[i]];
+        if (job_.values_decide) {
+            std::copy_n(values_.data() + slot * stride_, n, scores_.data());
+            return;
+        }
+        kernels_.widen(job_.queries, query, query_.data());
+        RescoreJob rescore{job_.items, job_.metric, query_.data(),
+                           job_.metric == Metric::cosine ? kernels_.norm(job_.queries, query) : 1.0, job_.item_norms};
+        kernels_.rescore(rescore, positions_.data(), n, scores_.data());
+        rescored_ += n;
+    }
+
+    void write_out(size_t slot) {
+        tighten(slot);
+        settle(slot);
+        uint64_t* best = best_.data() + slot * job_.k;
+        const size_t n = best_count_[slot];
+        std::sort(best, best + n);
+        int64_t* positions = result_.positions + (begin_ + slot) * job_.k;
+        float* scores = result_.scores + (begin_ + slot) * job_.k;
+        for (size_t rank = 0; rank < job_.k; ++rank) {
+            positions[rank] = rank < n ? static_cast<int64_t>(key_position(best[rank])) : -1;
+            scores[rank] = rank < n ? key_score(best[rank]) : -std::numeric_limits<float>::infinity();
+        }
+    }
+
+    void publish_counters() {
+        uint64_t* counters[4] = {&survivors_, &cuts_, &rescored_, &scanned_};
+        for (size_t i = 0; i < 4; ++i) {
+            __atomic_fetch_add(&result_.counters[i], *counters[i], __ATOMIC_RELAXED);
+            *counters[i] = 0;
+        }
+        panel_holds_all_ = false;
+    }
+
+    double centre_scale(size_t query) const {
+        const double scale = probes_->rounded->scales[query];
+        return scale > 0 ? scale : 1.0;
+    }
+
+    template <class Take>
+    void scan_centres(const PackedItems& centres, const float* bars, Take take);
+    QueryPanel make_centre_panel(size_t first, size_t n, const float* bars);
+    void rank_centres();
+    void meet_cells(const float* bars, bool first_met);
+    float bar_after_first(size_t slot) const;
+    void meet_probed();
+
+    const KernelTable kernels_;
+    const JoinJob& job_;
+    const Probes* probes_;
+    JoinResult& result_;
+    const size_t width_, limit_, stride_;
+    size_t begin_ = 0, end_ = 0;
+    bool panel_holds_all_ = false;
+    uint64_t survivors_ = 0, cuts_ = 0, rescored_ = 0, scanned_ = 0;
+    std::vector<float> centre_values_;
+    std::vector<uint32_t> centre_items_;
+    std::vector<float> values_, thresholds_, weights_, scores_;
+    std::vector<uint32_t> items_, counts_, checked_, best_count_, slots_, rows_, full_, positions_;
+    std::vector<uint64_t> best_, keys_;
+    std::vector<double> least_, worst_, query_;
+    std::vector<int32_t> starts_, scratch_;
+    std::vector<int8_t> codes_;
+    std::vector<Errors> errors_;
+    CellLists lists_;
+};
+
+// ---- choosing cells ----
+
+// Scans some centres for the job's queries, a few queries at a time, and hands over each query's values above its bar.
+template <class Take>
+void Worker::scan_centres(const PackedItems& centres, const float* bars, Take take) {
+    const size_t room = centres.block_tiles[centres.blocks] * kTileItems;
+    const size_t stride = room + kStripItems + kTileItems;
+    const size_t chunk = padded(kCentreQueries, kernels_.query_group);
+    centre_values_.resize(chunk * stride);
+    centre_items_.resize(chunk * stride);
+    for (size_t first = 0; first < end_ - begin_; first += chunk) {
+        const size_t n = std::min(chunk, end_ - begin_ - first);
+        QueryPanel panel = make_centre_panel(first, n, bars);
+        std::vector<uint32_t> counts(chunk, 0), full(chunk);
+        Survivors survivors{centre_values_.data(), centre_items_.data(), counts.data(), stride,
+                            static_cast<uint32_t>(room), full.data(), 0};
+        const size_t tiles = centres.block_tiles[centres.blocks];
+        for (size_t tile = 0; tile < tiles; tile += kStripTiles) {
+            ItemRun run{centres.codes + tile * kTileItems * width_, centres.scales + tile * kTileItems,
+                        centres.offsets ? centres.offsets + tile * kTileItems : nullptr,
+                        static_cast<uint32_t>(tile * kTileItems), std::min(kStripTiles, tiles - tile)};
+            kernels_.scan(panel, run, width_, survivors);
+        }
+        for (size_t row = 0; row < n; ++row)
+            take(first + row, centre_values_.data() + row * stride, centre_items_.data() + row * stride, counts[row]);
+    }
+}
+
+QueryPanel Worker::make_centre_panel(size_t first, size_t n, const float* bars) {
+    const RoundedQueries& rounded = *probes_->rounded;
+    const size_t room = padded(n, kernels_.query_group);
+    for (size_t row = 0; row < room; ++row) {
+        const size_t query = begin_ + first + row;
+        const bool real = row < n;
+        thresholds_[row] = real ? (bars ? bars[first + row] : -std::numeric_limits<float>::infinity()) : kNothing;
+        starts_[row] = real ? rounded.starts[query] : 0;
+        weights_[row] = real ? static_cast<float>(1.0 / centre_scale(query)) : 0;
+        slots_[row] = real ? static_cast<uint32_t>(row) : 0;
+    }
+    std::copy_n(rounded.codes + (begin_ + first) * width_, n * width_, codes_.data());
+    std::fill(codes_.begin() + n * width_, codes_.begin() + room * width_, int8_t(0));
+    panel_holds_all_ = false;
+    return {codes_.data(), starts_.data(), thresholds_.data(), probes_->centres.offsets ? weights_.data() : nullptr,
+            slots_.data(), room};
+}
+
+// From a sample of the centres: where the query's best cells begin, and its floor.
+void Worker::rank_centres() {
+    lists_.firsts.resize(end_ - begin_);
+    lists_.floors.resize(end_ - begin_);
+    lists_.bars.resize(end_ - begin_);
+    std::vector<int32_t> scratch;
+    scan_centres(probes_->sample, nullptr, [&](size_t slot, const float* values, const uint32_t*, uint32_t n) {
+        scratch.resize(n);
+        auto ranked = [&](size_t rank) { return kernels_.kth_largest(values, n, std::min<size_t>(rank, n), scratch.data()); };
+        lists_.firsts[slot] = ranked(probes_->first_rank);
+        lists_.floors[slot] = ranked(probes_->floor_rank);
+    });
+}
+
+// Lists the centres above the bars (and below the first cells, if those were met already) and lets queries meet them.
+void Worker::meet_cells(const float* bars, bool first_met) {
+    lists_.cells.clear();
+    lists_.rows.clear();
+    lists_.starts.assign(job_.packed.blocks + 1, 0);
+    scan_centres(probes_->centres, bars, [&](size_t slot, const float* values, const uint32_t* cells, uint32_t n) {
+        for (uint32_t i = 0; i < n; ++i) {
+            if (first_met && values[i] >= lists_.firsts[slot]) continue;
+            lists_.cells.push_back(cells[i]);
+            lists_.rows.push_back(static_cast<uint32_t>(slot));
+            ++lists_.starts[cells[i] + 1];
+        }
+    });
+    for (size_t cell = 0; cell < job_.packed.blocks; ++cell) lists_.starts[cell + 1] += lists_.starts[cell];
+    lists_.by_cell.resize(lists_.cells.size());
+    std::vector<uint32_t> next(lists_.starts.begin(), lists_.starts.end() - 1);
+    for (size_t i = 0; i < lists_.cells.size(); ++i) lists_.by_cell[next[lists_.cells[i]]++] = lists_.rows[i];
+    for (size_t cell = 0; cell < job_.packed.blocks; ++cell) {
+        rows_.assign(lists_.by_cell.begin() + lists_.starts[cell], lists_.by_cell.begin() + lists_.starts[cell + 1]);
+        meet(cell);
+    }
+}
+
+// The centre value that a query's further cells must reach, once its k-th score among the first is known exactly.
+float Worker::bar_after_first(size_t slot) const {
+    const size_t query = begin_ + slot;
+    if (best_count_[slot] < job_.k) return -std::numeric_limits<float>::infinity();
+    const uint64_t* best = best_.data() + slot * job_.k;
+    double score = key_score(*std::max_element(best, best + job_.k));
+    const double length = job_.rounded.norms[query];
+    if (job_.metric == Metric::l2) score = (score + length * length) / 2;
+    const double floor = lists_.floors[slot] * centre_scale(query);
+    const double bar = floor + probes_->slope * (score - floor) + probes_->gap * probes_->spreads[query];
+    return static_cast<float>(bar / centre_scale(query));
+}
+
+void Worker::meet_probed() {
+    rank_centres();
+    meet_cells(lists_.firsts.data(), false);
+    if (std::isinf(probes_->gap)) return;
+    for (size_t slot = 0; slot < end_ - begin_; ++slot) {
+        tighten(slot);
+        settle(slot);
+        lists_.bars[slot] = bar_after_first(slot);
+    }
+    meet_cells(lists_.bars.data(), true);
+}
+
+}  // namespace
+
+void join(const KernelTable& kernels, const JoinJob& job, const Probes* probes,
+          const std::function<void(size_t, size_t)>& report, JoinResult& result) {
+    const size_t jobs = (job.queries.n + job.queries_per_job - 1) / job.queries_per_job;
+    auto make_worker = [&] {
+        auto worker = std::make_shared<Worker>(kernels, job, probes, result);
+        return std::function<void(size_t)>([worker](size_t number) { worker->run(number); });
+    };
+    std::function<void(size_t)> report_jobs;
+    if (report)
+        report_jobs = [&](size_t done) { report(std::min(done * job.queries_per_job, job.queries.n), job.queries.n); };
+    run_jobs(jobs, job.threads, make_worker, report_jobs);
+}
+
+}  // namespace nearcast

@@ -1,0 +1,69 @@
+// The kNN join of queries with packed items: exact, or cell by cell.
+//
+// Arrays in, arrays out; knows no files and no ids.
+#pragma once
+
+#include <functional>
+
+#include "kernels.h"
+
+namespace nearcast {
+
+struct PackedItems {                  // items as 8-bit tiles, in blocks (a block is a cell, or a run of the whole)
+    const uint8_t* codes;             // (tiles, width / 4, 16, 4)
+    const float* scales;              // (tiles * 16,) NaN: no item
+    const float* offsets;             // (tiles * 16,) what is added to an inner product (l2), or null
+    const uint32_t* order;            // (tiles * 16,) position of the item
+    const uint64_t* block_tiles;      // (blocks + 1,) first tile of each block
+    const double* block_norms;        // (blocks,) largest length of a rounded item
+    const double* block_residuals;    // (blocks,) largest residual
+    const double* block_offsets;      // (blocks,) largest size of an offset
+    size_t blocks;
+    size_t width;
+};
+
+struct RoundedQueries {
+    const int8_t* codes;              // (n, width)
+    const int32_t* starts;            // (n,)
+    const double* scales;
+    const double* residuals;
+    const double* norms;              // length after centring and normalising
+};
+
+struct JoinJob {
+    Metric metric;
+    Vectors queries;
+    Vectors items;
+    RoundedQueries rounded;
+    PackedItems packed;
+    const double* item_norms;         // cosine only
+    const int64_t* exclude;           // (n,) position that a query must not get, -1 none; or null
+    size_t k;
+    size_t threads;
+    size_t queries_per_job;
+    bool values_decide;               // the scan's values are the scores: for choosing cells, where nothing need be exact
+};
+
+// Which cells a query meets. A centre's value is its 8-bit inner product with the query, plus its offset; all of this is
+// computed alike by every instruction set, so that the cells met, and with them the result, are the same everywhere.
+struct Probes {
+    const RoundedQueries* rounded;    // the queries, rounded on the levels that every instruction set can take
+    PackedItems centres;              // one per block of the items, in their order
+    PackedItems sample;               // every so many-th of them, from which a query's ranks are read
+    size_t first_rank;                // centres as good as the sample's first_rank-th are met at once
+    size_t floor_rank;                // the value of the sample's floor_rank-th centre is the query's floor
+    double slope;                     // after that: centres above floor + slope * (k-th score - floor) + gap * spread
+    double gap;                       // infinity: no more cells
+    const double* spreads;            // (n,)
+};
+
+struct JoinResult {
+    int64_t* positions;               // (n, k)
+    float* scores;                    // (n, k)
+    uint64_t counters[4];             // survivors written, buffers cut, candidates rescored, tile rows scanned
+};
+
+void join(const KernelTable&, const JoinJob&, const Probes*, const std::function<void(size_t, size_t)>& report,
+          JoinResult&);
+
+}  // namespace nearcast

@@ -1,0 +1,151 @@
+"""The kNN join of two sets of vectors, exact.
+
+Arrays in, arrays out: checks them, rounds them, derives batch sizes from the memory given, and runs the native join or
+its NumPy twin. Knows no ids, files or specs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nearcast.kernels import isa as _isa
+from nearcast.kernels import rounding, twins
+
+BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per block; 128 KiB of codes at 128 dimensions
+QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
+METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
+LARGEST_NORM = 1e18  # a product of two such lengths is still a float32
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """k slots per query, best first. An empty slot has position -1 and score -inf."""
+
+    positions: np.ndarray  # (n, k) int64
+    scores: np.ndarray  # (n, k) float32
+    counters: dict[str, int] = field(default_factory=dict)  # what the native join did; empty for twins
+
+
+def checked_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
+    """The vectors, contiguous; ValueError where the kernels cannot take them."""
+    if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= 4096:
+        raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to 4096")
+    if vectors.dtype not in (np.float16, np.float32, np.int8, np.uint8):
+        raise ValueError(f"{name} are {vectors.dtype}; needed are float16, float32, int8 or uint8")
+    return np.ascontiguousarray(vectors)
+
+
+def check_pair(queries: np.ndarray, items: np.ndarray, k: int, metric: str) -> None:
+    """ValueError where queries, items, k and metric do not go together."""
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions and items {items.shape[1]}")
+    if metric not in METRIC_NUMBERS:
+        raise ValueError(f"metric is {metric!r}; known are {', '.join(METRIC_NUMBERS)}")
+    if k < 1:
+        raise ValueError(f"k is {k}; needed is at least 1")
+    if len(items) >= int(rounding.NO_ITEM) - 2**20:
+        raise ValueError(f"{len(items)} items are too many for one index; cut them into shards")
+
+
+def check_lengths(codes: rounding.Codes, name: str) -> None:
+    """ValueError where a vector is not finite, or too long to be squared in float32."""
+    bad = np.flatnonzero(~(codes.norms <= LARGEST_NORM))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} {name} hold NaN, infinity or are longer than {LARGEST_NORM:g}; the first is {name}[{bad[0]}]"
+        )
+
+
+def bytes_per_query(k: int, width: int) -> int:
+    """What a worker holds for a query: its buffer, its best, its codes."""
+    limit = max(64, 3 * k + 48)  # buffer_limit in join.cpp
+    return 8 * (limit + 80) + 8 * k + width + 64
+
+
+def queries_per_job(n: int, k: int, width: int, threads: int, memory_bytes: int | None, most: int) -> int:
+    """How many queries a worker takes at a time, within the memory given."""
+    if memory_bytes is not None:
+        most = min(most, max(32, memory_bytes // (threads * bytes_per_query(k, width))))
+    share = -(-n // (4 * threads))  # at least four jobs per thread, so that none waits long for the last
+    return max(1, min(most, max(96, share)))
+
+
+def checked_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
+    """The exclusions as int64; ValueError where there is not one per query."""
+    if exclude is None:
+        return None
+    if exclude.shape != (n,):
+        raise ValueError(f"exclude has shape {exclude.shape}; needed is one position per query, ({n},)")
+    return np.ascontiguousarray(exclude, dtype=np.int64)
+
+
+def item_norms(items: np.ndarray, metric: str, isa: str, threads: int) -> np.ndarray | None:
+    """(m,) lengths of the items under cosine, None for the other metrics."""
+    return _isa.native().norms(isa, items, threads) if metric == "cosine" else None
+
+
+def join_exact(
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    metric: str,
+    *,
+    exclude: np.ndarray | None = None,
+    threads: int = 1,
+    memory_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Joined:
+    """The k best items of every query, exactly: an 8-bit scan leaves out what a bound excludes, full scores decide.
+
+    Costs n * m * d 8-bit products, memory for 2 * m * d bytes of codes, and n * k results. memory_bytes bounds the
+    buffers of the scan.
+    """
+    queries, items = checked_vectors(queries, "queries"), checked_vectors(items, "items")
+    check_pair(queries, items, k, metric)
+    exclude = checked_exclude(exclude, len(queries))
+    isa = _isa.isa_info().taken
+    if isa == _isa.TWINS:
+        return Joined(*twins.join_exact(queries, items, k, metric, exclude))
+    if len(queries) == 0 or len(items) == 0:
+        return Joined(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+    rotation = rounding.make_rotation(items, metric)
+    packed = pack_whole(items, rotation, metric, isa, threads)
+    rounded = rounding.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
+    check_lengths(rounded, "queries")
+    per_job = queries_per_job(len(queries), k, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
+    return Joined(
+        *_isa.native().join(
+            isa,
+            METRIC_NUMBERS[metric],
+            queries,
+            items,
+            rounding.native_queries(rounded),
+            packed.native,
+            item_norms(items, metric, isa, threads),
+            exclude,
+            k,
+            threads,
+            per_job,
+            False,
+            None,
+            progress,
+        )
+    )
+
+
+def pack_whole(
+    items: np.ndarray, rotation: rounding.Rotation, metric: str, isa: str, threads: int
+) -> rounding.PackedItems:
+    """All items in blocks of equal size, those with large residuals (long ones) first."""
+    codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, threads)
+    check_lengths(codes, "items")
+    ranks = np.empty(len(items), np.int64)
+    ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
+    blocks = ranks // BLOCK_ITEMS
+    order, block_tiles = rounding.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
+    return rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, threads)

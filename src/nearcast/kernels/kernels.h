@@ -1,0 +1,105 @@
+// What every native kernel agrees on: array layouts, the table of one instruction set's kernels.
+//
+// Knows no files, no ids, no specs; a position is a row number. The kernels of one instruction set are compiled in a
+// file of their own with that set's flags, so nothing here may define code that the linker could share between them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nearcast {
+
+enum class ElementType : int { float16 = 0, float32 = 1, int8 = 2, uint8 = 3 };
+enum class Metric : int { inner_product = 0, cosine = 1, l2 = 2 };
+
+constexpr size_t kTileItems = 16;      // items side by side in a tile: the lanes of a 512-bit register
+constexpr size_t kGroup = 4;           // dimensions that one 8-bit dot product instruction adds up
+constexpr size_t kStripTiles = 4;      // tiles that a scan takes at once; 64 items stay in the first-level cache
+constexpr size_t kStripItems = kTileItems * kStripTiles;
+constexpr size_t kScoreLanes = 16;     // lanes of the full-precision score, part of its definition
+constexpr uint32_t kNoItem = 0xFFFFFFFFu;
+
+struct Vectors {                       // n rows of d elements, row-major
+    const void* data;
+    ElementType type;
+    size_t n;
+    size_t d;
+};
+
+// The change of basis before rounding to 8 bits. Component i is multiplied by sign[i], goes to place[i], and then each
+// power-of-two block of the width is turned by a Hadamard matrix. That is orthogonal, so inner products stay, and it
+// spreads what a few large components hold over all of them, which halves the rounding error on real embeddings.
+struct Rotation {
+    const double* sign;                // (d,) +1 or -1
+    const uint32_t* place;             // (d,) below width, all different
+    const double* centre;              // (d,) what is subtracted first, or null
+    size_t width;                      // d padded
+    bool normalise;                    // divide by the length (cosine)
+};
+
+struct Codes {                         // what rounding made of n vectors
+    int8_t* codes;                     // (n, width)
+    double* scales;                    // (n,) vector is about scale * codes
+    double* residuals;                 // (n,) length of vector - scale * codes
+    double* norms;                     // (n,) length of the vector, before rounding
+};
+
+struct QueryPanel {                    // the queries that meet a run of items, padded to a multiple of query_group
+    const int8_t* codes;               // (n, width) row-major
+    const int32_t* starts;             // (n,) where the sum begins: -128 times the sum of the codes, as items are offset
+    const float* thresholds;           // (n,) the least value that is written down; NaN writes nothing
+    const float* offset_weights;       // (n,) weight of the items' offsets; null where items have none
+    const uint32_t* slots;             // (n,) the buffer of each query
+    size_t n;
+};
+
+struct ItemRun {                       // at most kStripTiles tiles
+    const uint8_t* codes;              // (tiles, width / 4, 16, 4): code + 128
+    const float* scales;               // (tiles * 16,) NaN where there is no item
+    const float* offsets;              // (tiles * 16,) or null
+    uint32_t first;                    // number of the first item
+    size_t tiles;
+};
+
+struct Survivors {                     // one buffer per query
+    float* values;
+    uint32_t* items;
+    uint32_t* counts;
+    size_t stride;                     // room of one buffer: limit + kStripItems + kTileItems
+    uint32_t limit;                    // more than that and the buffer must be cut before the next strip
+    uint32_t* full;                    // rows of the panel whose buffers passed the limit
+    size_t n_full;
+};
+
+struct RescoreJob {                    // full-precision scores of one query with some items
+    Vectors items;
+    Metric metric;
+    const double* query;               // (d padded to kScoreLanes,)
+    double query_norm;                 // used by cosine only
+    const double* item_norms;          // used by cosine only
+};
+
+using ScanFunction = void (*)(const QueryPanel&, const ItemRun&, size_t width, Survivors&);
+
+struct KernelTable {
+    const char* name;
+    int query_levels;                  // largest query code: 63 where two products must fit 16 bits, else 127
+    size_t query_group;
+    ScanFunction scan;
+    void (*thread_begin)(size_t width);   // null, or what a thread must do before it scans (tile configuration)
+    void (*thread_end)();
+    void (*quantise)(const Vectors&, size_t begin, size_t end, const Rotation&, int levels, double* scratch, Codes&);
+    void (*widen)(const Vectors&, size_t row, double* out);
+    void (*rescore)(const RescoreJob&, const uint32_t* positions, size_t n, float* scores);
+    double (*norm)(const Vectors&, size_t row);
+    float (*kth_largest)(const float* values, size_t n, size_t k, int32_t* scratch);
+};
+
+KernelTable portable_kernels();
+KernelTable avx2_kernels();
+KernelTable avx512_kernels();
+KernelTable avx512vnni_kernels();
+KernelTable amx_kernels();
+KernelTable amx_emulated_kernels();
+
+}  // namespace nearcast

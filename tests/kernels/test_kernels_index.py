@@ -1,0 +1,94 @@
+"""The cell index: exact at full reach, the same everywhere, and better with more reach."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.kernels.vectors import METRICS, draw_vectors, joins
+
+from nearcast.kernels import build_index, recall_of, twins
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=joins())
+def test_full_reach_is_exact(native_isa, case):
+    queries, items, k, metric, exclude, threads = case
+    index = build_index(items, metric, cells=7, threads=threads, query_sample=queries)
+    joined = index.join(queries, k, exclude=exclude, threads=threads)
+    positions, scores = twins.join_exact(queries, items, k, metric, exclude)
+    np.testing.assert_array_equal(joined.positions, positions)
+    np.testing.assert_array_equal(joined.scores.view(np.uint32), scores.view(np.uint32))
+
+
+def clustered(n: int, d: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, d))
+    return (centres[rng.integers(40, size=n)] + 0.4 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_instruction_set_thread_count_and_batch_gives_the_same_lists(metric, monkeypatch):
+    from tests.kernels.conftest import ISAS
+
+    items, queries = clustered(6000, 24, 1), clustered(300, 24, 2)
+    lists = []
+    for number, isa in enumerate(name for name in ISAS if name != "numpy"):
+        monkeypatch.setenv("NEARCAST_ISA", isa)
+        index = build_index(items, metric, cells=300, threads=1 + number % 3, query_sample=queries)
+        joined = index.join(queries, 10, reach=0.5, threads=3 - number % 3, memory_bytes=1 << (10 + 4 * number))
+        lists.append(joined.positions)
+    for other in lists[1:]:
+        np.testing.assert_array_equal(lists[0], other)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_more_reach_finds_more_and_scores_are_true(native_isa, metric):
+    items, queries = clustered(6000, 24, 1), clustered(200, 24, 2)
+    index = build_index(items, metric, cells=100, query_sample=queries)
+    truth, true_scores = twins.join_exact(queries, items, 10, metric)
+    recalls = []
+    for reach in (-3.0, 0.0, 2.0, 6.0):
+        joined = index.join(queries, 10, reach=reach)
+        recalls.append(recall_of(joined.positions, truth))
+        same = joined.positions == truth
+        np.testing.assert_array_equal(joined.scores[same], true_scores[same])
+    assert recalls == sorted(recalls)
+    assert recalls[-1] > 0.99
+
+
+def test_calibration_reaches_the_recall():
+    items, queries = clustered(6000, 24, 1), clustered(400, 24, 2)
+    index = build_index(items, "inner_product", query_sample=queries)
+    reach = index.calibrate(queries[:200], 10, 0.95)
+    truth = index.join(queries[200:], 10).positions
+    assert recall_of(index.join(queries[200:], 10, reach=reach).positions, truth) > 0.9
+
+
+def test_one_giant_cell_of_equal_items(native_isa):
+    items = np.ones((3000, 12), np.float16)
+    items[:50] = draw_vectors(np.random.default_rng(0), 50, 12, np.float16, "plain")
+    index = build_index(items, "l2", cells=20)
+    joined = index.join(items[:60], 5, reach=1.0)
+    np.testing.assert_array_equal(joined.positions[-1], [50, 51, 52, 53, 54])
+
+
+def test_without_native_kernels_the_index_is_exact(monkeypatch):
+    monkeypatch.setenv("NEARCAST_ISA", "numpy")
+    items = clustered(200, 8, 1)
+    joined = build_index(items, "cosine").join(items[:5], 3, reach=-4.0)
+    np.testing.assert_array_equal(joined.positions, twins.join_exact(items[:5], items, 3, "cosine")[0])
+
+
+def test_a_missing_extension_leaves_the_twins():
+    code = (
+        "import sys; sys.modules['nearcast.kernels._native'] = None\n"
+        "import numpy as np, nearcast\n"
+        "from nearcast.kernels import isa_info\n"
+        "eye = np.eye(3, dtype=np.float32)\n"
+        "found = nearcast.knn_join(eye, eye, k=1, metric='l2')\n"
+        "print(isa_info().taken, found.report.engine, found.positions.T)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "numpy exact [[0 1 2]]"

@@ -1,0 +1,39 @@
+"""Vectors with what goes wrong: equal rows, zero rows, rows of very different length."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+METRICS = ("inner_product", "cosine", "l2")
+DTYPES = (np.float16, np.float32, np.int8, np.uint8)
+
+
+def draw_vectors(rng: np.random.Generator, n: int, d: int, dtype: type, shape: str) -> np.ndarray:
+    values = rng.standard_normal((n, d))
+    if shape == "heavy_tailed":
+        values *= rng.pareto(1.2, size=(n, 1)) + 0.01
+    if shape == "one_sided":
+        values = values - 3.0
+    if shape == "spiky":
+        values *= rng.random((n, d)) < 0.1
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        values = np.clip(np.rint(values * 20 + (64 if dtype is np.uint8 else 0)), info.min, info.max)
+    values = np.clip(values, -60000, 60000).astype(dtype)
+    if n > 3:
+        values[rng.integers(n, size=n // 4)] = values[0]
+        values[rng.integers(n)] = 0
+    return values
+
+
+@st.composite
+def joins(draw, most_items: int = 700):
+    """(queries, items, k, metric, exclude, threads)"""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    d = draw(st.sampled_from([1, 2, 5, 16, 17, 31, 33, 64, 65, 100, 128, 200, 384]))
+    n, m = draw(st.integers(0, 60)), draw(st.integers(0, most_items))
+    dtypes = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
+    shape = draw(st.sampled_from(["plain", "heavy_tailed", "one_sided", "spiky"]))
+    queries, items = draw_vectors(rng, n, d, dtypes[0], shape), draw_vectors(rng, m, d, dtypes[1], shape)
+    exclude = rng.integers(-1, max(1, m), size=n) if draw(st.booleans()) else None
+    k = draw(st.sampled_from([1, 2, 10, 50, 100, 1000]))
+    return queries, items, k, draw(st.sampled_from(METRICS)), exclude, draw(st.integers(1, 3))
