@@ -24,7 +24,7 @@ from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vect
 __all__ = ["DenseEngine"]
 
 EXACT: Effort = {"exact": 1}
-REACHES = range(-300, 825, 25)  # hundredths of a spread: from the best cells alone to nearly all of them
+REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
 QUERIES_PER_CELL = 6  # fewer do not pay for the cells: 400,000 items × 20,000 queries took as long with as without
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
 PRUNED_SHARE = 0.3  # guessed before calibration: what a pruned join takes of an exact one
