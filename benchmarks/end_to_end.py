@@ -24,16 +24,16 @@ import numpy as np
 from nearcast import machine
 
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
-JOBS = (("exact", 1.0), ("faiss-ivf", 0.9), ("faiss-hnsw", 0.9))
+JOBS = (("dense", 1.0), ("dense", 0.95), ("exact", 1.0), ("faiss-ivf", 0.9), ("faiss-hnsw", 0.9))
 K = 50
-SAMPLE = 2_000
+SAMPLE = 20_000
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--data", type=Path, required=True, help="folder with items.parquet and queries.parquet")
     arguments.add_argument("--memory", default="2GB")
-    arguments.add_argument("--engine", action="append", choices=[name for name, _ in JOBS])
+    arguments.add_argument("--engine", action="append", choices=["dense", "exact", "faiss-ivf", "faiss-hnsw"])
     given = arguments.parse_args()
     if not (given.data / "items.parquet").is_file():
         sys.exit(f"no items.parquet in {given.data}: this benchmark needs the packages data")
@@ -50,14 +50,16 @@ def main() -> None:
             show(row)
     result = {"machine": machine.describe(), "k": K, "commit": commit(), "rows": rows}
     if given.engine is None:
+        RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def measure(folder: Path, data: Path, engine: str, recall: float, memory: str) -> dict[str, Any]:
     """Run one generator in a process and look at what it has left."""
-    spec = folder / f"{engine}.toml"
+    name = f"{engine}-{round(recall * 100)}"
+    spec = folder / f"{name}.toml"
     spec.write_text(
-        f'name = "{engine}"\nmetric = "inner_product"\nk = {K}\nrecall = {recall}\nengine = "{engine}"\n'
+        f'name = "{name}"\nmetric = "inner_product"\nk = {K}\nrecall = {recall}\nengine = "{engine}"\n'
         f'memory = "{memory}"\n'
         f'[items]\npath = "{data}/items.parquet"\nattributes = ["released"]\n'
         f'[queries]\npath = "{data}/queries.parquet"\nattributes = ["monthly_downloads"]\n'
@@ -71,7 +73,7 @@ def measure(folder: Path, data: Path, engine: str, recall: float, memory: str) -
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     print(summary)
-    snapshot = folder / "nearcast" / engine / "snapshots" / "000001"
+    snapshot = folder / "nearcast" / name / "snapshots" / "000001"
     manifest = json.loads((snapshot / "manifest.json").read_text())
     return {
         "snapshot": str(snapshot),

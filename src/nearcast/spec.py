@@ -144,7 +144,7 @@ class GeneratorSpec(_Table):
     metric: Metric = Field(description="inner_product, cosine or l2")
     k: Whole = Field(ge=1, le=10_000, description="candidates per query")
     recall: Share = Field(1.0, gt=0, le=1, description="the recall@k that the snapshot promises")
-    engine: str = Field("auto", description="auto, exact, faiss-hnsw or faiss-ivf")
+    engine: str = Field("auto", description="auto, dense, exact, faiss-hnsw or faiss-ivf")
     engine_settings: dict[str, Any] = Field(default_factory=dict, description="settings of the named engine")
     exclude_self: bool = Field(False, description="never give a query the item with its own id")
     seed: Whole = Field(0, ge=0, description="start of every random choice")

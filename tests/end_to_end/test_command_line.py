@@ -72,7 +72,7 @@ def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, F
     _, done = made
     said = flat(done.stdout)
     assert "shop snapshot 000001" in said
-    assert "300 queries × 600 items, k = 10, cosine, engine exact" in said
+    assert "300 queries × 600 items, k = 10, cosine, engine dense, exact" in said
     assert "nearcast/shop/snapshots/000001" in said
     assert "recall promised 1, kept" in said
     assert "recall 100.00% of the true nearest, on 300 queries; 95% interval 100.00% to 100.00%" in said
@@ -234,7 +234,7 @@ def test_show_says_where_it_has_looked_when_there_is_nothing(tmp_path: Path) -> 
 def test_snapshots_lists_every_snapshot_for_people_and_programs(shop: Path) -> None:
     said = flat(succeed("snapshots", cwd=shop).stdout)
     assert "generator snapshot made rows recall promise fill overlap took engine" in said
-    assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, kept 100.00% - \S+ s exact", said)
+    assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, kept 100.00% - \S+ s dense", said)
     (row,) = json.loads(succeed("snapshots", "shop", "--json", cwd=shop).stdout)
     assert (row["generator"], row["version"], row["rows"]) == ("shop", 1, 300)
     assert row["measures"] == at.manifest(shop)["measures"]
@@ -484,7 +484,7 @@ def leave_unfinished(folder: Path) -> None:
     queries = [{"name": part["name"], "hash": part["blake2b"]} for part in facts["inputs"]["queries"]["files"]]
     plan = {
         "settings": load_spec(folder / "shop.toml").answer_settings(),
-        "engine": {"name": "exact", "settings": {}},
+        "engine": {key: facts["engine"][key] for key in ("name", "settings")},
         "items": [{"name": "items[red].parquet", "hash": "0"}],
         "queries": queries,
         "nearcast": facts["nearcast"],
@@ -536,3 +536,22 @@ def on_a_terminal(*words: str, cwd: Path) -> tuple[int, str, str]:
         code = process.wait(timeout=120)
         out.seek(0)
         return code, out.read(), b"".join(drawn).decode()
+
+
+# what the installation can do
+
+
+def test_info_tells_the_instruction_set_and_why(tmp_path: Path) -> None:
+    done = nearcast("info", cwd=tmp_path, NEARCAST_ISA="portable")
+    assert done.returncode == 0
+    assert "portable: NEARCAST_ISA asks for it" in flat(done.stdout)
+    told = json.loads(nearcast("info", "--json", cwd=tmp_path).stdout)
+    assert told["kernels"]["taken"] in told["kernels"]["available"]
+    assert told["engines"]["auto"] == "dense"
+
+
+def test_an_instruction_set_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    done = nearcast("info", cwd=tmp_path, NEARCAST_ISA="mmx")
+    assert done.returncode == 2
+    assert "NEARCAST_ISA is 'mmx'" in done.stderr
+    assert "portable" in done.stderr

@@ -12,6 +12,7 @@ import sys
 import click
 
 from nearcast.cli.check import check
+from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.run import run
 from nearcast.cli.show import show
@@ -31,7 +32,7 @@ def cli() -> None:
     """Find the nearest items for every query ahead of time, check the answer, and look it up."""
 
 
-for command in (run, check, show, lookup, snapshots, spec):
+for command in (run, check, show, lookup, snapshots, spec, info):
     cli.add_command(command)
 
 

@@ -107,7 +107,7 @@ def _promise_text(promise: Mapping[str, Any]) -> Text:
 
 def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
     spec, engine = manifest["spec"], manifest["engine"]
-    effort = "".join(f", {name} {value:,}" for name, value in engine["effort"].items())
+    effort = "".join(f", {_effort_words(name, value)}" for name, value in engine["effort"].items())
     items = manifest["inputs"]["items"]["vectors"]
     text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
     text.append(
@@ -120,6 +120,10 @@ def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
     if manifest["promise"]["reason"]:
         text.append(f" ({manifest['promise']['reason']})", style="not bold")
     return text
+
+
+def _effort_words(name: str, value: int) -> str:
+    return name if name == "exact" else f"{name} {value:,}"
 
 
 def _from_here(path: Path) -> Path:
