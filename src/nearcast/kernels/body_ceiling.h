@@ -26,7 +26,8 @@ void fill(CeilingData& data) {
 template <bool Load, bool Store, bool Compare>
 int32_t ceiling_strip(CeilingData& data) {
     int32_t found = 0;
-    const Vector limit = broadcast(1 << 30);
+    Vector limit = broadcast(1 << 30);
+    asm volatile("" : "+v"(limit));  // or the compiler would know what no sum exceeds
     for (size_t item = 0; item < kCeilingItems; item += kWide * kLanes)
         for (size_t row = 0; row + kTall <= kCeilingQueries; row += kTall) {
             Vector sums[kTall][kWide], items[kWide], queries[kTall];
@@ -40,24 +41,25 @@ int32_t ceiling_strip(CeilingData& data) {
                 if (Load)
                     for (size_t t = 0; t < kWide; ++t)
                         items[t] = load(data.items + (item + t * kLanes) * kCeilingWidth + i * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 32
                 for (size_t q = 0; q < kTall; ++q) {
                     if (Load) {
                         int32_t four;
                         __builtin_memcpy(&four, data.queries + (row + q) * kCeilingWidth + i, 4);
                         queries[0] = broadcast(four);
                     }
-#pragma GCC unroll 8
+#pragma GCC unroll 32
                     for (size_t t = 0; t < kWide; ++t) {
                         sums[q][t] = dot(sums[q][t], items[t], queries[Load ? 0 : q]);
                     }
                 }
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 32
             for (size_t q = 0; q < kTall; ++q)
-#pragma GCC unroll 8
+#pragma GCC unroll 32
                 for (size_t t = 0; t < kWide; ++t) {
-                    const Vector done = sums[q][t];
+                    Vector done = sums[q][t];
+                    asm volatile("" : "+v"(done));  // or gcc keeps the sums in memory through the whole loop
                     if (Store) to_memory(data.sums + (row + q) * kCeilingItems + item + t * kLanes, done);
                     else if (Compare) found += any_above(done, limit);
                     else asm volatile("" ::"v"(done));
