@@ -50,19 +50,32 @@ int32_t ceiling_strip(CeilingData& data) {
                     }
 #pragma GCC unroll 32
                     for (size_t t = 0; t < kWide; ++t) {
-                        sums[q][t] = dot(sums[q][t], items[t], queries[Load ? 0 : q]);
+                        sums[q][t] = dot(sums[q][t], items[t], queries[Load ? 0 : q % 2]);
+                        asm volatile("" : "+v"(sums[q][t]));  // or gcc stores what leaves the loop in every step
                     }
                 }
             }
+            if (!Load || (!Store && !Compare)) {
+#pragma GCC unroll 32
+                for (size_t q = 0; q < kTall; ++q)
+#pragma GCC unroll 32
+                    for (size_t t = 0; t < kWide; ++t) asm volatile("" ::"v"(sums[q][t]));
+                continue;
+            }
+            // Stored by hand: where gcc stores them itself, it keeps the sums in memory for the whole loop above.
+            alignas(64) uint8_t kept[kTall * kWide * sizeof(Vector)];
 #pragma GCC unroll 32
             for (size_t q = 0; q < kTall; ++q)
 #pragma GCC unroll 32
+                for (size_t t = 0; t < kWide; ++t)
+                    asm volatile("vmovups %1, %0"
+                                 : "=m"(*reinterpret_cast<Vector*>(kept + (q * kWide + t) * sizeof(Vector)))
+                                 : "v"(sums[q][t]));
+            for (size_t q = 0; q < kTall; ++q)
                 for (size_t t = 0; t < kWide; ++t) {
-                    Vector done = sums[q][t];
-                    asm volatile("" : "+v"(done));  // or gcc keeps the sums in memory through the whole loop
+                    const Vector done = load(kept + (q * kWide + t) * sizeof(Vector));
                     if (Store) to_memory(data.sums + (row + q) * kCeilingItems + item + t * kLanes, done);
-                    else if (Compare) found += any_above(done, limit);
-                    else asm volatile("" ::"v"(done));
+                    if (Compare) found += any_above(done, limit);
                 }
         }
     return found;
