@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -237,7 +238,7 @@ def as_json(rates: list[Rate], tallies: dict[tuple[str, str], Tally]) -> dict[st
 
 
 def show(rates: list[Rate], tallies: dict[tuple[str, str], Tally], seconds: float) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     for question, title in (("everything", "Everything bought"), ("new", "New to the household")):
         asked = tallies[question, "candidates"].asked
         about = [rate for rate in rates if rate.question == question]

@@ -10,6 +10,7 @@ Knows the files, and nothing of how the candidates were found.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def main() -> None:
     products = read_products(arguments.data, ["product_id", "name", "department", "purchases"])
     table = read_candidates(arguments.candidates)
     chosen = arguments.product or well_known(products)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(drawn(chosen, table, products), width=min(console.width, TABLE_COLUMNS))
 
 
