@@ -27,8 +27,8 @@ EXACT: Effort = {"exact": 1}
 REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
 QUERIES_PER_CELL = 6  # fewer do not pay for the cells: 400,000 items × 20,000 queries took as long with as without
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
-PRUNED_SHARE = 0.3  # guessed before calibration: what a pruned join takes of an exact one
-WORKING_BYTES = 192 << 20  # codes of a task's queries, buffers of the scan, lists of (query, cell)
+QUERIES_AT_ONCE = 1 << 14
+LEAST_BYTES = 32 << 20
 
 
 class DenseSettings(EngineSettings):
@@ -102,7 +102,7 @@ class DenseEngine:
         pairs = len(found.positions) * len(block)
         exact = (time.perf_counter() - started) / pairs * shape.n_queries * shape.n_items
         size = shape.n_items * (kernels.width_of(shape.dim) + shape.dim * shape.item_bytes)
-        return Estimate({"join": exact}, 2 * size + WORKING_BYTES, size)
+        return Estimate({"join": exact}, 2 * size + _working_bytes(shape), size)
 
     def build(
         self,
@@ -137,6 +137,14 @@ class DenseEngine:
             return DenseIndex(kernels.index_of_arrays(items.whole(), metric, arrays), settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
+
+
+def _working_bytes(shape: JoinShape) -> int:
+    """Codes, buffers and results of a task's queries, and the lists of which cells each of them meets."""
+    queries = min(shape.n_queries, QUERIES_AT_ONCE)
+    buffers = 8 * (5 * shape.k + 208) + 4 * kernels.width_of(shape.dim)
+    cells = 8 * kernels.default_cells(shape.n_items) // 4  # a quarter of them is met by a query that needs many
+    return LEAST_BYTES + queries * (buffers + cells)
 
 
 def worthwhile_cells(n_items: int, workload: Workload | None) -> int:
