@@ -6,6 +6,8 @@ from tests.kernels.vectors import DTYPES, METRICS, draw_vectors
 
 from nearcast.kernels import isa as isa_module
 from nearcast.kernels import rounding, twins
+from nearcast.knn.scores import norms, pair_scores
+from nearcast.types import Metric
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,11 +49,12 @@ def test_scores_agree_bit_by_bit(native_isa, dtype, metric, d):
     queries, items = draw_vectors(rng, 6, d, dtype, "plain"), draw_vectors(rng, 40, d, dtype, "heavy_tailed")
     starts = np.arange(0, 6 * 40 + 1, 40, dtype=np.uint64)
     positions = np.tile(np.arange(40, dtype=np.uint32), 6)
-    norms = isa_module.native().norms(native_isa, items, 1)
-    np.testing.assert_array_equal(norms, twins.norms(items))
+    lengths = isa_module.native().norms(native_isa, items, 1)
+    np.testing.assert_array_equal(lengths, norms(items))
     number = METRICS.index(metric)
-    native = isa_module.native().score_lists(native_isa, number, queries, items, starts, positions, norms, 2)
-    twin = np.concatenate([twins.score_all(queries[i : i + 1], items, metric) for i in range(6)])
+    native = isa_module.native().score_lists(native_isa, number, queries, items, starts, positions, lengths, 2)
+    pairs = np.repeat(queries, 40, axis=0), np.tile(items, (6, 1))
+    twin = pair_scores(*pairs, Metric(metric))
     np.testing.assert_array_equal(native.view(np.uint32), twin.view(np.uint32))
 
 

@@ -36,6 +36,7 @@ class JoinShape:
     dim: int
     item_bytes: int  # bytes of one component as the items are kept
     k: int
+    recall: float = 1.0  # that is promised
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ EXACT: Effort = {"exact": 1}
 REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
 QUERIES_PER_CELL = 6  # fewer do not pay for the cells: 400,000 items × 20,000 queries took as long with as without
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
+PRUNED_SHARE = 0.3  # of an exact join's time: 0.15 at a recall of 0.9, 0.45 at 0.99 (packages)
+BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of one assignment alone (packages)
 QUERIES_AT_ONCE = 1 << 14
 LEAST_BYTES = 32 << 20
 
@@ -95,14 +97,20 @@ class DenseEngine:
     def estimate(
         self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
     ) -> Estimate:
-        """Join a few items exactly, and scale by pairs."""
+        """Join a few items exactly, and scale by pairs; a pruned join is guessed at a share of that."""
+        assert isinstance(settings, DenseSettings)
         block = np.ascontiguousarray(items.read(0, min(items.n, TRIAL_ITEMS)))
         started = time.perf_counter()
         found = kernels.join_exact(block[:TRIAL_QUERIES], block, shape.k, metric, threads=resources.threads)
         pairs = len(found.positions) * len(block)
-        exact = (time.perf_counter() - started) / pairs * shape.n_queries * shape.n_items
+        per_pair = (time.perf_counter() - started) / pairs
+        seconds = {"join": per_pair * shape.n_queries * shape.n_items}
+        cells = settings.cells or _worthwhile(shape.n_items, shape.n_queries, shape.recall)
+        if cells > 1:
+            met = cells / 8 + math.sqrt(cells)  # centres that an item is compared with, through groups of them
+            seconds = {"build": BUILD_SLOWDOWN * per_pair * shape.n_items * met, "join": seconds["join"] * PRUNED_SHARE}
         size = shape.n_items * (kernels.width_of(shape.dim) + shape.dim * shape.item_bytes)
-        return Estimate({"join": exact}, 2 * size + _working_bytes(shape), size)
+        return Estimate(seconds, 2 * size + _working_bytes(shape), size)
 
     def build(
         self,
@@ -151,5 +159,9 @@ def worthwhile_cells(n_items: int, workload: Workload | None) -> int:
     """How many cells pay for themselves: one for an exact promise, for few queries, or for queries unknown."""
     if workload is None:
         return 1
+    return _worthwhile(n_items, workload.n_queries, workload.recall)
+
+
+def _worthwhile(n_items: int, n_queries: int, recall: float) -> int:
     cells = kernels.default_cells(n_items)
-    return cells if workload.recall < 1 and workload.n_queries >= QUERIES_PER_CELL * cells else 1
+    return cells if recall < 1 and n_queries >= QUERIES_PER_CELL * cells else 1

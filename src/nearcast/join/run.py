@@ -178,7 +178,14 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
     """Time a few of the real items with the engine and with the referee, and scale up."""
     report = checked.report
     sample = trial_vectors(checked, run.read_bytes)
-    shape = JoinShape(report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize, run.spec.k)
+    shape = JoinShape(
+        report.items.vectors,
+        report.queries.vectors,
+        report.items.dim,
+        sample.dtype.itemsize,
+        run.spec.k,
+        run.spec.recall,
+    )
     engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)
     exact = ExactEngine().estimate(shape, sample, run.spec.metric, ExactEngine.settings(), run.resources)
     per_pair = exact.seconds["join"] / max(1, shape.n_queries * shape.n_items)

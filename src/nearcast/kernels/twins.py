@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-LANES = 16
-PAIRS_AT_ONCE = 1 << 22  # components of pairs held in float64 at a time: 32 MiB
+from nearcast.knn.exact import exact_join
+from nearcast.knn.scores import LANES, norms
+from nearcast.types import ArrayVectors, Metric
 
 
 def lane_sums(terms: np.ndarray) -> np.ndarray:
@@ -25,52 +26,12 @@ def lane_sums(terms: np.ndarray) -> np.ndarray:
     return lanes[..., 0]
 
 
-def norms(vectors: np.ndarray) -> np.ndarray:
-    """The length of every row, float64."""
-    wide = vectors.astype(np.float64)
-    return np.sqrt(lane_sums(wide * wide))
-
-
-def score_pairs(queries: np.ndarray, items: np.ndarray, metric: str) -> np.ndarray:
-    """The score of row i of one with row i of the other, float32; either may have one row for all."""
-    q, x = queries.astype(np.float64), items.astype(np.float64)
-    if metric == "l2":
-        difference = q - x
-        scores = -lane_sums(difference * difference)
-    else:
-        scores = lane_sums(q * x)
-        if metric == "cosine":
-            lengths = norms(queries) * norms(items)
-            scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
-    return scores.astype(np.float32) + np.float32(0)
-
-
-def score_all(query: np.ndarray, items: np.ndarray, metric: str) -> np.ndarray:
-    """The scores of one query (1, d) with every item."""
-    rows = max(1, PAIRS_AT_ONCE // max(1, items.shape[1]))
-    parts = [score_pairs(query, items[i : i + rows], metric) for i in range(0, len(items), rows)]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-
-def best(scores: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best in order, ties to the smaller position, padded with -1 and -inf."""
-    order = np.lexsort((positions, -scores))[:k]
-    out_positions, out_scores = np.full(k, -1, np.int64), np.full(k, -np.inf, np.float32)
-    out_positions[: len(order)], out_scores[: len(order)] = positions[order], scores[order]
-    return out_positions, out_scores
-
-
 def join_exact(
     queries: np.ndarray, items: np.ndarray, k: int, metric: str, exclude: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of every query by scoring every pair; n * m * d steps."""
-    positions, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    everyone = np.arange(len(items))
-    for row in range(len(queries)):
-        found = score_all(queries[row : row + 1], items, metric)
-        allowed = everyone if exclude is None else everyone[everyone != exclude[row]]
-        positions[row], scores[row] = best(found[allowed], allowed, k)
-    return positions, scores
+    """The k best items of every query by scoring every pair: the referee's own join."""
+    found = exact_join(queries, ArrayVectors(items), k, Metric(metric), exclude=exclude)
+    return found.positions, found.scores
 
 
 def hadamard(blocks: np.ndarray) -> np.ndarray:
