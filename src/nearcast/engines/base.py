@@ -86,6 +86,13 @@ class Index(Protocol):
         """The k best items of every query that this effort finds."""
         ...
 
+    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+        """Whether an effort costs less than full effort, judging by these queries.
+
+        By counting, never by the clock: the choice decides the answer, and must be the same in every run.
+        """
+        ...
+
     def save(self, folder: Path) -> None:
         """Write into an empty folder what `Engine.open` needs besides the vectors."""
         ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from pydantic import Field
 from nearcast import kernels
 from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.errors import DamagedError
-from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["DenseEngine"]
 
@@ -27,6 +26,9 @@ EXACT: Effort = {"exact": 1}
 REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
 QUERIES_PER_CELL = 6  # fewer do not pay for the cells: 400,000 items × 20,000 queries took as long with as without
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
+MOST_MET = (
+    0.4  # of all items: beyond, making the cells costs more than they save (packages, and products of long tails)
+)
 PRUNED_SHARE = 0.3  # of an exact join's time: 0.15 at a recall of 0.9, 0.45 at 0.99 (packages)
 BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of one assignment alone (packages)
 QUERIES_AT_ONCE = 1 << 14
@@ -42,15 +44,20 @@ class DenseSettings(EngineSettings):
     reach: int | None = Field(None, description="how far cells are met, in hundredths; found for the recall")
 
 
-@dataclass(frozen=True, slots=True)
 class DenseIndex:
-    """Items as 8-bit tiles in cells, with their full vectors beside them."""
+    """Items as 8-bit tiles in cells, with their full vectors beside them.
 
-    index: kernels.DenseIndex
-    settings: DenseSettings
+    Full effort scans the items in one block, longest first, which is faster than cell by cell; that block is
+    made when it is first asked for.
+    """
+
+    def __init__(self, index: kernels.DenseIndex, settings: DenseSettings) -> None:
+        self.index = index
+        self.settings = settings
+        self._whole = index if index.n_cells == 1 else None
 
     def efforts(self, k: int) -> Sequence[Effort]:
-        """More and more cells, then all of them; only all of them where there are no cells."""
+        """More and more cells, then all items; only all items where there are no cells."""
         if self.index.n_cells == 1:
             return (EXACT,)
         if self.settings.reach is not None:
@@ -68,16 +75,41 @@ class DenseIndex:
         progress: Progress,
     ) -> Neighbors:
         """Scan what the effort reaches, and score what the bound leaves."""
-        found = self.index.join(
+        found = self._scan(queries, k, effort, exclude, resources, progress)
+        return Neighbors(found.positions, found.scores)
+
+    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+        """Whether the effort meets few enough items to be worth the cells."""
+        if effort == EXACT or len(queries) == 0:
+            return True
+        met = self._scan(queries, k, effort, None, resources, no_progress).counters.get("tile_rows", 0)
+        every = self._scan(queries, k, EXACT, None, resources, no_progress).counters.get("tile_rows", 1)
+        return met < MOST_MET * every
+
+    def _scan(
+        self,
+        queries: AnyArray,
+        k: int,
+        effort: Effort,
+        exclude: IntArray | None,
+        resources: Resources,
+        progress: Progress,
+    ) -> kernels.Joined:
+        exact = "reach" not in effort
+        return (self._all_items(resources) if exact else self.index).join(
             queries,
             k,
-            reach=effort["reach"] / 100 if "reach" in effort else math.inf,
+            reach=math.inf if exact else effort["reach"] / 100,
             exclude=exclude,
             threads=resources.threads,
             memory_bytes=resources.memory_bytes // 4,
             progress=lambda done, total: progress("join", done, total),
         )
-        return Neighbors(found.positions, found.scores)
+
+    def _all_items(self, resources: Resources) -> kernels.DenseIndex:
+        if self._whole is None:
+            self._whole = kernels.build_index(self.index.items, self.index.metric, cells=1, threads=resources.threads)
+        return self._whole
 
     def save(self, folder: Path) -> None:
         """Write the arrays, one file each."""

@@ -57,6 +57,10 @@ class ExactIndex:
             progress=progress,
         )
 
+    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+        """There is one effort."""
+        return True
+
     def save(self, folder: Path) -> None:
         """Nothing to save: the vectors are the index."""
 

@@ -85,6 +85,10 @@ class IvfIndex:
 
         return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
 
+    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+        """Always: full effort visits everything one query at a time."""
+        return True
+
     def save(self, folder: Path) -> None:
         """Write the faiss index."""
         save_faiss(self.index, folder)

@@ -160,7 +160,11 @@ class _Sampler:
                 queries, self.k, effort=effort, exclude=barred, resources=self.resources, progress=no_progress
             )
 
-        return Sample(join, join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred))
+        def pays(effort: Effort) -> bool:
+            return self.index.pays(queries, self.k, effort, self.resources)
+
+        truth = join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred)
+        return Sample(join, truth, pays)
 
     def truth(self, queries: AnyArray, barred: IntArray | None) -> Neighbors:
         return exact_join(

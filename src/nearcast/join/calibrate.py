@@ -27,6 +27,7 @@ class Sample:
 
     join: Callable[[Effort], Neighbors]  # answers the sample's queries with an effort
     truth: Neighbors
+    pays: Callable[[Effort], bool]  # whether an effort costs less than full effort
 
     def recall(self, effort: Effort) -> tuple[npt.NDArray[np.float64], float]:
         """Per-query recall of an effort, and the seconds that it took."""
@@ -59,7 +60,7 @@ def find_effort(
     """The cheapest of `efforts` (cheapest first) that keeps `promise` on both samples.
 
     Recall is taken to grow with effort, so bisection finds the first that keeps it; the check then walks up
-    until the held-out sample agrees. Full effort is taken where none does.
+    until the held-out sample agrees. Full effort is taken where none does, and where it costs less.
     """
     tried: dict[int, tuple[npt.NDArray[np.float64], float]] = {}
 
@@ -85,6 +86,10 @@ def find_effort(
         if low == len(efforts) - 1 or held_out.value >= promise + _report_error(checked, n_report):
             break
         low += 1
+    if not checking.pays(efforts[low]):
+        low = len(efforts) - 1
+        checked, seconds = checking.recall(efforts[low])
+        held_out = estimate_recall(checked, n_queries)
     return Calibration(
         efforts[low],
         estimate_recall(shares(low), n_queries),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nearcast import machine
 from nearcast.engines.base import JoinShape
+from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
@@ -147,7 +148,7 @@ def _new_snapshot(
     }
     measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures, exactly=run.engine.exact and calibration is None)
+    facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},

@@ -143,7 +143,7 @@ def calibrated(
             n_report=len(sampled.report),
         )
     seconds = found.seconds_per_query * inputs.queries.vectors.n
-    words = ", ".join(f"{name} {value:,}" for name, value in found.effort.items())
+    words = ", ".join(name if name == "exact" else f"{name} {value:,}" for name, value in found.effort.items())
     run.listener.note(
         f"{words} reaches recall {found.held_out.value:.4f} on {found.held_out.sample:,} queries that it was not "
         f"chosen on; the join will take {_about(seconds)}"
@@ -171,7 +171,11 @@ def _sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sa
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
     full = index.efforts(run.spec.k)[-1]
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows))
+
+    def pays(effort: Effort) -> bool:
+        return index.pays(vectors, run.spec.k, effort, run.resources)
+
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows), pays)
 
 
 def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
