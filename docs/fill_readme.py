@@ -21,6 +21,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         text = _put(text, "demo", _demo(Path(sys.argv[1]).read_text(encoding="utf-8")))
     text = _put(text, "end-to-end", _end_to_end(ROOT / "benchmarks" / "results" / "end_to_end.json"))
+    text = _put(text, "join", _join(ROOT / "benchmarks" / "results" / "join.json"))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -33,6 +34,21 @@ def _demo(output: str) -> str:
     shown = output[output.index("== 3.") : output.index("Look further")]
     lines = [line.rstrip() for line in shown.splitlines()]
     return "```\n" + "\n".join(lines).strip() + "\n```\n"
+
+
+def _join(path: Path) -> str:
+    """A row per engine and recall, the fastest first, with how many times our time it took."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
+    heads = ("recall asked", "engine", "whole job", "build", "queries", "recall reached", "against ours")
+    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    for row in sorted(rows, key=lambda row: (-row["asked"], row["seconds"])):
+        name = f"**{row['engine']}**" if row["engine"] == "nearcast" else row["engine"]
+        table += (
+            f"| {row['asked']:g} | {name} | {row['seconds']:.1f} s | {row['build_seconds']:.1f} s "
+            f"| {row['query_seconds']:.1f} s | {row['recall']:.4f} | {row['seconds'] / ours[row['asked']]:.1f}x |\n"
+        )
+    return table
 
 
 def _end_to_end(path: Path) -> str:
