@@ -234,7 +234,7 @@ def compare(given: argparse.Namespace, pair: data.Pair, folder: Path, result: di
         result["truth"] = worker.ask("write_truth", truth)
     if result["truth"]["agrees_with_float64"] < 1:
         sys.exit(f"the truth is wrong: {result['truth']}")
-    result["rows"], result["absent"] = [], []
+    result["complete"], result["rows"], result["absent"] = False, [], []
     comparison = Comparison(pair, truth, given, result["data"]["queries"], result, out)
     for recall in sorted(given.recall, reverse=True):
         comparison.ours(recall)
@@ -242,6 +242,13 @@ def compare(given: argparse.Namespace, pair: data.Pair, folder: Path, result: di
         wanted = peer.name not in peers.OPTIONAL if given.peers is None else peer.name in given.peers
         if wanted:
             comparison.peer(peer, sorted(given.recall))
+    result["complete"] = True
+    save(result, out)
+    present(result, out)
+
+
+def present(result: dict[str, Any], out: Path) -> None:
+    """Print the tables and draw the picture of a result, finished or not."""
     show(result)
     try:
         picture.draw(result, out.with_suffix(".svg"), US)
@@ -256,20 +263,36 @@ def show(result: dict[str, Any]) -> None:
         measured = sorted((r for r in rows if "seconds" in r), key=lambda r: r["seconds"])
         us = next((r["seconds"] for r in measured if r["engine"] == US), math.nan)
         table = Table(title=f"recall {asked:g}", title_justify="left")
-        for name in ("engine", "whole job s", "build s", "queries s", "recall", "× ours", "peak MB", "n", "settings"):
+        for name in (
+            "engine",
+            "whole job s",
+            "build s",
+            "queries s",
+            "recall",
+            "× ours",
+            "cores",
+            "peak MB",
+            "n",
+            "settings",
+        ):
             table.add_column(name, justify="left" if name in ("engine", "settings") else "right")
         for row in measured:
             numbers = [f"{row[key]:.1f}" for key in ("seconds", "build_seconds", "query_seconds")]
             ratio, peak = f"{row['seconds'] / us:.2f}", f"{row['peak_bytes'] / 1e6:.0f}"
+            cores = f"{statistics.median(r['cores_had'] for r in row['repeats']):.2f}"
             repeats, settings = str(len(row["repeats"])), short(row["settings"])
             style = "bold" if row["engine"] == US else None
-            table.add_row(row["engine"], *numbers, f"{row['recall']:.4f}", ratio, peak, repeats, settings, style=style)
+            table.add_row(
+                row["engine"], *numbers, f"{row['recall']:.4f}", ratio, cores, peak, repeats, settings, style=style
+            )
         for row in rows:
             if "stopped" in row:
-                table.add_row(row["engine"], *[""] * 7, row["stopped"], style="dim")
+                table.add_row(row["engine"], *[""] * 8, row["stopped"], style="dim")
         console.print(table)
     for row in result["absent"]:
         console.print(f"{row['engine']}: not measured, {row['reason']}")
+    if not result.get("complete"):
+        console.print("[yellow]this run was stopped before its end: peers and recalls without a row were not measured")
 
 
 def short(settings: peers.Settings) -> str:
@@ -316,6 +339,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--products", type=Path, default=studies.PRODUCTS, help="products.parquet of the example")
     parser.add_argument("--results", type=Path, default=RESULTS)
     study = parser.add_mutually_exclusive_group()
+    study.add_argument("--show", action="store_true", help="print and draw what was saved, and measure nothing")
     for name in studies.STUDIES:
         study.add_argument(f"--{name}", dest="study", action="store_const", const=name)
     return parser.parse_args()
@@ -328,6 +352,9 @@ def main() -> None:
     os.environ.update(our_env(given))  # so that isa_info() tells what our children take
     name = "-".join(filter(None, ("join", given.study, given.isa, "small" if given.size == "small" else "")))
     out = given.results / f"{name}.json"
+    if given.show:
+        present(json.loads(out.read_text()), out)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pair = data.packages_pair(given.data, folder)

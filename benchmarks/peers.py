@@ -77,7 +77,7 @@ def _ivf_search(index: Any, queries: Array, k: int, settings: Settings, _threads
 
 
 def _big_batch_search(index: Any, queries: Array, k: int, settings: Settings, _threads: int) -> Array:
-    # Of its methods on a processor: "knn_function" took five times as long, and fails with threaded > 0, as "index" does.
+    # "knn_function" took four times as long on a quarter of the data, and raises with threaded > 0, as "index" does.
     from faiss.contrib.big_batch_search import big_batch_search
 
     index.nprobe = settings["nprobe"]
