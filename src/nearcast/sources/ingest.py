@@ -54,7 +54,7 @@ def open_side(folder: Path) -> Side:
 def ingest_memory(seen: Scan, memory_bytes: int) -> int:
     """Peak memory of scanning and ingesting within `memory_bytes`: a range of vectors, batches, ids and marks."""
     block = min(len(seen.states) * max(seen.dim, 1) * seen.dtype.itemsize, memory_bytes // 2)
-    batches = min(READ_BYTES, 4 * len(seen.states) * seen.source.row_bytes)
+    batches = min(READ_BYTES, memory_bytes, 4 * len(seen.states) * seen.source.row_bytes)
     return block + batches + 3 * int(seen.ids.nbytes) + 32 * len(seen.states)
 
 
