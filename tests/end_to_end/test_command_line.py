@@ -461,7 +461,7 @@ def test_a_run_that_is_interrupted_exits_130_and_says_that_it_can_be_continued(t
     at.write_shop(tmp_path, k=100)
     write_many(tmp_path)
     with started("run", "shop.toml", cwd=tmp_path) as process:
-        until(lambda: list((tmp_path / "nearcast").glob("shop/work/plan.json")), process)
+        until(lambda: (tmp_path / "nearcast" / "shop" / "work" / "plan.json").is_file(), process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130

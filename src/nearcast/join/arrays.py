@@ -11,9 +11,9 @@ import numpy as np
 
 from nearcast import machine
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Effort, Index, Resources, Workload
+from nearcast.engines.base import Effort, Index, Resources
 from nearcast.errors import InputError, SpecError
-from nearcast.join.calibrate import Calibration, Sample, find_effort
+from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
 from nearcast.knn.exact import exact_join
 from nearcast.measure.recall import sample_rows
 from nearcast.sources.matrix import RowState, lengths_and_states
@@ -32,9 +32,7 @@ from nearcast.types import (
 
 __all__ = ["JoinReport", "JoinResult", "knn_join"]
 
-WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to
 CALIBRATION_QUERIES = 1_000
-FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ def knn_join(
         item_vectors,
         chosen_metric,
         settings,
-        workload=_workload(query_vectors, k, recall, seed),
+        workload=workload_of(ArrayVectors(query_vectors), k, recall, seed),
         seed=seed,
         resources=resources,
         progress=progress,
@@ -230,11 +228,6 @@ def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: floa
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
-
-
-def _workload(queries: AnyArray, k: int, recall: float, seed: int) -> Workload:
-    (rows,) = sample_rows(len(queries), (min(len(queries), WORKLOAD_SAMPLE),), seed + 1)
-    return Workload(len(queries), k, recall, queries[rows])
 
 
 def _own_rows(n_queries: int, n_items: int) -> IntArray:

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.engines.base import Effort
-from nearcast.measure.recall import Recall, estimate_recall, recall_per_query
-from nearcast.types import Neighbors
+from nearcast.engines.base import Effort, Workload
+from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
+from nearcast.types import Neighbors, Vectors
 
-__all__ = ["Calibration", "Sample", "find_effort"]
+__all__ = ["FEW_QUERIES", "Calibration", "Sample", "find_effort", "workload_of"]
+
+FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
+WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to: moments, not neighbors, are taken from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ class Calibration:
     held_out: Recall  # on the sample that it was not chosen on
     seconds_per_query: float
     tried: int
+
+
+def workload_of(queries: Vectors, k: int, recall: float, seed: int) -> Workload:
+    """What an index will be asked, with a random sample of the queries that it may be fitted to."""
+    (rows,) = sample_rows(queries.n, (min(queries.n, WORKLOAD_SAMPLE),), seed + 1)
+    return Workload(queries.n, k, recall, queries.take(rows))
 
 
 def find_effort(

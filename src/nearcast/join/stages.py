@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.engines.base import Effort, Index, Workload
+from nearcast.engines.base import Effort, Index
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fingerprint, is_done
 from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
-from nearcast.join.calibrate import Calibration, Sample, find_effort
+from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, Inputs
 from nearcast.join.measuring import exclusions, measure_overlap, measure_recall, truth_of
@@ -41,15 +41,12 @@ __all__ = [
     "write_table",
 ]
 
-WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to: moments, not neighbors, are taken from them
-FEW_QUERIES = 200  # for fewer, a calibration would cost about as much as full effort for all of them
-
 
 def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of: list[Any] = [checked.item_folder.name, run.engine.name, run.settings.model_dump()]
     made_of += [run.spec.metric, run.spec.seed]
-    workload = _workload(run, inputs)
+    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
     folder = run.artifacts / f"index-{fingerprint([*made_of, __version__])[:16]}"
@@ -71,12 +68,6 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     if there:
         run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
     return folder
-
-
-def _workload(run: RunContext, inputs: Inputs) -> Workload:
-    n = inputs.queries.vectors.n
-    (rows,) = sample_rows(n, (min(n, WORKLOAD_SAMPLE),), run.spec.seed + 1)
-    return Workload(n, run.spec.k, run.spec.recall, inputs.queries.vectors.take(rows))
 
 
 def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
