@@ -367,7 +367,7 @@ def main() -> None:
             "commit": commit(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "load_average": os.getloadavg(),
-            "command": sys.argv[1:],
+            "command": [Path(word).name for word in sys.argv[1:]],
             "data": {
                 "name": pair.name,
                 "items": items[0],
