@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from servers import proxy, redis_server, redis_url
+
+__all__ = ["proxy", "redis_server", "redis_url"]  # fixtures
+
 HERE = Path(__file__).resolve().parent
 
 # Derandomized: a test that passes here passes everywhere, and no example database is left behind.

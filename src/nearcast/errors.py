@@ -8,7 +8,10 @@ NearcastError                 1  base of all; catch this one to catch ours
 ├── BudgetError               6  the work cannot be done in the memory or disk that was given
 ├── NotFoundError             7  no such generator, snapshot or key
 ├── DamagedError              8  a file that we wrote is not as we wrote it
-└── MissingExtraError         9  an optional library is needed and absent
+├── MissingExtraError         9  an optional library is needed and absent
+├── AuditError               10  a snapshot was not published, since it failed its audit
+├── StoreError               11  a store cannot be reached, or does not do as it is told
+└── GoneError                12  a version was taken away from a store while it was read
 
 Knows nothing of how an error is shown: that is the command line's work.
 """
@@ -16,15 +19,18 @@ Knows nothing of how an error is shown: that is the command line's work.
 from __future__ import annotations
 
 __all__ = [
+    "AuditError",
     "BudgetError",
     "BusyError",
     "DamagedError",
+    "GoneError",
     "InputError",
     "MissingExtraError",
     "NearcastError",
     "NotFoundError",
     "PromiseError",
     "SpecError",
+    "StoreError",
 ]
 
 
@@ -84,3 +90,25 @@ class MissingExtraError(NearcastError):
     """An optional library is needed; the text names the extra to install."""
 
     exit_code = 9
+
+
+class AuditError(NearcastError):
+    """A snapshot was not published, since it failed its audit. `findings` are the rules with what was found."""
+
+    exit_code = 10
+
+    def __init__(self, text: str, findings: object = None) -> None:
+        super().__init__(text)
+        self.findings = findings
+
+
+class StoreError(NearcastError):
+    """A store cannot be reached, or does not do as it is told."""
+
+    exit_code = 11
+
+
+class GoneError(NearcastError):
+    """A version was taken away from a store while it was read; the current one is to be opened."""
+
+    exit_code = 12

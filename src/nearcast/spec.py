@@ -20,10 +20,13 @@ from nearcast.types import Metric
 
 __all__ = [
     "CHECK_KINDS",
+    "Audit",
     "Checks",
     "GeneratorSpec",
     "Measuring",
     "Policy",
+    "Publishing",
+    "Serving",
     "Source",
     "allowed_policies",
     "example",
@@ -54,6 +57,7 @@ Whole = Annotated[int, Field(strict=True)]  # true is no number, nor is "50"
 Share = Annotated[float, Field(strict=True)]
 Model = TypeVar("Model", bound=BaseModel)
 ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=SMALLEST_BUDGET)]
+Rate = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
 
 
@@ -137,6 +141,41 @@ class Measuring(_Table):
     )
 
 
+class Publishing(_Table):
+    """Where and how snapshots are published. None of it changes the answer."""
+
+    store: str = Field("lmdb:store", description="lmdb:PATH relative to `out`, or redis://host:port/db")
+    keep: Whole = Field(3, ge=1, le=100, description="versions that the store keeps, the current one among them")
+    keep_snapshots: Whole | None = Field(
+        None, ge=1, description="newest snapshots that are kept on disk after a publish; all"
+    )
+    max_bytes_per_second: Rate | None = Field(None, description='throttle of the copy, such as "50MB"; none')
+
+
+class Audit(_Table):
+    """What a snapshot must fulfil to be published: measures with bounds, some against what is current."""
+
+    min_recall: Share | None = Field(
+        None, ge=0, le=1, description="for the lower end of recall's interval; the promise"
+    )
+    min_fill_rate: Share = Field(0.9, ge=0, le=1, description="slots that hold a candidate")
+    min_query_coverage: Share = Field(0.95, ge=0, le=1, description="queries that have a candidate")
+    min_queries_kept: Share = Field(0.9, ge=0, le=1, description="current keys that are in the snapshot too")
+    min_keys: Whole = Field(1, ge=0, description="keys of the snapshot")
+    max_keys_lost: Share = Field(0.1, ge=0, le=1, description="by how much there may be fewer keys than now")
+    min_overlap: Share = Field(0.3, ge=0, le=1, description="overlap@k with the current lists: a mix-up shows here")
+    max_age_hours: float = Field(48.0, gt=0, description="since the snapshot was made")
+    max_size_change: float = Field(2.0, ge=1, description="factor by which its bytes may grow or shrink")
+
+
+class Serving(_Table):
+    """How a service answers for this generator."""
+
+    default_keys: tuple[str | int, ...] = Field((), description="keys whose lists stand in on a miss, in turn")
+    default_items: tuple[str | int, ...] = Field((), description="items that stand in when nothing else does")
+    online_recall: Share = Field(0.95, gt=0, le=1, description="recall that searches by vector aim for")
+
+
 class GeneratorSpec(_Table):
     """A generator: everything that one candidate table depends on."""
 
@@ -155,6 +194,9 @@ class GeneratorSpec(_Table):
     queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
     checks: Checks = Checks()
     measure: Measuring = Measuring()
+    publish: Publishing = Publishing()
+    audit: Audit = Audit()
+    serve: Serving = Serving()
 
     @property
     def query_source(self) -> Source:
@@ -169,6 +211,9 @@ class GeneratorSpec(_Table):
                 "memory": True,
                 "threads": True,
                 "out": True,
+                "publish": True,
+                "audit": True,
+                "serve": True,
                 "items": {"path", "ids"},
                 "queries": {"path", "ids"},
             },
@@ -209,12 +254,14 @@ def example() -> str:
         "",
     ]
     filled = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
-    tables = ("items", "queries", "checks", "measure")
+    shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
+    shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
+    tables = [table for table, _ in shown]
     for key, field in GeneratorSpec.model_fields.items():
         if key not in tables:
             lines += _example_line(key, field.description or "", filled.get(key), field.default)
     paths = {"items": '"items.parquet"', "queries": '"queries/*.parquet"'}
-    for table, model in (("items", Source), ("queries", Source), ("checks", Checks), ("measure", Measuring)):
+    for table, model in shown:
         lines += ["", f"[{table}]" + _table_comment(table)]
         for key, field in model.model_fields.items():
             given = paths.get(table) if key == "path" else None

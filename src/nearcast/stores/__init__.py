@@ -1,0 +1,42 @@
+"""Stores behind one contract. To add one: a file like `lmdb.py`, and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import cast
+
+from nearcast.errors import SpecError
+from nearcast.stores.base import Store
+
+__all__ = ["STORES", "open_store"]
+
+# scheme of the URL: where the function is that opens such a store
+STORES = {
+    "lmdb": "nearcast.stores.lmdb:open_lmdb",
+    "redis": "nearcast.stores.redis:open_redis",
+    "rediss": "nearcast.stores.redis:open_redis",
+    "valkey": "nearcast.stores.redis:open_redis",
+    "unix": "nearcast.stores.redis:open_redis",
+}
+
+PLUGINS = "nearcast.stores"  # entry points of other packages, by scheme
+
+
+def open_store(url: str) -> Store:
+    """The store of a URL such as lmdb:/srv/candidates or redis://host:6379/0; a plain path is LMDB.
+
+    Raises SpecError for a scheme that nobody knows, StoreError where the store cannot be reached.
+    """
+    scheme, colon, rest = url.partition(":")
+    if not colon or "/" in scheme or len(scheme) == 1:  # a path, or a Windows drive
+        scheme, url = "lmdb", f"lmdb:{url}"
+    elif not rest:
+        raise SpecError(f"store is {url!r}: say where it is, such as lmdb:/srv/candidates")
+    if scheme in STORES:
+        module, _, name = STORES[scheme].partition(":")
+        return cast(Callable[[str], Store], getattr(import_module(module), name))(url)
+    for plugin in entry_points(group=PLUGINS, name=scheme):
+        return cast(Store, plugin.load()(url))
+    raise SpecError(f"store is {url!r}: known kinds are {', '.join(STORES)}; a plain path is LMDB")

@@ -1,0 +1,335 @@
+"""The embedded store: an LMDB environment per version in a folder, read by many processes through one page cache.
+
+    <root>/<generator>/.lock                        held by who publishes
+                       current                      the pointer, replaced in one step
+                       versions/000007/data.mdb     the pairs: a named database per space
+                                       manifest.json    facts, size and hash; a version without it is unfinished
+                       overlay/                     what came after the snapshots
+
+A version's file is never changed after its manifest is there, so readers take no locks, and one that holds a version
+open keeps it when the folder is removed. After a fork a child may go on reading; see `lmdb_environment`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
+from nearcast.files import finish, fresh_folder, is_done, locked, verify, write_text
+from nearcast.stores.base import Held, OverlayLog, Pair, Pointer, Space
+from nearcast.stores.lmdb_environment import DATA, Shared, let_go, library, open_shared, reading, writing
+from nearcast.stores.lmdb_overlay import LmdbOverlay
+from nearcast.stores.names import checked_generator, is_generator, version_name
+
+__all__ = ["LmdbReader", "LmdbStore", "LmdbWriter", "open_lmdb"]
+
+FIRST_MAP_BYTES = 256 << 20  # doubled whenever it is full
+TRANSACTION_BYTES = 64 << 20  # pages that a transaction has changed are in memory until it is committed
+SAMPLED_KEYS = 8192  # at least so many keys of a large space are noted, evenly spread, so that none need be searched
+SAMPLE = "sample"
+DATABASES = (*Space, SAMPLE)
+RETIRED = ".retired-"
+
+
+def open_lmdb(url: str) -> LmdbStore:
+    """The store in a folder, lmdb:PATH. Nothing is made before something is written."""
+    root = Path(url.removeprefix("lmdb:"))
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root} is a file; an LMDB store is a folder")
+    return LmdbStore(root.absolute())
+
+
+class LmdbStore:
+    """Versions of all generators in one folder."""
+
+    in_process = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = f"lmdb:{root}"
+        self._overlays: dict[str, LmdbOverlay] = {}
+        self._guard = threading.Lock()
+
+    def generators(self) -> list[str]:
+        """Generators that have a pointer, sorted."""
+        with reading(self.root):
+            found = [path.parent.name for path in self.root.glob("*/current")]
+        return sorted(filter(is_generator, found))
+
+    @contextlib.contextmanager
+    def lock(self, generator: str) -> Iterator[Held]:
+        """The publishers' lock of a generator; BusyError at once where another process holds it."""
+        path = self._folder(generator) / ".lock"
+        with contextlib.ExitStack() as stack:
+            with writing(path):
+                stack.enter_context(locked(path, f"{generator} in {self.url}"))
+            held = FileHeld(generator)
+            stack.callback(held.let_go)
+            yield held
+
+    def write(self, generator: str, version: int) -> LmdbWriter:
+        """Start a version; whatever was there of it, and of other unfinished ones, is taken away."""
+        folder = self._version(generator, version)
+        self.retire(generator, version)
+        with writing(folder):
+            for left in folder.parent.glob("*"):
+                if left.is_dir() and not is_done(left):  # a killed publisher's, since we hold the lock
+                    shutil.rmtree(left)
+            fresh_folder(folder)
+        return LmdbWriter(folder)
+
+    def versions(self, generator: str) -> list[int]:
+        """Finished versions, ascending."""
+        folder = self._folder(generator) / "versions"
+        with reading(folder):
+            return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and is_done(path))
+
+    def open(self, generator: str, version: int, *, verify: bool) -> LmdbReader:
+        """Open a finished version. NotFoundError where there is none; DamagedError names the file that differs."""
+        folder = self._version(generator, version)
+        try:
+            if is_done(folder):
+                return _opened(folder, contents=verify)
+        except (DamagedError, StoreError):
+            if is_done(folder):
+                raise  # otherwise it was taken away while we looked
+        have = ", ".join(map(str, self.versions(generator))) or "none"
+        raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
+
+    def retire(self, generator: str, version: int) -> None:
+        """Take a version away, finished or not; those who have it open keep it."""
+        folder = self._version(generator, version)
+        aside = folder.with_name(RETIRED + folder.name)
+        with writing(folder):
+            if aside.exists():  # a process was killed here
+                shutil.rmtree(aside)
+            if folder.exists():
+                folder.rename(aside)  # whole, so that nobody opens half of it
+                shutil.rmtree(aside)
+
+    def pointer(self, generator: str) -> Pointer | None:
+        """Where the pointer is, or None before the first publish."""
+        path = self._folder(generator) / "current"
+        with reading(path):
+            try:
+                data = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Pointer.from_bytes(data, str(path))
+
+    def point(self, generator: str, pointer: Pointer, held: Held) -> None:
+        """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
+        held.check()
+        path = self._folder(generator) / "current"
+        with writing(path):
+            write_text(path, pointer.to_bytes().decode())
+            _flush_folder(path.parent)
+
+    def overlay(self, generator: str) -> OverlayLog:
+        """The overlay of a generator; an empty one where nothing was written."""
+        with self._guard:
+            return self._overlays.setdefault(generator, LmdbOverlay(self._folder(generator) / "overlay"))
+
+    def close(self) -> None:
+        """Let go of the overlays. Readers are closed one by one."""
+        with self._guard:
+            for overlay in self._overlays.values():
+                overlay.close()
+            self._overlays.clear()
+
+    def _folder(self, generator: str) -> Path:
+        return self.root / checked_generator(generator)
+
+    def _version(self, generator: str, version: int) -> Path:
+        return self._folder(generator) / "versions" / version_name(version)
+
+
+@dataclass
+class FileHeld:
+    """A lock on a file. The system keeps it for us as long as the file is open."""
+
+    generator: str
+    lost: bool = False
+
+    def check(self) -> None:
+        """BusyError after it was let go."""
+        if self.lost:
+            raise BusyError(f"the lock of {self.generator} is not held any more; take it again")
+
+    def let_go(self) -> None:
+        """It is not ours any more."""
+        self.lost = True
+
+
+class LmdbWriter:
+    """A version under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / DATA
+        self._samples = {space: Sample() for space in Space}
+        with writing(self._path):
+            # No locks: nobody reads it yet, and publishers have theirs. No flushing before `finish`.
+            self._environment = library().open(
+                str(folder), map_size=FIRST_MAP_BYTES, max_dbs=len(DATABASES), lock=False, sync=False, meminit=False
+            )
+            self._databases = {name: self._environment.open_db(name.encode()) for name in DATABASES}
+
+    def put(self, space: Space, pairs: Sequence[Pair]) -> None:
+        """Add pairs; fastest when keys ascend within a space. StoreError names the file when the disk is full."""
+        with writing(self._path):
+            for some in _split(pairs):
+                self._commit(space, some)
+        self._samples[space].add(pairs)
+
+    def _commit(self, space: Space, pairs: Sequence[Pair]) -> None:
+        while True:
+            try:
+                with self._environment.begin(db=self._databases[space], write=True) as txn:
+                    _, added = txn.cursor().putmulti(pairs, append=True)
+                    if added < len(pairs):  # some are not behind all that is there
+                        txn.cursor().putmulti(pairs)
+                return
+            except library().MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Make everything durable and then declare the version finished, with these facts about it."""
+        with writing(self._path):
+            sampled = {space: sample.packed() for space, sample in self._samples.items()}
+            with self._environment.begin(db=self._databases[SAMPLE], write=True) as txn:
+                for space, packed in sampled.items():
+                    txn.put(space.encode(), packed)
+            self._environment.sync(True)
+            self._environment.close()
+            finish(self._folder, {"format": 1, "facts": dict(facts)})
+            for folder in (self._folder, self._folder.parent, self._folder.parent.parent):
+                _flush_folder(folder)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._environment.close()
+        with writing(self._folder):
+            if self._folder.exists():
+                shutil.rmtree(self._folder)
+
+
+@dataclass
+class Sample:
+    """Every 2^n-th key of a space, at least SAMPLED_KEYS of them once it is large."""
+
+    stride: int = 1
+    seen: int = 0
+    keys: list[bytes] = field(default_factory=list)
+
+    def add(self, pairs: Sequence[Pair]) -> None:
+        """Take the keys that are due."""
+        self.keys += [key for key, _ in pairs[-self.seen % self.stride :: self.stride]]
+        self.seen += len(pairs)
+        while len(self.keys) >= 2 * SAMPLED_KEYS:
+            del self.keys[1::2]
+            self.stride *= 2
+
+    def packed(self) -> bytes:
+        """The keys, each after its length in 2 bytes; nothing for a small space, which can be read whole."""
+        if self.stride == 1:
+            return b""
+        return b"".join(len(key).to_bytes(2, "little") + key for key in self.keys)
+
+
+def _unpacked(data: bytes) -> Iterator[bytes]:
+    place = 0
+    while place < len(data):
+        start = place + 2
+        place = start + int.from_bytes(data[place:start], "little")
+        yield data[start:place]
+
+
+class LmdbReader:
+    """A finished version, open: one environment for all readers of it in this process."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], shared: Shared) -> None:
+        self.facts = facts
+        self._path = path
+        self._shared: Shared | None = shared
+        self._databases = shared.databases
+        self._bad_key = library().BadValsizeError
+        self._longest_key = shared.environment.max_key_size()
+
+    def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of these keys, None for a key that is not there."""
+        with reading(self._path), self._begin(space) as txn:
+            try:
+                return list(map(txn.get, keys))  # a quarter faster than getmulti, which makes pairs
+            except self._bad_key:  # empty or too long: LMDB cannot hold it
+                return [txn.get(key) if 0 < len(key) <= self._longest_key else None for key in keys]
+
+    def pairs(self, space: Space) -> Iterator[Pair]:
+        """All pairs by key."""
+        with reading(self._path), self._begin(space) as txn:
+            yield from txn.cursor()
+
+    def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
+        """Up to `count` keys spread over the version, ascending."""
+        with reading(self._path), self._begin(space) as txn:
+            total = txn.stat(self._databases[space])["entries"]
+            noted = list(_unpacked(txn.get(space.encode(), db=self._databases[SAMPLE]))) if count < total else []
+            if len(noted) >= count:
+                return sorted(random.Random(seed).sample(noted, count))
+            if count >= total:
+                return list(txn.cursor().iternext(values=False))
+            places = set(random.Random(seed).sample(range(total), count))
+            return [key for place, key in enumerate(txn.cursor().iternext(values=False)) if place in places]
+
+    def close(self) -> None:
+        """Let go of the environment, which its last user closes."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            let_go(shared)
+
+    def _begin(self, space: Space) -> Any:
+        shared = self._shared
+        if shared is None:
+            raise StoreError(f"{self._path} was closed and cannot be read any more; open it again")
+        return shared.environment.begin(db=self._databases[space])
+
+
+def _opened(folder: Path, *, contents: bool) -> LmdbReader:
+    path = folder / DATA
+    with reading(path):
+        # Before it is mapped: a map that is longer than its file kills the process.
+        manifest = verify(folder, contents=contents)
+        if "facts" not in manifest or DATA not in manifest.get("files", {}):
+            raise DamagedError(f"{folder / 'manifest.json'} is no manifest of a version; publish again with --repair")
+        size = path.stat().st_size
+        shared = open_shared(folder, locks=False, databases=DATABASES, readonly=True, readahead=False, map_size=size)
+        return LmdbReader(path, manifest["facts"], shared)
+
+
+def _split(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Pieces of at most TRANSACTION_BYTES, or of one pair."""
+    start = size = 0
+    for number, (key, value) in enumerate(pairs):
+        size += len(key) + len(value)
+        if size > TRANSACTION_BYTES and number > start:
+            yield pairs[start:number]
+            start, size = number, len(key) + len(value)
+    if len(pairs) > start:
+        yield pairs[start:]
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,134 @@
+"""LMDB environments: opened once per process and shared, and every error of the library translated.
+
+LMDB forbids a process to open a file twice, while two readers of one version are quite usual. So open environments
+are kept here, by the file's identity, with the number of their users.
+
+After a fork: environments that are read only and without locks hold nothing but a map, which the child may go on
+using. Those with locks belong to the process that opened them; a child opens its own. Knows nothing of versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import DamagedError, MissingExtraError, StoreError
+
+__all__ = ["DATA", "Shared", "file_identity", "let_go", "library", "open_shared", "reading", "writing"]
+
+DATA = "data.mdb"
+DAMAGE = ("CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatchError", "BadChecksumError")
+
+Identity = tuple[int, int]  # device and inode
+
+
+def library() -> Any:
+    """The module lmdb."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise MissingExtraError("an LMDB store needs the library lmdb: pip install 'nearcast' brings it") from error
+    return lmdb
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Translate what goes wrong while a file is read."""
+    try:
+        yield
+    except (library().Error, OSError) as error:
+        raise _translated(error, f"{path} cannot be read", "see that it is there and may be read") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate what goes wrong while a file is written."""
+    try:
+        yield
+    except (library().Error, OSError) as error:
+        way_out = "see that the disk has room and that the folder may be written, and try again"
+        raise _translated(error, f"{path} cannot be written", way_out) from error
+
+
+def _translated(error: Exception, what: str, way_out: str) -> DamagedError | StoreError:
+    lmdb = library()
+    if isinstance(error, tuple(getattr(lmdb, name) for name in DAMAGE if hasattr(lmdb, name))):
+        return DamagedError(f"{what}: it is damaged ({error}); publish again with --repair")
+    return StoreError(f"{what} ({error}); {way_out}")
+
+
+@dataclass
+class Shared:
+    """An open environment with its named databases, and how many use it."""
+
+    environment: Any
+    databases: Mapping[str, Any]
+    identity: Identity
+    locks: bool
+    process: int = field(default_factory=os.getpid)
+    users: int = 1
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it came over a fork and must not be used any more."""
+        return self.locks and self.process != os.getpid()
+
+
+_open: dict[Identity, Shared] = {}
+_guard = threading.RLock()  # a reader may be closed by the garbage collector, at any point of ours
+
+
+def _fresh_guard() -> None:
+    global _guard
+    _guard = threading.RLock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_fresh_guard)
+
+
+def file_identity(path: Path) -> Identity | None:
+    """What tells a file from another one at the same path; None where there is none."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **settings: Any) -> Shared:
+    """The environment of a folder that exists, opened with these settings unless it is open already."""
+    lmdb = library()
+    with _guard:
+        identity = file_identity(folder / DATA)
+        known = _open.get(identity) if identity else None
+        if known is not None and not known.inherited:
+            known.users += 1
+            return known
+        if known is not None:
+            known.environment.close()
+        environment = lmdb.open(str(folder), lock=locks, max_dbs=len(databases), **settings)
+        identity = identity or file_identity(folder / DATA)
+        assert identity is not None, "LMDB has made its file"
+        try:
+            handles = {name: environment.open_db(name.encode(), create=False) for name in databases}
+        except lmdb.Error:
+            environment.close()
+            raise
+        _open[identity] = shared = Shared(environment, handles, identity, locks)
+        return shared
+
+
+def let_go(shared: Shared) -> None:
+    """One user less; the last one closes it."""
+    with _guard:
+        shared.users -= 1
+        if shared.users > 0 or shared.inherited:
+            return
+        if _open.get(shared.identity) is shared:
+            del _open[shared.identity]
+        shared.environment.close()

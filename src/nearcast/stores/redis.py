@@ -1,0 +1,174 @@
+"""The store in Redis or Valkey: a version's pairs in hashes, so that taking it away is a few thousand expiries.
+
+    nearcast:generators                     set: generators that have a pointer
+    nearcast:<generator>:current            the pointer
+    nearcast:<generator>:lock               who publishes; runs out unless it is renewed
+    nearcast:<generator>:loads              hash: load -> its version, buckets and state, while its keys do not expire
+    nearcast:<generator>:versions           hash: finished version -> load
+    nearcast:<generator>:v:7:facts          hash: load, buckets, lists and items (how many), facts (JSON)
+    nearcast:<generator>:v:7:<load>:lists:123   hash: the pairs whose crc32(key) modulo buckets is 123; also items
+
+Every attempt to write a version is a load with a name of its own, so that one that has lost its lock cannot write into
+the next. Readers ask for the load in the facts together with the data or after it; the facts of a retired version run
+out before its data do. Not for Redis Cluster or Sentinel. Connections are `redis_connection`'s.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AbstractContextManager
+
+from nearcast.errors import NotFoundError, StoreError
+from nearcast.stores.base import Held, OverlayLog, Pointer
+from nearcast.stores.names import checked_generator
+from nearcast.stores.redis_connection import Connection, parse_url
+from nearcast.stores.redis_lock import RedisHeld, holding
+from nearcast.stores.redis_overlay import RedisOverlay
+from nearcast.stores.redis_version import (
+    FINISHED,
+    LEAVING,
+    LOADING,
+    MANY,
+    Load,
+    RedisReader,
+    RedisWriter,
+    opened,
+    pieces,
+)
+
+__all__ = ["RedisStore", "open_redis"]
+
+GENERATORS = "nearcast:generators"
+LEAD_SECONDS = 60.0  # the facts of a retired version are gone so long before its data
+
+# KEYS: lock, pointer, generators. ARGV: what the lock must hold, pointer, generator
+POINT = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SADD', KEYS[3], ARGV[3])
+return 1
+"""
+
+
+def open_redis(url: str) -> RedisStore:
+    """The store in the Redis of a URL. StoreError where it cannot be reached."""
+    connection = Connection(parse_url(url))
+    connection.run("PING")
+    return RedisStore(connection)
+
+
+class RedisStore:
+    """Versions of all generators in one database of a server."""
+
+    in_process = False
+
+    def __init__(self, connection: Connection) -> None:
+        self.url = connection.settings.url
+        self._connection = connection
+
+    def generators(self) -> list[str]:
+        """Generators that have a pointer, sorted."""
+        return sorted(name.decode() for name in self._connection.run("SMEMBERS", GENERATORS))
+
+    def lock(self, generator: str) -> AbstractContextManager[Held]:
+        """The publishers' lock of a generator; BusyError at once where another process holds it."""
+        return holding(self._connection, f"{_prefix(generator)}:lock", f"{generator} in {self.url}")
+
+    def write(self, generator: str, version: int) -> RedisWriter:
+        """Start a version; whatever was there of it, and of other unfinished ones, is taken away."""
+        self._refuse_eviction()
+        self._take_away(generator, version, leftovers=True)
+        load = Load(_prefix(generator), secrets.token_hex(4), version, self._connection.settings.buckets)
+        self._connection.run("HSET", load.loads_key, load.name, load.record(LOADING))
+        return RedisWriter(self._connection, load)
+
+    def versions(self, generator: str) -> list[int]:
+        """Finished versions, ascending."""
+        return sorted(map(int, self._connection.run("HKEYS", f"{_prefix(generator)}:versions")))
+
+    def open(self, generator: str, version: int, *, verify: bool) -> RedisReader:
+        """Open a finished version; `verify` counts its pairs. NotFoundError where there is none."""
+        prefix = _prefix(generator)
+        commands = [("HGET", f"{prefix}:versions", version), ("HGETALL", f"{prefix}:v:{version}:facts")]
+        name, facts = self._connection.run_all(commands, at_once=True)
+        if name is None:
+            have = ", ".join(map(str, self.versions(generator))) or "none"
+            raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
+        reader = opened(self._connection, prefix, version, name.decode(), facts)
+        if verify:
+            reader.count()
+        return reader
+
+    def retire(self, generator: str, version: int) -> None:
+        """Take a version away, finished or not. Those who have it open can read it for the time of grace."""
+        self._take_away(generator, version, leftovers=False)
+
+    def pointer(self, generator: str) -> Pointer | None:
+        """Where the pointer is, or None before the first publish."""
+        key = f"{_prefix(generator)}:current"
+        data = self._connection.run("GET", key)
+        return None if data is None else Pointer.from_bytes(data, f"{key} in {self.url}")
+
+    def point(self, generator: str, pointer: Pointer, held: Held) -> None:
+        """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
+        assert isinstance(held, RedisHeld), "a lock of this store"
+        keys = [held.key, f"{_prefix(generator)}:current", GENERATORS]
+        if not self._connection.script(POINT)(keys, [held.value, pointer.to_bytes(), generator]):
+            raise held.lost()
+
+    def overlay(self, generator: str) -> OverlayLog:
+        """The overlay of a generator; an empty one where nothing was written."""
+        return RedisOverlay(self._connection, _prefix(generator))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+    def _take_away(self, generator: str, version: int, *, leftovers: bool) -> None:
+        """Retire a version; with `leftovers` also whatever a killed publisher has begun, since we hold the lock."""
+        for load, state in self._loads(_prefix(generator)):
+            if state == LOADING and (leftovers or load.version == version):
+                for names in pieces(load.buckets(), MANY):
+                    self._connection.run("UNLINK", *names)
+                self._connection.run("HDEL", load.loads_key, load.name)
+            if state == FINISHED and load.version == version:
+                self._withdraw(load)
+            if state == LEAVING or (state == FINISHED and load.version == version):
+                self._let_expire(load)
+
+    def _refuse_eviction(self) -> None:
+        """A server that throws keys away would turn them into misses, and nobody would know."""
+        memory = self._connection.run("INFO", "memory")
+        policy = str(memory.get("maxmemory_policy"))
+        if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys"):
+            raise StoreError(
+                f"{self.url} throws keys away when its memory is full (maxmemory-policy {policy}), those of published "
+                f"versions too; set it to noeviction or to one of the volatile policies"
+            )
+
+    def _loads(self, prefix: str) -> list[tuple[Load, str]]:
+        found = self._connection.run("HGETALL", f"{prefix}:loads")
+        return [Load.from_record(prefix, name.decode(), record) for name, record in found.items()]
+
+    def _withdraw(self, load: Load) -> None:
+        """Nobody finds the version from here on, and the expiry of its facts is set."""
+        grace = self._connection.settings.grace
+        self._connection.run_all(
+            [
+                ("HDEL", load.versions_key, load.version),
+                ("HSET", load.loads_key, load.name, load.record(LEAVING)),
+                ("PEXPIRE", load.facts_key, round(1000 * (grace - min(LEAD_SECONDS, grace / 4)))),
+            ],
+            at_once=True,
+        )
+
+    def _let_expire(self, load: Load) -> None:
+        """Set the expiry of a version's data. Done again from the start where it was interrupted."""
+        grace = round(1000 * self._connection.settings.grace)
+        for names in pieces(load.buckets(), MANY):
+            self._connection.run_all([("PEXPIRE", name, grace) for name in names])
+        self._connection.run("HDEL", load.loads_key, load.name)
+
+
+def _prefix(generator: str) -> str:
+    return f"nearcast:{checked_generator(generator)}"

@@ -1,0 +1,49 @@
+"""Another process that uses a store: started by the tests of the contract, told what to do by its arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from nearcast.stores import open_store
+from nearcast.stores.base import OverlayEntry, Space, Store
+
+
+def hold(store: Store, generator: str) -> None:
+    """Hold the publishers' lock until somebody stops us."""
+    with store.lock(generator):
+        print("held", flush=True)
+        time.sleep(600)
+
+
+def overlay(store: Store, generator: str, name: str, count: str) -> None:
+    """Write so many entries about items of our own, a few at a time."""
+    log = store.overlay(generator)
+    for start in range(0, int(count), 3):
+        items = [f"{name}{number}" for number in range(start, min(start + 3, int(count)))]
+        log.write([OverlayEntry(item, None, True, 0.0) for item in items])
+
+
+def fork(store: Store, generator: str, version: str) -> None:
+    """Open and use everything, then do so again in a child, and again in the parent."""
+    reader, log = store.open(generator, int(version), verify=False), store.overlay(generator)
+    log.write([OverlayEntry("parent", None, True, 0.0)])
+    child = os.fork()
+    if child == 0:
+        inherited = reader.get_many(Space.LISTS, [b"a"])
+        again = store.open(generator, int(version), verify=True)
+        assert inherited == again.get_many(Space.LISTS, [b"a"]) == [b"1"]
+        store.overlay(generator).write([OverlayEntry("child", None, True, 0.0)])
+        assert len(store.overlay(generator).changes().entries) == 2
+        again.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert reader.get_many(Space.LISTS, [b"a"]) == [b"1"]
+    log.write([OverlayEntry("parent again", None, True, 0.0)])
+    assert [entry.item for entry in log.changes().entries] == ["parent", "child", "parent again"]
+
+
+if __name__ == "__main__":
+    command, url, *words = sys.argv[1:]
+    {"hold": hold, "overlay": overlay, "fork": fork}[command](open_store(url), *words)
