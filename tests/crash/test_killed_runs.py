@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,11 +20,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.crash.processes import SERVER
 from tests.crash.worker import work
 
 KILLS = 20
-SERVER = multiprocessing.get_context("forkserver")  # real processes that need not import everything anew
-SERVER.set_forkserver_preload(["tests.crash.worker", "faiss"])
 
 
 def write_generator(folder: Path, engine: str) -> Path:

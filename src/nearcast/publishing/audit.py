@@ -1,0 +1,123 @@
+"""Audit a snapshot: gather its figures, beside those of the version that is current in the store, and judge them.
+
+The rules themselves are in `rules.py`. Reads Parquet and a store, writes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nearcast.errors import AuditError, DamagedError, SpecError
+from nearcast.publishing.rows import Shape, lists_of, payload_bytes, shape_of
+from nearcast.publishing.rules import RULES, Beside, Finding, Judged, judge
+from nearcast.publishing.times import seconds_of
+from nearcast.spec import Audit
+from nearcast.stores.base import Reader, Space
+from nearcast.stores.values import decode_lists
+from nearcast.table.snapshot import Snapshot
+
+__all__ = ["Current", "audit", "check_known", "settle"]
+
+SAMPLED_KEYS = 2_000  # a share is known to two points
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The version that is current in a store, open."""
+
+    version: int
+    facts: Mapping[str, Any]
+    reader: Reader
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        return f"{self.version:06d}"
+
+
+def audit(
+    snapshot: Snapshot, settings: Audit, against: Current | None, *, now: float, withdrawn: bool = False
+) -> list[Finding]:
+    """What every rule finds; `now` in seconds since 1970, `withdrawn` if the snapshot was rolled back from."""
+    shape = shape_of(snapshot)
+    manifest = snapshot.manifest
+    return judge(
+        Judged(
+            name=snapshot.name,
+            k=int(manifest["spec"]["k"]),
+            measures=manifest["measures"],
+            promised=float(manifest["promise"]["recall"]),
+            kept=bool(manifest["promise"]["kept"]),
+            keys=shape.keys,
+            payload_bytes=payload_bytes(snapshot, shape),
+            age_seconds=now - seconds_of(manifest["run"]["created"]),
+            withdrawn=withdrawn,
+            current=_beside(snapshot, shape, against) if against else None,
+        ),
+        settings,
+    )
+
+
+def check_known(accept: Mapping[str, str]) -> None:
+    """SpecError for a rule that does not exist, or one that is accepted without a reason."""
+    for rule, why in accept.items():
+        if rule not in RULES:
+            near = difflib.get_close_matches(rule, RULES, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SpecError(f"{rule!r} is no rule of the audit; {hint}rules are {', '.join(RULES)}")
+        if not why.strip():
+            raise SpecError(f"say why {rule} is accepted: it is kept with the version")
+
+
+def settle(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -> None:
+    """AuditError where a rule failed that is not accepted; SpecError where one is accepted that did not fail."""
+    failed = {f.rule: f for f in findings if not f.passed}
+    for rule in accept:
+        if rule not in failed:
+            have = f"failed rules are {', '.join(failed)}" if failed else "no rule has failed"
+            raise SpecError(f"{rule} did not fail, so there is nothing to accept; {have}")
+    open_ones = [f for f in failed.values() if f.rule not in accept]
+    if open_ones:
+        lines = "".join(f"\n  {f.rule}: {f.text}" for f in open_ones)
+        raise AuditError(
+            f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n"
+            "mend the cause, or accept a rule with --accept RULE --why TEXT",
+            tuple(findings),
+        )
+
+
+def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
+    facts = current.facts
+    keys = current.reader.some_keys(Space.LISTS, SAMPLED_KEYS, snapshot.version)
+    same_keys = facts["query_ids"] == shape.query_ids  # else no key is the same, whatever its bytes
+    ours = lists_of(snapshot, keys) if same_keys else {}
+    theirs = _lists_in_store(current, list(ours))
+    k = min(int(facts["k"]), int(snapshot.manifest["spec"]["k"]))
+    comparable = facts["item_ids"] == shape.item_ids
+    shares = [
+        len(set(ids[:k]) & set(ours[key][:k])) / len(ids[:k]) if comparable else 0.0
+        for key, ids in theirs.items()
+        if ids
+    ]
+    return Beside(
+        name=current.name,
+        keys=int(facts["keys"]),
+        payload_bytes=int(facts["payload_bytes"]),
+        sampled=len(keys),
+        kept=len(ours),
+        overlap=sum(shares) / len(shares) if shares else 0.0,
+        compared=len(shares),
+    )
+
+
+def _lists_in_store(current: Current, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
+    values = current.reader.get_many(Space.LISTS, keys)
+    lists = decode_lists(values, current.facts["item_ids"])
+    if not lists.found.all():
+        raise DamagedError(f"{current.name} in the store lists keys that it does not hold; publish with --repair")
+    ids = lists.ids.to_pylist()
+    ends = lists.offsets.tolist()
+    return {key: ids[a:b] for key, a, b in zip(keys, ends[:-1], ends[1:], strict=True)}

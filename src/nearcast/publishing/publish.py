@@ -1,0 +1,297 @@
+"""Publish a snapshot: the order of the steps.
+
+    lock -> choose -> verify its files -> audit -> copy -> read back -> point -> cut back the overlay -> retire
+
+Nothing that readers see changes before `point`, and that is one step. Killed before it, what was copied is thrown
+away or used by the next publish; killed after it, the next publish does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
+from nearcast.publishing.audit import Current, audit, check_known, settle
+from nearcast.publishing.cutback import cut_back
+from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
+from nearcast.publishing.publication import Listener, Publication, Silence
+from nearcast.publishing.readback import compare_sample, read_back
+from nearcast.publishing.retain import remove_snapshots, retire_versions, withdrawn_after
+from nearcast.publishing.rows import Shape, shape_of
+from nearcast.publishing.rules import Finding
+from nearcast.publishing.throttle import Throttle
+from nearcast.publishing.times import seconds_of, utc
+from nearcast.spec import Audit, Publishing, Serving
+from nearcast.stores.base import Event, Held, Pointer, Store
+from nearcast.table.snapshot import Snapshot
+
+__all__ = ["Order", "publish", "publish_snapshot"]
+
+FACTS_FORMAT = 1
+NAMED = "it was named explicitly"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be published where, and how."""
+
+    generator: str
+    store: Store
+    choose: Callable[[], Snapshot]  # called under the lock, so that nobody publishes a newer one meanwhile
+    settings: Publishing
+    audit: Audit
+    serving: Serving
+    accept: Mapping[str, str] = field(default_factory=dict)
+    named: bool = False  # the version was asked for, which accepts that it was rolled back from
+    repair: bool = False  # do without what cannot be read of the current version
+    dry_run: bool = False
+    listener: Listener = field(default_factory=Silence)
+
+    def where(self, version: int) -> str:
+        """A version of the store in words."""
+        return f"version {version:06d} of {self.generator} in {self.store.url}"
+
+
+def publish_snapshot(
+    snapshot: Snapshot,
+    store: Store,
+    settings: Publishing,
+    audit_settings: Audit,
+    *,
+    serving: Serving | None = None,
+    accept: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    repair: bool = False,
+    max_bytes_per_second: int | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Publish this snapshot, as `publish` does."""
+    if max_bytes_per_second is not None:
+        settings = settings.model_copy(update={"max_bytes_per_second": max_bytes_per_second})
+    return publish(
+        Order(
+            snapshot.generator,
+            store,
+            lambda: snapshot,
+            settings,
+            audit_settings,
+            serving or Serving(),
+            accept or {},
+            named=True,
+            repair=repair,
+            dry_run=dry_run,
+            listener=listener or Silence(),
+        )
+    )
+
+
+def publish(order: Order) -> Publication:
+    """Carry out an order.
+
+    Raises AuditError where a rule fails that is not accepted, BusyError where another process publishes the
+    generator, DamagedError for a snapshot or a copy with other bytes than were written, StoreError where the store
+    does not do as it is told. Then nothing has changed for readers.
+    """
+    check_known(order.accept)
+    if order.dry_run:
+        return _carry_out(order, None)
+    with order.store.lock(order.generator) as held:
+        return _carry_out(order, held)
+
+
+def _carry_out(order: Order, held: Held | None) -> Publication:
+    snapshot = order.choose()
+    pointer = _pointer(order)
+    with contextlib.ExitStack() as stack:
+        current = _current(order, pointer, stack)
+        if current is not None and current.version == snapshot.version:
+            _check_same(order, current, snapshot)
+            _note_current(order, current)
+            done = Publication(order.generator, order.store.url, snapshot.version, snapshot.version, "already_current")
+            return done if held is None else _tidied(order, done, pointer, snapshot)
+        snapshot.verify()
+        shape = shape_of(snapshot)
+        findings, accepted = _audited(order, snapshot, current, pointer)
+    before = pointer.version or None if pointer else None  # 0 is that of a pointer that could not be read
+    done = Publication(
+        order.generator, order.store.url, snapshot.version, before, "would_publish", tuple(findings), accepted
+    )
+    facts = _facts(order, snapshot, shape, done)
+    if held is None:
+        return _rehearsed(order, snapshot, shape, facts, done)
+    started = time.perf_counter()
+    copied = _have_copy(order, snapshot, shape, facts, held)
+    done = replace(done, outcome="published", copied=copied, copy_seconds=time.perf_counter() - started)
+    pointer = _pointed(order, pointer, done, held)
+    return _tidied(order, done, pointer, snapshot)
+
+
+def _pointer(order: Order) -> Pointer | None:
+    """Where the pointer is. To repair, one that cannot be read begins anew, with a serial that none had."""
+    try:
+        return order.store.pointer(order.generator)
+    except DamagedError:
+        if not order.repair:
+            raise
+        order.listener.note("the pointer cannot be read and is written anew")
+        return Pointer(version=0, serial=int(time.time()))
+
+
+def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack) -> Current | None:
+    """The current version, open. To repair, one that cannot be read is as good as none."""
+    if pointer is None or pointer.version == 0:
+        return None
+    try:
+        reader = order.store.open(order.generator, pointer.version, verify=order.repair)
+    except (DamagedError, NotFoundError) as error:
+        if order.repair:
+            order.listener.note(f"nothing to compare with: {error}")
+            return None
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{error}, and its pointer says that it is current; publish with --repair") from error
+    stack.callback(reader.close)
+    return Current(pointer.version, reader.facts, reader)
+
+
+def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
+    if current.facts["fingerprint"] != snapshot.manifest["fingerprint"]:
+        raise StoreError(
+            f"{order.where(current.version)} is current, and is not the snapshot in {snapshot.folder}: two folders of "
+            "snapshots publish to one store; give one of the generators another store or another name"
+        )
+
+
+def _note_current(order: Order, current: Current) -> None:
+    order.listener.note(f"{order.generator} {current.name} is current already")
+    if current.facts["serve"] != order.serving.model_dump(mode="json"):
+        order.listener.note("its [serve] settings stay those of its publish; changed ones come with the next snapshot")
+
+
+def _audited(
+    order: Order, snapshot: Snapshot, current: Current | None, pointer: Pointer | None
+) -> tuple[list[Finding], dict[str, str]]:
+    withdrawn = pointer is not None and snapshot.version in pointer.withdrawn
+    findings = audit(snapshot, order.audit, current, now=time.time(), withdrawn=withdrawn)
+    accepted = dict(order.accept)
+    if withdrawn and order.named:
+        accepted.setdefault("withdrawn", NAMED)
+    settle(f"{snapshot.generator} {snapshot.name}", findings, accepted)
+    passed = sum(finding.passed for finding in findings)
+    words = "".join(f"; {rule} is accepted: {why}" for rule, why in accepted.items())
+    order.listener.note(f"audit of {snapshot.name}: {passed} of {len(findings)} rules passed{words}")
+    return findings, accepted
+
+
+def _facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) -> dict[str, Any]:
+    """What the version tells of itself; the copy adds its figures."""
+    manifest = snapshot.manifest
+    created = manifest["run"]["created"]
+    return {
+        "format": FACTS_FORMAT,
+        "generator": snapshot.generator,
+        "version": snapshot.version,
+        "snapshot": snapshot.name,
+        "started": utc(seconds_of(created) - float(manifest["run"]["seconds_total"])),
+        "created": created,
+        "published": utc(time.time()),
+        "fingerprint": manifest["fingerprint"],
+        "metric": manifest["spec"]["metric"],
+        "k": manifest["spec"]["k"],
+        "query_ids": shape.query_ids,
+        "item_ids": shape.item_ids,
+        "id_kind": shape.id_kind,
+        "columns": dict(shape.columns),
+        "measures": dict(manifest["measures"]),
+        "promise": dict(manifest["promise"]),
+        "serve": order.serving.model_dump(mode="json"),
+        "audit": {"findings": [f.as_dict() for f in done.findings], "accepted": dict(done.accepted or {})},
+    }
+
+
+def _rehearsed(
+    order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[str, Any], done: Publication
+) -> Publication:
+    if _is_there(order, snapshot, facts):
+        return done
+    copied = copy_snapshot(snapshot, shape, Rehearsal(), Throttle(None), order.listener.progress)
+    limit = order.settings.max_bytes_per_second
+    return replace(done, copied=copied, copy_seconds=copied.bytes / limit if limit else None)
+
+
+def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[str, Any], held: Held) -> Copied | None:
+    """See that the store has the version, whole; None where it had it already."""
+    if _is_there(order, snapshot, facts):
+        order.listener.note(f"the store has {snapshot.name} already, and it is whole")
+        return None
+    throttle = Throttle(order.settings.max_bytes_per_second)
+    writer = order.store.write(order.generator, snapshot.version)
+    try:
+        copied = copy_snapshot(snapshot, shape, writer, throttle, order.listener.progress, still_ours=held.check)
+        figures = {"keys": copied.keys, "items": copied.items, "payload_bytes": copied.payload_bytes}
+        writer.finish({**facts, **figures, "checksum": dict(copied.checksum)})
+    except BusyError:
+        raise  # the lock was lost: what is there may be another's by now
+    except BaseException:
+        with contextlib.suppress(StoreError):  # the next publish clears it away; this error is the one to tell
+            writer.discard()
+        raise
+    try:
+        _compare(order, snapshot)
+    except DamagedError:
+        held.check()
+        order.store.retire(order.generator, snapshot.version)
+        raise
+    return copied
+
+
+def _is_there(order: Order, snapshot: Snapshot, facts: Mapping[str, Any]) -> bool:
+    """Whether the store has this snapshot with these settings, and every byte of it."""
+    if snapshot.version not in order.store.versions(order.generator):
+        return False
+    try:
+        with contextlib.closing(order.store.open(order.generator, snapshot.version, verify=False)) as reader:
+            if any(reader.facts[name] != facts[name] for name in ("fingerprint", "serve")):
+                return False
+        _compare(order, snapshot)
+    except (DamagedError, NotFoundError) as error:
+        order.listener.note(f"{error}: it is copied again")
+        return False
+    return True
+
+
+def _compare(order: Order, snapshot: Snapshot) -> None:
+    where = order.where(snapshot.version)
+    with contextlib.closing(order.store.open(order.generator, snapshot.version, verify=True)) as reader:
+        read_back(reader, where, order.listener.progress)
+        compare_sample(reader, where, snapshot)
+
+
+def _pointed(order: Order, pointer: Pointer | None, done: Publication, held: Held) -> Pointer:
+    """Move the pointer. A version that is left for an older one counts as rolled back from."""
+    words = [f"accepted {rule}: {why}" for rule, why in (done.accepted or {}).items()]
+    event = Event("published", done.version, utc(time.time()), "; ".join(words))
+    last = pointer or Pointer(version=0, serial=0)
+    moved = last.moved(event, withdrawn_after(last, done.version))
+    order.store.point(order.generator, moved, held)
+    return moved
+
+
+def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: Snapshot) -> Publication:
+    """Let go of what is no longer needed. All of it can be done again."""
+    assert pointer is not None, "something is current"
+    store, generator, out = order.store, order.generator, snapshot.folder.parents[2]
+    try:
+        # Before versions are retired: readers may still have the last one in hand.
+        cut = cut_back(store, generator, store.versions(generator), now=time.time())
+    except (DamagedError, NotFoundError) as error:
+        order.listener.note(f"the overlay is not cut back: {error}")
+        cut = 0
+    retired = retire_versions(store, generator, pointer, order.settings.keep)
+    held = store.versions(generator)
+    removed = remove_snapshots(out, generator, pointer.version, held, order.settings.keep_snapshots)
+    return replace(done, retired=tuple(retired), removed_snapshots=tuple(removed), overlay_entries_cut=cut)

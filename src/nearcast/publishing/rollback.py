@@ -1,0 +1,65 @@
+"""Roll back: move the pointer to a version that the store still has, after looking at every byte of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from nearcast.errors import DamagedError, NotFoundError
+from nearcast.publishing.publication import Listener, Publication, Silence
+from nearcast.publishing.readback import read_back
+from nearcast.publishing.retain import rollback_target, withdrawn_after
+from nearcast.publishing.times import utc
+from nearcast.stores.base import Event, Pointer, Store
+
+__all__ = ["roll_back"]
+
+
+def roll_back(store: Store, generator: str, to: int | None = None, *, listener: Listener | None = None) -> Publication:
+    """Make an older version current: the newest older one that was not rolled back from, or `to`, older or newer.
+
+    The version that is left for an older one counts as withdrawn until it is named again. Raises NotFoundError
+    where there is no such version, DamagedError where it is not as it was written; the pointer then stays.
+    """
+    hears = listener or Silence()
+    _published(store, generator)  # before the lock, which makes a place for the generator
+    with store.lock(generator) as held:
+        pointer = _published(store, generator)
+        version = _target(store, generator, pointer, to)
+        if version == pointer.version:
+            hears.note(f"{generator} {version:06d} is current already")
+            return Publication(generator, store.url, version, version, "already_current")
+        where = f"version {version:06d} of {generator} in {store.url}"
+        try:
+            with contextlib.closing(store.open(generator, version, verify=True)) as reader:
+                read_back(reader, where, hears.progress)
+        except DamagedError as error:
+            raise DamagedError(
+                f"{error}; {pointer.version:06d} stays current, and --to names another version"
+            ) from error
+        event = Event("rolled_back", version, utc(time.time()), f"from {pointer.version:06d}")
+        store.point(generator, pointer.moved(event, withdrawn_after(pointer, version)), held)
+    return Publication(generator, store.url, version, pointer.version, "rolled_back")
+
+
+def _published(store: Store, generator: str) -> Pointer:
+    pointer = store.pointer(generator)
+    if pointer is None:
+        known = ", ".join(store.generators()) or "none"
+        raise NotFoundError(f"{generator!r} was never published to {store.url}; generators there are {known}")
+    return pointer
+
+
+def _target(store: Store, generator: str, pointer: Pointer, to: int | None) -> int:
+    versions = store.versions(generator)
+    have = ", ".join(f"{v:06d}" + (" (rolled back from)" if v in pointer.withdrawn else "") for v in versions)
+    if to is not None:
+        if to not in versions:
+            raise NotFoundError(f"{store.url} has no version {to} of {generator}; it has {have or 'none'}")
+        return to
+    target = rollback_target(versions, pointer)
+    if target is None:
+        raise NotFoundError(
+            f"{generator} has nothing to go back to from {pointer.version:06d}: {store.url} has {have or 'none'}"
+        )
+    return target

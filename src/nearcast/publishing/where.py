@@ -1,0 +1,75 @@
+"""Where a generator's snapshots are published, and by which settings. Opens no store.
+
+Settings come from a spec, where one is at hand, or from what a snapshot's manifest says of the spec it was made by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import NotFoundError
+from nearcast.spec import Audit, GeneratorSpec, Publishing, Serving, parse_model
+from nearcast.table.snapshot import Snapshot, find_snapshot
+
+__all__ = ["Place", "place_in_store", "place_of_name", "place_of_spec", "store_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A generator's folder of snapshots, and the tables of its spec that concern publishing and serving."""
+
+    generator: str
+    out: Path
+    publish: Publishing = field(default_factory=Publishing)
+    audit: Audit = field(default_factory=Audit)
+    serve: Serving = field(default_factory=Serving)
+
+    def url(self, override: str | None = None) -> str:
+        """The URL of its store."""
+        return store_url(self.publish, self.out, override)
+
+
+def store_url(settings: Publishing, out: Path, override: str | None = None) -> str:
+    """The URL of the store: the override as it stands, else the spec's, whose relative lmdb:PATH is below `out`.
+
+    An override comes from a person, and is relative to the current folder, as for `nearcast.open`.
+    """
+    if override is not None:
+        return override
+    scheme, colon, rest = settings.store.partition(":")
+    if colon and scheme != "lmdb" and "/" not in scheme:
+        return settings.store
+    path = rest if colon and scheme == "lmdb" else settings.store
+    return f"lmdb:{out / Path(path).expanduser()}"
+
+
+def place_of_spec(spec: GeneratorSpec, out: Path) -> Place:
+    """By the spec as it is now: its [publish], [audit] and [serve] tables need no new run."""
+    return Place(spec.name, out, spec.publish, spec.audit, spec.serve)
+
+
+def place_of_name(generator: str, out: Path, version: int | None = None) -> Place:
+    """By the manifest of a snapshot, the newest by default. NotFoundError where there is none."""
+    snapshot = find_snapshot(out, generator, version)
+    return Place(
+        generator,
+        out,
+        _table(snapshot, "publish", Publishing),
+        _table(snapshot, "audit", Audit),
+        _table(snapshot, "serve", Serving),
+    )
+
+
+def place_in_store(generator: str, out: Path) -> Place:
+    """By the newest snapshot, if there is one here; with the default settings where a store is all there is."""
+    try:
+        return place_of_name(generator, out)
+    except NotFoundError:
+        return Place(generator, out)
+
+
+def _table(snapshot: Snapshot, name: str, model: Any) -> Any:
+    tables = snapshot.manifest["spec"].get(name, {})  # a manifest of an earlier version does not have it
+    return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}")

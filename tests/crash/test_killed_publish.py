@@ -1,0 +1,147 @@
+"""Publishes that are killed at random moments: every answer meanwhile belongs wholly to one snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.crash.processes import SERVER
+from tests.crash.publisher import publish, read
+from tests.end_to_end import shop as at
+from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
+
+import nearcast
+from nearcast.errors import BusyError
+from nearcast.publishing.readback import read_back
+from nearcast.stores import open_store
+from nearcast.stores.base import Store
+
+READERS = 4
+N_QUERIES, N_ITEMS = 3_000, 500
+PATIENCE = 120.0  # seconds; what is waited for takes far less
+
+
+def write_versions(folder: Path) -> Path:
+    """The snapshots 1 and 2 of a shop, whose items are called 1-... and 2-...; the store keeps one version."""
+    queries = at.clustered(N_QUERIES, seed=2)
+    at.write_rows(folder / "queries.parquet", [f"q{i:04d}" for i in range(N_QUERIES)], list(queries))
+    spec = at.write_spec(
+        folder,
+        k=20,
+        items={"path": "items.parquet"},
+        publish={"keep": 1, "max_bytes_per_second": "5MB"},  # so that copying is most of what a publish does
+        audit={"min_overlap": 0.0},
+        measure={"sample": 50},
+    )
+    for version in (1, 2):
+        vectors = at.clustered(N_ITEMS, seed=1).astype(np.float32)
+        at.write_rows(folder / "items.parquet", [f"{version}-{i}" for i in range(N_ITEMS)], list(vectors))
+        nearcast.run(spec)
+    return spec
+
+
+def start_readers(store: str, folder: Path) -> list[ForkServerProcess]:
+    keys = [f"q{i:04d}" for i in range(0, N_QUERIES, 30)]
+    readers = [
+        SERVER.Process(target=read, args=(store, keys, folder / "stop", folder / f"reader-{n}")) for n in range(READERS)
+    ]
+    for reader in readers:
+        reader.start()
+    return readers
+
+
+def reports(folder: Path, readers: list[ForkServerProcess]) -> list[dict]:
+    """What the readers have seen, after they were told to stop."""
+    (folder / "stop").touch()
+    for reader in readers:
+        reader.join(PATIENCE)
+    return [json.loads((folder / f"reader-{n}").read_text()) for n in range(READERS)]
+
+
+def check_whole(store: Store) -> int:
+    """The current version, after a look at every pair of it."""
+    pointer = store.pointer("shop")
+    with contextlib.closing(store.open("shop", pointer.version, verify=True)) as reader:
+        read_back(reader, "the current version", lambda *_: None)
+    return pointer.version
+
+
+def publish_when_free(spec: Path, version: int, store: str) -> nearcast.api.Publication:
+    """Publish; a dead publisher's lock may have to run out first."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return nearcast.publish(spec, version, store=store)
+        except BusyError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("kind", "kills"), [("lmdb", 30), ("redis", 8)])
+def test_a_publish_killed_at_random_moments_shows_every_reader_one_whole_snapshot(
+    tmp_path: Path, kind: str, kills: int, request: pytest.FixtureRequest
+) -> None:
+    spec = write_versions(tmp_path)
+    url = (
+        f"lmdb:{tmp_path}/store" if kind == "lmdb" else request.getfixturevalue("redis_url") + "?timeout=0.5&buckets=32"
+    )
+    nearcast.publish(spec, 1, store=url)
+    lasts = lasting(spec, url)
+    readers = start_readers(url, tmp_path)
+    moments, killed, moved = random.Random(11), 0, 0
+    with contextlib.closing(open_store(url)) as store:
+        while killed < kills:
+            before = check_whole(store)
+            publisher = SERVER.Process(target=publish, args=(spec, 3 - before, url))
+            publisher.start()
+            publisher.join(moments.uniform(0.0, 1.2) * lasts)
+            if publisher.is_alive():
+                publisher.kill()
+                killed += 1
+            publisher.join()
+            moved += check_whole(store) != before
+            assert all(reader.is_alive() for reader in readers), reports(tmp_path, readers)
+            if kind == "redis" or killed % 3 == 0:  # and now and then one is let through
+                publish_when_free(spec, 3 - check_whole(store), url)
+                moved += 1
+        last = 3 - check_whole(store)
+        publish_when_free(spec, last, url)
+        assert check_whole(store) == last
+        assert store.versions("shop") == [last]
+    for seen in reports(tmp_path, readers):
+        assert seen["error"] is None, seen["error"]
+        assert set(seen["seen"]) == {"1", "2"}
+        assert seen["changes"] > 3
+    assert moved > 5
+    if kind == "lmdb":
+        assert [path.name for path in (tmp_path / "store" / "shop" / "versions").iterdir()] == [f"00000{last}"]
+
+
+def lasting(spec: Path, url: str) -> float:
+    """Seconds that a publish in a process of its own takes; ends with version 1 as the current one."""
+    times = []
+    for version in (2, 1):
+        began = time.monotonic()
+        process = SERVER.Process(target=publish, args=(spec, version, url))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+        times.append(time.monotonic() - began)
+    return min(1.0, *times)  # the first one also started the server of processes; a machine may be busy
+
+
+def test_a_reader_that_holds_the_old_version_goes_on_through_three_publishes(tmp_path: Path) -> None:
+    spec = write_versions(tmp_path)
+    url = f"lmdb:{tmp_path}/store"
+    nearcast.publish(spec, 1, store=url)
+    with contextlib.closing(open_store(url)) as store, contextlib.closing(store.open("shop", 1, verify=True)) as reader:
+        for version in (2, 1, 2):  # the store keeps one: what the reader holds is taken away at once
+            nearcast.publish(spec, version, store=url)
+            read_back(reader, "the version that is held", lambda *_: None)
+        assert store.versions("shop") == [2]
