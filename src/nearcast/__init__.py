@@ -1,6 +1,7 @@
 """nearcast: offline ANN. The nearest items for every query, found ahead of time, checked, and looked up.
 
-`knn_join` joins arrays; `run` makes a snapshot of a generator; `snapshots` and `lookup` read it back. Nothing
+`knn_join` joins arrays; `run` makes a snapshot of a generator; `snapshots` and `lookup` read it back; `publish` and
+`roll_back` decide what is served, `open` answers from what is published, and `overlay` takes items out of it. Nothing
 heavy is imported before it is used.
 """
 
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, run, snapshots
+    from nearcast.api import check, load_spec, lookup, publish, published, roll_back, run, snapshots
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
+    from nearcast.serve.lookup import open_lookup as open
+    from nearcast.serve.overlay import open_overlay as overlay
     from nearcast.spec import GeneratorSpec
 
 __all__ = [
@@ -24,10 +27,16 @@ __all__ = [
     "knn_join",
     "load_spec",
     "lookup",
+    "open",
+    "overlay",
+    "publish",
+    "published",
+    "roll_back",
     "run",
     "snapshots",
 ]
 
+# where each name is: a module, or module:name where it is called otherwise there
 _HOMES = {
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.arrays",
@@ -36,6 +45,11 @@ _HOMES = {
     "knn_join": "nearcast.join.arrays",
     "load_spec": "nearcast.api",
     "lookup": "nearcast.api",
+    "open": "nearcast.serve.lookup:open_lookup",
+    "overlay": "nearcast.serve.overlay:open_overlay",
+    "publish": "nearcast.api",
+    "published": "nearcast.api",
+    "roll_back": "nearcast.api",
     "run": "nearcast.api",
     "snapshots": "nearcast.api",
 }
@@ -45,7 +59,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        module, _, other = _HOMES[name].partition(":")
+        return getattr(import_module(module), other or name)
     raise AttributeError(f"module 'nearcast' has no attribute {name!r}")
 
 

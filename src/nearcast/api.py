@@ -1,22 +1,38 @@
-"""The verbs of the command line, from Python. Each takes a spec: a path to a TOML file, a mapping, or a parsed one."""
+"""The verbs of the command line, from Python.
+
+Those that make a snapshot take a spec: a path to a TOML file, a mapping, or a parsed one. Those that publish it take
+the name of a generator as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nearcast.join.estimate import RunEstimate
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.publishing import listing, rollback
+from nearcast.publishing import publish as publishing
+from nearcast.publishing.publication import Publication
+from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
 from nearcast.sources.check import Report
-from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.spec import GeneratorSpec, Publishing, parse_model
 from nearcast.spec import load_spec as _load_spec
-from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_snapshots
+from nearcast.stores import open_store
+from nearcast.stores.base import Store
+from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_generators, list_snapshots
 
-__all__ = ["check", "load_spec", "lookup", "run", "snapshots"]
+__all__ = ["check", "load_spec", "lookup", "publish", "published", "roll_back", "run", "snapshots"]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
+
+StoreLike = str | Path | Store
+
+OUT = "nearcast"
 
 TABLE_IN_MEMORY = {"path": "(a table in memory)"}
 
@@ -74,6 +90,121 @@ def lookup(
     snapshot = find_snapshot(Path(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
     return snapshot.lookup(key, shown)
+
+
+def publish(
+    generator: SpecLike,
+    version: int | None = None,
+    *,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    accept: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    repair: bool = False,
+    max_bytes_per_second: int | str | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
+
+    generator: a name, with the settings that its snapshot was made by; or a spec (a path ending in .toml, a mapping or
+    a parsed one), whose [publish], [audit] and [serve] tables count as they are now.
+    store: in place of the spec's; a path is relative to the current folder.
+    out: folder of the snapshots; the spec's own, or "nearcast" for a name.
+    accept: rules that may fail, and why; it is kept with the version.
+    dry_run: audit and rehearse the copy; change nothing.
+    repair: do without a pointer or a current version that cannot be read.
+    max_bytes_per_second: throttle of the copy, in place of the spec's: 50_000_000 or "50MB".
+    Raises AuditError where a rule fails, BusyError while another process publishes the generator, NotFoundError for a
+    snapshot that is not there, DamagedError for a file with other bytes than were written, StoreError.
+    """
+    place = _place(generator, out, version)
+    find_snapshot(place.out, place.generator, version)  # before the lock, which makes a place in the store
+    settings = place.publish
+    if max_bytes_per_second is not None:
+        changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
+        settings = parse_model(Publishing, changed, "publish")
+    with _open(store, place) as opened:
+        return publishing.publish(
+            publishing.Order(
+                generator=place.generator,
+                store=opened,
+                choose=lambda: find_snapshot(place.out, place.generator, version),
+                settings=settings,
+                audit=place.audit,
+                serving=place.serve,
+                accept=accept or {},
+                named=version is not None,
+                repair=repair,
+                dry_run=dry_run,
+                listener=listener or Listener(),
+            )
+        )
+
+
+def roll_back(
+    generator: SpecLike,
+    *,
+    to: int | None = None,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Make an older version current again: the newest one that was not rolled back from, or `to`, older or newer.
+
+    Raises NotFoundError where the store has no such version, DamagedError where it is not as it was written,
+    BusyError while another process publishes the generator; then nothing has changed.
+    """
+    place = _place_in_store(generator, out)
+    with _open(store, place) as opened:
+        return rollback.roll_back(opened, place.generator, to, listener=listener or Listener())
+
+
+def published(
+    generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
+) -> list[listing.Published]:
+    """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
+    if generator is not None:
+        places = [_place_in_store(generator, out)]
+    elif store is not None:
+        with _open(store, Place("", Path(out or OUT))) as opened:
+            return [listing.published(opened, name, now=time.time()) for name in opened.generators()]
+    else:
+        places = [place_of_name(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+    found = []
+    for place in places:
+        with _open(store, place) as opened:
+            if generator is not None or opened.pointer(place.generator) is not None:
+                found.append(listing.published(opened, place.generator, now=time.time()))
+    return found
+
+
+@contextlib.contextmanager
+def _open(store: StoreLike | None, place: Place) -> Iterator[Store]:
+    """The store, for as long as it is needed; one that is open already stays open."""
+    if store is None or isinstance(store, str | Path):
+        with contextlib.closing(open_store(place.url(None if store is None else str(store)))) as opened:
+            yield opened
+    else:
+        yield store
+
+
+def _place(generator: SpecLike, out: str | Path | None, version: int | None) -> Place:
+    """Where the generator's snapshots are; NotFoundError where a name has none."""
+    if _is_name(generator):
+        return place_of_name(str(generator), Path(out or OUT), version)
+    spec, folder = _resolve(generator, None, None, None)
+    return place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+
+
+def _place_in_store(generator: SpecLike, out: str | Path | None) -> Place:
+    """The same where the snapshots may be on another machine."""
+    if _is_name(generator):
+        return place_in_store(str(generator), Path(out or OUT))
+    return _place(generator, out, None)
+
+
+def _is_name(generator: SpecLike) -> bool:
+    return isinstance(generator, str) and not generator.endswith(".toml")
 
 
 def _resolve(

@@ -14,7 +14,12 @@ import click
 from nearcast.cli.check import check
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
+from nearcast.cli.overlay import overlay
+from nearcast.cli.publish import publish
+from nearcast.cli.published import published
+from nearcast.cli.rollback import rollback
 from nearcast.cli.run import run
+from nearcast.cli.serve import serve
 from nearcast.cli.show import show
 from nearcast.cli.snapshots import snapshots
 from nearcast.cli.spec import spec
@@ -32,7 +37,7 @@ def cli() -> None:
     """Find the nearest items for every query ahead of time, check the answer, and look it up."""
 
 
-for command in (run, check, show, lookup, snapshots, spec, info):
+for command in (run, check, show, lookup, snapshots, publish, rollback, published, overlay, serve, spec, info):
     cli.add_command(command)
 
 

@@ -8,27 +8,72 @@ import click
 
 from nearcast.api import lookup as look_up
 from nearcast.cli.render import candidate_list
-from nearcast.cli.shared import as_json, console, json_option, out_option
+from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
+from nearcast.errors import NotFoundError
+from nearcast.publishing.where import place_in_store
+from nearcast.serve.answers import Answer
+from nearcast.serve.lookup import open_lookup
+from nearcast.table.snapshot import Candidates
 
 __all__ = ["lookup"]
 
 
-@click.command()
+@click.command(cls=NegativeIds)
 @click.argument("generator")
 @click.argument("key")
 @out_option
 @click.option("--snapshot", "version", type=int, help="Version; the newest by default.")
+@click.option("--published", is_flag=True, help="Answer from the store, as a service would, overlay included.")
+@store_option
 @click.option("--columns", help="Item columns to show, comma-separated; the spec's `display` by default.")
 @click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
 @json_option
 def lookup(
-    generator: str, key: str, out: Path, version: int | None, columns: str | None, first: int | None, as_json_: bool
+    generator: str,
+    key: str,
+    out: Path,
+    version: int | None,
+    published: bool,
+    store: str | None,
+    columns: str | None,
+    first: int | None,
+    as_json_: bool,
 ) -> None:
-    """Show the candidates of KEY: ids, scores, and display columns of the items."""
+    """Show the candidates of KEY: ids, scores, and display columns of the items.
+
+    From the newest snapshot on disk, or with --published or --store from what is current in the store.
+    """
     wanted = tuple(name.strip() for name in columns.split(",")) if columns else None
+    if published or store is not None:
+        if version is not None:
+            raise click.UsageError("a store answers from its current version: leave out --snapshot")
+        _from_store(generator, key, place_in_store(generator, out).url(store), wanted, first, as_json_=as_json_)
+        return
     found = look_up(generator, key, out=out, version=version, columns=wanted)
     found = found.first(first) if first else found
     if as_json_:
         as_json(found.as_dict())
     else:
         console().print(candidate_list(found, tuple(found.columns)))
+
+
+def _from_store(
+    generator: str, key: str, url: str, wanted: tuple[str, ...] | None, first: int | None, *, as_json_: bool
+) -> None:
+    with open_lookup(url, generator, verify=False) as opened:
+        fields = tuple(opened.state.facts.get("columns", {})) if wanted is None else wanted
+        answer = opened.get(key, k=first, fields=fields)
+        where = opened.state.store
+    if not answer.found:
+        raise NotFoundError(f"{generator} {answer.snapshot} in {where} has no query {key!r}")
+    if as_json_:
+        as_json(answer.as_dict())
+        return
+    found = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
+    console().print(candidate_list(found, tuple(found.columns)))
+    removed = f"; the overlay has taken out {answer.removed}" if answer.removed else ""
+    console().print(f"snapshot {answer.snapshot}, {stretch(answer.age_seconds)} old, in {where}{removed}", markup=False)
+
+
+def _columns(answer: Answer) -> dict[str, tuple[object, ...]]:
+    return {name: tuple(values) for name, values in answer.columns.items()}

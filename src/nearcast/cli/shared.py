@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,17 @@ from rich.console import Console
 from nearcast.errors import NotFoundError
 from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot
 
-__all__ = ["as_json", "console", "find_named", "json_option", "out_option", "size", "stretch"]
+__all__ = [
+    "NegativeIds",
+    "as_json",
+    "console",
+    "find_named",
+    "json_option",
+    "out_option",
+    "size",
+    "store_option",
+    "stretch",
+]
 
 PLAIN_WIDTH = 110  # of output that no terminal limits
 
@@ -41,6 +52,21 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Folder of the snapshots, the spec's `out`. [env: NEARCAST_OUT]",
     )(command)
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option --store."""
+    text = "lmdb:PATH, redis://HOST:PORT/DB or another store; the spec's by default."
+    return click.option("--store", metavar="URL", help=text)(command)
+
+
+class NegativeIds(click.Command):
+    """A command to which an id such as -1 is an id, and no unknown option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As ever, unless a number begins with a minus: no option of ours is a digit."""
+        ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]+", word) for word in args)
+        return super().parse_args(ctx, args)
 
 
 def as_json(value: Any) -> None:

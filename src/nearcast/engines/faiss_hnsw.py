@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,23 @@ class HnswIndex:
     ) -> Neighbors:
         """Search every query with the effort's ef; with ef of all items, scan the stored vectors instead."""
         faiss().omp_set_num_threads(resources.threads)
-        n = len(self.copies.starts) - 1
-        whole = effort["ef_search"] >= n
-        parameters = None if whole else faiss().SearchParametersHNSW(efSearch=effort["ef_search"])
-        searched = self.index.storage if whole else self.index
 
         def search(block: FloatArray, wanted: int) -> IntArray:
-            groups = searched.search(block, min(wanted, n), params=parameters)[1]
-            return _expanded(groups, self.copies, wanted)
+            return self.positions(block, wanted, effort)
 
         return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+
+    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
+        """(n, k or more) what a search of some effort finds, -1 for nothing; with ef of all items, by a scan.
+
+        Safe from many threads; takes as many threads as faiss was told to in the caller's.
+        """
+        n = len(self.copies.starts) - 1
+        whole = effort["ef_search"] >= n
+        searched = self.index.storage if whole else self.index
+        parameters = None if whole else _parameters(effort["ef_search"])
+        groups = searched.search(prepared_queries, min(k, n), params=parameters)[1]
+        return _expanded(groups, self.copies, k)
 
     def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
         """Always: full effort visits everything one query at a time."""
@@ -213,6 +221,11 @@ def _row_hashes(items: Vectors) -> IntArray:
             total += column.astype(np.int64) * factor  # wraps around, as a hash may
         hashes[start : start + len(block)] = total
     return hashes
+
+
+@cache
+def _parameters(ef_search: int) -> Any:
+    return faiss().SearchParametersHNSW(efSearch=ef_search)
 
 
 def _expanded(groups: IntArray, copies: Copies, wanted: int) -> IntArray:

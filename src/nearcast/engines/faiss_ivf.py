@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,19 @@ class IvfIndex:
     ) -> Neighbors:
         """Search every query with the effort's nprobe."""
         faiss().omp_set_num_threads(resources.threads)
-        parameters = faiss().SearchParametersIVF(nprobe=effort["nprobe"])
 
         def search(block: FloatArray, wanted: int) -> IntArray:
-            positions: IntArray = self.index.search(block, wanted, params=parameters)[1]
-            return positions
+            return self.positions(block, wanted, effort)
 
         return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+
+    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
+        """(n, k) what a search of some effort finds, -1 for nothing.
+
+        Safe from many threads; takes as many threads as faiss was told to in the caller's.
+        """
+        positions: IntArray = self.index.search(prepared_queries, k, params=_parameters(effort["nprobe"]))[1]
+        return positions
 
     def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
         """Always: full effort visits everything one query at a time."""
@@ -158,6 +165,11 @@ class FaissIvfEngine:
         """Read the faiss index."""
         assert isinstance(settings, IvfSettings)
         return IvfIndex(open_faiss(folder), items, metric, settings)
+
+
+@cache
+def _parameters(nprobe: int) -> Any:
+    return faiss().SearchParametersIVF(nprobe=nprobe)
 
 
 def _training_rows(items: Vectors, wanted: int, metric: Metric, seed: int) -> FloatArray:

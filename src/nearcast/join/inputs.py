@@ -27,7 +27,16 @@ from nearcast.sources.rows import RowSource, open_source, table_source
 from nearcast.spec import GeneratorSpec, Source
 from nearcast.types import ArrayVectors, Progress
 
-__all__ = ["Checked", "Inputs", "Sources", "check_inputs", "ingest_inputs", "open_sources", "trial_vectors"]
+__all__ = [
+    "Checked",
+    "Inputs",
+    "Sources",
+    "check_inputs",
+    "ingest_inputs",
+    "open_sources",
+    "side_folders",
+    "trial_vectors",
+]
 
 TRIAL_ROWS = 65_536
 
@@ -79,6 +88,14 @@ def open_sources(
     return Sources(item_source, query_source, item_digests, query_digests)
 
 
+def side_folders(spec: GeneratorSpec, sources: Sources, artifacts: Path) -> tuple[Path, Path]:
+    """Where items and queries are ingested to: folders named by what decides their contents."""
+    items = artifacts / f"items-{_side_fingerprint(spec, spec.items, sources.item_digests)}"
+    if sources.queries is sources.items:
+        return items, items
+    return items, artifacts / f"queries-{_side_fingerprint(spec, spec.query_source, sources.query_digests)}"
+
+
 def check_inputs(
     spec: GeneratorSpec,
     sources: Sources,
@@ -89,11 +106,10 @@ def check_inputs(
     checked: Callable[[Report], None],
 ) -> Checked:
     """Scan what was not ingested before, judge both sides, and raise InputError where a policy says so."""
-    item_folder = artifacts / f"items-{_side_fingerprint(spec, spec.items, sources.item_digests)}"
+    item_folder, query_folder = side_folders(spec, sources, artifacts)
     item_scan, items = _scan_or_recall("items", sources.items, item_folder, spec, memory_bytes, progress)
-    query_folder, query_scan, queries = item_folder, item_scan, items
+    query_scan, queries = item_scan, items
     if sources.queries is not sources.items:
-        query_folder = artifacts / f"queries-{_side_fingerprint(spec, spec.query_source, sources.query_digests)}"
         query_scan, queries = _scan_or_recall("queries", sources.queries, query_folder, spec, memory_bytes, progress)
     report = judge(items, queries, spec)
     checked(report)

@@ -32,10 +32,13 @@ from nearcast.version import __version__
 __all__ = [
     "Samples",
     "calibrated",
+    "calibration_sample",
     "draw_samples",
     "have_index",
+    "index_name",
     "join_settings",
     "joined",
+    "made_from",
     "measure_table",
     "sample_sizes",
     "write_table",
@@ -44,12 +47,11 @@ __all__ = [
 
 def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
-    made_of: list[Any] = [checked.item_folder.name, run.engine.name, run.settings.model_dump()]
-    made_of += [run.spec.metric, run.spec.seed]
+    made_of = made_from(run, checked.item_folder)
     workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
-    folder = run.artifacts / f"index-{fingerprint([*made_of, __version__])[:16]}"
+    folder = run.artifacts / index_name(made_of)
     if run.engine.name == ExactEngine.name:
         return folder
     with run.stage("build"):
@@ -68,6 +70,16 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
     if there:
         run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
     return folder
+
+
+def made_from(run: RunContext, item_folder: Path) -> list[Any]:
+    """What decides an index that does not depend on its workload."""
+    return [item_folder.name, run.engine.name, run.settings.model_dump(), run.spec.metric, run.spec.seed]
+
+
+def index_name(made_of: list[Any]) -> str:
+    """The name of the folder of an index: the same for what is made of the same."""
+    return f"index-{fingerprint([*made_of, __version__])[:16]}"
 
 
 def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
@@ -128,8 +140,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            _sample(run, index, inputs, sampled.choosing),
-            _sample(run, index, inputs, sampled.checking),
+            calibration_sample(run, index, inputs, sampled.choosing),
+            calibration_sample(run, index, inputs, sampled.checking),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -151,7 +163,8 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
     return {"found": asdict(found.found), "held_out": asdict(found.held_out), "efforts_tried": found.tried}
 
 
-def _sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
+def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
+    """The queries at these positions with their exact neighbors, to hold efforts against."""
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
 

@@ -20,7 +20,7 @@ from nearcast.files import finish, fresh_folder
 from nearcast.sources.check import Kept, Scan
 from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import to_matrix
-from nearcast.types import FileVectors, IntArray, Progress, no_progress
+from nearcast.types import FileVectors, IntArray, Progress, Vectors, no_progress
 
 __all__ = ["Side", "ingest", "ingest_bytes", "ingest_memory", "open_side"]
 
@@ -34,7 +34,7 @@ class Side:
     """One ingested side, open for reading."""
 
     folder: Path
-    vectors: FileVectors
+    vectors: Vectors
     ids: pa.Array  # (vectors.n,) sorted
     listed_ids: pa.Array  # sorted; `ids`, and rows that are listed without a vector
     attributes: Path  # folder of Parquet files: id and attribute columns, sorted by id

@@ -1,0 +1,183 @@
+"""`nearcast overlay`: what is newer than the snapshots: items that are gone, and newer values of their columns."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nearcast.cli.render_overlay import overlay_table
+from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option
+from nearcast.publishing.where import place_in_store
+from nearcast.serve.overlay import Overlay, fits, open_overlay
+
+__all__ = ["overlay"]
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@click.group()
+@click.argument("generator")
+@click.pass_context
+def overlay(context: click.Context, generator: str) -> None:
+    """Take items of GENERATOR out of every answer at once, and give their columns newer values.
+
+    An entry is in force within a second in every look-up and service, whatever snapshot is current, until it
+    expires or is taken back.
+    """
+    context.obj = generator
+
+
+def _span(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", value)
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no length of time; write it like 90s, 30m, 6h or 2d")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def _moment(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no time; write it like 2026-12-31T18:00:00Z") from None
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --for, --until and --note."""
+    command = click.option("--note", default="", help="Why, for those who list it.")(command)
+    text = "Until this time, such as 2026-12-31T18:00:00Z; UTC where it names no zone."
+    command = click.option("--until", metavar="TIME", callback=_moment, help=text)(command)
+    return click.option("--for", "span", metavar="SPAN", callback=_span, help="For so long: 90s, 30m, 6h, 2d.")(command)
+
+
+def _end(span: float | None, until: float | None) -> float | None:
+    if span is not None and until is not None:
+        raise click.UsageError("give --for or --until, not both")
+    return until if span is None else time.time() + span
+
+
+def _opened(generator: str, store: str | None, out: Path) -> contextlib.AbstractContextManager[Overlay]:
+    return open_overlay(place_in_store(generator, out).url(store), generator)
+
+
+@overlay.command(cls=NegativeIds)
+@click.argument("items", nargs=-1, required=True, metavar="ITEM...")
+@until_options
+@store_option
+@out_option
+@click.pass_obj
+def remove(
+    generator: str,
+    items: tuple[str, ...],
+    span: float | None,
+    until: float | None,
+    note: str,
+    store: str | None,
+    out: Path,
+) -> None:
+    """Take items out of every answer, for good or for a while."""
+    with _opened(generator, store, out) as opened:
+        opened.remove(items, until=_end(span, until), note=note)
+        _say("removed", items, opened)
+
+
+@overlay.command(cls=NegativeIds)
+@click.argument("items", nargs=-1, required=True, metavar="ITEM...")
+@click.option("--field", metavar="FIELD", help="Take back the newer value of this column instead.")
+@store_option
+@out_option
+@click.pass_obj
+def restore(generator: str, items: tuple[str, ...], field: str | None, store: str | None, out: Path) -> None:
+    """Let items be returned again."""
+    with _opened(generator, store, out) as opened:
+        restored = opened.restore(items, field=field)
+    what = "removed" if field is None else f"given another {field}"
+    click.echo(f"restored {len(restored)} of {len(items)}", err=True)
+    if len(restored) < len(items):
+        click.echo(f"the others were not {what}", err=True)
+
+
+@overlay.command("set", cls=NegativeIds)
+@click.argument("item")
+@click.argument("values", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@until_options
+@store_option
+@out_option
+@click.pass_obj
+def set_(
+    generator: str,
+    item: str,
+    values: tuple[str, ...],
+    span: float | None,
+    until: float | None,
+    note: str,
+    store: str | None,
+    out: Path,
+) -> None:
+    """Give columns of ITEM newer values. VALUE is JSON, or text as it stands."""
+    end = _end(span, until)
+    with _opened(generator, store, out) as opened:
+        columns = opened.facts().get("columns", {})
+        updates = [(item, *_assignment(text, columns)) for text in values]
+        opened.update_many(updates, until=end, note=note)
+        _say("updated", (item,), opened)
+
+
+@overlay.command("list")
+@store_option
+@out_option
+@json_option
+@click.pass_obj
+def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
+    """Show what is in the overlay, oldest first."""
+    with _opened(generator, store, out) as opened:
+        entries = opened.entries()
+        there = opened.in_snapshot([entry.item for entry in entries])
+    now = time.time()
+    if as_json_:
+        as_json(
+            [
+                {k: v for k, v in asdict(entry).items() if k != "lifted"}
+                | {"in_force": entry.until is None or entry.until > now, "in_snapshot": known}
+                for entry, known in zip(entries, there, strict=True)
+            ]
+        )
+    elif entries:
+        console().print(overlay_table(entries, there, now))
+    else:
+        console().print(f"the overlay of {generator} is empty", markup=False)
+
+
+def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:
+    """A column and its value: JSON if it reads so and the column may hold it, else the text."""
+    field, equals, written = text.partition("=")
+    if not equals or not field:
+        raise click.UsageError(f"{text!r} gives no value to a column; write FIELD=VALUE")
+    try:
+        value = json.loads(written)
+    except ValueError:
+        return field, written
+    column = columns.get(field, "")
+    return field, written if not fits(value, column) and fits(written, column) else value
+
+
+def _say(done: str, items: tuple[str, ...], opened: Overlay) -> None:
+    known = opened.in_snapshot(items)
+    click.echo(f"{done} {len(items)} of {opened.generator}", err=True)
+    unknown = [item for item, there in zip(items, known, strict=True) if not there]
+    if unknown:
+        more = ", ..." if len(unknown) > 3 else ""
+        click.echo(f"not in the current snapshot: {', '.join(unknown[:3])}{more}", err=True)

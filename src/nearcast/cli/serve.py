@@ -1,0 +1,158 @@
+"""`nearcast serve`: candidates over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nearcast.cli.listen import listening
+from nearcast.cli.shared import out_option
+from nearcast.errors import NotFoundError, SpecError
+from nearcast.publishing.where import store_url
+from nearcast.serve.limits import Limits, tokens_of
+from nearcast.serve.lookup import open_lookup
+from nearcast.serve.replies import need_extra
+from nearcast.spec import Publishing, load_spec, parse_bytes
+from nearcast.stores import open_store
+
+__all__ = ["serve", "tokens"]
+
+
+def _bytes(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """An amount of memory, as in a spec."""
+    try:
+        return parse_bytes(int(value) if value.isdigit() else value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: {error}") from None
+
+
+@click.command()
+@click.argument("generators", nargs=-1)
+@click.option("--store", metavar="URL", help="lmdb:PATH, redis://HOST:PORT/DB or another store; lmdb:OUT/store.")
+@out_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Bearer tokens, one a line, any of which requests need. [env: NEARCAST_TOKEN, a token itself]",
+)
+@click.option("--max-keys", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Keys per request.")
+@click.option(
+    "--max-body", callback=_bytes, metavar="SIZE", default="1MB", show_default=True, help="Size of a request's body."
+)
+@click.option(
+    "--refresh",
+    type=click.FloatRange(0.01, 3600),
+    metavar="SECONDS",
+    default=0.25,
+    show_default=True,
+    help="How often to ask the store for a new version and overlay entries.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="How long after SIGTERM requests are still taken, while /readyz says no.",
+)
+@click.option(
+    "--online",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    metavar="SPEC",
+    help="Spec of a generator to serve an online index for; may be given several times.",
+)
+@click.option(
+    "--online-engine",
+    type=click.Choice(["faiss-hnsw", "faiss-ivf"]),
+    default="faiss-hnsw",
+    show_default=True,
+    help="Engine of the online indexes.",
+)
+def serve(
+    generators: tuple[str, ...],
+    store: str | None,
+    out: Path,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    max_keys: int,
+    max_body: int,
+    refresh: float,
+    drain: float,
+    online: tuple[Path, ...],
+    online_engine: str,
+) -> None:
+    """Answer for GENERATORS, or for all in the store, over HTTP, until SIGTERM.
+
+    New versions, rollbacks and overlay entries are followed while it runs; a generator that is published for the
+    first time is served after a restart. /docs describes the endpoints.
+    """
+    need_extra()
+    from nearcast.serve.app import make_app
+    from nearcast.serve.metrics import leave_out_creation_times
+    from nearcast.serve.server import bind, is_loopback, run_server
+    from nearcast.serve.service import Served, new_service
+
+    allowed = tokens(token_file)
+    with ExitStack() as held:
+        opened = open_store(store_url(Publishing(), out, store))
+        held.callback(opened.close)
+        names = _names(generators, opened.generators(), opened.url)
+        bound = held.enter_context(bind(host, port))  # before anything slow: it may be taken
+        lookups = {n: held.enter_context(open_lookup(opened, n, refresh_seconds=refresh)) for n in names}
+        indexes = _indexes(online, names, out, online_engine)
+        leave_out_creation_times()
+        service = new_service({n: Served(lookup, opened.in_process, indexes.get(n)) for n, lookup in lookups.items()})
+        held.callback(service.close)
+        if not is_loopback(host) and not allowed:
+            click.echo(f"warning: anybody who can reach {host} may ask; set a token with --token-file", err=True)
+
+        def begun() -> None:
+            snapshots = ", ".join(f"{name} {lookup.state.snapshot}" for name, lookup in lookups.items())
+            place = f"[{host}]" if ":" in host else host
+            click.echo(f"serving {snapshots} on http://{place}:{bound.getsockname()[1]}", err=True)
+
+        app = make_app(service, limits=Limits(max_keys, max_body), tokens=allowed)
+        run_server(app, service, bound, drain_seconds=drain, begun=begun)
+    click.echo("stopped", err=True)
+
+
+def tokens(file: Path | None) -> tuple[bytes, ...]:
+    """The bearer tokens: from the file, else from the environment. Anybody on the machine can read a command line."""
+    if file is not None:
+        return tokens_of(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    variable = os.environ.get("NEARCAST_TOKEN")
+    return tokens_of(variable, "NEARCAST_TOKEN") if variable is not None else ()
+
+
+def _names(wanted: Sequence[str], known: Sequence[str], where: str) -> list[str]:
+    if not wanted and not known:
+        raise NotFoundError(f"nothing is published in {where}; publish a generator first, or say --store or --out")
+    return list(dict.fromkeys(wanted or known))
+
+
+def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str) -> Mapping[str, Any]:
+    """An online index per spec, by the generator's name; built where there is none yet."""
+    found: dict[str, Any] = {}
+    for path in specs:
+        spec = load_spec(path)
+        if spec.name not in names:
+            raise SpecError(f"{path} is the spec of {spec.name!r}, which is not served; served are {', '.join(names)}")
+        from nearcast.join.online import open_online
+
+        click.echo(f"opening the online index of {spec.name}", err=True)
+        recall = spec.serve.online_recall
+        with listening(quiet=False) as listener:
+            found[spec.name] = open_online(spec, path.parent, out, engine=engine, recall=recall, listener=listener)
+    return found

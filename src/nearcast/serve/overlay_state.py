@@ -1,0 +1,162 @@
+"""The overlay in memory: which items are gone, and which columns of items have newer values. Pure values.
+
+It is built up from the changes of a log. What has expired stays in it and is not in force: every question is asked
+with the time. Knows nothing of stores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.serve.keys import typed_key
+from nearcast.stores.base import Changes, OverlayEntry
+from nearcast.stores.values import IdType
+from nearcast.types import IntArray
+
+__all__ = ["OverlayState"]
+
+Item = str | int
+FOREVER = math.inf
+NO_SIEVE = np.zeros(1, np.bool_)
+LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OverlayState:
+    """All entries of a log that were not lifted, and what they amount to. `apply` makes the next one."""
+
+    item_ids: IdType
+    epoch: int = -1
+    serial: int = 0
+    carried: bool = False  # holds entries that the log has forgotten already: see `apply`
+    entries: Mapping[tuple[Item, str | None], OverlayEntry] = field(default_factory=dict)
+    gone: Mapping[Item, float] = field(default_factory=dict)  # item: until when
+    values: Mapping[Item, Mapping[str, tuple[Any, float]]] = field(default_factory=dict)  # item: field: value, until
+    fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
+    _gone_ids: IntArray | pa.Array = field(default_factory=lambda: np.empty(0, np.int64))
+    _gone_until: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    _may_be_gone: npt.NDArray[np.bool_] = field(default_factory=lambda: NO_SIEVE)
+
+    def apply(self, changes: Changes, *, keep_purged: bool = False) -> OverlayState:
+        """The state after these changes, in the order in which they were written.
+
+        A new epoch means that the log has forgotten entries, since the current version knows better. A reader that
+        still answers from an older version keeps them (`keep_purged`), or items that are gone would come back.
+        """
+        afresh = changes.epoch != self.epoch or self.carried
+        carried = afresh and keep_purged and bool(self.entries)
+        if not afresh and not changes.entries:
+            return self if changes.serial == self.serial else replace(self, serial=changes.serial)
+        entries = dict(self.entries) if carried or not afresh else {}
+        gone = dict(self.gone) if carried or not afresh else {}
+        values = dict(self.values) if carried or not afresh else {}
+        for entry in changes.entries:
+            _note(entry, self.item_ids, entries, gone, values)
+        fields = frozenset(name for columns in values.values() for name in columns)
+        ids, until = _ordered(gone, self.item_ids)
+        head = (self.item_ids, changes.epoch, changes.serial, carried)
+        return OverlayState(*head, entries, gone, values, fields, ids, until, _sieve(ids))  # fmt: skip
+
+    def typed(self, item_ids: IdType) -> OverlayState:
+        """The same entries for a version whose items have ids of this type."""
+        if item_ids == self.item_ids:
+            return self
+        again = Changes(self.epoch, self.serial, tuple(self.entries.values()))
+        return replace(OverlayState(item_ids).apply(again), carried=self.carried)
+
+    def size(self, now: float) -> int:
+        """Entries in force."""
+        held = sum(until > now for columns in self.values.values() for _, until in columns.values())
+        return held + sum(until > now for until in self.gone.values())
+
+    def removes_any(self, ids: Sequence[Item]) -> bool:
+        """Whether one of these items may be gone: a quick no for nearly every list."""
+        return bool(self.gone) and not self.gone.keys().isdisjoint(ids)
+
+    def removed(self, ids: Sequence[Item | None], now: float) -> list[bool]:
+        """Whether these items are gone."""
+        gone = self.gone
+        return [gone.get(item, 0.0) > now for item in ids]  # type: ignore[arg-type]
+
+    def places_removed(self, ids: pa.Array, now: float) -> IntArray | None:
+        """The places of those of these items that are gone, ascending; None where none is."""
+        if not self.gone or len(ids) == 0:
+            return None
+        if isinstance(self._gone_ids, np.ndarray):
+            numbers = ids.to_numpy()
+            places = np.flatnonzero(self._may_be_gone[numbers & (len(self._may_be_gone) - 1)])
+            wanted = numbers[places]
+            known = np.searchsorted(self._gone_ids, wanted)
+            known[known == len(self._gone_ids)] = 0
+            there = self._gone_ids[known] == wanted
+            places, known = places[there], known[there]
+        else:
+            found = pc.index_in(ids, value_set=self._gone_ids.cast(ids.type))
+            places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+            known = found.drop_null().to_numpy()
+        in_force: IntArray = places[self._gone_until[known] > now]
+        return in_force if len(in_force) else None
+
+    def values_of(self, item: Item, now: float) -> dict[str, Any]:
+        """The columns of an item that have newer values."""
+        columns = self.values.get(item)
+        return {name: value for name, (value, until) in columns.items() if until > now} if columns else {}
+
+
+def _note(
+    entry: OverlayEntry,
+    item_ids: IdType,
+    entries: dict[tuple[Item, str | None], OverlayEntry],
+    gone: dict[Item, float],
+    values: dict[Item, Mapping[str, tuple[Any, float]]],
+) -> None:
+    """Take one entry in. An id of another type than the table's is taken as people write it: "7" for 7."""
+    known = typed_key(entry.item, item_ids)
+    item = entry.item if known is None else known
+    until = FOREVER if entry.until is None else entry.until
+    entries.pop((item, entry.field), None)
+    if not entry.lifted:
+        entries[item, entry.field] = entry
+    if known is None:  # it is no id of this table, and so concerns none of its items
+        return
+    if entry.field is None:
+        gone.pop(item, None)
+        if not entry.lifted and entry.value:
+            gone[item] = until
+        return
+    columns = dict(values.get(item, {}))
+    columns.pop(entry.field, None)
+    if not entry.lifted:
+        columns[entry.field] = (entry.value, until)
+    if columns:
+        values[item] = columns
+    else:
+        values.pop(item, None)
+
+
+def _ordered(gone: Mapping[Item, float], item_ids: IdType) -> tuple[IntArray | pa.Array, npt.NDArray[np.float64]]:
+    """The items that are gone, ascending where they are numbers, and until when."""
+    until = np.fromiter(gone.values(), np.float64, len(gone))
+    if item_ids == "string":
+        return pa.array(list(gone), pa.string()), until
+    ids = np.fromiter(gone, np.int64, len(gone))
+    order = np.argsort(ids)
+    return ids[order], until[order]
+
+
+def _sieve(ids: IntArray | pa.Array) -> npt.NDArray[np.bool_]:
+    """Where the low bits of a number lead to False, it is none of these: nearly all are told so at a glance."""
+    if not isinstance(ids, np.ndarray):
+        return NO_SIEVE
+    size = 1 << min(LARGEST_SIEVE_BITS, max(8, (64 * len(ids)).bit_length()))
+    sieve = np.zeros(size, np.bool_)
+    sieve[ids & (size - 1)] = True
+    return sieve

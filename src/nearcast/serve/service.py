@@ -1,0 +1,251 @@
+"""The service without its HTTP: generators by name, where their look-ups run, and what is said when one cannot be done.
+
+A look-up in a store of this process takes microseconds and is done where it is asked for. One that waits for a network,
+a long one, or a search, is done on a thread; so many may wait, and then the rest is refused at once. Whatever a store
+does, the answer is a refusal with a reason, and never an error of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nearcast.errors import InputError, NearcastError
+from nearcast.serve.answers import Answer
+from nearcast.serve.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
+from nearcast.serve.lookup import Lookup, LookupState
+from nearcast.serve.metrics import Metrics, new_metrics
+from nearcast.serve.online import OnlineSearch
+from nearcast.serve.replies import RefusedError
+from nearcast.serve.view import View
+from nearcast.types import FloatArray
+
+__all__ = ["Searched", "Served", "Service", "columns_in", "new_service"]
+
+LONG = 32  # keys or so; more take longer than the requests beside them should wait
+THREADS = 16
+MOST_WAITING = 256  # on threads, or for one
+SILENT_SECONDS = 5.0  # without an answer from a network store, and the service is not ready
+OWN_FIELDS = frozenset({"id", "score"})  # of every candidate; a column of that name would take their place
+AGAIN = ((b"retry-after", b"1"),)
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A generator that is served."""
+
+    lookup: Lookup
+    in_process: bool  # as its store says
+    online: OnlineSearch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search found, with the columns that were wanted."""
+
+    found: list[Found]
+    columns: list[dict[str, list[Any]]]
+    snapshot: str
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What was last said in the log about a generator, so that it is said once."""
+
+    following: str | None = None
+    answering: bool = False
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything that is served by one process. Made by `new_service`; belongs to one event loop."""
+
+    served: Mapping[str, Served]
+    metrics: Metrics
+    pool: ThreadPoolExecutor
+    most_waiting: int
+    draining: bool = False  # stops being ready, and asks clients to leave
+    waiting: int = 0
+    _trouble: dict[str, _Trouble] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let go of the threads. The look-ups are their owner's to close."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def generator(self, name: str) -> Served:
+        """What is served under a name; refused with the names that there are."""
+        try:
+            return self.served[name]
+        except KeyError:
+            known = ", ".join(self.served)
+            raise RefusedError(404, "unknown_generator", f"no such generator is served; there are {known}") from None
+
+    def k(self, name: str) -> int:
+        """Candidates per key of the version that answers; refused where none is open."""
+        try:
+            return int(self.generator(name).lookup.view().version.facts["k"])
+        except NearcastError:
+            raise RefusedError(503, "not_ready", "no version of this generator is open", AGAIN) from None
+
+    async def candidates(self, name: str, question: Question, wanted: Wanted) -> Answer:
+        """The candidates of one key."""
+        served = self.generator(name)
+        online = served.online if question.vector is not None else None
+
+        def ask(view: View) -> Answer:
+            _check_fields(view, wanted.fields)
+            return answer_one(view, question, wanted, online)
+
+        there = served.in_process and online is None
+        answer = await self._asked(name, served.lookup, ask, elsewhere=not there)
+        self.metrics.answered(name, (answer,))
+        return answer
+
+    async def many_candidates(
+        self, name: str, questions: Sequence[Question], wanted: Wanted, tell: Callable[[list[Answer]], bytes]
+    ) -> bytes:
+        """What `tell` makes of the candidates of many keys, in their order. It is called where the look-up is done."""
+        served = self.generator(name)
+        by_vector = served.online is not None and any(question.vector is not None for question in questions)
+
+        def ask(view: View) -> tuple[list[Answer], bytes]:
+            _check_fields(view, wanted.fields)
+            answers = answer_many(view, questions, wanted, served.online)
+            return answers, tell(answers)
+
+        there = served.in_process and not by_vector and len(questions) <= LONG
+        answers, told = await self._asked(name, served.lookup, ask, elsewhere=not there)
+        self.metrics.answered(name, answers)
+        return told
+
+    async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
+        """What is near these (n, dim) vectors; refused where no online index is served."""
+        served = self.generator(name)
+        online = self.online(name)
+
+        def ask(view: View) -> Searched:
+            _check_fields(view, wanted.fields)
+            found = search(view, online, vectors, wanted)
+            columns = columns_of(view, [row.ids for row in found], wanted.fields) if wanted.fields else []
+            return Searched(found, columns, view.snapshot)
+
+        answer = await self._asked(name, served.lookup, ask, elsewhere=True)
+        self.metrics.searched(name, sum(row.removed for row in answer.found), len(vectors))
+        return answer
+
+    def online(self, name: str) -> OnlineSearch:
+        """The online index of a generator; refused where none is served."""
+        online = self.generator(name).online
+        if online is None:
+            message = f"{name} is served without an online index; start the service with --online and its spec"
+            raise RefusedError(404, "no_online_index", message)
+        return online
+
+    def vectors(self, name: str, rows: Sequence[Sequence[float]]) -> FloatArray:
+        """Vectors as an (n, dim) array; refused where they do not fit the online index."""
+        dim = self.online(name).dim
+        for number, row in enumerate(rows):
+            if len(row) != dim:
+                message = f"vector {number} has {len(row):,} dimensions; the online index of {name} has {dim:,}"
+                raise RefusedError(422, "wrong_dimension", message)
+        with np.errstate(over="ignore"):
+            array = np.array(rows, np.float32).reshape(len(rows), dim)
+        if not np.isfinite(array).all():
+            raise RefusedError(422, "invalid", "vectors: a number is too large for 32 bits")
+        return array
+
+    def states(self) -> dict[str, LookupState]:
+        """Where every look-up stands, without those that stand nowhere."""
+        found = {}
+        for name, served in self.served.items():
+            with contextlib.suppress(NearcastError):  # closed, or not open again yet after a fork
+                found[name] = served.lookup.state
+        return found
+
+    def reasons(self) -> list[str]:
+        """Why requests should not be sent here; none is good news."""
+        reasons = ["the service is stopping"] if self.draining else []
+        for name, served in self.served.items():
+            try:
+                served.lookup.view()
+            except NearcastError:
+                reasons.append(f"{name}: no version is open")
+                continue
+            if not served.in_process and served.lookup.refreshed_seconds > SILENT_SECONDS:
+                reasons.append(f"{name}: the store has not answered for more than {SILENT_SECONDS:.0f} s")
+        return reasons
+
+    def watch(self) -> None:
+        """Say in the log, once, where a look-up has stopped following the store, or follows it again."""
+        for name, served in self.served.items():
+            trouble, error = self._trouble.setdefault(name, _Trouble()), served.lookup.error
+            if error and not trouble.following:
+                self.metrics.refused(name)
+            if error and error != trouble.following:
+                log.warning("%s still answers from what it has: %s", name, error)
+            if trouble.following and not error:
+                log.warning("%s follows the store again, at %s", name, served.lookup.view().snapshot)
+            trouble.following = error
+
+    async def _asked(self, name: str, lookup: Lookup, ask: Callable[[View], Result], *, elsewhere: bool) -> Result:
+        """The answer to a question, here or on a thread."""
+        try:
+            result = await self._elsewhere(name, lookup, ask) if elsewhere else lookup.ask(ask)
+        except InputError as error:
+            raise RefusedError(422, "invalid", str(error)) from None
+        except NearcastError as error:
+            self.metrics.store_failed(name)
+            trouble = self._trouble.setdefault(name, _Trouble())
+            if not trouble.answering:
+                log.warning("%s cannot be looked up: %s", name, error)
+            trouble.answering = True
+            message = "the store did not answer; try again"
+            raise RefusedError(503, "store_unavailable", message, AGAIN) from None
+        known = self._trouble.get(name)
+        if known is not None and known.answering:
+            known.answering = False
+            log.warning("%s can be looked up again", name)
+        return result
+
+    async def _elsewhere(self, name: str, lookup: Lookup, ask: Callable[[View], Result]) -> Result:
+        if self.waiting >= self.most_waiting:
+            self.metrics.overloaded(name)
+            raise RefusedError(503, "overloaded", "too many look-ups are waiting; try again", AGAIN)
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, lookup.ask, ask)
+        finally:
+            self.waiting -= 1
+
+
+def new_service(served: Mapping[str, Served], *, threads: int = THREADS, most_waiting: int = MOST_WAITING) -> Service:
+    """A service of these generators, which stay their owner's to close."""
+
+    def states() -> Mapping[str, LookupState]:
+        return service.states()
+
+    metrics = new_metrics(served, states, lambda: not service.reasons())
+    service = Service(dict(served), metrics, ThreadPoolExecutor(threads, "nearcast-look-up"), most_waiting)
+    return service
+
+
+def columns_in(view: View) -> list[str]:
+    """The item columns that a request may name."""
+    return sorted({*view.version.facts.get("columns", {}), *view.overlay.fields} - OWN_FIELDS)
+
+
+def _check_fields(view: View, fields: Sequence[str]) -> None:
+    """Refused where a field is no column of the items, also where no candidate would have shown it."""
+    if fields and not set(fields) <= set(held := columns_in(view)):
+        there = ", ".join(held) or "none"
+        raise RefusedError(422, "unknown_field", f"fields names a column that the items do not have; they have {there}")
