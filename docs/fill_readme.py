@@ -31,7 +31,7 @@ def _put(text: str, name: str, body: str) -> str:
 
 def _demo(output: str) -> str:
     """The products that are nearest, and the hit rates."""
-    shown = output[output.index("== 3.") : output.index("Look further")]
+    shown = output[output.index("== 3.") : output.index("== 5.")]
     lines = [line.rstrip() for line in shown.splitlines()]
     return "```\n" + "\n".join(lines).strip() + "\n```\n"
 

@@ -21,8 +21,11 @@ def command_line() -> str:
     pages = ["# The command line\n\n", NOTE]
     pages.append(f"```\n{cli.get_help(context)}\n```\n")
     for name, command in sorted(cli.commands.items()):
-        text = command.get_help(click.Context(command, parent=context, info_name=name))
-        pages.append(f"\n## nearcast {name}\n\n```\n{text}\n```\n")
+        inner = click.Context(command, parent=context, info_name=name)
+        pages.append(f"\n## nearcast {name}\n\n```\n{command.get_help(inner)}\n```\n")
+        for part, below in sorted(getattr(command, "commands", {}).items()):
+            text = below.get_help(click.Context(below, parent=inner, info_name=part))
+            pages.append(f"\n### nearcast {name} {part}\n\n```\n{text}\n```\n")
     return "".join(pages)
 
 

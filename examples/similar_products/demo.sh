@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Similar products from real grocery purchases: learn vectors, join, look, and measure the hit rate.
+# Similar products from real grocery purchases: learn vectors, join, look, measure the hit rate, publish and serve.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -15,5 +15,6 @@ python show.py "$snapshot"
 echo
 echo "== 4. Engagement hit rate: are the products of weeks 49-53 among the candidates?"
 python hit_rate.py "$snapshot"
+./serve.sh
 echo
 echo "Look further: nearcast lookup similar-products 1082185 --out examples/similar_products/nearcast"

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# From a snapshot to an answer in a request: publish, serve, pause a product, publish a newer snapshot, roll back.
+# Needs a snapshot: demo.sh makes one, and runs this.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+generator=similar-products
+product=${1:-1028816}   # an avocado
+log=nearcast/serve.log
+service=
+
+stop() {
+    if [ -n "$service" ]; then
+        kill "$service" 2>/dev/null || true
+        wait "$service" 2>/dev/null || true
+        service=
+    fi
+}
+trap stop EXIT
+trap 'exit 130' INT TERM
+
+say() { printf '\n== %s\n' "$*"; }
+
+newest() { nearcast show "$generator" --json | python -c 'import json, sys; print(json.load(sys.stdin)["version"])'; }
+
+say "5. nearcast publish: audit the snapshot, copy it into a store, read it back, make it current"
+first=$(newest)
+nearcast publish "$generator" "$first" --quiet   # by its number: the demo may have rolled back from it before
+
+say "6. nearcast serve: candidates over HTTP"
+nearcast serve "$generator" --port 0 --drain 0.2 2> "$log" &
+service=$!
+for _ in $(seq 300); do
+    url=$(sed -n 's/^serving .* on \(http:.*\)$/\1/p' "$log")
+    [ -n "$url" ] && break
+    kill -0 "$service" 2>/dev/null || { cat "$log" >&2; exit 1; }
+    sleep 0.1
+done
+echo "GET $url/v1/generators/$generator/candidates/$product?k=5&fields=name"
+python ask.py "$url" "$product"
+
+paused=$(python ask.py "$url" "$product" --best)
+say "7. nearcast overlay: its nearest product, $paused, is paused for ten minutes"
+nearcast overlay "$generator" remove "$paused" --for 10m --note "out of stock"
+python ask.py "$url" "$product" --without "$paused"
+
+say "8. A fortnight later: learn from two more weeks, run, publish; the service follows"
+python prepare.py --learn-until 50 --out data/newer
+nearcast run newer.toml --quiet > nearcast/run.log
+nearcast publish "$generator" --quiet
+second=$(newest)
+python ask.py "$url" "$product" --snapshot "$(printf %06d "$second")" --without "$paused"
+
+say "9. nearcast rollback: the first snapshot again; what is paused stays paused"
+nearcast rollback "$generator" --quiet
+python ask.py "$url" "$product" --snapshot "$(printf %06d "$first")" --without "$paused"
+
+stop
+echo
+echo "The service has said goodbye: $(tail -n 1 "$log")"
