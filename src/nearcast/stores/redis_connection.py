@@ -7,6 +7,7 @@ Knows nothing of what is kept there.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,7 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._made: tuple[int, Any] | None = None  # the process that made it, and the client
 
     @cached_property
     def _library(self) -> Any:
@@ -88,12 +90,19 @@ class Connection:
             ) from error
         return redis
 
-    @cached_property
+    @property
     def _client(self) -> Any:
+        """The client of this process. A child gets its own: the inherited one's locks may be held by no thread there."""
+        made = self._made
+        if made is None or made[0] != os.getpid():
+            made = self._made = os.getpid(), self._new_client()
+        return made[1]
+
+    def _new_client(self) -> Any:
         redis = self._library
         retry = redis.retry.Retry(redis.backoff.NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
         try:
-            return redis.Redis.from_url(
+            pool = redis.ConnectionPool.from_url(
                 self.settings.full_url,
                 socket_timeout=self.settings.timeout,
                 socket_connect_timeout=self.settings.timeout,
@@ -105,6 +114,7 @@ class Connection:
             raise SpecError(
                 f"{self.settings.url} is no URL of a Redis; redis://[user:password@]host[:port][/db]"
             ) from None
+        return redis.Redis(connection_pool=pool)  # does not close a pool that it was given, as a parent's must not be
 
     def run(self, *command: Any) -> Any:
         """The answer to one command."""
@@ -125,16 +135,17 @@ class Connection:
 
         def call(keys: Sequence[str], arguments: Sequence[Any]) -> Any:
             with self._translated():
+                client = self._client
                 if not registered:
-                    registered.append(self._client.register_script(text))
-                return registered[0](keys=keys, args=arguments)
+                    registered.append(client.register_script(text))
+                return registered[0](keys=keys, args=arguments, client=client)
 
         return call
 
     def close(self) -> None:
         """Close what is not in use."""
-        if "_client" in self.__dict__:
-            self._client.close()
+        if self._made is not None and self._made[0] == os.getpid():
+            self._made[1].connection_pool.disconnect(inuse_connections=False)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
