@@ -92,7 +92,7 @@ class Connection:
 
     @property
     def _client(self) -> Any:
-        """The client of this process. A child gets its own: the inherited one's locks may be held by no thread there."""
+        """This process's client. A child gets its own: locks of the inherited one may be held by no thread there."""
         made = self._made
         if made is None or made[0] != os.getpid():
             made = self._made = os.getpid(), self._new_client()
