@@ -19,9 +19,14 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     if len(sys.argv) > 1:
-        text = _put(text, "demo", _demo(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        output = Path(sys.argv[1]).read_text(encoding="utf-8")
+        text = _put(text, "demo", _shown(output, "== 3.", "== 5."))
+        text = _put(text, "served", _shown(output, "== 6.", "== 8."))
     text = _put(text, "end-to-end", _end_to_end(ROOT / "benchmarks" / "results" / "end_to_end.json"))
     text = _put(text, "join", _join(ROOT / "benchmarks" / "results" / "join.json"))
+    serving = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text(encoding="utf-8"))
+    text = _put(text, "cheaper", _cheaper(serving))
+    text = _put(text, "serving", _serving(serving["parts"]))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -29,9 +34,9 @@ def _put(text: str, name: str, body: str) -> str:
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
 
 
-def _demo(output: str) -> str:
-    """The products that are nearest, and the hit rates."""
-    shown = output[output.index("== 3.") : output.index("== 5.")]
+def _shown(output: str, first: str, end: str) -> str:
+    """The part of the demo's output from one heading to another."""
+    shown = output[output.index(first) : output.index(end)]
     lines = [line.rstrip() for line in shown.splitlines()]
     return "```\n" + "\n".join(lines).strip() + "\n```\n"
 
@@ -72,6 +77,50 @@ def _end_to_end(path: Path) -> str:
             f"| {row['estimated_bytes'] / 1e6:.0f} MB, {row['budget_bytes'] / 1e9:g} GB |\n"
         )
     return table
+
+
+def _cheaper(result: dict[str, Any]) -> str:
+    """Processor seconds per million requests: a look-up, and searches by the online indexes."""
+    heads = ("per million requests", "look-up", "faiss-hnsw", "faiss-ivf", "a look-up is cheaper")
+    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    for where, answer in result["answer"].items():
+        seconds, times = answer["cpu_seconds_per_million"], answer["times_cheaper"]
+        each = " | ".join(f"{seconds[by]:,.0f} s" for by in ("look-up", "faiss-hnsw", "faiss-ivf"))
+        table += f"| {where} | {each} | {times['faiss-hnsw']:.0f}x, {times['faiss-ivf']:.0f}x |\n"
+    return table
+
+
+def _serving(parts: dict[str, list[dict[str, Any]]]) -> str:
+    """The figures of the made-up table, beside Redis by redis-py."""
+
+    def rate(part: str, **wanted: Any) -> str:
+        row = next(row for row in parts[part] if all(row.get(name) == value for name, value in wanted.items()))
+        return f"{row['keys_per_second']:,.0f}"
+
+    here = {"part": "lookup", "keys": "uniform", "overlay": 0}
+    there = {"part": "redis", "by": "redis-py"}
+    web = parts["http"][0]
+    rows = [
+        (
+            "1,000 keys a call, keys per second",
+            rate(**here, call="get_many", batch=1000),
+            rate("redis", by="nearcast", call="get_many", batch=1000),
+            rate(**there, call="MGET, decoded", batch=1000),
+        ),
+        ("the same with 10,000 items removed", rate(**here | {"overlay": 10_000}, call="get_many", batch=1000), "", ""),
+        ("one key a call, keys per second", rate(**here, call="get"), "", rate(**there, call="GET, decoded")),
+        (
+            "bulk load, keys per second",
+            rate("load", store="lmdb"),
+            rate("load", store="redis"),
+            rate("redis", call="SET, pipelined"),
+        ),
+        ("file against raw payload", f"{parts['size'][0]['ratio']:.2f}x", "", ""),
+        ("over HTTP, requests per second", f"{web['requests_per_second']:,.0f}", "", ""),
+        ("over HTTP, p99 at half of that", f"{web['half']['p99_ms']:.1f} ms", "", ""),
+    ]
+    table = "| one core | nearcast, LMDB | nearcast, Redis | redis-py alone |\n|---|---|---|---|\n"
+    return table + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 if __name__ == "__main__":

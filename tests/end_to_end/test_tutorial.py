@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its blocks are run in order, and what they print is what it shows.
+"""The tutorial and the page on look-ups do what they say: run in order, their blocks print what is shown.
 
 ```toml blocks are written to the file that their first line names; ```python and ```bash blocks are run, and a
 fence such as `bash exits=3` says which exit code is expected. A ```text block is what the block before it prints,
@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from tests.end_to_end.shop import NEARCAST, environment
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [("tutorial.md", {"python", "bash", "toml", "text"}), ("serving.md", {"python", "bash", "text"})]
 RUN = ("python", "bash", "toml")
 VARYING = re.compile(r"\d+(\.\d+)? (s|min|B|kB|MB|GB)\b|\d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT#?Z?")
 
@@ -44,7 +46,7 @@ def run(block: Block, folder: Path, names: dict[str, Any]) -> str:
     if block.kind == "python":
         printed = io.StringIO()
         with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-            exec(compile(block.body, f"tutorial.md, block at line {block.line}", "exec"), names)
+            exec(compile(block.body, f"block at line {block.line}", "exec"), names)
         return printed.getvalue()
     expected = int(re.fullmatch(r"(?:exits=(\d+))?", block.note)[1] or 0)
     path = f"{NEARCAST.parent}:{environment()['PATH']}"
@@ -64,9 +66,12 @@ def shape(line: str, varies: bool) -> str:
     return re.sub(r"[\d.,]+", "#", plain) if varies else plain
 
 
-def test_every_block_of_the_tutorial_runs_and_prints_what_is_shown(repository: Path, tmp_path: Path) -> None:
-    text = (repository / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "tutorial"}
+@pytest.mark.parametrize(("page", "languages"), PAGES)
+def test_every_block_runs_and_prints_what_is_shown(
+    page: str, languages: set[str], repository: Path, tmp_path: Path
+) -> None:
+    text = (repository / "docs" / page).read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
     printed = ""
     kinds = []
     for block in blocks(text):
@@ -80,5 +85,5 @@ def test_every_block_of_the_tutorial_runs_and_prints_what_is_shown(repository: P
                 if line.strip() not in ("", "..."):
                     found = shape(line, varies) in there
                     assert found, f"line {block.line} shows {line!r}, which is not printed (here):\n{printed}"
-    assert {"python", "bash", "toml", "text"} <= set(kinds)
+    assert languages <= set(kinds)
     assert text.count("```") == 2 * len(kinds), "a fence without a language, or one that is left open"
