@@ -72,7 +72,8 @@ def finish_snapshot(run: RunContext, folder: Path, facts: dict[str, Any]) -> Sna
 
 def tidy(run: RunContext, snapshot: Snapshot) -> None:
     """Remove the work that led to a snapshot, and the artifacts that it was not made of."""
-    if planned_fingerprint(run.work) == snapshot.manifest["fingerprint"]:
+    planned = planned_fingerprint(run.work)
+    if run.work.exists() and planned in (None, snapshot.manifest["fingerprint"]):  # None: killed while removing it
         shutil.rmtree(run.work)
     if run.artifacts.is_dir() and not run.work.exists():
         for path in run.artifacts.iterdir():
