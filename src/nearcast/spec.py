@@ -77,11 +77,12 @@ class Source(_Table):
     attributes: tuple[str, ...] = Field((), description="columns that travel along to the snapshot")
     display: tuple[str, ...] = Field((), description="columns that a look-up shows to people")
     embedding: str | None = Field(None, description="version of the model that made these vectors")
+    weight: str | None = Field(None, description="column of a query's traffic, for recall as requests see it")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Attributes and display columns, each once, in the order given."""
-        return tuple(dict.fromkeys((*self.attributes, *self.display)))
+        """Attributes, display columns and the weight, each once, in the order given."""
+        return tuple(dict.fromkeys((*self.attributes, *self.display, *((self.weight,) if self.weight else ()))))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -139,6 +140,7 @@ class Measuring(_Table):
     calibration: Whole = Field(
         1000, ge=20, description="other queries: so many to find the effort, as many to check it"
     )
+    slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
 
 
 class Publishing(_Table):
@@ -197,6 +199,16 @@ class GeneratorSpec(_Table):
     publish: Publishing = Publishing()
     audit: Audit = Audit()
     serve: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.queries is not None and self.items.weight is not None:
+            raise ValueError("weight is the traffic of queries: write it in [queries]")
+        side = "queries" if self.queries is not None else "items"
+        for name in self.measure.slices:
+            if name not in self.query_source.columns:
+                raise ValueError(f"measure.slices names {name!r}; add it to the attributes of [{side}]")
+        return self
 
     @property
     def query_source(self) -> Source:

@@ -218,7 +218,7 @@ def test_the_manifest_lists_every_file_with_its_size_and_hash(shop: Path) -> Non
     listed = at.manifest(shop)["files"]
     assert {name: facts["blake2b"] for name, facts in listed.items()} == hashes(folder)
     assert {name: facts["bytes"] for name, facts in listed.items()} == {n: (folder / n).stat().st_size for n in listed}
-    assert {name.split("/")[0] for name in listed} == {"candidates", "items", "queries"}
+    assert {name.split("/")[0] for name in listed} == {"candidates", "items", "queries", "sketch"}
 
 
 def test_a_flipped_byte_in_any_file_is_found_and_the_file_named(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "snapshot_list", "summary"]
 
-SUMMED_UP = ("recall_low", "recall_high", "recall_sample", "score_p01", "score_p99")  # shown within another row
+MOST_SLICES = 12
+SUMMED_UP = ("recall_sample", "score_p01", "score_p99")  # shown within another row, as the ends of intervals are
 
 
 def problem_table(report: Report) -> Table:
@@ -62,7 +63,8 @@ def input_table(report: Report) -> Table:
 def summary(snapshot: Snapshot) -> Group:
     """A snapshot on one screen: the promise, the measures, and what it took beside what was estimated."""
     manifest = snapshot.manifest
-    return Group(_headline(manifest, snapshot), "", _measure_table(manifest), "", _cost_table(manifest))
+    slices: list[RenderableType] = [_slice_table(manifest), ""] if manifest.get("slices") else []
+    return Group(_headline(manifest, snapshot), "", _measure_table(manifest), "", *slices, _cost_table(manifest))
 
 
 def candidate_list(found: Candidates, columns: Sequence[str]) -> Group:
@@ -138,15 +140,36 @@ def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
     table.add_column("value", justify="right")
     table.add_column("", style="dim")
     measures = manifest["measures"]
-    for name in (n for n in MEASURES if n in measures and n not in SUMMED_UP):
+    for name in (n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))):
         meaning = MEASURES[name].meaning
-        if name == "recall":
-            low, high = (format_value(n, measures[n]) for n in ("recall_low", "recall_high"))
-            meaning = f"of the true nearest, on {measures['recall_sample']:,} queries; 95% interval {low} to {high}"
+        if f"{name}_low" in measures:
+            low, high = (format_value(f"{name}_{end}", measures[f"{name}_{end}"]) for end in ("low", "high"))
+            if name == "recall":
+                meaning = f"of the true nearest, on {measures['recall_sample']:,} queries; 95% interval {low} to {high}"
+            else:
+                meaning = f"{meaning.split(':')[-1].strip()}; {low} to {high}"
         elif name == "score_p50":
             low, high = (format_value(n, measures[n]) for n in ("score_p01", "score_p99"))
             meaning = f"{meaning}; 98% lie between {low} and {high}"
         table.add_row(name, format_value(name, measures[name]), meaning)
+    return table
+
+
+def _slice_table(manifest: Mapping[str, Any]) -> Table:
+    """Recall by slice, the worst first; the ones below the promise are marked."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("slice", "", "recall", "95% interval", "queries", "best score", ""):
+        table.add_column(name, justify="right" if name in ("recall", "queries", "best score") else "left")
+    ordered = sorted(manifest["slices"], key=lambda part: (not part["below_promise"], part["recall"]))
+    for part in ordered[:MOST_SLICES]:
+        below = Text("below the promise", style="bold red") if part["below_promise"] else Text("")
+        best = "-" if part["best_score"] is None else f"{part['best_score']:.4g}"
+        span = f"{part['low']:.2%} to {part['high']:.2%}"
+        row = (escape(part["by"]), escape(part["value"]), f"{part['recall']:.2%}", span, f"{part['queries']:,}", best)
+        table.add_row(*row, below)
+    left = len(ordered) - MOST_SLICES
+    if left > 0:
+        table.add_row(Text(f"{left:,} more with --json", style="dim"))
     return table
 
 

@@ -5,6 +5,8 @@ Believes nobody: candidates are read from Parquet as a reader would, and scored 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,14 +15,13 @@ import pyarrow.compute as pc
 from nearcast.engines.base import Resources
 from nearcast.knn.exact import exact_join
 from nearcast.knn.scores import rescore
-from nearcast.measure.recall import Recall, estimate_recall, recall_per_query
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import positions_of, shared_positions
 from nearcast.sources.ingest import Side
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors, Progress
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress
 
-__all__ = ["exclusions", "measure_overlap", "measure_recall", "truth_of"]
+__all__ = ["SampledLists", "exclusions", "measure_overlap", "sampled_lists", "truth_of"]
 
 STRETCH_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
 MOST_STRETCHES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
@@ -59,14 +60,22 @@ def truth_of(
     )
 
 
-def measure_recall(
-    snapshot: Snapshot, items: Side, queries: Side, rows: IntArray, truth: Neighbors, metric: Metric
-) -> Recall:
-    """Recall@k of the lists that the snapshot's files hold for these queries (ascending positions)."""
+@dataclass(frozen=True, slots=True)
+class SampledLists:
+    """Lists of some queries as the snapshot's files hold them, scored anew."""
+
+    positions: IntArray  # (n, widest list), -1 for ids that are no items, and for repetitions of an item
+    scores: FloatArray  # the same shape, best first; -inf where there is no candidate
+
+
+def sampled_lists(
+    snapshot: Snapshot, items: Side, queries: Side, rows: IntArray, metric: Metric, width: int
+) -> SampledLists:
+    """The lists of the queries at these (ascending) positions, at least `width` wide."""
     numbers = positions_of(queries.ids.take(pa.array(rows)), queries.listed_ids)
-    found = _positions(snapshot.rows(numbers), items, truth.positions.shape[1])
-    scores = rescore(queries.vectors.take(rows), items.vectors, _each_once(found), metric).scores
-    return estimate_recall(recall_per_query(scores, truth), queries.vectors.n)
+    found = _each_once(_positions(snapshot.rows(numbers), items, width))
+    scored = rescore(queries.vectors.take(rows), items.vectors, found, metric)
+    return SampledLists(scored.positions, scored.scores)
 
 
 def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progress) -> dict[str, float]:

@@ -146,7 +146,7 @@ def _new_snapshot(
         },
         "artifacts": sorted({p.name for p in (checked.item_folder, checked.query_folder, index_folder)}),
     }
-    measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
+    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {

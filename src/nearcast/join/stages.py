@@ -17,9 +17,11 @@ from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
 from nearcast.join.context import RunContext
+from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap, measure_recall, truth_of
+from nearcast.join.measuring import exclusions, measure_overlap, truth_of
 from nearcast.join.plan import cut
+from nearcast.join.quality import Asked, likely_metric, measure_quality
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
@@ -252,17 +254,28 @@ def measure_table(
     rows: IntArray,
     last: Snapshot | None,
     measures: dict[str, float],
-) -> None:
-    """Measure recall on the report's sample, and overlap with the last snapshot, into `measures`."""
+) -> dict[str, Any]:
+    """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
+
+    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, and the
+    metric that the lists rather look like.
+    """
     with run.stage("measure"):
-        recall = measure_recall(
-            snapshot, inputs.items, inputs.queries, rows, _truth(run, inputs, rows), run.spec.metric
-        )
-        measures["recall"], measures["recall_sample"] = recall.value, recall.sample
-        measures["recall_low"], measures["recall_high"] = recall.low, recall.high
+        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows), last)
+        measures.update(found.measures)
+        measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
+        asked = Asked(run.spec.metric, run.spec.recall, run.spec.exclude_self, run.resources)
+        likely = likely_metric(asked, inputs, rows, found.lists, measures["recall"])
     if last is not None:
         with run.stage("overlap"):
             measures.update(measure_overlap(last, snapshot, inputs.items, run.listener.progress))
+    for part in found.slices:
+        if part.below_promise:
+            run.listener.note(
+                f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
+                f"{part.queries:,} queries): below the promise of {run.spec.recall:g}"
+            )
+    return {"slices": [part.as_dict() for part in found.slices], "likely_metric": likely}
 
 
 def _link(source: Path, target: Path) -> None:

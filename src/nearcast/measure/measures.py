@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,34 @@ class Measure:
     meaning: str
 
 
+def _interval(name: str, meaning: str) -> Iterator[Measure]:
+    """A recall with both ends of its 95% interval."""
+    yield Measure(name, "share", "higher", meaning)
+    yield Measure(f"{name}_low", "share", "higher", f"lower end of the 95% interval of {name}")
+    yield Measure(f"{name}_high", "share", "higher", f"upper end of the 95% interval of {name}")
+
+
+def _drift(side: str) -> Iterator[Measure]:
+    """What has happened to the vectors of a side since the last snapshot."""
+    yield Measure(f"{side}_drift", "ratio", "neither", f"{side}: 1 - cosine of an id's vectors then and now, median")
+    yield Measure(
+        f"{side}_shift", "ratio", "neither", f"{side}: way of the mean vector, by the vectors' distance from it"
+    )
+    yield Measure(f"{side}_moved", "share", "lower", f"{side}: ids whose old vector belongs to another id now")
+
+
 _ROWS = (
     Measure("recall", "share", "higher", "recall@k: true nearest items found, on a sample of queries"),
     Measure("recall_low", "share", "higher", "lower end of the 95% interval of recall"),
     Measure("recall_high", "share", "higher", "upper end of the 95% interval of recall"),
     Measure("recall_sample", "count", "neither", "queries that recall was measured on"),
+    *_interval("recall_at_1", "recall@1: queries whose nearest item is the first candidate"),
+    *_interval("recall_at_10", "recall@10: the ten nearest items found among the first ten candidates"),
+    *_interval("recall_by_traffic", "recall@k with each query counted by its weight"),
+    Measure(
+        "score_regret", "share", "lower", "what the lists' scores lack of the true ones'; a missed tie costs nothing"
+    ),
+    Measure("repeats", "share", "lower", "candidates with the same vector as the one before them: copies of an item"),
     Measure("fill_rate", "share", "higher", "slots that hold a candidate"),
     Measure("query_coverage", "share", "higher", "rows of the query input that have at least one candidate"),
     Measure("short_lists", "count", "lower", "queries with fewer than k candidates"),
@@ -36,6 +59,8 @@ _ROWS = (
     Measure("best_score_p50", "score", "neither", "median score of the first candidate"),
     Measure("overlap", "share", "neither", "overlap@k: candidates kept since the last snapshot, per query of both"),
     Measure("queries_kept", "share", "neither", "queries of the last snapshot that are in this one"),
+    *_drift("items"),
+    *_drift("queries"),
 )
 
 MEASURES: Mapping[str, Measure] = {row.name: row for row in _ROWS}
