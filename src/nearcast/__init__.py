@@ -1,8 +1,8 @@
 """nearcast: offline ANN. The nearest items for every query, found ahead of time, checked, and looked up.
 
 `knn_join` joins arrays; `run` makes a snapshot of a generator; `snapshots` and `lookup` read it back; `publish` and
-`roll_back` decide what is served, `open` answers from what is published, and `overlay` takes items out of it. Nothing
-heavy is imported before it is used.
+`roll_back` decide what is served, `open` answers from what is published, `overlay` takes items out of it, and
+`monitor` says what is wrong. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, publish, published, roll_back, run, snapshots
+    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
@@ -27,6 +27,7 @@ __all__ = [
     "knn_join",
     "load_spec",
     "lookup",
+    "monitor",
     "open",
     "overlay",
     "publish",
@@ -45,6 +46,7 @@ _HOMES = {
     "knn_join": "nearcast.join.arrays",
     "load_spec": "nearcast.api",
     "lookup": "nearcast.api",
+    "monitor": "nearcast.api",
     "open": "nearcast.serve.lookup:open_lookup",
     "overlay": "nearcast.serve.overlay:open_overlay",
     "publish": "nearcast.api",

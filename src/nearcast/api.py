@@ -12,13 +12,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nearcast.errors import AuditError, PromiseError
+from nearcast.history.record import record_failed_audit, record_publication, record_run
+from nearcast.join.context import prepare
 from nearcast.join.estimate import RunEstimate
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.monitoring.watch import Watched, watch
 from nearcast.publishing import listing, rollback
 from nearcast.publishing import publish as publishing
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
+from nearcast.serve.sampling import SAMPLES
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec, Publishing, parse_model
 from nearcast.spec import load_spec as _load_spec
@@ -26,7 +31,7 @@ from nearcast.stores import open_store
 from nearcast.stores.base import Store
 from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_generators, list_snapshots
 
-__all__ = ["check", "load_spec", "lookup", "publish", "published", "roll_back", "run", "snapshots"]
+__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots"]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -57,7 +62,15 @@ def run(
     base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
     """
     parsed, folder = _resolve(spec, base, items, queries)
-    return run_generator(parsed, folder, items=items, queries=queries, listener=listener, again=again)
+    listener = listener or Listener()
+    try:
+        outcome = run_generator(parsed, folder, items=items, queries=queries, listener=listener, again=again)
+    except PromiseError as error:
+        if isinstance(error.snapshot, Snapshot):
+            _note(listener, record_run(folder / parsed.out, error.snapshot))
+        raise
+    _note(listener, record_run(folder / parsed.out, outcome.snapshot))
+    return outcome
 
 
 def check(
@@ -119,26 +132,33 @@ def publish(
     """
     place = _place(generator, out, version)
     find_snapshot(place.out, place.generator, version)  # before the lock, which makes a place in the store
-    settings = place.publish
+    settings, listener = place.publish, listener or Listener()
     if max_bytes_per_second is not None:
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
         settings = parse_model(Publishing, changed, "publish")
     with _open(store, place) as opened:
-        return publishing.publish(
-            publishing.Order(
-                generator=place.generator,
-                store=opened,
-                choose=lambda: find_snapshot(place.out, place.generator, version),
-                settings=settings,
-                audit=place.audit,
-                serving=place.serve,
-                accept=accept or {},
-                named=version is not None,
-                repair=repair,
-                dry_run=dry_run,
-                listener=listener or Listener(),
-            )
+        order = publishing.Order(
+            generator=place.generator,
+            store=opened,
+            choose=lambda: find_snapshot(place.out, place.generator, version),
+            settings=settings,
+            audit=place.audit,
+            serving=place.serve,
+            accept=accept or {},
+            named=version is not None,
+            repair=repair,
+            dry_run=dry_run,
+            listener=listener,
         )
+        try:
+            done = publishing.publish(order)
+        except AuditError as error:
+            if not dry_run:
+                newest = find_snapshot(place.out, place.generator, version).version
+                _note(listener, record_failed_audit(place.out, place.generator, newest, error))
+            raise
+    _note(listener, record_publication(place.out, done))
+    return done
 
 
 def roll_back(
@@ -154,9 +174,38 @@ def roll_back(
     Raises NotFoundError where the store has no such version, DamagedError where it is not as it was written,
     BusyError while another process publishes the generator; then nothing has changed.
     """
-    place = _place_in_store(generator, out)
+    place, listener = _place_in_store(generator, out), listener or Listener()
     with _open(store, place) as opened:
-        return rollback.roll_back(opened, place.generator, to, listener=listener or Listener())
+        done = rollback.roll_back(opened, place.generator, to, listener=listener)
+    _note(listener, record_publication(place.out, done))
+    return done
+
+
+def monitor(
+    generator: SpecLike,
+    *,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    samples: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Watched:
+    """Check the newest run against its promise and its usual figures, and what is served against today's items.
+
+    generator: a spec, whose items are today's; for a name only the runs are checked.
+    samples: folder where services leave the keys that they were asked for; "lookups" below `out`.
+    What is found is kept in the history, <out>/history.sqlite. Raises NotFoundError where there is neither a run nor
+    anything published; InputError for items or queries that do not pass the checks.
+    """
+    listener = listener or Listener()
+    if _is_name(generator):
+        place = place_in_store(str(generator), Path(out or OUT))
+        return watch(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
+    spec, folder = _resolve(generator, None, None, None)
+    place = place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+    run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
+    found = Path(samples) if samples is not None else place.out / SAMPLES
+    with _open(store, place) as opened:
+        return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
 def published(
@@ -176,6 +225,11 @@ def published(
             if generator is not None or opened.pointer(place.generator) is not None:
                 found.append(listing.published(opened, place.generator, now=time.time()))
     return found
+
+
+def _note(listener: Listener, trouble: str | None) -> None:
+    if trouble:
+        listener.note(trouble)
 
 
 @contextlib.contextmanager

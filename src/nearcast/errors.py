@@ -11,7 +11,8 @@ NearcastError                 1  base of all; catch this one to catch ours
 ├── MissingExtraError         9  an optional library is needed and absent
 ├── AuditError               10  a snapshot was not published, since it failed its audit
 ├── StoreError               11  a store cannot be reached, or does not do as it is told
-└── GoneError                12  a version was taken away from a store while it was read
+├── GoneError                12  a version was taken away from a store while it was read
+└── AlertError               13  the monitor found what it was told to fail on
 
 Knows nothing of how an error is shown: that is the command line's work.
 """
@@ -19,6 +20,7 @@ Knows nothing of how an error is shown: that is the command line's work.
 from __future__ import annotations
 
 __all__ = [
+    "AlertError",
     "AuditError",
     "BudgetError",
     "BusyError",
@@ -112,3 +114,9 @@ class GoneError(NearcastError):
     """A version was taken away from a store while it was read; the current one is to be opened."""
 
     exit_code = 12
+
+
+class AlertError(NearcastError):
+    """The monitor found what it was told to fail on."""
+
+    exit_code = 13

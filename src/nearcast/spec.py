@@ -24,6 +24,7 @@ __all__ = [
     "Checks",
     "GeneratorSpec",
     "Measuring",
+    "Monitoring",
     "Policy",
     "Publishing",
     "Serving",
@@ -178,6 +179,24 @@ class Serving(_Table):
     online_recall: Share = Field(0.95, gt=0, le=1, description="recall that searches by vector aim for")
 
 
+class Monitoring(_Table):
+    """What `nearcast monitor` looks at, and what it calls too much. None of it changes the answer."""
+
+    sample: Whole = Field(1000, ge=20, description="served lists that are held against today's items")
+    window_hours: float = Field(24.0, gt=0, description="look-ups of so long ago are sampled")
+    min_recall_today: Share | None = Field(
+        None, ge=0, le=1, description="of served lists among today's items; nine tenths of the promise"
+    )
+    max_dead: Share = Field(0.1, ge=0, le=1, description="served candidates that are no items any more")
+    webhook: str | None = Field(None, description="URL that alerts are posted to as JSON")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError(f"webhook is {self.webhook!r}: write a URL that starts with https:// or http://")
+        return self
+
+
 class GeneratorSpec(_Table):
     """A generator: everything that one candidate table depends on."""
 
@@ -199,6 +218,7 @@ class GeneratorSpec(_Table):
     publish: Publishing = Publishing()
     audit: Audit = Audit()
     serve: Serving = Serving()
+    monitor: Monitoring = Monitoring()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -226,6 +246,7 @@ class GeneratorSpec(_Table):
                 "publish": True,
                 "audit": True,
                 "serve": True,
+                "monitor": True,
                 "items": {"path", "ids"},
                 "queries": {"path", "ids"},
             },
@@ -268,6 +289,7 @@ def example() -> str:
     filled = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
+    shown.append(("monitor", Monitoring))
     tables = [table for table, _ in shown]
     for key, field in GeneratorSpec.model_fields.items():
         if key not in tables:

@@ -28,8 +28,10 @@ FLOORS = [
     {"index", "table"},
     {"join"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
+    {"history", "figures"},
+    {"monitoring"},
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
-    {"tune", "monitor", "advise"},
+    {"tune", "advise"},
     {"dashboard"},
     {"cli"},
 ]
@@ -52,6 +54,7 @@ HEAVY = {
     "uvicorn": "serve/server.py",
     "uvloop": "serve/server.py",
     "httptools": None,
+    "matplotlib": "figures.py",
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

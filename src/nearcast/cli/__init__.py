@@ -14,6 +14,7 @@ import click
 from nearcast.cli.check import check
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
+from nearcast.cli.monitor import monitor
 from nearcast.cli.overlay import overlay
 from nearcast.cli.publish import publish
 from nearcast.cli.published import published
@@ -37,7 +38,9 @@ def cli() -> None:
     """Find the nearest items for every query ahead of time, check the answer, and look it up."""
 
 
-for command in (run, check, show, lookup, snapshots, publish, rollback, published, overlay, serve, spec, info):
+COMMANDS = (run, check, show, lookup, snapshots, publish, rollback, published, monitor, overlay, serve, spec, info)
+
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ from nearcast.publishing.where import store_url
 from nearcast.serve.limits import Limits, tokens_of
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.replies import need_extra
+from nearcast.serve.sampling import SAMPLES, SampleWriter
 from nearcast.spec import Publishing, load_spec, parse_bytes
 from nearcast.stores import open_store
 
@@ -79,6 +80,13 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     show_default=True,
     help="Engine of the online indexes.",
 )
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Leave a sample of the keys that are asked for there, for `nearcast monitor`; OUT/lookups.",
+)
+@click.option("--no-samples", is_flag=True, help="Keep no sample of the keys.")
 def serve(
     generators: tuple[str, ...],
     store: str | None,
@@ -92,6 +100,8 @@ def serve(
     drain: float,
     online: tuple[Path, ...],
     online_engine: str,
+    samples: Path | None,
+    no_samples: bool,
 ) -> None:
     """Answer for GENERATORS, or for all in the store, over HTTP, until SIGTERM.
 
@@ -113,8 +123,15 @@ def serve(
         lookups = {n: held.enter_context(open_lookup(opened, n, refresh_seconds=refresh)) for n in names}
         indexes = _indexes(online, names, out, online_engine)
         leave_out_creation_times()
-        service = new_service({n: Served(lookup, opened.in_process, indexes.get(n)) for n, lookup in lookups.items()})
+        sampler = None if no_samples else SampleWriter(samples or out / SAMPLES, names)
+        service = new_service(
+            {n: Served(lookup, opened.in_process, indexes.get(n)) for n, lookup in lookups.items()},
+            sampled=None if sampler is None else sampler.offer,
+        )
         held.callback(service.close)
+        if sampler is not None:
+            sampler.start()
+            held.callback(sampler.close)
         if not is_loopback(host) and not allowed:
             click.echo(f"warning: anybody who can reach {host} may ask; set a token with --token-file", err=True)
 

@@ -21,7 +21,7 @@ from nearcast.types import Metric, no_progress
 __all__ = ["measure_drift"]
 
 SOUGHT = 64  # vectors whose whereabouts tell whether ids have moved
-SAME = 0.9999  # cosine of a vector with itself, through float16 and back
+SAME = 0.98  # cosine of a vector with itself a day later; one of another model is further from all of them
 
 
 def measure_drift(

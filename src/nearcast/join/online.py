@@ -9,31 +9,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from nearcast.engines.base import Effort, Index
 from nearcast.engines.faiss_common import faiss
-from nearcast.errors import BusyError, DamagedError, SpecError
-from nearcast.files import fingerprint, is_done, locked, read_manifest, write_text
+from nearcast.errors import DamagedError, SpecError
+from nearcast.files import fingerprint, is_done, read_manifest, write_text
 from nearcast.index.artifact import ensure_index
 from nearcast.join.calibrate import find_effort, workload_of
 from nearcast.join.context import RunContext, prepare
-from nearcast.join.inputs import Inputs, Sources, check_inputs, ingest_inputs, open_sources, side_folders
+from nearcast.join.inputs import Inputs, open_sources
 from nearcast.join.listen import Listener
 from nearcast.join.search import OnlineIndex, Searched
 from nearcast.join.stages import calibration_sample, index_name, made_from
+from nearcast.join.today import Place, todays_inputs, waiting_for
 from nearcast.kernels import list_scorer
 from nearcast.measure.recall import Recall, sample_rows
-from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec
-from nearcast.types import ArrayVectors, Metric
+from nearcast.types import Metric
 from nearcast.version import __version__
 
 __all__ = ["ONLINE_ENGINES", "OnlineIndex", "open_online"]
@@ -75,9 +70,9 @@ def open_online(
     )
     run = prepare(asked, base, listener or Listener())
     home = run.home / "online"
-    with _held(home / ".lock", f"the online index of {spec.name!r}", run.listener):
+    with waiting_for(home / ".lock", f"the online index of {spec.name!r}", run.listener):
         sources = open_sources(asked, base, None, None, run.listener.progress)
-        place, inputs = _inputs(run, sources, home)
+        place, inputs = todays_inputs(run, sources, home)
         opened = _opened(run, place, inputs, home, own=own)
         effort, reached = _effort(run, opened.index, opened.folder.name, place, inputs, home)
         _tidy(run, home, place)
@@ -95,14 +90,6 @@ def open_online(
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Folders of the ingested items and queries."""
-
-    items: Path
-    queries: Path
-
-
-@dataclass(frozen=True, slots=True)
 class _Opened:
     """An index, and the folder that it is from."""
 
@@ -110,54 +97,7 @@ class _Opened:
     folder: Path
 
 
-@contextmanager
-def _held(path: Path, what: str, listener: Listener) -> Iterator[None]:
-    """Hold the lock, waiting for whoever has it."""
-    with ExitStack() as held:
-        told = False
-        while True:
-            try:
-                held.enter_context(locked(path, what))
-                break
-            except BusyError as error:
-                if not told:
-                    listener.note(f"waiting: {error}")
-                told = True
-                time.sleep(WAIT_SECONDS)
-        yield
-
-
-def _inputs(run: RunContext, sources: Sources, home: Path) -> tuple[_Place, Inputs]:
-    """Both sides as a run has left them, or as an earlier call has; ingested into `home` where neither has."""
-    for folder in (run.artifacts, home):
-        place = _Place(*side_folders(run.spec, sources, folder))
-        if not (is_done(place.items) and is_done(place.queries)):
-            continue
-        try:
-            items = _mapped(open_side(place.items))
-            return place, Inputs(items, items if place.queries == place.items else _mapped(open_side(place.queries)))
-        except OSError:  # a run has tidied them away in this moment: they are not needed, only quicker
-            continue
-    checked = check_inputs(
-        run.spec,
-        sources,
-        home,
-        memory_bytes=run.read_bytes,
-        progress=run.listener.progress,
-        checked=run.listener.checked,
-    )
-    sides = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    items = _mapped(sides.items)
-    inputs = Inputs(items, items if sides.queries is sides.items else _mapped(sides.queries))
-    return _Place(checked.item_folder, checked.query_folder), inputs
-
-
-def _mapped(side: Side) -> Side:
-    """The same with its vectors mapped for as long as it is held: a run may take the file's name away."""
-    return replace(side, vectors=ArrayVectors(np.asarray(side.vectors.whole())))
-
-
-def _opened(run: RunContext, place: _Place, inputs: Inputs, home: Path, *, own: bool) -> _Opened:
+def _opened(run: RunContext, place: Place, inputs: Inputs, home: Path, *, own: bool) -> _Opened:
     """The index of a run with this engine, or of an earlier call; built where there is none."""
     vectors = inputs.items.vectors
     effort = ONLINE_ENGINES[run.engine.name]
@@ -192,7 +132,7 @@ def _opened(run: RunContext, place: _Place, inputs: Inputs, home: Path, *, own: 
 
 
 def _effort(
-    run: RunContext, index: Index, made: str, place: _Place, inputs: Inputs, home: Path
+    run: RunContext, index: Index, made: str, place: Place, inputs: Inputs, home: Path
 ) -> tuple[Effort, Recall | None]:
     """The least effort that reaches the recall, remembered from an earlier call or found; full where none does."""
     spec, efforts, n = run.spec, index.efforts(run.spec.k), inputs.queries.vectors.n
@@ -232,7 +172,7 @@ def _remembered(path: Path) -> tuple[Effort, Recall]:
         raise DamagedError(f"{path} cannot be read ({error}); remove it, and the effort is found again") from error
 
 
-def _tidy(run: RunContext, home: Path, place: _Place) -> None:
+def _tidy(run: RunContext, home: Path, place: Place) -> None:
     """Remove what was made of other items, and copies of what runs have. Whoever has it open keeps it."""
     for path in [*home.glob("items-*"), *home.glob("queries-*")]:
         if path not in (place.items, place.queries):

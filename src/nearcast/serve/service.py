@@ -76,6 +76,7 @@ class Service:
     most_waiting: int
     draining: bool = False  # stops being ready, and asks clients to leave
     waiting: int = 0
+    sampled: Callable[[str, Sequence[Answer]], None] | None = None  # told of every look-up by key
     _trouble: dict[str, _Trouble] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -108,7 +109,7 @@ class Service:
 
         there = served.in_process and online is None
         answer = await self._asked(name, served.lookup, ask, elsewhere=not there)
-        self.metrics.answered(name, (answer,))
+        self._answered(name, (answer,))
         return answer
 
     async def many_candidates(
@@ -125,7 +126,7 @@ class Service:
 
         there = served.in_process and not by_vector and len(questions) <= LONG
         answers, told = await self._asked(name, served.lookup, ask, elsewhere=not there)
-        self.metrics.answered(name, answers)
+        self._answered(name, answers)
         return told
 
     async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
@@ -197,6 +198,11 @@ class Service:
                 log.warning("%s follows the store again, at %s", name, served.lookup.view().snapshot)
             trouble.following = error
 
+    def _answered(self, name: str, answers: Sequence[Answer]) -> None:
+        self.metrics.answered(name, answers)
+        if self.sampled is not None:
+            self.sampled(name, answers)
+
     async def _asked(self, name: str, lookup: Lookup, ask: Callable[[View], Result], *, elsewhere: bool) -> Result:
         """The answer to a question, here or on a thread."""
         try:
@@ -228,14 +234,21 @@ class Service:
             self.waiting -= 1
 
 
-def new_service(served: Mapping[str, Served], *, threads: int = THREADS, most_waiting: int = MOST_WAITING) -> Service:
-    """A service of these generators, which stay their owner's to close."""
+def new_service(
+    served: Mapping[str, Served],
+    *,
+    threads: int = THREADS,
+    most_waiting: int = MOST_WAITING,
+    sampled: Callable[[str, Sequence[Answer]], None] | None = None,
+) -> Service:
+    """A service of these generators, which stay their owner's to close. sampled: told of every look-up by key."""
 
     def states() -> Mapping[str, LookupState]:
         return service.states()
 
     metrics = new_metrics(served, states, lambda: not service.reasons())
-    service = Service(dict(served), metrics, ThreadPoolExecutor(threads, "nearcast-look-up"), most_waiting)
+    pool = ThreadPoolExecutor(threads, "nearcast-look-up")
+    service = Service(dict(served), metrics, pool, most_waiting, sampled=sampled)
     return service
 
 

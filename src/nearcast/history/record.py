@@ -1,0 +1,85 @@
+"""What the history keeps of runs, publishes and rollbacks, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import AuditError
+from nearcast.files import fingerprint
+from nearcast.history.store import append
+from nearcast.publishing.publication import Publication
+from nearcast.publishing.times import seconds_of
+from nearcast.table.snapshot import Snapshot, list_snapshots
+
+__all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
+
+
+def record_run(out: Path, snapshot: Snapshot) -> str | None:
+    """Add a run, once. Returns why it could not be, or None."""
+    made = fingerprint([snapshot.name, snapshot.manifest["run"], snapshot.manifest["fingerprint"]])
+    return append(
+        out,
+        snapshot.generator,
+        "run",
+        snapshot.version,
+        run_facts(snapshot.manifest),
+        seconds=seconds_of(snapshot.manifest["run"]["created"]),
+        identity=f"run {snapshot.generator} {made}",
+    )
+
+
+def record_runs(out: Path, generator: str) -> str | None:
+    """Add the runs whose snapshots are there and which nobody has added: of a killed run, or an older nearcast."""
+    troubles = [record_run(out, snapshot) for snapshot in list_snapshots(out, generator)]
+    return next((trouble for trouble in troubles if trouble), None)
+
+
+def record_publication(out: Path, done: Publication) -> str | None:
+    """Add a publish or a rollback that has changed something."""
+    if done.outcome not in ("published", "rolled_back"):
+        return None
+    facts = done.as_dict() | {"accepted": dict(done.accepted or {})}
+    return append(out, done.generator, "publish" if done.outcome == "published" else "rollback", done.version, facts)
+
+
+def record_failed_audit(out: Path, generator: str, version: int | None, error: AuditError) -> str | None:
+    """Add a publish that the audit has stopped."""
+    assert isinstance(error.findings, tuple)
+    findings = [finding.as_dict() for finding in error.findings]
+    return append(out, generator, "publish", version, {"outcome": "audit_failed", "findings": findings})
+
+
+def run_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a snapshot's manifest is worth comparing with other runs."""
+    inputs = manifest["inputs"]
+    run = manifest["run"]
+    return {
+        "measures": dict(manifest["measures"]),
+        "slices": manifest.get("slices", []),
+        "likely_metric": manifest.get("likely_metric"),
+        "promise": dict(manifest["promise"]),
+        "k": manifest["spec"]["k"],
+        "metric": manifest["spec"]["metric"],
+        "sides": {name: _side(inputs[name]) for name in ("items", "queries") if name in inputs},
+        "engine": {name: manifest["engine"][name] for name in ("name", "settings", "effort")},
+        "seconds": dict(run["seconds"]),
+        "seconds_total": run["seconds_total"],
+        "peak_memory_bytes": run["peak_memory_bytes"],
+        "estimate": run["estimate"],
+        "created": run["created"],
+        "fingerprint": manifest["fingerprint"],
+        "nearcast": manifest.get("nearcast"),
+    }
+
+
+def _side(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": facts["rows"],
+        "vectors": facts["vectors"],
+        "norms": facts["norms"],
+        "problems": {p["kind"]: p["count"] for p in facts["problems"]},
+        "files": {part["name"]: part["blake2b"] for part in facts["files"]},
+        "embedding": facts["embedding"],
+    }

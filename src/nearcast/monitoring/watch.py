@@ -1,0 +1,91 @@
+"""One pass of the monitor: bring the history up to date, check the newest run and what is served, keep the findings."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import NotFoundError
+from nearcast.history.record import record_runs
+from nearcast.history.store import append, read
+from nearcast.join.context import RunContext
+from nearcast.join.listen import Listener
+from nearcast.monitoring.alert import Alert
+from nearcast.monitoring.causes import causes_first
+from nearcast.monitoring.checks import USUAL_RUNS, check_runs
+from nearcast.monitoring.served import Served, check_served, look_at_served
+from nearcast.stores.base import Store
+
+__all__ = ["Watched", "tell", "watch"]
+
+WEBHOOK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What one pass has found."""
+
+    generator: str
+    version: int | None  # of the newest run; None where there is none here
+    runs: int  # that it was compared with
+    served: Served | None  # None: nothing is published, or no spec says where today's items are
+    alerts: tuple[Alert, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "generator": self.generator,
+            "version": self.version,
+            "runs": self.runs,
+            "served": None if self.served is None else self.served.as_dict(),
+            "alerts": [alert.as_dict() for alert in self.alerts],
+        }
+
+
+def watch(
+    out: Path, generator: str, listener: Listener, *, run: RunContext | None, store: Store | None, samples: Path
+) -> Watched:
+    """Check the newest run of a generator, and with a spec and a store also what is served, and add it to the history.
+
+    run: by the generator's spec; without it served lists cannot be held against today's items.
+    NotFoundError where there is neither a run nor anything published.
+    """
+    trouble = record_runs(out, generator)
+    if trouble:
+        listener.note(trouble)
+    runs = sorted(read(out, generator, ["run"], last=2 * USUAL_RUNS), key=lambda event: event.version or 0)
+    alerts = check_runs([event.facts for event in runs])
+    served = None
+    if run is not None and store is not None:
+        if store.pointer(generator) is not None:
+            served = look_at_served(run, store, samples)
+            before = [event.facts["served"] for event in read(out, generator, ["monitor"], last=USUAL_RUNS)]
+            alerts += check_served(served, run.spec, [facts for facts in before if facts])
+        else:
+            listener.note(f"nothing is published of {generator!r} in {store.url}")
+    if not runs and served is None:
+        raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; run it first, or say --out")
+    version = runs[-1].version if runs else None
+    watched = Watched(generator, version, max(0, len(runs) - 1), served, tuple(causes_first(alerts)))
+    trouble = append(out, generator, "monitor", version if served is None else served.version, watched.as_dict())
+    if trouble:
+        listener.note(trouble)
+    return watched
+
+
+def tell(url: str, watched: Watched, alerts: Sequence[Alert]) -> str | None:
+    """POST the alerts as JSON. Returns why it failed: an alert that does not get through is no reason to stop."""
+    lines = [f"{alert.check}: {alert.text}" for alert in alerts]
+    body = {"text": "\n".join([f"nearcast {watched.generator}", *lines])} | watched.as_dict()  # text: chat services
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json", "User-Agent": "nearcast"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+            return None
+    except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
+        return f"{error}"
