@@ -15,10 +15,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.monitoring.nights import DIM, Nights
+from tests.monitoring.nights import DIM, Nights  # noqa: E402
 
-from nearcast.history.store import Event, read
-from nearcast.monitoring.draw import draw_history
+from nearcast.history.store import Event, read  # noqa: E402
+from nearcast.monitoring.draw import draw_history  # noqa: E402
 
 FIRST_NIGHT = 1_790_000_000.0  # a picture that is drawn again is the same
 DAY = 86_400.0
