@@ -90,7 +90,7 @@ def write_spec(folder: Path, file: str = "shop.toml", **settings: Any) -> Path:
         "name": "shop",
         "metric": "cosine",
         "k": 10,
-        "memory": "1GB",
+        "memory": "2GB",
         "threads": 1,
         "items": {"path": "items.parquet", "attributes": ["category"], "display": ["name"]},
         "queries": {"path": "queries.parquet"},

@@ -92,7 +92,7 @@ def test_without_a_terminal_progress_is_log_lines_on_standard_error(made: tuple[
     assert "\r" not in said
     for stage in ("check items: 600 of 600", "check queries: 300 of 300", "join: 300 of 300", "table: 300 of 300"):
         assert re.search(rf"^\d\d:\d\d:\d\d {stage}, \d+\.\d s$", said, re.MULTILINE), stage
-    assert re.search(r"^estimated memory +\S+ MB of 1 GB given$", said, re.MULTILINE)
+    assert re.search(r"^estimated memory +\S+ MB of 2 GB given$", said, re.MULTILINE)
 
 
 def test_run_json_puts_the_manifest_on_standard_output_and_nothing_else_anywhere(shop: Path) -> None:
@@ -333,7 +333,7 @@ def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> N
     succeed("run", "generator.toml", cwd=tmp_path)
     assert at.manifest(tmp_path, name="similar-items")["rows"] == 2
     fill = {"memory": '"1GB"', "threads": "1", "ids": None, "embedding": '"v1"', "zero_vector": '"error"'}
-    fill |= {"weight": None, "keep_snapshots": "3", "max_bytes_per_second": '"50MB"', "min_recall": "0.9"}
+    fill |= {"weight": None, "min_recall_today": "0.8", "webhook": None, "keep_snapshots": "3", "max_bytes_per_second": '"50MB"', "min_recall": "0.9"}
     lines = []
     for line in text.splitlines():
         setting = re.match(r"# (\w+) = (.*?) *#", line)

@@ -81,9 +81,10 @@ def file_of(folder: Path, version: int) -> Path:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file with its size and time of change."""
+    """Every file with its size and time of change, but for locks and the history."""
     found = {p.relative_to(folder).as_posix(): p.stat() for p in folder.rglob("*") if p.is_file()}
-    return {name: (facts.st_size, facts.st_mtime_ns) for name, facts in found.items() if not name.endswith(".lock")}
+    kept = {name: facts for name, facts in found.items() if not name.endswith((".lock", "history.sqlite"))}
+    return {name: (facts.st_size, facts.st_mtime_ns) for name, facts in kept.items()}
 
 
 def served(folder: Path, url: str | None = None) -> tuple[int, list[Any]]:

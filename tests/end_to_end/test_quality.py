@@ -32,7 +32,7 @@ def write(folder: Path, items: np.ndarray, queries: np.ndarray, ids: list[str] |
 def spec(**settings: Any) -> dict[str, Any]:
     queries = {"path": "queries.parquet", "attributes": ["colour", "price", "tags"], "weight": "visits"}
     queries |= settings.pop("queries", {})
-    shared = {"name": "shop", "metric": "cosine", "k": 20, "memory": "1GB", "threads": 1}
+    shared = {"name": "shop", "metric": "cosine", "k": 20, "memory": "2GB", "threads": 1}
     measure = {"slices": ["colour", "price"]} | settings.pop("measure", {})
     return shared | {"items": {"path": "items.parquet"}, "queries": queries, "measure": measure} | settings
 

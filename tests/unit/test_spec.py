@@ -272,7 +272,7 @@ def test_the_fingerprint_does_not_change_with_the_place_of_ids_or_queries():
 
 def test_every_setting_is_either_in_the_fingerprint_or_known_not_to_decide_the_answer():
     assert set(GeneratorSpec.model_fields) - set(parse().answer_settings()) == {
-        *("memory", "threads", "out"),
+        *("memory", "threads", "out", "monitor"),
         *("publish", "audit", "serve"),
     }
 

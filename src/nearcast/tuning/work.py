@@ -1,0 +1,73 @@
+"""How work grows with the number of items: what a trial on a sample says of the whole job.
+
+Trials keep the number of items per cell, so that a sample is a small picture of the whole: as many cells come near
+a query, each with as many items, and what grows is the number of centres to choose from. Takes numbers, gives numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nearcast.engines.base import Effort
+
+__all__ = ["Point", "build_work", "query_work", "settings_at"]
+
+TRAINED_PER_CELL = 16  # rows of k-means in `dense`
+ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An engine and the settings of its index, as the whole job would have them."""
+
+    engine: str
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The point in words."""
+        words = ", ".join(f"{name} {value:,}" for name, value in self.settings.items())
+        return f"{self.engine} {words}".strip()
+
+
+def settings_at(point: Point, share: float) -> dict[str, Any]:
+    """The settings for a sample of this share of the items: as many items in a cell as in the whole."""
+    scaled = dict(point.settings)
+    for name in ("cells", "nlist"):
+        if scaled.get(name, 1) > 1:
+            scaled[name] = max(2, round(scaled[name] * share))
+    return scaled
+
+
+def query_work(point: Point, n_items: int, effort: Effort, rows_met: float | None, sampled_items: int) -> float:
+    """Vectors that a query is held against, among n_items.
+
+    rows_met: how many items a query met on a sample of `sampled_items`, where the engine counts them.
+    """
+    if point.engine == "faiss-hnsw":
+        ef = effort.get("ef_search", n_items)
+        return ef * math.log2(max(2, n_items)) if ef < sampled_items else n_items
+    if point.engine == "faiss-ivf":
+        cells = int(point.settings["nlist"])
+        return cells + min(1.0, effort["nprobe"] / cells) * n_items
+    cells = int(point.settings.get("cells", 1))
+    if cells == 1 or "reach" not in effort or rows_met is None:
+        return n_items
+    return cells + rows_met
+
+
+def build_work(point: Point, n_items: int) -> float:
+    """Vectors that are held against another one while the index is built, with the settings as they are."""
+    if point.engine == "faiss-hnsw":
+        return n_items * math.log2(max(2, n_items))
+    if point.engine == "faiss-ivf":
+        cells = int(point.settings["nlist"])
+        return (n_items + 640.0 * cells) * cells  # ten rounds over 64 rows a cell, then all items
+    cells = int(point.settings.get("cells", 1))
+    if cells == 1:
+        return n_items
+    groups = cells / 8 + math.sqrt(cells)  # centres that a row is held against, through groups of them
+    return (n_items + ROUNDS * min(n_items, TRAINED_PER_CELL * cells)) * groups
