@@ -8,7 +8,7 @@ PACKAGES_DATA ?= ../shared/data/packages
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable ".[faiss,figures,redis,serve]" --group demo --group test --group check
+	$(BIN)/pip install --quiet --editable ".[faiss,figures,redis,serve,tune]" --group demo --group test --group check
 	touch $@
 
 demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit rate

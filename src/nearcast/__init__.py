@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots
+    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots, tune
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
@@ -35,6 +35,7 @@ __all__ = [
     "roll_back",
     "run",
     "snapshots",
+    "tune",
 ]
 
 # where each name is: a module, or module:name where it is called otherwise there
@@ -54,6 +55,7 @@ _HOMES = {
     "roll_back": "nearcast.api",
     "run": "nearcast.api",
     "snapshots": "nearcast.api",
+    "tune": "nearcast.api",
 }
 
 

@@ -30,8 +30,11 @@ from nearcast.spec import load_spec as _load_spec
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
 from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_generators, list_snapshots
+from nearcast.tuning.tune import TRIALS
+from nearcast.tuning.tune import tune as tune_job
+from nearcast.tuning.tuned import Tuned, save
 
-__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots"]
+__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots", "tune"]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -84,6 +87,32 @@ def check(
     """Do all of a run that comes before the join: read and judge the inputs, and estimate."""
     parsed, folder = _resolve(spec, base, items, queries)
     return check_generator(parsed, folder, items=items, queries=queries, listener=listener)
+
+
+def tune(
+    spec: SpecLike,
+    *,
+    trials: int = TRIALS,
+    seconds: float | None = None,
+    memory: int | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+) -> tuple[Tuned, Path]:
+    """Find the cheapest engine and settings that keep the promised recall; see `nearcast.tuning.tune.tune`.
+
+    Returns what was found, and the folder where it is kept (frontier.json).
+    trials: points to judge, those of earlier tunings included. seconds: time to take; about half an exact join's.
+    memory: bytes that the whole job may take; the spec's.
+    """
+    parsed, folder = _resolve(spec, base, None, None)
+    free = {"engine": "auto", "engine_settings": {}} | ({} if memory is None else {"memory": memory})
+    run_context = prepare(
+        parse_model(GeneratorSpec, parsed.model_dump() | free, "the spec"), folder, listener or Listener()
+    )
+    tuned = tune_job(run_context, trials=trials, seconds=seconds)
+    home = run_context.home / "tuning"
+    save(tuned, home / "frontier.json")
+    return tuned, home
 
 
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:

@@ -333,7 +333,14 @@ def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> N
     succeed("run", "generator.toml", cwd=tmp_path)
     assert at.manifest(tmp_path, name="similar-items")["rows"] == 2
     fill = {"memory": '"1GB"', "threads": "1", "ids": None, "embedding": '"v1"', "zero_vector": '"error"'}
-    fill |= {"weight": None, "min_recall_today": "0.8", "webhook": None, "keep_snapshots": "3", "max_bytes_per_second": '"50MB"', "min_recall": "0.9"}
+    fill |= {
+        "weight": None,
+        "min_recall_today": "0.8",
+        "webhook": None,
+        "keep_snapshots": "3",
+        "max_bytes_per_second": '"50MB"',
+        "min_recall": "0.9",
+    }
     lines = []
     for line in text.splitlines():
         setting = re.match(r"# (\w+) = (.*?) *#", line)

@@ -29,9 +29,9 @@ FLOORS = [
     {"join"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring"},
+    {"monitoring", "tuning"},
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
-    {"tune", "advise"},
+    {"advise"},
     {"dashboard"},
     {"cli"},
 ]
@@ -55,6 +55,7 @@ HEAVY = {
     "uvloop": "serve/server.py",
     "httptools": None,
     "matplotlib": "figures.py",
+    "optuna": "tuning/search.py",
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -24,6 +24,7 @@ from nearcast.cli.serve import serve
 from nearcast.cli.show import show
 from nearcast.cli.snapshots import snapshots
 from nearcast.cli.spec import spec
+from nearcast.cli.tune import tune
 from nearcast.errors import NearcastError
 from nearcast.version import __version__
 
@@ -38,7 +39,10 @@ def cli() -> None:
     """Find the nearest items for every query ahead of time, check the answer, and look it up."""
 
 
-COMMANDS = (run, check, show, lookup, snapshots, publish, rollback, published, monitor, overlay, serve, spec, info)
+COMMANDS = (
+    *(run, check, tune, show, lookup, snapshots),
+    *(publish, rollback, published, monitor, overlay, serve, spec, info),
+)
 
 for command in COMMANDS:
     cli.add_command(command)

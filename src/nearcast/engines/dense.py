@@ -83,9 +83,13 @@ class DenseIndex:
         """Whether the effort meets few enough items to be worth the cells."""
         if effort == EXACT or len(queries) == 0:
             return True
-        met = self._scan(queries, k, effort, None, resources, no_progress).counters.get("tile_rows", 0)
         every = self._scan(queries, k, EXACT, None, resources, no_progress).counters.get("tile_rows", 1)
-        return met < MOST_MET * every
+        return self.met(queries, k, effort, resources) * len(queries) < MOST_MET * every
+
+    def met(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> float:
+        """How many items a query meets on average."""
+        met: int = self._scan(queries, k, effort, None, resources, no_progress).counters.get("tile_rows", 0)
+        return met / max(1, len(queries))
 
     def _scan(
         self,

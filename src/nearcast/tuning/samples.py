@@ -62,14 +62,14 @@ def draw_samples(run: RunContext, inputs: Inputs) -> Samples:
     chosen = min(CHOSEN, left // 4)
     if chosen < FEWEST:
         raise InputError(
-            f"tuning needs {4 * FEWEST:,} queries beside the {sum(taken):,} that a run is measured and calibrated on, and "
-            f"there are {n:,}; give more queries, or lower measure.sample and measure.calibration: a run without tuning "
-            "works with these"
+            f"tuning needs {4 * FEWEST:,} queries beside the {sum(taken):,} that a run is measured and calibrated on, "
+            f"and there are {n:,}; give more queries, or lower measure.sample and measure.calibration. A run without "
+            "tuning works with these"
         )
     timed = min(TIMED, left - held_out - chosen)
     rows = sample_rows(n, (*taken, chosen, held_out, timed), run.spec.seed)
     items = np.random.default_rng([run.spec.seed, 7]).permutation(inputs.items.vectors.n)
-    return Samples(*rows[-3:], items)
+    return Samples(rows[-3], rows[-2], rows[-1], items)
 
 
 def shard(run: RunContext, inputs: Inputs, samples: Samples, size: int) -> Shard:

@@ -1,7 +1,8 @@
 """How work grows with the number of items: what a trial on a sample says of the whole job.
 
-Trials keep the number of items per cell, so that a sample is a small picture of the whole: as many cells come near
-a query, each with as many items, and what grows is the number of centres to choose from. Takes numbers, gives numbers.
+Trials keep the number of items per cell, so that a sample is a small picture of the whole: its neighborhoods are wider,
+and its cells are too. More cells come near a query in the whole, by a power of its size that is measured; the centres
+to choose from grow with it. Takes numbers, gives numbers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 from nearcast.engines.base import Effort
 
-__all__ = ["Point", "build_work", "query_work", "settings_at"]
+__all__ = ["Growth", "Point", "build_work", "query_work", "settings_at"]
 
 TRAINED_PER_CELL = 16  # rows of k-means in `dense`
 ROUNDS = 5
+PACKING = 500  # vectors that could be scanned while one item is rounded and packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class Point:
         return f"{self.engine} {words}".strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How a query's work grows with the items, at as many items in a cell. By counting, on two samples."""
+
+    power: float = 0.6  # of the items met; as measured on packages, where it cannot be measured
+    overhead: float = 0.0  # seconds of a query that do not grow
+
+
 def settings_at(point: Point, share: float) -> dict[str, Any]:
     """The settings for a sample of this share of the items: as many items in a cell as in the whole."""
     scaled = dict(point.settings)
@@ -42,21 +52,24 @@ def settings_at(point: Point, share: float) -> dict[str, Any]:
     return scaled
 
 
-def query_work(point: Point, n_items: int, effort: Effort, rows_met: float | None, sampled_items: int) -> float:
-    """Vectors that a query is held against, among n_items.
+def query_work(
+    point: Point, n_items: int, effort: Effort, rows_met: float | None, sampled_items: int, growth: Growth
+) -> float:
+    """Vectors that a query is held against, among n_items, with settings for so many.
 
-    rows_met: how many items a query met on a sample of `sampled_items`, where the engine counts them.
+    effort, rows_met: of a sample of `sampled_items`; how many items a query met there, where the engine counts them.
     """
+    more = math.pow(n_items / sampled_items, growth.power)
     if point.engine == "faiss-hnsw":
         ef = effort.get("ef_search", n_items)
         return ef * math.log2(max(2, n_items)) if ef < sampled_items else n_items
     if point.engine == "faiss-ivf":
         cells = int(point.settings["nlist"])
-        return cells + min(1.0, effort["nprobe"] / cells) * n_items
+        return cells + min(1.0, more * effort["nprobe"] / cells) * n_items
     cells = int(point.settings.get("cells", 1))
     if cells == 1 or "reach" not in effort or rows_met is None:
         return n_items
-    return cells + rows_met
+    return cells + min(n_items, more * rows_met)
 
 
 def build_work(point: Point, n_items: int) -> float:
@@ -68,6 +81,6 @@ def build_work(point: Point, n_items: int) -> float:
         return (n_items + 640.0 * cells) * cells  # ten rounds over 64 rows a cell, then all items
     cells = int(point.settings.get("cells", 1))
     if cells == 1:
-        return n_items
+        return PACKING * n_items
     groups = cells / 8 + math.sqrt(cells)  # centres that a row is held against, through groups of them
-    return (n_items + ROUNDS * min(n_items, TRAINED_PER_CELL * cells)) * groups
+    return PACKING * n_items + (n_items + ROUNDS * min(n_items, TRAINED_PER_CELL * cells)) * groups

@@ -1,0 +1,65 @@
+"""What the whole job would take, by a trial on a sample: build, calibration and join. The rest is the same for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nearcast.engines import ENGINES
+from nearcast.tuning.trial import Job, Trial
+from nearcast.tuning.work import Growth, Point, build_work, query_work, settings_at
+
+__all__ = ["Cost", "build_and_join", "cost_of"]
+
+MOST_OVERHEAD = 0.9  # of what a query of a sample took
+CALIBRATION_JOINS = 8  # of its samples, until the effort is found
+REFEREE_SLOWDOWN = 4.0  # of the NumPy join that gives engines without an exact mode their truth
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds by stage."""
+
+    build: float
+    calibrate: float
+    join: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.build + self.calibrate + self.join
+
+
+def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
+    """The cost of the whole job with a trial's point; None where it does not keep the promise."""
+    both = build_and_join(trial, promise, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
+    if both is None:
+        return None
+    build, join = both
+    return Cost(build, _calibration(job, trial.point, join / max(1, job.shape.n_queries)), join)
+
+
+def build_and_join(
+    trial: Trial, promise: float, n_items: int, n_queries: int, share: float, growth: Growth
+) -> tuple[float, float] | None:
+    """Seconds to build over so many items, a share of all, and to join so many queries; None as in `cost_of`."""
+    reached, timed = trial.at(promise), trial.at(trial.timed)
+    if reached is None or timed is None:
+        return None
+    tried = Point(trial.point.engine, settings_at(trial.point, trial.share))
+    meant = Point(trial.point.engine, settings_at(trial.point, share))
+    build = trial.build_seconds * build_work(meant, n_items) / build_work(tried, trial.sample_items)
+    done = query_work(tried, trial.sample_items, timed.effort, timed.rows_met, trial.sample_items, growth)
+    work = query_work(meant, n_items, reached.effort, reached.rows_met, trial.sample_items, growth)
+    counted = reached.rows_met is not None  # the overhead is that of joins by cells
+    overhead = min(growth.overhead, MOST_OVERHEAD * trial.query_seconds) if counted else 0.0
+    return build, n_queries * (overhead + (trial.query_seconds - overhead) * work / done)
+
+
+def _calibration(job: Job, point: Point, seconds_per_query: float) -> float:
+    """What finding the effort takes in the run: the truth of two samples, and some joins of them."""
+    if point.settings.get("cells") == 1:
+        return 0.0
+    sample = min(job.run.spec.measure.calibration, job.shape.n_queries // 4)
+    slowdown = 1.0 if ENGINES[point.engine].exact else REFEREE_SLOWDOWN
+    truth = 2 * sample * job.shape.n_items * job.seconds_per_pair * slowdown
+    return truth + CALIBRATION_JOINS * sample * seconds_per_query

@@ -1,0 +1,270 @@
+"""Tune a generator: try engines and settings on a sample, check the best on a larger one, and suggest it.
+
+Only the settings of the index are suggested: which effort keeps the promise is found by every run for its own items,
+on queries of its own. Nothing is tuned on the queries that a run reports on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from nearcast import kernels, machine
+from nearcast.engines import ENGINES
+from nearcast.engines.base import JoinShape
+from nearcast.engines.faiss_common import faiss
+from nearcast.errors import BudgetError, MissingExtraError, SpecError
+from nearcast.files import fingerprint, locked
+from nearcast.join.context import RunContext
+from nearcast.join.inputs import Checked, Inputs, check_inputs, ingest_inputs, open_sources
+from nearcast.spec import parse_model
+from nearcast.tuning.cost import build_and_join, cost_of
+from nearcast.tuning.samples import Samples, Shard, draw_samples, shard
+from nearcast.tuning.search import EXACT, EXACT_POINT, Outcome, Study, first_points, open_study
+from nearcast.tuning.trial import Job, Trial, held_out_recall, memory_of, try_point
+from nearcast.tuning.tuned import Check, Found, Tuned
+from nearcast.tuning.work import Growth, Point, query_work, settings_at
+from nearcast.types import Metric
+from nearcast.version import __version__
+
+__all__ = ["TRIALS", "tune"]
+
+TRIALS = 16
+SMALLEST_SAMPLE, LARGEST_SAMPLE = 20_000, 65_536
+SAMPLE_SHARE = 1 / 8
+LARGER = 2  # times the sample: what the extrapolation is checked on
+MOST_CHECKED = 3  # points
+TOLERANCE = 1.1  # clocks do not tell points apart that are closer
+LEAST_SECONDS = 10.0  # of a budget that is not given
+BUDGET_SHARE = 0.5  # of an exact join of everything
+
+
+def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None) -> Tuned:
+    """Find the cheapest settings that keep the spec's promise, within its memory and about so many seconds.
+
+    Raises SpecError for a promise of 1, which only exact joins keep; InputError for bad data or too few queries;
+    BusyError while a run holds the generator; BudgetError where nothing fits; MissingExtraError without Optuna.
+    """
+    if run.spec.recall == 1:
+        raise SpecError("recall is 1: only exact joins keep that, so there is nothing to tune; lower it to save time")
+    with locked(run.home / ".lock", f"generator {run.spec.name!r}"):
+        began = time.perf_counter()
+        checked, inputs = _inputs(run)
+        samples = draw_samples(run, inputs)
+        small = shard(run, inputs, samples, _sample_size(inputs.items.vectors.n))
+        job = _job(run, inputs, small)
+        budget = seconds if seconds is not None else max(LEAST_SECONDS, BUDGET_SHARE * job.exact_seconds)
+        _say_beforehand(job, budget, small)
+        job = replace(job, growth=_growth(job, inputs, samples, small))
+        tried, ruled_out = _searched(job, _study(checked, job, small), small, trials, began + budget)
+        best, check, asked = _checked_on_more(job, inputs, samples, small, tried)
+        tried = [best if trial.point == best.point else trial for trial in tried]
+        found = {trial.point.name: _found(job, trial) for trial in tried}
+        return Tuned(
+            generator=run.spec.name,
+            promise=run.spec.recall,
+            n_items=job.shape.n_items,
+            n_queries=job.shape.n_queries,
+            found=tuple(found.values()),
+            ruled_out=tuple(ruled_out),
+            suggestion=found[best.point.name],
+            reason=_reason(job, best, tried),
+            held_out=held_out_recall(job, best.point, asked),
+            check=check,
+            exact_seconds=job.exact_seconds,
+            budget_seconds=budget,
+            seconds=time.perf_counter() - began,
+            isa=kernels.isa_info().taken,
+        )
+
+
+def _inputs(run: RunContext) -> tuple[Checked, Inputs]:
+    """Both sides, read and judged as a run does it; the next run uses what is ingested here."""
+    sources = open_sources(run.spec, run.base, None, None, run.listener.progress)
+    checked = check_inputs(
+        run.spec,
+        sources,
+        run.artifacts,
+        memory_bytes=run.read_bytes,
+        progress=run.listener.progress,
+        checked=run.listener.checked,
+    )
+    return checked, ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+
+
+def _sample_size(n_items: int) -> int:
+    return min(n_items, max(SMALLEST_SAMPLE, min(LARGEST_SAMPLE, round(n_items * SAMPLE_SHARE))))
+
+
+def _job(run: RunContext, inputs: Inputs, small: Shard) -> Job:
+    items, queries, spec = inputs.items.vectors, inputs.queries.vectors, run.spec
+    k = min(spec.k, small.items.n)
+    started = time.perf_counter()
+    kernels.join_exact(small.timed, small.items.array, k, spec.metric, threads=run.resources.threads)
+    per_pair = (time.perf_counter() - started) / max(1, len(small.timed) * small.items.n)
+    shape = JoinShape(items.n, queries.n, items.dim, items.dtype.itemsize, spec.k, spec.recall)
+    return Job(run, shape, per_pair, Growth())
+
+
+def _growth(job: Job, inputs: Inputs, samples: Samples, small: Shard) -> Growth:
+    """How a query's work grows: cells at their default number, on the sample and on half of it."""
+    promise, half = job.shape.recall, small.items.n // 2
+    default = next((p for p in first_points(["dense"], job.shape.n_items)), None)
+    if default is None or kernels.isa_info().taken == "numpy" or small.items.n == job.shape.n_items:
+        return Growth()
+    sizes = (shard(job.run, inputs, samples, half), small)
+    trials = [try_point(job, default, sample) for sample in sizes]
+    first, second = (trial.at(promise) for trial in trials)
+    if first is None or second is None or not first.rows_met or not second.rows_met:
+        return Growth()
+    power = min(1.0, max(0.0, math.log(second.rows_met / first.rows_met) / math.log(small.items.n / half)))
+    works = [_counted(trial, promise) for trial in trials]
+    per_vector = (trials[1].query_seconds - trials[0].query_seconds) / (works[1] - works[0])
+    return Growth(power, max(0.0, trials[1].query_seconds - max(0.0, per_vector) * works[1]))
+
+
+def _counted(trial: Trial, promise: float) -> float:
+    """Vectors that a query of the trial's sample was held against."""
+    reached, here = trial.at(promise), Point(trial.point.engine, settings_at(trial.point, trial.share))
+    assert reached is not None
+    return query_work(here, trial.sample_items, reached.effort, reached.rows_met, trial.sample_items, Growth())
+
+
+def _say_beforehand(job: Job, budget: float, small: Shard) -> None:
+    job.run.listener.note(
+        f"tuning takes about {budget:,.0f} s at most, on {small.items.n:,} of {job.shape.n_items:,} items; "
+        f"an exact join of everything takes about {job.exact_seconds:,.0f} s"
+    )
+
+
+def _study(checked: Checked, job: Job, small: Shard) -> Study:
+    """What was learned of the same thing on a machine like this one, to be gone on with."""
+    run, spec = job.run, job.run.spec
+    names = list(_engines(Metric(spec.metric)))
+    decides = [
+        [checked.item_folder.name, checked.query_folder.name, small.items.n, names],
+        [spec.metric, spec.k, spec.recall, spec.exclude_self, spec.seed, spec.measure.sample, spec.measure.calibration],
+        [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__],
+    ]
+    path = run.home / "tuning" / "study.log"
+    study = open_study(path, fingerprint(decides)[:16], names, job.shape.n_items, spec.seed)
+    study.begin(first_points(names, job.shape.n_items))
+    return study
+
+
+def _engines(metric: Metric) -> Iterator[str]:
+    """What may be proposed: engines that know the metric, and whose libraries are there."""
+    if kernels.isa_info().taken != "numpy":
+        yield from (EXACT, "dense")
+    try:
+        faiss()
+    except MissingExtraError:
+        return
+    yield from (name for name in ("faiss-ivf", "faiss-hnsw") if metric in ENGINES[name].metrics)
+
+
+def _searched(job: Job, study: Study, small: Shard, trials: int, deadline: float) -> tuple[list[Trial], list[str]]:
+    """Trials until there are enough of them, or no time is left; with those of an earlier tuning."""
+    tried = {trial.point.name: trial for trial in study.known()}
+    ruled_out: list[str] = []
+    if tried:
+        job.run.listener.note(f"{len(tried)} trials of an earlier tuning are used again")
+    done = study.finished()
+    while done < trials and (not tried or time.perf_counter() < deadline):
+        outcome = study.step(lambda point: _judged(job, point, small, tried, deadline))
+        done += 1
+        if outcome.trial is not None:
+            tried[outcome.trial.point.name] = outcome.trial
+        elif outcome.reason is not None:
+            ruled_out.append(outcome.reason)
+        job.run.listener.progress("tune", done, trials)
+    if done < trials:
+        job.run.listener.note(f"the time is up after {done} of {trials} trials; tuning again goes on from here")
+    return list(tried.values()), ruled_out
+
+
+def _judged(job: Job, point: Point, small: Shard, tried: dict[str, Trial], deadline: float) -> Outcome:
+    """The trial of a point; an estimate in its place where it cannot win, does not fit, or was made before."""
+    never = 100.0 * job.exact_seconds  # stands for what does not keep the promise
+    if point.name in tried:
+        return Outcome(_seconds(job, tried[point.name], never), None)
+    memory, given = memory_of(job, point), job.run.resources.memory_bytes
+    if memory > given:
+        return Outcome(never, None, f"{point.name}: it takes {memory / 1e9:.2f} GB, and {given / 1e9:.2f} are given")
+    best = min((_seconds(job, trial, never) for trial in tried.values()), default=never)
+    building = _estimated_build(job, point, small)
+    if building > best:
+        why = f"{point.name}: to build it takes about {building:,.0f} s, and all of the best job {best:,.0f} s"
+        return Outcome(building + best, None, why)
+    if tried and building * small.share > deadline - time.perf_counter():
+        return Outcome(never, None, f"{point.name}: a trial would take longer than is left")
+    trial = try_point(job, point, small)
+    return Outcome(_seconds(job, trial, never), trial)
+
+
+def _seconds(job: Job, trial: Trial, otherwise: float) -> float:
+    """Of the whole job, at the promise that was asked for."""
+    cost = cost_of(job, trial, job.shape.recall)
+    return otherwise if cost is None else cost.seconds
+
+
+def _estimated_build(job: Job, point: Point, small: Shard) -> float:
+    engine, metric = ENGINES[point.engine], Metric(job.run.spec.metric)
+    settings = parse_model(engine.settings, point.settings, point.name)
+    return engine.estimate(job.shape, small.items, metric, settings, job.run.resources).seconds.get("build", 0.0)
+
+
+def _checked_on_more(
+    job: Job, inputs: Inputs, samples: Samples, small: Shard, tried: Sequence[Trial]
+) -> tuple[Trial, Check | None, Shard]:
+    """The best point, by a larger sample too, if there is one: what it takes there was predicted, and is measured.
+
+    Where it turns out to cost more than the next one was predicted to, that one is looked at as well.
+    """
+    promise, never = job.shape.recall, float("inf")
+    ranked = sorted((t for t in tried if _seconds(job, t, never) < never), key=lambda t: _seconds(job, t, never))
+    if not ranked:
+        raise BudgetError(
+            f"no point that was tried keeps a recall of {promise:g} within the memory; give more of it, or more trials"
+        )
+    size = min(job.shape.n_items, LARGER * small.items.n)
+    if size == small.items.n:
+        return ranked[0], None, small
+    larger = shard(job.run, inputs, samples, size)
+    measured: list[tuple[Trial, Check | None]] = []
+    for trial, following in zip(ranked[:MOST_CHECKED], [*ranked[1:], None], strict=False):
+        measured.append(_measured(job, trial, larger))
+        best = min(measured, key=lambda pair: _seconds(job, pair[0], never))
+        if following is None or _seconds(job, best[0], never) <= TOLERANCE * _seconds(job, following, never):
+            break
+    return best[0], best[1], larger
+
+
+def _measured(job: Job, trial: Trial, larger: Shard) -> tuple[Trial, Check | None]:
+    """A point on the larger sample; the trial as it was where it does not keep the promise there."""
+    promise, n = job.shape.recall, len(larger.timed)
+    again = try_point(job, trial.point, larger)
+    predicted = build_and_join(trial, promise, larger.items.n, n, larger.share, job.growth)
+    took = build_and_join(again, promise, larger.items.n, n, larger.share, job.growth)
+    if predicted is None or took is None:
+        return trial, None
+    return again, Check(larger.items.n, sum(predicted), sum(took))
+
+
+def _found(job: Job, trial: Trial) -> Found:
+    costs = {promise: cost_of(job, trial, promise) for promise in job.promises}
+    return Found(trial, {promise: cost for promise, cost in costs.items() if cost is not None})
+
+
+def _reason(job: Job, best: Trial, tried: Sequence[Trial]) -> str:
+    others: dict[str, float] = {}
+    for trial in tried:
+        name = EXACT if trial.point == EXACT_POINT else trial.point.engine
+        seconds = _seconds(job, trial, float("inf"))
+        if trial is not best and seconds < others.get(name, float("inf")):
+            others[name] = seconds
+    beaten = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in sorted(others.items(), key=lambda pair: pair[1]))
+    own = _seconds(job, best, float("inf"))
+    return f"build, calibration and join take about {own:,.1f} s; the best of the others: {beaten or 'none'}"
