@@ -50,8 +50,10 @@ def build_and_join(
     build = trial.build_seconds * build_work(meant, n_items) / build_work(tried, trial.sample_items)
     done = query_work(tried, trial.sample_items, timed.effort, timed.rows_met, trial.sample_items, growth)
     work = query_work(meant, n_items, reached.effort, reached.rows_met, trial.sample_items, growth)
-    counted = reached.rows_met is not None  # the overhead is that of joins by cells
-    overhead = min(growth.overhead, MOST_OVERHEAD * trial.query_seconds) if counted else 0.0
+    resting = 0.0
+    if trial.point.engine == "dense":
+        resting = growth.overhead if reached.rows_met is not None else growth.exact_overhead
+    overhead = min(resting, MOST_OVERHEAD * trial.query_seconds)
     return build, n_queries * (overhead + (trial.query_seconds - overhead) * work / done)
 
 

@@ -23,7 +23,7 @@ from nearcast.spec import parse_model
 from nearcast.tuning.cost import build_and_join, cost_of
 from nearcast.tuning.samples import Samples, Shard, draw_samples, shard
 from nearcast.tuning.search import EXACT, EXACT_POINT, Outcome, Study, first_points, open_study
-from nearcast.tuning.trial import Job, Trial, held_out_recall, memory_of, try_point
+from nearcast.tuning.trial import Job, Trial, held_out_recall, least_seconds, memory_of, try_point
 from nearcast.tuning.tuned import Check, Found, Tuned
 from nearcast.tuning.work import Growth, Point, query_work, settings_at
 from nearcast.types import Metric
@@ -99,13 +99,20 @@ def _sample_size(n_items: int) -> int:
 
 
 def _job(run: RunContext, inputs: Inputs, small: Shard) -> Job:
+    """The whole job, with the rate of an exact join and what of it does not grow: by the sample, and half of it."""
     items, queries, spec = inputs.items.vectors, inputs.queries.vectors, run.spec
-    k = min(spec.k, small.items.n)
-    started = time.perf_counter()
-    kernels.join_exact(small.timed, small.items.array, k, spec.metric, threads=run.resources.threads)
-    per_pair = (time.perf_counter() - started) / max(1, len(small.timed) * small.items.n)
     shape = JoinShape(items.n, queries.n, items.dim, items.dtype.itemsize, spec.k, spec.recall)
-    return Job(run, shape, per_pair, Growth())
+    half = small.items.n // 2
+    full_seconds, half_seconds = (_exact_seconds(run, small, n) / len(small.timed) for n in (small.items.n, half))
+    per_pair = max((full_seconds - half_seconds) / (small.items.n - half), full_seconds / small.items.n / 2)
+    resting = max(0.0, full_seconds - per_pair * small.items.n)
+    return Job(run, shape, per_pair, Growth(exact_overhead=resting))
+
+
+def _exact_seconds(run: RunContext, small: Shard, n_items: int) -> float:
+    k, items = min(run.spec.k, n_items), small.items.array[:n_items]
+    threads = run.resources.threads
+    return least_seconds(lambda: kernels.join_exact(small.timed, items, k, run.spec.metric, threads=threads))
 
 
 def _growth(job: Job, inputs: Inputs, samples: Samples, small: Shard) -> Growth:
@@ -113,16 +120,17 @@ def _growth(job: Job, inputs: Inputs, samples: Samples, small: Shard) -> Growth:
     promise, half = job.shape.recall, small.items.n // 2
     default = next((p for p in first_points(["dense"], job.shape.n_items)), None)
     if default is None or kernels.isa_info().taken == "numpy" or small.items.n == job.shape.n_items:
-        return Growth()
+        return job.growth
     sizes = (shard(job.run, inputs, samples, half), small)
     trials = [try_point(job, default, sample) for sample in sizes]
     first, second = (trial.at(promise) for trial in trials)
     if first is None or second is None or not first.rows_met or not second.rows_met:
-        return Growth()
+        return job.growth
     power = min(1.0, max(0.0, math.log(second.rows_met / first.rows_met) / math.log(small.items.n / half)))
     works = [_counted(trial, promise) for trial in trials]
     per_vector = (trials[1].query_seconds - trials[0].query_seconds) / (works[1] - works[0])
-    return Growth(power, max(0.0, trials[1].query_seconds - max(0.0, per_vector) * works[1]))
+    resting = max(0.0, trials[1].query_seconds - max(0.0, per_vector) * works[1])
+    return replace(job.growth, power=power, overhead=resting)
 
 
 def _counted(trial: Trial, promise: float) -> float:

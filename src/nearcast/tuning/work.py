@@ -40,7 +40,8 @@ class Growth:
     """How a query's work grows with the items, at as many items in a cell. By counting, on two samples."""
 
     power: float = 0.6  # of the items met; as measured on packages, where it cannot be measured
-    overhead: float = 0.0  # seconds of a query that do not grow
+    overhead: float = 0.0  # seconds of a query in a join by cells that do not grow
+    exact_overhead: float = 0.0  # the same in an exact join
 
 
 def settings_at(point: Point, share: float) -> dict[str, Any]:
