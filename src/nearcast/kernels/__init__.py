@@ -9,6 +9,7 @@ from nearcast.kernels.isa import IsaInfo, isa_info
 from nearcast.kernels.join import Joined, join_exact
 from nearcast.kernels.lists import ListScorer, list_scorer
 from nearcast.kernels.rounding import width_of
+from nearcast.kernels.rules import eligible_counts
 
 __all__ = [
     "DenseIndex",
@@ -17,6 +18,7 @@ __all__ = [
     "ListScorer",
     "build_index",
     "default_cells",
+    "eligible_counts",
     "index_arrays",
     "index_of_arrays",
     "isa_info",
