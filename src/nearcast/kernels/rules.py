@@ -189,19 +189,39 @@ def rule_blocks(rule: Eligibility) -> np.ndarray:
 
     What queries ask for is taken from a sample of them. Where no split pays, items of one zone are cut by position.
     """
-    asked = rule.of_queries(_spread(rule.n_queries, SPLIT_QUERIES))
     numbers = np.empty(rule.n_items, np.int64)
-    zones, done = [_zone(rule, np.arange(rule.n_items))], 0
-    while zones:
-        zone = zones.pop()
-        halves = _best_split(asked, zone) if len(zone.items) > LEAST_BLOCK else None
-        if halves is not None:
-            zones += halves
-            continue
+    done = 0
+    for zone in _zones(rule, _asked(rule)):
         n_blocks = -(-len(zone.items) // MOST_BLOCK)
         numbers[zone.items] = done + np.arange(len(zone.items)) * n_blocks // max(1, len(zone.items))
         done += n_blocks
     return numbers
+
+
+def shares_under(rule: Eligibility) -> tuple[float, float]:
+    """The share of all pairs that an exact join meets in these blocks, and the share that is eligible, by samples."""
+    if rule.n_items == 0 or rule.n_queries == 0:
+        return 0.0, 0.0
+    asked = _asked(rule)
+    met = sum(len(zone.items) * _may_meet(asked, zone) for zone in _zones(rule, asked)) / rule.n_items
+    eligible = float(eligible_pairs(asked.of_items(_spread(rule.n_items, SPLIT_QUERIES * 16))).mean())
+    return met, eligible
+
+
+def _asked(rule: Eligibility) -> Eligibility:
+    return rule.of_queries(_spread(rule.n_queries, SPLIT_QUERIES))
+
+
+def _zones(rule: Eligibility, asked: Eligibility) -> Iterator[_Zone]:
+    """Zones that no split makes cheaper."""
+    zones = [_zone(rule, np.arange(rule.n_items))]
+    while zones:
+        zone = zones.pop()
+        halves = _best_split(asked, zone) if len(zone.items) > LEAST_BLOCK else None
+        if halves is None:
+            yield zone
+        else:
+            zones += halves
 
 
 def _spread(n: int, wanted: int) -> np.ndarray:
