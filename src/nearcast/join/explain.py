@@ -117,9 +117,12 @@ def _opened(snapshot: Snapshot, artifacts: Path) -> _Made:
             "be explained, where it was made"
         )
     folders = {name.partition("-")[0]: artifacts / name for name in names}
-    items = open_side(folders["items"])
-    queries = open_side(folders["queries"]) if "queries" in folders else items
+    items = open_side(folders.get("scoreditems", folders["items"]))
+    asked = folders.get("scoredqueries", folders.get("queries"))
+    queries = open_side(asked) if asked is not None else items
     spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
+    if spec.score.columns and spec.metric is Metric.COSINE:
+        spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
     held = open_constraints(folders.get("constraints"))
     return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"])
 
