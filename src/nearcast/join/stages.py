@@ -19,10 +19,11 @@ from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effor
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap, truth_of
+from nearcast.join.measuring import exclusions, measure_overlap
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
+from nearcast.join.truth import kept_truth
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
 from nearcast.runners.local import Runner
@@ -142,8 +143,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing),
-            calibration_sample(run, index, inputs, sampled.checking),
+            calibration_sample(run, index, inputs, sampled.choosing, run.truths),
+            calibration_sample(run, index, inputs, sampled.checking, run.truths),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -165,8 +166,11 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
     return {"found": asdict(found.found), "held_out": asdict(found.held_out), "efforts_tried": found.tried}
 
 
-def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
-    """The queries at these positions with their exact neighbors, to hold efforts against."""
+def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray, truths: Path) -> Sample:
+    """The queries at these positions with their exact neighbors, to hold efforts against.
+
+    truths: where truth is kept; the caller holds its lock.
+    """
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
 
@@ -181,11 +185,12 @@ def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntA
     def pays(effort: Effort) -> bool:
         return index.pays(vectors, run.spec.k, effort, run.resources)
 
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows), pays)
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths), pays)
 
 
-def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
-    return truth_of(
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path) -> Neighbors:
+    return kept_truth(
+        truths,
         inputs.items,
         inputs.queries,
         rows,
@@ -194,6 +199,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+        note=run.listener.note,
     )
 
 
@@ -261,7 +267,7 @@ def measure_table(
     metric that the lists rather look like.
     """
     with run.stage("measure"):
-        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows), last)
+        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows, run.truths), last)
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
         asked = Asked(run.spec.metric, run.spec.recall, run.spec.exclude_self, run.resources)

@@ -214,6 +214,60 @@ struct QueryArrays {
     }
 };
 
+// Arrays of one leaf; which of them are there depends on its kind.
+struct LeafArrays {
+    int kind;
+    bool negated;
+    std::optional<Array<int32_t>> codes, low, high, block_low, block_high;
+    std::optional<Array<uint64_t>> item_words, query_words, block_words;
+    size_t words;
+    std::optional<Array<int64_t>> item_starts, query_starts;
+    std::optional<Array<int32_t>> item_values, query_values;
+
+    RuleLeaf view() const {
+        auto at = [](const auto& array) { return array ? array->data() : nullptr; };
+        return {static_cast<LeafKind>(kind), negated, at(codes), at(low), at(high), at(block_low), at(block_high),
+                at(item_words), at(query_words), at(block_words), words, at(item_starts), at(item_values),
+                at(query_starts), at(query_values)};
+    }
+};
+
+struct RuleArrays {
+    std::vector<LeafArrays> leaves;
+    std::vector<std::tuple<int, int>> dense, lazy;
+    Array<uint8_t> masked;
+    size_t places;
+
+    Rule view() const {
+        Rule rule{{}, steps_of(dense), steps_of(lazy), masked.data(), places};
+        for (const LeafArrays& leaf : leaves) rule.leaves.push_back(leaf.view());
+        return rule;
+    }
+
+    static std::vector<RuleStep> steps_of(const std::vector<std::tuple<int, int>>& pairs) {
+        std::vector<RuleStep> steps;
+        for (auto [kind, count] : pairs) steps.push_back({static_cast<StepKind>(kind), count});
+        return steps;
+    }
+};
+
+struct CapArrays {
+    Array<int32_t> groups;
+    size_t n_groups;
+    uint32_t most;
+};
+
+nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
+    const KernelTable kernels = kernels_named(isa);
+    auto counts = make_array<int64_t>({rules.masked.shape(0)});
+    const Rule rule = rules.view();
+    {
+        nb::gil_scoped_release released;
+        count_eligible(kernels, packed.view(), rule, rules.masked.shape(0), threads, counts.data());
+    }
+    return nb::cast(counts);
+}
+
 struct ProbeArrays {
     QueryArrays rounded;
     PackedArrays centres, sample;
@@ -225,7 +279,8 @@ struct ProbeArrays {
 nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array, AnyMatrix item_array,
                       const QueryArrays& rounded, const PackedArrays& packed, std::optional<Array<double>> item_norms,
                       std::optional<Array<int64_t>> exclude, size_t k, size_t threads, size_t queries_per_job,
-                      bool values_decide, const ProbeArrays* probe_arrays, std::optional<nb::callable> progress) {
+                      bool values_decide, const ProbeArrays* probe_arrays, const RuleArrays* rule_arrays,
+                      const std::vector<CapArrays>& caps, float min_score, std::optional<nb::callable> progress) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors queries = vectors_of(query_array), items = vectors_of(item_array);
     if (queries.d != items.d || rounded.codes.shape(0) != queries.n || rounded.codes.shape(1) != packed.width ||
@@ -235,7 +290,18 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
     auto scores = make_array<float>({queries.n, k});
     JoinJob job{static_cast<Metric>(metric), queries, items, rounded.view(), packed.view(),
                 item_norms ? item_norms->data() : nullptr, exclude ? exclude->data() : nullptr, k, threads,
-                queries_per_job, values_decide};
+                queries_per_job, values_decide, nullptr, {}, min_score};
+    Rule rule;
+    if (rule_arrays) {
+        if (rule_arrays->masked.shape(0) != queries.n || rule_arrays->places != packed.order.shape(0))
+            throw std::invalid_argument("join: the rule does not fit");
+        rule = rule_arrays->view();
+        job.rule = &rule;
+    }
+    for (const CapArrays& cap : caps) {
+        if (cap.groups.shape(0) != items.n) throw std::invalid_argument("join: a cap does not fit");
+        job.caps.push_back({cap.groups.data(), cap.n_groups, cap.most});
+    }
     std::optional<Probes> probes;
     if (probe_arrays) {
         const ProbeArrays& p = *probe_arrays;
@@ -305,6 +371,30 @@ NB_MODULE(_native, m) {
                             Array<double> spreads) {
             new (self) ProbeArrays{rounded, centres, sample, first_rank, floor_rank, slope, gap, spreads};
         });
+    nb::class_<LeafArrays>(m, "LeafArrays")
+        .def("__init__", [](LeafArrays* self, int kind, bool negated, std::optional<Array<int32_t>> codes,
+                            std::optional<Array<int32_t>> low, std::optional<Array<int32_t>> high,
+                            std::optional<Array<int32_t>> block_low, std::optional<Array<int32_t>> block_high,
+                            std::optional<Array<uint64_t>> item_words, std::optional<Array<uint64_t>> query_words,
+                            std::optional<Array<uint64_t>> block_words, size_t words,
+                            std::optional<Array<int64_t>> item_starts, std::optional<Array<int64_t>> query_starts,
+                            std::optional<Array<int32_t>> item_values, std::optional<Array<int32_t>> query_values) {
+            new (self) LeafArrays{kind, negated, codes, low, high, block_low, block_high, item_words, query_words,
+                                  block_words, words, item_starts, query_starts, item_values, query_values};
+        }, nb::arg("kind"), nb::arg("negated") = false, nb::arg("codes") = nb::none(), nb::arg("low") = nb::none(),
+           nb::arg("high") = nb::none(), nb::arg("block_low") = nb::none(), nb::arg("block_high") = nb::none(),
+           nb::arg("item_words") = nb::none(), nb::arg("query_words") = nb::none(), nb::arg("block_words") = nb::none(),
+           nb::arg("words") = 0, nb::arg("item_starts") = nb::none(), nb::arg("query_starts") = nb::none(),
+           nb::arg("item_values") = nb::none(), nb::arg("query_values") = nb::none());
+    nb::class_<RuleArrays>(m, "RuleArrays")
+        .def("__init__", [](RuleArrays* self, std::vector<LeafArrays> leaves, std::vector<std::tuple<int, int>> dense,
+                            std::vector<std::tuple<int, int>> lazy, Array<uint8_t> masked, size_t places) {
+            new (self) RuleArrays{std::move(leaves), std::move(dense), std::move(lazy), masked, places};
+        });
+    nb::class_<CapArrays>(m, "CapArrays")
+        .def("__init__", [](CapArrays* self, Array<int32_t> groups, size_t n_groups, uint32_t most) {
+            new (self) CapArrays{groups, n_groups, most};
+        });
     m.def("isa_statuses", [] {
         std::vector<std::tuple<std::string, bool, bool, std::string, int>> all;
         for (const IsaStatus& s : isa_statuses())
@@ -322,5 +412,24 @@ NB_MODULE(_native, m) {
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),
           nb::arg("threads"), nb::arg("queries_per_job"), nb::arg("values_decide"),
-          nb::arg("probes").none(), nb::arg("progress").none());
+          nb::arg("probes").none(), nb::arg("rule").none(), nb::arg("caps"), nb::arg("min_score"),
+          nb::arg("progress").none());
+    m.def("eligible_counts", &eligible_counts);
+    m.def("interval_masks", [](const std::string& isa, Array<int32_t> codes, Array<int32_t> low, Array<int32_t> high) {
+        if (codes.shape(0) % kTileItems || codes.shape(0) > kStripItems || low.shape(0) != high.shape(0))
+            throw std::invalid_argument("interval_masks: shapes do not fit");
+        auto masks = make_array<uint64_t>({low.shape(0)});
+        kernels_named(isa).interval_masks(codes.data(), codes.shape(0), low.data(), high.data(), low.shape(0),
+                                          masks.data());
+        return masks;
+    });
+    m.def("overlap_masks", [](const std::string& isa, Matrix<uint64_t> item_words, Matrix<uint64_t> query_words) {
+        const size_t items = item_words.shape(1), words = item_words.shape(0);
+        if (items % kTileItems || items > kStripItems || query_words.shape(1) != words)
+            throw std::invalid_argument("overlap_masks: shapes do not fit");
+        auto masks = make_array<uint64_t>({query_words.shape(0)});
+        kernels_named(isa).overlap_masks(item_words.data(), items, items, query_words.data(), words,
+                                         query_words.shape(0), masks.data());
+        return masks;
+    });
 }

@@ -63,8 +63,9 @@ void scan_pairs(const QueryPanel& panel, const ItemRun& run, size_t width, Survi
         const size_t tiles = run.tiles - tile < 2 ? 1 : 2;
         const size_t item = tile * kTileItems;
         const ItemRun pair{run.codes + item * width, run.scales + item, Offsets ? run.offsets + item : nullptr,
-                           run.first + static_cast<uint32_t>(item), tiles};
-        for (size_t row = 0; row < panel.n; row += kAmxGroup, turn ^= 1) {
+                           run.first + static_cast<uint32_t>(item), tiles, run.shift + item};
+        for (size_t row = 0; row < panel.n; row += kAmxGroup) {
+            if (panel.allowed && !any_allowed(panel.allowed + row, kAmxGroup, pair)) continue;
             PendingBlock& block = blocks[turn];
             multiply_block(panel.codes + row * width, pair.codes, tiles == 2 ? kTileItems * width : 0, width);
             compare_block<Offsets>(panel, blocks[turn ^ 1], out);
@@ -75,6 +76,7 @@ void scan_pairs(const QueryPanel& panel, const ItemRun& run, size_t width, Survi
             block.row = row;
             block.run = pair;
             block.waiting = true;
+            turn ^= 1;
         }
     }
     compare_block<Offsets>(panel, blocks[turn ^ 1], out);

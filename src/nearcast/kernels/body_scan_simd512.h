@@ -42,13 +42,31 @@ inline void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, c
         masks[t] = _mm512_cmp_ps_mask(values[t], threshold, _CMP_GE_OQ);
         any |= masks[t];
     }
-    if (__builtin_expect(any != 0, 0)) write_survivors<Tiles>(row, panel, run, masks, values, out);
+    if (__builtin_expect(any == 0, 1)) return;
+    if (panel.allowed) {
+        const uint64_t allowed = panel.allowed[row] >> run.shift;
+        any = 0;
+        for (size_t t = 0; t < Tiles; ++t) {
+            masks[t] &= static_cast<__mmask16>(allowed >> (t * kTileItems));
+            any |= masks[t];
+        }
+        if (any == 0) return;
+    }
+    write_survivors<Tiles>(row, panel, run, masks, values, out);
+}
+
+// Whether one of these queries may get one of the run's items.
+inline bool any_allowed(const uint64_t* allowed, size_t queries, const ItemRun& run) {
+    uint64_t any = 0;
+    for (size_t q = 0; q < queries; ++q) any |= allowed[q];
+    return (any >> run.shift) << (64 - run.tiles * kTileItems);
 }
 
 template <size_t Tiles, bool Offsets>
 void scan_strip(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& out) {
     const size_t tile_bytes = width * kTileItems;
     for (size_t row = 0; row < panel.n; row += kQueryGroup) {
+        if (panel.allowed && !any_allowed(panel.allowed + row, kQueryGroup, run)) continue;
         __m512i sums[kQueryGroup][Tiles];
         for (size_t q = 0; q < kQueryGroup; ++q)
             for (size_t t = 0; t < Tiles; ++t) sums[q][t] = _mm512_set1_epi32(panel.starts[row + q]);

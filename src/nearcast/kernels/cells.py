@@ -135,6 +135,9 @@ def assign(
         True,
         probes,
         None,
+        [],
+        -np.inf,
+        None,
     )
     nearest = found[0][:, 0]
     lost = np.flatnonzero(nearest < 0)  # rows whose nearest groups hold no centre

@@ -18,6 +18,7 @@ from nearcast.kernels import join as _join
 from nearcast.kernels import rounding, twins
 from nearcast.kernels.join import Joined, Progress
 from nearcast.kernels.rounding import PackedItems, Rotation
+from nearcast.knn.constraints import FREE, Constraints
 
 CELLS_PER_ROOT = 6.5  # cells = 6.5 * sqrt(items): then choosing cells costs a fifth of meeting them
 ITEMS_PER_CELL = 24  # at least, on average: tiles of 16 are filled up with nothing
@@ -55,6 +56,7 @@ class DenseIndex:
         *,
         reach: float = np.inf,
         exclude: np.ndarray | None = None,
+        constraints: Constraints = FREE,
         threads: int = 1,
         memory_bytes: int | None = None,
         progress: Progress | None = None,
@@ -70,7 +72,7 @@ class DenseIndex:
         _join.check_pair(queries, self.items, k, self.metric)
         exclude = _join.checked_exclude(exclude, len(queries))
         if isa == _isa.TWINS or self.packed is None or len(queries) == 0:
-            return Joined(*twins.join_exact(queries, self.items, k, self.metric, exclude))
+            return Joined(*twins.join_exact(queries, self.items, k, self.metric, exclude, constraints))
         codes = rounding.round_vectors(queries, self.rotation, rounding.ITEM_LEVELS, isa, threads)
         _join.check_lengths(codes, "queries")
         scanned = codes
@@ -100,6 +102,7 @@ class DenseIndex:
                 per_job,
                 False,
                 probes,
+                *_join.native_constraints(constraints, self.packed),
                 progress,
             )
         )

@@ -8,6 +8,7 @@ namespace nearcast {
 namespace {
 #include "body_score.h"
 #include "body_select.h"
+#include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) { return _mm512_dpbusd_epi32(sum, items, query); }
 
@@ -91,6 +92,7 @@ double ceiling(Loop loop, size_t rounds) {
 CeilingFunction amx_ceiling() { return ceiling; }
 
 KernelTable amx_kernels() {
-    return {"amx", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest};
+    return {"amx", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
+            interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -7,6 +7,7 @@ namespace nearcast {
 namespace {
 #include "body_score.h"
 #include "body_select.h"
+#include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) { return _mm512_dpbusd_epi32(sum, items, query); }
 
@@ -54,6 +55,7 @@ void end() {}
 }  // namespace
 
 KernelTable amx_emulated_kernels() {
-    return {"amx-emulated", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest};
+    return {"amx-emulated", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
+            interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -14,6 +14,41 @@ namespace {
 
 constexpr size_t kQueryGroup = 3;
 
+// ---- masks ----
+
+void interval_masks(const int32_t* codes, size_t items, const int32_t* low, const int32_t* high, size_t n,
+                    uint64_t* masks) {
+    for (size_t row = 0; row < n; ++row) {
+        const __m256i from = _mm256_set1_epi32(low[row]), to = _mm256_set1_epi32(high[row]);
+        uint64_t mask = 0;
+        for (size_t i = 0; i < items; i += 8) {
+            const __m256i held = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+            const __m256i outside = _mm256_or_si256(_mm256_cmpgt_epi32(from, held), _mm256_cmpgt_epi32(held, to));
+            mask |= uint64_t(~unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(outside))) & 0xFFu) << i;
+        }
+        masks[row] = mask;
+    }
+}
+
+void overlap_masks(const uint64_t* item_words, size_t stride, size_t items, const uint64_t* query_words, size_t words,
+                   size_t n, uint64_t* masks) {
+    const __m256i zero = _mm256_setzero_si256();
+    for (size_t row = 0; row < n; ++row) {
+        uint64_t mask = 0;
+        for (size_t w = 0; w < words; ++w) {
+            const __m256i asked = _mm256_set1_epi64x(static_cast<long long>(query_words[row * words + w]));
+            for (size_t i = 0; i < items; i += 4) {
+                const __m256i held = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(item_words + w * stride + i));
+                const __m256i none = _mm256_cmpeq_epi64(_mm256_and_si256(held, asked), zero);
+                mask |= uint64_t(~unsigned(_mm256_movemask_pd(_mm256_castsi256_pd(none))) & 0xFu) << i;
+            }
+        }
+        masks[row] = mask;
+    }
+}
+
+// ---- scan ----
+
 inline __m256i dot4(__m256i sum, __m256i items, __m256i query, __m256i ones) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(items, query), ones));
 }
@@ -48,6 +83,7 @@ inline void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, s
                                                                _mm256_set1_ps(panel.offset_weights[row])));
         mask |= static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(values[h], threshold, _CMP_GE_OQ))) << (8 * h);
     }
+    if (panel.allowed) mask &= static_cast<unsigned>(panel.allowed[row] >> (run.shift + at)) & 0xFFFFu;
     if (__builtin_expect(mask == 0, 1)) return;
     float written[kTileItems];
     _mm256_storeu_ps(written, values[0]);
@@ -55,10 +91,17 @@ inline void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, s
     write_survivors(row, panel, run.first + static_cast<uint32_t>(at), mask, written, out);
 }
 
+bool any_allowed(const uint64_t* allowed, size_t shift) {
+    uint64_t any = 0;
+    for (size_t q = 0; q < kQueryGroup; ++q) any |= allowed[q];
+    return (any >> shift) & 0xFFFFu;
+}
+
 template <bool Offsets>
 void scan_tile(const QueryPanel& panel, const ItemRun& run, size_t tile, size_t width, Survivors& out) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (size_t row = 0; row < panel.n; row += kQueryGroup) {
+        if (panel.allowed && !any_allowed(panel.allowed + row, run.shift + tile * kTileItems)) continue;
         __m256i sums[kQueryGroup][2];
         for (size_t q = 0; q < kQueryGroup; ++q) sums[q][0] = sums[q][1] = _mm256_set1_epi32(panel.starts[row + q]);
         const int8_t* query = panel.codes + row * width;
@@ -109,6 +152,7 @@ inline int32_t any_above(Vector sums, Vector limit) {
 CeilingFunction avx2_ceiling() { return ceiling; }
 
 KernelTable avx2_kernels() {
-    return {"avx2", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest};
+    return {"avx2", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+            interval_masks, overlap_masks};
 }
 }  // namespace nearcast

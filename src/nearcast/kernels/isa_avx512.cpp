@@ -10,6 +10,7 @@ namespace nearcast {
 namespace {
 #include "body_score.h"
 #include "body_select.h"
+#include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(items, query), _mm512_set1_epi16(1)));
@@ -30,7 +31,8 @@ inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_
 }  // namespace
 
 KernelTable avx512_kernels() {
-    return {"avx512", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest};
+    return {"avx512", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+            interval_masks, overlap_masks};
 }
 
 CeilingFunction avx512_ceiling() { return ceiling; }

@@ -9,6 +9,7 @@ namespace nearcast {
 namespace {
 #include "body_score.h"
 #include "body_select.h"
+#include "body_rule.h"
 
 constexpr size_t kQueryGroup = 1;
 
@@ -25,13 +26,15 @@ void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, size_t t
     const uint32_t slot = panel.slots[row];
     const uint32_t before = out.counts[slot];
     uint32_t count = before;
+    const uint64_t allowed = panel.allowed ? panel.allowed[row] >> (run.shift + tile * kTileItems) : ~uint64_t(0);
+    if (!(allowed & 0xFFFFu)) return;
     for (size_t lane = 0; lane < kTileItems; ++lane) {
         const size_t item = tile * kTileItems + lane;
         float value = static_cast<float>(sums[lane]) * run.scales[item];
         if (panel.offset_weights) value += run.offsets[item] * panel.offset_weights[row];
         out.values[slot * out.stride + count] = value;
         out.items[slot * out.stride + count] = run.first + static_cast<uint32_t>(item);
-        count += value >= panel.thresholds[row];
+        count += value >= panel.thresholds[row] && (allowed >> lane & 1);
     }
     out.counts[slot] = count;
     if (before <= out.limit && count > out.limit) out.full[out.n_full++] = row;
@@ -49,6 +52,7 @@ void scan(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& 
 }  // namespace
 
 KernelTable portable_kernels() {
-    return {"portable", 127, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest};
+    return {"portable", 127, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+            interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -19,6 +19,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "parallel.h"
@@ -58,7 +59,7 @@ class Worker {
 public:
     Worker(const KernelTable& kernels, const JoinJob& job, const Probes* probes, JoinResult& result)
         : kernels_(kernels), job_(job), probes_(probes), result_(result), width_(job.packed.width),
-          limit_(buffer_limit(job.k)), stride_(limit_ + kStripItems + kTileItems) {
+          limit_(buffer_limit(job.k)), stride_(limit_ + kStripItems + kTileItems), caps_(job.caps) {
         const size_t room = padded(std::max(job.queries_per_job, kCentreQueries), kernels.query_group);
         values_.resize(room * stride_);
         items_.resize(room * stride_);
@@ -81,6 +82,8 @@ public:
         positions_.resize(stride_);
         scores_.resize(stride_);
         query_.resize(padded(job.queries.d, kScoreLanes));
+        by_value_.resize(job.caps.empty() ? 0 : stride_);
+        if (job.rule) masks_.emplace(kernels_, *job.rule, room);
         if (kernels_.thread_begin) kernels_.thread_begin(width_);
     }
     ~Worker() {
@@ -104,9 +107,11 @@ private:
         std::fill_n(counts_.begin(), n, 0u);
         std::fill_n(checked_.begin(), n, 0u);
         std::fill_n(best_count_.begin(), n, 0u);
-        std::fill_n(least_.begin(), n, kNone);
         std::fill_n(worst_.begin(), n, 0.0);
-        for (size_t slot = 0; slot < n; ++slot) prepare_errors(slot);
+        for (size_t slot = 0; slot < n; ++slot) {
+            prepare_errors(slot);
+            least_[slot] = std::isinf(job_.min_score) ? kNone : value_of_score(begin_ + slot, job_.min_score);
+        }
     }
 
     // ---- the bound ----
@@ -172,9 +177,14 @@ private:
         for (size_t block = 0; block < job_.packed.blocks; ++block) {
             rows_.clear();
             for (size_t slot = 0; slot < end_ - begin_; ++slot)
-                if (!out_of_reach(slot, block)) rows_.push_back(static_cast<uint32_t>(slot));
+                if (!out_of_reach(slot, block) && may_get_some(slot, block))
+                    rows_.push_back(static_cast<uint32_t>(slot));
             meet(block);
         }
+    }
+
+    bool may_get_some(size_t slot, size_t block) const {
+        return !job_.rule || may_hold(*job_.rule, begin_ + slot, block);
     }
 
     // Lets the queries of rows_ meet one block.
@@ -190,6 +200,7 @@ private:
                         static_cast<uint32_t>(tile * kTileItems), tiles};
             Survivors survivors{values_.data(), items_.data(), counts_.data(), stride_, static_cast<uint32_t>(limit_),
                                 full_.data(), 0};
+            if (masks_ && masks_->any()) panel.allowed = masks_->of(tile * kTileItems, tiles * kTileItems);
             kernels_.scan(panel, run, width_, survivors);
             scanned_ += panel.n * tiles;
             for (size_t i = 0; i < survivors.n_full; ++i) {
@@ -215,6 +226,11 @@ private:
             weights_[row] = 0;
             slots_[row] = 0;
         }
+        if (masks_) {
+            asked_.resize(n);
+            for (size_t row = 0; row < n; ++row) asked_[row] = static_cast<uint32_t>(begin_ + rows_[row]);
+            masks_->take(asked_.data(), n, room);
+        }
         const bool whole = n == end_ - begin_;
         if (!(whole && panel_holds_all_)) {
             for (size_t row = 0; row < n; ++row)
@@ -229,7 +245,10 @@ private:
     // ---- buffers ----
 
     bool barred(size_t slot, uint32_t item) const {
-        return job_.exclude && job_.exclude[begin_ + slot] == static_cast<int64_t>(job_.packed.order[item]);
+        const size_t query = begin_ + slot;
+        const uint32_t position = job_.packed.order[item];
+        if (job_.exclude && job_.exclude[query] == static_cast<int64_t>(position)) return true;
+        return job_.rule && !holds(*job_.rule, query, item, position, job_.rule->masked[query] != 0);
     }
 
     // Takes out what the query must not get, among what was written since the last look.
@@ -252,6 +271,10 @@ private:
         float* values = values_.data() + slot * stride_;
         uint32_t* items = items_.data() + slot * stride_;
         const uint32_t n = counts_[slot];
+        if (!job_.caps.empty()) {
+            tighten_capped(slot);
+            return;
+        }
         if (n >= job_.k) {
             const double value = kernels_.kth_largest(values, n, job_.k, scratch_.data());
             least_[slot] = std::max(least_[slot], value - worst_[slot]);
@@ -263,6 +286,30 @@ private:
             items[kept] = items[i];
             kept += values[i] >= bar;
         }
+        counts_[slot] = checked_[slot] = kept;
+    }
+
+    // The same under caps: k items that obey them bound the k-th score, and an item whose group is surely full is dropped.
+    void tighten_capped(size_t slot) {
+        float* values = values_.data() + slot * stride_;
+        uint32_t* items = items_.data() + slot * stride_;
+        const uint32_t n = counts_[slot];
+        for (uint32_t i = 0; i < n; ++i) by_value_[i] = {values[i], items[i]};
+        std::sort(by_value_.begin(), by_value_.begin() + n, [](const Valued& a, const Valued& b) {
+            return a.value > b.value || (a.value == b.value && a.item < b.item);
+        });
+        size_t taken = 0;
+        for (uint32_t i = 0; i < n; ++i)
+            if (caps_.take(job_.packed.order[by_value_[i].item], by_value_[i].value) && ++taken == job_.k)
+                least_[slot] = std::max(least_[slot], by_value_[i].value - worst_[slot]);
+        const double bar = least_[slot] - worst_[slot];
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < n && by_value_[i].value >= bar; ++i) {
+            if (caps_.full_above(job_.packed.order[by_value_[i].item], by_value_[i].value + 2 * worst_[slot])) continue;
+            values[kept] = by_value_[i].value;
+            items[kept++] = by_value_[i].item;
+        }
+        caps_.clear();
         counts_[slot] = checked_[slot] = kept;
     }
 
@@ -281,9 +328,9 @@ private:
             rescore(slot, n);
             size_t total = best_count_[slot];
             std::copy_n(best, total, keys_.begin());
-            for (uint32_t i = 0; i < n; ++i) keys_[total++] = sort_key(scores_[i], positions_[i]);
-            const size_t kept = std::min(total, job_.k);
-            if (kept < total) std::nth_element(keys_.begin(), keys_.begin() + kept - 1, keys_.begin() + total);
+            for (uint32_t i = 0; i < n; ++i)
+                if (scores_[i] >= job_.min_score) keys_[total++] = sort_key(scores_[i], positions_[i]);
+            const size_t kept = job_.caps.empty() ? keep_best(total) : keep_best_capped(total);
             std::copy_n(keys_.begin(), kept, best);
             best_count_[slot] = static_cast<uint32_t>(kept);
             counts_[slot] = checked_[slot] = 0;
@@ -292,6 +339,22 @@ private:
             const uint64_t last = *std::max_element(best, best + job_.k);
             least_[slot] = std::max(least_[slot], value_of_score(query, key_score(last)));
         }
+    }
+
+    // Brings the best of keys_ to its front. Returns how many they are: k at most.
+    size_t keep_best(size_t total) {
+        const size_t kept = std::min(total, job_.k);
+        if (kept < total) std::nth_element(keys_.begin(), keys_.begin() + kept - 1, keys_.begin() + total);
+        return kept;
+    }
+
+    size_t keep_best_capped(size_t total) {
+        std::sort(keys_.begin(), keys_.begin() + total);
+        size_t kept = 0;
+        for (size_t i = 0; i < total && kept < job_.k; ++i)
+            if (caps_.take(key_position(keys_[i]), 0)) keys_[kept++] = keys_[i];
+        caps_.clear();
+        return kept;
     }
 
     void rescore(size_t slot, uint32_t n) {
@@ -363,6 +426,14 @@ private:
     std::vector<int8_t> codes_;
     std::vector<Errors> errors_;
     CellLists lists_;
+    struct Valued {
+        float value;
+        uint32_t item;
+    };
+    std::vector<Valued> by_value_;
+    std::vector<uint32_t> asked_;
+    std::optional<RuleMasks> masks_;
+    CapCounter caps_;
 };
 
 // ---- choosing cells ----
@@ -433,6 +504,7 @@ void Worker::meet_cells(const float* bars, bool first_met) {
     scan_centres(probes_->centres, bars, [&](size_t slot, const float* values, const uint32_t* cells, uint32_t n) {
         for (uint32_t i = 0; i < n; ++i) {
             if (first_met && values[i] >= lists_.firsts[slot]) continue;
+            if (!may_get_some(slot, cells[i])) continue;
             lists_.cells.push_back(cells[i]);
             lists_.rows.push_back(static_cast<uint32_t>(slot));
             ++lists_.starts[cells[i] + 1];
@@ -474,6 +546,46 @@ void Worker::meet_probed() {
 }
 
 }  // namespace
+
+void count_eligible(const KernelTable& kernels, const PackedItems& items, const Rule& rule, size_t n, size_t threads,
+                    int64_t* counts) {
+    constexpr size_t kRows = 256;
+    auto make_worker = [&] {
+        auto masks = std::make_shared<RuleMasks>(kernels, rule, kRows);
+        auto rows = std::make_shared<std::vector<uint32_t>>();
+        return std::function<void(size_t)>([&, masks, rows](size_t job) {
+            const size_t begin = job * kRows, end = std::min(n, begin + kRows);
+            std::fill(counts + begin, counts + end, 0);
+            for (size_t block = 0; block < items.blocks; ++block) {
+                rows->clear();
+                for (size_t query = begin; query < end; ++query)
+                    if (may_hold(rule, query, block)) rows->push_back(static_cast<uint32_t>(query));
+                if (rows->empty()) continue;
+                masks->take(rows->data(), rows->size(), rows->size());
+                const size_t last = items.block_tiles[block + 1];
+                for (size_t tile = items.block_tiles[block]; tile < last; tile += kStripTiles) {
+                    const size_t first = tile * kTileItems, held = std::min(kStripTiles, last - tile) * kTileItems;
+                    const uint64_t* found = masks->any() ? masks->of(first, held) : nullptr;
+                    uint64_t real = 0;
+                    for (size_t i = 0; i < held; ++i) real |= uint64_t(items.order[first + i] != kNoItem) << i;
+                    for (size_t row = 0; row < rows->size(); ++row) {
+                        const size_t query = (*rows)[row];
+                        uint64_t left = found ? found[row] & real : real;
+                        if (rule.lazy.empty() && rule.masked[query]) {
+                            counts[query] += __builtin_popcountll(left);
+                            continue;
+                        }
+                        for (; left; left &= left - 1) {
+                            const size_t place = first + static_cast<size_t>(__builtin_ctzll(left));
+                            counts[query] += holds(rule, query, place, items.order[place], rule.masked[query] != 0);
+                        }
+                    }
+                }
+            }
+        });
+    };
+    run_jobs((n + kRows - 1) / kRows, threads, make_worker, nullptr);
+}
 
 void join(const KernelTable& kernels, const JoinJob& job, const Probes* probes,
           const std::function<void(size_t, size_t)>& report, JoinResult& result) {

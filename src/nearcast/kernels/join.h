@@ -4,8 +4,11 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
+#include "caps.h"
 #include "kernels.h"
+#include "rule.h"
 
 namespace nearcast {
 
@@ -42,6 +45,9 @@ struct JoinJob {
     size_t threads;
     size_t queries_per_job;
     bool values_decide;               // the scan's values are the scores: for choosing cells, where nothing need be exact
+    const Rule* rule;                 // which items a query may get; null: all
+    std::vector<Cap> caps;            // how many of a group a list may hold; nested, the smallest groups first
+    float min_score;                  // worse items are left out; -infinity: none are
 };
 
 // Which cells a query meets. A centre's value is its 8-bit inner product with the query, plus its offset; all of this is
@@ -62,6 +68,9 @@ struct JoinResult {
     float* scores;                    // (n, k)
     uint64_t counters[4];             // survivors written, buffers cut, candidates rescored, tile rows scanned
 };
+
+// How many items each of the job's queries may get.
+void count_eligible(const KernelTable&, const PackedItems&, const Rule&, size_t n, size_t threads, int64_t* counts);
 
 void join(const KernelTable&, const JoinJob&, const Probes*, const std::function<void(size_t, size_t)>& report,
           JoinResult&);

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from nearcast.kernels import isa as _isa
-from nearcast.kernels import rounding, twins
+from nearcast.kernels import rounding, rules, twins
+from nearcast.knn.constraints import FREE, Constraints
+from nearcast.knn.eligible import Eligibility
 
 BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per block; 128 KiB of codes at 128 dimensions
 QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
@@ -96,25 +99,26 @@ def join_exact(
     metric: str,
     *,
     exclude: np.ndarray | None = None,
+    constraints: Constraints = FREE,
     threads: int = 1,
     memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Joined:
     """The k best items of every query, exactly: an 8-bit scan leaves out what a bound excludes, full scores decide.
 
-    Costs n * m * d 8-bit products, memory for 2 * m * d bytes of codes, and n * k results. memory_bytes bounds the
-    buffers of the scan.
+    Costs n * m * d 8-bit products, memory for 2 * m * d bytes of codes, and n * k results; fewer products where the
+    constraints bar whole blocks. memory_bytes bounds the buffers of the scan.
     """
     queries, items = checked_vectors(queries, "queries"), checked_vectors(items, "items")
     check_pair(queries, items, k, metric)
     exclude = checked_exclude(exclude, len(queries))
     isa = _isa.isa_info().taken
     if isa == _isa.TWINS:
-        return Joined(*twins.join_exact(queries, items, k, metric, exclude))
+        return Joined(*twins.join_exact(queries, items, k, metric, exclude, constraints))
     if len(queries) == 0 or len(items) == 0:
         return Joined(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     rotation = rounding.make_rotation(items, metric)
-    packed = pack_whole(items, rotation, metric, isa, threads)
+    packed = pack_whole(items, rotation, metric, isa, threads, constraints.eligibility)
     rounded = rounding.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
     check_lengths(rounded, "queries")
     per_job = queries_per_job(len(queries), k, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
@@ -133,19 +137,35 @@ def join_exact(
             per_job,
             False,
             None,
+            *native_constraints(constraints, packed),
             progress,
         )
     )
 
 
+def native_constraints(constraints: Constraints, packed: rounding.PackedItems) -> tuple[Any, Any, float]:
+    """Rule, caps and least score as the native join takes them."""
+    rule = None if constraints.eligibility is None else rules.native_rule(constraints.eligibility, packed)
+    least = -np.inf if constraints.min_score is None else constraints.min_score
+    return rule, rules.native_caps(constraints), least
+
+
 def pack_whole(
-    items: np.ndarray, rotation: rounding.Rotation, metric: str, isa: str, threads: int
+    items: np.ndarray,
+    rotation: rounding.Rotation,
+    metric: str,
+    isa: str,
+    threads: int,
+    eligibility: Eligibility | None = None,
 ) -> rounding.PackedItems:
-    """All items in blocks of equal size, those with large residuals (long ones) first."""
+    """All items in blocks: of one size with large residuals (long ones) first, or such as rules tell apart."""
     codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, threads)
     check_lengths(codes, "items")
-    ranks = np.empty(len(items), np.int64)
-    ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
-    blocks = ranks // BLOCK_ITEMS
+    if eligibility is None:
+        ranks = np.empty(len(items), np.int64)
+        ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
+        blocks = ranks // BLOCK_ITEMS
+    else:
+        blocks = rules.rule_blocks(eligibility)
     order, block_tiles = rounding.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
     return rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, threads)

@@ -51,6 +51,7 @@ struct QueryPanel {                    // the queries that meet a run of items, 
     const float* offset_weights;       // (n,) weight of the items' offsets; null where items have none
     const uint32_t* slots;             // (n,) the buffer of each query
     size_t n;
+    const uint64_t* allowed = nullptr; // (n,) bits of the strip's items that each query may get; null: all of them
 };
 
 struct ItemRun {                       // at most kStripTiles tiles
@@ -59,6 +60,7 @@ struct ItemRun {                       // at most kStripTiles tiles
     const float* offsets;              // (tiles * 16,) or null
     uint32_t first;                    // number of the first item
     size_t tiles;
+    size_t shift = 0;                  // bit of the first item in the panel's masks
 };
 
 struct Survivors {                     // one buffer per query
@@ -93,6 +95,12 @@ struct KernelTable {
     void (*rescore)(const RescoreJob&, const uint32_t* positions, size_t n, float* scores);
     double (*norm)(const Vectors&, size_t row);
     float (*kth_largest)(const float* values, size_t n, size_t k, int32_t* scratch);
+    // Bit i of masks[row]: whether low[row] <= codes[i] <= high[row]. `items` is a multiple of 16, 64 at most.
+    void (*interval_masks)(const int32_t* codes, size_t items, const int32_t* low, const int32_t* high, size_t n,
+                           uint64_t* masks);
+    // Bit i of masks[row]: whether a word of the item shares a bit with the query's; item_words is (words, stride).
+    void (*overlap_masks)(const uint64_t* item_words, size_t stride, size_t items, const uint64_t* query_words,
+                          size_t words, size_t n, uint64_t* masks);
 };
 
 KernelTable portable_kernels();

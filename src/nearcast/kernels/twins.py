@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact import exact_join
 from nearcast.knn.scores import LANES, norms
 from nearcast.types import ArrayVectors, Metric
@@ -27,10 +28,15 @@ def lane_sums(terms: np.ndarray) -> np.ndarray:
 
 
 def join_exact(
-    queries: np.ndarray, items: np.ndarray, k: int, metric: str, exclude: np.ndarray | None = None
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    metric: str,
+    exclude: np.ndarray | None = None,
+    constraints: Constraints = FREE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best items of every query by scoring every pair: the referee's own join."""
-    found = exact_join(queries, ArrayVectors(items), k, Metric(metric), exclude=exclude)
+    found = exact_join(queries, ArrayVectors(items), k, Metric(metric), exclude=exclude, constraints=constraints)
     return found.positions, found.scores
 
 
@@ -82,3 +88,18 @@ def pack(codes: np.ndarray, order: np.ndarray, threads: int = 1) -> np.ndarray: 
     real = order != np.uint32(0xFFFFFFFF)
     rows[real] = (codes[order[real]].astype(np.int16) + 128).astype(np.uint8)
     return np.ascontiguousarray(rows.reshape(-1, 16, width // 4, 4).transpose(0, 2, 1, 3))
+
+
+def interval_masks(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n,) bit i: whether low <= codes[i] <= high, for up to 64 codes."""
+    return _as_bits((codes >= low[:, None]) & (codes <= high[:, None]))
+
+
+def overlap_masks(item_words: np.ndarray, query_words: np.ndarray) -> np.ndarray:
+    """(n,) bit i: whether a word of item i, column i of (words, items), shares a bit with the query's (n, words)."""
+    return _as_bits(((item_words.T[None, :, :] & query_words[:, None, :]) != 0).any(axis=2))
+
+
+def _as_bits(flags: np.ndarray) -> np.ndarray:
+    weights = np.uint64(1) << np.arange(flags.shape[1], dtype=np.uint64)
+    return (flags * weights).sum(axis=1, dtype=np.uint64)

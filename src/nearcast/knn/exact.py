@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from nearcast.knn.constraints import FREE, Cap, Constraints, keep_capped
+from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.scores import norms, pair_scores
 from nearcast.knn.topk import from_pairs
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
@@ -67,6 +69,7 @@ def exact_join(
     metric: Metric,
     *,
     exclude: IntArray | None = None,
+    constraints: Constraints = FREE,
     threads: int = 1,
     memory_bytes: int = 1 << 30,
     progress: Progress = no_progress,
@@ -74,7 +77,7 @@ def exact_join(
     """Find the k best items of every query (n, dim) among all `items`.
 
     `exclude` (n,) names one item position per query that must not be returned, -1 for none. Lists are
-    shorter than k when there are fewer items. Costs n * items.n * dim multiplications.
+    shorter than k when there are fewer items that they may hold. Costs n * items.n * dim multiplications.
     """
     n = queries.shape[0]
     best = Neighbors.empty(n, k)
@@ -85,7 +88,7 @@ def exact_join(
 
     def one(job: slice) -> int:
         barred = None if exclude is None else exclude[job]
-        found = _join_block(queries[job], items, k, metric, barred, blocks.item_rows)
+        found = _join_block(queries[job], items, k, metric, barred, constraints.of_queries(job), blocks.item_rows)
         best.positions[job], best.scores[job] = found.positions, found.scores
         return len(found.positions)
 
@@ -105,15 +108,25 @@ def exact_join(
 
 
 def _join_block(
-    queries: AnyArray, items: Vectors, k: int, metric: Metric, exclude: IntArray | None, item_rows: int
+    queries: AnyArray,
+    items: Vectors,
+    k: int,
+    metric: Metric,
+    exclude: IntArray | None,
+    constraints: Constraints,
+    item_rows: int,
 ) -> Neighbors:
     left = _prepared(queries, metric)
-    pool = _Pool.empty(len(queries))
+    pool = _Pool.empty(len(queries), constraints)
     for start, block in _blocks(items, item_rows):
         right = _prepared(block, metric)
         error = _error_bound(left, right, metric)
         scan = _scan_scores(left, right, metric, _barred(exclude, start, block))
-        floor = np.maximum(pool.floor, _block_floor(scan, k, pool.floor) - error)
+        if constraints.eligibility is not None:
+            scan[~eligible_pairs(constraints.eligibility.of_items(slice(start, start + len(block))))] = -np.inf
+        floor = pool.floor
+        if not constraints.caps:  # k items of a block need not be k that obey the caps
+            floor = np.maximum(floor, _block_floor(scan, k, floor) - error)
         # flat first: NumPy finds the few set flags of a flat array several times faster than in two dimensions
         rows, columns = np.divmod(np.flatnonzero(scan >= _rounded_down(floor - error)[:, None]), scan.shape[1])
         pool = pool.plus(rows, columns + start, scan[rows, columns], np.maximum(error, pool.error), floor)
@@ -134,11 +147,14 @@ class _Pool:
     scan: FloatArray  # (m,) its score by the matrix product
     error: Float64Array  # (n,) how far any score of the query's pairs can be from the true one
     floor: Float64Array  # (n,) what the true k-th best score reaches at least, as known so far
+    caps: tuple[Cap, ...]
+    min_score: float
 
     @classmethod
-    def empty(cls, n: int) -> _Pool:
+    def empty(cls, n: int, constraints: Constraints) -> _Pool:
         none = np.empty(0, np.int64)
-        return cls(none, none, np.empty(0, np.float32), np.zeros(n), np.full(n, -np.inf))
+        least = -np.inf if constraints.min_score is None else float(np.float32(constraints.min_score))
+        return cls(none, none, np.empty(0, np.float32), np.zeros(n), np.full(n, least), constraints.caps, least)
 
     def plus(
         self, rows: IntArray, positions: IntArray, scan: FloatArray, error: Float64Array, floor: Float64Array
@@ -150,27 +166,33 @@ class _Pool:
             np.concatenate([self.scan, scan[legal]]),
             error,
             floor,
+            self.caps,
+            self.min_score,
         )
+
+    def with_pairs(self, rows: IntArray, positions: IntArray, scan: FloatArray, floor: Float64Array) -> _Pool:
+        return replace(self, rows=rows, positions=positions, scan=scan, floor=floor)
 
 
 def _cut(pool: _Pool, k: int) -> _Pool:
     """Raise each query's floor to what k pairs of the pool reach, and drop the pairs that cannot."""
     n = len(pool.floor)
     order = np.lexsort((-pool.scan, pool.rows))
-    rows, scan = pool.rows[order], pool.scan[order]
-    kth = np.searchsorted(rows, np.arange(n)) + k - 1
-    full = np.searchsorted(rows, np.arange(n), side="right") > kth
+    rows, positions, scan = pool.rows[order], pool.positions[order], pool.scan[order]
+    counted = np.flatnonzero(keep_capped(rows, positions, pool.caps)) if pool.caps else np.arange(len(rows))
+    kth = np.searchsorted(rows[counted], np.arange(n)) + k - 1
+    full = np.searchsorted(rows[counted], np.arange(n), side="right") > kth
     floor = pool.floor.copy()
-    floor[full] = np.maximum(floor[full], scan[kth[full]].astype(np.float64) - pool.error[full])
+    floor[full] = np.maximum(floor[full], scan[counted[kth[full]]].astype(np.float64) - pool.error[full])
     kept = scan >= _rounded_down(floor - pool.error)[rows]
-    return _Pool(rows[kept], pool.positions[order][kept], scan[kept], pool.error, floor)
+    return pool.with_pairs(rows[kept], positions[kept], scan[kept], floor)
 
 
 def _resolved(pool: _Pool, queries: AnyArray, items: Vectors, k: int, metric: Metric) -> _Pool:
     """The pool cut to k pairs a query by their true scores, which then stand where the scan's stood."""
     best = _final(pool, queries, items, k, metric)
     rows, slots = np.nonzero(best.positions >= 0)
-    return _Pool(rows, best.positions[rows, slots], best.scores[rows, slots], pool.error, pool.floor)
+    return pool.with_pairs(rows, best.positions[rows, slots], best.scores[rows, slots], pool.floor)
 
 
 def _final(pool: _Pool, queries: AnyArray, items: Vectors, k: int, metric: Metric) -> Neighbors:
@@ -180,7 +202,15 @@ def _final(pool: _Pool, queries: AnyArray, items: Vectors, k: int, metric: Metri
         part = slice(start, start + step)
         found = items.take(pool.positions[part])
         scores[part] = pair_scores(queries[pool.rows[part]], found, metric)
-    return from_pairs(pool.rows, pool.positions, scores, n=len(queries), k=k)
+    rows, positions = pool.rows, pool.positions
+    if pool.min_score > -np.inf:
+        good = scores >= pool.min_score
+        rows, positions, scores = rows[good], positions[good], scores[good]
+    if pool.caps:
+        order = np.lexsort((positions, -scores, rows))
+        order = order[keep_capped(rows[order], positions[order], pool.caps)]
+        rows, positions, scores = rows[order], positions[order], scores[order]
+    return from_pairs(rows, positions, scores, n=len(queries), k=k)
 
 
 def _blocks(items: Vectors, rows: int) -> Iterator[tuple[int, AnyArray]]:
@@ -248,19 +278,3 @@ def _barred(exclude: IntArray | None, start: int, block: AnyArray) -> tuple[IntA
         return None
     rows = np.nonzero((exclude >= start) & (exclude < start + len(block)))[0]
     return (rows, exclude[rows] - start) if len(rows) else None
-
-
-def _improved(best: Neighbors, rows: IntArray, positions: IntArray, scores: FloatArray) -> Neighbors:
-    """Merge new pairs into the lists that they touch; the other lists are left alone."""
-    touched, local = np.unique(rows, return_inverse=True)
-    k = best.positions.shape[1]
-    old_rows, old_slots = np.nonzero(best.positions[touched] >= 0)
-    merged = from_pairs(
-        np.concatenate([old_rows, local]),
-        np.concatenate([best.positions[touched][old_rows, old_slots], positions]),
-        np.concatenate([best.scores[touched][old_rows, old_slots], scores]),
-        n=len(touched),
-        k=k,
-    )
-    best.positions[touched], best.scores[touched] = merged.positions, merged.scores
-    return best

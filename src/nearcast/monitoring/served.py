@@ -17,8 +17,8 @@ import pyarrow as pa
 from nearcast.errors import NotFoundError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
-from nearcast.join.measuring import truth_of
 from nearcast.join.today import Place, todays_inputs, waiting_for
+from nearcast.join.truth import kept_truth
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.monitoring.alert import Alert
@@ -77,7 +77,8 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
         waiting_for(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
     ):
         sources = open_sources(spec, run.base, None, None, run.listener.progress)
-        _, inputs = todays_inputs(run, sources, home)
+        place, inputs = todays_inputs(run, sources, home)
+        _tidy(home, place)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         answers = lookup.get_many(keys)
         facts = lookup.state.facts
@@ -209,7 +210,8 @@ def _recall(
     if not len(there):
         return None
     unique, back = np.unique(rows[there], return_inverse=True)
-    truth = truth_of(
+    truth = kept_truth(
+        run.home / "monitor" / "truth",
         inputs.items,
         inputs.queries,
         unique,
@@ -218,6 +220,7 @@ def _recall(
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
+        note=run.listener.note,
     )
     first = np.unique(rows[there], return_index=True)[1]
     queries = inputs.queries.vectors.take(unique)

@@ -1,0 +1,84 @@
+// Which pairs of query and item are eligible: the leaves of a compiled rule, and what a join asks of them.
+//
+// The twin of nearcast.knn.eligible. A rule is asked three ways: whether any item of a block may be eligible for a query,
+// which items of a strip are (as bits, for all queries of a panel at once), and whether one pair is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace nearcast {
+
+enum class LeafKind : int { interval = 0, overlap = 1, shared = 2 };
+
+struct RuleLeaf {
+    LeafKind kind;
+    bool negated;                     // of overlap and shared: true where nothing is shared
+    // interval: low <= code <= high
+    const int32_t* codes;             // (places,) by place in the tiles; -1: null, or no item
+    const int32_t* low;               // (n,)
+    const int32_t* high;              // (n,)
+    const int32_t* block_low;         // (blocks,) least code of a block that is not null
+    const int32_t* block_high;        // (blocks,) largest; below block_low where all are null
+    // overlap: the words share a bit
+    const uint64_t* item_words;       // (words, places)
+    const uint64_t* query_words;      // (n, words)
+    const uint64_t* block_words;      // (blocks, words) all bits of a block's items
+    size_t words;
+    // shared: the ascending lists share a value
+    const int64_t* item_starts;       // (m + 1,) by position of the item
+    const int32_t* item_values;
+    const int64_t* query_starts;      // (n + 1,)
+    const int32_t* query_values;
+};
+
+enum class StepKind : int32_t { leaf = 0, all = 1, any = 2 };
+
+struct RuleStep {                     // a tree in postfix: a leaf by its number, or the last `count` results combined
+    StepKind kind;
+    int32_t count;
+};
+
+struct Rule {
+    std::vector<RuleLeaf> leaves;
+    std::vector<RuleStep> dense;      // what masks can tell: intervals and overlaps; empty: true
+    std::vector<RuleStep> lazy;       // the rest, asked of survivors alone; both must hold
+    const uint8_t* masked;            // (n,) whether the query's strips are masked, or its survivors asked for all of it
+    size_t places;
+};
+
+constexpr size_t kRuleDepth = 64;     // of results that wait; whoever builds a rule checks it
+
+// Whether a block may hold an eligible item.
+bool may_hold(const Rule& rule, size_t query, size_t block);
+
+// Whether one item, at `place` in the tiles and `position` among the items, is eligible. dense_known: masks have told.
+bool holds(const Rule& rule, size_t query, size_t place, size_t position, bool dense_known);
+
+// Masks of strips for the rows of a panel: bit i of a mask is the i-th item of the strip.
+class RuleMasks {
+public:
+    RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room);
+    // Takes up what the queries of the panel ask for; n rows, filled up to `padded` rows that get nothing.
+    void take(const uint32_t* queries, size_t n, size_t padded);
+    // Masks of the items at first..first+items-1.
+    const uint64_t* of(size_t first, size_t items);
+    bool any() const { return any_; } // whether a row of the panel is masked at all
+
+private:
+    void leaf(const RuleLeaf& leaf, size_t number, size_t first, size_t items, uint64_t* out);
+
+    const KernelTable& kernels_;
+    const Rule& rule_;
+    size_t room_, n_ = 0, padded_ = 0;
+    bool any_ = false, every_ = false;
+    std::vector<uint8_t> masked_;
+    std::vector<std::vector<int32_t>> low_, high_;
+    std::vector<std::vector<uint64_t>> words_;
+    std::vector<std::vector<uint64_t>> stack_;
+};
+
+}  // namespace nearcast
