@@ -21,6 +21,7 @@ from nearcast.files import fingerprint
 from nearcast.join.kept import FORMAT, KeptLists, have_state, kept_lists, lists_folder, open_lists, open_state, prune
 from nearcast.join.kept import write_lists as keep
 from nearcast.join.measuring import exclusions, truth_of
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact import exact_join
 from nearcast.knn.renew import KnownLists, all_lists, known_lists, moved_lists, renewed_lists
 from nearcast.sources.changes import Changes, changes_between, row_hashes
@@ -102,15 +103,25 @@ def kept_truth(
     resources: Resources,
     progress: Progress,
     note: Callable[[str], None],
+    constraints: Constraints = FREE,
 ) -> Neighbors:
     """The exact neighbors of these queries, by way of what is kept in `home`; and they are kept there in turn.
 
-    Sides must be as `ingest` writes them: in id order, in a folder that is named by what decides its contents. A sample
-    whose longer lists would not fit the memory is joined, and not kept.
+    Sides must be as `ingest` writes them: in id order, in a folder that is named by what decides its contents. Lists
+    that must obey something, or whose longer forms would not fit the memory, are joined as ever and not kept.
     """
-    if len(rows) == 0 or len(rows) * kept_width(k) * SLOT_BYTES * COPIES > resources.memory_bytes:
+    large = len(rows) * kept_width(k) * SLOT_BYTES * COPIES > resources.memory_bytes
+    if len(rows) == 0 or large or not constraints.free:
         return truth_of(
-            items, queries, rows, k, metric, exclude_self=exclude_self, resources=resources, progress=progress
+            items,
+            queries,
+            rows,
+            k,
+            metric,
+            exclude_self=exclude_self,
+            resources=resources,
+            progress=progress,
+            constraints=constraints,
         )
     vectors = queries.vectors.take(rows)
     decides = {
