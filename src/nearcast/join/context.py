@@ -48,6 +48,11 @@ class RunContext:
         return self.home / "artifacts"
 
     @property
+    def truths(self) -> Path:
+        """The exact neighbors of sampled queries, which later runs update. They outlive the snapshots."""
+        return self.artifacts / "truth"
+
+    @property
     def work(self) -> Path:
         """What is under way."""
         return self.home / "work"

@@ -19,11 +19,12 @@ from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap, truth_of
+from nearcast.join.measuring import exclusions, measure_overlap
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
 from nearcast.join.reasons import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
+from nearcast.join.truth import kept_truth
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
 from nearcast.runners.local import Runner
@@ -146,8 +147,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing, settings.constraints),
-            calibration_sample(run, index, inputs, sampled.checking, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.choosing, run.truths, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.checking, run.truths, settings.constraints),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -170,9 +171,12 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
 
 
 def calibration_sample(
-    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, constraints: Path | None = None
+    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None = None
 ) -> Sample:
-    """The queries at these positions with their exact neighbors, to hold efforts against."""
+    """The queries at these positions with their exact neighbors, to hold efforts against.
+
+    truths: where truth is kept; the caller holds its lock.
+    """
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
     held = open_constraints(constraints).of_queries(rows)
@@ -194,11 +198,12 @@ def calibration_sample(
     def pays(effort: Effort) -> bool:
         return index.pays(vectors, run.spec.k, effort, run.resources, held)
 
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, constraints), pays)
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
 
-def _truth(run: RunContext, inputs: Inputs, rows: IntArray, constraints: Path | None) -> Neighbors:
-    return truth_of(
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None) -> Neighbors:
+    return kept_truth(
+        truths,
         inputs.items,
         inputs.queries,
         rows,
@@ -207,6 +212,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray, constraints: Path | 
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+        note=run.listener.note,
         constraints=open_constraints(constraints),
     )
 
@@ -275,7 +281,9 @@ def measure_table(
     metric that the lists rather look like.
     """
     with run.stage("measure"):
-        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows, constraints), last)
+        found = measure_quality(
+            run.spec, snapshot, inputs, rows, _truth(run, inputs, rows, run.truths, constraints), last
+        )
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
         asked = Asked(
