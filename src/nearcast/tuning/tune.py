@@ -50,8 +50,8 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
     """
     if has_constraints(run.spec) or run.spec.score.columns:
         raise SpecError(
-            "tune does not know rules, caps, min_score or score terms, and would tune another join; leave the engine at "
-            "auto: a run chooses cells and effort for what they leave"
+            "tune does not know rules, caps, min_score or score terms, and would tune another join; leave the engine "
+            "at auto: a run chooses cells and effort for what they leave"
         )
     if run.spec.recall == 1:
         raise SpecError("recall is 1: only exact joins keep that, so there is nothing to tune; lower it to save time")
