@@ -33,7 +33,7 @@ def best_value(short, weights, slots):
 
 def edges_of(short, weights):
     at = np.broadcast_to(np.arange(short.shape[1]), short.shape)
-    return hull_edges(short, at, weights, np.zeros(len(short), np.int64))
+    return hull_edges(short, at, np.zeros(len(short), np.int64)).weighted(weights)
 
 
 @settings(max_examples=200, deadline=None)

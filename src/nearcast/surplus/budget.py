@@ -9,7 +9,7 @@ optimum is less than that edge is worth. Knows nothing of where curves come from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,13 @@ class Edges:
     gains: Float64Array  # expected requests that it keeps from ending up short
     prices: Float64Array  # the same for each slot
 
+    def weighted(self, weights: Float64Array) -> Edges:
+        """The same edges when query q is asked for `weights[q]` times; those that nobody asks for are left out."""
+        factors = weights[self.queries]
+        asked = factors > 0
+        factors = factors[asked]
+        return Edges(self.queries[asked], self.slots[asked], self.gains[asked] * factors, self.prices[asked] * factors)
+
 
 def allocate(
     short: Float64Array, slots: int, *, weights: Float64Array | None = None, least: IntArray | None = None
@@ -42,52 +49,53 @@ def allocate(
     requests of each query. least: (n,) slots that each query gets in any case. How good it is: see the module.
     """
     n, width = short.shape
-    weights = np.ones(n) if weights is None else weights
     least = np.zeros(n, np.int64) if least is None else least
-    at = np.broadcast_to(np.arange(width), short.shape)
-    return sell([hull_edges(short, at, weights, least)], least, slots)
+    edges = hull_edges(short, np.broadcast_to(np.arange(width), short.shape), least)
+    return sell([edges if weights is None else edges.weighted(weights)], least, slots)
 
 
-def hull_edges(
-    short: Float64Array, at: IntArray, weights: Float64Array, least: IntArray, first_query: int = 0
-) -> Edges:
+def hull_edges(short: Float64Array, at: IntArray, least: IntArray, first_query: int = 0) -> Edges:
     """The edges of the lower convex hulls of curves (n, points), from `least` slots on.
 
     at: (n, points) the slots that each point of a curve stands for, ascending; `least` (n,) is among them.
     """
-    start = np.argmax(at >= least[:, None], axis=1)
-    steps = [_NONE, *_walk(short, at, start)]
-    queries, slots, gains, prices = (np.concatenate(parts) for parts in zip(*steps, strict=True))
-    asked = weights[queries] > 0
-    queries, slots, gains, prices = queries[asked], slots[asked], gains[asked], prices[asked]
-    return Edges(queries + first_query, slots, gains * weights[queries], prices * weights[queries])
+    corners, last = _hull_corners(short, at, least)
+    rows, order = np.nonzero(np.arange(short.shape[1]) < last[:, None])
+    left, right = corners[rows, order], corners[rows, order + 1]
+    gains = short[rows, left] - short[rows, right]
+    worth = gains > NEGLIGIBLE
+    rows, left, right, gains = rows[worth], left[worth], right[worth], gains[worth]
+    slots = at[rows, right] - at[rows, left]
+    return Edges(rows + first_query, slots, gains, _never_rising(rows, gains / slots))
 
 
-_Step = tuple[IntArray, IntArray, Float64Array, Float64Array]
-_NONE: _Step = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
+def _hull_corners(short: Float64Array, at: IntArray, least: IntArray) -> tuple[IntArray, IntArray]:
+    """((n, points) the points that are corners, (n,) the column of the last one): Andrew's scan, all curves at once.
 
-
-def _walk(short: Float64Array, at: IntArray, start: IntArray) -> Iterator[_Step]:
-    """From each curve's start, again and again the steepest way down: queries, slots, gains, prices of one step of all.
-
-    Of equal slopes the nearest point is taken, so that edges are small. The price never rises along a curve, though
-    rounding would let it.
+    Points on a straight edge stay corners, so that edges are small.
     """
-    rows, points = np.arange(len(short)), np.arange(short.shape[1])
-    price = np.full(len(short), np.inf)
-    while len(rows):
-        here = start[:, None]
-        ahead = at[rows] - np.take_along_axis(at[rows], here, 1)
-        drop = np.take_along_axis(short[rows], here, 1) - short[rows]
-        slopes = np.divide(drop, ahead, out=np.full(drop.shape, -np.inf), where=(points > here) & (ahead > 0))
-        steepest = slopes.argmax(axis=1)
-        to = steepest[:, None]
-        gains = np.take_along_axis(drop, to, 1)[:, 0]
-        price = np.minimum(price, np.take_along_axis(slopes, to, 1)[:, 0])
-        going = (steepest > start) & (gains > NEGLIGIBLE)
-        costs = np.take_along_axis(ahead, to, 1)[going, 0]
-        rows, start, price = rows[going], steepest[going], price[going]
-        yield rows, costs, gains[going], price
+    n, points = short.shape
+    heights, slots = np.ascontiguousarray(short.T), np.ascontiguousarray(at.T)  # a step reads a row, not a column
+    corners, last = np.zeros((points, n), np.int64), np.full(n, -1)
+    for point in range(points):
+        tip = corners[np.maximum(last, 0), np.arange(n)]
+        fresh = np.flatnonzero((slots[point] >= least) & ((last < 0) | (slots[point] > slots[tip, np.arange(n)])))
+        rows = fresh
+        while len(rows := rows[last[rows] >= 1]):  # take back corners that the new point makes hollow
+            first, second = corners[last[rows] - 1, rows], corners[last[rows], rows]
+            before = (heights[first, rows] - heights[second, rows]) * (slots[point, rows] - slots[second, rows])
+            after = (heights[second, rows] - heights[point, rows]) * (slots[second, rows] - slots[first, rows])
+            rows = rows[after > before]
+            last[rows] -= 1
+        last[fresh] += 1
+        corners[last[fresh], fresh] = point
+    return corners.T, last
+
+
+def _never_rising(rows: IntArray, prices: Float64Array) -> Float64Array:
+    """Prices along each curve, freed of what rounding lets them rise, so that edges are sold in their order."""
+    order = np.lexsort((-prices, rows))
+    return prices[order]  # rows ascend and their prices fall but for rounding: sorting them moves none by more
 
 
 def sell(parts: Sequence[Edges], least: IntArray, slots: int) -> IntArray:

@@ -82,12 +82,12 @@ def plan_within(
     """
     n, k = offered.survival.shape
     kept = np.minimum(offered.lengths, least)
-    weights = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     parts = []
     for rows in blocks(n, _row_bytes(k, at_least)):
         short, at = _curve(offered.of_queries(rows), at_least, kept[rows])
         short = np.maximum(short, 1 - probability)
-        parts.append(hull_edges(short, at, weights[rows], kept[rows], rows.start))
+        edges = hull_edges(short, at, kept[rows], rows.start)
+        parts.append(edges if weights is None else edges.weighted(weights))
     lengths = sell(parts, kept, slots) if parts else kept
     reached = _reach_in_blocks(offered, at_least, lengths)
     short_of = _shortages(offered, at_least, reached, probability, lengths)
