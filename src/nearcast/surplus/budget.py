@@ -32,6 +32,14 @@ class Edges:
     gains: Float64Array  # expected requests that it keeps from ending up short
     prices: Float64Array  # the same for each slot
 
+    @classmethod
+    def joined(cls, parts: Sequence[Edges]) -> Edges:
+        """The edges of several blocks of queries as one."""
+        if not parts:
+            return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
+        names = ("queries", "slots", "gains", "prices")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     def weighted(self, weights: Float64Array) -> Edges:
         """The same edges when query q is asked for `weights[q]` times; those that nobody asks for are left out."""
         factors = weights[self.queries]
@@ -51,7 +59,7 @@ def allocate(
     n, width = short.shape
     least = np.zeros(n, np.int64) if least is None else least
     edges = hull_edges(short, np.broadcast_to(np.arange(width), short.shape), least)
-    return sell([edges if weights is None else edges.weighted(weights)], least, slots)
+    return sell(edges if weights is None else edges.weighted(weights), least, slots)
 
 
 def hull_edges(short: Float64Array, at: IntArray, least: IntArray, first_query: int = 0) -> Edges:
@@ -98,17 +106,15 @@ def _never_rising(rows: IntArray, prices: Float64Array) -> Float64Array:
     return prices[order]  # rows ascend and their prices fall but for rounding: sorting them moves none by more
 
 
-def sell(parts: Sequence[Edges], least: IntArray, slots: int) -> IntArray:
+def sell(edges: Edges, least: IntArray, slots: int) -> IntArray:
     """(n,) each query's `least`, and whole edges by their gain a slot until no more fits into the table."""
     left = slots - int(least.sum())
     if left < 0:
         raise SpecError(
             f"the table has {slots:,} slots, and what every query keeps takes {least.sum():,}; give it more"
         )
-    queries = np.concatenate([part.queries for part in parts])
-    costs = np.concatenate([part.slots for part in parts])
-    prices = np.concatenate([part.prices for part in parts])
-    order = np.lexsort((queries, -prices))  # at one price the smaller query first
+    queries, costs = edges.queries, edges.slots
+    order = np.lexsort((queries, -edges.prices))  # at one price the smaller query first
     paid = np.cumsum(costs[order])
     whole = int(np.searchsorted(paid, left, side="right"))
     lengths = least.copy()

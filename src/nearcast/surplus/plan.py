@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.errors import SpecError
-from nearcast.surplus.budget import hull_edges, sell
+from nearcast.surplus.budget import Edges, hull_edges, sell
 from nearcast.surplus.reach import Float64Array, Offer, blocks, reach, reach_at
 from nearcast.types import IntArray
 
-__all__ = ["Plan", "Shortage", "plan_lengths", "plan_within"]
+__all__ = ["Plan", "Shortage", "hulls", "plan_lengths", "plan_within"]
 
 GROUPED_POINTS = 48  # of a list's curve with groups; a step of a few slots changes little in a list of hundreds
 ROUNDING = 1e-12  # of sums of probabilities: 0.95 that comes out as 0.9499999999999998 is 0.95
@@ -82,16 +82,21 @@ def plan_within(
     """
     n, k = offered.survival.shape
     kept = np.minimum(offered.lengths, least)
-    parts = []
-    for rows in blocks(n, _row_bytes(k, at_least)):
-        short, at = _curve(offered.of_queries(rows), at_least, kept[rows])
-        short = np.maximum(short, 1 - probability)
-        edges = hull_edges(short, at, kept[rows], rows.start)
-        parts.append(edges if weights is None else edges.weighted(weights))
-    lengths = sell(parts, kept, slots) if parts else kept
+    edges = hulls(offered, at_least, kept, probability)
+    lengths = sell(edges if weights is None else edges.weighted(weights), kept, slots)
     reached = _reach_in_blocks(offered, at_least, lengths)
     short_of = _shortages(offered, at_least, reached, probability, lengths)
     return Plan(lengths, reached, _expected(offered, lengths), short_of)
+
+
+def hulls(offered: Offer, at_least: int, kept: IntArray, probability: float = 1.0) -> Edges:
+    """What slots are worth to each query beyond those it keeps (n,), for `sell` to share out tables of any size."""
+    n, k = offered.survival.shape
+    parts = []
+    for rows in blocks(n, _row_bytes(k, at_least)):
+        short, at = _curve(offered.of_queries(rows), at_least, kept[rows])
+        parts.append(hull_edges(np.maximum(short, 1 - probability), at, kept[rows], rows.start))
+    return Edges.joined(parts)
 
 
 def _row_bytes(k: int, at_least: int) -> int:
