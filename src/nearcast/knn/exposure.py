@@ -16,9 +16,17 @@ import numpy.typing as npt
 from nearcast.errors import SpecError
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["Exposure", "admitted", "cap_exposure"]
+__all__ = ["Bars", "Exposure", "admitted", "cap_exposure"]
 
 BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bars:
+    """What a query must beat to get an item: the last query that each full item has kept."""
+
+    scores: FloatArray  # (m,) -inf for an item with room
+    queries: IntArray  # (m,) position of that query; at an equal score the smaller position has the item
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,14 +39,6 @@ class Exposure:
     fill_lost: float  # share of all slots that are empty now and were not
     full_items: int  # items that fill as many lists as they may
     rounds: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bars:
-    """What a query must beat to get an item: the last query that each full item has kept."""
-
-    scores: FloatArray  # (m,) -inf for an item with room
-    queries: IntArray  # (m,) position of that query; at an equal score the smaller position has the item
 
 
 def cap_exposure(found: Neighbors, k: int, most: int, *, n_items: int) -> Exposure:
@@ -73,12 +73,13 @@ def admitted(positions: IntArray, scores: FloatArray, queries: IntArray, bars: B
     """(n, wide) which candidates would have these queries (n,), empty slots aside: those that score above the bar."""
     wall = np.append(bars.scores, np.float32(np.inf))[positions]
     last = np.append(bars.queries, -1)[positions]
-    beats: BoolArray = (scores > wall) | ((scores == wall) & (queries[:, None] <= last))
-    return beats & (positions != EMPTY_POSITION)
+    beats = (scores > wall) | ((scores == wall) & (queries[:, None] <= last))
+    through: BoolArray = beats & (positions != EMPTY_POSITION)
+    return through
 
 
 def _by_item(found: Neighbors, there: BoolArray, contested: BoolArray) -> tuple[IntArray, IntArray]:
-    """Flat places of the pairs of contested items, item by item, the query that an item likes best first; their starts."""
+    """Flat places of the pairs of contested items, item by item, its best query first; where each item starts."""
     places = np.flatnonzero(there & contested[found.positions])
     items, scores = found.positions.ravel()[places], found.scores.ravel()[places]
     order = np.lexsort((places, -scores, items))  # places rise with the query's position
@@ -90,7 +91,7 @@ def _by_item(found: Neighbors, there: BoolArray, contested: BoolArray) -> tuple[
 def _beyond(picked: BoolArray, starts: IntArray, most: int) -> IntArray:
     """Which of the picked pairs, ordered by item, an item has too many of."""
     counts = np.cumsum(picked)
-    before = np.repeat(counts[starts] - picked[starts], np.diff(np.append(starts, len(picked))))
+    before: IntArray = np.repeat(counts[starts] - picked[starts], np.diff(np.append(starts, len(picked))))
     return np.flatnonzero(picked & (counts - before > most))
 
 

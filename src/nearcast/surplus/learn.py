@@ -1,7 +1,7 @@
 """Survival learned from counts: how often each candidate was looked up, and how often it was still good.
 
-An item that was seen often speaks for itself; one that was hardly seen is held to be like its group, and a group that was
-hardly seen like everything. How much a rate is drawn to the one above it follows from how much rates differ at all (a
+An item that was seen often speaks for itself; one that was hardly seen is held to be like its group, and a group that
+was hardly seen like everything. How much a rate is drawn to the one above it follows from how much rates differ at all (a
 beta-binomial model, its spread found by moments). Knows nothing of files.
 """
 
@@ -66,8 +66,7 @@ def shrink(
     """
     above = _open(above)
     strength = _strength(np.asarray(survived, np.float64), np.asarray(seen, np.float64), above)
-    rates: Float64Array = (survived + strength * above) / (seen + strength)
-    return _open(rates), strength
+    return _open((survived + strength * above) / (seen + strength)), strength
 
 
 def _strength(survived: Float64Array, seen: Float64Array, above: Float64Array) -> float:
@@ -82,5 +81,5 @@ def _strength(survived: Float64Array, seen: Float64Array, above: Float64Array) -
     return float(np.clip(1 / correlation - 1, WEAKEST, STRONGEST)) if correlation > 0 else STRONGEST
 
 
-def _open(rates: Float64Array) -> Float64Array:
-    return np.clip(rates, KEPT_OPEN, 1 - KEPT_OPEN)
+def _open(rates: npt.NDArray[np.number]) -> Float64Array:
+    return np.clip(np.asarray(rates, np.float64), KEPT_OPEN, 1 - KEPT_OPEN)

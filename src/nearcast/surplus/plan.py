@@ -1,7 +1,8 @@
-"""The least number of candidates with which a query has enough survivors, and the queries for which no number will do."""
+"""The fewest candidates with which a query has enough survivors, and the queries for which no number will do."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,7 +14,7 @@ from nearcast.surplus.budget import Edges, hull_edges, sell
 from nearcast.surplus.reach import Float64Array, Offer, blocks, reach, reach_at
 from nearcast.types import IntArray
 
-__all__ = ["Plan", "Shortage", "hulls", "plan_lengths", "plan_within"]
+__all__ = ["Plan", "Shortage", "hulls", "plan_lengths", "plan_of", "plan_within"]
 
 GROUPED_POINTS = 48  # of a list's curve with groups; a step of a few slots changes little in a list of hundreds
 ROUNDING = 1e-12  # of sums of probabilities: 0.95 that comes out as 0.9499999999999998 is 0.95
@@ -35,6 +36,12 @@ class Plan:
     reached: Float64Array  # (n,) probability that enough of them survive
     expected: Float64Array  # (n,) survivors to expect of them
     shortage: npt.NDArray[np.object_]  # (n,) None, or the Shortage of a query below the probability asked for
+
+    @classmethod
+    def joined(cls, parts: Sequence[Plan]) -> Plan:
+        """The plans of several parts of the queries as one."""
+        names = ("lengths", "reached", "expected", "shortage")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @property
     def n_short(self) -> int:
@@ -84,18 +91,26 @@ def plan_within(
     kept = np.minimum(offered.lengths, least)
     edges = hulls(offered, at_least, kept, probability)
     lengths = sell(edges if weights is None else edges.weighted(weights), kept, slots)
+    return plan_of(offered, at_least, probability, lengths)
+
+
+def plan_of(offered: Offer, at_least: int, probability: float, lengths: IntArray) -> Plan:
+    """What lengths (n,) lead to, however they were found."""
     reached = _reach_in_blocks(offered, at_least, lengths)
-    short_of = _shortages(offered, at_least, reached, probability, lengths)
-    return Plan(lengths, reached, _expected(offered, lengths), short_of)
+    short = _shortages(offered, at_least, reached, probability, lengths)
+    return Plan(lengths, reached, _expected(offered, lengths), short)
 
 
-def hulls(offered: Offer, at_least: int, kept: IntArray, probability: float = 1.0) -> Edges:
-    """What slots are worth to each query beyond those it keeps (n,), for `sell` to share out tables of any size."""
+def hulls(offered: Offer, at_least: int, kept: IntArray, probability: float = 1.0, *, first_query: int = 0) -> Edges:
+    """What slots are worth to each query beyond those it keeps (n,), for `sell` to share out tables of any size.
+
+    first_query: number of the first of these queries, where they are a part of more.
+    """
     n, k = offered.survival.shape
     parts = []
     for rows in blocks(n, _row_bytes(k, at_least)):
         short, at = _curve(offered.of_queries(rows), at_least, kept[rows])
-        parts.append(hull_edges(np.maximum(short, 1 - probability), at, kept[rows], rows.start))
+        parts.append(hull_edges(np.maximum(short, 1 - probability), at, kept[rows], first_query + rows.start))
     return Edges.joined(parts)
 
 

@@ -27,9 +27,9 @@ BLOCK_BYTES = 32 << 20  # of curves and of states, so that a block stays in a pr
 class Offer:
     """What can be stored for n queries: k candidates each, best first, and how likely each survives.
 
-    With groups, the candidates of a group are lost together when the group is; a candidate of a group that lives survives
-    with `survival / group_survival`, on its own. So `survival` stays what each candidate survives with, whatever the
-    groups.
+    With groups, the candidates of a group are lost together when the group is; a candidate of a group that lives
+    survives with `survival / group_survival`, on its own. So `survival` stays what each candidate survives with,
+    whatever the groups.
     """
 
     survival: Float64Array  # (n, k) of each candidate; 0 where a slot is empty
@@ -49,9 +49,9 @@ def offer(
 ) -> Offer:
     """The offer that lists (n, k) of item positions make; -1 is an empty slot, and empty slots come last.
 
-    survival: (m,) of each item, or (n, k) of each slot. groups: (m,) group of each item, -1 for none; its items are lost
-    together. group_survival: (m,) probability that the item's group lives; without it a group lives as its best item does,
-    so that items of equal survival all survive or all fail.
+    survival: (m,) of each item, or (n, k) of each slot. groups: (m,) group of each item, -1 for none; its items are
+    lost together. group_survival: (m,) probability that the item's group lives; without it a group lives as its best
+    item does, so that items of equal survival all survive or all fail.
     """
     filled = positions != EMPTY_POSITION
     rates = _checked(np.asarray(survival, np.float64))
