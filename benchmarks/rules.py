@@ -198,9 +198,7 @@ def _peers(items: Array, queries: Array, cases: list[Case], out: Console) -> Ite
         for case in cases:
             rule = case.rule.of_queries(rows)
             held = Constraints(rule)
-            truth = nearcast.knn_join(
-                queries[rows], items, k=K, metric="inner_product", threads=2, constraints=held
-            )
+            truth = nearcast.knn_join(queries[rows], items, k=K, metric="inner_product", threads=2, constraints=held)
             allowed = eligible_pairs(rule) if len(rows) * len(items) < 2**30 else None
             started = time.perf_counter()
             positions = search(queries[rows], rule, allowed)
@@ -241,7 +239,7 @@ def _searches(items: Array) -> Iterator[tuple[str, Callable[[Array, Eligibility,
     graph.init_index(len(items), **HNSW)
     graph.add_items(items, num_threads=2)
 
-    def inside(asked: Array, rule: Eligibility, allowed: Array | None) -> Array:
+    def inside(asked: Array, _rule: Eligibility, allowed: Array | None) -> Array:
         assert allowed is not None
         graph.set_ef(WIDER * K)
         positions = np.full((len(asked), K), -1, np.int64)

@@ -69,7 +69,7 @@ class DenseIndex:
         self.index = index
         self.settings = settings
         self._whole = index if index.n_cells == 1 else None
-        self._ruled: kernels.DenseIndex | None = None
+        self._ruled: kernels.DenseIndex | None = index if index.centres is None else None
 
     def efforts(self, k: int) -> Sequence[Effort]:
         """More and more cells, then all items; only all items where there are no cells."""
@@ -193,6 +193,12 @@ class DenseEngine:
         """Cells where they pay, one block of all items where they do not."""
         assert isinstance(settings, DenseSettings)
         cells = settings.cells or worthwhile_cells(items.n, workload)
+        rule = None if workload is None else workload.constraints.eligibility
+        if cells == 1 and rule is not None:
+            whole = np.ascontiguousarray(items.whole())
+            index = kernels.ruled_index(whole, metric, rule, threads=resources.threads)
+            progress("build", items.n, items.n)
+            return DenseIndex(index, settings)
         index = kernels.build_index(
             np.ascontiguousarray(items.whole()),
             metric,

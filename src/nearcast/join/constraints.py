@@ -15,20 +15,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from nearcast.eligibility import columns_of, compile_rules, open_eligibility, parse_rule, save_eligibility
+from nearcast.eligibility import (
+    Rule,
+    check_rules,
+    columns_of,
+    compile_rules,
+    open_eligibility,
+    parse_rule,
+    save_eligibility,
+)
 from nearcast.engines.base import refuse_unhonoured
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, read_manifest
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, Inputs
+from nearcast.join.inputs import Checked, Inputs, Sources
 from nearcast.join.likes import alike_groups
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
+from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["attributes_of", "has_constraints", "have_constraints", "open_constraints"]
+__all__ = ["attributes_of", "check_spec_rules", "has_constraints", "have_constraints", "open_constraints", "rules_of"]
 
 ELIGIBILITY = "eligibility"
 
@@ -38,6 +47,23 @@ Int32Array = npt.NDArray[np.int32]
 def has_constraints(spec: GeneratorSpec) -> bool:
     """Whether lists must obey anything besides being nearest."""
     return bool(spec.rules or spec.caps or spec.min_score is not None)
+
+
+def rules_of(spec: GeneratorSpec) -> list[Rule]:
+    """The rules of a spec, parsed; SpecError points at the word that is wrong."""
+    return [parse_rule(rule.name, rule.keep) for rule in spec.rules]
+
+
+def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
+    """Check the rules against the columns of both sides before anything is read; SpecError points at the word."""
+    rules = rules_of(spec)
+    if not rules:
+        return
+
+    def schema(source: RowSource) -> pa.Schema:
+        return pa.schema([("id", source.id_type), *source.attribute_types.items()])
+
+    check_rules(rules, schema(sources.items), schema(sources.queries))
 
 
 def have_constraints(run: RunContext, checked: Checked, inputs: Inputs) -> Path | None:
@@ -78,7 +104,7 @@ def attributes_of(side: Side, names: list[str]) -> pa.Table:
 
 
 def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
-    rules = [parse_rule(rule.name, rule.keep) for rule in run.spec.rules]
+    rules = rules_of(run.spec)
     eligibility = None
     if rules:
         item_columns, query_columns, _ = columns_of(rules)

@@ -18,7 +18,7 @@ from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
-from nearcast.join.constraints import have_constraints
+from nearcast.join.constraints import check_spec_rules, have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
@@ -76,6 +76,7 @@ def run_generator(
         started = time.perf_counter()
         with run.stage("hash"):
             sources = open_sources(spec, base, items, queries, run.listener.progress)
+        check_spec_rules(spec, sources)
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), sources.item_digests, sources.query_digests)
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
@@ -99,6 +100,7 @@ def check_generator(
     """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
     run = prepare(spec, base, listener or Listener())
     sources = open_sources(spec, base, items, queries, run.listener.progress)
+    check_spec_rules(spec, sources)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, _existing(run.out))

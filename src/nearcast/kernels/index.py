@@ -41,14 +41,14 @@ class DenseIndex:
     item_norms: np.ndarray | None  # (m,) float64, cosine only
     rotation: Rotation
     packed: PackedItems | None  # one block per cell; None without native kernels, where every join is exact
-    centres: PackedItems | None
+    centres: PackedItems | None  # None where every join is exact
     sample: PackedItems | None
     spread: float  # of items about their centres, per dimension
 
     @property
     def n_cells(self) -> int:
         """Cells that hold items; 1 for an index that is only ever exact."""
-        return 1 if self.packed is None else len(self.packed.block_norms)
+        return 1 if self.packed is None or self.centres is None else len(self.packed.block_norms)
 
     def join(
         self,
