@@ -1,8 +1,8 @@
 """Survival learned from counts: how often each candidate was looked up, and how often it was still good.
 
 An item that was seen often speaks for itself; one that was hardly seen is held to be like its group, and a group that
-was hardly seen like everything. How much a rate is drawn to the one above it follows from how much rates differ at all (a
-beta-binomial model, its spread found by moments). Knows nothing of files.
+was hardly seen like everything. How much a rate is drawn to the one above it follows from how much rates differ at all
+(a beta-binomial model, its spread found by moments). Knows nothing of files.
 """
 
 from __future__ import annotations

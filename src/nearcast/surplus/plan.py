@@ -87,7 +87,6 @@ def plan_within(
     has so many. probability: more than that is wanted of no query, and those below it say why. With groups, lengths
     are among GROUPED_POINTS spread over the list, since each point costs a pass over it.
     """
-    n, k = offered.survival.shape
     kept = np.minimum(offered.lengths, least)
     edges = hulls(offered, at_least, kept, probability)
     lengths = sell(edges if weights is None else edges.weighted(weights), kept, slots)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nearcast.errors import InputError, SpecError
 from nearcast.types import EMPTY_POSITION, AnyArray, IntArray
 
-__all__ = ["Offer", "blocks", "offer", "reach", "reach_at"]
+__all__ = ["Offer", "best_of_group", "blocks", "offer", "reach", "reach_at"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -62,14 +62,14 @@ def offer(
     if group_survival is None:
         if rates.ndim == 2:
             raise SpecError("survival of each slot with groups needs group_survival; give it, or survival of each item")
-        group_survival = _best_of_group(rates, groups)
+        group_survival = best_of_group(rates, groups)
     alive = np.append(_checked(np.asarray(group_survival, np.float64)), 1.0)[positions]
     own = np.append(groups, -1)[positions]
     alone = own < 0
     return replace(found, groups=own, group_survival=np.where(alone, 1.0, np.maximum(alive, found.survival)))
 
 
-def _best_of_group(rates: Float64Array, groups: IntArray) -> Float64Array:
+def best_of_group(rates: Float64Array, groups: IntArray) -> Float64Array:
     """(m,) the largest survival in each item's group."""
     best = np.zeros(int(groups.max(initial=-1)) + 2)
     np.maximum.at(best, groups, rates)
