@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots, tune
+    from nearcast.api import (
+        check,
+        diff,
+        explain,
+        load_spec,
+        lookup,
+        monitor,
+        publish,
+        published,
+        roll_back,
+        run,
+        snapshots,
+        tune,
+    )
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
@@ -24,6 +37,8 @@ __all__ = [
     "JoinResult",
     "__version__",
     "check",
+    "diff",
+    "explain",
     "knn_join",
     "load_spec",
     "lookup",
@@ -44,6 +59,8 @@ _HOMES = {
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",
     "check": "nearcast.api",
+    "diff": "nearcast.api",
+    "explain": "nearcast.api",
     "knn_join": "nearcast.join.arrays",
     "load_spec": "nearcast.api",
     "lookup": "nearcast.api",

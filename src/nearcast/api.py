@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import AuditError, PromiseError
+from nearcast.errors import AuditError, NotFoundError, PromiseError
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
+from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.estimate import RunEstimate
+from nearcast.join.explain import Explanation
+from nearcast.join.explain import explain as explain_pair
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
@@ -34,7 +37,20 @@ from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuned import Tuned, save
 
-__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots", "tune"]
+__all__ = [
+    "check",
+    "diff",
+    "explain",
+    "load_spec",
+    "lookup",
+    "monitor",
+    "publish",
+    "published",
+    "roll_back",
+    "run",
+    "snapshots",
+    "tune",
+]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -132,6 +148,25 @@ def lookup(
     snapshot = find_snapshot(Path(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
     return snapshot.lookup(key, shown)
+
+
+def explain(generator: str, query: str | int, item: str | int, *, out: str | Path = OUT) -> Explanation:
+    """Why an item is in the list of a query of the newest snapshot, or not; see `nearcast.join.explain`."""
+    snapshot = find_snapshot(Path(out), generator)
+    return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
+
+
+def diff(
+    generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
+) -> Diff:
+    """What changed between two snapshots, the newest two by default, and why; see `nearcast.join.diff`."""
+    newer = find_snapshot(Path(out), generator, after)
+    if before is None:
+        older = [found for found in list_snapshots(Path(out), generator) if found.version < newer.version]
+        if not older:
+            raise NotFoundError(f"{generator} has no snapshot before {newer.name} to compare it with")
+        return diff_snapshots(older[-1], newer, sample)
+    return diff_snapshots(find_snapshot(Path(out), generator, before), newer, sample)
 
 
 def publish(

@@ -12,6 +12,8 @@ import sys
 import click
 
 from nearcast.cli.check import check
+from nearcast.cli.diff import diff
+from nearcast.cli.explain import explain
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.monitor import monitor
@@ -40,7 +42,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots),
+    *(run, check, tune, show, lookup, snapshots, explain, diff),
     *(publish, rollback, published, monitor, overlay, serve, spec, info),
 )
 

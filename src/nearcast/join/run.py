@@ -9,7 +9,7 @@ may use again, `snapshots` for what is finished.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearcast import machine
@@ -25,6 +25,7 @@ from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
     draw_samples,
@@ -128,6 +129,9 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    raw = (checked.item_folder, checked.query_folder)
+    whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
+    checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, checked, inputs)
     finding = finding_run(run)
     index_folder = have_index(finding, checked, inputs, constraints)
@@ -137,7 +141,7 @@ def _new_snapshot(
     tasks, continued = joined(finding, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
     chosen = choose_lists(run, tasks, inputs, folder)
-    artifacts = (checked.item_folder, checked.query_folder, index_folder)
+    artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
     measures, n_rows = write_table(run, chosen, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
@@ -146,8 +150,8 @@ def _new_snapshot(
         "rows": n_rows,
         "fingerprint": plan.fingerprint,
         "nearcast": __version__,
-        "spec": run.spec.model_dump(mode="json"),
-        "inputs": input_facts(sources, checked.report, run.spec),
+        "spec": whole.spec.model_dump(mode="json"),
+        "inputs": input_facts(sources, checked.report, whole.spec),
         "engine": {
             "name": run.engine.name,
             "settings": run.settings.model_dump(),
