@@ -11,6 +11,7 @@ from tests.builders import clustered, write_parquet
 import nearcast
 from nearcast.errors import BudgetError, InputError, PromiseError, SpecError
 from nearcast.files import file_hash
+from nearcast.join.explain import explain
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.surplus.plan import plan_lengths
 from nearcast.surplus.reach import offer
@@ -122,6 +123,28 @@ def test_survival_is_learned_from_a_log_of_look_ups(shop):
     assert (facts["look_ups"], facts["unknown"], facts["unseen_items"]) == (40_000, 0, 20)
 
 
+def test_a_smaller_probability_takes_fewer_slots(shop):
+    folder, _ = shop
+    likely, even = (run(folder, surplus={"at_least": 5, "survival": "survival", "probability": p}) for p in (0.95, 0.5))
+    assert even.manifest["measures"]["surplus_slots"] < likely.manifest["measures"]["surplus_slots"]
+
+
+def test_an_item_that_no_look_up_has_seen_is_held_to_be_like_its_group(tmp_path):
+    vectors = clustered(40, 4, seed=0).tolist()
+    kind = pa.array(["good" if n < 20 else "bad" for n in range(40)])
+    write_parquet(tmp_path / "items.parquet", list(range(40)), vectors, kind=kind)
+    write_parquet(tmp_path / "queries.parquet", [0], vectors[:1])
+    seen = np.tile(np.r_[0:10, 20:30], 50)  # half of each kind
+    pq.write_table(pa.table({"item": seen, "survived": seen < 20}), tmp_path / "lookups.parquet")
+    sides = {"items": {"path": "items.parquet", "attributes": ["kind"]}, "queries": {"path": "queries.parquet"}}
+    asked = {"at_least": 12, "log": "lookups.parquet"}
+    plain, alike = (
+        run(tmp_path, name=name, exclude_self=False, surplus=asked | more, **sides)
+        for name, more in (("plain", {}), ("alike", {"like": "kind"}))
+    )
+    assert alike.manifest["measures"]["surplus_below"] < plain.manifest["measures"]["surplus_below"]
+
+
 def test_a_changed_log_makes_a_new_snapshot_and_the_same_log_does_not(shop):
     folder, survival = shop
     asked = {"at_least": 5, "log": "lookups.parquet"}
@@ -191,6 +214,47 @@ def test_a_cap_and_a_surplus_work_together(shop):
     assert np.bincount(lists.ravel() + 1)[1:].max() <= 20
     assert snapshot.manifest["measures"]["recall"] == 1.0
     assert snapshot.manifest["measures"]["surplus_slots"] == np.count_nonzero(lists >= 0)
+
+
+def causes(folder, snapshot, query):
+    """The cause of every item, for one query."""
+    home = folder / "nearcast" / snapshot.generator / "artifacts"
+    return {item: explain(snapshot, home, query, item).cause for item in range(0, N, 3)}
+
+
+def test_explain_tells_a_planned_end_from_what_the_join_has_missed(shop):
+    folder, _ = shop
+    snapshot = run(folder, surplus={"at_least": 5, "survival": "survival"})
+    whole = positions_of(table_of(run(folder, name="whole")))[150]
+    stored = table_of(snapshot).to_pylist()[150]["candidate_ids"]
+    assert len(stored) < K
+    for item, cause in causes(folder, snapshot, 150).items():
+        expected = "listed" if item in stored else "enough" if item in whole else "nearer"
+        assert cause == ("itself" if item == 150 else expected)
+
+
+def test_explain_names_the_exposure_cap_and_the_last_query_that_got_the_item(shop):
+    folder, _ = shop
+    snapshot = run(folder, k=10, exposure={"most": 12, "per_query": N})
+    lists = positions_of(table_of(snapshot))
+    full = pq.read_table(snapshot.folder / "exposure" / "full.parquet").to_pylist()
+    assert len(full) == snapshot.manifest["measures"]["exposure_full"]
+    query = 150
+    found = causes(folder, snapshot, query)
+    assert set(found.values()) >= {"listed", "nearer", "exposed"}
+    assert {item for item, cause in found.items() if cause == "listed"} == set(lists[query]) & set(found)
+    home = folder / "nearcast" / "ads" / "artifacts"
+    for item in [item for item, cause in found.items() if cause == "exposed"][:3]:
+        row = next(row for row in full if row["item_id"] == item)
+        assert item in lists[row["last_query"]]
+        assert repr(row["last_query"]) in explain(snapshot, home, query, item).words
+
+
+def test_explain_says_that_an_item_was_too_far_to_be_chosen_from(shop):
+    folder, _ = shop
+    snapshot = run(folder, k=10, exposure={"most": 8, "per_query": 12})
+    short = next(row["query_id"] for row in table_of(snapshot).to_pylist() if row["reason"] == "capped")
+    assert set(causes(folder, snapshot, short).values()) <= {"itself", "listed", "exposed", "nearer"}
 
 
 def test_an_exposure_cap_that_does_not_fit_the_memory_stops_before_it_begins(tmp_path):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from nearcast.errors import BudgetError
 from nearcast.files import finish, fresh_folder
 from nearcast.join.context import RunContext
+from nearcast.join.full_items import write_full_items
 from nearcast.join.inputs import Inputs
 from nearcast.join.reasons import CODES
 from nearcast.join.surplus import plan_surplus
@@ -54,6 +55,12 @@ class Chosen:
     bars: Bars | None = None
     measures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Bars:
+        """What an exposure cap leaves a query to beat."""
+        assert self.bars is not None
+        return self.bars
 
     @property
     def lengths(self) -> IntArray | None:
@@ -99,6 +106,7 @@ def choose_lists(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder:
         chosen = Chosen(tasks, tasks)
         if run.spec.exposure is not None:
             chosen = _capped(run, tasks, inputs, run.spec.exposure.most)
+            write_full_items(chosen.full, inputs, folder)
         if run.spec.surplus is not None:
             planned = plan_surplus(run, chosen.stored, inputs, folder)
             measures = chosen.measures | planned.measures

@@ -28,6 +28,11 @@ class Bars:
     scores: FloatArray  # (m,) -inf for an item with room
     queries: IntArray  # (m,) position of that query; at an equal score the smaller position has the item
 
+    @classmethod
+    def free(cls, n_items: int) -> Bars:
+        """No item is full."""
+        return cls(np.full(n_items, -np.inf, np.float32), np.full(n_items, np.iinfo(np.int64).max))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exposure:
@@ -109,7 +114,7 @@ def _bars(found: Neighbors, picked: BoolArray, most: int, n_items: int) -> tuple
     rows, columns = np.nonzero(picked)
     items, scores = found.positions[rows, columns], found.scores[rows, columns]
     full = np.bincount(items, minlength=n_items) >= most
-    bars = Bars(np.full(n_items, -np.inf, np.float32), np.full(n_items, np.iinfo(np.int64).max))
+    bars = Bars.free(n_items)
     order = np.lexsort((-rows, scores, items))  # the query that an item likes least first
     order = order[full[items[order]]]
     first = order[np.append(True, items[order][1:] != items[order][:-1])] if len(order) else order
