@@ -24,7 +24,7 @@ FLOORS = [
     {"knn"},
     {"kernels"},
     {"sources", "engines", "runners", "stores"},
-    {"measure", "eligibility"},
+    {"measure", "eligibility", "surplus"},
     {"index", "table"},
     {"join"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()

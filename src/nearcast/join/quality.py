@@ -40,7 +40,7 @@ from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Metric, Neighbors, no_progress
 
-__all__ = ["Asked", "Quality", "likely_metric", "measure_quality"]
+__all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "weights_of"]
 
 DEPTHS = (1, 10)  # beside k
 DIAGNOSED = 200  # queries that are held against the truth under other metrics
@@ -79,7 +79,7 @@ def measure_quality(
     metric = Metric(spec.metric)
     lists = sampled_lists(snapshot, inputs.items, inputs.queries, rows, metric, truth.positions.shape[1])
     columns = _columns(spec, inputs, rows)
-    weights = None if spec.query_source.weight is None else _weights(spec.query_source.weight, columns)
+    weights = None if spec.query_source.weight is None else weights_of(spec.query_source.weight, columns)
     shares = recall_per_query(lists.scores, truth)
     n = inputs.queries.vectors.n
     measures = _intervals("recall", shares, n) | {"recall_sample": len(rows)}
@@ -142,7 +142,8 @@ def _attributes(folder: Path, ids: pa.Array, names: list[str]) -> pa.Table:
     return table.take(pc.index_in(wanted, value_set=table.column("id").combine_chunks()))
 
 
-def _weights(name: str, columns: pa.Table | None) -> Float64Array:
+def weights_of(name: str, columns: pa.Table | None) -> Float64Array:
+    """(rows,) the traffic of queries, from a column of theirs; InputError for what is no number of 0 or more."""
     assert columns is not None
     column = columns.column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
