@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots, tune
+    from nearcast.api import (
+        check,
+        load_spec,
+        lookup,
+        monitor,
+        publish,
+        published,
+        refresh,
+        roll_back,
+        run,
+        snapshots,
+        tune,
+    )
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
@@ -32,6 +44,7 @@ __all__ = [
     "overlay",
     "publish",
     "published",
+    "refresh",
     "roll_back",
     "run",
     "snapshots",
@@ -52,6 +65,7 @@ _HOMES = {
     "overlay": "nearcast.serve.overlay:open_overlay",
     "publish": "nearcast.api",
     "published": "nearcast.api",
+    "refresh": "nearcast.api",
     "roll_back": "nearcast.api",
     "run": "nearcast.api",
     "snapshots": "nearcast.api",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,20 @@ from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuned import Tuned, save
 
-__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots", "tune"]
+__all__ = [
+    "Refreshed",
+    "check",
+    "load_spec",
+    "lookup",
+    "monitor",
+    "publish",
+    "published",
+    "refresh",
+    "roll_back",
+    "run",
+    "snapshots",
+    "tune",
+]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -235,6 +249,46 @@ def monitor(
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with _open(store, place) as opened:
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh has led to."""
+
+    snapshot: Snapshot
+    reused: bool  # the inputs were those of the last snapshot: nothing was joined
+    publication: Publication
+    watched: Watched | None  # None: nobody asked for the monitor
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "generator": self.snapshot.generator,
+            "snapshot": str(self.snapshot.folder),
+            "version": self.snapshot.version,
+            "reused": self.reused,
+            "publication": self.publication.as_dict(),
+            "monitor": None if self.watched is None else self.watched.as_dict(),
+        }
+
+
+def refresh(
+    spec: str | Path,
+    *,
+    store: StoreLike | None = None,
+    watch_too: bool = False,
+    listener: Listener | None = None,
+) -> Refreshed:
+    """Have what is served be up to date: run, audit and publish, and with `watch_too` a pass of the monitor.
+
+    What is done already is not done again: with unchanged inputs nothing is joined, and a snapshot that is current is
+    not copied. Raises what `run` and `publish` raise, and then readers keep what they had: PromiseError for a
+    snapshot below its promise, AuditError for one that failed its audit, BusyError while another process is at it.
+    """
+    made = run(spec, listener=listener)
+    done = publish(str(spec), store=store, listener=listener)
+    watched = monitor(str(spec), store=store, listener=listener) if watch_too else None
+    return Refreshed(made.snapshot, made.reused, done, watched)
 
 
 def published(

@@ -18,6 +18,7 @@ from nearcast.cli.monitor import monitor
 from nearcast.cli.overlay import overlay
 from nearcast.cli.publish import publish
 from nearcast.cli.published import published
+from nearcast.cli.refresh import refresh
 from nearcast.cli.rollback import rollback
 from nearcast.cli.run import run
 from nearcast.cli.serve import serve
@@ -41,7 +42,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots),
-    *(publish, rollback, published, monitor, overlay, serve, spec, info),
+    *(publish, rollback, published, refresh, monitor, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:
