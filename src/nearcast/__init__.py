@@ -14,6 +14,7 @@ from nearcast.version import __version__
 if TYPE_CHECKING:
     from nearcast.api import (
         check,
+        head,
         load_spec,
         lookup,
         monitor,
@@ -36,6 +37,7 @@ __all__ = [
     "JoinResult",
     "__version__",
     "check",
+    "head",
     "knn_join",
     "load_spec",
     "lookup",
@@ -57,6 +59,7 @@ _HOMES = {
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",
     "check": "nearcast.api",
+    "head": "nearcast.api",
     "knn_join": "nearcast.join.arrays",
     "load_spec": "nearcast.api",
     "lookup": "nearcast.api",

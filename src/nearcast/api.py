@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nearcast.advise.head import HELD_OUT_DAYS, Head, find_head, write_head
+from nearcast.advise.traffic import read_traffic
 from nearcast.errors import AuditError, PromiseError
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
@@ -38,6 +40,7 @@ from nearcast.tuning.tuned import Tuned, save
 __all__ = [
     "Refreshed",
     "check",
+    "head",
     "load_spec",
     "lookup",
     "monitor",
@@ -127,6 +130,34 @@ def tune(
     home = run_context.home / "tuning"
     save(tuned, home / "frontier.json")
     return tuned, home
+
+
+def head(
+    log: str | Path,
+    *,
+    coverage: float = 0.9,
+    by_tomorrow: bool = False,
+    key: str = "key",
+    time: str | None = None,
+    count: str | None = None,
+    held_out_days: int = HELD_OUT_DAYS,
+    memory: int | None = None,
+    to: str | Path | None = None,
+    column: str = "id",
+    listener: Listener | None = None,
+) -> Head:
+    """Find the keys that cover a share of a log's traffic; see `nearcast.advise.head.find_head`.
+
+    log: Parquet; key, time, count: its columns, see `nearcast.advise.traffic.read_traffic`.
+    to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
+    """
+    bytes_given = {} if memory is None else {"memory_bytes": memory}
+    progress = (listener or Listener()).progress
+    traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=progress, **bytes_given)
+    found = find_head(traffic, coverage, by_tomorrow=by_tomorrow, held_out_days=held_out_days)
+    if to is not None:
+        write_head(traffic, found, Path(to), column=column)
+    return found
 
 
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:

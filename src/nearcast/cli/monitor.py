@@ -118,6 +118,7 @@ def _check_table() -> Table:
 
 
 def report(watched: Watched) -> Group:
+    """What one pass has found, for people."""
     parts: list[RenderableType] = []
     name = watched.generator if watched.version is None else f"{watched.generator} {watched.version:06d}"
     compared = f"compared with {watched.runs:,} runs before" if watched.version is not None else "no run here"
