@@ -21,12 +21,14 @@ from nearcast.types import Metric
 __all__ = [
     "CHECK_KINDS",
     "Audit",
+    "CapOf",
     "Checks",
     "GeneratorSpec",
     "Measuring",
     "Monitoring",
     "Policy",
     "Publishing",
+    "RuleSpec",
     "Serving",
     "Source",
     "allowed_policies",
@@ -137,6 +139,13 @@ def allowed_policies(kind: str) -> tuple[str, ...]:
     return tuple(w for a in found for w in (get_args(a) or (a,)))
 
 
+class RuleSpec(_Table):
+    """Who may see what: pairs of a query and an item for which the expression is true are kept."""
+
+    name: Name = Field(description="what this rule is called where it is told what it removed")
+    keep: str = Field(description='such as "item.countries has query.country"; docs/rules.md has the language')
+
+
 class Measuring(_Table):
     """How the snapshot is measured."""
 
@@ -145,6 +154,20 @@ class Measuring(_Table):
         1000, ge=20, description="other queries: so many to find the effort, as many to check it"
     )
     slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
+
+
+class CapOf(_Table):
+    """At most so many items of a group in one list."""
+
+    by: str | None = Field(None, description="attribute of the items: at most so many of each of its values")
+    alike: Share | None = Field(None, gt=0, le=1, description="or items of at least this cosine, as one group")
+    most: Whole = Field(1, ge=1, description="items of a group that a list may hold")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.by is None) == (self.alike is None):
+            raise ValueError("a cap is either by an attribute or for items that are alike; write one of by and alike")
+        return self
 
 
 class Publishing(_Table):
@@ -216,6 +239,11 @@ class GeneratorSpec(_Table):
     out: str = Field("nearcast", description="folder of the snapshots of all generators, relative to this file")
     items: Source = Field(description="what may be returned")
     queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
+    min_score: float | None = Field(None, allow_inf_nan=False, description="a candidate scores at least this; no limit")
+    caps: tuple[CapOf, ...] = Field((), description="groups of items of which a list may hold only so many")
+    rules: tuple[RuleSpec, ...] = Field(
+        (), description="which items a query may get: [[rules]] tables with name and keep, see docs/rules.md"
+    )
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -227,6 +255,13 @@ class GeneratorSpec(_Table):
     def _check(self) -> Self:
         if self.queries is not None and self.items.weight is not None:
             raise ValueError("weight is the traffic of queries: write it in [queries]")
+        for cap in self.caps:
+            if cap.by is not None and cap.by not in self.items.columns:
+                raise ValueError(f"a cap is by {cap.by!r}; add it to the attributes of [items]")
+        names = [rule.name for rule in self.rules]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} rules are called {name!r}; give each a name of its own")
         side = "queries" if self.queries is not None else "items"
         for name in self.measure.slices:
             if name not in self.query_source.columns:
@@ -349,7 +384,7 @@ def _fault(model: type[BaseModel], fault: Any) -> str:
 def _in_words(fault: Any, path: list[str]) -> str | None:
     """Better words for the faults that people make most, or None."""
     kind, limits = fault["type"], fault.get("ctx", {})
-    if path == ["name"] and kind == "string_pattern_mismatch":
+    if path[-1:] == ["name"] and kind == "string_pattern_mismatch":
         return "use lower-case letters, digits and - _ . and start with a letter or digit"
     if path == ["memory"] and kind == "greater_than_equal":
         return f"give at least {SMALLEST_BUDGET >> 20} MiB"
@@ -357,8 +392,12 @@ def _in_words(fault: Any, path: list[str]) -> str | None:
         return "recall is a share: write 0.95 for 95%"
     if kind in ("model_type", "dict_type"):
         return f"it is a table: write [{'.'.join(path)}] and its settings below"
+    if kind == "tuple_type" and path == ["rules"]:
+        return "write each rule as a table of its own: [[rules]], with its name and keep below"
     if kind == "tuple_type":
         return f"write it as a list: [{fault['input']!r}]".replace("'", '"')
+    if kind == "string_type":
+        return "write it as a text, in quotes"
     if kind in ("int_type", "int_parsing", "int_from_float"):
         return "write a whole number"
     if kind == "greater_than_equal":
@@ -368,6 +407,8 @@ def _in_words(fault: Any, path: list[str]) -> str | None:
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
+        if part.isdigit():  # a place in a list of tables
+            continue
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

@@ -42,6 +42,7 @@ HEAVY = {
     "pandas": None,
     "polars": None,
     "duckdb": None,
+    "lark": "eligibility/parse.py",
     "scipy": None,
     "torch": None,
     "redis": "stores/redis_connection.py",

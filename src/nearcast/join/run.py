@@ -18,6 +18,7 @@ from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
+from nearcast.join.constraints import have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
@@ -122,13 +123,15 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    index_folder = have_index(run, checked, inputs)
-    settings = join_settings(run, inputs, index_folder)
+    constraints = have_constraints(run, checked, inputs)
+    index_folder = have_index(run, checked, inputs, constraints)
+    settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
     tasks, continued = joined(run, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
-    measures, n_rows = write_table(run, tasks, inputs, checked.report, folder)
+    artifacts = (checked.item_folder, checked.query_folder, index_folder)
+    measures, n_rows = write_table(run, tasks, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
@@ -144,9 +147,9 @@ def _new_snapshot(
             "effort": dict(settings.effort),
             "calibration": calibration,
         },
-        "artifacts": sorted({p.name for p in (checked.item_folder, checked.query_folder, index_folder)}),
+        "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
-    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
+    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures, constraints)
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {
