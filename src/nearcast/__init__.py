@@ -13,6 +13,7 @@ from nearcast.version import __version__
 
 if TYPE_CHECKING:
     from nearcast.api import (
+        advise,
         check,
         head,
         load_spec,
@@ -36,6 +37,7 @@ __all__ = [
     "JoinReport",
     "JoinResult",
     "__version__",
+    "advise",
     "check",
     "head",
     "knn_join",
@@ -58,6 +60,7 @@ _HOMES = {
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",
+    "advise": "nearcast.api",
     "check": "nearcast.api",
     "head": "nearcast.api",
     "knn_join": "nearcast.join.arrays",

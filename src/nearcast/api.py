@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearcast.advise.head import HELD_OUT_DAYS, Head, find_head, write_head
-from nearcast.advise.traffic import read_traffic
+from nearcast.advising.ask import Asked, Numbers, ask
+from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
+from nearcast.advising.traffic import read_traffic
 from nearcast.errors import AuditError, PromiseError
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
@@ -39,6 +40,7 @@ from nearcast.tuning.tuned import Tuned, save
 
 __all__ = [
     "Refreshed",
+    "advise",
     "check",
     "head",
     "load_spec",
@@ -146,9 +148,9 @@ def head(
     column: str = "id",
     listener: Listener | None = None,
 ) -> Head:
-    """Find the keys that cover a share of a log's traffic; see `nearcast.advise.head.find_head`.
+    """Find the keys that cover a share of a log's traffic; see `nearcast.advising.head.find_head`.
 
-    log: Parquet; key, time, count: its columns, see `nearcast.advise.traffic.read_traffic`.
+    log: Parquet; key, time, count: its columns, see `nearcast.advising.traffic.read_traffic`.
     to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
     """
     bytes_given = {} if memory is None else {"memory_bytes": memory}
@@ -158,6 +160,44 @@ def head(
     if to is not None:
         write_head(traffic, found, Path(to), column=column)
     return found
+
+
+def advise(
+    spec: SpecLike | None = None,
+    *,
+    numbers: Mapping[str, Any] | None = None,
+    log: str | Path | None = None,
+    key: str = "key",
+    time: str | None = None,
+    count: str | None = None,
+    rates: str | Path | None = None,
+    online_engine: str = "faiss-hnsw",
+    out: str | Path = OUT,
+    listener: Listener | None = None,
+) -> Asked:
+    """Reckon what a use case costs offline, online and as a mix, and say which; see `nearcast.advising.ask`.
+
+    spec: a generator, whose items and queries are counted and sampled. numbers: what is known otherwise, by the names
+    of `nearcast.advising.ask.Numbers`; they win over the spec and the log. log: of requests, as for `head`.
+    rates: file of what this machine takes; measured and written where it is not there. Raises SpecError for numbers
+    that are missing or cannot be.
+    """
+    listener, traffic = listener or Listener(), None
+    parsed, folder = (None, Path()) if spec is None else _resolve(spec, None, None, None)
+    if log is not None:
+        traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=listener.progress)
+    given = parse_model(Numbers, dict(numbers or {}), "the numbers")
+    place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
+    return ask(
+        parsed,
+        folder,
+        given,
+        traffic,
+        rates=Path(rates) if rates else None,
+        kept=place,
+        engine=online_engine,
+        listener=listener,
+    )
 
 
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:

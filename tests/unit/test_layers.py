@@ -29,7 +29,7 @@ FLOORS = [
     {"join"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring", "tuning", "advise"},
+    {"monitoring", "tuning", "advising"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
     {"dashboard"},
     {"cli"},

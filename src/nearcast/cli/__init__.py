@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from nearcast.cli.advise import advise
 from nearcast.cli.check import check
 from nearcast.cli.head import head
 from nearcast.cli.info import info
@@ -42,7 +43,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots, head),
+    *(run, check, tune, show, lookup, snapshots, head, advise),
     *(publish, rollback, published, refresh, monitor, overlay, serve, spec, info),
 )
 

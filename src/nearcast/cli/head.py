@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.advise.draw import draw_head
-from nearcast.advise.head import HELD_OUT_DAYS, Head, Point
+from nearcast.advising.draw import draw_head
+from nearcast.advising.head import HELD_OUT_DAYS, Head, Point
 from nearcast.api import head as find
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option

@@ -17,10 +17,10 @@ from tests.end_to_end import shop as at
 from tests.end_to_end.shop import fail, succeed
 
 import nearcast
-from nearcast.advise import traffic as reading
-from nearcast.advise.head import find_head, write_head
-from nearcast.advise.skew import fit_zipf, zipf_shares
-from nearcast.advise.traffic import read_traffic
+from nearcast.advising import traffic as reading
+from nearcast.advising.head import find_head, write_head
+from nearcast.advising.skew import fit_zipf, zipf_shares
+from nearcast.advising.traffic import read_traffic
 from nearcast.errors import BudgetError, InputError
 
 

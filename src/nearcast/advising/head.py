@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.advise.skew import Zipf, fit_zipf
-from nearcast.advise.traffic import Traffic
+from nearcast.advising.skew import Zipf, fit_zipf
+from nearcast.advising.traffic import Traffic
 from nearcast.errors import InputError
 from nearcast.types import IntArray
 
