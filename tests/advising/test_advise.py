@@ -91,9 +91,11 @@ def test_more_skew_makes_the_mix_pay_at_less_traffic():
 
 
 def test_little_traffic_is_for_an_index_and_much_for_lists_and_the_reason_says_from_where():
-    much, little = advise(case(requests_per_day=1e6), RATES), advise(case(requests_per_day=1.0), RATES)
+    index = Online(Measured((ITEMS / 2, ITEMS), (0.25, 0.5)), RATES.online["faiss-hnsw"].search, None)
+    rates = replace(RATES, online={"faiss-hnsw": index})
+    much, little = advise(case(requests_per_day=1e6), rates), advise(case(requests_per_day=1.0), rates)
     assert (much.recommended, little.recommended) == ("offline", "online")
-    assert "lists for all keys pay from 1.01 requests per key and day" in little.reason
+    assert "lists for all keys pay from 0.51 requests per key and day" in little.reason
     assert much.turns[0].cheapest[PER_KEY.index(100.0)] == "offline"
 
 

@@ -297,16 +297,16 @@ def _warnings(case: Case, costs: Sequence[Cost]) -> list[str]:
     found = []
     if offline.coverage < case.min_coverage:
         found.append(
-            f"lists answer {offline.coverage:.1%} of the requests, and {case.min_coverage:.1%} are wanted: the others are "
-            "for keys without a list; search for those, or give them a fallback"
+            f"lists answer {offline.coverage:.1%} of the requests, and {case.min_coverage:.1%} are wanted: the others "
+            "are for keys without a list; search for those, or give them a fallback"
         )
     if offline.stale > case.max_stale:
         hours = _fresh_enough(case)
         found.append(
-            f"with {case.churn_per_day:.1%} of the items changing in a day, a list is {offline.stale:.1%} out of date on "
-            f"average; a refresh every {hours:.3g} hours keeps it at {case.max_stale:.1%}"
+            f"with {case.churn_per_day:.1%} of the items changing in a day, a list is {offline.stale:.1%} out of date "
+            f"on average; a refresh every {hours:.3g} hours keeps it at {case.max_stale:.1%}"
             if hours
-            else f"a list is {offline.stale:.1%} out of date on average, and no refresh is fast enough for {case.max_stale:.1%}"
+            else f"a list is {offline.stale:.1%} out of date on average, and no refresh is fast enough for that"
         )
     return found
 

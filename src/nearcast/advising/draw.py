@@ -1,4 +1,4 @@
-"""Pictures of the head (coverage against keys) and of an advice (costs of a day). Draws what it is given and computes nothing."""
+"""Pictures: coverage against keys, and what a day costs each way. Draws what it is given and computes nothing."""
 
 from __future__ import annotations
 

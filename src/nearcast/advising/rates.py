@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +29,13 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import DenseEngine, work_in_pairs
 from nearcast.errors import DamagedError, PromiseError
 from nearcast.files import write_text
+from nearcast.join.estimate import RunEstimate
 from nearcast.join.listen import Listener
 from nearcast.join.online import open_online
 from nearcast.join.run import run_generator
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.serve.lookup import open_lookup
+from nearcast.sources.check import Report
 from nearcast.spec import Audit, GeneratorSpec, Publishing
 from nearcast.stores import open_store
 from nearcast.table.snapshot import Snapshot
@@ -211,6 +213,22 @@ def _pair(small: tuple[int, float, float, float | None], large: tuple[int, float
     return Online(Measured(sizes, (small[1], large[1])), Measured(sizes, (small[2], large[2])), large[3])
 
 
+class _Silence(Listener):
+    """What a sample's run says is nobody's business."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say nothing."""
+
+    def checked(self, report: Report) -> None:
+        """Say nothing."""
+
+    def estimated(self, estimate: RunEstimate) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What one sample took, from files to look-ups."""
@@ -225,10 +243,9 @@ class _Run:
 
 def _run(sample: Sample, home: Path) -> _Run:
     try:
-        snapshot = run_generator(sample.spec, home).snapshot
+        snapshot = run_generator(sample.spec, home, listener=_Silence()).snapshot
     except PromiseError as error:  # of a sample: it is timed, not served
-        assert isinstance(error.snapshot, Snapshot)
-        snapshot = error.snapshot
+        snapshot = cast(Snapshot, error.snapshot)
     url = f"lmdb:{home / 'store'}"
     with contextlib.closing(open_store(url)) as store:
         began = time.process_time()
@@ -250,7 +267,9 @@ def _run(sample: Sample, home: Path) -> _Run:
 def _online(sample: Sample, home: Path, engine: str, recall: float) -> tuple[int, float, float, float | None]:
     """Items, seconds of making the index, seconds of a search, recall reached."""
     began = time.process_time()
-    online = open_online(sample.spec, home, home / f"online-{engine}", engine=engine, recall=recall)
+    online = open_online(
+        sample.spec, home, home / f"online-{engine}", engine=engine, recall=recall, listener=_Silence()
+    )
     made = time.process_time() - began
     vectors = _query_vectors(sample.spec, home)
     k = sample.spec.k
