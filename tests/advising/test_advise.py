@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.end_to_end import shop as at
 from tests.end_to_end.shop import fail, succeed
@@ -75,6 +75,7 @@ def test_the_balance_turns_where_a_list_costs_what_its_searches_do():
     assert even.cost("offline").total_cpu_seconds == pytest.approx(even.cost("online").total_cpu_seconds)
 
 
+@settings(max_examples=30)
 @given(skew=st.floats(0, 2), per_key=st.floats(0.01, 100))
 def test_the_mix_makes_lists_for_the_keys_whose_own_traffic_pays_for_them(skew, per_key):
     requests = per_key * KEYS

@@ -161,6 +161,8 @@ class _Model:
         self.case, self.rates, self.engine = case, rates, engine
         self.refreshes = HOURS_PER_DAY / case.refresh_hours
         self.search, self.lookup = rates.search_seconds(engine, case.items), rates.lookup_seconds
+        self.heads = _heads(case.keys)
+        self.list_costs = {n: sum(self.lists(n).values()) for n in self.heads}
         self.index = HOURS_PER_DAY / case.online_refresh_hours * rates.index_seconds(engine, case.items)
 
     def lists(self, keys: int) -> dict[str, float]:
@@ -189,7 +191,7 @@ class _Model:
     def cost(self, way: str, keys: int, covered: Float64Array) -> Cost:
         """The cost of a day with lists for the first keys."""
         case = self.case
-        share = float(covered[keys - 1]) * (1 - case.new_share) if keys else 0.0
+        share = min(1.0, float(covered[keys - 1])) * (1 - case.new_share) if keys else 0.0  # sums may round above 1
         parts = self.parts(way, keys, share, case.requests_per_day)
         index = 0.0 if way == "offline" else case.items * (4 * self.rates.dim + HNSW_LINK_BYTES) / 1e9
         table = case.versions_kept * keys * self.rates.key_bytes / 1e9
@@ -213,15 +215,16 @@ class _Model:
 
     def best_mix(self, covered: Float64Array) -> Cost:
         """The mix with the head that makes it cheapest."""
-        return min((self.cost("mix", n, covered) for n in _heads(self.case.keys)), key=_expense)
+        return min((self.cost("mix", n, covered) for n in self.heads), key=_expense)
 
     def mix_seconds(self, covered: Float64Array, requests: float) -> tuple[float, int]:
         """Processor seconds of the cheapest mix, and its head."""
         known = 1 - self.case.new_share
-        tried = [
-            (sum(self.parts("mix", n, float(covered[n - 1]) * known, requests).values()), n)
-            for n in _heads(self.case.keys)
+        searched = [1 - min(1.0, float(covered[n - 1])) * known for n in self.heads]
+        spent = [
+            self.list_costs[n] + requests * share * self.search for n, share in zip(self.heads, searched, strict=True)
         ]
+        tried = [(self.index + requests * self.lookup + each, n) for each, n in zip(spent, self.heads, strict=True)]
         return min(tried)
 
     def offline_pays_from(self) -> float:
@@ -257,20 +260,14 @@ def _turn(model: _Model, exponent: float) -> Turn:
 
 
 def _mix_pays_from(model: _Model, covered: Float64Array) -> float:
-    """By halving: the mix saves more, the more traffic there is."""
-    keys = model.case.keys
-
-    def pays(per_key: float) -> bool:
-        online = sum(model.parts("online", 0, 0.0, per_key * keys).values())
-        return model.mix_seconds(covered, per_key * keys)[0] < online
-
-    low, high = -6.0, 6.0  # powers of ten
-    if not pays(10**high):
-        return math.inf
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if pays(10**middle) else (middle, high)
-    return float(10**high)
+    """Requests per key and day at which the best of all heads saves as many searches as its lists and look-ups cost."""
+    known = 1 - model.case.new_share
+    least = math.inf
+    for n in model.heads:
+        saved = float(covered[n - 1]) * known * model.search - model.lookup  # by each request
+        if saved > 0:
+            least = min(least, model.list_costs[n] / saved)
+    return least / model.case.keys
 
 
 def _choice(case: Case, costs: Sequence[Cost], engine: str, model: _Model) -> tuple[str, str]:
