@@ -16,10 +16,13 @@ from typing import Any
 from nearcast.advising.ask import Asked, Numbers, ask
 from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.traffic import read_traffic
-from nearcast.errors import AuditError, PromiseError
+from nearcast.errors import AuditError, NotFoundError, PromiseError
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
+from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.estimate import RunEstimate
+from nearcast.join.explain import Explanation
+from nearcast.join.explain import explain as explain_pair
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
@@ -42,6 +45,8 @@ __all__ = [
     "Refreshed",
     "advise",
     "check",
+    "diff",
+    "explain",
     "head",
     "load_spec",
     "lookup",
@@ -217,6 +222,25 @@ def lookup(
     snapshot = find_snapshot(Path(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
     return snapshot.lookup(key, shown)
+
+
+def explain(generator: str, query: str | int, item: str | int, *, out: str | Path = OUT) -> Explanation:
+    """Why an item is in the list of a query of the newest snapshot, or not; see `nearcast.join.explain`."""
+    snapshot = find_snapshot(Path(out), generator)
+    return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
+
+
+def diff(
+    generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
+) -> Diff:
+    """What changed between two snapshots, the newest two by default, and why; see `nearcast.join.diff`."""
+    newer = find_snapshot(Path(out), generator, after)
+    if before is None:
+        older = [found for found in list_snapshots(Path(out), generator) if found.version < newer.version]
+        if not older:
+            raise NotFoundError(f"{generator} has no snapshot before {newer.name} to compare it with")
+        return diff_snapshots(older[-1], newer, sample)
+    return diff_snapshots(find_snapshot(Path(out), generator, before), newer, sample)
 
 
 def publish(

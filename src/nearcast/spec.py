@@ -29,6 +29,7 @@ __all__ = [
     "Policy",
     "Publishing",
     "RuleSpec",
+    "Score",
     "Serving",
     "Source",
     "allowed_policies",
@@ -156,6 +157,20 @@ class Measuring(_Table):
     slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
 
 
+class Score(_Table):
+    """What an item's own figures do to its scores, inside the join."""
+
+    add: str | None = Field(None, description="attribute of the items, times `weight`, that is added to every score")
+    weight: float = Field(1.0, allow_inf_nan=False, description="what `add` is multiplied by")
+    multiply: str | None = Field(None, description="attribute of the items that scores are multiplied by; not under l2")
+    missing: float | None = Field(None, allow_inf_nan=False, description="what stands for a null; an error")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The attributes that it takes; none for scores as the metric has them."""
+        return tuple(name for name in (self.add, self.multiply) if name is not None)
+
+
 class CapOf(_Table):
     """At most so many items of a group in one list."""
 
@@ -244,6 +259,7 @@ class GeneratorSpec(_Table):
     rules: tuple[RuleSpec, ...] = Field(
         (), description="which items a query may get: [[rules]] tables with name and keep, see docs/rules.md"
     )
+    score: Score = Score()
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -255,6 +271,9 @@ class GeneratorSpec(_Table):
     def _check(self) -> Self:
         if self.queries is not None and self.items.weight is not None:
             raise ValueError("weight is the traffic of queries: write it in [queries]")
+        for column in self.score.columns:
+            if column not in self.items.columns:
+                raise ValueError(f"score names {column!r}; add it to the attributes of [items]")
         for cap in self.caps:
             if cap.by is not None and cap.by not in self.items.columns:
                 raise ValueError(f"a cap is by {cap.by!r}; add it to the attributes of [items]")
@@ -326,6 +345,7 @@ def example() -> str:
     ]
     filled = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
+    shown.append(("score", Score))
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
     shown.append(("monitor", Monitoring))
     tables = [table for table, _ in shown]

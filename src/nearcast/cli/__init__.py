@@ -14,6 +14,8 @@ import click
 from nearcast.cli.advise import advise
 from nearcast.cli.check import check
 from nearcast.cli.head import head
+from nearcast.cli.diff import diff
+from nearcast.cli.explain import explain
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.monitor import monitor
@@ -43,7 +45,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots, head, advise),
+    *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise),
     *(publish, rollback, published, refresh, monitor, overlay, serve, spec, info),
 )
 

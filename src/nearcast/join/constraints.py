@@ -15,20 +15,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from nearcast.eligibility import columns_of, compile_rules, open_eligibility, parse_rule, save_eligibility
+from nearcast.eligibility import (
+    Rule,
+    check_rules,
+    columns_of,
+    compile_rules,
+    open_eligibility,
+    parse_rule,
+    save_eligibility,
+)
 from nearcast.engines.base import refuse_unhonoured
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, read_manifest
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, Inputs
+from nearcast.join.inputs import Checked, Inputs, Sources
 from nearcast.join.likes import alike_groups
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
+from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["attributes_of", "has_constraints", "have_constraints", "open_constraints"]
+__all__ = [
+    "attributes_of",
+    "check_spec_rules",
+    "compile_constraints",
+    "has_constraints",
+    "have_constraints",
+    "open_constraints",
+    "rules_of",
+]
 
 ELIGIBILITY = "eligibility"
 
@@ -38,6 +55,23 @@ Int32Array = npt.NDArray[np.int32]
 def has_constraints(spec: GeneratorSpec) -> bool:
     """Whether lists must obey anything besides being nearest."""
     return bool(spec.rules or spec.caps or spec.min_score is not None)
+
+
+def rules_of(spec: GeneratorSpec) -> list[Rule]:
+    """The rules of a spec, parsed; SpecError points at the word that is wrong."""
+    return [parse_rule(rule.name, rule.keep) for rule in spec.rules]
+
+
+def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
+    """Check the rules against the columns of both sides before anything is read; SpecError points at the word."""
+    rules = rules_of(spec)
+    if not rules:
+        return
+
+    def schema(source: RowSource) -> pa.Schema:
+        return pa.schema([("id", source.id_type), *source.attribute_types.items()])
+
+    check_rules(rules, schema(sources.items), schema(sources.queries))
 
 
 def have_constraints(run: RunContext, checked: Checked, inputs: Inputs) -> Path | None:
@@ -77,29 +111,26 @@ def attributes_of(side: Side, names: list[str]) -> pa.Table:
     return table.take(pa.array(positions_of(side.ids, side.listed_ids)))
 
 
-def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
-    rules = [parse_rule(rule.name, rule.keep) for rule in run.spec.rules]
+def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
+    """The spec's constraints over these sides, in memory; for whoever asks of few queries: `of_queries`."""
+    rules = rules_of(run.spec)
     eligibility = None
     if rules:
         item_columns, query_columns, _ = columns_of(rules)
         eligibility = compile_rules(
-            rules,
-            attributes_of(inputs.queries, sorted(set(query_columns) - {"id"})),
-            attributes_of(inputs.items, sorted(set(item_columns) - {"id"})),
+            rules, attributes_of(inputs.queries, list(query_columns)), attributes_of(inputs.items, list(item_columns))
         )
-    if eligibility is not None:
-        save_eligibility(eligibility, fresh_folder(folder / ELIGIBILITY))
-    caps = _caps(run, inputs.items)
-    for number, cap in enumerate(caps):
+    return Constraints(eligibility, tuple(_caps(run, inputs.items)), run.spec.min_score)
+
+
+def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
+    held = compile_constraints(run, inputs)
+    if held.eligibility is not None:
+        save_eligibility(held.eligibility, fresh_folder(folder / ELIGIBILITY))
+    for number, cap in enumerate(held.caps):
         np.save(folder / f"cap-{number}.npy", cap.groups)
-    finish(
-        folder,
-        {
-            "rules": eligibility is not None,
-            "caps": [cap.most for cap in caps],
-            "min_score": run.spec.min_score,
-        },
-    )
+    caps = [cap.most for cap in held.caps]
+    finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
 
 
 def _caps(run: RunContext, items: Side) -> list[Cap]:

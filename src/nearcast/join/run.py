@@ -9,7 +9,7 @@ may use again, `snapshots` for what is finished.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearcast import machine
@@ -18,12 +18,13 @@ from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
-from nearcast.join.constraints import have_constraints
+from nearcast.join.constraints import check_spec_rules, have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
     draw_samples,
@@ -76,6 +77,7 @@ def run_generator(
         started = time.perf_counter()
         with run.stage("hash"):
             sources = open_sources(spec, base, items, queries, run.listener.progress)
+        check_spec_rules(spec, sources)
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), sources.item_digests, sources.query_digests)
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
@@ -99,6 +101,7 @@ def check_generator(
     """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
     run = prepare(spec, base, listener or Listener())
     sources = open_sources(spec, base, items, queries, run.listener.progress)
+    check_spec_rules(spec, sources)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, _existing(run.out))
@@ -123,6 +126,9 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    raw = (checked.item_folder, checked.query_folder)
+    whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
+    checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, checked, inputs)
     index_folder = have_index(run, checked, inputs, constraints)
     settings = join_settings(run, inputs, index_folder, constraints)
@@ -130,7 +136,7 @@ def _new_snapshot(
     settings, calibration = calibrated(run, settings, inputs, sampled)
     tasks, continued = joined(run, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
-    artifacts = (checked.item_folder, checked.query_folder, index_folder)
+    artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
     measures, n_rows = write_table(run, tasks, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
@@ -139,8 +145,8 @@ def _new_snapshot(
         "rows": n_rows,
         "fingerprint": plan.fingerprint,
         "nearcast": __version__,
-        "spec": run.spec.model_dump(mode="json"),
-        "inputs": input_facts(sources, checked.report, run.spec),
+        "spec": whole.spec.model_dump(mode="json"),
+        "inputs": input_facts(sources, checked.report, whole.spec),
         "engine": {
             "name": run.engine.name,
             "settings": run.settings.model_dump(),
