@@ -25,11 +25,14 @@ MOST_QUERIES = 400  # of every kind, for all of them: lists are most of the file
 Removals = Callable[[str], Removal]
 
 
-def generators_of(out: Path, only: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """The events of every generator that has run here or has a history. NotFoundError where there is none."""
+def generators_of(out: Path, only: Sequence[str] = (), *, served: bool = False) -> dict[str, list[Any]]:
+    """The events of every generator that has run here or has a history. NotFoundError where there is none.
+
+    served: those named are served from a store, whether or not anything of them is here.
+    """
     for name in list_generators(out):
         record_runs(out, name)  # of a killed run, or an older nearcast; a history that cannot be written is read
-    events: dict[str, list[Any]] = {name: [] for name in list_generators(out)}
+    events: dict[str, list[Any]] = {name: [] for name in [*list_generators(out), *(only if served else ())]}
     for event in read(out):
         events.setdefault(event.generator, []).append(event)
     missing = [name for name in only if name not in events]
@@ -40,13 +43,19 @@ def generators_of(out: Path, only: Sequence[str] = ()) -> dict[str, list[Any]]:
 
 
 def document(
-    out: Path, only: Sequence[str] = (), *, samples: bool = True, removals: Removals | None = None
+    out: Path,
+    only: Sequence[str] = (),
+    *,
+    samples: bool = True,
+    removals: Removals | None = None,
+    served: bool = False,
 ) -> dict[str, Any]:
     """Everything that the page shows of these generators, or of all, as plain data.
 
     samples: with lists of some telling queries. removals: what the overlay has taken out of a generator's lists.
+    served: they are served from a store, and need not have run here.
     """
-    events = generators_of(out, only)
+    events = generators_of(out, only, served=served)
     pages = sorted((generator_page(out, name, rows) for name, rows in events.items()), key=_worst_first)
     if samples:
         each = max(1, min(QUERIES, MOST_QUERIES // len(pages)))

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from nearcast.errors import NotFoundError
 from nearcast.table.snapshot import Candidates, Snapshot
 
-__all__ = ["Removal", "columns_shown", "keys_like", "labels_of", "list_of", "side_by_side"]
+__all__ = ["Removal", "columns_shown", "compared", "keys_like", "labels_of", "list_of", "side_by_side"]
 
 LONGEST_VALUE = 4_000  # characters of a column's value; a picture is kept whole or left out
 LARGEST_PICTURE = 60_000
@@ -70,6 +70,23 @@ def shown(value: Any) -> Any:
     if text.startswith(PICTURE):
         return text if len(text) <= LARGEST_PICTURE else "a picture that is too large to show"
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+
+
+def compared(
+    now: Snapshot, before: Snapshot | None, key: str | int, columns: Sequence[str], removal: Removal | None = None
+) -> dict[str, Any]:
+    """A key's lists in two snapshots as plain data, with the difference where both have it."""
+    here = list_of(now, key, columns, removal)
+    there = list_of(before, key, columns_shown(before)) if before is not None else None
+    return {"key": here["key"] if here else key, "now": here, "before": there} | difference(there, here)
+
+
+def difference(before: Any, now: Any) -> dict[str, Any]:
+    """The difference of two plain lists; nothing where one of them is missing."""
+    if before is None or now is None:
+        return {}
+    old, new = ([row["id"] for row in one["candidates"]] for one in (before, now))
+    return {"diff": side_by_side(old, new)}
 
 
 def side_by_side(before: Sequence[Any], now: Sequence[Any]) -> dict[str, Any]:

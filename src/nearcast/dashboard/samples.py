@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.dashboard.lists import Removal, columns_shown, labels_of, list_of, side_by_side
+from nearcast.dashboard.lists import Removal, columns_shown, compared, labels_of
 from nearcast.errors import NearcastError
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
@@ -36,39 +36,18 @@ def telling_queries(out: Path, name: str, each: int, removal: Removal | None = N
         picked = dict(_picked(now, before, each))
         labels = labels_of(now, list(picked))
         columns = columns_shown(now)
-        told = [_query(key, why, labels.get(key, ""), now, before, columns, removal) for key, why in picked.items()]
+        told = [
+            {"label": labels.get(key, ""), "why": why} | compared(now, before, key, columns, removal)
+            for key, why in picked.items()
+        ]
     except NearcastError:  # a snapshot that is damaged: the page shows everything else
         return None
     return {
         "now": now.name,
         "before": before.name if before else None,
         "columns": list(columns),
-        "queries": [query for query in told if query is not None],
+        "queries": told,
     }
-
-
-def _query(
-    key: Any,
-    why: str,
-    label: str,
-    now: Snapshot,
-    before: Snapshot | None,
-    columns: tuple[str, ...],
-    removal: Removal | None,
-) -> dict[str, Any] | None:
-    here = list_of(now, key, columns, removal)
-    if here is None:
-        return None
-    there = list_of(before, key, columns_shown(before)) if before else None
-    return {"key": key, "label": label, "why": why, "now": here, "before": there} | diff_of(there, here)
-
-
-def diff_of(before: Any, now: Any) -> dict[str, Any]:
-    """The difference of two plain lists; empty where one of them is missing."""
-    if before is None or now is None:
-        return {}
-    old, new = ([row["id"] for row in one["candidates"]] for one in (before, now))
-    return {"diff": side_by_side(old, new)}
 
 
 def _picked(now: Snapshot, before: Snapshot | None, each: int) -> Iterator[tuple[Any, str]]:

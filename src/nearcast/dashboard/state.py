@@ -6,8 +6,9 @@ Judges nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from nearcast.dashboard.words import LEVELS, TROUBLES, Level
@@ -116,7 +117,7 @@ def _alerts(runs: Sequence[Event], passes: Sequence[Event]) -> Iterator[Trouble]
         words = TROUBLES.get(check, TROUBLES["unknown"])
         yield Trouble(
             check,
-            words.title,
+            _title(alert, words.title),
             str(alert["text"]),
             words.effect,
             words.level,
@@ -126,6 +127,14 @@ def _alerts(runs: Sequence[Event], passes: Sequence[Event]) -> Iterator[Trouble]
             words.evidence,
             words.of,
         )
+
+
+def _title(alert: Mapping[str, Any], title: str) -> str:
+    """A number that jumped has fallen or risen."""
+    found, usual = alert.get("found"), alert.get("usual")
+    if found is None or usual is None:
+        return title
+    return title.replace("jumped", "fell" if found < usual else "rose")
 
 
 def _begun(check: str, first: Event, runs: Sequence[Event]) -> Event:
@@ -167,14 +176,14 @@ def _audits(events: Sequence[Event]) -> Iterator[Trouble]:
             if not _failed(event):
                 break
             stopped.append(event)
-    if stopped:
+    if stopped and stopped[0].facts.get("findings"):
         words = TROUBLES["audit"]
         failed = [f for f in stopped[0].facts["findings"] if not f["passed"]]
         text = "; ".join(f"{f['rule']}: {f['text']}" for f in failed)
         title = words.title if len(stopped) > 1 else "The audit has stopped the publish"
         first = stopped[-1]
         yield Trouble(
-            "audit", title, text, words.effect, words.level, first.seconds, first.version, evidence=words.evidence
+            "audit", title, text, words.effect, words.level, first.seconds, first.version, evidence=failed[0]["measure"]
         )
 
 
@@ -194,8 +203,9 @@ def _seen(runs: Sequence[Event], live: Live | None) -> str:
     if live is None:
         return "Nothing is published." if runs else "Nothing has run yet."
     newest = runs[-1].version if runs else None
+    of = "" if live.made is None else f" of {datetime.fromtimestamp(live.made, UTC):%-d %B %Y}"
     if newest is None or newest == live.version:
-        return f"Users get the newest lists, snapshot {live.version:06d}."
+        return f"Users get the newest lists, snapshot {live.version:06d}{of}."
     behind = sum((run.version or 0) > live.version for run in runs)
     later = "a newer one is" if behind == 1 else f"{behind} newer ones are"
-    return f"Users get snapshot {live.version:06d}; {later} not published."
+    return f"Users get snapshot {live.version:06d}{of}; {later} not published."

@@ -105,5 +105,6 @@ TROUBLES: Mapping[str, Words] = {
     ),
     "audit": Words("The audit stops every publish", "Users keep the lists of before.", "bad", "overlap"),
     "rollback": Words("Rolled back", "Users have the lists of an earlier snapshot.", "warn"),
+    "not_following": Words("The service does not follow the store", "Users keep the lists of before.", "warn"),
     "unknown": Words("Something is wrong", "See the sentence beside it.", "warn"),
 }

@@ -35,11 +35,22 @@
     return width;
   }
 
+  /* Times of an axis: the day, and the hour only where the line is short. */
+  function days(u, at) {
+    const fine = at.length > 1 && at[1] - at[0] < format.DAY;
+    return at.map((v, i) => {
+      const [day, time] = format.short(v);
+      return fine ? (i === 0 || time === "00:00" ? day : time) : day;
+    });
+  }
+  /* Values of an axis with as many digits as tell them apart. */
+  const values = (unit) => (u, at) => at.map((v) => (v === null ? "" : unit(v, at.length > 1 ? at[1] - at[0] : undefined)));
+
   function axes(unit, size) {
     const stroke = colour("--quiet"), grid = { stroke: colour("--rule"), width: 1 }, ticks = { show: false };
     return [
-      { stroke, grid: { show: false }, ticks, font: AXIS_FONT, size: 26, gap: 4 },
-      { stroke, grid, ticks, font: AXIS_FONT, size: size || 58, gap: 6, values: (u, at) => at.map((v) => (v === null ? "" : unit(v))), splits: undefined },
+      { stroke, grid: { show: false }, ticks, font: AXIS_FONT, size: 26, gap: 4, space: 70, values: days },
+      { stroke, grid, ticks, font: AXIS_FONT, size: size || 62, gap: 6, values: values(unit) },
     ];
   }
 
@@ -152,7 +163,7 @@
   /* A range that shows small changes without making noise look like a fall. */
   function limits(low, high, floor, ceiling) {
     if (low === null || high === null) return [0, 1];
-    const span = Math.max(high - low, Math.abs(high) * 0.02, 1e-9);
+    const span = Math.max(high - low, Math.abs(high) * 0.02, 0.002);
     let bottom = low - 0.12 * span, top = high + 0.12 * span;
     if (floor !== undefined) bottom = Math.max(floor, bottom);
     if (low >= 0) bottom = Math.max(0, bottom);
@@ -208,7 +219,7 @@
         scales: { x: { time: false, ori: 1, dir: -1, range: () => [-0.6, rows.length - 0.4] }, y: { ori: 0, dir: 1, range: () => range } },
         axes: [
           { side: 3, stroke: colour("--ink"), grid: { show: false }, ticks: { show: false }, font: AXIS_FONT, size: names, gap: 8, splits: () => rows.map((_, i) => i), values: () => rows.map((row) => short(row.name)) },
-          { side: 2, stroke: colour("--quiet"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false }, font: AXIS_FONT, size: 24, gap: 4, space: 70, values: (u, at) => at.map((v) => unit(v)) },
+          { side: 2, stroke: colour("--quiet"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false }, font: AXIS_FONT, size: 24, gap: 4, space: 70, values: values(unit) },
         ],
         series: [{}, { stroke: "transparent", paths: () => null, points: { show: false } }],
         hooks: {

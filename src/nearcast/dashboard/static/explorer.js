@@ -138,7 +138,7 @@
       <div class="card"><${Search} source=${source} onPick=${go} />
         ${versions.length > 1 && html`<p class="beside"><label for="before">Compare with snapshot</label> <select id="before" value=${before} onChange=${(event) => setBefore(event.target.value)}><option value="">the one before</option>${versions.map((v) => html`<option key=${v} value=${v}>${format.version(v)}</option>`)}</select></p>`}
         ${!ask && html`<p class="hint">This file holds ${explorer.queries.length} queries that tell something; the page of <code>nearcast serve</code> has all of them.</p>`}
-        ${[...groups].map(([why, queries]) => html`<p class="picks" key=${why}><b>${why}:</b> ${queries.map((one) => html`<a key=${String(one.key)} href=${`${overview.link(page.name)}/lists?key=${encodeURIComponent(one.key)}`} aria-current=${picked !== null && String(one.key) === picked ? "true" : undefined}>${one.label || format.text(one.key)}</a>`)}</p>`)}
+        ${[...groups].map(([why, queries]) => html`<p class="picks" key=${why}><b>${why}:</b> ${queries.map((one) => html`<a key=${String(one.key)} href=${`${overview.link(page.name)}/lists?key=${encodeURIComponent(one.key)}`} aria-current=${picked !== null && String(one.key) === picked ? "true" : undefined}>${name(one.key, one.label)}</a>`)}</p>`)}
       </div>
       ${trouble && html`<p class="card problem" role="alert">${trouble}</p>`}
       ${query && html`<${Found} query=${query} columns=${columns} source=${source} />`}

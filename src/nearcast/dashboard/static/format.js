@@ -6,14 +6,18 @@ var nearcast = {};
   const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
   const there = (value) => typeof value === "number" && isFinite(value);
 
-  function share(value, digits) {
+  /* by: the step between values on an axis, which says how many digits are of use; left out elsewhere. */
+  const digits = (by) => Math.max(0, Math.min(6, Math.ceil(-Math.log10(by) - 1e-9)));
+  function share(value, by) {
     if (!there(value)) return "–";
     const percent = 100 * value;
-    const places = digits !== undefined ? digits : percent === 0 || percent >= 99.995 ? 0 : percent > 99 || percent < 1 ? 2 : 1;
-    return percent.toFixed(places) + "%";
+    const places = by ? digits(100 * by) : percent === 0 || percent >= 99.995 ? 0 : percent > 99 || percent < 1 ? 2 : 1;
+    const text = percent.toFixed(places);
+    return (by || !text.includes(".") ? text : text.replace(/\.?0+$/, "")) + "%";
   }
-  function number(value) {
+  function number(value, by) {
     if (!there(value)) return "–";
+    if (by && by < 1) return value.toFixed(digits(by));
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en-GB");
     return String(+value.toPrecision(size >= 1 || size === 0 ? 4 : 3));
@@ -40,6 +44,10 @@ var nearcast = {};
     const t = new Date(1000 * seconds);
     return t.getUTCDate() + " " + MONTHS[t.getUTCMonth()] + " " + t.getUTCFullYear();
   }
+  function short(seconds) {
+    const t = new Date(1000 * seconds);
+    return [t.getUTCDate() + " " + MONTHS[t.getUTCMonth()], two(t.getUTCHours()) + ":" + two(t.getUTCMinutes())];
+  }
   function when(seconds) {
     if (!there(seconds)) return "–";
     const t = new Date(1000 * seconds);
@@ -59,7 +67,7 @@ var nearcast = {};
   }
   const settings = (given) => Object.entries(given || {}).map(([k, v]) => k + " " + text(v)).join(", ");
 
-  nearcast.format = { share, number, bytes, stretch, day, when, ago, version, text, last, settings, there, DAY };
+  nearcast.format = { share, number, bytes, stretch, day, short, when, ago, version, text, last, settings, there, DAY };
   nearcast.html = preact.html;
   nearcast.GLYPH = { bad: "✕", warn: "!", ok: "✓", idle: "–" };
 })();

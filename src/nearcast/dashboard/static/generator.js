@@ -21,7 +21,7 @@
       <${Figure} name="Kept" value=${format.share(of("overlap"))} note="since the run before" />
       <${Figure} name="Age" value=${page.live && page.live.made ? format.stretch(now - page.live.made) : "–"} note=${page.live ? `snapshot ${format.version(page.live.version)} is served` : "nothing is published"} />
       <${Figure} name="Gone" value=${format.share(format.last(p.dead))} note="served, but no item now" />
-      <${Figure} name="Look-ups" value=${asked ? format.number(asked) : "–"} note=${format.there(format.last(p.misses)) ? format.share(format.last(p.misses)) + " missed" : ""} />
+      <${Figure} name="Look-ups" value=${asked ? format.number(asked) : "–"} note=${!asked ? "none were sampled" : format.there(format.last(p.misses)) ? format.share(format.last(p.misses)) + " missed" : ""} />
       <${Figure} name="Last run" value=${format.stretch(of("seconds"))} note=${`${format.bytes(of("memory"))} · ${page.engine ? format.text(page.engine.name) : ""}`} />
     </dl>`;
   }

@@ -55,34 +55,36 @@
   /* The effect of a trouble only reaches users where its snapshot is the one that is served. */
   function seenBy(page, trouble) {
     const served = !page.live || trouble.of === "passes" || page.version === null || page.live.version >= (trouble.version || 0);
-    return served && page.live ? `${page.state.seen} ${trouble.effect}` : `${page.state.seen}${page.live ? " This trouble has not reached them." : ""}`;
+    return served && page.live ? `${trouble.effect} ${page.state.seen}` : `${page.live ? "Nothing of it yet. " : ""}${page.state.seen}`;
   }
 
   function Row({ page, now, theme }) {
     const runs = page.runs, passes = page.passes, of = (name) => format.last(runs[name]);
-    const first = page.state.troubles[0], asked = format.last(passes.lookups);
+    const first = page.state.troubles[0], asked = page.asked ? page.asked.keys : format.last(passes.lookups);
+    const missed = page.asked ? (page.asked.keys ? page.asked.misses / page.asked.keys : null) : format.last(passes.misses);
     const made = page.live && page.live.made ? page.live.made : null;
     const below = page.promise && !page.promise.kept;
     return html`<tr>
       <th scope="row"><a href=${link(page.name)}>${page.name}</a><${Badge} level=${page.state.level} word=${page.state.word} />
         ${first && html`<small>${first.title} · since ${format.day(first.since)}</small>`}
         ${!first && page.state.unwatched && html`<small>the newest run was not looked at by a monitor</small>`}</th>
-      <td data-label="recall (promised)"><b class=${below ? "below" : ""}>${format.share(of("recall"))}</b> <span class="nowrap">${page.promise ? `of ${format.share(page.promise.recall)}` : ""}</span>
-        ${runs.recall_low && html`<small>${format.share(of("recall_low"))} to ${format.share(of("recall_high"))}</small>`}</td>
+      <td data-label="recall"><b class=${below ? "below" : ""}>${format.share(of("recall"))}</b>
+        ${runs.recall_low && html` <small class="inline">${format.share(of("recall_low"))} to ${format.share(of("recall_high"))}</small>`}
+        ${page.promise && html`<small>promised ${format.share(page.promise.recall)}</small>`}</td>
       <td class="lines" data-label="recall over time"><${charts.Spark} values=${runs.recall} x=${runs.at} promise=${runs.promise} label=${page.name + ": recall over time"} theme=${theme} /></td>
       <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with the run before, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
       <td data-label="slots filled">${format.share(of("fill_rate"))}</td>
       <td data-label="queries covered">${format.share(of("query_coverage"))}</td>
       <td data-label="served since">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
       <td data-label="gone">${format.share(format.last(passes.dead))}</td>
-      <td data-label="look-ups">${format.there(asked) && asked > 0 ? format.number(asked) : "–"}<small>${format.there(format.last(passes.misses)) ? format.share(format.last(passes.misses)) + " missed" : ""}</small></td>
+      <td data-label="look-ups">${format.there(asked) && asked > 0 ? format.number(asked) : "–"}<small>${asked > 0 && format.there(missed) ? format.share(missed) + " missed" : ""}</small></td>
       <td data-label="last run">${format.stretch(of("seconds"))}<small>${format.bytes(of("memory"))}</small></td>
     </tr>`;
   }
 
   const HEAD = [
-    ["Generator", "the worst first"], ["Recall", "reached, of what is promised"], ["Recall over time", "dashed: the promise"], ["Lists kept", "since the run before"],
-    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "served, but no item now"], ["Look-ups", "sampled by the monitor"], ["Last run", "time, memory"],
+    ["Generator", "the worst first"], ["Recall", "reached, with its interval"], ["Over time", "dashed: promised"], ["Lists kept", "since the run before"],
+    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "served, no item now"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
   ];
 
   function Overview({ doc, theme }) {
@@ -90,14 +92,14 @@
     const troubled = pages.filter((page) => page.state.level === "bad" || page.state.level === "warn");
     const bad = pages.filter((page) => page.state.level === "bad").length;
     const cards = troubled.slice(0, MOST_CARDS);
-    const headline = bad ? `${bad} of ${pages.length} ${pages.length === 1 ? "generator is" : "generators are"} in trouble` : troubled.length ? `Nothing is broken; ${troubled.length} of ${pages.length} deserve a look` : pages.length === 1 ? "All is well" : `All ${pages.length} generators are well`;
+    const headline = bad ? `${bad} of ${pages.length} ${pages.length === 1 ? "generator" : "generators"} ${bad === 1 ? "is" : "are"} in trouble` : troubled.length ? `Nothing is broken; ${troubled.length} of ${pages.length} deserve a look` : pages.length === 1 ? "All is well" : `All ${pages.length} generators are well`;
     return html`<main id="main">
       <h1 class=${"headline " + (bad ? "bad" : troubled.length ? "warn" : "ok")}>${headline}</h1>
       ${cards.length > 0 && html`<section class="cards" aria-label="What is wrong">${cards.map((page) => html`<${Card} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</section>`}
       ${troubled.length > cards.length && html`<p class="more">and ${troubled.length - cards.length} more in the table</p>`}
       <section class="card table" aria-labelledby="all"><h2 id="all">All generators</h2>
         <div class="scroll" tabindex="0" role="region" aria-label="All generators, a table"><table class="generators">
-          <thead><tr>${HEAD.map(([name, note]) => html`<th scope="col" key=${name}>${name}<small>${note}</small></th>`)}</tr></thead>
+          <thead><tr>${HEAD.map(([name, note]) => html`<th scope="col" key=${name}><span class="nowrap">${name}</span><small>${note}</small></th>`)}</tr></thead>
           <tbody>${pages.map((page) => html`<${Row} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</tbody>
         </table></div></section>
     </main>`;
