@@ -12,12 +12,12 @@ from nearcast.dashboard.lists import Removal
 from nearcast.dashboard.samples import telling_queries
 from nearcast.errors import NotFoundError
 from nearcast.history.record import record_runs
-from nearcast.history.store import read
+from nearcast.history.store import newest, read
 from nearcast.measure.measures import MEASURES
 from nearcast.table.snapshot import list_generators
 from nearcast.version import __version__
 
-__all__ = ["FORMAT", "document", "generators_of"]
+__all__ = ["FORMAT", "Pages", "around", "document", "generators_of"]
 
 FORMAT = 1
 QUERIES = 6  # of every kind, for a generator
@@ -25,50 +25,62 @@ MOST_QUERIES = 400  # of every kind, for all of them: lists are most of the file
 Removals = Callable[[str], Removal]
 
 
-def generators_of(out: Path, only: Sequence[str] = (), *, served: bool = False) -> dict[str, list[Any]]:
-    """The events of every generator that has run here or has a history. NotFoundError where there is none.
+def generators_of(out: Path, only: Sequence[str] = (), *, served: bool = False) -> dict[str, int]:
+    """The generators that have run here or have a history, each with the number of its newest event.
 
-    served: those named are served from a store, whether or not anything of them is here.
+    served: those named are served from a store, whether or not anything of them is here. NotFoundError where one that
+    is named is nowhere, or where there is none.
     """
-    for name in list_generators(out):
+    here = list_generators(out)
+    for name in here:
         record_runs(out, name)  # of a killed run, or an older nearcast; a history that cannot be written is read
-    events: dict[str, list[Any]] = {name: [] for name in [*list_generators(out), *(only if served else ())]}
-    for event in read(out):
-        events.setdefault(event.generator, []).append(event)
-    missing = [name for name in only if name not in events]
-    if missing or not events:
-        known = ", ".join(sorted(events)) or "none"
+    numbers = dict.fromkeys([*here, *(only if served else ())], 0) | newest(out)
+    missing = [name for name in only if name not in numbers]
+    if missing or not numbers:
+        known = ", ".join(sorted(numbers)) or "none"
         raise NotFoundError(f"no history of {', '.join(missing) or 'any generator'} in {out}; there are {known}")
-    return {name: rows for name, rows in events.items() if not only or name in only}
+    return {name: number for name, number in numbers.items() if not only or name in only}
 
 
-def document(
-    out: Path,
-    only: Sequence[str] = (),
-    *,
-    samples: bool = True,
-    removals: Removals | None = None,
-    served: bool = False,
-) -> dict[str, Any]:
+class Pages:
+    """The pages of generators, each made anew only when its history has grown: a year of runs takes a while to read."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._made: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def of(self, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
+        """The pages of these generators, the worst first; `numbers` as `generators_of` gives them."""
+        for name, number in numbers.items():
+            if name not in self._made or self._made[name][0] != number:
+                self._made[name] = (number, generator_page(self._out, name, read(self._out, name)))
+        return sorted((dict(self._made[name][1]) for name in numbers), key=_worst_first)
+
+
+def document(out: Path, only: Sequence[str] = (), *, removals: Removals | None = None, lists: bool = True) -> Any:
     """Everything that the page shows of these generators, or of all, as plain data.
 
-    samples: with lists of some telling queries. removals: what the overlay has taken out of a generator's lists.
-    served: they are served from a store, and need not have run here.
+    lists: with lists of some telling queries. removals: what the overlay has taken out of a generator's lists.
+    NotFoundError where there is nothing to show.
     """
-    events = generators_of(out, only, served=served)
-    pages = sorted((generator_page(out, name, rows) for name, rows in events.items()), key=_worst_first)
-    if samples:
+    pages = Pages(out).of(generators_of(out, only))
+    if lists:
         each = max(1, min(QUERIES, MOST_QUERIES // len(pages)))
         for page in pages:
             name = page["name"]
             page["explorer"] = telling_queries(out, name, each, removals(name) if removals else None)
+    return around(pages)
+
+
+def around(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The document that holds these pages."""
     return {
         "format": FORMAT,
         "nearcast": __version__,
         "made": time.time(),
         "live": False,
         "measures": {name: _measure(row) for name, row in MEASURES.items()},
-        "generators": pages,
+        "generators": list(pages),
     }
 
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nearcast.dashboard.document import document
+from nearcast.dashboard.document import Pages, around, generators_of
 from nearcast.dashboard.lists import columns_shown, compared, difference, keys_like, labels_of, shown
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
 from nearcast.dashboard.words import LEVELS, TROUBLES
 from nearcast.errors import NearcastError
-from nearcast.history.store import FILE
 from nearcast.serve.pages import Page, PageRequest
 from nearcast.serve.replies import RefusedError, Reply
 from nearcast.serve.service import Service, columns_in
@@ -31,7 +30,7 @@ __all__ = ["Explain", "dashboard_pages"]
 
 THREADS = 2  # a page waits rather than a look-up
 MOST_WAITING = 32
-FRESH_SECONDS = 5.0  # the document is made anew after that, if the history has changed
+FRESH_SECONDS = 5.0  # the document is made anew after that
 ROOT = "/dashboard/"
 HTML = (b"content-type", b"text/html; charset=utf-8")
 JSON = (b"content-type", b"application/json")
@@ -92,8 +91,11 @@ class _Live:
     waiting: int = 0
     making: asyncio.Lock = field(default_factory=asyncio.Lock)
     made: float = -FRESH_SECONDS  # on the monotonic clock
-    of: object = None  # what the document was made of
+    pages: Pages = field(init=False)
     document: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pages = Pages(self.out)
 
     async def data(self, request: PageRequest) -> Reply:
         """The document, with what the service knows now."""
@@ -142,14 +144,11 @@ class _Live:
             self.waiting -= 1
 
     def _refresh(self) -> None:
-        """Make the document anew where its history has changed, and not more often than every few seconds."""
+        """Make the document anew, but not more often than every few seconds."""
         if time.monotonic() - self.made < FRESH_SECONDS:
             return
-        path = self.out / FILE
-        seen = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
-        if seen is None or seen != self.of:
-            self.document = document(self.out, tuple(self.service.served), samples=False, served=True)
-            self.of = seen
+        numbers = generators_of(self.out, tuple(self.service.served), served=True)
+        self.document = around(self.pages.of(numbers))
         self.made = time.monotonic()
 
     def _now(self) -> dict[str, Any]:

@@ -36,6 +36,6 @@ def write_page(
     origins = [check_origin(origin) for origin in pictures]
     if not target.parent.is_dir():
         raise SpecError(f"{target.parent} is no folder; make it, or name another file")
-    told = document(out, generators, samples=lists, removals=removals_of_store(store)) | {"pictures": origins}
+    told = document(out, generators, lists=lists, removals=removals_of_store(store)) | {"pictures": origins}
     write_text(target, static_page(told, pictures=origins).decode())
     return target

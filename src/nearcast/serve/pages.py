@@ -44,7 +44,7 @@ class Paged:
         self.path = page.path  # as the route is called in metrics
         self._page = page
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], _receive: Receive, send: Send) -> None:
         """One request."""
         try:
             reply = await self._page.answer(_request(scope))

@@ -75,7 +75,7 @@
       <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with the run before, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
       <td data-label="slots filled">${format.share(of("fill_rate"))}</td>
       <td data-label="queries covered">${format.share(of("query_coverage"))}</td>
-      <td data-label="served since">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
+      <td data-label="age">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
       <td data-label="gone">${format.share(format.last(passes.dead))}</td>
       <td data-label="look-ups">${format.there(asked) && asked > 0 ? format.number(asked) : "–"}<small>${asked > 0 && format.there(missed) ? format.share(missed) + " missed" : ""}</small></td>
       <td data-label="last run">${format.stretch(of("seconds"))}<small>${format.bytes(of("memory"))}</small></td>
