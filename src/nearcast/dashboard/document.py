@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nearcast.dashboard.generator import generator_page
+from nearcast.dashboard.generator import generator_page, tuned_at
 from nearcast.dashboard.lists import Removal
 from nearcast.dashboard.samples import telling_queries
 from nearcast.errors import NotFoundError
@@ -47,13 +47,14 @@ class Pages:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._made: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._made: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     def of(self, numbers: Mapping[str, int]) -> list[dict[str, Any]]:
         """The pages of these generators, the worst first; `numbers` as `generators_of` gives them."""
         for name, number in numbers.items():
-            if name not in self._made or self._made[name][0] != number:
-                self._made[name] = (number, generator_page(self._out, name, read(self._out, name)))
+            stamp = (number, tuned_at(self._out, name))
+            if name not in self._made or self._made[name][0] != stamp:
+                self._made[name] = (stamp, generator_page(self._out, name, read(self._out, name)))
         return sorted((dict(self._made[name][1]) for name in numbers), key=_worst_first)
 
 

@@ -16,9 +16,10 @@ from nearcast.errors import NearcastError
 from nearcast.history.store import Event
 from nearcast.table.snapshot import find_snapshot
 
-__all__ = ["generator_page", "read_plain"]
+__all__ = ["generator_page", "read_plain", "tuned_at"]
 
 MOST_MARKS = 400
+FRONTIER = "frontier.json"
 SCORES = ("score_p01", "score_p50", "score_p99", "best_score_p50")
 NORMS = ("min", "p01", "p25", "p50", "p75", "p99", "max")
 LARGEST_FILE = 4_000_000  # bytes of a frontier or a replay that is read
@@ -116,9 +117,15 @@ def read_plain(path: Path) -> Any:
         return None
 
 
+def tuned_at(out: Path, name: str) -> float:
+    """When the last tuning was written down, which the history does not tell; 0 where there is none."""
+    path = out / name / "tuning" / FRONTIER
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
 def _frontier(out: Path, name: str) -> dict[str, Any] | None:
     """The points of the last tuning, each with its settings and the seconds it takes by promise."""
-    told = read_plain(out / name / "tuning" / "frontier.json")
+    told = read_plain(out / name / "tuning" / FRONTIER)
     if not isinstance(told, dict) or not isinstance(told.get("found"), list):
         return None
     points = []
