@@ -218,11 +218,11 @@ def test_the_page_can_be_walked_with_the_keyboard_alone(tab: MakeTab, full: Any,
     tab_to("shop")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="shop", exact=True).wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'H1'")  # where a screen reader goes on reading
+    page.locator("h1:focus").wait_for()  # where a screen reader goes on reading
     tab_to("Look into lists")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Lists of shop").wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'H1'")
+    page.locator("h1:focus").wait_for()
     for _ in range(5):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "key":

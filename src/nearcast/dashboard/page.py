@@ -93,7 +93,7 @@ def static_page(document: Mapping[str, Any], *, pictures: Sequence[str] = ()) ->
     scripts = [part(name) for name in SCRIPTS]
     styles = [part(name) for name in STYLES]
     policy = Policy(_hashes(scripts), _hashes(styles), pictures=tuple(pictures)).text(header=False)
-    data = gzip.compress(encoded(document), 6, mtime=0)
+    data = gzip.compress(encoded(document), 9, mtime=0)
     body = [
         *(b"<style>%s</style>" % style for style in styles),
         b"</head><body>",

@@ -1,6 +1,6 @@
 """The numbers of runs and passes as columns, a value per event: what lines are drawn from.
 
-Values are rounded to five digits, more than a line shows; a year of a hundred generators is to fit in one file.
+Values are rounded to what a line can show, but for counts; a year of a hundred generators is to fit in one file.
 """
 
 from __future__ import annotations
@@ -14,22 +14,27 @@ from nearcast.history.store import Event
 
 __all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
 
-DIGITS = 5
+DIGITS = 3
+FINE, FINE_DIGITS = ("recall", "fill", "query_coverage", "promise"), 4  # shares near 1, where 0.999 is not 1
+MOST_STAGES = 6
+LARGE = 100_000_000  # a count is told as it is; bytes are not
 MEASURED = (
-    *("recall", "recall_low", "recall_high", "recall_at_1", "recall_at_10", "recall_by_traffic", "score_regret"),
+    *("recall", "recall_low", "recall_high", "recall_by_traffic"),
     *("overlap", "fill_rate", "query_coverage", "item_coverage", "exposure_gini", "exposure_top1", "repeats"),
     *("score_p50", "items_drift", "items_shift", "items_moved", "queries_drift", "queries_shift", "queries_moved"),
 )
-SERVED = ("recall", "recall_low", "recall_high", "dead", "misses", "fallbacks", "sample", "lookups")
+SERVED = ("recall", "recall_low", "recall_high", "dead", "misses", "fallbacks", "lookups")
 
 Number = Callable[[Mapping[str, Any]], Any]
 
 
-def rounded(value: Any) -> Any:
-    """A number with the digits that a line can show; None for what is no finite number."""
+def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
+    """A number with the digits that can be shown; None for what is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    short = float(f"{value:.{DIGITS}g}")
+    if isinstance(value, int) and value < LARGE:
+        return value
+    short = float(f"{value:.{digits}g}")
     return int(short) if short == int(short) and abs(short) < 1e15 else short
 
 
@@ -44,13 +49,12 @@ def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
         "seconds": lambda facts: facts["seconds_total"],
         "memory": lambda facts: facts["peak_memory_bytes"],
         "memory_estimate": lambda facts: (facts.get("estimate") or {}).get("memory_bytes"),
-        "seconds_estimate": lambda facts: (facts.get("estimate") or {}).get("seconds_total"),
     }
     for side in ("items", "queries"):
         numbers[f"{side}_vectors"] = _of_side(side, "vectors")
         numbers[f"{side}_norm_p50"] = _of_side(side, "norms", "p50")
         numbers[f"{side}_zeros"] = _of_side(side, "problems", "zero_vector")
-    for stage in dict.fromkeys(name for run in runs for name in run.facts["seconds"]):
+    for stage in _longest_stages(runs):
         numbers[f"stage:{stage}"] = _stage(stage)
     head: dict[str, list[Any]] = {"at": [round(run.seconds) for run in runs], "version": [run.version for run in runs]}
     return head | _columns([run.facts for run in runs], numbers)
@@ -68,8 +72,17 @@ def pass_series(events: Sequence[Event]) -> dict[str, list[Any]]:
     return head | _columns([event.facts for event in passes], numbers)
 
 
+def _longest_stages(runs: Sequence[Event]) -> list[str]:
+    """The stages that took longest in the newest run: more lines than that cannot be told apart."""
+    seconds = runs[-1].facts["seconds"] if runs else {}
+    return sorted(seconds, key=lambda stage: -seconds[stage])[:MOST_STAGES]
+
+
 def _columns(facts: Sequence[Mapping[str, Any]], numbers: Mapping[str, Number]) -> dict[str, list[Any]]:
-    columns = {name: [rounded(number(row)) for row in facts] for name, number in numbers.items()}
+    columns = {
+        name: [rounded(number(row), FINE_DIGITS if name.startswith(FINE) else DIGITS) for row in facts]
+        for name, number in numbers.items()
+    }
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
