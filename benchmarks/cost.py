@@ -4,7 +4,7 @@
 
 Both sides answer the same day: 10 requests for every key of the packages data, at recall 0.95. Offline: `nearcast run`,
 publish, and a look-up for every request. Online: the index is made (faiss-hnsw, faiss-ivf) and searched. Every look-up
-of the day is done; of the searches, each key's first (--all does all of them), and the others are reckoned at its price:
+of the day is done; of the searches, each key's first (--all: all of them), and the others are reckoned at its price:
 the vectors are the same. The rates that the prediction is made from are measured before, on samples. Writes
 results/cost.json. Some ten minutes on two cores; --quick, on a part of the data, two, and --all an hour.
 """

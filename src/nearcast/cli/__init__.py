@@ -13,6 +13,7 @@ import click
 
 from nearcast.cli.advise import advise
 from nearcast.cli.check import check
+from nearcast.cli.dashboard import dashboard
 from nearcast.cli.diff import diff
 from nearcast.cli.explain import explain
 from nearcast.cli.head import head
@@ -46,7 +47,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise),
-    *(publish, rollback, published, refresh, monitor, overlay, serve, spec, info),
+    *(publish, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:

@@ -280,8 +280,8 @@ def measure_table(
 ) -> dict[str, Any]:
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
-    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, and the
-    metric that the lists rather look like.
+    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
+    queries with the lowest recall, and the metric that the lists rather look like.
     """
     with run.stage("measure"):
         truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
@@ -305,7 +305,11 @@ def measure_table(
                 f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
                 f"{part.queries:,} queries): below the promise of {run.spec.recall:g}"
             )
-    return {"slices": [part.as_dict() for part in found.slices], "likely_metric": likely}
+    return {
+        "slices": [part.as_dict() for part in found.slices],
+        "worst_queries": found.worst,
+        "likely_metric": likely,
+    }
 
 
 def _link(source: Path, target: Path) -> None:
