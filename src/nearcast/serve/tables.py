@@ -1,0 +1,56 @@
+"""Look-ups of the tables of a generator, each opened when a request first needs it. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nearcast.errors import NotFoundError
+from nearcast.serve.resolvers import Key, Row
+from nearcast.stores.tables import table_name
+
+if TYPE_CHECKING:
+    from nearcast.serve.lookup import Lookup
+
+__all__ = ["Tables", "row_of"]
+
+
+class Tables:
+    """The tables of one generator, by name. `open` is called once for each; `close` closes what was opened."""
+
+    def __init__(self, generator: str, opened: Callable[[str], Lookup]) -> None:
+        self._generator = generator
+        self._opened = opened
+        self._lookups: dict[str, Lookup] = {}
+        self.lock = threading.Lock()
+
+    def row(self, table: str, key: Key) -> Row:
+        """What a table says of a key; empty where it has none. NotFoundError where the table was never published."""
+        lookup = self._lookups.get(table)
+        if lookup is None:
+            with self.lock:
+                lookup = self._lookups.get(table) or self._open(table)
+                self._lookups[table] = lookup
+        return row_of(lookup, key)
+
+    def _open(self, table: str) -> Lookup:
+        name = table_name(self._generator, table)
+        try:
+            return self._opened(name)
+        except NotFoundError as error:
+            message = f"{self._generator} has no table {table!r} in its store"
+            raise NotFoundError(f"{message}; `nearcast table {self._generator} {table} LOG` makes one") from error
+
+    def close(self) -> None:
+        """Let go of them."""
+        with self.lock:
+            lookups, self._lookups = self._lookups, {}
+        for lookup in lookups.values():
+            lookup.close()
+
+
+def row_of(lookup: Lookup, key: Key) -> Row:
+    """The items of a key with their weights, without those that the overlay of the table has taken out."""
+    answer = lookup.get(key)
+    return list(zip(answer.ids, answer.scores, strict=True))
