@@ -13,7 +13,7 @@ from nearcast.stores.tables import table_name
 if TYPE_CHECKING:
     from nearcast.serve.lookup import Lookup
 
-__all__ = ["Tables", "row_of"]
+__all__ = ["Tables"]
 
 
 class Tables:
@@ -26,13 +26,21 @@ class Tables:
         self.lock = threading.Lock()
 
     def row(self, table: str, key: Key) -> Row:
-        """What a table says of a key; empty where it has none. NotFoundError where the table was never published."""
+        """The items of a key with their weights, without those that the table's overlay has taken out.
+
+        Empty where the table has no such key; NotFoundError where it was never published.
+        """
+        answer = self.lookup(table).get(key)
+        return list(zip(answer.ids, answer.scores, strict=True))
+
+    def lookup(self, table: str) -> Lookup:
+        """The look-up of a table, which is closed with these. NotFoundError where it was never published."""
         lookup = self._lookups.get(table)
         if lookup is None:
             with self.lock:
                 lookup = self._lookups.get(table) or self._open(table)
                 self._lookups[table] = lookup
-        return row_of(lookup, key)
+        return lookup
 
     def _open(self, table: str) -> Lookup:
         name = table_name(self._generator, table)
@@ -48,9 +56,3 @@ class Tables:
             lookups, self._lookups = self._lookups, {}
         for lookup in lookups.values():
             lookup.close()
-
-
-def row_of(lookup: Lookup, key: Key) -> Row:
-    """The items of a key with their weights, without those that the overlay of the table has taken out."""
-    answer = lookup.get(key)
-    return list(zip(answer.ids, answer.scores, strict=True))
