@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots, tune
+    from nearcast.api import (
+        check,
+        load_spec,
+        lookup,
+        monitor,
+        publish,
+        publish_table,
+        published,
+        roll_back,
+        run,
+        snapshots,
+        tune,
+    )
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
@@ -31,6 +43,7 @@ __all__ = [
     "open",
     "overlay",
     "publish",
+    "publish_table",
     "published",
     "roll_back",
     "run",
@@ -51,6 +64,7 @@ _HOMES = {
     "open": "nearcast.serve.lookup:open_lookup",
     "overlay": "nearcast.serve.overlay:open_overlay",
     "publish": "nearcast.api",
+    "publish_table": "nearcast.api",
     "published": "nearcast.api",
     "roll_back": "nearcast.api",
     "run": "nearcast.api",

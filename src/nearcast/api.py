@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nearcast.errors import AuditError, PromiseError
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
@@ -19,8 +21,9 @@ from nearcast.join.estimate import RunEstimate
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
-from nearcast.publishing import listing, rollback
+from nearcast.publishing import listing, rollback, tables
 from nearcast.publishing import publish as publishing
+from nearcast.publishing.engagement import TOP, LogColumns, most_engaged, read_log
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
 from nearcast.serve.sampling import SAMPLES
@@ -34,7 +37,19 @@ from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuned import Tuned, save
 
-__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots", "tune"]
+__all__ = [
+    "check",
+    "load_spec",
+    "lookup",
+    "monitor",
+    "publish",
+    "publish_table",
+    "published",
+    "roll_back",
+    "run",
+    "snapshots",
+    "tune",
+]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -187,6 +202,40 @@ def publish(
                 _note(listener, record_failed_audit(place.out, place.generator, newest, error))
             raise
     _note(listener, record_publication(place.out, done))
+    return done
+
+
+def publish_table(
+    generator: SpecLike,
+    table: str,
+    log: object,
+    *,
+    key: str,
+    item: str,
+    weight: str | None = None,
+    time: str | None = None,
+    half_life_seconds: float | None = None,
+    top: int = TOP,
+    fewer: bool = False,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Publish a table of a generator: for each key of an engagement log the items engaged with most, with weights.
+
+    table: "phrases" or "people", by which requests are resolved, or a word of one's own.
+    log: a Parquet file, a folder of them, or an Arrow table; a row per engagement. It is read whole.
+    key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
+    older than the newest counts half. top: items kept of a key.
+    fewer: the table may have less than half as many keys as the current one.
+    Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
+    """
+    place = _place_in_store(generator, out)
+    columns = LogColumns(key, item, weight, time, half_life_seconds, top)
+    rows = most_engaged(log if isinstance(log, pa.Table) else read_log(Path(str(log)), columns), columns, table)
+    with _open(store, place) as opened:
+        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
+    _note(listener or Listener(), record_publication(place.out, done))
     return done
 
 

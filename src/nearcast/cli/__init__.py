@@ -24,6 +24,7 @@ from nearcast.cli.serve import serve
 from nearcast.cli.show import show
 from nearcast.cli.snapshots import snapshots
 from nearcast.cli.spec import spec
+from nearcast.cli.table import table
 from nearcast.cli.tune import tune
 from nearcast.errors import NearcastError
 from nearcast.version import __version__
@@ -41,7 +42,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots),
-    *(publish, rollback, published, monitor, overlay, serve, spec, info),
+    *(publish, table, rollback, published, monitor, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:
