@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -141,12 +142,14 @@ def _without(lists: Answers, exclude: Iterable[Key], view: View) -> tuple[IntArr
 
 def _owners(offsets: IntArray, numbers: IntArray, merged: Merged) -> list[tuple[int, ...]]:
     """Per candidate the lists that hold it, ascending."""
-    found: dict[int, list[int]] = {number: [] for number in merged.items.tolist()}
-    of_list = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)).tolist()
-    for number, place in zip(numbers.tolist(), of_list, strict=True):
-        if number in found:
-            found[number].append(place)
-    return [tuple(places) for places in found.values()]
+    n = len(merged.items)
+    rank = np.full(int(numbers.max(initial=-1)) + 1, n)
+    rank[merged.items] = np.arange(n)
+    ranks = rank[numbers]
+    order = np.argsort(ranks, kind="stable")
+    lists = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[order].tolist()
+    ends = np.cumsum(np.bincount(ranks, minlength=n)[:n]).tolist()
+    return [tuple(lists[start:end]) for start, end in pairwise([0, *ends])]
 
 
 def _shares(
