@@ -30,6 +30,7 @@ SHOWN = 10  # candidates of a row
 SHOWN_KEYS = 4
 INCH = 0.62  # of a picture
 TALL = 1.12  # of a row, in pictures
+HEADLINE = 0.35  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ def _of_phrase(pins: Lookup, text: str) -> Row:
 
 def _of_person(pins: Lookup, row: dict[str, Any]) -> Row:
     liked = [CATEGORIES[number] for number in row["favourites"]]
-    return _of_context(pins, f"person {row['person']}\n" + ", ".join(liked), {"person": row["person"]}, frozenset(liked))
+    return _of_context(
+        pins, f"person {row['person']}\n" + ", ".join(liked), {"person": row["person"]}, frozenset(liked)
+    )
 
 
 def _of_context(pins: Lookup, title: str, context: dict[str, object], right: frozenset[str]) -> Row:
@@ -119,26 +122,30 @@ def draw(rows: Sequence[Row], parts: dict[str, Pictures], path: Path) -> None:
     """A row of pictures for each query: words, its keys, a gap, its candidates."""
     n_keys = max(len(row.keys) for row in rows)
     across = 2.6 + n_keys + 0.4 + SHOWN
-    figure = new_figure(INCH * across, INCH * TALL * len(rows))
+    tall = len(rows) + HEADLINE
+    figure = new_figure(INCH * across, INCH * TALL * tall)
     figure.set_layout_engine("none")
+    heads = (("asked for", 0.1), ("its heaviest keys", 2.65), ("promoted pins, best first", 3.05 + n_keys))
+    for text, left in heads:
+        figure.text(left / across, 1 - 0.5 * HEADLINE / tall, text, fontsize=7, va="center", color="#555555")
     for number, row in enumerate(rows):
-        bottom = 1 - (number + 1) / len(rows)
-        figure.text(0.1 / across, bottom + 0.5 / len(rows), row.title, fontsize=7, va="center")
+        bottom = 1 - (number + 1 + HEADLINE) / tall
+        figure.text(0.1 / across, bottom + 0.5 / tall, row.title, fontsize=7, va="center")
         for at, pin in enumerate(row.keys):
-            left = 2.6 + n_keys - len(row.keys) + at
-            _picture(figure, left / across, bottom, across, len(rows), parts["train"], pin, QUERY)
+            left = 2.6 + at
+            _picture(figure, left / across, bottom, across, tall, parts["train"], pin, QUERY)
         for at, item in enumerate(row.candidates):
             place = item - PROMOTED_FROM
             colour = RIGHT if CATEGORIES[parts["t10k"].categories[place]] in row.right else OTHER
             left = 2.6 + n_keys + 0.4 + at
-            _picture(figure, left / across, bottom, across, len(rows), parts["t10k"], place, colour)
+            _picture(figure, left / across, bottom, across, tall, parts["t10k"], place, colour)
     save(figure, path)
 
 
 def _picture(
-    figure: Any, left: float, bottom: float, across: float, n_rows: int, pictures: Pictures, place: int, colour: str
+    figure: Any, left: float, bottom: float, across: float, tall: float, pictures: Pictures, place: int, colour: str
 ) -> None:
-    axes = figure.add_axes((left + 0.04 / across, bottom + 0.05 / n_rows, 0.92 / across, 0.9 / n_rows))
+    axes = figure.add_axes((left + 0.04 / across, bottom + 0.05 / tall, 0.92 / across, 0.9 / tall))
     axes.imshow(pictures.pixels[place], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -121,7 +121,9 @@ def report(
     }
     (data / "facts.json").write_text(json.dumps(facts, indent=2))
     print(f"{pins:,} pins, {promoted:,} promoted pins; {len(learned):,} simulated views of {DAYS - 1} days")
-    print(f"the head: {len(head):,} pins ({len(head) / pins:.1%}) have {facts['head_of_learned_views']:.1%} of the views")
+    print(
+        f"the head: {len(head):,} pins ({len(head) / pins:.1%}) have {facts['head_of_learned_views']:.1%} of the views"
+    )
     print(f"vectors of {len(head) + promoted:,} pictures by {NAME}")
 
 
