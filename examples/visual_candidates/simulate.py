@@ -1,7 +1,7 @@
 """Make up two weeks of engagement with pins. Nobody really did any of this: it is drawn by chance, from a fixed seed.
 
 What is real in such logs and is imitated: few pins have most of the views (popularity falls as 1 / rank), popularity
-moves from day to day, a fifth of the pins are new within the fortnight, people have tastes, and a search phrase is spelled
+moves from day to day, a fifth of the pins are new within the fortnight, people have tastes, a search phrase is spelled
 in several ways and followed by some engagement that has nothing to do with it. The held-out day is the last one.
 Knows categories and grey values of pins; knows nothing of vectors.
 """

@@ -65,8 +65,21 @@ def test_a_light_key_keeps_its_share_where_the_heavy_one_would_take_everything()
     assert len(names) == 10
 
 
-def test_a_share_of_less_than_one_place_promises_none():
-    assert promised_places(np.array([19.0, 1.0]), 10).tolist() == [9, 0]
+def test_places_that_rounding_leaves_go_to_who_lost_most_by_it():
+    assert promised_places(np.array([5.4, 2.5, 2.1]), 10).tolist() == [5, 3, 2]
+    assert promised_places(np.array([8.0, 0.7, 0.6, 0.7]), 10).tolist() == [8, 1, 0, 1]
+
+
+def test_of_equal_losses_the_first_is_rounded_up():
+    assert promised_places(np.array([19.0, 1.0]), 10).tolist() == [10, 0]
+    assert promised_places(np.full(5, 1.0), 3).tolist() == [1, 1, 1, 0, 0]
+
+
+def test_a_heavy_key_does_not_take_the_places_of_many_light_ones():
+    lists = [ranked("abcdefgh"), *(ranked(letter) for letter in "pqrstuv")]
+    names, found = merged(lists, [3, 1, 1, 1, 1, 1, 1, 1], k=5)
+    assert found.promised.tolist() == [2, 1, 1, 1, 0, 0, 0, 0]
+    assert names == ["a", "b", "p", "q", "r"]
 
 
 def test_a_share_that_is_whole_is_not_lost_to_the_last_bit_of_a_division():
@@ -102,10 +115,11 @@ def test_every_list_has_the_best_of_its_share_in_an_answer_without_repetition(ca
     assert set(names) <= everything
     assert (np.diff(found.values) <= 0).all()
     total = sum(weight for row, weight in case if row)
+    assert found.promised.sum() == (k if everything else 0)
     for row, weight, promised in zip(lists, weights, found.promised.tolist(), strict=True):
-        share = math.floor(Fraction(k * weight, total)) if row else 0
-        assert promised == share
-        assert {item for item, _ in row[:share]} <= set(names)
+        share = Fraction(k * weight, total) if row else Fraction(0)
+        assert math.floor(share) <= promised <= math.ceil(share)
+        assert {item for item, _ in row[:promised]} <= set(names)
 
 
 @given(CASES, st.integers(1, 25), st.sampled_from(["rank", "score"]), st.floats(0.01, 100))

@@ -185,9 +185,10 @@ class Lookup:
         keys: (key, weight) pairs, weights above 0. context: what the request knows, by the names of resolvers
         (`nearcast.serve.resolvers`): viewed, recent, session, phrase, person. wanted: k, by ("rank" or "score"),
         min_score, exclude (items that are not wanted), fields, most_keys: see `nearcast.serve.merged.Mix`.
-        A key of weight w has its floor(k * w / W) best candidates in the answer, where W is the weight of all keys that
-        have any. Raises SpecError for a context that nobody knows, InputError for a key or weight that is none,
-        NotFoundError for a column that there is not, or a table that was not published.
+        The k places are shared out by weight among the keys that have candidates, and so many of each key's best are in
+        the answer (`nearcast.serve.merge` says it in full). Raises SpecError for a context that nobody knows, InputError
+        for a key or weight that is none, NotFoundError for a column that there is not, or a table that was not
+        published.
         """
         mix = Mix(keys, context or {}, **wanted)
         return self.ask(lambda view: answer_merged(view, mix, self.tables.row)[0])

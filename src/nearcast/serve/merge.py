@@ -1,10 +1,11 @@
 """Many lists as one: by weighted rank or score, without repetition, and with a share for every list.
 
-A list of weight w is promised s = floor(k * w / W) of the k places, where W is the weight of all lists that are not
-empty: its s best candidates (all, where it has not so many) are in the merged list. A candidate that is among the best
-of several lists takes one place and keeps all their promises. The places that are left go to the candidates that are
-worth most over all lists, and by what they are worth all are put in order. Arrays in, arrays out; knows nothing of
-keys, items or stores.
+The k places are shared out by weight among the lists that are not empty: a list of weight w of W in all is promised
+k * w / W of them, rounded down, and those that are left over by the rounding go one each to the lists that lost most
+by it. The promise is kept: as many of a list's best candidates as it was promised (all, where it has not so many) are
+in the merged list. A candidate that several lists promise takes one place only. Places that this leaves, or a short
+list, go to the candidates that are worth most over all lists; and by that all are put in order. Arrays in, arrays out;
+knows nothing of keys, items or stores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ By = Literal["rank", "score"]
 Weights = npt.NDArray[np.float64]
 
 RANK_OFFSET = 60  # of reciprocal rank fusion: what a first rank is worth beside a second, in the paper's own setting
-ROUNDING = 1e-9  # 10 * (0.3 / 1.0) is a share of 3 places, whatever the last bit says
+ROUNDING_DIGITS = 9  # 10 * (0.3 / 1.0) is a share of 3 places, whatever the last bit says
+ROUNDING = 10.0**-ROUNDING_DIGITS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +62,18 @@ def merge(offsets: IntArray, items: IntArray, scores: FloatArray, weights: Weigh
 
 
 def promised_places(weights: Weights, k: int) -> IntArray:
-    """Places of k that each of these weights has for itself: its share, rounded down. They are k together at most."""
+    """Of k places those of each of these weights, 0 or more: its share rounded down or up, k in all.
+
+    Who loses most by rounding down is rounded up first; of equals, the first.
+    """
     total = weights.sum()
     if not total > 0:
         return np.zeros(len(weights), np.int64)
-    places: IntArray = np.floor(k * (weights / total) + ROUNDING).astype(np.int64)
+    shares = k * (weights / total)
+    places: IntArray = np.floor(shares + ROUNDING).astype(np.int64)
+    lost = np.where(weights > 0, shares - places, -1.0)
+    rounded_up = np.argsort(-np.round(lost, ROUNDING_DIGITS), kind="stable")[: k - int(places.sum())]
+    places[rounded_up] += 1
     return places
 
 
