@@ -8,9 +8,10 @@
     look-ups        median time of a call in this process, on this machine, with whatever else it was doing
 
 Requests of the held-out day count as often as they come; intervals are 95% over distinct queries. Beside them stands
-what is to be expected without looking (promoted pins drawn by chance), and for phrases and people what the heaviest
-key alone would give. Categories are used here and nowhere else. What this says of taste is no more than the simulation
-puts into it: it shows that keys lead where they should, not that people would click.
+what is to be expected without looking (promoted pins drawn by chance), and for phrases and people what share of their
+keys, by weight, is of the right category itself, and what the heaviest key alone would give. Categories are used here
+and nowhere else. What this says of taste is no more than the simulation puts into it: it shows that keys lead where
+they should, not that people would click.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Asked:
     """What one kind of request was answered with."""
 
     same: Share  # candidates of the right category
-    alone: Share | None  # the same with the heaviest key alone
+    keys_right: float  # keys of the right category, by weight
+    alone: Share | None  # candidates of the right category with the heaviest key alone
     by_chance: float
     answered: float  # share of requests that have candidates
     keys: float | None  # keys that have a candidate in the answer, on average
@@ -98,8 +100,7 @@ def parse_arguments() -> argparse.Namespace:
 def of_pins(pins: Lookup, arguments: argparse.Namespace) -> Asked:
     views = pq.read_table(arguments.data / "heldout.parquet").filter(pc.is_null(pc.field("phrase")))
     asked = Counter(views["pin"].to_pylist())
-    head = pq.read_table(arguments.data / "head.parquet", columns=["pin", "category"])
-    category = dict(zip(head["pin"].to_pylist(), head["category"].to_pylist(), strict=True))
+    category = categories_of_head(arguments.data)
     rows = []
     for pin, times in asked.items():
         answer = pins.get(pin, k=arguments.first, fields=["category"])
@@ -107,7 +108,7 @@ def of_pins(pins: Lookup, arguments: argparse.Namespace) -> Asked:
             rows.append((times, share_of(answer.columns["category"], {category[pin]})))
     seconds = timed(lambda pin: pins.get(pin, k=arguments.first), views["pin"].to_pylist()[:TIMED])
     answered = sum(times for times, _ in rows) / len(views)
-    return Asked(mean(rows), None, by_chance(arguments.data, 1), answered, None, None, None, seconds)
+    return Asked(mean(rows), 1.0, None, by_chance(arguments.data, 1), answered, None, None, None, seconds)
 
 
 def of_phrases(pins: Lookup, arguments: argparse.Namespace) -> Asked:
@@ -135,7 +136,8 @@ def of_contexts(
     to_time: Sequence[dict[str, object]],
     wanted: int,
 ) -> Asked:
-    rows, alone, keys, complete, complete_alone, found, times_asked = [], [], [], [], [], [], 0
+    category = categories_of_head(arguments.data)
+    rows, alone, keys, keys_right, complete, complete_alone, found, times_asked = [], [], [], [], [], [], [], 0
     for context, times, right in asked:
         answer = pins.merged(context=context, k=arguments.first, fields=["category"])
         times_asked += times
@@ -146,16 +148,26 @@ def of_contexts(
             rows.append((times, share_of(answer.columns["category"], right)))
             alone.append((times, share_of(one.columns["category"], right)))
             keys.append((times, sum(share.given > 0 for share in answer.keys)))
+            weights = [share.weight * (category[int(share.key)] in right) for share in there]
+            keys_right.append((times, sum(weights) / sum(share.weight for share in there)))
             complete.append((times, right <= set(answer.columns["category"])))
             complete_alone.append((times, right <= set(one.columns["category"])))
     seconds = timed(lambda context: pins.merged(context=context, k=arguments.first), to_time)
     answered = sum(times for times, _ in rows) / times_asked
     chance = by_chance(arguments.data, wanted)
     both = (mean(complete).value, mean(complete_alone).value)
-    return Asked(mean(rows), mean(alone), chance, answered, mean(keys).value, float(np.mean(found)), both, seconds)
+    share = mean(keys_right).value
+    return Asked(
+        mean(rows), share, mean(alone), chance, answered, mean(keys).value, float(np.mean(found)), both, seconds
+    )
 
 
 # Figures.
+
+
+def categories_of_head(data: Path) -> dict[int, str]:
+    head = pq.read_table(data / "head.parquet", columns=["pin", "category"])
+    return dict(zip(head["pin"].to_pylist(), head["category"].to_pylist(), strict=True))
 
 
 def share_of(categories: Sequence[str], right: set[str]) -> float:
@@ -200,7 +212,16 @@ def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, A
     )
     console.print()
     table = Table(title=f"the first {first} candidates, requests of the held-out day", title_justify="left")
-    for name in ("", "same category", "heaviest key alone", "by chance", "answered", "keys shown", "look-up"):
+    for name in (
+        "",
+        "same category",
+        "of its keys",
+        "heaviest key alone",
+        "by chance",
+        "answered",
+        "keys shown",
+        "look-up",
+    ):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for name, asked in kinds.items():
         table.add_row(name, *_row(asked))
@@ -218,6 +239,7 @@ def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, A
 def _row(asked: Asked) -> list[str]:
     return [
         _words(asked.same),
+        f"{asked.keys_right:.0%}",
         _words(asked.alone) if asked.alone else "",
         f"{asked.by_chance:.0%}",
         f"{asked.answered:.1%}",

@@ -186,9 +186,9 @@ class Lookup:
         (`nearcast.serve.resolvers`): viewed, recent, session, phrase, person. wanted: k, by ("rank" or "score"),
         min_score, exclude (items that are not wanted), fields, most_keys: see `nearcast.serve.merged.Mix`.
         The k places are shared out by weight among the keys that have candidates, and so many of each key's best are in
-        the answer (`nearcast.serve.merge` says it in full). Raises SpecError for a context that nobody knows, InputError
-        for a key or weight that is none, NotFoundError for a column that there is not, or a table that was not
-        published.
+        the answer (`nearcast.serve.merge` says it in full).
+        Raises SpecError for a context that nobody knows, InputError for a key or weight that is none, NotFoundError for
+        a column that there is not, or a table that was not published.
         """
         mix = Mix(keys, context or {}, **wanted)
         return self.ask(lambda view: answer_merged(view, mix, self.tables.row)[0])
