@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nearcast.advising.ask import Asked, Numbers, ask
 from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.traffic import read_traffic
@@ -26,8 +28,9 @@ from nearcast.join.explain import explain as explain_pair
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
-from nearcast.publishing import listing, rollback
+from nearcast.publishing import listing, rollback, tables
 from nearcast.publishing import publish as publishing
+from nearcast.publishing.engagement import TOP, LogColumns, most_engaged, read_log
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
 from nearcast.serve.sampling import SAMPLES
@@ -52,6 +55,7 @@ __all__ = [
     "lookup",
     "monitor",
     "publish",
+    "publish_table",
     "published",
     "refresh",
     "roll_back",
@@ -296,6 +300,40 @@ def publish(
                 _note(listener, record_failed_audit(place.out, place.generator, newest, error))
             raise
     _note(listener, record_publication(place.out, done))
+    return done
+
+
+def publish_table(
+    generator: SpecLike,
+    table: str,
+    log: object,
+    *,
+    key: str,
+    item: str,
+    weight: str | None = None,
+    time: str | None = None,
+    half_life_seconds: float | None = None,
+    top: int = TOP,
+    fewer: bool = False,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Publish a table of a generator: for each key of an engagement log the items engaged with most, with weights.
+
+    table: "phrases" or "people", by which requests are resolved, or a word of one's own.
+    log: a Parquet file, a folder of them, or an Arrow table; a row per engagement. It is read whole.
+    key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
+    older than the newest counts half. top: items kept of a key.
+    fewer: the table may have less than half as many keys as the current one.
+    Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
+    """
+    place = _place_in_store(generator, out)
+    columns = LogColumns(key, item, weight, time, half_life_seconds, top)
+    rows = most_engaged(log if isinstance(log, pa.Table) else read_log(Path(str(log)), columns), columns, table)
+    with _open(store, place) as opened:
+        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
+    _note(listener or Listener(), record_publication(place.out, done))
     return done
 
 

@@ -30,6 +30,7 @@ from nearcast.cli.serve import serve
 from nearcast.cli.show import show
 from nearcast.cli.snapshots import snapshots
 from nearcast.cli.spec import spec
+from nearcast.cli.table import table
 from nearcast.cli.tune import tune
 from nearcast.errors import NearcastError
 from nearcast.version import __version__
@@ -47,7 +48,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise),
-    *(publish, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
+    *(publish, table, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from nearcast.serve.docs_page import docs_page
 from nearcast.serve.fallback import Question, Wanted
 from nearcast.serve.limits import Guard, Limits
+from nearcast.serve.merged_shapes import Merge, MergedCandidates, mix_of
 from nearcast.serve.pages import Page, Paged
 from nearcast.serve.plain import plain_answer, plain_generator, plain_search, told
 from nearcast.serve.prepared import Prepared, names_in
@@ -126,6 +127,16 @@ def make_app(
         return Reply(await service.many_candidates(name, questions, wanted, told))
 
     @api.post(
+        "/v1/generators/{name}/merged",
+        response_model=MergedCandidates,
+        responses=failures(400, 404, 413, 415, 422, 503),
+        tags=["candidates"],
+    )
+    async def merged(name: Name, body: Merge) -> Reply:
+        """The candidates of several keys as one list: of keys with weights, or of what the request knows."""
+        return json_reply((await service.merged(name, mix_of(body))).as_dict())
+
+    @api.post(
         "/v1/generators/{name}/search",
         response_model=Searched,
         responses=failures(400, 404, 413, 415, 422, 503),
@@ -222,7 +233,7 @@ def make_app(
 FAILURES = {
     400: "not percent-encoded UTF-8, or no JSON",
     401: "no token, or another one",
-    404: "no such generator, or no online index",
+    404: "no such generator, no online index, or no such table",
     413: "a body that is too large",
     414: "a URL that is too long",
     415: "a body that is not declared as JSON",

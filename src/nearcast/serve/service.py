@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nearcast.errors import InputError, NearcastError
+from nearcast.errors import InputError, NearcastError, NotFoundError
 from nearcast.serve.answers import Answer
 from nearcast.serve.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
 from nearcast.serve.lookup import Lookup, LookupState
+from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
 from nearcast.serve.metrics import Metrics, new_metrics
 from nearcast.serve.online import OnlineSearch
 from nearcast.serve.replies import RefusedError
+from nearcast.serve.resolvers import Key, Row, reads_table
 from nearcast.serve.view import View
 from nearcast.types import FloatArray
 
@@ -128,6 +130,26 @@ class Service:
         answers, told = await self._asked(name, served.lookup, ask, elsewhere=not there)
         self._answered(name, answers)
         return told
+
+    async def merged(self, name: str, mix: Mix) -> MergedAnswer:
+        """The candidates of several keys as one list; refused where a table is needed that there is not."""
+        served = self.generator(name)
+
+        def row(table: str, key: Key) -> Row:
+            try:
+                return served.lookup.tables.row(table, key)
+            except NotFoundError:
+                raise RefusedError(404, "no_table", f"{name} has no table {table} in its store; publish one") from None
+
+        def ask(view: View) -> tuple[MergedAnswer, list[Answer]]:
+            _check_fields(view, mix.fields)
+            answer, lists = answer_merged(view, mix, row)
+            return answer, list(lists)
+
+        there = served.in_process and not reads_table(mix.context)  # a table may have to be opened first
+        answer, lists = await self._asked(name, served.lookup, ask, elsewhere=not there)
+        self._answered(name, lists)
+        return answer
 
     async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
         """What is near these (n, dim) vectors; refused where no online index is served."""
