@@ -27,6 +27,7 @@ FLOORS = [
     {"measure", "eligibility"},
     {"index", "table"},
     {"join"},
+    {"expansion"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
     {"monitoring", "tuning"},
