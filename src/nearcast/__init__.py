@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import check, load_spec, lookup, monitor, publish, published, roll_back, run, snapshots, tune
+    from nearcast.api import (
+        check,
+        expand,
+        load_spec,
+        lookup,
+        monitor,
+        publish,
+        published,
+        roll_back,
+        run,
+        snapshots,
+        tune,
+    )
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
+    from nearcast.serve.expansion import open_expansion
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
     from nearcast.spec import GeneratorSpec
@@ -24,11 +37,13 @@ __all__ = [
     "JoinResult",
     "__version__",
     "check",
+    "expand",
     "knn_join",
     "load_spec",
     "lookup",
     "monitor",
     "open",
+    "open_expansion",
     "overlay",
     "publish",
     "published",
@@ -44,11 +59,13 @@ _HOMES = {
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",
     "check": "nearcast.api",
+    "expand": "nearcast.api",
     "knn_join": "nearcast.join.arrays",
     "load_spec": "nearcast.api",
     "lookup": "nearcast.api",
     "monitor": "nearcast.api",
     "open": "nearcast.serve.lookup:open_lookup",
+    "open_expansion": "nearcast.serve.expansion",
     "overlay": "nearcast.serve.overlay:open_overlay",
     "publish": "nearcast.api",
     "published": "nearcast.api",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import AuditError, PromiseError
+from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
 from nearcast.join.estimate import RunEstimate
@@ -21,6 +22,7 @@ from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
 from nearcast.publishing import listing, rollback
 from nearcast.publishing import publish as publishing
+from nearcast.publishing.expansion import Expanded, expand_files
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
 from nearcast.serve.sampling import SAMPLES
@@ -34,7 +36,19 @@ from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuned import Tuned, save
 
-__all__ = ["check", "load_spec", "lookup", "monitor", "publish", "published", "roll_back", "run", "snapshots", "tune"]
+__all__ = [
+    "check",
+    "expand",
+    "load_spec",
+    "lookup",
+    "monitor",
+    "publish",
+    "published",
+    "roll_back",
+    "run",
+    "snapshots",
+    "tune",
+]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
 
@@ -208,6 +222,26 @@ def roll_back(
         done = rollback.roll_back(opened, place.generator, to, listener=listener)
     _note(listener, record_publication(place.out, done))
     return done
+
+
+def expand(
+    spec: str | Path | Mapping[str, Any], *, base: str | Path | None = None, store: StoreLike | None = None
+) -> Expanded:
+    """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
+
+    spec: a path to a TOML file, or a mapping. store: in place of the spec's.
+    base: the folder that its paths are relative to; the spec file's own, else the current one.
+    Raises as `nearcast.publishing.expansion.publish_expansion` does.
+    """
+    if isinstance(spec, str | Path):
+        parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
+    else:
+        parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
+    place = Place(
+        parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
+    )
+    with _open(store, place) as opened:
+        return expand_files(parsed, folder, opened)
 
 
 def monitor(

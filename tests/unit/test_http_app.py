@@ -735,6 +735,7 @@ def test_the_description_names_every_endpoint_and_what_it_refuses(shop):
         ("GET", "/v1/generators/{name}/candidates/{key}"): {"200", "400", "404", "414", "422", "503"},
         ("POST", "/v1/generators/{name}/candidates"): of_body,
         ("POST", "/v1/generators/{name}/search"): of_body,
+        ("POST", "/v1/generators/{name}/ads"): of_body,
         ("GET", "/v1/generators"): {"200", "414"},
         ("GET", "/v1/generators/{name}"): {"200", "400", "404", "414", "503"},
         ("GET", "/healthz"): {"200"},

@@ -12,6 +12,7 @@ import sys
 import click
 
 from nearcast.cli.check import check
+from nearcast.cli.expand import expand
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.monitor import monitor
@@ -41,7 +42,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots),
-    *(publish, rollback, published, monitor, overlay, serve, spec, info),
+    *(publish, rollback, published, expand, monitor, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:

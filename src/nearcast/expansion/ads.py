@@ -1,7 +1,7 @@
 """The ads of an expansion table in memory: their ids, their columns, and what an overlay says of them since.
 
-`Ads` is a version as it was published. `LiveAds` is that and an overlay, at one moment; both never change. Knows nothing
-of stores.
+`Ads` is a version as it was published. `LiveAds` is that and an overlay, at one moment; both never change. Knows
+nothing of stores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ads:
                 raise DamagedError("a list of the expansion table holds an ad that the table does not have")
             return found
         wanted = ids.to_numpy(zero_copy_only=False)
-        positions = np.searchsorted(self.ids, wanted)
+        positions: IntArray = np.searchsorted(self.ids, wanted).astype(np.int64, copy=False)
         if len(wanted) and (positions.max() >= len(self.ids) or not np.array_equal(self.ids[positions], wanted)):
             raise DamagedError("a list of the expansion table holds an ad that the table does not have")
         return positions
@@ -129,4 +129,6 @@ def check_settings(serving: Serving, columns: Mapping[str, Column]) -> None:
     for target in serving.targeting:
         if (target.test in ("has", "overlaps")) != (columns[target.column].kind == "list"):
             kind = columns[target.column].kind
-            raise InputError(f"targeting: {target.column} is a column of {kind}s, of which {target.test!r} cannot be asked")
+            raise InputError(
+                f"targeting: {target.column} is a column of {kind}s, of which {target.test!r} cannot be asked"
+            )

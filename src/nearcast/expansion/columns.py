@@ -146,28 +146,38 @@ def seconds_of_time(value: Any) -> float:
 
 def column_of(values: pa.Array) -> Column | None:
     """An Arrow array as a column; None for a type that no condition can be asked of."""
+    if pa.types.is_dictionary(values.type):
+        return column_of(values.dictionary_decode())
     kind, nothing = values.type, np.empty(0, np.int64)
     missing = values.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_dictionary(kind):
-        return column_of(values.dictionary_decode())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         stamps = values.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
         return Column("time", stamps / 1e6, missing, {}, nothing)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if _is_number(kind):
         plain = values.cast(pa.float64()) if pa.types.is_decimal(kind) else values
         numbers = pc.fill_null(plain, 0).to_numpy(zero_copy_only=False)
-        return Column("number", numbers.astype(np.int64 if numbers.dtype.kind in "iu" else np.float64), missing, {}, nothing)  # fmt: skip
-    if pa.types.is_boolean(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        wide = np.int64 if numbers.dtype.kind in "iu" else np.float64
+        return Column("number", numbers.astype(wide), missing, {}, nothing)
+    if pa.types.is_boolean(kind) or _is_text(kind):
         codes, words = _coded(values)
         return Column("word", codes, missing, words, nothing)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = values.flatten()
-        if not (pa.types.is_string(inner.type) or pa.types.is_integer(inner.type) or pa.types.is_large_string(inner.type)):
-            return None
-        codes, words = _coded(inner)
+    if _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        codes, words = _coded(values.flatten())
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
         return Column("list", codes, missing, words, np.append(0, np.cumsum(lengths)).astype(np.int64))
     return None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _coded(values: pa.Array) -> tuple[npt.NDArray[np.int32], dict[Any, int]]:

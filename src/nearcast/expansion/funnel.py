@@ -7,7 +7,7 @@ Arrays in, arrays out. Knows nothing of stores, and takes the time from its call
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nearcast.expansion.ads import LiveAds
 from nearcast.expansion.columns import Column
 from nearcast.expansion.merging import merged
-from nearcast.expansion.settings import Serving
+from nearcast.expansion.settings import Roles, Serving
 from nearcast.expansion.targeting import Eligible
 from nearcast.types import IntArray
 
@@ -48,22 +48,6 @@ class Chosen:
     stages: tuple[Stage, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pairs:
-    """Candidates and their ads that are still in."""
-
-    places: IntArray  # (pairs,) of candidates
-    ads: IntArray  # (pairs,) positions
-
-    def keep(self, mask: BoolArray) -> _Pairs:
-        """Those that pass."""
-        return self if mask.all() else _Pairs(self.places[mask], self.ads[mask])
-
-    def stage(self, name: str) -> Stage:
-        """What is left."""
-        return Stage(name, _distinct(self.places), _distinct(self.ads))
-
-
 def choose(
     scores: Float64Array,
     places: IntArray,
@@ -78,26 +62,37 @@ def choose(
 ) -> Chosen:
     """The k best ads.
 
-    scores: (n,) of the candidates, from 0 on. places, positions: (pairs,) candidates, ascending, and an ad of each.
+    scores: (n,) of the candidates, from 0 on. places, positions: (pairs,) candidates, and an ad of each.
     """
-    pairs = _Pairs(places, positions)
-    if live.paused is not None:
-        pairs = pairs.keep(~live.paused[positions])
-    stages = [Stage(STAGES[0], len(scores), 0), pairs.stage(STAGES[1])]
-    roles = settings.columns
-    for name, passes in (
-        (STAGES[2], lambda rows: _in_flight(live.columns, roles.starts, roles.ends, rows, now)),
-        (STAGES[3], lambda rows: eligible.among(request, live.columns, rows)),
-        (STAGES[4], lambda rows: _in_budget(live.columns, roles.budget, roles.spent, rows)),
-    ):
-        pairs = pairs.keep(passes(pairs.ads))
-        stages.append(pairs.stage(name))
-    return _best(scores, pairs, live.columns, settings, stages, k)
+    ads, of_pairs = np.unique(positions, return_inverse=True)  # conditions are asked once of each ad
+    stages = [Stage(STAGES[0], len(scores), 0)]
+    passing = np.ones(len(ads), np.bool_) if live.paused is None else ~live.paused[ads]
+    pairs = np.arange(len(positions))
+    columns, roles = live.columns, settings.columns
+    conditions: tuple[Callable[[IntArray], BoolArray] | None, ...] = (
+        None,  # that they are not paused is known already
+        lambda rows: _in_flight(columns, roles, rows, now),
+        lambda rows: eligible.among(request, columns, rows),
+        lambda rows: _in_budget(columns, roles, rows),
+    )
+    for name, condition in zip(STAGES[1:], conditions, strict=False):
+        if condition is not None:
+            left = np.flatnonzero(passing)
+            passing[left] = condition(ads[left])
+        pairs = pairs[passing[of_pairs[pairs]]]
+        stages.append(Stage(name, _distinct(places[pairs]), int(np.count_nonzero(passing))))
+    return _best(scores, places[pairs], _renumbered(of_pairs[pairs], passing), ads[passing], live, settings, stages, k)
 
 
-def _in_flight(columns: Mapping[str, Column], starts: str, ends: str, rows: IntArray, now: float) -> BoolArray:
+def _renumbered(numbers: IntArray, kept: BoolArray) -> IntArray:
+    """Places among those that are kept."""
+    renumbered: IntArray = (np.cumsum(kept) - 1)[numbers]
+    return renumbered
+
+
+def _in_flight(columns: Mapping[str, Column], roles: Roles, rows: IntArray, now: float) -> BoolArray:
     passes = np.ones(len(rows), np.bool_)
-    begin, end = columns.get(starts), columns.get(ends)
+    begin, end = columns.get(roles.starts), columns.get(roles.ends)
     if begin is not None:
         passes &= begin.missing[rows] | (begin.values[rows] <= now)
     if end is not None:
@@ -105,8 +100,8 @@ def _in_flight(columns: Mapping[str, Column], starts: str, ends: str, rows: IntA
     return passes
 
 
-def _in_budget(columns: Mapping[str, Column], budget: str, spent: str, rows: IntArray) -> BoolArray:
-    limit, used = columns.get(budget), columns.get(spent)
+def _in_budget(columns: Mapping[str, Column], roles: Roles, rows: IntArray) -> BoolArray:
+    limit, used = columns.get(roles.budget), columns.get(roles.spent)
     if limit is None:
         return np.ones(len(rows), np.bool_)
     gone = 0 if used is None else np.where(used.missing[rows], 0, used.values[rows])
@@ -115,53 +110,51 @@ def _in_budget(columns: Mapping[str, Column], budget: str, spent: str, rows: Int
 
 
 def _best(
-    scores: Float64Array, pairs: _Pairs, columns: Mapping[str, Column], settings: Serving, stages: list[Stage], k: int
+    scores: Float64Array,
+    places: IntArray,
+    groups: IntArray,
+    ads: IntArray,
+    live: LiveAds,
+    settings: Serving,
+    stages: list[Stage],
+    k: int,
 ) -> Chosen:
-    """Every ad once, in order, under the caps."""
-    ads, groups = np.unique(pairs.ads, return_inverse=True)
+    """Every ad once, in order, under the caps. groups: (pairs,) which of the ads each pair has."""
     if len(ads) == 0:
         empty = [Stage(name, 0, 0) for name in STAGES[5:]]
         return Chosen(ads, ads, np.empty(0), (*stages, *empty))
-    totals, members = merged(groups, len(ads), scores[pairs.places], settings.items)
-    shown = pairs.places[members]
-    bid = columns.get(settings.columns.bid)
+    totals, members = merged(groups, len(ads), scores[places], settings.items)
+    shown, bid = places[members], live.columns.get(settings.columns.bid)
     if settings.order == "similarity_times_bid" and bid is not None:
         totals = totals * np.where(bid.missing[ads], 0.0, bid.values[ads])
     order = np.argsort(-totals, kind="stable")  # equal ones by their ads' ids
     if settings.caps:
-        order = order[_under_caps(settings.caps, columns, ads[order], shown[order])]
+        order = order[_under_caps(settings.caps, live.columns, ads[order], shown[order])]
     for name, left in ((STAGES[5], order), (STAGES[6], order[:k])):
         stages.append(Stage(name, _distinct(shown[left]), len(left)))
     order = order[:k]
     return Chosen(ads[order], shown[order], totals[order], tuple(stages))
 
 
-def _under_caps(
-    caps: Mapping[str, int], columns: Mapping[str, Column], ads: IntArray, shown: IntArray
-) -> list[int]:
-    """Places of those that are kept, the better ones first to be served. An ad without a value is not counted."""
-    limits = []
-    for name, most in caps.items():
-        if name == "item":
-            limits.append((shown.tolist(), most, {}))
-        else:
-            column = columns[name]
-            keys = [None if gone else key for key, gone in zip(column.values[ads].tolist(), column.missing[ads], strict=True)]
-            limits.append((keys, most, {}))
+def _under_caps(caps: Mapping[str, int], columns: Mapping[str, Column], ads: IntArray, shown: IntArray) -> list[int]:
+    """Places of those that are kept, the better ones being served first. What an ad has no value of is not counted."""
+    limits = [(_keys_of(name, columns, ads, shown), most, dict[Any, int]()) for name, most in caps.items()]
     kept = []
     for place in range(len(ads)):
-        counts: list[tuple[dict[Any, int], Any]] = []
-        for keys, most, seen in limits:
-            key = keys[place]
-            if key is not None and seen.get(key, 0) >= most:
-                break
-            counts.append((seen, key))
-        else:
-            for seen, key in counts:
-                seen[key] = seen.get(key, 0) + 1
+        if all(keys[place] is None or seen.get(keys[place], 0) < most for keys, most, seen in limits):
             kept.append(place)
+            for keys, _, seen in limits:
+                seen[keys[place]] = seen.get(keys[place], 0) + 1
     return kept
 
 
-def _distinct(values: IntArray) -> int:
-    return len(np.unique(values))
+def _keys_of(name: str, columns: Mapping[str, Column], ads: IntArray, shown: IntArray) -> list[Any]:
+    """What a cap counts by, None where it does not count."""
+    if name == "item":
+        return list(shown.tolist())
+    values, missing = columns[name].values[ads].tolist(), columns[name].missing[ads].tolist()
+    return [None if gone else value for value, gone in zip(values, missing, strict=True)]
+
+
+def _distinct(places: IntArray) -> int:
+    return int(np.count_nonzero(np.bincount(places)))

@@ -13,7 +13,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def similarity(scores: FloatArray, metric: Metric) -> Float64Array:
-    """Scores as numbers from 0 on, so that they can be weighted: a score below 0 counts as 0, under L2 1 / (1 + d^2)."""
+    """Scores as numbers from 0 on, to be weighted: one below 0 counts as 0, under L2 it is 1 / (1 + d^2)."""
     wide = scores.astype(np.float64)
     return 1.0 / (1.0 - wide) if metric is Metric.L2 else np.maximum(wide, 0.0)
 
@@ -27,4 +27,5 @@ def merged(groups: IntArray, n: int, scores: Float64Array, how: str) -> tuple[Fl
     first = order[np.searchsorted(groups[order], np.arange(n))]
     if how == "best":
         return scores[first], first
-    return np.bincount(groups, scores, n), first
+    sums: Float64Array = np.bincount(groups, scores, n).astype(np.float64, copy=False)
+    return sums, first

@@ -1,7 +1,7 @@
 """Who may see an ad: a condition over columns of ads and fields of the request, asked of some rows at once.
 
-`Eligible` is the seam: whatever answers it may stand behind an expansion table. `Targets` is the plain one, of equality,
-membership, ranges and dates.
+`Eligible` is the seam: whatever answers it may stand behind an expansion table. `Targets` is the plain one, of
+equality, membership, ranges and dates.
 """
 
 from __future__ import annotations
@@ -77,11 +77,15 @@ def _fits(condition: Target, column: Column, rows: IntArray, given: Any) -> Bool
 
 def _one(condition: Target, given: Any) -> Any:
     if isinstance(given, list | tuple | dict):
-        raise InputError(f"request.{condition.request} is to be one value, since {condition.column} {condition.test} it")
+        raise InputError(
+            f"request.{condition.request} is to be one value, since {condition.column} {condition.test} it"
+        )
     return given
 
 
 def _several(condition: Target, given: Any) -> Sequence[Any]:
     if not isinstance(given, list | tuple):
-        raise InputError(f"request.{condition.request} is to be a list, since {condition.column} is {condition.test} it")
+        raise InputError(
+            f"request.{condition.request} is to be a list, since {condition.column} is {condition.test} it"
+        )
     return given

@@ -10,15 +10,17 @@ import contextlib
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from nearcast.errors import BusyError, InputError, NotFoundError, StoreError
 from nearcast.expansion.ads import ads_of, check_settings
-from nearcast.expansion.settings import KIND, Serving
+from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
 from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
 from nearcast.publishing.load import add_checksum
 from nearcast.publishing.readback import read_back
@@ -28,7 +30,7 @@ from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer
 from nearcast.stores.values import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.types import no_progress
 
-__all__ = ["Expanded", "publish_expansion"]
+__all__ = ["Expanded", "expand_files", "publish_expansion"]
 
 FACTS_FORMAT = 1
 
@@ -70,7 +72,8 @@ def publish_expansion(
     """Make a table of ads, and of the items that each is promoted for, current in a store.
 
     ads: a row per ad, with the column `ad_id` and any others. links: a row per item and ad; a pair may be there twice.
-    as_of: seconds since 1970 when both were read from their source; now by default. keep: versions that stay, 2 or more.
+    as_of: seconds since 1970 when both were read from their source; now by default.
+    keep: versions that stay, 2 or more.
     Raises InputError for tables that do not fit, BusyError while another process publishes it, StoreError, DamagedError
     where the store gives back other bytes; then nothing has changed for readers.
     """
@@ -102,6 +105,30 @@ def publish_expansion(
         seconds=time.perf_counter() - started,
         overlay_entries_cut=cut,
     )
+
+
+def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
+    """Publish what the Parquet files of a spec hold now; its paths are relative to `base`."""
+    as_of = time.time()
+    return publish_expansion(
+        store,
+        spec.name,
+        _read(base / spec.ads.path),
+        _read(base / spec.links.path),
+        spec.serve,
+        ad_id=spec.ads.id,
+        link_item=spec.links.item,
+        link_ad=spec.links.ad,
+        as_of=as_of,
+        keep=spec.keep,
+    )
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,9 +199,7 @@ def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
             raise InputError(f"{name!r} is a generator in {store.url}; give the expansion table another name")
 
 
-def _write(
-    store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float
-) -> int:
+def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
     writer = store.write(name, version)
     try:
         sums, size = _copy(writer, ads, pairs)
@@ -215,9 +240,7 @@ def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[Space, int
     return sums, size
 
 
-def _facts(
-    name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float
-) -> dict[str, Any]:
+def _facts(name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> dict[str, Any]:
     return {
         "format": FACTS_FORMAT,
         "kind": KIND,

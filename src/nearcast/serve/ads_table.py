@@ -65,7 +65,9 @@ def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:
 def _arrow_type(text: str) -> pa.DataType:
     """The type that JSON of a column of this Arrow type is read back as."""
     if text.startswith(("list", "large_list", "fixed_size_list")):
-        return pa.list_(_arrow_type(text[text.index("<") + 1 : text.rindex(">")].split(": ", 1)[1].removesuffix(" not null")))
+        return pa.list_(
+            _arrow_type(text[text.index("<") + 1 : text.rindex(">")].split(": ", 1)[1].removesuffix(" not null"))
+        )
     if text.startswith(("timestamp", "date")):
         return pa.timestamp("us")
     if text.startswith(("int", "uint")):

@@ -223,7 +223,9 @@ def _promoted(
     for name in asked.fields:
         if name not in table.version.facts["columns"] and name not in live.overlay.fields:
             held = ", ".join(table.version.facts["columns"]) or "none"
-            raise NotFoundError(f"the ads of {table.version.facts['generator']} have no column {name!r}; they have {held}")
+            raise NotFoundError(
+                f"the ads of {table.version.facts['generator']} have no column {name!r}; they have {held}"
+            )
     if weights is not None:
         scores = scores * np.repeat(_checked(weights, len(offsets) - 1), np.diff(offsets))
     candidates, scores = _distinct(ids, scores, settings.keys, several=len(offsets) > 2)

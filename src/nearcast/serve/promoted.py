@@ -37,7 +37,5 @@ class Promoted:
             "table": self.table,
             "age_seconds": round(self.age_seconds, 3),
             "stages": [{"name": s.name, "candidates": s.candidates, "ads": s.ads} for s in self.stages],
-            "ads": [
-                {"ad": ad, "item": item, "score": score, "columns": columns} for ad, item, score, columns in rows
-            ],
+            "ads": [{"ad": ad, "item": item, "score": score, "columns": columns} for ad, item, score, columns in rows],
         }
