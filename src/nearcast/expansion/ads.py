@@ -7,8 +7,8 @@ nothing of stores.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +20,23 @@ from nearcast.expansion.columns import Column, column_of
 from nearcast.expansion.settings import Serving
 from nearcast.types import IntArray
 
-__all__ = ["Ads", "Change", "LiveAds", "ads_of", "check_settings", "under_changes"]
+__all__ = ["Ads", "LiveAds", "ads_of", "check_settings", "unchanged", "with_pauses", "with_values"]
 
 BoolArray = npt.NDArray[np.bool_]
 Id = str | int
-Change = tuple[Id, str | None, Any, float]  # ad, column (None: it is paused), value, until when (seconds since 1970)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ads:
     """n ads, in the order of their ids."""
 
-    table: pa.Table  # (n,) rows, in one chunk
+    arrays: Mapping[str, pa.Array]  # (n,) every column as it was published, the ids among them
     ids: IntArray | None  # (n,) ascending, where ids are numbers
     places: Mapping[Id, int]  # of each id
     columns: Mapping[str, Column]  # those that conditions can be asked of
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return len(self.places)
 
     def positions(self, ids: pa.Array) -> IntArray:
         """(len(ids),) where these ads are. DamagedError for one that is not there: a list holds ads of its version."""
@@ -63,45 +62,70 @@ class LiveAds:
     newer: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # of a position: values by column
     until: float = math.inf  # when something in the overlay ends, and this is no longer true
 
-    def row(self, position: int, names: Sequence[str]) -> dict[str, Any]:
-        """These columns of one ad, as plain values."""
-        newer, table = self.newer.get(position, {}), self.ads.table
-        return {
-            name: newer[name] if name in newer else table.column(name)[position].as_py() if name in table.column_names
-            else None
-            for name in names
-        }  # fmt: skip
+    def rows(self, positions: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """These columns of some ads, as plain values; None for a column that an ad has no value of."""
+        taken = [self.ads.arrays[name].take(pa.array(positions)).to_pylist() if name in self.ads.arrays else
+                 [None] * len(positions) for name in names]  # fmt: skip
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*taken, strict=True)]
+        for row, position in zip(rows, positions.tolist(), strict=True):
+            newer = self.newer.get(position)
+            if newer:
+                row.update({name: newer[name] for name in names if name in newer})
+        return rows
 
 
 def ads_of(table: pa.Table) -> Ads:
     """A table of ads with the column `id`, in the order of ids."""
-    table = table.combine_chunks()
     ids = table.column("id").combine_chunks()
     numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64) if pa.types.is_integer(ids.type) else None
     places = {ad: place for place, ad in enumerate(ids.to_pylist())}
-    found = {name: column_of(table.column(name).combine_chunks()) for name in table.column_names if name != "id"}
-    return Ads(table, numbers, places, {name: column for name, column in found.items() if column is not None})
+    arrays = {name: table.column(name).combine_chunks() for name in table.column_names}
+    found = {name: column_of(values) for name, values in arrays.items() if name != "id"}
+    return Ads(arrays, numbers, places, {name: column for name, column in found.items() if column is not None})
 
 
-def under_changes(ads: Ads, changes: Iterable[Change], now: float) -> LiveAds:
-    """The ads as these changes have them now. A value that its column cannot hold makes it a missing one."""
-    paused: BoolArray | None = None
-    newer: dict[int, dict[str, Any]] = {}
-    until = math.inf
-    for ad, name, value, end in changes:
-        place = ads.places.get(ad)
-        if place is None or end <= now:
-            continue
-        until = min(until, end)
-        if name is None:
-            paused = np.zeros(len(ads), np.bool_) if paused is None else paused
+def unchanged(ads: Ads) -> LiveAds:
+    """The ads as they were published."""
+    return LiveAds(ads, ads.columns, None)
+
+
+def with_pauses(live: LiveAds, gone: Mapping[Id, float], now: float) -> LiveAds:
+    """The ads, of which these are paused until a time each."""
+    paused, until = np.zeros(len(live.ads), np.bool_), live.until
+    for ad, end in gone.items():
+        place = live.ads.places.get(ad)
+        if place is not None and end > now:
             paused[place] = True
-        else:
-            newer.setdefault(place, {})[name] = value
-    columns = dict(ads.columns)
-    for name in {name for values in newer.values() for name in values} & columns.keys():
-        columns[name] = _changed(columns[name], {place: v[name] for place, v in newer.items() if name in v})
-    return LiveAds(ads, columns, paused, newer, until)
+            until = min(until, end)
+    return replace(live, paused=paused if paused.any() else None, until=until)
+
+
+def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, float]]], now: float) -> LiveAds:
+    """The ads, of which these have other newer values than before: all of an ad's, by column, until a time each.
+
+    A value that its column cannot hold makes it a missing one.
+    """
+    newer, until = dict(live.newer), live.until
+    cells: dict[str, dict[int, Any]] = {}
+    for ad, values in changes.items():
+        place = live.ads.places.get(ad)
+        if place is None:
+            continue
+        in_force = {name: (value, end) for name, (value, end) in values.items() if end > now}
+        until = min([until, *(end for _, end in in_force.values())])
+        before, after = newer.pop(place, {}), {name: value for name, (value, _) in in_force.items()}
+        if after:
+            newer[place] = after
+        for name in {*before, *after} & live.columns.keys():
+            cells.setdefault(name, {})[place] = after[name] if name in after else _published(live.ads, name, place)
+    columns = dict(live.columns)
+    for name, changed in cells.items():
+        columns[name] = _changed(columns[name], changed)
+    return replace(live, columns=columns, newer=newer, until=until)
+
+
+def _published(ads: Ads, name: str, place: int) -> Any:
+    return ads.arrays[name][place].as_py()
 
 
 def _changed(column: Column, changes: Mapping[int, Any]) -> Column:

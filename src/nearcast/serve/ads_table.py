@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.errors import DamagedError
-from nearcast.expansion.ads import Ads, Change, LiveAds, ads_of, under_changes
+from nearcast.expansion.ads import Ads, LiveAds, ads_of, unchanged, with_pauses, with_values
 from nearcast.expansion.settings import KIND, Serving
 from nearcast.expansion.targeting import Eligible, Targets
 from nearcast.serve.overlay_state import OverlayState
@@ -21,7 +20,7 @@ from nearcast.serve.view import Version
 from nearcast.spec import parse_model
 from nearcast.stores.base import Space
 
-__all__ = ["AdsTable", "is_expansion", "read_table", "under_overlay"]
+__all__ = ["AdsTable", "Live", "is_expansion", "read_table", "under_overlay"]
 
 ROWS_AT_ONCE = 1 << 12  # so that requests have their turn while a large table is read
 
@@ -93,14 +92,35 @@ def _parsed(rows: list[bytes], schema: pa.Schema) -> pa.Table:
     return arrow_json.read_json(io.BytesIO(text), reading, options).select(schema.names)
 
 
-def under_overlay(table: AdsTable, overlay: OverlayState, now: float) -> LiveAds:
-    """The ads of a table as an overlay has them now."""
-    return under_changes(table.ads, _changes(table, overlay), now)
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """The ads of a table under an overlay."""
+
+    table: AdsTable
+    overlay: OverlayState
+    ads: LiveAds
 
 
-def _changes(table: AdsTable, overlay: OverlayState) -> Iterator[Change]:
-    for ad, until in overlay.gone.items():
-        yield ad, None, True, until
-    for (ad, name), entry in overlay.entries.items():
-        if name is not None and entry.written > table.as_of:
-            yield ad, name, entry.value, math.inf if entry.until is None else entry.until
+def under_overlay(table: AdsTable, overlay: OverlayState, before: Live | None, now: float) -> Live:
+    """The ads of a table as an overlay has them now.
+
+    before: the same as it was a moment ago. Only what is not in it is taken in: budgets change many times a second.
+    """
+    typed = overlay.typed(table.version.item_ids)
+    if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
+        ads = with_values(unchanged(table.ads), {ad: _newer(table, typed, ad) for ad in typed.values}, now)
+        return Live(table, overlay, with_pauses(ads, typed.gone, now))
+    known, ads = before.overlay.values, before.ads
+    changed = [ad for ad, values in overlay.values.items() if known.get(ad) is not values]
+    changed += [ad for ad in known if ad not in overlay.values]
+    if changed:
+        ads = with_values(ads, {ad: _newer(table, overlay, ad) for ad in changed}, now)
+    if overlay.gone != before.overlay.gone:
+        ads = with_pauses(ads, overlay.gone, now)
+    return Live(table, overlay, ads)
+
+
+def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
+    """The values of an ad that were written after the table was read from its source."""
+    values = overlay.values.get(ad, {})
+    return {name: held for name, held in values.items() if overlay.entries[ad, name].written > table.as_of}

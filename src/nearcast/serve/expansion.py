@@ -19,16 +19,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import GoneError, InputError, NearcastError, NotFoundError, SpecError
-from nearcast.expansion.ads import LiveAds
 from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.funnel import Chosen, choose
 from nearcast.expansion.merging import merged, similarity
 from nearcast.expansion.settings import Serving
 from nearcast.expansion.targeting import Eligible
-from nearcast.serve.ads_table import AdsTable, is_expansion, read_table, under_overlay
+from nearcast.serve.ads_table import AdsTable, Live, is_expansion, read_table, under_overlay
 from nearcast.serve.keys import Keys, wanted_keys
 from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_lookup
-from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.promoted import Promoted
 from nearcast.serve.view import View
 from nearcast.stores.base import Space
@@ -71,15 +69,6 @@ class Asked:
     now: Any = None  # by which flights are judged: seconds since 1970, a datetime or ISO 8601; None: the present
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Live:
-    """The ads of a table under an overlay."""
-
-    table: AdsTable
-    overlay: OverlayState
-    ads: LiveAds
-
-
 class Expansion:
     """An expansion table, open. Made by `nearcast.open_expansion`; safe to use from many threads."""
 
@@ -87,7 +76,7 @@ class Expansion:
         self.name = lookup.generator
         self.lookup = lookup
         self._eligible = eligible
-        self._live: _Live | None = None
+        self._live: Live | None = None
         self._reading: threading.Thread | None = None
         self.error: str | None = None  # why a newer version is not used, if it is not
 
@@ -167,7 +156,7 @@ class Expansion:
             self.refresh()
             return _promoted(self._now(), offsets, ids, similarity(scores, metric), weights, asked)
 
-    def _now(self) -> _Live:
+    def _now(self) -> Live:
         """The ads under the overlay of this moment; a newer version is used as soon as it has been read."""
         view, live = self.lookup.view(), self._live
         if live is None:
@@ -178,13 +167,11 @@ class Expansion:
             return live
         return self._put(live.table, view)
 
-    def _put(self, table: AdsTable, view: View) -> _Live:
-        overlay = view.overlay.typed(table.version.item_ids)
-        live = _Live(table, view.overlay, under_overlay(table, overlay, time.time()))
-        self._live = live
+    def _put(self, table: AdsTable, view: View) -> Live:
+        self._live = live = under_overlay(table, view.overlay, self._live, time.time())
         return live
 
-    def _follow(self) -> _Live:
+    def _follow(self) -> Live:
         view, live = self.lookup.view(), self._live
         if not is_expansion(view.version.facts):
             raise SpecError(f"{self.name!r} is a generator, and no expansion table; open it with nearcast.open")
@@ -208,7 +195,7 @@ class Expansion:
 
 
 def _promoted(
-    live: _Live,
+    live: Live,
     offsets: IntArray,
     ids: pa.Array,
     scores: npt.NDArray[np.float64],
@@ -264,14 +251,13 @@ def _links(table: AdsTable, candidates: pa.Array) -> tuple[IntArray, IntArray]:
     return np.repeat(there, np.diff(lists.offsets)), table.ads.positions(lists.ids)
 
 
-def _told(live: _Live, candidates: pa.Array, chosen: Chosen, fields: Sequence[str]) -> Promoted:
-    ids, version = live.table.ads.table.column("id"), live.table.version
-    places = chosen.positions.tolist()
+def _told(live: Live, candidates: pa.Array, chosen: Chosen, fields: Sequence[str]) -> Promoted:
+    version, table = live.table.version, live.table.ads
     return Promoted(
-        ads=[ids[place].as_py() for place in places],
-        items=[candidates[place].as_py() for place in chosen.candidates.tolist()],
+        ads=table.arrays["id"].take(pa.array(chosen.positions)).to_pylist(),
+        items=candidates.take(pa.array(chosen.candidates)).to_pylist(),
         scores=chosen.scores.tolist(),
-        columns=[live.ads.row(place, fields) for place in places] if fields else [{}] * len(places),
+        columns=live.ads.rows(chosen.positions, fields) if fields else [{}] * len(chosen.positions),
         stages=chosen.stages,
         table=version.snapshot,
         age_seconds=max(0.0, time.time() - live.table.as_of),
