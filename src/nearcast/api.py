@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from nearcast.errors import AuditError, PromiseError
 from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
@@ -25,6 +27,12 @@ from nearcast.publishing import publish as publishing
 from nearcast.publishing.expansion import Expanded, expand_files
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
+from nearcast.replaying.funnel import Funnel
+from nearcast.replaying.log import read_log
+from nearcast.replaying.replay import Replayed, looked_up, searched
+from nearcast.replaying.replay import replay as replay_ways
+from nearcast.replaying.ways import Way
+from nearcast.serve.expansion import open_expansion
 from nearcast.serve.sampling import SAMPLES
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec, Publishing, parse_model
@@ -44,6 +52,7 @@ __all__ = [
     "monitor",
     "publish",
     "published",
+    "replay",
     "roll_back",
     "run",
     "snapshots",
@@ -269,6 +278,48 @@ def monitor(
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with _open(store, place) as opened:
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
+
+
+def replay(
+    spec: SpecLike,
+    log: str | Path | pa.Table,
+    *,
+    versions: Sequence[int] = (),
+    expansion: str | None = None,
+    k: int | None = None,
+    candidates_per_key: int | None = None,
+    sample: int | None = None,
+    online: str | None = "faiss-hnsw",
+    store: StoreLike | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Replayed:
+    """Send a log of requests through the whole funnel, by look-up and by online search; see `docs/replay.md`.
+
+    log: Parquet or an Arrow table with a row per request: see `nearcast.replaying.log.read_log`.
+    versions: snapshots to look up in, published or not; the current one. expansion: a table of the store to go through.
+    k: length of an answer; the table's. sample: requests to draw.
+    online: the engine to search with; None leaves it out.
+    The figures are kept in the history. Raises InputError for a log that is none, NotFoundError, MissingExtraError.
+    """
+    parsed, folder = _resolve(spec, base, None, None)
+    place = place_of_spec(parsed, folder / parsed.out)
+    asked = parsed.model_copy(update={"out": str(place.out.absolute())})
+    run_context = prepare(asked, folder, listener or Listener())
+    requests = read_log(Path(log) if isinstance(log, str | Path) else log, sample=sample, seed=parsed.seed)
+    with contextlib.ExitStack() as held:
+        opened = held.enter_context(_open(store, place))
+        table = None if expansion is None else held.enter_context(open_expansion(opened, expansion))
+        several = len(versions) > 1
+        looked = [
+            held.enter_context(looked_up(run_context, opened, v, f"offline {v:06d}" if several and v else "offline"))
+            for v in versions or (None,)
+        ]
+        ways: list[Way] = [*looked]
+        if online is not None:
+            ways.append(searched(run_context, engine=online))
+        funnel = Funnel(table, k, candidates_per_key)
+        return replay_ways(run_context, requests, ways, funnel, version=looked[0].view.version.number)[0]
 
 
 def published(

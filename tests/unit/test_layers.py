@@ -30,7 +30,7 @@ FLOORS = [
     {"expansion"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring", "tuning"},
+    {"monitoring", "replaying", "tuning"},
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
     {"advise"},
     {"dashboard"},

@@ -19,6 +19,7 @@ from nearcast.cli.monitor import monitor
 from nearcast.cli.overlay import overlay
 from nearcast.cli.publish import publish
 from nearcast.cli.published import published
+from nearcast.cli.replay import replay
 from nearcast.cli.rollback import rollback
 from nearcast.cli.run import run
 from nearcast.cli.serve import serve
@@ -42,7 +43,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(run, check, tune, show, lookup, snapshots),
-    *(publish, rollback, published, expand, monitor, overlay, serve, spec, info),
+    *(publish, rollback, published, expand, replay, monitor, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:
