@@ -194,45 +194,37 @@ def lead(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> list[float]:
 
 
 def show(found: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 132)
-    stages = Table(
-        title=f"What is left of a request: candidates (ads), {found['requests']:,} requests", title_justify="left"
-    )
-    for name in (
-        "",
-        "similar items",
-        "with ads",
-        "in flight",
-        "targeted",
-        "in budget",
-        "after caps",
-        "shown",
-        "too few",
-    ):
-        stages.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    rates = Table(title=f"Hit rates; {found['redemptions']:,} coupons were redeemed", title_justify="left")
-    for name in ("", "redemptions", "over popularity", "over online", "engagement", "over popularity", "over online"):
-        rates.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(stages_table(found))
+    for what in ("redemptions", "engagement"):
+        console.print(rates_table(found, what))
+    price = ", ".join(f"{way['name']}: {way['cpu_ms_per_request']:.1f} ms" for way in found["ways"])
+    console.print(f"processor time of a request: {price}", style="dim", highlight=False)
+
+
+def stages_table(found: dict[str, Any]) -> Table:
+    title = f"What a request has left: candidates (ads); {found['requests']:,} requests"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "similar", "with ads", "in flight", "targeted", "in budget", "capped", "shown", "too few"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for way in found["ways"]:
-        cells = [f"{way['candidates'][s]:.0f} ({way['ads'][s]:.0f})" for s in list(way["ads"])[1:-1]]
+        cells = [f"{way['candidates'][stage]:.0f} ({way['ads'][stage]:.0f})" for stage in list(way["ads"])[1:-1]]
         first, last = way["candidates"]["candidates"], way["ads"]["returned"]
-        stages.add_row(way["name"], f"{first:.0f}", *cells, f"{last:.1f}", f"{way['too_few']:.1%}")
-        both = [
-            text
-            for what in ("redemptions", "engagement")
-            for text in (
-                f"{way[what][0]:.1%} ({way[what][1]:.1%}–{way[what][2]:.1%})",
-                "" if way["name"] == POPULAR else points(way[f"{what}_over_popularity"]),
-                "" if way["name"] in (POPULAR, ONLINE) else points(way[f"{what}_over_online"]),
-            )
-        ]
-        rates.add_row(way["name"], *both)
-    console.print(stages)
-    console.print(rates)
-    price = {way["name"]: way["cpu_ms_per_request"] for way in found["ways"]}
-    console.print(
-        f"processor time of a request: {', '.join(f'{n} {ms:.1f} ms' for n, ms in price.items())}", style="dim"
-    )
+        table.add_row(way["name"], f"{first:.0f}", *cells, f"{last:.1f}", f"{way['too_few']:.1%}")
+    return table
+
+
+def rates_table(found: dict[str, Any], what: str) -> Table:
+    of = f"; {found['redemptions']:,} coupons were redeemed" if what == "redemptions" else ""
+    table = Table(title=f"Hit rate, {what}{of}", title_justify="left")
+    for name in ("", "hit rate", "points over popularity", "points over online"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for way in found["ways"]:
+        value, low, high = way[what]
+        popular = "" if way["name"] == POPULAR else points(way[f"{what}_over_popularity"])
+        online = "" if way["name"] in (POPULAR, ONLINE) else points(way[f"{what}_over_online"])
+        table.add_row(way["name"], f"{value:.1%} ({low:.1%} to {high:.1%})", popular, online)
+    return table
 
 
 def points(lead: list[float]) -> str:

@@ -140,8 +140,8 @@ def requests_of(data: Path, now: int, ads: pa.Table, learn_until: int) -> pa.Tab
     transactions = packaged("transactions", ["household_id", "product_id", "week", "transaction_timestamp"])
     bought = last_bought(transactions.filter(pc.less_equal(transactions["week"], learn_until)), set(products.tolist()))
     later = lists_of(pq.read_table(data / "heldout.parquet"), "household_id", "product_id")
-    redeemed = redemptions(now, set(ads["ad"].to_pylist()))
-    live = set(ads.filter(pc.less_equal(ads["starts"], pa.scalar(now, pa.timestamp("s"))))["campaign"].to_pylist())
+    running = ads.filter(pc.less_equal(ads["starts"], pa.scalar(now, pa.timestamp("s"))))
+    live, redeemed = set(running["campaign"].to_pylist()), redemptions(now, set(running["ad"].to_pylist()))
     rows = [
         {
             "household": household,
@@ -171,7 +171,7 @@ def last_bought(transactions: pa.Table, known: set[int]) -> dict[int, list[int]]
 
 
 def redemptions(now: int, known: set[str]) -> dict[int, list[str]]:
-    """The ads that each household redeemed from now on."""
+    """The ads, of those that run now, that each household redeemed from now on."""
     table = packaged("coupon_redemptions", ["household_id", "coupon_upc", "campaign_id", "redemption_date"])
     table = table.filter(pa.array(seconds(table["redemption_date"]) >= now))
     named = table.append_column("ad", ad_names(table["coupon_upc"], table["campaign_id"]))
@@ -198,7 +198,7 @@ def summary(products: pa.Table, ads: pa.Table, links: pa.Table, requests: pa.Tab
   ads            {len(ads):,}, of {len(pc.unique(ads["advertiser"])):,} advertisers
   promoted for   {with_ads:,} of {len(products):,} products, by {len(links):,} links
   requests       {len(requests):,} households, each with the {RECENT} products that it bought last
-  afterwards     they redeemed {redeemed:,} of these ads"""
+  afterwards     they redeemed {redeemed:,} ads of the campaigns that ran at that moment"""
 
 
 if __name__ == "__main__":
