@@ -1,4 +1,4 @@
-"""Measure the recipe: how much of a request is left after each stage, and what households did with what they were shown.
+"""Measure the recipe: what of a request is left after each stage, and what households did with it.
 
 Every request goes through the same expansion table by several ways: candidates looked up in tables of several index
 sizes, with several k; searched for in an online index; and the same most bought products for everybody. Two figures:
@@ -54,7 +54,7 @@ class MostBought:
     name: str = POPULAR
     metric: Metric = Metric.INNER_PRODUCT
 
-    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
+    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:  # noqa: ARG002 (all are asked for)
         """Whatever is asked."""
         return self.lists
 
