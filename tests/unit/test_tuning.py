@@ -85,6 +85,15 @@ def test_a_promise_that_is_not_kept_has_no_cost() -> None:
     assert cost.calibrate > 0
 
 
+def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
+    often, rarely = (trial(reached=(Reached(0.9, 0.91, {"reach": 100}, met),)) for met in (6_500.0, 4_000.0))
+    linear = replace(job(), growth=Growth(power=1.0))  # as large a share of the whole as of the sample
+    costs = [cost_of(linear, one, 0.9) for one in (often, rarely)]
+    assert costs[0] is not None and costs[1] is not None  # noqa: PT018 (tells the type checker)
+    assert costs[0].join == pytest.approx(linear.exact_seconds)
+    assert costs[1].join != pytest.approx(linear.exact_seconds)
+
+
 def test_an_exact_join_needs_no_calibration() -> None:
     exact = trial(EXACT_POINT, reached=(Reached(0.9, 1.0, {"exact": 1}, None),))
     cost = cost_of(job(), exact, 0.9)

@@ -28,17 +28,16 @@ from nearcast.engines.base import (
     Workload,
 )
 from nearcast.errors import DamagedError
+from nearcast.kernels.rounding import TILE_ITEMS
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
-__all__ = ["DenseEngine"]
+__all__ = ["EXACT", "MOST_MET", "DenseEngine", "DenseIndex"]
 
 EXACT: Effort = {"exact": 1}
 REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
-MOST_MET = (
-    0.4  # of all items: beyond, making the cells costs more than they save (packages, and products of long tails)
-)
+MOST_MET = 0.6  # of all items: beyond, a join by cells that are there already takes as long as an exact one may
 BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of one assignment alone (packages)
 CALIBRATION_QUERIES = 12_000  # that exact joins would answer in the time that samples, their truth and trials take
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
@@ -97,18 +96,23 @@ class DenseIndex:
     def pays(
         self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
     ) -> bool:
-        """Whether the effort meets few enough items to be worth the cells."""
+        """Whether the effort meets few enough items for the cells to save time.
+
+        The cells are made by now, so what they cost has no say. How many items are met is the same on every machine.
+        """
         if effort == EXACT or len(queries) == 0:
             return True
-        every = self._scan(queries, k, EXACT, None, constraints, resources, no_progress).counters.get("tile_rows", 1)
-        return self.met(queries, k, effort, resources, constraints) * len(queries) < MOST_MET * every
+        every: float = TILE_ITEMS * -(-len(self.index.items) // TILE_ITEMS)
+        if not constraints.free:  # whole blocks may be barred from an exact join
+            every = self.met(queries, k, EXACT, resources, constraints)
+        return self.met(queries, k, effort, resources, constraints) < MOST_MET * max(1.0, every)
 
     def met(
         self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
     ) -> float:
-        """How many items a query meets on average."""
+        """How many items a query meets on average, with what fills up the last tile of a cell."""
         scan = self._scan(queries, k, effort, None, constraints, resources, no_progress)
-        return float(scan.counters.get("tile_rows", 0) / max(1, len(queries)))
+        return float(TILE_ITEMS * scan.counters.get("tile_rows", 0) / max(1, len(queries)))
 
     def _scan(
         self,

@@ -37,6 +37,7 @@ SAMPLE_SHARE = 1 / 8
 LARGER = 2  # times the sample: what the extrapolation is checked on
 MOST_CHECKED = 3  # points
 TOLERANCE = 1.1  # clocks do not tell points apart that are closer
+TRIAL_FORMAT = 2  # of remembered trials: since 2 what a query meets is counted in items
 LEAST_SECONDS = 10.0  # of a budget that is not given
 BUDGET_SHARE = 0.5  # of an exact join of everything
 
@@ -154,7 +155,7 @@ def _study(checked: Checked, job: Job, small: Shard) -> Study:
     decides = [
         [checked.item_folder.name, checked.query_folder.name, small.items.n, names],
         [spec.metric, spec.k, spec.recall, spec.exclude_self, spec.seed, spec.measure.sample, spec.measure.calibration],
-        [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__],
+        [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__, TRIAL_FORMAT],
     ]
     path = run.home / "tuning" / "study.log"
     study = open_study(path, fingerprint(decides)[:16], names, job.shape.n_items, spec.seed)
