@@ -44,6 +44,7 @@ PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS ce
 SHARE_CELLS = 4_111
 RULED_REACH = 0.5  # with a hundredth of the items eligible, ten times as many are met for the same recall
 QUERIES_AT_ONCE = 1 << 14
+COUNTED_AT_ONCE = 512  # whatever the resources, so that they have no say in what is counted
 LEAST_BYTES = 32 << 20
 
 
@@ -111,7 +112,7 @@ class DenseIndex:
         self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
     ) -> float:
         """How many items a query meets on average, with what fills up the last tile of a cell."""
-        scan = self._scan(queries, k, effort, None, constraints, resources, no_progress)
+        scan = self._scan(queries, k, effort, None, constraints, resources, no_progress, COUNTED_AT_ONCE)
         return float(TILE_ITEMS * scan.counters.get("tile_rows", 0) / max(1, len(queries)))
 
     def _scan(
@@ -123,6 +124,7 @@ class DenseIndex:
         constraints: Constraints,
         resources: Resources,
         progress: Progress,
+        per_job: int | None = None,
     ) -> kernels.Joined:
         exact = "reach" not in effort
         return (self._all_items(constraints, resources) if exact else self.index).join(
@@ -133,6 +135,7 @@ class DenseIndex:
             constraints=constraints,
             threads=resources.threads,
             memory_bytes=resources.memory_bytes // 4,
+            per_job=per_job,
             progress=lambda done, total: progress("join", done, total),
         )
 
