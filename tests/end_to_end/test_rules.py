@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end import shop as at
 
 import nearcast
-from nearcast.errors import SpecError
+from nearcast.errors import InputError, SpecError
 from nearcast.knn.scores import pair_scores
 from nearcast.types import Metric
 
@@ -171,3 +171,57 @@ def test_a_run_is_made_again_when_a_rule_changes(shop: Shop) -> None:
     first = shop.run(rules=[SHOWN])
     assert shop.run(rules=[SHOWN]).version == first.version
     assert shop.run(rules=[SHOWN, CHEAP]).version == first.version + 1
+
+
+def bid_of(shop: Shop) -> np.ndarray:
+    return np.array([(n * 37 % 101) / 50 for n in range(N_ITEMS)])
+
+
+def scored_lists(shop: Shop, metric: str, score: dict[str, Any]) -> dict[str, tuple[list[str], list[float]]]:
+    shop.item_facts["bid"] = bid_of(shop).tolist()
+    at.write_rows(shop.folder / "items.parquet", shop.item_ids, list(shop.items), **shop.item_facts)
+    snapshot = shop.run(metric=metric, score=score, rules=[SHOWN])
+    rows = ds.dataset(snapshot.folder / "candidates", format="parquet").to_table().to_pylist()
+    return {row["query_id"]: (row["candidate_ids"], row["scores"]) for row in rows}
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "cosine", "l2"])
+def test_a_score_term_is_added_inside_the_join(shop: Shop, metric: str) -> None:
+    found = scored_lists(shop, metric, {"add": "bid", "weight": 0.5})
+    bid = 0.5 * bid_of(shop)
+    for query, (ids, scores) in enumerate(found.values()):
+        own = pair_scores(np.repeat(shop.queries[query : query + 1], N_ITEMS, axis=0), shop.items, Metric(metric))
+        wanted = own + bid - (bid.max() if metric == "l2" else 0)
+        legal = [shop.query_facts["country"][query] in countries for countries in shop.item_facts["countries"]]
+        best = np.sort(wanted[np.array(legal)])[::-1][:10]
+        np.testing.assert_allclose(scores, best, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose([wanted[int(name[1:])] for name in ids], best, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "cosine"])
+def test_a_score_factor_multiplies_inside_the_join(shop: Shop, metric: str) -> None:
+    found = scored_lists(shop, metric, {"multiply": "bid"})
+    for query, (_, scores) in enumerate(found.values()):
+        own = pair_scores(np.repeat(shop.queries[query : query + 1], N_ITEMS, axis=0), shop.items, Metric(metric))
+        legal = [shop.query_facts["country"][query] in countries for countries in shop.item_facts["countries"]]
+        best = np.sort((own * bid_of(shop))[np.array(legal)])[::-1][:10]
+        np.testing.assert_allclose(scores, best, rtol=2e-5, atol=2e-5)
+
+
+def test_an_item_without_the_score_that_it_needs_is_named(shop: Shop) -> None:
+    with pytest.raises(InputError, match=r"items have no 'price', the first is 'i\d+'; .* score.missing"):
+        shop.run(score={"add": "price"})
+    assert shop.run(score={"add": "price", "missing": 0.0}).manifest["measures"]["recall"] == 1.0
+
+
+def test_a_factor_is_refused_under_l2(shop: Shop) -> None:
+    with pytest.raises(SpecError, match=r"write score\.add"):
+        shop.run(metric="l2", score={"multiply": "price", "missing": 1.0})
+
+
+def test_a_pair_is_explained_by_the_scores_that_were_joined_by(shop: Shop) -> None:
+    snapshot = shop.run(metric="cosine", score={"add": "price", "missing": 0.0, "weight": 0.01})
+    best = snapshot.lookup("q0000")
+    found = nearcast.explain("shop", "q0000", best.ids[3], out=shop.folder / "nearcast")
+    assert (found.listed_rank, found.rank) == (4, 4)
+    assert found.score == best.scores[3]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nearcast.join.reasons import CODES
 from nearcast.join.task import JoinTask, read_result
+from nearcast.knn.topk import cut_lists
 from nearcast.measure.tally import Tally
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
@@ -29,10 +30,11 @@ def assemble(
     reasons: npt.NDArray[np.uint8],
     tally: Tally,
     progress: Progress,
+    lengths: IntArray | None = None,
 ) -> int:
     """Write all rows, sorted by query id, and count them into the tally. Returns the number of rows.
 
-    `reasons` (queries,) are numbers of `reasons.CODES`.
+    `reasons` (queries,) are numbers of `reasons.CODES`. `lengths` (queries,): so many candidates are stored; all.
     """
     total = len(queries.listed_ids)
     schema = candidate_schema(queries.listed_ids.type, items.ids.type)
@@ -41,6 +43,7 @@ def assemble(
             ids = queries.listed_ids[start : start + writer.group_rows]
             places = positions_of(ids, queries.ids) if total != queries.vectors.n else _run(start, len(ids))
             joined = _rows(tasks, places[places >= 0], k)
+            joined = joined if lengths is None else cut_lists(joined, lengths[places[places >= 0]])
             neighbors = _spread(joined, places, k)
             writer.write(candidate_table(ids, neighbors, items.ids, _reasons(reasons, places)))
             tally.add(joined.positions, joined.scores, len(ids), total)

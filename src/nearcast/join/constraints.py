@@ -37,7 +37,15 @@ from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["attributes_of", "check_spec_rules", "has_constraints", "have_constraints", "open_constraints", "rules_of"]
+__all__ = [
+    "attributes_of",
+    "check_spec_rules",
+    "compile_constraints",
+    "has_constraints",
+    "have_constraints",
+    "open_constraints",
+    "rules_of",
+]
 
 ELIGIBILITY = "eligibility"
 
@@ -103,29 +111,26 @@ def attributes_of(side: Side, names: list[str]) -> pa.Table:
     return table.take(pa.array(positions_of(side.ids, side.listed_ids)))
 
 
-def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
+def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
+    """The spec's constraints over these sides, in memory; for whoever asks of few queries: `of_queries`."""
     rules = rules_of(run.spec)
     eligibility = None
     if rules:
         item_columns, query_columns, _ = columns_of(rules)
         eligibility = compile_rules(
-            rules,
-            attributes_of(inputs.queries, sorted(set(query_columns) - {"id"})),
-            attributes_of(inputs.items, sorted(set(item_columns) - {"id"})),
+            rules, attributes_of(inputs.queries, list(query_columns)), attributes_of(inputs.items, list(item_columns))
         )
-    if eligibility is not None:
-        save_eligibility(eligibility, fresh_folder(folder / ELIGIBILITY))
-    caps = _caps(run, inputs.items)
-    for number, cap in enumerate(caps):
+    return Constraints(eligibility, tuple(_caps(run, inputs.items)), run.spec.min_score)
+
+
+def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
+    held = compile_constraints(run, inputs)
+    if held.eligibility is not None:
+        save_eligibility(held.eligibility, fresh_folder(folder / ELIGIBILITY))
+    for number, cap in enumerate(held.caps):
         np.save(folder / f"cap-{number}.npy", cap.groups)
-    finish(
-        folder,
-        {
-            "rules": eligibility is not None,
-            "caps": [cap.most for cap in caps],
-            "min_score": run.spec.min_score,
-        },
-    )
+    caps = [cap.most for cap in held.caps]
+    finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
 
 
 def _caps(run: RunContext, items: Side) -> list[Cap]:

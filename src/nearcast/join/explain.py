@@ -20,9 +20,11 @@ from nearcast.eligibility import columns_of, failing
 from nearcast.errors import NotFoundError
 from nearcast.files import is_done
 from nearcast.join.constraints import attributes_of, open_constraints, rules_of
+from nearcast.join.full_items import read_full_items
 from nearcast.join.measuring import exclusions
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
+from nearcast.knn.exposure import Bars, admitted
 from nearcast.knn.scores import pair_scores
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
@@ -46,6 +48,8 @@ class Cause(StrEnum):
     RULE = "rule"  # a rule bars the pair
     BELOW_MIN_SCORE = "below_min_score"
     CAPPED = "capped"  # better items of its group have filled the cap
+    EXPOSED = "exposed"  # it fills as many lists as it may, of queries that score it higher
+    ENOUGH = "enough"  # the plan stores fewer than k, and those come first
     NEARER = "nearer"  # k others come first
     NOT_PROBED = "not_probed"  # it belongs into the list, and the join did not meet its cell
 
@@ -80,6 +84,7 @@ class _Made:
     queries: Side
     constraints: Constraints
     effort: Mapping[str, int]
+    full: Bars | None  # of the items that an exposure cap has filled up
 
 
 def explain(snapshot: Snapshot, artifacts: Path, query: str | int, item: str | int) -> Explanation:
@@ -117,11 +122,15 @@ def _opened(snapshot: Snapshot, artifacts: Path) -> _Made:
             "be explained, where it was made"
         )
     folders = {name.partition("-")[0]: artifacts / name for name in names}
-    items = open_side(folders["items"])
-    queries = open_side(folders["queries"]) if "queries" in folders else items
+    items = open_side(folders.get("scoreditems", folders["items"]))
+    asked = folders.get("scoredqueries", folders.get("queries"))
+    queries = open_side(asked) if asked is not None else items
     spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
+    if spec.score.columns and spec.metric is Metric.COSINE:
+        spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
     held = open_constraints(folders.get("constraints"))
-    return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"])
+    full = read_full_items(snapshot.folder, items, queries)
+    return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"], full)
 
 
 def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
@@ -160,7 +169,26 @@ def _explained(found: Explanation, made: _Made, listed: Candidates, row: int, pl
     if least is not None and own < np.float32(least):
         words = f"it scores {own:.6g}, and a candidate scores at least {least:g}"
         return replace(found, cause=Cause.BELOW_MIN_SCORE, words=words)
+    if made.full is not None:
+        through = admitted(order[None, :], scores[order][None, :], np.array([row]), made.full)[0]
+        if not through[order == place][0]:
+            return _exposed(found, made, made.full, place)
+        wide = made.spec.exposure.per_query if made.spec.exposure else 0
+        if found.rank is not None and found.rank > wide:
+            words = f"{found.rank - 1:,} others come first, and the best {wide:,} are what lists are chosen from"
+            return replace(found, cause=Cause.NEARER, words=words)
+        order = order[through]
     return _outranked(found, made, order, place, scores)
+
+
+def _exposed(found: Explanation, made: _Made, full: Bars, place: int) -> Explanation:
+    last = made.queries.ids[int(full.queries[place])].as_py()
+    most = made.spec.exposure.most if made.spec.exposure else 0
+    words = (
+        f"it is in {most:,} lists, as many as it may be, of queries that score it at least as high: the last of them "
+        f"is {last!r} with {full.scores[place]:.6g}, and this query scores it {found.score:.6g}"
+    )
+    return replace(found, cause=Cause.EXPOSED, words=words)
 
 
 def _scores(made: _Made, row: int) -> FloatArray:
@@ -231,6 +259,13 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
                 f"{len(order):,} eligible items, and the last of the best {made.spec.k} scores {scores[item]:.6g}"
             )
             return replace(found, cause=Cause.NEARER, words=words)
+    asked, last = made.spec.surplus, found.last_score
+    if asked is not None and last is not None and scores[place] <= np.float32(last):
+        words = (
+            f"it would be number {len(taken) + 1}, and the list ends before: the plan for {asked.at_least} survivors "
+            f"with probability {asked.probability:g} gives this query no more candidates"
+        )
+        return replace(found, cause=Cause.ENOUGH, words=words)
     effort = ", ".join(f"{name} {value:,}" for name, value in made.effort.items()) or "full"
     words = (
         f"it belongs into the list, at rank {found.rank:,}, and the join did not meet it: its cell was not probed at "

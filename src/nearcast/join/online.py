@@ -57,6 +57,8 @@ def open_online(
         raise SpecError(f"engine is {engine!r}: an online index is one of {', '.join(ONLINE_ENGINES)}")
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
+    if spec.score.columns:
+        raise SpecError("an online index goes by vectors alone, and this generator has a [score]; leave one out")
     faiss()  # before any work
     own = spec.engine == engine
     asked = spec.model_copy(

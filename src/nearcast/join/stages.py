@@ -15,6 +15,7 @@ from nearcast.files import fingerprint, is_done
 from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
+from nearcast.join.choose import Chosen, finding_run
 from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
@@ -238,14 +239,14 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
 
 
 def write_table(
-    run: RunContext, tasks: list[JoinTask], settings: JoinSettings, inputs: Inputs, report: Report, folder: Path
+    run: RunContext, chosen: Chosen, settings: JoinSettings, inputs: Inputs, report: Report, folder: Path
 ) -> tuple[dict[str, float], int]:
     """Write the table and the attributes of both sides; the measures of the whole table come back."""
     tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows)
     with run.stage("table"):
-        short = short_reasons(_shortfall(run, settings), tasks, inputs)
+        short = chosen.reasons(short_reasons(_shortfall(run, settings), chosen.found, inputs), run.spec.k)
         n_rows = assemble(
-            tasks,
+            chosen.stored,
             inputs.items,
             inputs.queries,
             folder / "candidates",
@@ -253,11 +254,12 @@ def write_table(
             short,
             tally,
             run.listener.progress,
+            chosen.lengths,
         )
         _link(inputs.items.attributes, folder / "items")
         if inputs.queries is not inputs.items:
             _link(inputs.queries.attributes, folder / "queries")
-    return tally.measures(), n_rows
+    return tally.measures() | chosen.measures_of(short, n_rows, run.spec.k), n_rows
 
 
 def _shortfall(run: RunContext, settings: JoinSettings) -> Shortfall:
@@ -273,17 +275,17 @@ def measure_table(
     rows: IntArray,
     last: Snapshot | None,
     measures: dict[str, float],
-    constraints: Path | None = None,
+    constraints: Path | None,
+    chosen: Chosen,
 ) -> dict[str, Any]:
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
-    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, and the
-    metric that the lists rather look like.
+    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
+    queries with the lowest recall, and the metric that the lists rather look like.
     """
     with run.stage("measure"):
-        found = measure_quality(
-            run.spec, snapshot, inputs, rows, _truth(run, inputs, rows, run.truths, constraints), last
-        )
+        truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
+        found = measure_quality(run.spec, snapshot, inputs, rows, truth, last)
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
         asked = Asked(
@@ -303,7 +305,11 @@ def measure_table(
                 f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
                 f"{part.queries:,} queries): below the promise of {run.spec.recall:g}"
             )
-    return {"slices": [part.as_dict() for part in found.slices], "likely_metric": likely}
+    return {
+        "slices": [part.as_dict() for part in found.slices],
+        "worst_queries": found.worst,
+        "likely_metric": likely,
+    }
 
 
 def _link(source: Path, target: Path) -> None:

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import NotFoundError
+from nearcast.join.constraints import compile_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
+from nearcast.join.scored import scored_inputs
 from nearcast.join.today import Place, todays_inputs, waiting_for
 from nearcast.join.truth import kept_truth
 from nearcast.knn.scores import rescore
@@ -78,7 +80,8 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
     ):
         sources = open_sources(spec, run.base, None, None, run.listener.progress)
         place, inputs = todays_inputs(run, sources, home)
-        _tidy(home, place)
+        run, inputs = scored_inputs(run, inputs, home)
+        _tidy(home, place, inputs)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         answers = lookup.get_many(keys)
         facts = lookup.state.facts
@@ -161,10 +164,11 @@ def _by_usual(now: Served, before: Sequence[Mapping[str, Any]]) -> Iterator[Aler
             yield Alert(check, f"{value:.1%} {what}, usual is {common.value:.1%}", value, bound, common.value)
 
 
-def _tidy(home: Path, place: Place) -> None:
+def _tidy(home: Path, place: Place, inputs: Inputs) -> None:
     """Remove what was ingested of other days' files."""
-    for path in [*home.glob("items-*"), *home.glob("queries-*")]:
-        if path not in (place.items, place.queries):
+    kept = (place.items, place.queries, inputs.items.folder, inputs.queries.folder)
+    for path in [p for kind in ("items-*", "queries-*", "scored*-*") for p in home.glob(kind)]:
+        if path not in kept:
             shutil.rmtree(path)
 
 
@@ -221,6 +225,7 @@ def _recall(
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
         note=run.listener.note,
+        constraints=compile_constraints(run, inputs),
     )
     first = np.unique(rows[there], return_index=True)[1]
     queries = inputs.queries.vectors.take(unique)
