@@ -80,6 +80,9 @@ class Source(_Table):
     ids: str | None = Field(
         None, description="with .npy vectors: the file of their ids (.npy, .txt with one a line, or .parquet)"
     )
+    only: str | None = Field(
+        None, description="Parquet file of the ids to keep (in a column of the same name), as `nearcast head` writes it"
+    )
     attributes: tuple[str, ...] = Field((), description="columns that travel along to the snapshot")
     display: tuple[str, ...] = Field((), description="columns that a look-up shows to people")
     embedding: str | None = Field(None, description="version of the model that made these vectors")
@@ -353,8 +356,8 @@ class GeneratorSpec(_Table):
                 "serve": True,
                 "monitor": True,
                 "surplus": {"log"},  # its contents count, not its place
-                "items": {"path", "ids"},
-                "queries": {"path", "ids"},
+                "items": {"path", "ids", "only"},
+                "queries": {"path", "ids", "only"},
             },
         )
 

@@ -27,11 +27,11 @@ FLOORS = [
     {"measure", "eligibility", "surplus"},
     {"index", "table"},
     {"join"},
+    {"expansion"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring", "tuning"},
+    {"monitoring", "replaying", "tuning", "advising"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
-    {"advise"},
     {"dashboard"},
     {"cli"},
 ]
@@ -56,6 +56,7 @@ HEAVY = {
     "uvloop": "serve/server.py",
     "httptools": None,
     "matplotlib": "figures.py",
+    "onnxruntime": "join/rank_model.py",
     "optuna": "tuning/search.py",
 }
 

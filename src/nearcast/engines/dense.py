@@ -31,7 +31,7 @@ from nearcast.errors import DamagedError
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
-__all__ = ["DenseEngine"]
+__all__ = ["DenseEngine", "work_in_pairs"]
 
 EXACT: Effort = {"exact": 1}
 REACHES = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
@@ -169,13 +169,7 @@ class DenseEngine:
         found = kernels.join_exact(block[:TRIAL_QUERIES], block, shape.k, metric, threads=resources.threads)
         pairs = len(found.positions) * len(block)
         per_pair = (time.perf_counter() - started) / pairs
-        seconds = {"join": per_pair * shape.n_queries * shape.n_items}
-        cells = settings.cells or _worthwhile(shape.n_items, shape.n_queries, shape.recall)
-        if cells > 1:
-            seconds = {
-                "build": per_pair * shape.n_items * _build_queries(cells),
-                "join": seconds["join"] * _pruned_share(cells, shape.recall),
-            }
+        seconds = {stage: per_pair * pairs for stage, pairs in work_in_pairs(shape, settings.cells).items()}
         size = shape.n_items * (kernels.width_of(shape.dim) + shape.dim * shape.item_bytes)
         return Estimate(seconds, 2 * size + _working_bytes(shape), size)
 
@@ -226,6 +220,15 @@ def _working_bytes(shape: JoinShape) -> int:
     buffers = 8 * (5 * shape.k + 208) + 4 * kernels.width_of(shape.dim)
     cells = 8 * kernels.default_cells(shape.n_items) // 4  # a quarter of them is met by a query that needs many
     return LEAST_BYTES + queries * (buffers + cells)
+
+
+def work_in_pairs(shape: JoinShape, cells: int | None = None) -> dict[str, float]:
+    """What build and join take, counted in pairs of an exact join: the same on every machine."""
+    cells = cells or _worthwhile(shape.n_items, shape.n_queries, shape.recall)
+    pairs = float(shape.n_queries) * shape.n_items
+    if cells == 1:
+        return {"join": pairs}
+    return {"build": shape.n_items * _build_queries(cells), "join": pairs * _pruned_share(cells, shape.recall)}
 
 
 def worthwhile_cells(n_items: int, workload: Workload | None) -> int:

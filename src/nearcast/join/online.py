@@ -150,8 +150,8 @@ def _effort(
         found = find_effort(
             efforts,
             spec.recall,
-            calibration_sample(run, index, inputs, choosing),
-            calibration_sample(run, index, inputs, checking),
+            calibration_sample(run, index, inputs, choosing, home / "truth"),
+            calibration_sample(run, index, inputs, checking, home / "truth"),
             n_queries=UNSEEN,
             n_report=2 * size,
         )

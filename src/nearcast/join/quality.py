@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ from nearcast.types import IntArray, Metric, Neighbors, no_progress
 __all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "weights_of"]
 
 DEPTHS = (1, 10)  # beside k
+WORST = 20  # queries that are named, for people to look into
 DIAGNOSED = 200  # queries that are held against the truth under other metrics
 LIKELIER = 0.1  # so much more recall under another metric is no chance
 
@@ -56,6 +58,7 @@ class Quality:
     measures: dict[str, float]
     slices: list[SliceRecall]
     lists: SampledLists
+    worst: list[dict[str, Any]]  # sampled queries with the lowest recall, the lowest first: query, recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def measure_quality(
     found = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
     if last is not None:
         found += _new_items(inputs, last, lists, truth, n, spec.recall)
-    return Quality(measures, found, lists)
+    return Quality(measures, found, lists, _worst(shares, inputs.queries.ids.take(pa.array(rows))))
 
 
 def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float) -> str | None:
@@ -140,6 +143,12 @@ def _attributes(folder: Path, ids: pa.Array, names: list[str]) -> pa.Table:
     wanted = ids.cast(kind)
     table = dataset.to_table(columns=["id", *names], filter=ds.field("id").isin(wanted), use_threads=False)
     return table.take(pc.index_in(wanted, value_set=table.column("id").combine_chunks()))
+
+
+def _worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:
+    """The queries that miss most of their true neighbors; none that misses nothing. Ties go to the first."""
+    places = np.argsort(shares, kind="stable")[:WORST]
+    return [{"query": ids[int(p)].as_py(), "recall": round(float(shares[p]), 6)} for p in places if shares[p] < 1.0]
 
 
 def weights_of(name: str, columns: pa.Table | None) -> Float64Array:

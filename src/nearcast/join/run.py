@@ -167,6 +167,7 @@ def _new_snapshot(
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
+        "cpu_seconds": {stage: round(value, 3) for stage, value in run.cpu_seconds.items()},
         "seconds_total": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak.bytes,
         "disk_bytes": size_of(run.work) + size_of(run.artifacts),

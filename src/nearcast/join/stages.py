@@ -20,11 +20,12 @@ from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap, truth_of
+from nearcast.join.measuring import exclusions, measure_overlap
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
 from nearcast.join.reasons import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
+from nearcast.join.truth import kept_truth
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
 from nearcast.runners.local import Runner
@@ -147,8 +148,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing, settings.constraints),
-            calibration_sample(run, index, inputs, sampled.checking, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.choosing, run.truths, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.checking, run.truths, settings.constraints),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -171,9 +172,12 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
 
 
 def calibration_sample(
-    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, constraints: Path | None = None
+    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None = None
 ) -> Sample:
-    """The queries at these positions with their exact neighbors, to hold efforts against."""
+    """The queries at these positions with their exact neighbors, to hold efforts against.
+
+    truths: where truth is kept; the caller holds its lock.
+    """
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
     held = open_constraints(constraints).of_queries(rows)
@@ -195,11 +199,12 @@ def calibration_sample(
     def pays(effort: Effort) -> bool:
         return index.pays(vectors, run.spec.k, effort, run.resources, held)
 
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, constraints), pays)
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
 
-def _truth(run: RunContext, inputs: Inputs, rows: IntArray, constraints: Path | None) -> Neighbors:
-    return truth_of(
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None) -> Neighbors:
+    return kept_truth(
+        truths,
         inputs.items,
         inputs.queries,
         rows,
@@ -208,6 +213,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray, constraints: Path | 
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+        note=run.listener.note,
         constraints=open_constraints(constraints),
     )
 
@@ -274,11 +280,11 @@ def measure_table(
 ) -> dict[str, Any]:
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
-    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, and the
-    metric that the lists rather look like.
+    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
+    queries with the lowest recall, and the metric that the lists rather look like.
     """
     with run.stage("measure"):
-        truth = chosen.truth(_truth(finding_run(run), inputs, rows, constraints), rows, run.spec.k)
+        truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
         found = measure_quality(run.spec, snapshot, inputs, rows, truth, last)
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
@@ -299,7 +305,11 @@ def measure_table(
                 f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
                 f"{part.queries:,} queries): below the promise of {run.spec.recall:g}"
             )
-    return {"slices": [part.as_dict() for part in found.slices], "likely_metric": likely}
+    return {
+        "slices": [part.as_dict() for part in found.slices],
+        "worst_queries": found.worst,
+        "likely_metric": likely,
+    }
 
 
 def _link(source: Path, target: Path) -> None:

@@ -18,9 +18,9 @@ from nearcast.errors import NotFoundError
 from nearcast.join.constraints import compile_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
-from nearcast.join.measuring import truth_of
 from nearcast.join.scored import scored_inputs
 from nearcast.join.today import Place, todays_inputs, waiting_for
+from nearcast.join.truth import kept_truth
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.monitoring.alert import Alert
@@ -214,7 +214,8 @@ def _recall(
     if not len(there):
         return None
     unique, back = np.unique(rows[there], return_inverse=True)
-    truth = truth_of(
+    truth = kept_truth(
+        run.home / "monitor" / "truth",
         inputs.items,
         inputs.queries,
         unique,
@@ -223,6 +224,7 @@ def _recall(
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
+        note=run.listener.note,
         constraints=compile_constraints(run, inputs),
     )
     first = np.unique(rows[there], return_index=True)[1]
