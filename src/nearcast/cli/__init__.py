@@ -13,9 +13,9 @@ import click
 
 from nearcast.cli.advise import advise
 from nearcast.cli.check import check
-from nearcast.cli.head import head
 from nearcast.cli.diff import diff
 from nearcast.cli.explain import explain
+from nearcast.cli.head import head
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.monitor import monitor
