@@ -364,7 +364,11 @@ def main() -> None:
         rows.append([arm.measure(requests, None if arm is fixed else fixed) for arm in group])
     show(rows, console)
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
     )
     result = {
         "machine": machine.describe(),
