@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo visual test check docs clean
+.PHONY: demo visual test check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable ".[faiss,figures,redis,serve,tune]" --group demo --group visual --group test --group check
+	$(BIN)/pip install --quiet --editable ".[faiss,figures,onnx,redis,serve,tune]" --group demo --group visual --group test --group check
 	touch $@
 
 demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit rate
@@ -30,5 +30,14 @@ check: .venv/installed ## format, lint, types, import order
 docs: .venv/installed ## write the generated pages
 	$(BIN)/python docs/generate.py
 
+# Airflow has a hundred dependencies with opinions of their own: it never shares an environment with us.
+.airflow/installed:
+	$(PYTHON) -m venv .airflow
+	.airflow/bin/pip install --quiet --upgrade "pip>=25.1"
+	.airflow/bin/pip install --quiet --group airflow
+	touch $@
+
+airflow: .airflow/installed ## the real Airflow, for the test that parses examples/scheduling
+
 clean:
-	rm -rf .venv build dist examples/*/data examples/*/nearcast
+	rm -rf .venv .airflow build dist examples/*/data examples/*/nearcast
