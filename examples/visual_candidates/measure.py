@@ -216,7 +216,7 @@ def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, A
         "",
         "same category",
         "of its keys",
-        "heaviest key alone",
+        "heaviest alone",
         "by chance",
         "answered",
         "keys shown",
@@ -240,7 +240,7 @@ def _row(asked: Asked) -> list[str]:
     return [
         _words(asked.same),
         f"{asked.keys_right:.0%}",
-        _words(asked.alone) if asked.alone else "",
+        f"{asked.alone.value:.1%}" if asked.alone else "",
         f"{asked.by_chance:.0%}",
         f"{asked.answered:.1%}",
         f"{asked.keys:.1f}" if asked.keys is not None else "1",

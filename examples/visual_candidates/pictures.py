@@ -7,6 +7,7 @@ frame is a candidate of another. Asks the published table as a service would; kn
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,10 +55,10 @@ def main() -> None:
         }
     for name, rows in sheets.items():
         draw(rows, parts, arguments.to / f"{name}.png")
-        print(arguments.to / f"{name}.png")
+        print(os.path.relpath(arguments.to / f"{name}.png"))
     overview = [row for name, count in (("pins", 3), ("search", 2), ("home", 2)) for row in sheets[name][:count]]
     draw(overview, parts, arguments.to / "overview.png")
-    print(arguments.to / "overview.png")
+    print(os.path.relpath(arguments.to / "overview.png"))
 
 
 def parse_arguments() -> argparse.Namespace:

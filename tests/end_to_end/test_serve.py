@@ -328,7 +328,7 @@ def test_the_commands_of_the_documentation_answer_what_it_shows(tmp_path, reposi
     store.close()
     text = (repository / "docs" / "http.md").read_text(encoding="utf-8")
     examples = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     with running(tmp_path) as service:
         for command, shown in examples:
             asked = command.replace("localhost:8080", f"127.0.0.1:{service.port}")

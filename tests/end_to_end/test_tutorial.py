@@ -19,7 +19,11 @@ import pytest
 from tests.end_to_end.shop import NEARCAST, environment
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [("tutorial.md", {"python", "bash", "toml", "text"}), ("serving.md", {"python", "bash", "text"})]
+PAGES = [
+    ("tutorial.md", {"python", "bash", "toml", "text"}),
+    ("serving.md", {"python", "bash", "text"}),
+    ("contexts.md", {"python", "bash", "text"}),
+]
 RUN = ("python", "bash", "toml")
 VARYING = re.compile(r"\d+(\.\d+)? (s|min|B|kB|MB|GB)\b|\d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT#?Z?")
 
