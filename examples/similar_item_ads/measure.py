@@ -1,4 +1,4 @@
-"""Measure the recipe: how much of a request is left after each stage, and what households did with what they were shown.
+"""Measure the recipe: what a request has left after each stage, and what households did with what they were shown.
 
 Every request goes through the same expansion table by several ways: candidates looked up in tables of several index
 sizes, with several k; searched for in an online index; and the same most bought products for everybody. Two figures:
@@ -54,7 +54,7 @@ class MostBought:
     name: str = POPULAR
     metric: Metric = Metric.INNER_PRODUCT
 
-    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
+    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:  # noqa: ARG002
         """Whatever is asked."""
         return self.lists
 
@@ -107,7 +107,7 @@ def measure(requests: list[Logged]) -> list[Measured]:
                 passed = run_funnel(table, requests, Funnel(ads, candidates_per_key=k))
                 found.append(measured(f"offline, {items:,} items, k {k}", items, k, passed, requests))
         full = nearcast.load_spec(HERE / SPECS[-1])
-        online = searched(prepare(full.model_copy(update={"k": ONLINE_K}), HERE, listener), recall=0.95)
+        online = searched(prepare(full, HERE, listener), recall=0.95, k=ONLINE_K)
         passed = run_funnel(online, requests, Funnel(ads))
         found.append(measured(ONLINE, online.index.n_items, ONLINE_K, passed, requests))
         passed = run_funnel(most_bought(), requests, Funnel(ads))
