@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo test check docs clean
+.PHONY: demo ads test check docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,9 @@ PACKAGES_DATA ?= ../shared/data/packages
 
 demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit rate
 	cd examples/similar_products && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
+
+ads: .venv/installed ## similar-item ads on real purchases and coupons: the funnel, hit rates, a picture
+	cd examples/similar_item_ads && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
 test: .venv/installed ## all tests
 	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2
