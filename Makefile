@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo ads test check docs clean
+.PHONY: demo ads visual test check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable ".[faiss,figures,redis,serve,tune]" --group demo --group test --group check
+	$(BIN)/pip install --quiet --editable ".[faiss,figures,onnx,redis,serve,tune]" --group demo --group visual \
+	  --group test --group check
 	touch $@
 
 demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit rate
@@ -16,6 +17,9 @@ demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit r
 
 ads: .venv/installed ## similar-item ads on real purchases and coupons: the funnel, hit rates, a picture
 	cd examples/similar_item_ads && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
+
+visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and home feeds; needs dataset-fashion-mnist
+	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
 test: .venv/installed ## all tests
 	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2
@@ -30,5 +34,14 @@ check: .venv/installed ## format, lint, types, import order
 docs: .venv/installed ## write the generated pages
 	$(BIN)/python docs/generate.py
 
+# Airflow has a hundred dependencies with opinions of their own: it never shares an environment with us.
+.airflow/installed:
+	$(PYTHON) -m venv .airflow
+	.airflow/bin/pip install --quiet --upgrade "pip>=25.1"
+	.airflow/bin/pip install --quiet --group airflow
+	touch $@
+
+airflow: .airflow/installed ## the real Airflow, for the test that parses examples/scheduling
+
 clean:
-	rm -rf .venv build dist examples/*/data examples/*/nearcast
+	rm -rf .venv .airflow build dist examples/*/data examples/*/nearcast

@@ -9,21 +9,30 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from nearcast.errors import AuditError, PromiseError
+from nearcast.advising.ask import Asked, Numbers, ask
+from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
+from nearcast.advising.traffic import read_traffic
+from nearcast.errors import AuditError, NotFoundError, PromiseError
 from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
+from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.estimate import RunEstimate
+from nearcast.join.explain import Explanation
+from nearcast.join.explain import explain as explain_pair
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
-from nearcast.publishing import listing, rollback
+from nearcast.publishing import listing, rollback, tables
 from nearcast.publishing import publish as publishing
+from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
+from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.publishing.expansion import Expanded, expand_files
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
@@ -45,13 +54,20 @@ from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuned import Tuned, save
 
 __all__ = [
+    "Refreshed",
+    "advise",
     "check",
+    "diff",
     "expand",
+    "explain",
+    "head",
     "load_spec",
     "lookup",
     "monitor",
     "publish",
+    "publish_table",
     "published",
+    "refresh",
     "replay",
     "roll_back",
     "run",
@@ -138,6 +154,72 @@ def tune(
     return tuned, home
 
 
+def head(
+    log: str | Path,
+    *,
+    coverage: float = 0.9,
+    by_tomorrow: bool = False,
+    key: str = "key",
+    time: str | None = None,
+    count: str | None = None,
+    held_out_days: int = HELD_OUT_DAYS,
+    memory: int | None = None,
+    to: str | Path | None = None,
+    column: str = "id",
+    listener: Listener | None = None,
+) -> Head:
+    """Find the keys that cover a share of a log's traffic; see `nearcast.advising.head.find_head`.
+
+    log: Parquet; key, time, count: its columns, see `nearcast.advising.traffic.read_traffic`.
+    to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
+    """
+    bytes_given = {} if memory is None else {"memory_bytes": memory}
+    progress = (listener or Listener()).progress
+    traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=progress, **bytes_given)
+    found = find_head(traffic, coverage, by_tomorrow=by_tomorrow, held_out_days=held_out_days)
+    if to is not None:
+        write_head(traffic, found, Path(to), column=column)
+    return found
+
+
+def advise(
+    spec: SpecLike | None = None,
+    *,
+    numbers: Mapping[str, Any] | None = None,
+    log: str | Path | None = None,
+    key: str = "key",
+    time: str | None = None,
+    count: str | None = None,
+    rates: str | Path | None = None,
+    online_engine: str = "faiss-hnsw",
+    out: str | Path = OUT,
+    listener: Listener | None = None,
+) -> Asked:
+    """Reckon what a use case costs offline, online and as a mix, and say which; see `nearcast.advising.ask`.
+
+    spec: a generator, whose items and queries are counted and sampled. numbers: what is known otherwise, by the names
+    of `nearcast.advising.ask.Numbers`; they win over the spec and the log. log: of requests, as for `head`.
+    rates: file of what this machine takes; measured and written where it is not there. Raises SpecError for numbers
+    that are missing or cannot be.
+    """
+    listener, traffic = listener or Listener(), None
+    parsed, folder = (None, Path()) if spec is None else _resolve(spec, None, None, None)
+    if log is not None:
+        traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=listener.progress)
+    given = parse_model(Numbers, dict(numbers or {}), "the numbers")
+    place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
+    return ask(
+        parsed,
+        folder,
+        given,
+        traffic,
+        rates=Path(rates) if rates else None,
+        kept=place,
+        engine=online_engine,
+        listener=listener,
+    )
+
+
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:
     """All snapshots of a generator below the folder `out`, oldest first."""
     return list_snapshots(Path(out), generator)
@@ -155,6 +237,25 @@ def lookup(
     snapshot = find_snapshot(Path(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
     return snapshot.lookup(key, shown)
+
+
+def explain(generator: str, query: str | int, item: str | int, *, out: str | Path = OUT) -> Explanation:
+    """Why an item is in the list of a query of the newest snapshot, or not; see `nearcast.join.explain`."""
+    snapshot = find_snapshot(Path(out), generator)
+    return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
+
+
+def diff(
+    generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
+) -> Diff:
+    """What changed between two snapshots, the newest two by default, and why; see `nearcast.join.diff`."""
+    newer = find_snapshot(Path(out), generator, after)
+    if before is None:
+        older = [found for found in list_snapshots(Path(out), generator) if found.version < newer.version]
+        if not older:
+            raise NotFoundError(f"{generator} has no snapshot before {newer.name} to compare it with")
+        return diff_snapshots(older[-1], newer, sample)
+    return diff_snapshots(find_snapshot(Path(out), generator, before), newer, sample)
 
 
 def publish(
@@ -210,6 +311,40 @@ def publish(
                 _note(listener, record_failed_audit(place.out, place.generator, newest, error))
             raise
     _note(listener, record_publication(place.out, done))
+    return done
+
+
+def publish_table(
+    generator: SpecLike,
+    table: str,
+    log: object,
+    *,
+    key: str,
+    item: str,
+    weight: str | None = None,
+    time: str | None = None,
+    half_life_seconds: float | None = None,
+    top: int = TOP,
+    fewer: bool = False,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Publish a table of a generator: for each key of an engagement log the items engaged with most, with weights.
+
+    table: "phrases" or "people", by which requests are resolved, or a word of one's own.
+    log: a Parquet file, a folder of them, or an Arrow table; a row per engagement. It is read whole.
+    key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
+    older than the newest counts half. top: items kept of a key.
+    fewer: the table may have less than half as many keys as the current one.
+    Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
+    """
+    place = _place_in_store(generator, out)
+    columns = LogColumns(key, item, weight, time, half_life_seconds, top)
+    rows = most_engaged(log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns), columns, table)
+    with _open(store, place) as opened:
+        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
+    _note(listener or Listener(), record_publication(place.out, done))
     return done
 
 
@@ -278,6 +413,46 @@ def monitor(
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with _open(store, place) as opened:
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What a refresh has led to."""
+
+    snapshot: Snapshot
+    reused: bool  # the inputs were those of the last snapshot: nothing was joined
+    publication: Publication
+    watched: Watched | None  # None: nobody asked for the monitor
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "generator": self.snapshot.generator,
+            "snapshot": str(self.snapshot.folder),
+            "version": self.snapshot.version,
+            "reused": self.reused,
+            "publication": self.publication.as_dict(),
+            "monitor": None if self.watched is None else self.watched.as_dict(),
+        }
+
+
+def refresh(
+    spec: str | Path,
+    *,
+    store: StoreLike | None = None,
+    watch_too: bool = False,
+    listener: Listener | None = None,
+) -> Refreshed:
+    """Have what is served be up to date: run, audit and publish, and with `watch_too` a pass of the monitor.
+
+    What is done already is not done again: with unchanged inputs nothing is joined, and a snapshot that is current is
+    not copied. Raises what `run` and `publish` raise, and then readers keep what they had: PromiseError for a
+    snapshot below its promise, AuditError for one that failed its audit, BusyError while another process is at it.
+    """
+    made = run(spec, listener=listener)
+    done = publish(str(spec), store=store, listener=listener)
+    watched = monitor(str(spec), store=store, listener=listener) if watch_too else None
+    return Refreshed(made.snapshot, made.reused, done, watched)
 
 
 def replay(

@@ -21,6 +21,7 @@ from typing import Any
 from nearcast.errors import BusyError, DamagedError
 
 __all__ = [
+    "MANIFEST",
     "file_hash",
     "fingerprint",
     "finish",

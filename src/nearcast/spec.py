@@ -21,14 +21,19 @@ from nearcast.types import Metric
 __all__ = [
     "CHECK_KINDS",
     "Audit",
+    "CapOf",
     "Checks",
+    "Exposure",
     "GeneratorSpec",
     "Measuring",
     "Monitoring",
     "Policy",
     "Publishing",
+    "RuleSpec",
+    "Score",
     "Serving",
     "Source",
+    "Surplus",
     "allowed_policies",
     "example",
     "json_schema",
@@ -74,6 +79,9 @@ class Source(_Table):
     vector: str = Field("vector", description="column of the vectors: a list of float16, float32 or float64")
     ids: str | None = Field(
         None, description="with .npy vectors: the file of their ids (.npy, .txt with one a line, or .parquet)"
+    )
+    only: str | None = Field(
+        None, description="Parquet file of the ids to keep (in a column of the same name), as `nearcast head` writes it"
     )
     attributes: tuple[str, ...] = Field((), description="columns that travel along to the snapshot")
     display: tuple[str, ...] = Field((), description="columns that a look-up shows to people")
@@ -134,6 +142,13 @@ def allowed_policies(kind: str) -> tuple[str, ...]:
     return tuple(w for a in found for w in (get_args(a) or (a,)))
 
 
+class RuleSpec(_Table):
+    """Who may see what: pairs of a query and an item for which the expression is true are kept."""
+
+    name: Name = Field(description="what this rule is called where it is told what it removed")
+    keep: str = Field(description='such as "item.countries has query.country"; docs/rules.md has the language')
+
+
 class Measuring(_Table):
     """How the snapshot is measured."""
 
@@ -142,6 +157,72 @@ class Measuring(_Table):
         1000, ge=20, description="other queries: so many to find the effort, as many to check it"
     )
     slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
+
+
+class Score(_Table):
+    """What an item's own figures do to its scores, inside the join."""
+
+    add: str | None = Field(None, description="attribute of the items, times `weight`, that is added to every score")
+    weight: float = Field(1.0, allow_inf_nan=False, description="what `add` is multiplied by")
+    multiply: str | None = Field(None, description="attribute of the items that scores are multiplied by; not under l2")
+    missing: float | None = Field(None, allow_inf_nan=False, description="what stands for a null; an error")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The attributes that it takes; none for scores as the metric has them."""
+        return tuple(name for name in (self.add, self.multiply) if name is not None)
+
+
+class CapOf(_Table):
+    """At most so many items of a group in one list."""
+
+    by: str | None = Field(None, description="attribute of the items: at most so many of each of its values")
+    alike: Share | None = Field(None, gt=0, le=1, description="or items of at least this cosine, as one group")
+    most: Whole = Field(1, ge=1, description="items of a group that a list may hold")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.by is None) == (self.alike is None):
+            raise ValueError("a cap is either by an attribute or for items that are alike; write one of by and alike")
+        return self
+
+
+class Surplus(_Table):
+    """How many candidates a query stores, so that enough survive until the request. `k` is the most."""
+
+    at_least: Whole = Field(ge=1, description="candidates that should survive until the request")
+    probability: Share = Field(0.95, gt=0, le=1, description="with which so many should; more slots are not given")
+    survival: str | None = Field(None, description="attribute of the items: the probability that an item survives")
+    log: str | None = Field(None, description="or a Parquet log of look-ups to learn it from: item, survived")
+    like: str | None = Field(
+        None, description="attribute of the items: a hardly seen item is held to be like its group"
+    )
+    together: str | None = Field(None, description="attribute of the items, such as the advertiser: lost together")
+    slots: float | None = Field(None, ge=1, description="size of the table: slots a query on average; as they need")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.survival is None) == (self.log is None):
+            raise ValueError(
+                "survival is an attribute of the items or learned from a log; write one of survival and log"
+            )
+        if self.like is not None and self.log is None:
+            raise ValueError("like goes with a log: it is where an item that was hardly seen takes its survival from")
+        if self.slots is not None and self.slots < self.at_least:
+            raise ValueError(f"{self.slots:g} slots a query leave no query {self.at_least} survivors; give more slots")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The attributes of items that it needs."""
+        return tuple(name for name in (self.survival, self.like, self.together) if name is not None)
+
+
+class Exposure(_Table):
+    """How many lists an item may be in."""
+
+    most: Whole = Field(ge=1, description="lists that an item may be in")
+    per_query: Whole = Field(ge=1, le=10_000, description="candidates found for each query, to choose its k from")
 
 
 class Publishing(_Table):
@@ -213,6 +294,14 @@ class GeneratorSpec(_Table):
     out: str = Field("nearcast", description="folder of the snapshots of all generators, relative to this file")
     items: Source = Field(description="what may be returned")
     queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
+    min_score: float | None = Field(None, allow_inf_nan=False, description="a candidate scores at least this; no limit")
+    caps: tuple[CapOf, ...] = Field((), description="groups of items of which a list may hold only so many")
+    rules: tuple[RuleSpec, ...] = Field(
+        (), description="which items a query may get: [[rules]] tables with name and keep, see docs/rules.md"
+    )
+    surplus: Surplus | None = Field(None, description="how many candidates are stored, so that enough survive")
+    exposure: Exposure | None = Field(None, description="how many lists an item may be in")
+    score: Score = Score()
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -224,6 +313,25 @@ class GeneratorSpec(_Table):
     def _check(self) -> Self:
         if self.queries is not None and self.items.weight is not None:
             raise ValueError("weight is the traffic of queries: write it in [queries]")
+        for column in self.score.columns:
+            if column not in self.items.columns:
+                raise ValueError(f"score names {column!r}; add it to the attributes of [items]")
+        for cap in self.caps:
+            if cap.by is not None and cap.by not in self.items.columns:
+                raise ValueError(f"a cap is by {cap.by!r}; add it to the attributes of [items]")
+        names = [rule.name for rule in self.rules]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} rules are called {name!r}; give each a name of its own")
+        for name in self.surplus.columns if self.surplus else ():
+            if name not in self.items.columns:
+                raise ValueError(f"surplus names {name!r}; add it to the attributes of [items]")
+        if self.surplus and self.surplus.at_least > self.k:
+            raise ValueError(f"surplus.at_least is {self.surplus.at_least}, and a list holds k = {self.k}; raise k")
+        if self.exposure and self.exposure.per_query < self.k:
+            raise ValueError(
+                f"exposure.per_query is {self.exposure.per_query}: find at least k = {self.k} for each query"
+            )
         side = "queries" if self.queries is not None else "items"
         for name in self.measure.slices:
             if name not in self.query_source.columns:
@@ -247,8 +355,9 @@ class GeneratorSpec(_Table):
                 "audit": True,
                 "serve": True,
                 "monitor": True,
-                "items": {"path", "ids"},
-                "queries": {"path", "ids"},
+                "surplus": {"log"},  # its contents count, not its place
+                "items": {"path", "ids", "only"},
+                "queries": {"path", "ids", "only"},
             },
         )
 
@@ -288,9 +397,11 @@ def example() -> str:
     ]
     filled = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
+    shown.append(("score", Score))
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
     shown.append(("monitor", Monitoring))
-    tables = [table for table, _ in shown]
+    off: list[tuple[str, type[BaseModel]]] = [("surplus", Surplus), ("exposure", Exposure)]
+    tables = [table for table, _ in shown + off]
     for key, field in GeneratorSpec.model_fields.items():
         if key not in tables:
             lines += _example_line(key, field.description or "", filled.get(key), field.default)
@@ -300,6 +411,11 @@ def example() -> str:
         for key, field in model.model_fields.items():
             given = paths.get(table) if key == "path" else None
             lines += _example_line(key, field.description or "", given, field.default)
+    for table, model in off:
+        lines += ["", f"# [{table}]   # off unless the table is there"]
+        for key, field in model.model_fields.items():
+            default = None if field.is_required() else field.default
+            lines += [f"#   {key} = {_toml(default)}".ljust(34) + f"# {field.description}"]
     return "\n".join(lines) + "\n"
 
 
@@ -346,7 +462,7 @@ def _fault(model: type[BaseModel], fault: Any) -> str:
 def _in_words(fault: Any, path: list[str]) -> str | None:
     """Better words for the faults that people make most, or None."""
     kind, limits = fault["type"], fault.get("ctx", {})
-    if path == ["name"] and kind == "string_pattern_mismatch":
+    if path[-1:] == ["name"] and kind == "string_pattern_mismatch":
         return "use lower-case letters, digits and - _ . and start with a letter or digit"
     if path == ["memory"] and kind == "greater_than_equal":
         return f"give at least {SMALLEST_BUDGET >> 20} MiB"
@@ -354,8 +470,12 @@ def _in_words(fault: Any, path: list[str]) -> str | None:
         return "recall is a share: write 0.95 for 95%"
     if kind in ("model_type", "dict_type"):
         return f"it is a table: write [{'.'.join(path)}] and its settings below"
+    if kind == "tuple_type" and path == ["rules"]:
+        return "write each rule as a table of its own: [[rules]], with its name and keep below"
     if kind == "tuple_type":
         return f"write it as a list: [{fault['input']!r}]".replace("'", '"')
+    if kind == "string_type":
+        return "write it as a text, in quotes"
     if kind in ("int_type", "int_parsing", "int_from_float"):
         return "write a whole number"
     if kind == "greater_than_equal":
@@ -365,6 +485,8 @@ def _in_words(fault: Any, path: list[str]) -> str | None:
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
+        if part.isdigit():  # a place in a list of tables
+            continue
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

@@ -23,6 +23,7 @@ __all__ = [
     "IntArray",
     "Metric",
     "Neighbors",
+    "PartOfVectors",
     "Progress",
     "Vectors",
     "no_progress",
@@ -173,3 +174,38 @@ class FileVectors:
     def _mapped(self) -> AnyArray:
         mapped: AnyArray = np.load(self.path, mmap_mode="r") if self.n else np.empty((0, self.dim), self.dtype)
         return mapped
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfVectors:
+    """Some vectors of a set."""
+
+    vectors: Vectors
+    positions: IntArray  # (n,) of them in the set
+
+    @property
+    def n(self) -> int:
+        """How many vectors there are."""
+        return len(self.positions)
+
+    @property
+    def dim(self) -> int:
+        """How many components a vector has."""
+        return self.vectors.dim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The set's dtype."""
+        return self.vectors.dtype
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """A copy of the rows start..stop-1 of the part."""
+        return self.vectors.take(self.positions[start:stop])
+
+    def take(self, positions: IntArray) -> AnyArray:
+        """A copy of these rows of the part."""
+        return self.vectors.take(self.positions[positions])
+
+    def whole(self) -> AnyArray:
+        """A copy of the part."""
+        return self.vectors.take(self.positions)

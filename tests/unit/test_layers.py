@@ -24,15 +24,14 @@ FLOORS = [
     {"knn"},
     {"kernels"},
     {"sources", "engines", "runners", "stores"},
-    {"measure", "eligibility"},
+    {"measure", "eligibility", "surplus"},
     {"index", "table"},
     {"join"},
     {"expansion"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring", "replaying", "tuning"},
+    {"monitoring", "replaying", "tuning", "advising"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
-    {"advise"},
     {"dashboard"},
     {"cli"},
 ]
@@ -44,6 +43,7 @@ HEAVY = {
     "pandas": None,
     "polars": None,
     "duckdb": None,
+    "lark": "eligibility/parse.py",
     "scipy": None,
     "torch": None,
     "redis": "stores/redis_connection.py",
@@ -56,6 +56,7 @@ HEAVY = {
     "uvloop": "serve/server.py",
     "httptools": None,
     "matplotlib": "figures.py",
+    "onnxruntime": "join/rank_model.py",
     "optuna": "tuning/search.py",
 }
 

@@ -11,9 +11,11 @@ from nearcast.files import fingerprint
 from nearcast.spec import (
     CHECK_KINDS,
     Checks,
+    Exposure,
     GeneratorSpec,
     Measuring,
     Source,
+    Surplus,
     example,
     json_schema,
     load_spec,
@@ -288,9 +290,9 @@ def test_the_example_shows_every_setting_with_its_default():
     uncommented = re.sub(r"^# (\w+ = (?!\.\.\. ))", r"\1", example(), flags=re.MULTILINE)
     assert uncommented != example()
     assert parse_model(GeneratorSpec, tomllib.loads(uncommented), "the example with its comments off") == as_it_stands
-    for model in (GeneratorSpec, Source, Checks, Measuring):
+    for model in (GeneratorSpec, Source, Checks, Measuring, Surplus, Exposure):
         for key in model.model_fields:
-            assert re.search(rf"^(# )?{key} = |^\[{key}\]", example(), flags=re.MULTILINE), key
+            assert re.search(rf"^(# )?{key} = |^(# )?\[{key}\]|^#   {key} = ", example(), flags=re.MULTILINE), key
 
 
 def test_every_setting_is_described_in_the_example_and_in_the_schema():

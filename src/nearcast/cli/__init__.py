@@ -11,14 +11,20 @@ import sys
 
 import click
 
+from nearcast.cli.advise import advise
 from nearcast.cli.check import check
+from nearcast.cli.dashboard import dashboard
+from nearcast.cli.diff import diff
 from nearcast.cli.expand import expand
+from nearcast.cli.explain import explain
+from nearcast.cli.head import head
 from nearcast.cli.info import info
 from nearcast.cli.lookup import lookup
 from nearcast.cli.monitor import monitor
 from nearcast.cli.overlay import overlay
 from nearcast.cli.publish import publish
 from nearcast.cli.published import published
+from nearcast.cli.refresh import refresh
 from nearcast.cli.replay import replay
 from nearcast.cli.rollback import rollback
 from nearcast.cli.run import run
@@ -26,6 +32,7 @@ from nearcast.cli.serve import serve
 from nearcast.cli.show import show
 from nearcast.cli.snapshots import snapshots
 from nearcast.cli.spec import spec
+from nearcast.cli.table import table
 from nearcast.cli.tune import tune
 from nearcast.errors import NearcastError
 from nearcast.version import __version__
@@ -42,8 +49,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots),
-    *(publish, rollback, published, expand, replay, monitor, overlay, serve, spec, info),
+    *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise, replay),
+    *(publish, table, expand, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from nearcast.monitoring.served import Served
 from nearcast.monitoring.watch import Watched, tell
 from nearcast.spec import load_spec
 
-__all__ = ["monitor"]
+__all__ = ["monitor", "raise_on", "report"]
 
 MOST_DRAWN = 2_000  # events: a year of several a day
 
@@ -90,11 +91,16 @@ def monitor(
     if as_json_:
         as_json(watched.as_dict())
     else:
-        console().print(_report(watched))
+        console().print(report(watched))
     url = webhook or (spec.monitor.webhook if spec else None)
     failure = tell(url, watched, watched.alerts) if url and watched.alerts else None
     if failure:
         click.echo(f"warning: the webhook was not reached: {failure}", err=True)
+    raise_on(watched, fail_on)
+
+
+def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
+    """AlertError where one of these checks has found something; "any" is all of them."""
     failing = [alert.check for alert in watched.alerts if "any" in fail_on or alert.check in fail_on]
     if failing:
         raise AlertError(
@@ -111,7 +117,8 @@ def _check_table() -> Table:
     return table
 
 
-def _report(watched: Watched) -> Group:
+def report(watched: Watched) -> Group:
+    """What one pass has found, for people."""
     parts: list[RenderableType] = []
     name = watched.generator if watched.version is None else f"{watched.generator} {watched.version:06d}"
     compared = f"compared with {watched.runs:,} runs before" if watched.version is not None else "no run here"

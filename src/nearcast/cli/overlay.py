@@ -19,7 +19,7 @@ from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_
 from nearcast.publishing.where import place_in_store
 from nearcast.serve.overlay import Overlay, fits, open_overlay
 
-__all__ = ["overlay"]
+__all__ = ["overlay", "span_of"]
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -36,7 +36,8 @@ def overlay(context: click.Context, generator: str) -> None:
     context.obj = generator
 
 
-def _span(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+def span_of(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """A length of time such as 90s, in seconds."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", value)
@@ -60,7 +61,9 @@ def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--note", default="", help="Why, for those who list it.")(command)
     text = "Until this time, such as 2026-12-31T18:00:00Z; UTC where it names no zone."
     command = click.option("--until", metavar="TIME", callback=_moment, help=text)(command)
-    return click.option("--for", "span", metavar="SPAN", callback=_span, help="For so long: 90s, 30m, 6h, 2d.")(command)
+    return click.option("--for", "span", metavar="SPAN", callback=span_of, help="For so long: 90s, 30m, 6h, 2d.")(
+        command
+    )
 
 
 def _end(span: float | None, until: float | None) -> float | None:

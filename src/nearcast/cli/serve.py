@@ -91,6 +91,13 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     help="Leave a sample of the keys that are asked for there, for `nearcast monitor`; OUT/lookups.",
 )
 @click.option("--no-samples", is_flag=True, help="Keep no sample of the keys.")
+@click.option("--no-page", is_flag=True, help="Serve no page at /.")
+@click.option(
+    "--pictures",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Show pictures of items from there on the page, such as https://img.example.com.",
+)
 def serve(
     generators: tuple[str, ...],
     store: str | None,
@@ -106,13 +113,16 @@ def serve(
     online_engine: str,
     samples: Path | None,
     no_samples: bool,
+    no_page: bool,
+    pictures: tuple[str, ...],
 ) -> None:
     """Answer for GENERATORS and expansion tables, or for all in the store, over HTTP, until SIGTERM.
 
     New versions, rollbacks and overlay entries are followed while it runs; a generator that is published for the
-    first time is served after a restart. /docs describes the endpoints.
+    first time is served after a restart. / is a page that shows how they stand, /docs describes the endpoints.
     """
     need_extra()
+    from nearcast.dashboard.live import dashboard_pages
     from nearcast.serve.app import make_app
     from nearcast.serve.metrics import leave_out_creation_times
     from nearcast.serve.server import bind, is_loopback, run_server
@@ -152,7 +162,8 @@ def serve(
             place = f"[{host}]" if ":" in host else host
             click.echo(f"serving {snapshots} on http://{place}:{bound.getsockname()[1]}", err=True)
 
-        app = make_app(service, limits=Limits(max_keys, max_body), tokens=allowed)
+        pages = [] if no_page else dashboard_pages(service, out, pictures=pictures)
+        app = make_app(service, limits=Limits(max_keys, max_body), tokens=allowed, pages=pages)
         run_server(app, service, bound, drain_seconds=drain, begun=begun)
     click.echo("stopped", err=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from nearcast.errors import DamagedError
 
-__all__ = ["FILE", "Event", "append", "read"]
+__all__ = ["FILE", "Event", "append", "newest", "read"]
 
 FILE = "history.sqlite"
 FORMAT = 1
@@ -110,6 +110,22 @@ def read(out: Path, generator: str | None = None, kinds: Sequence[str] = (), las
     except (sqlite3.Error, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); move it away, and a new history begins") from error
     return found[::-1]
+
+
+def newest(out: Path) -> dict[str, int]:
+    """The generators of a history, each with the number of its newest row: a higher one says that there is news.
+
+    Nothing where there is no history. DamagedError where the file is no history that can be read.
+    """
+    path = out / FILE
+    if not path.is_file():
+        return {}
+    try:
+        with _open(path) as database:
+            _check_format(database, path)
+            return dict(database.execute("select generator, max(number) from events group by generator"))
+    except sqlite3.Error as error:
+        raise DamagedError(f"{path} cannot be read ({error}); move it away, and a new history begins") from error
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:

@@ -77,7 +77,7 @@ def tidy(run: RunContext, snapshot: Snapshot) -> None:
         shutil.rmtree(run.work)
     if run.artifacts.is_dir() and not run.work.exists():
         for path in run.artifacts.iterdir():
-            if path.name not in snapshot.manifest["artifacts"]:
+            if path.name not in snapshot.manifest["artifacts"] and path != run.truths:
                 shutil.rmtree(path)
 
 

@@ -17,7 +17,20 @@ from nearcast.spec import GeneratorSpec, parse_model
 
 __all__ = ["STAGES", "RunContext", "prepare"]
 
-STAGES = ("hash", "check", "estimate", "read", "build", "calibrate", "join", "table", "measure", "overlap")
+STAGES = (
+    "hash",
+    "check",
+    "estimate",
+    "read",
+    "rules",
+    "build",
+    "calibrate",
+    "join",
+    "choose",
+    "table",
+    "measure",
+    "overlap",
+)
 SMALLEST_WORK = 64 << 20  # below that not even one block of each kind can be held
 LARGEST_READ = 1 << 30  # more would not make reading faster
 
@@ -36,6 +49,7 @@ class RunContext:
     base_bytes: int
     resources: Resources
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of all threads of this process
 
     @property
     def home(self) -> Path:
@@ -46,6 +60,11 @@ class RunContext:
     def artifacts(self) -> Path:
         """Intermediate results that the next run may use again."""
         return self.home / "artifacts"
+
+    @property
+    def truths(self) -> Path:
+        """The exact neighbors of sampled queries, which later runs update. They outlive the snapshots."""
+        return self.artifacts / "truth"
 
     @property
     def work(self) -> Path:
@@ -60,9 +79,10 @@ class RunContext:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done inside."""
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
 
 
 def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:

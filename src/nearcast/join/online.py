@@ -57,6 +57,8 @@ def open_online(
         raise SpecError(f"engine is {engine!r}: an online index is one of {', '.join(ONLINE_ENGINES)}")
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
+    if spec.score.columns:
+        raise SpecError("an online index goes by vectors alone, and this generator has a [score]; leave one out")
     faiss()  # before any work
     own = spec.engine == engine
     asked = spec.model_copy(
@@ -148,8 +150,8 @@ def _effort(
         found = find_effort(
             efforts,
             spec.recall,
-            calibration_sample(run, index, inputs, choosing),
-            calibration_sample(run, index, inputs, checking),
+            calibration_sample(run, index, inputs, choosing, home / "truth"),
+            calibration_sample(run, index, inputs, checking, home / "truth"),
             n_queries=UNSEEN,
             n_report=2 * size,
         )

@@ -6,8 +6,9 @@ Recall is a fact here, not a hope: the lists are read from the snapshot's files,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from nearcast.engines.base import Resources
 from nearcast.errors import InputError
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists, sampled_lists, truth_of
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.scores import rescore
 from nearcast.measure.drift import repeat_share
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
@@ -39,9 +41,10 @@ from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Metric, Neighbors, no_progress
 
-__all__ = ["Asked", "Quality", "likely_metric", "measure_quality"]
+__all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "weights_of"]
 
 DEPTHS = (1, 10)  # beside k
+WORST = 20  # queries that are named, for people to look into
 DIAGNOSED = 200  # queries that are held against the truth under other metrics
 LIKELIER = 0.1  # so much more recall under another metric is no chance
 
@@ -55,6 +58,7 @@ class Quality:
     measures: dict[str, float]
     slices: list[SliceRecall]
     lists: SampledLists
+    worst: list[dict[str, Any]]  # sampled queries with the lowest recall, the lowest first: query, recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Asked:
     recall: float
     exclude_self: bool
     resources: Resources
+    constraints: Constraints = FREE
 
 
 def measure_quality(
@@ -77,7 +82,7 @@ def measure_quality(
     metric = Metric(spec.metric)
     lists = sampled_lists(snapshot, inputs.items, inputs.queries, rows, metric, truth.positions.shape[1])
     columns = _columns(spec, inputs, rows)
-    weights = None if spec.query_source.weight is None else _weights(spec.query_source.weight, columns)
+    weights = None if spec.query_source.weight is None else weights_of(spec.query_source.weight, columns)
     shares = recall_per_query(lists.scores, truth)
     n = inputs.queries.vectors.n
     measures = _intervals("recall", shares, n) | {"recall_sample": len(rows)}
@@ -92,7 +97,7 @@ def measure_quality(
     found = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
     if last is not None:
         found += _new_items(inputs, last, lists, truth, n, spec.recall)
-    return Quality(measures, found, lists)
+    return Quality(measures, found, lists, _worst(shares, inputs.queries.ids.take(pa.array(rows))))
 
 
 def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float) -> str | None:
@@ -111,6 +116,7 @@ def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLi
             exclude_self=asked.exclude_self,
             resources=asked.resources,
             progress=no_progress,
+            constraints=replace(asked.constraints, min_score=None),
         )
         queries = inputs.queries.vectors.take(rows[some])
         scores = rescore(queries, inputs.items.vectors, lists.positions[some], metric).scores
@@ -139,7 +145,14 @@ def _attributes(folder: Path, ids: pa.Array, names: list[str]) -> pa.Table:
     return table.take(pc.index_in(wanted, value_set=table.column("id").combine_chunks()))
 
 
-def _weights(name: str, columns: pa.Table | None) -> Float64Array:
+def _worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:
+    """The queries that miss most of their true neighbors; none that misses nothing. Ties go to the first."""
+    places = np.argsort(shares, kind="stable")[:WORST]
+    return [{"query": ids[int(p)].as_py(), "recall": round(float(shares[p]), 6)} for p in places if shares[p] < 1.0]
+
+
+def weights_of(name: str, columns: pa.Table | None) -> Float64Array:
+    """(rows,) the traffic of queries, from a column of theirs; InputError for what is no number of 0 or more."""
     assert columns is not None
     column = columns.column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):

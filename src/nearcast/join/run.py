@@ -1,6 +1,6 @@
 """Run a generator: the order of the stages, and what is remembered of them.
 
-    hash -> check -> estimate -> ingest -> index -> calibrate -> join -> table -> measure -> snapshot
+    hash -> check -> estimate -> ingest -> index -> calibrate -> join -> choose -> table -> measure -> snapshot
 
 Everything is written below <out>/<generator>: `work` for what is under way, `artifacts` for what the next run
 may use again, `snapshots` for what is finished.
@@ -9,7 +9,7 @@ may use again, `snapshots` for what is finished.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearcast import machine
@@ -17,12 +17,15 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
+from nearcast.join.choose import choose_lists, finding_run, found_k
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
+from nearcast.join.constraints import check_spec_rules, have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
     draw_samples,
@@ -33,6 +36,7 @@ from nearcast.join.stages import (
     sample_sizes,
     write_table,
 )
+from nearcast.join.surplus import with_lookups
 from nearcast.runners.local import LocalRunner, Runner
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec
@@ -75,7 +79,9 @@ def run_generator(
         started = time.perf_counter()
         with run.stage("hash"):
             sources = open_sources(spec, base, items, queries, run.listener.progress)
+        check_spec_rules(spec, sources)
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), sources.item_digests, sources.query_digests)
+        plan = with_lookups(plan, run)
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
@@ -98,6 +104,7 @@ def check_generator(
     """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
     run = prepare(spec, base, listener or Listener())
     sources = open_sources(spec, base, items, queries, run.listener.progress)
+    check_spec_rules(spec, sources)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, _existing(run.out))
@@ -122,13 +129,20 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    index_folder = have_index(run, checked, inputs)
-    settings = join_settings(run, inputs, index_folder)
+    raw = (checked.item_folder, checked.query_folder)
+    whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
+    checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
+    constraints = have_constraints(run, checked, inputs)
+    finding = finding_run(run)
+    index_folder = have_index(finding, checked, inputs, constraints)
+    settings = join_settings(finding, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
-    settings, calibration = calibrated(run, settings, inputs, sampled)
-    tasks, continued = joined(run, settings, inputs, runner)
+    settings, calibration = calibrated(finding, settings, inputs, sampled)
+    tasks, continued = joined(finding, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
-    measures, n_rows = write_table(run, tasks, inputs, checked.report, folder)
+    chosen = choose_lists(run, tasks, inputs, folder)
+    artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
+    measures, n_rows = write_table(run, chosen, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
@@ -136,22 +150,24 @@ def _new_snapshot(
         "rows": n_rows,
         "fingerprint": plan.fingerprint,
         "nearcast": __version__,
-        "spec": run.spec.model_dump(mode="json"),
-        "inputs": input_facts(sources, checked.report, run.spec),
+        "spec": whole.spec.model_dump(mode="json"),
+        "inputs": input_facts(sources, checked.report, whole.spec),
         "engine": {
             "name": run.engine.name,
             "settings": run.settings.model_dump(),
             "effort": dict(settings.effort),
             "calibration": calibration,
         },
-        "artifacts": sorted({p.name for p in (checked.item_folder, checked.query_folder, index_folder)}),
+        "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
-    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
+    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures, constraints, chosen)
+    facts |= chosen.facts
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
+        "cpu_seconds": {stage: round(value, 3) for stage, value in run.cpu_seconds.items()},
         "seconds_total": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak.bytes,
         "disk_bytes": size_of(run.work) + size_of(run.artifacts),
@@ -184,7 +200,7 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
         report.queries.vectors,
         report.items.dim,
         sample.dtype.itemsize,
-        run.spec.k,
+        found_k(run.spec),
         run.spec.recall,
     )
     engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)

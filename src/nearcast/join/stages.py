@@ -8,21 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nearcast.engines.base import Effort, Index
+from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fingerprint, is_done
 from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
+from nearcast.join.choose import Chosen, finding_run
+from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap, truth_of
+from nearcast.join.measuring import exclusions, measure_overlap
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
+from nearcast.join.reasons import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
+from nearcast.join.truth import kept_truth
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
 from nearcast.runners.local import Runner
@@ -47,12 +50,14 @@ __all__ = [
 ]
 
 
-def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
+def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: Path | None = None) -> Path:
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of = made_from(run, checked.item_folder)
-    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed)
+    held = open_constraints(constraints)
+    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed, held)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
+        made_of += [] if constraints is None else [constraints.name]
     folder = run.artifacts / index_name(made_of)
     if run.engine.name == ExactEngine.name:
         return folder
@@ -84,7 +89,7 @@ def index_name(made_of: list[Any]) -> str:
     return f"index-{fingerprint([*made_of, __version__])[:16]}"
 
 
-def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
+def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constraints: Path | None = None) -> JoinSettings:
     """What all tasks will share; the effort is still open."""
     return JoinSettings(
         items=inputs.items.folder,
@@ -96,6 +101,7 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSe
         k=run.spec.k,
         effort=(),
         exclude_self=run.spec.exclude_self,
+        constraints=constraints,
         resources=run.resources,
     )
 
@@ -142,8 +148,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing),
-            calibration_sample(run, index, inputs, sampled.checking),
+            calibration_sample(run, index, inputs, sampled.choosing, run.truths, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.checking, run.truths, settings.constraints),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -165,27 +171,40 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
     return {"found": asdict(found.found), "held_out": asdict(found.held_out), "efforts_tried": found.tried}
 
 
-def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
-    """The queries at these positions with their exact neighbors, to hold efforts against."""
+def calibration_sample(
+    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None = None
+) -> Sample:
+    """The queries at these positions with their exact neighbors, to hold efforts against.
+
+    truths: where truth is kept; the caller holds its lock.
+    """
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
+    held = open_constraints(constraints).of_queries(rows)
 
     def join(effort: Effort) -> Neighbors:
         return index.join(
-            vectors, run.spec.k, effort=effort, exclude=barred, resources=run.resources, progress=no_progress
+            vectors,
+            run.spec.k,
+            effort=effort,
+            exclude=barred,
+            constraints=held,
+            resources=run.resources,
+            progress=no_progress,
         )
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
     full = index.efforts(run.spec.k)[-1]
 
     def pays(effort: Effort) -> bool:
-        return index.pays(vectors, run.spec.k, effort, run.resources)
+        return index.pays(vectors, run.spec.k, effort, run.resources, held)
 
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows), pays)
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
 
-def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
-    return truth_of(
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constraints: Path | None) -> Neighbors:
+    return kept_truth(
+        truths,
         inputs.items,
         inputs.queries,
         rows,
@@ -194,6 +213,8 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+        note=run.listener.note,
+        constraints=open_constraints(constraints),
     )
 
 
@@ -218,33 +239,33 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
 
 
 def write_table(
-    run: RunContext, tasks: list[JoinTask], inputs: Inputs, report: Report, folder: Path
+    run: RunContext, chosen: Chosen, settings: JoinSettings, inputs: Inputs, report: Report, folder: Path
 ) -> tuple[dict[str, float], int]:
     """Write the table and the attributes of both sides; the measures of the whole table come back."""
     tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows)
     with run.stage("table"):
+        short = chosen.reasons(short_reasons(_shortfall(run, settings), chosen.found, inputs), run.spec.k)
         n_rows = assemble(
-            tasks,
+            chosen.stored,
             inputs.items,
             inputs.queries,
             folder / "candidates",
             run.spec.k,
-            _reachable(run, inputs),
+            short,
             tally,
             run.listener.progress,
+            chosen.lengths,
         )
         _link(inputs.items.attributes, folder / "items")
         if inputs.queries is not inputs.items:
             _link(inputs.queries.attributes, folder / "queries")
-    return tally.measures(), n_rows
+    return tally.measures() | chosen.measures_of(short, n_rows, run.spec.k), n_rows
 
 
-def _reachable(run: RunContext, inputs: Inputs) -> IntArray:
-    """(queries,) how many items each query could get at all."""
-    every = np.arange(inputs.queries.vectors.n)
-    barred = exclusions(inputs.items, inputs.queries, every, exclude_self=run.spec.exclude_self)
-    n = inputs.items.vectors.n
-    return np.full(len(every), n) if barred is None else n - (barred >= 0).astype(np.int64)
+def _shortfall(run: RunContext, settings: JoinSettings) -> Shortfall:
+    complete = run.engine.exact and dict(settings.effort) in ({}, EXACT)
+    held = open_constraints(settings.constraints)
+    return Shortfall(run.spec.k, run.spec.metric, run.spec.exclude_self, held, complete, run.resources)
 
 
 def measure_table(
@@ -254,17 +275,26 @@ def measure_table(
     rows: IntArray,
     last: Snapshot | None,
     measures: dict[str, float],
+    constraints: Path | None,
+    chosen: Chosen,
 ) -> dict[str, Any]:
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
-    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, and the
-    metric that the lists rather look like.
+    Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
+    queries with the lowest recall, and the metric that the lists rather look like.
     """
     with run.stage("measure"):
-        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows), last)
+        truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
+        found = measure_quality(run.spec, snapshot, inputs, rows, truth, last)
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
-        asked = Asked(run.spec.metric, run.spec.recall, run.spec.exclude_self, run.resources)
+        asked = Asked(
+            run.spec.metric,
+            run.spec.recall,
+            run.spec.exclude_self,
+            run.resources,
+            open_constraints(constraints),
+        )
         likely = likely_metric(asked, inputs, rows, found.lists, measures["recall"])
     if last is not None:
         with run.stage("overlap"):
@@ -275,7 +305,11 @@ def measure_table(
                 f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
                 f"{part.queries:,} queries): below the promise of {run.spec.recall:g}"
             )
-    return {"slices": [part.as_dict() for part in found.slices], "likely_metric": likely}
+    return {
+        "slices": [part.as_dict() for part in found.slices],
+        "worst_queries": found.worst,
+        "likely_metric": likely,
+    }
 
 
 def _link(source: Path, target: Path) -> None:

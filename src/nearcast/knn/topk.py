@@ -12,7 +12,7 @@ import numpy as np
 from nearcast.knn.scores import top_scores
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["drop_excluded", "from_pairs", "merge"]
+__all__ = ["cut_lists", "drop_excluded", "from_pairs", "merge"]
 
 
 def merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
@@ -49,6 +49,13 @@ def drop_excluded(neighbors: Neighbors, exclude: IntArray | None, k: int) -> Nei
     positions = np.where(barred, EMPTY_POSITION, neighbors.positions)
     scores = np.where(barred, np.float32(-np.inf), neighbors.scores)
     return _padded(top_scores(positions, scores, k), k)
+
+
+def cut_lists(neighbors: Neighbors, lengths: IntArray) -> Neighbors:
+    """The first `lengths` (n,) slots of each list; the others empty."""
+    beyond = np.arange(neighbors.positions.shape[1]) >= lengths[:, None]
+    positions = np.where(beyond, EMPTY_POSITION, neighbors.positions)
+    return Neighbors(positions, np.where(beyond, np.float32(-np.inf), neighbors.scores))
 
 
 def _padded(neighbors: Neighbors, k: int) -> Neighbors:

@@ -15,10 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import NotFoundError
+from nearcast.join.constraints import compile_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
-from nearcast.join.measuring import truth_of
+from nearcast.join.scored import scored_inputs
 from nearcast.join.today import Place, todays_inputs, waiting_for
+from nearcast.join.truth import kept_truth
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.monitoring.alert import Alert
@@ -77,7 +79,9 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
         waiting_for(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
     ):
         sources = open_sources(spec, run.base, None, None, run.listener.progress)
-        _, inputs = todays_inputs(run, sources, home)
+        place, inputs = todays_inputs(run, sources, home)
+        run, inputs = scored_inputs(run, inputs, home)
+        _tidy(home, place, inputs)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         answers = lookup.get_many(keys)
         facts = lookup.state.facts
@@ -160,10 +164,11 @@ def _by_usual(now: Served, before: Sequence[Mapping[str, Any]]) -> Iterator[Aler
             yield Alert(check, f"{value:.1%} {what}, usual is {common.value:.1%}", value, bound, common.value)
 
 
-def _tidy(home: Path, place: Place) -> None:
+def _tidy(home: Path, place: Place, inputs: Inputs) -> None:
     """Remove what was ingested of other days' files."""
-    for path in [*home.glob("items-*"), *home.glob("queries-*")]:
-        if path not in (place.items, place.queries):
+    kept = (place.items, place.queries, inputs.items.folder, inputs.queries.folder)
+    for path in [p for kind in ("items-*", "queries-*", "scored*-*") for p in home.glob(kind)]:
+        if path not in kept:
             shutil.rmtree(path)
 
 
@@ -209,7 +214,8 @@ def _recall(
     if not len(there):
         return None
     unique, back = np.unique(rows[there], return_inverse=True)
-    truth = truth_of(
+    truth = kept_truth(
+        run.home / "monitor" / "truth",
         inputs.items,
         inputs.queries,
         unique,
@@ -218,6 +224,8 @@ def _recall(
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
+        note=run.listener.note,
+        constraints=compile_constraints(run, inputs),
     )
     first = np.unique(rows[there], return_index=True)[1]
     queries = inputs.queries.vectors.take(unique)

@@ -75,7 +75,8 @@ def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> It
 
 def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:
     """Bytes of all keys, ids and scores. Of strings, which differ in length, from row groups spread over the table."""
-    slots: int = round(snapshot.manifest["measures"]["fill_rate"] * snapshot.n_rows * snapshot.manifest["spec"]["k"])
+    measures, k = snapshot.manifest["measures"], snapshot.manifest["spec"]["k"]
+    slots = int(measures.get("surplus_slots", round(measures["fill_rate"] * snapshot.n_rows * k)))
     if shape.query_ids == "int64" and shape.id_kind != STRING:
         return 8 * shape.keys + (4 + ID_BYTES[shape.id_kind]) * slots
     rows = size = 0

@@ -6,12 +6,14 @@ FastAPI describes the routes, and Starlette serves them: what FastAPI does aroun
 
 # The annotations of the endpoints are read when they are declared, so this module does not put them off.
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from nearcast.serve.docs_page import docs_page
 from nearcast.serve.fallback import Question, Wanted
 from nearcast.serve.limits import Guard, Limits
+from nearcast.serve.merged_shapes import Merge, MergedCandidates, mix_of
+from nearcast.serve.pages import Page, Paged
 from nearcast.serve.plain import plain_answer, plain_generator, plain_search, told
 from nearcast.serve.prepared import Prepared, names_in
 from nearcast.serve.replies import Asgi, RefusedError, Reply, encode, error_reply, json_reply, need_extra
@@ -50,11 +52,17 @@ are in no answer. A key that is not there is no error: it is answered with `foun
 """
 
 
-def make_app(service: Service, *, limits: Limits = Limits(), tokens: Iterable[bytes] = ()) -> Asgi:  # noqa: B008
+def make_app(
+    service: Service,
+    *,
+    limits: Limits = Limits(),  # noqa: B008
+    tokens: Iterable[bytes] = (),
+    pages: Sequence[Page] = (),
+) -> Asgi:
     """The service as an application for any ASGI server. MissingExtraError where `nearcast[serve]` is not installed.
 
     tokens: bearer tokens, any of which is needed for all but /healthz, /readyz, /openapi.json and /docs; none: nobody
-    is asked for one.
+    is asked for one. pages: what is served beside the endpoints, such as the page at /.
     """
     need_extra()
     from fastapi import FastAPI, Path, Query
@@ -119,6 +127,16 @@ def make_app(service: Service, *, limits: Limits = Limits(), tokens: Iterable[by
         questions = _questions(service, name, body, limits)
         wanted = Wanted(body.k, body.min_score, tuple(body.fields))
         return Reply(await service.many_candidates(name, questions, wanted, told))
+
+    @api.post(
+        "/v1/generators/{name}/merged",
+        response_model=MergedCandidates,
+        responses=failures(400, 404, 413, 415, 422, 503),
+        tags=["candidates"],
+    )
+    async def merged(name: Name, body: Merge) -> Reply:
+        """The candidates of several keys as one list: of keys with weights, or of what the request knows."""
+        return json_reply((await service.merged(name, mix_of(body))).as_dict())
 
     @api.post(
         "/v1/generators/{name}/search",
@@ -217,15 +235,19 @@ def make_app(service: Service, *, limits: Limits = Limits(), tokens: Iterable[by
         for route in api.routes
         if isinstance(route, APIRoute)
     ]
+    routes += [Route(page.path, Paged(page), methods=["GET"]) for page in pages]
     served = Starlette(routes=routes, exception_handlers={HTTPException: no_route})
     served.router.redirect_slashes = False
-    return Guard(served, tokens=tokens, observe=service.metrics.request, draining=lambda: service.draining)
+    opened = frozenset(page.path for page in pages if page.open)
+    return Guard(
+        served, tokens=tokens, observe=service.metrics.request, draining=lambda: service.draining, open_paths=opened
+    )
 
 
 FAILURES = {
     400: "not percent-encoded UTF-8, or no JSON",
     401: "no token, or another one",
-    404: "no such generator, or no online index",
+    404: "no such generator, no online index, or no such table",
     413: "a body that is too large",
     414: "a URL that is too long",
     415: "a body that is not declared as JSON",

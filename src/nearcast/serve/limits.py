@@ -52,9 +52,18 @@ def tokens_of(text: str, where: str) -> tuple[bytes, ...]:
 class Guard:
     """ASGI around the service: no request gets in without a token where one is set, and each one is observed."""
 
-    def __init__(self, app: Asgi, *, tokens: Iterable[bytes], observe: Observer, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: Asgi,
+        *,
+        tokens: Iterable[bytes],
+        observe: Observer,
+        draining: Callable[[], bool],
+        open_paths: frozenset[str] = frozenset(),  # beside those that are always open
+    ) -> None:
         self._app = app
         self._tokens = tuple(tokens)
+        self._open = OPEN_PATHS | open_paths
         self._observe = observe
         self._draining = draining
 
@@ -84,7 +93,7 @@ class Guard:
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST_URL:
             message = f"the URL is longer than {LONGEST_URL:,} bytes; send long keys in the body of a POST"
             return RefusedError(414, "url_too_long", message, CLOSE).reply()
-        if self._tokens and scope["path"] not in OPEN_PATHS and not self._has_token(scope["headers"]):
+        if self._tokens and scope["path"] not in self._open and not self._has_token(scope["headers"]):
             message = "a token is needed: send the header `Authorization: Bearer TOKEN`"
             return RefusedError(401, "unauthorized", message, NEED_TOKEN).reply()
         return None

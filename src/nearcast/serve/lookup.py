@@ -22,7 +22,10 @@ import pyarrow as pa
 from nearcast.errors import GoneError, NearcastError, NotFoundError, SpecError, StoreError
 from nearcast.serve.answers import Answer, Answers
 from nearcast.serve.keys import Keys
+from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
 from nearcast.serve.overlay_state import OverlayState
+from nearcast.serve.resolvers import Key
+from nearcast.serve.tables import Tables
 from nearcast.serve.view import View, open_version
 from nearcast.serve.watch import Watch
 from nearcast.stores import open_store
@@ -121,12 +124,14 @@ class Lookup:
         self._refusal: _Refusal | None = None
         self._trouble: str | None = None  # of the last poll
         self._refreshed = 0.0
+        self.tables = Tables(generator, self._table)
         self._without_threads()
         _ALIVE.add(self)
 
     def _without_threads(self) -> None:
         self._watch: Watch | None = None
         self._opener: threading.Thread | None = None
+        self.tables.lock = threading.Lock()
         self._lock = threading.RLock()  # held to read news and to swap: shortly
         self._opening = threading.RLock()  # held while a version is opened, which may take long
 
@@ -141,6 +146,7 @@ class Lookup:
     def close(self) -> None:
         """Stop following and let go of the store. Calls under way still end well where the store is a file."""
         self._closed = True
+        self.tables.close()
         if self._watch is not None:
             self._watch.stop(CLOSE_SECONDS)
         with self._lock:
@@ -170,6 +176,22 @@ class Lookup:
         keys: a NumPy array of integers, a list of integers or strings, or an Arrow array.
         """
         return self.ask(lambda view: view.get_many(keys, k=k, min_score=min_score))
+
+    def merged(
+        self, keys: Sequence[tuple[Key, float]] = (), *, context: Mapping[str, Any] | None = None, **wanted: Any
+    ) -> MergedAnswer:
+        """The candidates of several keys as one list of k, none twice, with a share for every key.
+
+        keys: (key, weight) pairs, weights above 0. context: what the request knows, by the names of resolvers
+        (`nearcast.serve.resolvers`): viewed, recent, session, phrase, person. wanted: k, by ("rank" or "score"),
+        min_score, exclude (items that are not wanted), fields, most_keys: see `nearcast.serve.merged.Mix`.
+        The k places are shared out by weight among the keys that have candidates, and so many of each key's best are in
+        the answer (`nearcast.serve.merge` says it in full).
+        Raises SpecError for a context that nobody knows, InputError for a key or weight that is none, NotFoundError for
+        a column that there is not, or a table that was not published.
+        """
+        mix = Mix(keys, context or {}, **wanted)
+        return self.ask(lambda view: answer_merged(view, mix, self.tables.row)[0])
 
     def items(self, ids: Sequence[str | int], fields: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of items, a dictionary per id, with the overlay's newer values; None for what is not there."""
@@ -233,6 +255,9 @@ class Lookup:
             self._poll()
             self._catch_up()
         return self.state
+
+    def _table(self, name: str) -> Lookup:
+        return open_lookup(self._given, name, refresh_seconds=self._refresh_seconds, verify=self._verify)
 
     def _begin(self) -> View:
         """Open everything at the start, or take up what a forked process has inherited; and watch."""

@@ -125,6 +125,11 @@ class Metrics:
         """A newer version was refused, or the store could not be asked for news."""
         self._of[generator].refusals.inc()
 
+    def counted(self, name: str, generator: str) -> int:
+        """A counter of a generator, since the service began."""
+        value = self._registry.get_sample_value(name, {"generator": generator})
+        return int(value or 0)
+
     def text(self) -> bytes:
         """All of it, in the text format of Prometheus."""
         written: bytes = self._text(self._registry)

@@ -17,15 +17,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nearcast.errors import InputError, NearcastError
+from nearcast.errors import InputError, NearcastError, NotFoundError
 from nearcast.serve.answers import Answer
 from nearcast.serve.expansion import Expansion
 from nearcast.serve.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
 from nearcast.serve.lookup import Lookup, LookupState
+from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
 from nearcast.serve.metrics import Metrics, new_metrics
 from nearcast.serve.online import OnlineSearch
 from nearcast.serve.promoted import Promoted
 from nearcast.serve.replies import RefusedError
+from nearcast.serve.resolvers import Key, Row, reads_table
 from nearcast.serve.shapes_ads import AdsWanted
 from nearcast.serve.two_steps import question
 from nearcast.serve.view import View
@@ -133,6 +135,26 @@ class Service:
         answers, told = await self._asked(name, served.lookup, ask, elsewhere=not there)
         self._answered(name, answers)
         return told
+
+    async def merged(self, name: str, mix: Mix) -> MergedAnswer:
+        """The candidates of several keys as one list; refused where a table is needed that there is not."""
+        served = self.generator(name)
+
+        def row(table: str, key: Key) -> Row:
+            try:
+                return served.lookup.tables.row(table, key)
+            except NotFoundError:
+                raise RefusedError(404, "no_table", f"{name} has no table {table} in its store; publish one") from None
+
+        def ask(view: View) -> tuple[MergedAnswer, list[Answer]]:
+            _check_fields(view, mix.fields)
+            answer, lists = answer_merged(view, mix, row)
+            return answer, list(lists)
+
+        there = served.in_process and not reads_table(mix.context)  # a table may have to be opened first
+        answer, lists = await self._asked(name, served.lookup, ask, elsewhere=not there)
+        self._answered(name, lists)
+        return answer
 
     async def ads(self, name: str, expansion: Expansion, wanted: AdsWanted) -> Promoted:
         """What an expansion table promotes for keys of a generator."""

@@ -58,6 +58,7 @@ class RowSource:
 
     spec: Source
     parts: tuple[Part, ...]
+    only: Part | None = None  # of ids: rows with another are left out, as if they were not there
 
     @property
     def n_rows(self) -> int:
@@ -81,20 +82,24 @@ class RowSource:
 
     def digests(self) -> list[dict[str, Any]]:
         """Name, size and hash of every part: equal digests mean equal rows."""
-        return [part.digest() for part in self.parts]
+        return [part.digest() for part in (*self.parts, *((self.only,) if self.only else ()))]
 
     def batches(self, *, vectors: bool, attributes: bool, memory_bytes: int) -> Iterator[RowBatch]:
         """All rows in order, in batches that take about `memory_bytes` at most."""
         columns = [self.spec.id]
         columns += [self.spec.vector] if vectors else []
         columns += self.spec.columns if attributes else []
+        kept = _kept_ids(self.only, self.id_type)
         for part in self.parts:
             rows = max(1, min(65_536, min(BATCH_BYTES, memory_bytes) // part.row_bytes))
             for table in part.read(columns, rows):
-                yield self._batch(table.combine_chunks(), part, vectors, attributes)
+                batch = self._batch(table.combine_chunks(), part, vectors, attributes)
+                yield batch if kept is None else _only(batch, kept)
 
     def where(self, row: int) -> str:
-        """The part and the row in it (counted from 0) of a row of the whole."""
+        """The part and the row in it (counted from 0) of a row of the whole; with `only`, among the rows kept."""
+        if self.only is not None:
+            return f"row {row} of those that {self.only.name} keeps"
         for part in self.parts:
             if row < part.n_rows:
                 return f"{part.name} row {row}"
@@ -118,13 +123,17 @@ def open_source(spec: Source, base: Path) -> RowSource:
     Raises InputError where a file or column is missing, or the types are not ids and vectors.
     """
     if spec.path.endswith(".npy"):
-        return _checked(RowSource(spec, (_npy_part(spec, base),)))
-    paths = _parquet_paths(spec.path, base)
-    return _checked(RowSource(spec, tuple(_parquet_part(path, base, spec) for path in paths)))
+        parts: tuple[Part, ...] = (_npy_part(spec, base),)
+    else:
+        parts = tuple(_parquet_part(path, base, spec) for path in _parquet_paths(spec.path, base))
+    only = None if spec.only is None else _id_part(base / spec.only, base, spec)
+    return _checked(RowSource(spec, parts, only))
 
 
 def table_source(spec: Source, data: object, name: str) -> RowSource:
     """A source over a table in memory: Arrow, pandas, polars, or a pair (ids, vectors) of NumPy arrays."""
+    if spec.only is not None:
+        raise InputError(f"only = {spec.only!r} goes with files; leave the rows out of the table that is given")
     try:
         table = as_arrow(data, spec, name)
     except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:
@@ -132,6 +141,40 @@ def table_source(spec: Source, data: object, name: str) -> RowSource:
             f"{name} cannot be read as a table ({error}); give ids of one type, and vectors of one length, a row each"
         ) from error
     return _checked(RowSource(spec, (_table_part(table, spec, name),)))
+
+
+def _id_part(path: Path, base: Path, spec: Source) -> Part:
+    """The file that `only` names, as a part that has ids and no vectors."""
+    beside = _read_ids_file(path, spec.model_copy(update={"attributes": (), "display": (), "weight": None}))
+    name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+    def read(_columns: Sequence[str], _rows: int) -> Iterator[pa.Table]:
+        yield beside
+
+    def digest() -> dict[str, Any]:
+        return {"name": name, "bytes": path.stat().st_size, "blake2b": file_hash(path)}
+
+    kind = _id_type(beside.schema.field(spec.id).type, name, spec.id)
+    return Part(name, len(beside), kind, pa.null(), 1, {}, read, digest)
+
+
+def _kept_ids(only: Part | None, id_type: pa.DataType) -> pa.Array | None:
+    """The ids to keep, of the type of the source's."""
+    if only is None:
+        return None
+    if only.id_type != id_type:
+        raise InputError(
+            f"{only.name} lists {_plain(only.id_type)} an id, and the source has {_plain(id_type)}; write one type"
+        )
+    (table,) = only.read((), 0)
+    return _one_array(_known(table.column(0))).cast(id_type)
+
+
+def _only(batch: RowBatch, kept: pa.Array) -> RowBatch:
+    there = pc.is_in(batch.ids, value_set=kept)
+    vectors = None if batch.vectors is None else batch.vectors.filter(there)
+    columns = batch.attributes.filter(there) if batch.attributes.num_columns else batch.attributes
+    return RowBatch(batch.ids.filter(there), vectors, columns)
 
 
 def is_table(data: object) -> bool:

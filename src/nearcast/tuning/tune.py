@@ -17,6 +17,7 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.faiss_common import faiss
 from nearcast.errors import BudgetError, MissingExtraError, SpecError
 from nearcast.files import fingerprint, locked
+from nearcast.join.constraints import has_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, Inputs, check_inputs, ingest_inputs, open_sources
 from nearcast.spec import parse_model
@@ -47,6 +48,11 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
     Raises SpecError for a promise of 1, which only exact joins keep; InputError for bad data or too few queries;
     BusyError while a run holds the generator; BudgetError where nothing fits; MissingExtraError without Optuna.
     """
+    if has_constraints(run.spec) or run.spec.score.columns:
+        raise SpecError(
+            "tune does not know rules, caps, min_score or score terms, and would tune another join; leave the engine "
+            "at auto: a run chooses cells and effort for what they leave"
+        )
     if run.spec.recall == 1:
         raise SpecError("recall is 1: only exact joins keep that, so there is nothing to tune; lower it to save time")
     with locked(run.home / ".lock", f"generator {run.spec.name!r}"):

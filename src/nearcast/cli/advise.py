@@ -1,0 +1,169 @@
+"""`nearcast advise`: offline, online, or a mix?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nearcast.advising.ask import Asked, Numbers
+from nearcast.advising.costs import PER_KEY, Advice
+from nearcast.advising.draw import draw_advice
+from nearcast.api import advise as ask
+from nearcast.cli.listen import listening
+from nearcast.cli.shared import as_json, console, json_option, size, stretch
+from nearcast.types import Metric
+
+__all__ = ["advise"]
+
+WHOLE = ("keys", "items", "dim", "k")
+
+
+def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each of the numbers, with its own description."""
+    for name, field in reversed(Numbers.model_fields.items()):
+        option = "--" + name.replace("_", "-")
+        kind: Any = int if name in WHOLE else click.Choice([str(m) for m in Metric]) if name == "metric" else float
+        default = "" if field.default is None else f" [default: {field.default:g}]"
+        command = click.option(option, name, type=kind, help=f"{field.description}{default}")(command)
+    return command
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--log", type=click.Path(path_type=Path), help="Log of requests (Parquet), as for `nearcast head`.")
+@click.option("--key", default="key", show_default=True, help="Its column of keys.")
+@click.option("--time", metavar="COLUMN", help="Its column of times.")
+@click.option("--count", metavar="COLUMN", help="Its column of how often.")
+@_number_options
+@click.option("--online-engine", default="faiss-hnsw", show_default=True, help="The online index: or faiss-ivf.")
+@click.option(
+    "--rates",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Rates of a machine: read, or written.",
+)
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file."
+)
+@click.option("--quiet", is_flag=True, help="No progress on standard error.")
+@json_option
+def advise(
+    spec: Path | None,
+    log: Path | None,
+    key: str,
+    time: str | None,
+    count: str | None,
+    online_engine: str,
+    rates: Path | None,
+    picture: Path | None,
+    quiet: bool,
+    as_json_: bool,
+    **numbers: Any,
+) -> None:
+    """Say what a use case costs offline, online and as a mix, where the balance turns, and which to take.
+
+    From a SPEC (whose data are sampled), a log of requests, or numbers alone (then vectors are made up). What this
+    machine takes is measured by small real runs, once, and kept below <out>/GENERATOR/advice.
+    """
+    with listening(quiet=quiet or as_json_) as listener:
+        found = ask(
+            spec,
+            numbers={name: value for name, value in numbers.items() if value is not None},
+            log=log,
+            key=key,
+            time=time,
+            count=count,
+            rates=rates,
+            online_engine=online_engine,
+            listener=listener,
+        )
+    if picture is not None:
+        draw_advice(found.advice, picture)
+    if as_json_:
+        as_json(found.as_dict())
+    else:
+        console().print(_report(found))
+
+
+def _report(found: Asked) -> Group:
+    case, advice = found.case, found.advice
+    head = (
+        f"{case.keys:,} keys, {case.items:,} items, {case.requests_per_day:,.0f} requests a day "
+        f"(Zipf exponent {found.skew:.2f}), a refresh every {case.refresh_hours:g} hours"
+    )
+    parts: list[RenderableType] = [Text(head), "", _cost_table(advice), "", _rate_table(found), "", _turn_table(advice)]
+    parts += ["", Text(f"recommended: {advice.recommended}", style="bold green"), Text(advice.reason)]
+    parts += [Text(f"note: {text}", style="yellow") for text in advice.warnings]
+    return Group(*parts)
+
+
+def _cost_table(advice: Advice) -> Table:
+    spent = list(dict.fromkeys(name for cost in advice.costs for name in cost.cpu_seconds))
+    priced = advice.costs[0].money is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in (
+        "a day",
+        "lists",
+        *spent,
+        "all, on one core",
+        *(["cost"] if priced else []),
+        "held",
+        "answered",
+        "stale",
+    ):
+        table.add_column(name, justify="left" if name == "a day" else "right")
+    for cost in advice.costs:
+        parts = [stretch(cost.cpu_seconds[name]) if name in cost.cpu_seconds else "" for name in spent]
+        money = [f"{cost.money:,.4g}"] if cost.money is not None else []
+        ends = (size(1e9 * cost.gigabytes), f"{cost.coverage:.1%}", f"{cost.stale:.1%}")
+        table.add_row(
+            cost.way,
+            f"{cost.keys:,}",
+            *parts,
+            stretch(cost.total_cpu_seconds),
+            *money,
+            *ends,
+            style="bold" if cost.way == advice.recommended else None,
+        )
+    return table
+
+
+def _rate_table(found: Asked) -> Table:
+    rates, case, engine = found.rates, found.case, found.advice.online_engine
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    online = rates.online[engine]
+    reached = "full effort" if online.recall is None else f"recall {online.recall:.3f}"
+    rows = {
+        "a run, on one core": stretch(rates.run_seconds(case.keys, case.items)),
+        "a publish": stretch(rates.publish_seconds(case.keys, case.items)),
+        "a look-up": f"{rates.lookup_seconds * 1e6:,.1f} µs",
+        f"making {engine}": stretch(rates.index_seconds(engine, case.items)),
+        "a search": f"{rates.search_seconds(engine, case.items) * 1e6:,.1f} µs at {reached}",
+        "lists for all keys pay from": f"{found.advice.offline_pays_from:,.2f} requests per key and day",
+        "one key's list pays in the mix from": f"{found.advice.list_pays_from:,.2f} requests a day of that key",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _turn_table(advice: Advice) -> Table:
+    """A row per skew: from when the mix pays, then the cheapest way at some amounts of traffic."""
+    table = Table(title="cheapest by skew and requests per key and day (share of online's cost)", title_justify="left")
+    table.box, table.pad_edge = None, False
+    table.add_column("Zipf exponent", justify="right")
+    table.add_column("the mix beats online from", justify="right")
+    for per_key in PER_KEY:
+        table.add_column(f"{per_key:g}", justify="right")
+    for turn in advice.turns:
+        pays = "never" if math.isinf(turn.mix_pays_from) else f"{turn.mix_pays_from:,.3g}"
+        cells = [f"{way} {share:.1%}" for way, share in zip(turn.cheapest, turn.of_online, strict=True)]
+        table.add_row(f"{turn.exponent:g}", pays, *cells)
+    return table

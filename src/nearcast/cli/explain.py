@@ -1,0 +1,37 @@
+"""`nearcast explain`: why an item is in a list, or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nearcast.api import explain as explain_pair
+from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option
+
+__all__ = ["explain"]
+
+
+@click.command(cls=NegativeIds)
+@click.argument("generator")
+@click.argument("query")
+@click.argument("item")
+@out_option
+@json_option
+def explain(generator: str, query: str, item: str, out: Path, as_json_: bool) -> None:
+    """Say why ITEM is in the list of QUERY, or not.
+
+    Names the one cause: the rule that bars it, the cap that dropped it, the least score, the cell that was not
+    probed, or that k others are nearer; with its exact score and rank. Looks at the newest snapshot, where it was made.
+    """
+    found = explain_pair(generator, query, item, out=out)
+    if as_json_:
+        as_json(found.as_dict())
+        return
+    show = console()
+    show.print(f"{found.snapshot}: item {found.item!r} for query {found.query!r}", markup=False)
+    show.print(f"  {found.cause}: {found.words}", markup=False)
+    figures = [f"score {found.score:.6g}" if found.score is not None else "no score"]
+    figures += [f"rank {found.rank:,} of what the query may get"] if found.rank is not None else []
+    figures += [f"the list ends at {found.last_score:.6g}"] if found.last_score is not None else []
+    show.print(f"  {', '.join(figures)}", markup=False)

@@ -1,0 +1,114 @@
+"use strict";
+/* Where the page begins: data out of the file, or from the service with its token; then the view that the address names. */
+(function () {
+  const { html, format, overview, generator, explorer } = nearcast;
+  const { render, useEffect, useState } = preact;
+  const EVERY = 60; // seconds between looks at the service
+  const THEMES = ["auto", "light", "dark"];
+  nearcast.pictures = [];
+
+  function remembered(store, name, value) {
+    try {
+      if (value !== undefined) window[store].setItem("nearcast-" + name, value);
+      return window[store].getItem("nearcast-" + name);
+    } catch (error) {
+      return null; // a file may not keep anything
+    }
+  }
+  function setTheme(theme) {
+    if (theme === "auto") document.documentElement.removeAttribute("data-theme");
+    else document.documentElement.dataset.theme = theme;
+  }
+
+  async function unpacked(text) {
+    const packed = Uint8Array.from(atob(text.trim()), (c) => c.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  }
+
+  let token = remembered("sessionStorage", "token") || "";
+  async function ask(path) {
+    const reply = await fetch("/" + path, { headers: token ? { Authorization: "Bearer " + token } : {}, cache: "no-store" });
+    if (reply.status === 401) throw Object.assign(new Error("a token is needed"), { locked: true });
+    const body = await reply.json();
+    if (!reply.ok) throw new Error(body.error ? body.error.message : "the service has answered " + reply.status);
+    return body;
+  }
+
+  /* #/  #/g/NAME  #/g/NAME/lists?key=KEY */
+  function place() {
+    const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+    const [kind, name, view] = path.split("/");
+    try {
+      if (kind === "g") return { name: decodeURIComponent(name), view: view || "", key: new URLSearchParams(query || "").get("key") };
+    } catch (error) {
+      return {}; // no address of ours
+    }
+    return {};
+  }
+
+  function Locked({ onToken, wrong }) {
+    const [given, setGiven] = useState("");
+    return html`<main id="main"><form class="card locked" onSubmit=${(event) => (event.preventDefault(), onToken(given))}><h1>A token is needed</h1>
+      <p>This service asks for its bearer token. It stays in this tab, and goes to this service alone.</p>
+      <label for="token">Token</label><input id="token" type="password" autocomplete="off" value=${given} onInput=${(event) => setGiven(event.target.value)} /><button>Open</button>
+      ${wrong && html`<p role="alert" class="below">The service does not know this token.</p>`}</form></main>`;
+  }
+
+  function Bar({ doc, theme, onTheme, trouble }) {
+    const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    return html`<a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.getElementById("main").querySelector("h1").focus())}>Skip to the content</a>
+      <header class="bar"><a class="brand" href="#/">nearcast</a>
+      <p class="made">${doc ? (doc.live ? `live, ${format.when(doc.now)}` : `as of ${format.when(doc.made)}`) : ""}${trouble ? html` <b class="below">${trouble}</b>` : ""}</p>
+      <button onClick=${() => onTheme(next)} aria-label=${`Theme: ${theme}. Change to ${next}`}><span aria-hidden="true">${{ auto: "◐", light: "☀", dark: "☾" }[theme]}</span> ${theme}</button></header>`;
+  }
+
+  function App({ first }) {
+    const [doc, setDoc] = useState(first), [locked, setLocked] = useState(false), [trouble, setTrouble] = useState("");
+    const [where, setWhere] = useState(place()), [theme, setThemeName] = useState(remembered("localStorage", "theme") || "auto");
+    const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
+    setTheme(theme);
+    async function look() {
+      try {
+        const found = await ask("dashboard/data");
+        nearcast.pictures = found.pictures || [];
+        setDoc(found), setLocked(false), setTrouble("");
+      } catch (error) {
+        if (error.locked) setLocked(token ? "wrong" : "open");
+        else setTrouble("not reached: " + error.message);
+      }
+    }
+    useEffect(() => {
+      const moved = () => (setWhere(place()), window.scrollTo(0, 0), setTimeout(() => { const h1 = document.querySelector("main h1"); if (h1) h1.focus({ preventScroll: true }); }));
+      addEventListener("hashchange", moved);
+      const scheme = matchMedia("(prefers-color-scheme: dark)"), changed = () => setDark(scheme.matches);
+      scheme.addEventListener("change", changed);
+      return () => (removeEventListener("hashchange", moved), scheme.removeEventListener("change", changed));
+    }, []);
+    useEffect(() => {
+      if (first) return undefined;
+      look();
+      const timer = setInterval(() => document.visibilityState === "visible" && look(), 1000 * EVERY);
+      return () => clearInterval(timer);
+    }, []);
+    const page = doc && where.name !== undefined ? doc.generators.find((one) => one.name === where.name) : null;
+    useEffect(() => { document.title = page ? page.name + " · nearcast" : "nearcast"; const h1 = document.querySelector("main h1"); if (h1) h1.tabIndex = -1; });
+    const shade = theme === "auto" ? (dark ? "dark" : "light") : theme;
+    let view = html`<main id="main"><h1>${trouble ? "The service does not answer" : "Loading…"}</h1></main>`;
+    if (locked) view = html`<${Locked} wrong=${locked === "wrong"} onToken=${(given) => { token = given; remembered("sessionStorage", "token", given); look(); }} />`;
+    else if (doc && where.name !== undefined && !page) view = html`<main id="main"><h1>There is no generator of this name</h1><p><a href="#/">All generators</a></p></main>`;
+    else if (page && where.view === "lists") view = html`<${explorer.Explorer} key=${page.name} doc=${doc} page=${page} ask=${doc.live ? ask : null} picked=${where.key} />`;
+    else if (page) view = html`<${generator.Generator} key=${page.name} doc=${doc} page=${page} theme=${shade} />`;
+    else if (doc) view = html`<${overview.Overview} doc=${doc} theme=${shade} />`;
+    return html`<${Bar} doc=${doc} theme=${theme} trouble=${trouble} onTheme=${(name) => (remembered("localStorage", "theme", name), setTheme(name), setThemeName(name))} />${view}
+      <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Drawn from the history; nothing here is computed. All times are UTC.</footer>`;
+  }
+
+  async function begin() {
+    const held = document.getElementById("data"), root = document.getElementById("page");
+    const first = held ? await unpacked(held.textContent) : null;
+    if (first) nearcast.pictures = first.pictures || [];
+    root.textContent = "";
+    render(html`<${App} first=${first} />`, root);
+  }
+  begin().catch((error) => { document.getElementById("page").textContent = "This page cannot be shown: " + error.message; });
+})();

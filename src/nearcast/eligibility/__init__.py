@@ -1,0 +1,23 @@
+"""The rules of who may see what: read, checked against both schemas, compiled for the join, applied at look-up."""
+
+from __future__ import annotations
+
+from nearcast.eligibility.check import check_rules
+from nearcast.eligibility.compile import compile_rules
+from nearcast.eligibility.folder import open_eligibility, save_eligibility
+from nearcast.eligibility.judge import failing
+from nearcast.eligibility.parse import Rule, parse_rule
+from nearcast.eligibility.uses import columns_of, item_only, request_time
+
+__all__ = [
+    "Rule",
+    "check_rules",
+    "columns_of",
+    "compile_rules",
+    "failing",
+    "item_only",
+    "open_eligibility",
+    "parse_rule",
+    "request_time",
+    "save_eligibility",
+]

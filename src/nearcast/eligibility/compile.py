@@ -1,0 +1,302 @@
+"""Rules over whole tables, compiled to the arrays that joins evaluate. What null means is settled here.
+
+Inside, a condition is true, false or unknown; a pair is kept where all rules are true. The compiled tree knows only
+true and not true, so each condition is compiled to when it is true, and under a `not` to when it is false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nearcast.eligibility.check import check_rules
+from nearcast.eligibility.columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
+from nearcast.eligibility.nodes import And, Compare, IsNull, Member, Node, Not, Or, sides_of
+from nearcast.eligibility.parse import Rule
+from nearcast.eligibility.uses import request_time
+from nearcast.knn import eligible
+from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
+from nearcast.types import IntArray
+
+__all__ = ["compile_rules"]
+
+BoolArray = npt.NDArray[np.bool_]
+Tree = eligible.Node
+
+MOST_BITS = 256  # values that an overlap of bits may tell apart; more go as lists
+WIDEST = 8  # parts of one node, so that the native evaluation has few results waiting
+TRUE, FALSE = eligible.All(()), eligible.Any(())
+
+
+def compile_rules(rules: Sequence[Rule], queries: pa.Table, items: pa.Table) -> Eligibility | None:
+    """Which pairs the rules keep, but for those that wait for a request; None where every pair is kept.
+
+    queries, items: the columns that the rules name, and "id"; row i is position i. Costs about a sort of each column.
+    Raises SpecError for what `check_rules` refuses, InputError for values that rules cannot take.
+    """
+    check_rules(rules, items.schema, queries.schema)
+    waiting = request_time(rules)
+    bound = [rule.core for rule in rules if rule not in waiting]
+    if not bound:
+        return None
+    compiler = _Compiler(queries, items)
+    leaves, tree = _numbered(compiler.tree(And(tuple(bound)), wanted=True), compiler.leaves)
+    return None if tree == TRUE else Eligibility(len(queries), len(items), leaves, tree)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Truth:
+    """Where a condition of one side is true, and where it is false; nowhere both. (rows,), or (1,) for a constant."""
+
+    true: BoolArray
+    false: BoolArray
+
+
+class _Compiler:
+    def __init__(self, queries: pa.Table, items: pa.Table) -> None:
+        self.tables = {"query": queries, "item": items}
+        self.leaves: list[Leaf] = []
+
+    def values(self, node: Node) -> Values:
+        return values_of(node, self.tables["item" if "item" in sides_of(node) else "query"])
+
+    def leaf(self, leaf: Leaf) -> Tree:
+        self.leaves.append(leaf)
+        return len(self.leaves) - 1
+
+    def tree(self, node: Node, *, wanted: bool) -> Tree:
+        """When a condition is true, or, where not `wanted`, when it is false."""
+        sides = sides_of(node)
+        if len(sides) < 2:
+            truth = self.truth(node)
+            return self.one_side(truth.true if wanted else truth.false, "item" if "item" in sides else "query")
+        if isinstance(node, Not):
+            return self.tree(node.part, wanted=not wanted)
+        if isinstance(node, And | Or):
+            parts = [self.tree(part, wanted=wanted) for part in _by_side(node)]
+            return _joined(parts, every=isinstance(node, And) == wanted)
+        if isinstance(node, Compare):
+            return self.comparison(node, wanted=wanted)
+        assert isinstance(node, Member)
+        return self.membership(node, wanted=wanted)
+
+    # ---- conditions of one side ----
+
+    def one_side(self, holds: BoolArray, side: str) -> Tree:
+        """A leaf that is true where `holds` says so of the item, or of the query."""
+        if holds.all() or not holds.any():
+            return TRUE if holds.all() else FALSE
+        n, m = (len(self.tables[name]) for name in ("query", "item"))
+        codes, high = np.zeros(m, np.int32), np.zeros(n, np.int32)
+        if side == "item":
+            codes[~holds] = -1
+            return self.leaf(Interval(codes, np.zeros(n, np.int32), high))
+        return self.leaf(Interval(codes, np.where(holds, 0, 1).astype(np.int32), high))
+
+    def truth(self, node: Node) -> _Truth:
+        if isinstance(node, Not):
+            inner = self.truth(node.part)
+            return _Truth(inner.false, inner.true)
+        if isinstance(node, And | Or):
+            return _all_of([self.truth(part) for part in node.parts], isinstance(node, And))
+        if isinstance(node, Compare):
+            left, right = self.values(node.left), self.values(node.right)
+            assert isinstance(left, Scalars)
+            assert isinstance(right, Scalars)
+            return _known(_compared(node.operator, *coded(left.data, right.data)), left.valid & right.valid)
+        if isinstance(node, Member):
+            left, right = self.values(node.left), self.values(node.right)
+            known = _given(left) & _given(right)
+            return _known(_shares(as_lists(left), as_lists(right)), known)
+        if isinstance(node, IsNull):
+            missing = ~self.values(node.value).valid
+            return _Truth(missing, ~missing)
+        value = self.values(node)
+        assert isinstance(value, Scalars)
+        return _known(value.data, value.valid)
+
+    # ---- conditions of both sides ----
+
+    def comparison(self, node: Compare, *, wanted: bool) -> Tree:
+        operator = node.operator if wanted else OPPOSITE[node.operator]
+        left, right = node.left, node.right
+        if "item" in sides_of(right):
+            left, right, operator = right, left, MIRRORED[operator]
+        item, query = self.values(left), self.values(right)
+        assert isinstance(item, Scalars)
+        assert isinstance(query, Scalars)
+        values, asked = coded(item.data, query.data)
+        distinct = np.unique(values[item.valid])
+        codes = np.where(item.valid, np.searchsorted(distinct, values), -1).astype(np.int32)
+        if operator == "!=":
+            below, above = (self.interval(codes, distinct, asked, query.valid, sign) for sign in ("<", ">"))
+            return eligible.Any((below, above))
+        return self.interval(codes, distinct, asked, query.valid, operator)
+
+    def interval(
+        self,
+        codes: npt.NDArray[np.int32],
+        distinct: npt.NDArray[np.generic],
+        asked: npt.NDArray[np.generic],
+        valid: BoolArray,
+        operator: str,
+    ) -> Tree:
+        """Where an item's value stands to a query's as the operator says; nowhere for a null."""
+        low, high = np.zeros(len(asked), np.int64), np.full(len(asked), len(distinct) - 1, np.int64)
+        if operator in ("<", "<=", "=="):
+            high = np.searchsorted(distinct, asked, "left" if operator == "<" else "right") - 1
+        if operator in (">", ">=", "=="):
+            low = np.searchsorted(distinct, asked, "right" if operator == ">" else "left")
+        empty = ~valid | (low > high)
+        return self.leaf(
+            Interval(codes, np.where(empty, 1, low).astype(np.int32), np.where(empty, 0, high).astype(np.int32))
+        )
+
+    def membership(self, node: Member, *, wanted: bool) -> Tree:
+        left, right = self.values(node.left), self.values(node.right)
+        item, query = (left, right) if "item" in sides_of(node.left) else (right, left)
+        item_lists, query_lists = as_lists(item), as_lists(query)
+        item_codes, query_codes, size = coded_lists(item_lists, query_lists)
+        parts: list[Tree] = []
+        if size:
+            sides = _distinct(item_lists, item_codes), _distinct(query_lists, query_codes)
+            parts.append(self.leaf(_sharing(*sides, size, negated=not wanted)))
+        elif wanted:
+            return FALSE
+        if not wanted:  # a value that is missing is neither in a list nor outside of it
+            parts += [self.one_side(_given(item), "item"), self.one_side(_given(query), "query")]
+        return _joined(parts, every=True)
+
+
+OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+MIRRORED = {"==": "==", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+def _by_side(node: And | Or) -> list[Node]:
+    """The parts of a combination, those of the item alone and those of the query alone as one each."""
+    groups: dict[frozenset[str], list[Node]] = {}
+    for part in _flat(node):
+        groups.setdefault(sides_of(part), []).append(part)
+    mixed = groups.pop(frozenset(("item", "query")), [])
+    return [type(node)(tuple(parts)) for parts in groups.values()] + mixed
+
+
+def _flat(node: And | Or) -> list[Node]:
+    """The parts, with the parts of equal combinations among them in their place."""
+    return [found for part in node.parts for found in (_flat(part) if isinstance(part, type(node)) else [part])]
+
+
+def _all_of(parts: Sequence[_Truth], every: bool) -> _Truth:
+    true, false = parts[0].true, parts[0].false
+    for part in parts[1:]:
+        if every:
+            true, false = true & part.true, false | part.false
+        else:
+            true, false = true | part.true, false & part.false
+    return _Truth(true, false)
+
+
+def _known(holds: BoolArray, known: BoolArray) -> _Truth:
+    return _Truth(known & holds, known & ~holds)
+
+
+def _given(values: Values) -> BoolArray:
+    """Where a value is there; a list always is, since a missing one is empty."""
+    return np.ones(1, np.bool_) if isinstance(values, Lists) else values.valid
+
+
+def _compared(operator: str, left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> BoolArray:
+    found: BoolArray = {
+        "==": np.equal,
+        "!=": np.not_equal,
+        "<": np.less,
+        "<=": np.less_equal,
+        ">": np.greater,
+        ">=": np.greater_equal,
+    }[operator](left, right)
+    return found
+
+
+def _shares(left: Lists, right: Lists) -> BoolArray:
+    """(rows,) whether both lists of a row share a value; one of them may be the same for all rows."""
+    left_codes, right_codes, size = coded_lists(left, right)
+    rows = max(len(left.valid), len(right.valid))
+    keys: list[IntArray | None] = []
+    for lists, codes in ((left, left_codes), (right, right_codes)):
+        kept = codes >= 0
+        if len(lists.valid) == 1 < rows:  # codes are only of what both hold, so the other's values are all in it
+            keys.append(None)
+        else:
+            keys.append(lists.owners[kept] * size + codes[kept])
+    found = np.zeros(rows, np.bool_)
+    if not size:
+        return found
+    if keys[0] is None or keys[1] is None:
+        both = keys[1] if keys[0] is None else keys[0]
+    else:
+        both = np.intersect1d(keys[0], keys[1])
+    assert both is not None
+    found[both // size] = True
+    return found
+
+
+def _distinct(lists: Lists, codes: IntArray) -> tuple[IntArray, IntArray, int]:
+    """The (row, code) pairs of lists, each once, by row and then by code; and the number of rows."""
+    kept = codes >= 0
+    size = int(codes.max(initial=0)) + 1
+    pairs = np.unique(lists.owners[kept] * size + codes[kept])
+    return pairs // size, pairs % size, len(lists.valid)
+
+
+def _sharing(
+    item: tuple[IntArray, IntArray, int], query: tuple[IntArray, IntArray, int], size: int, *, negated: bool
+) -> Leaf:
+    """The leaf that says whether lists share one of `size` values."""
+    if size <= MOST_BITS:
+        words = -(-size // 64)
+        return Overlap(_bits(*item, words), _bits(*query, words), negated)
+    (item_starts, item_values), (query_starts, query_values) = _flat_lists(*item), _flat_lists(*query)
+    return Shared(item_starts, item_values, query_starts, query_values, negated)
+
+
+def _bits(rows: IntArray, codes: IntArray, n_rows: int, words: int) -> npt.NDArray[np.uint64]:
+    bits = np.zeros((n_rows, words), np.uint64)
+    np.bitwise_or.at(bits, (rows, codes // 64), np.uint64(1) << (codes % 64).astype(np.uint64))
+    return bits
+
+
+def _flat_lists(rows: IntArray, codes: IntArray, n_rows: int) -> tuple[IntArray, npt.NDArray[np.int32]]:
+    starts = np.append(0, np.cumsum(np.bincount(rows, minlength=n_rows))).astype(np.int64)
+    return starts, codes.astype(np.int32)
+
+
+# ---- trees ----
+
+
+def _joined(parts: Sequence[Tree], *, every: bool) -> Tree:
+    """All or any of the parts, without those that decide nothing."""
+    neutral, deciding = (TRUE, FALSE) if every else (FALSE, TRUE)
+    if deciding in parts:
+        return deciding
+    left = [part for part in parts if part != neutral]
+    kind = eligible.All if every else eligible.Any
+    while len(left) > WIDEST:
+        left = [kind(tuple(left[start : start + WIDEST])) for start in range(0, len(left), WIDEST)]
+    return left[0] if len(left) == 1 else kind(tuple(left))
+
+
+def _numbered(tree: Tree, leaves: Sequence[Leaf]) -> tuple[tuple[Leaf, ...], Tree]:
+    """Only the leaves that the tree still asks, numbered from the left."""
+    used: dict[int, int] = {}
+
+    def visit(node: Tree) -> Tree:
+        if isinstance(node, int):
+            return used.setdefault(node, len(used))
+        return type(node)(tuple(visit(part) for part in node.parts))
+
+    visited = visit(tree)
+    return tuple(leaves[number] for number in used), visited

@@ -1,0 +1,95 @@
+"""A compiled eligibility on disk: one array a file and a note of how they join. Opened, the arrays are mapped.
+
+The same eligibility gives the same bytes. Knows nothing of rules.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.errors import DamagedError
+from nearcast.knn import eligible
+from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
+
+__all__ = ["open_eligibility", "save_eligibility"]
+
+NOTE = "eligibility.json"
+FORMAT = 1
+KINDS: dict[str, type[Leaf]] = {"interval": Interval, "overlap": Overlap, "shared": Shared}
+
+
+def save_eligibility(eligibility: Eligibility, folder: Path) -> None:
+    """Write it into a folder, which is made where it is missing. The note comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = [_save_leaf(leaf, number, folder) for number, leaf in enumerate(eligibility.leaves)]
+    note = {
+        "format": FORMAT,
+        "n_queries": eligibility.n_queries,
+        "n_items": eligibility.n_items,
+        "leaves": notes,
+        "tree": _plain(eligibility.tree),
+    }
+    (folder / NOTE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def open_eligibility(folder: Path) -> Eligibility:
+    """What was saved there. Arrays are mapped, so processes share them. DamagedError if it is not whole."""
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        if note["format"] != FORMAT:
+            raise ValueError(f"its format is {note['format']}, and this version reads {FORMAT}")
+        leaves = tuple(_open_leaf(leaf, number, folder) for number, leaf in enumerate(note["leaves"]))
+        return Eligibility(int(note["n_queries"]), int(note["n_items"]), leaves, _tree(note["tree"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder} holds no whole eligibility ({error}); remove it and run again") from error
+
+
+def _save_leaf(leaf: Leaf, number: int, folder: Path) -> dict[str, Any]:
+    note: dict[str, Any] = {"kind": next(name for name, kind in KINDS.items() if isinstance(leaf, kind))}
+    for field in fields(leaf):
+        value = getattr(leaf, field.name)
+        if isinstance(value, bool):
+            note[field.name] = value
+        else:
+            np.save(_path(folder, number, field.name), np.ascontiguousarray(value), allow_pickle=False)
+    return note
+
+
+def _open_leaf(note: dict[str, Any], number: int, folder: Path) -> Leaf:
+    kind = KINDS[note["kind"]]
+    return kind(
+        **{
+            field.name: note[field.name] if field.name in note else _array(_path(folder, number, field.name))
+            for field in fields(kind)
+        }
+    )
+
+
+def _array(path: Path) -> Any:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array if array.size else np.array(array)
+
+
+def _path(folder: Path, number: int, name: str) -> Path:
+    return folder / f"{number:03d}-{name}.npy"
+
+
+def _plain(node: eligible.Node) -> Any:
+    if isinstance(node, int):
+        return node
+    return {"all" if isinstance(node, eligible.All) else "any": [_plain(part) for part in node.parts]}
+
+
+def _tree(note: Any) -> eligible.Node:
+    if isinstance(note, int):
+        return note
+    name, parts = next(iter(note.items()))
+    inside = tuple(map(_tree, parts))
+    if name not in ("all", "any"):
+        raise ValueError(f"it joins by {name!r}")
+    return eligible.All(inside) if name == "all" else eligible.Any(inside)

@@ -1,0 +1,165 @@
+"""Rules for one pair, on plain Python values: slow, short, and what all the faster ways are held to.
+
+A condition is True, False or None for unknown. Knows nothing of tables, arrays or compiled rules.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nearcast.eligibility.nodes import (
+    EPOCH,
+    MICROSECOND,
+    And,
+    Compare,
+    Constant,
+    Duration,
+    IsNull,
+    Member,
+    Moment,
+    Node,
+    Not,
+    Or,
+    Product,
+    Reference,
+    Several,
+    Sum,
+)
+from nearcast.eligibility.parse import Rule
+
+__all__ = ["Micros", "failing", "holds", "plain"]
+
+Row = Mapping[str, Any]
+
+
+class Micros(int):
+    """A time, or an amount of it, in microseconds: whole however large, where arithmetic on numbers is float64."""
+
+
+def failing(rules: Sequence[Rule], query_row: Row, item_row: Row, request: Row | None = None) -> str | None:
+    """The name of the first rule that bars a pair, or None where all of them keep it.
+
+    Rows hold the columns that the rules name, and "id"; a column that a row lacks is null. Without a request, rules
+    that ask for one are passed over.
+    """
+    for rule in rules:
+        found = holds(rule, query_row, item_row, request)
+        if found is not True and not (request is None and found is Ellipsis):
+            return rule.name
+    return None
+
+
+def holds(rule: Rule, query_row: Row, item_row: Row, request: Row | None = None) -> Any:
+    """Whether a rule is true of a pair: True, False, None for unknown, or Ellipsis where it waits for a request."""
+    try:
+        return _condition(rule.core, {"query": query_row, "item": item_row, "request": request})
+    except _WaitsError:
+        return Ellipsis
+
+
+class _WaitsError(Exception):
+    pass
+
+
+def plain(value: Any) -> Any:
+    """A value as rules compare it: NaN is None, times are microseconds, lists are sets without what is null."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, datetime.datetime):
+        moment = value.replace(tzinfo=value.tzinfo or datetime.UTC)
+        return Micros((moment - EPOCH) // MICROSECOND)
+    if isinstance(value, datetime.date):
+        return Micros((value - EPOCH.date()) // MICROSECOND)
+    if isinstance(value, datetime.timedelta):
+        return Micros(value // MICROSECOND)
+    if isinstance(value, list | tuple | set | frozenset):
+        return frozenset(found for entry in value if (found := plain(entry)) is not None)
+    return value
+
+
+def _condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
+    if isinstance(node, Not):
+        inner = _condition(node.part, rows)
+        return None if inner is None else not inner
+    if isinstance(node, And | Or):
+        parts = [_condition(part, rows) for part in node.parts]
+        decides = isinstance(node, Or)  # one True settles an or, one False an and
+        return decides if decides in parts else None if None in parts else not decides
+    if isinstance(node, IsNull):
+        return _value(node.value, rows) is None
+    if isinstance(node, Compare):
+        return _compared(node.operator, _value(node.left, rows), _value(node.right, rows))
+    if isinstance(node, Member):
+        return _shares(node, rows)
+    found: bool | None = _value(node, rows)
+    return found
+
+
+def _compared(operator: str, left: Any, right: Any) -> bool | None:
+    if left is None or right is None:
+        return None
+    if isinstance(left, float) or isinstance(right, float):
+        left, right = float(left), float(right)
+    found: bool = {
+        "==": lambda: left == right,
+        "!=": lambda: left != right,
+        "<": lambda: left < right,
+        "<=": lambda: left <= right,
+        ">": lambda: left > right,
+        ">=": lambda: left >= right,
+    }[operator]()
+    return found
+
+
+def _shares(node: Member, rows: Mapping[str, Row | None]) -> bool | None:
+    left, right = _value(node.left, rows), _value(node.right, rows)
+    lists, single = [left, right], {"has": right, "in": left}
+    if node.operator in single:
+        if single[node.operator] is None:
+            return None
+        lists = [left if node.operator == "has" else right, frozenset((single[node.operator],))]
+    first, second = (entry or frozenset() for entry in lists)
+    if any(isinstance(value, float) for value in first | second):
+        first, second = frozenset(map(float, first)), frozenset(map(float, second))
+    return not first.isdisjoint(second)
+
+
+def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
+    if isinstance(node, Reference):
+        row = rows[node.side]
+        if row is None:
+            raise _WaitsError
+        return plain(row.get(node.name))
+    if isinstance(node, Constant):
+        return node.value
+    if isinstance(node, Moment | Duration):
+        return Micros(node.microseconds)
+    if isinstance(node, Several):
+        return frozenset(_value(value, rows) for value in node.values)
+    if isinstance(node, Sum):
+        return _sum([(sign, _value(term, rows)) for sign, term in node.terms])
+    assert isinstance(node, Product)
+    return _product(_value(node.left, rows), node.operator, _value(node.right, rows))
+
+
+def _sum(terms: Sequence[tuple[int, Any]]) -> Any:
+    if any(value is None for _, value in terms):
+        return None
+    if any(isinstance(value, Micros) for _, value in terms):
+        return Micros(sum(sign * value for sign, value in terms))
+    total: float | None = None
+    for sign, value in terms:
+        total = sign * float(value) if total is None else total + sign * float(value)
+        if math.isnan(total):
+            return None
+    return total
+
+
+def _product(left: Any, operator: str, right: Any) -> float | None:
+    if left is None or right is None or (operator == "/" and right == 0):
+        return None
+    found = float(left) * float(right) if operator == "*" else float(left) / float(right)
+    return None if math.isnan(found) else found

@@ -1,0 +1,88 @@
+"""The types that the language knows, and which Arrow columns have them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+__all__ = ["Kind", "Type", "type_of_column"]
+
+
+class Kind(enum.StrEnum):
+    """What a value is."""
+
+    INTEGER = "integer"
+    NUMBER = "number"
+    TEXT = "text"
+    BOOLEAN = "boolean"
+    TIME = "time"
+    DURATION = "duration"
+
+
+WORDS = {
+    Kind.INTEGER: ("a whole number", "whole numbers"),
+    Kind.NUMBER: ("a number", "numbers"),
+    Kind.TEXT: ("a text", "texts"),
+    Kind.BOOLEAN: ("true or false", "booleans"),
+    Kind.TIME: ("a date or time", "dates or times"),
+    Kind.DURATION: ("an amount of time", "amounts of time"),
+}
+NUMERIC = (Kind.INTEGER, Kind.NUMBER)
+TEMPORAL = (Kind.TIME, Kind.DURATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A value, or a list of them."""
+
+    kind: Kind
+    many: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it is one number."""
+        return self.kind in NUMERIC and not self.many
+
+    @property
+    def temporal(self) -> bool:
+        """Whether it is one date, time or amount of time."""
+        return self.kind in TEMPORAL and not self.many
+
+    def __str__(self) -> str:
+        return f"a list of {WORDS[self.kind][1]}" if self.many else WORDS[self.kind][0]
+
+    def as_plain(self) -> str:
+        """The type as one word, such as text or [integer]."""
+        return f"[{self.kind}]" if self.many else str(self.kind)
+
+    @classmethod
+    def from_plain(cls, word: str) -> Type:
+        """The type of such a word."""
+        return cls(Kind(word.strip("[]")), word.startswith("["))
+
+
+SCALARS: Mapping[Kind, tuple[object, ...]] = {
+    Kind.INTEGER: (pa.types.is_integer,),
+    Kind.NUMBER: (pa.types.is_floating,),
+    Kind.TEXT: (pa.types.is_string, pa.types.is_large_string, getattr(pa.types, "is_string_view", pa.types.is_string)),
+    Kind.BOOLEAN: (pa.types.is_boolean,),
+    Kind.TIME: (pa.types.is_date, pa.types.is_timestamp),
+    Kind.DURATION: (pa.types.is_duration,),
+}
+
+
+def type_of_column(column: pa.DataType) -> Type | None:
+    """The type of an Arrow column, or None where the language has none for it."""
+    if pa.types.is_dictionary(column):
+        return type_of_column(column.value_type)
+    if pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column):
+        inner = type_of_column(column.value_type)
+        usable = inner is not None and not inner.many and inner.kind not in (Kind.BOOLEAN, Kind.DURATION)
+        return Type(inner.kind, many=True) if inner is not None and usable else None
+    for kind, tests in SCALARS.items():
+        if any(test(column) for test in tests):  # type: ignore[operator]
+            return Type(kind)
+    return None

@@ -1,0 +1,357 @@
+"""Read a rule's text: a grammar for lark, a tree of our own nodes, and errors that point at the word.
+
+Also puts comparisons that mix the sides in order: what is of the item to the left, all else to the right. Knows
+nothing of schemas.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from nearcast.eligibility.faults import fault, near
+from nearcast.eligibility.nodes import (
+    And,
+    Compare,
+    Constant,
+    Duration,
+    IsNull,
+    Member,
+    Moment,
+    Node,
+    Not,
+    Or,
+    Product,
+    Reference,
+    Several,
+    Span,
+    Sum,
+    parts_of,
+    sides_of,
+)
+from nearcast.errors import SpecError
+
+__all__ = ["Rule", "parse_rule"]
+
+LONGEST = 4000  # characters of a rule; what is longer is data, and belongs into a column
+DEEPEST = 50  # nested parts: far above what people write, far below what Python's stack holds
+MOST_DAYS = 100_000
+SIDES = ("item", "query", "request")
+
+GRAMMAR = r"""
+start: either
+?either: both (OR both)*
+?both: opposite (AND opposite)*
+?opposite: NOT opposite -> opposite
+    | comparison
+?comparison: sum
+    | sum COMPARES sum -> compare
+    | sum (HAS | OVERLAPS | IN) sum -> member
+    | sum NOT IN sum -> outside
+    | sum IS NULL -> is_null
+    | sum IS NOT NULL -> is_not_null
+?sum: product ((PLUS | MINUS) product)*
+?product: signed
+    | product (TIMES | BY) signed -> product
+?signed: MINUS signed -> negative
+    | value
+?value: NUMBER -> number
+    | STRING -> string
+    | TRUE -> true
+    | FALSE -> false
+    | WORD "." (WORD | STRING) -> reference
+    | WORD "(" [NUMBER | STRING] ")" -> call
+    | "[" [literal ("," literal)*] "]" -> several
+    | "(" either ")" -> group
+?literal: NUMBER -> number
+    | MINUS NUMBER -> negative_number
+    | STRING -> string
+    | WORD "(" (NUMBER | STRING) ")" -> call
+
+AND.2: /and\b/
+OR.2: /or\b/
+NOT.2: /not\b/
+HAS.2: /has\b/
+OVERLAPS.2: /overlaps\b/
+IN.2: /in\b/
+IS.2: /is\b/
+NULL.2: /null\b/
+TRUE.2: /true\b/
+FALSE.2: /false\b/
+COMPARES: "==" | "!=" | "<=" | ">=" | "<" | ">"
+PLUS: "+"
+MINUS: "-"
+TIMES: "*"
+BY: "/"
+NUMBER: /[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?/
+STRING: /"([^"\\]|\\.)*"|'([^'\\]|\\.)*'/s
+WORD: /[A-Za-z_][A-Za-z0-9_]*/
+%ignore /[ \t\r\n]+/
+"""
+
+IN_WORDS = {
+    "AND": "and",
+    "OR": "or",
+    "NOT": "not",
+    "HAS": "has",
+    "OVERLAPS": "overlaps",
+    "IN": "in",
+    "IS": "is",
+    "NULL": "null",
+    "COMPARES": "a comparison",
+    "NUMBER": "a number",
+    "STRING": 'a text in "quotes"',
+    "WORD": "item.NAME, query.NAME or request.NAME",
+    "LPAR": "(",
+    "RPAR": ")",
+    "LSQB": "[",
+    "RSQB": "]",
+    "COMMA": "a comma",
+    "DOT": "a dot and a column",
+    "$END": "the end",
+}
+USUAL_SLIPS = {
+    "=": "write == to compare",
+    "<>": "write != for unequal",
+    "!": "write not, or != for unequal",
+    "&": "write and",
+    "|": "write or",
+    "&&": "write and",
+    "||": "write or",
+    "%": "it knows + - * and /",
+    ";": "one rule is one expression: join two by and",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: pairs of a query and an item for which its expression is true are kept."""
+
+    name: str
+    text: str = field(compare=False)
+    tree: Node  # as written
+    core: Node = field(compare=False, repr=False)  # every comparison has the item on one side at most
+
+    def __str__(self) -> str:
+        return str(self.tree)
+
+
+class _WrongError(Exception):
+    def __init__(self, span: Span, message: str) -> None:
+        super().__init__(message)
+        self.span = span
+
+
+def parse_rule(name: str, text: str) -> Rule:
+    """Read a rule. Raises SpecError that shows the line with a mark under the word at fault."""
+    if len(text) > LONGEST:
+        raise SpecError(f"rule {name!r} has {len(text)} characters and may have {LONGEST}; put lists into a column")
+    try:
+        tree = _parse(text)
+        return Rule(name, text, tree, _ordered(tree))
+    except _WrongError as wrong:
+        raise fault(name, text, wrong.span, str(wrong)) from None
+
+
+def _parse(text: str) -> Node:
+    from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+
+    if not text.strip():
+        raise _WrongError((0, 0), "it is empty; write for which pairs it is true, such as item.in_stock")
+    try:
+        tree = _parser().parse(text)
+    except UnexpectedCharacters as error:
+        start = error.pos_in_stream or 0
+        raise _stopped(text, (start, start + 1), error.allowed or ()) from None
+    except UnexpectedToken as error:
+        at_end = error.token.type == "$END"
+        start = len(text) if at_end else int(error.token.start_pos or 0)
+        raise _stopped(text, (start, start + (1 if at_end else len(error.token))), error.accepts or ()) from None
+    except UnexpectedEOF as error:
+        raise _stopped(text, (len(text), len(text) + 1), error.expected or ()) from None
+    node: Node = _build(tree)
+    return node
+
+
+def _stopped(text: str, span: Span, allowed: Any) -> _WrongError:
+    """The reading stopped at a place: what would go on there, or what people mean who write this."""
+    found = text[span[0] : span[1]]
+    slip = USUAL_SLIPS.get(text[span[0] : span[0] + 2]) or USUAL_SLIPS.get(found)
+    if found in ('"', "'"):
+        return _WrongError(span, "the quote is not closed; end the text with the same mark")
+    what = f"{found!r} is not understood here" if found else "it ends too early"
+    if slip is None:
+        words = list(dict.fromkeys(IN_WORDS[name] for name in sorted(allowed) if name in IN_WORDS))
+        slip = f"what may follow is {', '.join(words)}" if words else "see docs/rules.md for the language"
+    return _WrongError(span, f"{what}; {slip}")
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Any:
+    from lark import Lark
+
+    return Lark(GRAMMAR, parser="lalr", lexer="contextual", propagate_positions=True)
+
+
+def _build(tree: Any, depth: int = 0) -> Any:
+    """Our node for lark's."""
+    if not hasattr(tree, "children"):
+        return tree  # a token
+    span = (tree.meta.start_pos, tree.meta.end_pos)
+    if depth > DEEPEST:
+        raise _WrongError(span, f"parts are nested more than {DEEPEST} deep; split it into rules, which all must hold")
+    parts = [_build(child, depth + 1) for child in tree.children if child is not None]
+    return _BUILDERS[tree.data](parts, span)
+
+
+def _negative(parts: Sequence[Any], span: Span) -> Node:
+    value = parts[-1]
+    if isinstance(value, Constant) and not isinstance(value.value, bool | str):
+        return Constant(-value.value, span)
+    return Sum(((-1, value),), span)
+
+
+def _sum(parts: Sequence[Any], span: Span) -> Node:
+    signs = [1, *(-1 if sign == "-" else 1 for sign in parts[1::2])]
+    return Sum(tuple(zip(signs, parts[::2], strict=True)), span)
+
+
+def _number(parts: Sequence[Any], span: Span) -> Constant:
+    return Constant(_as_number(parts[0], span), span)
+
+
+def _as_number(text: str, span: Span) -> int | float:
+    value = int(text) if text.isdigit() else float(text)
+    if isinstance(value, int) and value > 2**63 - 1:
+        raise _WrongError(span, "a whole number is at most 9223372036854775807; write it with a point")
+    if not math.isfinite(value):
+        raise _WrongError(span, "this number is too large")
+    return value
+
+
+def _as_text(token: str, span: Span) -> str:
+    letters = iter(token[1:-1])
+    text = "".join(next(letters) if letter == "\\" else letter for letter in letters)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _WrongError(span, "the text holds half of a character; write it anew") from None
+    return text
+
+
+def _reference(parts: Sequence[Any], span: Span) -> Reference:
+    side, name = parts
+    start = side.start_pos
+    if side not in SIDES:
+        raise _WrongError((start, start + len(side)), f"there is no {str(side)!r}; {near(side, SIDES, 'known are')}")
+    plain = name.type == "WORD"
+    if not plain and len(name) == 2:
+        raise _WrongError(span, "a column has a name")
+    return Reference(str(side), str(name) if plain else _as_text(name, span), span)
+
+
+def _call(parts: Sequence[Any], span: Span) -> Node:
+    word, argument = parts[0], parts[1] if len(parts) > 1 else None
+    inside = (argument.start_pos, argument.end_pos) if argument is not None else span
+    if word == "date":
+        return _moment(argument, inside, span)
+    if word in ("days", "hours"):
+        if argument is None or argument.type != "NUMBER":
+            raise _WrongError(inside, f"{word} takes a number, such as {word}(28)")
+        amount = _as_number(argument, inside)
+        if amount > MOST_DAYS:
+            raise _WrongError(inside, f"{word} takes at most {MOST_DAYS}")
+        return Duration(str(word), amount, span)
+    hint = near(word, ("date", "days", "hours"), "known are")
+    if word in ("today", "now"):
+        hint = "a rule has no clock, so that a run can be repeated: compare with a column, or with request.today"
+    raise _WrongError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
+
+
+def _moment(argument: Any, inside: Span, span: Span) -> Moment:
+    if argument is None or argument.type != "STRING":
+        raise _WrongError(inside, 'date takes a text, such as date("2026-11-25")')
+    moment = Moment(_as_text(argument, inside), span)
+    try:
+        datetime.datetime.fromisoformat(moment.text)
+        _ = moment.microseconds
+    except (ValueError, OverflowError):
+        raise _WrongError(inside, 'it is no date; write it like "2026-11-25" or "2026-11-25T18:30:00Z"') from None
+    return moment
+
+
+def _several(parts: Sequence[Any], span: Span) -> Several:
+    if not parts:
+        raise _WrongError(span, "the list is empty, so nothing is in it; name a value at least")
+    return Several(tuple(parts), span)
+
+
+_BUILDERS: Mapping[str, Any] = {
+    "start": lambda parts, _: parts[0],
+    "group": lambda parts, _: parts[0],
+    "either": lambda parts, span: Or(tuple(parts[::2]), span),
+    "both": lambda parts, span: And(tuple(parts[::2]), span),
+    "opposite": lambda parts, span: Not(parts[1], span),
+    "compare": lambda parts, span: Compare(str(parts[1]), parts[0], parts[2], span),
+    "member": lambda parts, span: Member(str(parts[1]), parts[0], parts[2], span),
+    "outside": lambda parts, span: Not(Member("in", parts[0], parts[3], span), span),
+    "is_null": lambda parts, span: IsNull(parts[0], span),
+    "is_not_null": lambda parts, span: Not(IsNull(parts[0], span), span),
+    "sum": _sum,
+    "product": lambda parts, span: Product(parts[0], str(parts[1]), parts[2], span),
+    "negative": _negative,
+    "number": _number,
+    "negative_number": lambda parts, span: Constant(-_as_number(parts[1], span), span),
+    "string": lambda parts, span: Constant(_as_text(parts[0], span), span),
+    "true": lambda _, span: Constant(True, span),
+    "false": lambda _, span: Constant(False, span),
+    "reference": _reference,
+    "call": _call,
+    "several": _several,
+}
+
+
+# ---- one side each ----
+
+
+def _ordered(node: Node) -> Node:
+    """The same condition with the item on at most one side of each comparison."""
+    if isinstance(node, And):
+        return And(tuple(map(_ordered, node.parts)), node.span)
+    if isinstance(node, Or):
+        return Or(tuple(map(_ordered, node.parts)), node.span)
+    if isinstance(node, Not):
+        return Not(_ordered(node.part), node.span)
+    if isinstance(node, Compare) and (_mixed(node.left) or _mixed(node.right)):
+        return _rearranged(node)
+    if isinstance(node, Member | IsNull):
+        for part in parts_of(node):
+            if _mixed(part):
+                raise _WrongError(part.span, "this value is of the item and the query at once; ask about one of them")
+    return node
+
+
+def _mixed(node: Node) -> bool:
+    return len(sides_of(node)) > 1
+
+
+def _rearranged(node: Compare) -> Compare:
+    """The terms of the item on the left, all others on the right."""
+    terms = [*_terms(node.left, 1), *_terms(node.right, -1)]
+    for _, term in terms:
+        if _mixed(term):
+            way = "only sums can be taken apart; write the item's value on one side and the query's on the other"
+            raise _WrongError(term.span, f"this value is of the item and of the query at once, and {way}")
+    left = tuple((sign, term) for sign, term in terms if "item" in sides_of(term))
+    right = tuple((-sign, term) for sign, term in terms if "item" not in sides_of(term))
+    return Compare(node.operator, Sum(left, node.left.span), Sum(right, node.right.span), node.span)
+
+
+def _terms(node: Node, sign: int) -> list[tuple[int, Node]]:
+    if isinstance(node, Sum) and _mixed(node):
+        return [found for own, term in node.terms for found in _terms(term, sign * own)]
+    return [(sign, node)]

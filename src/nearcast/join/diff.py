@@ -1,0 +1,194 @@
+"""What changed between two snapshots, and why: candidates that came and went on sampled queries, counted by cause.
+
+Told from the snapshots alone: their lists, the attributes that they hold, and the rules of their specs. That a vector
+has changed is read off the scores: at the old score a candidate would still have its place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from nearcast.eligibility import Rule, columns_of, failing
+from nearcast.errors import InputError
+from nearcast.join.constraints import rules_of
+from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.table.snapshot import Snapshot
+
+__all__ = ["Change", "Diff", "Went", "diff_snapshots"]
+
+EXAMPLES = 3
+SPEEDS = ("memory", "threads", "out", "publish", "audit", "serve", "monitor")  # settings without effect on lists
+
+Id = str | int
+
+
+class Went(StrEnum):
+    """Why a candidate is in one list and not in the other; read towards the past for one that came."""
+
+    ITEM = "item"  # the item itself is only in one of the snapshots
+    RULE = "rule"  # a rule bars the pair in the other
+    CROWDED = "crowded"  # at its score the other list has no place for it: others are nearer there
+    RESCORED = "rescored"  # at its score it would be in the other list: a vector, a cap or the effort changed
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Candidates that came or went for one cause."""
+
+    cause: str  # of Went; "rule NAME" for a rule
+    candidates: int
+    share: float  # of all that came, or went
+    examples: tuple[tuple[Id, Id], ...]  # query and item
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What is different in the newer of two snapshots."""
+
+    generator: str
+    before: str
+    after: str
+    settings: tuple[str, ...]  # that changed, in words
+    queries: int  # of both snapshots, that were compared
+    queries_came: int  # of the sample of the newer one, not in the older
+    kept: float  # share of the older lists' candidates that are still there, over the compared queries
+    unchanged: float  # share of the compared queries whose lists hold the same
+    came: tuple[Change, ...]
+    went: tuple[Change, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """One query's list in one snapshot."""
+
+    ids: tuple[Id, ...]
+    scores: tuple[float, ...]
+    k: int
+
+    @property
+    def bar(self) -> float:
+        """What a candidate has to score to be in it."""
+        return self.scores[-1] if len(self.scores) >= self.k else -np.inf
+
+
+class _Side:
+    """One of the two snapshots, as far as causes depend on it."""
+
+    def __init__(self, snapshot: Snapshot, queries: Sequence[Id]) -> None:
+        self.snapshot = snapshot
+        self.spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
+        self.queries = queries
+
+    @cached_property
+    def rules(self) -> list[Rule]:
+        return rules_of(self.spec)
+
+    @cached_property
+    def lists(self) -> dict[Id, _List]:
+        """The lists of the sampled queries that are there."""
+        dataset = ds.dataset(self.snapshot.folder / "candidates", format="parquet")
+        wanted = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
+        columns = ["query_id", "candidate_ids", "scores"]
+        rows = dataset.to_table(columns=columns, filter=ds.field("query_id").isin(wanted), use_threads=False)
+        return {
+            row["query_id"]: _List(tuple(row["candidate_ids"]), tuple(row["scores"]), self.spec.k)
+            for row in rows.to_pylist()
+        }
+
+    def facts(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
+        """Attributes by id, of the ids that are there."""
+        path = self.snapshot.folder / folder
+        dataset = ds.dataset(path if path.is_dir() else self.snapshot.folder / "items", format="parquet")
+        held = [name for name in names if name in dataset.schema.names]
+        wanted = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
+        table = dataset.to_table(columns=["id", *held], filter=ds.field("id").isin(wanted), use_threads=False)
+        return {row["id"]: row for row in table.to_pylist()}
+
+
+def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff:
+    """Compare the lists of evenly spread queries. InputError where the snapshots' ids are of different types."""
+    rows = np.unique(np.linspace(0, max(0, newer.n_rows - 1), min(sample, newer.n_rows)).astype(np.int64))
+    asked = newer.rows(rows).column("query_id").to_pylist()
+    kinds = [ds.dataset(side.folder / "candidates", format="parquet").schema for side in (older, newer)]
+    if any(kinds[0].field(name).type != kinds[1].field(name).type for name in ("query_id", "candidate_ids")):
+        raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
+    before, after = _Side(older, asked), _Side(newer, asked)
+    both = [query for query in asked if query in before.lists]
+    kept, unchanged, total = 0, 0, 0
+    came: list[tuple[Id, Id]] = []
+    went: list[tuple[Id, Id]] = []
+    for query in both:
+        old, new = set(before.lists[query].ids), set(after.lists[query].ids)
+        kept, total, unchanged = kept + len(old & new), total + len(old), unchanged + (old == new)
+        went += [(query, item) for item in before.lists[query].ids if item not in new]
+        came += [(query, item) for item in after.lists[query].ids if item not in old]
+    return Diff(
+        newer.generator,
+        older.name,
+        newer.name,
+        tuple(_settings(older.manifest["spec"], newer.manifest["spec"])),
+        len(both),
+        len(asked) - len(both),
+        kept / total if total else 1.0,
+        unchanged / len(both) if both else 1.0,
+        _by_cause(came, there=after, other=before),
+        _by_cause(went, there=before, other=after),
+    )
+
+
+def _by_cause(pairs: Sequence[tuple[Id, Id]], *, there: _Side, other: _Side) -> tuple[Change, ...]:
+    """Count pairs that are in the lists of one side by why they are not in those of the other."""
+    item_columns, query_columns, _ = columns_of(other.rules)
+    items = other.facts("items", item_columns, {item for _, item in pairs}) if pairs else {}
+    queries = other.facts("queries", query_columns, {query for query, _ in pairs}) if pairs else {}
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[tuple[Id, Id]]] = {}
+    for query, item in pairs:
+        cause = _cause(query, item, there, other, items, queries)
+        counts[cause] += 1
+        if len(examples.setdefault(cause, [])) < EXAMPLES:
+            examples[cause].append((query, item))
+    return tuple(Change(cause, n, n / len(pairs), tuple(examples[cause])) for cause, n in counts.most_common())
+
+
+def _cause(
+    query: Id,
+    item: Id,
+    there: _Side,
+    other: _Side,
+    items: Mapping[Id, dict[str, Any]],
+    queries: Mapping[Id, dict[str, Any]],
+) -> str:
+    if item not in items:
+        return str(Went.ITEM)
+    barring = failing(other.rules, queries.get(query, {"id": query}), items[item]) if other.rules else None
+    if barring is not None:
+        return f"{Went.RULE} {barring}"
+    listed = there.lists[query]
+    score = listed.scores[listed.ids.index(item)]
+    return str(Went.CROWDED if score <= other.lists[query].bar else Went.RESCORED)
+
+
+def _settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What was set otherwise, in words."""
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if old == new or (not prefix and key in SPEEDS):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _settings(old, new, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} was {old!r} and is {new!r}"

@@ -1,0 +1,174 @@
+"""Publish a table of weights: the order of the steps is that of a snapshot, without an audit's rules.
+
+    lock -> refuse what cannot be meant -> write -> read back -> point -> retire
+
+Readers keep the old version until the pointer moves. Rolled back by `rollback.py` like any other generator. Knows
+nothing of logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.errors import AuditError, BusyError, DamagedError, StoreError
+from nearcast.publishing.load import Copied, add_checksum
+from nearcast.publishing.publication import Publication
+from nearcast.publishing.readback import read_back
+from nearcast.publishing.retain import retire_versions, withdrawn_after
+from nearcast.publishing.times import utc
+from nearcast.spec import Serving
+from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
+from nearcast.stores.tables import KIND, table_name
+from nearcast.stores.values import encode_keys, encode_lists, id_kind, id_type
+from nearcast.types import no_progress
+
+__all__ = ["publish_table"]
+
+FACTS_FORMAT = 1
+LIST_HEAD_BYTES = 4
+KEPT_VERSIONS = 3
+LEAST_SHARE = 0.5  # of the keys that are current: fewer are more likely a log that was cut short than news
+
+Facts = dict[str, Any]
+Pairs = Mapping[Space, list[Pair]]
+
+
+def publish_table(store: Store, generator: str, table: str, rows: pa.Table, *, fewer: bool = False) -> Publication:
+    """Make these rows the current version of a table of a generator, under the name GENERATOR.TABLE.
+
+    rows: columns key, items and weights, as `engagement.most_engaged` makes them. fewer: they may have less than half
+    as many keys as what is current. Nothing is done where the same rows are current already.
+    Raises AuditError for fewer keys, StoreError where a snapshot is published under that name, BusyError while
+    another process publishes it; then nothing has changed.
+    """
+    name, pairs = table_name(generator, table), _pairs(rows)
+    mark = _fingerprint(pairs)
+    with store.lock(name) as held:
+        pointer = store.pointer(name)
+        current = _facts_of_current(store, name, pointer)
+        before = pointer.version if pointer else None
+        if pointer and current.get("fingerprint") == mark:
+            return Publication(name, store.url, pointer.version, before, "already_current")
+        _check(name, rows, current, fewer=fewer)
+        version = 1 + max([*store.versions(name), before or 0])
+        done = Publication(name, store.url, version, before, "published")
+        started = time.perf_counter()
+        copied = _tally(pairs)
+        facts = _facts(name, version, rows, copied) | {"fingerprint": mark, "of": generator}
+        _write(store, pairs, facts, held)
+        done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
+        last = pointer or Pointer(version=0, serial=0)
+        moved = last.moved(Event("published", version, utc(time.time())), withdrawn_after(last, version))
+        store.point(name, moved, held)
+        return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
+
+
+def _facts_of_current(store: Store, name: str, pointer: Pointer | None) -> Mapping[str, Any]:
+    """What the current version says of itself; StoreError where it is no table."""
+    if pointer is None:
+        return {}
+    with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
+        facts = reader.facts
+    if facts.get("kind") != KIND:
+        raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
+    return facts
+
+
+def _check(name: str, rows: pa.Table, current: Mapping[str, Any], *, fewer: bool) -> None:
+    least = LEAST_SHARE * current.get("keys", 0)
+    if len(rows) < least and not fewer:
+        raise AuditError(
+            f"{name} would have {len(rows):,} keys where {current['keys']:,} are current; if so few are meant, "
+            "publish with --fewer"
+        )
+
+
+def _write(store: Store, pairs: Pairs, facts: Facts, held: Held) -> None:
+    """Write the version and read it back; what goes wrong is cleared away."""
+    name, version = facts["generator"], facts["version"]
+    writer = store.write(name, version)
+    try:
+        for space, some in pairs.items():
+            writer.put(space, some)
+        held.check()
+        writer.finish(facts)
+    except BusyError:
+        raise  # the lock was lost: what is there may be another's by now
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            writer.discard()
+        raise
+    try:
+        with contextlib.closing(store.open(name, version, verify=True)) as reader:
+            read_back(reader, f"version {version:06d} of {name} in {store.url}", no_progress)
+    except DamagedError:
+        held.check()
+        store.retire(name, version)
+        raise
+
+
+def _pairs(rows: pa.Table) -> Pairs:
+    """The lists by key, and the items that are in them, ascending as a store has them."""
+    items = rows["items"].combine_chunks()
+    distinct = items.flatten().unique()
+    values = encode_lists(items, rows["weights"].combine_chunks(), [None] * len(rows), id_kind(distinct))
+    lists = sorted(zip(encode_keys(rows["key"].combine_chunks()), values, strict=True))
+    return {Space.LISTS: lists, Space.ITEMS: sorted((key, b"{}") for key in encode_keys(distinct))}
+
+
+def _tally(pairs: Pairs) -> Copied:
+    sums = {str(space): add_checksum(0, *_columns(some)) for space, some in pairs.items()}
+    total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
+    lists = pairs[Space.LISTS]
+    payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
+    return Copied(len(lists), len(pairs[Space.ITEMS]), total, payload, sums)
+
+
+def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
+    return [key for key, _ in pairs], [value for _, value in pairs]
+
+
+def _facts(name: str, version: int, rows: pa.Table, copied: Copied) -> Facts:
+    """What the version tells of itself: that of a snapshot, as far as a table has it."""
+    now = utc(time.time())
+    items = rows["items"].combine_chunks().flatten()
+    return {
+        "format": FACTS_FORMAT,
+        "kind": KIND,
+        "generator": name,
+        "version": version,
+        "snapshot": f"{version:06d}",
+        "started": now,
+        "created": now,
+        "published": now,
+        "metric": "weight",
+        "k": int(pc.max(pc.list_value_length(rows["items"])).as_py()),
+        "query_ids": id_type(rows["key"].type),
+        "item_ids": id_type(items.type),
+        "id_kind": id_kind(items),
+        "columns": {},
+        "measures": {},
+        "promise": {},
+        "serve": Serving().model_dump(mode="json"),
+        "audit": {"findings": [], "accepted": {}},
+        "keys": copied.keys,
+        "items": copied.items,
+        "payload_bytes": copied.payload_bytes,
+        "checksum": dict(copied.checksum),
+    }
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """A hash of all lists: of equal rows it is equal."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for key, value in pairs[Space.LISTS]:
+        hashed.update(b"%d %d " % (len(key), len(value)) + key + value)
+    return hashed.hexdigest()

@@ -1,0 +1,59 @@
+"""The example for Airflow, parsed by the real Airflow, which lives in an environment of its own (`make airflow`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+AIRFLOW = Path(os.environ.get("NEARCAST_AIRFLOW", ROOT / ".airflow" / "bin" / "python"))
+
+pytestmark = pytest.mark.skipif(
+    not AIRFLOW.is_file(), reason=f"no Airflow at {AIRFLOW}: run `make airflow`, or set NEARCAST_AIRFLOW to its python"
+)
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Airflow makes of the example, and what its commands make of exit codes."""
+    folder = tmp_path_factory.mktemp("dags")
+    shutil.copy(ROOT / "examples" / "scheduling" / "nearcast_shop.py", folder)
+    home = tmp_path_factory.mktemp("airflow")
+    done = subprocess.run(
+        [str(AIRFLOW), str(HERE / "parse_dag.py"), str(folder), json.dumps(list(range(14)))],
+        env=os.environ | {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_example_is_a_dag_without_errors(parsed: dict[str, Any]) -> None:
+    assert parsed["errors"] == {}
+    assert list(parsed["dags"]) == ["nearcast_shop"]
+
+
+def test_it_refreshes_then_monitors_and_makes_up_for_no_missed_day(parsed: dict[str, Any]) -> None:
+    dag = parsed["dags"]["nearcast_shop"]
+    assert dag["tasks"] == {"refresh": ["monitor"], "monitor": []}
+    assert dag["catchup"] is False
+    assert dag["max_active_runs"] == 1
+
+
+def test_only_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any]) -> None:
+    said = {int(code): outcome for code, outcome in parsed["outcomes"].items()}
+    assert said[0] == "success"
+    assert said[5] == "AirflowSkipException"
+    assert {code for code, outcome in said.items() if outcome == "AirflowFailException"} == {2, 3, 4, 9, 10, 13}
+    assert {code for code, outcome in said.items() if outcome == "AirflowException"} == {1, 6, 7, 8, 11, 12}
