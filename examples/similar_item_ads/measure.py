@@ -1,10 +1,11 @@
-"""Measure the recipe: what of a request is left after each stage, and what households did with it.
+"""Measure the recipe: what a request has left after each stage, and what households did with what they were shown.
 
 Every request goes through the same expansion table by several ways: candidates looked up in tables of several index
 sizes, with several k; searched for in an online index; and the same most bought products for everybody. Two figures:
 
     redemptions   the share of the coupons that households redeemed later that is among the ads they were shown
-    engagement    the share of the ads shown whose product the household bought in the held-out weeks
+    engagement    the share of the slots whose ad is for a product that the household bought in the held-out weeks;
+                  a slot that stays empty counts as a miss
 
 Intervals and differences: households drawn again, the same draws for every way. Writes ways.json and funnel.svg.
 """
@@ -40,6 +41,7 @@ from nearcast.types import Metric
 HERE = Path(__file__).parent
 SPECS = ("generator-1000.toml", "generator-5000.toml", "generator.toml")
 LENGTHS = (10, 50, 200)
+SLOTS = 20  # ads that a request has room for: k of ads.toml
 ONLINE_K = 50  # what the online search returns
 RESAMPLES = 2000
 SEED = 45
@@ -54,7 +56,7 @@ class MostBought:
     name: str = POPULAR
     metric: Metric = Metric.INNER_PRODUCT
 
-    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:  # noqa: ARG002 (all are asked for)
+    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:  # noqa: ARG002
         """Whatever is asked."""
         return self.lists
 
@@ -68,7 +70,7 @@ class Measured:
     k: int  # candidates of a key
     passed: Passed
     redeemed: np.ndarray  # (requests, 2) coupons found, and redeemed
-    engaged: np.ndarray  # (requests, 2) shown ads whose product was bought, and shown
+    engaged: np.ndarray  # (requests, 2) shown ads whose product was bought, and slots
 
 
 def main() -> None:
@@ -107,7 +109,7 @@ def measure(requests: list[Logged]) -> list[Measured]:
                 passed = run_funnel(table, requests, Funnel(ads, candidates_per_key=k))
                 found.append(measured(f"offline, {items:,} items, k {k}", items, k, passed, requests))
         full = nearcast.load_spec(HERE / SPECS[-1])
-        online = searched(prepare(full.model_copy(update={"k": ONLINE_K}), HERE, listener), recall=0.95)
+        online = searched(prepare(full, HERE, listener), recall=0.95, k=ONLINE_K)
         passed = run_funnel(online, requests, Funnel(ads))
         found.append(measured(ONLINE, online.index.n_items, ONLINE_K, passed, requests))
         passed = run_funnel(most_bought(), requests, Funnel(ads))
@@ -132,7 +134,7 @@ def measured(name: str, items: int, k: int, passed: Passed, requests: list[Logge
         for logged, ads in zip(requests, passed.returned_ads, strict=True)
     ]
     engaged = [
-        (sum(item in logged.engaged for item in items), len(items))
+        (sum(item in logged.engaged for item in items), SLOTS)
         for logged, items in zip(requests, passed.items, strict=True)
     ]
     return Measured(name, items, k, passed, np.array(redeemed, float), np.array(engaged, float))
@@ -159,7 +161,7 @@ def row(way: Measured, popular: Measured, online: Measured, draws: np.ndarray) -
         "k": way.k,
         "candidates": dict(zip(passed.stages, passed.candidates.mean(axis=0).tolist(), strict=True)),
         "ads": dict(zip(passed.stages, passed.ads.mean(axis=0).tolist(), strict=True)),
-        "too_few": float(np.mean(passed.lengths < 20)),
+        "too_few": float(np.mean(passed.lengths < SLOTS)),
         "empty": float(np.mean(passed.lengths == 0)),
         "cpu_ms_per_request": passed.cpu_seconds / len(passed.lengths) * 1000,
         "redemptions": rate(way.redeemed, draws),

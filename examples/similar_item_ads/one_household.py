@@ -1,4 +1,4 @@
-"""Show what one household bought last, and the ads that the two-step call gives it; with --pause, the overlay."""
+"""Show what one household bought last and the ads that it is given; with --pause, the overlay at work."""
 
 from __future__ import annotations
 

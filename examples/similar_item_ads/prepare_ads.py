@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-RECENT = 20  # products that a request knows: those that the household bought last
+RECENT = 50  # products that a request knows: those that the household bought last
 INDEX_SIZES = (1_000, 5_000)  # smaller indexes: only the products that were bought most
 SEED = 18  # of budgets, spending and bids
 DAY = 86_400

@@ -492,7 +492,8 @@ def replay(
         ]
         ways: list[Way] = [*looked]
         if online is not None:
-            ways.append(searched(run_context, engine=online))
+            same = int(looked[0].view.version.facts["k"])  # or the longer lists would win
+            ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
         funnel = Funnel(table, k, candidates_per_key)
         return replay_ways(run_context, requests, ways, funnel, version=looked[0].view.version.number)[0]
 

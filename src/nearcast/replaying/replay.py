@@ -134,9 +134,11 @@ def _staged(snapshot: Snapshot) -> Iterator[Store]:
         yield store
 
 
-def searched(run: RunContext, *, engine: str = "faiss-hnsw", recall: float | None = None) -> OnlineWay:
-    """The online index of today's items, opened or built; see `join.online.open_online`."""
-    spec = run.spec
+def searched(
+    run: RunContext, *, engine: str = "faiss-hnsw", recall: float | None = None, k: int | None = None
+) -> OnlineWay:
+    """The online index of today's items, opened or built, asked for k; see `join.online.open_online`."""
+    spec = run.spec if k is None else run.spec.model_copy(update={"k": k})
     aimed = recall if recall is not None else spec.serve.online_recall
     index = open_online(spec, run.base, run.home.parent, engine=engine, recall=aimed, listener=run.listener)
     sources = open_sources(spec, run.base, None, None, run.listener.progress)
