@@ -21,6 +21,7 @@ from nearcast.types import Metric
 __all__ = [
     "CHECK_KINDS",
     "Audit",
+    "CapOf",
     "Checks",
     "GeneratorSpec",
     "Measuring",
@@ -152,6 +153,20 @@ class Measuring(_Table):
     slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
 
 
+class CapOf(_Table):
+    """At most so many items of a group in one list."""
+
+    by: str | None = Field(None, description="attribute of the items: at most so many of each of its values")
+    alike: Share | None = Field(None, gt=0, le=1, description="or items of at least this cosine, as one group")
+    most: Whole = Field(1, ge=1, description="items of a group that a list may hold")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.by is None) == (self.alike is None):
+            raise ValueError("a cap is either by an attribute or for items that are alike; write one of by and alike")
+        return self
+
+
 class Publishing(_Table):
     """Where and how snapshots are published. None of it changes the answer."""
 
@@ -221,6 +236,8 @@ class GeneratorSpec(_Table):
     out: str = Field("nearcast", description="folder of the snapshots of all generators, relative to this file")
     items: Source = Field(description="what may be returned")
     queries: Source | None = Field(None, description="what candidates are wanted for; the items themselves")
+    min_score: float | None = Field(None, allow_inf_nan=False, description="a candidate scores at least this; no limit")
+    caps: tuple[CapOf, ...] = Field((), description="groups of items of which a list may hold only so many")
     rules: tuple[RuleSpec, ...] = Field(
         (), description="which items a query may get: [[rules]] tables with name and keep, see docs/rules.md"
     )
@@ -235,6 +252,9 @@ class GeneratorSpec(_Table):
     def _check(self) -> Self:
         if self.queries is not None and self.items.weight is not None:
             raise ValueError("weight is the traffic of queries: write it in [queries]")
+        for cap in self.caps:
+            if cap.by is not None and cap.by not in self.items.columns:
+                raise ValueError(f"a cap is by {cap.by!r}; add it to the attributes of [items]")
         names = [rule.name for rule in self.rules]
         for name in names:
             if names.count(name) > 1:

@@ -13,9 +13,26 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from nearcast.errors import SpecError
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
 
-__all__ = ["Effort", "Engine", "EngineSettings", "Estimate", "Index", "JoinShape", "Resources", "Workload"]
+__all__ = [
+    "CAPS",
+    "MIN_SCORE",
+    "RULES",
+    "Effort",
+    "Engine",
+    "EngineSettings",
+    "Estimate",
+    "Index",
+    "JoinShape",
+    "Resources",
+    "Workload",
+    "refuse_unhonoured",
+]
+
+RULES, CAPS, MIN_SCORE = "rules", "caps", "min_score"  # what an engine may honour inside its join
 
 Effort = Mapping[str, int]
 """How hard an index works for a query, in the engine's own terms, such as {"nprobe": 32}. Empty: no choice."""
@@ -64,6 +81,7 @@ class Workload:
     k: int
     recall: float
     sample: AnyArray  # (any, dim) some of the queries
+    constraints: Constraints = FREE  # of all queries, in their order; an engine may lay items out for them
 
 
 class Index(Protocol):
@@ -80,13 +98,16 @@ class Index(Protocol):
         *,
         effort: Effort,
         exclude: IntArray | None,  # (n,) the item position that each query must not get, -1 for none
+        constraints: Constraints = FREE,  # of these queries; of a kind that the engine honours
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
-        """The k best items of every query that this effort finds."""
+        """The k best items of every query that this effort finds among those that the constraints leave."""
         ...
 
-    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+    def pays(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> bool:
         """Whether an effort costs less than full effort, judging by these queries.
 
         By counting, never by the clock: the choice decides the answer, and must be the same in every run.
@@ -104,6 +125,7 @@ class Engine(Protocol):
     name: str
     metrics: frozenset[Metric]
     exact: bool  # full effort is exact by construction, not by luck
+    honours: frozenset[str]  # of RULES, CAPS and MIN_SCORE
     fits_workload: bool  # the index depends on the workload, and so must its fingerprint
     settings: type[EngineSettings]
 
@@ -130,3 +152,17 @@ class Engine(Protocol):
     def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> Index:
         """Open what `Index.save` has written, over the same items."""
         ...
+
+
+def refuse_unhonoured(engine: Engine, constraints: Constraints) -> None:
+    """SpecError where the engine would not obey a constraint: none is ever left out in silence."""
+    asked = {
+        RULES: constraints.eligibility is not None,
+        CAPS: bool(constraints.caps),
+        MIN_SCORE: constraints.min_score is not None,
+    }
+    for kind, wanted in asked.items():
+        if wanted and kind not in engine.honours:
+            raise SpecError(
+                f'engine {engine.name} does not honour {kind} inside its join; write engine = "dense" or "exact"'
+            )

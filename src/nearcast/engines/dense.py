@@ -16,8 +16,19 @@ import numpy as np
 from pydantic import Field
 
 from nearcast import kernels
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.base import (
+    CAPS,
+    MIN_SCORE,
+    RULES,
+    Effort,
+    EngineSettings,
+    Estimate,
+    JoinShape,
+    Resources,
+    Workload,
+)
 from nearcast.errors import DamagedError
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["DenseEngine"]
@@ -32,6 +43,7 @@ BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of
 CALIBRATION_QUERIES = 12_000  # that exact joins would answer in the time that samples, their truth and trials take
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
 SHARE_CELLS = 4_111
+RULED_REACH = 0.5  # with a hundredth of the items eligible, ten times as many are met for the same recall
 QUERIES_AT_ONCE = 1 << 14
 LEAST_BYTES = 32 << 20
 
@@ -49,13 +61,15 @@ class DenseIndex:
     """Items as 8-bit tiles in cells, with their full vectors beside them.
 
     Full effort scans the items in one block, longest first, which is faster than cell by cell; that block is
-    made when it is first asked for.
+    made when it is first asked for. Under rules they are scanned in blocks that the rules tell apart; how items are
+    laid out never changes an exact answer.
     """
 
     def __init__(self, index: kernels.DenseIndex, settings: DenseSettings) -> None:
         self.index = index
         self.settings = settings
         self._whole = index if index.n_cells == 1 else None
+        self._ruled: kernels.DenseIndex | None = index if index.centres is None else None
 
     def efforts(self, k: int) -> Sequence[Effort]:
         """More and more cells, then all items; only all items where there are no cells."""
@@ -72,24 +86,29 @@ class DenseIndex:
         *,
         effort: Effort,
         exclude: IntArray | None,
+        constraints: Constraints = FREE,
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
         """Scan what the effort reaches, and score what the bound leaves."""
-        found = self._scan(queries, k, effort, exclude, resources, progress)
+        found = self._scan(queries, k, effort, exclude, constraints, resources, progress)
         return Neighbors(found.positions, found.scores)
 
-    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+    def pays(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> bool:
         """Whether the effort meets few enough items to be worth the cells."""
         if effort == EXACT or len(queries) == 0:
             return True
-        every = self._scan(queries, k, EXACT, None, resources, no_progress).counters.get("tile_rows", 1)
-        return self.met(queries, k, effort, resources) * len(queries) < MOST_MET * every
+        every = self._scan(queries, k, EXACT, None, constraints, resources, no_progress).counters.get("tile_rows", 1)
+        return self.met(queries, k, effort, resources, constraints) * len(queries) < MOST_MET * every
 
-    def met(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> float:
+    def met(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> float:
         """How many items a query meets on average."""
-        met: int = self._scan(queries, k, effort, None, resources, no_progress).counters.get("tile_rows", 0)
-        return met / max(1, len(queries))
+        scan = self._scan(queries, k, effort, None, constraints, resources, no_progress)
+        return float(scan.counters.get("tile_rows", 0) / max(1, len(queries)))
 
     def _scan(
         self,
@@ -97,21 +116,29 @@ class DenseIndex:
         k: int,
         effort: Effort,
         exclude: IntArray | None,
+        constraints: Constraints,
         resources: Resources,
         progress: Progress,
     ) -> kernels.Joined:
         exact = "reach" not in effort
-        return (self._all_items(resources) if exact else self.index).join(
+        return (self._all_items(constraints, resources) if exact else self.index).join(
             queries,
             k,
             reach=math.inf if exact else effort["reach"] / 100,
             exclude=exclude,
+            constraints=constraints,
             threads=resources.threads,
             memory_bytes=resources.memory_bytes // 4,
             progress=lambda done, total: progress("join", done, total),
         )
 
-    def _all_items(self, resources: Resources) -> kernels.DenseIndex:
+    def _all_items(self, constraints: Constraints, resources: Resources) -> kernels.DenseIndex:
+        if constraints.eligibility is not None:
+            if self._ruled is None:
+                self._ruled = kernels.ruled_index(
+                    self.index.items, self.index.metric, constraints.eligibility, threads=resources.threads
+                )
+            return self._ruled
         if self._whole is None:
             self._whole = kernels.build_index(self.index.items, self.index.metric, cells=1, threads=resources.threads)
         return self._whole
@@ -128,6 +155,7 @@ class DenseEngine:
     name = "dense"
     metrics = frozenset(Metric)
     exact = True
+    honours = frozenset({RULES, CAPS, MIN_SCORE})
     fits_workload = True
     settings: type[EngineSettings] = DenseSettings
 
@@ -165,6 +193,12 @@ class DenseEngine:
         """Cells where they pay, one block of all items where they do not."""
         assert isinstance(settings, DenseSettings)
         cells = settings.cells or worthwhile_cells(items.n, workload)
+        rule = None if workload is None else workload.constraints.eligibility
+        if cells == 1 and rule is not None:
+            whole = np.ascontiguousarray(items.whole())
+            index = kernels.ruled_index(whole, metric, rule, threads=resources.threads)
+            progress("build", items.n, items.n)
+            return DenseIndex(index, settings)
         index = kernels.build_index(
             np.ascontiguousarray(items.whole()),
             metric,
@@ -198,15 +232,20 @@ def worthwhile_cells(n_items: int, workload: Workload | None) -> int:
     """How many cells pay for themselves: one for an exact promise, for few queries, or for queries unknown."""
     if workload is None:
         return 1
-    return _worthwhile(n_items, workload.n_queries, workload.recall)
+    rule = workload.constraints.eligibility
+    met, eligible = (1.0, 1.0) if rule is None else kernels.shares_under(rule)
+    return _worthwhile(n_items, workload.n_queries, workload.recall, met, eligible)
 
 
-def _worthwhile(n_items: int, n_queries: int, recall: float) -> int:
-    """The cells that save more than they cost, both counted in queries that are joined exactly; else 1."""
+def _worthwhile(n_items: int, n_queries: int, recall: float, met: float = 1.0, eligible: float = 1.0) -> int:
+    """The cells that save more than they cost, both counted in queries that are joined exactly; else 1.
+
+    Under rules an exact join meets a share of the pairs, and a pruned one reaches further for the eligible few.
+    """
     cells = kernels.default_cells(n_items)
     if recall == 1 or cells == 1:
         return 1
-    saved = n_queries * (1 - _pruned_share(cells, recall))
+    saved = n_queries * (met - min(1.0, _pruned_share(cells, recall) / max(eligible, 1e-9) ** RULED_REACH))
     return cells if saved > _build_queries(cells) + CALIBRATION_QUERIES else 1
 
 

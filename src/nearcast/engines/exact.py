@@ -9,7 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.base import (
+    CAPS,
+    MIN_SCORE,
+    RULES,
+    Effort,
+    EngineSettings,
+    Estimate,
+    JoinShape,
+    Resources,
+    Workload,
+)
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact import blocks_for, exact_join
 from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors
 
@@ -42,6 +53,7 @@ class ExactIndex:
         *,
         effort: Effort,
         exclude: IntArray | None,
+        constraints: Constraints = FREE,
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
@@ -52,12 +64,15 @@ class ExactIndex:
             k,
             self.metric,
             exclude=exclude,
+            constraints=constraints,
             threads=resources.threads,
             memory_bytes=resources.memory_bytes,
             progress=progress,
         )
 
-    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+    def pays(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> bool:
         """There is one effort."""
         return True
 
@@ -71,6 +86,7 @@ class ExactEngine:
     name = "exact"
     metrics = frozenset(Metric)
     exact = True
+    honours = frozenset({RULES, CAPS, MIN_SCORE})
     fits_workload = False
     settings: type[EngineSettings] = ExactSettings
 

@@ -16,12 +16,14 @@ import numpy as np
 
 from nearcast.engines.base import Effort
 from nearcast.errors import DamagedError, MissingExtraError
+from nearcast.knn.constraints import Constraints
 from nearcast.knn.scores import norms, rescore
 from nearcast.knn.topk import drop_excluded
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = [
     "BLOCK_ROWS",
+    "above",
     "blocks",
     "faiss",
     "ladder",
@@ -102,6 +104,16 @@ def search_join(
         best.positions[part], best.scores[part] = kept.positions, kept.scores
         progress("join", part.stop, n)
     return best
+
+
+def above(found: Neighbors, constraints: Constraints) -> Neighbors:
+    """The lists without what scores too little: the one constraint that needs no help from the search."""
+    assert constraints.eligibility is None, "rules are refused before a join"
+    assert not constraints.caps, "caps are refused before a join"
+    if constraints.min_score is None:
+        return found
+    good = found.scores >= np.float32(constraints.min_score)
+    return Neighbors(np.where(good, found.positions, -1), np.where(good, found.scores, np.float32(-np.inf)))
 
 
 def save_faiss(index: Any, folder: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.engines.faiss_common import (
     BLOCK_ROWS,
+    above,
     faiss,
     faiss_metric,
     ladder,
@@ -31,6 +32,7 @@ from nearcast.engines.faiss_common import (
     trial,
 )
 from nearcast.errors import DamagedError
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["FaissHnswEngine"]
@@ -89,6 +91,7 @@ class HnswIndex:
         *,
         effort: Effort,
         exclude: IntArray | None,
+        constraints: Constraints = FREE,
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
@@ -98,7 +101,8 @@ class HnswIndex:
         def search(block: FloatArray, wanted: int) -> IntArray:
             return self.positions(block, wanted, effort)
 
-        return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+        found = search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+        return above(found, constraints)
 
     def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
         """(n, k or more) what a search of some effort finds, -1 for nothing; with ef of all items, by a scan.
@@ -112,7 +116,9 @@ class HnswIndex:
         groups = searched.search(prepared_queries, min(k, n), params=parameters)[1]
         return _expanded(groups, self.copies, k)
 
-    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+    def pays(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> bool:
         """Always: full effort visits everything one query at a time."""
         return True
 
@@ -129,6 +135,7 @@ class FaissHnswEngine:
     name = "faiss-hnsw"
     metrics = frozenset(Metric)
     exact = False
+    honours = frozenset({MIN_SCORE})
     fits_workload = False
     settings: type[EngineSettings] = HnswSettings
 

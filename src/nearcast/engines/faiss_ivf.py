@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from nearcast.engines.base import Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
 from nearcast.engines.faiss_common import (
+    above,
     blocks,
     faiss,
     faiss_metric,
@@ -29,6 +30,7 @@ from nearcast.engines.faiss_common import (
     search_join,
     trial,
 )
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["FaissIvfEngine"]
@@ -73,6 +75,7 @@ class IvfIndex:
         *,
         effort: Effort,
         exclude: IntArray | None,
+        constraints: Constraints = FREE,
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
@@ -82,7 +85,8 @@ class IvfIndex:
         def search(block: FloatArray, wanted: int) -> IntArray:
             return self.positions(block, wanted, effort)
 
-        return search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+        found = search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
+        return above(found, constraints)
 
     def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
         """(n, k) what a search of some effort finds, -1 for nothing.
@@ -92,7 +96,9 @@ class IvfIndex:
         positions: IntArray = self.index.search(prepared_queries, k, params=_parameters(effort["nprobe"]))[1]
         return positions
 
-    def pays(self, queries: AnyArray, k: int, effort: Effort, resources: Resources) -> bool:
+    def pays(
+        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
+    ) -> bool:
         """Always: full effort visits everything one query at a time."""
         return True
 
@@ -107,6 +113,7 @@ class FaissIvfEngine:
     name = "faiss-ivf"
     metrics = frozenset(Metric)
     exact = False
+    honours = frozenset({MIN_SCORE})
     fits_workload = False
     settings: type[EngineSettings] = IvfSettings
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from nearcast import machine
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Effort, Index, Resources
+from nearcast.engines.base import Effort, Index, Resources, refuse_unhonoured
 from nearcast.errors import InputError, SpecError
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
+from nearcast.knn.constraints import FREE, Constraints, crossing_items
 from nearcast.knn.exact import exact_join
 from nearcast.measure.recall import sample_rows
 from nearcast.sources.matrix import RowState, lengths_and_states
@@ -67,6 +69,7 @@ def knn_join(
     engine: str = "auto",
     engine_settings: Mapping[str, Any] | None = None,
     exclude_self: bool = False,
+    constraints: Constraints = FREE,
     threads: int | None = None,
     memory: int | str = "1GB",
     seed: int = 0,
@@ -78,6 +81,8 @@ def knn_join(
     the smaller row. recall below 1 lets an approximate engine work less: its effort is found on sampled
     queries against exact truth, and checked on others. exclude_self: row i of the queries never gets row i
     of the items. k may exceed m: lists are then short. memory: what the join may take beyond the arrays.
+    constraints: which items each query may get, how many of a group, and how good; lists may then be short,
+    and recall is that among what the constraints leave.
 
     Arrays of float16, float32, int8 or uint8 are taken as they are, float64 is rounded to float32. Raises
     InputError for arrays that cannot be joined, SpecError for settings that make no sense.
@@ -89,13 +94,15 @@ def knn_join(
     settings = parse_model(chosen.settings, dict(engine_settings or {}), f"engine_settings of {chosen.name}")
     resources = _resources(threads, memory)
     exclude = _own_rows(len(query_vectors), item_vectors.n) if exclude_self else None
+    _check_constraints(constraints, len(query_vectors), item_vectors.n)
+    refuse_unhonoured(chosen, constraints)
 
     started = time.perf_counter()
     index = chosen.build(
         item_vectors,
         chosen_metric,
         settings,
-        workload=workload_of(ArrayVectors(query_vectors), k, recall, seed),
+        workload=workload_of(ArrayVectors(query_vectors), k, recall, seed, constraints),
         seed=seed,
         resources=resources,
         progress=progress,
@@ -111,13 +118,22 @@ def knn_join(
             k,
             chosen_metric,
             exclude,
+            constraints,
             resources,
             efforts[-1] if chosen.exact else None,
         )
         found = samples.calibrate(efforts, recall, seed)
         effort = found.effort
     calibrated = time.perf_counter()
-    best = index.join(query_vectors, k, effort=effort, exclude=exclude, resources=resources, progress=progress)
+    best = index.join(
+        query_vectors,
+        k,
+        effort=effort,
+        exclude=exclude,
+        constraints=constraints,
+        resources=resources,
+        progress=progress,
+    )
     seconds = {
         "build": built - started,
         "calibrate": calibrated - built,
@@ -139,6 +155,7 @@ class _Sampler:
     k: int
     metric: Metric
     exclude: IntArray | None
+    constraints: Constraints
     resources: Resources
     full_effort: Effort | None  # of an exact engine: its own answer is the truth, and a fast one
 
@@ -152,25 +169,33 @@ class _Sampler:
 
     def sample(self, rows: IntArray) -> Sample:
         queries, barred = self.queries[rows], None if self.exclude is None else self.exclude[rows]
+        held = self.constraints.of_queries(rows)
 
         def join(effort: Effort) -> Neighbors:
             return self.index.join(
-                queries, self.k, effort=effort, exclude=barred, resources=self.resources, progress=no_progress
+                queries,
+                self.k,
+                effort=effort,
+                exclude=barred,
+                constraints=held,
+                resources=self.resources,
+                progress=no_progress,
             )
 
         def pays(effort: Effort) -> bool:
-            return self.index.pays(queries, self.k, effort, self.resources)
+            return self.index.pays(queries, self.k, effort, self.resources, held)
 
-        truth = join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred)
+        truth = join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred, held)
         return Sample(join, truth, pays)
 
-    def truth(self, queries: AnyArray, barred: IntArray | None) -> Neighbors:
+    def truth(self, queries: AnyArray, barred: IntArray | None, held: Constraints) -> Neighbors:
         return exact_join(
             queries,
             self.items,
             self.k,
             self.metric,
             exclude=barred,
+            constraints=held,
             threads=self.resources.threads,
             memory_bytes=self.resources.memory_bytes,
         )
@@ -228,6 +253,28 @@ def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: floa
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
+
+
+def _check_constraints(constraints: Constraints, n_queries: int, n_items: int) -> None:
+    rule = constraints.eligibility
+    if rule is not None and (rule.n_queries, rule.n_items) != (n_queries, n_items):
+        raise InputError(
+            f"the eligibility is for {rule.n_queries:,} queries and {rule.n_items:,} items; given are "
+            f"{n_queries:,} and {n_items:,}"
+        )
+    for number, cap in enumerate(constraints.caps):
+        if cap.groups.shape != (n_items,):
+            raise InputError(
+                f"caps[{number}] has groups of shape {cap.groups.shape}; needed is one an item, {n_items:,}"
+            )
+        if cap.most < 1:
+            raise SpecError(f"caps[{number}] lets {cap.most} items of a group through; it is at least 1")
+    for inner, outer in pairwise(constraints.caps):
+        if crossing_items(inner, outer) is not None:
+            raise SpecError(
+                "groups of caps must lie within each other, the smallest first: items "
+                "{} and {} share a group of one, but not of the next".format(*crossing_items(inner, outer) or ())
+            )
 
 
 def _own_rows(n_queries: int, n_items: int) -> IntArray:

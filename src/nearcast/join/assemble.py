@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.join.reasons import CODES
 from nearcast.join.task import JoinTask, read_result
 from nearcast.measure.tally import Tally
 from nearcast.sources.ids import positions_of
@@ -25,14 +26,13 @@ def assemble(
     queries: Side,
     folder: Path,
     k: int,
-    reachable: IntArray | int,
+    reasons: npt.NDArray[np.uint8],
     tally: Tally,
     progress: Progress,
 ) -> int:
     """Write all rows, sorted by query id, and count them into the tally. Returns the number of rows.
 
-    `reachable` is how many items each query (or every query) could get at all: a shorter list than that was
-    cut off by the engine's effort.
+    `reasons` (queries,) are numbers of `reasons.CODES`.
     """
     total = len(queries.listed_ids)
     schema = candidate_schema(queries.listed_ids.type, items.ids.type)
@@ -42,9 +42,7 @@ def assemble(
             places = positions_of(ids, queries.ids) if total != queries.vectors.n else _run(start, len(ids))
             joined = _rows(tasks, places[places >= 0], k)
             neighbors = _spread(joined, places, k)
-            limit = reachable if isinstance(reachable, int) else reachable[places]
-            reasons = _reasons(neighbors.lengths, places, limit, k)
-            writer.write(candidate_table(ids, neighbors, items.ids, reasons))
+            writer.write(candidate_table(ids, neighbors, items.ids, _reasons(reasons, places)))
             tally.add(joined.positions, joined.scores, len(ids), total)
             progress("table", start + len(ids), total)
     return total
@@ -81,13 +79,8 @@ def _spread(joined: Neighbors, places: IntArray, k: int) -> Neighbors:
     return spread
 
 
-def _reasons(lengths: npt.NDArray[np.int64], places: IntArray, reachable: IntArray | int, k: int) -> list[str | None]:
-    reasons = np.full(len(lengths), None, dtype=object)
-    short = lengths < k
-    if short.any():
-        all_seen = lengths >= reachable
-        reasons[short & all_seen] = str(Reason.TOO_FEW_ELIGIBLE)
-        reasons[short & ~all_seen] = str(Reason.NOT_PROBED)
-        reasons[places < 0] = str(Reason.NO_VECTOR)
-    listed: list[str | None] = reasons.tolist()
+def _reasons(reasons: npt.NDArray[np.uint8], places: IntArray) -> list[str | None]:
+    """Words for the rows of queries at these places; -1 for a query without a vector."""
+    words = np.array([None if reason is None else str(reason) for reason in CODES], dtype=object)
+    listed: list[str | None] = np.where(places < 0, str(Reason.NO_VECTOR), words[reasons[places]]).tolist()
     return listed

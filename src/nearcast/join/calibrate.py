@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.engines.base import Effort, Workload
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.types import Neighbors, Vectors
 
@@ -51,10 +52,10 @@ class Calibration:
     tried: int
 
 
-def workload_of(queries: Vectors, k: int, recall: float, seed: int) -> Workload:
+def workload_of(queries: Vectors, k: int, recall: float, seed: int, constraints: Constraints = FREE) -> Workload:
     """What an index will be asked, with a random sample of the queries that it may be fitted to."""
     (rows,) = sample_rows(queries.n, (min(queries.n, WORKLOAD_SAMPLE),), seed + 1)
-    return Workload(queries.n, k, recall, queries.take(rows))
+    return Workload(queries.n, k, recall, queries.take(rows), constraints)
 
 
 def find_effort(

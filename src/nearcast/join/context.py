@@ -17,7 +17,7 @@ from nearcast.spec import GeneratorSpec, parse_model
 
 __all__ = ["STAGES", "RunContext", "prepare"]
 
-STAGES = ("hash", "check", "estimate", "read", "build", "calibrate", "join", "table", "measure", "overlap")
+STAGES = ("hash", "check", "estimate", "read", "rules", "build", "calibrate", "join", "table", "measure", "overlap")
 SMALLEST_WORK = 64 << 20  # below that not even one block of each kind can be held
 LARGEST_READ = 1 << 30  # more would not make reading faster
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.engines.base import Resources
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact import exact_join
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
@@ -46,14 +47,16 @@ def truth_of(
     exclude_self: bool,
     resources: Resources,
     progress: Progress,
+    constraints: Constraints = FREE,
 ) -> Neighbors:
-    """The exact neighbors of these queries."""
+    """The exact neighbors of these queries; the constraints are those of all queries."""
     return exact_join(
         queries.vectors.take(rows),
         items.vectors,
         k,
         metric,
         exclude=exclusions(items, queries, rows, exclude_self=exclude_self),
+        constraints=constraints.of_queries(rows),
         threads=resources.threads,
         memory_bytes=resources.memory_bytes,
         progress=progress,

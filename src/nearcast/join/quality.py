@@ -6,7 +6,7 @@ Recall is a fact here, not a hope: the lists are read from the snapshot's files,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from nearcast.engines.base import Resources
 from nearcast.errors import InputError
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists, sampled_lists, truth_of
+from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.scores import rescore
 from nearcast.measure.drift import repeat_share
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
@@ -65,6 +66,7 @@ class Asked:
     recall: float
     exclude_self: bool
     resources: Resources
+    constraints: Constraints = FREE
 
 
 def measure_quality(
@@ -111,6 +113,7 @@ def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLi
             exclude_self=asked.exclude_self,
             resources=asked.resources,
             progress=no_progress,
+            constraints=replace(asked.constraints, min_score=None),
         )
         queries = inputs.queries.vectors.take(rows[some])
         scores = rescore(queries, inputs.items.vectors, lists.positions[some], metric).scores

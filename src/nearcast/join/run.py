@@ -18,6 +18,7 @@ from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
+from nearcast.join.constraints import check_spec_rules, have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
@@ -75,6 +76,7 @@ def run_generator(
         started = time.perf_counter()
         with run.stage("hash"):
             sources = open_sources(spec, base, items, queries, run.listener.progress)
+        check_spec_rules(spec, sources)
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), sources.item_digests, sources.query_digests)
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
@@ -98,6 +100,7 @@ def check_generator(
     """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
     run = prepare(spec, base, listener or Listener())
     sources = open_sources(spec, base, items, queries, run.listener.progress)
+    check_spec_rules(spec, sources)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, _existing(run.out))
@@ -122,13 +125,15 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    index_folder = have_index(run, checked, inputs)
-    settings = join_settings(run, inputs, index_folder)
+    constraints = have_constraints(run, checked, inputs)
+    index_folder = have_index(run, checked, inputs, constraints)
+    settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
     tasks, continued = joined(run, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
-    measures, n_rows = write_table(run, tasks, inputs, checked.report, folder)
+    artifacts = (checked.item_folder, checked.query_folder, index_folder)
+    measures, n_rows = write_table(run, tasks, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
@@ -144,9 +149,9 @@ def _new_snapshot(
             "effort": dict(settings.effort),
             "calibration": calibration,
         },
-        "artifacts": sorted({p.name for p in (checked.item_folder, checked.query_folder, index_folder)}),
+        "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
-    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures)
+    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures, constraints)
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {

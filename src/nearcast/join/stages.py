@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nearcast.engines.base import Effort, Index
+from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fingerprint, is_done
 from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
+from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
 from nearcast.join.inputs import Checked, Inputs
 from nearcast.join.measuring import exclusions, measure_overlap, truth_of
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
+from nearcast.join.reasons import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import Tally
@@ -47,12 +48,14 @@ __all__ = [
 ]
 
 
-def have_index(run: RunContext, checked: Checked, inputs: Inputs) -> Path:
+def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: Path | None = None) -> Path:
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of = made_from(run, checked.item_folder)
-    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed)
+    held = open_constraints(constraints)
+    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed, held)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
+        made_of += [] if constraints is None else [constraints.name]
     folder = run.artifacts / index_name(made_of)
     if run.engine.name == ExactEngine.name:
         return folder
@@ -84,7 +87,7 @@ def index_name(made_of: list[Any]) -> str:
     return f"index-{fingerprint([*made_of, __version__])[:16]}"
 
 
-def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSettings:
+def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constraints: Path | None = None) -> JoinSettings:
     """What all tasks will share; the effort is still open."""
     return JoinSettings(
         items=inputs.items.folder,
@@ -96,6 +99,7 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path) -> JoinSe
         k=run.spec.k,
         effort=(),
         exclude_self=run.spec.exclude_self,
+        constraints=constraints,
         resources=run.resources,
     )
 
@@ -142,8 +146,8 @@ def calibrated(
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing),
-            calibration_sample(run, index, inputs, sampled.checking),
+            calibration_sample(run, index, inputs, sampled.choosing, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.checking, settings.constraints),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -165,26 +169,35 @@ def _calibration_facts(found: Calibration) -> dict[str, Any]:
     return {"found": asdict(found.found), "held_out": asdict(found.held_out), "efforts_tried": found.tried}
 
 
-def calibration_sample(run: RunContext, index: Index, inputs: Inputs, rows: IntArray) -> Sample:
+def calibration_sample(
+    run: RunContext, index: Index, inputs: Inputs, rows: IntArray, constraints: Path | None = None
+) -> Sample:
     """The queries at these positions with their exact neighbors, to hold efforts against."""
     barred = exclusions(inputs.items, inputs.queries, rows, exclude_self=run.spec.exclude_self)
     vectors = inputs.queries.vectors.take(rows)
+    held = open_constraints(constraints).of_queries(rows)
 
     def join(effort: Effort) -> Neighbors:
         return index.join(
-            vectors, run.spec.k, effort=effort, exclude=barred, resources=run.resources, progress=no_progress
+            vectors,
+            run.spec.k,
+            effort=effort,
+            exclude=barred,
+            constraints=held,
+            resources=run.resources,
+            progress=no_progress,
         )
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
     full = index.efforts(run.spec.k)[-1]
 
     def pays(effort: Effort) -> bool:
-        return index.pays(vectors, run.spec.k, effort, run.resources)
+        return index.pays(vectors, run.spec.k, effort, run.resources, held)
 
-    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows), pays)
+    return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, constraints), pays)
 
 
-def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
+def _truth(run: RunContext, inputs: Inputs, rows: IntArray, constraints: Path | None) -> Neighbors:
     return truth_of(
         inputs.items,
         inputs.queries,
@@ -194,6 +207,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray) -> Neighbors:
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("ground truth", done, total),
+        constraints=open_constraints(constraints),
     )
 
 
@@ -218,18 +232,19 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
 
 
 def write_table(
-    run: RunContext, tasks: list[JoinTask], inputs: Inputs, report: Report, folder: Path
+    run: RunContext, tasks: list[JoinTask], settings: JoinSettings, inputs: Inputs, report: Report, folder: Path
 ) -> tuple[dict[str, float], int]:
     """Write the table and the attributes of both sides; the measures of the whole table come back."""
     tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows)
     with run.stage("table"):
+        short = short_reasons(_shortfall(run, settings), tasks, inputs)
         n_rows = assemble(
             tasks,
             inputs.items,
             inputs.queries,
             folder / "candidates",
             run.spec.k,
-            _reachable(run, inputs),
+            short,
             tally,
             run.listener.progress,
         )
@@ -239,12 +254,10 @@ def write_table(
     return tally.measures(), n_rows
 
 
-def _reachable(run: RunContext, inputs: Inputs) -> IntArray:
-    """(queries,) how many items each query could get at all."""
-    every = np.arange(inputs.queries.vectors.n)
-    barred = exclusions(inputs.items, inputs.queries, every, exclude_self=run.spec.exclude_self)
-    n = inputs.items.vectors.n
-    return np.full(len(every), n) if barred is None else n - (barred >= 0).astype(np.int64)
+def _shortfall(run: RunContext, settings: JoinSettings) -> Shortfall:
+    complete = run.engine.exact and dict(settings.effort) in ({}, EXACT)
+    held = open_constraints(settings.constraints)
+    return Shortfall(run.spec.k, run.spec.metric, run.spec.exclude_self, held, complete, run.resources)
 
 
 def measure_table(
@@ -254,6 +267,7 @@ def measure_table(
     rows: IntArray,
     last: Snapshot | None,
     measures: dict[str, float],
+    constraints: Path | None = None,
 ) -> dict[str, Any]:
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
@@ -261,10 +275,16 @@ def measure_table(
     metric that the lists rather look like.
     """
     with run.stage("measure"):
-        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows), last)
+        found = measure_quality(run.spec, snapshot, inputs, rows, _truth(run, inputs, rows, constraints), last)
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
-        asked = Asked(run.spec.metric, run.spec.recall, run.spec.exclude_self, run.resources)
+        asked = Asked(
+            run.spec.metric,
+            run.spec.recall,
+            run.spec.exclude_self,
+            run.resources,
+            open_constraints(constraints),
+        )
         likely = likely_metric(asked, inputs, rows, found.lists, measures["recall"])
     if last is not None:
         with run.stage("overlap"):

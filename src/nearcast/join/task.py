@@ -16,6 +16,7 @@ import numpy as np
 from nearcast.engines import ENGINES
 from nearcast.engines.base import Effort, Index, Resources
 from nearcast.files import finish, fresh_folder
+from nearcast.join.constraints import open_constraints
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Side, open_side
 from nearcast.types import Metric, Neighbors, Progress
@@ -36,6 +37,7 @@ class JoinSettings:
     k: int
     effort: tuple[tuple[str, int], ...]
     exclude_self: bool
+    constraints: Path | None  # folder, see join.constraints
     resources: Resources
 
 
@@ -65,6 +67,7 @@ def do_task(task: JoinTask, progress: Progress) -> None:
         common.k,
         effort=dict(common.effort),
         exclude=exclude,
+        constraints=open_constraints(common.constraints).of_queries(slice(task.start, task.stop)),
         resources=common.resources,
         progress=passed_on,
     )

@@ -19,6 +19,7 @@ from nearcast.kernels import rounding, twins
 from nearcast.kernels.join import Joined, Progress
 from nearcast.kernels.rounding import PackedItems, Rotation
 from nearcast.knn.constraints import FREE, Constraints
+from nearcast.knn.eligible import Eligibility
 
 CELLS_PER_ROOT = 6.5  # cells = 6.5 * sqrt(items): then choosing cells costs a fifth of meeting them
 ITEMS_PER_CELL = 24  # at least, on average: tiles of 16 are filled up with nothing
@@ -40,14 +41,14 @@ class DenseIndex:
     item_norms: np.ndarray | None  # (m,) float64, cosine only
     rotation: Rotation
     packed: PackedItems | None  # one block per cell; None without native kernels, where every join is exact
-    centres: PackedItems | None
+    centres: PackedItems | None  # None where every join is exact
     sample: PackedItems | None
     spread: float  # of items about their centres, per dimension
 
     @property
     def n_cells(self) -> int:
         """Cells that hold items; 1 for an index that is only ever exact."""
-        return 1 if self.packed is None else len(self.packed.block_norms)
+        return 1 if self.packed is None or self.centres is None else len(self.packed.block_norms)
 
     def join(
         self,
@@ -198,6 +199,18 @@ def build_index(
         _packed_centres(means, offsets, stride, rotation, isa),
         spread,
     )
+
+
+def ruled_index(items: np.ndarray, metric: str, rule: Eligibility, *, threads: int = 1) -> DenseIndex:
+    """All items in blocks that the rule tells apart, for exact joins under it; other rules are answered rightly too."""
+    items = _join.checked_vectors(items, "items")
+    isa = _isa.isa_info().taken
+    rotation = rounding.make_rotation(items, metric)
+    packed = None
+    if isa != _isa.TWINS and len(items):
+        packed = _join.pack_whole(items, rotation, metric, isa, threads, rule)
+    norms = None if packed is None else _join.item_norms(items, metric, isa, threads)
+    return DenseIndex(metric, items, norms, rotation, packed, None, None, 0.0)
 
 
 def _cells_of(

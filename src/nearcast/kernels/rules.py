@@ -1,10 +1,9 @@
-"""Eligibility as the native join takes it: leaves in the order of the tiles, summaries of blocks, and items in blocks that
-rules tell apart.
+"""Eligibility as the native join takes it: leaves in tile order, summaries of blocks, and items in blocks by rule.
 
-Two things make rules cheap. A block whose summary (least and largest code, all bits) cannot satisfy a query is not met at
-all, so items are put into blocks that differ in what queries ask for. And of the blocks that are met, the eligible items
-of a strip are found as a mask for many queries at once, before anything is multiplied, unless so many are eligible that it
-is cheaper to ask about the few that survive the threshold.
+Two things make rules cheap. A block whose summary (least and largest code, all bits) cannot satisfy a query is not met
+at all, so items are put into blocks that differ in what queries ask for. And of the blocks that are met, the eligible
+items of a strip are found as a mask for many queries at once, before anything is multiplied, unless so many are
+eligible that it is cheaper to ask about the few that survive the threshold.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ MOST_BLOCK = 1024
 SPLIT_QUERIES = 256
 SPLIT_BITS = 8  # most frequent bits of an overlap that are tried as a split
 WORTHWHILE = 0.97  # of the pairs met without a split; one that leaves more is not made
+COUNT_WIDTH = 16  # bytes of codes per item that nobody reads
+COUNT_PAIRS = 1 << 24  # pairs whose flags are held at a time
 DEEPEST = 60  # what the native evaluation has room for (kRuleDepth)
 
 LEAF, ALL, ANY = 0, 1, 2  # steps of a tree in postfix
@@ -56,6 +57,29 @@ def native_caps(constraints: Constraints) -> list[Any]:
         )
         for cap in constraints.caps
     ]
+
+
+def eligible_counts(rule: Eligibility, threads: int = 1) -> np.ndarray:
+    """(n,) how many items each query may get, without a join: costs n * m bits where blocks cannot be ruled out."""
+    isa = _isa.isa_info().taken
+    if isa == _isa.TWINS or rule.n_items == 0 or rule.n_queries == 0:
+        return _counted_by_pairs(rule)
+    nothing = np.zeros(rule.n_items)
+    blocks = rule_blocks(rule)
+    order, block_tiles = rounding.order_in_blocks(blocks, nothing, int(blocks.max()) + 1)
+    codes = rounding.Codes(np.zeros((rule.n_items, COUNT_WIDTH), np.int8), nothing, nothing, nothing)
+    packed = rounding.pack_items(codes, order, block_tiles, None, isa, threads)
+    counts: np.ndarray = _isa.native().eligible_counts(isa, packed.native, native_rule(rule, packed), threads)
+    return counts
+
+
+def _counted_by_pairs(rule: Eligibility) -> np.ndarray:
+    counts = np.zeros(rule.n_queries, np.int64)
+    step = max(1, COUNT_PAIRS // max(1, rule.n_items))
+    for start in range(0, rule.n_queries, step):
+        rows = slice(start, start + step)
+        counts[rows] = eligible_pairs(rule.of_queries(rows)).sum(axis=1)
+    return counts
 
 
 def split_tree(rule: Eligibility) -> tuple[All, All]:
@@ -161,23 +185,43 @@ class _Zone:
 
 
 def rule_blocks(rule: Eligibility) -> np.ndarray:
-    """(m,) a block for each item: a tree of splits by codes and bits, each the one that leaves the fewest pairs to meet.
+    """(m,) a block for each item: a tree of splits by codes and bits, each one that leaves the fewest pairs to meet.
 
     What queries ask for is taken from a sample of them. Where no split pays, items of one zone are cut by position.
     """
-    asked = rule.of_queries(_spread(rule.n_queries, SPLIT_QUERIES))
     numbers = np.empty(rule.n_items, np.int64)
-    zones, done = [_zone(rule, np.arange(rule.n_items))], 0
-    while zones:
-        zone = zones.pop()
-        halves = _best_split(asked, zone) if len(zone.items) > LEAST_BLOCK else None
-        if halves is not None:
-            zones += halves
-            continue
+    done = 0
+    for zone in _zones(rule, _asked(rule)):
         n_blocks = -(-len(zone.items) // MOST_BLOCK)
         numbers[zone.items] = done + np.arange(len(zone.items)) * n_blocks // max(1, len(zone.items))
         done += n_blocks
     return numbers
+
+
+def shares_under(rule: Eligibility) -> tuple[float, float]:
+    """The share of all pairs that an exact join meets in these blocks, and the share that is eligible, by samples."""
+    if rule.n_items == 0 or rule.n_queries == 0:
+        return 0.0, 0.0
+    asked = _asked(rule)
+    met = sum(len(zone.items) * _may_meet(asked, zone) for zone in _zones(rule, asked)) / rule.n_items
+    eligible = float(eligible_pairs(asked.of_items(_spread(rule.n_items, SPLIT_QUERIES * 16))).mean())
+    return met, eligible
+
+
+def _asked(rule: Eligibility) -> Eligibility:
+    return rule.of_queries(_spread(rule.n_queries, SPLIT_QUERIES))
+
+
+def _zones(rule: Eligibility, asked: Eligibility) -> Iterator[_Zone]:
+    """Zones that no split makes cheaper."""
+    zones = [_zone(rule, np.arange(rule.n_items))]
+    while zones:
+        zone = zones.pop()
+        halves = _best_split(asked, zone) if len(zone.items) > LEAST_BLOCK else None
+        if halves is None:
+            yield zone
+        else:
+            zones += halves
 
 
 def _spread(n: int, wanted: int) -> np.ndarray:

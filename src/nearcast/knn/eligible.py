@@ -16,7 +16,18 @@ import numpy.typing as npt
 
 from nearcast.types import IntArray
 
-__all__ = ["All", "Any", "Eligibility", "Interval", "Leaf", "Node", "Overlap", "Shared", "eligible_pairs"]
+__all__ = [
+    "All",
+    "Any",
+    "Eligibility",
+    "Interval",
+    "Leaf",
+    "Node",
+    "Overlap",
+    "Shared",
+    "eligible_of",
+    "eligible_pairs",
+]
 
 Int32Array = npt.NDArray[np.int32]
 WordArray = npt.NDArray[np.uint64]
@@ -107,6 +118,15 @@ def eligible_pairs(rule: Eligibility) -> BoolArray:
         return _leaf_pairs(rule.leaves[node])
 
     return value(rule.tree)
+
+
+def eligible_of(rule: Eligibility, queries: IntArray, items: IntArray) -> BoolArray:
+    """(len,) whether these pairs of a query and an item, given by position, are eligible."""
+    found = np.empty(len(queries), np.bool_)
+    for place, (query, item) in enumerate(zip(queries.tolist(), items.tolist(), strict=True)):
+        pair = rule.of_queries(slice(query, query + 1)).of_items(slice(item, item + 1))
+        found[place] = eligible_pairs(pair)[0, 0]
+    return found
 
 
 def _leaf_pairs(leaf: Leaf) -> BoolArray:

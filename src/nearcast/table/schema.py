@@ -24,6 +24,8 @@ class Reason(StrEnum):
 
     TOO_FEW_ELIGIBLE = "too_few_eligible"  # there are not k items that the query may get
     NOT_PROBED = "not_probed"  # the engine's effort ended before k items were seen
+    CAPPED = "capped"  # caps have filled up before k items were taken
+    BELOW_MIN_SCORE = "below_min_score"  # other items score less than the least that is wanted
     NO_VECTOR = "no_vector"  # the query was kept without a usable vector
 
 

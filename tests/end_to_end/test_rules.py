@@ -1,0 +1,173 @@
+"""Generators with rules, caps and least scores: every list is what sorting all eligible items would leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from tests.end_to_end import shop as at
+
+import nearcast
+from nearcast.errors import SpecError
+from nearcast.knn.scores import pair_scores
+from nearcast.types import Metric
+
+DIM, N_ITEMS, N_QUERIES = 12, 900, 400
+COUNTRIES = ("DE", "FR", "IT", "SE", "PL")
+SHOWN = {"name": "shown-here", "keep": "item.countries has query.country"}
+CHEAP = {"name": "cheap", "keep": "item.price <= query.budget * 1.5"}
+OTHERS = {"name": "others", "keep": "item.advertiser != query.advertiser"}
+NEW_TO_THEM = {"name": "not-bought", "keep": "not (query.bought has item.id)"}
+
+
+def attributes(rng: np.random.Generator) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    items = {
+        "countries": [list(rng.choice(COUNTRIES, size=rng.integers(0, 4), replace=False)) for _ in range(N_ITEMS)],
+        "price": [None if rng.random() < 0.05 else float(rng.integers(1, 50)) for _ in range(N_ITEMS)],
+        "advertiser": [f"a{rng.integers(30)}" for _ in range(N_ITEMS)],
+    }
+    items["family"] = [f"{a}-{rng.integers(3)}" for a in items["advertiser"]]
+    queries = {
+        "country": [str(rng.choice(COUNTRIES)) for _ in range(N_QUERIES)],
+        "budget": [float(rng.integers(1, 40)) for _ in range(N_QUERIES)],
+        "advertiser": [f"a{rng.integers(30)}" for _ in range(N_QUERIES)],
+        "bought": [[f"i{n:04d}" for n in rng.integers(N_ITEMS, size=3)] for _ in range(N_QUERIES)],
+    }
+    return items, queries
+
+
+class Shop:
+    """Both sides on disk, and what a list should be."""
+
+    def __init__(self, folder: Path) -> None:
+        rng = np.random.default_rng(3)
+        self.items, self.queries = at.clustered(N_ITEMS, DIM, seed=1), at.clustered(N_QUERIES, DIM, seed=2)
+        self.item_facts, self.query_facts = attributes(rng)
+        at.write_rows(folder / "items.parquet", self.item_ids, list(self.items), **self.item_facts)
+        at.write_rows(folder / "queries.parquet", self.query_ids, list(self.queries), **self.query_facts)
+        self.folder = folder
+
+    @property
+    def item_ids(self) -> list[str]:
+        return [f"i{n:04d}" for n in range(N_ITEMS)]
+
+    @property
+    def query_ids(self) -> list[str]:
+        return [f"q{n:04d}" for n in range(N_QUERIES)]
+
+    def run(self, **settings: Any) -> nearcast.Snapshot:
+        spec = {"name": "shop", "metric": "inner_product", "k": 10, "memory": "2GB", "threads": 1}
+        spec |= {"items": {"path": "items.parquet", "attributes": list(self.item_facts)}}
+        spec |= {"queries": {"path": "queries.parquet", "attributes": list(self.query_facts)}}
+        return nearcast.run(spec | settings, base=self.folder).snapshot
+
+    def wanted(self, query: int, eligible: Any, k: int = 10, caps: Any = (), least: float = -np.inf) -> list[str]:
+        """The k best of the eligible items, by sorting all of them."""
+        own = pair_scores(np.repeat(self.queries[query : query + 1], N_ITEMS, axis=0), self.items, Metric.INNER_PRODUCT)
+        taken: list[int] = []
+        for item in np.lexsort((np.arange(N_ITEMS), -own)):
+            room = all(sum(facts[t] == facts[item] for t in taken) < most for facts, most in caps)
+            if eligible(query, item) and own[item] >= np.float32(least) and room and len(taken) < k:
+                taken.append(int(item))
+        return [self.item_ids[item] for item in taken]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def lists(snapshot: nearcast.Snapshot) -> dict[str, tuple[list[str], str | None]]:
+    rows = ds.dataset(snapshot.folder / "candidates", format="parquet").to_table().to_pylist()
+    return {row["query_id"]: (row["candidate_ids"], row["reason"]) for row in rows}
+
+
+def test_a_list_holds_the_best_items_that_its_query_may_get(shop: Shop) -> None:
+    def eligible(query: int, item: int) -> bool:
+        price = shop.item_facts["price"][item]
+        return (
+            shop.query_facts["country"][query] in shop.item_facts["countries"][item]
+            and price is not None
+            and price <= shop.query_facts["budget"][query] * 1.5
+            and shop.item_facts["advertiser"][item] != shop.query_facts["advertiser"][query]
+            and shop.item_ids[item] not in shop.query_facts["bought"][query]
+        )
+
+    snapshot = shop.run(rules=[SHOWN, CHEAP, OTHERS, NEW_TO_THEM])
+    for query, (found, reason) in enumerate(lists(snapshot).values()):
+        assert found == shop.wanted(query, eligible)
+        assert reason == ("too_few_eligible" if len(found) < 10 else None)
+    assert snapshot.manifest["measures"]["recall"] == 1.0
+
+
+def test_a_list_holds_only_so_many_of_an_advertiser_and_of_a_family(shop: Shop) -> None:
+    snapshot = shop.run(caps=[{"by": "advertiser", "most": 2}, {"by": "family", "most": 1}], rules=[SHOWN])
+    caps = [(shop.item_facts["advertiser"], 2), (shop.item_facts["family"], 1)]
+    for query, (found, _) in enumerate(lists(snapshot).values()):
+        country = shop.query_facts["country"][query]
+        assert found == shop.wanted(query, lambda _, item, c=country: c in shop.item_facts["countries"][item], 10, caps)
+
+
+def test_a_short_list_says_whether_the_caps_or_the_least_score_cut_it(shop: Shop) -> None:
+    capped = shop.run(caps=[{"by": "advertiser", "most": 1}], k=40)
+    assert {reason for _, reason in lists(capped).values()} == {"capped"}
+    assert all(len(found) == 30 for found, _ in lists(capped).values())
+    best = sorted(capped.manifest["measures"].items())
+    assert best
+    cut = shop.run(min_score=float(np.median(shop.queries @ shop.items.T)), k=800)
+    reasons = {reason for _, reason in lists(cut).values()}
+    assert reasons <= {"below_min_score", None}
+    assert "below_min_score" in reasons
+
+
+def test_near_duplicates_count_as_one(shop: Shop) -> None:
+    twin = shop.items.copy()
+    twin[100:200] = twin[0:100] * 1.5
+    at.write_rows(shop.folder / "items.parquet", shop.item_ids, list(twin), **shop.item_facts)
+    snapshot = shop.run(caps=[{"alike": 0.9999, "most": 1}])
+    for found, _ in lists(snapshot).values():
+        numbers = [int(name[1:]) for name in found]
+        assert not {n for n in numbers if n < 100} & {n - 100 for n in numbers if 100 <= n < 200}
+
+
+@pytest.mark.parametrize("recall", [0.8, 0.95])
+def test_a_promise_holds_against_the_eligible_truth(shop: Shop, recall: float) -> None:
+    snapshot = shop.run(rules=[SHOWN], recall=recall, engine="dense", engine_settings={"cells": 20})
+    assert snapshot.manifest["promise"]["kept"]
+    for query, (found, _) in enumerate(lists(snapshot).values()):
+        country = shop.query_facts["country"][query]
+        assert all(country in shop.item_facts["countries"][int(name[1:])] for name in found)
+
+
+def test_exact_and_dense_agree_under_every_constraint(shop: Shop) -> None:
+    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "most": 2}], "min_score": 0.5}
+    assert lists(shop.run(engine="exact", **asked)) == lists(shop.run(engine="dense", **asked))
+
+
+@pytest.mark.parametrize("engine", ["faiss-hnsw", "faiss-ivf"])
+def test_an_engine_that_cannot_honour_a_rule_refuses_it(shop: Shop, engine: str) -> None:
+    pytest.importorskip("faiss")
+    with pytest.raises(SpecError, match=f"{engine} does not honour rules inside its join; write engine"):
+        shop.run(rules=[SHOWN], engine=engine)
+    with pytest.raises(SpecError, match="does not honour caps"):
+        shop.run(caps=[{"by": "advertiser"}], engine=engine)
+
+
+def test_a_rule_about_a_column_that_is_not_there_is_refused_before_anything_is_read(shop: Shop) -> None:
+    with pytest.raises(SpecError, match="countris"):
+        shop.run(rules=[{"name": "shown", "keep": "item.countris has query.country"}])
+    assert not list(shop.folder.glob("nearcast/shop/artifacts/*"))
+
+
+def test_caps_whose_groups_cross_are_refused_with_two_items_that_show_it(shop: Shop) -> None:
+    with pytest.raises(SpecError, match="share their price but not their advertiser"):
+        shop.run(caps=[{"by": "price"}, {"by": "advertiser"}])
+
+
+def test_a_run_is_made_again_when_a_rule_changes(shop: Shop) -> None:
+    first = shop.run(rules=[SHOWN])
+    assert shop.run(rules=[SHOWN]).version == first.version
+    assert shop.run(rules=[SHOWN, CHEAP]).version == first.version + 1
