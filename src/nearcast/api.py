@@ -239,9 +239,14 @@ def lookup(
     return snapshot.lookup(key, shown)
 
 
-def explain(generator: str, query: str | int, item: str | int, *, out: str | Path = OUT) -> Explanation:
-    """Why an item is in the list of a query of the newest snapshot, or not; see `nearcast.join.explain`."""
-    snapshot = find_snapshot(Path(out), generator)
+def explain(
+    generator: str, query: str | int, item: str | int, *, out: str | Path = OUT, version: int | None = None
+) -> Explanation:
+    """Why an item is in the list of a query, or not, in the newest snapshot; see `nearcast.join.explain`.
+
+    version: a snapshot, whose inputs must still be there: those of the newest are.
+    """
+    snapshot = find_snapshot(Path(out), generator, version)
     return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
 
 

@@ -151,3 +151,10 @@ def test_a_service_may_serve_no_page(shop: Path) -> None:
     with running(shop, "--no-page") as service:
         assert service.get("/").status_code == 404
         assert service.get("/dashboard/data").status_code == 404
+
+
+def test_a_pair_is_explained_where_the_snapshot_was_made(service: Service) -> None:
+    asked = {"key": "item 00", "item": "item 02"}
+    told = httpx.get(f"{service.url}/dashboard/generators/things/explain", params=asked, headers=HEAD).json()
+    assert told["cause"] in ("listed", "nearer")
+    assert told["rank"] >= 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nearcast.api import explain
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import out_option
 from nearcast.errors import NearcastError, NotFoundError, SpecError
@@ -162,7 +163,7 @@ def serve(
             place = f"[{host}]" if ":" in host else host
             click.echo(f"serving {snapshots} on http://{place}:{bound.getsockname()[1]}", err=True)
 
-        pages = [] if no_page else dashboard_pages(service, out, pictures=pictures)
+        pages = [] if no_page else dashboard_pages(service, out, pictures=pictures, explain=_explained(out))
         app = make_app(service, limits=Limits(max_keys, max_body), tokens=allowed, pages=pages)
         run_server(app, service, bound, drain_seconds=drain, begun=begun)
     click.echo("stopped", err=True)
@@ -208,3 +209,12 @@ def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str
         with listening(quiet=False) as listener:
             found[spec.name] = open_online(spec, path.parent, out, engine=engine, recall=recall, listener=listener)
     return found
+
+
+def _explained(out: Path) -> Callable[[str, str, str, int], Mapping[str, Any]]:
+    """Why an item is in a list, or not, for the page."""
+
+    def explained(generator: str, key: str, item: str, version: int) -> Mapping[str, Any]:
+        return explain(generator, key, item, out=out, version=version).as_dict()
+
+    return explained
