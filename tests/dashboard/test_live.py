@@ -85,7 +85,7 @@ def test_what_cannot_be_asked_is_refused_in_words(service: Service) -> None:
     assert refused("things/list?key=x&before=1e9") == (422, "invalid")
     assert refused("things/list?key=%ff") == (400, "bad_encoding")
     assert refused("%ff/list?key=x") == (400, "bad_encoding")
-    assert refused("things/explain?key=a&item=b") == (404, "not_found")  # offered only where there is something to ask
+    assert refused("things/explain?key=a&item=b") == (404, "not_found")
 
 
 def test_a_list_is_that_of_the_served_snapshot_beside_the_one_before(service: Service) -> None:
@@ -155,6 +155,6 @@ def test_a_service_may_serve_no_page(shop: Path) -> None:
 
 def test_a_pair_is_explained_where_the_snapshot_was_made(service: Service) -> None:
     asked = {"key": "item 00", "item": "item 02"}
-    told = httpx.get(f"{service.url}/dashboard/generators/things/explain", params=asked, headers=HEAD).json()
+    told = service.get("/dashboard/generators/things/explain", params=asked, headers=HEAD).json()
     assert told["cause"] in ("listed", "nearer")
     assert told["rank"] >= 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from nearcast.serve.sampling import SAMPLES, SampleWriter
 from nearcast.spec import Publishing, load_spec, parse_bytes
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
+
+if TYPE_CHECKING:
+    from nearcast.dashboard.live import Explain
 
 __all__ = ["serve", "tokens"]
 
@@ -211,7 +214,7 @@ def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str
     return found
 
 
-def _explained(out: Path) -> Callable[[str, str, str, int], Mapping[str, Any]]:
+def _explained(out: Path) -> Explain:
     """Why an item is in a list, or not, for the page."""
 
     def explained(generator: str, key: str, item: str, version: int) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from nearcast.dashboard.lists import columns_shown, compared, difference, keys_l
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
 from nearcast.dashboard.words import LEVELS, TROUBLES
-from nearcast.errors import NearcastError
+from nearcast.errors import NearcastError, NotFoundError
 from nearcast.serve.pages import Page, PageRequest
 from nearcast.serve.replies import RefusedError, Reply
 from nearcast.serve.service import Service, columns_in
@@ -138,6 +138,8 @@ class _Live:
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, ask)
+        except NotFoundError as error:  # of keys, ids and snapshots: nothing of the server
+            raise RefusedError(404, "not_found", str(error)) from None
         except NearcastError:  # its text may name files of the server
             raise RefusedError(503, "not_ready", "what the page needs cannot be read; the log says more") from None
         finally:
