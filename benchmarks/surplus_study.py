@@ -363,13 +363,8 @@ def main() -> None:
         fixed = group[0]
         rows.append([arm.measure(requests, None if arm is fixed else fixed) for arm in group])
     show(rows, console)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
     result = {
         "machine": machine.describe(),
         "commit": commit.stdout.strip(),
