@@ -69,12 +69,13 @@
   function List({ title, list, columns, tags, source, query, note }) {
     if (!list) return html`<div class="list"><h3>${title}</h3><p class="empty">${note || "There is no list for this key."}</p></div>`;
     const scores = list.candidates.map((row) => row.score).filter(format.there), best = Math.max(...scores), least = Math.min(...scores);
+    const digits = Math.max(Math.abs(best), Math.abs(least)) < 0.01 ? 6 : 4; // products of small vectors are small
     const width = (score) => (best > least ? 8 + 92 * ((score - least) / (best - least)) : 100);
     return html`<div class="list"><h3>${title} <small>snapshot ${list.snapshot}, ${list.candidates.length} candidates${list.reason ? `; short: ${list.reason.replaceAll("_", " ")}` : ""}</small></h3>
       <div class="scroll" tabindex="0" role="region" aria-label=${title + ", a table"}><table class="candidates"><thead><tr><th scope="col">Rank</th><th scope="col">Item</th>${columns.map((column) => html`<th scope="col" key=${column}>${column}</th>`)}<th scope="col">Score</th>${tags && html`<th scope="col">Change</th>`}${source && source.explain && html`<th scope="col">Why</th>`}</tr></thead>
       <tbody>${list.candidates.map((row, place) => html`<tr key=${place} class=${row.removed ? "removed" : ""}><td>${place + 1}</td><th scope="row">${format.text(row.id)}${row.removed && html`<small class="rule">taken out: ${row.removed}</small>`}</th>
         ${columns.map((column) => html`<td key=${column}><${Value} value=${row.columns[column]} /></td>`)}
-        <td class="score"><i style=${{ width: width(row.score) + "%" }}></i><span>${format.there(row.score) ? row.score.toFixed(4) : "–"}</span></td>
+        <td class="score"><i style=${{ width: width(row.score) + "%" }}></i><span>${format.there(row.score) ? row.score.toFixed(digits) : "–"}</span></td>
         ${tags && html`<td><${Tag} tag=${tags.get(String(row.id))} /></td>`}
         ${source && source.explain && html`<td><${Why} source=${source} query=${query} id=${row.id} /></td>`}</tr>`)}</tbody></table></div></div>`;
   }

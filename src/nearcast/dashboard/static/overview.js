@@ -92,7 +92,7 @@
     const troubled = pages.filter((page) => page.state.level === "bad" || page.state.level === "warn");
     const bad = pages.filter((page) => page.state.level === "bad").length;
     const cards = troubled.slice(0, MOST_CARDS);
-    const headline = bad ? `${bad} of ${pages.length} ${pages.length === 1 ? "generator" : "generators"} ${bad === 1 ? "is" : "are"} in trouble` : troubled.length ? `Nothing is broken; ${troubled.length} of ${pages.length} deserve a look` : pages.length === 1 ? "All is well" : `All ${pages.length} generators are well`;
+    const headline = bad ? `${bad} of ${pages.length} ${pages.length === 1 ? "generator" : "generators"} ${bad === 1 ? "is" : "are"} in trouble` : troubled.length ? `Nothing is broken; ${troubled.length} of ${pages.length} ${troubled.length === 1 ? "deserves" : "deserve"} a look` : pages.length === 1 ? "All is well" : `All ${pages.length} generators are well`;
     return html`<main id="main">
       <h1 class=${"headline " + (bad ? "bad" : troubled.length ? "warn" : "ok")}>${headline}</h1>
       ${cards.length > 0 && html`<section class="cards" aria-label="What is wrong">${cards.map((page) => html`<${Card} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</section>`}
