@@ -1,4 +1,4 @@
-"""`nearcast advise`: offline, online, or a mix?"""
+"""`nearcast advise`: offline, online or a mix, in numbers."""
 
 from __future__ import annotations
 
