@@ -281,7 +281,7 @@ class GeneratorSpec(_Table):
         (), description="which items a query may get: [[rules]] tables with name and keep, see docs/rules.md"
     )
     score: Score = Score()
-    rank: Ranking | None = Field(None, description="a model that ranks what the join has found; none")
+    rank: Ranking | None = Field(None, description="a model that ranks what the join has found: see the end; none")
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -379,7 +379,7 @@ def example() -> str:
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
     shown.append(("score", Score))
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
-    shown += [("monitor", Monitoring), ("rank", Ranking)]
+    shown.append(("monitor", Monitoring))
     tables = [table for table, _ in shown]
     for key, field in GeneratorSpec.model_fields.items():
         if key not in tables:
@@ -390,6 +390,10 @@ def example() -> str:
         for key, field in model.model_fields.items():
             given = paths.get(table) if key == "path" else None
             lines += _example_line(key, field.description or "", given, field.default)
+    lines += ["", "# [rank]   # take the table and its settings in, all at once, to rank by a model"]
+    for key, field in Ranking.model_fields.items():
+        written = "200" if key == "fetch" else _toml(field.default)
+        lines.append(f"#   {key} = {written}".ljust(34) + f"# {field.description}")
     return "\n".join(lines) + "\n"
 
 
