@@ -323,7 +323,7 @@ class GeneratorSpec(_Table):
     surplus: Surplus | None = Field(None, description="how many candidates are stored, so that enough survive")
     exposure: Exposure | None = Field(None, description="how many lists an item may be in")
     score: Score = Score()
-    rank: Ranking | None = Field(None, description="a model that ranks what the join has found; none")
+    rank: Ranking | None = Field(None, description="a model that ranks what the join has found: see the end; none")
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -436,8 +436,8 @@ def example() -> str:
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
     shown.append(("score", Score))
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
-    shown += [("monitor", Monitoring), ("rank", Ranking)]
-    off: list[tuple[str, type[BaseModel]]] = [("surplus", Surplus), ("exposure", Exposure)]
+    shown.append(("monitor", Monitoring))
+    off: list[tuple[str, type[BaseModel]]] = [("rank", Ranking), ("surplus", Surplus), ("exposure", Exposure)]
     tables = [table for table, _ in shown + off]
     for key, field in GeneratorSpec.model_fields.items():
         if key not in tables:

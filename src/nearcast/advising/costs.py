@@ -27,7 +27,7 @@ Float64Array = npt.NDArray[np.float64]
 
 HOURS_PER_DAY, DAYS_PER_MONTH, SECONDS_PER_HOUR = 24.0, 30.0, 3600.0
 SKEWS = (0.0, 0.5, 0.8, 1.0, 1.2, 1.5)
-PER_KEY = (0.1, 1.0, 10.0, 100.0)
+PER_KEY = (0.01, 0.1, 1.0, 10.0, 100.0)
 HEADS = 200  # heads that are tried for the mix, from one key to all
 HNSW_LINK_BYTES = 2 * 32 * 4 + 16  # per item: 64 links on the lowest layer, and what the others take
 FASTEST_REFRESH_HOURS = 0.25
