@@ -3,16 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo visual test check docs airflow clean
+.PHONY: demo ads visual test check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable ".[faiss,figures,onnx,redis,serve,tune]" --group demo --group visual --group test --group check
+	$(BIN)/pip install --quiet --editable ".[faiss,figures,onnx,redis,serve,tune]" --group demo --group visual \
+	  --group test --group check
 	touch $@
 
 demo: .venv/installed ## real data, end to end: learn vectors, join, show, hit rate
 	cd examples/similar_products && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
+
+ads: .venv/installed ## similar-item ads on real purchases and coupons: the funnel, hit rates, a picture
+	cd examples/similar_item_ads && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
 visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and home feeds; needs dataset-fashion-mnist
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh

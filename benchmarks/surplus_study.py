@@ -363,7 +363,13 @@ def main() -> None:
         fixed = group[0]
         rows.append([arm.measure(requests, None if arm is fixed else fixed) for arm in group])
     show(rows, console)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
     result = {
         "machine": machine.describe(),
         "commit": commit.stdout.strip(),

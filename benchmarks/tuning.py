@@ -5,7 +5,8 @@
 For every data set and promise: tune, put what it suggests into the spec, run, and hold every list against exact truth.
 The sweep runs the same job with each of a ladder of cells and exactly; cost is build + calibration + join. Also draws
 the report's sample again and again, to see how often the stated interval holds the true recall. Writes
-results/tuning.json as rows come in.
+results/tuning.json as rows come in, and leaves the rows of other data sets in it, so that one set can be measured at a
+time; rows of another machine or instruction set are thrown away. Then: python docs/fill_tuning.py
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def study(pair: data.Pair, promise: float, truth: data.Truth, folder: Path) -> d
     """Tune and run at one promise, and the sweep beside it."""
     n_items = len(np.load(pair.items, mmap_mode="r"))
     shutil.rmtree(folder / "out" / pair.name / "tuning", ignore_errors=True)
+    shutil.rmtree(folder / "out" / pair.name / "artifacts" / "truth", ignore_errors=True)  # no promise helps the next
     base = spec_of(pair, promise, folder)
     tuned, _ = nearcast.tune(base, listener=Quiet())
     point = tuned.suggestion.trial.point
@@ -200,6 +202,20 @@ def show(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def commit() -> str:
+    """What was measured."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return head.stdout.strip()
+
+
+def begun(path: Path) -> dict[str, Any]:
+    """The result so far, without rows where it is of another machine."""
+    here: dict[str, Any] = {"machine": machine.describe(), "isa": isa_info().taken}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    alike = all(before.get(name) == here[name] for name in here)
+    return here | {"rows": before["rows"] if alike else []}
+
+
 def main() -> None:
     """Every data set and promise that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,21 +227,17 @@ def main() -> None:
     given = parser.parse_args()
     for name in BLAS_VARIABLES:
         os.environ.pop(name, None)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    result: dict[str, Any] = {
-        "machine": machine.describe(),
-        "isa": asdict(isa_info()),
-        "commit": commit.stdout.strip(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rows": [],
-    }
+    result = begun(given.results)
+    stamp = {"commit": commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     for name in given.sets:
         with tempfile.TemporaryDirectory() as temporary:
             pair = pair_of(name, given, Path(temporary))
             truth = truth_of(pair)
             for promise in given.promises:
-                result["rows"].append(study(pair, promise, truth, Path(temporary)))
-                console.print(show(result["rows"][-1:]))
+                row = study(pair, promise, truth, Path(temporary)) | stamp
+                kept = [r for r in result["rows"] if (r["data"], r["promise"]) != (row["data"], promise)]
+                result["rows"] = sorted([*kept, row], key=lambda r: (r["data"], r["promise"]))
+                console.print(show([row]))
                 given.results.write_text(json.dumps(result, indent=1, default=str) + "\n")
     console.print(show(result["rows"]))
 

@@ -17,4 +17,6 @@ echo "== 4. Engagement hit rate: are the products of weeks 49-53 among the candi
 python hit_rate.py "$snapshot"
 ./serve.sh
 echo
+page=$(nearcast dashboard --json | python -c 'import json, os, sys; print(os.path.abspath(json.load(sys.stdin)["file"]))')
+echo "The page, with every figure and list: open file://$page in a browser"
 echo "Look further: nearcast lookup similar-products 1082185 --out examples/similar_products/nearcast"

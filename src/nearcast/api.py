@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nearcast.advising.ask import Asked, Numbers, ask
 from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.traffic import read_traffic
 from nearcast.errors import AuditError, NotFoundError, PromiseError
+from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
 from nearcast.history.record import record_failed_audit, record_publication, record_run
 from nearcast.join.context import prepare
 from nearcast.join.diff import Diff, diff_snapshots
@@ -30,9 +31,17 @@ from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.monitoring.watch import Watched, watch
 from nearcast.publishing import listing, rollback, tables
 from nearcast.publishing import publish as publishing
-from nearcast.publishing.engagement import TOP, LogColumns, most_engaged, read_log
+from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
+from nearcast.publishing.engagement import read_log as read_engagement
+from nearcast.publishing.expansion import Expanded, expand_files
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.where import Place, place_in_store, place_of_name, place_of_spec
+from nearcast.replaying.funnel import Funnel
+from nearcast.replaying.log import read_log
+from nearcast.replaying.replay import Replayed, looked_up, searched
+from nearcast.replaying.replay import replay as replay_ways
+from nearcast.replaying.ways import Way
+from nearcast.serve.expansion import open_expansion
 from nearcast.serve.sampling import SAMPLES
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec, Publishing, parse_model
@@ -49,6 +58,7 @@ __all__ = [
     "advise",
     "check",
     "diff",
+    "expand",
     "explain",
     "head",
     "load_spec",
@@ -58,6 +68,7 @@ __all__ = [
     "publish_table",
     "published",
     "refresh",
+    "replay",
     "roll_back",
     "run",
     "snapshots",
@@ -330,7 +341,7 @@ def publish_table(
     """
     place = _place_in_store(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
-    rows = most_engaged(log if isinstance(log, pa.Table) else read_log(Path(str(log)), columns), columns, table)
+    rows = most_engaged(log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns), columns, table)
     with _open(store, place) as opened:
         done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
     _note(listener or Listener(), record_publication(place.out, done))
@@ -355,6 +366,26 @@ def roll_back(
         done = rollback.roll_back(opened, place.generator, to, listener=listener)
     _note(listener, record_publication(place.out, done))
     return done
+
+
+def expand(
+    spec: str | Path | Mapping[str, Any], *, base: str | Path | None = None, store: StoreLike | None = None
+) -> Expanded:
+    """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
+
+    spec: a path to a TOML file, or a mapping. store: in place of the spec's.
+    base: the folder that its paths are relative to; the spec file's own, else the current one.
+    Raises as `nearcast.publishing.expansion.publish_expansion` does.
+    """
+    if isinstance(spec, str | Path):
+        parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
+    else:
+        parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
+    place = Place(
+        parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
+    )
+    with _open(store, place) as opened:
+        return expand_files(parsed, folder, opened)
 
 
 def monitor(
@@ -422,6 +453,49 @@ def refresh(
     done = publish(str(spec), store=store, listener=listener)
     watched = monitor(str(spec), store=store, listener=listener) if watch_too else None
     return Refreshed(made.snapshot, made.reused, done, watched)
+
+
+def replay(
+    spec: SpecLike,
+    log: str | Path | pa.Table,
+    *,
+    versions: Sequence[int] = (),
+    expansion: str | None = None,
+    k: int | None = None,
+    candidates_per_key: int | None = None,
+    sample: int | None = None,
+    online: str | None = "faiss-hnsw",
+    store: StoreLike | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Replayed:
+    """Send a log of requests through the whole funnel, by look-up and by online search; see `docs/replay.md`.
+
+    log: Parquet or an Arrow table with a row per request: see `nearcast.replaying.log.read_log`.
+    versions: snapshots to look up in, published or not; the current one. expansion: a table of the store to go through.
+    k: length of an answer; the table's. sample: requests to draw.
+    online: the engine to search with; None leaves it out.
+    The figures are kept in the history. Raises InputError for a log that is none, NotFoundError, MissingExtraError.
+    """
+    parsed, folder = _resolve(spec, base, None, None)
+    place = place_of_spec(parsed, folder / parsed.out)
+    asked = parsed.model_copy(update={"out": str(place.out.absolute())})
+    run_context = prepare(asked, folder, listener or Listener())
+    requests = read_log(Path(log) if isinstance(log, str | Path) else log, sample=sample, seed=parsed.seed)
+    with contextlib.ExitStack() as held:
+        opened = held.enter_context(_open(store, place))
+        table = None if expansion is None else held.enter_context(open_expansion(opened, expansion))
+        several = len(versions) > 1
+        looked = [
+            held.enter_context(looked_up(run_context, opened, v, f"offline {v:06d}" if several and v else "offline"))
+            for v in versions or (None,)
+        ]
+        ways: list[Way] = [*looked]
+        if online is not None:
+            same = int(looked[0].view.version.facts["k"])  # or the longer lists would win
+            ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
+        funnel = Funnel(table, k, candidates_per_key)
+        return replay_ways(run_context, requests, ways, funnel, version=looked[0].view.version.number)[0]
 
 
 def published(

@@ -278,6 +278,27 @@ class Monitoring(_Table):
         return self
 
 
+class Ranking(_Table):
+    """A model that ranks what the join has found. The join fetches more, and the best k by the model stay."""
+
+    function: str | None = Field(
+        None, description='"module:function", a module beside this file or installed; else `model`. See docs/ranking.md'
+    )
+    model: str | None = Field(None, description="an ONNX file, relative to this file; needs nearcast[onnx]")
+    fetch: Whole = Field(ge=1, le=10_000, description="candidates that the join finds for the model to rank; k or more")
+    version: str = Field("", description="change it when the model changes in a way that its own file does not show")
+    batch: Whole = Field(16_384, ge=1, description="pairs of query and candidate in a call; whole queries at a time")
+    timeout_seconds: float = Field(60.0, gt=0, description="that one call may take")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.function is None) == (self.model is None):
+            raise ValueError('rank needs one of the two: function = "module:function" or model = "file.onnx"')
+        if self.function is not None and not re.fullmatch(r"[\w.]+:\w+", self.function):
+            raise ValueError(f'function is {self.function!r}: write it as "module:function"')
+        return self
+
+
 class GeneratorSpec(_Table):
     """A generator: everything that one candidate table depends on."""
 
@@ -302,6 +323,7 @@ class GeneratorSpec(_Table):
     surplus: Surplus | None = Field(None, description="how many candidates are stored, so that enough survive")
     exposure: Exposure | None = Field(None, description="how many lists an item may be in")
     score: Score = Score()
+    rank: Ranking | None = Field(None, description="a model that ranks what the join has found; none")
     checks: Checks = Checks()
     measure: Measuring = Measuring()
     publish: Publishing = Publishing()
@@ -332,11 +354,25 @@ class GeneratorSpec(_Table):
             raise ValueError(
                 f"exposure.per_query is {self.exposure.per_query}: find at least k = {self.k} for each query"
             )
+        if self.rank is not None and self.rank.fetch < self.k:
+            raise ValueError(f"rank.fetch is {self.rank.fetch}, and k is {self.k}: fetch at least as many as are kept")
+        if self.rank is not None and self.caps:
+            raise ValueError("caps are kept by the join, which a ranking model comes after; leave one of the two out")
+        if self.rank is not None and (self.surplus or self.exposure):
+            other = "surplus" if self.surplus else "exposure"
+            raise ValueError(
+                f"{other} plans by the join's own scores, and rank orders by a model's; leave one of them out"
+            )
         side = "queries" if self.queries is not None else "items"
         for name in self.measure.slices:
             if name not in self.query_source.columns:
                 raise ValueError(f"measure.slices names {name!r}; add it to the attributes of [{side}]")
         return self
+
+    @property
+    def fetched(self) -> int:
+        """Candidates that the join finds for each query: k, or more for a model to rank."""
+        return self.k if self.rank is None else self.rank.fetch
 
     @property
     def query_source(self) -> Source:
@@ -356,6 +392,7 @@ class GeneratorSpec(_Table):
                 "serve": True,
                 "monitor": True,
                 "surplus": {"log"},  # its contents count, not its place
+                "rank": {"model", "timeout_seconds"},
                 "items": {"path", "ids", "only"},
                 "queries": {"path", "ids", "only"},
             },
@@ -399,7 +436,7 @@ def example() -> str:
     shown: list[tuple[str, type[BaseModel]]] = [("items", Source), ("queries", Source), ("checks", Checks)]
     shown.append(("score", Score))
     shown += [("measure", Measuring), ("publish", Publishing), ("audit", Audit), ("serve", Serving)]
-    shown.append(("monitor", Monitoring))
+    shown += [("monitor", Monitoring), ("rank", Ranking)]
     off: list[tuple[str, type[BaseModel]]] = [("surplus", Surplus), ("exposure", Exposure)]
     tables = [table for table, _ in shown + off]
     for key, field in GeneratorSpec.model_fields.items():

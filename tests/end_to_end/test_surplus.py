@@ -131,16 +131,16 @@ def test_a_smaller_probability_takes_fewer_slots(shop):
 
 def test_an_item_that_no_look_up_has_seen_is_held_to_be_like_its_group(tmp_path):
     vectors = clustered(40, 4, seed=0).tolist()
-    kind = pa.array(["good" if n < 20 else "bad" for n in range(40)])
-    write_parquet(tmp_path / "items.parquet", list(range(40)), vectors, kind=kind)
+    brand = pa.array(["good" if n < 20 else "bad" for n in range(40)])
+    write_parquet(tmp_path / "items.parquet", list(range(40)), vectors, brand=brand)
     write_parquet(tmp_path / "queries.parquet", [0], vectors[:1])
     seen = np.tile(np.r_[0:10, 20:30], 50)  # half of each kind
     pq.write_table(pa.table({"item": seen, "survived": seen < 20}), tmp_path / "lookups.parquet")
-    sides = {"items": {"path": "items.parquet", "attributes": ["kind"]}, "queries": {"path": "queries.parquet"}}
+    sides = {"items": {"path": "items.parquet", "attributes": ["brand"]}, "queries": {"path": "queries.parquet"}}
     asked = {"at_least": 12, "log": "lookups.parquet"}
     plain, alike = (
         run(tmp_path, name=name, exclude_self=False, surplus=asked | more, **sides)
-        for name, more in (("plain", {}), ("alike", {"like": "kind"}))
+        for name, more in (("plain", {}), ("alike", {"like": "brand"}))
     )
     assert alike.manifest["measures"]["surplus_below"] < plain.manifest["measures"]["surplus_below"]
 

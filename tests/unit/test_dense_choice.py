@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import nearcast
-from nearcast.engines.base import Workload
-from nearcast.engines.dense import worthwhile_cells
+from nearcast.engines.base import Resources, Workload
+from nearcast.engines.dense import MOST_MET, DenseEngine, worthwhile_cells
 from nearcast.kernels import isa_info
+from nearcast.types import ArrayVectors, Metric, no_progress
 
 pytestmark = pytest.mark.skipif(isa_info().taken == "numpy", reason="needs the native kernels")
 
@@ -40,6 +41,47 @@ def test_where_pruning_meets_most_items_all_of_them_are_scanned_instead():
     assert found.report.effort == {"exact": 1}
     exact = nearcast.knn_join(queries, items, k=K)
     assert np.array_equal(found.positions, exact.positions)
+
+
+def long_tailed(n, seed, *, dim=24):
+    """Of very different lengths, as word vectors are: under L2 many cells are near a query."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, dim)) * rng.lognormal(0, 0.4, (n, 1))).astype(np.float32)
+
+
+def test_cells_that_are_there_are_used_where_half_of_the_items_are_met_and_not_where_most_are():
+    items, queries = long_tailed(12_000, 6), long_tailed(500, 7)
+    index = DenseEngine().build(
+        ArrayVectors(items),
+        Metric.L2,
+        DenseEngine.settings(cells=100),
+        workload=Workload(len(queries), K, 0.99, queries),
+        seed=0,
+        resources=(resources := Resources(2, 1 << 28)),
+        progress=no_progress,
+    )
+    reaches = range(0, 150, 10)  # what is met grows with them, past the bound
+    shares = {reach: index.met(queries, K, {"reach": reach}, resources) / len(items) for reach in reaches}
+    half = [reach for reach, share in shares.items() if 0.4 < share < MOST_MET]
+    most = [reach for reach, share in shares.items() if share > MOST_MET]
+    assert half
+    assert most
+    assert all(index.pays(queries, K, {"reach": reach}, resources) for reach in half)
+    assert not any(index.pays(queries, K, {"reach": reach}, resources) for reach in most)
+
+
+def test_how_many_items_are_met_does_not_depend_on_threads_or_memory():
+    items, queries = long_tailed(6_000, 8), long_tailed(700, 9)
+    index = DenseEngine().build(
+        ArrayVectors(items),
+        Metric.L2,
+        DenseEngine.settings(cells=60),
+        seed=0,
+        resources=Resources(1, 1 << 28),
+        progress=no_progress,
+    )
+    met = {index.met(queries, K, {"reach": 100}, Resources(n, m)) for n in (1, 2) for m in (1 << 20, 1 << 28)}
+    assert len(met) == 1
 
 
 def test_few_queries_an_exact_promise_or_queries_unknown_get_no_cells():

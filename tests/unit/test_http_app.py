@@ -737,6 +737,7 @@ def test_the_description_names_every_endpoint_and_what_it_refuses(shop):
         ("POST", "/v1/generators/{name}/candidates"): of_body,
         ("POST", "/v1/generators/{name}/merged"): of_body,
         ("POST", "/v1/generators/{name}/search"): of_body,
+        ("POST", "/v1/generators/{name}/ads"): of_body,
         ("GET", "/v1/generators"): {"200", "414"},
         ("GET", "/v1/generators/{name}"): {"200", "400", "404", "414", "503"},
         ("GET", "/healthz"): {"200"},

@@ -27,9 +27,10 @@ FLOORS = [
     {"measure", "eligibility", "surplus"},
     {"index", "table"},
     {"join"},
+    {"expansion"},
     {"publishing", "serve"},  # not `publish`: that is the verb, nearcast.publish()
     {"history", "figures"},
-    {"monitoring", "tuning", "advising"},  # not `advise`: that is the verb
+    {"monitoring", "replaying", "tuning", "advising"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
     {"dashboard"},
     {"cli"},

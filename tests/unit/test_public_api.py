@@ -12,6 +12,7 @@ from builders import METRICS, JoinCase, clustered, join_cases
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.join import arrays
+from nearcast.knn.constraints import Cap, Constraints
 
 
 def test_all_lists_what_there_is():
@@ -182,6 +183,7 @@ def test_every_argument_changes_something():
         "recall": 0.99,
         "engine_settings": {"nlist": 9},
         "exclude_self": True,
+        "constraints": Constraints(min_score=20.0),
         "seed": 9,
     }
 
@@ -195,6 +197,26 @@ def test_every_argument_changes_something():
         assert outcome(**{name: value}) != first, name
     unseen = {"queries", "items", "threads", "memory", "progress"}  # those have their own tests
     assert set(changes) | unseen == set(inspect.signature(nearcast.knn_join).parameters)
+
+
+def test_constraints_are_honoured_by_a_join_of_arrays():
+    items = clustered(500, 8, seed=2)
+    held = Constraints(caps=(Cap(np.arange(500, dtype=np.int32) % 5, 1),), min_score=-50.0)
+    found = nearcast.knn_join(items[:20], items, k=10, metric="l2", constraints=held)
+    assert (found.lengths <= 5).all()
+    for listed, scores in zip(found.positions, found.scores, strict=True):
+        real = listed[listed >= 0]
+        assert len({int(item) % 5 for item in real}) == len(real)
+        assert (scores[: len(real)] >= -50).all()
+
+
+def test_constraints_for_other_items_or_of_crossing_groups_are_refused():
+    items = clustered(50, 8, seed=3)
+    with pytest.raises(InputError, match=r"caps\[0\] has groups of shape"):
+        nearcast.knn_join(items, items, k=1, constraints=Constraints(caps=(Cap(np.zeros(3, np.int32), 1),)))
+    inner, outer = np.arange(50, dtype=np.int32) // 2, (np.arange(50, dtype=np.int32) + 1) // 2
+    with pytest.raises(SpecError, match="must lie within each other"):
+        nearcast.knn_join(items, items, k=1, constraints=Constraints(caps=(Cap(inner, 1), Cap(outer, 1))))
 
 
 def test_threads_and_memory_do_not_change_the_answer():

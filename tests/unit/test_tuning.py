@@ -15,6 +15,7 @@ from nearcast.measure.recall import Recall
 from nearcast.tuning.cost import Cost, build_and_join, cost_of
 from nearcast.tuning.search import EXACT_POINT, first_points
 from nearcast.tuning.trial import Job, Reached, Trial
+from nearcast.tuning.tune import growth_between
 from nearcast.tuning.tuned import Found, Tuned
 from nearcast.tuning.work import Growth, Point, build_work, query_work, settings_at
 
@@ -83,6 +84,24 @@ def test_a_promise_that_is_not_kept_has_no_cost() -> None:
     assert cost is not None
     assert cost.seconds == cost.build + cost.calibrate + cost.join
     assert cost.calibrate > 0
+
+
+def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
+    often, rarely = (trial(reached=(Reached(0.9, 0.91, {"reach": 100}, met),)) for met in (6_500.0, 4_000.0))
+    linear = replace(job(), growth=Growth(power=1.0))  # as large a share of the whole as of the sample
+    costs = [cost_of(linear, one, 0.9) for one in (often, rarely)]
+    assert costs[0] is not None and costs[1] is not None  # noqa: PT018 (tells the type checker)
+    assert costs[0].join == pytest.approx(linear.exact_seconds)
+    assert costs[1].join != pytest.approx(linear.exact_seconds)
+
+
+def test_growth_is_told_by_what_two_samples_met() -> None:
+    few = trial()
+    many = replace(few, sample_items=20_000, reached=(Reached(0.9, 0.91, {"reach": 100}, 1_350.0),))
+    assert growth_between(few, many, 0.9, otherwise=0.6) == pytest.approx(0.585, abs=0.001)  # 1.5 times by doubling
+    assert growth_between(few, replace(many, reached=()), 0.9, otherwise=0.6) == 0.6
+    fewer = replace(many, reached=(Reached(0.9, 0.91, {"reach": 100}, 100.0),))
+    assert growth_between(few, fewer, 0.9, otherwise=0.6) == 0.0
 
 
 def test_an_exact_join_needs_no_calibration() -> None:

@@ -15,6 +15,7 @@ from nearcast.cli.advise import advise
 from nearcast.cli.check import check
 from nearcast.cli.dashboard import dashboard
 from nearcast.cli.diff import diff
+from nearcast.cli.expand import expand
 from nearcast.cli.explain import explain
 from nearcast.cli.head import head
 from nearcast.cli.info import info
@@ -24,6 +25,7 @@ from nearcast.cli.overlay import overlay
 from nearcast.cli.publish import publish
 from nearcast.cli.published import published
 from nearcast.cli.refresh import refresh
+from nearcast.cli.replay import replay
 from nearcast.cli.rollback import rollback
 from nearcast.cli.run import run
 from nearcast.cli.serve import serve
@@ -47,8 +49,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise),
-    *(publish, table, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
+    *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise, replay),
+    *(publish, table, expand, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
 )
 
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""`nearcast advise`: offline, online, or a mix?"""
+"""`nearcast advise`: whether a generator should be served offline, online, or as a mix, and what each costs."""
 
 from __future__ import annotations
 

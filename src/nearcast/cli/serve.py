@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,14 +13,17 @@ import click
 
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import out_option
-from nearcast.errors import NotFoundError, SpecError
+from nearcast.errors import NearcastError, NotFoundError, SpecError
 from nearcast.publishing.where import store_url
+from nearcast.serve.ads_table import is_expansion
+from nearcast.serve.expansion import open_expansion
 from nearcast.serve.limits import Limits, tokens_of
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.replies import need_extra
 from nearcast.serve.sampling import SAMPLES, SampleWriter
 from nearcast.spec import Publishing, load_spec, parse_bytes
 from nearcast.stores import open_store
+from nearcast.stores.base import Store
 
 __all__ = ["serve", "tokens"]
 
@@ -112,7 +116,7 @@ def serve(
     no_page: bool,
     pictures: tuple[str, ...],
 ) -> None:
-    """Answer for GENERATORS, or for all in the store, over HTTP, until SIGTERM.
+    """Answer for GENERATORS and expansion tables, or for all in the store, over HTTP, until SIGTERM.
 
     New versions, rollbacks and overlay entries are followed while it runs; a generator that is published for the
     first time is served after a restart. / is a page that shows how they stand, /docs describes the endpoints.
@@ -130,6 +134,12 @@ def serve(
         held.callback(opened.close)
         names = _names(generators, opened.generators(), opened.url)
         bound = held.enter_context(bind(host, port))  # before anything slow: it may be taken
+        expansions = {
+            n: held.enter_context(open_expansion(opened, n, refresh_seconds=refresh))
+            for n in names
+            if _is_expansion(opened, n)
+        }
+        names = [name for name in names if name not in expansions]
         lookups = {n: held.enter_context(open_lookup(opened, n, refresh_seconds=refresh)) for n in names}
         indexes = _indexes(online, names, out, online_engine)
         leave_out_creation_times()
@@ -137,6 +147,7 @@ def serve(
         service = new_service(
             {n: Served(lookup, opened.in_process, indexes.get(n)) for n, lookup in lookups.items()},
             sampled=None if sampler is None else sampler.offer,
+            expansions=expansions,
         )
         held.callback(service.close)
         if sampler is not None:
@@ -147,6 +158,7 @@ def serve(
 
         def begun() -> None:
             snapshots = ", ".join(f"{name} {lookup.state.snapshot}" for name, lookup in lookups.items())
+            snapshots += "".join(f", ads of {name} {e.lookup.state.snapshot}" for name, e in expansions.items())
             place = f"[{host}]" if ":" in host else host
             click.echo(f"serving {snapshots} on http://{place}:{bound.getsockname()[1]}", err=True)
 
@@ -168,6 +180,18 @@ def _names(wanted: Sequence[str], known: Sequence[str], where: str) -> list[str]
     if not wanted and not known:
         raise NotFoundError(f"nothing is published in {where}; publish a generator first, or say --store or --out")
     return list(dict.fromkeys(wanted or known))
+
+
+def _is_expansion(store: Store, name: str) -> bool:
+    """Whether what is published under a name is an expansion table. What cannot be opened is left to the look-up."""
+    pointer = store.pointer(name)
+    if pointer is None:
+        return False
+    try:
+        with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
+            return is_expansion(reader.facts)
+    except NearcastError:
+        return False
 
 
 def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str) -> Mapping[str, Any]:

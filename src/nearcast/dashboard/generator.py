@@ -69,12 +69,14 @@ def marks_of(events: Sequence[Event]) -> list[dict[str, Any]]:
         elif event.kind == "publish":
             accepted = event.facts.get("accepted") or {}
             why = "".join(f"; {rule} accepted: {text}" for rule, text in accepted.items())
-            marks.append(_mark(event, "publish", f"published {_name(event)}{why}"))
+            marks.append(_mark(event, "publish", f"published {_name(event)}{why}" if why else None))
     return marks
 
 
-def _mark(event: Event, kind: str, text: str) -> dict[str, Any]:
-    return {"at": round(event.seconds), "kind": kind, "version": event.version, "text": text}
+def _mark(event: Event, kind: str, text: str | None) -> dict[str, Any]:
+    """text: None where the version says all of it; a year has many publishes."""
+    mark = {"at": round(event.seconds), "kind": kind, "version": event.version}
+    return mark if text is None else mark | {"text": text}
 
 
 def _name(event: Event) -> str:

@@ -39,7 +39,7 @@ def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
 
 
 def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
-    """Columns over the runs, oldest first: `at` (seconds since 1970), `version`, and each number that some run has."""
+    """Columns over the runs, oldest first: `at` (seconds since 1970), and each number that some run has."""
     runs = newest_runs(events)
     numbers: dict[str, Number] = {name: _measure(name) for name in MEASURED}
     for name in _depths(runs):
@@ -56,7 +56,7 @@ def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
         numbers[f"{side}_zeros"] = _of_side(side, "problems", "zero_vector")
     for stage in _longest_stages(runs):
         numbers[f"stage:{stage}"] = _stage(stage)
-    head: dict[str, list[Any]] = {"at": [round(run.seconds) for run in runs], "version": [run.version for run in runs]}
+    head: dict[str, list[Any]] = {"at": [round(run.seconds) for run in runs]}
     return head | _columns([run.facts for run in runs], numbers)
 
 
@@ -65,10 +65,7 @@ def pass_series(events: Sequence[Event]) -> dict[str, list[Any]]:
     passes = [event for event in events if event.kind == "monitor" and event.facts.get("served")]
     numbers: dict[str, Number] = {name: _served(name) for name in SERVED}
     numbers["age"] = _served("age_seconds")
-    head: dict[str, list[Any]] = {
-        "at": [round(event.seconds) for event in passes],
-        "version": [event.version for event in passes],
-    }
+    head: dict[str, list[Any]] = {"at": [round(event.seconds) for event in passes]}
     return head | _columns([event.facts for event in passes], numbers)
 
 

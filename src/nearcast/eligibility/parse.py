@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,6 +42,7 @@ LONGEST = 4000  # characters of a rule; what is longer is data, and belongs into
 DEEPEST = 50  # nested parts: far above what people write, far below what Python's stack holds
 MOST_DAYS = 100_000
 SIDES = ("item", "query", "request")
+LAST_WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*$")
 
 GRAMMAR = r"""
 start: either
@@ -180,7 +182,14 @@ def _parse(text: str) -> Node:
 def _stopped(text: str, span: Span, allowed: Any) -> _WrongError:
     """The reading stopped at a place: what would go on there, or what people mean who write this."""
     found = text[span[0] : span[1]]
-    slip = USUAL_SLIPS.get(text[span[0] : span[0] + 2]) or USUAL_SLIPS.get(found)
+    if set(allowed) == {"DOT", "LPAR"} and (alone := LAST_WORD.search(text[: span[0]])):
+        word = alone[1]
+        way = f"say whose it is: {', '.join(f'{side}.{word}' for side in SIDES)}; or quote a text"
+        if word in SIDES:
+            way = f"say which column, such as {word}.id"
+        return _WrongError(alone.span(1), f"{word!r} stands alone; {way}")
+    around = (text[span[0] : span[0] + 2], text[max(0, span[0] - 1) : span[0] + 1], found)
+    slip = next((USUAL_SLIPS[word] for word in around if word in USUAL_SLIPS), None)
     if found in ('"', "'"):
         return _WrongError(span, "the quote is not closed; end the text with the same mark")
     what = f"{found!r} is not understood here" if found else "it ends too early"

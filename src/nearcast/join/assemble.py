@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.join.rank import is_ranked, read_rank_scores
 from nearcast.join.reasons import CODES
 from nearcast.join.task import JoinTask, read_result
 from nearcast.knn.topk import cut_lists
@@ -16,7 +17,7 @@ from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
 from nearcast.table.schema import Reason, candidate_schema, candidate_table
 from nearcast.table.write import TableWriter
-from nearcast.types import IntArray, Neighbors, Progress
+from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
 __all__ = ["assemble"]
 
@@ -37,7 +38,8 @@ def assemble(
     `reasons` (queries,) are numbers of `reasons.CODES`. `lengths` (queries,): so many candidates are stored; all.
     """
     total = len(queries.listed_ids)
-    schema = candidate_schema(queries.listed_ids.type, items.ids.type)
+    ranked = bool(tasks) and is_ranked(tasks[0].folder)
+    schema = candidate_schema(queries.listed_ids.type, items.ids.type, ranked=ranked)
     with TableWriter(folder, schema, k) as writer:
         for start in range(0, total, writer.group_rows):
             ids = queries.listed_ids[start : start + writer.group_rows]
@@ -45,7 +47,8 @@ def assemble(
             joined = _rows(tasks, places[places >= 0], k)
             joined = joined if lengths is None else cut_lists(joined, lengths[places[places >= 0]])
             neighbors = _spread(joined, places, k)
-            writer.write(candidate_table(ids, neighbors, items.ids, _reasons(reasons, places)))
+            ranks = _rank_scores(tasks, places, k) if ranked else None
+            writer.write(candidate_table(ids, neighbors, items.ids, _reasons(reasons, places), ranks))
             tally.add(joined.positions, joined.scores, len(ids), total)
             progress("table", start + len(ids), total)
     return total
@@ -70,6 +73,18 @@ def _pieces(tasks: Sequence[JoinTask], positions: IntArray) -> Iterator[Neighbor
             here = positions[first:last] - task.start
             result = read_result(task.folder)
             yield Neighbors(result.positions[here], result.scores[here])
+
+
+def _rank_scores(tasks: Sequence[JoinTask], places: IntArray, k: int) -> FloatArray:
+    """(len(places), k) the model's scores, in the slots of the candidates."""
+    scores = np.full((len(places), k), -np.inf, np.float32)
+    there = np.flatnonzero(places >= 0)
+    positions = places[there]
+    for task in tasks:
+        first, last = np.searchsorted(positions, (task.start, task.stop))
+        if first < last:
+            scores[there[first:last]] = read_rank_scores(task.folder)[positions[first:last] - task.start]
+    return scores
 
 
 def _spread(joined: Neighbors, places: IntArray, k: int) -> Neighbors:

@@ -29,7 +29,7 @@ def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) ->
     reason = None
     if not kept:
         reason = (
-            f"recall@{run.spec.k} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
+            f"recall@{run.spec.fetched} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
             f"and {promised:g} was promised"
         )
     return {"recall": promised, "kept": kept, "reason": reason}

@@ -42,8 +42,9 @@ def make_plan(
     engine_settings: Mapping[str, Any],
     item_digests: list[dict[str, Any]],
     query_digests: list[dict[str, Any]],
+    ranker: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Gather what decides the answer: settings, engine, the contents of both sides, and our own version."""
+    """Gather what decides the answer: settings, engine, the contents of both sides, the ranking model, our version."""
     return Plan(
         {
             "settings": spec.answer_settings(),
@@ -51,6 +52,7 @@ def make_plan(
             "items": [{"name": d["name"], "hash": d["blake2b"]} for d in item_digests],
             "queries": [{"name": d["name"], "hash": d["blake2b"]} for d in query_digests],
             "nearcast": __version__,
+            **({} if ranker is None else {"ranker": dict(ranker)}),
         }
     )
 

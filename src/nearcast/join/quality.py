@@ -73,20 +73,29 @@ class Asked:
 
 
 def measure_quality(
-    spec: GeneratorSpec, snapshot: Snapshot, inputs: Inputs, rows: IntArray, truth: Neighbors, last: Snapshot | None
+    spec: GeneratorSpec,
+    snapshot: Snapshot,
+    inputs: Inputs,
+    rows: IntArray,
+    truth: Neighbors,
+    last: Snapshot | None,
+    retrieved: SampledLists | None = None,
 ) -> Quality:
     """Hold the lists of the queries at these positions against their true neighbors.
+
+    retrieved: what the join found, where a model has ranked it since: the model owes nobody the nearest.
 
     Raises InputError for a weight that is no number of 0 or more, or an attribute that queries cannot be sliced by.
     """
     metric = Metric(spec.metric)
-    lists = sampled_lists(snapshot, inputs.items, inputs.queries, rows, metric, truth.positions.shape[1])
+    width = truth.positions.shape[1]
+    lists = retrieved or sampled_lists(snapshot, inputs.items, inputs.queries, rows, metric, width)
     columns = _columns(spec, inputs, rows)
     weights = None if spec.query_source.weight is None else weights_of(spec.query_source.weight, columns)
     shares = recall_per_query(lists.scores, truth)
     n = inputs.queries.vectors.n
     measures = _intervals("recall", shares, n) | {"recall_sample": len(rows)}
-    for depth in (d for d in DEPTHS if d < spec.k):
+    for depth in (d for d in DEPTHS if d < spec.fetched):
         measures |= _intervals(f"recall_at_{depth}", recall_at(lists.scores, truth, depth), n)
     if weights is not None:
         measures |= _intervals("recall_by_traffic", shares, n, weights)

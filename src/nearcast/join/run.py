@@ -25,6 +25,7 @@ from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.rank import ranker_identity
 from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
@@ -80,7 +81,8 @@ def run_generator(
         with run.stage("hash"):
             sources = open_sources(spec, base, items, queries, run.listener.progress)
         check_spec_rules(spec, sources)
-        plan = make_plan(spec, run.engine.name, run.settings.model_dump(), sources.item_digests, sources.query_digests)
+        digests = sources.item_digests, sources.query_digests
+        plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, base))
         plan = with_lookups(plan, run)
         last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
@@ -200,7 +202,7 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
         report.queries.vectors,
         report.items.dim,
         sample.dtype.itemsize,
-        found_k(run.spec),
+        max(found_k(run.spec), run.spec.fetched),
         run.spec.recall,
     )
     engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)

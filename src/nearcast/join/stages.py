@@ -23,6 +23,7 @@ from nearcast.join.inputs import Checked, Inputs
 from nearcast.join.measuring import exclusions, measure_overlap
 from nearcast.join.plan import cut
 from nearcast.join.quality import Asked, likely_metric, measure_quality
+from nearcast.join.rank import rank_settings, retrieved_lists
 from nearcast.join.reasons import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
 from nearcast.join.truth import kept_truth
@@ -54,7 +55,7 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: P
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of = made_from(run, checked.item_folder)
     held = open_constraints(constraints)
-    workload = workload_of(inputs.queries.vectors, run.spec.k, run.spec.recall, run.spec.seed, held)
+    workload = workload_of(inputs.queries.vectors, run.spec.fetched, run.spec.recall, run.spec.seed, held)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
         made_of += [] if constraints is None else [constraints.name]
@@ -98,10 +99,11 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constrain
         engine=run.engine.name,
         engine_settings=as_pairs(run.settings.model_dump()),
         metric=run.spec.metric,
-        k=run.spec.k,
+        k=run.spec.fetched,
         effort=(),
         exclude_self=run.spec.exclude_self,
         constraints=constraints,
+        rank=rank_settings(run.spec, run.base),
         resources=run.resources,
     )
 
@@ -141,7 +143,7 @@ def calibrated(
     if run.engine.name == ExactEngine.name:
         return settings, None
     index, _ = open_index(settings.items, settings.index, settings.engine, settings.engine_settings, settings.metric)
-    efforts = index.efforts(run.spec.k)
+    efforts = index.efforts(run.spec.fetched)
     if len(efforts) == 1 or not _calibrates(run, inputs.queries.vectors.n):
         return replace(settings, effort=as_pairs(efforts[-1])), None
     with run.stage("calibrate"):
@@ -185,7 +187,7 @@ def calibration_sample(
     def join(effort: Effort) -> Neighbors:
         return index.join(
             vectors,
-            run.spec.k,
+            run.spec.fetched,
             effort=effort,
             exclude=barred,
             constraints=held,
@@ -194,10 +196,10 @@ def calibration_sample(
         )
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
-    full = index.efforts(run.spec.k)[-1]
+    full = index.efforts(run.spec.fetched)[-1]
 
     def pays(effort: Effort) -> bool:
-        return index.pays(vectors, run.spec.k, effort, run.resources, held)
+        return index.pays(vectors, run.spec.fetched, effort, run.resources, held)
 
     return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
@@ -208,7 +210,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constr
         inputs.items,
         inputs.queries,
         rows,
-        run.spec.k,
+        run.spec.fetched,
         run.spec.metric,
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
@@ -223,7 +225,7 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
     n = inputs.queries.vectors.n
     tasks = [
         JoinTask(number, start, stop, run.work / "tasks" / f"{number:06d}", settings)
-        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.k))
+        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.fetched))
     ]
     left = [task for task in tasks if not is_done(task.folder)]
     if len(left) < len(tasks):
@@ -285,7 +287,7 @@ def measure_table(
     """
     with run.stage("measure"):
         truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
-        found = measure_quality(run.spec, snapshot, inputs, rows, truth, last)
+        found = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved_lists(run, inputs, rows))
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
         asked = Asked(

@@ -17,6 +17,7 @@ from nearcast.engines import ENGINES
 from nearcast.engines.base import Effort, Index, Resources
 from nearcast.files import finish, fresh_folder
 from nearcast.join.constraints import open_constraints
+from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Side, open_side
 from nearcast.types import Metric, Neighbors, Progress
@@ -38,6 +39,7 @@ class JoinSettings:
     effort: tuple[tuple[str, int], ...]
     exclude_self: bool
     constraints: Path | None  # folder, see join.constraints
+    rank: RankSettings | None
     resources: Resources
 
 
@@ -72,6 +74,9 @@ def do_task(task: JoinTask, progress: Progress) -> None:
         progress=passed_on,
     )
     fresh_folder(task.folder)
+    found = (
+        found if common.rank is None else rank_neighbors(common.rank, found, queries, items, task.start, task.folder)
+    )
     np.save(task.folder / "positions.npy", found.positions)
     np.save(task.folder / "scores.npy", found.scores)
     finish(task.folder, {"start": task.start, "stop": task.stop})

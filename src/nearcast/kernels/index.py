@@ -60,6 +60,7 @@ class DenseIndex:
         constraints: Constraints = FREE,
         threads: int = 1,
         memory_bytes: int | None = None,
+        per_job: int | None = None,
         progress: Progress | None = None,
     ) -> Joined:
         """The k best items among the cells within reach of every query.
@@ -67,6 +68,8 @@ class DenseIndex:
         A query meets its best cells, and then those whose centre's score is not further than `reach` spreads below the
         middle between its k-th score so far and its floor (what a centre at the tenth of all ranks scores). More reach
         costs more and finds more; use calibrate() to choose it. Queries side by side should be near each other.
+        per_job: how many of them a worker takes at a time, derived where not given. Answers do not depend on it; the
+        counters do a little, since a worker fills up its last tile.
         """
         isa = _isa.isa_info().taken
         queries = _join.checked_vectors(queries, "queries")
@@ -80,7 +83,7 @@ class DenseIndex:
         if _isa.query_levels(isa) != rounding.ITEM_LEVELS:
             scanned = rounding.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, threads)
         probes = None if np.isposinf(reach) else self._probes(rounding.coarser(codes), k, reach)
-        per_job = _join.queries_per_job(
+        per_job = per_job or _join.queries_per_job(
             len(queries),
             k,
             self.rotation.width,

@@ -204,7 +204,7 @@ def _recall(
     run: RunContext, inputs: Inputs, keys: list[str | int], found: npt.NDArray[np.bool_], lists: IntArray, k: int
 ) -> Recall | None:
     """Recall of the lists whose keys are queries today; a key that was looked up twice counts twice, a miss not."""
-    if not keys:
+    if not keys or run.spec.rank is not None:  # a ranking model owes nobody the nearest
         return None
     ids = pa.array(keys)
     if pa.types.is_integer(ids.type) != pa.types.is_integer(inputs.queries.ids.type):

@@ -49,7 +49,7 @@ def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
     for at, row in enumerate(rows.to_pylist()):
         first, end = ends[at], ends[at + 1]
         held = (ids[first:end], scores[first:end], REASONS[lists.reasons[at]])
-        if not lists.found[at] or held != (row["candidate_ids"], row["scores"], row["reason"]):
+        if not lists.found[at] or held != (row["candidate_ids"], row[snapshot.score_column], row["reason"]):
             raise DamagedError(f"{where}: the list of {row['query_id']!r} is not that of snapshot {snapshot.name}")
 
 

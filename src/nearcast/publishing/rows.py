@@ -59,11 +59,16 @@ def shape_of(snapshot: Snapshot) -> Shape:
 
 
 def list_groups(snapshot: Snapshot, columns: Sequence[str] = LISTS) -> Iterator[pa.Table]:
-    """The rows of the candidate table, a row group at a time."""
+    """The rows of the candidate table, a row group at a time. `scores` are those that the lists are in order of."""
+    wanted = [snapshot.score_column if name == "scores" else name for name in columns]
     for path in _files(snapshot, "candidates"):
         with _reading(snapshot), pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                yield file.read_row_group(number, columns=list(columns), use_threads=False)
+                yield (
+                    file.read_row_group(number, columns=wanted, use_threads=False)
+                    .select(wanted)
+                    .rename_columns(list(columns))
+                )
 
 
 def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -31,6 +31,8 @@ from nearcast.serve.shapes import (
     Search,
     Searched,
 )
+from nearcast.serve.shapes_ads import AdsAnswered, AdsWanted
+from nearcast.serve.two_steps import chosen_expansion
 from nearcast.version import __version__
 
 __all__ = ["make_app"]
@@ -153,6 +155,18 @@ def make_app(
         found = await service.search(name, vectors, Wanted(body.k, body.min_score, tuple(body.fields)))
         return json_reply({"engine": online.name, "recall": online.recall, **plain_search(found)})
 
+    @api.post(
+        "/v1/generators/{name}/ads",
+        response_model=AdsAnswered,
+        responses=failures(400, 404, 413, 415, 422, 503),
+        tags=["ads"],
+    )
+    async def ads(name: Name, body: AdsWanted) -> Reply:
+        """What is promoted for the candidates of these keys: looked up, expanded, under rules, budgets and caps."""
+        _check_count("keys", len(body.keys), min(body.candidates_per_key or MOST_CANDIDATES, service.k(name)), limits)
+        chosen = chosen_expansion(service.expansions, body.expansion)
+        return json_reply((await service.ads(name, chosen, body)).as_dict())
+
     @api.get("/v1/generators", response_model=Generators, responses=failures(), tags=["generators"])
     async def generators() -> Reply:
         """What is served of each generator."""
@@ -272,7 +286,7 @@ def _questions(service: Service, name: str, body: Keys, limits: Limits) -> list[
 def _described_api(schema: dict[str, Any], limits: Limits, *, secured: bool) -> dict[str, Any]:
     """The description with what this service was started with."""
     shapes = schema["components"]["schemas"]
-    for shape, what in (("Keys", "keys"), ("Search", "vectors")):
+    for shape, what in (("Keys", "keys"), ("Search", "vectors"), ("AdsWanted", "keys")):
         shapes[shape]["properties"][what]["maxItems"] = limits.keys
     for theirs in ("HTTPValidationError", "ValidationError"):  # FastAPI's own refusals, which are never made
         shapes.pop(theirs, None)

@@ -19,13 +19,17 @@ import numpy as np
 
 from nearcast.errors import InputError, NearcastError, NotFoundError
 from nearcast.serve.answers import Answer
+from nearcast.serve.expansion import Expansion
 from nearcast.serve.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
 from nearcast.serve.lookup import Lookup, LookupState
 from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
 from nearcast.serve.metrics import Metrics, new_metrics
 from nearcast.serve.online import OnlineSearch
+from nearcast.serve.promoted import Promoted
 from nearcast.serve.replies import RefusedError
 from nearcast.serve.resolvers import Key, Row, reads_table
+from nearcast.serve.shapes_ads import AdsWanted
+from nearcast.serve.two_steps import question
 from nearcast.serve.view import View
 from nearcast.types import FloatArray
 
@@ -79,6 +83,7 @@ class Service:
     draining: bool = False  # stops being ready, and asks clients to leave
     waiting: int = 0
     sampled: Callable[[str, Sequence[Answer]], None] | None = None  # told of every look-up by key
+    expansions: Mapping[str, Expansion] = field(default_factory=dict)
     _trouble: dict[str, _Trouble] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -150,6 +155,12 @@ class Service:
         answer, lists = await self._asked(name, served.lookup, ask, elsewhere=not there)
         self._answered(name, lists)
         return answer
+
+    async def ads(self, name: str, expansion: Expansion, wanted: AdsWanted) -> Promoted:
+        """What an expansion table promotes for keys of a generator."""
+        served = self.generator(name)
+        there = served.in_process and len(wanted.keys) <= LONG
+        return await self._asked(name, served.lookup, question(expansion, wanted), elsewhere=not there)
 
     async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
         """What is near these (n, dim) vectors; refused where no online index is served."""
@@ -262,15 +273,19 @@ def new_service(
     threads: int = THREADS,
     most_waiting: int = MOST_WAITING,
     sampled: Callable[[str, Sequence[Answer]], None] | None = None,
+    expansions: Mapping[str, Expansion] | None = None,
 ) -> Service:
-    """A service of these generators, which stay their owner's to close. sampled: told of every look-up by key."""
+    """A service of these generators, which stay their owner's to close. sampled: told of every look-up by key.
+
+    expansions: tables of what is promoted for their candidates, by name; also their owner's.
+    """
 
     def states() -> Mapping[str, LookupState]:
         return service.states()
 
     metrics = new_metrics(served, states, lambda: not service.reasons())
     pool = ThreadPoolExecutor(threads, "nearcast-look-up")
-    service = Service(dict(served), metrics, pool, most_waiting, sampled=sampled)
+    service = Service(dict(served), metrics, pool, most_waiting, sampled=sampled, expansions=dict(expansions or {}))
     return service
 
 

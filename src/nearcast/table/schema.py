@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 import pyarrow as pa
 
-from nearcast.types import EMPTY_POSITION, Neighbors
+from nearcast.types import EMPTY_POSITION, FloatArray, Neighbors
 
 __all__ = ["FORMAT_VERSION", "Reason", "candidate_schema", "candidate_table", "rows_per_group"]
 
@@ -34,8 +34,9 @@ def rows_per_group(k: int) -> int:
     return max(1, min(LARGEST_GROUP, GROUP_SLOTS // k))
 
 
-def candidate_schema(query_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:
-    """query_id, candidate_ids, scores, length, reason."""
+def candidate_schema(query_id: pa.DataType, item_id: pa.DataType, *, ranked: bool = False) -> pa.Schema:
+    """query_id, candidate_ids, scores, length, reason; and rank_scores where a model has put the lists in order."""
+    scores = pa.list_(pa.field("element", pa.float32(), nullable=False))
     return pa.schema(
         [
             pa.field("query_id", _plain(query_id), nullable=False),
@@ -47,16 +48,24 @@ def candidate_schema(query_id: pa.DataType, item_id: pa.DataType) -> pa.Schema:
             pa.field("scores", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
             pa.field("length", pa.int32(), nullable=False),
             pa.field("reason", pa.string()),
+            *([pa.field("rank_scores", scores, nullable=False)] if ranked else []),
         ],
         metadata={"nearcast_format": str(FORMAT_VERSION)},
     )
 
 
 def candidate_table(
-    query_ids: pa.Array, neighbors: Neighbors, item_ids: pa.Array, reasons: list[str | None]
+    query_ids: pa.Array,
+    neighbors: Neighbors,
+    item_ids: pa.Array,
+    reasons: list[str | None],
+    rank_scores: FloatArray | None = None,
 ) -> pa.Table:
-    """Rows of the table for n queries, best candidate first, without the empty slots."""
-    schema = candidate_schema(query_ids.type, item_ids.type)
+    """Rows of the table for n queries, best candidate first, without the empty slots.
+
+    rank_scores: (n, k) a model's scores of the same slots, by which they are in order.
+    """
+    schema = candidate_schema(query_ids.type, item_ids.type, ranked=rank_scores is not None)
     there = neighbors.positions != EMPTY_POSITION
     lengths = np.count_nonzero(there, axis=1)
     offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
@@ -65,6 +74,9 @@ def candidate_table(
     scores = pa.ListArray.from_arrays(offsets, pa.array(neighbors.scores[there]), type=schema.field("scores").type)
     columns = [query_ids.cast(_plain(query_ids.type)), lists, scores]
     columns += [pa.array(lengths.astype(np.int32)), pa.array(reasons, pa.string())]
+    if rank_scores is not None:
+        kind = schema.field("rank_scores").type
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(rank_scores[there]), type=kind))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -87,6 +87,11 @@ class Snapshot:
         return str(self.manifest["generator"])
 
     @property
+    def score_column(self) -> str:
+        """The column of the scores that lists are in the order of, and that are served: a ranking model's, if any."""
+        return "rank_scores" if self.manifest["spec"].get("rank") else "scores"
+
+    @property
     def n_rows(self) -> int:
         """Rows of the candidate table."""
         return int(self.manifest["rows"])
@@ -102,7 +107,7 @@ class Snapshot:
         if not found:
             raise NotFoundError(f"{self.generator} {self.name} has no query {key!r}{self._near(dataset)}")
         row = found[0]
-        ids, scores = tuple(row["candidate_ids"]), tuple(row["scores"])
+        ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
         return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
 
     def rows(self, numbers: IntArray) -> pa.Table:

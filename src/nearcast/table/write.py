@@ -62,5 +62,7 @@ class TableWriter:
             compression="zstd",
             compression_level=1,
             use_dictionary=["query_id", "candidate_ids.list.element", "reason"],
-            use_byte_stream_split=["scores.list.element"],
+            use_byte_stream_split=[
+                f"{name}.list.element" for name in ("scores", "rank_scores") if name in self._schema.names
+            ],
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nearcast.engines import ENGINES
+from nearcast.engines.dense import MOST_MET
 from nearcast.tuning.trial import Job, Trial
-from nearcast.tuning.work import Growth, Point, build_work, query_work, settings_at
+from nearcast.tuning.work import Growth, Point, build_work, items_met, query_work, settings_at
 
 __all__ = ["Cost", "build_and_join", "cost_of"]
 
@@ -30,12 +31,25 @@ class Cost:
 
 
 def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
-    """The cost of the whole job with a trial's point; None where it does not keep the promise."""
+    """The cost of the whole job with a trial's point; None where it does not keep the promise.
+
+    A run whose cells would be met too often joins exactly after all, and so it is reckoned here.
+    """
     both = build_and_join(trial, promise, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
     if both is None:
         return None
     build, join = both
-    return Cost(build, _calibration(job, trial.point, join / max(1, job.shape.n_queries)), join)
+    calibration = _calibration(job, trial.point, join / max(1, job.shape.n_queries))
+    return Cost(build, calibration, job.exact_seconds if _ends_exact(job, trial, promise) else join)
+
+
+def _ends_exact(job: Job, trial: Trial, promise: float) -> bool:
+    """Whether the run will count that cells do not pay, by what a trial met and how that grows."""
+    reached = trial.at(promise)
+    if trial.point.engine != "dense" or reached is None or reached.rows_met is None:
+        return False
+    met = items_met(job.shape.n_items, reached.rows_met, trial.sample_items, job.growth)
+    return met >= MOST_MET * job.shape.n_items
 
 
 def build_and_join(

@@ -38,6 +38,7 @@ SAMPLE_SHARE = 1 / 8
 LARGER = 2  # times the sample: what the extrapolation is checked on
 MOST_CHECKED = 3  # points
 TOLERANCE = 1.1  # clocks do not tell points apart that are closer
+TRIAL_FORMAT = 2  # of remembered trials: since 2 what a query meets is counted in items
 LEAST_SECONDS = 10.0  # of a budget that is not given
 BUDGET_SHARE = 0.5  # of an exact join of everything
 
@@ -65,7 +66,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
         _say_beforehand(job, budget, small)
         job = replace(job, growth=_growth(job, inputs, samples, small))
         tried, ruled_out = _searched(job, _study(checked, job, small), small, trials, began + budget)
-        best, check, asked = _checked_on_more(job, inputs, samples, small, tried)
+        job, best, check, asked = _checked_on_more(job, inputs, samples, small, tried)
         tried = [best if trial.point == best.point else trial for trial in tried]
         found = {trial.point.name: _found(job, trial) for trial in tried}
         return Tuned(
@@ -132,11 +133,23 @@ def _growth(job: Job, inputs: Inputs, samples: Samples, small: Shard) -> Growth:
     first, second = (trial.at(promise) for trial in trials)
     if first is None or second is None or not first.rows_met or not second.rows_met:
         return job.growth
-    power = min(1.0, max(0.0, math.log(second.rows_met / first.rows_met) / math.log(small.items.n / half)))
+    power = growth_between(trials[0], trials[1], promise, otherwise=job.growth.power)
     works = [_counted(trial, promise) for trial in trials]
     per_vector = (trials[1].query_seconds - trials[0].query_seconds) / (works[1] - works[0])
     resting = max(0.0, trials[1].query_seconds - max(0.0, per_vector) * works[1])
     return replace(job.growth, power=power, overhead=resting)
+
+
+def growth_between(first: Trial, second: Trial, promise: float, *, otherwise: float) -> float:
+    """The power by which the items met grew between two trials of a point, the second on more items.
+
+    otherwise: what it is taken for where one of them met nothing that was counted.
+    """
+    few, many = first.at(promise), second.at(promise)
+    if few is None or many is None or not few.rows_met or not many.rows_met:
+        return otherwise
+    power = math.log(many.rows_met / few.rows_met) / math.log(second.sample_items / first.sample_items)
+    return min(1.0, max(0.0, power))
 
 
 def _counted(trial: Trial, promise: float) -> float:
@@ -160,7 +173,7 @@ def _study(checked: Checked, job: Job, small: Shard) -> Study:
     decides = [
         [checked.item_folder.name, checked.query_folder.name, small.items.n, names],
         [spec.metric, spec.k, spec.recall, spec.exclude_self, spec.seed, spec.measure.sample, spec.measure.calibration],
-        [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__],
+        [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__, TRIAL_FORMAT],
     ]
     path = run.home / "tuning" / "study.log"
     study = open_study(path, fingerprint(decides)[:16], names, job.shape.n_items, spec.seed)
@@ -232,10 +245,11 @@ def _estimated_build(job: Job, point: Point, small: Shard) -> float:
 
 def _checked_on_more(
     job: Job, inputs: Inputs, samples: Samples, small: Shard, tried: Sequence[Trial]
-) -> tuple[Trial, Check | None, Shard]:
+) -> tuple[Job, Trial, Check | None, Shard]:
     """The best point, by a larger sample too, if there is one: what it takes there was predicted, and is measured.
 
-    Where it turns out to cost more than the next one was predicted to, that one is looked at as well.
+    Where it turns out to cost more than the next one was predicted to, that one is looked at as well. The job comes
+    back with the growth that the larger sample shows: it is nearer to the whole.
     """
     promise, never = job.shape.recall, float("inf")
     ranked = sorted((t for t in tried if _seconds(job, t, never) < never), key=lambda t: _seconds(job, t, never))
@@ -245,15 +259,18 @@ def _checked_on_more(
         )
     size = min(job.shape.n_items, LARGER * small.items.n)
     if size == small.items.n:
-        return ranked[0], None, small
+        return job, ranked[0], None, small
     larger = shard(job.run, inputs, samples, size)
     measured: list[tuple[Trial, Check | None]] = []
     for trial, following in zip(ranked[:MOST_CHECKED], [*ranked[1:], None], strict=False):
         measured.append(_measured(job, trial, larger))
+        if len(measured) == 1 and measured[0][1] is not None:
+            power = growth_between(trial, measured[0][0], promise, otherwise=job.growth.power)
+            job = replace(job, growth=replace(job.growth, power=power))
         best = min(measured, key=lambda pair: _seconds(job, pair[0], never))
         if following is None or _seconds(job, best[0], never) <= TOLERANCE * _seconds(job, following, never):
             break
-    return best[0], best[1], larger
+    return job, best[0], best[1], larger
 
 
 def _measured(job: Job, trial: Trial, larger: Shard) -> tuple[Trial, Check | None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nearcast.engines.base import Effort
 
-__all__ = ["Growth", "Point", "build_work", "query_work", "settings_at"]
+__all__ = ["Growth", "Point", "build_work", "items_met", "query_work", "settings_at"]
 
 TRAINED_PER_CELL = 16  # rows of k-means in `dense`
 ROUNDS = 5
@@ -53,6 +53,11 @@ def settings_at(point: Point, share: float) -> dict[str, Any]:
     return scaled
 
 
+def items_met(n_items: int, rows_met: float, sampled_items: int, growth: Growth) -> float:
+    """How many of n_items a query meets that met so many of a sample, at as many items in a cell."""
+    return min(n_items, math.pow(n_items / sampled_items, growth.power) * rows_met)
+
+
 def query_work(
     point: Point, n_items: int, effort: Effort, rows_met: float | None, sampled_items: int, growth: Growth
 ) -> float:
@@ -70,7 +75,7 @@ def query_work(
     cells = int(point.settings.get("cells", 1))
     if cells == 1 or "reach" not in effort or rows_met is None:
         return n_items
-    return cells + min(n_items, more * rows_met)
+    return cells + items_met(n_items, rows_met, sampled_items, growth)
 
 
 def build_work(point: Point, n_items: int) -> float:

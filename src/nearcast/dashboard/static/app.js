@@ -109,6 +109,7 @@
     if (first) nearcast.pictures = first.pictures || [];
     root.textContent = "";
     render(html`<${App} first=${first} />`, root);
+    requestAnimationFrame(() => setTimeout(() => performance.mark("drawn"))); // when a person sees it
   }
   begin().catch((error) => { document.getElementById("page").textContent = "This page cannot be shown: " + error.message; });
 })();

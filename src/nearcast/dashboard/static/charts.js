@@ -156,7 +156,7 @@
       <figcaption><h3>${title}</h3>${hint && html`<p class="hint">${hint}</p>`}</figcaption>
       <ul class="legend">${lines.map((line, place) => html`<li key=${line.name}><i class=${line.dash ? "swatch dashed" : "swatch"} style=${{ color: `var(${line.colour || COLOURS[place]})` }}></i>${line.name} <b>${told(line)}</b></li>`)}</ul>
       <div class="canvas" ref=${box} role="img" tabindex="0" aria-label=${label} onKeyDown=${step} style=${{ minHeight: height + "px" }}></div>
-      <p class="readout" aria-live="polite">${mark ? html`<b>${format.when(mark.at)}</b> ${mark.text}` : at !== null ? format.when(x[shown]) : " "}</p>
+      <p class="readout" aria-live="polite">${mark ? html`<b>${format.when(mark.at)}</b> ${format.reason(mark)}` : at !== null ? format.when(x[shown]) : " "}</p>
     </figure>`;
   }
 

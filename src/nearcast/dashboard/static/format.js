@@ -65,9 +65,10 @@ var nearcast = {};
     for (let i = (values || []).length - 1; i >= 0; i--) if (there(values[i])) return values[i];
     return null;
   }
+  const reason = (mark) => mark.text || "published " + version(mark.version);
   const settings = (given) => Object.entries(given || {}).map(([k, v]) => k + " " + text(v)).join(", ");
 
-  nearcast.format = { share, number, bytes, stretch, day, short, when, ago, version, text, last, settings, there, DAY };
+  nearcast.format = { share, number, bytes, stretch, day, short, when, ago, version, text, last, reason, settings, there, DAY };
   nearcast.html = preact.html;
   nearcast.GLYPH = { bad: "✕", warn: "!", ok: "✓", idle: "–" };
 })();

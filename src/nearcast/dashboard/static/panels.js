@@ -79,7 +79,7 @@
   function Events({ page }) {
     const marks = [...page.marks].reverse();
     if (!marks.length) return null;
-    const row = (mark, i) => html`<tr key=${i}><td class="nowrap">${format.when(mark.at)}</td><td><span class=${"kind " + mark.kind}>${KINDS[mark.kind]}</span></td><td>${mark.text}</td></tr>`;
+    const row = (mark, i) => html`<tr key=${i}><td class="nowrap">${format.when(mark.at)}</td><td><span class=${"kind " + mark.kind}>${KINDS[mark.kind]}</span></td><td>${format.reason(mark)}</td></tr>`;
     const telling = marks.filter((mark) => mark.kind !== "publish");
     return html`<div class="wide"><h3>What happened</h3>
       <table class="events"><thead><tr><th scope="col">When</th><th scope="col">What</th><th scope="col">Why</th></tr></thead>

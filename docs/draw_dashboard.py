@@ -1,0 +1,103 @@
+"""Take the screenshots of docs/dashboard.md: the page of the demo that `make demo` has left, and ten planted troubles.
+
+    python docs/draw_dashboard.py                  all of them
+    python docs/draw_dashboard.py demo effort-cut  some of them
+
+Needs Chromium, playwright and pillow, and for the demo's pictures the folder that `make demo` leaves.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from nearcast.dashboard.document import document
+from nearcast.dashboard.page import static_page
+from nearcast.dashboard.removals import removals_of_store
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from tests.dashboard.browser import PHONE, program  # noqa: E402
+from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with  # noqa: E402
+
+IMAGES = HERE / "images" / "dashboard"
+DEMO = HERE.parent / "examples" / "similar_products" / "nearcast"
+NAME = "similar-products"
+AVOCADO = "1028816"
+MORNING = LAST_NIGHT + 6 * 3_600  # somebody looks at the page six hours after the night
+COLOURS = 96  # of a palette: text and lines stay sharp, and a picture stays below 120 kB
+
+
+def main() -> None:
+    """Take those that are named, or all."""
+    from playwright.sync_api import sync_playwright
+
+    wanted = sys.argv[1:] or ["demo", *TROUBLES]
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as library, tempfile.TemporaryDirectory() as folder:
+        browser = library.chromium.launch(executable_path=program(), args=["--no-sandbox"])
+        for name in wanted:
+            if name == "demo":
+                demo(browser, Path(folder))
+            else:
+                trouble(browser, Path(folder), name)
+            print(name, flush=True)
+        browser.close()
+
+
+def trouble(browser: Any, folder: Path, name: str) -> None:
+    """The first screen of a history with one planted trouble."""
+    told = document(history_with(name, folder / name)) | {"made": MORNING}
+    path = folder / f"{name}.html"
+    path.write_bytes(static_page(told))
+    take(browser, path, "/", name, height=760)
+    if name == "queries-of-another-model":
+        take(browser, path, "/g/shop", "generator", height=1420)
+        take(browser, path, "/", "phone", size=PHONE)
+    if name == "effort-cut":
+        key = next(q["key"] for q in told["generators"][0]["explorer"]["queries"] if q["why"].startswith("lowest"))
+        take(browser, path, f"/g/shop/lists?key={key}", "diff-dark", scheme="dark", height=900)
+    shutil.rmtree(folder / name)
+
+
+def demo(browser: Any, folder: Path) -> None:
+    """The page of the demo: overview, generator, and the list of an avocado."""
+    told = document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
+    path = folder / "demo.html"
+    path.write_bytes(static_page(told))
+    take(browser, path, "/", "demo", height=560)
+    keys = [str(query["key"]) for query in told["generators"][0]["explorer"]["queries"]]
+    key = AVOCADO if AVOCADO in keys else keys[0]
+    take(browser, path, f"/g/{NAME}/lists?key={key}", "demo-lists", height=1000)
+    take(browser, path, f"/g/{NAME}", "demo-generator", height=1300)
+
+
+def take(
+    browser: Any,
+    path: Path,
+    view: str,
+    name: str,
+    *,
+    height: int = 760,
+    scheme: str = "light",
+    size: dict[str, int] | None = None,
+) -> None:
+    """One picture, with a palette."""
+    context = browser.new_context(viewport=size or {"width": 1280, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"{path.as_uri()}#{view}")
+    page.wait_for_selector("main h1")
+    page.wait_for_timeout(600)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+    context.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Publish an expansion table: write it whole beside the one that is current, read it back, and move the pointer.
+
+Small and often, where a snapshot is large and rare: no audit, and no folder of its own. What an overlay said of an ad
+before the table was read from its source is forgotten; ads that are paused stay so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nearcast.errors import BusyError, InputError, NotFoundError, StoreError
+from nearcast.expansion.ads import ads_of, check_settings
+from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
+from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
+from nearcast.publishing.load import add_checksum
+from nearcast.publishing.readback import read_back
+from nearcast.publishing.retain import retire_versions
+from nearcast.publishing.times import seconds_of, utc
+from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer
+from nearcast.stores.values import encode_items, encode_keys, encode_lists, id_kind, id_type
+from nearcast.types import no_progress
+
+__all__ = ["Expanded", "expand_files", "publish_expansion"]
+
+FACTS_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What was published."""
+
+    name: str
+    store: str
+    version: int
+    previous: int | None
+    items: int  # that have ads
+    ads: int
+    links: int
+    links_left_out: int  # of ads that are not among the ads
+    bytes: int
+    seconds: float
+    overlay_entries_cut: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def publish_expansion(
+    store: Store,
+    name: str,
+    ads: pa.Table,
+    links: pa.Table,
+    settings: Serving | None = None,
+    *,
+    ad_id: str = "ad",
+    link_item: str = "item",
+    link_ad: str = "ad",
+    as_of: float | None = None,
+    keep: int = 3,
+) -> Expanded:
+    """Make a table of ads, and of the items that each is promoted for, current in a store.
+
+    ads: a row per ad, with the column `ad_id` and any others. links: a row per item and ad; a pair may be there twice.
+    as_of: seconds since 1970 when both were read from their source; now by default.
+    keep: versions that stay, 2 or more.
+    Raises InputError for tables that do not fit, BusyError while another process publishes it, StoreError, DamagedError
+    where the store gives back other bytes; then nothing has changed for readers.
+    """
+    started = time.perf_counter()
+    settings = settings or Serving()
+    if keep < 2:
+        raise InputError(f"keep is {keep}: readers need the version before until they have read the new one; keep 2")
+    as_of = time.time() if as_of is None else as_of
+    ads = _ads(ads, ad_id, settings)
+    pairs, left_out = _pairs(links, ads, link_item, link_ad)
+    with store.lock(name) as held:
+        pointer = store.pointer(name)
+        _check_kind(store, name, pointer)
+        version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
+        written = _write(store, name, version, ads, pairs, settings, as_of)
+        moved = _point(store, name, version, pointer, held)
+        cut = _cut_overlay(store, name)
+        retire_versions(store, name, moved, keep)
+    return Expanded(
+        name=name,
+        store=store.url,
+        version=version,
+        previous=pointer.version if pointer else None,
+        items=len(pairs.items),
+        ads=len(ads),
+        links=len(pairs.ads),
+        links_left_out=left_out,
+        bytes=written,
+        seconds=time.perf_counter() - started,
+        overlay_entries_cut=cut,
+    )
+
+
+def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
+    """Publish what the Parquet files of a spec hold now; its paths are relative to `base`."""
+    as_of = time.time()
+    return publish_expansion(
+        store,
+        spec.name,
+        _read(base / spec.ads.path),
+        _read(base / spec.links.path),
+        spec.serve,
+        ad_id=spec.ads.id,
+        link_item=spec.links.item,
+        link_ad=spec.links.ad,
+        as_of=as_of,
+        keep=spec.keep,
+    )
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Items that have ads, ascending; the ads of item i are ads[offsets[i]:offsets[i + 1]]."""
+
+    items: pa.Array
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    ads: pa.Array
+
+
+def _ads(ads: pa.Table, ad_id: str, settings: Serving) -> pa.Table:
+    """The ads with their id first and called `id`, ascending."""
+    if ad_id not in ads.column_names:
+        raise InputError(f"the ads have no column {ad_id!r}; they have {', '.join(ads.column_names)}")
+    ids = _ids(ads.column(ad_id), "ads", ad_id)
+    rest = ads.drop_columns([ad_id])
+    if "id" in rest.column_names:
+        raise InputError("a column of the ads is called 'id', which is the name of an ad's own id; rename it")
+    table = rest.add_column(0, "id", ids).sort_by("id").combine_chunks()
+    if len(pc.unique(table.column("id"))) < len(table):
+        counts = table.group_by("id").aggregate([("id", "count")])
+        twice = counts.filter(pc.greater(counts.column("id_count"), 1)).column("id")[0].as_py()
+        raise InputError(f"{twice!r} is the id of several ads; an ad has one row")
+    for name in rest.column_names:
+        if pa.types.is_time(rest.schema.field(name).type):
+            raise InputError(f"{name} is a column of times of a day, which an expansion table cannot hold")
+    check_settings(settings, ads_of(table).columns)
+    return table
+
+
+def _ids(column: pa.ChunkedArray, what: str, name: str) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{name} of the {what} is of type {kind}; ids are whole numbers or text")
+    if column.null_count:
+        raise InputError(f"{name} of the {what} is missing in {column.null_count:,} rows; every row needs one")
+    return column.cast(pa.int64() if pa.types.is_integer(kind) else pa.string()).combine_chunks()
+
+
+def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tuple[_Pairs, int]:
+    for name in (link_item, link_ad):
+        if name not in links.column_names:
+            raise InputError(f"the links have no column {name!r}; they have {', '.join(links.column_names)}")
+    items, linked = _ids(links.column(link_item), "links", link_item), _ids(links.column(link_ad), "links", link_ad)
+    known = ads.column("id").combine_chunks()
+    if linked.type != known.type:
+        raise InputError(f"ads are {id_type(known.type)} in the ads, and {id_type(linked.type)} in the links")
+    pairs = pa.table({"item": items, "ad": linked})
+    held = pairs.filter(pc.is_in(linked, value_set=known))
+    distinct = held.group_by(["item", "ad"]).aggregate([]).sort_by([("item", "ascending"), ("ad", "ascending")])
+    if len(distinct) == 0:
+        raise InputError(f"none of {len(pairs):,} links is of one of {len(ads):,} ads; nothing would be promoted")
+    of_items = distinct.column("item").combine_chunks().dictionary_encode()  # in order of appearance: ascending
+    counts = np.bincount(of_items.indices.to_numpy(zero_copy_only=False), minlength=len(of_items.dictionary))
+    offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
+    return _Pairs(of_items.dictionary, offsets, distinct.column("ad").combine_chunks()), len(pairs) - len(held)
+
+
+def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
+    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
+    if pointer is None:
+        return
+    with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
+        if reader.facts.get("kind") != KIND:
+            raise InputError(f"{name!r} is a generator in {store.url}; give the expansion table another name")
+
+
+def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
+    writer = store.write(name, version)
+    try:
+        sums, size = _copy(writer, ads, pairs)
+        writer.finish(_facts(name, version, ads, pairs, settings, as_of) | {"checksum": sums, "payload_bytes": size})
+    except BusyError:
+        raise  # the lock was lost: what is there may be another's by now
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            writer.discard()
+        raise
+    where = f"version {version:06d} of {name} in {store.url}"
+    try:
+        with contextlib.closing(store.open(name, version, verify=True)) as reader:
+            read_back(reader, where, no_progress)
+    except BaseException:
+        store.retire(name, version)
+        raise
+    return size
+
+
+def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[Space, int], int]:
+    """Put lists and ads in the order of their keys. Returns the checksum of each space, and the bytes of both."""
+    scores = pa.array(np.ones(len(pairs.ads), np.float32))
+    offsets = pa.array(pairs.offsets.astype(np.int32))
+    lists = encode_lists(
+        pa.ListArray.from_arrays(offsets, pairs.ads),
+        pa.ListArray.from_arrays(offsets, scores),
+        [None] * len(pairs.items),
+        id_kind(pairs.ads),
+    )
+    sums, size = {}, 0
+    rows = {Space.LISTS: (pairs.items, lists), Space.ITEMS: (ads.column("id").combine_chunks(), encode_items(ads))}
+    for space, (ids, values) in rows.items():
+        some = sorted(zip(encode_keys(ids), values, strict=True))
+        writer.put(space, some)
+        sums[space] = add_checksum(0, [key for key, _ in some], [value for _, value in some])
+        size += sum(len(key) + len(value) for key, value in some)
+    return sums, size
+
+
+def _facts(name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> dict[str, Any]:
+    return {
+        "format": FACTS_FORMAT,
+        "kind": KIND,
+        "generator": name,
+        "version": version,
+        "snapshot": f"{version:06d}",
+        "started": utc(as_of),
+        "created": utc(as_of),
+        "as_of": _exact(as_of),
+        "published": utc(time.time()),
+        "query_ids": id_type(pairs.items.type),
+        "item_ids": id_type(pairs.ads.type),
+        "id_kind": id_kind(pairs.ads),
+        "keys": len(pairs.items),
+        "items": len(ads),
+        "links": len(pairs.ads),
+        "k": int(np.diff(pairs.offsets).max()),
+        "columns": {field.name: str(field.type) for field in ads.schema if field.name != "id"},
+        "expansion": settings.model_dump(mode="json"),
+        "measures": {},
+        "promise": {},
+        "serve": {},
+    }
+
+
+def _exact(seconds: float) -> str:
+    """A time to the microsecond: an overlay may be written in the same second."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _point(store: Store, name: str, version: int, pointer: Pointer | None, held: Held) -> Pointer:
+    event = Event("published", version, utc(time.time()))
+    moved = (pointer or Pointer(version=0, serial=0)).moved(event, pointer.withdrawn if pointer else ())
+    store.point(name, moved, held)
+    return moved
+
+
+def _cut_overlay(store: Store, name: str) -> int:
+    """Forget what every version that is kept knows itself: values older than all of them, and what is over."""
+    versions = store.versions(name)
+    cut = cut_back(store, name, versions, now=time.time())
+    oldest = min(_as_of(store, name, version) for version in versions)
+    log = store.overlay(name)
+    seen = log.changes()
+    stale = [e.key() for e in seen.entries if e.field is not None and e.written < oldest - CLOCK_SKEW_SECONDS]
+    if stale:
+        log.purge(stale, upto=seen.serial)
+    return cut + len(stale)
+
+
+def _as_of(store: Store, name: str, version: int) -> float:
+    try:
+        with contextlib.closing(store.open(name, version, verify=False)) as reader:
+            return seconds_of(reader.facts["as_of"])
+    except NotFoundError:  # taken away meanwhile
+        return float("inf")

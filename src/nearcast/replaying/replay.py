@@ -1,0 +1,148 @@
+"""Replay a log through snapshots and through an online index, compare, and keep the figures in the history.
+
+A snapshot that is not in the store is staged in one of its own for as long as it is needed, without being published to
+anybody: this is how a change is judged before it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nearcast.errors import NotFoundError
+from nearcast.history.store import append
+from nearcast.join.context import RunContext
+from nearcast.join.inputs import open_sources
+from nearcast.join.online import open_online
+from nearcast.join.today import todays_inputs
+from nearcast.publishing.audit import audit
+from nearcast.publishing.publish import publish_snapshot
+from nearcast.replaying.funnel import Funnel, Passed, run_funnel
+from nearcast.replaying.log import Logged
+from nearcast.replaying.outcome import Figures, Rate, figures_of, hits_of, lead
+from nearcast.replaying.ways import LookUp, OnlineWay, Way, online_way
+from nearcast.serve.overlay_state import OverlayState
+from nearcast.serve.view import View, open_version
+from nearcast.spec import Audit, Publishing
+from nearcast.stores import open_store
+from nearcast.stores.base import Pointer, Store
+from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.types import Metric
+
+__all__ = ["Replayed", "looked_up", "replay", "searched"]
+
+STAGED = "it is only replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What ways of answering a log came to."""
+
+    generator: str
+    version: int | None  # of the first snapshot that was replayed
+    requests: int
+    expansion: str | None
+    ways: tuple[Figures, ...]
+    leads: dict[str, dict[str, Rate | None]]  # of the first way over each other one, by what was engaged with
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        leads = {
+            way: {what: None if rate is None else _plain(rate) for what, rate in rates.items()}
+            for way, rates in self.leads.items()
+        }
+        return {
+            "generator": self.generator,
+            "version": self.version,
+            "requests": self.requests,
+            "expansion": self.expansion,
+            "ways": [way.as_dict() for way in self.ways],
+            "leads": leads,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What the history keeps: each stage with what is left of a request by each way."""
+        names = [name for name, _, _ in self.ways[0].stages]
+        stages = [
+            {"name": name, **{way.name: way.stages[place][1] for way in self.ways}} for place, name in enumerate(names)
+        ]
+        rates = {way.name: None if way.hit_rate is None else _plain(way.hit_rate) for way in self.ways}
+        return {"stages": stages, "requests": self.requests, "hit_rate": rates} | self.as_dict()
+
+
+def _plain(rate: Rate) -> dict[str, Any]:
+    return {"value": rate.value, "low": rate.low, "high": rate.high, "of": rate.of}
+
+
+def replay(
+    run: RunContext, requests: Sequence[Logged], ways: Sequence[Way], funnel: Funnel, *, version: int | None
+) -> tuple[Replayed, list[Passed]]:
+    """Send the requests through the funnel by every way, and keep the figures in the history of the run's folder."""
+    passed = [run_funnel(way, requests, funnel, partial(run.listener.progress, f"replay {way.name}")) for way in ways]
+    k = funnel.k if funnel.k is not None or funnel.expansion is None else funnel.expansion.settings.k
+    figures = [figures_of(way.name, one, requests, k) for way, one in zip(ways, passed, strict=True)]
+    leads = {way.name: _leads(passed[0], one, requests) for way, one in zip(ways[1:], passed[1:], strict=True)}
+    expansion = None if funnel.expansion is None else funnel.expansion.name
+    replayed = Replayed(run.spec.name, version, len(requests), expansion, tuple(figures), leads)
+    trouble = append(run.home.parent, run.spec.name, "replay", version, replayed.facts())
+    if trouble:
+        run.listener.note(trouble)
+    return replayed, passed
+
+
+def _leads(one: Passed, other: Passed, requests: Sequence[Logged]) -> dict[str, Rate | None]:
+    return {
+        "items": lead(*(hits_of(p.items, requests, lambda logged: logged.engaged) for p in (one, other))),
+        "ads": lead(*(hits_of(p.returned_ads, requests, lambda logged: logged.engaged_ads) for p in (one, other))),
+    }
+
+
+@contextlib.contextmanager
+def looked_up(run: RunContext, store: Store, version: int | None, name: str = "offline") -> Iterator[LookUp]:
+    """A snapshot's table to look things up in: from the store where it is there, else staged. None: the current one.
+
+    The store's overlay counts, as it does for what is published. NotFoundError where there is no such snapshot.
+    """
+    generator, pointer = run.spec.name, store.pointer(run.spec.name)
+    wanted = version if version is not None else pointer.version if pointer is not None else None
+    with contextlib.ExitStack() as held:
+        if wanted is not None and wanted in store.versions(generator):
+            opened = open_version(store, generator, wanted, verify=False)
+        else:
+            snapshot = find_snapshot(run.home.parent, generator, wanted)
+            run.listener.note(f"{snapshot.name} is not in the store; it is staged for the replay")
+            opened = open_version(held.enter_context(_staged(snapshot)), generator, snapshot.version, verify=False)
+        overlay = OverlayState(opened.item_ids).apply(store.overlay(generator).changes())
+        yield LookUp(name, View(opened, overlay, Pointer(opened.number, 0)))
+
+
+@contextlib.contextmanager
+def _staged(snapshot: Snapshot) -> Iterator[Store]:
+    """A store of its own with this snapshot, which goes away again. Whatever an audit would say is no matter here."""
+    findings = audit(snapshot, Audit(), None, now=time.time())
+    accept = {finding.rule: STAGED for finding in findings if not finding.passed}
+    with (
+        tempfile.TemporaryDirectory(prefix="nearcast-replay-") as folder,
+        contextlib.closing(open_store(f"lmdb:{folder}")) as store,
+    ):
+        publish_snapshot(snapshot, store, Publishing(), Audit(), accept=accept)
+        yield store
+
+
+def searched(
+    run: RunContext, *, engine: str = "faiss-hnsw", recall: float | None = None, k: int | None = None
+) -> OnlineWay:
+    """The online index of today's items, opened or built, asked for k; see `join.online.open_online`."""
+    spec = run.spec if k is None else run.spec.model_copy(update={"k": k})
+    aimed = recall if recall is not None else spec.serve.online_recall
+    index = open_online(spec, run.base, run.home.parent, engine=engine, recall=aimed, listener=run.listener)
+    sources = open_sources(spec, run.base, None, None, run.listener.progress)
+    _, inputs = todays_inputs(run, sources, run.home / "online")
+    if inputs.queries.vectors.n == 0:
+        raise NotFoundError(f"{spec.name} has no queries with vectors to search by")
+    return online_way(index, inputs, Metric(spec.metric), spec.k, without_self=spec.exclude_self)

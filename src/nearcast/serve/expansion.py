@@ -1,0 +1,264 @@
+"""An expansion table of a store, open: candidates become the ads that a request may see.
+
+The ads are held in memory as columns, and which ads an item has is looked up. It follows refreshes and the overlay as
+any look-up does; a new version is read on a thread beside the old one. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nearcast.errors import GoneError, InputError, NearcastError, NotFoundError, SpecError
+from nearcast.expansion.columns import seconds_of_time
+from nearcast.expansion.funnel import Chosen, choose
+from nearcast.expansion.merging import merged, similarity
+from nearcast.expansion.settings import Serving
+from nearcast.expansion.targeting import Eligible
+from nearcast.serve.ads_table import AdsTable, Live, is_expansion, read_table, under_overlay
+from nearcast.serve.keys import Keys, wanted_keys
+from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_lookup
+from nearcast.serve.promoted import Promoted
+from nearcast.serve.view import View
+from nearcast.stores.base import Space
+from nearcast.stores.values import decode_lists
+from nearcast.types import FloatArray, IntArray, Metric
+
+__all__ = ["Asked", "Expansion", "Promoted", "open_expansion"]
+
+
+def open_expansion(
+    store: StoreLike,
+    name: str,
+    *,
+    eligible: Eligible | None = None,
+    refresh_seconds: float = REFRESH_SECONDS,
+    verify: bool = True,
+) -> Expansion:
+    """Open an expansion table that is published, to be asked for ads. It follows every refresh and the overlay.
+
+    store: a URL, a path (of an LMDB store), or an open store. eligible: rules in place of the table's own targeting.
+    Raises NotFoundError where there is none, SpecError where the name is a generator's, and as `nearcast.open`.
+    """
+    lookup = open_lookup(store, name, refresh_seconds=refresh_seconds, verify=verify)
+    try:
+        expansion = Expansion(lookup, eligible=eligible)
+        expansion.refresh()
+    except BaseException:
+        lookup.close()
+        raise
+    return expansion
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of an expansion, whatever the candidates are."""
+
+    request: Mapping[str, Any] | None = None  # plain data that targeting is asked with
+    k: int | None = None  # ads at most; None: the table's own
+    fields: Sequence[str] = ()  # columns of the ads to add
+    now: Any = None  # by which flights are judged: seconds since 1970, a datetime or ISO 8601; None: the present
+
+
+class Expansion:
+    """An expansion table, open. Made by `nearcast.open_expansion`; safe to use from many threads."""
+
+    def __init__(self, lookup: Lookup, *, eligible: Eligible | None = None) -> None:
+        self.name = lookup.generator
+        self.lookup = lookup
+        self._eligible = eligible
+        self._live: Live | None = None
+        self._reading: threading.Thread | None = None
+        self.error: str | None = None  # why a newer version is not used, if it is not
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop following and let go of the store."""
+        self.lookup.close()
+        self._live = None
+
+    @property
+    def settings(self) -> Serving:
+        """Those of the version that answers."""
+        return self._now().table.settings
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the ads that an answer may show."""
+        live = self._now()
+        return sorted({*live.table.version.facts["columns"], *live.overlay.fields})
+
+    def refresh(self) -> None:
+        """Follow what is newer in the store before this returns."""
+        self.lookup.refresh()
+        self._follow()
+
+    def ads(
+        self,
+        candidates: Lookup,
+        keys: Keys,
+        *,
+        weights: Sequence[float] | None = None,
+        candidates_per_key: int | None = None,
+        request: Mapping[str, Any] | None = None,
+        k: int | None = None,
+        fields: Sequence[str] = (),
+        now: Any = None,
+    ) -> Promoted:
+        """What is promoted for these keys of a generator: both steps in one call.
+
+        weights: of the keys, from 0 on; 1 each by default. candidates_per_key: of each key only the first so many.
+        request, k, fields, now: see `Asked`. InputError for what cannot be asked, NotFoundError for a field that the
+        ads do not have, StoreError where the store cannot say. Keys that are not there are no error: see `found`.
+        """
+        asked = Asked(request, k, fields, now)
+        return candidates.ask(lambda view: self.ads_of(view, keys, weights, candidates_per_key, asked))
+
+    def ads_of(
+        self, view: View, keys: Keys, weights: Sequence[float] | None, candidates_per_key: int | None, asked: Asked
+    ) -> Promoted:
+        """The same for one view of the generator."""
+        lists = view.get_many(keys, k=candidates_per_key)
+        metric = Metric(view.version.facts.get("metric") or Metric.COSINE)
+        promoted = self.of_lists(lists.offsets, lists.ids, lists.scores, metric, weights, asked)
+        return replace(promoted, snapshot=view.snapshot, found=int(np.count_nonzero(lists.found)))
+
+    def of_lists(
+        self,
+        offsets: IntArray,
+        ids: pa.Array,
+        scores: FloatArray,
+        metric: Metric,
+        weights: Sequence[float] | None,
+        asked: Asked,
+    ) -> Promoted:
+        """What is promoted for candidates from anywhere: list i is ids[offsets[i]:offsets[i + 1]], best first."""
+        live = self._now()
+        try:
+            return _promoted(live, offsets, ids, similarity(scores, metric), weights, asked)
+        except GoneError:  # of a network store: what this version says is no longer there
+            self.refresh()
+            return _promoted(self._now(), offsets, ids, similarity(scores, metric), weights, asked)
+
+    def _now(self) -> Live:
+        """The ads under the overlay of this moment; a newer version is used as soon as it has been read."""
+        view, live = self.lookup.view(), self._live
+        if live is None:
+            return self._follow()
+        if live.table.version is not view.version:
+            self._read_in_background()
+        if live.overlay is view.overlay and live.ads.until > time.time():
+            return live
+        return self._put(live.table, view)
+
+    def _put(self, table: AdsTable, view: View) -> Live:
+        self._live = live = under_overlay(table, view.overlay, self._live, time.time())
+        return live
+
+    def _follow(self) -> Live:
+        view, live = self.lookup.view(), self._live
+        if not is_expansion(view.version.facts):
+            raise SpecError(f"{self.name!r} is a generator, and no expansion table; open it with nearcast.open")
+        if live is None or live.table.version is not view.version:
+            return self._put(read_table(view.version, self._eligible), view)
+        return live
+
+    def _read_in_background(self) -> None:
+        """Read the current version. After a fork the parent's thread is not here, and counts as ended."""
+        if self._reading is None or not self._reading.is_alive():
+            self._reading = threading.Thread(target=self._read, name=f"nearcast-{self.name}-read", daemon=True)
+            self._reading.start()
+
+    def _read(self) -> None:
+        try:
+            self._follow()
+            self.error = None
+        except NearcastError as error:  # the old version goes on answering, and the next call tries again
+            self.error = str(error)
+            time.sleep(1.0)
+
+
+def _promoted(
+    live: Live,
+    offsets: IntArray,
+    ids: pa.Array,
+    scores: npt.NDArray[np.float64],
+    weights: Sequence[float] | None,
+    asked: Asked,
+) -> Promoted:
+    table, settings = live.table, live.table.settings
+    now = time.time() if asked.now is None else seconds_of_time(asked.now)
+    k = settings.k if asked.k is None else asked.k
+    if k < 1:
+        raise InputError(f"k is {k}; ask for one ad at least")
+    for name in asked.fields:
+        if name not in table.version.facts["columns"] and name not in live.overlay.fields:
+            held = ", ".join(table.version.facts["columns"]) or "none"
+            raise NotFoundError(
+                f"the ads of {table.version.facts['generator']} have no column {name!r}; they have {held}"
+            )
+    if weights is not None:
+        scores = scores * np.repeat(_checked(weights, len(offsets) - 1), np.diff(offsets))
+    candidates, scores = _distinct(ids, scores, settings.keys, several=len(offsets) > 2)
+    places, positions = _links(table, candidates)
+    request = asked.request or {}
+    chosen = choose(scores, places, positions, live.ads, table.eligible, request, settings, k=k, now=now)
+    return _told(live, candidates, chosen, asked.fields)
+
+
+def _checked(weights: Sequence[float], n: int) -> npt.NDArray[np.float64]:
+    if len(weights) != n:
+        raise InputError(f"there are {len(weights):,} weights for {n:,} keys")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise InputError("a weight is below 0 or no number; weights are from 0 on")
+    return np.asarray(weights, np.float64)
+
+
+def _distinct(
+    ids: pa.Array, scores: npt.NDArray[np.float64], how: str, *, several: bool
+) -> tuple[pa.Array, npt.NDArray[np.float64]]:
+    """Every candidate once. One list holds none twice."""
+    if not several:
+        return ids, scores
+    encoded = ids.dictionary_encode()
+    groups = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded.dictionary, merged(groups, len(encoded.dictionary), scores, how)[0]
+
+
+def _links(table: AdsTable, candidates: pa.Array) -> tuple[IntArray, IntArray]:
+    """(pairs,) places of candidates, ascending, and positions of their ads."""
+    version = table.version
+    asked = candidates if pa.types.is_integer(candidates.type) else candidates.to_pylist()
+    typed, encoded, known = wanted_keys(asked, version.query_ids)
+    lists = decode_lists(version.reader.get_many(Space.LISTS, encoded), version.item_ids)
+    there = np.arange(len(typed)) if known is None else known
+    return np.repeat(there, np.diff(lists.offsets)), table.ads.positions(lists.ids)
+
+
+def _told(live: Live, candidates: pa.Array, chosen: Chosen, fields: Sequence[str]) -> Promoted:
+    version, table = live.table.version, live.table.ads
+    return Promoted(
+        ads=table.arrays["id"].take(pa.array(chosen.positions)).to_pylist(),
+        items=candidates.take(pa.array(chosen.candidates)).to_pylist(),
+        scores=chosen.scores.tolist(),
+        columns=live.ads.rows(chosen.positions, fields) if fields else [{}] * len(chosen.positions),
+        stages=chosen.stages,
+        table=version.snapshot,
+        age_seconds=max(0.0, time.time() - live.table.as_of),
+    )

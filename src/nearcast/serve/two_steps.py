@@ -1,0 +1,43 @@
+"""The service's two-step call: a request as a question, the expansion table that it means, and refusals in its words.
+
+Knows nothing of HTTP but its refusals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nearcast.errors import InputError, NotFoundError
+from nearcast.serve.expansion import Asked, Expansion
+from nearcast.serve.promoted import Promoted
+from nearcast.serve.replies import RefusedError
+from nearcast.serve.shapes_ads import AdsWanted
+from nearcast.serve.view import View
+
+__all__ = ["chosen_expansion", "question"]
+
+
+def chosen_expansion(expansions: Mapping[str, Expansion], name: str | None) -> Expansion:
+    """The table that a request means: the one it names, or the only one; refused where there is none."""
+    if name is None and len(expansions) == 1:
+        return next(iter(expansions.values()))
+    known = ", ".join(expansions) or "none"
+    if name is None:
+        raise RefusedError(422, "which_expansion", f"expansion is to name a table; served are {known}")
+    try:
+        return expansions[name]
+    except KeyError:
+        raise RefusedError(404, "unknown_expansion", f"no such expansion table is served; there are {known}") from None
+
+
+def question(expansion: Expansion, wanted: AdsWanted) -> Callable[[View], Promoted]:
+    """What is to be asked of a view of the generator."""
+    asked = Asked(wanted.request, wanted.k, tuple(wanted.fields), wanted.now)
+
+    def ask(view: View) -> Promoted:
+        try:
+            return expansion.ads_of(view, wanted.keys, wanted.weights, wanted.candidates_per_key, asked)
+        except (InputError, NotFoundError) as error:
+            raise RefusedError(422, "invalid", str(error)) from None
+
+    return ask

@@ -1,0 +1,109 @@
+"""A log through a real generator: snapshots published or not, an expansion table, an online index, and the history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from service import running
+from shop import N_ITEMS, fail, succeed, write_shop
+
+from nearcast.history.store import read
+
+ADS = """
+name = "offers"
+[ads]
+path = "ads.parquet"
+[links]
+path = "links.parquet"
+[serve]
+k = 3
+caps = { advertiser = 2 }
+[[serve.targeting]]
+column = "town"
+test = "equals"
+request = "town"
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator with two snapshots, the first of them published, an expansion table, and a log."""
+    folder = tmp_path_factory.mktemp("replay")
+    write_shop(folder, recall=1.0)
+    succeed("run", "shop.toml", "--quiet", cwd=folder)
+    succeed("publish", "shop", "--quiet", cwd=folder)
+    write_shop(folder, recall=1.0, k=5)
+    succeed("run", "shop.toml", "--quiet", cwd=folder)
+    items = [f"i{i:04d}" for i in range(N_ITEMS)]
+    rng = np.random.default_rng(8)
+    towns = [None if draw < 0.3 else "rome" if draw < 0.8 else "oslo" for draw in rng.random(200)]
+    pq.write_table(
+        pa.table({"ad": np.arange(200), "advertiser": np.arange(200) % 40, "town": towns}), folder / "ads.parquet"
+    )
+    pq.write_table(pa.table({"item": items, "ad": rng.integers(200, size=N_ITEMS)}), folder / "links.parquet")
+    (folder / "offers.toml").write_text(ADS)
+    keys = [[f"q{i:03d}", f"q{(i + 1) % 300:03d}"] for i in range(60)]
+    engaged = [[items[i] for i in rng.integers(N_ITEMS, size=40)] for _ in keys]
+    log = pa.table({"key": [*keys, ["unknown"]], "town": ["rome"] * 61, "engaged": [*engaged, []]})
+    pq.write_table(log, folder / "log.parquet")
+    return folder
+
+
+def test_a_log_is_replayed_by_look_up_and_online_and_kept_in_the_history(shop: Path) -> None:
+    done = succeed("expand", "offers.toml", cwd=shop)
+    assert "offers 000001 is current" in done.stdout
+    words = ("replay", "shop.toml", "log.parquet", "--expansion", "offers")
+    found = json.loads(succeed(*words, "--json", "--picture", "replay.svg", cwd=shop).stdout)
+    offline, online = found["ways"]
+    assert (offline["name"], online["name"], found["requests"], found["expansion"]) == (
+        "offline",
+        "online",
+        61,
+        "offers",
+    )
+    left = {name: candidates for name, candidates, _ in offline["stages"]}
+    assert left["candidates"] > left["with_ads"] * 0.99
+    assert left["with_ads"] > left["targeted"] > 0
+    assert offline["returned"] <= 3
+    assert offline["missed"] == pytest.approx(1 / 121)
+    assert offline["hit_rate"]["of"] == 60
+    assert abs(offline["stages"][0][1] - online["stages"][0][1]) < 1
+    assert (shop / "replay.svg").stat().st_size < 150_000
+    (event,) = read(shop / "nearcast", "shop", ["replay"])
+    assert event.version == 1
+    assert [set(stage) for stage in event.facts["stages"]] == [{"name", "offline", "online"}] * 7
+    assert event.facts["requests"] == 61
+    assert event.facts["hit_rate"]["offline"]["value"] == offline["hit_rate"]["value"]
+
+
+def test_a_snapshot_is_judged_before_it_is_published(shop: Path) -> None:
+    words = ("replay", "shop.toml", "log.parquet", "--snapshot", 1, "--snapshot", 2, "--no-online", "-k", 4)
+    done = succeed(*words, cwd=shop)
+    assert "offline 000001" in done.stdout
+    assert "offline 000002" in done.stdout
+    assert "is staged for the replay" in done.stderr
+    found = json.loads(succeed(*words, "--json", cwd=shop).stdout)
+    longer, shorter = (way["stages"][0][1] for way in found["ways"])
+    assert longer > shorter
+    assert json.loads(succeed("published", "shop", "--json", cwd=shop).stdout)[0]["pointer"]["version"] == 1
+
+
+def test_what_cannot_be_replayed_is_told(shop: Path) -> None:
+    assert "no column 'key'" in fail("replay", "shop.toml", "links.parquet", "--no-online", code=3, cwd=shop)
+    fail("replay", "shop.toml", "log.parquet", "--snapshot", 9, "--no-online", code=7, cwd=shop)
+    fail("replay", "shop.toml", "log.parquet", "--expansion", "none", "--no-online", code=7, cwd=shop)
+    fail("replay", "shop.toml", "log.parquet", "--expansion", "shop", "--no-online", code=2, cwd=shop)
+
+
+def test_a_served_expansion_answers_beside_its_generator(shop: Path) -> None:
+    succeed("expand", "offers.toml", cwd=shop)
+    with running(shop) as service:
+        assert "serving shop 000001, ads of offers 0000" in service.said
+        answer = service.post("/v1/generators/shop/ads", {"keys": ["q000"], "request": {"town": "rome"}}).json()
+    assert answer["table"] >= "000001"
+    assert 0 < len(answer["ads"]) <= 3
