@@ -10,6 +10,7 @@ them: vectors are made without them.
     data/log.parquet        the log of the learning days: day, seconds, person, phrase, pin
     data/searches.parquet   its rows that have a phrase
     data/heldout.parquet    the last day
+    data/views.parquet      views of the learning days, from which `nearcast head` picks data/keys.parquet
     data/people.parquet     what the simulation has given people a taste for: person, favourites
     data/facts.json         sizes, for the report
 """
@@ -27,6 +28,8 @@ import pyarrow.parquet as pq
 from embed import NAME, Embedding
 from pictures_of_clothes import CATEGORIES, FOLDER, Pictures, read_pictures
 from simulate import DAYS, Simulated, simulate
+
+import nearcast
 
 PROMOTED_FROM = 1_000_000  # ids of promoted pins, so that nobody takes one for a pin
 SAMPLE = 8_000  # pictures that the projections are learned from
@@ -47,7 +50,7 @@ def main() -> None:
         seed=arguments.seed,
     )
     learned, held_out = write_logs(simulated, arguments.data)
-    head, views = head_of(learned, arguments.coverage)
+    head, views = head_of(learned, arguments.coverage, arguments.data)
     rng = np.random.default_rng(arguments.seed)
     sample = rng.choice(len(pins.pixels), min(SAMPLE, len(pins.pixels)), replace=False)
     embedding = Embedding(pins.pixels[np.sort(sample)])
@@ -87,13 +90,13 @@ def write_logs(simulated: Simulated, data: Path) -> tuple[pa.Table, pa.Table]:
     return tuple(log.filter(pc.is_null(log["phrase"])) for log in (learned, held_out))
 
 
-def head_of(views: pa.Table, coverage: float) -> tuple[np.ndarray, np.ndarray]:
-    """The fewest pins that have this share of the views, ascending, and the views of each."""
+def head_of(views: pa.Table, coverage: float, data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The pins that have this share of the views, by `nearcast head`, ascending, and the views of each."""
+    pq.write_table(views, data / "views.parquet")
+    nearcast.head(data / "views.parquet", coverage=coverage, key="pin", to=data / "keys.parquet", column="pin")
+    head = np.sort(pq.read_table(data / "keys.parquet", columns=["pin"])["pin"].to_numpy())
     pins, counts = np.unique(views["pin"].to_numpy(), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    size = int(np.searchsorted(np.cumsum(counts[order]), coverage * counts.sum())) + 1
-    chosen = np.sort(order[:size])
-    return pins[chosen], counts[chosen]
+    return head, counts[np.searchsorted(pins, head)]
 
 
 def write_pins(
