@@ -32,7 +32,5 @@ def expand(spec: Path, store: str | None, as_json_: bool) -> None:
     if done.links_left_out:
         click.echo(f"{done.links_left_out:,} links were left out: their ads are not among the ads", err=True)
     if done.overlay_entries_cut:
-        click.echo(
-            f"{done.overlay_entries_cut:,} overlay entries were cut: they are over, or the table knows them itself",
-            err=True,
-        )
+        words = "overlay entries were cut: they are over, or the table knows them itself"
+        click.echo(f"{done.overlay_entries_cut:,} {words}", err=True)
