@@ -60,13 +60,14 @@ OF_A_GENERATOR = [
     ("get", "/v1/generators/{name}/candidates/{key}"),
     ("post", "/v1/generators/{name}/candidates"),
     ("post", "/v1/generators/{name}/merged"),
+    ("post", "/v1/generators/{name}/ads"),
     ("post", "/v1/generators/{name}/search"),
     ("get", "/v1/generators/{name}"),
 ]
 PLAIN = [("get", path) for path in ("/v1/generators", "/healthz", "/readyz", "/metrics")]
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 TRIED = [(*operation, POSITIVE, name) for operation in OF_A_GENERATOR for name in ("shop", None)]
-TRIED += [(*operation, NEGATIVE, name) for operation in OF_A_GENERATOR[:4] for name in ("shop", None)]
+TRIED += [(*operation, NEGATIVE, name) for operation in OF_A_GENERATOR[:5] for name in ("shop", None)]
 TRIED += [(*operation, POSITIVE, None) for operation in PLAIN]  # they take nothing that could be wrong
 ALSO_REFUSALS = {
     "checks": {"negative_data_rejection": {"expected-statuses": ["400", "404", "413", "414", "415", "422"]}}
