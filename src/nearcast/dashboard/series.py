@@ -53,7 +53,7 @@ def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
     for side in ("items", "queries"):
         numbers[f"{side}_vectors"] = _of_side(side, "vectors")
         numbers[f"{side}_norm_p50"] = _of_side(side, "norms", "p50")
-        numbers[f"{side}_zeros"] = _of_side(side, "problems", "zero_vector")
+        numbers[f"{side}_zeros"] = _zeros(side)
     for stage in _longest_stages(runs):
         numbers[f"stage:{stage}"] = _stage(stage)
     head: dict[str, list[Any]] = {"at": [round(run.seconds) for run in runs]}
@@ -99,6 +99,12 @@ def _served(name: str) -> Number:
 
 def _stage(name: str) -> Number:
     return lambda facts: facts["seconds"].get(name)
+
+
+def _zeros(side: str) -> Number:
+    """Vectors of zeros; a run that found none does not name them."""
+    problems = _of_side(side, "problems")
+    return lambda facts: None if problems(facts) is None else problems(facts).get("zero_vector", 0)
 
 
 def _of_side(side: str, *path: str) -> Number:

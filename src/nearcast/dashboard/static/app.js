@@ -2,7 +2,7 @@
 /* Where the page begins: data out of the file, or from the service with its token; then the view that the address names. */
 (function () {
   const { html, format, overview, generator, explorer } = nearcast;
-  const { render, useEffect, useState } = preact;
+  const { render, useEffect, useRef, useState } = preact;
   const EVERY = 60; // seconds between looks at the service
   const THEMES = ["auto", "light", "dark"];
   nearcast.pictures = [];
@@ -78,7 +78,7 @@
       }
     }
     useEffect(() => {
-      const moved = () => (setWhere(place()), window.scrollTo(0, 0), setTimeout(() => { const h1 = document.querySelector("main h1"); if (h1) h1.focus({ preventScroll: true }); }));
+      const moved = () => (setWhere(place()), window.scrollTo(0, 0));
       addEventListener("hashchange", moved);
       const scheme = matchMedia("(prefers-color-scheme: dark)"), changed = () => setDark(scheme.matches);
       scheme.addEventListener("change", changed);
@@ -91,7 +91,13 @@
       return () => clearInterval(timer);
     }, []);
     const page = doc && where.name !== undefined ? doc.generators.find((one) => one.name === where.name) : null;
+    const begun = useRef(false);
     useEffect(() => { document.title = page ? page.name + " · nearcast" : "nearcast"; const h1 = document.querySelector("main h1"); if (h1) h1.tabIndex = -1; });
+    useEffect(() => { // another view: a screen reader goes on at its title
+      const h1 = document.querySelector("main h1");
+      if (begun.current && h1 && !(where.view === "lists" && where.key !== null)) h1.focus({ preventScroll: true });
+      begun.current = true;
+    }, [where]);
     const shade = theme === "auto" ? (dark ? "dark" : "light") : theme;
     let view = html`<main id="main"><h1>${trouble ? "The service does not answer" : "Loading…"}</h1></main>`;
     if (locked) view = html`<${Locked} wrong=${locked === "wrong"} onToken=${(given) => { token = given; remembered("sessionStorage", "token", given); look(); }} />`;
