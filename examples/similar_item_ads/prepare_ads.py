@@ -78,12 +78,9 @@ def first_moment(week: int) -> int:
 def ads_and_links(products: pa.Table, now: int) -> tuple[pa.Table, pa.Table]:
     """A row per ad of a campaign that has begun by now or will; and a row per ad and product that it is good for."""
     campaigns = packaged("campaign_descriptions", ["campaign_id", "campaign_type", "start_date", "end_date"])
-    coupons = packaged("coupons", ["coupon_upc", "product_id", "campaign_id"]).group_by(
-        ["coupon_upc", "product_id", "campaign_id"]
-    )
-    coupons = coupons.aggregate([]).filter(
-        pc.is_in(coupons.aggregate([])["product_id"], products["product_id"].combine_chunks())
-    )
+    keys = ["coupon_upc", "product_id", "campaign_id"]
+    coupons = packaged("coupons", keys).group_by(keys, use_threads=False).aggregate([])  # a pair is there several times
+    coupons = coupons.filter(pc.is_in(coupons["product_id"], products["product_id"].combine_chunks()))
     coupons = coupons.append_column("ad", ad_names(coupons["coupon_upc"], coupons["campaign_id"]))
     coupons = coupons.join(products.select(["product_id", "manufacturer_id"]), "product_id")
     ads = coupons.group_by("ad").aggregate([("campaign_id", "min"), ("coupon_upc", "min"), ("product_id", "count")])
