@@ -24,10 +24,17 @@ def main() -> None:
         text = _put(text, "served", _shown(output, "== 6.", "== 8."))
     text = _put(text, "end-to-end", _end_to_end(ROOT / "benchmarks" / "results" / "end_to_end.json"))
     text = _put(text, "join", _join(ROOT / "benchmarks" / "results" / "join.json"))
+    text = _put(text, "rules", _rules(_result("rules")))
+    text = _put(text, "cost", _cost(_result("cost")))
     serving = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text(encoding="utf-8"))
     text = _put(text, "cheaper", _cheaper(serving))
     text = _put(text, "serving", _serving(serving["parts"]))
     readme.write_text(text, encoding="utf-8")
+
+
+def _result(name: str) -> Any:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _put(text: str, name: str, body: str) -> str:
@@ -121,6 +128,64 @@ def _serving(parts: dict[str, list[dict[str, Any]]]) -> str:
     ]
     table = "| one core | nearcast, LMDB | nearcast, Redis | redis-py alone |\n|---|---|---|---|\n"
     return table + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _rules(result: Any) -> str:
+    """Our rows, and beside each rule what the peers reach."""
+    if result is None:
+        return "Not measured yet.\n"
+    data = result["data"]
+    text = (
+        f"{data['items']:,} items × {data['queries']:,} queries, k = {data['k']}, {result['isa']}, two threads; time "
+        "against the unfiltered exact join of the same run. Beside it what people do today, on a sample of the queries: "
+        "faiss searches ten times k (500) and filters afterwards, hnswlib filters inside its search\n"
+        "(`python benchmarks/rules.py`; [results](benchmarks/results/rules.json)).\n\n"
+    )
+    peers = list(dict.fromkeys(row["peer"] for row in result["peers"]))
+    heads = ["rule", "pairs left", "exact", "at 0.95", "recall at 0.95", *(f"{peer}: recall, fill" for peer in peers)]
+    text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    found = {(row["peer"], row["rule"], row["share"]): row for row in result["peers"]}
+    for row in result["rows"]:
+        cells = [row["rule"], f"{row['eligible']:.2%}", f"{row['ratio']:.2f}x", f"{row['ratio_at_95']:.2f}x"]
+        cells.append(f"{row['recall_at_95']:.4f}")
+        for peer in peers:
+            other = found.get((peer, row["rule"], row["share"]))
+            cells.append("" if other is None else f"{other['recall']:.3f}, {other['fill']:.0%}")
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def _cost(result: Any) -> str:
+    """A row per way, and what was predicted."""
+    if result is None:
+        return "Not measured yet.\n"
+    data = result["data"]
+    text = (
+        f"A day of {data['requests']:,} requests for {data['keys']:,} keys, processor seconds (`python benchmarks/cost.py`; "
+        "[results](benchmarks/results/cost.json)); of the searches each key's first was done and counted ten times.\n\n"
+    )
+    heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
+    text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    predictions, shares = result["comparison"]["prediction"], result["comparison"]["share_of_online"]
+    for row in result["rows"]:
+        parts = row["cpu_seconds"]
+        told = [f"{p['predicted']:,.0f}" for name, p in predictions.items() if name.split(",")[0] == row["way"]]
+        made, asked = parts.get("join", parts.get("index", 0.0)), parts.get("look-up", parts.get("search", 0.0))
+        copied = f"{parts['publish']:,.0f}" if "publish" in parts else ""
+        recall = "" if row["recall"] is None else f"{row['recall'][1]:.4f}"
+        share = f"{shares[row['way']]:.1%}" if row["way"] in shares else ""
+        cells = (
+            row["way"],
+            f"{made:,.0f}",
+            copied,
+            f"{asked:,.0f}",
+            f"{row['total']:,.0f}",
+            ", ".join(told),
+            recall,
+            share,
+        )
+        text += f"| {' | '.join(cells)} |\n"
+    return text
 
 
 if __name__ == "__main__":
