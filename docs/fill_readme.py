@@ -137,8 +137,8 @@ def _rules(result: Any) -> str:
     data = result["data"]
     text = (
         f"{data['items']:,} items × {data['queries']:,} queries, k = {data['k']}, {result['isa']}, two threads; time "
-        "against the unfiltered exact join of the same run. Beside it what people do today, on a sample of the queries: "
-        "faiss searches ten times k (500) and filters afterwards, hnswlib filters inside its search\n"
+        "against the unfiltered exact join of the same run. Beside it what people do today, on a sample of the "
+        "queries: faiss searches ten times k (500) and filters afterwards, hnswlib filters inside its search\n"
         "(`python benchmarks/rules.py`; [results](benchmarks/results/rules.json)).\n\n"
     )
     peers = list(dict.fromkeys(row["peer"] for row in result["peers"]))
@@ -161,8 +161,8 @@ def _cost(result: Any) -> str:
         return "Not measured yet.\n"
     data = result["data"]
     text = (
-        f"A day of {data['requests']:,} requests for {data['keys']:,} keys, processor seconds (`python benchmarks/cost.py`; "
-        "[results](benchmarks/results/cost.json)); of the searches each key's first was done and counted ten times.\n\n"
+        f"A day of {data['requests']:,} requests for {data['keys']:,} keys, processor seconds "
+        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)); of the searches each key's first was done and counted ten times.\n\n"
     )
     heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
     text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
