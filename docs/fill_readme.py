@@ -162,8 +162,8 @@ def _cost(result: Any) -> str:
     data = result["data"]
     text = (
         f"A day of {data['requests']:,} requests for {data['keys']:,} keys, processor seconds "
-        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)); of the searches each key's first was done "
-        "and counted ten times.\n\n"
+        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)); of the searches each key's first "
+        "was done and counted ten times.\n\n"
     )
     heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
     text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
