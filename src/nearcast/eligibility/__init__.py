@@ -7,13 +7,16 @@ from nearcast.eligibility.compile import compile_rules
 from nearcast.eligibility.folder import open_eligibility, save_eligibility
 from nearcast.eligibility.judge import failing
 from nearcast.eligibility.parse import Rule, parse_rule
+from nearcast.eligibility.ruleset import RuleSet, facts_of_rules
 from nearcast.eligibility.uses import columns_of, item_only, request_time
 
 __all__ = [
     "Rule",
+    "RuleSet",
     "check_rules",
     "columns_of",
     "compile_rules",
+    "facts_of_rules",
     "failing",
     "item_only",
     "open_eligibility",

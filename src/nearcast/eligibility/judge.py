@@ -30,7 +30,7 @@ from nearcast.eligibility.nodes import (
 )
 from nearcast.eligibility.parse import Rule
 
-__all__ = ["Micros", "failing", "holds", "plain"]
+__all__ = ["Micros", "compared", "failing", "holds", "plain", "product_of", "shares", "sum_of"]
 
 Row = Mapping[str, Any]
 
@@ -91,14 +91,15 @@ def _condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
     if isinstance(node, IsNull):
         return _value(node.value, rows) is None
     if isinstance(node, Compare):
-        return _compared(node.operator, _value(node.left, rows), _value(node.right, rows))
+        return compared(node.operator, _value(node.left, rows), _value(node.right, rows))
     if isinstance(node, Member):
-        return _shares(node, rows)
+        return shares(node.operator, _value(node.left, rows), _value(node.right, rows))
     found: bool | None = _value(node, rows)
     return found
 
 
-def _compared(operator: str, left: Any, right: Any) -> bool | None:
+def compared(operator: str, left: Any, right: Any) -> bool | None:
+    """A comparison of two values; unknown where one is null. A whole number beside a float is one too."""
     if left is None or right is None:
         return None
     if isinstance(left, float) or isinstance(right, float):
@@ -114,13 +115,13 @@ def _compared(operator: str, left: Any, right: Any) -> bool | None:
     return found
 
 
-def _shares(node: Member, rows: Mapping[str, Row | None]) -> bool | None:
-    left, right = _value(node.left, rows), _value(node.right, rows)
+def shares(operator: str, left: Any, right: Any) -> bool | None:
+    """Whether a list has a value, or two lists have one in common; unknown for a value that is null."""
     lists, single = [left, right], {"has": right, "in": left}
-    if node.operator in single:
-        if single[node.operator] is None:
+    if operator in single:
+        if single[operator] is None:
             return None
-        lists = [left if node.operator == "has" else right, frozenset((single[node.operator],))]
+        lists = [left if operator == "has" else right, frozenset((single[operator],))]
     first, second = (entry or frozenset() for entry in lists)
     if any(isinstance(value, float) for value in first | second):
         first, second = frozenset(map(float, first)), frozenset(map(float, second))
@@ -140,12 +141,13 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Several):
         return frozenset(_value(value, rows) for value in node.values)
     if isinstance(node, Sum):
-        return _sum([(sign, _value(term, rows)) for sign, term in node.terms])
+        return sum_of([(sign, _value(term, rows)) for sign, term in node.terms])
     assert isinstance(node, Product)
-    return _product(_value(node.left, rows), node.operator, _value(node.right, rows))
+    return product_of(_value(node.left, rows), node.operator, _value(node.right, rows))
 
 
-def _sum(terms: Sequence[tuple[int, Any]]) -> Any:
+def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
+    """Values with their signs, added from the left: microseconds as they are, numbers as float64."""
     if any(value is None for _, value in terms):
         return None
     if any(isinstance(value, Micros) for _, value in terms):
@@ -158,7 +160,8 @@ def _sum(terms: Sequence[tuple[int, Any]]) -> Any:
     return total
 
 
-def _product(left: Any, operator: str, right: Any) -> float | None:
+def product_of(left: Any, operator: str, right: Any) -> float | None:
+    """A product or quotient in float64; null where it is none."""
     if left is None or right is None or (operator == "/" and right == 0):
         return None
     found = float(left) * float(right) if operator == "*" else float(left) / float(right)

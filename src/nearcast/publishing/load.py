@@ -14,10 +14,10 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from nearcast.publishing.rows import Shape, item_batches, list_groups, payload_of
+from nearcast.publishing.rows import Shape, item_batches, list_groups, payload_of, query_batches
 from nearcast.publishing.throttle import Throttle
 from nearcast.stores.base import Pair, Space, Writer
-from nearcast.stores.values import KEPT_OF_LONG, encode_items, encode_keys, encode_lists
+from nearcast.stores.values import KEPT_OF_LONG, encode_items, encode_keys, encode_lists, encode_query_key
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import Progress
 
@@ -33,6 +33,7 @@ class Copied:
 
     keys: int
     items: int
+    query_rows: int  # columns of queries, which rules need at look-up; kept beside the items
     bytes: int  # of keys and values
     payload_bytes: int  # of keys, ids and scores alone
     checksum: Mapping[str, int]  # by space
@@ -82,11 +83,19 @@ def copy_snapshot(
         still_ours()
         payload += payload_of(group, shape)
         counter.put(Space.LISTS, *_encoded(group, shape))
+    query_rows = 0
+    if shape.rules is not None and shape.rules["own_query_columns"]:
+        for batch in query_batches(snapshot, list(shape.rules["queries"])):
+            still_ours()
+            keys, values = _encoded_items(batch)
+            counter.put(Space.ITEMS, [encode_query_key(key) for key in keys], values)
+        query_rows = counter.counts[Space.ITEMS]
     for batch in item_batches(snapshot):
         still_ours()
         counter.put(Space.ITEMS, *_encoded_items(batch))
     counts = counter.counts
-    return Copied(counts[Space.LISTS], counts[Space.ITEMS], counter.bytes, payload, dict(counter.sums))
+    n_items = counts[Space.ITEMS] - query_rows
+    return Copied(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
 
 
 def _encoded(group: pa.Table, shape: Shape) -> tuple[list[bytes], list[bytes]]:

@@ -206,6 +206,7 @@ def _facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) ->
         "item_ids": shape.item_ids,
         "id_kind": shape.id_kind,
         "columns": dict(shape.columns),
+        "rules": None if shape.rules is None else dict(shape.rules),
         "measures": dict(manifest["measures"]),
         "promise": dict(manifest["promise"]),
         "serve": order.serving.model_dump(mode="json"),
@@ -233,6 +234,7 @@ def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[st
     try:
         copied = copy_snapshot(snapshot, shape, writer, throttle, order.listener.progress, still_ours=held.check)
         figures = {"keys": copied.keys, "items": copied.items, "payload_bytes": copied.payload_bytes}
+        figures |= {"query_rows": copied.query_rows}
         writer.finish({**facts, **figures, "checksum": dict(copied.checksum)})
     except BusyError:
         raise  # the lock was lost: what is there may be another's by now

@@ -16,11 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nearcast.eligibility import facts_of_rules, parse_rule
 from nearcast.errors import DamagedError
 from nearcast.stores.values import ID_BYTES, STRING, UINT32, encode_keys, id_kind, id_type
 from nearcast.table.snapshot import Snapshot
 
-__all__ = ["Shape", "item_batches", "list_groups", "lists_of", "payload_bytes", "payload_of", "shape_of"]
+__all__ = [
+    "Shape",
+    "item_batches",
+    "list_groups",
+    "lists_of",
+    "payload_bytes",
+    "payload_of",
+    "query_batches",
+    "shape_of",
+]
 
 LISTS = ("query_id", "candidate_ids", "scores", "reason")
 ITEM_ROWS = 1 << 14  # items that are encoded at a time: some megabytes
@@ -37,6 +47,9 @@ class Shape:
     item_ids: str
     id_kind: int  # how item ids are written, see stores.values
     columns: Mapping[str, str]  # item columns and their Arrow types
+    rules: Mapping[str, Any] | None = (
+        None  # as `facts_of_rules` has them, and whether queries have columns of their own
+    )
 
 
 def shape_of(snapshot: Snapshot) -> Shape:
@@ -55,7 +68,20 @@ def shape_of(snapshot: Snapshot) -> Shape:
         item_ids=id_type(item_ids),
         id_kind=kind if pa.types.is_integer(item_ids) else STRING,
         columns={field.name: str(field.type) for field in items if field.name != "id"},
+        rules=_rules_of(snapshot, items),
     )
+
+
+def _rules_of(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
+    """The rules of the spec with the types that the columns have; None where there are none."""
+    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest["spec"].get("rules", ())]
+    if not rules:
+        return None
+    own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
+    with _reading(snapshot):
+        queries = pq.read_schema(_files(snapshot, "queries")[0]) if own else items
+    facts = facts_of_rules(rules, items, queries)
+    return {**facts, "own_query_columns": own and bool(facts["queries"])}
 
 
 def list_groups(snapshot: Snapshot, columns: Sequence[str] = LISTS) -> Iterator[pa.Table]:
@@ -76,6 +102,13 @@ def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> It
     for path in _files(snapshot, "items"):
         with _reading(snapshot), pq.ParquetFile(path) as file:
             yield from file.iter_batches(ITEM_ROWS, columns=columns, use_threads=False)
+
+
+def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of the queries, id and these columns, some at a time."""
+    for path in _files(snapshot, "queries"):
+        with _reading(snapshot), pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ITEM_ROWS, columns=["id", *columns], use_threads=False)
 
 
 def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:

@@ -129,7 +129,7 @@ def _tally(pairs: Pairs) -> Copied:
     total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
     lists = pairs[Space.LISTS]
     payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
-    return Copied(len(lists), len(pairs[Space.ITEMS]), total, payload, sums)
+    return Copied(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)
 
 
 def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:

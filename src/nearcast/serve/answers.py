@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,15 @@ class Answer:
     source_key: str | int | None  # the key whose list this is
     snapshot: str  # such as 000007
     age_seconds: float  # since the snapshot was made; never negative
+    stored: int = 0  # candidates that the store holds in the lists that were looked at
+    barred: Mapping[str, int] = field(default_factory=dict)  # rule: candidates that it has barred, the first that did
 
     def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def returned(self) -> int:
+        """How many candidates are left."""
         return len(self.ids)
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +60,9 @@ class Answer:
             "snapshot": self.snapshot,
             "age_seconds": self.age_seconds,
             "length": len(candidates),
+            "stored": self.stored,
             "removed": self.removed,
+            "barred": dict(self.barred),
             "reason": self.reason,
             "candidates": candidates,
         }
@@ -74,6 +83,8 @@ class Answers:
     removed: IntArray  # (n,) candidates that the overlay has taken out
     snapshot: str
     age_seconds: float
+    stored: IntArray  # (n,) candidates of the stored list
+    barred: Mapping[str, IntArray]  # rule: (n,) candidates that it has barred; only rules that have
 
     def __len__(self) -> int:
         return len(self.found)
@@ -94,6 +105,8 @@ class Answers:
             source_key=key if found else None,
             snapshot=self.snapshot,
             age_seconds=self.age_seconds,
+            stored=int(self.stored[place]),
+            barred={rule: int(counts[place]) for rule, counts in self.barred.items() if counts[place]},
         )
 
     def __iter__(self) -> Iterator[Answer]:

@@ -30,6 +30,7 @@ from nearcast.serve.shapes import (
     Ready,
     Search,
     Searched,
+    check_values,
 )
 from nearcast.serve.shapes_ads import AdsAnswered, AdsWanted
 from nearcast.serve.two_steps import chosen_expansion
@@ -112,7 +113,8 @@ def make_app(
     )
     async def candidates(name: Name, key: Text, parameters: Annotated[KeyParameters, Query()]) -> Reply:
         """The candidates of one key."""
-        wanted = Wanted(parameters.k, parameters.min_score, names_in(parameters.fields))
+        request = check_values(parameters.request)
+        wanted = Wanted(parameters.k, parameters.min_score, names_in(parameters.fields), request)
         answer = await service.candidates(name, Question(key, parameters.fallback_key), wanted)
         return Reply(encode(plain_answer(answer)))
 
@@ -125,7 +127,7 @@ def make_app(
     async def many_candidates(name: Name, body: Keys) -> Reply:
         """The candidates of many keys, in the order of the request."""
         questions = _questions(service, name, body, limits)
-        wanted = Wanted(body.k, body.min_score, tuple(body.fields))
+        wanted = Wanted(body.k, body.min_score, tuple(body.fields), body.request)
         return Reply(await service.many_candidates(name, questions, wanted, told))
 
     @api.post(
@@ -152,7 +154,8 @@ def make_app(
             message = f"recall is {body.recall}, and the online index of {name} is set to {online.recall}"
             raise RefusedError(422, "recall_too_high", message)
         vectors = service.vectors(name, body.vectors)
-        found = await service.search(name, vectors, Wanted(body.k, body.min_score, tuple(body.fields)))
+        wanted = Wanted(body.k, body.min_score, tuple(body.fields), body.request)
+        found = await service.search(name, vectors, wanted)
         return json_reply({"engine": online.name, "recall": online.recall, **plain_search(found)})
 
     @api.post(

@@ -5,19 +5,23 @@
     default_key     default_keys of the generator's [serve], in turn
     default_items   default_items of the generator's [serve], which have no scores
 
-It is asked for a key that the table does not have, and for one whose list is empty, or was left empty by the overlay or
-by the score that was asked for. Everything that stands in is under the same overlay. Knows nothing of HTTP.
+It is asked for a key that the table does not have, and for one whose list is empty, or was left empty by the overlay,
+by rules or by the score that was asked for. Everything that stands in is under the same overlay and the same rules.
+Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from nearcast.serve.answers import Answer
+from nearcast.serve.keys import typed_key
 from nearcast.serve.online import OnlineSearch
 from nearcast.serve.view import View
 from nearcast.types import FloatArray
@@ -39,6 +43,7 @@ class Wanted:
     k: int | None = None  # None: the generator's
     min_score: float | None = None
     fields: tuple[str, ...] = ()
+    request: Mapping[str, Any] | None = None  # what rules may know of it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +64,8 @@ class Found:
     removed: int = 0
     key: Key | None = None  # whose list it is
     reason: str | None = None
+    stored: int = 0
+    barred: Mapping[str, int] = field(default_factory=dict)
 
 
 Step = Callable[[list[int]], Iterator[tuple[int, Found]]]  # places of questions -> what was found for some of them
@@ -66,7 +73,9 @@ Step = Callable[[list[int]], Iterator[tuple[int, Found]]]  # places of questions
 
 def answer_one(view: View, question: Question, wanted: Wanted, online: OnlineSearch | None) -> Answer:
     """The candidates of one key, or what stands in for them."""
-    answer = view.get(question.key, k=wanted.k, min_score=wanted.min_score, fields=wanted.fields)
+    answer = view.get(
+        question.key, k=wanted.k, min_score=wanted.min_score, fields=wanted.fields, request=wanted.request
+    )
     if answer.ids:
         return answer
     stood_in = _stood_in(view, [answer], [question], wanted, online)
@@ -75,7 +84,8 @@ def answer_one(view: View, question: Question, wanted: Wanted, online: OnlineSea
 
 def answer_many(view: View, questions: Sequence[Question], wanted: Wanted, online: OnlineSearch | None) -> list[Answer]:
     """The candidates of each key, or what stands in for them."""
-    found = view.get_many([question.key for question in questions], k=wanted.k, min_score=wanted.min_score)
+    keys = [question.key for question in questions]
+    found = view.get_many(keys, k=wanted.k, min_score=wanted.min_score, request=wanted.request)
     answers = [
         answer if answer.key is not None else replace(answer, key=question.key)  # not of the type of the table's keys
         for answer, question in zip(found, questions, strict=True)
@@ -84,18 +94,27 @@ def answer_many(view: View, questions: Sequence[Question], wanted: Wanted, onlin
     return _with_fields(view, answers, wanted.fields) if wanted.fields else answers
 
 
-def search(view: View, online: OnlineSearch, vectors: FloatArray, wanted: Wanted) -> list[Found]:
-    """The nearest items of each of these (n, dim) vectors, under the overlay of the view.
+def search(
+    view: View, online: OnlineSearch, vectors: FloatArray, wanted: Wanted, keys: Sequence[Key | None] | None = None
+) -> list[Found]:
+    """The nearest items of each of these (n, dim) vectors, under the overlay and the rules of the view.
 
-    Asks for more where items that are gone leave fewer than k: for k and as many as are gone, within reason.
+    Asks for more where items that are gone or barred leave fewer than k: for k and as many, within reason.
+    keys: the queries that rules take the vectors for; without one, a query's columns are what the request brings.
     """
     k = wanted.k or int(view.version.facts["k"])
+    keys = keys if keys is not None else [None] * len(vectors)
+    out = max(MOST_GONE, 4 * k)
+    if view.version.attributes is None:
+        out = min(len(view.overlay.gone), out)
+        if wanted.request:
+            view.context(None, wanted.request)  # which refuses it
     found = [Found((), ())] * len(vectors)
-    places, asked, most = list(range(len(vectors))), k, k + min(len(view.overlay.gone), max(MOST_GONE, 4 * k))
+    places, asked, most = list(range(len(vectors))), k, k + out
     while places:
         ids, scores = online.search(vectors[places], asked)
         for place, row_ids, row_scores in zip(places, ids, scores, strict=True):
-            found[place] = _without_gone(view, row_ids, row_scores, k)
+            found[place] = _eligible(view, keys[place], row_ids, row_scores, k, wanted)
         if asked >= most:
             break
         full = [len(row) >= asked for row in ids]  # otherwise there are no more
@@ -149,19 +168,22 @@ def _chain(
     for key in defaults.get("default_keys", ()):
         yield DEFAULT_KEY, partial(_from_default_key, view, wanted, key)
     if defaults.get("default_items"):
-        yield DEFAULT_ITEMS, partial(_from_default_items, view, wanted, defaults["default_items"])
+        yield DEFAULT_ITEMS, partial(_from_default_items, view, questions, wanted, defaults["default_items"])
 
 
 def _with(answer: Answer, source: str, found: Found) -> Answer:
     """The answer with what was found; without candidates only the count of what the overlay took out grows."""
-    removed = answer.removed + found.removed
+    removed, stored = answer.removed + found.removed, answer.stored + found.stored
+    barred = {rule: answer.barred.get(rule, 0) + found.barred.get(rule, 0) for rule in (*answer.barred, *found.barred)}
     if not found.ids:
-        return replace(answer, removed=removed)
+        return replace(answer, removed=removed, stored=stored, barred=barred)
     return replace(
         answer,
         ids=found.ids,
         scores=found.scores,  # type: ignore[arg-type]  # None for default items
         removed=removed,
+        stored=stored,
+        barred=barred,
         reason=found.reason,
         source=source,
         source_key=found.key,
@@ -169,8 +191,11 @@ def _with(answer: Answer, source: str, found: Found) -> Answer:
 
 
 def _lists(view: View, keys: Sequence[Key], wanted: Wanted) -> list[Found]:
-    found = view.get_many(keys, k=wanted.k, min_score=wanted.min_score)
-    return [Found(answer.ids, answer.scores, answer.removed, answer.key, answer.reason) for answer in found]
+    found = view.get_many(keys, k=wanted.k, min_score=wanted.min_score, request=wanted.request)
+    return [
+        Found(answer.ids, answer.scores, answer.removed, answer.key, answer.reason, answer.stored, answer.barred)
+        for answer in found
+    ]
 
 
 def _from_fallback_keys(
@@ -188,7 +213,8 @@ def _from_online(
     vectors = {place: vector for place in places if (vector := questions[place].vector) is not None}
     if not vectors:
         return iter(())
-    return zip(vectors, search(view, online, np.stack(list(vectors.values())), wanted), strict=True)
+    keys = [typed_key(questions[place].key, view.version.query_ids) for place in vectors]
+    return zip(vectors, search(view, online, np.stack(list(vectors.values())), wanted, keys), strict=True)
 
 
 def _from_default_key(view: View, wanted: Wanted, key: Key, places: list[int]) -> Iterator[tuple[int, Found]]:
@@ -198,22 +224,41 @@ def _from_default_key(view: View, wanted: Wanted, key: Key, places: list[int]) -
 
 
 def _from_default_items(
-    view: View, wanted: Wanted, items: Sequence[Key], places: list[int]
+    view: View, questions: Sequence[Question], wanted: Wanted, items: Sequence[Key], places: list[int]
 ) -> Iterator[tuple[int, Found]]:
     """The default items that are not gone. They have no scores, so a least score does not keep them out."""
     gone = view.removed(items)
-    kept = [item for item, is_gone in zip(items, gone, strict=True) if not is_gone][: wanted.k]
-    found = Found(kept, [None] * len(kept), sum(gone))
-    return ((place, found) for place in places)
+    there = [item for item, is_gone in zip(items, gone, strict=True) if not is_gone]
+    if view.version.attributes is None:
+        kept = there[: wanted.k]
+        found = Found(kept, [None] * len(kept), sum(gone))
+        yield from ((place, found) for place in places)
+        return
+    typed = [typed_key(item, view.version.item_ids) for item in there]
+    for place in places:
+        key = typed_key(questions[place].key, view.version.query_ids)
+        left, barred = view.sift(key, typed, wanted.request, time.time())
+        kept = [there[at] for at in left][: wanted.k]
+        yield place, Found(kept, [None] * len(kept), sum(gone), barred=barred)
 
 
-def _without_gone(view: View, ids: Sequence[Key], scores: Sequence[float], k: int) -> Found:
-    if not view.overlay.removes_any(ids):
-        return Found(ids[:k], scores[:k])
-    gone = view.removed(ids)
-    kept = [place for place, is_gone in enumerate(gone) if not is_gone][:k]
-    end = kept[-1] + 1 if len(kept) == k else len(gone)  # what is gone further down was in nobody's way
-    return Found([ids[place] for place in kept], [scores[place] for place in kept], sum(gone[:end]))
+def _eligible(
+    view: View, key: Key | None, ids: Sequence[Key], scores: Sequence[float], k: int, wanted: Wanted
+) -> Found:
+    """The first k that are not gone and that no rule bars."""
+    kept: Sequence[int] = range(len(ids))
+    removed = 0
+    if view.overlay.removes_any(ids):
+        gone = view.removed(ids)
+        kept = [place for place, is_gone in enumerate(gone) if not is_gone]
+        # what is gone further down was in nobody's way
+        removed = sum(gone[: kept[k - 1] + 1] if len(kept) >= k else gone)
+    barred: Mapping[str, int] = {}
+    if view.version.attributes is not None:
+        left, barred = view.sift(key, [ids[place] for place in kept], wanted.request, time.time())
+        kept = [kept[place] for place in left]
+    kept = kept[:k]
+    return Found([ids[place] for place in kept], [scores[place] for place in kept], removed, barred=barred)
 
 
 def _at_least(found: Found, min_score: float | None) -> Found:

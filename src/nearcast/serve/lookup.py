@@ -155,27 +155,44 @@ class Lookup:
             store.close()
 
     def get(
-        self, key: str | int, *, k: int | None = None, min_score: float | None = None, fields: Sequence[str] = ()
+        self,
+        key: str | int,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        fields: Sequence[str] = (),
+        request: Mapping[str, Any] | None = None,
     ) -> Answer:
         """The candidates of one key, best first, without items that are gone.
 
         key: an id of the query side; text is taken as a number where the table's keys are numbers.
         k, min_score: only the first k that are left, and only those with at least this score.
         fields: item columns to add, with the overlay's newer values; NotFoundError for one that there is not.
+        request: what rules may know of it, by name: fields that they ask for as request.NAME, and stand-ins for the
+        query's own columns. Every rule is applied; what is not brought is null. InputError names a field that no rule
+        asks for, or that is of another type.
         A key that is not there is an answer with `found` False. StoreError where the store cannot say.
         """
         view = self._view or self.view()
         try:
-            return view.get(key, k=k, min_score=min_score, fields=fields)
+            return view.get(key, k=k, min_score=min_score, fields=fields, request=request)
         except GoneError:
-            return self._after(view).get(key, k=k, min_score=min_score, fields=fields)
+            return self._after(view).get(key, k=k, min_score=min_score, fields=fields, request=request)
 
-    def get_many(self, keys: Keys, *, k: int | None = None, min_score: float | None = None) -> Answers:
+    def get_many(
+        self,
+        keys: Keys,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        request: Mapping[str, Any] | None = None,
+    ) -> Answers:
         """The candidates of n keys as arrays, all of one snapshot. Fastest for 1,000 to 10,000 keys a call.
 
-        keys: a NumPy array of integers, a list of integers or strings, or an Arrow array.
+        keys: a NumPy array of integers, a list of integers or strings, or an Arrow array. request: see `get`; one for
+        all keys. With rules, lists are judged one by one.
         """
-        return self.ask(lambda view: view.get_many(keys, k=k, min_score=min_score))
+        return self.ask(lambda view: view.get_many(keys, k=k, min_score=min_score, request=request))
 
     def merged(
         self, keys: Sequence[tuple[Key, float]] = (), *, context: Mapping[str, Any] | None = None, **wanted: Any
@@ -184,7 +201,7 @@ class Lookup:
 
         keys: (key, weight) pairs, weights above 0. context: what the request knows, by the names of resolvers
         (`nearcast.serve.resolvers`): viewed, recent, session, phrase, person. wanted: k, by ("rank" or "score"),
-        min_score, exclude (items that are not wanted), fields, most_keys: see `nearcast.serve.merged.Mix`.
+        min_score, exclude (items that are not wanted), fields, most_keys, request: see `nearcast.serve.merged.Mix`.
         The k places are shared out by weight among the keys that have candidates, and so many of each key's best are in
         the answer (`nearcast.serve.merge` says it in full).
         Raises SpecError for a context that nobody knows, InputError for a key or weight that is none, NotFoundError for

@@ -38,6 +38,7 @@ class Mix:
     exclude: Sequence[Key] = ()  # items that are not wanted: seen already, or the keys themselves
     fields: Sequence[str] = ()
     most_keys: int = MOST_KEYS
+    request: Mapping[str, Any] | None = None  # what rules may know of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class MergedAnswer:
     given_by: Sequence[tuple[int, ...]]  # per candidate the places in `keys` of those that have it
     columns: Mapping[str, Sequence[Any]]
     removed: int  # candidates of these keys that the overlay has taken out
+    barred: Mapping[str, int]  # rule: candidates of these keys that it has barred
     snapshot: str
     age_seconds: float
 
@@ -76,6 +78,7 @@ class MergedAnswer:
             "snapshot": self.snapshot,
             "age_seconds": round(self.age_seconds, 3),
             "removed": self.removed,
+            "barred": dict(self.barred),
             "keys": [{**asdict(share), "origins": list(share.origins)} for share in self.keys],
             "candidates": [
                 {"id": item, "score": self.values[at], "keys": [self.keys[place].key for place in self.given_by[at]]}
@@ -96,7 +99,7 @@ def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, An
     keys = weighted_keys(
         mix.keys, mix.context, read, most=mix.most_keys, same=lambda key: _same(typed_key(key, query_ids), key)
     )
-    lists = view.get_many([each.key for each in keys], min_score=mix.min_score)
+    lists = view.get_many([each.key for each in keys], min_score=mix.min_score, request=mix.request)
     offsets, ids, scores = _without(lists, mix.exclude, view)
     numbered = ids.dictionary_encode()
     numbers = numbered.indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -111,6 +114,7 @@ def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, An
         given_by=owners,
         columns=_columns(view, chosen, mix.fields),
         removed=int(lists.removed.sum()),
+        barred={rule: int(counts.sum()) for rule, counts in lists.barred.items()},
         snapshot=view.snapshot,
         age_seconds=view.age_seconds,
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nearcast.serve.merged import Mix
 from nearcast.serve.resolvers import MOST_KEYS, MOST_WEIGHT
-from nearcast.serve.shapes import MOST_FIELDS, FieldName, Finite, Key, Length
+from nearcast.serve.shapes import MOST_FIELDS, FieldName, Finite, Key, Length, RequestValues
 
 __all__ = ["Merge", "MergedCandidates", "mix_of"]
 
@@ -71,6 +71,7 @@ class Merge(_Asked):
     min_score: Finite | None = Field(None, description="leave out candidates with a lower score in their key's list")
     exclude: list[Key] = Field([], max_length=MOST_KNOWN, description="items that are not wanted")
     fields: list[FieldName] = Field([], max_length=MOST_FIELDS, description="item columns to send along")
+    request: RequestValues | None = Field(None, description="what rules may know of the request")
 
 
 class Share(_Told):
@@ -103,6 +104,7 @@ class MergedCandidates(_Told):
     snapshot: str = Field(description="the snapshot that answered")
     age_seconds: float = Field(description="since that snapshot was made")
     removed: int = Field(description="candidates of these keys that the overlay took out")
+    barred: dict[str, int] = Field(description="candidates of these keys that a rule barred, by the first that did")
     keys: list[Share] = Field(description=f"the {MOST_KEYS} heaviest, the heaviest first")
     candidates: list[MergedCandidate] = Field(description="best first")
 
@@ -120,4 +122,5 @@ def mix_of(body: Merge) -> Mix:
         min_score=body.min_score,
         exclude=body.exclude,
         fields=tuple(dict.fromkeys(body.fields)),
+        request=body.request,
     )

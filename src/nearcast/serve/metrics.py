@@ -21,6 +21,10 @@ LATENCY_SECONDS = (
 )
 
 
+CANDIDATES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 500, 1000)
+BUCKETS = {"nearcast_request_seconds": LATENCY_SECONDS, "nearcast_returned_candidates": CANDIDATES}
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A row of the table."""
@@ -42,6 +46,8 @@ METRICS = {
         Metric("nearcast_fallbacks_total", "counter", (*OF_GENERATOR, "source"), "answers that something stood in for"),
         Metric("nearcast_empty_answers_total", "counter", OF_GENERATOR, "answers without a candidate"),
         Metric("nearcast_removed_candidates_total", "counter", OF_GENERATOR, "candidates that the overlay took out"),
+        Metric("nearcast_barred_candidates_total", "counter", (*OF_GENERATOR, "rule"), "candidates that a rule barred"),
+        Metric("nearcast_returned_candidates", "histogram", OF_GENERATOR, "candidates of an answer"),
         Metric("nearcast_searches_total", "counter", OF_GENERATOR, "vectors searched for by request"),
         Metric("nearcast_store_errors_total", "counter", OF_GENERATOR, "look-ups that the store failed"),
         Metric("nearcast_overloads_total", "counter", OF_GENERATOR, "look-ups refused, since too many were waiting"),
@@ -71,6 +77,7 @@ class _OfGenerator:
     overloads: Any
     refusals: Any
     fallbacks: Mapping[str, Any]
+    returned: Any
 
 
 class Metrics:
@@ -81,6 +88,7 @@ class Metrics:
         self._text = text
         self._requests, self._seconds = families["nearcast_requests_total"], families["nearcast_request_seconds"]
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._barred = families["nearcast_barred_candidates_total"]
         self._of = {name: _children(families, name) for name in generators}
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -100,6 +108,9 @@ class Metrics:
             keys += 1
             misses += not answer.found
             removed += answer.removed
+            of.returned.observe(len(answer.ids))
+            for rule, count in answer.barred.items():
+                self._barred.labels(generator, rule).inc(count)
             if answer.source == NONE:
                 empty += 1
             elif answer.source != TABLE:
@@ -149,7 +160,7 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
             metric.meaning,
             metric.labels,
             registry=registry,
-            **({"buckets": LATENCY_SECONDS} if metric.kind == "histogram" else {}),
+            **({"buckets": BUCKETS[metric.name]} if metric.kind == "histogram" else {}),
         )
         for metric in METRICS.values()
         if metric.kind in kinds
@@ -202,5 +213,6 @@ def _children(families: Mapping[str, Any], generator: str) -> _OfGenerator:
         store_errors=of("store_errors"),
         overloads=of("overloads"),
         refusals=of("refusals"),
+        returned=families["nearcast_returned_candidates"].labels(generator),
         fallbacks={s: families["nearcast_fallbacks_total"].labels(generator, s) for s in stood_in},
     )

@@ -28,7 +28,10 @@ def plain_answer(answer: Answer) -> dict[str, Any]:
         "snapshot": answer.snapshot,
         "age_seconds": round(answer.age_seconds, 3),
         "reason": answer.reason,
+        "stored": answer.stored,
         "removed": answer.removed,
+        "barred": dict(answer.barred),
+        "returned": len(answer.ids),
         "candidates": _candidates(answer.ids, answer.scores, answer.columns),
     }
 
@@ -49,7 +52,7 @@ def plain_search(found: Searched) -> dict[str, Any]:
     """What a search found, as `Searched` describes it but for the index."""
     columns = found.columns or [{}] * len(found.found)
     answers = [
-        {"removed": row.removed, "candidates": _candidates(row.ids, row.scores, held)}
+        {"removed": row.removed, "barred": dict(row.barred), "candidates": _candidates(row.ids, row.scores, held)}
         for row, held in zip(found.found, columns, strict=True)
     ]
     return {"snapshot": found.snapshot, "answers": answers}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nearcast.serve.replies import RefusedError
 from nearcast.stores.values import REASONS
@@ -27,12 +27,14 @@ __all__ = [
     "Searched",
     "check",
     "check_json",
+    "check_values",
 ]
 
 MOST_CANDIDATES = 10_000
 MOST_FIELDS = 50
 MOST_FALLBACK_KEYS = 10
 LONGEST_KEY = 4096  # characters
+LONGEST_REQUEST = 16_384  # characters of a request in a URL
 BIGGEST_ID = (1 << 63) - 1
 SHOWN_FAULTS = 3
 
@@ -44,6 +46,8 @@ Length = Annotated[int, Field(ge=1, le=MOST_CANDIDATES)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[Finite], Field(min_length=1, max_length=65_536)]
 FieldName = Annotated[str, Field(min_length=1, max_length=200)]
+RequestValues = Annotated[dict[FieldName, Any], Field(max_length=MOST_FIELDS)]
+VALUES: TypeAdapter[dict[str, Any]] = TypeAdapter(RequestValues)
 FallbackKeys = Annotated[list[Key], Field(max_length=MOST_FALLBACK_KEYS)]
 
 
@@ -67,6 +71,9 @@ class KeyParameters(_Asked):
     fields: str | None = Field(
         None, max_length=2000, description="item columns to send along, comma-separated: `name,price`"
     )
+    request: str | None = Field(
+        None, max_length=LONGEST_REQUEST, description='what rules may know, a JSON object: `{"country":"NL"}`'
+    )
     fallback_key: Annotated[list[TextKey], Field(max_length=MOST_FALLBACK_KEYS)] = Field(
         [], description="a key to answer with where there is nothing for the first; may be given several times"
     )
@@ -79,6 +86,7 @@ class Keys(_Body):
     k: Length | None = Field(None, description="candidates per key at most; the generator's k")
     min_score: Finite | None = Field(None, description="leave out candidates with a lower score")
     fields: list[FieldName] = Field([], max_length=MOST_FIELDS, description="item columns to send along")
+    request: RequestValues | None = Field(None, description="what rules may know of the request, for all keys")
     fallback_keys: list[FallbackKeys | None] | None = Field(
         None, description="a list per key: keys to answer with, in turn, where there is nothing for the first"
     )
@@ -97,6 +105,9 @@ class Search(_Body):
     )
     min_score: Finite | None = Field(None, description="leave out candidates with a lower score")
     fields: list[FieldName] = Field([], max_length=MOST_FIELDS, description="item columns to send along")
+    request: RequestValues | None = Field(
+        None, description="what rules may know, the columns of a query among it, for all vectors"
+    )
 
 
 class Candidate(BaseModel):
@@ -121,8 +132,11 @@ class Answered(_Told):
     source_key: str | int | None = Field(description="the key whose list it is")
     snapshot: str = Field(description="the snapshot that answered")
     age_seconds: float = Field(description="since that snapshot was made")
-    reason: Reason = Field(description="why the list is short, where it is")
+    reason: Reason = Field(description="why the stored list is short, where it is")
+    stored: int = Field(description="candidates that are stored for the key, and for those that stood in")
     removed: int = Field(description="candidates that the overlay took out")
+    barred: dict[str, int] = Field(description="candidates that a rule barred, by the first rule that did")
+    returned: int = Field(description="candidates of this answer")
     candidates: list[Candidate] = Field(description="best first")
 
 
@@ -136,6 +150,7 @@ class Found(_Told):
     """What was found near one vector."""
 
     removed: int = Field(description="candidates that the overlay took out")
+    barred: dict[str, int] = Field(description="candidates that a rule barred, by the first rule that did")
     candidates: list[Candidate] = Field(description="best first")
 
 
@@ -229,6 +244,16 @@ def check_json(model: type[Model], body: bytes) -> Model:
         if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
             raise RefusedError(400, "bad_json", "the body is no JSON that can be read: " + _faults(error)) from None
         raise RefusedError(422, "invalid", _faults(error)) from None
+
+
+def check_values(text: str | None) -> dict[str, Any] | None:
+    """What rules may know, written as JSON in a URL; refused where it is no JSON object."""
+    if text is None:
+        return None
+    try:
+        return VALUES.validate_json(text)
+    except ValidationError as error:
+        raise RefusedError(422, "invalid", f"request: {_faults(error)}; write a JSON object") from None
 
 
 def _faults(error: ValidationError) -> str:

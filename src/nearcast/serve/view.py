@@ -6,7 +6,6 @@ version is found.
 
 from __future__ import annotations
 
-import json
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,18 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.errors import DamagedError, InputError, NotFoundError
+from nearcast.eligibility.closures import Context
+from nearcast.eligibility.ruleset import RuleSet
+from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError
 from nearcast.serve.answers import NOWHERE, TABLE, Answer, Answers
+from nearcast.serve.attributes import Attributes, columns_in_value
 from nearcast.serve.cuts import cut
 from nearcast.serve.keys import Keys, typed_key, wanted_keys
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Pointer, Reader, Space, Store
-from nearcast.stores.values import IdType, decode_list, decode_lists, encode_key
+from nearcast.stores.values import IdType, Lists, decode_list, decode_lists, encode_key
 from nearcast.types import IntArray
 
 __all__ = ["Version", "View", "open_version"]
 
 FACTS_FORMAT = 1
+
+Request = Mapping[str, Any] | None  # what a request brings, by name
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -41,6 +45,7 @@ class Version:
     created: float  # seconds since 1970
     query_ids: IdType
     item_ids: IdType
+    attributes: Attributes | None  # what its rules need; None without rules
 
 
 def open_version(store: Store, generator: str, number: int, *, verify: bool) -> Version:
@@ -66,9 +71,18 @@ def _version(reader: Reader, generator: str, number: int) -> Version:
             if kind not in ("int64", "string"):
                 raise ValueError(f"ids are of type {kind!r}")
         created = datetime.fromisoformat(facts["created"]).timestamp()
-        return Version(reader, facts, number, facts["snapshot"], created, facts["query_ids"], facts["item_ids"])
-    except (KeyError, ValueError, TypeError) as error:
+        ids = facts["query_ids"], facts["item_ids"]
+        return Version(reader, facts, number, facts["snapshot"], created, *ids, _attributes(reader))
+    except (KeyError, ValueError, TypeError, SpecError) as error:
         raise DamagedError(f"the facts of {generator} {number} in the store cannot be used ({error!r})") from error
+
+
+def _attributes(reader: Reader) -> Attributes | None:
+    told = reader.facts.get("rules")
+    if not told:
+        return None
+    rules = RuleSet.prepare(told, item_ids=reader.facts["item_ids"])
+    return Attributes(reader, rules, own_query_columns=bool(told["own_query_columns"]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,22 +104,35 @@ class View:
         return max(0.0, time.time() - self.version.created)
 
     def get(
-        self, key: str | int, *, k: int | None = None, min_score: float | None = None, fields: Sequence[str] = ()
+        self,
+        key: str | int,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        fields: Sequence[str] = (),
+        request: Request = None,
     ) -> Answer:
         """The candidates of one key; see `Lookup.get`."""
         version, now = self.version, time.time()
         typed = typed_key(key, version.query_ids)
         value = None if typed is None else version.reader.get_many(Space.LISTS, [encode_key(typed)])[0]
         if typed is None or value is None:
+            if request:
+                self.context(typed, request)  # a request that makes no sense is told so on a miss too
             key = key if typed is None else typed
             none: Mapping[str, Sequence[Any]] = {name: [] for name in self._known(fields)} if fields else {}
             return Answer(key, False, [], [], None, 0, none, NOWHERE, None, version.snapshot, self.age_seconds)
         ids, scores, reason = decode_list(value)
-        removed = 0
+        removed, stored = 0, len(ids)
+        barred: Mapping[str, int] = {}
         if self.overlay.removes_any(ids):
             kept = [place for place, gone in enumerate(self.overlay.removed(ids, now)) if not gone]
             removed = len(ids) - len(kept)
             ids, scores = [ids[place] for place in kept], [scores[place] for place in kept]
+        if version.attributes is not None or request:
+            left, barred = self.sift(typed, ids, request, now)
+            if barred:
+                ids, scores = [ids[place] for place in left], [scores[place] for place in left]
         if min_score is not None:
             bound = float(np.float32(min_score))  # scores are float32: 0.7 is to be at least 0.7
             n = sum(score >= bound for score in scores)
@@ -114,9 +141,30 @@ class View:
             ids, scores = ids[: _checked(k)], scores[:k]
         columns = self._columns(ids, fields) if fields else {}
         age = max(0.0, now - version.created)
-        return Answer(typed, True, ids, scores, reason, removed, columns, TABLE, typed, version.snapshot, age)
+        told = (removed, columns, TABLE, typed, version.snapshot, age, stored, barred)
+        return Answer(typed, True, ids, scores, reason, *told)
 
-    def get_many(self, keys: Keys, *, k: int | None = None, min_score: float | None = None) -> Answers:
+    def context(self, key: str | int | None, request: Request) -> Context:
+        """A query and a request as the rules see them; InputError for a request that does not go with the rules."""
+        attributes = self.version.attributes
+        if attributes is None:
+            if not request:
+                return {}
+            raise InputError(f"{self.version.facts['generator']} {self.snapshot} has no rules that ask for a request")
+        return attributes.rules.context(key, attributes.query(key), request)
+
+    def sift(
+        self, key: str | int | None, ids: Sequence[Any], request: Request, now: float
+    ) -> tuple[Sequence[int], dict[str, int]]:
+        """The places of the items that the rules let this key and request have, and how many each rule has barred."""
+        context, attributes = self.context(key, request), self.version.attributes
+        if attributes is None:
+            return range(len(ids)), {}
+        return attributes.rules.sift(context, attributes.items(ids, self.overlay, now))
+
+    def get_many(
+        self, keys: Keys, *, k: int | None = None, min_score: float | None = None, request: Request = None
+    ) -> Answers:
         """The candidates of many keys as arrays; see `Lookup.get_many`."""
         version, now = self.version, time.time()
         typed, encoded, places = wanted_keys(keys, version.query_ids)
@@ -125,9 +173,36 @@ class View:
             values = _spread(values, places, len(typed))
         lists = decode_lists(values, version.item_ids)
         gone = self.overlay.places_removed(lists.ids, now)
-        offsets, ids, scores, removed = cut(lists, gone, None if k is None else _checked(k), min_score)
+        barred: dict[str, IntArray] = {}
+        out = gone
+        if version.attributes is not None or request:
+            out, barred = self._barred(typed, lists, gone, request, now)
+        offsets, ids, scores, removed = cut(lists, out, None if k is None else _checked(k), min_score)
+        removed = removed - sum(barred.values(), np.zeros_like(removed))
         age = max(0.0, now - version.created)
-        return Answers(typed, lists.found, offsets, ids, scores, lists.reasons, removed, version.snapshot, age)
+        told = (removed, version.snapshot, age, np.diff(lists.offsets), barred)
+        return Answers(typed, lists.found, offsets, ids, scores, lists.reasons, *told)
+
+    def _barred(
+        self, keys: Sequence[Any] | IntArray, lists: Lists, gone: IntArray | None, request: Request, now: float
+    ) -> tuple[IntArray | None, dict[str, IntArray]]:
+        """The places of all that is out, by the overlay or by a rule, and how many of each list a rule has barred."""
+        self.context(None, request)
+        keep = np.ones(len(lists.scores), np.bool_)
+        if gone is not None:
+            keep[gone] = False
+        ids, counts = lists.ids.to_pylist(), dict[str, IntArray]()
+        for row in np.flatnonzero(np.diff(lists.offsets)).tolist():
+            start, end = int(lists.offsets[row]), int(lists.offsets[row + 1])
+            places = start + np.flatnonzero(keep[start:end])
+            key = keys[row].item() if isinstance(keys, np.ndarray) else keys[row]
+            kept, barred = self.sift(key, [ids[place] for place in places], request, now)
+            if barred:
+                keep[start:end] = False
+                keep[places[kept]] = True
+            for rule, count in barred.items():
+                counts.setdefault(rule, np.zeros(len(lists.found), np.int64))[row] = count
+        return (np.flatnonzero(~keep) if not keep.all() else None), counts
 
     def items(self, ids: Sequence[str | int], fields: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of these items, a dictionary per id; None where the snapshot and the overlay have no value."""
@@ -135,7 +210,9 @@ class View:
         typed = [typed_key(item, self.version.item_ids) for item in ids]
         distinct = list(dict.fromkeys(item for item in typed if item is not None))
         values = self.version.reader.get_many(Space.ITEMS, [encode_key(item) for item in distinct])
-        stored = {item: _columns_of(value) for item, value in zip(distinct, values, strict=True) if value is not None}
+        stored = {
+            item: columns_in_value(value) for item, value in zip(distinct, values, strict=True) if value is not None
+        }
         updates = self.overlay
         rows = []
         for item in typed:
@@ -167,16 +244,6 @@ def _checked(k: int) -> int:
     if k < 1:
         raise InputError(f"k is {k}; ask for one candidate at least")
     return k
-
-
-def _columns_of(value: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(value)
-        if not isinstance(row, dict):
-            raise ValueError("it is no JSON object")
-    except ValueError as error:
-        raise DamagedError(f"a value in the store holds no columns of an item ({error})") from error
-    return row
 
 
 def _spread(values: list[bytes | None], places: IntArray, n: int) -> list[bytes | None]:

@@ -8,6 +8,7 @@
             bytes 2-3   n, the number of candidates, little-endian, as everything that follows
             4n bytes    scores, float32, best first
             ids         n uint32, n int64, or n uint16 lengths and then the UTF-8 bytes of all
+    query   the key of a query's columns among the items: 0x00 0xFE, and then the query's key
     item    its columns as JSON, UTF-8; dates as ISO 8601, bytes as hexadecimal digits, NaN and infinities as null
 
 `docs/store-format.md` describes it for readers in other languages. Knows nothing of stores.
@@ -42,6 +43,7 @@ __all__ = [
     "encode_key",
     "encode_keys",
     "encode_lists",
+    "encode_query_key",
     "id_kind",
     "id_type",
     "key_of_text",
@@ -54,6 +56,7 @@ UINT32, INT64, STRING = 0, 1, 2
 ID_BYTES = {UINT32: 4, INT64: 8}
 LONGEST_KEY, KEPT_OF_LONG = 480, 448  # LMDB takes keys of up to 511 bytes
 NO_TEXT = b"\x00\xff"  # LMDB takes no empty key; 0xFF is in no UTF-8, and 0x00 leaves it among the first in order
+OF_QUERY = b"\x00\xfe"  # 0xFE is in no UTF-8, and keys of numbers have 8 bytes, not 10
 MOST_CANDIDATES = 0xFFFF
 SIGN = 1 << 63
 HEADER = struct.Struct("<BBH")
@@ -76,6 +79,11 @@ def encode_key(key: str | int) -> bytes:
     if not -SIGN <= key < SIGN:
         return NO_TEXT  # in no table of numbers, whose keys have 8 bytes
     return (key + SIGN).to_bytes(8, "big")
+
+
+def encode_query_key(key: bytes) -> bytes:
+    """The key under which the columns of a query are kept beside those of the items: no item has such a key."""
+    return OF_QUERY + key
 
 
 def encode_keys(ids: pa.Array) -> list[bytes]:
