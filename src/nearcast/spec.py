@@ -156,6 +156,9 @@ class Measuring(_Table):
     calibration: Whole = Field(
         1000, ge=20, description="other queries: so many to find the effort, as many to check it"
     )
+    fill_at: Whole | None = Field(
+        None, ge=1, description="candidates that a list should have: how many have them is told"
+    )
     slices: tuple[str, ...] = Field((), description="attributes of the queries by whose values recall is told too")
 
 
@@ -243,6 +246,9 @@ class Audit(_Table):
         None, ge=0, le=1, description="for the lower end of recall's interval; the promise"
     )
     min_fill_rate: Share = Field(0.9, ge=0, le=1, description="slots that hold a candidate")
+    min_fill_at: Share = Field(
+        0.9, ge=0, le=1, description="lists with `measure.fill_at` candidates, where that is set"
+    )
     min_query_coverage: Share = Field(0.95, ge=0, le=1, description="queries that have a candidate")
     min_queries_kept: Share = Field(0.9, ge=0, le=1, description="current keys that are in the snapshot too")
     min_keys: Whole = Field(1, ge=0, description="keys of the snapshot")
@@ -363,6 +369,8 @@ class GeneratorSpec(_Table):
             raise ValueError(
                 f"{other} plans by the join's own scores, and rank orders by a model's; leave one of them out"
             )
+        if self.measure.fill_at is not None and self.measure.fill_at > self.k:
+            raise ValueError(f"measure.fill_at is {self.measure.fill_at}, and a list holds k = {self.k}; lower it")
         side = "queries" if self.queries is not None else "items"
         for name in self.measure.slices:
             if name not in self.query_source.columns:

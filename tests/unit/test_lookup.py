@@ -301,7 +301,7 @@ def test_an_answer_as_plain_data(shop):
     assert told.pop("age_seconds") > 0
     assert told == {
         "key": -3, "found": True, "source": "table", "source_key": -3, "snapshot": "000001", "length": 1, "removed": 0,
-        "reason": None, "candidates": [{"rank": 1, "id": 10, "score": 0.75, "name": "ten"}],
+        "stored": 3, "barred": {}, "reason": None, "candidates": [{"rank": 1, "id": 10, "score": 0.75, "name": "ten"}],
     }  # fmt: skip
 
 

@@ -244,7 +244,7 @@ def write_table(
     run: RunContext, chosen: Chosen, settings: JoinSettings, inputs: Inputs, report: Report, folder: Path
 ) -> tuple[dict[str, float], int]:
     """Write the table and the attributes of both sides; the measures of the whole table come back."""
-    tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows)
+    tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows, run.spec.measure.fill_at)
     with run.stage("table"):
         short = chosen.reasons(short_reasons(_shortfall(run, settings), chosen.found, inputs), run.spec.k)
         n_rows = assemble(

@@ -54,6 +54,7 @@ _ROWS = (
     Measure("exposure_score_lost", "score", "lower", "what the exposure cap takes off the score of a slot, on average"),
     Measure("exposure_fill_lost", "share", "lower", "slots that the exposure cap leaves empty"),
     Measure("exposure_full", "count", "neither", "items that are in as many lists as they may be"),
+    Measure("fill_at_m", "share", "higher", "lists that have measure.fill_at candidates, after rules and caps"),
     Measure("query_coverage", "share", "higher", "rows of the query input that have at least one candidate"),
     Measure("short_lists", "count", "lower", "queries with fewer than k candidates"),
     Measure("item_coverage", "share", "higher", "items that appear in at least one list"),

@@ -49,10 +49,12 @@ class Tally:
     n_items: int
     k: int
     n_input_queries: int  # rows of the query input, dropped ones included
+    fill_at: int | None = None  # candidates that a list should have
     n_rows: int = 0  # rows of the table
     filled: int = 0
     covered: int = 0
     short: int = 0
+    sufficient: int = 0
     _appearances: IntArray = field(init=False)
     _scores: list[FloatArray] = field(default_factory=list)
     _best: list[FloatArray] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Tally:
         self.filled += int(lengths.sum())
         self.covered += int(np.count_nonzero(lengths))
         self.short += int(np.count_nonzero(lengths < self.k)) + n_rows - len(positions)
+        self.sufficient += int(np.count_nonzero(lengths >= (self.fill_at or 0)))
         self._appearances += np.bincount(positions[there], minlength=self.n_items)
         step = max(1, total_rows * self.k // SCORE_SAMPLE)
         self._scores.append(scores[::step][there[::step]])
@@ -82,6 +85,7 @@ class Tally:
             "fill_rate": self.filled / max(1, self.n_rows * self.k),
             "query_coverage": self.covered / max(1, self.n_input_queries),
             "short_lists": self.short,
+            **({} if self.fill_at is None else {"fill_at_m": self.sufficient / max(1, self.n_rows)}),
             "item_coverage": float(np.count_nonzero(counts)) / max(1, self.n_items),
             "exposure_gini": gini(counts),
             "exposure_top1": float(heaviest.sum()) / max(1, self.filled),

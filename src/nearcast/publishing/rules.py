@@ -107,6 +107,13 @@ def _fill_rate(judged: Judged, settings: Audit) -> Finding:
     return _share("fill_rate", judged.measures["fill_rate"], settings.min_fill_rate, "the fill rate")
 
 
+def _fill_at(judged: Judged, settings: Audit) -> Finding:
+    found = judged.measures.get("fill_at_m")
+    if found is None:
+        return Finding("fill_at_m", "fill_at_m", settings.min_fill_at, None, True, "no measure.fill_at was set")
+    return _share("fill_at_m", found, settings.min_fill_at, "the share of lists with enough candidates")
+
+
 def _query_coverage(judged: Judged, settings: Audit) -> Finding:
     found = judged.measures["query_coverage"]
     return _share("query_coverage", found, settings.min_query_coverage, "the query coverage")
@@ -204,6 +211,9 @@ RULES: Mapping[str, Rule] = {
     for rule in (
         Rule("recall", ("min_recall",), "the lower end of recall's interval, against the promise or a bound", _recall),
         Rule("fill_rate", ("min_fill_rate",), "slots that hold a candidate", _fill_rate),
+        Rule(
+            "fill_at_m", ("min_fill_at",), "lists that have `measure.fill_at` candidates, where that is set", _fill_at
+        ),
         Rule("query_coverage", ("min_query_coverage",), "queries that have a candidate", _query_coverage),
         Rule("queries_kept", ("min_queries_kept",), "current keys that the snapshot has too", _queries_kept),
         Rule("keys", ("min_keys", "max_keys_lost"), "how many keys there are, and how many fewer than now", _keys),
