@@ -26,6 +26,7 @@ __all__ = [
     "PartOfVectors",
     "Progress",
     "Vectors",
+    "as_score",
     "no_progress",
 ]
 
@@ -40,6 +41,12 @@ VECTOR_DTYPES = ("float16", "float32", "int8", "uint8")
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total) whenever `done` of `total` units of a stage are complete."""
+
+
+def as_score(value: float) -> np.float32:
+    """A bound as the float32 that scores are compared with; what is beyond float32 is infinite."""
+    with np.errstate(over="ignore"):
+        return np.float32(value)
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:

@@ -335,6 +335,12 @@ def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> N
     fill = {"memory": '"1GB"', "threads": "1", "ids": None, "embedding": '"v1"', "zero_vector": '"error"'}
     fill |= {
         "weight": None,
+        "only": None,
+        "min_score": "-1.0",
+        "add": None,
+        "multiply": None,
+        "missing": None,
+        "fill_at": "1",
         "min_recall_today": "0.8",
         "webhook": None,
         "keep_snapshots": "3",

@@ -19,7 +19,7 @@ from nearcast.errors import DamagedError, MissingExtraError
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.scores import norms, rescore
 from nearcast.knn.topk import drop_excluded
-from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
+from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score
 
 __all__ = [
     "BLOCK_ROWS",
@@ -112,7 +112,7 @@ def above(found: Neighbors, constraints: Constraints) -> Neighbors:
     assert not constraints.caps, "caps are refused before a join"
     if constraints.min_score is None:
         return found
-    good = found.scores >= np.float32(constraints.min_score)
+    good = found.scores >= as_score(constraints.min_score)
     return Neighbors(np.where(good, found.positions, -1), np.where(good, found.scores, np.float32(-np.inf)))
 
 

@@ -19,7 +19,7 @@ from nearcast.knn.constraints import FREE, Cap, Constraints, keep_capped
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.scores import norms, pair_scores
 from nearcast.knn.topk import from_pairs
-from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
+from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score, no_progress
 
 __all__ = ["Blocks", "blocks_for", "exact_join"]
 
@@ -153,7 +153,7 @@ class _Pool:
     @classmethod
     def empty(cls, n: int, constraints: Constraints) -> _Pool:
         none = np.empty(0, np.int64)
-        least = -np.inf if constraints.min_score is None else float(np.float32(constraints.min_score))
+        least = -np.inf if constraints.min_score is None else float(as_score(constraints.min_score))
         return cls(none, none, np.empty(0, np.float32), np.zeros(n), np.full(n, least), constraints.caps, least)
 
     def plus(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.stores.values import Lists
-from nearcast.types import FloatArray, IntArray
+from nearcast.types import FloatArray, IntArray, as_score
 
 __all__ = ["cut"]
 
@@ -29,7 +29,7 @@ def cut(
         keep[gone] = False
         flat = _kept(keep, np.diff(flat[0]) - removed, flat)
     if min_score is not None:
-        enough = flat[2] >= np.float32(min_score)
+        enough = flat[2] >= as_score(min_score)
         if not enough.all():
             flat = _kept(enough, np.diff(np.append(0, np.cumsum(enough))[flat[0]]), flat)
     if k is not None:

@@ -24,7 +24,7 @@ from nearcast.serve.answers import Answer
 from nearcast.serve.keys import typed_key
 from nearcast.serve.online import OnlineSearch
 from nearcast.serve.view import View
-from nearcast.types import FloatArray
+from nearcast.types import FloatArray, as_score
 
 __all__ = ["SOURCES", "Found", "Question", "Wanted", "answer_many", "answer_one", "columns_of", "search"]
 
@@ -264,6 +264,6 @@ def _eligible(
 def _at_least(found: Found, min_score: float | None) -> Found:
     if min_score is None:
         return found
-    bound = float(np.float32(min_score))
+    bound = float(as_score(min_score))
     n = sum(score is not None and score >= bound for score in found.scores)
     return replace(found, ids=found.ids[:n], scores=found.scores[:n])

@@ -25,7 +25,7 @@ from nearcast.serve.keys import Keys, typed_key, wanted_keys
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Pointer, Reader, Space, Store
 from nearcast.stores.values import IdType, Lists, decode_list, decode_lists, encode_key
-from nearcast.types import IntArray
+from nearcast.types import IntArray, as_score
 
 __all__ = ["Version", "View", "open_version"]
 
@@ -134,7 +134,7 @@ class View:
             if barred:
                 ids, scores = [ids[place] for place in left], [scores[place] for place in left]
         if min_score is not None:
-            bound = float(np.float32(min_score))  # scores are float32: 0.7 is to be at least 0.7
+            bound = float(as_score(min_score))  # scores are float32: 0.7 is to be at least 0.7
             n = sum(score >= bound for score in scores)
             ids, scores = ids[:n], scores[:n]
         if k is not None:
