@@ -77,7 +77,7 @@ def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
 def have_constraints(run: RunContext, checked: Checked, inputs: Inputs) -> Path | None:
     """Have the compiled constraints as an artifact; None where the spec has none.
 
-    Raises RuleError for rules that do not fit the columns, SpecError for caps that cross or that the engine refuses.
+    Raises SpecError for rules that do not fit the columns, and for caps that cross or that the engine refuses.
     """
     spec = run.spec
     if not has_constraints(spec):
