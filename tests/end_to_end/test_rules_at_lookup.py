@@ -124,6 +124,9 @@ def test_a_service_takes_what_rules_may_know(folder: Path) -> None:
         assert service.get("/v1/generators/shop/candidates/q00?request=nonsense").status_code == 422
         text = service.get("/metrics").text
         assert 'nearcast_barred_candidates_total{generator="shop",rule="affordable"}' in text
+        assert 'nearcast_returned_candidates_count{generator="shop"} 3.0' in text
+        assert f'nearcast_returned_candidates_sum{{generator="shop"}} {30.0 + 2 * some["returned"]}' in text
+        assert 'nearcast_returned_candidates_bucket{generator="shop",le="20.0"} 2.0' in text
 
 
 def test_a_table_whose_lists_run_dry_under_its_rules_is_not_published(folder: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ LATENCY_SECONDS = (
 
 
 CANDIDATES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 500, 1000)
-BUCKETS = {"nearcast_request_seconds": LATENCY_SECONDS, "nearcast_returned_candidates": CANDIDATES}
+RETURNED = "nearcast_returned_candidates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ METRICS = {
         Metric("nearcast_empty_answers_total", "counter", OF_GENERATOR, "answers without a candidate"),
         Metric("nearcast_removed_candidates_total", "counter", OF_GENERATOR, "candidates that the overlay took out"),
         Metric("nearcast_barred_candidates_total", "counter", (*OF_GENERATOR, "rule"), "candidates that a rule barred"),
-        Metric("nearcast_returned_candidates", "histogram", OF_GENERATOR, "candidates of an answer"),
+        Metric(RETURNED, "histogram", OF_GENERATOR, "candidates of an answer"),
         Metric("nearcast_searches_total", "counter", OF_GENERATOR, "vectors searched for by request"),
         Metric("nearcast_store_errors_total", "counter", OF_GENERATOR, "look-ups that the store failed"),
         Metric("nearcast_overloads_total", "counter", OF_GENERATOR, "look-ups refused, since too many were waiting"),
@@ -77,7 +78,7 @@ class _OfGenerator:
     overloads: Any
     refusals: Any
     fallbacks: Mapping[str, Any]
-    returned: Any
+    returned: dict[int, int]  # answers by how many candidates they had; summed up when the metrics are read
 
 
 class Metrics:
@@ -108,7 +109,7 @@ class Metrics:
             keys += 1
             misses += not answer.found
             removed += answer.removed
-            of.returned.observe(len(answer.ids))
+            of.returned[len(answer.ids)] += 1
             for rule, count in answer.barred.items():
                 self._barred.labels(generator, rule).inc(count)
             if answer.source == NONE:
@@ -136,6 +137,11 @@ class Metrics:
         """A newer version was refused, or the store could not be asked for news."""
         self._of[generator].refusals.inc()
 
+    @property
+    def lengths(self) -> Mapping[str, Mapping[int, int]]:
+        """Answers by how many candidates they had, of each generator."""
+        return {name: of.returned for name, of in self._of.items()}
+
     def counted(self, name: str, generator: str) -> int:
         """A counter of a generator, since the service began."""
         value = self._registry.get_sample_value(name, {"generator": generator})
@@ -160,10 +166,10 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
             metric.meaning,
             metric.labels,
             registry=registry,
-            **({"buckets": BUCKETS[metric.name]} if metric.kind == "histogram" else {}),
+            **({"buckets": LATENCY_SECONDS} if metric.kind == "histogram" else {}),
         )
         for metric in METRICS.values()
-        if metric.kind in kinds
+        if metric.kind in kinds and metric.name != RETURNED
     }
     gauge = prometheus.metrics_core.GaugeMetricFamily
 
@@ -179,8 +185,22 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
                 yield family
             yield gauge("nearcast_ready", METRICS["nearcast_ready"].meaning, value=float(ready()))
 
+    made = Metrics(registry, families, generators, prometheus.generate_latest)
+
+    class Lengths:
+        """How long answers were: to observe each would cost more than to count it."""
+
+        def collect(self) -> Iterator[Any]:
+            family = prometheus.metrics_core.HistogramMetricFamily(
+                RETURNED, METRICS[RETURNED].meaning, labels=METRICS[RETURNED].labels
+            )
+            for generator, counts in made.lengths.items():
+                family.add_metric([generator], _buckets(counts), sum(n * times for n, times in counts.items()))
+            yield family
+
     registry.register(States())
-    return Metrics(registry, families, generators, prometheus.generate_latest)
+    registry.register(Lengths())
+    return made
 
 
 def leave_out_creation_times() -> None:
@@ -213,6 +233,12 @@ def _children(families: Mapping[str, Any], generator: str) -> _OfGenerator:
         store_errors=of("store_errors"),
         overloads=of("overloads"),
         refusals=of("refusals"),
-        returned=families["nearcast_returned_candidates"].labels(generator),
+        returned=defaultdict(int),
         fallbacks={s: families["nearcast_fallbacks_total"].labels(generator, s) for s in stood_in},
     )
+
+
+def _buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
+    """The upper bounds of CANDIDATES, each with the answers up to it."""
+    bounds = [*((str(float(bound)), bound) for bound in CANDIDATES), ("+Inf", float("inf"))]
+    return [(text, sum(times for n, times in counts.items() if n <= bound)) for text, bound in bounds]
