@@ -27,6 +27,7 @@ __all__ = [
     "finish",
     "fresh_folder",
     "is_done",
+    "link_file",
     "locked",
     "read_manifest",
     "verify",
@@ -55,6 +56,14 @@ def fresh_folder(folder: Path) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same file under a second name, so that it costs no disk; a copy where the disk cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_text(path: Path, text: str) -> None:

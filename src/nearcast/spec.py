@@ -378,9 +378,11 @@ class GeneratorSpec(_Table):
         return self
 
     @property
-    def fetched(self) -> int:
-        """Candidates that the join finds for each query: k, or more for a model to rank."""
-        return self.k if self.rank is None else self.rank.fetch
+    def found(self) -> int:
+        """Candidates that the join finds for each query: k, or more for a model or an exposure cap to choose from."""
+        if self.rank is not None:
+            return self.rank.fetch
+        return self.k if self.exposure is None else self.exposure.per_query
 
     @property
     def query_source(self) -> Source:

@@ -1,7 +1,6 @@
 """Between the join and the table: which of the candidates found are stored, under an exposure cap and planned surplus.
 
-Also what that changes about the rest of a run: how many candidates are found, what counts as short, and what the
-truth of a list is.
+Also what that changes about the rest of a run: what counts as short, and what the truth of a list is.
 """
 
 from __future__ import annotations
@@ -20,29 +19,18 @@ from nearcast.join.full_items import write_full_items
 from nearcast.join.inputs import Inputs
 from nearcast.join.reasons import CODES
 from nearcast.join.surplus import plan_surplus
-from nearcast.join.task import JoinTask, read_result
+from nearcast.join.task import JoinTask, read_result, result_lengths
 from nearcast.knn.exposure import Bars, Exposure, admitted, cap_exposure
 from nearcast.knn.topk import cut_lists
-from nearcast.spec import GeneratorSpec
 from nearcast.surplus.plan import Plan
 from nearcast.table.schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["Chosen", "choose_lists", "finding_run", "found_k"]
+__all__ = ["Chosen", "choose_lists"]
 
 CAPPED_BYTES = 48  # of a candidate while exposure is capped: found, ordered, picked and chosen
 
 CodeArray = npt.NDArray[np.uint8]
-
-
-def found_k(spec: GeneratorSpec) -> int:
-    """How many candidates the join finds for a query: more than it stores where an exposure cap chooses from them."""
-    return spec.exposure.per_query if spec.exposure else spec.k
-
-
-def finding_run(run: RunContext) -> RunContext:
-    """The run as the join sees it: k is how many candidates are found. Times go to the run itself."""
-    return replace(run, spec=run.spec.model_copy(update={"k": found_k(run.spec)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +58,10 @@ class Chosen:
     def reasons(self, codes: CodeArray, k: int) -> CodeArray:
         """Reasons of the lists that are stored, from those of the lists found; one that is as planned is not short."""
         if self.bars is not None:
-            found, stored = (_lengths(tasks, len(codes)) for tasks in (self.found, self.stored))
+            found, stored = (result_lengths(tasks, len(codes)) for tasks in (self.found, self.stored))
             codes = np.where(stored < np.minimum(found, k), CODES.index(Reason.CAPPED), codes).astype(np.uint8)
         if self.plan is not None:
-            stored = _lengths(self.stored, len(codes))
+            stored = result_lengths(self.stored, len(codes))
             needy = (self.plan.shortage != None) & (self.plan.lengths == stored)  # noqa: E711  (element by element)
             codes = np.where(needy, codes, 0).astype(np.uint8)
         return codes
@@ -115,7 +103,7 @@ def choose_lists(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder:
 
 
 def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -> Chosen:
-    pairs = inputs.queries.vectors.n * found_k(run.spec)
+    pairs = inputs.queries.vectors.n * run.spec.found
     needed, given = pairs * CAPPED_BYTES / 1e9, run.resources.memory_bytes / 1e9
     if needed > given:
         raise BudgetError(
@@ -123,7 +111,7 @@ def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -
             f"leaves {given:.1f} GB: raise `memory`, or lower exposure.per_query"
         )
     found = [read_result(task.folder) for task in tasks]
-    whole = Neighbors.empty(0, found_k(run.spec))
+    whole = Neighbors.empty(0, run.spec.found)
     if found:
         whole = Neighbors(*(np.concatenate([getattr(f, name) for f in found]) for name in ("positions", "scores")))
     capped = cap_exposure(whole, run.spec.k, most, n_items=inputs.items.vectors.n)
@@ -146,13 +134,6 @@ def _as_tasks(tasks: list[JoinTask], capped: Exposure, home: Path) -> list[JoinT
         finish(folder, {"start": task.start, "stop": task.stop})
         stored.append(replace(task, folder=folder))
     return stored
-
-
-def _lengths(tasks: list[JoinTask], n: int) -> IntArray:
-    lengths = np.zeros(n, np.int64)
-    for task in tasks:
-        lengths[task.start : task.stop] = read_result(task.folder).lengths
-    return lengths
 
 
 def _first(neighbors: Neighbors, kept: npt.NDArray[np.bool_], k: int) -> Neighbors:

@@ -28,8 +28,9 @@ def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) ->
     kept = measures["recall"] == 1.0 if promised == 1.0 or exactly else low >= promised
     reason = None
     if not kept:
+        measured = run.spec.k if run.spec.rank is None else run.spec.found  # before a model has chosen
         reason = (
-            f"recall@{run.spec.fetched} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
+            f"recall@{measured} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
             f"and {promised:g} was promised"
         )
     return {"recall": promised, "kept": kept, "reason": reason}

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nearcast.eligibility import (
     Rule,
@@ -27,18 +26,17 @@ from nearcast.eligibility import (
 from nearcast.engines.base import refuse_unhonoured
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, read_manifest
+from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, Inputs, Sources
 from nearcast.join.likes import alike_groups
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
-from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
 from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
 __all__ = [
-    "attributes_of",
     "check_spec_rules",
     "compile_constraints",
     "has_constraints",
@@ -103,14 +101,6 @@ def open_constraints(folder: Path | None) -> Constraints:
     return Constraints(eligibility, tuple(caps), facts["min_score"])
 
 
-def attributes_of(side: Side, names: list[str]) -> pa.Table:
-    """Columns "id" and `names` of the side's vectors, in the order of their positions."""
-    table = ds.dataset(side.attributes, format="parquet").to_table(columns=["id", *names], use_threads=False)
-    if len(side.ids) == len(table):
-        return table
-    return table.take(pa.array(positions_of(side.ids, side.listed_ids)))
-
-
 def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
     """The spec's constraints over these sides, in memory; for whoever asks of few queries: `of_queries`."""
     rules = rules_of(run.spec)
@@ -118,7 +108,7 @@ def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
     if rules:
         item_columns, query_columns, _ = columns_of(rules)
         eligibility = compile_rules(
-            rules, attributes_of(inputs.queries, list(query_columns)), attributes_of(inputs.items, list(item_columns))
+            rules, attributes_of(inputs.queries, query_columns), attributes_of(inputs.items, item_columns)
         )
     return Constraints(eligibility, tuple(_caps(run, inputs.items)), run.spec.min_score)
 

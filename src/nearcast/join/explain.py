@@ -19,7 +19,8 @@ import pyarrow as pa
 from nearcast.eligibility import columns_of, failing
 from nearcast.errors import NotFoundError
 from nearcast.files import is_done
-from nearcast.join.constraints import attributes_of, open_constraints, rules_of
+from nearcast.join.attributes import rows_of
+from nearcast.join.constraints import open_constraints, rules_of
 from nearcast.join.full_items import read_full_items
 from nearcast.join.measuring import exclusions
 from nearcast.knn.constraints import Constraints
@@ -30,7 +31,7 @@ from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Candidates, Snapshot
-from nearcast.types import IntArray, Metric
+from nearcast.types import IntArray, Metric, as_score
 
 __all__ = ["Cause", "Explanation", "explain"]
 
@@ -166,7 +167,7 @@ def _explained(found: Explanation, made: _Made, listed: Candidates, row: int, pl
     if barred is not None:
         return barred
     least = made.constraints.min_score
-    if least is not None and own < np.float32(least):
+    if least is not None and own < as_score(least):
         words = f"it scores {own:.6g}, and a candidate scores at least {least:g}"
         return replace(found, cause=Cause.BELOW_MIN_SCORE, words=words)
     if made.full is not None:
@@ -235,8 +236,7 @@ def _barred(found: Explanation, made: _Made, row: int, place: int) -> Explanatio
 
 
 def _facts(side: Side, columns: Sequence[str], place: int) -> dict[str, Any]:
-    table = attributes_of(side, list(columns)).slice(place, 1)
-    facts: dict[str, Any] = table.to_pylist()[0]
+    facts: dict[str, Any] = rows_of(side.attributes, side.ids.slice(place, 1), columns).to_pylist()[0]
     return facts
 
 
@@ -260,7 +260,7 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
             )
             return replace(found, cause=Cause.NEARER, words=words)
     asked, last = made.spec.surplus, found.last_score
-    if asked is not None and last is not None and scores[place] <= np.float32(last):
+    if asked is not None and last is not None and scores[place] <= as_score(last):
         words = (
             f"it would be number {len(taken) + 1}, and the list ends before: the plan for {asked.at_least} survivors "
             f"with probability {asked.probability:g} gives this query no more candidates"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.dataset as ds
 
 from nearcast.engines.base import Resources
 from nearcast.errors import InputError
+from nearcast.join.attributes import rows_of
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists, sampled_lists, truth_of
 from nearcast.knn.constraints import FREE, Constraints
@@ -95,7 +95,7 @@ def measure_quality(
     shares = recall_per_query(lists.scores, truth)
     n = inputs.queries.vectors.n
     measures = _intervals("recall", shares, n) | {"recall_sample": len(rows)}
-    for depth in (d for d in DEPTHS if d < spec.fetched):
+    for depth in (d for d in DEPTHS if d < width):
         measures |= _intervals(f"recall_at_{depth}", recall_at(lists.scores, truth, depth), n)
     if weights is not None:
         measures |= _intervals("recall_by_traffic", shares, n, weights)
@@ -143,15 +143,7 @@ def _columns(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> pa.Table | 
     """The columns of the sampled queries by which recall is told, in their order; None where there are none."""
     weight = spec.query_source.weight
     names = list(dict.fromkeys((*spec.measure.slices, *((weight,) if weight else ()))))
-    return _attributes(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
-
-
-def _attributes(folder: Path, ids: pa.Array, names: list[str]) -> pa.Table:
-    dataset = ds.dataset(folder, format="parquet")
-    kind = dataset.schema.field("id").type
-    wanted = ids.cast(kind)
-    table = dataset.to_table(columns=["id", *names], filter=ds.field("id").isin(wanted), use_threads=False)
-    return table.take(pc.index_in(wanted, value_set=table.column("id").combine_chunks()))
+    return rows_of(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
 
 
 def _worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:

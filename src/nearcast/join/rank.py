@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.files import file_hash, read_manifest
+from nearcast.join.attributes import attribute_names, attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists
 from nearcast.join.rank_model import onnx_ranker
 from nearcast.knn.scores import rescore
-from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
@@ -120,7 +119,7 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
     """What the join found for the queries at these (ascending) positions, before a model ranked it; or None."""
     if run.spec.rank is None:
         return None
-    positions = np.full((len(rows), run.spec.fetched), EMPTY_POSITION, np.int64)
+    positions = np.full((len(rows), run.spec.found), EMPTY_POSITION, np.int64)
     for folder in sorted((run.work / "tasks").iterdir()):
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))
@@ -196,7 +195,7 @@ def _pairs(queries: Side, rows: IntArray, items: Side, positions: IntArray, scor
         "item_vector": _vectors(items, positions),
     }
     for prefix, side, places in (("query", queries, rows), ("item", items, positions)):
-        for name, column in _attributes(side.attributes, side.folder).items():
+        for name, column in _attributes(side.folder).items():
             columns[f"{prefix}.{name}"] = column.take(pa.array(places))
     return pa.RecordBatch.from_pydict(columns)
 
@@ -208,15 +207,12 @@ def _vectors(side: Side, positions: IntArray) -> pa.Array:
 
 
 @lru_cache(maxsize=4)
-def _attributes(folder: Path, side_folder: Path) -> dict[str, pa.Array]:
+def _attributes(folder: Path) -> dict[str, pa.Array]:
     """The attributes of a side, a value per position. All are held in memory."""
-    ids = open_side(side_folder).ids
-    table = ds.dataset(folder, format="parquet").to_table(use_threads=False).combine_chunks()
-    if table.num_columns == 1:
-        return {}
-    known = table["id"].combine_chunks()
-    places = pa.array(positions_of(ids.cast(known.type), known))
-    return {name: table[name].combine_chunks().take(places) for name in table.column_names if name != "id"}
+    side = open_side(folder)
+    names = attribute_names(side)
+    table = attributes_of(side, names)
+    return {name: table[name].combine_chunks() for name in names}
 
 
 def _asked(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> FloatArray:

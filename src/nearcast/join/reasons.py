@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nearcast.engines.base import Resources
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import exclusions
-from nearcast.join.task import JoinTask, read_result
+from nearcast.join.task import JoinTask, result_lengths
 from nearcast.kernels import eligible_counts
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_of
@@ -43,9 +43,7 @@ class Shortfall:
 
 def short_reasons(asked: Shortfall, tasks: Sequence[JoinTask], inputs: Inputs) -> CodeArray:
     """(queries,) a number of CODES for every query; 0 for a full list."""
-    lengths = np.zeros(inputs.queries.vectors.n, np.int64)
-    for task in tasks:
-        lengths[task.start : task.stop] = read_result(task.folder).lengths
+    lengths = result_lengths(tasks, inputs.queries.vectors.n)
     codes = np.zeros(len(lengths), np.uint8)
     short = np.flatnonzero(lengths < asked.k)
     if len(short):

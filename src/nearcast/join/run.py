@@ -17,7 +17,7 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
-from nearcast.join.choose import choose_lists, finding_run, found_k
+from nearcast.join.choose import choose_lists
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
 from nearcast.join.constraints import check_spec_rules, have_constraints
 from nearcast.join.context import RunContext, prepare
@@ -135,12 +135,11 @@ def _new_snapshot(
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, checked, inputs)
-    finding = finding_run(run)
-    index_folder = have_index(finding, checked, inputs, constraints)
-    settings = join_settings(finding, inputs, index_folder, constraints)
+    index_folder = have_index(run, checked, inputs, constraints)
+    settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
-    settings, calibration = calibrated(finding, settings, inputs, sampled)
-    tasks, continued = joined(finding, settings, inputs, runner)
+    settings, calibration = calibrated(run, settings, inputs, sampled)
+    tasks, continued = joined(run, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
     chosen = choose_lists(run, tasks, inputs, folder)
     artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
@@ -202,7 +201,7 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
         report.queries.vectors,
         report.items.dim,
         sample.dtype.itemsize,
-        max(found_k(run.spec), run.spec.fetched),
+        run.spec.found,
         run.spec.recall,
     )
     engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)

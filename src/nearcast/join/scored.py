@@ -8,8 +8,6 @@ is sorted anew afterwards. The augmentation is that of Bachrach et al., "Speedin
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import InputError, SpecError
-from nearcast.files import fingerprint, finish, fresh_folder, is_done
-from nearcast.join.constraints import attributes_of
+from nearcast.files import fingerprint, finish, fresh_folder, is_done, link_file
+from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs
 from nearcast.knn.scores import norms
@@ -138,7 +136,7 @@ def _side(side: Side, folder: Path, blocks: Iterator[AnyArray]) -> Side:
     fresh_folder(folder)
     (folder / "attributes").mkdir()
     for path in [*side.folder.glob("*.arrow"), *side.attributes.iterdir()]:
-        _link(path, folder / path.relative_to(side.folder))
+        link_file(path, folder / path.relative_to(side.folder))
     first = next(blocks, np.empty((0, side.vectors.dim + 1), np.float32))
     header = {"descr": "<f4", "fortran_order": False, "shape": (side.vectors.n, first.shape[1])}
     with (folder / "vectors.npy").open("wb") as out:
@@ -147,10 +145,3 @@ def _side(side: Side, folder: Path, blocks: Iterator[AnyArray]) -> Side:
             np.ascontiguousarray(block, np.float32).tofile(out)
     finish(folder, {"of": side.folder.name})
     return open_side(folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

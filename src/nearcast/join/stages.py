@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from nearcast.engines.base import Effort, Index
 from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
-from nearcast.files import fingerprint, is_done
+from nearcast.files import fingerprint, is_done, link_file
 from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
-from nearcast.join.choose import Chosen, finding_run
+from nearcast.join.choose import Chosen
 from nearcast.join.constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.drifting import measure_drift
@@ -55,7 +53,7 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: P
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of = made_from(run, checked.item_folder)
     held = open_constraints(constraints)
-    workload = workload_of(inputs.queries.vectors, run.spec.fetched, run.spec.recall, run.spec.seed, held)
+    workload = workload_of(inputs.queries.vectors, run.spec.found, run.spec.recall, run.spec.seed, held)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
         made_of += [] if constraints is None else [constraints.name]
@@ -99,7 +97,7 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constrain
         engine=run.engine.name,
         engine_settings=as_pairs(run.settings.model_dump()),
         metric=run.spec.metric,
-        k=run.spec.fetched,
+        k=run.spec.found,
         effort=(),
         exclude_self=run.spec.exclude_self,
         constraints=constraints,
@@ -143,7 +141,7 @@ def calibrated(
     if run.engine.name == ExactEngine.name:
         return settings, None
     index, _ = open_index(settings.items, settings.index, settings.engine, settings.engine_settings, settings.metric)
-    efforts = index.efforts(run.spec.fetched)
+    efforts = index.efforts(run.spec.found)
     if len(efforts) == 1 or not _calibrates(run, inputs.queries.vectors.n):
         return replace(settings, effort=as_pairs(efforts[-1])), None
     with run.stage("calibrate"):
@@ -187,7 +185,7 @@ def calibration_sample(
     def join(effort: Effort) -> Neighbors:
         return index.join(
             vectors,
-            run.spec.fetched,
+            run.spec.found,
             effort=effort,
             exclude=barred,
             constraints=held,
@@ -196,10 +194,10 @@ def calibration_sample(
         )
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
-    full = index.efforts(run.spec.fetched)[-1]
+    full = index.efforts(run.spec.found)[-1]
 
     def pays(effort: Effort) -> bool:
-        return index.pays(vectors, run.spec.fetched, effort, run.resources, held)
+        return index.pays(vectors, run.spec.found, effort, run.resources, held)
 
     return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
@@ -210,7 +208,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constr
         inputs.items,
         inputs.queries,
         rows,
-        run.spec.fetched,
+        run.spec.found,
         run.spec.metric,
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
@@ -225,7 +223,7 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
     n = inputs.queries.vectors.n
     tasks = [
         JoinTask(number, start, stop, run.work / "tasks" / f"{number:06d}", settings)
-        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.fetched))
+        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.found))
     ]
     left = [task for task in tasks if not is_done(task.folder)]
     if len(left) < len(tasks):
@@ -286,7 +284,7 @@ def measure_table(
     queries with the lowest recall, and the metric that the lists rather look like.
     """
     with run.stage("measure"):
-        truth = chosen.truth(_truth(finding_run(run), inputs, rows, run.truths, constraints), rows, run.spec.k)
+        truth = chosen.truth(_truth(run, inputs, rows, run.truths, constraints), rows, run.spec.k)
         found = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved_lists(run, inputs, rows))
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
@@ -315,10 +313,6 @@ def measure_table(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same files under a second name, so that they cost no disk; copies where the disk cannot do that."""
     target.mkdir()
     for path in sorted(source.iterdir()):
-        try:
-            os.link(path, target / path.name)
-        except OSError:
-            shutil.copyfile(path, target / path.name)
+        link_file(path, target / path.name)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
 from nearcast.files import file_hash
-from nearcast.join.constraints import attributes_of
+from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs
 from nearcast.join.plan import Plan as RunPlan

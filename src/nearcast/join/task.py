@@ -5,7 +5,7 @@ Knows nothing of runners, or of where the result goes next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +20,9 @@ from nearcast.join.constraints import open_constraints
 from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Side, open_side
-from nearcast.types import Metric, Neighbors, Progress
+from nearcast.types import IntArray, Metric, Neighbors, Progress
 
-__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "read_result"]
+__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "read_result", "result_lengths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,14 @@ def read_result(folder: Path) -> Neighbors:
     """What `do_task` has written, mapped rather than read."""
     positions = np.load(folder / "positions.npy", mmap_mode="r")
     return Neighbors(positions, np.load(folder / "scores.npy", mmap_mode="r"))
+
+
+def result_lengths(tasks: Sequence[JoinTask], n: int) -> IntArray:
+    """(n,) how long the lists of all queries are, from what the tasks have written."""
+    lengths = np.zeros(n, np.int64)
+    for task in tasks:
+        lengths[task.start : task.stop] = read_result(task.folder).lengths
+    return lengths
 
 
 def as_pairs(values: Mapping[str, Any] | Effort) -> tuple[tuple[str, Any], ...]:

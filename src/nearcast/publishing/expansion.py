@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nearcast.errors import BusyError, InputError, NotFoundError, StoreError
+from nearcast.errors import InputError, NotFoundError
 from nearcast.expansion.ads import ads_of, check_settings
 from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
 from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
@@ -26,6 +26,7 @@ from nearcast.publishing.load import add_checksum
 from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import retire_versions
 from nearcast.publishing.times import seconds_of, utc
+from nearcast.publishing.writing import writing
 from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer
 from nearcast.stores.values import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.types import no_progress
@@ -200,16 +201,9 @@ def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
-    writer = store.write(name, version)
-    try:
+    with writing(store, name, version) as writer:
         sums, size = _copy(writer, ads, pairs)
         writer.finish(_facts(name, version, ads, pairs, settings, as_of) | {"checksum": sums, "payload_bytes": size})
-    except BusyError:
-        raise  # the lock was lost: what is there may be another's by now
-    except BaseException:
-        with contextlib.suppress(StoreError):
-            writer.discard()
-        raise
     where = f"version {version:06d} of {name} in {store.url}"
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
+from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.publishing.audit import Current, audit, check_known, settle
 from nearcast.publishing.cutback import cut_back
 from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
@@ -25,6 +25,7 @@ from nearcast.publishing.rows import Shape, shape_of
 from nearcast.publishing.rules import Finding
 from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.times import seconds_of, utc
+from nearcast.publishing.writing import writing
 from nearcast.spec import Audit, Publishing, Serving
 from nearcast.stores.base import Event, Held, Pointer, Store
 from nearcast.table.snapshot import Snapshot
@@ -230,18 +231,11 @@ def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[st
         order.listener.note(f"the store has {snapshot.name} already, and it is whole")
         return None
     throttle = Throttle(order.settings.max_bytes_per_second)
-    writer = order.store.write(order.generator, snapshot.version)
-    try:
+    with writing(order.store, order.generator, snapshot.version) as writer:
         copied = copy_snapshot(snapshot, shape, writer, throttle, order.listener.progress, still_ours=held.check)
         figures = {"keys": copied.keys, "items": copied.items, "payload_bytes": copied.payload_bytes}
         figures |= {"query_rows": copied.query_rows}
         writer.finish({**facts, **figures, "checksum": dict(copied.checksum)})
-    except BusyError:
-        raise  # the lock was lost: what is there may be another's by now
-    except BaseException:
-        with contextlib.suppress(StoreError):  # the next publish clears it away; this error is the one to tell
-            writer.discard()
-        raise
     try:
         _compare(order, snapshot)
     except DamagedError:

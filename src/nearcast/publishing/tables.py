@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.errors import AuditError, BusyError, DamagedError, StoreError
+from nearcast.errors import AuditError, DamagedError, StoreError
 from nearcast.publishing.load import Copied, add_checksum
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import retire_versions, withdrawn_after
 from nearcast.publishing.times import utc
+from nearcast.publishing.writing import writing
 from nearcast.spec import Serving
 from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
 from nearcast.stores.tables import KIND, table_name
@@ -94,18 +95,11 @@ def _check(name: str, rows: pa.Table, current: Mapping[str, Any], *, fewer: bool
 def _write(store: Store, pairs: Pairs, facts: Facts, held: Held) -> None:
     """Write the version and read it back; what goes wrong is cleared away."""
     name, version = facts["generator"], facts["version"]
-    writer = store.write(name, version)
-    try:
+    with writing(store, name, version) as writer:
         for space, some in pairs.items():
             writer.put(space, some)
         held.check()
         writer.finish(facts)
-    except BusyError:
-        raise  # the lock was lost: what is there may be another's by now
-    except BaseException:
-        with contextlib.suppress(StoreError):
-            writer.discard()
-        raise
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:
             read_back(reader, f"version {version:06d} of {name} in {store.url}", no_progress)
