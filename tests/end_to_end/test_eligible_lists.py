@@ -58,11 +58,14 @@ class Shop:
     def query_ids(self) -> list[str]:
         return [f"q{n:04d}" for n in range(N_QUERIES)]
 
-    def run(self, **settings: Any) -> nearcast.Snapshot:
-        spec = {"name": "shop", "metric": "inner_product", "k": 10, "memory": "2GB", "threads": 1}
+    def spec(self, **settings: Any) -> dict[str, Any]:
+        spec: dict[str, Any] = {"name": "shop", "metric": "inner_product", "k": 10, "memory": "2GB", "threads": 1}
         spec |= {"items": {"path": "items.parquet", "attributes": list(self.item_facts)}}
         spec |= {"queries": {"path": "queries.parquet", "attributes": list(self.query_facts)}}
-        return nearcast.run(spec | settings, base=self.folder).snapshot
+        return spec | settings
+
+    def run(self, **settings: Any) -> nearcast.Snapshot:
+        return nearcast.run(self.spec(**settings), base=self.folder).snapshot
 
     def wanted(self, query: int, eligible: Any, k: int = 10, caps: Any = (), least: float = -np.inf) -> list[str]:
         """The k best of the eligible items, by sorting all of them."""
@@ -225,3 +228,16 @@ def test_a_pair_is_explained_by_the_scores_that_were_joined_by(shop: Shop) -> No
     found = nearcast.explain("shop", "q0000", best.ids[3], out=shop.folder / "nearcast")
     assert (found.listed_rank, found.rank) == (4, 4)
     assert found.score == best.scores[3]
+
+
+def test_the_monitor_holds_served_lists_against_what_their_queries_may_get_today(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shop.folder)
+    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "most": 2}], "min_score": 0.5}
+    shop.run(**asked)
+    nearcast.publish("shop")
+    for _ in range(2):  # the second pass takes what the first has compiled
+        served = nearcast.monitor(shop.spec(**asked)).served
+        assert served.recall == 1.0
+        assert len(list(Path("nearcast/shop/monitor").glob("constraints-*"))) == 1

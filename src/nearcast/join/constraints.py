@@ -28,7 +28,7 @@ from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, read_manifest
 from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, Inputs, Sources
+from nearcast.join.inputs import Inputs, Sources
 from nearcast.join.likes import alike_groups
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.sources.ingest import Side
@@ -38,7 +38,6 @@ from nearcast.version import __version__
 
 __all__ = [
     "check_spec_rules",
-    "compile_constraints",
     "has_constraints",
     "have_constraints",
     "open_constraints",
@@ -72,8 +71,8 @@ def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
     check_rules(rules, schema(sources.items), schema(sources.queries))
 
 
-def have_constraints(run: RunContext, checked: Checked, inputs: Inputs) -> Path | None:
-    """Have the compiled constraints as an artifact; None where the spec has none.
+def have_constraints(run: RunContext, inputs: Inputs, home: Path) -> Path | None:
+    """Have the compiled constraints of these sides in a folder below `home`; None where the spec has none.
 
     Raises SpecError for rules that do not fit the columns, and for caps that cross or that the engine refuses.
     """
@@ -81,8 +80,8 @@ def have_constraints(run: RunContext, checked: Checked, inputs: Inputs) -> Path 
     if not has_constraints(spec):
         return None
     asked = [[rule.model_dump() for rule in spec.rules], [cap.model_dump() for cap in spec.caps], spec.min_score]
-    made_of = [checked.item_folder.name, checked.query_folder.name, asked, __version__]
-    folder = run.artifacts / f"constraints-{fingerprint(made_of)[:16]}"
+    made_of = [inputs.items.folder.name, inputs.queries.folder.name, asked, __version__]
+    folder = home / f"constraints-{fingerprint(made_of)[:16]}"
     if not is_done(folder):
         with run.stage("rules"):
             _write(run, inputs, fresh_folder(folder))
@@ -101,8 +100,7 @@ def open_constraints(folder: Path | None) -> Constraints:
     return Constraints(eligibility, tuple(caps), facts["min_score"])
 
 
-def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
-    """The spec's constraints over these sides, in memory; for whoever asks of few queries: `of_queries`."""
+def _compiled(run: RunContext, inputs: Inputs) -> Constraints:
     rules = rules_of(run.spec)
     eligibility = None
     if rules:
@@ -114,7 +112,7 @@ def compile_constraints(run: RunContext, inputs: Inputs) -> Constraints:
 
 
 def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
-    held = compile_constraints(run, inputs)
+    held = _compiled(run, inputs)
     if held.eligibility is not None:
         save_eligibility(held.eligibility, fresh_folder(folder / ELIGIBILITY))
     for number, cap in enumerate(held.caps):

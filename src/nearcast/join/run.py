@@ -134,7 +134,7 @@ def _new_snapshot(
     raw = (checked.item_folder, checked.query_folder)
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
-    constraints = have_constraints(run, checked, inputs)
+    constraints = have_constraints(run, inputs, run.artifacts)
     index_folder = have_index(run, checked, inputs, constraints)
     settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)

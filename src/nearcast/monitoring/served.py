@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import NotFoundError
-from nearcast.join.constraints import compile_constraints
+from nearcast.join.constraints import have_constraints, open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
 from nearcast.join.scored import scored_inputs
@@ -81,12 +81,13 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
         sources = open_sources(spec, run.base, None, None, run.listener.progress)
         place, inputs = todays_inputs(run, sources, home)
         run, inputs = scored_inputs(run, inputs, home)
-        _tidy(home, place, inputs)
+        constraints = have_constraints(run, inputs, home)
+        _tidy(home, place, inputs, constraints)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         answers = lookup.get_many(keys)
         facts = lookup.state.facts
         lists, dead = _positions(answers, inputs)
-        recall = _recall(run, inputs, keys, answers.found, lists, int(facts["k"]))
+        recall = _recall(run, inputs, constraints, keys, answers.found, lists, int(facts["k"]))
         made = float(facts["measures"]["recall"])
         age, lowest = answers.age_seconds, lowest_recall(spec)
         return Served(
@@ -164,10 +165,10 @@ def _by_usual(now: Served, before: Sequence[Mapping[str, Any]]) -> Iterator[Aler
             yield Alert(check, f"{value:.1%} {what}, usual is {common.value:.1%}", value, bound, common.value)
 
 
-def _tidy(home: Path, place: Place, inputs: Inputs) -> None:
+def _tidy(home: Path, place: Place, inputs: Inputs, constraints: Path | None) -> None:
     """Remove what was ingested of other days' files."""
-    kept = (place.items, place.queries, inputs.items.folder, inputs.queries.folder)
-    for path in [p for kind in ("items-*", "queries-*", "scored*-*") for p in home.glob(kind)]:
+    kept = (place.items, place.queries, inputs.items.folder, inputs.queries.folder, constraints)
+    for path in [p for kind in ("items-*", "queries-*", "scored*-*", "constraints-*") for p in home.glob(kind)]:
         if path not in kept:
             shutil.rmtree(path)
 
@@ -201,7 +202,13 @@ def _positions(answers: Answers, inputs: Inputs) -> tuple[IntArray, float]:
 
 
 def _recall(
-    run: RunContext, inputs: Inputs, keys: list[str | int], found: npt.NDArray[np.bool_], lists: IntArray, k: int
+    run: RunContext,
+    inputs: Inputs,
+    constraints: Path | None,
+    keys: list[str | int],
+    found: npt.NDArray[np.bool_],
+    lists: IntArray,
+    k: int,
 ) -> Recall | None:
     """Recall of the lists whose keys are queries today; a key that was looked up twice counts twice, a miss not."""
     if not keys or run.spec.rank is not None:  # a ranking model owes nobody the nearest
@@ -225,7 +232,7 @@ def _recall(
         resources=run.resources,
         progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
         note=run.listener.note,
-        constraints=compile_constraints(run, inputs),
+        constraints=open_constraints(constraints),
     )
     first = np.unique(rows[there], return_index=True)[1]
     queries = inputs.queries.vectors.take(unique)
