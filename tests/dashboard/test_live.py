@@ -61,7 +61,8 @@ def test_the_shell_needs_no_token_and_tells_nothing_the_data_needs_one(service: 
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
     assert service.get("/dashboard/parts/app.js").headers["content-type"].startswith("text/javascript")
-    for path in ("/dashboard/data", "/dashboard/generators/things/keys?q=", "/dashboard/generators/things/list?key=x"):
+    of = "/dashboard/generators/things"
+    for path in ("/dashboard/data", f"{of}/page", f"{of}/keys?q=", f"{of}/list?key=x"):
         assert service.get(path).status_code == 401
         assert service.get(path, headers={"Authorization": "Bearer guess"}).status_code == 401
         assert service.get(path, headers=HEAD).status_code == 200
@@ -98,6 +99,15 @@ def test_a_list_is_that_of_the_served_snapshot_beside_the_one_before(service: Se
     assert set(told["diff"]) == {"came", "went", "moved", "kept"}
     first = service.get("/dashboard/generators/things/list?key=item%2000&before=1", headers=HEAD).json()
     assert first["before"]["snapshot"] == "000001"
+
+
+def test_the_data_has_generators_in_brief_and_each_is_whole_at_its_own_address(service: Service) -> None:
+    (brief,) = service.get("/dashboard/data", headers=HEAD).json()["generators"]
+    whole = service.get("/dashboard/generators/things/page", headers=HEAD).json()
+    assert {"manifest", "marks", "frontier", "versions"} <= set(whole)
+    assert not {"manifest", "marks", "frontier", "versions"} & set(brief)
+    assert (brief["live"]["version"], brief["asked"]) == (whole["live"]["version"], whole["asked"])
+    assert service.get("/dashboard/generators/nobody/page", headers=HEAD).status_code == 404
 
 
 def test_keys_are_found_by_their_beginning_and_by_their_title(service: Service) -> None:

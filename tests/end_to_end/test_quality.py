@@ -64,6 +64,9 @@ def test_recall_is_told_at_depths_by_slice_and_by_traffic(folder: Path) -> None:
     assert ways == {"colour", "price", "traffic", "cells"}
     assert {part["value"] for part in told["slices"] if part["by"] == "colour"} == set(KINDS)
     assert len([part for part in told["slices"] if part["by"] == "price"]) == 4
+    worst = [row["recall"] for row in told["worst_queries"]]
+    assert worst == sorted(worst)
+    assert worst[0] < measures["recall"]
 
 
 def test_an_exact_run_misses_nothing_in_any_slice(folder: Path) -> None:
@@ -71,6 +74,7 @@ def test_an_exact_run_misses_nothing_in_any_slice(folder: Path) -> None:
     assert told["measures"]["score_regret"] == 0.0
     assert all(part["recall"] == 1.0 and not part["below_promise"] for part in told["slices"])
     assert told["likely_metric"] is None
+    assert told["worst_queries"] == []
 
 
 def test_the_summary_shows_the_slices(folder: Path) -> None:

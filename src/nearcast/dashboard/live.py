@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from nearcast.dashboard.brief import brief
 from nearcast.dashboard.document import Pages, around, generators_of
 from nearcast.dashboard.lists import columns_shown, compared, difference, keys_like, labels_of, shown
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
@@ -64,7 +65,8 @@ def dashboard_pages(
         held = Reply(part(name), 200, ((b"content-type", kind.encode()),))
         pages.append(Page(f"{ROOT}parts/{name}", _always(held), open=True))
     of = f"{ROOT}generators/{{name}}/"
-    pages += [Page(f"{ROOT}data", live.data), Page(f"{of}keys", live.keys), Page(f"{of}list", live.lists)]
+    pages += [Page(f"{ROOT}data", live.data), Page(f"{of}page", live.whole)]
+    pages += [Page(f"{of}keys", live.keys), Page(f"{of}list", live.lists)]
     return [*pages, Page(f"{of}explain", live.explained)] if explain is not None else pages
 
 
@@ -98,10 +100,18 @@ class _Live:
         self.pages = Pages(self.out)
 
     async def data(self, request: PageRequest) -> Reply:
-        """The document, with what the service knows now."""
+        """The document with every generator in brief, and what the service knows now."""
+        return await self._told(request, self._now)
+
+    async def whole(self, request: PageRequest) -> Reply:
+        """All that is known of one generator."""
+        name = self._name(request)
+        return await self._told(request, lambda: self._page(name))
+
+    async def _told(self, request: PageRequest, tell: Callable[[], Any]) -> Reply:
         async with self.making:  # one makes it, the others wait for that one
             await self._asked(self._refresh)
-        body = await self._asked(lambda: encoded(self._now()))
+        body = await self._asked(lambda: encoded(tell()))
         if not request.takes_gzip:
             return Reply(body, 200, (JSON,))
         packed = await self._asked(lambda: gzip.compress(body, 3))
@@ -158,12 +168,16 @@ class _Live:
         pages = [self._with_state(page, states.get(page["name"])) for page in self.document["generators"]]
         pages.sort(key=lambda page: page["state"]["level"] not in ("bad", "warn"))  # stable: the worst stay first
         return self.document | {
-            "generators": pages,
+            "generators": [brief(page) for page in pages],
             "live": True,
             "now": time.time(),
             "explains": self.explain is not None,
             "pictures": list(self.pictures),
         }
+
+    def _page(self, name: str) -> dict[str, Any]:
+        page = next(page for page in self.document["generators"] if page["name"] == name)
+        return self._with_state(page, self.service.states().get(name))
 
     def _with_state(self, page: dict[str, Any], state: Any) -> dict[str, Any]:
         """A generator with what answers for it, and how often it was asked."""

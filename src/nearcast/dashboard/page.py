@@ -1,7 +1,8 @@
 """The page as HTML: one file that holds everything, or a shell whose parts a service hands out.
 
 Scripts and styles run by hash in the file and by address in the service; nothing else may. Data goes in as JSON that
-no script runs, and the front end writes it as text alone.
+no script runs, and the front end writes it as text alone. The first screen has its data in one piece, and each
+generator in one of its own, which is unpacked when somebody looks at it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+from nearcast.dashboard.brief import brief
 from nearcast.errors import SpecError
 
 __all__ = ["PARTS", "Policy", "Shell", "check_origin", "encoded", "part", "shell", "static_page"]
@@ -93,13 +95,15 @@ def static_page(document: Mapping[str, Any], *, pictures: Sequence[str] = ()) ->
     scripts = [part(name) for name in SCRIPTS]
     styles = [part(name) for name in STYLES]
     policy = Policy(_hashes(scripts), _hashes(styles), pictures=tuple(pictures)).text(header=False)
-    data = gzip.compress(encoded(document), 9, mtime=0)
+    generators = document["generators"]
+    first = {**document, "generators": [brief(page) for page in generators]}
     body = [
         *(b"<style>%s</style>" % style for style in styles),
         b"</head><body>",
         _BODY,
-        b'<script type="application/octet-stream" id="data">%s</script>' % base64.b64encode(data),
+        _piece("data", first),
         *(b"<script>%s</script>" % script for script in scripts),
+        *(_piece(f"generator-{place}", _stepped(page)) for place, page in enumerate(generators)),  # after what is seen
         b"</body></html>\n",
     ]
     return _head(policy) + b"\n".join(body)
@@ -127,6 +131,24 @@ def _head(policy: str | None) -> bytes:
         '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
         f"<title>{TITLE}</title>\n"
     ).encode()
+
+
+def _piece(name: str, told: Any) -> bytes:
+    """Data that no script runs, found by its name."""
+    packed = base64.b64encode(gzip.compress(encoded(told), 9, mtime=0))
+    return b'<script type="application/octet-stream" id="%s">%s</script>' % (name.encode(), packed)
+
+
+def _stepped(page: Mapping[str, Any]) -> dict[str, Any]:
+    """A generator whose times are the seconds since the one before, which pack to a fraction; the front end adds up."""
+    series = {of: page[of] | {"at": _steps(page[of]["at"])} for of in ("runs", "passes")}
+    times = _steps([mark["at"] for mark in page["marks"]])
+    marks = [mark | {"at": step} for mark, step in zip(page["marks"], times, strict=True)]
+    return {**page, **series, "marks": marks}
+
+
+def _steps(times: Sequence[int]) -> list[int]:
+    return [now - before for before, now in zip([0, *times], times, strict=False)]
 
 
 def _hashes(parts: Sequence[bytes]) -> str:

@@ -20,9 +20,25 @@
     else document.documentElement.dataset.theme = theme;
   }
 
-  async function unpacked(text) {
-    const packed = Uint8Array.from(atob(text.trim()), (c) => c.charCodeAt(0));
+  /* A piece of data out of the file; null where the page is a service's. */
+  async function piece(id) {
+    const held = document.getElementById(id);
+    if (!held) return null;
+    const packed = Uint8Array.from(atob(held.textContent.trim()), (c) => c.charCodeAt(0));
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  }
+
+  /* A generator out of the file, whose times are the seconds since the one before. */
+  async function fromFile(place) {
+    if (document.readyState === "loading") await new Promise((go) => document.addEventListener("DOMContentLoaded", go));
+    const one = await piece("generator-" + place);
+    let mark = 0;
+    for (const table of [one.runs, one.passes]) {
+      let at = 0;
+      table.at = table.at.map((step) => (at += step));
+    }
+    one.marks = one.marks.map((row) => ({ ...row, at: (mark += row.at) }));
+    return one;
   }
 
   let token = remembered("sessionStorage", "token") || "";
@@ -32,6 +48,19 @@
     const body = await reply.json();
     if (!reply.ok) throw new Error(body.error ? body.error.message : "the service has answered " + reply.status);
     return body;
+  }
+
+  /* All that is known of a generator, which the first screen has only in brief; null until it is here. */
+  function useWhole(doc, page, onTrouble) {
+    const [whole, setWhole] = useState(null);
+    useEffect(() => {
+      let wanted = true;
+      if (!page) return undefined;
+      const found = doc.live ? ask(`dashboard/generators/${encodeURIComponent(page.name)}/page`) : fromFile(doc.generators.indexOf(page));
+      found.then((one) => wanted && setWhole(one), (error) => wanted && onTrouble("not reached: " + error.message));
+      return () => { wanted = false; };
+    }, [page]);
+    return whole && page && whole.name === page.name ? whole : null;
   }
 
   /* #/  #/g/NAME  #/g/NAME/lists?key=KEY */
@@ -91,27 +120,26 @@
       return () => clearInterval(timer);
     }, []);
     const page = doc && where.name !== undefined ? doc.generators.find((one) => one.name === where.name) : null;
-    const begun = useRef(false);
+    const whole = useWhole(doc, page, setTrouble), begun = useRef(where);
     useEffect(() => { document.title = page ? page.name + " · nearcast" : "nearcast"; const h1 = document.querySelector("main h1"); if (h1) h1.tabIndex = -1; });
     useEffect(() => { // another view: a screen reader goes on at its title
       const h1 = document.querySelector("main h1");
-      if (begun.current && h1 && !(where.view === "lists" && where.key !== null)) h1.focus({ preventScroll: true });
-      begun.current = true;
-    }, [where]);
+      if (begun.current !== where && h1 && !(where.view === "lists" && where.key !== null)) h1.focus({ preventScroll: true });
+    }, [where, whole === null]);
     const shade = theme === "auto" ? (dark ? "dark" : "light") : theme;
     let view = html`<main id="main"><h1>${trouble ? "The service does not answer" : "Loading…"}</h1></main>`;
     if (locked) view = html`<${Locked} wrong=${locked === "wrong"} onToken=${(given) => { token = given; remembered("sessionStorage", "token", given); look(); }} />`;
     else if (doc && where.name !== undefined && !page) view = html`<main id="main"><h1>There is no generator of this name</h1><p><a href="#/">All generators</a></p></main>`;
-    else if (page && where.view === "lists") view = html`<${explorer.Explorer} key=${page.name} doc=${doc} page=${page} ask=${doc.live ? ask : null} picked=${where.key} />`;
-    else if (page) view = html`<${generator.Generator} key=${page.name} doc=${doc} page=${page} theme=${shade} />`;
+    else if (page && !whole) view = html`<main id="main"><h1>${page.name}</h1><p class="loading">Loading…</p></main>`;
+    else if (page && where.view === "lists") view = html`<${explorer.Explorer} key=${page.name} doc=${doc} page=${whole} ask=${doc.live ? ask : null} picked=${where.key} />`;
+    else if (page) view = html`<${generator.Generator} key=${page.name} doc=${doc} page=${whole} theme=${shade} />`;
     else if (doc) view = html`<${overview.Overview} doc=${doc} theme=${shade} />`;
     return html`<${Bar} doc=${doc} theme=${theme} trouble=${trouble} onTheme=${(name) => (remembered("localStorage", "theme", name), setTheme(name), setThemeName(name))} />${view}
       <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Drawn from the history; nothing here is computed. All times are UTC.</footer>`;
   }
 
   async function begin() {
-    const held = document.getElementById("data"), root = document.getElementById("page");
-    const first = held ? await unpacked(held.textContent) : null;
+    const first = await piece("data"), root = document.getElementById("page");
     if (first) nearcast.pictures = first.pictures || [];
     root.textContent = "";
     render(html`<${App} first=${first} />`, root);
