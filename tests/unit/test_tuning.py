@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from nearcast.engines.base import JoinShape
 from nearcast.measure.recall import Recall
-from nearcast.tuning.cost import Cost, build_and_join, cost_of
-from nearcast.tuning.search import EXACT_POINT, first_points
+from nearcast.tuning.cost import Cost, build_and_join, cost_of, told_by_exact
+from nearcast.tuning.search import first_points
 from nearcast.tuning.trial import Job, Reached, Trial
 from nearcast.tuning.tune import growth_between
 from nearcast.tuning.tuned import Found, Tuned
-from nearcast.tuning.work import Growth, Point, build_work, query_work, settings_at
+from nearcast.tuning.work import EXACT_POINT, Growth, Point, build_work, query_work, settings_at
 
 DENSE = Point("dense", {"cells": 1_000})
 IVF = Point("faiss-ivf", {"nlist": 1_000})
@@ -93,6 +93,18 @@ def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018 (tells the type checker)
     assert costs[0].join == pytest.approx(linear.exact_seconds)
     assert costs[1].join != pytest.approx(linear.exact_seconds)
+
+
+def test_cells_that_end_up_unused_never_look_cheaper_than_none() -> None:
+    exact = trial(EXACT_POINT, reached=(Reached(0.9, 1.0, {"exact": 1}, None),))
+    often = trial(reached=(Reached(0.9, 0.91, {"reach": 100}, 9_000.0),))
+    for rate in (1e-12, 1e-8):  # of exact joins, by another clock
+        told = told_by_exact(replace(job(), seconds_per_pair=rate, growth=Growth(power=1.0)), [often, exact])
+        one, other = cost_of(told, exact, 0.9), cost_of(told, often, 0.9)
+        assert one is not None
+        assert other is not None
+        assert other.join == one.join == told.exact_seconds
+        assert one.seconds < other.seconds
 
 
 def test_growth_is_told_by_what_two_samples_met() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from nearcast.engines import ENGINES
 from nearcast.engines.dense import MOST_MET
 from nearcast.tuning.trial import Job, Trial
-from nearcast.tuning.work import Growth, Point, build_work, items_met, query_work, settings_at
+from nearcast.tuning.work import EXACT_POINT, Growth, Point, build_work, items_met, query_work, settings_at
 
-__all__ = ["Cost", "build_and_join", "cost_of"]
+__all__ = ["Cost", "build_and_join", "cost_of", "told_by_exact"]
 
 MOST_OVERHEAD = 0.9  # of what a query of a sample took
 CALIBRATION_JOINS = 8  # of its samples, until the effort is found
@@ -33,7 +34,8 @@ class Cost:
 def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
     """The cost of the whole job with a trial's point; None where it does not keep the promise.
 
-    A run whose cells would be met too often joins exactly after all, and so it is reckoned here.
+    A run whose cells would be met too often joins exactly after all, and so it is reckoned here: by the same clock as
+    the exact point, so that cells which end up unused never look cheaper than none.
     """
     both = build_and_join(trial, promise, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
     if both is None:
@@ -41,6 +43,15 @@ def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
     build, join = both
     calibration = _calibration(job, trial.point, join / max(1, job.shape.n_queries))
     return Cost(build, calibration, job.exact_seconds if _ends_exact(job, trial, promise) else join)
+
+
+def told_by_exact(job: Job, trials: Iterable[Trial]) -> Job:
+    """The job with what the trial of the exact point, if it is among these, tells of an exact join of everything."""
+    for trial in trials:
+        if trial.point == EXACT_POINT:
+            both = build_and_join(trial, job.shape.recall, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
+            job = job if both is None else replace(job, exact_join=both[1])
+    return job
 
 
 def _ends_exact(job: Job, trial: Trial, promise: float) -> bool:

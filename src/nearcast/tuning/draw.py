@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nearcast.figures import COLOURS, new_figure, save
-from nearcast.tuning.search import EXACT, EXACT_POINT
+from nearcast.tuning.search import EXACT
 from nearcast.tuning.tuned import Found, Tuned
+from nearcast.tuning.work import EXACT_POINT
 
 __all__ = ["draw_frontier"]
 

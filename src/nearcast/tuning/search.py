@@ -15,11 +15,10 @@ from typing import Any
 
 from nearcast.errors import MissingExtraError
 from nearcast.tuning.trial import Trial
-from nearcast.tuning.work import Point
+from nearcast.tuning.work import EXACT_POINT, Point
 
-__all__ = ["EXACT", "EXACT_POINT", "Outcome", "Study", "first_points", "open_study"]
+__all__ = ["EXACT", "Outcome", "Study", "first_points", "open_study"]
 
-EXACT_POINT = Point("dense", {"cells": 1})
 EXACT = "dense, exact"
 
 

@@ -34,6 +34,7 @@ class Job:
     shape: JoinShape
     seconds_per_pair: float  # of an exact native join
     growth: Growth
+    exact_join: float | None = None  # seconds of the join of everything, by the trial of the exact point
 
     @property
     def promises(self) -> tuple[float, ...]:
@@ -42,7 +43,9 @@ class Job:
 
     @property
     def exact_seconds(self) -> float:
-        """What an exact native join of everything takes."""
+        """What an exact native join of everything takes: by its trial, and until there is one by the rate."""
+        if self.exact_join is not None:
+            return self.exact_join
         per_query = self.growth.exact_overhead + self.seconds_per_pair * self.shape.n_items
         return per_query * self.shape.n_queries
 

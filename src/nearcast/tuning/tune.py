@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from nearcast import kernels, machine
 from nearcast.engines import ENGINES
@@ -21,12 +22,12 @@ from nearcast.join.constraints import has_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, Inputs, check_inputs, ingest_inputs, open_sources
 from nearcast.spec import parse_model
-from nearcast.tuning.cost import build_and_join, cost_of
+from nearcast.tuning.cost import build_and_join, cost_of, told_by_exact
 from nearcast.tuning.samples import Samples, Shard, draw_samples, shard
-from nearcast.tuning.search import EXACT, EXACT_POINT, Outcome, Study, first_points, open_study
+from nearcast.tuning.search import EXACT, Outcome, Study, first_points, open_study
 from nearcast.tuning.trial import Job, Trial, held_out_recall, least_seconds, memory_of, try_point
 from nearcast.tuning.tuned import Check, Found, Tuned
-from nearcast.tuning.work import Growth, Point, query_work, settings_at
+from nearcast.tuning.work import EXACT_POINT, Growth, Point, query_work, settings_at
 from nearcast.types import Metric
 from nearcast.version import __version__
 
@@ -65,7 +66,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
         budget = seconds if seconds is not None else max(LEAST_SECONDS, BUDGET_SHARE * job.exact_seconds)
         _say_beforehand(job, budget, small)
         job = replace(job, growth=_growth(job, inputs, samples, small))
-        tried, ruled_out = _searched(job, _study(checked, job, small), small, trials, began + budget)
+        job, tried, ruled_out = _searched(job, _study(checked, job, small), small, trials, began + budget)
         job, best, check, asked = _checked_on_more(job, inputs, samples, small, tried)
         tried = [best if trial.point == best.point else trial for trial in tried]
         found = {trial.point.name: _found(job, trial) for trial in tried}
@@ -192,27 +193,32 @@ def _engines(metric: Metric) -> Iterator[str]:
     yield from (name for name in ("faiss-ivf", "faiss-hnsw") if metric in ENGINES[name].metrics)
 
 
-def _searched(job: Job, study: Study, small: Shard, trials: int, deadline: float) -> tuple[list[Trial], list[str]]:
-    """Trials until there are enough of them, or no time is left; with those of an earlier tuning."""
+def _searched(job: Job, study: Study, small: Shard, trials: int, deadline: float) -> tuple[Job, list[Trial], list[str]]:
+    """Trials until there are enough of them, or no time is left; with those of an earlier tuning.
+
+    The job comes back with what the exact point's trial has told.
+    """
     tried = {trial.point.name: trial for trial in study.known()}
+    job = told_by_exact(job, tried.values())
     ruled_out: list[str] = []
     if tried:
         job.run.listener.note(f"{len(tried)} trials of an earlier tuning are used again")
     done = study.finished()
     while done < trials and (not tried or time.perf_counter() < deadline):
-        outcome = study.step(lambda point: _judged(job, point, small, tried, deadline))
+        outcome = study.step(partial(_judged, job, small, tried, deadline))
         done += 1
         if outcome.trial is not None:
             tried[outcome.trial.point.name] = outcome.trial
+            job = told_by_exact(job, [outcome.trial])
         elif outcome.reason is not None:
             ruled_out.append(outcome.reason)
         job.run.listener.progress("tune", done, trials)
     if done < trials:
         job.run.listener.note(f"the time is up after {done} of {trials} trials; tuning again goes on from here")
-    return list(tried.values()), ruled_out
+    return job, list(tried.values()), ruled_out
 
 
-def _judged(job: Job, point: Point, small: Shard, tried: dict[str, Trial], deadline: float) -> Outcome:
+def _judged(job: Job, small: Shard, tried: dict[str, Trial], deadline: float, point: Point) -> Outcome:
     """The trial of a point; an estimate in its place where it cannot win, does not fit, or was made before."""
     never = 100.0 * job.exact_seconds  # stands for what does not keep the promise
     if point.name in tried:
@@ -264,6 +270,7 @@ def _checked_on_more(
     measured: list[tuple[Trial, Check | None]] = []
     for trial, following in zip(ranked[:MOST_CHECKED], [*ranked[1:], None], strict=False):
         measured.append(_measured(job, trial, larger))
+        job = told_by_exact(job, [measured[-1][0]])
         if len(measured) == 1 and measured[0][1] is not None:
             power = growth_between(trial, measured[0][0], promise, otherwise=job.growth.power)
             job = replace(job, growth=replace(job.growth, power=power))

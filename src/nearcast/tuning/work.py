@@ -35,6 +35,9 @@ class Point:
         return f"{self.engine} {words}".strip()
 
 
+EXACT_POINT = Point("dense", {"cells": 1})
+
+
 @dataclass(frozen=True, slots=True)
 class Growth:
     """How a query's work grows with the items, at as many items in a cell. By counting, on two samples."""
