@@ -143,6 +143,7 @@ def test_two_sizes_make_a_line_or_a_power():
     assert Measured((10, 20), (3.0, 2.0)).line(40) == pytest.approx(4.0)  # noise: in proportion to the larger
     assert Measured((10, 20), (1.0, 2.0)).power(40, 0, 2) == pytest.approx(4.0)
     assert Measured((10, 20), (1.0, 16.0)).power(40, 0, 2) == pytest.approx(64.0)  # no more than the square
+    assert Measured((10, 20), (1.0, 2.0)).power(80, 0, 2, usual=0.0) == pytest.approx(4.0)  # half a say each
 
 
 def test_rates_are_kept_and_read_again_for_the_same_only(tmp_path):

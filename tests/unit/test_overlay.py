@@ -143,6 +143,29 @@ def test_a_reader_of_an_older_version_loses_nothing_to_a_purge_and_nothing_that_
     check()
 
 
+@pytest.mark.parametrize("ids", ITEMS)
+def test_a_state_that_grew_is_the_one_made_afresh_and_knows_what_its_last_changes_touched(ids):
+    items = ITEMS[ids]
+
+    @settings(max_examples=200)
+    @given(steps(items))
+    def check(history):
+        log, state = Log(), OverlayState(ids)
+        for step, argument in history:
+            do(log, step, argument)
+            before, state = state, polled(state, log)
+            afresh = OverlayState(ids).apply(log.changes(-1, 0))
+            for name in ("gone", "values", "fields"):
+                assert getattr(state, name) == getattr(afresh, name)
+            assert gone_at_once(state, items, ids, -1.0) == gone_at_once(afresh, items, ids, -1.0)
+            if (state.epoch, state.after) == (before.epoch, before.serial):
+                for item in items:
+                    same = before.values.get(item) is state.values.get(item)
+                    assert item in state.touched or (same and before.gone.get(item) == state.gone.get(item))
+
+    check()
+
+
 def test_nothing_new_is_the_same_state():
     log, state = Log(), OverlayState("int64")
     log.write([OverlayEntry(1, None, True, NOW)])

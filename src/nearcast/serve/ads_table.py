@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -110,14 +110,22 @@ def under_overlay(table: AdsTable, overlay: OverlayState, before: Live | None, n
     if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
         ads = with_values(unchanged(table.ads), {ad: _newer(table, typed, ad) for ad in typed.values}, now)
         return Live(table, overlay, with_pauses(ads, typed.gone, now))
-    known, ads = before.overlay.values, before.ads
-    changed = [ad for ad, values in overlay.values.items() if known.get(ad) is not values]
-    changed += [ad for ad in known if ad not in overlay.values]
+    ads, changed = before.ads, _changed(before.overlay, overlay)
     if changed:
         ads = with_values(ads, {ad: _newer(table, overlay, ad) for ad in changed}, now)
-    if overlay.gone != before.overlay.gone:
+    if any(overlay.gone.get(ad) != before.overlay.gone.get(ad) for ad in changed):
         ads = with_pauses(ads, overlay.gone, now)
     return Live(table, overlay, ads)
+
+
+def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
+    """The ads whose entries differ; of the next state they are known, else all are compared."""
+    if (now.epoch, now.after) == (before.epoch, before.serial):
+        return now.touched
+    known = before.values.keys() | before.gone.keys() | now.values.keys() | now.gone.keys()
+    return [
+        ad for ad in known if before.values.get(ad) is not now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
+    ]
 
 
 def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:

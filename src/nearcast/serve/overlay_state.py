@@ -41,6 +41,8 @@ class OverlayState:
     gone: Mapping[Item, float] = field(default_factory=dict)  # item: until when
     values: Mapping[Item, Mapping[str, tuple[Any, float]]] = field(default_factory=dict)  # item: field: value, until
     fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
+    touched: frozenset[Item] = frozenset()  # items that the last changes were about
+    after: int = -1  # serial of the state that these changes were applied to; -1: it was made afresh
     _gone_ids: IntArray | pa.Array = field(default_factory=lambda: np.empty(0, np.int64))
     _gone_until: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
     _may_be_gone: npt.NDArray[np.bool_] = field(default_factory=lambda: NO_SIEVE)
@@ -58,12 +60,33 @@ class OverlayState:
         entries = dict(self.entries) if carried or not afresh else {}
         gone = dict(self.gone) if carried or not afresh else {}
         values = dict(self.values) if carried or not afresh else {}
-        for entry in changes.entries:
-            _note(entry, self.item_ids, entries, gone, values)
-        fields = frozenset(name for columns in values.values() for name in columns)
+        touched = {_note(entry, self.item_ids, entries, gone, values) for entry in changes.entries}
+        return OverlayState(
+            *(self.item_ids, changes.epoch, changes.serial, carried, entries, gone, values),
+            fields=self._fields_after(changes, values, afresh=afresh),
+            touched=frozenset(item for item in touched if item is not None),
+            after=-1 if afresh else self.serial,
+            **self._gone_after(changes, gone, afresh=afresh),
+        )
+
+    def _fields_after(
+        self, changes: Changes, values: Mapping[Item, Mapping[str, Any]], *, afresh: bool
+    ) -> frozenset[str]:
+        """Columns with values; looked for in all of them only where one may have lost its last."""
+        if afresh or any(entry.lifted for entry in changes.entries):
+            return frozenset(name for columns in values.values() for name in columns)
+        return self.fields | {
+            entry.field
+            for entry in changes.entries
+            if entry.field is not None and typed_key(entry.item, self.item_ids) is not None
+        }
+
+    def _gone_after(self, changes: Changes, gone: Mapping[Item, float], *, afresh: bool) -> dict[str, Any]:
+        """What tells at a glance who is gone; budgets change many times a second, and have no say in that."""
+        if not afresh and all(entry.field is not None for entry in changes.entries):
+            return {"_gone_ids": self._gone_ids, "_gone_until": self._gone_until, "_may_be_gone": self._may_be_gone}
         ids, until = _ordered(gone, self.item_ids)
-        head = (self.item_ids, changes.epoch, changes.serial, carried)
-        return OverlayState(*head, entries, gone, values, fields, ids, until, _sieve(ids))  # fmt: skip
+        return {"_gone_ids": ids, "_gone_until": until, "_may_be_gone": _sieve(ids)}
 
     def typed(self, item_ids: IdType) -> OverlayState:
         """The same entries for a version whose items have ids of this type."""
@@ -117,21 +140,24 @@ def _note(
     entries: dict[tuple[Item, str | None], OverlayEntry],
     gone: dict[Item, float],
     values: dict[Item, Mapping[str, tuple[Any, float]]],
-) -> None:
-    """Take one entry in. An id of another type than the table's is taken as people write it: "7" for 7."""
+) -> Item | None:
+    """Take one entry in, and tell which item of the table it concerns: None where its id is none of the table's.
+
+    An id of another type than the table's is taken as people write it: "7" for 7.
+    """
     known = typed_key(entry.item, item_ids)
     item = entry.item if known is None else known
     until = FOREVER if entry.until is None else entry.until
     entries.pop((item, entry.field), None)
     if not entry.lifted:
         entries[item, entry.field] = entry
-    if known is None:  # it is no id of this table, and so concerns none of its items
-        return
+    if known is None:
+        return None
     if entry.field is None:
         gone.pop(item, None)
         if not entry.lifted and entry.value:
             gone[item] = until
-        return
+        return known
     columns = dict(values.get(item, {}))
     columns.pop(entry.field, None)
     if not entry.lifted:
@@ -140,6 +166,7 @@ def _note(
         values[item] = columns
     else:
         values.pop(item, None)
+    return known
 
 
 def _ordered(gone: Mapping[Item, float], item_ids: IdType) -> tuple[IntArray | pa.Array, npt.NDArray[np.float64]]:
