@@ -34,6 +34,11 @@ bool any_shared(const int32_t* a, size_t n, const int32_t* b, size_t m) {
 template <class LeafValue>
 bool value_of(const std::vector<RuleStep>& steps, LeafValue leaf_value) {
     if (steps.empty()) return true;
+    if (steps.back().kind == StepKind::all && size_t(steps.back().count) + 1 == steps.size()) {  // leaves alone
+        for (size_t i = 0; i + 1 < steps.size(); ++i)
+            if (!leaf_value(static_cast<size_t>(steps[i].count))) return false;
+        return true;
+    }
     bool stack[kRuleDepth];
     size_t depth = 0;
     for (const RuleStep& step : steps) {
@@ -88,7 +93,7 @@ bool holds(const Rule& rule, size_t query, size_t place, size_t position, bool d
 }
 
 RuleMasks::RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room)
-    : kernels_(kernels), rule_(rule), room_(room), masked_(room), low_(rule.leaves.size()), high_(rule.leaves.size()),
+    : kernels_(kernels), rule_(rule), room_(room), masked_(room), all_(room), low_(rule.leaves.size()), high_(rule.leaves.size()),
       words_(rule.leaves.size()) {
     size_t depth = 0, most = 1;
     for (const RuleStep& step : rule.dense) {
@@ -107,27 +112,26 @@ RuleMasks::RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room)
 }
 
 void RuleMasks::take(const uint32_t* queries, size_t n, size_t padded) {
-    n_ = n;
+    n_ = 0;
     padded_ = padded;
-    any_ = false;
-    every_ = true;
-    for (size_t row = 0; row < n; ++row) {
-        masked_[row] = rule_.masked[queries[row]];
-        any_ |= masked_[row] != 0;
-        every_ &= masked_[row] != 0;
-    }
+    for (size_t row = 0; row < n; ++row)
+        if (rule_.masked[queries[row]]) masked_[n_++] = static_cast<uint32_t>(row);
+    any_ = n_ > 0;
+    every_ = n_ == n;
     if (!any_) return;
+    std::fill_n(all_.begin(), n, ~uint64_t(0));
+    std::fill(all_.begin() + n, all_.begin() + padded, uint64_t(0));
     for (size_t number = 0; number < rule_.leaves.size(); ++number) {
         const RuleLeaf& leaf = rule_.leaves[number];
         if (!low_[number].empty())
-            for (size_t row = 0; row < n; ++row) {
-                low_[number][row] = leaf.low[queries[row]];
-                high_[number][row] = leaf.high[queries[row]];
+            for (size_t i = 0; i < n_; ++i) {
+                low_[number][i] = leaf.low[queries[masked_[i]]];
+                high_[number][i] = leaf.high[queries[masked_[i]]];
             }
         if (!words_[number].empty())
-            for (size_t row = 0; row < n; ++row)
-                std::copy_n(leaf.query_words + queries[row] * leaf.words, leaf.words,
-                            words_[number].data() + row * leaf.words);
+            for (size_t i = 0; i < n_; ++i)
+                std::copy_n(leaf.query_words + queries[masked_[i]] * leaf.words, leaf.words,
+                            words_[number].data() + i * leaf.words);
     }
 }
 
@@ -152,11 +156,12 @@ const uint64_t* RuleMasks::of(size_t first, size_t items) {
         depth = base + 1;
     }
     uint64_t* masks = stack_[0].data();
-    if (!every_)
-        for (size_t row = 0; row < n_; ++row)
-            if (!masked_[row]) masks[row] = ~uint64_t(0);
-    std::fill(masks + n_, masks + padded_, uint64_t(0));
-    return masks;
+    if (every_) {
+        std::fill(masks + n_, masks + padded_, uint64_t(0));
+        return masks;
+    }
+    for (size_t i = 0; i < n_; ++i) all_[masked_[i]] = masks[i];
+    return all_.data();
 }
 
 void RuleMasks::leaf(const RuleLeaf& leaf, size_t number, size_t first, size_t items, uint64_t* out) {

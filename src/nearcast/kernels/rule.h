@@ -73,9 +73,10 @@ private:
 
     const KernelTable& kernels_;
     const Rule& rule_;
-    size_t room_, n_ = 0, padded_ = 0;
+    size_t room_, n_ = 0, padded_ = 0;  // n_: rows that are masked
     bool any_ = false, every_ = false;
-    std::vector<uint8_t> masked_;
+    std::vector<uint32_t> masked_;      // these rows; the others' masks let everything through
+    std::vector<uint64_t> all_;         // masks of all rows
     std::vector<std::vector<int32_t>> low_, high_;
     std::vector<std::vector<uint64_t>> words_;
     std::vector<std::vector<uint64_t>> stack_;

@@ -25,6 +25,7 @@ SHARE_ITEMS = 256  # sampled to tell it
 LEAST_BLOCK = 256  # items; smaller blocks cost more to enter than they save
 MOST_BLOCK = 1024
 SPLIT_QUERIES = 256
+SPLIT_AT, SPLIT_PARTS = (1, 2, 4, 6, 7), 8  # quantiles of codes that are tried as a split
 SPLIT_BITS = 8  # most frequent bits of an overlap that are tried as a split
 WORTHWHILE = 0.97  # of the pairs met without a split; one that leaves more is not made
 COUNT_WIDTH = 16  # bytes of codes per item that nobody reads
@@ -278,12 +279,16 @@ def _best_split(asked: Eligibility, zone: _Zone) -> list[_Zone] | None:
 
 
 def _splits(asked: Eligibility, zone: _Zone) -> Iterator[np.ndarray]:
-    """Ways to cut a zone in two, as flags over its items: at the middle of the codes, or by who has a bit."""
+    """Ways to cut a zone in two, as flags over its items: at some quantiles of the codes, or by who has a bit.
+
+    Where every query wants the newer half, and some of the older one, the middle parts nothing and a quarter does.
+    """
     for leaf, fact in zip(asked.leaves, zone.facts, strict=True):
         if isinstance(leaf, Interval) and fact[0] < fact[1]:
             codes = leaf.codes[zone.items]
-            middle = np.partition(codes, len(codes) // 2)[len(codes) // 2]
-            yield codes < middle if middle > codes.min() else codes <= middle
+            places = [len(codes) * part // SPLIT_PARTS for part in SPLIT_AT]
+            for bound in dict.fromkeys(np.partition(codes, places)[places].tolist()):
+                yield codes < bound if bound > codes.min() else codes <= bound
         elif isinstance(leaf, Overlap) and not leaf.negated:
             held = leaf.items[zone.items]
             for word, bit in _frequent_bits(held):
