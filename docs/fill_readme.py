@@ -1,4 +1,4 @@
-"""Put the demo's output and the end-to-end figures into README.md, between their markers.
+"""Put the demo's output and measured figures into README.md and docs/expansion.md, between their markers.
 
 make demo | tee demo.txt; python docs/fill_readme.py demo.txt
 """
@@ -31,6 +31,10 @@ def main() -> None:
     text = _put(text, "cheaper", _cheaper(serving))
     text = _put(text, "serving", _serving(serving["parts"]))
     readme.write_text(text, encoding="utf-8")
+    page = ROOT / "docs" / "expansion.md"
+    page.write_text(
+        _put(page.read_text(encoding="utf-8"), "two-step", _two_step(_result("two_step"))), encoding="utf-8"
+    )
 
 
 def _result(name: str) -> Any:
@@ -159,6 +163,20 @@ def _rules(result: Any) -> str:
     return text
 
 
+def _two_step(result: Any) -> str:
+    """A row for each state of the tables."""
+    if result is None:
+        return "Not measured yet.\n"
+    heads = ("meanwhile", "p50", "p99", "p99.9", "of a core, a request", "errors")
+    words = {"budgets": "400 budgets a second are written", "budgets and tables": "and a table every five seconds"}
+    text = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    for name, row in result["http"].items():
+        times = [f"{row[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "p999_ms")]
+        cells = (words.get(name, name), *times, f"{row['cpu_us_per_request'] / 1000:.1f} ms", str(row["errors"]))
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
 def _of_peer(row: Any, base: float) -> str:
     return f"{row['recall']:.3f}, {row['fill']:.0%}, {row['seconds'] / base:.1f}x"
 
@@ -169,9 +187,9 @@ def _cost(result: Any) -> str:
         return "Not measured yet.\n"
     data = result["data"]
     text = (
-        f"A day of {data['requests']:,} requests for {data['keys']:,} keys, processor seconds "
-        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)); of the searches each key's first "
-        "was done and counted ten times.\n\n"
+        f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in processor seconds of an AMD "
+        "EPYC (AVX2). Of the searches each key's\nfirst was done and counted ten times; predicted is what "
+        "`nearcast advise` said before (`python benchmarks/cost.py`;\n[results](benchmarks/results/cost.json)).\n\n"
     )
     heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
     text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
@@ -193,6 +211,21 @@ def _cost(result: Any) -> str:
             recall,
             share,
         )
+        text += f"| {' | '.join(cells)} |\n"
+    return text + _turns(result)
+
+
+def _turns(result: Any) -> str:
+    """From how many requests a head of lists pays, by skew, where the index is there anyway."""
+    text = (
+        "\nWhere the balance turns: requests per key and day from which lists for the busiest keys, with the index for "
+        "the others, cost less\nthan the index alone, by the skew of traffic (`nearcast advise`). Where the index would be "
+        "made every day, lists for all keys cost\nless at any traffic.\n\n"
+    )
+    engines = [name for name in result["predicted"] if name.endswith("anyway")]
+    text += f"| Zipf exponent | {' | '.join(engines)} |\n|{'---|' * (len(engines) + 1)}\n"
+    for rows in zip(*(result["predicted"][name]["advice"]["turns"] for name in engines), strict=True):
+        cells = [f"{rows[0]['exponent']:g}", *(f"{row['mix_pays_from']:.2f}" for row in rows)]
         text += f"| {' | '.join(cells)} |\n"
     return text
 
