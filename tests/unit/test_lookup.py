@@ -644,8 +644,7 @@ def test_closing_ends_the_thread_and_so_does_forgetting(store):
     opened.close()
     assert threads_of("alone") == []
     refresh_and_forget(store)
-    gc.collect()
-    eventually(lambda: threads_of("alone") == [])
+    eventually(lambda: gc.collect() >= 0 and threads_of("alone") == [])  # its thread may hold it for a moment
 
 
 def refresh_and_forget(store):
