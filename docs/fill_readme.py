@@ -218,9 +218,9 @@ def _cost(result: Any) -> str:
 def _turns(result: Any) -> str:
     """From how many requests a head of lists pays, by skew, where the index is there anyway."""
     text = (
-        "\nWhere the balance turns: requests per key and day from which lists for the busiest keys, with the index "
-        "for the others, cost less\nthan the index alone, by the skew of traffic (`nearcast advise`). Where the index would "
-        "be made every day, lists for all keys cost\nless at any traffic.\n\n"
+        "\nWhere the balance turns: requests per key and day from which lists for the busiest keys, with the index\n"
+        "for the others, cost less than the index alone, by the skew of traffic (`nearcast advise`). Where the\n"
+        "index would be made every day, lists for all keys cost less at any traffic.\n\n"
     )
     engines = [name for name in result["predicted"] if name.endswith("anyway")]
     text += f"| Zipf exponent | {' | '.join(engines)} |\n|{'---|' * (len(engines) + 1)}\n"

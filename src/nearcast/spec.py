@@ -414,7 +414,8 @@ def load_spec(path: Path) -> GeneratorSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}; `nearcast spec` prints an example to start from") from error
+        what = error.strerror if isinstance(error, OSError) and error.strerror else error  # which names the file again
+        raise SpecError(f"{path} cannot be read: {what}; `nearcast spec` prints an example to start from") from error
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -33,5 +33,6 @@ def test_without_lists_the_file_holds_figures_alone_and_is_smaller(shop: Path) -
 
 def test_what_cannot_be_drawn_is_an_error_that_names_it(shop: Path) -> None:
     assert "no history of nobody" in fail("dashboard", "nobody", code=7, cwd=shop)
+    assert "nothing has run in elsewhere" in fail("dashboard", "--out", "elsewhere", code=7, cwd=shop)
     assert "missing is no folder" in fail("dashboard", "--file", "missing/page.html", code=2, cwd=shop)
     assert "is no origin of pictures" in fail("dashboard", "--pictures", "img.example.com", code=2, cwd=shop)

@@ -497,7 +497,8 @@ def test_the_overlay_loses_only_what_every_version_contains(shop: Path) -> None:
     log = store_of(shop).overlay("shop")
     log.write(
         [
-            entry("gone", None, True),  # in no version: dropped
+            entry("gone", None, True),  # in no version for long: dropped
+            entry("left", None, True, written=now - 30 * 86_400),  # its feed may bring it back
             entry("i0001", None, True),  # in every version: a rollback, and any reader, would bring it back
             entry("i0002", "category", "tea"),  # says what all versions say: dropped
             entry("i0003", "category", "cheese"),  # another value
@@ -509,7 +510,8 @@ def test_the_overlay_loses_only_what_every_version_contains(shop: Path) -> None:
     )
     assert nearcast.publish("shop", 2).overlay_entries_cut == 4
     left = {(e.item, e.field) for e in log.changes().entries}
-    assert left == {("i0001", None), ("i0003", "category"), ("i0006", "category"), ("i0005", None)}
+    kept = {("left", None), ("i0001", None), ("i0003", "category"), ("i0006", "category"), ("i0005", None)}
+    assert left == kept
 
 
 def test_an_item_that_is_gone_from_the_newest_version_alone_stays_in_the_overlay(shop: Path) -> None:

@@ -95,6 +95,19 @@ def test_ids_shifted_by_one(tmp_path: Path) -> None:
     assert shop.publish() == ["overlap"]
 
 
+def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(tmp_path: Path) -> None:
+    shop = nights(tmp_path)
+    shop.write(items=np.roll(shop.items, 1, axis=0))
+    assert set(shop.found()) == {"items_ids"}
+    assert shop.publish() == ["overlap"]
+    shop.pass_a_day()
+    shop.write()
+    assert shop.found() == {}
+    assert shop.publish() == []
+    shop.write(items=np.roll(shop.items, 1, axis=0))  # and again: this one is held against a good one
+    assert set(shop.found()) == {"items_ids"}
+
+
 def test_duplicates_of_one_item_filling_lists(tmp_path: Path) -> None:
     shop = nights(tmp_path)
     copied = shop.items.copy()

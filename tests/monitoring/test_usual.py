@@ -87,5 +87,6 @@ def test_the_refresh_interval_is_how_long_recall_takes_to_decay() -> None:
     assert refresh_interval(2 * day, 1.0, 0.81, 0.9) == pytest.approx(day)  # a tenth a day
     assert refresh_interval(day, 0.95, 0.95, 0.85) is None  # it has not decayed
     assert refresh_interval(0, 1.0, 0.9, 0.8) is None
+    assert refresh_interval(600, 1.0, 0.99, 0.9) is None  # ten minutes tell nothing of days
     assert refresh_interval(day, 0.9, 0.8, 0.95) is None  # it never was that good
     assert refresh_interval(day, 1.0, 1 - 1e-12, 0.5) == 365 * day

@@ -396,6 +396,8 @@ def test_a_missing_column_is_named_with_the_file_and_the_columns_there_are(setti
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_a_missing_column_of_a_table_is_named(library, tmp_path):
     assert says(refusal(tmp_path, items=library({"id": [1, 2]})), "items has no column 'vector'", "columns are id")
+    both = refusal(tmp_path, items=library({"key": [1, 2]}))
+    assert says(both, "no column 'id', 'vector'", 'the spec says which one it is: id = "..." and vector = "..."')
 
 
 @pytest.mark.parametrize("path", ["missing.parquet", "missing/", "missing/*.parquet"])

@@ -48,7 +48,7 @@ ONLINE_PART, ONLINE_STEP, MOST_ONLINE_ITEMS = 4, 4, 100_000
 FEWEST_ITEMS, FEWEST_QUERIES = 20_000, 5_000  # fixed costs drown the others below that
 LOOKUPS, SEARCHES, ROUNDS = 3_000, 300, 3
 # Of a search at one recall: IVF has as many cells as the root of the items, and HNSW is near it at sizes like ours. Two
-# measurements that are a tenth off tell the power to within 0.15; at four times the items that is a fifth of the seconds.
+# measurements that are a tenth off tell the power to within 0.15: at four times the items, a fifth of the seconds.
 SEARCH_POWER = 0.5
 JOIN = "build and join"
 ONLINE_QUERIES = 4_000  # to find the effort on, and to search for

@@ -19,7 +19,7 @@ from nearcast.errors import AlertError
 from nearcast.history.store import read
 from nearcast.monitoring.alert import CHECKS, Alert
 from nearcast.monitoring.draw import draw_history
-from nearcast.monitoring.served import Served
+from nearcast.monitoring.served import FEWEST_LOOKUPS, Served
 from nearcast.monitoring.watch import Watched, tell
 from nearcast.spec import load_spec
 
@@ -121,7 +121,8 @@ def report(watched: Watched) -> Group:
     """What one pass has found, for people."""
     parts: list[RenderableType] = []
     name = watched.generator if watched.version is None else f"{watched.generator} {watched.version:06d}"
-    compared = f"compared with {watched.runs:,} runs before" if watched.version is not None else "no run here"
+    runs = "run" if watched.runs == 1 else "runs"
+    compared = f"compared with {watched.runs:,} {runs} before" if watched.version is not None else "no run here"
     parts.append(Text(f"{name}, {compared}", style="bold"))
     if watched.served is not None:
         parts += ["", _served_table(watched.served)]
@@ -146,7 +147,9 @@ def _served_table(served: Served) -> Table:
     table.add_column("", justify="right")
     table.add_column("", style="dim")
     whose = (
-        f"{served.lookups:,} look-ups" if served.sampled == "look-ups" else "today's queries: no look-ups are recorded"
+        f"{served.lookups:,} look-ups"
+        if served.sampled == "look-ups"
+        else f"today's queries: fewer than {FEWEST_LOOKUPS} look-ups are recorded"
     )
     table.add_row("snapshot", served.snapshot, f"{stretch(served.age_seconds)} old")
     table.add_row("sample", f"{served.sample:,}", f"of {whose}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from nearcast.dashboard.document import document
 from nearcast.dashboard.page import check_origin, static_page
 from nearcast.dashboard.removals import removals_of_store
-from nearcast.errors import SpecError
+from nearcast.errors import NotFoundError, SpecError
 from nearcast.files import write_text
 
 __all__ = ["FILE", "write_page"]
@@ -34,6 +34,8 @@ def write_page(
     """
     target = out / FILE if path is None else path
     origins = [check_origin(origin) for origin in pictures]
+    if not out.is_dir():
+        raise NotFoundError(f"nothing has run in {out}; run a generator first, or say where it ran with --out")
     if not target.parent.is_dir():
         raise SpecError(f"{target.parent} is no folder; make it, or name another file")
     told = document(out, generators, lists=lists, removals=removals_of_store(store)) | {"pictures": origins}

@@ -214,7 +214,9 @@ class _Checker:
         other = "query" if node.side == "item" else "item"
         names = self.schemas[node.side].names
         if node.name in self.schemas[other].names:
-            return f"the {OWNERS[other]} have one: write {other}.{node.name}"
+            table = OWNERS[node.side]
+            add = f"or, if the file of the {table} has it too, add it to the attributes of [{table}]"
+            return f"the {OWNERS[other]} have one: write {other}.{node.name}; {add}"
         return near(node.name, names, "they have")
 
     def several(self, node: Several) -> Type:

@@ -39,6 +39,7 @@ class _Rule:
     floor: float
     relative: float
     cause: str
+    since_last: bool = False  # the number says what has changed since the run before
 
 
 def _measure(name: str) -> Callable[[Facts], float | None]:
@@ -80,13 +81,13 @@ def _rules_of_side(side: str) -> Iterator[_Rule]:
     yield _Rule(f"{side}_zeros", f"share of {one} vectors of zeros", _zeros(side), "higher", SHARE_ZERO, 0, zeros)
     drift = f"drift of {one} vectors"
     model = f"the vectors of the {side} are those of another model, or of other weights"
-    yield _Rule(f"{side}_model", drift, _measure(f"{side}_drift"), "higher", MODEL_DRIFT, 0, model)
+    yield _Rule(f"{side}_model", drift, _measure(f"{side}_drift"), "higher", MODEL_DRIFT, 0, model, True)
     moved = f"share of {side} whose old vector belongs to another id now"
     ids = f"ids and vectors of the {side} are shifted against each other"
-    yield _Rule(f"{side}_ids", moved, _measure(f"{side}_moved"), "higher", MOST_MOVED, 0, ids)
+    yield _Rule(f"{side}_ids", moved, _measure(f"{side}_moved"), "higher", MOST_MOVED, 0, ids, True)
     shift = f"shift of the mean {one} vector"
     part = f"another mix of {side}, or a part of them is missing"
-    yield _Rule(f"{side}_shift", shift, _measure(f"{side}_shift"), "higher", 0.25, 0, part)
+    yield _Rule(f"{side}_shift", shift, _measure(f"{side}_shift"), "higher", 0.25, 0, part, True)
 
 
 RULES = (
@@ -101,7 +102,7 @@ RULES = (
         0,
         "an item has come in many times",
     ),
-    _Rule("overlap", "overlap", _measure("overlap"), "lower", 0.2, 0, "the lists are not those of the last run"),
+    _Rule("overlap", "overlap", _measure("overlap"), "lower", 0.2, 0, "the lists are not those of the last run", True),
     _Rule("scores", "median score", _measure("score_p50"), "either", 1e-6, 0.15, "do both sides come from one model?"),
     _Rule(
         "scores",
@@ -144,16 +145,22 @@ RULES = (
 )
 
 
-def check_runs(runs: Sequence[Facts]) -> list[Alert]:
-    """Judge the newest of these runs (their facts, oldest first); the ones before it say what is usual."""
+def check_runs(runs: Sequence[Facts], *, last_refused: bool = False) -> list[Alert]:
+    """Judge the newest of these runs (their facts, oldest first); the ones before it say what is usual.
+
+    last_refused: the run before was refused by the audit, or rolled back from. What has changed since then is not
+    judged: a day that is mended differs from it in all that was wrong.
+    """
     if not runs:
         return []
     now, before = runs[-1], runs[-1 - USUAL_RUNS : -1]
-    return [*_recall(now, before), *_unusual(now, before), *_stale(now, before), *_slices(now, before)]
+    return [*_recall(now, before), *_unusual(now, before, last_refused), *_stale(now, before), *_slices(now, before)]
 
 
-def _unusual(now: Facts, before: Sequence[Facts]) -> Iterator[Alert]:
+def _unusual(now: Facts, before: Sequence[Facts], last_refused: bool) -> Iterator[Alert]:
     for rule in RULES:
+        if rule.since_last and last_refused:
+            continue
         value = rule.number(now)
         known = [number for number in map(rule.number, before) if number is not None]
         common = usual(known, floor=rule.floor, relative=rule.relative)

@@ -33,9 +33,10 @@ from nearcast.spec import GeneratorSpec
 from nearcast.stores.base import Store
 from nearcast.types import EMPTY_POSITION, IntArray, Metric
 
-__all__ = ["Served", "check_served", "look_at_served"]
+__all__ = ["FEWEST_LOOKUPS", "Served", "check_served", "look_at_served"]
 
 FEWEST_LOOKUPS = 20  # in the window; with fewer, today's queries stand in for them
+LEAST_AGE_SECONDS = 6 * 3600.0  # of a table whose decay is told: minutes stretched to days are noise
 SHARE_FLOOR = 0.05
 PROMISE_SHARE = 0.9
 LONGEST_SECONDS = 365 * 86_400.0
@@ -122,7 +123,7 @@ def refresh_interval(age_seconds: float, made: float, now: float, lowest: float)
     Catalogues turn over by a share a day, so recall decays exponentially: from what it was when the table was made to
     what it is at this age. None where it has not decayed, or is not old enough to tell.
     """
-    if age_seconds <= 0 or not 0 < now < made or lowest >= made:
+    if age_seconds < LEAST_AGE_SECONDS or not 0 < now < made or lowest >= made:
         return None
     if lowest <= 0:
         return None

@@ -58,7 +58,10 @@ def watch(
     if trouble:
         listener.note(trouble)
     runs = sorted(read(out, generator, ["run"], last=2 * USUAL_RUNS), key=lambda event: event.version or 0)
-    alerts = check_runs([event.facts for event in runs])
+    refused = len(runs) > 1 and runs[-2].version in _rejected(out, generator)
+    if refused:
+        listener.note("the run before was refused or rolled back from: what changed since then is not judged")
+    alerts = check_runs([event.facts for event in runs], last_refused=refused)
     served = None
     if run is not None and store is not None:
         if store.pointer(generator) is not None:
@@ -75,6 +78,23 @@ def watch(
     if trouble:
         listener.note(trouble)
     return watched
+
+
+def _rejected(out: Path, generator: str) -> set[int]:
+    """The versions that the audit has refused, or that were rolled back from, and that were not published since."""
+    rejected, seen = set[int](), set[int]()
+    for event in read(out, generator, ["publish", "rollback"], last=4 * USUAL_RUNS):
+        version = event.version
+        if version is None:
+            continue
+        if event.kind == "rollback":
+            rejected |= {left for left in seen if left > version}
+        elif event.facts.get("outcome") == "audit_failed":
+            rejected.add(version)
+        else:
+            rejected.discard(version)
+        seen.add(version)
+    return rejected
 
 
 def tell(url: str, watched: Watched, alerts: Sequence[Alert]) -> str | None:

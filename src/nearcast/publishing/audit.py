@@ -82,9 +82,11 @@ def settle(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) ->
     open_ones = [f for f in failed.values() if f.rule not in accept]
     if open_ones:
         lines = "".join(f"\n  {f.rule}: {f.text}" for f in open_ones)
+        way = "mend the cause, or accept a rule with --accept RULE --why TEXT"
+        if all(finding.rule == "withdrawn" for finding in open_ones):
+            way = "run again for a new one, or publish this one all the same: nearcast publish NAME NUMBER"
         raise AuditError(
-            f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n"
-            "mend the cause, or accept a rule with --accept RULE --why TEXT",
+            f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n{way}",
             tuple(findings),
         )
 

@@ -1,6 +1,7 @@
 """Cut an overlay back: forget what every version in the store says already.
 
-An entry may go only when no version that can become current needs it: a rollback must not bring an item back.
+An entry may go only when no version that can become current needs it: a rollback must not bring an item back. An item
+that was removed for good and has left the snapshots may come back into them: it is remembered for a while.
 Reads items from every version that is kept; writes to the overlay alone.
 """
 
@@ -19,6 +20,7 @@ from nearcast.stores.values import encode_key
 __all__ = ["cut_back"]
 
 CLOCK_SKEW_SECONDS = 60.0  # between whoever writes to the overlay and whoever makes snapshots
+REMEMBERED_SECONDS = 90 * 86_400.0  # that an item was removed for good, after it is in no version any more
 ITEMS_AT_ONCE = 1 << 14
 
 Columns = dict[str, Any] | None  # of an item; None: the version does not have it
@@ -29,7 +31,7 @@ def cut_back(store: Store, generator: str, versions: Sequence[int], *, now: floa
     log = store.overlay(generator)
     seen = log.changes()
     over = [entry for entry in seen.entries if _is_over(entry, now)]
-    rest = [entry for entry in seen.entries if not _is_over(entry, now)]
+    rest = [entry for entry in seen.entries if not _is_over(entry, now) and not _is_remembered(entry, now)]
     needless = over + (_contained_in_all(store, generator, versions, rest) if rest else [])
     if needless:
         log.purge([entry.key() for entry in needless], upto=seen.serial)
@@ -38,6 +40,10 @@ def cut_back(store: Store, generator: str, versions: Sequence[int], *, now: floa
 
 def _is_over(entry: OverlayEntry, now: float) -> bool:
     return entry.lifted or (entry.until is not None and entry.until < now - CLOCK_SKEW_SECONDS)
+
+
+def _is_remembered(entry: OverlayEntry, now: float) -> bool:
+    return entry.field is None and entry.until is None and entry.written > now - REMEMBERED_SECONDS
 
 
 def _contained_in_all(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,10 +334,7 @@ def _read_ids_file(path: Path, spec: Source) -> pa.Table:
         raise InputError(f"no file at {path}; check `ids` (it is relative to the spec's own folder)")
     try:
         if path.suffix == ".parquet":
-            names = pq.read_schema(path).names
-            for column in (spec.id, *spec.columns):
-                if column not in names:
-                    raise InputError(f"{path.name} has no column {column!r}; its columns are {', '.join(names)}")
+            _need_columns(path.name, pq.read_schema(path).names, {"id": spec.id}, spec.columns)
             return pq.read_table(path, columns=[spec.id, *spec.columns])
         if path.suffix == ".npy":
             return pa.table({spec.id: _id_array(np.load(path, allow_pickle=False), path.name)})
@@ -361,6 +358,16 @@ def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
     return _part(name, len(table), table.schema, spec, table.nbytes, read, digest)
 
 
+def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], others: Iterable[str]) -> None:
+    """InputError that names all columns that are missing, and how the spec says which one is which."""
+    missing = [column for column in dict.fromkeys((*roles.values(), *others)) if column not in names]
+    if not missing:
+        return
+    lines = " and ".join(f'{role} = "..."' for role, column in roles.items() if column in missing)
+    way = f"; the spec says which one it is: {lines}" if lines else ""
+    raise InputError(f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}{way}")
+
+
 def _part(
     name: str,
     n_rows: int,
@@ -370,9 +377,7 @@ def _part(
     read: Callable[[Sequence[str], int], Iterator[pa.Table]],
     digest: Callable[[], dict[str, Any]],
 ) -> Part:
-    for column in (spec.id, spec.vector, *spec.columns):
-        if column not in schema.names:
-            raise InputError(f"{name} has no column {column!r}; its columns are {', '.join(schema.names)}")
+    _need_columns(name, schema.names, {"id": spec.id, "vector": spec.vector}, spec.columns)
     vector_type = schema.field(spec.vector).type
     if not _is_vector(vector_type):
         raise InputError(
