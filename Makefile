@@ -22,7 +22,7 @@ visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
 test: .venv/installed ## all tests
-	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2
+	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed ## format, lint, types, import order
 	$(BIN)/ruff format --check .

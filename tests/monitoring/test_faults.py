@@ -100,7 +100,6 @@ def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(tmp_p
     shop.write(items=np.roll(shop.items, 1, axis=0))
     assert set(shop.found()) == {"items_ids"}
     assert shop.publish() == ["overlap"]
-    shop.pass_a_day()
     shop.write()
     assert shop.found() == {}
     assert shop.publish() == []
