@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,16 @@ settings.load_profile("nearcast")
 FRESH_BYTES = 300_000_000  # of a process with our libraries, before it has done anything
 
 
-@pytest.fixture(autouse=True)
-def _as_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker holds what a thousand tests have left in it; memory budgets are judged as in a process of their own."""
+@pytest.fixture(autouse=True, scope="session")
+def _as_in_a_fresh_process() -> Iterator[None]:
+    """A worker holds what a thousand tests have left in it; memory budgets are judged as in a process of their own.
+
+    Of the session, so that what a module's tests share is made under it too.
+    """
     held = machine.resident_memory
-    monkeypatch.setattr(machine, "resident_memory", lambda: min(held(), FRESH_BYTES))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(machine, "resident_memory", lambda: min(held(), FRESH_BYTES))
+        yield
 
 
 @pytest.fixture
