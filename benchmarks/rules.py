@@ -59,7 +59,8 @@ def main() -> None:
     given = _arguments()
     out = Console()
     items, queries, columns = _load(given.data, given.queries)
-    base, rows = _measured(items, queries, list(_cases(columns, len(queries))), given.repeats, out)
+    cases = list(_cases(columns, len(queries)))
+    base, rows = _measured(items, queries, cases, given.repeats, out)
     path = Path(__file__).parent / "results" / "rules.json"
     here = {
         "machine": machine.describe(),
@@ -67,7 +68,6 @@ def main() -> None:
         "versions": {"nearcast": nearcast.__version__},
         "data": {"name": "packages", "items": len(items), "queries": len(queries), "k": K},
     }
-    cases = list(_cases(columns, len(queries)))
     peers = _peers_before(path, here) if given.no_peers else list(_peers(items, queries, cases, out))
     result = here | {"unfiltered_seconds": base, "rows": rows, "peers": peers}
     path.write_text(json.dumps(result, indent=1) + "\n")

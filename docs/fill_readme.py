@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,6 +47,11 @@ def _put(text: str, name: str, body: str) -> str:
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
 
 
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
 def _shown(output: str, first: str, end: str) -> str:
     """The part of the demo's output from one heading to another."""
     shown = output[output.index(first) : output.index(end)]
@@ -58,14 +64,19 @@ def _join(path: Path) -> str:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
     heads = ("recall asked", "engine", "whole job", "build", "queries", "recall reached", "against ours")
-    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
-    for row in sorted(rows, key=lambda row: (-row["asked"], row["seconds"])):
-        name = f"**{row['engine']}**" if row["engine"] == "nearcast" else row["engine"]
-        table += (
-            f"| {row['asked']:g} | {name} | {row['seconds']:.1f} s | {row['build_seconds']:.1f} s "
-            f"| {row['query_seconds']:.1f} s | {row['recall']:.4f} | {row['seconds'] / ours[row['asked']]:.1f}x |\n"
+    cells = (
+        (
+            f"{row['asked']:g}",
+            f"**{row['engine']}**" if row["engine"] == "nearcast" else row["engine"],
+            f"{row['seconds']:.1f} s",
+            f"{row['build_seconds']:.1f} s",
+            f"{row['query_seconds']:.1f} s",
+            f"{row['recall']:.4f}",
+            f"{row['seconds'] / ours[row['asked']]:.1f}x",
         )
-    return table
+        for row in sorted(rows, key=lambda row: (-row["asked"], row["seconds"]))
+    )
+    return _table(heads, cells)
 
 
 def _end_to_end(path: Path) -> str:
@@ -80,26 +91,30 @@ def _end_to_end(path: Path) -> str:
         "peak memory",
         "estimate, budget",
     )
-    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
-    for row in rows:
-        low, value, high = row["recall"]
-        table += (
-            f"| `{row['engine']}` | {row['promise']:g} | {value:.4f} ({low:.4f} to {high:.4f}) "
-            f"| {row['independent_recall']:.4f} | {row['seconds']:.0f} | {row['kernel_peak_bytes'] / 1e6:.0f} MB "
-            f"| {row['estimated_bytes'] / 1e6:.0f} MB, {row['budget_bytes'] / 1e9:g} GB |\n"
+    cells = (
+        (
+            f"`{row['engine']}`",
+            f"{row['promise']:g}",
+            "{1:.4f} ({0:.4f} to {2:.4f})".format(*row["recall"]),
+            f"{row['independent_recall']:.4f}",
+            f"{row['seconds']:.0f}",
+            f"{row['kernel_peak_bytes'] / 1e6:.0f} MB",
+            f"{row['estimated_bytes'] / 1e6:.0f} MB, {row['budget_bytes'] / 1e9:g} GB",
         )
-    return table
+        for row in rows
+    )
+    return _table(heads, cells)
 
 
 def _cheaper(result: dict[str, Any]) -> str:
     """Processor seconds per million requests: a look-up, and searches by the online indexes."""
     heads = ("per million requests", "look-up", "faiss-hnsw", "faiss-ivf", "a look-up is cheaper")
-    table = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    rows = []
     for where, answer in result["answer"].items():
         seconds, times = answer["cpu_seconds_per_million"], answer["times_cheaper"]
-        each = " | ".join(f"{seconds[by]:,.0f} s" for by in ("look-up", "faiss-hnsw", "faiss-ivf"))
-        table += f"| {where} | {each} | {times['faiss-hnsw']:.0f}x, {times['faiss-ivf']:.0f}x |\n"
-    return table
+        each = [f"{seconds[by]:,.0f} s" for by in ("look-up", "faiss-hnsw", "faiss-ivf")]
+        rows.append([where, *each, f"{times['faiss-hnsw']:.0f}x, {times['faiss-ivf']:.0f}x"])
+    return _table(heads, rows)
 
 
 def _serving(parts: dict[str, list[dict[str, Any]]]) -> str:
@@ -131,8 +146,7 @@ def _serving(parts: dict[str, list[dict[str, Any]]]) -> str:
         ("over HTTP, requests per second", f"{web['requests_per_second']:,.0f}", "", ""),
         ("over HTTP, p99 at half of that", f"{web['half']['p99_ms']:.1f} ms", "", ""),
     ]
-    table = "| one core | nearcast, LMDB | nearcast, Redis | redis-py alone |\n|---|---|---|---|\n"
-    return table + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _table(("one core", "nearcast, LMDB", "nearcast, Redis", "redis-py alone"), rows)
 
 
 def _rules(result: Any) -> str:
@@ -150,8 +164,7 @@ def _rules(result: Any) -> str:
     peers = list(dict.fromkeys(row["peer"] for row in result["peers"]))
     ours = ("rule", "pairs left", "exact", "at 0.95", "recall at 0.95")
     heads = [*ours, *(f"{peer}: recall, fill, time" for peer in peers)]
-    base = median(result["unfiltered_seconds"])
-    text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    base, rows = median(result["unfiltered_seconds"]), []
     found = {(row["peer"], row["rule"], row["share"]): row for row in result["peers"]}
     for row in result["rows"]:
         cells = [row["rule"], f"{row['eligible']:.2%}", f"{row['ratio']:.2f}x", f"{row['ratio_at_95']:.2f}x"]
@@ -159,8 +172,8 @@ def _rules(result: Any) -> str:
         for peer in peers:
             other = found.get((peer, row["rule"], row["share"]))
             cells.append("" if other is None else _of_peer(other, base))
-        text += f"| {' | '.join(cells)} |\n"
-    return text
+        rows.append(cells)
+    return text + _table(heads, rows)
 
 
 def _two_step(result: Any) -> str:
@@ -169,12 +182,17 @@ def _two_step(result: Any) -> str:
         return "Not measured yet.\n"
     heads = ("meanwhile", "p50", "p99", "p99.9", "of a core, a request", "errors")
     words = {"budgets": "400 budgets a second are written", "budgets and tables": "and a table every five seconds"}
-    text = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
-    for name, row in result["http"].items():
-        times = [f"{row[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "p999_ms")]
-        cells = (words.get(name, name), *times, f"{row['cpu_us_per_request'] / 1000:.1f} ms", str(row["errors"]))
-        text += f"| {' | '.join(cells)} |\n"
-    return text
+    cells = (
+        (
+            words.get(name, name),
+            *(f"{row[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "p999_ms")),
+            f"{row['cpu_us_per_request'] / 1000:.1f} ms",
+            str(row["errors"]),
+        )
+        for name, row in result["http"].items()
+    )
+    text = f"One core of an {result['machine']['processor']}, {result['rate']:.0f} requests a second.\n\n"
+    return text + _table(heads, cells)
 
 
 def _of_peer(row: Any, base: float) -> str:
@@ -185,14 +203,15 @@ def _cost(result: Any) -> str:
     """A row per way, and what was predicted."""
     if result is None:
         return "Not measured yet.\n"
-    data = result["data"]
+    data, cores, processor = result["data"], result["machine"]["cores"], result["machine"]["processor"]
     text = (
-        f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in processor seconds of an AMD "
-        "EPYC (AVX2). Of the searches each key's\nfirst was done and counted ten times; predicted is what "
-        "`nearcast advise` said before (`python benchmarks/cost.py`;\n[results](benchmarks/results/cost.json)).\n\n"
+        f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in processor seconds of "
+        f"{cores} cores of an {processor}. Of the searches\n"
+        "each key's first was done and counted ten times; predicted is what `nearcast advise` said before\n"
+        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)).\n\n"
     )
     heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
-    text += f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    rows = []
     predictions, shares = result["comparison"]["prediction"], result["comparison"]["share_of_online"]
     for row in result["rows"]:
         parts = row["cpu_seconds"]
@@ -201,33 +220,26 @@ def _cost(result: Any) -> str:
         copied = f"{parts['publish']:,.0f}" if "publish" in parts else ""
         recall = "" if row["recall"] is None else f"{row['recall'][1]:.4f}"
         share = f"{shares[row['way']]:.1%}" if row["way"] in shares else ""
-        cells = (
-            row["way"],
-            f"{made:,.0f}",
-            copied,
-            f"{asked:,.0f}",
-            f"{row['total']:,.0f}",
-            ", ".join(told),
-            recall,
-            share,
-        )
-        text += f"| {' | '.join(cells)} |\n"
-    return text + _turns(result)
+        costs = (f"{made:,.0f}", copied, f"{asked:,.0f}", f"{row['total']:,.0f}")
+        rows.append((row["way"], *costs, ", ".join(told), recall, share))
+    return text + _table(heads, rows) + _turns(result)
 
 
 def _turns(result: Any) -> str:
     """From how many requests a head of lists pays, by skew, where the index is there anyway."""
     text = (
         "\nWhere the balance turns: requests per key and day from which lists for the busiest keys, with the index\n"
-        "for the others, cost less than the index alone, by the skew of traffic (`nearcast advise`). Where the\n"
-        "index would be made every day, lists for all keys cost less at any traffic.\n\n"
+        "for the others, cost less than the index alone, by the skew of traffic (`nearcast advise`)."
     )
-    engines = [name for name in result["predicted"] if name.endswith("anyway")]
-    text += f"| Zipf exponent | {' | '.join(engines)} |\n|{'---|' * (len(engines) + 1)}\n"
-    for rows in zip(*(result["predicted"][name]["advice"]["turns"] for name in engines), strict=True):
-        cells = [f"{rows[0]['exponent']:g}", *(f"{row['mix_pays_from']:.2f}" for row in rows)]
-        text += f"| {' | '.join(cells)} |\n"
-    return text
+    advised = {name: found["advice"] for name, found in result["predicted"].items()}
+    kept = [name for name in advised if name.endswith("anyway")]
+    if all(advised[name]["offline_pays_from"] == 0 for name in advised if name not in kept):
+        text += " Where the\nindex would be made every day, lists for all keys cost less at any traffic."
+    rows = (
+        [f"{turns[0]['exponent']:g}", *(f"{turn['mix_pays_from']:.2f}" for turn in turns)]
+        for turns in zip(*(advised[name]["turns"] for name in kept), strict=True)
+    )
+    return f"{text}\n\n" + _table(("Zipf exponent", *kept), rows)
 
 
 if __name__ == "__main__":

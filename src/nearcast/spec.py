@@ -40,6 +40,7 @@ __all__ = [
     "load_spec",
     "parse_bytes",
     "parse_model",
+    "read_tables",
 ]
 
 Policy = Literal["error", "drop", "keep"]
@@ -411,16 +412,19 @@ class GeneratorSpec(_Table):
 
 def load_spec(path: Path) -> GeneratorSpec:
     """Read a spec from a TOML file. SpecError names the file, the key and what would work."""
+    tables = read_tables(path, "`nearcast spec` prints an example to start from")
+    return parse_model(GeneratorSpec, tables, str(path))
+
+
+def read_tables(path: Path, way_out: str) -> dict[str, Any]:
+    """The tables of a TOML file; SpecError, with a way out, where it is none that can be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else error  # which names the file again
-        raise SpecError(f"{path} cannot be read: {what}; `nearcast spec` prints an example to start from") from error
-    try:
-        tables = tomllib.loads(text)
+        raise SpecError(f"{path} cannot be read: {what}; {way_out}") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
-    return parse_model(GeneratorSpec, tables, str(path))
 
 
 def parse_model(model: type[Model], tables: Mapping[str, Any], where: str) -> Model:

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["brief"]
 
 POINTS = 75  # of a small line, which is a hundred pixels wide
-NAMED = ("name", "state", "rank", "live", "version", "k", "promise", "asked")
+NAMED = ("name", "state", "rank", "live", "version", "promise", "asked")
 RUNS = ("recall", "recall_low", "recall_high", "promise", "overlap", "fill_rate", "query_coverage", "seconds", "memory")
 PASSES = ("dead", "misses", "lookups")
 

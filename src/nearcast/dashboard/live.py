@@ -177,14 +177,15 @@ class _Live:
 
     def _page(self, name: str) -> dict[str, Any]:
         page = next(page for page in self.document["generators"] if page["name"] == name)
-        return self._with_state(page, self.service.states().get(name))
+        versions = [snapshot.version for snapshot in _snapshots(self.out, name)][::-1]
+        return self._with_state(page, self.service.states().get(name)) | {"versions": versions}
 
     def _with_state(self, page: dict[str, Any], state: Any) -> dict[str, Any]:
         """A generator with what answers for it, and how often it was asked."""
         name, now = page["name"], time.time()
         counted = self.service.metrics.counted
         asked = {what: counted(f"nearcast_{what}_total", name) for what in ("keys", "misses")} | {"since": self.began}
-        page = page | {"asked": asked, "versions": [s.version for s in _snapshots(self.out, name)][::-1]}
+        page = page | {"asked": asked}
         if state is None:
             return page
         since = (page["live"] or {}).get("since", now - state.age_seconds)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -148,7 +149,7 @@ def _stepped(page: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _steps(times: Sequence[int]) -> list[int]:
-    return [now - before for before, now in zip([0, *times], times, strict=False)]
+    return [now - before for before, now in pairwise((0, *times))]
 
 
 def _hashes(parts: Sequence[bytes]) -> str:

@@ -5,14 +5,12 @@ Read from TOML once. What is needed to answer is kept with the table in the stor
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nearcast.errors import SpecError
-from nearcast.spec import parse_model
+from nearcast.spec import parse_model, read_tables
 
 __all__ = ["KIND", "AdSource", "ExpansionSpec", "LinkSource", "Roles", "Serving", "Target", "load_expansion_spec"]
 
@@ -94,10 +92,5 @@ class ExpansionSpec(_Table):
 
 def load_expansion_spec(path: Path) -> ExpansionSpec:
     """Read the settings from a TOML file. SpecError names the file, the key and what would work."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}; docs/expansion.md shows one to start from") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path} is not valid TOML: {error}") from error
+    tables = read_tables(path, "docs/expansion.md shows one to start from")
     return parse_model(ExpansionSpec, tables, str(path))

@@ -81,13 +81,13 @@ def _rules_of_side(side: str) -> Iterator[_Rule]:
     yield _Rule(f"{side}_zeros", f"share of {one} vectors of zeros", _zeros(side), "higher", SHARE_ZERO, 0, zeros)
     drift = f"drift of {one} vectors"
     model = f"the vectors of the {side} are those of another model, or of other weights"
-    yield _Rule(f"{side}_model", drift, _measure(f"{side}_drift"), "higher", MODEL_DRIFT, 0, model, True)
+    yield _Rule(f"{side}_model", drift, _measure(f"{side}_drift"), "higher", MODEL_DRIFT, 0, model, since_last=True)
     moved = f"share of {side} whose old vector belongs to another id now"
     ids = f"ids and vectors of the {side} are shifted against each other"
-    yield _Rule(f"{side}_ids", moved, _measure(f"{side}_moved"), "higher", MOST_MOVED, 0, ids, True)
+    yield _Rule(f"{side}_ids", moved, _measure(f"{side}_moved"), "higher", MOST_MOVED, 0, ids, since_last=True)
     shift = f"shift of the mean {one} vector"
     part = f"another mix of {side}, or a part of them is missing"
-    yield _Rule(f"{side}_shift", shift, _measure(f"{side}_shift"), "higher", 0.25, 0, part, True)
+    yield _Rule(f"{side}_shift", shift, _measure(f"{side}_shift"), "higher", 0.25, 0, part, since_last=True)
 
 
 RULES = (
@@ -102,7 +102,16 @@ RULES = (
         0,
         "an item has come in many times",
     ),
-    _Rule("overlap", "overlap", _measure("overlap"), "lower", 0.2, 0, "the lists are not those of the last run", True),
+    _Rule(
+        "overlap",
+        "overlap",
+        _measure("overlap"),
+        "lower",
+        0.2,
+        0,
+        "the lists are not those of the last run",
+        since_last=True,
+    ),
     _Rule("scores", "median score", _measure("score_p50"), "either", 1e-6, 0.15, "do both sides come from one model?"),
     _Rule(
         "scores",

@@ -31,7 +31,7 @@ def cut_back(store: Store, generator: str, versions: Sequence[int], *, now: floa
     log = store.overlay(generator)
     seen = log.changes()
     over = [entry for entry in seen.entries if _is_over(entry, now)]
-    rest = [entry for entry in seen.entries if not _is_over(entry, now) and not _is_remembered(entry, now)]
+    rest = [entry for entry in seen.entries if not (_is_over(entry, now) or _is_remembered(entry, now))]
     needless = over + (_contained_in_all(store, generator, versions, rest) if rest else [])
     if needless:
         log.purge([entry.key() for entry in needless], upto=seen.serial)

@@ -30,6 +30,15 @@ LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Sieved:
+    """The items that are gone, as arrays."""
+
+    ids: IntArray | pa.Array  # ascending where they are numbers
+    until: npt.NDArray[np.float64]
+    sieve: npt.NDArray[np.bool_]  # see `_sieve`; of no use for texts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class OverlayState:
     """All entries of a log that were not lifted, and what they amount to. `apply` makes the next one."""
 
@@ -43,9 +52,7 @@ class OverlayState:
     fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
     touched: frozenset[Item] = frozenset()  # items that the last changes were about
     after: int = -1  # serial of the state that these changes were applied to; -1: it was made afresh
-    _gone_ids: IntArray | pa.Array = field(default_factory=lambda: np.empty(0, np.int64))
-    _gone_until: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
-    _may_be_gone: npt.NDArray[np.bool_] = field(default_factory=lambda: NO_SIEVE)
+    _sieved: _Sieved = field(default_factory=lambda: _sieved({}, "int64"))  # `gone`, for many items at once
 
     def apply(self, changes: Changes, *, keep_purged: bool = False) -> OverlayState:
         """The state after these changes, in the order in which they were written.
@@ -60,33 +67,19 @@ class OverlayState:
         entries = dict(self.entries) if carried or not afresh else {}
         gone = dict(self.gone) if carried or not afresh else {}
         values = dict(self.values) if carried or not afresh else {}
-        touched = {_note(entry, self.item_ids, entries, gone, values) for entry in changes.entries}
+        told = {(_note(entry, self.item_ids, entries, gone, values), entry.field) for entry in changes.entries}
+        noted = {(item, name) for item, name in told if item is not None}
+        # Budgets change many times a second: what they have no say in is not looked through again.
+        fields = self.fields | {name for _, name in noted if name is not None}
+        if afresh or any(entry.lifted for entry in changes.entries):  # a column may have lost its last value
+            fields = frozenset(name for columns in values.values() for name in columns)
+        same_gone = not afresh and all(name is not None for _, name in noted)
         return OverlayState(
-            *(self.item_ids, changes.epoch, changes.serial, carried, entries, gone, values),
-            fields=self._fields_after(changes, values, afresh=afresh),
-            touched=frozenset(item for item in touched if item is not None),
+            *(self.item_ids, changes.epoch, changes.serial, carried, entries, gone, values, fields),
+            touched=frozenset(item for item, _ in noted),
             after=-1 if afresh else self.serial,
-            **self._gone_after(changes, gone, afresh=afresh),
+            _sieved=self._sieved if same_gone else _sieved(gone, self.item_ids),
         )
-
-    def _fields_after(
-        self, changes: Changes, values: Mapping[Item, Mapping[str, Any]], *, afresh: bool
-    ) -> frozenset[str]:
-        """Columns with values; looked for in all of them only where one may have lost its last."""
-        if afresh or any(entry.lifted for entry in changes.entries):
-            return frozenset(name for columns in values.values() for name in columns)
-        return self.fields | {
-            entry.field
-            for entry in changes.entries
-            if entry.field is not None and typed_key(entry.item, self.item_ids) is not None
-        }
-
-    def _gone_after(self, changes: Changes, gone: Mapping[Item, float], *, afresh: bool) -> dict[str, Any]:
-        """What tells at a glance who is gone; budgets change many times a second, and have no say in that."""
-        if not afresh and all(entry.field is not None for entry in changes.entries):
-            return {"_gone_ids": self._gone_ids, "_gone_until": self._gone_until, "_may_be_gone": self._may_be_gone}
-        ids, until = _ordered(gone, self.item_ids)
-        return {"_gone_ids": ids, "_gone_until": until, "_may_be_gone": _sieve(ids)}
 
     def typed(self, item_ids: IdType) -> OverlayState:
         """The same entries for a version whose items have ids of this type."""
@@ -113,19 +106,20 @@ class OverlayState:
         """The places of those of these items that are gone, ascending; None where none is."""
         if not self.gone or len(ids) == 0:
             return None
-        if isinstance(self._gone_ids, np.ndarray):
+        gone = self._sieved
+        if isinstance(gone.ids, np.ndarray):
             numbers = ids.to_numpy()
-            places = np.flatnonzero(self._may_be_gone[numbers & (len(self._may_be_gone) - 1)])
+            places = np.flatnonzero(gone.sieve[numbers & (len(gone.sieve) - 1)])
             wanted = numbers[places]
-            known = np.searchsorted(self._gone_ids, wanted)
-            known[known == len(self._gone_ids)] = 0
-            there = self._gone_ids[known] == wanted
+            known = np.searchsorted(gone.ids, wanted)
+            known[known == len(gone.ids)] = 0
+            there = gone.ids[known] == wanted
             places, known = places[there], known[there]
         else:
-            found = pc.index_in(ids, value_set=self._gone_ids.cast(ids.type))
+            found = pc.index_in(ids, value_set=gone.ids.cast(ids.type))
             places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
             known = found.drop_null().to_numpy()
-        in_force: IntArray = places[self._gone_until[known] > now]
+        in_force: IntArray = places[gone.until[known] > now]
         return in_force if len(in_force) else None
 
     def values_of(self, item: Item, now: float) -> dict[str, Any]:
@@ -169,20 +163,17 @@ def _note(
     return known
 
 
-def _ordered(gone: Mapping[Item, float], item_ids: IdType) -> tuple[IntArray | pa.Array, npt.NDArray[np.float64]]:
-    """The items that are gone, ascending where they are numbers, and until when."""
+def _sieved(gone: Mapping[Item, float], item_ids: IdType) -> _Sieved:
     until = np.fromiter(gone.values(), np.float64, len(gone))
     if item_ids == "string":
-        return pa.array(list(gone), pa.string()), until
+        return _Sieved(pa.array(list(gone), pa.string()), until, NO_SIEVE)
     ids = np.fromiter(gone, np.int64, len(gone))
     order = np.argsort(ids)
-    return ids[order], until[order]
+    return _Sieved(ids[order], until[order], _sieve(ids))
 
 
-def _sieve(ids: IntArray | pa.Array) -> npt.NDArray[np.bool_]:
+def _sieve(ids: IntArray) -> npt.NDArray[np.bool_]:
     """Where the low bits of a number lead to False, it is none of these: nearly all are told so at a glance."""
-    if not isinstance(ids, np.ndarray):
-        return NO_SIEVE
     size = 1 << min(LARGEST_SIEVE_BITS, max(8, (64 * len(ids)).bit_length()))
     sieve = np.zeros(size, np.bool_)
     sieve[ids & (size - 1)] = True

@@ -28,16 +28,17 @@
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
   }
 
+  function summed(steps) {
+    let sum = 0;
+    return steps.map((step) => (sum += step));
+  }
+
   /* A generator out of the file, whose times are the seconds since the one before. */
   async function fromFile(place) {
     if (document.readyState === "loading") await new Promise((go) => document.addEventListener("DOMContentLoaded", go));
     const one = await piece("generator-" + place);
-    let mark = 0;
-    for (const table of [one.runs, one.passes]) {
-      let at = 0;
-      table.at = table.at.map((step) => (at += step));
-    }
-    one.marks = one.marks.map((row) => ({ ...row, at: (mark += row.at) }));
+    for (const table of [one.runs, one.passes]) table.at = summed(table.at);
+    summed(one.marks.map((mark) => mark.at)).forEach((at, place) => { one.marks[place].at = at; });
     return one;
   }
 
