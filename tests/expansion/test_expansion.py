@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import random
 import time
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -13,6 +15,7 @@ import nearcast
 from nearcast.errors import InputError, NotFoundError, SpecError
 from nearcast.expansion.settings import Serving, Target
 from nearcast.publishing.expansion import publish_expansion
+from nearcast.serve import ads_table
 from nearcast.stores import open_store
 from published import publish
 
@@ -220,3 +223,37 @@ def test_text_ids_of_ads_and_numbers_of_items_go_together(tmp_path):
             found = ads.ads(shop, [1], fields=["note"])
     assert (list(found.ads), list(found.items)) == (["é", "b"], [10, 11])
     assert found.as_dict()["ads"][0] == {"ad": "é", "item": 10, "score": 0.5, "columns": {"note": "xxx"}}
+
+
+LONG = "é" * 400  # 800 bytes: its key is not its text
+
+
+@pytest.mark.parametrize("items", [list(range(-3, 40)), [f"i{n}" for n in range(40)] + [LONG, ""]], ids=["int", "text"])
+@pytest.mark.parametrize("kind", [int, str])
+@pytest.mark.parametrize("url", ["lmdb", "redis"])
+def test_links_that_are_held_and_links_that_are_looked_up_are_the_same(url, kind, items, request, tmp_path):
+    url = f"lmdb:{tmp_path}" if url == "lmdb" else request.getfixturevalue("redis_url") + "?buckets=4"
+    rng = random.Random(5)
+    ads = [1 << 40, 7, 9, 11, 12]
+    links = sorted({(rng.choice(items[:-1]), rng.choice(ads)) for _ in range(60)} | {(items[-1], 7)}, key=str)
+    named = [kind(item) for item in items] if isinstance(items[0], int) else [*items, "nobody's"]
+    lists = {"one": [(item, 1.0) for item in named], "few": [(named[-2], 0.5)], "none": []}
+    with contextlib.closing(open_store(url)) as store:
+        publish(store, "shop", 1, lists, metric="cosine")
+        pairs = pa.table({"item": [item for item, _ in links], "ad": [ad for _, ad in links]})
+        publish_expansion(store, "ads", pa.table({"ad": ads}), pairs, Serving(k=1000))
+        found = {}
+        for held in (True, False):
+            with (
+                patch.object(ads_table, "MOST_ITEMS_HELD", len(items) if held else 0),
+                nearcast.open(store, "shop") as shop,
+                nearcast.open_expansion(store, "ads") as opened,
+            ):
+                asked = [["one"], ["few"], ["none"], ["nobody"], ["few", "one", "none"]]
+                found[held] = [opened.ads(shop, keys).as_dict() | {"age_seconds": 0} for keys in asked]
+    assert found[True] == found[False]
+    with_ads = found[True][0]["stages"][1]
+    assert (with_ads["candidates"], with_ads["ads"]) == (len({item for item, _ in links}), len({a for _, a in links}))
+    assert [(row["item"], row["ad"]) for row in found[True][1]["ads"]] == [
+        (named[-2], ad) for item, ad in sorted(links, key=lambda link: link[1]) if str(item) == str(named[-2])
+    ]

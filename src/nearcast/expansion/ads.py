@@ -38,6 +38,13 @@ class Ads:
     def __len__(self) -> int:
         return len(self.places)
 
+    def ids_at(self, positions: IntArray) -> list[Any]:
+        """The ids of some ads."""
+        if self.ids is not None:
+            return list(self.ids[positions].tolist())
+        ids = self.arrays["id"]
+        return [ids[place].as_py() for place in positions.tolist()]
+
     def positions(self, ids: pa.Array) -> IntArray:
         """(len(ids),) where these ads are. DamagedError for one that is not there: a list holds ads of its version."""
         if self.ids is None:
@@ -64,13 +71,15 @@ class LiveAds:
 
     def rows(self, positions: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of some ads, as plain values; None for a column that an ad has no value of."""
-        taken = [self.ads.arrays[name].take(pa.array(positions)).to_pylist() if name in self.ads.arrays else
-                 [None] * len(positions) for name in names]  # fmt: skip
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*taken, strict=True)]
-        for row, position in zip(rows, positions.tolist(), strict=True):
-            newer = self.newer.get(position)
+        arrays = [(name, self.ads.arrays.get(name)) for name in names]
+        rows = []
+        for place in positions.tolist():
+            # One by one: to have Arrow take a handful takes it longer.
+            row = {name: None if array is None else array[place].as_py() for name, array in arrays}
+            newer = self.newer.get(place)
             if newer:
                 row.update({name: newer[name] for name in names if name in newer})
+            rows.append(row)
         return rows
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.expansion.links import flat
 from nearcast.types import IntArray
 
 __all__ = ["Column", "column_of", "seconds_of_time"]
@@ -69,13 +70,12 @@ class Column:
     def holding(self, rows: Rows, values: Sequence[Any]) -> BoolArray:
         """(rows,) whether the list has one of these values."""
         wanted = {number for number in map(self.number, values) if number >= 0}
-        lengths = self.starts[rows + 1] - self.starts[rows]
-        ends = np.cumsum(lengths)
-        if not wanted or len(ends) == 0 or ends[-1] == 0:
+        if not wanted or len(rows) == 0:
             return np.zeros(len(rows), np.bool_)
-        places = np.arange(ends[-1]) + np.repeat(self.starts[rows] - (ends - lengths), lengths)
-        held = np.isin(self.values[places], list(wanted)) if len(wanted) > 1 else self.values[places] == wanted.pop()
-        return np.bincount(np.repeat(np.arange(len(rows)), lengths)[held], minlength=len(rows)) > 0
+        starts, ends = self.starts[rows], self.starts[rows + 1]
+        words = self.values[flat(starts, ends)]
+        held = np.isin(words, list(wanted)) if len(wanted) > 1 else words == wanted.pop()
+        return np.bincount(np.repeat(np.arange(len(rows)), ends - starts)[held], minlength=len(rows)) > 0
 
     def within(self, rows: Rows, value: Any, *, above: bool) -> BoolArray:
         """(rows,) whether the value is at least this one, or at most."""

@@ -65,29 +65,41 @@ def choose(
     scores: (n,) of the candidates, from 0 on. places, positions: (pairs,) candidates, and an ad of each.
     """
     ads, of_pairs = np.unique(positions, return_inverse=True)  # conditions are asked once of each ad
-    stages = [Stage(STAGES[0], len(scores), 0)]
-    passing = np.ones(len(ads), np.bool_) if live.paused is None else ~live.paused[ads]
-    pairs = np.arange(len(positions))
     columns, roles = live.columns, settings.columns
     conditions: tuple[Callable[[IntArray], BoolArray] | None, ...] = (
-        None,  # that they are not paused is known already
+        None if live.paused is None else lambda rows: _not_paused(live, rows),
         lambda rows: _in_flight(columns, roles, rows, now),
         lambda rows: eligible.among(request, columns, rows),
         lambda rows: _in_budget(columns, roles, rows),
     )
-    for name, condition in zip(STAGES[1:], conditions, strict=False):
+    passed = np.zeros(len(ads), np.int64)  # how many conditions, one after the other
+    left, counts = np.arange(len(ads)), []
+    for condition in conditions:
         if condition is not None:
-            left = np.flatnonzero(passing)
-            passing[left] = condition(ads[left])
-        pairs = pairs[passing[of_pairs[pairs]]]
-        stages.append(Stage(name, _distinct(places[pairs]), int(np.count_nonzero(passing))))
-    return _best(scores, places[pairs], _renumbered(of_pairs[pairs], passing), ads[passing], live, settings, stages, k)
+            left = left[condition(ads[left])]
+        passed[left] += 1
+        counts.append(len(left))
+    of_pairs_passed = passed[of_pairs]
+    stages = [
+        Stage(STAGES[0], len(scores), 0),
+        *map(Stage, STAGES[1:], _candidates_left(places, of_pairs_passed, len(scores), len(conditions)), counts),
+    ]
+    pairs = np.flatnonzero(of_pairs_passed == len(conditions))
+    groups = np.searchsorted(left, of_pairs[pairs])
+    return _best(scores, places[pairs], groups, ads[left], live, settings, stages, k)
 
 
-def _renumbered(numbers: IntArray, kept: BoolArray) -> IntArray:
-    """Places among those that are kept."""
-    renumbered: IntArray = (np.cumsum(kept) - 1)[numbers]
-    return renumbered
+def _candidates_left(places: IntArray, passed: IntArray, n: int, conditions: int) -> list[int]:
+    """How many of n candidates still have an ad after each condition: as far as their best one has come."""
+    furthest = np.zeros(n, np.int64)
+    np.maximum.at(furthest, places, passed)
+    reached: list[int] = np.cumsum(np.bincount(furthest, minlength=conditions + 1)[:0:-1])[::-1].tolist()
+    return reached
+
+
+def _not_paused(live: LiveAds, rows: IntArray) -> BoolArray:
+    assert live.paused is not None
+    return ~live.paused[rows]
 
 
 def _in_flight(columns: Mapping[str, Column], roles: Roles, rows: IntArray, now: float) -> BoolArray:
@@ -141,10 +153,14 @@ def _under_caps(caps: Mapping[str, int], columns: Mapping[str, Column], ads: Int
     limits = [(_keys_of(name, columns, ads, shown), most, dict[Any, int]()) for name, most in caps.items()]
     kept = []
     for place in range(len(ads)):
-        if all(keys[place] is None or seen.get(keys[place], 0) < most for keys, most, seen in limits):
+        for keys, most, seen in limits:
+            if seen.get(keys[place], 0) >= most:
+                break
+        else:
             kept.append(place)
             for keys, _, seen in limits:
-                seen[keys[place]] = seen.get(keys[place], 0) + 1
+                if (key := keys[place]) is not None:
+                    seen[key] = seen.get(key, 0) + 1
     return kept
 
 

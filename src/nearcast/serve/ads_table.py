@@ -9,20 +9,25 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import DamagedError
 from nearcast.expansion.ads import Ads, LiveAds, ads_of, unchanged, with_pauses, with_values
+from nearcast.expansion.links import Links, links_of
 from nearcast.expansion.settings import KIND, Serving
 from nearcast.expansion.targeting import Eligible, Targets
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import Version
 from nearcast.spec import parse_model
 from nearcast.stores.base import Space
+from nearcast.stores.values import decode_lists, numbers_of_keys
 
 __all__ = ["AdsTable", "Live", "is_expansion", "read_table", "under_overlay"]
 
 ROWS_AT_ONCE = 1 << 12  # so that requests have their turn while a large table is read
+LISTS_AT_ONCE = 1 << 10
+MOST_ITEMS_HELD = 2_000_000  # with ads: what each has is held in memory, some 300 MB at most; of more it is looked up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +36,7 @@ class AdsTable:
 
     version: Version
     ads: Ads
+    links: Links | None  # None where there are too many to be held
     settings: Serving
     eligible: Eligible
     as_of: float  # seconds since 1970: what an overlay said of a column before that, the table knows itself
@@ -53,7 +59,26 @@ def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DamagedError(f"the ads of {facts['generator']} {version.snapshot} cannot be read: {error}") from error
     as_of = datetime.fromisoformat(facts["as_of"]).timestamp()
-    return AdsTable(version, ads, settings, eligible or Targets(settings.targeting), as_of)
+    links = _links(version, ads) if facts["keys"] <= MOST_ITEMS_HELD else None
+    return AdsTable(version, ads, links, settings, eligible or Targets(settings.targeting), as_of)
+
+
+def _links(version: Version, ads: Ads) -> Links:
+    """Which ads each item has, read piece by piece."""
+    pairs = version.reader.pairs(Space.LISTS)
+    numbers, texts, lengths, positions = [], [], [], []
+    while some := list(islice(pairs, LISTS_AT_ONCE)):
+        lists = decode_lists([value for _, value in some], version.item_ids)
+        keys = [key for key, _ in some]
+        if version.query_ids == "int64":
+            numbers.append(numbers_of_keys(keys))
+        else:
+            texts += keys
+        lengths.append(np.diff(lists.offsets))
+        positions.append(ads.positions(lists.ids).astype(np.int32))
+    nothing = np.empty(0, np.int64)
+    items = np.concatenate([nothing, *numbers]) if version.query_ids == "int64" else texts
+    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing.astype(np.int32), *positions]))
 
 
 def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:

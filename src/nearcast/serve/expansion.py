@@ -30,7 +30,7 @@ from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_looku
 from nearcast.serve.promoted import Promoted
 from nearcast.serve.view import View
 from nearcast.stores.base import Space
-from nearcast.stores.values import decode_lists
+from nearcast.stores.values import decode_lists, numbers_of_keys
 from nearcast.types import FloatArray, IntArray, Metric
 
 __all__ = ["Asked", "Expansion", "Promoted", "open_expansion"]
@@ -134,10 +134,17 @@ class Expansion:
         self, view: View, keys: Keys, weights: Sequence[float] | None, candidates_per_key: int | None, asked: Asked
     ) -> Promoted:
         """The same for one view of the generator."""
-        lists = view.get_many(keys, k=candidates_per_key)
         metric = Metric(view.version.facts.get("metric") or Metric.COSINE)
-        promoted = self.of_lists(lists.offsets, lists.ids, lists.scores, metric, weights, asked)
-        return replace(promoted, snapshot=view.snapshot, found=int(np.count_nonzero(lists.found)))
+        if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent question: a fifth of the time
+            answer = view.get(keys[0], k=candidates_per_key)
+            one = np.array([0, len(answer.ids)])
+            lists = _lists(one, answer.ids, np.array(answer.scores), metric, weights)
+            found = int(answer.found)
+        else:
+            many = view.get_many(keys, k=candidates_per_key)
+            lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
+            found = int(np.count_nonzero(many.found))
+        return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found)
 
     def of_lists(
         self,
@@ -149,12 +156,14 @@ class Expansion:
         asked: Asked,
     ) -> Promoted:
         """What is promoted for candidates from anywhere: list i is ids[offsets[i]:offsets[i + 1]], best first."""
-        live = self._now()
+        return self._promoted(_lists(offsets, ids, scores, metric, weights), asked)
+
+    def _promoted(self, lists: _Lists, asked: Asked) -> Promoted:
         try:
-            return _promoted(live, offsets, ids, similarity(scores, metric), weights, asked)
+            return _promoted(self._now(), lists, asked)
         except GoneError:  # of a network store: what this version says is no longer there
             self.refresh()
-            return _promoted(self._now(), offsets, ids, similarity(scores, metric), weights, asked)
+            return _promoted(self._now(), lists, asked)
 
     def _now(self) -> Live:
         """The ads under the overlay of this moment; a newer version is used as soon as it has been read."""
@@ -194,14 +203,32 @@ class Expansion:
             time.sleep(1.0)
 
 
-def _promoted(
-    live: Live,
+Ids = IntArray | list[Any]  # numbers as an array, text as a list
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lists:
+    """Candidates and what each counts: list i is ids[offsets[i]:offsets[i + 1]], best first."""
+
+    offsets: IntArray
+    ids: pa.Array | list[Any]
+    scores: npt.NDArray[np.float64]  # from 0 on, weighted
+
+
+def _lists(
     offsets: IntArray,
-    ids: pa.Array,
-    scores: npt.NDArray[np.float64],
+    ids: pa.Array | list[Any],
+    scores: npt.NDArray[Any],
+    metric: Metric,
     weights: Sequence[float] | None,
-    asked: Asked,
-) -> Promoted:
+) -> _Lists:
+    rated = similarity(scores, metric)
+    if weights is not None:
+        rated = rated * np.repeat(_checked(weights, len(offsets) - 1), np.diff(offsets))
+    return _Lists(offsets, ids, rated)
+
+
+def _promoted(live: Live, lists: _Lists, asked: Asked) -> Promoted:
     table, settings = live.table, live.table.settings
     now = time.time() if asked.now is None else seconds_of_time(asked.now)
     k = settings.k if asked.k is None else asked.k
@@ -213,9 +240,7 @@ def _promoted(
             raise NotFoundError(
                 f"the ads of {table.version.facts['generator']} have no column {name!r}; they have {held}"
             )
-    if weights is not None:
-        scores = scores * np.repeat(_checked(weights, len(offsets) - 1), np.diff(offsets))
-    candidates, scores = _distinct(ids, scores, settings.keys, several=len(offsets) > 2)
+    candidates, scores = _distinct(lists, settings.keys)
     places, positions = _links(table, candidates)
     request = asked.request or {}
     chosen = choose(scores, places, positions, live.ads, table.eligible, request, settings, k=k, now=now)
@@ -230,35 +255,48 @@ def _checked(weights: Sequence[float], n: int) -> npt.NDArray[np.float64]:
     return np.asarray(weights, np.float64)
 
 
-def _distinct(
-    ids: pa.Array, scores: npt.NDArray[np.float64], how: str, *, several: bool
-) -> tuple[pa.Array, npt.NDArray[np.float64]]:
+def _distinct(lists: _Lists, how: str) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Every candidate once. One list holds none twice."""
-    if not several:
-        return ids, scores
-    encoded = ids.dictionary_encode()
+    if len(lists.offsets) <= 2:
+        return _plain(lists.ids), lists.scores
+    encoded = pa.array(lists.ids).dictionary_encode()
     groups = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return encoded.dictionary, merged(groups, len(encoded.dictionary), scores, how)[0]
+    return _plain(encoded.dictionary), merged(groups, len(encoded.dictionary), lists.scores, how)[0]
 
 
-def _links(table: AdsTable, candidates: pa.Array) -> tuple[IntArray, IntArray]:
+def _plain(ids: pa.Array | list[Any]) -> Ids:
+    if isinstance(ids, pa.Array):
+        return np.asarray(ids.to_numpy()) if pa.types.is_integer(ids.type) else list(ids.to_pylist())
+    return np.array(ids, np.int64) if ids and isinstance(ids[0], int) else ids
+
+
+def _links(table: AdsTable, candidates: Ids) -> tuple[IntArray, IntArray]:
     """(pairs,) places of candidates, ascending, and positions of their ads."""
-    version = table.version
-    asked = candidates if pa.types.is_integer(candidates.type) else candidates.to_pylist()
-    typed, encoded, known = wanted_keys(asked, version.query_ids)
-    lists = decode_lists(version.reader.get_many(Space.LISTS, encoded), version.item_ids)
+    version, held = table.version, table.links
+    numbers = version.query_ids == "int64"
+    if held is not None and numbers and isinstance(candidates, np.ndarray):
+        return held.of(candidates)
+    typed, keys, known = wanted_keys(candidates, version.query_ids)
     there = np.arange(len(typed)) if known is None else known
-    return np.repeat(there, np.diff(lists.offsets)), table.ads.positions(lists.ids)
+    if held is None:
+        lists = decode_lists(version.reader.get_many(Space.LISTS, keys), version.item_ids)
+        return np.repeat(there, np.diff(lists.offsets)), table.ads.positions(lists.ids)
+    places, positions = held.of(numbers_of_keys(keys) if numbers else keys)
+    return there[places], positions
 
 
-def _told(live: Live, candidates: pa.Array, chosen: Chosen, fields: Sequence[str]) -> Promoted:
+def _told(live: Live, candidates: Ids, chosen: Chosen, fields: Sequence[str]) -> Promoted:
     version, table = live.table.version, live.table.ads
     return Promoted(
-        ads=table.arrays["id"].take(pa.array(chosen.positions)).to_pylist(),
-        items=candidates.take(pa.array(chosen.candidates)).to_pylist(),
+        ads=table.ids_at(chosen.positions),
+        items=_some(candidates, chosen.candidates),
         scores=chosen.scores.tolist(),
         columns=live.ads.rows(chosen.positions, fields) if fields else [{}] * len(chosen.positions),
         stages=chosen.stages,
         table=version.snapshot,
         age_seconds=max(0.0, time.time() - live.table.as_of),
     )
+
+
+def _some(ids: Ids, places: IntArray) -> list[Any]:
+    return list(ids[places].tolist()) if isinstance(ids, np.ndarray) else [ids[place] for place in places.tolist()]

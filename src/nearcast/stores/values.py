@@ -47,6 +47,7 @@ __all__ = [
     "id_kind",
     "id_type",
     "key_of_text",
+    "numbers_of_keys",
 ]
 
 FORMAT = 1
@@ -95,6 +96,13 @@ def encode_keys(ids: pa.Array) -> list[bytes]:
     if int(np.diff(offsets).max(initial=0)) > LONGEST_KEY:
         return [encode_key(text) for text in ids.to_pylist()]
     return [texts[start:end] or NO_TEXT for start, end in pairwise(offsets.tolist())]
+
+
+def numbers_of_keys(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """The ids of keys of numbers. DamagedError where there is another key among them."""
+    if set(map(len, keys)) - {8}:
+        raise DamagedError("the store holds a key that is no number, in a table whose keys are numbers")
+    return (np.frombuffer(b"".join(keys), ">u8").astype(np.uint64) ^ np.uint64(SIGN)).view(np.int64)
 
 
 def key_of_text(text: str | int, ids: IdType) -> str | int | None:
