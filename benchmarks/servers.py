@@ -71,6 +71,11 @@ def on_core(core: int, function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def stolen_seconds() -> float:
+    """Processor time that a hypervisor has given to others although this machine wanted it, of its worst core."""
+    return max(float(getattr(times, "steal", 0.0)) for times in psutil.cpu_times(percpu=True))
+
+
 @contextlib.contextmanager
 def redis_server(folder: Path, core: int) -> Iterator[Server]:
     """A Redis that keeps nothing on disk."""
