@@ -266,7 +266,7 @@ def test_of_changes_that_come_together_the_last_counts_and_is_listed_last():
     entries = tuple(OverlayEntry(10, name, value, 0.0) for name, value in news)
     state = OverlayState("int64").apply(Changes(1, 2, entries[:2])).apply(Changes(1, 3, entries[2:]))
     assert state.values_of(10, NOW) == {"price": 2, "name": "x"}
-    assert list(state.entries.values()) == [entries[1], entries[2]]
+    assert state.entries == [entries[1], entries[2]]
 
 
 def test_entries_outlive_who_wrote_them_and_versions(store, overlay):

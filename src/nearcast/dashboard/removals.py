@@ -34,8 +34,7 @@ def _words(entry: OverlayEntry) -> str:
 
 def removals_of_view(view: View) -> Removal:
     """The same for what a service answers from."""
-    entries = list(view.overlay.entries.values())
-    return removals_in(entries, now=time.time(), integers=view.version.item_ids == "int64")
+    return removals_in(view.overlay.entries, now=time.time(), integers=view.version.item_ids == "int64")
 
 
 def removals_of_store(url: str | None) -> Callable[[str], Removal]:

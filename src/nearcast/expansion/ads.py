@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from immutables import Map
 
 from nearcast.errors import DamagedError, InputError
 from nearcast.expansion.columns import Column, column_of
@@ -66,7 +67,7 @@ class LiveAds:
     ads: Ads
     columns: Mapping[str, Column]
     paused: BoolArray | None  # (n,); None where none is
-    newer: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # of a position: values by column
+    newer: Map[int, Mapping[str, Any]] = field(default_factory=Map)  # of a position: values by column
     until: float = math.inf  # when something in the overlay ends, and this is no longer true
 
     def rows(self, positions: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -114,7 +115,7 @@ def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, floa
 
     A value that its column cannot hold makes it a missing one.
     """
-    newer, until = dict(live.newer), live.until
+    newer, until = live.newer.mutate(), live.until  # of which the next one shares what has not changed
     cells: dict[str, dict[int, Any]] = {}
     for ad, values in changes.items():
         place = live.ads.places.get(ad)
@@ -130,7 +131,7 @@ def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, floa
     columns = dict(live.columns)
     for name, changed in cells.items():
         columns[name] = _changed(columns[name], changed)
-    return replace(live, columns=columns, newer=newer, until=until)
+    return replace(live, columns=columns, newer=newer.finish(), until=until)
 
 
 def _published(ads: Ads, name: str, place: int) -> Any:

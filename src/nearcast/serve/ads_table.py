@@ -147,7 +147,7 @@ def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
     """The ads whose entries differ; of the next state they are known, else all are compared."""
     if (now.epoch, now.after) == (before.epoch, before.serial):
         return now.touched
-    known = before.values.keys() | before.gone.keys() | now.values.keys() | now.gone.keys()
+    known = {*before.values, *before.gone, *now.values, *now.gone}
     return [
         ad for ad in known if before.values.get(ad) is not now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
     ]
@@ -156,4 +156,4 @@ def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
 def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
     """The values of an ad that were written after the table was read from its source."""
     values = overlay.values.get(ad, {})
-    return {name: held for name, held in values.items() if overlay.entries[ad, name].written > table.as_of}
+    return {name: held for name, held in values.items() if overlay.written(ad, name) > table.as_of}

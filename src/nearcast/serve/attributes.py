@@ -38,7 +38,7 @@ class Attributes:
         found = [known.get(identity) for identity in ids]
         if None in found:
             found = self._completed(ids, found)
-        if overlay.values and not overlay.values.keys().isdisjoint(ids):
+        if overlay.values and any(identity in overlay.values for identity in ids):
             update = self.rules.updated
             found = [
                 update(item, newer) if item is not None and (newer := overlay.values_of(identity, now)) else item

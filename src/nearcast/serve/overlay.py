@@ -123,7 +123,7 @@ class Overlay:
     def entries(self) -> list[OverlayEntry]:
         """All that was written and not taken back, oldest first; what has expired is among it until it is purged."""
         changes = self._store.overlay(self.generator).changes()
-        return list(OverlayState(self.facts()["item_ids"]).apply(changes).entries.values())
+        return OverlayState(self.facts()["item_ids"]).apply(changes).entries
 
     def in_snapshot(self, items: Sequence[Item]) -> list[bool]:
         """Whether the current version holds these items, an answer per item."""

@@ -1,7 +1,8 @@
 """The overlay in memory: which items are gone, and which columns of items have newer values. Pure values.
 
 It is built up from the changes of a log. What has expired stays in it and is not in force: every question is asked
-with the time. Knows nothing of stores.
+with the time. Budgets change many times a second, so a state shares with the one before all that has not changed.
+Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -9,21 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from immutables import Map
 
 from nearcast.serve.keys import typed_key
 from nearcast.stores.base import Changes, OverlayEntry
 from nearcast.stores.values import IdType
 from nearcast.types import IntArray
 
+if TYPE_CHECKING:
+    from immutables import MapMutation
+
 __all__ = ["OverlayState"]
 
 Item = str | int
+Values = Map[Item, Mapping[str, tuple[Any, float]]]
+_Noted = Map[tuple[Item, str | None], tuple[int, OverlayEntry]]
 FOREVER = math.inf
 NO_SIEVE = np.zeros(1, np.bool_)
 LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
@@ -46,13 +54,23 @@ class OverlayState:
     epoch: int = -1
     serial: int = 0
     carried: bool = False  # holds entries that the log has forgotten already: see `apply`
-    entries: Mapping[tuple[Item, str | None], OverlayEntry] = field(default_factory=dict)
     gone: Mapping[Item, float] = field(default_factory=dict)  # item: until when
-    values: Mapping[Item, Mapping[str, tuple[Any, float]]] = field(default_factory=dict)  # item: field: value, until
+    values: Values = field(default_factory=Map)  # item: field: value, until
     fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
     touched: frozenset[Item] = frozenset()  # items that the last changes were about
     after: int = -1  # serial of the state that these changes were applied to; -1: it was made afresh
+    _noted: _Noted = field(default_factory=Map)  # (item, field): the entry, and which one in the order of writing
+    _written: int = 0  # entries so far, of which some have taken the place of others
     _sieved: _Sieved = field(default_factory=lambda: _sieved({}, "int64"))  # `gone`, for many items at once
+
+    @property
+    def entries(self) -> list[OverlayEntry]:
+        """All of them, oldest first. Looks at every one: not for every request."""
+        return [entry for _, entry in sorted(self._noted.values(), key=itemgetter(0))]
+
+    def written(self, item: Item, name: str) -> float:
+        """When the newer value of a column was written: seconds since 1970."""
+        return self._noted[item, name][1].written
 
     def apply(self, changes: Changes, *, keep_purged: bool = False) -> OverlayState:
         """The state after these changes, in the order in which they were written.
@@ -61,23 +79,29 @@ class OverlayState:
         still answers from an older version keeps them (`keep_purged`), or items that are gone would come back.
         """
         afresh = changes.epoch != self.epoch or self.carried
-        carried = afresh and keep_purged and bool(self.entries)
+        carried = afresh and keep_purged and bool(self._noted)
         if not afresh and not changes.entries:
             return self if changes.serial == self.serial else replace(self, serial=changes.serial)
-        entries = dict(self.entries) if carried or not afresh else {}
-        gone = dict(self.gone) if carried or not afresh else {}
-        values = dict(self.values) if carried or not afresh else {}
-        told = {(_note(entry, self.item_ids, entries, gone, values), entry.field) for entry in changes.entries}
-        noted = {(item, name) for item, name in told if item is not None}
-        # Budgets change many times a second: what they have no say in is not looked through again.
+        goes_on = carried or not afresh
+        entries, values = (self._noted if goes_on else Map()).mutate(), (self.values if goes_on else Map()).mutate()
+        same_gone = not afresh and all(entry.field is not None for entry in changes.entries)
+        gone = self.gone if same_gone else dict(self.gone) if goes_on else {}
+        noted = {
+            (item, entry.field)
+            for number, entry in enumerate(changes.entries, self._written)
+            if (item := _note(number, entry, self.item_ids, entries, gone, values)) is not None
+        }
+        next_values = values.finish()
+        # What budgets have no say in is not looked through again.
         fields = self.fields | {name for _, name in noted if name is not None}
         if afresh or any(entry.lifted for entry in changes.entries):  # a column may have lost its last value
-            fields = frozenset(name for columns in values.values() for name in columns)
-        same_gone = not afresh and all(name is not None for _, name in noted)
+            fields = frozenset(name for columns in next_values.values() for name in columns)
         return OverlayState(
-            *(self.item_ids, changes.epoch, changes.serial, carried, entries, gone, values, fields),
+            *(self.item_ids, changes.epoch, changes.serial, carried, gone, next_values, fields),
             touched=frozenset(item for item, _ in noted),
             after=-1 if afresh else self.serial,
+            _noted=entries.finish(),
+            _written=self._written + len(changes.entries),
             _sieved=self._sieved if same_gone else _sieved(gone, self.item_ids),
         )
 
@@ -85,7 +109,7 @@ class OverlayState:
         """The same entries for a version whose items have ids of this type."""
         if item_ids == self.item_ids:
             return self
-        again = Changes(self.epoch, self.serial, tuple(self.entries.values()))
+        again = Changes(self.epoch, self.serial, tuple(self.entries))
         return replace(OverlayState(item_ids).apply(again), carried=self.carried)
 
     def size(self, now: float) -> int:
@@ -129,11 +153,12 @@ class OverlayState:
 
 
 def _note(
+    number: int,
     entry: OverlayEntry,
     item_ids: IdType,
-    entries: dict[tuple[Item, str | None], OverlayEntry],
-    gone: dict[Item, float],
-    values: dict[Item, Mapping[str, tuple[Any, float]]],
+    entries: MapMutation[tuple[Item, str | None], tuple[int, OverlayEntry]],
+    gone: Mapping[Item, float],
+    values: MapMutation[Item, Mapping[str, tuple[Any, float]]],
 ) -> Item | None:
     """Take one entry in, and tell which item of the table it concerns: None where its id is none of the table's.
 
@@ -144,15 +169,16 @@ def _note(
     until = FOREVER if entry.until is None else entry.until
     entries.pop((item, entry.field), None)
     if not entry.lifted:
-        entries[item, entry.field] = entry
+        entries[item, entry.field] = number, entry
     if known is None:
         return None
     if entry.field is None:
+        assert isinstance(gone, dict)  # a copy, where an entry says that an item is gone
         gone.pop(item, None)
         if not entry.lifted and entry.value:
             gone[item] = until
         return known
-    columns = dict(values.get(item, {}))
+    columns: dict[str, tuple[Any, float]] = dict(values.get(item, {}))
     columns.pop(entry.field, None)
     if not entry.lifted:
         columns[entry.field] = (entry.value, until)
