@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import random
 import time
+from functools import partial
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -121,13 +123,36 @@ def test_a_paused_ad_and_a_spent_budget_are_out_within_a_second(store, shop):
         assert list(following.ads(shop, ["a"], request={"country": "de"}).ads) == [2]
 
 
-def test_an_overlay_for_a_while_ends_by_itself(store, shop, ads):
+@pytest.mark.parametrize("refresh_seconds", [0.05, NEVER])
+def test_an_overlay_for_a_while_ends_by_itself(store, shop, refresh_seconds):
+    end = time.time() + 1.0
     with nearcast.overlay(store, "ads") as overlay:
-        overlay.remove([2], until=time.time() + 0.5)
-    ads.refresh()
-    assert list(ads.ads(shop, ["a"], request={"country": "de"}).ads) == [1]
-    time.sleep(0.6)
-    assert list(ads.ads(shop, ["a"], request={"country": "de"}).ads) == [1, 2]
+        overlay.remove([2], until=end)
+    with nearcast.open_expansion(store, "ads", refresh_seconds=refresh_seconds) as ads:
+        while (found := list(ads.ads(shop, ["a"], request={"country": "de"}).ads)) == [1]:
+            assert time.time() < end + 30
+            time.sleep(0.01)
+        assert found == [1, 2]
+        assert time.time() >= end
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_after_a_fork_the_child_follows_the_overlay_by_itself(tmp_path):
+    with contextlib.closing(open_store(f"lmdb:{tmp_path}")) as store:
+        publish(store, "shop", 1, LISTS, metric="cosine")
+        publish_expansion(store, "ads", ADS, LINKS, SETTINGS)
+        with nearcast.open(store, "shop") as shop, nearcast.open_expansion(store, "ads") as ads:
+            asked = partial(ads.ads, shop, ["a"], request={"country": "de"})
+            assert list(asked().ads) == [1, 2]
+            child = os.fork()
+            if child == 0:
+                deadline = time.monotonic() + 30
+                while list(asked().ads) != [1] and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                os._exit(list(asked().ads) != [1])
+            with nearcast.overlay(f"lmdb:{tmp_path}", "ads") as overlay:
+                overlay.remove([2])
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_refresh_knows_better_than_what_was_said_of_a_column_before_it_and_pauses_stay(store, shop, ads):

@@ -19,7 +19,7 @@ FLOORS = [
     {"errors"},
     {"types"},
     {"machine"},
-    {"files"},
+    {"files", "sharing"},
     {"spec"},
     {"knn"},
     {"kernels"},

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from immutables import Map
 
 from nearcast.errors import DamagedError, InputError
 from nearcast.expansion.columns import Column, column_of
 from nearcast.expansion.settings import Serving
+from nearcast.sharing import SharingMap
 from nearcast.types import IntArray
 
 __all__ = ["Ads", "LiveAds", "ads_of", "check_settings", "unchanged", "with_pauses", "with_values"]
@@ -67,7 +67,7 @@ class LiveAds:
     ads: Ads
     columns: Mapping[str, Column]
     paused: BoolArray | None  # (n,); None where none is
-    newer: Map[int, Mapping[str, Any]] = field(default_factory=Map)  # of a position: values by column
+    newer: SharingMap[int, Mapping[str, Any]] = field(default_factory=SharingMap)  # of a position: values by column
     until: float = math.inf  # when something in the overlay ends, and this is no longer true
 
     def rows(self, positions: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, floa
 
     A value that its column cannot hold makes it a missing one.
     """
-    newer, until = live.newer.mutate(), live.until  # of which the next one shares what has not changed
+    newer, until = live.newer.edit(), live.until  # of which the next one shares what has not changed
     cells: dict[str, dict[int, Any]] = {}
     for ad, values in changes.items():
         place = live.ads.places.get(ad)

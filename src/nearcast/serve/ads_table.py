@@ -149,11 +149,11 @@ def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
         return now.touched
     known = {*before.values, *before.gone, *now.values, *now.gone}
     return [
-        ad for ad in known if before.values.get(ad) is not now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
+        ad for ad in known if before.values.get(ad) != now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
     ]
 
 
 def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
     """The values of an ad that were written after the table was read from its source."""
     values = overlay.values.get(ad, {})
-    return {name: held for name, held in values.items() if overlay.written(ad, name) > table.as_of}
+    return {name: (value, until) for name, (value, until, written) in values.items() if written > table.as_of}

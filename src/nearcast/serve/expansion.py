@@ -33,6 +33,8 @@ from nearcast.stores.base import Space
 from nearcast.stores.values import decode_lists, numbers_of_keys
 from nearcast.types import FloatArray, IntArray, Metric
 
+LATE_SECONDS = 1.0  # after the end of something in the overlay, until a request sees to it itself
+
 __all__ = ["Asked", "Expansion", "Promoted", "open_expansion"]
 
 
@@ -76,9 +78,10 @@ class Expansion:
         self.name = lookup.generator
         self.lookup = lookup
         self._eligible = eligible
-        self._live: Live | None = None
+        self._live: Live | None = None  # put in place whole by whichever thread; a round mends what two have crossed
         self._reading: threading.Thread | None = None
         self.error: str | None = None  # why a newer version is not used, if it is not
+        lookup.follow_with(self._keep_up)
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +111,7 @@ class Expansion:
         """Follow what is newer in the store before this returns."""
         self.lookup.refresh()
         self._follow()
+        self._keep_up()
 
     def ads(
         self,
@@ -166,15 +170,23 @@ class Expansion:
             return _promoted(self._now(), lists, asked)
 
     def _now(self) -> Live:
-        """The ads under the overlay of this moment; a newer version is used as soon as it has been read."""
+        """The ads under the overlay, as the last round of the watching thread has left them."""
         view, live = self.lookup.view(), self._live
         if live is None:
             return self._follow()
+        if live.ads.until + LATE_SECONDS < time.time():  # there was no round
+            return self._put(live.table, view)
+        return live
+
+    def _keep_up(self) -> None:
+        """A round of the watching thread: no request has to wait until what is new has been taken in."""
+        view, live = self.lookup.view(), self._live
+        if live is None:
+            return
         if live.table.version is not view.version:
             self._read_in_background()
-        if live.overlay is view.overlay and live.ads.until > time.time():
-            return live
-        return self._put(live.table, view)
+        if live.overlay is not view.overlay or live.ads.until <= time.time():
+            self._put(live.table, view)
 
     def _put(self, table: AdsTable, view: View) -> Live:
         self._live = live = under_overlay(table, view.overlay, self._live, time.time())

@@ -125,6 +125,7 @@ class Lookup:
         self._trouble: str | None = None  # of the last poll
         self._refreshed = 0.0
         self.tables = Tables(generator, self._table)
+        self._follower: weakref.WeakMethod[Callable[[], None]] | None = None
         self._without_threads()
         _ALIVE.add(self)
 
@@ -234,6 +235,10 @@ class Lookup:
         view = self._view
         return view if view is not None else self._begin()
 
+    def follow_with(self, follower: Callable[[], None]) -> None:
+        """Call a method of somebody after every round of the watching thread, for as long as its object is there."""
+        self._follower = weakref.WeakMethod(follower)
+
     @property
     def refreshed_seconds(self) -> float:
         """Since the store was last asked for news, and answered."""
@@ -313,6 +318,10 @@ class Lookup:
                     target=self._open_in_background, name=f"nearcast-{self.generator}-open", daemon=True
                 )
                 self._opener.start()
+        follower = self._follower and self._follower()
+        if follower is not None:
+            with self._noting_trouble():
+                follower()
 
     def _open_in_background(self) -> None:
         with self._noting_trouble():

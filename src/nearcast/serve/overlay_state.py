@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter, itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from immutables import Map
 
 from nearcast.serve.keys import typed_key
+from nearcast.sharing import Edit, SharingMap
 from nearcast.stores.base import Changes, OverlayEntry
 from nearcast.stores.values import IdType
 from nearcast.types import IntArray
 
-if TYPE_CHECKING:
-    from immutables import MapMutation
-
 __all__ = ["OverlayState"]
 
 Item = str | int
-Values = Map[Item, Mapping[str, tuple[Any, float]]]
-_Noted = Map[tuple[Item, str | None], tuple[int, OverlayEntry]]
+Columns = Mapping[str, tuple[Any, float, float]]  # field: its value, until when, and when it was written
+_Noted = tuple[Any, ...]  # which entry it is in the order of writing, and what `OverlayEntry` is made of
+
+# Entries are plain tuples here, which the collector of cycles soon leaves alone: there may be many.
 FOREVER = math.inf
 NO_SIEVE = np.zeros(1, np.bool_)
+_as_tuple = attrgetter(*(part.name for part in fields(OverlayEntry)))
 LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
 
 
@@ -55,22 +55,18 @@ class OverlayState:
     serial: int = 0
     carried: bool = False  # holds entries that the log has forgotten already: see `apply`
     gone: Mapping[Item, float] = field(default_factory=dict)  # item: until when
-    values: Values = field(default_factory=Map)  # item: field: value, until
+    values: SharingMap[Item, Columns] = field(default_factory=SharingMap)
     fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
     touched: frozenset[Item] = frozenset()  # items that the last changes were about
     after: int = -1  # serial of the state that these changes were applied to; -1: it was made afresh
-    _noted: _Noted = field(default_factory=Map)  # (item, field): the entry, and which one in the order of writing
+    _noted: SharingMap[tuple[Item, str | None], _Noted] = field(default_factory=SharingMap)  # by item and field
     _written: int = 0  # entries so far, of which some have taken the place of others
     _sieved: _Sieved = field(default_factory=lambda: _sieved({}, "int64"))  # `gone`, for many items at once
 
     @property
     def entries(self) -> list[OverlayEntry]:
         """All of them, oldest first. Looks at every one: not for every request."""
-        return [entry for _, entry in sorted(self._noted.values(), key=itemgetter(0))]
-
-    def written(self, item: Item, name: str) -> float:
-        """When the newer value of a column was written: seconds since 1970."""
-        return self._noted[item, name][1].written
+        return [OverlayEntry(*told) for _, *told in sorted(self._noted.values(), key=itemgetter(0))]
 
     def apply(self, changes: Changes, *, keep_purged: bool = False) -> OverlayState:
         """The state after these changes, in the order in which they were written.
@@ -83,7 +79,8 @@ class OverlayState:
         if not afresh and not changes.entries:
             return self if changes.serial == self.serial else replace(self, serial=changes.serial)
         goes_on = carried or not afresh
-        entries, values = (self._noted if goes_on else Map()).mutate(), (self.values if goes_on else Map()).mutate()
+        entries = self._noted.edit() if goes_on else SharingMap[Any, _Noted]().edit()
+        values = self.values.edit() if goes_on else SharingMap[Item, Columns]().edit()
         same_gone = not afresh and all(entry.field is not None for entry in changes.entries)
         gone = self.gone if same_gone else dict(self.gone) if goes_on else {}
         noted = {
@@ -114,7 +111,7 @@ class OverlayState:
 
     def size(self, now: float) -> int:
         """Entries in force."""
-        held = sum(until > now for columns in self.values.values() for _, until in columns.values())
+        held = sum(until > now for columns in self.values.values() for _, until, _ in columns.values())
         return held + sum(until > now for until in self.gone.values())
 
     def removes_any(self, ids: Sequence[Item]) -> bool:
@@ -149,16 +146,16 @@ class OverlayState:
     def values_of(self, item: Item, now: float) -> dict[str, Any]:
         """The columns of an item that have newer values."""
         columns = self.values.get(item)
-        return {name: value for name, (value, until) in columns.items() if until > now} if columns else {}
+        return {name: value for name, (value, until, _) in columns.items() if until > now} if columns else {}
 
 
 def _note(
     number: int,
     entry: OverlayEntry,
     item_ids: IdType,
-    entries: MapMutation[tuple[Item, str | None], tuple[int, OverlayEntry]],
+    entries: Edit[tuple[Item, str | None], _Noted],
     gone: Mapping[Item, float],
-    values: MapMutation[Item, Mapping[str, tuple[Any, float]]],
+    values: Edit[Item, Columns],
 ) -> Item | None:
     """Take one entry in, and tell which item of the table it concerns: None where its id is none of the table's.
 
@@ -167,9 +164,10 @@ def _note(
     known = typed_key(entry.item, item_ids)
     item = entry.item if known is None else known
     until = FOREVER if entry.until is None else entry.until
-    entries.pop((item, entry.field), None)
-    if not entry.lifted:
-        entries[item, entry.field] = number, entry
+    if entry.lifted:
+        entries.pop((item, entry.field), None)
+    else:
+        entries[item, entry.field] = (number, *_as_tuple(entry))
     if known is None:
         return None
     if entry.field is None:
@@ -178,10 +176,10 @@ def _note(
         if not entry.lifted and entry.value:
             gone[item] = until
         return known
-    columns: dict[str, tuple[Any, float]] = dict(values.get(item, {}))
+    columns = dict(values.get(item, {}))
     columns.pop(entry.field, None)
     if not entry.lifted:
-        columns[entry.field] = (entry.value, until)
+        columns[entry.field] = (entry.value, until, entry.written)
     if columns:
         values[item] = columns
     else:

@@ -26,11 +26,6 @@ BACKLOG = 2048
 IDLE_SECONDS = 75  # longer than proxies keep a connection idle, so that it is they who close it
 FINISH_SECONDS = 20  # for requests under way once no more are taken
 MOST_HEAD_BYTES = 65_536
-COLLECT_EVERY = (
-    50_000,
-    20,
-    100,
-)  # what is looked up holds no cycles, and an overlay of 30,000 is 0.1 s to look through
 SWITCH_SECONDS = 0.001  # a long look-up on a thread lets the loop in so often
 
 
@@ -137,7 +132,6 @@ def run_server(
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again and again
-    gc.set_threshold(*COLLECT_EVERY)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(Draining(config).serve(sockets=[bound]))
 
