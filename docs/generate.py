@@ -20,7 +20,8 @@ def command_line() -> str:
     context = click.Context(cli, info_name="nearcast")
     pages = ["# The command line\n\n", NOTE]
     pages.append(f"```\n{cli.get_help(context)}\n```\n")
-    for name, command in sorted(cli.commands.items()):
+    for name in sorted(cli.list_commands(context)):
+        command = cli.get_command(context, name)
         inner = click.Context(command, parent=context, info_name=name)
         pages.append(f"\n## nearcast {name}\n\n```\n{command.get_help(inner)}\n```\n")
         for part, below in sorted(getattr(command, "commands", {}).items()):

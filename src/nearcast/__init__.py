@@ -12,26 +12,14 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
-    from nearcast.api import (
-        advise,
-        check,
-        diff,
-        expand,
-        explain,
-        head,
-        load_spec,
-        lookup,
-        monitor,
-        publish,
-        publish_table,
-        published,
-        refresh,
-        replay,
-        roll_back,
-        run,
-        snapshots,
-        tune,
-    )
+    from nearcast.api.advice import advise, head, replay
+    from nearcast.api.comparing import diff, explain
+    from nearcast.api.given import load_spec
+    from nearcast.api.publications import expand, publish, publish_table, published, roll_back
+    from nearcast.api.refreshing import monitor, refresh
+    from nearcast.api.runs import check, run
+    from nearcast.api.snapshots import lookup, snapshots
+    from nearcast.api.tuning import tune
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.expansion import open_expansion
     from nearcast.serve.lookup import open_lookup as open
@@ -72,28 +60,28 @@ _HOMES = {
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",
-    "advise": "nearcast.api",
-    "check": "nearcast.api",
-    "diff": "nearcast.api",
-    "explain": "nearcast.api",
-    "head": "nearcast.api",
-    "expand": "nearcast.api",
+    "advise": "nearcast.api.advice",
+    "check": "nearcast.api.runs",
+    "diff": "nearcast.api.comparing",
+    "explain": "nearcast.api.comparing",
+    "head": "nearcast.api.advice",
+    "expand": "nearcast.api.publications",
     "knn_join": "nearcast.join.arrays",
-    "load_spec": "nearcast.api",
-    "lookup": "nearcast.api",
-    "monitor": "nearcast.api",
+    "load_spec": "nearcast.api.given",
+    "lookup": "nearcast.api.snapshots",
+    "monitor": "nearcast.api.refreshing",
     "open": "nearcast.serve.lookup:open_lookup",
     "open_expansion": "nearcast.serve.expansion",
     "overlay": "nearcast.serve.overlay:open_overlay",
-    "publish": "nearcast.api",
-    "publish_table": "nearcast.api",
-    "published": "nearcast.api",
-    "refresh": "nearcast.api",
-    "replay": "nearcast.api",
-    "roll_back": "nearcast.api",
-    "run": "nearcast.api",
-    "snapshots": "nearcast.api",
-    "tune": "nearcast.api",
+    "publish": "nearcast.api.publications",
+    "publish_table": "nearcast.api.publications",
+    "published": "nearcast.api.publications",
+    "refresh": "nearcast.api.refreshing",
+    "replay": "nearcast.api.advice",
+    "roll_back": "nearcast.api.publications",
+    "run": "nearcast.api.runs",
+    "snapshots": "nearcast.api.snapshots",
+    "tune": "nearcast.api.tuning",
 }
 
 

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 import nearcast
-import nearcast.api  # (imported once, by the server that the processes are forked from)
+import nearcast.api.publications  # (imported once, by the server that the processes are forked from)
 import nearcast.serve.lookup
 import nearcast.stores.lmdb
 import nearcast.stores.redis

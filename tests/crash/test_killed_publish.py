@@ -18,6 +18,7 @@ from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
 
 import nearcast
 from nearcast.errors import BusyError
+from nearcast.publishing.publication import Publication
 from nearcast.publishing.readback import read_back
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
@@ -72,7 +73,7 @@ def check_whole(store: Store) -> int:
     return pointer.version
 
 
-def publish_when_free(spec: Path, version: int, store: str) -> nearcast.api.Publication:
+def publish_when_free(spec: Path, version: int, store: str) -> Publication:
     """Publish; a dead publisher's lock may have to run out first."""
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import nearcast.join.run  # noqa: F401 (imported once, by the server that the processes are forked from)
-from nearcast.api import run
+from nearcast.api.runs import run
 from nearcast.join import plan
 
 

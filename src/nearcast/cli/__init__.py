@@ -8,53 +8,66 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 
 import click
 
-from nearcast.cli.advise import advise
-from nearcast.cli.check import check
-from nearcast.cli.dashboard import dashboard
-from nearcast.cli.diff import diff
-from nearcast.cli.expand import expand
-from nearcast.cli.explain import explain
-from nearcast.cli.head import head
-from nearcast.cli.info import info
-from nearcast.cli.lookup import lookup
-from nearcast.cli.monitor import monitor
-from nearcast.cli.overlay import overlay
-from nearcast.cli.publish import publish
-from nearcast.cli.published import published
-from nearcast.cli.refresh import refresh
-from nearcast.cli.replay import replay
-from nearcast.cli.rollback import rollback
-from nearcast.cli.run import run
-from nearcast.cli.serve import serve
-from nearcast.cli.show import show
-from nearcast.cli.snapshots import snapshots
-from nearcast.cli.spec import spec
-from nearcast.cli.table import table
-from nearcast.cli.tune import tune
 from nearcast.errors import NearcastError
 from nearcast.version import __version__
 
-__all__ = ["cli", "main"]
+__all__ = ["COMMANDS", "cli", "main"]
 
 INTERRUPTED = 130
 
+# Each is called like its module, which is imported when it is asked for: no command waits for the libraries of others.
+COMMANDS = {
+    "run": "Find the nearest items of every query, and write a snapshot.",
+    "check": "Judge the inputs, and estimate what a run takes.",
+    "tune": "Find the cheapest engine that keeps the promised recall.",
+    "show": "Show a snapshot: its measures, settings and lists.",
+    "lookup": "Show the candidates of a key.",
+    "snapshots": "List the snapshots of a generator, or of all.",
+    "explain": "Say why an item is in the list of a query, or not.",
+    "diff": "Say what changed between two snapshots, and why.",
+    "head": "Pick the keys that cover a share of the traffic.",
+    "advise": "Say what offline, online and a mix of both cost.",
+    "replay": "Send a log of requests through the whole funnel.",
+    "publish": "Audit a snapshot and make it current in a store.",
+    "table": "Publish what each key of a log engaged with most.",
+    "expand": "Make ads and links the current expansion table.",
+    "rollback": "Make the version before the current one current.",
+    "published": "Show what is current in a store, and its versions.",
+    "refresh": "Run, audit and publish: the command of every night.",
+    "monitor": "Say what is wrong with runs and with what is served.",
+    "dashboard": "Write one HTML page about every generator.",
+    "overlay": "Take items out of every answer at once, or change them.",
+    "serve": "Answer over HTTP from a store.",
+    "spec": "Print a commented spec with every setting.",
+    "info": "Show version, machine, kernels and extras.",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """The commands by name, imported one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"nearcast.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nearcast")
 def cli() -> None:
     """Find the nearest items for every query ahead of time, check the answer, and look it up."""
-
-
-COMMANDS = (
-    *(run, check, tune, show, lookup, snapshots, explain, diff, head, advise, replay),
-    *(publish, table, expand, rollback, published, refresh, monitor, dashboard, overlay, serve, spec, info),
-)
-
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main() -> None:

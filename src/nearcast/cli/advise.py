@@ -15,7 +15,7 @@ from rich.text import Text
 from nearcast.advising.ask import Asked, Numbers
 from nearcast.advising.costs import PER_KEY, Advice
 from nearcast.advising.draw import draw_advice
-from nearcast.api import advise as ask
+from nearcast.api.advice import advise as ask
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option, size, stretch
 from nearcast.types import Metric

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import check as check_spec
+from nearcast.api.runs import check as check_spec
 from nearcast.cli.listen import listening
 from nearcast.cli.render import input_table
 from nearcast.cli.shared import as_json, console, json_option

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from nearcast.api import diff as compare
+from nearcast.api.comparing import diff as compare
 from nearcast.cli.shared import as_json, console, json_option, out_option
-from nearcast.join.diff import Change, Diff
+
+if TYPE_CHECKING:
+    from nearcast.join.diff import Change, Diff
 
 __all__ = ["diff"]
 

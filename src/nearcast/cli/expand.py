@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import expand as make_current
+from nearcast.api.publications import expand as make_current
 from nearcast.cli.shared import as_json, json_option, size, store_option, stretch
 
 __all__ = ["expand"]

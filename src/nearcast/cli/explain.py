@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import explain as explain_pair
+from nearcast.api.comparing import explain as explain_pair
 from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option
 
 __all__ = ["explain"]

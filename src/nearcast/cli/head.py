@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nearcast.advising.draw import draw_head
 from nearcast.advising.head import HELD_OUT_DAYS, Head, Point
-from nearcast.api import head as find
+from nearcast.api.advice import head as find
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option
 from nearcast.spec import parse_bytes

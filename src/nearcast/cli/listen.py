@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,9 +14,11 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 from nearcast.cli.render import estimate_table, problem_table
 from nearcast.cli.shared import console
-from nearcast.join.estimate import RunEstimate
 from nearcast.join.listen import Listener
-from nearcast.sources.check import Report
+
+if TYPE_CHECKING:
+    from nearcast.join.estimate import RunEstimate
+    from nearcast.sources.check import Report
 
 __all__ = ["DrawingListener", "listening"]
 

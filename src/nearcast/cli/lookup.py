@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nearcast.api import lookup as look_up
+from nearcast.api.snapshots import lookup as look_up
 from nearcast.cli.render import candidate_list
 from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.errors import NotFoundError
 from nearcast.publishing.where import place_in_store
-from nearcast.serve.answers import Answer
 from nearcast.serve.lookup import open_lookup
 from nearcast.table.snapshot import Candidates
+
+if TYPE_CHECKING:
+    from nearcast.serve.answers import Answer
 
 __all__ = ["lookup"]
 

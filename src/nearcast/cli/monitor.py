@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.api import monitor as look
+from nearcast.api.refreshing import monitor as look
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option, out_option, store_option, stretch
 from nearcast.errors import AlertError

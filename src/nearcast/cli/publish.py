@@ -8,7 +8,7 @@ from typing import cast
 import click
 from click.core import ParameterSource
 
-from nearcast.api import publish as publish_snapshot
+from nearcast.api.publications import publish as publish_snapshot
 from nearcast.cli.listen import listening
 from nearcast.cli.render_publish import audit_table, outcome
 from nearcast.cli.shared import as_json, console, json_option, out_option, store_option

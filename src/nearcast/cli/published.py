@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import published as look
+from nearcast.api.publications import published as look
 from nearcast.cli.render_publish import published_table
 from nearcast.cli.shared import as_json, console, json_option, out_option, store_option
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import Refreshed
-from nearcast.api import refresh as refresh_spec
+from nearcast.api.refreshing import Refreshed
+from nearcast.api.refreshing import refresh as refresh_spec
 from nearcast.cli.listen import listening
 from nearcast.cli.monitor import raise_on, report
 from nearcast.cli.render_publish import audit_table, outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -13,10 +13,12 @@ from rich.text import Text
 
 from nearcast.cli.shared import size, stretch
 from nearcast.join.context import STAGES
-from nearcast.join.estimate import RunEstimate
 from nearcast.measure.measures import MEASURES, format_value
-from nearcast.sources.check import Report, SideReport
-from nearcast.table.snapshot import Candidates, Snapshot
+
+if TYPE_CHECKING:
+    from nearcast.join.estimate import RunEstimate
+    from nearcast.sources.check import Report, SideReport
+    from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "snapshot_list", "summary"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from nearcast.stores.base import OverlayEntry
+if TYPE_CHECKING:
+    from nearcast.stores.base import OverlayEntry
 
 __all__ = ["overlay_table"]
 

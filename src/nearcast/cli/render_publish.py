@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.markup import escape
@@ -11,9 +12,11 @@ from rich.text import Text
 
 from nearcast.cli.shared import size, stretch
 from nearcast.measure.measures import format_value
-from nearcast.publishing.listing import Kept, Published
-from nearcast.publishing.publication import Publication
-from nearcast.publishing.rules import Finding
+
+if TYPE_CHECKING:
+    from nearcast.publishing.listing import Kept, Published
+    from nearcast.publishing.publication import Publication
+    from nearcast.publishing.rules import Finding
 
 __all__ = ["audit_table", "outcome", "published_table"]
 

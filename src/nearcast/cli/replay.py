@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from nearcast.api import replay as replay_log
+from nearcast.api.advice import replay as replay_log
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option, store_option
 from nearcast.replaying.draw import draw_replay
-from nearcast.replaying.outcome import Figures, Rate
-from nearcast.replaying.replay import Replayed
+
+if TYPE_CHECKING:
+    from nearcast.replaying.outcome import Figures, Rate
+    from nearcast.replaying.replay import Replayed
 
 __all__ = ["replay"]
 

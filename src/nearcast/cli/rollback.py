@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import roll_back
+from nearcast.api.publications import roll_back
 from nearcast.cli.listen import listening
 from nearcast.cli.render_publish import outcome
 from nearcast.cli.shared import as_json, console, json_option, out_option, store_option

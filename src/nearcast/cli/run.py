@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-from nearcast.api import run as run_spec
+from nearcast.api.runs import run as run_spec
 from nearcast.cli.listen import listening
 from nearcast.cli.render import summary
 from nearcast.cli.shared import as_json, console, json_option

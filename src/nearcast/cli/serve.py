@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearcast.api import explain
+from nearcast.api.comparing import explain
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import out_option
 from nearcast.errors import NearcastError, NotFoundError, SpecError
@@ -24,10 +24,10 @@ from nearcast.serve.replies import need_extra
 from nearcast.serve.sampling import SAMPLES, SampleWriter
 from nearcast.spec import Publishing, load_spec, parse_bytes
 from nearcast.stores import open_store
-from nearcast.stores.base import Store
 
 if TYPE_CHECKING:
     from nearcast.dashboard.live import Explain
+    from nearcast.stores.base import Store
 
 __all__ = ["serve", "tokens"]
 

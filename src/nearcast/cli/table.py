@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api import publish_table
+from nearcast.api.publications import publish_table
 from nearcast.cli.listen import listening
 from nearcast.cli.overlay import span_of
 from nearcast.cli.render_publish import outcome

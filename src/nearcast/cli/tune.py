@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Group, RenderableType
@@ -10,14 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.api import tune as tune_spec
+from nearcast.api.tuning import tune as tune_spec
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option, size, stretch
 from nearcast.errors import MissingExtraError
 from nearcast.spec import parse_bytes
 from nearcast.tuning.draw import draw_frontier
 from nearcast.tuning.tune import TRIALS
-from nearcast.tuning.tuned import Tuned
+
+if TYPE_CHECKING:
+    from nearcast.tuning.tuned import Tuned
 
 __all__ = ["tune"]
 

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nearcast.engines.base import Estimate, JoinShape
 from nearcast.errors import BudgetError
+
+if TYPE_CHECKING:
+    from nearcast.engines.base import Estimate, JoinShape
 
 __all__ = ["RunEstimate", "estimate_run", "stop_if_too_large"]
 

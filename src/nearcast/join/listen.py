@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
-from nearcast.join.estimate import RunEstimate
-from nearcast.sources.check import Report
+if TYPE_CHECKING:
+    from nearcast.join.estimate import RunEstimate
+    from nearcast.sources.check import Report
 
 __all__ = ["Listener"]
 

@@ -1,0 +1,178 @@
+"""The verbs that decide what is served: publish a snapshot or a table, roll back, expand, and say what is published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from nearcast.api.given import OUT, SpecLike, StoreLike, note, opened_store, place_in_store_of, place_of
+from nearcast.errors import AuditError
+from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
+from nearcast.history.record import record_failed_audit, record_publication
+from nearcast.join.listen import Listener
+from nearcast.publishing import listing, rollback, tables
+from nearcast.publishing import publish as publishing
+from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
+from nearcast.publishing.engagement import read_log as read_engagement
+from nearcast.publishing.expansion import Expanded, expand_files
+from nearcast.publishing.where import Place, place_of_name
+from nearcast.spec import Publishing, parse_model
+from nearcast.table.snapshot import find_snapshot, list_generators
+
+if TYPE_CHECKING:
+    from nearcast.publishing.publication import Publication
+
+__all__ = ["expand", "publish", "publish_table", "published", "roll_back"]
+
+
+def publish(
+    generator: SpecLike,
+    version: int | None = None,
+    *,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    accept: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    repair: bool = False,
+    max_bytes_per_second: int | str | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
+
+    generator: a name, with the settings that its snapshot was made by; or a spec (a path ending in .toml, a mapping or
+    a parsed one), whose [publish], [audit] and [serve] tables count as they are now.
+    store: in place of the spec's; a path is relative to the current folder.
+    out: folder of the snapshots; the spec's own, or "nearcast" for a name.
+    accept: rules that may fail, and why; it is kept with the version.
+    dry_run: audit and rehearse the copy; change nothing.
+    repair: do without a pointer or a current version that cannot be read.
+    max_bytes_per_second: throttle of the copy, in place of the spec's: 50_000_000 or "50MB".
+    Raises AuditError where a rule fails, BusyError while another process publishes the generator, NotFoundError for a
+    snapshot that is not there, DamagedError for a file with other bytes than were written, StoreError.
+    """
+    place = place_of(generator, out, version)
+    find_snapshot(place.out, place.generator, version)  # before the lock, which makes a place in the store
+    settings, listener = place.publish, listener or Listener()
+    if max_bytes_per_second is not None:
+        changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
+        settings = parse_model(Publishing, changed, "publish")
+    with opened_store(store, place) as opened:
+        order = publishing.Order(
+            generator=place.generator,
+            store=opened,
+            choose=lambda: find_snapshot(place.out, place.generator, version),
+            settings=settings,
+            audit=place.audit,
+            serving=place.serve,
+            accept=accept or {},
+            named=version is not None,
+            repair=repair,
+            dry_run=dry_run,
+            listener=listener,
+        )
+        try:
+            done = publishing.publish(order)
+        except AuditError as error:
+            if not dry_run:
+                newest = find_snapshot(place.out, place.generator, version).version
+                note(listener, record_failed_audit(place.out, place.generator, newest, error))
+            raise
+    note(listener, record_publication(place.out, done))
+    return done
+
+
+def publish_table(
+    generator: SpecLike,
+    table: str,
+    log: object,
+    *,
+    key: str,
+    item: str,
+    weight: str | None = None,
+    time: str | None = None,
+    half_life_seconds: float | None = None,
+    top: int = TOP,
+    fewer: bool = False,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Publish a table of a generator: for each key of an engagement log the items engaged with most, with weights.
+
+    table: "phrases" or "people", by which requests are resolved, or a word of one's own.
+    log: a Parquet file, a folder of them, or an Arrow table; a row per engagement. It is read whole.
+    key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
+    older than the newest counts half. top: items kept of a key.
+    fewer: the table may have less than half as many keys as the current one.
+    Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
+    """
+    place = place_in_store_of(generator, out)
+    columns = LogColumns(key, item, weight, time, half_life_seconds, top)
+    rows = most_engaged(log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns), columns, table)
+    with opened_store(store, place) as opened:
+        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
+    note(listener or Listener(), record_publication(place.out, done))
+    return done
+
+
+def roll_back(
+    generator: SpecLike,
+    *,
+    to: int | None = None,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Publication:
+    """Make an older version current again: the newest one that was not rolled back from, or `to`, older or newer.
+
+    Raises NotFoundError where the store has no such version, DamagedError where it is not as it was written,
+    BusyError while another process publishes the generator; then nothing has changed.
+    """
+    place, listener = place_in_store_of(generator, out), listener or Listener()
+    with opened_store(store, place) as opened:
+        done = rollback.roll_back(opened, place.generator, to, listener=listener)
+    note(listener, record_publication(place.out, done))
+    return done
+
+
+def expand(
+    spec: str | Path | Mapping[str, Any], *, base: str | Path | None = None, store: StoreLike | None = None
+) -> Expanded:
+    """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
+
+    spec: a path to a TOML file, or a mapping. store: in place of the spec's.
+    base: the folder that its paths are relative to; the spec file's own, else the current one.
+    Raises as `nearcast.publishing.expansion.publish_expansion` does.
+    """
+    if isinstance(spec, str | Path):
+        parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
+    else:
+        parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
+    place = Place(
+        parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
+    )
+    with opened_store(store, place) as opened:
+        return expand_files(parsed, folder, opened)
+
+
+def published(
+    generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
+) -> list[listing.Published]:
+    """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
+    if generator is not None:
+        places = [place_in_store_of(generator, out)]
+    elif store is not None:
+        with opened_store(store, Place("", Path(out or OUT))) as opened:
+            return [listing.published(opened, name, now=time.time()) for name in opened.generators()]
+    else:
+        places = [place_of_name(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+    found = []
+    for place in places:
+        with opened_store(store, place) as opened:
+            if generator is not None or opened.pointer(place.generator) is not None:
+                found.append(listing.published(opened, place.generator, now=time.time()))
+    return found

@@ -1,0 +1,58 @@
+"""The verbs that make a snapshot, or look at what one would take: run and check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nearcast.api.given import SpecLike, note, resolve
+from nearcast.errors import PromiseError
+from nearcast.history.record import record_run
+from nearcast.join.listen import Listener
+from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.table.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from nearcast.join.estimate import RunEstimate
+    from nearcast.sources.check import Report
+
+__all__ = ["check", "run"]
+
+
+def run(
+    spec: SpecLike,
+    *,
+    items: object | None = None,
+    queries: object | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+    again: bool = False,
+) -> Outcome:
+    """Make a snapshot of a generator: check, join, write, measure. See `nearcast.join.run.run_generator`.
+
+    items, queries: tables (Arrow, pandas, polars) or pairs (ids, vectors), in place of the spec's files.
+    base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
+    """
+    parsed, folder = resolve(spec, base, items, queries)
+    listener = listener or Listener()
+    try:
+        outcome = run_generator(parsed, folder, items=items, queries=queries, listener=listener, again=again)
+    except PromiseError as error:
+        if isinstance(error.snapshot, Snapshot):
+            note(listener, record_run(folder / parsed.out, error.snapshot))
+        raise
+    note(listener, record_run(folder / parsed.out, outcome.snapshot))
+    return outcome
+
+
+def check(
+    spec: SpecLike,
+    *,
+    items: object | None = None,
+    queries: object | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+) -> tuple[Report, RunEstimate]:
+    """Do all of a run that comes before the join: read and judge the inputs, and estimate."""
+    parsed, folder = resolve(spec, base, items, queries)
+    return check_generator(parsed, folder, items=items, queries=queries, listener=listener)

@@ -1,0 +1,28 @@
+"""The verbs that read snapshots: list them, and look a query up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_snapshots
+
+__all__ = ["lookup", "snapshots"]
+
+
+def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:
+    """All snapshots of a generator below the folder `out`, oldest first."""
+    return list_snapshots(Path(out), generator)
+
+
+def lookup(
+    generator: str,
+    key: str | int,
+    *,
+    out: str | Path = "nearcast",
+    version: int | None = None,
+    columns: tuple[str, ...] | None = None,
+) -> Candidates:
+    """The candidates of one query, with the generator's display columns or the ones asked for."""
+    snapshot = find_snapshot(Path(out), generator, version)
+    shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
+    return snapshot.lookup(key, shown)

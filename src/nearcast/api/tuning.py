@@ -1,0 +1,41 @@
+"""The verb that finds the engine and settings of a generator: tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nearcast.api.given import SpecLike, resolve
+from nearcast.join.context import prepare
+from nearcast.join.listen import Listener
+from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.tuning.tune import TRIALS
+from nearcast.tuning.tune import tune as tune_job
+from nearcast.tuning.tuned import Tuned, save
+
+__all__ = ["tune"]
+
+
+def tune(
+    spec: SpecLike,
+    *,
+    trials: int = TRIALS,
+    seconds: float | None = None,
+    memory: int | None = None,
+    base: str | Path | None = None,
+    listener: Listener | None = None,
+) -> tuple[Tuned, Path]:
+    """Find the cheapest engine and settings that keep the promised recall; see `nearcast.tuning.tune.tune`.
+
+    Returns what was found, and the folder where it is kept (frontier.json).
+    trials: points to judge, those of earlier tunings included. seconds: time to take; about half an exact join's.
+    memory: bytes that the whole job may take; the spec's.
+    """
+    parsed, folder = resolve(spec, base, None, None)
+    free = {"engine": "auto", "engine_settings": {}} | ({} if memory is None else {"memory": memory})
+    run_context = prepare(
+        parse_model(GeneratorSpec, parsed.model_dump() | free, "the spec"), folder, listener or Listener()
+    )
+    tuned = tune_job(run_context, trials=trials, seconds=seconds)
+    home = run_context.home / "tuning"
+    save(tuned, home / "frontier.json")
+    return tuned, home
