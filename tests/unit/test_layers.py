@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import nearcast
@@ -19,7 +20,7 @@ FLOORS = [
     {"errors"},
     {"types"},
     {"machine"},
-    {"files", "sharing"},
+    {"files", "parquet", "sharing"},
     {"spec"},
     {"knn"},
     {"kernels"},
@@ -244,6 +245,31 @@ except nearcast.errors.MissingExtraError as error:
 """
     )
     assert python(code) == ["9"]
+
+
+def test_every_command_is_listed_and_is_called_like_its_module():
+    from nearcast.cli import COMMANDS, cli
+
+    context = click.Context(cli)
+    commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    assert {name: command.name for name, command in commands.items()} == {name: name for name in COMMANDS}
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in (PACKAGE / "cli").glob("*.py")}
+    with_commands = {name for name, text in modules.items() if f"def {name}(" in text and "@click.command" in text}
+    with_commands |= {name for name, text in modules.items() if "@click.group" in text} - {"__init__"}
+    assert with_commands == set(COMMANDS)
+    assert all(text.endswith(".") and len(text) < 65 for text in COMMANDS.values())
+
+
+def test_help_and_version_wait_for_no_library_but_the_parser():
+    code = """
+import contextlib, io, sys
+from nearcast.cli import cli
+for word in ("--help", "--version"):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        cli.main([word])
+print(*[name for name in ("numpy", "pyarrow", "pydantic", "rich") if name in sys.modules])
+"""
+    assert python(code) == []
 
 
 def test_the_errors_are_a_tree_with_an_exit_code_each():

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nearcast.errors import BudgetError, InputError
+from nearcast.parquet import open_dataset
 from nearcast.types import IntArray, Progress, no_progress
 
 __all__ = ["Day", "Traffic", "read_traffic"]
@@ -101,7 +101,7 @@ def _dataset(path: Path) -> Any:
     if not found:
         raise InputError(f"no Parquet file at {path}; check the path of the log")
     try:
-        return ds.dataset(str(path) if folder else [str(p) for p in found], format="parquet")
+        return open_dataset(str(path) if folder else [str(p) for p in found])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not readable as Parquet: {error}") from error
 

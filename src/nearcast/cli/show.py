@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from nearcast.cli.named import find_named
 from nearcast.cli.render import summary
-from nearcast.cli.shared import as_json, console, find_named, json_option, out_option
+from nearcast.cli.shared import as_json, console, json_option, out_option
 
 __all__ = ["show"]
 

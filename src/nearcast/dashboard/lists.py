@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nearcast.errors import NotFoundError
+from nearcast.parquet import open_dataset
 from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = ["Removal", "columns_shown", "compared", "keys_like", "labels_of", "list_of", "side_by_side"]
@@ -34,7 +34,7 @@ def columns_shown(snapshot: Snapshot) -> tuple[str, ...]:
     """The item columns that the spec shows to people, else its attributes."""
     items = snapshot.manifest["spec"].get("items") or {}
     names = items.get("display") or items.get("attributes") or ()
-    held = ds.dataset(snapshot.folder / "items", format="parquet").schema.names
+    held = open_dataset(snapshot.folder / "items").schema.names
     return tuple(name for name in names if name in held)
 
 
@@ -107,7 +107,7 @@ def side_by_side(before: Sequence[Any], now: Sequence[Any]) -> dict[str, Any]:
 
 def keys_like(snapshot: Snapshot, typed: str, most: int = 12) -> list[dict[str, Any]]:
     """Keys that begin with what was typed, then keys whose display columns hold it; with a label each."""
-    table = ds.dataset(snapshot.folder / "candidates", format="parquet")
+    table = open_dataset(snapshot.folder / "candidates")
     ids = table.to_table(columns=["query_id"], filter=_begins(table, typed)).column("query_id")
     found = ids.slice(0, most).to_pylist()
     if len(found) < most and len(typed) > 1:
@@ -149,7 +149,7 @@ def labels_of(snapshot: Snapshot, keys: Sequence[Any]) -> dict[Any, str]:
 
 def _about_queries(snapshot: Snapshot) -> Any:
     folder = snapshot.folder / "queries"
-    return ds.dataset(folder if folder.is_dir() else snapshot.folder / "items", format="parquet")
+    return open_dataset(folder if folder.is_dir() else snapshot.folder / "items")
 
 
 def _labels(snapshot: Snapshot, dataset: Any) -> list[str]:

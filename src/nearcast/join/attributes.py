@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
+from nearcast.parquet import open_dataset
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
 
@@ -17,12 +17,12 @@ __all__ = ["attribute_names", "attributes_of", "rows_of"]
 
 def attribute_names(side: Side) -> list[str]:
     """The columns that the side has beside its ids."""
-    return [name for name in ds.dataset(side.attributes, format="parquet").schema.names if name != "id"]
+    return [name for name in open_dataset(side.attributes).schema.names if name != "id"]
 
 
 def attributes_of(side: Side, names: Sequence[str]) -> pa.Table:
     """Columns "id" and `names` of the side's vectors, in the order of their positions."""
-    table = ds.dataset(side.attributes, format="parquet").to_table(columns=["id", *names], use_threads=False)
+    table = open_dataset(side.attributes).to_table(columns=["id", *names], use_threads=False)
     if len(side.ids) == len(table):
         return table
     return table.take(pa.array(positions_of(side.ids, side.listed_ids)))
@@ -30,7 +30,7 @@ def attributes_of(side: Side, names: Sequence[str]) -> pa.Table:
 
 def rows_of(folder: Path, ids: pa.Array, names: Sequence[str]) -> pa.Table:
     """Columns "id" and `names` of the rows with these ids, in their order. folder: the attributes of a side."""
-    dataset = ds.dataset(folder, format="parquet")
+    dataset = open_dataset(folder)
     wanted = ids.cast(dataset.schema.field("id").type)
-    table = dataset.to_table(columns=["id", *names], filter=ds.field("id").isin(wanted), use_threads=False)
+    table = dataset.to_table(columns=["id", *names], filter=pc.field("id").isin(wanted), use_threads=False)
     return table.take(pc.index_in(wanted, value_set=table.column("id").combine_chunks()))

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from nearcast.eligibility import Rule, columns_of, failing
 from nearcast.errors import InputError
 from nearcast.join.constraints import rules_of
+from nearcast.parquet import open_dataset
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Snapshot
 
@@ -99,10 +100,10 @@ class _Side:
     @cached_property
     def lists(self) -> dict[Id, _List]:
         """The lists of the sampled queries that are there."""
-        dataset = ds.dataset(self.snapshot.folder / "candidates", format="parquet")
+        dataset = open_dataset(self.snapshot.folder / "candidates")
         wanted = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
         columns = ["query_id", "candidate_ids", "scores"]
-        rows = dataset.to_table(columns=columns, filter=ds.field("query_id").isin(wanted), use_threads=False)
+        rows = dataset.to_table(columns=columns, filter=pc.field("query_id").isin(wanted), use_threads=False)
         return {
             row["query_id"]: _List(tuple(row["candidate_ids"]), tuple(row["scores"]), self.spec.k)
             for row in rows.to_pylist()
@@ -111,10 +112,10 @@ class _Side:
     def facts(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
         """Attributes by id, of the ids that are there."""
         path = self.snapshot.folder / folder
-        dataset = ds.dataset(path if path.is_dir() else self.snapshot.folder / "items", format="parquet")
+        dataset = open_dataset(path if path.is_dir() else self.snapshot.folder / "items")
         held = [name for name in names if name in dataset.schema.names]
         wanted = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
-        table = dataset.to_table(columns=["id", *held], filter=ds.field("id").isin(wanted), use_threads=False)
+        table = dataset.to_table(columns=["id", *held], filter=pc.field("id").isin(wanted), use_threads=False)
         return {row["id"]: row for row in table.to_pylist()}
 
 
@@ -122,7 +123,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
     """Compare the lists of evenly spread queries. InputError where the snapshots' ids are of different types."""
     rows = np.unique(np.linspace(0, max(0, newer.n_rows - 1), min(sample, newer.n_rows)).astype(np.int64))
     asked = newer.rows(rows).column("query_id").to_pylist()
-    kinds = [ds.dataset(side.folder / "candidates", format="parquet").schema for side in (older, newer)]
+    kinds = [open_dataset(side.folder / "candidates").schema for side in (older, newer)]
     if any(kinds[0].field(name).type != kinds[1].field(name).type for name in ("query_id", "candidate_ids")):
         raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
     before, after = _Side(older, asked), _Side(newer, asked)

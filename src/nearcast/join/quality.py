@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nearcast.engines.base import Resources
 from nearcast.errors import InputError
@@ -36,6 +35,7 @@ from nearcast.measure.slices import (
     traffic_slices,
     value_slices,
 )
+from nearcast.parquet import open_dataset
 from nearcast.sources.ids import positions_of
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
@@ -203,11 +203,11 @@ def _new_items(
     """Recall of items that the last snapshot did not have, and of those it had, over the queries that want one."""
     wanted = np.unique(truth.positions[truth.positions >= 0])
     ids = inputs.items.ids.take(pa.array(wanted))
-    dataset = ds.dataset(last.folder / "items", format="parquet")
+    dataset = open_dataset(last.folder / "items")
     kind = dataset.schema.field("id").type
     if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(wanted):
         return []
-    known = dataset.to_table(columns=["id"], filter=ds.field("id").isin(ids.cast(kind)), use_threads=False)
+    known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
     new = np.zeros(inputs.items.vectors.n, np.bool_)
     new[wanted[positions_of(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
     hits = _hits(lists, truth)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nearcast.errors import InputError
+from nearcast.parquet import open_dataset
 from nearcast.types import IntArray
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 __all__ = ["ITEM", "SURVIVED", "Counts", "read_counts"]
 
@@ -56,11 +60,11 @@ def read_counts(path: Path, item_ids: pa.Array) -> Counts:
     return Counts(survived, seen, unknown)
 
 
-def _open(path: Path) -> ds.Dataset:
+def _open(path: Path) -> Dataset:
     if not path.exists():
         raise InputError(f"surplus.log names {path}, which is not there; write look-ups to it, or use surplus.survival")
     try:
-        return ds.dataset(path, format="parquet")
+        return open_dataset(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"the log of look-ups {path} is no Parquet: {error}") from error
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
+from nearcast.parquet import open_dataset
 from nearcast.table.schema import rows_per_group
 from nearcast.table.write import GROUPS_PER_FILE
 from nearcast.types import IntArray
@@ -101,9 +101,9 @@ class Snapshot:
 
         Reads one row group of the table: for people and tests. Serving reads a store.
         """
-        dataset = ds.dataset(self.folder / "candidates", format="parquet")
+        dataset = open_dataset(self.folder / "candidates")
         value = _typed(key, dataset.schema.field("query_id").type)
-        found = self._read(dataset, ds.field("query_id") == value) if value is not None else []
+        found = self._read(dataset, pc.field("query_id") == value) if value is not None else []
         if not found:
             raise NotFoundError(f"{self.generator} {self.name} has no query {key!r}{self._near(dataset)}")
         row = found[0]
@@ -121,13 +121,13 @@ class Snapshot:
             with pq.ParquetFile(path) as file:
                 table = file.read_row_group(int(group % GROUPS_PER_FILE), use_threads=False)
             pieces.append(table.take(pa.array(within)))
-        return pa.concat_tables(pieces) if pieces else ds.dataset(self.folder / "candidates").schema.empty_table()
+        return pa.concat_tables(pieces) if pieces else open_dataset(self.folder / "candidates").schema.empty_table()
 
     def lists_between(self, first: str | int | None, end: str | int | None) -> pa.Table:
         """query_id and candidate_ids of the queries with first <= id < end; None is no bound."""
-        dataset = ds.dataset(self.folder / "candidates", format="parquet")
-        field, kind = ds.field("query_id"), dataset.schema.field("query_id").type
-        inside = ds.scalar(True)
+        dataset = open_dataset(self.folder / "candidates")
+        field, kind = pc.field("query_id"), dataset.schema.field("query_id").type
+        inside = pc.scalar(True)
         for bound, holds in ((first, field.__ge__), (end, field.__lt__)):
             value = None if bound is None else _typed(bound, kind)
             if bound is not None and value is None:
@@ -159,14 +159,14 @@ class Snapshot:
     def _item_columns(self, ids: tuple[str | int, ...], columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
         if not columns or not ids:
             return dict.fromkeys(columns, ())
-        dataset = ds.dataset(self.folder / "items", format="parquet")
+        dataset = open_dataset(self.folder / "items")
         for name in columns:
             if name == "id" or name not in dataset.schema.names:
                 held = ", ".join(n for n in dataset.schema.names if n != "id") or "none"
                 raise NotFoundError(f"{self.generator} {self.name} holds no item column {name!r}; it holds {held}")
         wanted = pa.array(ids, dataset.schema.field("id").type)
         try:
-            table = dataset.to_table(columns=["id", *columns], filter=ds.field("id").isin(wanted))
+            table = dataset.to_table(columns=["id", *columns], filter=pc.field("id").isin(wanted))
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
         places = pc.index_in(wanted, value_set=table.column("id").combine_chunks())
