@@ -1,4 +1,7 @@
-"""Put the figures that `make ads` has left into docs/similar_item_ads.md, and its picture beside the others."""
+"""Put the figures that `make ads` has left into docs/similar_item_ads.md, and its picture beside the others.
+
+Those of several seasons too, where `python seasons.py` has left some.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def main() -> None:
     found = json.loads((LEFT / "ways.json").read_text(encoding="utf-8"))
     ways: list[Way] = found["ways"]
     text = PAGE.read_text(encoding="utf-8")
-    for name, part in (("stages", _stages(ways)), ("few", _few(ways)), ("rates", _rates(ways) + _told(found))):
+    parts = [("stages", _stages(ways)), ("few", _few(ways)), ("rates", _rates(ways) + _told(found))]
+    if (LEFT / "seasons.json").is_file():
+        parts.append(("seasons", _seasons(json.loads((LEFT / "seasons.json").read_text(encoding="utf-8")))))
+    for name, part in parts:
         marked = f"<!-- {name} -->\n{part}<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, marked=marked: marked, text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")
@@ -61,10 +67,14 @@ def _rates(ways: list[Way]) -> str:
         for way in ways:
             popular = "" if way["name"] == POPULAR else _points(way[f"{what}_over_popularity"])
             online = "" if way["name"] in (POPULAR, ONLINE) else _points(way[f"{what}_over_online"])
-            value, low, high = (f"{100 * end:.1f}" for end in way[what])
-            rows.append([way["name"], f"{value}% ({low} to {high})", popular, online])
+            rows.append([way["name"], _rate(way[what]), popular, online])
         parts.append(_table([what, "hit rate", "points over popularity", "points over online"], rows))
     return "\n".join(parts)
+
+
+def _rate(value: list[float]) -> str:
+    mean, low, high = (f"{100 * end:.1f}" for end in value)
+    return f"{mean}% ({low} to {high})"
 
 
 def _points(lead: list[float]) -> str:
@@ -75,6 +85,26 @@ def _told(found: dict[str, Any]) -> str:
     price = ", ".join(f"{way['name']} {way['cpu_ms_per_request']:.1f} ms" for way in found["ways"])
     count = f"{found['requests']:,} requests, {found['redemptions']:,} redemptions"
     return f"\n{count}. Processor time of a request: {price}.\n"
+
+
+def _seasons(found: Any) -> str:
+    """All seasons together, a row per figure and way."""
+    rows = [
+        [
+            what,
+            name,
+            _rate(way["rate"]),
+            "" if name == POPULAR else _points(way["over_popularity"]),
+            "" if name in (POPULAR, ONLINE) else _points(way["over_online"]),
+        ]
+        for what in ("redemptions", "engagement")
+        for name, way in found["together"][what].items()
+    ]
+    head = ["", "way", "hit rate", "points over popularity", "points over online"]
+    weeks = ", ".join(map(str, found["weeks"]))
+    redeemed = sum(found["redemptions"])
+    told = f"{sum(found['requests']):,} requests at the starts of weeks {weeks}; {redeemed:,} redemptions."
+    return f"{_table(head, rows)}\n{told}\n"
 
 
 if __name__ == "__main__":

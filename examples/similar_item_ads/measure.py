@@ -35,6 +35,7 @@ from nearcast.replaying.funnel import Funnel, Passed, run_funnel
 from nearcast.replaying.log import Logged, read_log
 from nearcast.replaying.replay import looked_up, searched
 from nearcast.replaying.ways import Lists, Way
+from nearcast.spec import GeneratorSpec
 from nearcast.stores import open_store
 from nearcast.types import Metric
 
@@ -76,7 +77,7 @@ class Measured:
 def main() -> None:
     arguments = parse_arguments()
     requests = read_log(HERE / "data" / "requests.parquet", sample=arguments.requests)
-    measured = list(measure(requests))
+    measured = measure(requests, [nearcast.load_spec(HERE / file) for file in SPECS], LENGTHS, HERE / "data")
     found = results(measured, len(requests))
     (HERE / "nearcast" / "ways.json").write_text(json.dumps(found, indent=1) + "\n")
     show(found)
@@ -93,34 +94,32 @@ def parse_arguments() -> argparse.Namespace:
 # Measuring.
 
 
-def measure(requests: list[Logged]) -> list[Measured]:
-    """Every way, one after the other."""
+def measure(requests: list[Logged], specs: list[GeneratorSpec], lengths: Sequence[int], data: Path) -> list[Measured]:
+    """Every way, one after the other. specs: of the look-ups, the one with all products last."""
     found = []
     listener = Listener()
     with ExitStack() as held:
-        store = open_store(f"lmdb:{HERE / 'nearcast' / 'store'}")
+        store = open_store(f"lmdb:{HERE / specs[-1].out / 'store'}")
         held.callback(store.close)
         ads = held.enter_context(nearcast.open_expansion(store, "coupons"))
-        for file in SPECS:
-            run = prepare(nearcast.load_spec(HERE / file), HERE, listener)
-            table = held.enter_context(looked_up(run, store, None))
+        for spec in specs:
+            table = held.enter_context(looked_up(prepare(spec, HERE, listener), store, None))
             items = int(table.view.version.facts["items"])
-            for k in LENGTHS:
+            for k in lengths:
                 passed = run_funnel(table, requests, Funnel(ads, candidates_per_key=k))
                 found.append(measured(f"offline, {items:,} items, k {k}", items, k, passed, requests))
-        full = nearcast.load_spec(HERE / SPECS[-1])
-        online = searched(prepare(full, HERE, listener), recall=0.95, k=ONLINE_K)
+        online = searched(prepare(specs[-1], HERE, listener), recall=0.95, k=ONLINE_K)
         passed = run_funnel(online, requests, Funnel(ads))
         found.append(measured(ONLINE, online.index.n_items, ONLINE_K, passed, requests))
-        passed = run_funnel(most_bought(), requests, Funnel(ads))
+        passed = run_funnel(most_bought(data), requests, Funnel(ads))
         found.append(measured(POPULAR, 0, 0, passed, requests))
     return found
 
 
-def most_bought() -> Way:
+def most_bought(data: Path) -> Way:
     """Products with ads, by how many households' receipts they are on."""
-    linked = np.unique(pq.read_table(HERE / "data" / "links.parquet")["product_id"].to_numpy())
-    products = pq.read_table(HERE / "data" / "products.parquet", columns=["product_id", "purchases"])
+    linked = np.unique(pq.read_table(data / "links.parquet")["product_id"].to_numpy())
+    products = pq.read_table(data / "products.parquet", columns=["product_id", "purchases"])
     ids, counts = products["product_id"].to_numpy(), products["purchases"].to_numpy().astype(np.float32)
     kept = np.isin(ids, linked)
     order = np.argsort(-counts[kept], kind="stable")

@@ -78,3 +78,22 @@ def test_the_demo_runs_these_steps(recipe: Path) -> None:
     ):
         assert step in script
     subprocess.run(["bash", "-n", "demo.sh"], cwd=recipe, check=True)
+
+
+def test_seasons_are_put_together_by_household(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(recipe))
+    import seasons
+
+    def season(households: list[int], found: dict[str, list[tuple[int, int]]]) -> dict[str, object]:
+        pairs = {name: np.array(found.get(name, [(0, 1)] * len(households)), float) for name in seasons.COMPARED}
+        return {"households": np.array(households), "redemptions": pairs, "engagement": pairs}
+
+    first = season([1, 5], {"offline, k 50": [(1, 2), (0, 2)]})
+    second = season([5, 9], {"offline, k 50": [(2, 2), (1, 4)], "popularity": [(1, 2), (0, 4)]})
+    told = seasons.figures([first, second])["redemptions"]["offline, k 50"]
+    assert told["rate"][0] == 4 / 10
+    assert told["over_popularity"][0] == 4 / 10 - 1 / 8
+    assert told["rate"][1] <= told["rate"][0] <= told["rate"][2]
+    assert seasons.short("offline, 62,502 items, k 50") == "offline, k 50"
+    spec = seasons.settings("generator.toml", "data/from-week-20", 20)
+    assert (spec["items"]["path"], spec["out"]) == ("data/from-week-20/products.parquet", "nearcast/from-week-20")
