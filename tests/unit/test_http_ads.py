@@ -102,3 +102,23 @@ def test_a_request_of_too_many_keys_is_refused(store):
 def test_without_a_table_there_is_nothing_to_promote(store):
     with serving(store) as client:
         assert client.post(PATH, {"keys": ["apple"]}, 422)["error"]["code"] == "which_expansion"
+
+
+def test_keys_and_ads_are_counted_and_keys_are_sampled(store):
+    told = []
+    with open_lookup(store, "shop") as lookup, nearcast.open_expansion(store, "ads") as ads:
+        service = new_service(
+            {"shop": Served(lookup, True)},
+            expansions={"ads": ads},
+            sampled=lambda name, answers: told.extend((name, answer.key, answer.found) for answer in answers),
+        )
+        with contextlib.closing(service):
+            client = Client(make_app(service))
+            for keys in (["apple"], ["bread", "nobody"], ["nobody"]):
+                client.post(PATH, {"keys": keys})
+            text = client.ask("GET", "/metrics").text
+    assert told == [("shop", key, key != "nobody") for key in ("apple", "bread", "nobody", "nobody")]
+    assert 'nearcast_keys_total{generator="shop"} 4.0' in text
+    assert 'nearcast_misses_total{generator="shop"} 2.0' in text
+    assert 'nearcast_returned_ads_count{expansion="ads"} 3.0' in text
+    assert 'nearcast_returned_ads_bucket{expansion="ads",le="0.0"} 1.0' in text  # an answer that had run dry

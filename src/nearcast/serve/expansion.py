@@ -1,7 +1,8 @@
 """An expansion table of a store, open: candidates become the ads that a request may see.
 
-The ads are held in memory as columns, and which ads an item has is looked up. It follows refreshes and the overlay as
-any look-up does; a new version is read on a thread beside the old one. Knows nothing of HTTP.
+The ads are held in memory as columns, and which ads each item has, unless there are too many. It follows refreshes and
+the overlay as any look-up does: what is new is taken in on the look-up's watching thread, and a new version is read on
+one of its own, beside the old one. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -143,12 +144,12 @@ class Expansion:
             answer = view.get(keys[0], k=candidates_per_key)
             one = np.array([0, len(answer.ids)])
             lists = _lists(one, answer.ids, np.array(answer.scores), metric, weights)
-            found = int(answer.found)
-        else:
-            many = view.get_many(keys, k=candidates_per_key)
-            lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
-            found = int(np.count_nonzero(many.found))
-        return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found)
+            promoted = self._promoted(lists, asked)
+            return replace(promoted, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
+        many = view.get_many(keys, k=candidates_per_key)
+        lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
+        found = int(np.count_nonzero(many.found))
+        return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found, looked_up=many)
 
     def of_lists(
         self,

@@ -23,7 +23,7 @@ LATENCY_SECONDS = (
 
 
 CANDIDATES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 500, 1000)
-RETURNED = "nearcast_returned_candidates"
+RETURNED, ADS = "nearcast_returned_candidates", "nearcast_returned_ads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ METRICS = {
         Metric("nearcast_removed_candidates_total", "counter", OF_GENERATOR, "candidates that the overlay took out"),
         Metric("nearcast_barred_candidates_total", "counter", (*OF_GENERATOR, "rule"), "candidates that a rule barred"),
         Metric(RETURNED, "histogram", OF_GENERATOR, "candidates of an answer"),
+        Metric(ADS, "histogram", ("expansion",), "ads of an answer of the two-step call"),
         Metric("nearcast_searches_total", "counter", OF_GENERATOR, "vectors searched for by request"),
         Metric("nearcast_store_errors_total", "counter", OF_GENERATOR, "look-ups that the store failed"),
         Metric("nearcast_overloads_total", "counter", OF_GENERATOR, "look-ups refused, since too many were waiting"),
@@ -91,6 +92,7 @@ class Metrics:
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._barred = families["nearcast_barred_candidates_total"]
         self._of = {name: _children(families, name) for name in generators}
+        self._ads: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -120,6 +122,10 @@ class Metrics:
             if by:
                 counter.inc(by)
 
+    def promoted(self, expansion: str, ads: int) -> None:
+        """An expansion table was asked, and had so many ads."""
+        self._ads[expansion][ads] += 1
+
     def searched(self, generator: str, removed: int, vectors: int) -> None:
         """Vectors were searched for."""
         self._of[generator].searches.inc(vectors)
@@ -138,9 +144,9 @@ class Metrics:
         self._of[generator].refusals.inc()
 
     @property
-    def lengths(self) -> Mapping[str, Mapping[int, int]]:
-        """Answers by how many candidates they had, of each generator."""
-        return {name: of.returned for name, of in self._of.items()}
+    def lengths(self) -> Mapping[str, Mapping[str, Mapping[int, int]]]:
+        """Answers by how long they were: of each generator its candidates, and of each expansion table its ads."""
+        return {RETURNED: {name: of.returned for name, of in self._of.items()}, ADS: self._ads}
 
     def counted(self, name: str, generator: str) -> int:
         """A counter of a generator, since the service began."""
@@ -169,7 +175,7 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
             **({"buckets": LATENCY_SECONDS} if metric.kind == "histogram" else {}),
         )
         for metric in METRICS.values()
-        if metric.kind in kinds and metric.name != RETURNED
+        if metric.kind in kinds and metric.name not in (RETURNED, ADS)
     }
     gauge = prometheus.metrics_core.GaugeMetricFamily
 
@@ -191,12 +197,13 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
         """How long answers were: to observe each would cost more than to count it."""
 
         def collect(self) -> Iterator[Any]:
-            family = prometheus.metrics_core.HistogramMetricFamily(
-                RETURNED, METRICS[RETURNED].meaning, labels=METRICS[RETURNED].labels
-            )
-            for generator, counts in made.lengths.items():
-                family.add_metric([generator], _buckets(counts), sum(n * times for n, times in counts.items()))
-            yield family
+            for metric, lengths in made.lengths.items():
+                family = prometheus.metrics_core.HistogramMetricFamily(
+                    metric, METRICS[metric].meaning, labels=METRICS[metric].labels
+                )
+                for name, counts in lengths.items():
+                    family.add_metric([name], _buckets(counts), sum(n * times for n, times in counts.items()))
+                yield family
 
     registry.register(States())
     registry.register(Lengths())

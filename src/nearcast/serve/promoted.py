@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearcast.expansion.funnel import Stage
+from nearcast.serve.answers import Answer, Answers
 
 __all__ = ["Promoted"]
 
@@ -24,6 +25,7 @@ class Promoted:
     age_seconds: float  # since the table was read from its source
     snapshot: str | None = None  # that the candidates come from; None where they were given
     found: int = 0  # keys that the snapshot has
+    looked_up: Sequence[Answer] | Answers = ()  # the candidates of each key; none where they were given
 
     def __len__(self) -> int:
         return len(self.ads)

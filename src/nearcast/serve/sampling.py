@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.files import write_text
-from nearcast.serve.answers import NOWHERE, TABLE, Answer
+from nearcast.serve.answers import NOWHERE, TABLE, Answer, Answers
 
 __all__ = ["SAMPLES", "LookedUp", "Reservoir", "SampleWriter", "read_looked_up"]
 
@@ -68,7 +68,7 @@ class Reservoir:
         self._skip = 0
         self._w = 1.0
 
-    def offer(self, answers: Sequence[Answer]) -> None:
+    def offer(self, answers: Sequence[Answer] | Answers) -> None:
         """Take note of these look-ups."""
         n = len(answers)
         self.seen += n
@@ -114,7 +114,7 @@ class SampleWriter:
         """Begin to write."""
         self._thread.start()
 
-    def offer(self, generator: str, answers: Sequence[Answer]) -> None:
+    def offer(self, generator: str, answers: Sequence[Answer] | Answers) -> None:
         """Take note of these look-ups."""
         self._reservoirs[generator].offer(answers)
 

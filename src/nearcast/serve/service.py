@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nearcast.errors import InputError, NearcastError, NotFoundError
-from nearcast.serve.answers import Answer
+from nearcast.serve.answers import Answer, Answers
 from nearcast.serve.expansion import Expansion
 from nearcast.serve.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
 from nearcast.serve.lookup import Lookup, LookupState
@@ -82,7 +82,7 @@ class Service:
     most_waiting: int
     draining: bool = False  # stops being ready, and asks clients to leave
     waiting: int = 0
-    sampled: Callable[[str, Sequence[Answer]], None] | None = None  # told of every look-up by key
+    sampled: Callable[[str, Sequence[Answer] | Answers], None] | None = None  # told of every look-up by key
     expansions: Mapping[str, Expansion] = field(default_factory=dict)
     _trouble: dict[str, _Trouble] = field(default_factory=dict)
 
@@ -160,7 +160,10 @@ class Service:
         """What an expansion table promotes for keys of a generator."""
         served = self.generator(name)
         there = served.in_process and len(wanted.keys) <= LONG
-        return await self._asked(name, served.lookup, question(expansion, wanted), elsewhere=not there)
+        promoted = await self._asked(name, served.lookup, question(expansion, wanted), elsewhere=not there)
+        self._answered(name, promoted.looked_up)
+        self.metrics.promoted(expansion.name, len(promoted))
+        return promoted
 
     async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
         """What is near these (n, dim) vectors; refused where no online index is served."""
@@ -231,7 +234,7 @@ class Service:
                 log.warning("%s follows the store again, at %s", name, served.lookup.view().snapshot)
             trouble.following = error
 
-    def _answered(self, name: str, answers: Sequence[Answer]) -> None:
+    def _answered(self, name: str, answers: Sequence[Answer] | Answers) -> None:
         self.metrics.answered(name, answers)
         if self.sampled is not None:
             self.sampled(name, answers)
@@ -272,7 +275,7 @@ def new_service(
     *,
     threads: int = THREADS,
     most_waiting: int = MOST_WAITING,
-    sampled: Callable[[str, Sequence[Answer]], None] | None = None,
+    sampled: Callable[[str, Sequence[Answer] | Answers], None] | None = None,
     expansions: Mapping[str, Expansion] | None = None,
 ) -> Service:
     """A service of these generators, which stay their owner's to close. sampled: told of every look-up by key.
