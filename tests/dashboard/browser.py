@@ -55,7 +55,8 @@ class Tab:
         """Go to a file or an address, and to a view of it. Returns playwright's page."""
         url = address.as_uri() if isinstance(address, Path) else address
         self.page.goto(f"{url}#{view}")
-        self.page.wait_for_selector("main h1")
+        self.page.wait_for_selector("main h1:not(:text-is('Loading…'))")
+        self.page.wait_for_selector(".loading", state="detached")
         return self.page
 
     def scroll_through(self) -> None:
