@@ -190,13 +190,13 @@ def _two_step(result: Any) -> str:
         )
         for name, row in result["http"].items()
     )
-    repeats = [len(row["repeats"]) - 1 for row in result["http"].values()]
+    made = sum(len(row["repeats"]) - 1 for row in result["http"].values())
     alone = [row["left_alone"] for row in result["http"].values()]
-    text = (
-        f"One core of an {result['machine']['processor']}, {result['rate']:.0f} requests a second. Medians of "
-        f"{sum(alone)} of {sum(repeats)} repeats: those in\n"
-        "which the host of this virtual machine took less than 2% of a core's time for others.\n\n"
-    )
+    text = f"One core of an {result['machine']['processor']}, {result['rate']:.0f} requests a second. Medians of "
+    if all(alone):
+        text += f"{sum(alone)} of {made} repeats: those in\nwhich the host took less than 2% of a core for others.\n\n"
+    else:
+        text += f"{made} repeats, in some of which the\nhost took more than 2% of a core for others.\n\n"
     return text + _table(heads, cells)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Edit", "SharingMap"]
 
@@ -51,7 +51,7 @@ class SharingMap(Mapping[K, V]):
         return Edit(self._buckets, self._size)
 
 
-class Edit(MutableMapping[K, V], Generic[K, V]):
+class Edit(MutableMapping[K, V]):
     """A mapping that is being changed. It copies what it changes, and nothing else."""
 
     __slots__ = ("_buckets", "_own", "_size")

@@ -27,6 +27,7 @@ __all__ = [
     "Progress",
     "Vectors",
     "as_score",
+    "flat",
     "no_progress",
 ]
 
@@ -47,6 +48,16 @@ def as_score(value: float) -> np.float32:
     """A bound as the float32 that scores are compared with; what is beyond float32 is infinite."""
     with np.errstate(over="ignore"):
         return np.float32(value)
+
+
+def flat(starts: IntArray, ends: IntArray) -> IntArray:
+    """All places of these stretches, one stretch after the other."""
+    lengths = ends - starts
+    last = np.cumsum(lengths)
+    if len(last) == 0:
+        return last
+    places: IntArray = np.arange(last[-1]) + np.repeat(starts - (last - lengths), lengths)
+    return places
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
-from nearcast.expansion.links import flat
-from nearcast.types import IntArray
+from nearcast.types import IntArray, flat
 
 __all__ = ["Column", "column_of", "seconds_of_time"]
 

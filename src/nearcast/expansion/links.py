@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.types import IntArray
+from nearcast.types import IntArray, flat
 
-__all__ = ["Links", "flat", "links_of"]
+__all__ = ["Links", "links_of"]
 
 Offsets = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]
@@ -41,16 +41,6 @@ class Links:
         rows = found[there]
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         return np.repeat(there, ends - starts), self.positions[flat(starts, ends)].astype(np.int64)
-
-
-def flat(starts: IntArray, ends: IntArray) -> IntArray:
-    """All places of these stretches, one stretch after the other."""
-    lengths = ends - starts
-    last = np.cumsum(lengths)
-    if len(last) == 0:
-        return last
-    places: IntArray = np.arange(last[-1]) + np.repeat(starts - (last - lengths), lengths)
-    return places
 
 
 def links_of(keys: IntArray | Sequence[bytes], lengths: IntArray, positions: IntArray) -> Links:

@@ -14,7 +14,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.types import IntArray
+from nearcast.types import IntArray, flat
 
 __all__ = [
     "All",
@@ -178,7 +178,5 @@ def _of_items(leaf: Leaf, rows: IntArray | slice, numbers: IntArray) -> Leaf:
 
 def _lists(starts: IntArray, values: Int32Array, rows: IntArray | Sequence[int]) -> tuple[IntArray, Int32Array]:
     """Some of the lists of a flat array of lists."""
-    lengths = np.diff(starts)[rows]
-    new_starts = np.append(0, np.cumsum(lengths))
-    places = np.arange(new_starts[-1]) + np.repeat(starts[:-1][rows] - new_starts[:-1], lengths)
-    return new_starts, values[places]
+    first, last = starts[:-1][rows], starts[1:][rows]
+    return np.append(0, np.cumsum(last - first)), values[flat(first, last)]

@@ -79,7 +79,7 @@ class Expansion:
         self.name = lookup.generator
         self.lookup = lookup
         self._eligible = eligible
-        self._live: Live | None = None  # put in place whole by whichever thread; a round mends what two have crossed
+        self._live: Live | None = None  # put in place whole by whichever thread
         self._reading: threading.Thread | None = None
         self.error: str | None = None  # why a newer version is not used, if it is not
         lookup.follow_with(self._keep_up)
@@ -186,8 +186,11 @@ class Expansion:
             return
         if live.table.version is not view.version:
             self._read_in_background()
-        if live.overlay is not view.overlay or live.ads.until <= time.time():
-            self._put(live.table, view)
+        now = time.time()
+        if live.overlay is not view.overlay or live.ads.until <= now:
+            newer = under_overlay(live.table, view.overlay, live, now)
+            if self._live is live:  # else a new table has been read meanwhile
+                self._live = newer
 
     def _put(self, table: AdsTable, view: View) -> Live:
         self._live = live = under_overlay(table, view.overlay, self._live, time.time())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nearcast.expansion.funnel import Stage
@@ -25,7 +25,8 @@ class Promoted:
     age_seconds: float  # since the table was read from its source
     snapshot: str | None = None  # that the candidates come from; None where they were given
     found: int = 0  # keys that the snapshot has
-    looked_up: Sequence[Answer] | Answers = ()  # the candidates of each key; none where they were given
+    # The candidates of each key, for whoever counts; none where they were given.
+    looked_up: Sequence[Answer] | Answers = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.ads)
