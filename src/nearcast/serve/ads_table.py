@@ -59,11 +59,11 @@ def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DamagedError(f"the ads of {facts['generator']} {version.snapshot} cannot be read: {error}") from error
     as_of = datetime.fromisoformat(facts["as_of"]).timestamp()
-    links = _links(version, ads) if facts["keys"] <= MOST_ITEMS_HELD else None
+    links = _read_links(version, ads) if facts["keys"] <= MOST_ITEMS_HELD else None
     return AdsTable(version, ads, links, settings, eligible or Targets(settings.targeting), as_of)
 
 
-def _links(version: Version, ads: Ads) -> Links:
+def _read_links(version: Version, ads: Ads) -> Links:
     """Which ads each item has, read piece by piece."""
     pairs = version.reader.pairs(Space.LISTS)
     numbers, texts, lengths, positions = [], [], [], []
@@ -75,10 +75,10 @@ def _links(version: Version, ads: Ads) -> Links:
         else:
             texts += keys
         lengths.append(np.diff(lists.offsets))
-        positions.append(ads.positions(lists.ids).astype(np.int32))
+        positions.append(ads.positions(lists.ids))
     nothing = np.empty(0, np.int64)
     items = np.concatenate([nothing, *numbers]) if version.query_ids == "int64" else texts
-    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing.astype(np.int32), *positions]))
+    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
 
 
 def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:

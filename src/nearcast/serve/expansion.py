@@ -275,7 +275,8 @@ def _distinct(lists: _Lists, how: str) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Every candidate once. One list holds none twice."""
     if len(lists.offsets) <= 2:
         return _plain(lists.ids), lists.scores
-    encoded = pa.array(lists.ids).dictionary_encode()
+    assert isinstance(lists.ids, pa.Array)  # as several lists always are
+    encoded = lists.ids.dictionary_encode()
     groups = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return _plain(encoded.dictionary), merged(groups, len(encoded.dictionary), lists.scores, how)[0]
 

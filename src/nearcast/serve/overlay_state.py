@@ -28,12 +28,13 @@ __all__ = ["OverlayState"]
 
 Item = str | int
 Columns = Mapping[str, tuple[Any, float, float]]  # field: its value, until when, and when it was written
-_Noted = tuple[Any, ...]  # which entry it is in the order of writing, and what `OverlayEntry` is made of
+# Which entry it is in the order of writing, and what `OverlayEntry` is made of: plain tuples, since there may be many,
+# and the collector of cycles soon leaves them alone.
+_Noted = tuple[Any, ...]
+_as_tuple = attrgetter(*(part.name for part in fields(OverlayEntry)))
 
-# Entries are plain tuples here, which the collector of cycles soon leaves alone: there may be many.
 FOREVER = math.inf
 NO_SIEVE = np.zeros(1, np.bool_)
-_as_tuple = attrgetter(*(part.name for part in fields(OverlayEntry)))
 LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
 
 
