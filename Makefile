@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo ads visual test check docs airflow clean
+.PHONY: demo ads visual test test-all check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,8 +21,11 @@ ads: .venv/installed ## similar-item ads on real purchases and coupons: the funn
 visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and home feeds; needs dataset-fashion-mnist
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
-test: .venv/installed ## all tests
+test: .venv/installed ## the tests of every commit; what is skipped, and why, is said at the end
 	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: .venv/installed ## all tests, the slow ones too: nightly, and before a release
+	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 check: .venv/installed ## format, lint, types, import order
 	$(BIN)/ruff format --check .

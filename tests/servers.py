@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from needs import require_module
+
 HERE = "127.0.0.1"
 PATIENCE = 30.0  # seconds for a server to come up; much more than it ever takes
 
@@ -29,7 +31,7 @@ def redis_program() -> str:
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
-    pytest.importorskip("redis", reason="the extra redis is not installed")
+    require_module("redis")
     return program
 
 

@@ -13,8 +13,9 @@ from nearcast.engines.base import JoinShape, Resources
 from nearcast.errors import DamagedError, SpecError
 from nearcast.spec import parse_model
 from nearcast.types import ArrayVectors, FileVectors, Metric, no_progress
+from needs import require_module
 
-pytest.importorskip("faiss", reason="the contract is for all engines, those of the extra faiss among them")
+require_module("faiss", allow_module_level=True)
 
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 every_metric = pytest.mark.parametrize("metric", METRICS)

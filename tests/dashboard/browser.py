@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from needs import require_module
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 30_000  # milliseconds for what takes far less
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -27,7 +29,7 @@ def program() -> str:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser for a while."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright = require_module("playwright.sync_api")
     path = program()
     with playwright.sync_playwright() as library:
         browser = library.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -74,7 +76,7 @@ class Tab:
 
     def axe(self) -> list[str]:
         """What the accessibility checker finds that is serious."""
-        checker = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+        checker = require_module("axe_playwright_python.sync_playwright")
         found = checker.Axe().run(self.page).response["violations"]
         return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in SERIOUS]
 

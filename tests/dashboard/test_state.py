@@ -15,6 +15,7 @@ from nearcast.dashboard.words import TROUBLES as WORDS
 from nearcast.errors import NotFoundError
 from nearcast.history.store import Event
 from nearcast.monitoring.alert import CHECKS
+from needs import require_module
 
 DAY = 86_400.0
 
@@ -125,7 +126,7 @@ def test_a_folder_without_a_history_is_an_error_that_says_so(tmp_path: Path) -> 
 def test_a_planted_trouble_stands_first_by_its_name_with_its_night(tmp_path: Path, name: str) -> None:
     settings, check = TROUBLES[name][1:]
     if "engine" in settings:
-        pytest.importorskip("faiss")
+        require_module("faiss")
     pages = document(history_with(name, tmp_path, healthy=5, others=()), lists=False)["generators"]
     first = pages[0]["state"]["troubles"][0]
     assert (first["check"], first["level"]) == (check, "bad")

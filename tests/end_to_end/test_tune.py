@@ -20,9 +20,10 @@ from nearcast import kernels
 from nearcast.join.listen import Listener
 from nearcast.tuning import tune as tuning
 from nearcast.tuning.samples import draw_samples
+from needs import require_module
 
-pytest.importorskip("optuna")
-pytest.importorskip("faiss")
+require_module("optuna", allow_module_level=True)
+require_module("faiss", allow_module_level=True)
 
 NATIVE = kernels.isa_info().taken != "numpy"
 N_ITEMS, N_QUERIES, DIM = 6_000, 4_000, 16

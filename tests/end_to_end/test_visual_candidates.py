@@ -18,9 +18,12 @@ SMALL = ("--pins", "4000", "--promoted", "1500", "--people", "60", "--views", "4
 
 needs_libraries = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("matplotlib", "skimage", "sklearn")),
-    reason="needs the dependency group visual",
+    reason="scikit-image, scikit-learn and matplotlib are not installed (pip install --group visual)",
 )
-needs_pictures = pytest.mark.skipif(not PICTURES.is_dir(), reason="needs apt-get install dataset-fashion-mnist")
+needs_pictures = pytest.mark.skipif(
+    not PICTURES.is_dir(),
+    reason="the pictures of Fashion-MNIST are not installed (apt-get install dataset-fashion-mnist)",
+)
 
 
 def copied(repository: Path, to: Path) -> Path:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tests.monitoring.nights import Nights
 
+from needs import require_module
+
 HEALTHY = 5  # nights before the fault
 
 
@@ -118,7 +120,7 @@ def test_duplicates_of_one_item_filling_lists(tmp_path: Path) -> None:
 
 def test_an_index_built_for_another_metric(tmp_path: Path) -> None:
     """Vectors of very different lengths, so that what is near by l2 is not what has a large product."""
-    pytest.importorskip("faiss")
+    require_module("faiss")
     settings = {"metric": "inner_product", "recall": 0.8, "engine": "faiss-ivf", "lengths": (0.2, 3)}
     shop = nights(tmp_path, **settings, engine_settings={"nlist": 20, "nprobe": 2})
     other = Nights.__new__(Nights)
@@ -143,7 +145,7 @@ def test_an_index_built_for_another_metric(tmp_path: Path) -> None:
 
 
 def test_a_probe_count_cut_to_a_tenth(tmp_path: Path) -> None:
-    pytest.importorskip("faiss")
+    require_module("faiss")
     settings = {"recall": 0.8, "engine": "faiss-ivf"}
     shop = nights(tmp_path, **settings, engine_settings={"nlist": 60, "nprobe": 20})
     shop.spec = shop.spec | {"engine_settings": {"nlist": 60, "nprobe": 2}}
@@ -184,7 +186,7 @@ def test_a_table_three_weeks_old_over_a_catalogue_that_turns_over_5_percent_a_da
 )
 def test_thirty_healthy_days_say_nothing(tmp_path: Path, metric: str, churn: float, settings: dict) -> None:
     if settings:
-        pytest.importorskip("faiss")
+        require_module("faiss")
     shop = Nights(tmp_path, metric=metric, seed=11, **settings)
     shop.run()
     shop.publish()

@@ -15,6 +15,8 @@ import pytest
 from tests.end_to_end.shop import fail, nearcast, succeed
 from tests.monitoring.nights import Nights, toml
 
+from needs import require_module
+
 
 @contextmanager
 def listening(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -111,7 +113,7 @@ def test_a_webhook_that_fails_is_a_warning_and_does_not_hide_the_alert(ill: Path
 
 
 def test_the_history_is_drawn(ill: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    require_module("matplotlib")
     for name in ("history.svg", "history.png"):
         succeed("monitor", "shop.toml", "--picture", tmp_path / name, cwd=ill)
     text = (tmp_path / "history.svg").read_text()

@@ -14,6 +14,7 @@ from nearcast.errors import InputError, SpecError
 from nearcast.join.listen import Listener
 from nearcast.knn.exact import exact_join
 from nearcast.types import ArrayVectors, Metric
+from needs import require_module
 
 N_ITEMS, N_QUERIES, DIM, K, FETCH = 400, 60, 8, 5, 20
 
@@ -228,8 +229,8 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path):
 
 
 def test_an_onnx_model_ranks_by_the_columns_that_its_inputs_are_called_after(tmp_path):
-    pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
+    require_module("onnxruntime")
+    onnx = require_module("onnx")
     helper, kind = onnx.helper, onnx.TensorProto
     graph = helper.make_graph(
         [helper.make_node("Neg", ["item.price"], ["rank"])],

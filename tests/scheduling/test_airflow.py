@@ -16,7 +16,8 @@ ROOT = HERE.parent.parent
 AIRFLOW = Path(os.environ.get("NEARCAST_AIRFLOW", ROOT / ".airflow" / "bin" / "python"))
 
 pytestmark = pytest.mark.skipif(
-    not AIRFLOW.is_file(), reason=f"no Airflow at {AIRFLOW}: run `make airflow`, or set NEARCAST_AIRFLOW to its python"
+    not AIRFLOW.is_file(),
+    reason="Airflow is not installed (make airflow, or set NEARCAST_AIRFLOW to the python of one)",
 )
 
 

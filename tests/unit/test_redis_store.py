@@ -14,6 +14,7 @@ from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, S
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayEntry, Pointer, Space
 from nearcast.stores.redis_connection import parse_url
+from needs import require_module
 from servers import HERE, free_port, redis_running
 
 SHOP = "shop"
@@ -23,7 +24,7 @@ PATIENCE = 60.0  # seconds
 @pytest.fixture
 def client(redis_url):
     """Plain redis-py, to look behind the store and to do it harm."""
-    redis = pytest.importorskip("redis")
+    redis = require_module("redis")
     with contextlib.closing(redis.Redis.from_url(redis_url)) as opened:
         yield opened
 

