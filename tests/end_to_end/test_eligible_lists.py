@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end import shop as at
 
 import nearcast
-from nearcast.errors import InputError, SpecError
+from nearcast.errors import AuditError, InputError, SpecError
 from nearcast.knn.scores import pair_scores
 from nearcast.types import Metric
 from needs import require_module
@@ -105,6 +105,29 @@ def test_a_list_holds_the_best_items_that_its_query_may_get(shop: Shop) -> None:
         assert found == shop.wanted(query, eligible)
         assert reason == ("too_few_eligible" if len(found) < 10 else None)
     assert snapshot.manifest["measures"]["recall"] == 1.0
+
+
+IMPOSSIBLE = {
+    "no item": "item.price > 1000",
+    "no query": "query.budget > 1000",
+    "neither": "item.price > 1000 or query.budget > 1000",
+    "no pair": "item.price > query.budget + 1000",
+    "nothing": "not true",
+    "no item, and a pair": "item.price > 1000 and item.advertiser != query.advertiser",
+    "no list": 'item.countries has "nowhere"',
+}
+
+
+@pytest.mark.parametrize("engine", ["exact", "dense"])
+def test_a_rule_that_no_pair_satisfies_leaves_empty_lists_and_is_not_published(shop: Shop, engine: str) -> None:
+    for keep in IMPOSSIBLE.values():
+        snapshot = shop.run(engine=engine, rules=[{"name": "never", "keep": keep}])
+        assert set(map(str, lists(snapshot).values())) == {str(([], "too_few_eligible"))}, keep
+        assert snapshot.manifest["measures"]["fill_rate"] == 0.0
+        with pytest.raises(AuditError, match="fill_rate"):
+            nearcast.publish("shop", out=shop.folder / "nearcast")
+    always = shop.run(engine=engine, rules=[{"name": "always", "keep": "item.price is null or item.price >= 0"}])
+    assert lists(always) == lists(shop.run(engine=engine))
 
 
 def test_a_list_holds_only_so_many_of_an_advertiser_and_of_a_family(shop: Shop) -> None:

@@ -37,13 +37,13 @@ def shared(rng, n, m, negated=False):
 def rule(rng, n, m):
     makers = [interval, overlap, shared, lambda *a: overlap(*a, words=2, negated=True)]
     makers += [lambda *a: shared(*a, negated=True)]
-    leaves = tuple(makers[rng.integers(len(makers))](rng, n, m) for _ in range(rng.integers(1, 5)))
+    leaves = tuple(makers[rng.integers(len(makers))](rng, n, m) for _ in range(rng.integers(0, 5)))
 
     def tree(depth):
-        if depth == 0 or rng.random() < 0.4:
+        if leaves and (depth == 0 or rng.random() < 0.4):
             return int(rng.integers(len(leaves)))
         kind = All if rng.random() < 0.5 else Any
-        return kind(tuple(tree(depth - 1) for _ in range(rng.integers(0, 4))))
+        return kind(tuple(tree(depth - 1) for _ in range(rng.integers(0, 4) if depth > 0 else 0)))
 
     return Eligibility(n, m, leaves, tree(3))
 

@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.kernels.rules import constrained_joins, interval, overlap, rule, shared, sorted_join
 from tests.kernels.vectors import METRICS, draw_vectors
 
+from nearcast.eligibility import compile_rules, parse_rule
+from nearcast.errors import InputError, SpecError
 from nearcast.kernels import build_index, eligible_counts, join_exact, twins
 from nearcast.kernels import isa as isa_module
 from nearcast.knn.constraints import Cap, Constraints, crossing_items
-from nearcast.knn.eligible import All, Eligibility, eligible_pairs
+from nearcast.knn.eligible import All, Any, Eligibility, eligible_pairs
+from rule_cases import conditions, tables
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
 
@@ -130,6 +134,72 @@ def test_a_rule_cut_to_some_queries_and_items_says_the_same_of_them():
 
 def test_a_tree_without_parts_is_true_and_one_without_choices_false():
     assert eligible_pairs(Eligibility(2, 3, (), All(()))).all()
+    assert not eligible_pairs(Eligibility(2, 3, (), Any(()))).any()
+
+
+def chain(depth):
+    """Leaves 0 and 1 in turn under `depth` nested combinations."""
+    tree = 0
+    for level in range(depth):
+        tree = (All if level % 2 else Any)((level % 2, tree, 1))
+    return tree
+
+
+TREES = {
+    "nothing": Any(()),
+    "everything": All(()),
+    "nothing in all": All((Any(()),)),
+    "nothing and a leaf": All((0, Any(()))),
+    "nothing, first, and leaves": All((Any(()), 1, 0)),
+    "nothing twice": All((Any(()), Any(()))),
+    "nothing in any": Any((Any(()),)),
+    "nothing or a leaf": Any((Any(()), 0)),
+    "everything or a leaf": Any((All(()), 0)),
+    "everything and a leaf": All((All(()), 1)),
+    "nothing below everything": All((Any((All((Any(()),)),)), 0)),
+    "nothing beside a shared list": All((Any(()), 2)),
+    "a shared list or nothing": Any((Any(()), 2)),
+    "everything or a shared list": Any((All(()), 2)),
+    "one part after another": All((All((0,)), Any((1,)))),
+    "a leaf twice": All((0, 0)),
+    "two hundred parts": Any(tuple([0, 1, 2] * 67)),
+    "two hundred combinations": All(tuple([Any((0, 1)), Any((1, 2))] * 100)),
+    "eighty levels": chain(80),
+}
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
+def test_a_rule_of_any_shape_gives_what_sorting_all_pairs_leaves(isa, tree):
+    rng = np.random.default_rng(10)
+    n, m = 9, 300
+    queries, items = draw_vectors(rng, n, 8, np.float32, "plain"), draw_vectors(rng, m, 8, np.float32, "plain")
+    leaves = (interval(rng, n, m), overlap(rng, n, m, share=0.2), shared(rng, n, m))
+    used = Eligibility(n, m, leaves, tree)
+    if tree in (Any(()), All(())):
+        used = Eligibility(n, m, (), tree)  # as rules are compiled that decide nothing: without leaves
+    constraints = Constraints(used)
+    truth = sorted_join(queries, items, 12, "l2", None, constraints)
+    assert_same(join_exact(queries, items, 12, "l2", constraints=constraints), truth)
+    for reach in (np.inf, 8.0):  # eight spreads find all that is left
+        index = build_index(items, "l2", cells=7)
+        assert_same(index.join(queries, 12, reach=reach, constraints=constraints), truth)
+    np.testing.assert_array_equal(eligible_counts(used), eligible_pairs(used).sum(axis=1))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=FIXTURE_ONCE)
+@given(
+    queries=tables(), items=tables(), texts=st.lists(conditions(), min_size=1, max_size=4), k=st.sampled_from([1, 20])
+)
+def test_any_set_of_rules_gives_what_sorting_all_pairs_leaves(isa, queries, items, texts, k):
+    try:
+        compiled = compile_rules([parse_rule(f"r{n}", text) for n, text in enumerate(texts)], queries, items)
+    except (SpecError, InputError):
+        return
+    constraints = Constraints(compiled)
+    vectors = [np.random.default_rng(len(table)).standard_normal((len(table), 5)) for table in (queries, items)]
+    found = join_exact(*(v.astype(np.float32) for v in vectors), k, "inner_product", constraints=constraints)
+    truth = sorted_join(*(v.astype(np.float32) for v in vectors), k, "inner_product", None, constraints)
+    assert_same(found, truth)
 
 
 def test_lists_shared_by_nobody_bar_everybody(isa):

@@ -239,7 +239,8 @@ struct RuleArrays {
     size_t places;
 
     Rule view() const {
-        Rule rule{{}, steps_of(dense), steps_of(lazy), masked.data(), places};
+        Rule rule{{}, make_program(steps_of(dense), leaves.size()), make_program(steps_of(lazy), leaves.size()),
+                  masked.data(), places};
         for (const LeafArrays& leaf : leaves) rule.leaves.push_back(leaf.view());
         return rule;
     }

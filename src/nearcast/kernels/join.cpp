@@ -571,7 +571,7 @@ void count_eligible(const KernelTable& kernels, const PackedItems& items, const 
                     for (size_t row = 0; row < rows->size(); ++row) {
                         const size_t query = (*rows)[row];
                         uint64_t left = found ? found[row] & real : real;
-                        if (rule.lazy.empty() && rule.masked[query]) {
+                        if (rule.lazy.steps.empty() && rule.masked[query]) {
                             counts[query] += __builtin_popcountll(left);
                             continue;
                         }

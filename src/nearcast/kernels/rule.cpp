@@ -1,6 +1,8 @@
 #include "rule.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <utility>
 
 namespace nearcast {
 namespace {
@@ -30,18 +32,17 @@ bool any_shared(const int32_t* a, size_t n, const int32_t* b, size_t m) {
     return false;
 }
 
-// Evaluates a postfix program over truth values; leaf_value tells a leaf's.
+// Evaluates a program over truth values; leaf_value tells a leaf's.
 template <class LeafValue>
-bool value_of(const std::vector<RuleStep>& steps, LeafValue leaf_value) {
-    if (steps.empty()) return true;
-    if (steps.back().kind == StepKind::all && size_t(steps.back().count) + 1 == steps.size()) {  // leaves alone
-        for (size_t i = 0; i + 1 < steps.size(); ++i)
-            if (!leaf_value(static_cast<size_t>(steps[i].count))) return false;
+bool value_of(const RuleProgram& program, LeafValue leaf_value) {
+    if (program.leaves_alone) {
+        for (size_t leaf : program.leaves)
+            if (!leaf_value(leaf)) return false;
         return true;
     }
     bool stack[kRuleDepth];
     size_t depth = 0;
-    for (const RuleStep& step : steps) {
+    for (const RuleStep& step : program.steps) {
         if (step.kind == StepKind::leaf) {
             stack[depth++] = leaf_value(static_cast<size_t>(step.count));
             continue;
@@ -57,6 +58,31 @@ bool value_of(const std::vector<RuleStep>& steps, LeafValue leaf_value) {
 }
 
 }  // namespace
+
+RuleProgram make_program(std::vector<RuleStep> steps, size_t n_leaves) {
+    RuleProgram program;
+    size_t depth = 0;
+    for (const RuleStep& step : steps) {
+        if (step.count < 0) throw std::invalid_argument("rule: a step has a negative count");
+        const size_t count = static_cast<size_t>(step.count);
+        if (step.kind == StepKind::leaf) {
+            if (count >= n_leaves) throw std::invalid_argument("rule: a step asks for a leaf that is not there");
+            program.leaves.push_back(count);
+            ++depth;
+        } else if (step.kind == StepKind::all || step.kind == StepKind::any) {
+            if (count > depth) throw std::invalid_argument("rule: a step combines more results than there are");
+            depth = depth - count + 1;
+            program.leaves_alone = program.leaves_alone && step.kind == StepKind::all;
+        } else {
+            throw std::invalid_argument("rule: a step is neither a leaf nor a combination");
+        }
+        program.depth = std::max(program.depth, depth);
+        if (depth > kRuleDepth) throw std::invalid_argument("rule: the tree is too deep");
+    }
+    if (depth > 1 || (depth == 0 && !steps.empty())) throw std::invalid_argument("rule: the steps leave no single result");
+    program.steps = std::move(steps);
+    return program;
+}
 
 bool may_hold(const Rule& rule, size_t query, size_t block) {
     auto leaf_value = [&](size_t number) {
@@ -95,12 +121,7 @@ bool holds(const Rule& rule, size_t query, size_t place, size_t position, bool d
 RuleMasks::RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room)
     : kernels_(kernels), rule_(rule), room_(room), masked_(room), all_(room), low_(rule.leaves.size()), high_(rule.leaves.size()),
       words_(rule.leaves.size()) {
-    size_t depth = 0, most = 1;
-    for (const RuleStep& step : rule.dense) {
-        depth = step.kind == StepKind::leaf ? depth + 1 : depth + 1 - static_cast<size_t>(step.count);
-        most = std::max(most, depth);
-        if (step.kind != StepKind::leaf) continue;
-        const size_t number = static_cast<size_t>(step.count);
+    for (size_t number : rule.dense.leaves) {
         if (rule.leaves[number].kind == LeafKind::interval) {
             low_[number].resize(room);
             high_[number].resize(room);
@@ -108,7 +129,7 @@ RuleMasks::RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room)
             words_[number].resize(room * rule.leaves[number].words);
         }
     }
-    stack_.assign(most + 1, std::vector<uint64_t>(room));
+    stack_.assign(rule.dense.depth + 1, std::vector<uint64_t>(room));
 }
 
 void RuleMasks::take(const uint32_t* queries, size_t n, size_t padded) {
@@ -137,7 +158,8 @@ void RuleMasks::take(const uint32_t* queries, size_t n, size_t padded) {
 
 const uint64_t* RuleMasks::of(size_t first, size_t items) {
     size_t depth = 0;
-    for (const RuleStep& step : rule_.dense) {
+    if (rule_.dense.steps.empty()) std::fill_n(stack_[0].begin(), n_, ~uint64_t(0));
+    for (const RuleStep& step : rule_.dense.steps) {
         if (step.kind == StepKind::leaf) {
             const size_t number = static_cast<size_t>(step.count);
             leaf(rule_.leaves[number], number, first, items, stack_[depth++].data());

@@ -42,15 +42,26 @@ struct RuleStep {                     // a tree in postfix: a leaf by its number
     int32_t count;
 };
 
+struct RuleProgram {                  // made by make_program alone, which checks the steps; empty: true
+    std::vector<RuleStep> steps;
+    bool leaves_alone = true;         // no combination but `all`: true where every leaf of `leaves` is
+    std::vector<size_t> leaves;       // of the steps, in their order
+    size_t depth = 0;                 // results that wait at most
+};
+
+// Throws std::invalid_argument where the steps do not leave one result, ask for a leaf that is not there, or need more
+// than kRuleDepth results to wait.
+RuleProgram make_program(std::vector<RuleStep> steps, size_t n_leaves);
+
 struct Rule {
     std::vector<RuleLeaf> leaves;
-    std::vector<RuleStep> dense;      // what masks can tell: intervals and overlaps; empty: true
-    std::vector<RuleStep> lazy;       // the rest, asked of survivors alone; both must hold
+    RuleProgram dense;                // what masks can tell: intervals and overlaps
+    RuleProgram lazy;                 // the rest, asked of survivors alone; both must hold
     const uint8_t* masked;            // (n,) whether the query's strips are masked, or its survivors asked for all of it
     size_t places;
 };
 
-constexpr size_t kRuleDepth = 64;     // of results that wait; whoever builds a rule checks it
+constexpr size_t kRuleDepth = 64;     // of results that wait
 
 // Whether a block may hold an eligible item.
 bool may_hold(const Rule& rule, size_t query, size_t block);

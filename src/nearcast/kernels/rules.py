@@ -30,7 +30,7 @@ SPLIT_BITS = 8  # most frequent bits of an overlap that are tried as a split
 WORTHWHILE = 0.97  # of the pairs met without a split; one that leaves more is not made
 COUNT_WIDTH = 16  # bytes of codes per item that nobody reads
 COUNT_PAIRS = 1 << 24  # pairs whose flags are held at a time
-DEEPEST = 60  # what the native evaluation has room for (kRuleDepth)
+DEEPEST = 64  # results that may wait in the native evaluation (kRuleDepth)
 
 LEAF, ALL, ANY = 0, 1, 2  # steps of a tree in postfix
 INTERVAL, OVERLAP, SHARED = 0, 1, 2  # kinds of leaves
@@ -158,20 +158,29 @@ def _block_starts(packed: rounding.PackedItems) -> tuple[np.ndarray, np.ndarray]
 
 
 def _steps(node: Node) -> Iterator[tuple[int, int]]:
-    """The tree in postfix."""
+    """Yield the tree in postfix.
+
+    Two results are combined as soon as there are two, and the parts that keep most results waiting come first, so that
+    no more wait than the logarithm of the leaves (Sethi and Ullman, 1970).
+    """
     if isinstance(node, int):
         yield LEAF, node
         return
-    for part in node.parts:
+    kind = ALL if isinstance(node, All) else ANY
+    if not node.parts:
+        yield kind, 0
+    for number, part in enumerate(sorted(node.parts, key=depth_of, reverse=True)):
         yield from _steps(part)
-    yield (ALL if isinstance(node, All) else ANY), len(node.parts)
+        if number:
+            yield kind, 2
 
 
 def depth_of(node: Node) -> int:
-    """How many results wait at most while the tree is evaluated."""
-    if isinstance(node, int):
+    """Return how many results wait at most while the steps of the tree are evaluated."""
+    if isinstance(node, int) or not node.parts:
         return 1
-    return max([number + depth_of(part) for number, part in enumerate(node.parts)], default=1)
+    depths = sorted(map(depth_of, node.parts), reverse=True)
+    return max([depths[0], *(depth + 1 for depth in depths[1:])])
 
 
 # ---- blocks that rules tell apart ----
