@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from nearcast.api.runs import check, run
     from nearcast.api.snapshots import lookup, snapshots
     from nearcast.api.tuning import tune
+    from nearcast.errors import (
+        AlertError,
+        AuditError,
+        BudgetError,
+        BusyError,
+        DamagedError,
+        GoneError,
+        InputError,
+        MissingExtraError,
+        NearcastError,
+        NotFoundError,
+        PromiseError,
+        SpecError,
+        StoreError,
+    )
     from nearcast.join.arrays import JoinReport, JoinResult, knn_join
     from nearcast.serve.expansion import open_expansion
     from nearcast.serve.lookup import open_lookup as open
@@ -27,9 +42,22 @@ if TYPE_CHECKING:
     from nearcast.spec import GeneratorSpec
 
 __all__ = [
+    "AlertError",
+    "AuditError",
+    "BudgetError",
+    "BusyError",
+    "DamagedError",
     "GeneratorSpec",
+    "GoneError",
+    "InputError",
     "JoinReport",
     "JoinResult",
+    "MissingExtraError",
+    "NearcastError",
+    "NotFoundError",
+    "PromiseError",
+    "SpecError",
+    "StoreError",
     "__version__",
     "advise",
     "check",
@@ -57,6 +85,19 @@ __all__ = [
 
 # where each name is: a module, or module:name where it is called otherwise there
 _HOMES = {
+    "AlertError": "nearcast.errors",
+    "AuditError": "nearcast.errors",
+    "BudgetError": "nearcast.errors",
+    "BusyError": "nearcast.errors",
+    "DamagedError": "nearcast.errors",
+    "GoneError": "nearcast.errors",
+    "InputError": "nearcast.errors",
+    "MissingExtraError": "nearcast.errors",
+    "NearcastError": "nearcast.errors",
+    "NotFoundError": "nearcast.errors",
+    "PromiseError": "nearcast.errors",
+    "SpecError": "nearcast.errors",
+    "StoreError": "nearcast.errors",
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.arrays",
     "JoinResult": "nearcast.join.arrays",

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from nearcast.errors import SpecError
 from nearcast.types import Metric
+from nearcast.webhook import parse_webhook, shorten_url
 
 __all__ = [
     "CHECK_KINDS",
@@ -280,9 +281,14 @@ class Monitoring(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
-            raise ValueError(f"webhook is {self.webhook!r}: write a URL that starts with https:// or http://")
+        if self.webhook is not None:
+            parse_webhook(self.webhook)  # its ValueError says what to write
         return self
+
+    @field_serializer("webhook", when_used="json")
+    def _without_secrets(self, webhook: str | None) -> str | None:
+        """Leave out what a manifest must not show: a chat service's URL is a secret."""
+        return None if webhook is None else shorten_url(webhook)
 
 
 class Ranking(_Table):

@@ -112,6 +112,22 @@ def test_a_webhook_that_fails_is_a_warning_and_does_not_hide_the_alert(ill: Path
         assert "was not reached: HTTP Error 500" in succeed("monitor", "shop.toml", "--webhook", url, cwd=ill).stderr
 
 
+def test_only_an_http_server_that_answers_2xx_has_taken_an_alert(ill: Path) -> None:
+    for url in ("file:///tmp/x", "data:,x", "ftp://h/x", "not a url", "http://h:p/", "http://user:s3cret@"):
+        message = fail("monitor", "shop.toml", "--webhook", url, code=2, cwd=ill)
+        assert message.startswith("error: --webhook: the webhook's URL ")
+        assert "s3cret" not in message
+    with listening(302) as (url, got):
+        said = succeed("monitor", "shop.toml", "--webhook", url, cwd=ill).stderr
+        assert "was not reached: HTTP Error 302: Found" in said
+        assert len(got) == 1
+    for dead in (url.replace("127", "user:s3cret@127"), url.replace("http", "https")):
+        said = succeed("monitor", "shop.toml", "--webhook", dead, cwd=ill).stderr
+        assert "warning: the webhook was not reached" in said
+        assert "s3cret" not in said
+        assert "/hook" not in said
+
+
 def test_the_history_is_drawn(ill: Path, tmp_path: Path) -> None:
     require_module("matplotlib")
     for name in ("history.svg", "history.png"):
@@ -127,6 +143,8 @@ def test_an_unknown_generator_and_an_unknown_check_say_what_there_is(healthy: Pa
     done = nearcast("monitor", "shop", "--fail-on", "recal", cwd=healthy)
     assert done.returncode == 2
     assert "served_recall" in succeed("monitor", "shop", "--checks", cwd=healthy).stdout
+    assert "served_recall" in succeed("monitor", "--checks", cwd=healthy).stdout
+    assert "Missing argument" in fail("monitor", code=2, cwd=healthy)
 
 
 def test_the_webhook_of_the_spec_is_a_url(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"errors"},
     {"types"},
     {"machine"},
-    {"files", "parquet", "sharing"},
+    {"files", "parquet", "sharing", "webhook"},
     {"spec"},
     {"knn"},
     {"kernels"},

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 import nearcast
 import reference
 from builders import METRICS, JoinCase, clustered, join_cases
+from nearcast import errors
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.join import arrays
@@ -20,6 +24,41 @@ def test_all_lists_what_there_is():
     for name in nearcast.__all__:
         assert getattr(nearcast, name) is not None
     assert nearcast.__version__.count(".") == 2
+
+
+def documented_names():
+    """Every dotted name of the package that a page or a module mentions, and where."""
+    root = Path(__file__).resolve().parents[2]
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md"), *(root / "examples").rglob("*.md")]
+    found = {}
+    for path in [*pages, *(root / "src").rglob("*.py"), *(root / "examples").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w/.-])nearcast((?:\.[A-Za-z_]\w*)+)", text):
+            found.setdefault(name[1:], path.name)
+        for names in re.findall(r"from nearcast import (.+)", text):
+            found |= {name.strip(): path.name for name in re.sub(r" as \w+|#.*|[()]", "", names).split(",")}
+    return found
+
+
+def test_every_name_that_the_documentation_mentions_is_there():
+    names = documented_names()
+    assert {"NearcastError", "open", "knn_join", "errors"} <= set(names)
+    for dotted, page in names.items():
+        there, module = nearcast, "nearcast"
+        for name in dotted.split("."):
+            module = f"{module}.{name}"
+            if not hasattr(there, name):
+                assert inspect.ismodule(there), f"{page} mentions nearcast.{dotted}"
+                assert importlib.util.find_spec(module), f"{page} mentions nearcast.{dotted}"
+                there = importlib.import_module(module)
+            else:
+                there = getattr(there, name)
+
+
+def test_every_error_class_can_be_caught_by_its_name_in_the_package():
+    for name in errors.__all__:
+        assert getattr(nearcast, name) is getattr(errors, name)
+        assert name in nearcast.__all__
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -15,17 +15,41 @@ from rich.text import Text
 from nearcast.api.refreshing import monitor as look
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import as_json, console, json_option, out_option, store_option, stretch
-from nearcast.errors import AlertError
+from nearcast.errors import AlertError, SpecError
 from nearcast.history.store import read
 from nearcast.monitoring.alert import CHECKS, Alert
 from nearcast.monitoring.draw import draw_history
 from nearcast.monitoring.served import FEWEST_LOOKUPS, Served
 from nearcast.monitoring.watch import Watched, tell
 from nearcast.spec import load_spec
+from nearcast.webhook import parse_webhook
 
 __all__ = ["monitor", "raise_on", "report"]
 
 MOST_DRAWN = 2_000  # events: a year of several a day
+
+
+def _list_checks(context: click.Context, _parameter: click.Parameter, chosen: bool) -> None:
+    """Print the checks and end, before the argument is missed."""
+    if not chosen or context.resilient_parsing:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("check")
+    table.add_column("finds")
+    for name, meaning in CHECKS.items():
+        table.add_row(name, meaning)
+    console().print(table)
+    context.exit()
+
+
+def webhook_of(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the URL of --webhook; raise SpecError, before any work, if nothing can be posted to it."""
+    try:
+        if value is not None:
+            parse_webhook(value)
+    except ValueError as error:
+        raise SpecError(f"--webhook: {error}") from None
+    return value
 
 
 @click.command()
@@ -46,14 +70,23 @@ MOST_DRAWN = 2_000  # events: a year of several a day
     multiple=True,
     help="Exit with 13 where this check has found something; any is all of them. May be given several times.",
 )
-@click.option("--webhook", metavar="URL", help="Post alerts there as JSON; the spec's.")
+@click.option(
+    "--webhook", callback=webhook_of, metavar="URL", help="Post alerts to this http or https URL as JSON; the spec's."
+)
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Draw the history into a .svg, .png or .pdf file.",
 )
-@click.option("--checks", "list_checks", is_flag=True, help="List the checks, and do nothing else.")
+@click.option(
+    "--checks",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_checks,
+    help="List the checks, and do nothing else.",
+)
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
 @click.pass_context
@@ -66,7 +99,6 @@ def monitor(
     fail_on: tuple[str, ...],
     webhook: str | None,
     picture: Path | None,
-    list_checks: bool,
     quiet: bool,
     as_json_: bool,
 ) -> None:
@@ -75,9 +107,6 @@ def monitor(
     With a SPEC (.toml), lists that were looked up are compared with the exact neighbors among today's items; for the
     name of a GENERATOR only its runs are checked. What is found is added to OUT/history.sqlite.
     """
-    if list_checks:
-        console().print(_check_table())
-        return
     given = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
     by_spec = generator.endswith(".toml")
     with listening(quiet=quiet or as_json_) as listener:
@@ -93,10 +122,15 @@ def monitor(
     else:
         console().print(report(watched))
     url = webhook or (spec.monitor.webhook if spec else None)
+    post_alerts(url, watched)
+    raise_on(watched, fail_on)
+
+
+def post_alerts(url: str | None, watched: Watched) -> None:
+    """Post the alerts, if there are any, to the webhook, if there is one; warn if they were not delivered."""
     failure = tell(url, watched, watched.alerts) if url and watched.alerts else None
     if failure:
         click.echo(f"warning: the webhook was not reached: {failure}", err=True)
-    raise_on(watched, fail_on)
 
 
 def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
@@ -106,15 +140,6 @@ def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
         raise AlertError(
             f"{watched.generator}: {', '.join(dict.fromkeys(failing))}; docs/monitoring.md says what to do"
         )
-
-
-def _check_table() -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("check")
-    table.add_column("finds")
-    for name, meaning in CHECKS.items():
-        table.add_row(name, meaning)
-    return table
 
 
 def report(watched: Watched) -> Group:

@@ -9,12 +9,11 @@ import click
 from nearcast.api.refreshing import Refreshed
 from nearcast.api.refreshing import refresh as refresh_spec
 from nearcast.cli.listen import listening
-from nearcast.cli.monitor import raise_on, report
+from nearcast.cli.monitor import post_alerts, raise_on, report
 from nearcast.cli.render_publish import audit_table, outcome
 from nearcast.cli.shared import as_json, console, json_option, store_option, stretch
 from nearcast.errors import AuditError
 from nearcast.monitoring.alert import CHECKS
-from nearcast.monitoring.watch import tell
 from nearcast.spec import load_spec
 
 __all__ = ["refresh"]
@@ -61,10 +60,7 @@ def refresh(
     else:
         _show(done)
     if done.watched is not None:
-        url = load_spec(spec).monitor.webhook
-        failure = tell(url, done.watched, done.watched.alerts) if url and done.watched.alerts else None
-        if failure:
-            click.echo(f"warning: the webhook was not reached: {failure}", err=True)
+        post_alerts(load_spec(spec).monitor.webhook, done.watched)
         raise_on(done.watched, fail_on)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,9 @@ from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import USUAL_RUNS, check_runs
 from nearcast.monitoring.served import Served, check_served, look_at_served
 from nearcast.stores.base import Store
+from nearcast.webhook import post_json
 
 __all__ = ["Watched", "tell", "watch"]
-
-WEBHOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +95,6 @@ def _rejected(out: Path, generator: str) -> set[int]:
 
 
 def tell(url: str, watched: Watched, alerts: Sequence[Alert]) -> str | None:
-    """POST the alerts as JSON. Returns why it failed: an alert that does not get through is no reason to stop."""
+    """POST the alerts as JSON. Return None once they are delivered, else the reason: a failure is no reason to stop."""
     lines = [f"{alert.check}: {alert.text}" for alert in alerts]
-    body = {"text": "\n".join([f"nearcast {watched.generator}", *lines])} | watched.as_dict()  # text: chat services
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json", "User-Agent": "nearcast"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
-            return None
-    except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
-        return f"{error}"
+    return post_json(url, {"text": "\n".join([f"nearcast {watched.generator}", *lines])} | watched.as_dict())
