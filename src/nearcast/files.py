@@ -8,11 +8,13 @@ found by whoever opens the folder. Knows nothing of what the files hold.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from nearcast.errors import BusyError, DamagedError
 
 __all__ = [
     "MANIFEST",
+    "PARTIAL",
     "file_hash",
     "fingerprint",
     "finish",
@@ -30,6 +33,7 @@ __all__ = [
     "link_file",
     "locked",
     "read_manifest",
+    "refuse_link",
     "verify",
     "write_text",
 ]
@@ -66,10 +70,15 @@ def link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new one."""
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replace a file in one step: readers see the old text or the new one. `mode` is limited by the umask.
+
+    The text is written to a new file: a link that somebody has put in its place is removed, never followed.
+    """
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
+    partial.unlink(missing_ok=True)
+    created = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with open(created, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -129,18 +138,50 @@ def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
     return manifest
 
 
+def refuse_link(path: Path) -> None:
+    """Raise DamagedError unless `path` is a regular file with one name, or nothing.
+
+    A file that is written in a place that others can guess must not lead to another file.
+    """
+    try:
+        facts = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(facts.st_mode):
+        raise DamagedError(f"{path} is a symbolic link, which is not followed; remove the link, or put the file there")
+    if not stat.S_ISREG(facts.st_mode):
+        raise DamagedError(f"{path} is no regular file; move it away")
+    if facts.st_nlink > 1:
+        raise DamagedError(f"{path} has {facts.st_nlink} names (hard links) and is not written; remove it")
+
+
+def _open_lock_file(path: Path) -> int:
+    refuse_link(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # the link was put there a moment ago
+            refuse_link(path)
+        raise
+
+
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file; BusyError at once when another process holds it. A killed process lets go of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with open(_open_lock_file(path), "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise BusyError(f"{what} is held by {holder}; wait for it to end, or stop it") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
-        file.flush()
+        with contextlib.suppress(OSError):  # the text is for people: a full disk does not keep us from locking
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} since {_now()}".encode())
         yield
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -230,6 +230,9 @@ class Exposure(_Table):
     per_query: Whole = Field(ge=1, le=10_000, description="candidates found for each query, to choose its k from")
 
 
+PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
+
+
 class Publishing(_Table):
     """Where and how snapshots are published. None of it changes the answer."""
 
@@ -239,6 +242,11 @@ class Publishing(_Table):
         None, ge=1, description="newest snapshots that are kept on disk after a publish; all"
     )
     max_bytes_per_second: Rate | None = Field(None, description='throttle of the copy, such as "50MB"; none')
+
+    @field_serializer("store", when_used="json")
+    def _hide_password(self, store: str) -> str:
+        """The URL as a manifest keeps it: with *** for a password."""
+        return PASSWORD_IN_URL.sub(r"\1:***@", store)
 
 
 class Audit(_Table):

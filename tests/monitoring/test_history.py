@@ -110,3 +110,18 @@ def test_the_same_run_again_is_not_added_twice(tmp_path: Path) -> None:
     shop.run()
     shop.run()  # nothing has changed: the snapshot there is is the answer
     assert len(read(tmp_path / "nearcast", "shop", ["run"])) == 1
+
+
+@pytest.mark.parametrize("target", ["victim", "nowhere"])
+def test_a_link_in_the_place_of_the_history_is_not_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").write_bytes(b"")
+    (tmp_path / "out" / FILE).symlink_to(tmp_path / target)
+    told = append(tmp_path / "out", "shop", "run", 1, {})
+    assert told is not None
+    assert "is a symbolic link, which is not followed" in told
+    assert (tmp_path / "victim").read_bytes() == b""
+    assert not (tmp_path / "nowhere").exists()
+    if target == "victim":
+        with pytest.raises(DamagedError, match="is a symbolic link"):
+            read(tmp_path / "out")

@@ -66,6 +66,14 @@ def test_services_count_by_the_look_ups_that_they_answered(tmp_path: Path) -> No
     assert 0.85 < sum(one.key == "busy" for one in rows) / len(rows) < 0.95
 
 
+def test_a_sample_can_be_read_by_its_owner_alone(tmp_path: Path) -> None:
+    writer = SampleWriter(tmp_path / "lookups", ["shop"])
+    writer.offer("shop", [answer("ann")])
+    writer.write()
+    (path,) = (tmp_path / "lookups").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_old_samples_are_removed_by_whoever_writes(tmp_path: Path) -> None:
     import os
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 
 import pytest
@@ -198,3 +199,38 @@ def test_two_holders_in_one_process_exclude_each_other_too(tmp_path):
 
 def test_the_manifest_is_json_for_everyone(folder):
     assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["rows"] == 2
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "leftover"])
+def test_a_file_in_the_place_of_the_new_text_is_replaced_and_never_followed(tmp_path, kind):
+    victim, planted = tmp_path / "victim", tmp_path / ".partial-current"
+    victim.write_text("precious")
+    if kind == "hard link":
+        os.link(victim, planted)
+    elif kind == "leftover":
+        planted.write_text("of a killed process, and much longer than the new text")
+    else:
+        planted.symlink_to(victim if kind == "link" else tmp_path / "nowhere")
+    write_text(tmp_path / "current", "new", mode=0o600)
+    assert (tmp_path / "current").read_text() == "new"
+    assert (tmp_path / "current").stat().st_mode & 0o777 == 0o600
+    assert victim.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "victim"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "folder", "pipe"])
+def test_a_lock_file_that_leads_elsewhere_is_refused(tmp_path, kind):
+    victim, lock = tmp_path / "victim", tmp_path / ".lock"
+    victim.write_text("precious")
+    make = {
+        "link": lambda: lock.symlink_to(victim),
+        "dangling link": lambda: lock.symlink_to(tmp_path / "nowhere"),
+        "hard link": lambda: os.link(victim, lock),
+        "folder": lock.mkdir,
+        "pipe": lambda: os.mkfifo(lock),
+    }
+    make[kind]()
+    with pytest.raises(DamagedError, match=r"\.lock (is|has) "), locked(lock, "shop"):
+        pass
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()

@@ -357,6 +357,24 @@ def test_what_killed_publishers_have_left_is_cleared_away(store, data):
     assert sorted(path.name for path in versions.iterdir()) == ["000001", "000002"]
 
 
+def test_the_lock_alone_clears_away_what_killed_publishers_have_left(store, data):
+    """So a publish that finds nothing new to do clears away too."""
+    load(store)
+    shop = data.parents[2]
+    for left in (".retired-000009", "000009", "000010"):
+        (shop / "versions" / left).mkdir()
+    shutil.copy(data.parent / "manifest.json", shop / "versions" / ".retired-000009")
+    (shop / "versions" / "000009" / "data.mdb").write_bytes(b"half")
+    (shop / "versions" / "000010" / ".partial-manifest.json").write_bytes(b"{")
+    (shop / ".partial-current").write_bytes(b"{")
+    (shop / "overlay.new-1234").mkdir()
+    (shop / "mine").mkdir()
+    with store.lock(SHOP):
+        assert sorted(path.name for path in (shop / "versions").iterdir()) == ["000001"]
+        assert sorted(path.name for path in shop.iterdir()) == [".lock", "mine", "versions"]
+    assert read(store) == dict(numbered(1000))
+
+
 def test_a_store_that_cannot_be_read_is_not_an_empty_one(store, data):
     load(store)
     current = data.parents[2] / "current"

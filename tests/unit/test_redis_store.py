@@ -13,7 +13,7 @@ import pytest
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayEntry, Pointer, Space
-from nearcast.stores.redis_connection import parse_url
+from nearcast.stores.redis_url import parse_url
 from needs import require_module
 from servers import HERE, free_port, redis_running
 
@@ -497,7 +497,7 @@ def test_a_unix_socket_and_the_schemes_of_valkey_work(tmp_path, redis_url):
         ("timeout=0", "timeout is '0'"),
         ("grace=-1", "grace is '-1'"),
         ("buckets=nan", "buckets is 'nan'"),
-        ("db=x", "is no URL of a Redis"),
+        ("db=x", "db is 'x'; give a whole number from 0"),
     ],
 )
 def test_settings_that_are_wrong_are_told(query, told):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError
+from nearcast.files import refuse_link
 
 __all__ = ["FILE", "Event", "append", "newest", "read"]
 
@@ -143,5 +144,6 @@ def _check_format(database: sqlite3.Connection, path: Path) -> int:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    refuse_link(path)
     with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE_SECONDS)) as database:
         yield database

@@ -30,6 +30,7 @@ KEPT = 1_000  # keys of a generator and period
 PERIOD_SECONDS = 3_600.0  # a file each
 WRITE_SECONDS = 5.0
 FILES_KEPT_SECONDS = 7 * 86_400.0
+OWNER_ONLY = 0o600  # a sample holds keys of users
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class SampleWriter:
             for name, reservoir in self._reservoirs.items():
                 if reservoir.seen:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                    write_text(self._path(name), json.dumps(self._facts(name, reservoir, now)))
+                    write_text(self._path(name), json.dumps(self._facts(name, reservoir, now)), mode=OWNER_ONLY)
             if now - self._began > PERIOD_SECONDS:
                 self._began = now
                 for reservoir in self._reservoirs.values():

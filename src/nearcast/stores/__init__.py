@@ -33,10 +33,13 @@ def open_store(url: str) -> Store:
     if not colon or "/" in scheme or len(scheme) == 1:  # a path, or a Windows drive
         scheme, url = "lmdb", f"lmdb:{url}"
     elif not rest:
-        raise SpecError(f"store is {url!r}: say where it is, such as lmdb:/srv/candidates")
+        raise SpecError(f"store is {scheme}: and no more; say where it is, such as lmdb:/srv/candidates")
     if scheme in STORES:
         module, _, name = STORES[scheme].partition(":")
         return cast(Callable[[str], Store], getattr(import_module(module), name))(url)
     for plugin in entry_points(group=PLUGINS, name=scheme):
         return cast(Store, plugin.load()(url))
-    raise SpecError(f"store is {url!r}: known kinds are {', '.join(STORES)}; a plain path is LMDB")
+    # The rest of the URL may hold a password.
+    raise SpecError(
+        f"stores of the kind {scheme!r} are unknown; known kinds are {', '.join(STORES)}; a plain path is LMDB"
+    )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
-from nearcast.files import finish, fresh_folder, is_done, locked, verify, write_text
+from nearcast.files import PARTIAL, finish, fresh_folder, is_done, locked, verify, write_text
 from nearcast.stores.base import Held, OverlayLog, Pair, Pointer, Space
 from nearcast.stores.lmdb_environment import DATA, Shared, let_go, library, open_shared, reading, writing
 from nearcast.stores.lmdb_overlay import LmdbOverlay
@@ -71,6 +71,7 @@ class LmdbStore:
         with contextlib.ExitStack() as stack:
             with writing(path):
                 stack.enter_context(locked(path, f"{generator} in {self.url}"))
+            _sweep(path.parent)
             held = FileHeld(generator)
             stack.callback(held.let_go)
             yield held
@@ -312,6 +313,18 @@ def _opened(folder: Path, *, contents: bool) -> LmdbReader:
         size = path.stat().st_size
         shared = open_shared(folder, locks=False, databases=DATABASES, readonly=True, readahead=False, map_size=size)
         return LmdbReader(path, manifest["facts"], shared)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed publishers have left in a generator's folder. Under its lock, so that nobody is at it."""
+    left = [*folder.glob(f"{PARTIAL}*"), *folder.glob("overlay.new-*"), *(folder / "versions").glob(f"{RETIRED}*")]
+    left += [path for path in (folder / "versions").glob("[0-9]*") if path.is_dir() and not is_done(path)]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # the next publish tries again
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _split(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:

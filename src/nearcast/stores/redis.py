@@ -21,9 +21,10 @@ from contextlib import AbstractContextManager
 from nearcast.errors import NotFoundError, StoreError
 from nearcast.stores.base import Held, OverlayLog, Pointer
 from nearcast.stores.names import checked_generator
-from nearcast.stores.redis_connection import Connection, parse_url
+from nearcast.stores.redis_connection import Connection
 from nearcast.stores.redis_lock import RedisHeld, holding
 from nearcast.stores.redis_overlay import RedisOverlay
+from nearcast.stores.redis_url import parse_url
 from nearcast.stores.redis_version import (
     FINISHED,
     LEAVING,
@@ -51,9 +52,9 @@ return 1
 
 
 def open_redis(url: str) -> RedisStore:
-    """The store in the Redis of a URL. StoreError where it cannot be reached."""
+    """The store in the Redis of a URL. StoreError where it cannot be reached, SpecError for a Cluster or Sentinel."""
     connection = Connection(parse_url(url))
-    connection.run("PING")
+    connection.check_server()
     return RedisStore(connection)
 
 

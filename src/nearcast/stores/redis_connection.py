@@ -9,68 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from nearcast.errors import MissingExtraError, SpecError, StoreError
+from nearcast.stores.redis_url import FORM, Settings
 
-__all__ = ["MOST_BUCKETS", "Connection", "Settings", "parse_url"]
+__all__ = ["Connection"]
 
-OURS = ("timeout", "grace", "buckets")
-PASSED_ON = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
-MOST_BUCKETS = 1 << 20
-TIMEOUT, GRACE, BUCKETS = 5.0, 3600.0, 4096.0
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a URL says about a store in Redis."""
-
-    url: str  # without the password and what it asks for, for messages
-    full_url: str = field(repr=False)  # for the library
-    timeout: float = TIMEOUT  # seconds to wait for a connection or an answer
-    grace: float = GRACE  # seconds for which a retired version can still be read by those who have it open
-    buckets: int = int(BUCKETS)  # hashes that a space is spread over, so that no command is about too much at once
-
-
-def parse_url(url: str) -> Settings:
-    """The settings of a URL. SpecError names what is wrong, and never shows the password."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        raise SpecError("the store's URL cannot be read; write redis://[user:password@]host[:port][/db]") from None
-    user = f"{parts.username}@" if parts.username else ""
-    place = f"[{host}]" if ":" in host else host
-    shown = f"{parts.scheme}://{user}{place}{port}{parts.path}"
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for name in asked:
-        if name not in OURS + PASSED_ON:
-            raise SpecError(f"{shown} has the setting {name!r}; known ones are {', '.join(OURS + PASSED_ON)}")
-    scheme = "redis" if parts.scheme == "valkey" else parts.scheme
-    passed = urlencode({name: value for name, value in asked.items() if name in PASSED_ON}, quote_via=quote)
-    return Settings(
-        url=shown,
-        full_url=f"{scheme}://{parts.netloc}{parts.path}?{passed}",
-        timeout=_number(asked, "timeout", TIMEOUT, least=0.01, most=3600, shown=shown),
-        grace=_number(asked, "grace", GRACE, least=0, most=30 * 86400, shown=shown),
-        buckets=int(_number(asked, "buckets", BUCKETS, least=1, most=MOST_BUCKETS, shown=shown)),
-    )
-
-
-def _number(asked: dict[str, str], name: str, default: float, *, least: float, most: float, shown: str) -> float:
-    if name not in asked:
-        return default
-    try:
-        value = float(asked[name])
-    except ValueError:
-        value = -1.0
-    if not least <= value <= most:
-        raise SpecError(f"{shown}: {name} is {asked[name]!r}; give a number from {least:g} to {most:g}")
-    return value
+SHOWN_CHARACTERS = 200  # of a text by the server, which may repeat a whole command
+TLS_ERRORS = ("SSL", "WRONG_VERSION_NUMBER", "record layer failure", "certificate verify", "No such file")
 
 
 class Connection:
@@ -111,9 +59,7 @@ class Connection:
                 decode_responses=False,  # keys and values are bytes, and any bytes
             )
         except (ValueError, TypeError):  # its text may hold the password
-            raise SpecError(
-                f"{self.settings.url} is no URL of a Redis; redis://[user:password@]host[:port][/db]"
-            ) from None
+            raise SpecError(f"{self.settings.url} is no URL of a Redis; {FORM}") from None
         return redis.Redis(connection_pool=pool)  # does not close a pool that it was given, as a parent's must not be
 
     def run(self, *command: Any) -> Any:
@@ -147,31 +93,90 @@ class Connection:
         if self._made is not None and self._made[0] == os.getpid():
             self._made[1].connection_pool.disconnect(inuse_connections=False)
 
+    def check_server(self) -> None:
+        """Raise SpecError for a server that cannot hold a store: a Cluster or a Sentinel. StoreError without answer."""
+        self.run("PING")
+        try:
+            facts = self.run("INFO")
+        except StoreError as error:
+            if "does not let this user" in str(error):
+                return  # a reader's rights may end here: a publisher needs INFO
+            raise
+        mode = str(facts.get("redis_mode", facts.get("server_mode", "")))
+        if mode == "cluster" or facts.get("cluster_enabled") in (1, "1"):
+            raise SpecError(
+                f"{self.settings.url} is a Redis Cluster, which is not supported; give a single server, or a primary "
+                "with replicas"
+            )
+        if mode == "sentinel":
+            raise SpecError(f"{self.settings.url} is a Sentinel, which holds no data; give the address of the primary")
+
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         errors = self._library.exceptions
         try:
             yield
         except (errors.RedisError, OSError) as error:
-            raise StoreError(f"{self.settings.url} {self._in_words(error)}") from error
+            raise self._in_words(error) from None  # the library's text may hold the password, or bytes of any kind
+        except (UnicodeError, ValueError, AssertionError) as error:  # the library cannot make sense of the answer
+            raise StoreError(f"{self.settings.url} {self._foreign(error)}") from None
 
-    def _in_words(self, error: Exception) -> str:
-        errors, text = self._library.exceptions, str(error)
+    def _in_words(self, error: Exception) -> StoreError | SpecError:
+        errors, text = self._library.exceptions, self._printable(error)
+        head = text.partition(" ")[0]
+        if isinstance(error, errors.ClusterError | errors.MovedError | errors.AskError) or head in ("MOVED", "ASK"):
+            return SpecError(
+                f"{self.settings.url} is part of a Redis Cluster, which is not supported ({text}); give a single server"
+            )
+        return StoreError(f"{self.settings.url} {self._failure(error, text)}")
+
+    def _failure(self, error: Exception, text: str) -> str:
+        errors = self._library.exceptions
+        secure = self.settings.full_url.startswith("rediss:")
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError) or "WRONGPASS" in text:
             return f"refuses the user or the password ({text}); correct them in the store's URL"
-        if isinstance(error, errors.NoPermissionError):
+        if isinstance(error, errors.NoPermissionError) or "NOPERM" in text:
             return f"does not let this user do it ({text}); docs/stores.md lists the commands that are needed"
+        if secure and any(word in text for word in TLS_ERRORS):
+            return (
+                f"cannot be reached over TLS ({text}); write redis:// if the server has no TLS on this port, else "
+                f"check ssl_ca_certs and the certificate"
+            )
         if isinstance(error, errors.TimeoutError | TimeoutError):
+            tls = ", or write redis:// if the server has no TLS on this port" if secure else ""
             return (
                 f"did not answer within {self.settings.timeout:g} s; see how it does, "
-                f"or allow more with ?timeout=SECONDS in the store's URL"
+                f"or allow more with ?timeout=SECONDS in the store's URL{tls}"
             )
-        if isinstance(error, errors.BusyLoadingError):
+        if isinstance(error, errors.BusyLoadingError) or "LOADING" in text:
             return "is still loading its data after a start; try again when it is done"
+        if isinstance(error, errors.InvalidResponse):
+            return self._foreign(error)
         if isinstance(error, errors.ConnectionError | OSError):
-            return f"cannot be reached ({text}); see that it runs and that the address is right"
-        if isinstance(error, errors.OutOfMemoryError) or text.startswith("OOM"):
+            dropped = "closed by server" in text or "reset by peer" in text
+            tls = ", or write rediss:// if it wants TLS" if dropped and not secure else ""
+            return f"cannot be reached ({text}); see that it runs and that the address is right{tls}"
+        if isinstance(error, errors.OutOfMemoryError) or "OOM " in text:
             return f"is full ({text}); raise its maxmemory, or keep fewer versions"
-        if isinstance(error, errors.ReadOnlyError):
+        if isinstance(error, errors.ReadOnlyError) or "READONLY" in text:
             return f"is a replica, which cannot be written ({text}); give the address of the primary"
-        return f"does not do as it is told ({text}); see its log"
+        if "MISCONF" in text:
+            return f"cannot save to its disk and takes no writes ({text}); make room on the server's disk, see its log"
+        if "DB index is out of range" in text:
+            return "has no database of that number; give a smaller one, as its setting `databases` allows"
+        return f"answered with an error ({text}); see its log"
+
+    def _foreign(self, error: Exception) -> str:
+        """What to say of an answer that is not in the protocol of Redis."""
+        return (
+            f"does not answer as a Redis does ({self._printable(error)}); see that the port is right, and write "
+            "rediss:// if the server wants TLS"
+        )
+
+    def _printable(self, error: Exception) -> str:
+        """The error's text in printable characters, not too long, and without the password."""
+        text = str(error)
+        for secret in self.settings.secrets:
+            text = text.replace(secret, "***")
+        shown = "".join(c if c.isprintable() and c != "\ufffd" else c.encode("unicode_escape").decode() for c in text)
+        return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."

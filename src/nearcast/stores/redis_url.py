@@ -1,0 +1,130 @@
+"""The URL of a store in Redis or Valkey, and its settings. No message shows any part of a password.
+
+A password with characters that mean something in a URL must be percent-encoded. One that is not would end up in the
+host, the path or a setting, and in a message about it; so such a URL is refused as a whole and never shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from nearcast.errors import SpecError
+
+__all__ = ["FORM", "MOST_BUCKETS", "PASSWORD_VARIABLE", "Settings", "parse_url"]
+
+OURS = ("timeout", "grace", "buckets")
+PASSED_ON = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
+MOST_BUCKETS = 1 << 20
+MOST_DATABASES = 1 << 20
+TIMEOUT, GRACE, BUCKETS = 5.0, 3600.0, 4096.0
+FORM = "write redis://[user:password@]host[:port][/db], where db is a number"
+ENCODE = "percent-encode the characters @ : / ? # % of a password: %40 %3A %2F %3F %23 %25"
+PASSWORD_VARIABLE = "NEARCAST_STORE_PASSWORD"  # the name of a variable, no password
+HIDDEN = "***"  # stands for a password in a URL that is kept or shown
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a URL says about a store in Redis."""
+
+    url: str  # without the user, the password and the settings, for messages
+    full_url: str = field(repr=False)  # for the library
+    timeout: float = TIMEOUT  # seconds to wait for a connection or an answer
+    grace: float = GRACE  # seconds for which a retired version can still be read by those who have it open
+    buckets: int = int(BUCKETS)  # hashes that a space is spread over, so that no command is about too much at once
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # texts that no message may hold
+
+
+def parse_url(url: str) -> Settings:
+    """Return the settings of a URL. SpecError names what is wrong, and never shows a part of the password."""
+    scheme, _, rest = url.partition("://")
+    if not rest or not re.fullmatch(r"[a-z]+", scheme):
+        raise SpecError(f"the store's URL cannot be read; {FORM}")
+    login, at, rest = rest.rpartition("@")
+    user, password = _login(scheme, login) if at else ("", None)
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        raise SpecError(f"the store's URL cannot be read; {FORM}; {ENCODE}") from None
+    if parts.fragment or "#" in rest:
+        raise SpecError(f"the store's URL has a #, which means nothing in it; {FORM}; {ENCODE}")
+    path, asked = parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
+    if scheme == "unix":
+        shown, address = f"unix://{host}{path}", f"{host}{path}"
+        _number(asked, "db", 0, least=0, most=MOST_DATABASES, shown=shown, whole=True)
+    else:
+        if not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
+            raise SpecError(f"the store's URL names no host; {FORM}; {ENCODE}")
+        _number(asked, "db", 0, least=0, most=MOST_DATABASES, shown=f"{scheme}://{host}{port}", whole=True)
+        address = f"[{host}]{port}" if ":" in host else f"{host}{port}"
+        asked |= _database(f"{scheme}://{address}", path, asked)
+        shown = f"{scheme}://{address}" + (f"/{asked['db']}" if "db" in asked and path.strip("/") else path)
+    for name in asked:
+        if name not in OURS + PASSED_ON:
+            raise SpecError(f"{shown} has the setting {name!r}; known ones are {', '.join(OURS + PASSED_ON)}")
+    if password is None:
+        password = os.environ.get(PASSWORD_VARIABLE) or None
+    passed = urlencode({name: value for name, value in asked.items() if name in PASSED_ON}, quote_via=quote)
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password is not None else ""
+    return Settings(
+        url=shown,
+        full_url=f"{'redis' if scheme == 'valkey' else scheme}://{login}{address}?{passed}",
+        timeout=_number(asked, "timeout", TIMEOUT, least=0.01, most=3600, shown=shown),
+        grace=_number(asked, "grace", GRACE, least=0, most=30 * 86400, shown=shown),
+        buckets=int(_number(asked, "buckets", BUCKETS, least=1, most=MOST_BUCKETS, shown=shown, whole=True)),
+        secrets=tuple({password, quote(password, safe="")}) if password else (),
+    )
+
+
+def _login(scheme: str, login: str) -> tuple[str, str | None]:
+    """Return user and password of what stands before the last @; SpecError where it is ambiguous."""
+    user, colon, password = login.partition(":")
+    if re.search(r"[/?#\s]", login):
+        raise SpecError(f"the user or the password in the store's URL {scheme}://... cannot be read; {ENCODE}")
+    if not colon:
+        if not os.environ.get(PASSWORD_VARIABLE):
+            raise SpecError(
+                f"the store's URL {scheme}://... has one word before the @; write user:password@ or :password@, or set "
+                f"the password in the environment as {PASSWORD_VARIABLE}"
+            )
+        return unquote(user), None
+    if password == HIDDEN:
+        if not os.environ.get(PASSWORD_VARIABLE):
+            raise SpecError(
+                "the password of the store is not kept with a snapshot; give the spec file or --store, or set it in "
+                f"the environment as {PASSWORD_VARIABLE}"
+            )
+        return unquote(user), None
+    return unquote(user), unquote(password)
+
+
+def _database(place: str, path: str, asked: dict[str, str]) -> dict[str, str]:
+    """Return the database that the path names, as a setting; SpecError where it is no number or there are two."""
+    named = path.removeprefix("/")
+    if not named:
+        return {}
+    if not re.fullmatch(r"[0-9]{1,7}", named):
+        raise SpecError(f"the path in the store's URL {place}/... is no number of a database; {FORM}; {ENCODE}")
+    if "db" in asked and asked["db"] != named:
+        raise SpecError(f"{place}/{named} names another database with ?db=; leave one of the two out")
+    return {"db": str(int(named))}
+
+
+def _number(
+    asked: dict[str, str], name: str, default: float, *, least: float, most: float, shown: str, whole: bool = False
+) -> float:
+    if name not in asked:
+        return default
+    try:
+        value = float(asked[name])
+    except ValueError:
+        value = -1.0
+    if not least <= value <= most or (whole and not asked[name].isdecimal()):
+        kind = "whole number" if whole else "number"
+        raise SpecError(f"{shown}: {name} is {asked[name]!r}; give a {kind} from {least:g} to {most:g}")
+    return value
