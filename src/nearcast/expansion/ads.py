@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import DamagedError, InputError
-from nearcast.expansion.columns import Column, column_of
-from nearcast.expansion.settings import Serving
+from nearcast.expansion.columns import Column, column_of, missing_column
+from nearcast.expansion.settings import Roles
 from nearcast.sharing import SharingMap
 from nearcast.types import IntArray
 
-__all__ = ["Ads", "LiveAds", "ads_of", "check_settings", "unchanged", "with_pauses", "with_values"]
+__all__ = ["Ads", "LiveAds", "ads_of", "unchanged", "with_pauses", "with_values"]
 
 BoolArray = npt.NDArray[np.bool_]
 Id = str | int
@@ -84,14 +84,29 @@ class LiveAds:
         return rows
 
 
-def ads_of(table: pa.Table) -> Ads:
-    """A table of ads with the column `id`, in the order of ids."""
+def ads_of(table: pa.Table, roles: Roles | None = None) -> Ads:
+    """A table of ads with the column `id`, in the order of ids.
+
+    roles: columns that limit when and how often an ad is shown. One that the table lacks has no values, and an overlay
+    can give it some: what is spent need not be in the export.
+    """
     ids = table.column("id").combine_chunks()
     numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64) if pa.types.is_integer(ids.type) else None
     places = {ad: place for place, ad in enumerate(ids.to_pylist())}
     arrays = {name: table.column(name).combine_chunks() for name in table.column_names}
     found = {name: column_of(values) for name, values in arrays.items() if name != "id"}
-    return Ads(arrays, numbers, places, {name: column for name, column in found.items() if column is not None})
+    columns = {name: column for name, column in found.items() if column is not None}
+    for name, kind in _limits(roles).items():
+        if name not in arrays:
+            columns[name] = missing_column(len(table), kind)
+    return Ads(arrays, numbers, places, columns)
+
+
+def _limits(roles: Roles | None) -> dict[str, str]:
+    """The columns that limit an ad, and what they hold."""
+    if roles is None:
+        return {}
+    return {roles.budget: "number", roles.spent: "number", roles.starts: "time", roles.ends: "time"}
 
 
 def unchanged(ads: Ads) -> LiveAds:
@@ -135,7 +150,8 @@ def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, floa
 
 
 def _published(ads: Ads, name: str, place: int) -> Any:
-    return ads.arrays[name][place].as_py()
+    values = ads.arrays.get(name)
+    return None if values is None else values[place].as_py()
 
 
 def _changed(column: Column, changes: Mapping[int, Any]) -> Column:
@@ -152,17 +168,3 @@ def _holds(column: Column, value: Any) -> bool:
     except InputError:
         return False
     return True
-
-
-def check_settings(serving: Serving, columns: Mapping[str, Column]) -> None:
-    """InputError where the settings name a column for targeting or a cap that the ads do not have."""
-    there = ", ".join(sorted(columns)) or "none"
-    for name in [*(target.column for target in serving.targeting), *(n for n in serving.caps if n != "item")]:
-        if name not in columns:
-            raise InputError(f"the ads have no column {name!r} that conditions can be asked of; they have {there}")
-    for target in serving.targeting:
-        if (target.test in ("has", "overlaps")) != (columns[target.column].kind == "list"):
-            kind = columns[target.column].kind
-            raise InputError(
-                f"targeting: {target.column} is a column of {kind}s, of which {target.test!r} cannot be asked"
-            )

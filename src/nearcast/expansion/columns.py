@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.eligibility.kinds import Kind
 from nearcast.errors import InputError
 from nearcast.types import IntArray, flat
 
-__all__ = ["Column", "column_of", "seconds_of_time"]
+__all__ = ["Column", "column_of", "missing_column", "seconds_of_time"]
 
 BoolArray = npt.NDArray[np.bool_]
 Rows = IntArray
@@ -33,6 +34,7 @@ class Column:
     missing: BoolArray  # (n,)
     words: Mapping[Any, int]  # a word: its number
     starts: IntArray  # (n + 1,) where each list begins; empty but for lists
+    holds: Kind | None = None  # what a value, or a value of a list, is; None where nobody knows
 
     def __len__(self) -> int:
         return len(self.missing)
@@ -151,20 +153,29 @@ def column_of(values: pa.Array) -> Column | None:
     missing = values.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         stamps = values.cast(pa.timestamp("us")).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        return Column("time", stamps / 1e6, missing, {}, nothing)
+        return Column("time", stamps / 1e6, missing, {}, nothing, Kind.TIME)
     if _is_number(kind):
         plain = values.cast(pa.float64()) if pa.types.is_decimal(kind) else values
         numbers = pc.fill_null(plain, 0).to_numpy(zero_copy_only=False)
         wide = np.int64 if numbers.dtype.kind in "iu" else np.float64
-        return Column("number", numbers.astype(wide), missing, {}, nothing)
+        return Column("number", numbers.astype(wide), missing, {}, nothing, Kind.NUMBER)
     if pa.types.is_boolean(kind) or _is_text(kind):
         codes, words = _coded(values)
-        return Column("word", codes, missing, words, nothing)
+        holds = Kind.BOOLEAN if pa.types.is_boolean(kind) else Kind.TEXT
+        return Column("word", codes, missing, words, nothing, holds)
     if _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_integer(kind.value_type)):
         codes, words = _coded(values.flatten())
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-        return Column("list", codes, missing, words, np.append(0, np.cumsum(lengths)).astype(np.int64))
+        starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
+        holds = Kind.TEXT if _is_text(kind.value_type) else Kind.INTEGER
+        return Column("list", codes, missing, words, starts, holds)
     return None
+
+
+def missing_column(n: int, kind: str) -> Column:
+    """A column of n missing numbers or times, for one that was not published and that an overlay may give values."""
+    holds = Kind.TIME if kind == "time" else Kind.NUMBER
+    return Column(kind, np.zeros(n), np.ones(n, np.bool_), {}, np.empty(0, np.int64), holds)
 
 
 def _is_number(kind: pa.DataType) -> bool:

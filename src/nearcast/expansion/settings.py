@@ -12,9 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nearcast.spec import parse_model, read_tables
 
-__all__ = ["KIND", "AdSource", "ExpansionSpec", "LinkSource", "Roles", "Serving", "Target", "load_expansion_spec"]
+__all__ = [
+    "KIND",
+    "MONEY_ROLES",
+    "TIME_ROLES",
+    "AdSource",
+    "ExpansionSpec",
+    "LinkSource",
+    "Roles",
+    "Serving",
+    "Target",
+    "load_expansion_spec",
+]
 
 KIND = "expansion"  # what the facts of such a table say it is
+MONEY_ROLES, TIME_ROLES = ("bid", "budget", "spent"), ("starts", "ends")  # of `Roles`: numbers, and times
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]

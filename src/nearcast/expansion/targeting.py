@@ -6,19 +6,22 @@ equality, membership, ranges and dates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.eligibility.faults import near
+from nearcast.eligibility.kinds import Kind, Type
+from nearcast.eligibility.ruleset import brought_value
 from nearcast.errors import InputError
-from nearcast.expansion.columns import Column
+from nearcast.expansion.columns import Column, seconds_of_time
 from nearcast.expansion.settings import Target
 from nearcast.types import IntArray
 
-__all__ = ["Eligible", "Targets"]
+__all__ = ["Eligible", "Targets", "check_fields"]
 
 BoolArray = npt.NDArray[np.bool_]
 Request = Mapping[str, Any]  # plain data: what the caller knows of the request
@@ -49,8 +52,21 @@ class Targets:
         """The columns of the ads that it looks at."""
         return frozenset(condition.column for condition in self.conditions)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of a request that it asks for."""
+        return frozenset(condition.request for condition in self.conditions)
+
+    def check(self, request: Request, columns: Columns) -> None:
+        """Raise InputError for a field that no condition asks for, or a value of another type than its column."""
+        check_fields(request, self.fields)
+        for condition in self.conditions:
+            given, holds = request.get(condition.request), columns[condition.column].holds
+            if given is not None and holds is not None:
+                _check_type(condition, given, holds)
+
     def among(self, request: Request, columns: Columns, rows: IntArray) -> BoolArray:
-        """(rows,) which of these rows the request may see."""
+        """(rows,) which of these rows the request may see. A value of another type than its column equals none."""
         eligible = np.ones(len(rows), np.bool_)
         for condition in self.conditions:
             column = columns[condition.column]
@@ -60,6 +76,24 @@ class Targets:
                 fits = fits | _fits(condition, column, rows, given)
             eligible &= fits
         return eligible
+
+
+def check_fields(request: Request, known: Collection[str]) -> None:
+    """Raise InputError for a field of a request that nothing asks for, with the nearest one that something does."""
+    for name in request:
+        if name not in known:
+            hint = near(str(name), sorted(known), "they ask for")
+            raise InputError(f"no targeting and no rule asks for {str(name)[:50]!r} of a request; {hint}")
+
+
+def _check_type(condition: Target, given: Any, holds: Kind) -> None:
+    many = condition.test in ("in", "overlaps")
+    values = _several(condition, given) if many else _one(condition, given)
+    if holds is Kind.TIME:  # numbers are seconds since 1970
+        for value in values if many else [values]:
+            seconds_of_time(value)
+    else:
+        brought_value(condition.request, values, Type(holds, many))
 
 
 def _fits(condition: Target, column: Column, rows: IntArray, given: Any) -> BoolArray:
@@ -84,8 +118,8 @@ def _one(condition: Target, given: Any) -> Any:
 
 
 def _several(condition: Target, given: Any) -> Sequence[Any]:
-    if not isinstance(given, list | tuple):
+    if not isinstance(given, list | tuple | set | frozenset):
         raise InputError(
             f"request.{condition.request} is to be a list, since {condition.column} is {condition.test} it"
         )
-    return given
+    return [value for value in given if value is not None]  # a missing value equals none

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.errors import InputError, NotFoundError
-from nearcast.expansion.ads import ads_of, check_settings
+from nearcast.expansion.schema import check_settings, check_values, convert_columns
 from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
+from nearcast.expansion.stored import read_stored
 from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
 from nearcast.publishing.load import add_checksum
 from nearcast.publishing.readback import read_back
@@ -142,22 +143,23 @@ class _Pairs:
 
 
 def _ads(ads: pa.Table, ad_id: str, settings: Serving) -> pa.Table:
-    """The ads with their id first and called `id`, ascending."""
+    """The ads as a store keeps them: their id first and called `id`, ascending."""
     if ad_id not in ads.column_names:
         raise InputError(f"the ads have no column {ad_id!r}; they have {', '.join(ads.column_names)}")
+    if ads.column_names.count(ad_id) > 1:
+        raise InputError(f"the ads have several columns called {ad_id!r}; rename all but one")
     ids = _ids(ads.column(ad_id), "ads", ad_id)
     rest = ads.drop_columns([ad_id])
     if "id" in rest.column_names:
         raise InputError("a column of the ads is called 'id', which is the name of an ad's own id; rename it")
-    table = rest.add_column(0, "id", ids).sort_by("id").combine_chunks()
+    check_settings(settings, {field.name: field.type for field in rest.schema})
+    table = convert_columns(rest, settings).add_column(0, "id", ids) if rest.num_columns else pa.table({"id": ids})
+    check_values(table, settings)
+    table = table.sort_by("id").combine_chunks()
     if len(pc.unique(table.column("id"))) < len(table):
         counts = table.group_by("id").aggregate([("id", "count")])
         twice = counts.filter(pc.greater(counts.column("id_count"), 1)).column("id")[0].as_py()
         raise InputError(f"{twice!r} is the id of several ads; an ad has one row")
-    for name in rest.column_names:
-        if pa.types.is_time(rest.schema.field(name).type):
-            raise InputError(f"{name} is a column of times of a day, which an expansion table cannot hold")
-    check_settings(settings, ads_of(table).columns)
     return table
 
 
@@ -165,17 +167,25 @@ def _ids(column: pa.ChunkedArray, what: str, name: str) -> pa.Array:
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (pa.types.is_integer(kind) or texts):
         raise InputError(f"{name} of the {what} is of type {kind}; ids are whole numbers or text")
     if column.null_count:
         raise InputError(f"{name} of the {what} is missing in {column.null_count:,} rows; every row needs one")
-    return column.cast(pa.int64() if pa.types.is_integer(kind) else pa.string()).combine_chunks()
+    try:
+        ids = column.cast(kind).cast(pa.string() if texts else pa.int64()).combine_chunks()
+        ids.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{name} of the {what} holds an id that cannot be one: {error}") from error
+    return ids
 
 
 def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tuple[_Pairs, int]:
     for name in (link_item, link_ad):
         if name not in links.column_names:
             raise InputError(f"the links have no column {name!r}; they have {', '.join(links.column_names)}")
+        if links.column_names.count(name) > 1:
+            raise InputError(f"the links have several columns called {name!r}; rename all but one")
     items, linked = _ids(links.column(link_item), "links", link_item), _ids(links.column(link_ad), "links", link_ad)
     known = ads.column("id").combine_chunks()
     if linked.type != known.type:
@@ -208,6 +218,7 @@ def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, 
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:
             read_back(reader, where, no_progress)
+            read_stored(reader, where)  # as every reader does
     except BaseException:
         store.retire(name, version)
         raise

@@ -92,7 +92,9 @@ def _answer(way: Way, logged: Logged, funnel: Funnel) -> _Answer:
     lists = way.candidates(logged.keys, funnel.candidates_per_key)
     if funnel.expansion is None:
         return _merged(lists, funnel.k)
-    asked = Asked(logged.request, funnel.k, (), logged.seconds)
+    known = funnel.expansion.request_fields  # a log has columns that targeting does not ask for
+    request = {name: value for name, value in logged.request.items() if known is None or name in known}
+    asked = Asked(request, funnel.k, (), logged.seconds)
     found = funnel.expansion.of_lists(lists.offsets, lists.ids, lists.scores, way.metric, logged.weights, asked)
     return _Answer(found.stages, found.items, found.ads, lists.found)
 

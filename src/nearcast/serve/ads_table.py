@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from nearcast.errors import DamagedError
-from nearcast.expansion.ads import Ads, LiveAds, ads_of, unchanged, with_pauses, with_values
-from nearcast.expansion.links import Links, links_of
+from nearcast.expansion.ads import Ads, LiveAds, unchanged, with_pauses, with_values
+from nearcast.expansion.links import Links
 from nearcast.expansion.settings import KIND, Serving
+from nearcast.expansion.stored import MOST_ITEMS_HELD, read_stored
 from nearcast.expansion.targeting import Eligible, Targets
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import Version
-from nearcast.spec import parse_model
-from nearcast.stores.base import Space
-from nearcast.stores.values import decode_lists, numbers_of_keys
 
 __all__ = ["AdsTable", "Live", "is_expansion", "read_table", "under_overlay"]
-
-ROWS_AT_ONCE = 1 << 12  # so that requests have their turn while a large table is read
-LISTS_AT_ONCE = 1 << 10
-MOST_ITEMS_HELD = 2_000_000  # with ads: what each has is held in memory, some 300 MB at most; of more it is looked up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,72 +36,10 @@ def is_expansion(facts: Mapping[str, Any]) -> bool:
 
 def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
     """Read the ads of a version. DamagedError where they are not what their facts say."""
-    facts = version.facts
-    settings = parse_model(Serving, facts["expansion"], f"the settings of {facts['generator']} {version.snapshot}")
-    schema = _schema(facts, version.item_ids)
-    try:
-        parts = [_parsed(rows, schema) for rows in _rows(version)]
-        table = pa.concat_tables(parts) if parts else schema.empty_table()
-        ads = ads_of(table.sort_by("id"))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DamagedError(f"the ads of {facts['generator']} {version.snapshot} cannot be read: {error}") from error
-    as_of = datetime.fromisoformat(facts["as_of"]).timestamp()
-    links = _read_links(version, ads) if facts["keys"] <= MOST_ITEMS_HELD else None
-    return AdsTable(version, ads, links, settings, eligible or Targets(settings.targeting), as_of)
-
-
-def _read_links(version: Version, ads: Ads) -> Links:
-    """Which ads each item has, read piece by piece."""
-    pairs = version.reader.pairs(Space.LISTS)
-    numbers, texts, lengths, positions = [], [], [], []
-    while some := list(islice(pairs, LISTS_AT_ONCE)):
-        lists = decode_lists([value for _, value in some], version.item_ids)
-        keys = [key for key, _ in some]
-        if version.query_ids == "int64":
-            numbers.append(numbers_of_keys(keys))
-        else:
-            texts += keys
-        lengths.append(np.diff(lists.offsets))
-        positions.append(ads.positions(lists.ids))
-    nothing = np.empty(0, np.int64)
-    items = np.concatenate([nothing, *numbers]) if version.query_ids == "int64" else texts
-    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
-
-
-def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:
-    columns = [pa.field(name, _arrow_type(text)) for name, text in facts["columns"].items()]
-    return pa.schema([pa.field("id", pa.int64() if ids == "int64" else pa.string()), *columns])
-
-
-def _arrow_type(text: str) -> pa.DataType:
-    """The type that JSON of a column of this Arrow type is read back as."""
-    if text.startswith(("list", "large_list", "fixed_size_list")):
-        return pa.list_(
-            _arrow_type(text[text.index("<") + 1 : text.rindex(">")].split(": ", 1)[1].removesuffix(" not null"))
-        )
-    if text.startswith(("timestamp", "date")):
-        return pa.timestamp("us")
-    if text.startswith(("int", "uint")):
-        return pa.int64()
-    if text.startswith(("float", "double", "halffloat", "decimal")):
-        return pa.float64()
-    return pa.bool_() if text == "bool" else pa.string()
-
-
-def _rows(version: Version) -> Iterator[list[bytes]]:
-    pairs = version.reader.pairs(Space.ITEMS)
-    while rows := [value for _, value in islice(pairs, ROWS_AT_ONCE)]:
-        yield rows
-
-
-def _parsed(rows: list[bytes], schema: pa.Schema) -> pa.Table:
-    """JSON rows as a table: parsed by Arrow, without the interpreter's lock."""
-    from pyarrow import json as arrow_json
-
-    text = b"\n".join(rows)
-    options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    reading = arrow_json.ReadOptions(use_threads=False, block_size=max(1 << 20, len(text) + 1))
-    return arrow_json.read_json(io.BytesIO(text), reading, options).select(schema.names)
+    what = f"{version.facts['generator']} {version.snapshot}"
+    stored = read_stored(version.reader, what, most_items_held=MOST_ITEMS_HELD)
+    targets = eligible or Targets(stored.settings.targeting)
+    return AdsTable(version, stored.ads, stored.links, stored.settings, targets, stored.as_of)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

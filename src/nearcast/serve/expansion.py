@@ -24,7 +24,7 @@ from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.funnel import Chosen, choose
 from nearcast.expansion.merging import merged, similarity
 from nearcast.expansion.settings import Serving
-from nearcast.expansion.targeting import Eligible
+from nearcast.expansion.targeting import Eligible, Targets, check_fields
 from nearcast.serve.ads_table import AdsTable, Live, is_expansion, read_table, under_overlay
 from nearcast.serve.keys import Keys, wanted_keys
 from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_lookup
@@ -140,16 +140,38 @@ class Expansion:
     ) -> Promoted:
         """The same for one view of the generator."""
         metric = Metric(view.version.facts.get("metric") or Metric.COSINE)
+        asked, of_rules = self._shared_out(view, asked)
         if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent question: a fifth of the time
-            answer = view.get(keys[0], k=candidates_per_key)
+            answer = view.get(keys[0], k=candidates_per_key, request=of_rules)
             one = np.array([0, len(answer.ids)])
             lists = _lists(one, answer.ids, np.array(answer.scores), metric, weights)
             promoted = self._promoted(lists, asked)
             return replace(promoted, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
-        many = view.get_many(keys, k=candidates_per_key)
+        many = view.get_many(keys, k=candidates_per_key, request=of_rules)
         lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
         found = int(np.count_nonzero(many.found))
         return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found, looked_up=many)
+
+    def _shared_out(self, view: View, asked: Asked) -> tuple[Asked, Mapping[str, Any] | None]:
+        """What targeting is asked, and what of the request the generator's rules ask for.
+
+        InputError for a field of the request that neither asks for.
+        """
+        known, rules = self.request_fields, view.version.attributes
+        if not asked.request:
+            return asked, None
+        of_rules = frozenset(rules.rules.request_types) if rules is not None else frozenset()
+        if known is not None:
+            check_fields(asked.request, known | of_rules)
+        kept = {name: value for name, value in asked.request.items() if known is None or name in known}
+        brought = {name: value for name, value in asked.request.items() if name in of_rules}
+        return replace(asked, request=kept), brought or None
+
+    @property
+    def request_fields(self) -> frozenset[str] | None:
+        """The fields of a request that targeting asks for; None where rules of the caller's own judge requests."""
+        eligible = self._now().table.eligible
+        return eligible.fields if isinstance(eligible, Targets) else None
 
     def of_lists(
         self,
@@ -259,6 +281,8 @@ def _promoted(live: Live, lists: _Lists, asked: Asked) -> Promoted:
     candidates, scores = _distinct(lists, settings.keys)
     places, positions = _links(table, candidates)
     request = asked.request or {}
+    if isinstance(table.eligible, Targets):  # rules of the caller's own judge a request themselves
+        table.eligible.check(request, live.ads.columns)
     chosen = choose(scores, places, positions, live.ads, table.eligible, request, settings, k=k, now=now)
     return _told(live, candidates, chosen, asked.fields)
 
