@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -32,6 +33,7 @@ __all__ = [
     "is_done",
     "link_file",
     "locked",
+    "path_fault",
     "read_manifest",
     "refuse_link",
     "verify",
@@ -52,6 +54,22 @@ def file_hash(path: Path) -> str:
     """A hash of a file's bytes. Reads about a gigabyte a second."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def path_fault(text: str) -> str | None:
+    """Say why a path that is not there can never be: a URL, or a word that a shell would have replaced; else None."""
+    if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
+        if url[1].lower() == "file":
+            return f"{text} is a URL; write the path without {text[: url.end() - 1]}//"
+        return (
+            f"{text} is not on this machine, and {url[1]}:// is not supported: files are read from local or mounted "
+            "folders; mount it, or copy it here first"
+        )
+    if text.startswith("~"):
+        return f"~ is not expanded in {text}; write the whole path, such as {os.path.expanduser(text)}"
+    if re.search(r"\$(\w+|\{\w+\})", text):
+        return f"variables are not expanded in {text}; write the path that is meant"
+    return None
 
 
 def fresh_folder(folder: Path) -> Path:

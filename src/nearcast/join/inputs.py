@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nearcast.files import fingerprint, is_done, read_manifest
+from nearcast.join.listen import Listener
 from nearcast.sources.check import (
     Report,
     Scan,
@@ -74,17 +75,22 @@ class Inputs:
 
 
 def open_sources(
-    spec: GeneratorSpec, base: Path, items: object | None, queries: object | None, progress: Progress
+    spec: GeneratorSpec, base: Path, items: object | None, queries: object | None, listener: Listener
 ) -> Sources:
-    """Find the rows of both sides, in files or in the tables given, and hash their contents."""
+    """Find the rows of both sides, in files or in the tables given, and hash their contents.
+
+    The listener hears of files that were skipped. Raises InputError where a file changes meanwhile.
+    """
     item_source = _open(spec.items, base, items, "items")
     own_queries = spec.queries is not None or queries is not None
     query_source = _open(spec.query_source, base, queries, "queries") if own_queries else item_source
     check_id_types(item_source, query_source, exclude_self=spec.exclude_self)
+    for text in dict.fromkeys((*item_source.notes, *query_source.notes)):
+        listener.note(text)
     item_digests = item_source.digests()
-    progress("hash inputs", 1, 2)
+    listener.progress("hash inputs", 1, 2)
     query_digests = query_source.digests() if own_queries else item_digests
-    progress("hash inputs", 2, 2)
+    listener.progress("hash inputs", 2, 2)
     return Sources(item_source, query_source, item_digests, query_digests)
 
 

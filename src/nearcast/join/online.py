@@ -73,7 +73,7 @@ def open_online(
     run = prepare(asked, base, listener or Listener())
     home = run.home / "online"
     with waiting_for(home / ".lock", f"the online index of {spec.name!r}", run.listener):
-        sources = open_sources(asked, base, None, None, run.listener.progress)
+        sources = open_sources(asked, base, None, None, run.listener)
         place, inputs = todays_inputs(run, sources, home)
         opened = _opened(run, place, inputs, home, own=own)
         effort, reached = _effort(run, opened.index, opened.folder.name, place, inputs, home)

@@ -79,7 +79,7 @@ def run_generator(
     with locked(run.home / ".lock", f"generator {spec.name!r}"), machine.PeakMemory() as peak:
         started = time.perf_counter()
         with run.stage("hash"):
-            sources = open_sources(spec, base, items, queries, run.listener.progress)
+            sources = open_sources(spec, base, items, queries, run.listener)
         check_spec_rules(spec, sources)
         digests = sources.item_digests, sources.query_digests
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, base))
@@ -105,7 +105,7 @@ def check_generator(
 ) -> tuple[Report, RunEstimate]:
     """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
     run = prepare(spec, base, listener or Listener())
-    sources = open_sources(spec, base, items, queries, run.listener.progress)
+    sources = open_sources(spec, base, items, queries, run.listener)
     check_spec_rules(spec, sources)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)

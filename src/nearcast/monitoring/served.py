@@ -79,7 +79,7 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
         open_lookup(store, spec.name) as lookup,
         waiting_for(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
     ):
-        sources = open_sources(spec, run.base, None, None, run.listener.progress)
+        sources = open_sources(spec, run.base, None, None, run.listener)
         place, inputs = todays_inputs(run, sources, home)
         run, inputs = scored_inputs(run, inputs, home)
         constraints = have_constraints(run, inputs, home)

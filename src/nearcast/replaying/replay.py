@@ -141,7 +141,7 @@ def searched(
     spec = run.spec if k is None else run.spec.model_copy(update={"k": k})
     aimed = recall if recall is not None else spec.serve.online_recall
     index = open_online(spec, run.base, run.home.parent, engine=engine, recall=aimed, listener=run.listener)
-    sources = open_sources(spec, run.base, None, None, run.listener.progress)
+    sources = open_sources(spec, run.base, None, None, run.listener)
     _, inputs = todays_inputs(run, sources, run.home / "online")
     if inputs.queries.vectors.n == 0:
         raise NotFoundError(f"{spec.name} has no queries with vectors to search by")

@@ -82,13 +82,15 @@ class Problem:
     policy: str  # "error", "drop" or "keep"
     text: str
     examples: tuple[str, ...] = ()
+    first_places: tuple[str, ...] = ()  # with duplicate ids: where the ids of the examples occur first
 
     def sentence(self) -> str:
         """The problem in words, with its examples and the way out."""
         if not self.examples:
             return self.text
         lead = ": " if len(self.examples) == self.count else ", for example "
-        return f"{self.text}{lead}{'; '.join(self.examples)}"
+        first = f"; first there: {'; '.join(self.first_places)}" if self.first_places else ""
+        return f"{self.text}{lead}{'; '.join(self.examples)}{first}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class SideReport:
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> SideReport:
         """The inverse of dataclasses.asdict."""
-        problems = (Problem(**{**p, "examples": tuple(p["examples"])}) for p in facts["problems"])
+        lists = ("examples", "first_places")
+        problems = (Problem(**p | {name: tuple(p.get(name, ())) for name in lists}) for p in facts["problems"])
         return cls(**{**facts, "problems": tuple(problems)})
 
 
@@ -247,14 +250,27 @@ def _row_problems(side: str, seen: Scan, spec: GeneratorSpec) -> Iterator[Proble
         if count:
             rows = "1 row has" if count == 1 else f"{count:,} rows have"
             what = f"{rows} {text.format(dim=seen.dim)}"
-            examples = tuple(_example(seen, int(row), kind) for row in np.flatnonzero(mask)[:EXAMPLES])
-            yield Problem(side, kind, count, spec.checks.policy(kind, spec.metric), what, examples)
+            if kind == "wrong_dimension" and seen.dim == 0:
+                what = f"all vectors are empty: {rows} a vector without components"
+            rows_shown = [int(row) for row in np.flatnonzero(mask)[:EXAMPLES]]
+            examples = tuple(_example(seen, row, kind) for row in rows_shown)
+            firsts = dict.fromkeys(_first_of(seen, row) for row in rows_shown) if kind == "duplicate_id" else {}
+            places = tuple(_example(seen, row, kind) for row in firsts)
+            yield Problem(side, kind, count, spec.checks.policy(kind, spec.metric), what, examples, places)
 
 
 def _example(seen: Scan, row: int, kind: str) -> str:
     name = seen.ids[row].as_py()
     where = seen.source.where(row)
     return where if kind == "null_id" else f"{name!r} ({where})"
+
+
+def _first_of(seen: Scan, row: int) -> int:
+    """The first row with the id of this one: equal ids are side by side in the order, in the order of their rows."""
+    place = int(np.flatnonzero(seen.order == row)[0])
+    while seen.repeated[seen.order[place]]:
+        place -= 1
+    return int(seen.order[place])
 
 
 def norm_summary(lengths: FloatArray) -> dict[str, float]:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.files import finish, fresh_folder
 from nearcast.sources.check import Kept, Scan
 from nearcast.sources.ids import read_ids, to_ids, write_ids
-from nearcast.sources.matrix import to_matrix
+from nearcast.sources.matrix import RowState, to_matrix
+from nearcast.sources.rows import RowBatch
+from nearcast.sources.user_files import changed_error
 from nearcast.types import FileVectors, IntArray, Progress, Vectors, no_progress
 
 __all__ = ["Side", "ingest", "ingest_bytes", "ingest_memory", "open_side"]
@@ -81,6 +84,7 @@ def ingest(
     write_ids(folder / "listed.arrow", to_ids(kept.listed_rows, seen.ids))
     _write_vectors(seen, kept.vector_rows, folder / "vectors.npy", memory_bytes, side, progress)
     _write_attributes(seen, kept.listed_rows, folder / "attributes", memory_bytes)
+    seen.source.check()
     finish(folder, manifest)
     return open_side(folder)
 
@@ -94,11 +98,15 @@ def _write_vectors(seen: Scan, rows: IntArray, path: Path, memory_bytes: int, si
         np.lib.format.write_array_header_1_0(out, header)
         for start in range(0, n, per_range):
             block = np.empty((min(n, start + per_range) - start, dim), seen.dtype)
+            filled = 0
             for first, matrix in _matrices(seen, memory_bytes // 4):
                 places = target[first : first + len(matrix)]
                 inside = (places >= start) & (places < start + len(block))
                 block[places[inside] - start] = matrix[inside]
+                filled += int(np.count_nonzero(inside))
                 progress(f"read {side}", first + len(matrix), len(seen.states))
+            if filled != len(block):
+                raise changed_error(seen.source.name, f"{filled:,} of {len(block):,} vectors came")
             block.tofile(out)
 
 
@@ -110,11 +118,27 @@ def _targets(rows: IntArray, n_rows: int) -> IntArray:
 
 
 def _matrices(seen: Scan, memory_bytes: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    first = 0
-    for batch in seen.source.batches(vectors=True, attributes=False, memory_bytes=memory_bytes):
+    for first, batch in _same_rows(seen, memory_bytes, vectors=True):
         matrix, states = to_matrix(batch.vectors, seen.dim or 1)
+        if not np.array_equal(states == RowState.GOOD, _has_components(seen.states[first : first + len(states)])):
+            raise changed_error(seen.source.name, "vectors have other lengths")
         yield first, matrix
-        first += len(states)
+
+
+def _has_components(states: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    return np.isin(states, (RowState.NULL_VECTOR, RowState.WRONG_DIMENSION), invert=True)
+
+
+def _same_rows(seen: Scan, memory_bytes: int, *, vectors: bool) -> Iterator[tuple[int, RowBatch]]:
+    """Read the source once more, with the first row of each batch: InputError unless it has the ids of the scan."""
+    first = 0
+    for batch in seen.source.batches(vectors=vectors, attributes=not vectors, memory_bytes=memory_bytes):
+        if not batch.ids.equals(seen.ids[first : first + len(batch.ids)]):
+            raise changed_error(seen.source.name, "ids are others than at the first look")
+        yield first, batch
+        first += len(batch.ids)
+    if first != len(seen.ids):
+        raise changed_error(seen.source.name, f"{first:,} rows came where there were {len(seen.ids):,}")
 
 
 def _write_attributes(seen: Scan, rows: IntArray, folder: Path, memory_bytes: int) -> None:
@@ -151,11 +175,9 @@ def _range_of_attributes(
     if not names:
         return {}
     pieces, places = [], []
-    first = 0
-    for batch in seen.source.batches(vectors=False, attributes=True, memory_bytes=memory_bytes):
+    for first, batch in _same_rows(seen, memory_bytes, vectors=False):
         here = target[first : first + len(batch.ids)]
         inside = np.flatnonzero((here >= start) & (here < stop))
-        first += len(batch.ids)
         pieces.append(batch.attributes.take(pa.array(inside)))
         places.append(here[inside])
     order = pa.array(np.argsort(np.concatenate(places)) if places else np.empty(0, np.int64))

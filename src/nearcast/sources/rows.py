@@ -6,25 +6,28 @@ as int64 or large_string; vectors as Arrow lists, as they are. Judges nothing: s
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
-from nearcast.files import file_hash
+from nearcast.sources.hive import constant_column, hive_type, hive_values
+from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
+from nearcast.sources.npy import open_npy
+from nearcast.sources.parquet_files import Footer, ParquetFiles, open_parquet, read_batches, read_footer
+from nearcast.sources.user_files import UserFile, shown_path, unchanged
 from nearcast.spec import Source
 
 __all__ = ["BATCH_BYTES", "RowBatch", "RowSource", "as_arrow", "is_table", "open_source", "table_source"]
 
 BATCH_BYTES = 64 << 20  # larger batches are not read any faster
+WAY_OUT = "check `path` (it is relative to the spec's own folder)"
 LIST_DECODE_BYTES = 24  # measured: reading 65,536 lists of 128 float16 takes 226 MB at its peak
 ELEMENT_TYPES = {pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint8()}
 
@@ -50,6 +53,7 @@ class Part:
     attribute_types: Mapping[str, pa.DataType]  # of the attribute and display columns, as they come out
     read: Callable[[Sequence[str], int], Iterator[pa.Table]]  # (columns, rows) -> tables of at most rows
     digest: Callable[[], dict[str, Any]]  # name, bytes and hash of the contents
+    files: tuple[UserFile, ...] = ()  # that it is read from
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,13 @@ class RowSource:
     spec: Source
     parts: tuple[Part, ...]
     only: Part | None = None  # of ids: rows with another are left out, as if they were not there
+    listing: Listing | None = None  # of the files, where they are those of a path
+    notes: tuple[str, ...] = ()  # what was skipped, and why
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.parts[0].name if self.listing is None else self.listing.name
 
     @property
     def n_rows(self) -> int:
@@ -82,10 +93,27 @@ class RowSource:
 
     def digests(self) -> list[dict[str, Any]]:
         """Name, size and hash of every part: equal digests mean equal rows."""
-        return [part.digest() for part in (*self.parts, *((self.only,) if self.only else ()))]
+        found = [part.digest() for part in self._all_parts]
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raise InputError where a file has changed, or one was added or removed, since the source was opened."""
+        if self.listing is not None:
+            self.listing.check()
+        for part in self._all_parts:
+            for file in part.files:
+                file.check()
+
+    @property
+    def _all_parts(self) -> tuple[Part, ...]:
+        return (*self.parts, *((self.only,) if self.only else ()))
 
     def batches(self, *, vectors: bool, attributes: bool, memory_bytes: int) -> Iterator[RowBatch]:
-        """All rows in order, in batches that take about `memory_bytes` at most."""
+        """All rows in order, in batches that take about `memory_bytes` at most.
+
+        Raises InputError where a file is no longer as it was when the source was opened.
+        """
         columns = [self.spec.id]
         columns += [self.spec.vector] if vectors else []
         columns += self.spec.columns if attributes else []
@@ -95,6 +123,7 @@ class RowSource:
             for table in part.read(columns, rows):
                 batch = self._batch(table.combine_chunks(), part, vectors, attributes)
                 yield batch if kept is None else _only(batch, kept)
+        self.check()
 
     def where(self, row: int) -> str:
         """The part and the row in it (counted from 0) of a row of the whole; with `only`, among the rows kept."""
@@ -108,11 +137,11 @@ class RowSource:
 
     def _batch(self, table: pa.Table, part: Part, vectors: bool, attributes: bool) -> RowBatch:
         ids = _one_array(_known(table.column(self.spec.id)))
-        try:
+        try:  # integers, strings, or nulls without a type
             ids = ids.cast(part.id_type)
         except pa.ArrowInvalid as error:
             raise InputError(f"{part.name}: ids do not fit int64 ({error}); store them as strings") from error
-        found = _one_array(table.column(self.spec.vector)) if vectors else None
+        found = _vectors(table.column(self.spec.vector), part.vector_type) if vectors else None
         columns = {name: _known(table.column(name)) for name in (self.spec.columns if attributes else ())}
         return RowBatch(ids, found, pa.table(columns))
 
@@ -122,12 +151,12 @@ def open_source(spec: Source, base: Path) -> RowSource:
 
     Raises InputError where a file or column is missing, or the types are not ids and vectors.
     """
+    only = None if spec.only is None else _id_part(spec, base)
     if spec.path.endswith(".npy"):
-        parts: tuple[Part, ...] = (_npy_part(spec, base),)
-    else:
-        parts = tuple(_parquet_part(path, base, spec) for path in _parquet_paths(spec.path, base))
-    only = None if spec.only is None else _id_part(base / spec.only, base, spec)
-    return _checked(RowSource(spec, parts, only))
+        return _checked(RowSource(spec, (_npy_part(spec, base),), only))
+    listing = list_parquet(spec.path, base, "path", WAY_OUT)
+    parts, notes = _parquet_parts(listing, spec)
+    return _checked(RowSource(spec, parts, only, listing, (*listing.notes, *notes)))
 
 
 def table_source(spec: Source, data: object, name: str) -> RowSource:
@@ -143,19 +172,21 @@ def table_source(spec: Source, data: object, name: str) -> RowSource:
     return _checked(RowSource(spec, (_table_part(table, spec, name),)))
 
 
-def _id_part(path: Path, base: Path, spec: Source) -> Part:
+def _id_part(spec: Source, base: Path) -> Part:
     """The file that `only` names, as a part that has ids and no vectors."""
-    beside = _read_ids_file(path, spec.model_copy(update={"attributes": (), "display": (), "weight": None}))
-    name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+    way_out = "check `only` (it is relative to the spec's own folder)"
+    file = local_file(str(spec.only), base, "only", way_out)
+    beside = _read_ids_file(file, spec.model_copy(update={"attributes": (), "display": (), "weight": None}))
 
     def read(_columns: Sequence[str], _rows: int) -> Iterator[pa.Table]:
         yield beside
 
-    def digest() -> dict[str, Any]:
-        return {"name": name, "bytes": path.stat().st_size, "blake2b": file_hash(path)}
+    kind = _id_type(beside.schema.field(spec.id).type, file.name, spec.id)
+    return Part(file.name, len(beside), kind, pa.null(), 1, {}, read, lambda: _digest_of(file), (file,))
 
-    kind = _id_type(beside.schema.field(spec.id).type, name, spec.id)
-    return Part(name, len(beside), kind, pa.null(), 1, {}, read, digest)
+
+def _digest_of(file: UserFile) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.state.size, "blake2b": file.hash()}
 
 
 def _kept_ids(only: Part | None, id_type: pa.DataType) -> pa.Array | None:
@@ -187,35 +218,69 @@ def as_arrow(data: object, spec: Source, name: str) -> pa.Table:
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, tuple) and len(data) == 2:
+        for what, part in zip(("ids", "vectors"), data, strict=True):
+            _refuse_masked(part, f"the {what} of {name}")
         ids, vectors = (np.asarray(part) for part in data)
         if len(ids) != len(vectors):
             raise InputError(f"{name} have {len(ids)} ids for {len(vectors)} vectors")
         return pa.table({spec.id: _id_array(ids, name), spec.vector: _list_array(vectors, name)})
     if hasattr(data, "iteritems") or type(data).__module__.startswith("pandas"):
-        return _from_pandas(data, spec)
+        return _from_pandas(data, spec, name)
     if hasattr(data, "__arrow_c_stream__"):
         return pa.table(data)
     kind = type(data).__name__
     raise InputError(f"{name} is a {kind}; give an Arrow, pandas or polars table, or a pair (ids, vectors)")
 
 
-def _from_pandas(frame: Any, spec: Source) -> pa.Table:
-    wanted = [c for c in dict.fromkeys((spec.id, spec.vector, *spec.columns)) if c in frame.columns]
+def _from_pandas(frame: Any, spec: Source, name: str) -> pa.Table:
+    names = [str(column) for column in frame.columns]
+    _need_columns(name, names, {"id": spec.id, "vector": spec.vector}, spec.columns)
+    wanted = list(dict.fromkeys((spec.id, spec.vector, *spec.columns)))
+    _refuse_masked(list(frame[spec.vector]), f"a vector of {name}")
     return pa.Table.from_pandas(frame[wanted], preserve_index=False)
 
 
+def _refuse_masked(data: object, what: str) -> None:
+    """InputError for an array whose mask would be lost: alone, or one of a list."""
+    if isinstance(data, np.ma.MaskedArray) or (
+        isinstance(data, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in data)
+    ):
+        raise InputError(f"{what} are a masked array, whose mask would be ignored; leave the rows out, or fill them")
+
+
 def _checked(source: RowSource) -> RowSource:
-    """All parts must hold vectors, and ids of one type."""
-    first = source.parts[0]
+    """All parts must hold vectors, and ids of one type; a part in which all are null takes the type of the others."""
+    parts = _with_types(source)
+    source = replace(source, parts=parts)
+    first = parts[0]
     for name in source.spec.columns:
-        _common_type(name, source.parts)
-    for part in source.parts:
+        _common_type(name, parts)
+    for part in parts:
         if part.id_type != first.id_type:
             raise InputError(
                 f"id types differ: {source.spec.id!r} is {_plain(first.id_type)} in {first.name} "
                 f"but {_plain(part.id_type)} in {part.name}; write all ids as one type"
             )
     return source
+
+
+def _with_types(source: RowSource) -> tuple[Part, ...]:
+    """The parts, with a type of ids and of vectors where a column holds nulls alone."""
+    spec, parts = source.spec, source.parts
+    ids = next((part.id_type for part in parts if not pa.types.is_null(part.id_type)), None)
+    vectors = next((part.vector_type for part in parts if not pa.types.is_null(part.vector_type)), None)
+    if ids is None:
+        raise InputError(f"{parts[0].name}: ids in {spec.id!r} are null, all of them; ids are strings or integers")
+    if vectors is None:
+        raise InputError(f"{parts[0].name}: {spec.vector!r} is null, in all rows; vectors are lists of numbers")
+    return tuple(
+        replace(
+            part,
+            id_type=ids if pa.types.is_null(part.id_type) else part.id_type,
+            vector_type=vectors if pa.types.is_null(part.vector_type) else part.vector_type,
+        )
+        for part in parts
+    )
 
 
 def _common_type(name: str, parts: tuple[Part, ...]) -> pa.DataType:
@@ -233,8 +298,10 @@ def _common_type(name: str, parts: tuple[Part, ...]) -> pa.DataType:
 
 
 def _known_type(kind: pa.DataType) -> pa.DataType:
-    """The type as all of Arrow's functions know it: no views, no dictionaries."""
-    if pa.types.is_dictionary(kind):
+    """The type as all of Arrow's functions know it: no views, dictionaries, runs or extensions."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _known_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _known_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.large_string()
@@ -242,105 +309,158 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = _known_type(column.type)
+    if isinstance(column.type, pa.BaseExtensionType):
+        return _known(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
+    if pa.types.is_run_end_encoded(column.type):
+        decoded = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        return _known(pa.chunked_array(decoded, column.type.value_type))
     if pa.types.is_dictionary(column.type):
-        kind = _known_type(column.type)
         return pa.chunked_array([c.dictionary.cast(kind).take(c.indices) for c in column.chunks], kind)
-    return column.cast(_known_type(column.type))
+    return column.cast(kind)
+
+
+def _vectors(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """The lists of a column as one array; nulls of a type where it has none."""
+    found = _one_array(_known(column))
+    return pa.nulls(len(found), kind) if pa.types.is_null(found.type) else found
 
 
 def _plain(id_type: pa.DataType) -> str:
     return "an integer" if id_type == pa.int64() else "a string"
 
 
-def _parquet_paths(pattern: str, base: Path) -> list[Path]:
-    path = base / pattern
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
-    elif path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
-        raise InputError(f"no Parquet file at {path}; check `path` (it is relative to the spec's own folder)")
-    return found
+def _parquet_parts(listing: Listing, spec: Source) -> tuple[tuple[Part, ...], list[str]]:
+    """A part for each file, and notes on files without rows that were skipped since their columns do not fit."""
+    footers = [read_footer(file) for file in listing.files]
+    folders = [hive_values(file.path, listing.base) for file in listing.files]
+    named = {name: _folder_type(name, footers, folders) for name in spec.columns}
+    parts: list[Part] = []
+    odd: list[str] = []
+    first: Part | None = None
+    for with_rows in (True, False):  # what has rows says what a file without any has to look like
+        for file, footer, values in zip(listing.files, footers, folders, strict=True):
+            if (footer.n_rows > 0) != with_rows:
+                continue
+            here = {name: (values[name], named[name]) for name in spec.columns if _is_of_folder(name, footer, values)}
+            try:
+                part = _parquet_part(file, footer, here, spec)
+            except InputError:
+                if with_rows or len(listing.files) == 1:
+                    raise
+                odd.append(file.name)
+                continue
+            first = first or part
+            if with_rows or _goes_with(part, first):
+                parts.append(part)
+            else:
+                odd.append(file.name)
+    if not parts:
+        raise InputError(f"{listing.name} has no rows in any of its {len(listing.files):,} files; {WAY_OUT}")
+    place = {file.name: number for number, file in enumerate(listing.files)}
+    notes = [f"{name} has no rows and columns of other types, and was skipped" for name in sorted(odd)]
+    return tuple(sorted(parts, key=lambda part: place[part.name])), notes
 
 
-def _parquet_part(path: Path, base: Path, spec: Source) -> Part:
+def _goes_with(part: Part, first: Part) -> bool:
+    """Whether a part without rows has the types of one with rows."""
+    if pa.types.is_null(part.id_type) or pa.types.is_null(part.vector_type) or part.id_type != first.id_type:
+        return False
     try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-            stored = sum(group.total_byte_size for group in groups)
-            # Arrow decodes a list with two levels, a flag and a copy per component: far more than it stores
-            stored += sum(LIST_DECODE_BYTES * g.column(c).num_values for g in groups for c in range(g.num_columns)) // 3
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file, or was cut short; write it again") from error
-    name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+        for name in part.attribute_types:
+            _common_type(name, (first, part))
+    except InputError:
+        return False
+    return True
+
+
+def _is_of_folder(name: str, footer: Footer, folders: Mapping[str, str | None]) -> bool:
+    return name not in footer.schema.names and name in folders
+
+
+def _folder_type(name: str, footers: Sequence[Footer], folders: Sequence[Mapping[str, str | None]]) -> pa.DataType:
+    """The type of a column where it is taken from the names of folders: string where a file holds strings."""
+    for footer in footers:
+        if footer.n_rows and footer.schema.names.count(name) == 1:
+            kind = _known_type(footer.schema.field(name).type)
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                return pa.string()
+    pairs = zip(footers, folders, strict=True)
+    return hive_type(values[name] for footer, values in pairs if _is_of_folder(name, footer, values))
+
+
+def _parquet_part(
+    file: UserFile, footer: Footer, folder: Mapping[str, tuple[str | None, pa.DataType]], spec: Source
+) -> Part:
+    """folder: value and type of each column that is taken from the names of the file's folders."""
+    # Arrow decodes a list with two levels, a flag and a copy per component: far more than it stores
+    stored = footer.bytes + LIST_DECODE_BYTES * footer.values // 3
 
     def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        with pq.ParquetFile(path) as file:
-            # one thread: a batch is small, and the order of rows is then the order of the file
-            batches = file.iter_batches(rows, columns=list(columns), use_threads=False)
-            while (batch := _next(batches, path)) is not None:
-                yield pa.Table.from_batches([batch])
+        own = [name for name in dict.fromkeys(columns) if name not in folder]
+        for batch in read_batches(file, footer.n_rows, own, rows):
+            table = pa.Table.from_batches([batch])
+            for name in dict.fromkeys(columns):
+                if name in folder:
+                    table = table.append_column(name, constant_column(*folder[name], len(batch)))
+            yield table
 
-    def digest() -> dict[str, Any]:
-        return {"name": name, "bytes": path.stat().st_size, "blake2b": file_hash(path)}
-
-    return _part(name, metadata.num_rows, schema, spec, stored, read, digest)
-
-
-def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
-    try:
-        return next(batches, None)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); write it again") from error
+    schema = footer.schema
+    for name, (_, kind) in folder.items():
+        schema = schema.append(pa.field(name, kind))
+    return _part(file.name, footer.n_rows, schema, spec, stored, read, lambda: _digest_of(file), (file,))
 
 
 def _npy_part(spec: Source, base: Path) -> Part:
-    path = base / spec.path
-    if not path.is_file():
-        raise InputError(f"no file at {path}; check `path` (it is relative to the spec's own folder)")
-    try:
-        vectors = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable .npy file: {error}") from error
-    if vectors.ndim != 2:
-        raise InputError(f"{path} has shape {vectors.shape}; vectors come as rows: (count, dimension)")
-    ids_path = base / str(spec.ids)
-    beside = _read_ids_file(ids_path, spec)
-    if len(beside) != len(vectors):
-        raise InputError(f"{ids_path} has {len(beside)} ids for the {len(vectors)} vectors of {path}")
+    vectors = open_npy(local_file(spec.path, base, "path", WAY_OUT))
+    ids_file = local_file(str(spec.ids), base, "ids", "check `ids` (it is relative to the spec's own folder)")
+    beside = _read_ids_file(ids_file, spec)
+    if len(beside) != vectors.n:
+        raise InputError(
+            f"{shown_path(ids_file.path)} has {len(beside)} ids for the {vectors.n} vectors of {spec.path}"
+        )
 
     def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-        for start in range(0, len(vectors), rows):
+        for start in range(0, vectors.n, rows):
             table = beside.slice(start, rows)
             if spec.vector in columns:
-                block = np.array(np.load(path, mmap_mode="r")[start : start + rows])
+                block = vectors.read(start, min(vectors.n, start + rows))
                 table = table.append_column(spec.vector, _list_array(block, spec.path))
-            yield table.select(list(columns))
+            ids_file.check()
+            yield table.select(list(dict.fromkeys(columns)))
 
     def digest() -> dict[str, Any]:
-        size = path.stat().st_size + ids_path.stat().st_size
-        return {"name": spec.path, "bytes": size, "blake2b": file_hash(path) + file_hash(ids_path)}
+        size = vectors.file.state.size + ids_file.state.size
+        return {"name": spec.path, "bytes": size, "blake2b": vectors.file.hash() + ids_file.hash()}
 
-    vector_type = _list_array(np.empty((0, vectors.shape[1]), vectors.dtype), spec.path).type
+    vector_type = _list_array(np.empty((0, vectors.dim), vectors.dtype), spec.path).type
     schema = beside.schema.append(pa.field(spec.vector, vector_type))
-    return _part(spec.path, len(vectors), schema, spec, vectors.nbytes + beside.nbytes, read, digest)
+    stored = vectors.nbytes + beside.nbytes
+    return _part(spec.path, vectors.n, schema, spec, stored, read, digest, (vectors.file, ids_file))
 
 
-def _read_ids_file(path: Path, spec: Source) -> pa.Table:
-    if not path.is_file():
-        raise InputError(f"no file at {path}; check `ids` (it is relative to the spec's own folder)")
+def _read_ids_file(file: UserFile, spec: Source) -> pa.Table:
+    """The ids, and with a Parquet file the other columns, of a file beside the vectors, or of `only`."""
+    path = file.path
     try:
-        if path.suffix == ".parquet":
-            _need_columns(path.name, pq.read_schema(path).names, {"id": spec.id}, spec.columns)
-            return pq.read_table(path, columns=[spec.id, *spec.columns])
-        if path.suffix == ".npy":
-            return pa.table({spec.id: _id_array(np.load(path, allow_pickle=False), path.name)})
-        return pa.table({spec.id: pa.array(path.read_text(encoding="utf-8").splitlines())})
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is not a readable file of ids: {error}") from error
+        with unchanged([file]):
+            if path.suffix == ".npy":
+                return pa.table({spec.id: _id_array(np.load(path, allow_pickle=False), file.name)})
+            if not has_magic(path) and path.suffix != ".parquet":
+                return pa.table({spec.id: pa.array(path.read_text(encoding="utf-8").splitlines())})
+        found = _one_parquet(file)
+    except PermissionError as error:
+        raise InputError(f"{shown_path(file.path)} may not be read: permission denied") from error
+    except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
+        raise InputError(f"{shown_path(file.path)} is not a readable file of ids: {error}") from error
+    _need_columns(file.name, found.schema.names, {"id": spec.id}, spec.columns)
+    return found.read(list(dict.fromkeys((spec.id, *spec.columns))))
+
+
+def _one_parquet(file: UserFile) -> ParquetFiles:
+    found = open_parquet(file.path.name, file.path.parent, file.name, WAY_OUT)
+    file.check()
+    return replace(found, listing=replace(found.listing, files=(file,)))
 
 
 def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
@@ -360,7 +480,11 @@ def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
 
 def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], others: Iterable[str]) -> None:
     """InputError that names all columns that are missing, and how the spec says which one is which."""
-    missing = [column for column in dict.fromkeys((*roles.values(), *others)) if column not in names]
+    wanted = list(dict.fromkeys((*roles.values(), *others)))
+    for column in wanted:
+        if names.count(column) > 1:
+            raise InputError(f"{name} has {names.count(column)} columns called {column!r}; give each its own name")
+    missing = [column for column in wanted if column not in names]
     if not missing:
         return
     lines = " and ".join(f'{role} = "..."' for role, column in roles.items() if column in missing)
@@ -376,9 +500,10 @@ def _part(
     stored_bytes: int,
     read: Callable[[Sequence[str], int], Iterator[pa.Table]],
     digest: Callable[[], dict[str, Any]],
+    files: tuple[UserFile, ...] = (),
 ) -> Part:
     _need_columns(name, schema.names, {"id": spec.id, "vector": spec.vector}, spec.columns)
-    vector_type = schema.field(spec.vector).type
+    vector_type = _known_type(schema.field(spec.vector).type)
     if not _is_vector(vector_type):
         raise InputError(
             f"{name}: {spec.vector!r} is {vector_type}; vectors are lists of float16, float32, float64, int8 or uint8: "
@@ -394,16 +519,21 @@ def _part(
         {column: _known_type(schema.field(column).type) for column in spec.columns},
         read,
         digest,
+        files,
     )
 
 
 def _is_vector(kind: pa.DataType) -> bool:
+    if pa.types.is_null(kind):
+        return True
     is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
     return is_list and kind.value_type in ELEMENT_TYPES
 
 
 def _id_type(kind: pa.DataType, name: str, column: str) -> pa.DataType:
     kind = _known_type(kind)
+    if pa.types.is_null(kind):
+        return kind
     if pa.types.is_integer(kind):
         return pa.int64()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -90,7 +90,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
 
 def _inputs(run: RunContext) -> tuple[Checked, Inputs]:
     """Both sides, read and judged as a run does it; the next run uses what is ingested here."""
-    sources = open_sources(run.spec, run.base, None, None, run.listener.progress)
+    sources = open_sources(run.spec, run.base, None, None, run.listener)
     checked = check_inputs(
         run.spec,
         sources,

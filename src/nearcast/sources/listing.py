@@ -1,0 +1,314 @@
+"""Which Parquet files a path of the user means: a file, a folder with all that is below it, or a glob.
+
+As Spark, Hive and pyarrow have it: what starts with `_` or `.` is another writer's and is skipped, save for folders
+like `_day=1`. A file is Parquet by its magic bytes, whatever its ending. Symbolic links are followed, and a folder or
+file that is reached twice is taken once. Knows nothing of columns.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import re
+import stat
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nearcast.errors import InputError
+from nearcast.files import path_fault
+from nearcast.sources.user_files import UserFile, changed_error, shown_path
+
+__all__ = ["Listing", "has_magic", "list_parquet", "local_file"]
+
+MAGIC, ENCRYPTED = b"PAR1", b"PARE"
+SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
+ENDINGS = (".parquet", ".parq", ".pq")
+GLOB = re.compile(r"[*?\[]")
+TABLE_LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files that a path meant when it was listed."""
+
+    name: str  # of the path, as messages call it
+    root: Path
+    pattern: str
+    base: Path
+    files: tuple[UserFile, ...]  # in the order of their paths
+    known: frozenset[Path]  # those, and what was skipped
+    notes: tuple[str, ...]  # what was skipped, and why
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the path searches: itself, a glob's part before its first wildcard, or that of a file."""
+        if self.root.is_dir():
+            return self.root
+        folder = self.base
+        for part in Path(self.pattern).parts[:-1]:
+            if GLOB.search(part) and not (folder / part).is_dir():
+                break
+            folder = folder / part
+        return folder
+
+    def check(self) -> None:
+        """Raise InputError where a Parquet file has joined the folder or glob, or a file has changed or gone."""
+        for file in self.files:
+            file.check()
+        if len(self.files) == 1 and self.files[0].path == self.root:
+            return
+        try:
+            new = sorted(set(_walk(self.base, self.pattern).files) - self.known)
+        except InputError as error:
+            raise changed_error(self.name, str(error)) from error
+        for path in new:
+            if _claims_parquet(path) or has_magic(path):
+                raise changed_error(self.name, f"{shown_path(path, self.base)} is new")
+
+
+def list_parquet(pattern: str, base: Path, what: str, way_out: str) -> Listing:
+    """Find the Parquet files that `pattern` means, relative to `base`.
+
+    what: what the files are, for messages. way_out: what to look at where there is none.
+    Raises InputError where there is no file, one may not be read, is cut short, or is encrypted.
+    """
+    root = base / pattern
+    name = shown_path(root, base)
+    name = what if name == "." else name
+    _refuse_other_places(pattern, root, what)
+    if root.is_file():
+        return Listing(name, root, pattern, base, (UserFile(root, name),), frozenset({root}), ())
+    found = _walk(base, pattern)
+    notes = list(found.notes(base))
+    files, others = [], []
+    for path in sorted(found.files):
+        if _is_parquet(path, shown_path(path)):
+            files.append(UserFile(path, shown_path(path, base)))
+        else:
+            others.append(path)
+    if others:
+        notes.append(f"{_count(others)} no Parquet and {_was(others)} skipped: {_some(others, base)}")
+    if not files:
+        skipped = f"; {'; '.join(notes)}" if notes else ""
+        raise InputError(f"no Parquet file at {shown_path(root)}; {way_out}{skipped}")
+    return Listing(
+        name, root, pattern, base, tuple(files), frozenset(found.files), tuple(f"{name}: {n}" for n in notes)
+    )
+
+
+def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
+    """Return one file of the user; InputError where there is none, or it may not be read."""
+    path = base / text
+    _refuse_other_places(text, path, what)
+    if not path.is_file():
+        raise InputError(f"no file at {shown_path(path)}; {way_out}")
+    return UserFile(path, shown_path(path, base))
+
+
+def has_magic(path: Path) -> bool:
+    """Whether a file begins as a Parquet file does."""
+    return _magic(path)[0] in (MAGIC, ENCRYPTED)
+
+
+def _refuse_other_places(text: str, path: Path, what: str) -> None:
+    fault = None if os.path.lexists(path) else path_fault(text)
+    if fault:
+        raise InputError(f"{what}: {fault}")
+
+
+def _is_hidden(name: str, *, is_folder: bool) -> bool:
+    if name.endswith("._COPYING_"):  # Hadoop is still writing it
+        return True
+    return name.startswith(("_", ".")) and not (is_folder and "=" in name)
+
+
+def _claims_parquet(path: Path) -> bool:
+    return path.name.lower().endswith(ENDINGS)
+
+
+def _is_parquet(path: Path, name: str) -> bool:
+    """Whether a file is Parquet; InputError for one that should be, and cannot be read."""
+    head, tail = _magic(path)
+    if ENCRYPTED in (head, tail) and head in (MAGIC, ENCRYPTED):
+        raise InputError(f"{name} is encrypted Parquet, which is not read; write it without encryption")
+    if head == tail == MAGIC:
+        return True
+    if head == MAGIC or _claims_parquet(path):
+        raise InputError(
+            f"{name} is not a readable Parquet file, or was cut short, or is still being written; write it again"
+        )
+    return False
+
+
+def _magic(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last four bytes of a file."""
+    name = shown_path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+            size = file.seek(0, os.SEEK_END)
+            if size < SMALLEST:
+                return head, b""
+            file.seek(size - len(MAGIC))
+            return head, file.read(len(MAGIC))
+    except PermissionError as error:
+        raise InputError(f"{name} may not be read: permission denied; give this user the right to read it") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk has come across."""
+
+    files: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)  # folders
+    special: list[Path] = field(default_factory=list)  # pipes, sockets and devices
+    twice: list[Path] = field(default_factory=list)  # other names of files that are there already
+    broken: list[Path] = field(default_factory=list)  # links to nothing
+    seen: set[tuple[int, int]] = field(default_factory=set)  # device and inode of folders and files
+    links: deque[Path] = field(default_factory=deque)  # to be followed when all else has been looked at
+
+    def notes(self, base: Path) -> list[str]:
+        """What was not taken, in words."""
+        told = []
+        for name, kind in TABLE_LOGS.items():
+            if logs := [path for path in self.hidden if path.name == name]:
+                told.append(
+                    f"{_some(logs, base)} belongs to a {kind} table, and it alone says which files count; all Parquet "
+                    "files are read, so export the table if it has been changed or deleted from"
+                )
+        if self.hidden:
+            told.append(f"hidden folders were skipped: {_some(self.hidden, base)}")
+        if self.special:
+            told.append(f"{_count(self.special)} neither a file nor a folder and {_was(self.special)} skipped: "
+                        f"{_some(self.special, base)}")  # fmt: skip
+        if self.twice:
+            told.append(f"{_count(self.twice)} a second name of another and {_was(self.twice)} skipped: "
+                        f"{_some(self.twice, base)}")  # fmt: skip
+        if self.broken:
+            told.append(f"{_count(self.broken)} a link to nothing and {_was(self.broken)} skipped: "
+                        f"{_some(self.broken, base)}")  # fmt: skip
+        return told
+
+
+def _walk(base: Path, pattern: str) -> _Found:
+    """All visible files that a path means, each once; what is reached by its own name goes before links to it."""
+    found = _Found()
+    parts = Path(pattern).parts
+    if pattern.startswith("/"):
+        base, parts = Path("/"), parts[1:]
+    for path in _expand(base, list(parts)):
+        _take(path, found, follow=not GLOB.search(pattern))
+    while found.links:
+        _take(found.links.popleft(), found, follow=True)
+    return found
+
+
+def _expand(folder: Path, parts: list[str]) -> list[Path]:
+    """The paths that a pattern names; hidden ones only where the pattern spells out their first letter."""
+    if not parts:
+        return [folder]
+    head, rest = parts[0], parts[1:]
+    if not GLOB.search(head) or ("[" in head and os.path.lexists(folder / head)):
+        return _expand(folder / head, rest) if os.path.lexists(folder / head) else []
+    if head == "**":
+        if not rest:
+            return [folder]
+        return [path for inner in _folders(folder) for path in _expand(inner, rest)]
+    named = [
+        entry
+        for entry in _entries(folder)
+        if fnmatch.fnmatchcase(entry.name, head)
+        and (head[0] in "_." or not _is_hidden(entry.name, is_folder=entry.is_dir()))
+    ]
+    return [path for entry in named for path in _expand(Path(entry.path), rest) if not rest or entry.is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A folder and all visible folders below it, each once."""
+    found, waiting, links, seen = [], deque([folder]), deque[Path](), set()
+    while waiting or links:
+        here = waiting.popleft() if waiting else links.popleft()
+        try:
+            now = here.stat()
+        except OSError:
+            continue
+        if not stat.S_ISDIR(now.st_mode) or (now.st_dev, now.st_ino) in seen:
+            continue
+        seen.add((now.st_dev, now.st_ino))
+        found.append(here)
+        for entry in _entries(here):
+            if entry.is_dir() and not _is_hidden(entry.name, is_folder=True):
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+    return sorted(found)
+
+
+def _take(path: Path, found: _Found, *, follow: bool) -> None:
+    """Add a file, or all that is below a folder; a link waits until all else was looked at, unless `follow`."""
+    waiting = deque([(path, follow)])
+    while waiting:
+        here, follow = waiting.popleft()
+        if not follow and here.is_symlink():
+            found.links.append(here)
+            continue
+        try:
+            now = here.stat()
+        except PermissionError as error:
+            raise InputError(f"{shown_path(here)} may not be read: permission denied") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                raise InputError(f"{shown_path(here)} cannot be read: {error.strerror}") from error
+            if _claims_parquet(here):
+                raise InputError(
+                    f"{shown_path(here)} is a link to a file that is not there; mend the link or remove it"
+                ) from error
+            if here.is_symlink():
+                found.broken.append(here)
+            continue
+        key = (now.st_dev, now.st_ino)
+        if stat.S_ISDIR(now.st_mode):
+            if key not in found.seen:
+                found.seen.add(key)
+                for entry in _entries(here):
+                    if not _is_hidden(entry.name, is_folder=entry.is_dir()):
+                        waiting.append((Path(entry.path), False))
+                    elif entry.is_dir():
+                        found.hidden.append(Path(entry.path))
+        elif not stat.S_ISREG(now.st_mode):
+            found.special.append(here)
+        elif key in found.seen:
+            if here not in found.files:
+                found.twice.append(here)
+        else:
+            found.seen.add(key)
+            found.files.append(here)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as error:
+        raise InputError(f"{shown_path(folder)} may not be read: permission denied") from error
+    except OSError as error:
+        raise InputError(f"{shown_path(folder)} cannot be read: {error.strerror}") from error
+
+
+def _count(paths: list[Path]) -> str:
+    return "1 file is" if len(paths) == 1 else f"{len(paths):,} files are"
+
+
+def _was(paths: list[Path]) -> str:
+    return "was" if len(paths) == 1 else "were"
+
+
+def _some(paths: list[Path], base: Path) -> str:
+    shown = [shown_path(path, base) for path in sorted(paths)[:SHOWN]]
+    more = len(paths) - SHOWN
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")

@@ -1,0 +1,74 @@
+"""Rows of a two-dimensional `.npy` file of the user, read and never mapped: a mapped file that is cut short kills.
+
+Knows nothing of ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nearcast.errors import InputError
+from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
+from nearcast.types import AnyArray
+
+__all__ = ["NpyFile", "open_npy"]
+
+
+@dataclass(frozen=True, slots=True)
+class NpyFile:
+    """The header of a file."""
+
+    file: UserFile
+    n: int
+    dim: int
+    dtype: np.dtype[Any]
+    offset: int  # of the data
+    fortran_order: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data."""
+        return self.n * self.dim * self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """Return (stop - start, dim) the rows from start on; InputError where the file has changed."""
+        with unchanged([self.file]), self.file.path.open("rb") as file:
+            if not self.fortran_order:
+                return self._some(file, start * self.dim, (stop - start) * self.dim).reshape(stop - start, self.dim)
+            columns = [self._some(file, column * self.n + start, stop - start) for column in range(self.dim)]
+            return np.stack(columns, axis=1)
+
+    def _some(self, file: BinaryIO, first: int, count: int) -> AnyArray:
+        file.seek(self.offset + first * self.dtype.itemsize)
+        found: AnyArray = np.fromfile(file, self.dtype, count)
+        if len(found) != count:
+            raise changed_error(self.file.name)
+        return found
+
+
+def open_npy(file: UserFile) -> NpyFile:
+    """Read the header; InputError for a file that holds no matrix of numbers, or less than its header says."""
+    try:
+        with unchanged([file]), file.path.open("rb") as opened:
+            version = np.lib.format.read_magic(opened)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(opened)
+            offset = opened.tell()
+    except PermissionError as error:
+        raise InputError(f"{shown_path(file.path)} may not be read: permission denied") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{shown_path(file.path)} is not a readable .npy file: {error}") from error
+    if len(shape) != 2:
+        raise InputError(f"{shown_path(file.path)} has shape {shape}; vectors come as rows: (count, dimension)")
+    if dtype.hasobject:
+        raise InputError(f"{shown_path(file.path)} is not a readable .npy file: it holds Python objects, not numbers")
+    found = NpyFile(file, shape[0], shape[1], dtype, offset, fortran_order)
+    if file.state.size < offset + found.nbytes:
+        raise InputError(
+            f"{shown_path(file.path)} is not a readable .npy file: it was cut short, at {file.state.size:,} of "
+            f"{offset + found.nbytes:,} bytes; write it again"
+        )
+    return found
