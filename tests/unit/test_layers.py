@@ -18,7 +18,7 @@ PACKAGE = Path(nearcast.__file__).resolve().parent
 FLOORS = [
     {"version"},
     {"errors"},
-    {"types"},
+    {"types", "times"},
     {"machine"},
     {"files", "parquet", "sharing", "webhook"},
     {"spec"},

@@ -25,6 +25,7 @@ EXAMPLES = [
     '(item.a + item.b) / 2 - -1e-7 * (query."odd name" - 3) > 0',
     "item.flag == true",
     "item.seen >= request.now - hours(1.5)",
+    "1 <= item.price <= query.budget * 2 and not 5 > query.age >= item.age > 0",
 ]
 WORDS = [
     *("item", "query", "request", ".", "and", "or", "not", "has", "in", "overlaps", "is", "null", "true", "false"),
@@ -112,6 +113,25 @@ def test_a_comparison_that_mixes_the_sides_is_put_in_order():
         ("item.a and", None, "ends too early"),
         ("item.a b", "b", "and"),
         ("item.a < 1 < 2", "<", "and"),
+        ("1 < item.a > 2", ">", "write 1 < item.a and item.a > 2"),
+        ("item.a != 1 != query.a", "!=", "write item.a != 1 and 1 != query.a"),
+        ("item.a == null", "null", "VALUE is null"),
+        ("item.a != None", "None", "VALUE is not null"),
+        ("item.a == True", "True", "write true"),
+        ("item.a between 1 and 3", "between", "LOW <= VALUE <= HIGH"),
+        ("item.a AND item.b", "AND", "in lower case"),
+        ("item.name like 'a%'", "like", "make a column"),
+        ("abs(item.a - query.a) < 2", "abs", "-LIMIT <= VALUE <= LIMIT"),
+        ("3 < abs(3)", "abs", "-LIMIT <= VALUE <= LIMIT"),
+        ("max(item.a, query.b, 3) > 1", "max", "VALUE >= A and VALUE >= B"),
+        ("item.a > coalesce(item.b, 0)", "coalesce", "VALUE is null or"),
+        ("lower(item.name) == 'x'", "lower", "make a column of it"),
+        ("item.a in [abs(3)]", "abs", "-LIMIT <= VALUE <= LIMIT"),
+        ("wibble() == item.a", "wibble", "known are date, days, hours"),
+        ("date(item.day) < item.a", "item.day", "takes a text"),
+        ("item.t < days(item.a)", "item.a", "takes a number"),
+        ("item.t < days(1, 2)", "days(1, 2)", "takes a number"),
+        ("item.t < days(-3)", "-3", "-days(3)"),
         ("item.name == 'abc", "'", "not closed"),
         ("item.a in []", "[]", "name a value"),
         ("today() < item.a", "today", "request.today"),
@@ -136,6 +156,14 @@ def test_a_comparison_that_mixes_the_sides_is_put_in_order():
 def test_an_error_points_at_the_word_and_says_the_way_out(text, words, way_out):
     assert way_out in refusal(text)
     assert words is None or marked(text + " ") == words
+
+
+def test_comparisons_in_a_row_are_joined_by_and():
+    assert parse_rule("r", "1 <= item.a <= 3 < query.b") == parse_rule(
+        "r", "1 <= item.a and item.a <= 3 and 3 < query.b"
+    )
+    assert parse_rule("r", "not 1 < item.a < 3") == parse_rule("r", "not (1 < item.a and item.a < 3)")
+    assert parse_rule("r", "item.a == query.a == 3") == parse_rule("r", "item.a == query.a and query.a == 3")
 
 
 def test_the_mark_stands_in_the_line_of_the_word():

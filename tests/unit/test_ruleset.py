@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 from nearcast.eligibility import RuleSet, facts_of_rules, failing, parse_rule
 from nearcast.errors import InputError
 from nearcast.stores.values import encode_items
-from rule_cases import COLUMNS, conditions, tables
-
-SCHEMA = pa.schema([("id", pa.int64()), *((name, kind) for name, (kind, _) in COLUMNS.items())])
+from rule_cases import SCHEMA, conditions, tables
 
 
 def rules_of(*texts):

@@ -5,12 +5,14 @@ A request has no schema: the type of its fields is what they are compared with. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from nearcast.eligibility.faults import fault, near
+from nearcast.eligibility.judge import constant_value
 from nearcast.eligibility.kinds import Kind, Type, type_of_column
 from nearcast.eligibility.nodes import (
     And,
@@ -235,7 +237,7 @@ class _Checker:
             if kind is not None and not kind.numeric and not kind.temporal:
                 raise self.wrong(term.span, f"{kind} cannot be added; numbers, and times with days(n), can")
         if any(kind.numeric for _, kind in known):
-            return self.sum_of_numbers(found)
+            return self.sum_of_numbers(node, found)
         if len(known) < len(found):
             return None
         times = sum(sign for sign, kind in known if kind.kind == Kind.TIME)
@@ -243,19 +245,27 @@ class _Checker:
             raise self.wrong(node.span, "times can be subtracted from each other, and moved by days(n), but not added")
         return Type(Kind.TIME if times else Kind.DURATION)
 
-    def sum_of_numbers(self, found: Sequence[tuple[int, Node, Type | None]]) -> Type:
+    def sum_of_numbers(self, node: Sum, found: Sequence[tuple[int, Node, Type | None]]) -> Type:
         for _, term, kind in found:
             if kind is None:
                 self.assume(term, Type(Kind.NUMBER))
             elif not kind.numeric:
                 raise self.wrong(term.span, f"{kind} is added to a number; write days(3) to move a time by three days")
-        return Type(Kind.NUMBER)
+        return self.finite(node)
 
     def product(self, node: Product) -> Type:
         for part in (node.left, node.right):
             self.expect(part, Type(Kind.NUMBER), "only numbers are multiplied and divided")
-        if node.operator == "/" and isinstance(node.right, Constant) and node.right.value == 0:
+        if node.operator == "/" and is_constant(node.right) and constant_value(node.right) == 0:
             raise self.wrong(node.right.span, "this divides by zero")
+        return self.finite(node)
+
+    def finite(self, node: Sum | Product) -> Type:
+        """Refuse arithmetic on constants that comes to no number."""
+        if is_constant(node):
+            found = constant_value(node)
+            if found is None or not math.isfinite(found):
+                raise self.wrong(node.span, "this comes to no number that float64 holds; write the number itself")
         return Type(Kind.NUMBER)
 
     def expect(self, node: Node, wanted: Type, message: str) -> None:
@@ -301,6 +311,11 @@ def _way_out(left: Type, right: Type) -> str:
 
 
 _KINDS = {bool: Kind.BOOLEAN, int: Kind.INTEGER, float: Kind.NUMBER, str: Kind.TEXT}
+
+
+def is_constant(node: Node) -> bool:
+    """Whether a value is the same for all pairs and requests."""
+    return next(references_of(node), None) is None
 
 
 def _count(node: Node) -> int:

@@ -1,6 +1,6 @@
 """Rules as closures: a tree is walked once, and a request then binds what it brings, which leaves a test of one item.
 
-Values are those of `judge.plain`: whole microseconds for times, sets for lists, None for null. An item is a tuple of
+Values are those of `judge.plain`: whole nanoseconds for times, sets for lists, None for null. An item is a tuple of
 its values, a query and a request are dictionaries. Held to the judge by tests.
 """
 
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from nearcast.eligibility.judge import Micros, compared, product_of, shares, sum_of
-from nearcast.eligibility.kinds import Kind, Type
+from nearcast.eligibility.judge import Nanos, compared, product_of, shares, sum_of
 from nearcast.eligibility.nodes import (
     And,
     Compare,
@@ -43,18 +42,17 @@ OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 MIRRORED = {"==": "==", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
-def binder(node: Node, slots: Mapping[str, int], kinds: Mapping[str, Type]) -> Callable[[Context], Bound]:
+def binder(node: Node, slots: Mapping[str, int]) -> Callable[[Context], Bound]:
     """What makes the test of a rule's core for one context: whether the rule is true of an item.
 
-    slots: where in an item's tuple each column is, "id" among them; kinds: the type of each.
+    slots: where in an item's tuple each column is, "id" among them.
     """
-    return _Binder(slots, kinds).bind(node, wanted=True)
+    return _Binder(slots).bind(node, wanted=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Binder:
     slots: Mapping[str, int]
-    kinds: Mapping[str, Type]
 
     def bind(self, node: Node, *, wanted: bool) -> Callable[[Context], Bound]:
         """When a condition is true, or, where not `wanted`, when it is false."""
@@ -87,16 +85,11 @@ class _Binder:
         if "item" in sides_of(right):
             left, right, operator = right, left, MIRRORED[operator]
         of_item, of_context = _value(left, self.item_value), _value(right, _context_value)
-        floats, whole = self.kind_of(left) == Kind.NUMBER, self.kind_of(left) == Kind.INTEGER
         make = COMPARISONS[operator]
 
         def bind(context: Context) -> Bound:
             asked = of_context(context)
-            if asked is None:
-                return False
-            if whole and isinstance(asked, float):
-                return make(lambda item: None if (value := of_item(item)) is None else float(value), asked)
-            return make(of_item, float(asked) if floats else asked)
+            return False if asked is None else make(of_item, asked)
 
         return bind
 
@@ -105,42 +98,15 @@ class _Binder:
         mine, theirs = (left, right) if "item" in sides_of(left) else (right, left)
         single = {"has": node.right, "in": node.left}.get(node.operator)
         of_item, of_context = _value(mine, self.item_value), _value(theirs, _context_value)
-        kind, mine_single = self.kind_of(mine), mine is single
-        make = _one_of if mine_single else _has if theirs is single else _overlaps
+        make = _one_of if mine is single else _has if theirs is single else _overlaps
 
         def bind(context: Context) -> Bound:
             asked = of_context(context)
             if theirs is single:
-                if asked is None:
-                    return False
-                asked = float(asked) if kind == Kind.NUMBER else asked
-                found = of_item if not (kind == Kind.INTEGER and isinstance(asked, float)) else _as_floats(of_item)
-                return make(found, asked, wanted)
-            asked = asked or frozenset()
-            has_floats = any(type(value) is float for value in asked) if kind == Kind.INTEGER else False
-            if kind == Kind.NUMBER:
-                asked = frozenset(map(float, asked))
-            found = (_as_float(of_item) if mine_single else _as_floats(of_item)) if has_floats else of_item
-            return make(found, asked, wanted)
+                return False if asked is None else make(of_item, asked, wanted)
+            return make(of_item, asked or frozenset(), wanted)
 
         return bind
-
-    def kind_of(self, node: Node) -> Kind:
-        """The kind of an item's value; arithmetic is always on floats, but for times."""
-        if isinstance(node, Reference):
-            return self.kinds[node.name].kind
-        if isinstance(node, Sum):
-            inner = {self.kind_of(term) for _, term in node.terms}
-            return Kind.TIME if inner <= {Kind.TIME, Kind.DURATION} else Kind.NUMBER
-        return Kind.TIME if isinstance(node, Moment | Duration) else Kind.NUMBER
-
-
-def _as_float(value: Value) -> Value:
-    return lambda item: None if (found := value(item)) is None else float(found)
-
-
-def _as_floats(value: Value) -> Value:
-    return lambda item: frozenset(map(float, value(item) or ()))
 
 
 def _one_of(value: Value, asked: Any, wanted: bool) -> Test:
@@ -251,6 +217,6 @@ def _literal(node: Node) -> Any:
     if isinstance(node, Several):
         return frozenset(_literal(value) for value in node.values)
     if isinstance(node, Moment | Duration):
-        return Micros(node.microseconds)
+        return Nanos(node.nanoseconds)
     assert isinstance(node, Constant)
     return node.value

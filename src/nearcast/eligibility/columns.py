@@ -1,7 +1,8 @@
 """Values of rules over whole tables: columns as arrays, arithmetic, and codes by which two columns can be compared.
 
-Whole numbers stay whole where they are only compared; arithmetic is float64. Times and amounts of time are int64
-microseconds. NaN is null, and so is a division by zero. A missing list is an empty one.
+Whole numbers stay whole where they are only compared, and a whole number and a float are compared by their values;
+arithmetic is float64. Times and amounts of time are int64 microseconds, with the nanoseconds beyond them beside. NaN is
+null, and so is a division by zero. A missing list is an empty one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Scalars:
     kind: Kind
     data: Any  # (rows,) or (1,): int64, float64, bool, or an Arrow array of large strings
     valid: BoolArray
+    nanos: IntArray | None = None  # of times: 0 to 999 beyond the microseconds; None where there are none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +46,7 @@ class Lists:
     starts: IntArray
     data: Any  # flat, without nulls
     valid: BoolArray
+    nanos: IntArray | None = None  # of times, flat too
 
     @property
     def owners(self) -> IntArray:
@@ -67,16 +70,18 @@ def values_of(node: Node, table: pa.Table) -> Values:
         return _several(node)
     if isinstance(node, Moment | Duration):
         kind = Kind.TIME if isinstance(node, Moment) else Kind.DURATION
-        return Scalars(kind, np.array([node.microseconds], np.int64), np.ones(1, np.bool_))
+        data, nanos = _split(np.array([node.nanoseconds // 1000]), np.array([node.nanoseconds % 1000]))
+        return Scalars(kind, data, np.ones(1, np.bool_), nanos)
     assert isinstance(node, Constant)
     return _constants([node.value])
 
 
 def _several(node: Several) -> Lists:
-    moments = [value.microseconds for value in node.values if isinstance(value, Moment)]
+    moments = [value.nanoseconds for value in node.values if isinstance(value, Moment)]
     starts, valid = np.array([0, len(node.values)]), np.ones(1, np.bool_)
     if moments:
-        return Lists(Kind.TIME, starts, np.array(moments, np.int64), valid)
+        data, nanos = _split(np.array([m // 1000 for m in moments]), np.array([m % 1000 for m in moments]))
+        return Lists(Kind.TIME, starts, data, valid, nanos)
     found = _constants([value.value for value in node.values if isinstance(value, Constant)])
     return Lists(found.kind, starts, found.data, valid)
 
@@ -114,7 +119,8 @@ def _scalars(name: str, array: pa.Array, kind: Kind) -> Scalars:
     if kind == Kind.TEXT:
         return Scalars(kind, array.cast(pa.large_string()), valid)
     if kind in (Kind.TIME, Kind.DURATION):
-        return Scalars(kind, _microseconds(name, array, valid), valid)
+        data, nanos = _microseconds(name, array, valid)
+        return Scalars(kind, data, valid, nanos)
     if kind == Kind.BOOLEAN:
         return Scalars(kind, pc.fill_null(array, False).to_numpy(zero_copy_only=False), valid)
     if kind == Kind.INTEGER:
@@ -132,23 +138,32 @@ def _integers(name: str, array: pa.Array) -> IntArray:
     return data
 
 
-def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> IntArray:
-    if pa.types.is_date32(array.type):
+def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArray, IntArray | None]:
+    """(rows,) times in whole microseconds, and the nanoseconds beyond them."""
+    if pa.types.is_date64(array.type):  # a date, whatever milliseconds of its day were written
+        array = array.cast(pa.int64())
+        array = pa.array(np.asarray(pc.fill_null(array, 0)) // 86_400_000, pa.int64())
+        unit, raw = 86_400_000_000, array
+    elif pa.types.is_date32(array.type):
         unit, raw = 86_400_000_000, array.cast(pa.int32()).cast(pa.int64())
-    elif pa.types.is_date64(array.type):
-        unit, raw = 1000, array.cast(pa.int64())
     else:
         unit, raw = PER_UNIT.get(array.type.unit, 0), array.cast(pa.int64())
     data: IntArray = pc.fill_null(raw, 0).to_numpy(zero_copy_only=False)
-    if unit == 0:  # nanoseconds: what is finer than a microsecond is cut off
-        data = data // 1000
+    nanos: IntArray | None = None
+    if unit == 0:
+        data, nanos = _split(data // 1000, data % 1000)
     elif (np.abs(data.astype(np.float64)) > LAST_YEAR / unit * 1.01).any():
         raise _beyond(name)
     else:
         data = data * unit
     if ((data < FIRST_YEAR) | (data >= LAST_YEAR))[valid].any():
         raise _beyond(name)
-    return data
+    return data, nanos
+
+
+def _split(micros: IntArray, nanos: IntArray) -> tuple[IntArray, IntArray | None]:
+    """Both parts of times; no nanoseconds where all of them are 0."""
+    return micros.astype(np.int64), nanos.astype(np.int64) if nanos.any() else None
 
 
 def _beyond(name: str) -> InputError:
@@ -161,8 +176,9 @@ def _lists(name: str, array: pa.Array, kind: Kind) -> Lists:
     flat = _scalars(name, array.flatten(), kind)  # without what a null list may hide
     owners = np.repeat(np.arange(len(array)), lengths)[flat.valid]
     data = flat.data.filter(pa.array(flat.valid)) if kind == Kind.TEXT else flat.data[flat.valid]
+    nanos = None if flat.nanos is None else flat.nanos[flat.valid]
     starts = np.append(0, np.cumsum(np.bincount(owners, minlength=len(array)))).astype(np.int64)
-    return Lists(kind, starts, data, valid)
+    return Lists(kind, starts, data, valid, nanos)
 
 
 def as_lists(values: Values) -> Lists:
@@ -170,8 +186,9 @@ def as_lists(values: Values) -> Lists:
     if isinstance(values, Lists):
         return values
     kept = values.data.filter(pa.array(values.valid)) if values.kind == Kind.TEXT else values.data[values.valid]
+    nanos = None if values.nanos is None else values.nanos[values.valid]
     starts = np.append(0, np.cumsum(values.valid)).astype(np.int64)
-    return Lists(values.kind, starts, kept, values.valid)
+    return Lists(values.kind, starts, kept, values.valid, nanos)
 
 
 # ---- arithmetic ----
@@ -181,10 +198,13 @@ def _sum(node: Sum, table: pa.Table) -> Scalars:
     terms = [(sign, values_of(term, table)) for sign, term in node.terms]
     if all(isinstance(term, Scalars) and term.kind in (Kind.TIME, Kind.DURATION) for _, term in terms):
         rows = max(len(term.valid) for _, term in terms)
-        total, valid = np.zeros(rows, np.int64), np.ones(rows, np.bool_)
+        total, beyond, valid = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.ones(rows, np.bool_)
         for sign, term in terms:
             total, valid = total + sign * term.data, valid & term.valid
-        return Scalars(Kind.TIME, total, valid)
+            beyond = beyond if term.nanos is None else beyond + sign * term.nanos
+        beyond = np.broadcast_to(beyond, total.shape)  # of no rows, beside a constant
+        data, nanos = _split(total + beyond // 1000, beyond % 1000)
+        return Scalars(Kind.TIME, data, valid, nanos)
     found: Scalars | None = None
     for sign, term in terms:
         number = _floats(term)
@@ -215,11 +235,16 @@ def _combined(left: Scalars, right: Scalars, operator: str) -> Scalars:
 # ---- codes ----
 
 
-def coded(left: Any, right: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Two flat arrays as numbers in the same order: texts by their rank among all of both, by code points."""
+def coded(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The flat values of both as numbers in the same order: texts by their rank among all of both, by code points."""
+    left, right = one.data, other.data
     if isinstance(left, np.ndarray):
-        whole = left.dtype == right.dtype
-        return (left, right) if whole else (left.astype(np.float64), right.astype(np.float64))
+        if one.nanos is None and other.nanos is None:
+            if left.dtype == right.dtype:
+                return left, right
+            if _fits_float(left) and _fits_float(right):
+                return left.astype(np.float64), right.astype(np.float64)
+        return _ranked(_parts(one), _parts(other))
     distinct = pc.drop_null(pc.unique(pa.concat_arrays([pc.unique(left), pc.unique(right)])))
     ordered = distinct.take(pc.sort_indices(distinct))
     ranks = (pc.fill_null(pc.index_in(side, ordered), -1) for side in (left, right))
@@ -227,12 +252,45 @@ def coded(left: Any, right: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     return first, second
 
 
+def _fits_float(data: npt.NDArray[Any]) -> bool:
+    """Whether float64 holds all of these numbers exactly."""
+    return data.dtype == np.float64 or not len(data) or (data.min() >= -(2**53) and data.max() <= 2**53)
+
+
+Parts = tuple[IntArray, npt.NDArray[np.float64]]  # (rows,) each: a number is the first, and then the second decides
+
+
+def _parts(values: Values) -> Parts:
+    """Numbers or times, exactly: the whole ones, and what is beyond them."""
+    data = values.data
+    if data.dtype != np.float64:
+        beyond = np.zeros(len(data)) if values.nanos is None else values.nanos.astype(np.float64)
+        return data, beyond
+    data = np.where(np.isnan(data), 0.0, data)  # not valid
+    inside = (data >= -(2.0**63)) & (data < 2.0**63)
+    whole = np.where(inside, np.trunc(data), 0.0)
+    limits = np.iinfo(np.int64)
+    first = np.where(inside, whole.astype(np.int64), np.where(data > 0, limits.max, limits.min))
+    return first, np.where(inside, data - whole, data)
+
+
+def _ranked(left: Parts, right: Parts) -> tuple[IntArray, IntArray]:
+    """The rank of each number among those of both; equal ones have the same."""
+    first, second = (np.concatenate(both) for both in zip(left, right, strict=True))
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    new = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.append(np.zeros(min(1, len(order)), np.int64), np.cumsum(new))
+    return ranks[: len(left[0])], ranks[len(left[0]) :]
+
+
 def coded_lists(left: Lists, right: Lists) -> tuple[IntArray, IntArray, int]:
     """A code for each value of both, from 0, for those that both hold somewhere; -1 for all that can never be shared.
 
     Returns the codes of the left, those of the right, and how many there are.
     """
-    first, second = coded(left.data, right.data)
+    first, second = coded(left, right)
     shared = np.intersect1d(first, second)
     return _places(shared, first), _places(shared, second), len(shared)
 

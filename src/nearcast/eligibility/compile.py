@@ -107,7 +107,7 @@ class _Compiler:
             left, right = self.values(node.left), self.values(node.right)
             assert isinstance(left, Scalars)
             assert isinstance(right, Scalars)
-            return _known(_compared(node.operator, *coded(left.data, right.data)), left.valid & right.valid)
+            return _known(_compared(node.operator, *coded(left, right)), left.valid & right.valid)
         if isinstance(node, Member):
             left, right = self.values(node.left), self.values(node.right)
             known = _given(left) & _given(right)
@@ -129,7 +129,7 @@ class _Compiler:
         item, query = self.values(left), self.values(right)
         assert isinstance(item, Scalars)
         assert isinstance(query, Scalars)
-        values, asked = coded(item.data, query.data)
+        values, asked = coded(item, query)
         distinct = np.unique(values[item.valid])
         codes = np.where(item.valid, np.searchsorted(distinct, values), -1).astype(np.int32)
         if operator == "!=":

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nearcast.eligibility.nodes import (
-    EPOCH,
-    MICROSECOND,
     And,
     Compare,
     Constant,
@@ -29,14 +27,26 @@ from nearcast.eligibility.nodes import (
     Sum,
 )
 from nearcast.eligibility.parse import Rule
+from nearcast.times import nanoseconds_of
 
-__all__ = ["Micros", "compared", "failing", "holds", "plain", "product_of", "shares", "sum_of"]
+__all__ = [
+    "Nanos",
+    "as_float",
+    "compared",
+    "constant_value",
+    "failing",
+    "holds",
+    "plain",
+    "product_of",
+    "shares",
+    "sum_of",
+]
 
 Row = Mapping[str, Any]
 
 
-class Micros(int):
-    """A time, or an amount of it, in microseconds: whole however large, where arithmetic on numbers is float64."""
+class Nanos(int):
+    """A time, or an amount of it, in nanoseconds: whole however large, where arithmetic on numbers is float64."""
 
 
 def failing(rules: Sequence[Rule], query_row: Row, item_row: Row, request: Row | None = None) -> str | None:
@@ -65,16 +75,11 @@ class _WaitsError(Exception):
 
 
 def plain(value: Any) -> Any:
-    """A value as rules compare it: NaN is None, times are microseconds, lists are sets without what is null."""
+    """A value as rules compare it: NaN is None, times are nanoseconds, lists are sets without what is null."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
-    if isinstance(value, datetime.datetime):
-        moment = value.replace(tzinfo=value.tzinfo or datetime.UTC)
-        return Micros((moment - EPOCH) // MICROSECOND)
-    if isinstance(value, datetime.date):
-        return Micros((value - EPOCH.date()) // MICROSECOND)
-    if isinstance(value, datetime.timedelta):
-        return Micros(value // MICROSECOND)
+    if isinstance(value, datetime.date | datetime.timedelta):
+        return Nanos(nanoseconds_of(value)) if value == value else None
     if isinstance(value, list | tuple | set | frozenset):
         return frozenset(found for entry in value if (found := plain(entry)) is not None)
     return value
@@ -99,11 +104,9 @@ def _condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
 
 
 def compared(operator: str, left: Any, right: Any) -> bool | None:
-    """A comparison of two values; unknown where one is null. A whole number beside a float is one too."""
+    """A comparison of two values; unknown where one is null. Whole numbers and floats are compared by their values."""
     if left is None or right is None:
         return None
-    if isinstance(left, float) or isinstance(right, float):
-        left, right = float(left), float(right)
     found: bool = {
         "==": lambda: left == right,
         "!=": lambda: left != right,
@@ -123,8 +126,6 @@ def shares(operator: str, left: Any, right: Any) -> bool | None:
             return None
         lists = [left if operator == "has" else right, frozenset((single[operator],))]
     first, second = (entry or frozenset() for entry in lists)
-    if any(isinstance(value, float) for value in first | second):
-        first, second = frozenset(map(float, first)), frozenset(map(float, second))
     return not first.isdisjoint(second)
 
 
@@ -137,7 +138,7 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Constant):
         return node.value
     if isinstance(node, Moment | Duration):
-        return Micros(node.microseconds)
+        return Nanos(node.nanoseconds)
     if isinstance(node, Several):
         return frozenset(_value(value, rows) for value in node.values)
     if isinstance(node, Sum):
@@ -147,14 +148,14 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
 
 
 def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
-    """Values with their signs, added from the left: microseconds as they are, numbers as float64."""
+    """Values with their signs, added from the left: nanoseconds as they are, numbers as float64."""
     if any(value is None for _, value in terms):
         return None
-    if any(isinstance(value, Micros) for _, value in terms):
-        return Micros(sum(sign * value for sign, value in terms))
+    if any(isinstance(value, Nanos) for _, value in terms):
+        return Nanos(sum(sign * value for sign, value in terms))
     total: float | None = None
     for sign, value in terms:
-        total = sign * float(value) if total is None else total + sign * float(value)
+        total = sign * as_float(value) if total is None else total + sign * as_float(value)
         if math.isnan(total):
             return None
     return total
@@ -164,5 +165,19 @@ def product_of(left: Any, operator: str, right: Any) -> float | None:
     """A product or quotient in float64; null where it is none."""
     if left is None or right is None or (operator == "/" and right == 0):
         return None
-    found = float(left) * float(right) if operator == "*" else float(left) / float(right)
+    one, other = as_float(left), as_float(right)
+    found = one * other if operator == "*" else one / other
     return None if math.isnan(found) else found
+
+
+def as_float(value: int | float) -> float:
+    """A number as float64; one beyond its range is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def constant_value(node: Node) -> Any:
+    """What an expression without references comes to; None where it is no number, as 0 / 0 is."""
+    return _value(node, {})

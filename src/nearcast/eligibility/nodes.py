@@ -6,10 +6,11 @@ was; they take no part in equality.
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from nearcast.times import parse_time
 
 __all__ = [
     "And",
@@ -36,9 +37,7 @@ __all__ = [
 Span = tuple[int, int]
 NOWHERE: Span = (0, 0)
 PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-MICROSECOND = datetime.timedelta(microseconds=1)
-MICROSECONDS = {"days": 86_400_000_000, "hours": 3_600_000_000}
+NANOSECONDS = {"days": 86_400_000_000_000, "hours": 3_600_000_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,9 @@ class Moment:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     @property
-    def microseconds(self) -> int:
+    def nanoseconds(self) -> int:
         """Since 1970."""
-        moment = datetime.datetime.fromisoformat(self.text)
-        return (moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH) // MICROSECOND
+        return parse_time(self.text)
 
     def __str__(self) -> str:
         return f"date({_quoted(self.text)})"
@@ -92,9 +90,9 @@ class Duration:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     @property
-    def microseconds(self) -> int:
+    def nanoseconds(self) -> int:
         """Rounded to whole ones."""
-        return round(self.amount * MICROSECONDS[self.unit])
+        return round(self.amount * NANOSECONDS[self.unit])
 
     def __str__(self) -> str:
         return f"{self.unit}({self.amount!r})"

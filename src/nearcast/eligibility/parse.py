@@ -6,7 +6,6 @@ nothing of schemas.
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from nearcast.eligibility.nodes import (
     sides_of,
 )
 from nearcast.errors import SpecError
+from nearcast.times import parse_time
 
 __all__ = ["Rule", "parse_rule"]
 
@@ -42,6 +42,7 @@ LONGEST = 4000  # characters of a rule; what is longer is data, and belongs into
 DEEPEST = 50  # nested parts: far above what people write, far below what Python's stack holds
 MOST_DAYS = 100_000
 SIDES = ("item", "query", "request")
+FIRST_WORD = re.compile(r"[A-Za-z_]+")
 LAST_WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*$")
 
 GRAMMAR = r"""
@@ -51,7 +52,7 @@ start: either
 ?opposite: NOT opposite -> opposite
     | comparison
 ?comparison: sum
-    | sum COMPARES sum -> compare
+    | sum (COMPARES sum)+ -> compare
     | sum (HAS | OVERLAPS | IN) sum -> member
     | sum NOT IN sum -> outside
     | sum IS NULL -> is_null
@@ -66,13 +67,13 @@ start: either
     | TRUE -> true
     | FALSE -> false
     | WORD "." (WORD | STRING) -> reference
-    | WORD "(" [NUMBER | STRING] ")" -> call
+    | WORD "(" [either ("," either)*] ")" -> call
     | "[" [literal ("," literal)*] "]" -> several
     | "(" either ")" -> group
 ?literal: NUMBER -> number
     | MINUS NUMBER -> negative_number
     | STRING -> string
-    | WORD "(" (NUMBER | STRING) ")" -> call
+    | WORD "(" [either ("," either)*] ")" -> call
 
 AND.2: /and\b/
 OR.2: /or\b/
@@ -125,8 +126,56 @@ USUAL_SLIPS = {
     "&&": "write and",
     "||": "write or",
     "%": "it knows + - * and /",
+    "**": "it knows + - * and /: write a product",
     ";": "one rule is one expression: join two by and",
+    "between": "write LOW <= VALUE <= HIGH",
+    "like": "texts are compared whole, by == or in; make a column of what you look for",
+    "contains": "write LIST has VALUE",
+    "AND": "write and, in lower case",
+    "OR": "write or, in lower case",
+    "NOT": "write not, in lower case",
+    "IN": "write in, in lower case",
+    "IS": "write is, in lower case",
 }
+CONSTANTS = {  # of other languages, and of people who compare with null
+    **dict.fromkeys(("null", "NULL", "None", "nil", "nan", "NaN"), "VALUE is null, or VALUE is not null"),
+    "True": "true",
+    "TRUE": "true",
+    "False": "false",
+    "FALSE": "false",
+}
+FUNCTIONS = ("date", "days", "hours")
+REWRITES = {  # functions of other languages, and how a rule says the same
+    "abs": "write two bounds: -LIMIT <= VALUE <= LIMIT",
+    "between": "write LOW <= VALUE <= HIGH",
+    "min": "a value is at most both of two others: VALUE <= A and VALUE <= B",
+    "max": "a value is at least both of two others: VALUE >= A and VALUE >= B",
+    "coalesce": "say what null means: VALUE is null or VALUE > 3",
+    "ifnull": "say what null means: VALUE is null or VALUE > 3",
+    "isnull": "write VALUE is null",
+    "is_null": "write VALUE is null",
+    "notnull": "write VALUE is not null",
+    "contains": "write LIST has VALUE",
+    "any": "write LIST overlaps LIST",
+    "if": "write CONDITION and VALUE > 3 or not CONDITION and VALUE > 9",
+    "sqrt": "compare squares: VALUE * VALUE",
+    "pow": "write a product: VALUE * VALUE",
+    "datetime": 'write date("2026-11-25T18:30:00Z")',
+    "timestamp": 'write date("2026-11-25T18:30:00Z")',
+    "timedelta": "write days(28) or hours(6)",
+    "weeks": "write days(7)",
+    "minutes": "write hours(0.5)",
+    "seconds": "write hours(0.5)",
+    **dict.fromkeys(
+        ("today", "now"),
+        "a rule has no clock, so that a run can be repeated: compare with a column, or with request.today",
+    ),
+    **dict.fromkeys(
+        ("lower", "upper", "len", "length", "size", "round", "floor", "ceil", "log", "exp", "str", "int", "float",
+         "year", "month", "startswith", "endswith", "like", "concat", "cast"),
+        "make a column of it in the source, and name it in the attributes",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +231,15 @@ def _parse(text: str) -> Node:
 def _stopped(text: str, span: Span, allowed: Any) -> _WrongError:
     """The reading stopped at a place: what would go on there, or what people mean who write this."""
     found = text[span[0] : span[1]]
+    whole = FIRST_WORD.match(text, span[0])
+    if whole is not None and whole[0] in USUAL_SLIPS:
+        return _WrongError(whole.span(), f"{whole[0]!r} is not understood here; {USUAL_SLIPS[whole[0]]}")
     if set(allowed) == {"DOT", "LPAR"} and (alone := LAST_WORD.search(text[: span[0]])):
         word = alone[1]
         way = f"say whose it is: {', '.join(f'{side}.{word}' for side in SIDES)}; or quote a text"
-        if word in SIDES:
+        if word in CONSTANTS:
+            way = f"write {CONSTANTS[word]}"
+        elif word in SIDES:
             way = f"say which column, such as {word}.id"
         return _WrongError(alone.span(1), f"{word!r} stands alone; {way}")
     around = (text[span[0] : span[0] + 2], text[max(0, span[0] - 1) : span[0] + 1], found)
@@ -264,33 +318,71 @@ def _reference(parts: Sequence[Any], span: Span) -> Reference:
 
 
 def _call(parts: Sequence[Any], span: Span) -> Node:
-    word, argument = parts[0], parts[1] if len(parts) > 1 else None
-    inside = (argument.start_pos, argument.end_pos) if argument is not None else span
+    word, arguments = parts[0], parts[1:]
     if word == "date":
-        return _moment(argument, inside, span)
+        return _moment(arguments, span)
     if word in ("days", "hours"):
-        if argument is None or argument.type != "NUMBER":
-            raise _WrongError(inside, f"{word} takes a number, such as {word}(28)")
-        amount = _as_number(argument, inside)
-        if amount > MOST_DAYS:
-            raise _WrongError(inside, f"{word} takes at most {MOST_DAYS}")
-        return Duration(str(word), amount, span)
-    hint = near(word, ("date", "days", "hours"), "known are")
-    if word in ("today", "now"):
-        hint = "a rule has no clock, so that a run can be repeated: compare with a column, or with request.today"
+        return _duration(str(word), arguments, span)
+    hint = REWRITES.get(str(word).lower())
+    if hint is None:
+        near_miss = near(word, FUNCTIONS, "known are")
+        hint = near_miss if near_miss.startswith("did") else f"{near_miss}; make a column of it in the source"
     raise _WrongError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
 
 
-def _moment(argument: Any, inside: Span, span: Span) -> Moment:
-    if argument is None or argument.type != "STRING":
+def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
+    """The value of the one argument of a call, None where it is no constant, and where it stands."""
+    if len(arguments) != 1:
+        return None, span
+    (argument,) = arguments
+    return (argument.value if isinstance(argument, Constant) else None), argument.span
+
+
+def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
+    amount, inside = _argument(arguments, span)
+    if isinstance(amount, bool | str) or amount is None:
+        raise _WrongError(inside, f"{unit} takes a number, such as {unit}(28)")
+    if amount < 0:
+        raise _WrongError(inside, f"{unit} takes a number of at least 0; subtract it: -{unit}({-amount:g})")
+    if amount > MOST_DAYS:
+        raise _WrongError(inside, f"{unit} takes at most {MOST_DAYS}")
+    return Duration(unit, amount, span)
+
+
+def _moment(arguments: Sequence[Any], span: Span) -> Moment:
+    text, inside = _argument(arguments, span)
+    if not isinstance(text, str):
         raise _WrongError(inside, 'date takes a text, such as date("2026-11-25")')
-    moment = Moment(_as_text(argument, inside), span)
     try:
-        datetime.datetime.fromisoformat(moment.text)
-        _ = moment.microseconds
+        parse_time(text)
     except (ValueError, OverflowError):
         raise _WrongError(inside, 'it is no date; write it like "2026-11-25" or "2026-11-25T18:30:00Z"') from None
-    return moment
+    return Moment(text, span)
+
+
+# ---- comparisons in a row ----
+
+ORDERS = (("<", "<="), (">", ">="), ("==",), ("!=",))  # the comparisons that may stand in one row
+
+
+def _compare(parts: Sequence[Any], span: Span) -> Node:
+    """A comparison; `a <= x <= b` is `a <= x and x <= b`, for comparisons of one direction."""
+    values, operators = parts[::2], parts[1::2]
+    pairs = [
+        Compare(str(operator), left, right, span)
+        for operator, left, right in zip(operators, values, values[1:], strict=False)
+    ]
+    if len(pairs) == 1:
+        return pairs[0]
+    first = next(order for order in ORDERS if str(operators[0]) in order)
+    for operator, pair in zip(operators, pairs, strict=True):
+        here = (operator.start_pos, operator.start_pos + len(operator))
+        if str(operator) not in first or operator == "!=":
+            way = " and ".join(map(str, pairs))
+            raise _WrongError(here, f"comparisons in a row go one way, as 1 <= VALUE <= 5 does; else write {way}")
+        if not sides_of(pair):
+            raise _WrongError(here, "this compares two constants; join two comparisons by and")
+    return And(tuple(pairs), span)
 
 
 def _several(parts: Sequence[Any], span: Span) -> Several:
@@ -305,7 +397,7 @@ _BUILDERS: Mapping[str, Any] = {
     "either": lambda parts, span: Or(tuple(parts[::2]), span),
     "both": lambda parts, span: And(tuple(parts[::2]), span),
     "opposite": lambda parts, span: Not(parts[1], span),
-    "compare": lambda parts, span: Compare(str(parts[1]), parts[0], parts[2], span),
+    "compare": _compare,
     "member": lambda parts, span: Member(str(parts[1]), parts[0], parts[2], span),
     "outside": lambda parts, span: Not(Member("in", parts[0], parts[3], span), span),
     "is_null": lambda parts, span: IsNull(parts[0], span),

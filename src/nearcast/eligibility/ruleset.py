@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,11 @@ import pyarrow as pa
 from nearcast.eligibility.check import check_rules
 from nearcast.eligibility.closures import Bound, Context, Item, binder
 from nearcast.eligibility.faults import near
-from nearcast.eligibility.judge import Micros, plain
+from nearcast.eligibility.judge import Nanos, plain
 from nearcast.eligibility.kinds import Kind, Type
 from nearcast.eligibility.parse import Rule, parse_rule
 from nearcast.errors import InputError
+from nearcast.times import parse_duration, parse_time
 
 __all__ = ["RuleSet", "facts_of_rules"]
 
@@ -34,8 +34,6 @@ EXAMPLES = {
     Kind.TIME: '"2026-11-25" or "2026-11-25T18:30:00Z"',
     Kind.DURATION: "3600, in seconds",
 }
-# a timedelta as Python writes it, which is how item columns are published
-WRITTEN_DURATION = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 def facts_of_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: pa.Schema) -> dict[str, Any]:
@@ -64,8 +62,8 @@ class RuleSet:
     _binders: tuple[Callable[[Context], Bound], ...]
 
     @classmethod
-    def prepare(cls, facts: Mapping[str, Any], *, item_ids: str = "int64") -> RuleSet:
-        """The rules that facts tell of (see `facts_of_rules`); item_ids: int64 or string."""
+    def prepare(cls, facts: Mapping[str, Any]) -> RuleSet:
+        """The rules that facts tell of (see `facts_of_rules`)."""
         rules = [parse_rule(entry["name"], entry["keep"]) for entry in facts["rules"]]
         items, queries, request = (
             {name: Type.from_plain(word) for name, word in facts[side].items()}
@@ -73,8 +71,7 @@ class RuleSet:
         )
         columns = tuple(items)
         slots = {"id": 0} | {name: place + 1 for place, name in enumerate(columns)}
-        kinds = {**items, "id": Type(Kind.TEXT if item_ids == "string" else Kind.INTEGER)}
-        binders = tuple(binder(rule.core, slots, kinds) for rule in rules)
+        binders = tuple(binder(rule.core, slots) for rule in rules)
         return cls(tuple(rule.name for rule in rules), items, queries, {**queries, **request}, columns, binders)
 
     def item(self, identity: Any, row: Mapping[str, Any]) -> Item:
@@ -181,11 +178,9 @@ def _fits(value: Any, kind: Kind) -> bool:
 
 def _read(value: Any, kind: Kind) -> Any:
     """A value of the right type as rules see it; None for what is no number and no time."""
-    if kind == Kind.NUMBER:
-        return _float(value)
     if kind == Kind.TIME and isinstance(value, str):
         try:
-            return plain(datetime.datetime.fromisoformat(value))
+            return Nanos(parse_time(value))
         except (ValueError, OverflowError):
             return None
     if kind == Kind.DURATION and not isinstance(value, datetime.timedelta):
@@ -193,19 +188,8 @@ def _read(value: Any, kind: Kind) -> Any:
     return plain(value)
 
 
-def _float(value: int | float) -> float | None:
-    try:
-        found = float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    return None if math.isnan(found) else found
-
-
-def _duration(value: float | str) -> Micros | None:
+def _duration(value: float | str) -> Nanos | None:
     if isinstance(value, str):
-        found = WRITTEN_DURATION.fullmatch(value)
-        if found is None:
-            return None
-        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
-        value = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    return Micros(round(value * 1_000_000)) if math.isfinite(value) else None
+        found = parse_duration(value)
+        return None if found is None else Nanos(found)
+    return Nanos(round(value * 1_000_000_000)) if math.isfinite(value) else None

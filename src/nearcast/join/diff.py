@@ -23,6 +23,7 @@ from nearcast.join.constraints import rules_of
 from nearcast.parquet import open_dataset
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Snapshot
+from nearcast.times import rows_of_table
 
 __all__ = ["Change", "Diff", "Went", "diff_snapshots"]
 
@@ -116,7 +117,7 @@ class _Side:
         held = [name for name in names if name in dataset.schema.names]
         wanted = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
         table = dataset.to_table(columns=["id", *held], filter=pc.field("id").isin(wanted), use_threads=False)
-        return {row["id"]: row for row in table.to_pylist()}
+        return {row["id"]: row for row in rows_of_table(table)}
 
 
 def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff:

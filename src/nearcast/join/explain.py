@@ -31,6 +31,7 @@ from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Candidates, Snapshot
+from nearcast.times import rows_of_table
 from nearcast.types import IntArray, Metric, as_score
 
 __all__ = ["Cause", "Explanation", "explain"]
@@ -236,7 +237,7 @@ def _barred(found: Explanation, made: _Made, row: int, place: int) -> Explanatio
 
 
 def _facts(side: Side, columns: Sequence[str], place: int) -> dict[str, Any]:
-    facts: dict[str, Any] = rows_of(side.attributes, side.ids.slice(place, 1), columns).to_pylist()[0]
+    facts: dict[str, Any] = rows_of_table(rows_of(side.attributes, side.ids.slice(place, 1), columns))[0]
     return facts
 
 

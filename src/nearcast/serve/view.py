@@ -81,7 +81,7 @@ def _attributes(reader: Reader) -> Attributes | None:
     told = reader.facts.get("rules")
     if not told:
         return None
-    rules = RuleSet.prepare(told, item_ids=reader.facts["item_ids"])
+    rules = RuleSet.prepare(told)
     return Attributes(reader, rules, own_query_columns=bool(told["own_query_columns"]))
 
 

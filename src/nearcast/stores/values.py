@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -31,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError, InputError
+from nearcast.times import rows_of_table
 
 __all__ = [
     "FORMAT",
@@ -213,7 +215,7 @@ def encode_items(columns: pa.Table) -> list[bytes]:
         except ValueError:
             return encode(_finite(row)).encode()
 
-    return [write(row) for row in columns.to_pylist()] or [b"{}"] * len(columns)
+    return [write(row) for row in rows_of_table(columns)] or [b"{}"] * len(columns)
 
 
 def _finite(value: Any) -> Any:
@@ -227,7 +229,7 @@ def _finite(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """What JSON does not know: dates as ISO 8601, bytes as hexadecimal digits, anything else as its text."""
-    if hasattr(value, "isoformat"):
+    if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return value.hex() if isinstance(value, bytes) else str(value)
 

@@ -23,6 +23,7 @@ from nearcast.files import is_done, read_manifest, verify
 from nearcast.parquet import open_dataset
 from nearcast.table.schema import rows_per_group
 from nearcast.table.write import GROUPS_PER_FILE
+from nearcast.times import rows_of_table
 from nearcast.types import IntArray
 
 __all__ = [
@@ -170,7 +171,8 @@ class Snapshot:
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
         places = pc.index_in(wanted, value_set=table.column("id").combine_chunks())
-        return {name: tuple(table.column(name).take(places).to_pylist()) for name in columns}
+        rows = rows_of_table(table.select(list(dict.fromkeys(columns))).take(places))
+        return {name: tuple(row[name] for row in rows) for name in columns}
 
     def _near(self, dataset: Any) -> str:
         """A few keys that are there, so that a wrong type or spelling is seen at once."""
