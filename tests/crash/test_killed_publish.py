@@ -84,7 +84,10 @@ def publish_when_free(spec: Path, version: int, store: str) -> Publication:
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("lmdb", 30), ("redis", 8)])
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("lmdb", 14), pytest.param("lmdb", 30, marks=pytest.mark.slow), pytest.param("redis", 8, marks=pytest.mark.slow)],
+)
 def test_a_publish_killed_at_random_moments_shows_every_reader_one_whole_snapshot(
     tmp_path: Path, kind: str, kills: int, request: pytest.FixtureRequest
 ) -> None:
@@ -119,7 +122,7 @@ def test_a_publish_killed_at_random_moments_shows_every_reader_one_whole_snapsho
         assert seen["error"] is None, seen["error"]
         assert set(seen["seen"]) == {"1", "2"}
         assert seen["changes"] > 3
-    assert moved > 5
+    assert moved > kills // 6
     if kind == "lmdb":
         assert [path.name for path in (tmp_path / "store" / "shop" / "versions").iterdir()] == [f"00000{last}"]
 

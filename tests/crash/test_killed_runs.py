@@ -23,8 +23,6 @@ import pytest
 from tests.crash.processes import SERVER
 from tests.crash.worker import work
 
-KILLS = 20
-
 
 def write_generator(folder: Path, engine: str) -> Path:
     rng = np.random.default_rng(1)
@@ -81,8 +79,16 @@ def files_below(spec: Path) -> set[str]:
     return {p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("engine", ["exact", "faiss-ivf", "faiss-hnsw"])
-def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "kills"),
+    [
+        ("exact", 5),
+        pytest.param("exact", 20, marks=pytest.mark.slow),
+        pytest.param("faiss-ivf", 20, marks=pytest.mark.slow),
+        pytest.param("faiss-hnsw", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, engine: str, kills: int) -> None:
     undisturbed = write_generator(tmp_path / "undisturbed", engine)
     assert ended(start(undisturbed)) == 0  # the first also starts the server of processes
     began = time.monotonic()
@@ -92,14 +98,14 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(tmp_path
 
     killed = write_generator(tmp_path / "killed", engine)
     moments = random.Random(7)
-    kills = 0
-    while kills < KILLS:
+    killed_so_far = 0
+    while killed_so_far < kills:
         process = start(killed)
         if ended(process, timeout=moments.uniform(0.05, 1.0) * lasts) is None:
             assert children_of(process) == []
             process.kill()
             process.join()
-            kills += 1
+            killed_so_far += 1
         else:  # finished before its kill: take the result away, and go on
             assert process.exitcode == 0
             shutil.rmtree(killed.parent / "nearcast" / "g" / "snapshots" / "000001")

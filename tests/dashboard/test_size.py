@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.dashboard.browser import Tab
 from tests.dashboard.years import year_of
 
@@ -13,6 +14,7 @@ from nearcast.dashboard.write import write_page
 DRAWN = "performance.getEntriesByName('drawn')[0].startTime"
 
 
+@pytest.mark.slow
 def test_a_year_of_a_hundred_generators_is_below_five_megabytes_and_opens(
     tab: Callable[..., Tab], tmp_path: Path
 ) -> None:

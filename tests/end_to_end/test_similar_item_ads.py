@@ -46,6 +46,7 @@ def python(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_recipe_ends_with_its_figures_and_a_picture(recipe: Path) -> None:
     for spec in ("generator-1000.toml", "generator-5000.toml", "generator.toml"):
         succeed("run", spec, "--quiet", cwd=recipe)

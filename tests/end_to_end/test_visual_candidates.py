@@ -38,6 +38,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @needs_libraries
 @needs_pictures
 def test_one_command_leads_from_pictures_to_answers(repository, tmp_path):

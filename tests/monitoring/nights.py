@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ class Nights:
         } | settings
         self.lengths = self.rng.uniform(*lengths, size=(len(self.items), 1))
         self.write()
+
+    def copy(self, folder: Path) -> Nights:
+        """Return the same catalogue with the same nights behind it, in a folder of its own."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        twin = copy.deepcopy(self)
+        twin.folder = folder
+        return twin
 
     def _some(self, n: int, *, normalized: bool) -> np.ndarray:
         rows = self.centres[self.rng.integers(len(self.centres), size=n)] + 0.6 * self.rng.normal(size=(n, DIM))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +17,43 @@ from needs import require_module
 HEALTHY = 5  # nights before the fault
 
 
-def nights(folder: Path, **settings: object) -> Nights:
-    """A catalogue with some healthy nights behind it."""
-    shop = Nights(folder, **settings)
-    shop.run()
-    shop.publish()
-    for _ in range(HEALTHY):
-        assert shop.night() == []
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Nights]:
+    """Return catalogues with some healthy nights behind them, each made once. Copy, do not write."""
+
+    made: dict[str, Nights] = {}
+
+    def make(**settings: object) -> Nights:
+        if (key := repr(settings)) in made:
+            return made[key]
+        shop = made[key] = Nights(tmp_path_factory.mktemp("healthy"), **settings)
+        shop.run()
+        shop.publish()
+        for _ in range(HEALTHY):
+            assert shop.night() == []
+        return shop
+
+    return make
+
+
+def nights(healthy: Callable[..., Nights], folder: Path, **settings: object) -> Nights:
+    """A catalogue with some healthy nights behind it, and the vectors and ids of the next day."""
+    shop = healthy(**settings).copy(folder)
     shop.pass_a_day()
     shop.write()
     return shop
 
 
-def test_half_of_the_items_missing(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_half_of_the_items_missing(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path)
     shop.write(items=shop.items[:1_000], item_ids=shop.item_ids[:1_000])
     found = shop.found()
     assert set(found) == {"items_count"}
     assert "items is 1,000, usual is 2,000" in found["items_count"]
 
 
-def test_query_vectors_of_another_model(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_query_vectors_of_another_model(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path)
     turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(24, 24)))
     shop.write(queries=shop.queries @ turn)
     found = shop.found()
@@ -47,8 +63,8 @@ def test_query_vectors_of_another_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "inner_product"])
-def test_vectors_that_are_not_normalized_any_more(tmp_path: Path, metric: str) -> None:
-    shop = nights(tmp_path, metric=metric)
+def test_vectors_that_are_not_normalized_any_more(healthy: Callable[..., Nights], tmp_path: Path, metric: str) -> None:
+    shop = nights(healthy, tmp_path, metric=metric)
     lengths = np.random.default_rng(4).uniform(0.9, 1.05, size=(2_000, 1))
     shop.write(items=shop.items * lengths)
     found = shop.found()
@@ -56,8 +72,8 @@ def test_vectors_that_are_not_normalized_any_more(tmp_path: Path, metric: str) -
     assert "were the vectors normalized" in found["items_norms"]
 
 
-def test_one_shard_stale(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_one_shard_stale(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path)
     stale = (tmp_path / "items" / "part-2.parquet").read_bytes()
     shop.run()
     shop.pass_a_day()
@@ -68,8 +84,8 @@ def test_one_shard_stale(tmp_path: Path) -> None:
     assert "1 of 4 files of the items are those of an earlier run: items/part-2.parquet" in found["items_stale"]
 
 
-def test_the_vectors_of_one_slice_of_the_queries_zeroed(tmp_path: Path) -> None:
-    shop = nights(tmp_path, metric="inner_product")
+def test_the_vectors_of_one_slice_of_the_queries_zeroed(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path, metric="inner_product")
     zeroed = shop.queries.copy()
     zeroed[shop.segment("toys")] = 0
     shop.write(queries=zeroed)
@@ -78,8 +94,8 @@ def test_the_vectors_of_one_slice_of_the_queries_zeroed(tmp_path: Path) -> None:
     assert "median best score of segment toys is 0, usual is" in found["slice"]
 
 
-def test_the_vectors_of_a_shard_of_the_items_zeroed(tmp_path: Path) -> None:
-    shop = nights(tmp_path, metric="inner_product")
+def test_the_vectors_of_a_shard_of_the_items_zeroed(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path, metric="inner_product")
     zeroed = shop.items.copy()
     zeroed[1::4] = 0
     shop.write(items=zeroed)
@@ -88,8 +104,8 @@ def test_the_vectors_of_a_shard_of_the_items_zeroed(tmp_path: Path) -> None:
     assert set(found) <= {"items_zeros", "items_norms", "coverage"}
 
 
-def test_ids_shifted_by_one(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_ids_shifted_by_one(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path)
     shop.write(items=np.roll(shop.items, 1, axis=0))
     found = shop.found()
     assert set(found) == {"items_ids"}
@@ -97,8 +113,10 @@ def test_ids_shifted_by_one(tmp_path: Path) -> None:
     assert shop.publish() == ["overlap"]
 
 
-def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(
+    healthy: Callable[..., Nights], tmp_path: Path
+) -> None:
+    shop = nights(healthy, tmp_path)
     shop.write(items=np.roll(shop.items, 1, axis=0))
     assert set(shop.found()) == {"items_ids"}
     assert shop.publish() == ["overlap"]
@@ -109,8 +127,8 @@ def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(tmp_p
     assert set(shop.found()) == {"items_ids"}
 
 
-def test_duplicates_of_one_item_filling_lists(tmp_path: Path) -> None:
-    shop = nights(tmp_path)
+def test_duplicates_of_one_item_filling_lists(healthy: Callable[..., Nights], tmp_path: Path) -> None:
+    shop = nights(healthy, tmp_path)
     copied = shop.items.copy()
     copied[50:450] = copied[50]
     shop.write(items=copied)
@@ -118,11 +136,11 @@ def test_duplicates_of_one_item_filling_lists(tmp_path: Path) -> None:
     assert set(found) == {"copies"}
 
 
-def test_an_index_built_for_another_metric(tmp_path: Path) -> None:
+def test_an_index_built_for_another_metric(healthy: Callable[..., Nights], tmp_path: Path) -> None:
     """Vectors of very different lengths, so that what is near by l2 is not what has a large product."""
     require_module("faiss")
     settings = {"metric": "inner_product", "recall": 0.8, "engine": "faiss-ivf", "lengths": (0.2, 3)}
-    shop = nights(tmp_path, **settings, engine_settings={"nlist": 20, "nprobe": 2})
+    shop = nights(healthy, tmp_path, **settings, engine_settings={"nlist": 20, "nprobe": 2})
     other = Nights.__new__(Nights)
     other.__dict__ |= shop.__dict__ | {"folder": tmp_path / "other", "spec": shop.spec | {"metric": "l2"}}
     shutil.copytree(tmp_path / "items", tmp_path / "other" / "items")
@@ -144,10 +162,10 @@ def test_an_index_built_for_another_metric(tmp_path: Path) -> None:
     assert "the lists look like those of metric l2, and inner_product was asked for" in found["metric"]
 
 
-def test_a_probe_count_cut_to_a_tenth(tmp_path: Path) -> None:
+def test_a_probe_count_cut_to_a_tenth(healthy: Callable[..., Nights], tmp_path: Path) -> None:
     require_module("faiss")
     settings = {"recall": 0.8, "engine": "faiss-ivf"}
-    shop = nights(tmp_path, **settings, engine_settings={"nlist": 60, "nprobe": 20})
+    shop = nights(healthy, tmp_path, **settings, engine_settings={"nlist": 60, "nprobe": 20})
     shop.spec = shop.spec | {"engine_settings": {"nlist": 60, "nprobe": 2}}
     found = shop.found()
     assert set(found) - {"slice"} == {"effort"}
@@ -180,8 +198,13 @@ def test_a_table_three_weeks_old_over_a_catalogue_that_turns_over_5_percent_a_da
     ("metric", "churn", "settings"),
     [
         ("cosine", 0.02, {}),
-        ("l2", 0.05, {}),
-        ("inner_product", 0.03, {"recall": 0.9, "engine": "faiss-ivf", "engine_settings": {"nlist": 30}}),
+        pytest.param("l2", 0.05, {}, marks=pytest.mark.slow),
+        pytest.param(
+            "inner_product",
+            0.03,
+            {"recall": 0.9, "engine": "faiss-ivf", "engine_settings": {"nlist": 30}},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_thirty_healthy_days_say_nothing(tmp_path: Path, metric: str, churn: float, settings: dict) -> None:
