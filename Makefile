@@ -1,9 +1,8 @@
 # Needs Python 3.11 or newer; everything else is installed into .venv here.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES_DATA ?= ../shared/data/packages
 
-.PHONY: demo ads visual test test-all check docs airflow clean
+.PHONY: demo ads visual test test-slow test-all check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,10 +21,12 @@ visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
 test: .venv/installed ## the tests of every commit; what is skipped, and why, is said at the end
-	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: .venv/installed ## all tests, the slow ones too: nightly, and before a release
-	NEARCAST_PACKAGES_DATA="$(PACKAGES_DATA)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+test-slow: .venv/installed ## the slow tests alone
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow ## all tests: nightly, and before a release
 
 check: .venv/installed ## format, lint, types, import order
 	$(BIN)/ruff format --check .

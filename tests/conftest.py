@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,13 @@ def _as_in_a_fresh_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(machine, "resident_memory", lambda: min(held(), FRESH_BYTES))
         yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip slow tests once the time given by NEARCAST_SLOW_UNTIL, in seconds since the epoch, has come."""
+    until = os.environ.get("NEARCAST_SLOW_UNTIL")
+    if until is not None and item.get_closest_marker("slow") and time.time() > float(until):
+        pytest.skip("the time for slow tests was up (make test-all runs all of them)")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tests.forked_cli import run_command
 
 NEARCAST = Path(sys.executable).with_name("nearcast")
 KINDS = ("Oat milk", "Rye bread", "Black tea", "Dish soap")
@@ -28,10 +29,18 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def nearcast(*words: object, cwd: Path, **env: str) -> Finished:
-    """Run the command line to its end."""
-    command = [str(NEARCAST), *map(str, words)]
+    """Run the command line to its end: forked, or with variables that Python reads at its start, the program itself."""
+    arguments = [str(word) for word in words]
+    if not any(name.startswith("PYTHON") for name in env):
+        return run_command(arguments, cwd=cwd, env=environment(**env), timeout=300)
     return subprocess.run(
-        command, cwd=cwd, env=environment(**env), capture_output=True, encoding="utf-8", timeout=300, check=False
+        [str(NEARCAST), *arguments],
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
     )
 
 
