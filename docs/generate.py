@@ -11,6 +11,10 @@ from nearcast.cli import cli
 from nearcast.measure.measures import MEASURES
 from nearcast.spec import example
 
+PROFILE = """The inputs are measured too: the manifest's `profile` has the number of rows and vectors, the share of empty values
+and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot format](snapshot-format.md)
+lists its keys, [publishing](publishing.md) the rules that compare it with what is served.
+"""
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n\n"
 
@@ -39,7 +43,7 @@ def spec_page() -> str:
 def measures_page() -> str:
     """The table of measures."""
     rows = "".join(f"| `{m.name}` | {m.unit} | {m.better} | {m.meaning} |\n" for m in MEASURES.values())
-    return f"# Measures\n\n{NOTE}| measure | unit | better | meaning |\n|---|---|---|---|\n{rows}"
+    return f"# Measures\n\n{NOTE}| measure | unit | better | meaning |\n|---|---|---|---|\n{rows}\n{PROFILE}"
 
 
 PAGES = {"command-line.md": command_line, "spec.md": spec_page, "measures.md": measures_page}

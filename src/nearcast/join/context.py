@@ -30,6 +30,7 @@ STAGES = (
     "table",
     "measure",
     "overlap",
+    "profile",
 )
 SMALLEST_WORK = 64 << 20  # below that not even one block of each kind can be held
 LARGEST_READ = 1 << 30  # more would not make reading faster

@@ -25,6 +25,7 @@ from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.profiling import profile_inputs
 from nearcast.join.rank import ranker_identity
 from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
@@ -163,6 +164,8 @@ def _new_snapshot(
     }
     facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures, constraints, chosen)
     facts |= chosen.facts
+    with run.stage("profile"):
+        facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
     facts["run"] = {

@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nearcast.eligibility import columns_of, parse_rule
+from nearcast.eligibility.nodes import Reference
 from nearcast.errors import AuditError, DamagedError, SpecError
+from nearcast.publishing.findings import Beside, Finding, Judged
 from nearcast.publishing.rows import Shape, lists_of, payload_bytes, shape_of
-from nearcast.publishing.rules import RULES, Beside, Finding, Judged, judge
+from nearcast.publishing.rules import RULES, judge
+from nearcast.publishing.served_inputs import gather_inputs
 from nearcast.publishing.times import seconds_of
 from nearcast.spec import Audit
 from nearcast.stores.base import Reader, Space
@@ -56,6 +60,10 @@ def audit(
             age_seconds=now - seconds_of(manifest["run"]["created"]),
             withdrawn=withdrawn,
             current=_beside(snapshot, shape, against) if against else None,
+            items=shape.items,
+            metric=str(manifest["spec"]["metric"]),
+            profile=manifest.get("profile"),
+            rule_columns=_rule_columns(snapshot),
         ),
         settings,
     )
@@ -112,7 +120,20 @@ def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
         kept=len(ours),
         overlap=sum(shares) / len(shares) if shares else 0.0,
         compared=len(shares),
+        inputs=gather_inputs(snapshot, shape, current),
     )
+
+
+def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
+    """The columns of items and queries that rules compare; not those that a rule allows to be null."""
+    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest["spec"].get("rules", ())]
+    items, queries, _ = columns_of(rules)
+    text = " ".join(str(rule.tree) for rule in rules)
+    named = {"items": [("item", name) for name in items], "queries": [("query", name) for name in queries]}
+    return {
+        table: tuple(name for side, name in pairs if f"{Reference(side, name)} is " not in text)
+        for table, pairs in named.items()
+    }
 
 
 def _lists_in_store(current: Current, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:

@@ -210,6 +210,7 @@ def _facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) ->
         "rules": None if shape.rules is None else dict(shape.rules),
         "measures": dict(manifest["measures"]),
         "promise": dict(manifest["promise"]),
+        "profile": manifest.get("profile"),
         "serve": order.serving.model_dump(mode="json"),
         "audit": {"findings": [f.as_dict() for f in done.findings], "accepted": dict(done.accepted or {})},
     }

@@ -1,76 +1,21 @@
 """The rules of the audit: each is a measure with a bound, and a sentence that says by how much it failed.
 
-Takes figures and gives findings: where the figures come from is `audit.py`'s to know.
+Takes figures and gives findings: where the figures come from is `audit.py`'s to know. The rules that compare inputs
+are in `input_rules.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
 
+from nearcast.publishing.findings import NOTHING_CURRENT, Beside, Finding, Judged, Rule
+from nearcast.publishing.input_rules import INPUT_RULES
 from nearcast.spec import Audit
 
 __all__ = ["RULES", "Beside", "Finding", "Judged", "Rule", "judge"]
 
-NOTHING_CURRENT = "nothing is current to compare with"
 HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one rule has found."""
-
-    rule: str
-    measure: str
-    bound: float | None
-    found: float | None  # None: there was nothing to compare with
-    passed: bool
-    text: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """The version that is current, and what a sample of its keys shows."""
-
-    name: str  # such as 000006
-    keys: int
-    payload_bytes: int
-    sampled: int  # keys that were looked at
-    kept: int  # of these, keys of the snapshot too
-    overlap: float  # mean share of their current lists that the snapshot has
-    compared: int  # keys that the overlap is a mean of
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The figures of a snapshot that rules look at."""
-
-    name: str
-    k: int
-    measures: Mapping[str, float]
-    promised: float
-    kept: bool  # the run's own verdict on its promise
-    keys: int
-    payload_bytes: int
-    age_seconds: float  # negative where a clock went backwards
-    withdrawn: bool  # was rolled back from
-    current: Beside | None
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A row of the table of rules."""
-
-    name: str
-    settings: tuple[str, ...]  # of the spec's [audit] table
-    meaning: str
-    find: Callable[[Judged, Audit], Finding]
 
 
 def judge(judged: Judged, settings: Audit) -> list[Finding]:
@@ -220,6 +165,7 @@ RULES: Mapping[str, Rule] = {
         Rule("overlap", ("min_overlap",), "overlap@k with the lists that are current", _overlap),
         Rule("age", ("max_age_hours",), "hours since the snapshot was made", _age),
         Rule("size", ("max_size_change",), "factor between its bytes and the current ones", _size),
+        *INPUT_RULES,
         Rule("withdrawn", (), "a version that was rolled back from does not come back by itself", _withdrawn),
     )
 }

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 
 from nearcast.types import IntArray
 
-__all__ = ["order_of", "positions_of", "read_ids", "repeats", "shared_positions", "to_ids", "write_ids"]
+__all__ = ["hash_ids", "order_of", "positions_of", "read_ids", "repeats", "shared_positions", "to_ids", "write_ids"]
+
+HASH_BASE = 0x5851F42D4C957F2D
 
 
 def order_of(ids: pa.Array) -> IntArray:
@@ -52,6 +54,35 @@ def shared_positions(query_ids: pa.Array, item_ids: pa.Array) -> IntArray:
 def to_ids(positions: IntArray, ids: pa.Array) -> pa.Array:
     """The ids at these positions."""
     return ids.take(pa.array(positions))
+
+
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """(n,) a 64-bit hash of each id, the same on every machine; ids are int64 or strings without nulls.
+
+    Of a string: the sum of its bytes, each times a power of an odd number by its place, and its length. Mixed as in
+    SplitMix64. Not made to withstand an attacker.
+    """
+    if pa.types.is_integer(ids.type):
+        return _mixed(ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
+    ids = ids.cast(pa.large_string())
+    if len(ids) == 0:
+        return np.empty(0, np.uint64)
+    _, places, data = ids.buffers()
+    offsets = np.frombuffer(places, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    text = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, HASH_BASE, np.uint64))
+    text *= powers[np.arange(len(text)) - np.repeat(starts, lengths)]
+    sums = np.append(np.uint64(0), np.cumsum(text, dtype=np.uint64))
+    return _mixed(sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64))
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's last steps: numbers that are near each other become far from each other."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def write_ids(path: Path, ids: pa.Array) -> None:

@@ -1,0 +1,348 @@
+"""The rules that compare inputs: what each refuses by name of the column, and what is natural and passes."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from nearcast.join.profiling import _distribution, _is_empty, _kind, _plain
+from nearcast.measure.profile import attribute_drift
+from nearcast.publishing.findings import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
+from nearcast.publishing.rules import RULES
+from nearcast.spec import Audit
+
+N = 2_000
+RNG = np.random.default_rng(1)
+PRICES = np.round(RNG.lognormal(3, 1, N), 2)
+COUNTRIES = RNG.choice(["DE", "FR", "NL"], N, p=[0.5, 0.3, 0.2])
+DAYS = np.array([datetime.date(2026, 3, 1) - datetime.timedelta(days=int(d)) for d in RNG.exponential(200, N)])
+
+
+def column(values: Any, kind: pa.DataType | None = None) -> dict[str, Any]:
+    """The profile of a column with these values."""
+    array = _plain(pa.chunked_array([pa.array(values, kind)]))
+    empty = _is_empty(array)
+    there = array.filter(pa.array(~empty))
+    facts = {"type": str(array.type), "kind": _kind(array.type), "empty": float(empty.mean()), "count": len(there)}
+    return facts | (_distribution(there) if len(there) else {})
+
+
+def table(**attributes: dict[str, Any]) -> dict[str, Any]:
+    """The profile of a table with these columns."""
+    return {
+        "rows": N,
+        "vectors": N,
+        "dim": 16,
+        "median_length": 1.0,
+        "embedding": None,
+        "id_type": "string",
+        "faults": {},
+        "attributes": attributes,
+    }
+
+
+GOOD = {"items": table(price=column(PRICES), country=column(COUNTRIES)), "rules": {}}
+SERVED = InputsBeside(N, 1_000, 970, 86_400.0, GOOD, {}, {"items": VectorChange(1_000, 0.0, (16, 16))})
+CURRENT = Beside("000006", 100, 10_000, 100, 100, 0.8, 100, SERVED)
+SNAPSHOT = Judged(
+    "000007", 10, {"fill_rate": 1.0}, 0.95, True, 100, 10_000, 3600.0, False, CURRENT, N, "inner_product", GOOD
+)
+
+
+def judged(then: dict[str, Any] | None = None, now: dict[str, Any] | None = None, **served: Any) -> Judged:
+    """The snapshot with these tables' figures changed, then and now."""
+    inputs = replace(SERVED, profile=GOOD | (then or {}), **served)
+    return replace(SNAPSHOT, current=replace(CURRENT, inputs=inputs), profile=GOOD | (now or {}))
+
+
+def found(rule: str, case: Judged, **settings: Any) -> Finding:
+    return RULES[rule].find(case, Audit(**settings))
+
+
+def columns(then: Any, now: Any, kind: pa.DataType | None = None, other: pa.DataType | None = None) -> Judged:
+    """One column `x` of the items, then and now."""
+    return judged({"items": table(x=column(then, kind))}, {"items": table(x=column(now, other or kind))})
+
+
+INPUT_RULES = list(RULES)[list(RULES).index("items") : list(RULES).index("vectors") + 1]
+
+
+@pytest.mark.parametrize("rule", INPUT_RULES)
+def test_the_same_inputs_pass_every_rule(rule: str) -> None:
+    assert found(rule, SNAPSHOT).passed
+
+
+@pytest.mark.parametrize("rule", INPUT_RULES)
+def test_every_rule_passes_at_the_first_publish_and_beside_versions_without_a_profile(rule: str) -> None:
+    alone = replace(SNAPSHOT, current=None)
+    older = judged(None, None)
+    older = replace(older, current=replace(CURRENT, inputs=replace(SERVED, profile=None, vectors={})))
+    for case in (
+        alone,
+        older,
+        replace(SNAPSHOT, profile=None),
+        replace(SNAPSHOT, current=replace(CURRENT, inputs=None)),
+    ):
+        assert found(rule, case).passed
+
+
+def test_a_version_without_a_profile_is_said() -> None:
+    case = replace(SNAPSHOT, current=replace(CURRENT, inputs=replace(SERVED, profile=None)))
+    text = "000006 was made without a profile of its inputs: the next one can be compared"
+    assert found("distribution", case).text == text
+
+
+@pytest.mark.parametrize(
+    ("n", "passed"),
+    [(N, True), (1_800, True), (1_799, False), (1_500, False), (1_000, False), (3_000, True), (3_001, False)],
+)
+def test_items_may_be_a_tenth_fewer_and_half_more(n: int, passed: bool) -> None:
+    assert found("items", replace(SNAPSHOT, items=n)).passed is passed
+
+
+def test_half_of_the_items_missing_says_so() -> None:
+    text = found("items", replace(SNAPSHOT, items=1_000)).text
+    assert text == (
+        "it has 1,000 items where 000006 has 2,000: 50.00% are lost, and at most 10.00% may be; look for a part of the "
+        "items that is missing"
+    )
+
+
+def test_ids_made_anew_are_refused_by_the_items_that_are_kept() -> None:
+    finding = found("items_kept", judged(kept=0))
+    assert not finding.passed
+    assert "of 1,000 items of 000006, 0.00% are in this snapshot too" in finding.text
+    assert found("items_kept", judged(kept=700)).passed
+    assert not found("items_kept", judged(kept=699)).passed
+
+
+DAY = datetime.timedelta(days=1)
+TODAY = datetime.date(2026, 3, 1)
+FLAGS = RNG.random(N) < 0.9
+LISTS = [sorted(RNG.choice(["a", "b", "c", "d", "e"], RNG.integers(1, 3), replace=False).tolist()) for _ in range(N)]
+THIRD = np.arange(N) % 3 == 0
+NOISY = np.round(PRICES * RNG.lognormal(0, 0.08, N), 2)
+
+BAD_VALUES = {
+    "divided by 100": (PRICES, PRICES / 100),
+    "in cents": (PRICES, PRICES * 100),
+    "in cents, whole numbers": ((PRICES * 100).astype(int), (PRICES * 10_000).astype(int)),
+    "another currency for a third": (PRICES, np.where(THIRD, PRICES * 25, PRICES)),
+    "all the same": (PRICES, np.full(N, 9.99)),
+    "a constant that became another": (np.full(N, 12.99), np.full(N, 0.13)),
+    "filled with zeros": (np.where(THIRD, np.nan, PRICES), np.where(THIRD, 0.0, PRICES)),
+    "negative": (PRICES, -PRICES),
+    "counters at zero": (RNG.poisson(20, N), np.zeros(N, int)),
+    "renamed": (COUNTRIES, np.char.lower(COUNTRIES)),
+    "one value for all": (COUNTRIES, np.full(N, "DE")),
+    "a value that is no longer there": (COUNTRIES, np.where(COUNTRIES == "NL", "DE", COUNTRIES)),
+    "a flag turned round": (FLAGS, ~FLAGS),
+    "a flag that is always true": (RNG.random(N) < 0.8, np.ones(N, bool)),
+    "every list holds all": (LISTS, [["a", "b", "c", "d", "e"]] * N),
+    "lists of other values": (LISTS, [[value.upper() for value in row] for row in LISTS]),
+    "dates of 1970": (DAYS, np.full(N, datetime.date(1970, 1, 1))),
+    "dates a year early": (DAYS, DAYS - 365 * DAY),
+    "dates that are all today": (DAYS, np.full(N, TODAY)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_column_with_other_values_is_refused_by_its_name(name: str) -> None:
+    then, now = BAD_VALUES[name]
+    case = columns(list(then), list(now))
+    finding = found("distribution", case)
+    assert not finding.passed, finding
+    assert finding.text.startswith("x of the items: ")
+    assert "-> " in finding.text
+    assert "PSI " in finding.text
+    assert found("distribution", case, skip_columns=("x",)).passed
+
+
+NATURAL_VALUES = {
+    "prices that move": (PRICES, NOISY),
+    "prices of a sale of a third": (PRICES, np.where(THIRD, PRICES * 0.7, PRICES)),
+    "everything a fifth dearer": (PRICES, PRICES * 1.2),
+    "traffic of a weekend": (PRICES, NOISY * 1.4),
+    "counters that grow": (RNG.poisson(20, N), RNG.poisson(21, N)),
+    "a constant": (np.full(N, 0.19), np.full(N, 0.19)),
+    "a constant that grows by one": (np.full(N, 20_260_301), np.full(N, 20_260_302)),
+    "seconds since 1970": (np.full(N, 1_772_323_200), np.full(N, 1_772_409_600)),
+    "another sample of the same": (RNG.lognormal(3, 1, N), RNG.lognormal(3, 1, N)),
+    "another small sample of the same": (RNG.lognormal(3, 1, 300), RNG.lognormal(3, 1, 300)),
+    "a tiny sample of the same": (RNG.lognormal(3, 1, 20), RNG.lognormal(3, 1, 20)),
+    "stars": (RNG.choice([1, 2, 3, 4, 5], N), RNG.choice([1, 2, 3, 4, 5], N)),
+    "a new category": (COUNTRIES, np.where(RNG.random(N) < 0.05, "BE", COUNTRIES)),
+    "flags, a tenth of them another": (FLAGS, FLAGS ^ (RNG.random(N) < 0.1)),
+    "texts that name their row": ([f"title {n}" for n in range(N)], [f"title {n}" for n in range(100, N + 100)]),
+    "lists that grow": (LISTS, [[*row, "f"] if n % 10 == 0 else row for n, row in enumerate(LISTS)]),
+    "always today": (np.full(N, TODAY), np.full(N, TODAY + DAY)),
+    "always the last hours": (
+        [datetime.datetime(2026, 3, 1) - datetime.timedelta(minutes=int(m)) for m in RNG.integers(0, 900, N)],
+        [datetime.datetime(2026, 3, 2) - datetime.timedelta(minutes=int(m)) for m in RNG.integers(0, 900, N)],
+    ),
+    "releases": (DAYS, DAYS + DAY),
+    "all null on both days": (np.full(N, None), np.full(N, None)),
+}
+
+
+@pytest.mark.parametrize("name", NATURAL_VALUES)
+def test_what_is_natural_passes(name: str) -> None:
+    then, now = NATURAL_VALUES[name]
+    kind = pa.float64() if "null" in name else None
+    case = columns(list(then), list(now), kind)
+    for rule in ("distribution", "types", "empty_values"):
+        finding = found(rule, case)
+        assert finding.passed, finding
+
+
+KINDS = {
+    "number": ([1.5] * N, pa.float64()),
+    "whole number": ([3] * N, pa.int64()),
+    "text": (["a"] * N, pa.string()),
+    "flag": ([True] * N, pa.bool_()),
+    "date": ([TODAY] * N, pa.date32()),
+    "list": ([["a"]] * N, pa.list_(pa.string())),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_that_is_null_everywhere_is_refused_by_its_name_whatever_its_type(kind: str) -> None:
+    values, of = KINDS[kind]
+    for nothing in (of, pa.null()):
+        finding = found("empty_values", columns(values, [None] * N, of, nothing))
+        assert not finding.passed
+        assert finding.text.startswith("x of the items: null or empty in 0.00% -> 100.00% of the rows")
+        assert found("types", columns(values, [None] * N, of, nothing)).passed
+
+
+@pytest.mark.parametrize(
+    ("values", "empty"), [(["a"] * N, [""] * N), ([["a"]] * N, [[]] * N), ([1.5] * N, [np.nan] * N)]
+)
+def test_empty_texts_lists_and_not_a_number_count_as_empty(values: list[Any], empty: list[Any]) -> None:
+    kind = pa.array(values).type
+    assert not found("empty_values", columns(values, empty, kind)).passed
+
+
+def test_a_few_more_nulls_pass_and_a_quarter_more_does_not() -> None:
+    some = np.where(RNG.random(N) < 0.05, None, PRICES)
+    assert found("empty_values", columns(list(PRICES), list(some), pa.float64())).passed
+    quarter = np.where(RNG.random(N) < 0.25, None, PRICES)
+    assert not found("empty_values", columns(list(PRICES), list(quarter), pa.float64())).passed
+
+
+@pytest.mark.parametrize("then", KINDS)
+@pytest.mark.parametrize("now", KINDS)
+def test_a_column_of_another_kind_is_refused_by_its_name(then: str, now: str) -> None:
+    case = columns(KINDS[then][0], KINDS[now][0], KINDS[then][1], KINDS[now][1])
+    same = then == now or {then, now} == {"number", "whole number"}
+    finding = found("types", case)
+    assert finding.passed is same
+    assert same or finding.text == (
+        f"x of the items: {KINDS[then][1]} -> {KINDS[now][1]}; write it with the type it had"
+    ).replace("list<string>", str(pa.list_(pa.string())))
+
+
+def test_ids_of_another_type_are_refused() -> None:
+    finding = found("types", judged(None, {"items": GOOD["items"] | {"id_type": "int64"}}))
+    assert finding.text == "ids of the items: string -> int64; write them with the type they had"
+
+
+@pytest.mark.parametrize(
+    ("change", "passed"),
+    [
+        (ValueChange(1_000, 1.0, False, "True -> False"), False),
+        (ValueChange(1_000, 0.4, False, "'a' -> 'b'"), True),
+        (ValueChange(1_000, 0.33, True, "10 -> 43"), False),
+        (ValueChange(1_000, 0.2, True, "10 -> 43"), True),
+        (ValueChange(20, 1.0, False, "True -> False"), True),
+    ],
+)
+def test_items_of_both_versions_with_other_values(change: ValueChange, passed: bool) -> None:
+    case = judged(changes={("items", "x"): change})
+    assert found("changed_values", case).passed is passed
+    assert found("changed_values", case, skip_columns=("x",)).passed
+    assert passed or "x of the items: " in found("changed_values", case).text
+
+
+def rule_facts(kept: float, barred: float = 0.0, by_null: float = 0.0, rows: int = 1_024) -> dict[str, Any]:
+    return {"queries": rows, "items": rows, "pairs_kept": kept, "queries_barred": barred, "barred_by_null": by_null}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "passed"),
+    [
+        (rule_facts(0.3), rule_facts(0.32), True),
+        (rule_facts(0.3), rule_facts(1.0), False),
+        (rule_facts(0.9), rule_facts(1.0), False),
+        (rule_facts(0.97), rule_facts(1.0), True),
+        (rule_facts(0.3), rule_facts(0.0), False),
+        (rule_facts(0.2), rule_facts(0.05), False),
+        (rule_facts(0.01), rule_facts(0.012), True),
+        (rule_facts(0.3, rows=100), rule_facts(0.42, rows=100), True),
+        (rule_facts(0.3, 0.03, 0.03), rule_facts(0.3, 0.05, 0.05), True),
+        (rule_facts(0.3, 0.03, 0.03), rule_facts(0.2, 0.4, 0.4), False),
+    ],
+)
+def test_a_rule_that_keeps_other_pairs_is_refused_by_its_name(
+    then: dict[str, Any], now: dict[str, Any], passed: bool
+) -> None:
+    finding = found("pairs_kept", judged({"rules": {"sold": then}}, {"rules": {"sold": now}}))
+    assert finding.passed is passed
+    assert passed or finding.text.startswith("rule sold ")
+
+
+def test_a_rule_that_keeps_nothing_is_refused_at_the_first_publish() -> None:
+    case = replace(SNAPSHOT, current=None, profile=GOOD | {"rules": {"sold": rule_facts(0.0)}})
+    assert found("pairs_kept", case).passed  # lists are filled, so it keeps some that were not sampled
+    assert not found("pairs_kept", replace(case, measures={"fill_rate": 0.0})).passed
+
+
+def test_a_column_that_a_rule_compares_and_that_holds_nothing_is_refused_at_the_first_publish() -> None:
+    void = {"items": table(price=column([None] * N, pa.float64()))}
+    case = replace(SNAPSHOT, current=None, profile=void, rule_columns={"items": ("price",)})
+    assert found("empty_values", case).text == (
+        "price of the items: null or empty in all rows, and a rule asks for it; fill it"
+    )
+    assert found("empty_values", replace(case, rule_columns={})).passed
+
+
+@pytest.mark.parametrize(
+    ("facts", "change", "passed"),
+    [
+        ({}, VectorChange(1_000, 0.02, (16, 16)), True),
+        ({}, VectorChange(1_000, 1.0, (16, 16)), False),
+        ({}, VectorChange(10, 1.0, (16, 16)), True),
+        ({"embedding": "v2"}, VectorChange(1_000, 1.0, (16, 16)), True),
+        ({"dim": 32}, VectorChange(0, 0.0, (16, 32)), False),
+        ({"median_length": 10.0}, VectorChange(1_000, 0.0, (16, 16)), False),
+        ({"median_length": 1.2}, VectorChange(1_000, 0.0, (16, 16)), True),
+        ({"median_length": 0.0}, VectorChange(1_000, 0.0, (16, 16)), False),
+    ],
+)
+def test_vectors_of_another_model_dimension_or_scale_are_refused(
+    facts: dict[str, Any], change: VectorChange, passed: bool
+) -> None:
+    case = judged(None, {"items": GOOD["items"] | facts}, vectors={"items": change})
+    assert found("vectors", case).passed is passed
+
+
+def test_lengths_do_not_matter_under_cosine() -> None:
+    case = judged(None, {"items": GOOD["items"] | {"median_length": 10.0}})
+    assert found("vectors", replace(case, metric="cosine")).passed
+
+
+def test_rows_that_fail_a_check_are_named_by_kind() -> None:
+    case = judged(None, {"items": GOOD["items"] | {"faults": {"duplicate_id": 0.5}}})
+    text = "duplicate_id in the items: 0.00% -> 50.00% of the rows, and at most 5.00% more may be"
+    assert found("bad_rows", case).text.startswith(text)
+
+
+def test_the_median_is_told_before_and_after() -> None:
+    drift = attribute_drift(column([12.99] * N), column([0.1299] * N))
+    assert drift is not None
+    assert drift.what == "median 12.99 -> 0.1299"
