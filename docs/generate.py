@@ -11,9 +11,9 @@ from nearcast.cli import cli
 from nearcast.measure.measures import MEASURES
 from nearcast.spec import example
 
-PROFILE = """The inputs are measured too: the manifest's `profile` has the number of rows and vectors, the share of empty values
-and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot format](snapshot-format.md)
-lists its keys, [publishing](publishing.md) the rules that compare it with what is served.
+PROFILE = """The inputs are measured too: the manifest's `profile` has the number of rows and vectors, the share of empty
+values and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot
+format](snapshot-format.md) lists its keys, [publishing](publishing.md) the rules that compare it with what is served.
 """
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n\n"
