@@ -11,8 +11,8 @@ from nearcast.cli import cli
 from nearcast.measure.measures import MEASURES
 from nearcast.spec import example
 
-PROFILE = """The inputs are measured too: the manifest's `profile` has the number of rows and vectors, the share of empty
-values and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot
+PROFILE = """The inputs are measured, too. `profile` in the manifest has the number of rows and vectors, the share of
+empty values and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot
 format](snapshot-format.md) lists its keys, [publishing](publishing.md) the rules that compare it with what is served.
 """
 HERE = Path(__file__).parent
