@@ -11,44 +11,27 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <memory>
-#include <stdexcept>
 
+#include "arrays.h"
 #include "ceilings.h"
 #include "dispatch.h"
 #include "join.h"
 #include "parallel.h"
 
-namespace nb = nanobind;
 using namespace nearcast;
 
 namespace {
 
-using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T> using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T> using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
 template <class T>
 nb::ndarray<nb::numpy, T> make_array(std::vector<size_t> shape) {
     size_t size = 1;
-    for (size_t side : shape) size *= side;
+    for (size_t side : shape) size = product(size, side);
+    product(size, sizeof(T));
     // Not value-initialised: the pages are first touched by the threads that fill them.
     T* data = new T[std::max<size_t>(size, 1)];
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
     return nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner);
-}
-
-Vectors vectors_of(const AnyMatrix& array) {
-    const auto type = array.dtype();
-    ElementType element;
-    if (type == nb::dtype<float>()) element = ElementType::float32;
-    else if (type == nb::dtype<int8_t>()) element = ElementType::int8;
-    else if (type == nb::dtype<uint8_t>()) element = ElementType::uint8;
-    else if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && type.bits == 16)
-        element = ElementType::float16;
-    else throw std::invalid_argument("vectors must be float16, float32, int8 or uint8");
-    return {array.data(), element, array.shape(0), array.shape(1)};
 }
 
 constexpr size_t kRowsPerJob = 4096;
@@ -66,8 +49,13 @@ nb::tuple quantise(const std::string& isa, AnyMatrix array, Array<double> sign, 
                    std::optional<Array<double>> centre, size_t width, bool normalise, int levels, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors vectors = vectors_of(array);
-    if (sign.shape(0) != vectors.d || place.shape(0) != vectors.d || width % kScoreLanes || width < vectors.d)
-        throw std::invalid_argument("quantise: the rotation does not fit the vectors");
+    require_width(width);
+    require(width >= vectors.d, "quantise: the width is less than the dimensions of the vectors");
+    require(levels >= 1 && levels <= 127, "quantise: levels must be 1 to 127, got " + std::to_string(levels));
+    require_size(sign, vectors.d, "sign");
+    require_size(place, vectors.d, "place");
+    require_positions(place, width, "place");
+    if (centre) require_size(centre, vectors.d, "centre");
     const Rotation rotation{sign.data(), place.data(), centre ? centre->data() : nullptr, width, normalise};
     auto codes = make_array<int8_t>({vectors.n, width});
     auto scales = make_array<double>({vectors.n});
@@ -104,9 +92,11 @@ void pack_tile(const int8_t* codes, const uint32_t* order, size_t width, uint8_t
 
 nb::object pack(Matrix<int8_t> codes, Array<uint32_t> order, size_t threads) {
     const size_t tiles = order.shape(0) / kTileItems, width = codes.shape(1), n = codes.shape(0);
-    if (order.shape(0) % kTileItems) throw std::invalid_argument("pack: order must fill whole tiles");
+    require_width(width);
+    require(order.shape(0) % kTileItems == 0, "pack: order must fill whole tiles");
+    require_aligned(order, sizeof(uint32_t), "order");
     for (size_t i = 0; i < order.shape(0); ++i)
-        if (order.data()[i] != kNoItem && order.data()[i] >= n) throw std::invalid_argument("pack: no such item");
+        require(order.data()[i] == kNoItem || order.data()[i] < n, "pack: no such item");
     auto packed = make_array<uint8_t>({tiles, width / kGroup, kTileItems, kGroup});
     {
         nb::gil_scoped_release released;
@@ -141,8 +131,12 @@ nb::object score_lists(const std::string& isa, int metric, AnyMatrix query_array
                        Array<uint64_t> starts, Array<uint32_t> positions, Array<double> item_norms, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors queries = vectors_of(query_array), items = vectors_of(item_array);
-    if (queries.d != items.d || starts.shape(0) != queries.n + 1)
-        throw std::invalid_argument("score_lists: shapes do not fit");
+    const Metric scored = metric_of(metric);
+    require(queries.d == items.d, "score_lists: queries and items differ in dimensions");
+    require_size(starts, queries.n + 1, "starts");
+    require_starts(starts, positions.size(), "starts");
+    require_positions(positions, items.n, "positions");
+    if (scored == Metric::cosine) require_size(item_norms, items.n, "item_norms");
     auto out = make_array<float>({positions.shape(0)});
     {
         nb::gil_scoped_release released;
@@ -151,7 +145,7 @@ nb::object score_lists(const std::string& isa, int metric, AnyMatrix query_array
             return [&, query](size_t begin, size_t end) {
                 for (size_t row = begin; row < end; ++row) {
                     kernels.widen(queries, row, query->data());
-                    const RescoreJob job{items, static_cast<Metric>(metric), query->data(), kernels.norm(queries, row),
+                    const RescoreJob job{items, scored, query->data(), kernels.norm(queries, row),
                                          item_norms.data()};
                     const size_t first = starts.data()[row];
                     kernels.rescore(job, positions.data() + first, starts.data()[row + 1] - first, out.data() + first);
@@ -167,6 +161,8 @@ nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> st
                      bool normalise, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors vectors = vectors_of(array);
+    require_starts(starts, positions.size(), "starts");
+    require_positions(positions, vectors.n, "positions");
     const size_t cells = starts.shape(0) - 1, d = vectors.d;
     auto out = make_array<double>({cells, d});
     {
@@ -189,93 +185,17 @@ nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> st
     return nb::cast(out);
 }
 
-struct PackedArrays {
-    Array<uint8_t> codes;
-    Array<float> scales;
-    std::optional<Array<float>> offsets;
-    Array<uint32_t> order;
-    Array<uint64_t> block_tiles;
-    Array<double> block_norms, block_residuals, block_offsets;
-    size_t width;
-
-    PackedItems view() const {
-        return {codes.data(), scales.data(), offsets ? offsets->data() : nullptr, order.data(), block_tiles.data(),
-                block_norms.data(), block_residuals.data(), block_offsets.data(), block_norms.shape(0), width};
-    }
-};
-
-struct QueryArrays {
-    Matrix<int8_t> codes;
-    Array<int32_t> starts;
-    Array<double> scales, residuals, norms;
-
-    RoundedQueries view() const {
-        return {codes.data(), starts.data(), scales.data(), residuals.data(), norms.data()};
-    }
-};
-
-// Arrays of one leaf; which of them are there depends on its kind.
-struct LeafArrays {
-    int kind;
-    bool negated;
-    std::optional<Array<int32_t>> codes, low, high, block_low, block_high;
-    std::optional<Array<uint64_t>> item_words, query_words, block_words;
-    size_t words;
-    std::optional<Array<int64_t>> item_starts, query_starts;
-    std::optional<Array<int32_t>> item_values, query_values;
-
-    RuleLeaf view() const {
-        auto at = [](const auto& array) { return array ? array->data() : nullptr; };
-        return {static_cast<LeafKind>(kind), negated, at(codes), at(low), at(high), at(block_low), at(block_high),
-                at(item_words), at(query_words), at(block_words), words, at(item_starts), at(item_values),
-                at(query_starts), at(query_values)};
-    }
-};
-
-struct RuleArrays {
-    std::vector<LeafArrays> leaves;
-    std::vector<std::tuple<int, int>> dense, lazy;
-    Array<uint8_t> masked;
-    size_t places;
-
-    Rule view() const {
-        Rule rule{{}, make_program(steps_of(dense), leaves.size()), make_program(steps_of(lazy), leaves.size()),
-                  masked.data(), places};
-        for (const LeafArrays& leaf : leaves) rule.leaves.push_back(leaf.view());
-        return rule;
-    }
-
-    static std::vector<RuleStep> steps_of(const std::vector<std::tuple<int, int>>& pairs) {
-        std::vector<RuleStep> steps;
-        for (auto [kind, count] : pairs) steps.push_back({static_cast<StepKind>(kind), count});
-        return steps;
-    }
-};
-
-struct CapArrays {
-    Array<int32_t> groups;
-    size_t n_groups;
-    uint32_t most;
-};
-
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
-    auto counts = make_array<int64_t>({rules.masked.shape(0)});
+    rules.check(packed);
+    auto counts = make_array<int64_t>({rules.n()});
     const Rule rule = rules.view();
     {
         nb::gil_scoped_release released;
-        count_eligible(kernels, packed.view(), rule, rules.masked.shape(0), threads, counts.data());
+        count_eligible(kernels, packed.view(), rule, rules.n(), threads, counts.data());
     }
     return nb::cast(counts);
 }
-
-struct ProbeArrays {
-    QueryArrays rounded;
-    PackedArrays centres, sample;
-    size_t first_rank, floor_rank;
-    double slope, gap;
-    Array<double> spreads;
-};
 
 nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array, AnyMatrix item_array,
                       const QueryArrays& rounded, const PackedArrays& packed, std::optional<Array<double>> item_norms,
@@ -284,38 +204,40 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
                       const std::vector<CapArrays>& caps, float min_score, std::optional<nb::callable> progress) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors queries = vectors_of(query_array), items = vectors_of(item_array);
-    if (queries.d != items.d || rounded.codes.shape(0) != queries.n || rounded.codes.shape(1) != packed.width ||
-        packed.order.shape(0) * packed.width != packed.codes.shape(0))
-        throw std::invalid_argument("join: shapes do not fit");
+    const Metric scored = metric_of(metric);
+    require(queries.d == items.d, "join: queries and items differ in dimensions");
+    require(queries.n == rounded.n(), "join: there are other codes than queries");
+    require(rounded.width() == packed.width(), "join: codes of queries and items differ in width");
+    require(packed.positions() <= items.n, "join: the order asks for items that are not there");
+    require(k >= 1 && k <= kMostSlots, "join: k is out of range");
+    require(queries_per_job >= 1, "join: queries_per_job must be at least 1");
+    if (exclude) require_size(exclude, queries.n, "exclude");
+    if (scored == Metric::cosine && !values_decide) require_size(item_norms, items.n, "item_norms");
+    if (rule_arrays) {
+        require(rule_arrays->n() == queries.n, "join: the rule is about other queries");
+        rule_arrays->check(packed);
+    }
+    for (const CapArrays& cap : caps) require(cap.size() == items.n, "join: a cap is about other items");
+    if (probe_arrays) probe_arrays->check(queries.n, packed);
     auto positions = make_array<int64_t>({queries.n, k});
     auto scores = make_array<float>({queries.n, k});
-    JoinJob job{static_cast<Metric>(metric), queries, items, rounded.view(), packed.view(),
+    // No larger than can be used: workers make room for so many queries, and number pairs of them and blocks by 32 bits.
+    queries_per_job = std::min({queries_per_job, std::max<size_t>(queries.n, 1),
+                                std::max<size_t>(kNoItem / (packed.blocks() + 1), 1)});
+    JoinJob job{scored, queries, items, rounded.view(), packed.view(),
                 item_norms ? item_norms->data() : nullptr, exclude ? exclude->data() : nullptr, k, threads,
                 queries_per_job, values_decide, nullptr, {}, min_score};
     Rule rule;
     if (rule_arrays) {
-        if (rule_arrays->masked.shape(0) != queries.n || rule_arrays->places != packed.order.shape(0))
-            throw std::invalid_argument("join: the rule does not fit");
         rule = rule_arrays->view();
         job.rule = &rule;
     }
-    for (const CapArrays& cap : caps) {
-        if (cap.groups.shape(0) != items.n) throw std::invalid_argument("join: a cap does not fit");
-        job.caps.push_back({cap.groups.data(), cap.n_groups, cap.most});
-    }
+    for (const CapArrays& cap : caps) job.caps.push_back(cap.view());
+    RoundedQueries for_cells;
     std::optional<Probes> probes;
     if (probe_arrays) {
-        const ProbeArrays& p = *probe_arrays;
-        if (p.centres.block_norms.shape(0) != 1 || p.rounded.codes.shape(0) != queries.n ||
-            p.rounded.codes.shape(1) != packed.width)
-            throw std::invalid_argument("join: the probes do not fit");
-        probes = Probes{nullptr, p.centres.view(), p.sample.view(), p.first_rank, p.floor_rank, p.slope, p.gap,
-                        p.spreads.data()};
-    }
-    RoundedQueries for_cells;
-    if (probes) {
         for_cells = probe_arrays->rounded.view();
-        probes->rounded = &for_cells;
+        probes = probe_arrays->view(&for_cells);
     }
     std::function<void(size_t, size_t)> report;
     if (progress)
@@ -334,9 +256,15 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
     return nb::make_tuple(positions, scores, counters);
 }
 
+void require_strip(size_t items) {
+    require(items > 0 && items <= kStripItems && items % kTileItems == 0,
+            "a strip holds 16, 32, 48 or 64 items, got " + std::to_string(items));
+}
+
 // Products done by one of the ceilings' loops, 0 where the instruction set has none.
 double ceiling(const std::string& isa, int loop, size_t rounds) {
     kernels_named(isa);  // throws where it cannot run
+    require(loop >= 0 && loop <= 3, "ceiling: no loop has this number");
     CeilingFunction run = nullptr;
 #if defined(NEARCAST_X86)
     if (isa == "amx") run = amx_ceiling();
@@ -353,19 +281,12 @@ double ceiling(const std::string& isa, int loop, size_t rounds) {
 NB_MODULE(_native, m) {
     m.doc() = "Native kernels of the kNN join.";
     nb::class_<PackedArrays>(m, "PackedArrays")
-        .def("__init__", [](PackedArrays* self, Array<uint8_t> codes, Array<float> scales,
-                            std::optional<Array<float>> offsets, Array<uint32_t> order, Array<uint64_t> block_tiles,
-                            Array<double> block_norms, Array<double> block_residuals, Array<double> block_offsets,
-                            size_t width) {
-            new (self) PackedArrays{codes, scales, offsets, order, block_tiles, block_norms, block_residuals,
-                                    block_offsets, width};
-        }, nb::arg("codes"), nb::arg("scales"), nb::arg("offsets").none(), nb::arg("order"), nb::arg("block_tiles"),
-           nb::arg("block_norms"), nb::arg("block_residuals"), nb::arg("block_offsets"), nb::arg("width"));
+        .def(nb::init<Array<uint8_t>, Array<float>, std::optional<Array<float>>, Array<uint32_t>, Array<uint64_t>,
+                      Array<double>, Array<double>, Array<double>, size_t>(),
+             nb::arg("codes"), nb::arg("scales"), nb::arg("offsets").none(), nb::arg("order"), nb::arg("block_tiles"),
+             nb::arg("block_norms"), nb::arg("block_residuals"), nb::arg("block_offsets"), nb::arg("width"));
     nb::class_<QueryArrays>(m, "QueryArrays")
-        .def("__init__", [](QueryArrays* self, Matrix<int8_t> codes, Array<int32_t> starts, Array<double> scales,
-                            Array<double> residuals, Array<double> norms) {
-            new (self) QueryArrays{codes, starts, scales, residuals, norms};
-        });
+        .def(nb::init<Matrix<int8_t>, Array<int32_t>, Array<double>, Array<double>, Array<double>>());
     nb::class_<ProbeArrays>(m, "ProbeArrays")
         .def("__init__", [](ProbeArrays* self, const QueryArrays& rounded, const PackedArrays& centres,
                             const PackedArrays& sample, size_t first_rank, size_t floor_rank, double slope, double gap,
@@ -380,22 +301,18 @@ NB_MODULE(_native, m) {
                             std::optional<Array<uint64_t>> block_words, size_t words,
                             std::optional<Array<int64_t>> item_starts, std::optional<Array<int64_t>> query_starts,
                             std::optional<Array<int32_t>> item_values, std::optional<Array<int32_t>> query_values) {
-            new (self) LeafArrays{kind, negated, codes, low, high, block_low, block_high, item_words, query_words,
-                                  block_words, words, item_starts, query_starts, item_values, query_values};
+            LeafArrays leaf{kind, negated, codes, low, high, block_low, block_high, item_words, query_words,
+                            block_words, words, item_starts, query_starts, item_values, query_values};
+            leaf.check_contents();
+            new (self) LeafArrays(std::move(leaf));
         }, nb::arg("kind"), nb::arg("negated") = false, nb::arg("codes") = nb::none(), nb::arg("low") = nb::none(),
            nb::arg("high") = nb::none(), nb::arg("block_low") = nb::none(), nb::arg("block_high") = nb::none(),
            nb::arg("item_words") = nb::none(), nb::arg("query_words") = nb::none(), nb::arg("block_words") = nb::none(),
            nb::arg("words") = 0, nb::arg("item_starts") = nb::none(), nb::arg("query_starts") = nb::none(),
            nb::arg("item_values") = nb::none(), nb::arg("query_values") = nb::none());
     nb::class_<RuleArrays>(m, "RuleArrays")
-        .def("__init__", [](RuleArrays* self, std::vector<LeafArrays> leaves, std::vector<std::tuple<int, int>> dense,
-                            std::vector<std::tuple<int, int>> lazy, Array<uint8_t> masked, size_t places) {
-            new (self) RuleArrays{std::move(leaves), std::move(dense), std::move(lazy), masked, places};
-        });
-    nb::class_<CapArrays>(m, "CapArrays")
-        .def("__init__", [](CapArrays* self, Array<int32_t> groups, size_t n_groups, uint32_t most) {
-            new (self) CapArrays{groups, n_groups, most};
-        });
+        .def(nb::init<std::vector<LeafArrays>, const StepList&, const StepList&, Array<uint8_t>, size_t>());
+    nb::class_<CapArrays>(m, "CapArrays").def(nb::init<Array<int32_t>, size_t, uint32_t>());
     m.def("isa_statuses", [] {
         std::vector<std::tuple<std::string, bool, bool, std::string, int>> all;
         for (const IsaStatus& s : isa_statuses())
@@ -417,8 +334,10 @@ NB_MODULE(_native, m) {
           nb::arg("progress").none());
     m.def("eligible_counts", &eligible_counts);
     m.def("interval_masks", [](const std::string& isa, Array<int32_t> codes, Array<int32_t> low, Array<int32_t> high) {
-        if (codes.shape(0) % kTileItems || codes.shape(0) > kStripItems || low.shape(0) != high.shape(0))
-            throw std::invalid_argument("interval_masks: shapes do not fit");
+        require_strip(codes.shape(0));
+        require_aligned(codes, sizeof(int32_t), "codes");
+        require_size(low, high.shape(0), "low");
+        require_size(high, low.shape(0), "high");
         auto masks = make_array<uint64_t>({low.shape(0)});
         kernels_named(isa).interval_masks(codes.data(), codes.shape(0), low.data(), high.data(), low.shape(0),
                                           masks.data());
@@ -426,8 +345,10 @@ NB_MODULE(_native, m) {
     });
     m.def("overlap_masks", [](const std::string& isa, Matrix<uint64_t> item_words, Matrix<uint64_t> query_words) {
         const size_t items = item_words.shape(1), words = item_words.shape(0);
-        if (items % kTileItems || items > kStripItems || query_words.shape(1) != words)
-            throw std::invalid_argument("overlap_masks: shapes do not fit");
+        require_strip(items);
+        require(query_words.shape(1) == words, "overlap_masks: items and queries differ in words");
+        require_aligned(item_words, sizeof(uint64_t), "item_words");
+        require_aligned(query_words, sizeof(uint64_t), "query_words");
         auto masks = make_array<uint64_t>({query_words.shape(0)});
         kernels_named(isa).overlap_masks(item_words.data(), items, items, query_words.data(), words,
                                          query_words.shape(0), masks.data());

@@ -30,6 +30,7 @@ void interval_masks(const int32_t* codes, size_t items, const int32_t* low, cons
 void overlap_masks(const uint64_t* item_words, size_t stride, size_t items, const uint64_t* query_words, size_t words,
                    size_t n, uint64_t* masks) {
     const size_t eights = items / 8;
+    for (size_t row = 0; words == 0 && row < n; ++row) masks[row] = 0;
     for (size_t w = 0; w < words; ++w) {
         __m512i held[8];
         for (size_t e = 0; e < 8; ++e)

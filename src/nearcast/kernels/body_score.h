@@ -193,15 +193,18 @@ void quantise(const Vectors& vectors, size_t begin, size_t end, const Rotation& 
             double size = turned[i] < 0 ? -turned[i] : turned[i];
             largest = size > largest ? size : largest;
         }
-        // The scale is used as float32 later, so it is rounded now: the residual is measured from what is used.
-        const double scale = largest > 0 ? static_cast<double>(static_cast<float>(largest / levels)) : 0.0;
+        // The scale is used as float32 later, so it is rounded now: the residual is measured from what is used. Below
+        // kLeastScale its inverse, and products with it, would leave float32: such a vector is rounded to zero.
+        const double step = static_cast<double>(static_cast<float>(largest / levels));
+        const double scale = step >= kLeastScale ? step : 0.0;
         const double inverse = scale > 0 ? 1.0 / scale : 0.0;
         out.norms[row] = __builtin_sqrt(sum_squares(turned, width));
         int8_t* codes = out.codes + row * width;
         constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to the nearest even integer
         for (size_t i = 0; i < width; ++i) {
             double code = (turned[i] * inverse + kRounder) - kRounder;
-            code = code > levels ? levels : (code < -levels ? -levels : code);
+            code = code < levels ? code : levels;  // NaN too
+            code = code > -levels ? code : -levels;
             codes[i] = static_cast<int8_t>(static_cast<int32_t>(code));
             turned[i] -= scale * code;
         }

@@ -142,7 +142,7 @@ def assign(
     nearest = found[0][:, 0]
     lost = np.flatnonzero(nearest < 0)  # rows whose nearest groups hold no centre
     if len(lost):
-        nearest[lost] = assign(rows.take(lost), centres, weight, None, isa, threads)
+        nearest[lost] = 0 if groups is None else assign(rows.take(lost), centres, weight, None, isa, threads)
     return nearest
 
 

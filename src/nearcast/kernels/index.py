@@ -75,6 +75,8 @@ class DenseIndex:
         queries = _join.checked_vectors(queries, "queries")
         _join.check_pair(queries, self.items, k, self.metric)
         exclude = _join.checked_exclude(exclude, len(queries))
+        if np.isnan(reach):
+            raise ValueError("reach is NaN; needed is a number, or infinity for an exact join")
         if isa == _isa.TWINS or self.packed is None or len(queries) == 0:
             return Joined(*twins.join_exact(queries, self.items, k, self.metric, exclude, constraints))
         codes = rounding.round_vectors(queries, self.rotation, rounding.ITEM_LEVELS, isa, threads)
@@ -83,16 +85,17 @@ class DenseIndex:
         if _isa.query_levels(isa) != rounding.ITEM_LEVELS:
             scanned = rounding.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, threads)
         probes = None if np.isposinf(reach) else self._probes(rounding.coarser(codes), k, reach)
+        slots = _join.slots_for(k, len(self.items))
         per_job = per_job or _join.queries_per_job(
             len(queries),
-            k,
+            slots,
             self.rotation.width,
             threads,
             memory_bytes,
             _join.QUERIES_PER_JOB if probes is None else QUERIES_PER_JOB,
         )
-        return Joined(
-            *_isa.native().join(
+        return _join.widened(
+            _isa.native().join(
                 isa,
                 _join.METRIC_NUMBERS[self.metric],
                 queries,
@@ -101,14 +104,15 @@ class DenseIndex:
                 self.packed.native,
                 self.item_norms,
                 exclude,
-                k,
+                slots,
                 threads,
                 per_job,
                 False,
                 probes,
                 *_join.native_constraints(constraints, self.packed),
                 progress,
-            )
+            ),
+            k,
         )
 
     def _probes(self, codes: rounding.Codes, k: int, reach: float) -> object:

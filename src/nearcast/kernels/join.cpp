@@ -29,8 +29,9 @@ namespace nearcast {
 namespace {
 
 constexpr double kFloatSlack = 4e-6;
-constexpr double kTinySlack = 1e-43;    // float32 products below the normal range lose absolute, not relative precision
-constexpr double kTinyScore = 4e-45;    // the same for the score itself
+constexpr double kLeastNormal = 1.2e-38;  // float32 loses absolute, not relative precision below, or flushes to zero
+constexpr double kTinySlack = 4 * kLeastNormal;  // of a conversion, two products and a sum
+constexpr double kTinyScore = 2 * kLeastNormal;  // of an offset, and of the score itself
 constexpr float kNothing = std::numeric_limits<float>::quiet_NaN();
 struct Errors {                         // of one query, in units of its scale: weights of a block's largest norm and so on
     double norm, residual, offset, constant;
@@ -41,6 +42,12 @@ constexpr double kNone = -std::numeric_limits<double>::infinity();
 size_t padded(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 constexpr size_t kCentreQueries = 96;   // queries that choose their cells at a time; their values stay in the cache
+
+// Values are float32, and may be -infinity where the double that they stand for is not: so are bars, to compare with.
+float rounded_down(double value) {
+    const float rounded = static_cast<float>(value);
+    return rounded > value ? std::nextafterf(rounded, -std::numeric_limits<float>::infinity()) : rounded;
+}
 
 size_t buffer_limit(size_t k) { return std::max<size_t>(64, 3 * k + 48); }
 
@@ -158,9 +165,7 @@ private:
     float threshold(size_t slot, size_t block) {
         const double off = error(slot, block);
         worst_[slot] = std::max(worst_[slot], off);
-        const double least = least_[slot] - off;
-        float rounded = static_cast<float>(least);
-        return rounded > least ? std::nextafterf(rounded, -std::numeric_limits<float>::infinity()) : rounded;
+        return rounded_down(least_[slot] - off);
     }
 
     bool out_of_reach(size_t slot, size_t block) const {
@@ -279,7 +284,7 @@ private:
             const double value = kernels_.kth_largest(values, n, job_.k, scratch_.data());
             least_[slot] = std::max(least_[slot], value - worst_[slot]);
         }
-        const double bar = least_[slot] - worst_[slot];
+        const float bar = rounded_down(least_[slot] - worst_[slot]);
         uint32_t kept = 0;
         for (uint32_t i = 0; i < n; ++i) {
             values[kept] = values[i];
@@ -302,7 +307,7 @@ private:
         for (uint32_t i = 0; i < n; ++i)
             if (caps_.take(job_.packed.order[by_value_[i].item], by_value_[i].value) && ++taken == job_.k)
                 least_[slot] = std::max(least_[slot], by_value_[i].value - worst_[slot]);
-        const double bar = least_[slot] - worst_[slot];
+        const float bar = rounded_down(least_[slot] - worst_[slot]);
         uint32_t kept = 0;
         for (uint32_t i = 0; i < n && by_value_[i].value >= bar; ++i) {
             if (caps_.full_above(job_.packed.order[by_value_[i].item], by_value_[i].value + 2 * worst_[slot])) continue;
@@ -530,7 +535,8 @@ float Worker::bar_after_first(size_t slot) const {
     if (job_.metric == Metric::l2) score = (score + length * length) / 2;
     const double floor = lists_.floors[slot] * centre_scale(query);
     const double bar = floor + probes_->slope * (score - floor) + probes_->gap * probes_->spreads[query];
-    return static_cast<float>(bar / centre_scale(query));
+    const float bar_value = static_cast<float>(bar / centre_scale(query));
+    return std::isnan(bar_value) ? -std::numeric_limits<float>::infinity() : bar_value;
 }
 
 void Worker::meet_probed() {

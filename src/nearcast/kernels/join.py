@@ -20,7 +20,7 @@ from nearcast.knn.eligible import Eligibility
 BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per block; 128 KiB of codes at 128 dimensions
 QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
-LARGEST_NORM = 1e18  # a product of two such lengths is still a float32
+LARGEST_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
 
 Progress = Callable[[int, int], object]
 
@@ -40,7 +40,7 @@ def checked_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to 4096")
     if vectors.dtype not in (np.float16, np.float32, np.int8, np.uint8):
         raise ValueError(f"{name} are {vectors.dtype}; needed are float16, float32, int8 or uint8")
-    return np.ascontiguousarray(vectors)
+    return np.require(vectors, requirements=["C", "A"])
 
 
 def check_pair(queries: np.ndarray, items: np.ndarray, k: int, metric: str) -> None:
@@ -87,6 +87,21 @@ def checked_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
     return np.ascontiguousarray(exclude, dtype=np.int64)
 
 
+def slots_for(k: int, n_items: int) -> int:
+    """Return how many slots a native join fills: no worker makes room for more than there are items."""
+    return min(k, max(1, n_items))
+
+
+def widened(found: tuple[np.ndarray, np.ndarray, dict[str, int]], k: int) -> Joined:
+    """Return what a native join found with its rows filled up to k slots."""
+    positions, scores, counters = found
+    missing = ((0, 0), (0, k - positions.shape[1]))
+    if missing[1][1]:
+        positions = np.pad(positions, missing, constant_values=-1)
+        scores = np.pad(scores, missing, constant_values=-np.inf)
+    return Joined(positions, scores, counters)
+
+
 def item_norms(items: np.ndarray, metric: str, isa: str, threads: int) -> np.ndarray | None:
     """(m,) lengths of the items under cosine, None for the other metrics."""
     return _isa.native().norms(isa, items, threads) if metric == "cosine" else None
@@ -121,9 +136,10 @@ def join_exact(
     packed = pack_whole(items, rotation, metric, isa, threads, constraints.eligibility)
     rounded = rounding.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
     check_lengths(rounded, "queries")
-    per_job = queries_per_job(len(queries), k, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
-    return Joined(
-        *_isa.native().join(
+    slots = slots_for(k, len(items))
+    per_job = queries_per_job(len(queries), slots, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
+    return widened(
+        _isa.native().join(
             isa,
             METRIC_NUMBERS[metric],
             queries,
@@ -132,14 +148,15 @@ def join_exact(
             packed.native,
             item_norms(items, metric, isa, threads),
             exclude,
-            k,
+            slots,
             threads,
             per_job,
             False,
             None,
             *native_constraints(constraints, packed),
             progress,
-        )
+        ),
+        k,
     )
 
 

@@ -17,6 +17,7 @@ constexpr size_t kGroup = 4;           // dimensions that one 8-bit dot product 
 constexpr size_t kStripTiles = 4;      // tiles that a scan takes at once; 64 items stay in the first-level cache
 constexpr size_t kStripItems = kTileItems * kStripTiles;
 constexpr size_t kScoreLanes = 16;     // lanes of the full-precision score, part of its definition
+constexpr double kLeastScale = 0x1p-100;  // of a vector's codes; what is smaller is rounded to zero
 constexpr uint32_t kNoItem = 0xFFFFFFFFu;
 
 struct Vectors {                       // n rows of d elements, row-major

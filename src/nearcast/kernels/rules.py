@@ -16,7 +16,7 @@ import numpy as np
 
 from nearcast.kernels import isa as _isa
 from nearcast.kernels import rounding
-from nearcast.knn.constraints import Constraints
+from nearcast.knn.constraints import Cap, Constraints
 from nearcast.knn.eligible import All, Eligibility, Interval, Node, Overlap, Shared, eligible_pairs
 from nearcast.knn.eligible import Any as AnyOf
 
@@ -52,12 +52,16 @@ def native_rule(rule: Eligibility, packed: rounding.PackedItems) -> Any:
 
 def native_caps(constraints: Constraints) -> list[Any]:
     """The caps as native objects."""
-    return [
-        _isa.native().CapArrays(
-            np.ascontiguousarray(cap.groups, np.int32), int(cap.groups.max(initial=-1)) + 1, cap.most
-        )
-        for cap in constraints.caps
-    ]
+    return [_native_cap(cap) for cap in constraints.caps]
+
+
+def _native_cap(cap: Cap) -> Any:
+    groups, n_groups = cap.groups, int(cap.groups.max(initial=-1)) + 1
+    if n_groups > len(groups):  # each worker counts every group: number them without gaps
+        distinct, numbers = np.unique(groups, return_inverse=True)
+        groups = np.where(groups < 0, -1, numbers.reshape(-1))
+        n_groups = len(distinct)
+    return _isa.native().CapArrays(np.ascontiguousarray(groups, np.int32), n_groups, min(cap.most, 2**32 - 1))
 
 
 def eligible_counts(rule: Eligibility, threads: int = 1) -> np.ndarray:

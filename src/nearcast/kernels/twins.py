@@ -12,6 +12,8 @@ from nearcast.knn.exact import exact_join
 from nearcast.knn.scores import LANES, norms
 from nearcast.types import ArrayVectors, Metric
 
+LEAST_SCALE = 2.0**-100  # of a vector's codes; what is smaller is rounded to zero
+
 
 def lane_sums(terms: np.ndarray) -> np.ndarray:
     """Sum the last axis in the order that defines a score."""
@@ -75,6 +77,7 @@ def quantise(
         turned[:, at : at + size] = hadamard(turned[:, at : at + size])
         at += size
     scales = (np.abs(turned).max(axis=1, initial=0.0) / levels).astype(np.float32).astype(np.float64)
+    scales[scales < LEAST_SCALE] = 0.0
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales > 0)
     codes = np.clip(np.rint(turned * inverse[:, None]), -levels, levels)
     rest = turned - scales[:, None] * codes
