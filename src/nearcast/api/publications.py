@@ -112,10 +112,12 @@ def publish_table(
     """
     place = place_in_store_of(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
-    rows = most_engaged(log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns), columns, table)
+    listener = listener or Listener()
+    found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
+    rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
         done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
-    note(listener or Listener(), record_publication(place.out, done))
+    note(listener, record_publication(place.out, done))
     return done
 
 

@@ -18,7 +18,7 @@ from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effor
 from nearcast.knn.constraints import FREE, Constraints, crossing_items
 from nearcast.knn.exact import exact_join
 from nearcast.measure.recall import sample_rows
-from nearcast.sources.matrix import RowState, lengths_and_states
+from nearcast.sources.matrix import RowState, lengths_and_states, refuse_masked
 from nearcast.spec import parse_bytes, parse_model
 from nearcast.types import (
     VECTOR_DTYPES,
@@ -219,6 +219,7 @@ def _resources(threads: int | None, memory: int | str) -> Resources:
 
 def _checked(side: str, vectors: AnyArray) -> AnyArray:
     try:
+        refuse_masked(vectors, side)
         array = np.asarray(vectors)
     except ValueError as error:
         raise InputError(f"{side} are no array ({error}); give rows of one length") from None

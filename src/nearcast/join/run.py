@@ -26,7 +26,7 @@ from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, 
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
 from nearcast.join.profiling import profile_inputs
-from nearcast.join.rank import ranker_identity
+from nearcast.join.rank import check_ranker, ranker_identity
 from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
@@ -38,7 +38,7 @@ from nearcast.join.stages import (
     sample_sizes,
     write_table,
 )
-from nearcast.join.surplus import with_lookups
+from nearcast.join.surplus import count_lookups, with_lookups
 from nearcast.runners.local import LocalRunner, Runner
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec
@@ -132,12 +132,14 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+        count_lookups(run, inputs)
     raw = (checked.item_folder, checked.query_folder)
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, inputs, run.artifacts)
     index_folder = have_index(run, checked, inputs, constraints)
     settings = join_settings(run, inputs, index_folder, constraints)
+    check_ranker(plan, settings.rank)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
     tasks, continued = joined(run, settings, inputs, runner)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nearcast.errors import InputError, NotFoundError
 from nearcast.expansion.schema import check_settings, check_values, convert_columns
@@ -28,6 +27,7 @@ from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import retire_versions
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
+from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer
 from nearcast.stores.values import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.types import no_progress
@@ -112,11 +112,12 @@ def publish_expansion(
 def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
     """Publish what the Parquet files of a spec hold now; its paths are relative to `base`."""
     as_of = time.time()
+    ads, links = _read_together(spec, base)
     return publish_expansion(
         store,
         spec.name,
-        _read(base / spec.ads.path),
-        _read(base / spec.links.path),
+        ads,
+        links,
         spec.serve,
         ad_id=spec.ads.id,
         link_item=spec.links.item,
@@ -126,11 +127,14 @@ def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
     )
 
 
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+def _read_together(spec: ExpansionSpec, base: Path) -> tuple[pa.Table, pa.Table]:
+    """Ads and links in one state of both: InputError where a file changes before the last one is read."""
+    way_out = "check `path` (it is relative to the spec's own folder)"
+    ads = open_parquet(spec.ads.path, base, "[ads] path", way_out)
+    links = open_parquet(spec.links.path, base, "[links] path", way_out)
+    tables = ads.read(), links.read()
+    ads.check()
+    return tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
