@@ -22,6 +22,8 @@ def expand(spec: Path, store: str | None, as_json_: bool) -> None:
     Written whole beside the one that is current, read back, and swapped in one step: as often as you like.
     """
     done = make_current(spec, store=store)
+    for text in done.notes:
+        click.echo(f"note: {text}", err=True)
     if as_json_:
         as_json(done.as_dict())
         return

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nearcast.api.refreshing import monitor as look
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option, stretch
+from nearcast.cli.shared import LocalPath, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.errors import AlertError, SpecError
 from nearcast.history.store import read
 from nearcast.monitoring.alert import CHECKS, Alert
@@ -58,7 +58,7 @@ def webhook_of(_context: click.Context, _parameter: click.Parameter, value: str 
 @out_option
 @click.option(
     "--samples",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="FOLDER",
     help="Where services leave the keys that they were asked for; OUT/lookups.",
 )
@@ -75,7 +75,7 @@ def webhook_of(_context: click.Context, _parameter: click.Parameter, value: str 
 )
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Draw the history into a .svg, .png or .pdf file.",
 )

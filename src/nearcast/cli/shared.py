@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from nearcast.files import path_fault
+
 __all__ = [
+    "LocalPath",
     "NegativeIds",
     "as_json",
     "console",
@@ -42,7 +46,7 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --out."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         default=Path("nearcast"),
         envvar="NEARCAST_OUT",
         show_default=True,
@@ -54,6 +58,20 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --store."""
     text = "lmdb:PATH, redis://HOST:PORT/DB or another store; the spec's by default."
     return click.option("--store", metavar="URL", help=text)(command)
+
+
+class LocalPath(click.Path):
+    """A path that may have to be made: a URL, or `~` and `$NAME` that no shell has replaced, would make odd folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As ever, after a look at the text."""
+        fault = None if os.path.lexists(value) else path_fault(os.fspath(value))
+        if fault:
+            self.fail(fault, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class NegativeIds(click.Command):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Expanded:
     bytes: int
     seconds: float
     overlay_entries_cut: int
+    notes: tuple[str, ...] = ()  # files that were skipped, and why
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -112,8 +113,8 @@ def publish_expansion(
 def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
     """Publish what the Parquet files of a spec hold now; its paths are relative to `base`."""
     as_of = time.time()
-    ads, links = _read_together(spec, base)
-    return publish_expansion(
+    ads, links, notes = _read_together(spec, base)
+    done = publish_expansion(
         store,
         spec.name,
         ads,
@@ -125,16 +126,17 @@ def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
         as_of=as_of,
         keep=spec.keep,
     )
+    return replace(done, notes=notes)
 
 
-def _read_together(spec: ExpansionSpec, base: Path) -> tuple[pa.Table, pa.Table]:
+def _read_together(spec: ExpansionSpec, base: Path) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
     """Ads and links in one state of both: InputError where a file changes before the last one is read."""
     way_out = "check `path` (it is relative to the spec's own folder)"
     ads = open_parquet(spec.ads.path, base, "[ads] path", way_out)
     links = open_parquet(spec.links.path, base, "[links] path", way_out)
-    tables = ads.read(), links.read()
+    read = ads.read(), links.read()
     ads.check()
-    return tables
+    return (*read, (*ads.notes, *links.notes))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
