@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.api.given import OUT, SpecLike, StoreLike, is_name, opened_store, resolve
 from nearcast.api.publications import publish
 from nearcast.api.runs import run as run_spec
+from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listen import Listener
 from nearcast.monitoring.watch import Watched, watch
@@ -36,7 +38,8 @@ def monitor(
     generator: a spec, whose items are today's; for a name only the runs are checked.
     base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
     samples: folder where services leave the keys that they were asked for; "lookups" below `out`.
-    What is found is kept in the history, <out>/history.sqlite. Raises NotFoundError where there is neither a run nor
+    What is found is kept in the history, <out>/history.sqlite. A store that cannot be read is an alert, and the error
+    is in `failure`. Raises NotFoundError where there is neither a run nor
     anything published; InputError for items or queries that do not pass the checks.
     """
     listener = listener or Listener()
@@ -47,7 +50,12 @@ def monitor(
     place = place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
     found = Path(samples) if samples is not None else place.out / SAMPLES
-    with opened_store(store, place) as opened:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(opened_store(store, place))
+        except StoreError as error:  # what the runs say is said all the same
+            nothing = {"run": None, "store": None, "samples": found}
+            return watch(place.out, place.generator, listener, **nothing, failure=error)
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
