@@ -18,7 +18,7 @@ from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import USUAL_RUNS, check_runs
 from nearcast.monitoring.usual import FEWEST
-from nearcast.monitoring.words import LEVELS, TROUBLES, Level
+from nearcast.monitoring.words import LEVELS, TROUBLES, Level, count_title
 
 __all__ = [
     "Live",
@@ -34,7 +34,12 @@ __all__ = [
 
 ORDER: Sequence[Level] = ("bad", "warn", "unknown", "idle", "ok")
 OF_SERVED = ("served_recall", "served_spec", "dead", "removed", "age", "misses", "fallbacks", "unreachable")
-CAUSES = ("items", "queries", "keys", "queries_kept", "recall")  # rules of the audit that name a cause, the first first
+CAUSES = (  # rules of the audit that name a cause, what is furthest up the stream first
+    *("items", "items_kept", "types", "vectors", "changed_values", "distribution", "empty_values", "pairs_kept"),
+    *("bad_rows", "keys", "queries_kept", "recall"),
+)
+SAYING = CAUSES[1:9]  # rules whose text names the column, and so makes a headline
+ENDS = (", and at most", ", and ", " (PSI", "; ")  # of the part of a text that is the headline
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +111,16 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     before = [event for event in runs[:-1] if event.version not in rejected][-2 * USUAL_RUNS :]
     against = (newest.facts.get("compared_with") or {}).get("version")
     against = against if against is not None else runs[-2].version if len(runs) > 1 else None
-    live = live_of(events)
-    served = next((run.facts for run in runs if live is not None and run.version == live.version), None)
+    served = _served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
     alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
     return [*alerts, *_refusal(events, newest)]
+
+
+def _served_facts(events: Sequence[Event]) -> Mapping[str, Any] | None:
+    """The facts of the run that is served; None where it is not in the history."""
+    live = live_of(events)
+    return next((run.facts for run in newest_runs(events) if live is not None and run.version == live.version), None)
 
 
 def newest_runs(events: Sequence[Event]) -> list[Event]:
@@ -260,7 +270,7 @@ def _audits(events: Sequence[Event]) -> Iterator[Trouble]:
             stopped.append(event)
     if stopped and stopped[0].facts.get("findings"):
         words, first = TROUBLES["audit"], stopped[-1]
-        title, text, measure = _refused_by(stopped[0])
+        title, text, measure = _refused_by(stopped[0], _served_facts(events))
         effect = words.effect if live_of(events) is not None else "Nothing is published: users get nothing."
         yield Trouble(
             "audit", title, text, effect, words.level, first.seconds, first.version, evidence=measure or words.evidence
@@ -272,7 +282,7 @@ def _refusal(events: Sequence[Event], newest: Event) -> Iterator[Alert]:
     stopped = refused_versions(events).get(newest.version or 0)
     if stopped is None:
         return
-    title, text, _ = _refused_by(stopped)
+    title, text, _ = _refused_by(stopped, _served_facts(events))
     live = live_of(events)
     effect = TROUBLES["audit"].effect if live is not None else "Nothing is published: users get nothing."
     since = "nothing is published" if live is None else f"{live.version:06d} is served since {_moment(live.since)}"
@@ -287,14 +297,27 @@ def _failed(event: Event) -> list[Mapping[str, Any]]:
     return sorted(failed, key=lambda finding: order.get(finding["rule"], len(order)))
 
 
-def _refused_by(event: Event) -> tuple[str, str, str | None]:
+def _refused_by(event: Event, served: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
     """Title, text and measure of a publish that the audit has stopped."""
     failed = _failed(event)
     name = "a snapshot" if event.version is None else f"{event.version:06d}"
     rules = ", ".join(str(finding["rule"]) for finding in failed) or "a rule"
     text = "; ".join(f"{finding['rule']}: {finding['text']}" for finding in failed)
     measure = str(failed[0]["measure"]) if failed else None
-    return f"The audit refused {name}: {rules}", text, measure
+    return f"The audit refused {name}: {_cause(failed[0], served) if failed else rules}", text, measure
+
+
+def _cause(finding: Mapping[str, Any], served: Mapping[str, Any] | None) -> str:
+    """What a rule has found, in the words of a headline. served: the facts of the run that is served."""
+    rule, found = str(finding["rule"]), finding.get("found")
+    items = ((served or {}).get("sides", {}).get("items") or {}).get("vectors")
+    if rule == "items" and found is not None and items:
+        title = count_title("items", found, items, served=True)
+        return title[0].lower() + title[1:]
+    if rule not in SAYING:
+        return rule
+    text = str(finding["text"])
+    return text[: min((place for end in ENDS if (place := text.find(end)) > 0), default=len(text))]
 
 
 def _rollback(live: Live | None) -> Iterator[Trouble]:
