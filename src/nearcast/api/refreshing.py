@@ -54,8 +54,8 @@ def monitor(
         try:
             opened = stack.enter_context(opened_store(store, place))
         except StoreError as error:  # what the runs say is said all the same
-            nothing = {"run": None, "store": None, "samples": found}
-            return watch(place.out, place.generator, listener, **nothing, failure=error)
+            at = place.out, place.generator
+            return watch(*at, listener, run=None, store=None, samples=found, failure=error)
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
