@@ -79,7 +79,7 @@ class NegativeIds(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As ever, unless a number begins with a minus: no option of ours is a digit."""
-        ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]+", word) for word in args)
+        ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]*\.?[0-9]+(e-?[0-9]+)?", word) for word in args)
         return super().parse_args(ctx, args)
 
 

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 from nearcast.errors import DamagedError
 
 __all__ = [
+    "TOKEN_SECONDS",
     "Changes",
     "Event",
+    "Exchanged",
     "Held",
     "OverlayEntry",
     "OverlayLog",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Pair = tuple[bytes, bytes]
+TOKEN_SECONDS = 86_400.0  # that the token of an exchange is remembered
 MOST_EVENTS = 100  # kept in a pointer, so that it stays a few kilobytes
 
 
@@ -120,6 +123,14 @@ class Changes:
     entries: tuple[OverlayEntry, ...]
 
 
+class Exchanged(StrEnum):
+    """What came of an exchange."""
+
+    WRITTEN = "written"
+    CHANGED = "changed"  # another entry had come in between: nothing was written
+    REPEATED = "repeated"  # it was done before: nothing was written
+
+
 class OverlayLog(Protocol):
     """The overlay of a generator. Any process may write at any time; it is not under the publishers' lock."""
 
@@ -129,6 +140,17 @@ class OverlayLog(Protocol):
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
         """What was written after `serial`; everything where the epoch is another. Cheap where nothing was."""
+        ...
+
+    def get(self, key: bytes) -> bytes | None:
+        """The last entry with this key, as `OverlayEntry.to_bytes` wrote it; None where there is none."""
+        ...
+
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+        """Add an entry only where `get` of its key still gives `held`, in one step: whoever lost begins anew.
+
+        token: of an exchange, which is done once however often it is asked for within TOKEN_SECONDS; `now` is the time.
+        """
         ...
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
@@ -231,6 +253,10 @@ class Store(Protocol):
 
     def overlay(self, generator: str) -> OverlayLog:
         """The overlay of a generator; an empty one where nothing was written."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that all writers of the store share, whatever their own clocks say."""
         ...
 
     def close(self) -> None:

@@ -16,7 +16,9 @@ import contextlib
 import os
 import random
 import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ SAMPLED_KEYS = 8192  # at least so many keys of a large space are noted, evenly 
 SAMPLE = "sample"
 DATABASES = (*Space, SAMPLE)
 RETIRED = ".retired-"
+SAME_CLOCK_SECONDS = 1.0  # file systems have coarser clocks: so far apart, two readings are of one clock
 
 
 def open_lmdb(url: str) -> LmdbStore:
@@ -138,6 +141,16 @@ class LmdbStore:
         """The overlay of a generator; an empty one where nothing was written."""
         with self._guard:
             return self._overlays.setdefault(generator, LmdbOverlay(self._folder(generator) / "overlay"))
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of the file system, which all processes share."""
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as made:
+                stamp = os.fstat(made.fileno()).st_mtime
+        except OSError:  # a full or read-only disk
+            return time.time()
+        own = time.time()
+        return own if 0 <= own - stamp < SAME_CLOCK_SECONDS else stamp
 
     def close(self) -> None:
         """Let go of the overlays. Readers are closed one by one."""

@@ -3,6 +3,8 @@
     e + key of an entry     serial (8 bytes, big-endian), then the entry
     l + serial              key of the entry
     s                       epoch and serial of the newest entry (8 bytes each, big-endian)
+    t + token               until when the token of an exchange is remembered (8 bytes, big-endian, microseconds)
+    u + that time + token   nothing: tokens by when they are forgotten
 
 Where the folder cannot be written, readers take no locks and check afterwards that nothing was committed while they
 read. Knows nothing of what entries mean.
@@ -18,10 +20,10 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nearcast.errors import StoreError
-from nearcast.stores.base import Changes, OverlayEntry
+from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry
 from nearcast.stores.lmdb_environment import DATA, Shared, file_identity, let_go, open_shared, reading, writing
 
 __all__ = ["LmdbOverlay"]
@@ -29,11 +31,13 @@ __all__ = ["LmdbOverlay"]
 MAP_BYTES = 4 << 30  # room for some ten million entries; takes address space only, and is the same for every process
 MOST_READERS = 1024
 LONGEST_KEY, KEPT_OF_LONG = 480, 448
-ENTRY, LOG, STATE = b"e", b"l", b"s"
+ENTRY, LOG, STATE, TOKEN, FORGET = b"e", b"l", b"s", b"t", b"u"
+FORGOTTEN_AT_ONCE = 100
 EPOCH_AND_SERIAL = struct.Struct(">QQ")
 SERIAL = struct.Struct(">Q")
 ATTEMPTS = 100  # reads without locks, before we give up
 NOTHING = Changes(epoch=0, serial=0, entries=())
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -51,13 +55,29 @@ class LmdbOverlay:
             epoch, serial = _state(txn) or (1 + secrets.randbits(48), 0)  # never what a removed overlay had
             for entry in entries:
                 serial += 1
-                key, number = _stored(entry.key()), SERIAL.pack(serial)
-                known = txn.get(ENTRY + key)
-                if known is not None:
-                    txn.delete(LOG + known[:8])
-                txn.put(ENTRY + key, number + entry.to_bytes())
-                txn.put(LOG + number, key)
+                _put(txn, entry, serial)
             txn.put(STATE, EPOCH_AND_SERIAL.pack(epoch, serial))
+
+    def get(self, key: bytes) -> bytes | None:
+        """The last entry with this key, as it was written; None where there is none."""
+        with reading(self.folder / DATA):
+            shared = self._opened(make=False)
+            return None if shared is None else _consistently(shared, lambda txn: _entry(txn, key))
+
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+        """Add an entry only where its key still holds `held`; with a token once only."""
+        with self._transaction() as txn:
+            name = hashlib.blake2b(token.encode(), digest_size=32).digest()
+            if token and txn.get(TOKEN + name) is not None:
+                return Exchanged.REPEATED
+            if _entry(txn, entry.key()) != held:
+                return Exchanged.CHANGED
+            if token:
+                _remember(txn, name, now)
+            epoch, serial = _state(txn) or (1 + secrets.randbits(48), 0)
+            _put(txn, entry, serial + 1)
+            txn.put(STATE, EPOCH_AND_SERIAL.pack(epoch, serial + 1))
+            return Exchanged.WRITTEN
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
         """What was written after `serial`; everything where the epoch is another."""
@@ -115,6 +135,41 @@ class LmdbOverlay:
         return self._shared
 
 
+def _put(txn: Any, entry: OverlayEntry, serial: int) -> None:
+    """Write an entry in the place of an older one with its key."""
+    key, number = _stored(entry.key()), SERIAL.pack(serial)
+    known = txn.get(ENTRY + key)
+    if known is not None:
+        txn.delete(LOG + known[:8])
+    txn.put(ENTRY + key, number + entry.to_bytes())
+    txn.put(LOG + number, key)
+
+
+def _entry(txn: Any, key: bytes) -> bytes | None:
+    known: bytes | None = txn.get(ENTRY + _stored(key))
+    return None if known is None else bytes(known[8:])
+
+
+def _remember(txn: Any, token: bytes, now: float) -> None:
+    """Note a token, and forget some whose time is over."""
+    cursor, over = txn.cursor(), _moment(now)
+    for _ in range(FORGOTTEN_AT_ONCE):
+        if not cursor.set_range(FORGET):
+            break
+        key = bytes(cursor.key())
+        if not key.startswith(FORGET) or key[1:9] > over:
+            break
+        txn.delete(TOKEN + key[9:])
+        txn.delete(key)
+    until = _moment(now + TOKEN_SECONDS)
+    txn.put(TOKEN + token, until)
+    txn.put(FORGET + until + token, b"")
+
+
+def _moment(seconds: float) -> bytes:
+    return SERIAL.pack(max(0, round(1e6 * seconds)))
+
+
 def _changes(txn: Any, epoch: int, serial: int) -> Changes:
     state = _state(txn)
     if state is None:
@@ -131,7 +186,7 @@ def _changes(txn: Any, epoch: int, serial: int) -> Changes:
     return Changes(*state, tuple(found))
 
 
-def _consistently(shared: Shared, read: Callable[[Any], Changes]) -> Changes:
+def _consistently(shared: Shared, read: Callable[[Any], Found]) -> Found:
     """What `read` finds in one state of the file."""
     environment = shared.environment
     for _ in range(ATTEMPTS):

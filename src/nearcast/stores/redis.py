@@ -121,6 +121,11 @@ class RedisStore:
         """The overlay of a generator; an empty one where nothing was written."""
         return RedisOverlay(self._connection, _prefix(generator))
 
+    def now(self) -> float:
+        """Seconds since 1970 by the server's clock."""
+        seconds, micros = self._connection.run("TIME")
+        return int(seconds) + int(micros) / 1e6
+
     def close(self) -> None:
         """Close the connections."""
         self._connection.close()
