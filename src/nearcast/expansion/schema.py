@@ -322,4 +322,7 @@ def check_role(name: str, role: str, value: Any) -> None:
     elif number and not abs(value) <= LATEST_SECONDS:
         raise InputError(f"{name} is {value!r}, and takes seconds since 1970; is it in milliseconds?")
     else:
-        seconds_of_time(value)
+        try:
+            seconds_of_time(value)
+        except InputError as error:
+            raise InputError(f"{name} is {value!r}, and takes a time ({error})") from None

@@ -27,7 +27,7 @@ from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Audit, Publishing, Serving
-from nearcast.stores.base import Event, Held, Pointer, Store
+from nearcast.stores.base import Event, Held, Pointer, Store, store_time
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Order", "publish", "publish_snapshot"]
@@ -284,7 +284,7 @@ def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: 
     store, generator, out = order.store, order.generator, snapshot.folder.parents[2]
     try:
         # Before versions are retired: readers may still have the last one in hand.
-        cut = cut_back(store, generator, store.versions(generator), now=time.time())
+        cut = cut_back(store, generator, store.versions(generator), now=store_time(store))
     except (DamagedError, NotFoundError) as error:
         order.listener.note(f"the overlay is not cut back: {error}")
         cut = 0

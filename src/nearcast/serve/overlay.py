@@ -18,7 +18,7 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from nearcast.errors import BusyError, InputError
+from nearcast.errors import BusyError, InputError, StoreError
 from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.schema import check_role, kind_of_role
 from nearcast.expansion.settings import Serving as Settings
@@ -28,7 +28,7 @@ from nearcast.serve.keys import typed_key
 from nearcast.serve.lookup import StoreLike, nothing_published, store_of
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
-from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store
+from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, store_time
 from nearcast.stores.values import encode_key
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
@@ -147,6 +147,8 @@ class Overlay:
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
             raise InputError(f"{amount!r} cannot be added to {field}: give a number")
         log = self._store.overlay(self.generator)
+        if not hasattr(log, "exchange"):
+            raise StoreError(f"{self._store.url} is a store of another package that cannot add; it lacks `exchange`")
         key = OverlayEntry(typed, field, None, 0.0).key()
         started = time.monotonic()
         while True:
@@ -190,7 +192,7 @@ class Overlay:
 
     def now(self) -> float:
         """Seconds since 1970 by the store's clock, which is the one that counts: those of writers differ."""
-        return self._store.now()
+        return store_time(self._store)
 
     def _read_at(self) -> float:
         """When the current version of an expansion table was read from its source: what is older it knows itself."""

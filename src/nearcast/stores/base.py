@@ -8,6 +8,7 @@ Keys and values are bytes: what they mean is `stores.values`' to say. Knows noth
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "Space",
     "Store",
     "Writer",
+    "store_time",
 ]
 
 Pair = tuple[bytes, bytes]
@@ -208,6 +210,12 @@ class Reader(Protocol):
     def close(self) -> None:
         """Let go of it."""
         ...
+
+
+def store_time(store: Store) -> float:
+    """Seconds since 1970 by a store's clock; by this machine's for a store of another package that has none."""
+    now = getattr(store, "now", time.time)
+    return float(now())
 
 
 class Store(Protocol):
