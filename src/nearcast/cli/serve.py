@@ -75,6 +75,14 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     help="How long after SIGTERM requests are still taken, while /readyz says no.",
 )
 @click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    default=10.0,
+    show_default=True,
+    help="How long the head of a request may take to arrive, then its body, and its answer to be read.",
+)
+@click.option(
     "--online",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
@@ -113,6 +121,7 @@ def serve(
     max_body: int,
     refresh: float,
     drain: float,
+    timeout: float,
     online: tuple[Path, ...],
     online_engine: str,
     samples: Path | None,
@@ -168,7 +177,7 @@ def serve(
 
         pages = [] if no_page else dashboard_pages(service, out, pictures=pictures, explain=_explained(out))
         app = make_app(service, limits=Limits(max_keys, max_body), tokens=allowed, pages=pages)
-        run_server(app, service, bound, drain_seconds=drain, begun=begun)
+        run_server(app, service, bound, drain_seconds=drain, timeout_seconds=timeout, begun=begun)
     click.echo("stopped", err=True)
 
 

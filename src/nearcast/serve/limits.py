@@ -5,7 +5,9 @@ Plain ASGI, so that it costs microseconds. Knows nothing of look-ups.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, MutableMapping
@@ -14,9 +16,11 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from nearcast.errors import SpecError
-from nearcast.serve.replies import Asgi, Headers, Receive, RefusedError, Reply, Send
+from nearcast.serve.replies import Asgi, Headers, Receive, RefusedError, Reply, Send, error_reply
 
-__all__ = ["Guard", "Limits", "query_of", "read_body", "text_of", "tokens_of"]
+__all__ = ["CLOSE", "SAFE", "Guard", "Limits", "query_of", "read_body", "text_of", "tokens_of"]
+
+log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Observer = Callable[[str, int, float], None]
@@ -82,10 +86,23 @@ class Guard:
             await send(message)
 
         refused = self._refused(scope)
-        if refused is None:
-            await self._app(scope, receive, answering)
-        else:
-            await refused.send(answering)
+        try:
+            if refused is None:
+                await self._app(scope, receive, answering)
+            else:
+                await refused.send(answering)
+        except asyncio.CancelledError:  # it has taken longer than the end of the service waits
+            if not status:
+                await (
+                    RefusedError(503, "stopping", "the service has stopped; send it again", CLOSE)
+                    .reply()
+                    .send(answering)
+                )
+        except Exception:
+            log.exception("a request could not be answered")
+            if not status:
+                message = "the service has made a mistake; its log says more"
+                await error_reply(500, "internal", message, CLOSE).send(answering)
         route = getattr(scope.get("endpoint"), "path", "other")
         self._observe(route, status, time.perf_counter() - begin)
 
@@ -111,6 +128,8 @@ async def read_body(scope: Scope, receive: Receive, most_bytes: int) -> bytes:
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         raise RefusedError(415, "not_json", "send the body as JSON, with `Content-Type: application/json`", CLOSE)
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
+        raise RefusedError(415, "encoded", "send the body as it is, without a Content-Encoding", CLOSE)
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:20]) > most_bytes:
         raise _too_large(most_bytes)

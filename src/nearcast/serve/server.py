@@ -2,21 +2,26 @@
 
 On SIGTERM the service first stops being ready and asks each client to close its connection, while it answers as before;
 after the time given for that, it takes no more connections, ends what is under way, and returns. A second signal, or
-SIGINT, ends the first part at once. Knows nothing of look-ups.
+SIGINT, ends the first part at once, and one more the second part. Connections that the kernel has accepted by then are
+answered, and later ones are refused: none is reset. Knows nothing of look-ups.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
+import select
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from nearcast.errors import SpecError
+from nearcast.serve.connection import BoundedConnection, expire_regularly
 from nearcast.serve.replies import Asgi, need_extra
 from nearcast.serve.service import Service
 
@@ -25,7 +30,10 @@ __all__ = ["bind", "is_loopback", "run_server"]
 BACKLOG = 2048
 IDLE_SECONDS = 75  # longer than proxies keep a connection idle, so that it is they who close it
 FINISH_SECONDS = 20  # for requests under way once no more are taken
-MOST_HEAD_BYTES = 65_536
+SWEEP_SECONDS = 1.0  # how often connections are held to their deadlines
+HANDSHAKE_SECONDS = 0.1  # for connections that are being made when no more are taken
+MOST_ROUNDS = 100_000  # of the loop, to accept what waits
+SO_ATTACH_FILTER = 26  # of Linux
 SWITCH_SECONDS = 0.001  # a long look-up on a thread lets the loop in so often
 
 
@@ -51,36 +59,31 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    app: Asgi, service: Service, bound: socket.socket, *, drain_seconds: float, begun: Callable[[], None]
+    app: Asgi,
+    service: Service,
+    bound: socket.socket,
+    *,
+    drain_seconds: float,
+    timeout_seconds: float,
+    begun: Callable[[], None],
 ) -> None:
     """Serve until a signal says to stop, and then end well. Belongs in the main thread.
 
+    timeout_seconds: for the head of a request to arrive, then for its body, and then for its answer to be read.
     begun: called when connections are taken.
     """
     need_extra()
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Bounded(HttpToolsProtocol):
-        """Does not collect the head of a request for ever."""
+    class Bounded(BoundedConnection, HttpToolsProtocol):
+        """Uvicorn's connection with deadlines and limits."""
 
-        in_head, head_bytes = True, 0
+        seconds = timeout_seconds
 
-        def data_received(self, data: bytes) -> None:
-            if self.in_head:
-                if self.head_bytes > MOST_HEAD_BYTES:
-                    self.send_400_response("the head of the request is too large")
-                    return
-                self.head_bytes += len(data)  # counted for the next time: a body may have come along with the head
-            super().data_received(data)
-
-        def on_message_begin(self) -> None:
-            self.in_head, self.head_bytes = True, 0
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self.in_head = False
-            super().on_headers_complete()
+        @staticmethod
+        def observe(status: int) -> None:
+            service.metrics.request("other", status, 0.0)
 
     class Draining(uvicorn.Server):
         """Uvicorn, with a stop in two parts and without raising the signal again at the end."""
@@ -88,6 +91,17 @@ def run_server(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             begun()
+
+        async def main_loop(self) -> None:
+            deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS))
+            await super().main_loop()
+            deadlines.cancel()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS / 10))
+            await accept_waiting(sockets or [])
+            await super().shutdown(sockets)
+            deadlines.cancel()
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -103,10 +117,15 @@ def run_server(
         def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
             if service.draining:
                 self._stop()
-            service.draining = True
-            loop.call_later(drain_seconds, self._stop)
+            else:
+                service.draining = True
+                loop.call_later(drain_seconds, self._end_drain)
 
         def _stop(self) -> None:
+            self.force_exit = self.should_exit  # a signal while the last requests are finished
+            self._end_drain()
+
+        def _end_drain(self) -> None:
             service.draining = True
             self.should_exit = True
 
@@ -134,6 +153,37 @@ def run_server(
     gc.freeze()  # what is there now stays, and need not be looked through again and again
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(Draining(config).serve(sockets=[bound]))
+
+
+async def accept_waiting(listening: list[socket.socket]) -> None:
+    """Let the loop accept all connections that clients believe to have, and let the kernel make no new ones.
+
+    A listening socket that is closed resets every connection in its queue. So new ones are kept out first, by a filter
+    in the kernel that drops their SYN packets (their clients are refused once the socket is closed); where there is no
+    such filter, a connection made in the last microseconds may be reset.
+    """
+    for one in listening:
+        _drop_syn_packets(one)
+    await asyncio.sleep(HANDSHAKE_SECONDS)
+    waiting = select.poll()
+    for one in listening:
+        waiting.register(one, select.POLLIN)
+    for _ in range(MOST_ROUNDS):
+        if not waiting.poll(0):
+            return
+        await asyncio.sleep(0)
+
+
+def _drop_syn_packets(listening: socket.socket) -> None:
+    if sys.platform != "linux":
+        return
+    # Classic BPF on the TCP header: load the flags, and drop the packet if SYN is set and ACK is not.
+    steps = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        listening.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(steps), ctypes.addressof(program))
+        )
 
 
 def _loop_factory() -> Callable[[], Any] | None:
