@@ -191,6 +191,38 @@ def test_efforts_grow_and_the_last_is_full(engine, k):
 
 
 @every_engine
+@every_metric
+def test_at_full_effort_equal_items_at_the_end_of_a_list_go_to_the_smaller_position(engine, metric):
+    rng = np.random.default_rng(5)
+    items = rng.integers(-1, 2, size=(600, 3)).astype(np.float32)  # few distinct vectors: many ties
+    items[(items == 0).all(axis=1)] = 1
+    queries = rng.integers(-2, 3, size=(40, 3)).astype(np.float32) + 0.5
+    index = build(engine, items, metric)
+    for k in (1, 3, 10, 599):
+        found = join(index, queries, k, effort=index.efforts(k)[-1])
+        positions, scores = reference.join(queries, items, k, metric)
+        assert (found.scores == scores).all()
+        assert (found.positions == positions).all()
+
+
+@every_engine
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+@pytest.mark.parametrize("seed", range(3))
+def test_at_full_effort_no_digits_are_lost_where_large_numbers_cancel(engine, metric, seed):
+    rng = np.random.default_rng(seed)
+    far = 3000 * rng.normal(size=16)
+    items = (far + rng.normal(size=(500, 16))).astype(np.float32)
+    queries = (far + rng.normal(size=(20, 16))).astype(np.float32)
+    if metric == "inner_product":
+        queries[:, ::2] *= -1
+    index = build(engine, items, metric)
+    found = join(index, queries, 5, effort=index.efforts(5)[-1])
+    positions, scores = reference.join(queries, items, 5, metric)
+    assert (found.scores == scores).all()
+    assert (found.positions == positions).all()
+
+
+@every_engine
 def test_more_effort_finds_more(engine):
     items, queries = clustered(4000, 24, seed=1, clusters=400), clustered(200, 24, seed=2, clusters=400)
     index = build(engine, items, "l2")

@@ -160,6 +160,28 @@ def test_near_duplicates_count_as_one(shop: Shop) -> None:
         assert not {n for n in numbers if n < 100} & {n - 100 for n in numbers if 100 <= n < 200}
 
 
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "l2"])
+@pytest.mark.parametrize("score", [{}, {"add": "boost", "weight": 100.0}])
+def test_two_stacks_of_forty_copies_that_are_near_duplicates_are_one_group(
+    metric: str, score: dict[str, Any], tmp_path: Path
+) -> None:
+    near = [0.985, np.sqrt(1 - 0.985**2), 0.0]
+    vectors = [[1.0, 0.0, 0.0]] * 40 + [near] * 40 + [[0.0, 0.0, 1.0], [0.2, 0.0, 0.9]]
+    boost = [float(number % 7) for number in range(80)] + [0.0, 0.0]  # a score term makes no item another one's unlike
+    at.write_rows(tmp_path / "items.parquet", [f"i{n:02d}" for n in range(82)], vectors, boost=boost)
+    at.write_rows(tmp_path / "queries.parquet", ["q"], [[1.0, 0.0, 0.1]])
+    spec: dict[str, Any] = {"name": "stacks", "metric": metric, "k": 3, "memory": "2GB", "threads": 1}
+    spec |= {"items": {"path": "items.parquet", "attributes": ["boost"]}, "queries": {"path": "queries.parquet"}}
+    spec |= {"caps": [{"alike": 0.98, "most": 1}], "score": score}
+    snapshot = nearcast.run(spec, base=tmp_path).snapshot
+    found, reason = lists(snapshot)["q"]
+    assert {"i80", "i81"} < set(found)
+    assert len(found) == 3
+    assert reason is None
+    if not score:
+        assert "i00" in found
+
+
 @pytest.mark.parametrize("recall", [0.8, 0.95])
 def test_a_promise_holds_against_the_eligible_truth(shop: Shop, recall: float) -> None:
     snapshot = shop.run(rules=[SHOWN], recall=recall, engine="dense", engine_settings={"cells": 20})

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.exact import ExactIndex
 from nearcast.engines.faiss_common import (
     BLOCK_ROWS,
     above,
@@ -33,6 +34,7 @@ from nearcast.engines.faiss_common import (
 )
 from nearcast.errors import DamagedError
 from nearcast.knn.constraints import FREE, Constraints
+from nearcast.knn.copies import Copies, find_copies
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["FaissHnswEngine"]
@@ -51,19 +53,6 @@ class HnswSettings(EngineSettings):
     build_threads: int = Field(
         1, ge=1, description="more build faster, but two builds then differ, and so may two runs"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """Which items share one vector. Group g holds members[starts[g]:starts[g + 1]], positions ascending."""
-
-    members: IntArray  # (n,)
-    starts: IntArray  # (groups + 1,)
-
-    @property
-    def first(self) -> IntArray:
-        """(groups,) the smallest position of each group: the one that enters the graph."""
-        return self.members[self.starts[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +84,17 @@ class HnswIndex:
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
-        """Search every query with the effort's ef; with ef of all items, scan the stored vectors instead."""
+        """Search every query with the effort's ef; with ef of all items, score every item instead."""
+        if effort["ef_search"] >= len(self.copies.starts) - 1:
+            return ExactIndex(self.items, self.metric).join(
+                queries,
+                k,
+                effort={},
+                exclude=exclude,
+                constraints=constraints,
+                resources=resources,
+                progress=progress,
+            )
         faiss().omp_set_num_threads(resources.threads)
 
         def search(block: FloatArray, wanted: int) -> IntArray:
@@ -193,41 +192,6 @@ class FaissHnswEngine:
         except (OSError, ValueError, EOFError) as error:
             raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
         return HnswIndex(open_faiss(folder), copies, items, metric, settings)
-
-
-def find_copies(items: Vectors) -> Copies:
-    """Group the items by equal bytes of their vectors; groups come in the order of their smallest position."""
-    hashes = _row_hashes(items)
-    order = np.argsort(hashes, kind="stable")
-    new = np.ones(len(order), np.bool_)
-    for start in range(1, len(order), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        before, here = order[start - 1 : start - 1 + len(order[part])], order[part]
-        new[part] = hashes[here] != hashes[before]
-        maybe = np.flatnonzero(~new[part])
-        equal = (items.take(here[maybe]) == items.take(before[maybe])).all(axis=1)
-        new[part][maybe[~equal]] = True  # two vectors of one hash: apart, at worst a group is split
-    starts = np.flatnonzero(new)
-    sizes = np.diff(np.append(starts, len(order)))
-    by_first = np.argsort(order[starts], kind="stable")
-    sizes = sizes[by_first]
-    ends = np.cumsum(sizes)
-    moved = np.repeat(starts[by_first] - (ends - sizes), sizes)
-    return Copies(order[np.arange(len(order)) + moved], np.append(0, ends))
-
-
-def _row_hashes(items: Vectors) -> IntArray:
-    """(n,) a 64-bit hash of each vector, by a fixed random combination of its components' bits."""
-    factors = np.random.default_rng(0).integers(1, 1 << 62, items.dim, dtype=np.int64) | 1
-    hashes = np.empty(items.n, np.int64)
-    bits = {1: np.int8, 2: np.int16, 4: np.int32}[items.dtype.itemsize]
-    for start in range(0, items.n, BLOCK_ROWS):
-        block = np.ascontiguousarray(items.read(start, min(items.n, start + BLOCK_ROWS)))
-        total = np.zeros(len(block), np.int64)
-        for column, factor in zip(block.view(bits).T, factors, strict=True):
-            total += column.astype(np.int64) * factor  # wraps around, as a hash may
-        hashes[start : start + len(block)] = total
-    return hashes
 
 
 @cache

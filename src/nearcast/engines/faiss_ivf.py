@@ -1,7 +1,8 @@
 """The engine `faiss-ivf`: cells by k-means and a scan of the nearest few, as faiss does it online.
 
 Source: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", 2011 (the inverted file
-part); faiss `IndexIVFFlat`. At full effort (every cell) it is exact up to faiss' float32 ordering.
+part); faiss `IndexIVFFlat`. At full effort (every cell) a join scores every item as the engine `exact` does, since
+faiss ranks by float32 sums, which lose digits under l2, and leaves it open which of equal items it keeps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.exact import ExactIndex
 from nearcast.engines.faiss_common import (
     above,
     blocks,
@@ -79,7 +81,17 @@ class IvfIndex:
         resources: Resources,
         progress: Progress,
     ) -> Neighbors:
-        """Search every query with the effort's nprobe."""
+        """Search every query with the effort's nprobe; with all cells, score every item instead."""
+        if effort["nprobe"] >= self.index.nlist:
+            return ExactIndex(self.items, self.metric).join(
+                queries,
+                k,
+                effort={},
+                exclude=exclude,
+                constraints=constraints,
+                resources=resources,
+                progress=progress,
+            )
         faiss().omp_set_num_threads(resources.threads)
 
         def search(block: FloatArray, wanted: int) -> IntArray:

@@ -34,6 +34,7 @@ from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.sources.ingest import Side
 from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
+from nearcast.types import Vectors
 from nearcast.version import __version__
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 ELIGIBILITY = "eligibility"
+ALIKE_FORMAT = "alike 2"  # changed where the same items would be grouped otherwise: earlier artifacts are then unused
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -71,9 +73,10 @@ def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
     check_rules(rules, schema(sources.items), schema(sources.queries))
 
 
-def have_constraints(run: RunContext, inputs: Inputs, home: Path) -> Path | None:
+def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vectors) -> Path | None:
     """Have the compiled constraints of these sides in a folder below `home`; None where the spec has none.
 
+    originals: the items' vectors as they were read: whether two are near-duplicates is no matter of score terms.
     Raises SpecError for rules that do not fit the columns, and for caps that cross or that the engine refuses.
     """
     spec = run.spec
@@ -81,10 +84,11 @@ def have_constraints(run: RunContext, inputs: Inputs, home: Path) -> Path | None
         return None
     asked = [[rule.model_dump() for rule in spec.rules], [cap.model_dump() for cap in spec.caps], spec.min_score]
     made_of = [inputs.items.folder.name, inputs.queries.folder.name, asked, __version__]
+    made_of += [ALIKE_FORMAT] if any(cap.alike is not None for cap in spec.caps) else []
     folder = home / f"constraints-{fingerprint(made_of)[:16]}"
     if not is_done(folder):
         with run.stage("rules"):
-            _write(run, inputs, fresh_folder(folder))
+            _write(run, inputs, originals, fresh_folder(folder))
     refuse_unhonoured(run.engine, open_constraints(folder))
     return folder
 
@@ -100,7 +104,7 @@ def open_constraints(folder: Path | None) -> Constraints:
     return Constraints(eligibility, tuple(caps), facts["min_score"])
 
 
-def _compiled(run: RunContext, inputs: Inputs) -> Constraints:
+def _compiled(run: RunContext, inputs: Inputs, originals: Vectors) -> Constraints:
     rules = rules_of(run.spec)
     eligibility = None
     if rules:
@@ -108,11 +112,11 @@ def _compiled(run: RunContext, inputs: Inputs) -> Constraints:
         eligibility = compile_rules(
             rules, attributes_of(inputs.queries, query_columns), attributes_of(inputs.items, item_columns)
         )
-    return Constraints(eligibility, tuple(_caps(run, inputs.items)), run.spec.min_score)
+    return Constraints(eligibility, tuple(_caps(run, inputs.items, originals)), run.spec.min_score)
 
 
-def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
-    held = _compiled(run, inputs)
+def _write(run: RunContext, inputs: Inputs, originals: Vectors, folder: Path) -> None:
+    held = _compiled(run, inputs, originals)
     if held.eligibility is not None:
         save_eligibility(held.eligibility, fresh_folder(folder / ELIGIBILITY))
     for number, cap in enumerate(held.caps):
@@ -121,7 +125,7 @@ def _write(run: RunContext, inputs: Inputs, folder: Path) -> None:
     finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
 
 
-def _caps(run: RunContext, items: Side) -> list[Cap]:
+def _caps(run: RunContext, items: Side, originals: Vectors) -> list[Cap]:
     """The caps, the smallest groups first; SpecError where groups of two of them cross."""
     spec = run.spec
     named = [(cap.by, Cap(_groups(items, cap.by), cap.most)) for cap in spec.caps if cap.by is not None]
@@ -139,7 +143,7 @@ def _caps(run: RunContext, items: Side) -> list[Cap]:
     found = [cap for _, cap in named]
     for like in sorted(alike, key=lambda cap: -(cap.alike or 0)):
         assert like.alike is not None
-        groups = alike_groups(items.vectors, like.alike, run.resources, run.listener.progress)
+        groups = alike_groups(originals, like.alike, run.resources, run.listener.progress)
         found.insert(0, Cap(_within(groups, found), like.most))
     return found
 

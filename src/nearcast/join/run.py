@@ -133,9 +133,10 @@ def _new_snapshot(
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
     raw = (checked.item_folder, checked.query_folder)
+    originals = inputs.items.vectors
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
-    constraints = have_constraints(run, inputs, run.artifacts)
+    constraints = have_constraints(run, inputs, run.artifacts, originals)
     index_folder = have_index(run, checked, inputs, constraints)
     settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)

@@ -81,8 +81,9 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
     ):
         sources = open_sources(spec, run.base, None, None, run.listener)
         place, inputs = todays_inputs(run, sources, home)
+        originals = inputs.items.vectors
         run, inputs = scored_inputs(run, inputs, home)
-        constraints = have_constraints(run, inputs, home)
+        constraints = have_constraints(run, inputs, home, originals)
         _tidy(home, place, inputs, constraints)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         answers = lookup.get_many(keys)
