@@ -70,6 +70,38 @@ def test_an_item_that_a_rule_bars_is_told_the_rule_and_both_values(shop: Shop) -
     assert "item.kind is 'a'" in found.words
 
 
+def test_the_better_ones_that_a_cap_left_out_are_named_with_the_cause(shop: Shop) -> None:
+    shop.run(caps=[{"by": "maker", "most": 1}])
+    order = shop.order(3)
+    taken: list[int] = []
+    for n in order:
+        if shop.makers[n] not in {shop.makers[m] for m in taken}:
+            taken.append(n)
+    last = taken[4]
+    missing = [n for n in order[: order.index(last)] if n not in taken]
+    assert missing
+    found = shop.explain(3, last)
+    assert [one.item for one in found.left_out] == [shop.ids[n] for n in missing[:5]]
+    assert {str(one.cause) for one in found.left_out} == {"capped"}
+    assert [one.rank for one in found.left_out] == [order.index(n) + 1 for n in missing[:5]]
+    assert f"{len(missing)} better one" in found.words
+    assert all(repr(shop.ids[n]) in found.words for n in missing[:5])
+    assert json.loads(json.dumps(found.as_dict()))["left_out"][0]["cause"] == "capped"
+
+
+def test_the_better_ones_that_the_join_missed_are_named_with_the_cause(shop: Shop) -> None:
+    snapshot = shop.run(engine="dense", engine_settings={"cells": 60, "reach": 1}, recall=0.01)
+    for query in range(N):
+        listed = list(snapshot.lookup(shop.ids[query]).ids)
+        missed = [n for n in shop.order(query)[:5] if shop.ids[n] not in listed]
+        if missed and len(listed) == 5:
+            found = shop.explain(query, shop.ids.index(listed[-1]))
+            assert {str(one.cause) for one in found.left_out} == {"not_probed"}
+            assert shop.ids[missed[0]] == found.left_out[0].item
+            return
+    pytest.fail("no list has missed anything")
+
+
 def test_an_item_whose_group_is_full_is_told_who_fills_it(shop: Shop) -> None:
     shop.run(caps=[{"by": "maker", "most": 1}])
     order = shop.order(3)

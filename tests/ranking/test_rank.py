@@ -252,3 +252,76 @@ def test_an_onnx_model_ranks_by_the_columns_that_its_inputs_are_called_after(tmp
     (tmp_path / "no.onnx").write_bytes(b"hello")
     with pytest.raises(SpecError, match="cannot be read by onnxruntime"):
         run(tmp_path, shop(tmp_path, rank={"function": None, "model": "no.onnx"}))
+
+
+# ---- explained ----
+
+
+def explained(folder, query, place):
+    return nearcast.explain("shop", f"q{query:02d}", int(NEAR.positions[query, place]), out=folder / "nearcast")
+
+
+def test_an_item_that_the_model_ranks_lower_is_told_both_ranks(tmp_path):
+    nearcast.run(shop(tmp_path), base=tmp_path)
+    for query in range(4):
+        near = NEAR.positions[query]
+        by_model = near[np.lexsort((near, PRICES[near]))]
+        for join_rank, item in enumerate(near, 1):
+            model_rank = int(np.flatnonzero(by_model == item)[0]) + 1
+            found = explained(tmp_path, query, join_rank - 1)
+            assert (found.rank, found.model_rank) == (join_rank, model_rank)
+            assert found.model_score == -PRICES[item]
+            assert found.last_score is None
+            assert found.last_model_score == -PRICES[by_model[K - 1]]
+            if model_rank <= K:
+                assert (found.cause, found.listed_rank, found.left_out) == ("listed", model_rank, ())
+                assert "left out" not in found.words
+            else:
+                assert found.cause == "ranked_lower"
+                assert f"join rank {join_rank}, model rank {model_rank} of {FETCH}" in found.words
+
+
+def test_an_item_that_the_join_does_not_fetch_is_told_so(tmp_path):
+    nearcast.run(shop(tmp_path), base=tmp_path)
+    far = exact_join(QUERIES[:1], ArrayVectors(ITEMS), FETCH + 1, Metric.INNER_PRODUCT).positions[0, FETCH]
+    found = nearcast.explain("shop", "q00", int(far), out=tmp_path / "nearcast")
+    assert (found.cause, found.rank, found.model_rank) == ("nearer", FETCH + 1, None)
+    assert f"fetches the best {FETCH} for the model" in found.words
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "gone",
+        "def score(batch):\n    raise ValueError('x')\n",
+        "def score(batch):\n    return batch['score'].to_numpy() * 2\n",
+        "import nothing_of_that_name\n",
+    ],
+)
+def test_without_its_model_a_list_is_still_explained_by_it(tmp_path, then):
+    spec = shop(tmp_path, rank={"function": "only_here:score"})
+    (tmp_path / "models.py").rename(tmp_path / "only_here.py")
+    nearcast.run(spec, base=tmp_path)
+    if then == "gone":
+        (tmp_path / "only_here.py").unlink()
+    else:
+        (tmp_path / "only_here.py").write_text(then)
+    near = NEAR.positions[0]
+    out = next(place for place in range(FETCH) if near[place] not in near[np.lexsort((near, PRICES[near]))][:K])
+    found = explained(tmp_path, 0, out)
+    assert found.cause == "ranked_lower"
+    assert "cannot be asked again" in found.words
+
+
+def test_a_rule_and_a_least_score_come_before_the_model(tmp_path):
+    least = float(NEAR.scores[0, 9])
+    rules = [{"name": "cheap", "keep": "item.price <= 20"}]
+    nearcast.run(shop(tmp_path, rules=rules, min_score=least), base=tmp_path)
+    for place in range(FETCH):
+        found, price = explained(tmp_path, 0, place), PRICES[NEAR.positions[0, place]]
+        if price > 20:
+            assert (found.cause, found.rule) == ("rule", "cheap")
+        elif place > 9:
+            assert found.cause == "below_min_score"
+        else:
+            assert found.cause in ("listed", "ranked_lower")

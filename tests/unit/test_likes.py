@@ -31,7 +31,8 @@ def reference(vectors, least):
     for first in range(n):
         reached, walk = {first}, [first]
         while walk:
-            walk = [int(b) for a in walk for b in np.flatnonzero(near[a]) if int(b) not in reached and not reached.add(int(b))]  # fmt: skip
+            walk = sorted({int(other) for item in walk for other in np.flatnonzero(near[item])} - reached)
+            reached.update(walk)
         if groups[first] < 0 and len(reached) > 1:
             for item in reached:
                 groups[item] = number

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.eligibility import columns_of, failing
-from nearcast.errors import NotFoundError
+from nearcast.errors import NearcastError, NotFoundError
 from nearcast.files import is_done
 from nearcast.join.attributes import rows_of
 from nearcast.join.constraints import open_constraints, rules_of
 from nearcast.join.full_items import read_full_items
 from nearcast.join.measuring import exclusions
+from nearcast.join.rank import RankSettings, model_scores, rank_settings
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import Bars, admitted
@@ -34,9 +35,10 @@ from nearcast.table.snapshot import Candidates, Snapshot
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray, Metric, as_score
 
-__all__ = ["Cause", "Explanation", "explain"]
+__all__ = ["Cause", "Explanation", "LeftOut", "explain"]
 
 BLOCK_ROWS = 1 << 15
+MOST_NAMED = 5  # better items that are left out
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -53,7 +55,18 @@ class Cause(StrEnum):
     EXPOSED = "exposed"  # it fills as many lists as it may, of queries that score it higher
     ENOUGH = "enough"  # the plan stores fewer than k, and those come first
     NEARER = "nearer"  # k others come first
+    RANKED_LOWER = "ranked_lower"  # the join found it, and the ranking model put k others before it
     NOT_PROBED = "not_probed"  # it belongs into the list, and the join did not meet its cell
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A better item that is not in the list."""
+
+    item: str | int
+    rank: int  # among all items that the query may get, from 1
+    cause: Cause
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +81,18 @@ class Explanation:
     listed_rank: int | None  # in the list, from 1
     score: float | None
     rank: int | None  # among all items that the query may get, from 1; caps aside
-    last_score: float | None  # of the list
+    last_score: float | None  # of the list; None where a model ranked it, whose scores are no join scores
     rule: str | None = None  # that bars the pair
     instead: tuple[str | int, ...] = ()  # the items that fill the cap
+    left_out: tuple[LeftOut, ...] = ()  # better items that are not in the list; the first MOST_NAMED of them
+    model_rank: int | None = None  # among what the join fetches for the ranking model, from 1
+    model_score: float | None = None
+    last_model_score: float | None = None  # of the list
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "cause": str(self.cause), "instead": list(self.instead)}
+        left_out = [{**asdict(one), "cause": str(one.cause)} for one in self.left_out]
+        return {**asdict(self), "cause": str(self.cause), "instead": list(self.instead), "left_out": left_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +105,46 @@ class _Made:
     constraints: Constraints
     effort: Mapping[str, int]
     full: Bars | None  # of the items that an exposure cap has filled up
+    rank: RankSettings | None  # the model that ranked the lists
+    rank_fault: str = ""  # why the model cannot be asked again
 
 
-def explain(snapshot: Snapshot, artifacts: Path, query: str | int, item: str | int) -> Explanation:
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """All items as one query sees them."""
+
+    row: int
+    listed: Candidates
+    scores: FloatArray  # (items,) of the join
+    order: IntArray  # those that the query may get, best first
+    last_model_score: float | None
+    model: Mapping[int, float]  # score of each item that the join fetches for the model; empty without one
+    model_fault: str = ""  # why the model cannot be asked again
+
+    def rank_of(self, place: int) -> int | None:
+        """Its rank by the join among all that the query may get, from 1."""
+        where = np.flatnonzero(self.order == place)
+        return int(where[0]) + 1 if len(where) else None
+
+    def model_rank_of(self, place: int) -> int | None:
+        """Its rank by the model, from 1; equal scores go to the smaller position."""
+        if place not in self.model:
+            return None
+        own = (-self.model[place], place)
+        return 1 + sum((-score, other) < own for other, score in self.model.items())
+
+
+def explain(
+    snapshot: Snapshot, artifacts: Path, query: str | int, item: str | int, *, base: Path | None = None
+) -> Explanation:
     """Why this item is in the list of this query, or not.
 
-    artifacts: the generator's folder of what its newest snapshot was made of. Raises NotFoundError for a query or an
-    item that the snapshot does not have, or where what it was made of is gone.
+    artifacts: the generator's folder of what its newest snapshot was made of. base: the folder that the spec's own
+    paths are relative to; by default the one that its `out` is in. A ranking model is asked again. Raises NotFoundError
+    for a query or an item that the snapshot does not have, or where what it was made of is gone.
     """
     listed = snapshot.lookup(query)
-    made = _opened(snapshot, artifacts)
+    made = _opened(snapshot, artifacts, base)
     place = _position(made.items, item, "item", snapshot)
     found = Explanation(
         snapshot=f"{snapshot.generator} {snapshot.name}",
@@ -107,15 +155,15 @@ def explain(snapshot: Snapshot, artifacts: Path, query: str | int, item: str | i
         listed_rank=None,
         score=None,
         rank=None,
-        last_score=listed.scores[-1] if listed.scores else None,
+        last_score=listed.scores[-1] if listed.scores and made.spec.rank is None else None,
     )
     row = int(positions_of(pa.array([listed.query], made.queries.ids.type), made.queries.ids)[0])
     if row < 0:
         return replace(found, cause=Cause.NO_VECTOR, words="the query has no usable vector, and so no list")
-    return _explained(found, made, listed, row, place)
+    return _explained(found, made, _pool(snapshot, made, listed, row), place)
 
 
-def _opened(snapshot: Snapshot, artifacts: Path) -> _Made:
+def _opened(snapshot: Snapshot, artifacts: Path, base: Path | None) -> _Made:
     names: Sequence[str] = snapshot.manifest["artifacts"]
     gone = [name for name in names if not name.startswith("index-") and not is_done(artifacts / name)]
     if gone:
@@ -132,7 +180,50 @@ def _opened(snapshot: Snapshot, artifacts: Path) -> _Made:
         spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
     held = open_constraints(folders.get("constraints"))
     full = read_full_items(snapshot.folder, items, queries)
-    return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"], full)
+    rank, fault = _rank_of(spec, base or _base_of(spec, artifacts))
+    return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"], full, rank, fault)
+
+
+def _base_of(spec: GeneratorSpec, artifacts: Path) -> Path:
+    """The folder of the spec, which `out` is relative to."""
+    out = artifacts.absolute().parent.parent
+    depth = 0 if Path(spec.out).is_absolute() else len(Path(spec.out).parts)
+    return out.parents[depth - 1] if depth else out
+
+
+def _rank_of(spec: GeneratorSpec, base: Path) -> tuple[RankSettings | None, str]:
+    try:
+        return rank_settings(spec, base), ""
+    except NearcastError as error:
+        return None, str(error)
+
+
+def _pool(snapshot: Snapshot, made: _Made, listed: Candidates, row: int) -> _Pool:
+    """Score every item for a query, and ask the ranking model about those that the join fetches for it."""
+    scores, legal = _scores(made, row), _eligible(made, row)
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    order = order[legal[order]]
+    if made.spec.rank is None:
+        return _Pool(row, listed, scores, order, None, {})
+    stored = snapshot.rank_scores(listed.query)
+    last = stored[-1] if stored else None
+    fetched = order[: made.spec.rank.fetch]
+    if made.constraints.min_score is not None:
+        fetched = fetched[scores[fetched] >= as_score(made.constraints.min_score)]
+    # what an approximate join has found may lie beyond the best that it fetches
+    ids = pa.array(listed.ids, made.items.ids.type)
+    own = positions_of(ids, made.items.ids)
+    asked = np.array(list(dict.fromkeys([*fetched.tolist(), *own.tolist()])), np.int64)
+    if made.rank is None or not len(asked):
+        return _Pool(row, listed, scores, order, last, {}, made.rank_fault)
+    try:
+        found = model_scores(made.rank, made.queries, row, made.items, asked, scores[asked])
+    except NearcastError as error:
+        return _Pool(row, listed, scores, order, last, {}, str(error))
+    model = dict(zip(asked.tolist(), map(float, found), strict=True))
+    if not np.allclose([model[place] for place in own.tolist()], stored, rtol=1e-5, atol=0):
+        return _Pool(row, listed, scores, order, last, {}, "it scores otherwise than when the snapshot was made")
+    return _Pool(row, listed, scores, order, last, model)
 
 
 def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
@@ -150,29 +241,72 @@ def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
     return place
 
 
-def _explained(found: Explanation, made: _Made, listed: Candidates, row: int, place: int) -> Explanation:
-    scores = _scores(made, row)
-    legal = _eligible(made, row)
-    own = float(scores[place])
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    order = order[legal[order]]
-    where = np.flatnonzero(order == place)
-    found = replace(found, score=own, rank=int(where[0]) + 1 if len(where) else None)
-    if found.item in listed.ids:
-        number = listed.ids.index(found.item) + 1
-        words = f"it is number {number} of {len(listed.ids)} in the list"
-        if found.rank is not None and found.rank > number:
-            words += f"; {found.rank - number} better ones are left out, by caps or because the join did not meet them"
-        return replace(found, listed_rank=number, words=words)
-    barred = _barred(found, made, row, place)
+def _explained(found: Explanation, made: _Made, pool: _Pool, place: int) -> Explanation:
+    found = replace(
+        found,
+        score=float(pool.scores[place]),
+        rank=pool.rank_of(place),
+        model_rank=pool.model_rank_of(place),
+        model_score=pool.model.get(place),
+        last_model_score=pool.last_model_score,
+    )
+    if found.item in pool.listed.ids:
+        return _listed(found, made, pool, place)
+    return _absent(found, made, pool, place)
+
+
+def _listed(found: Explanation, made: _Made, pool: _Pool, place: int) -> Explanation:
+    """The words for an item that is in the list, and for the better ones that are not."""
+    number = pool.listed.ids.index(found.item) + 1
+    words = f"it is number {number} of {len(pool.listed.ids)} in the list"
+    better: Sequence[int] = []
+    if made.spec.rank is not None:
+        words += f", which the model has ordered: join rank {found.rank:,}"
+        if found.model_rank is not None:
+            words += f", model rank {found.model_rank:,} of {len(pool.model):,}"
+            own = (-pool.model[place], place)
+            better = sorted(other for other, score in pool.model.items() if (-score, other) < own)
+    elif found.rank is not None:
+        better = pool.order[: found.rank - 1].tolist()
+    names = set(pool.listed.ids)
+    missing = [other for other in better if made.items.ids[other].as_py() not in names]
+    left_out = tuple(_left_out(found, made, pool, other) for other in missing[:MOST_NAMED])
+    if missing:
+        parts = [f"{one.item!r} at rank {one.rank:,} ({one.words})" for one in left_out]
+        more = [f"and {len(missing) - MOST_NAMED:,} more"] if len(missing) > MOST_NAMED else []
+        words += f"; {len(missing):,} better {_ones(len(missing))} left out: {'; '.join([*parts, *more])}"
+    return replace(found, listed_rank=number, words=words, left_out=left_out)
+
+
+def _ones(count: int) -> str:
+    return "one is" if count == 1 else "ones are"
+
+
+def _left_out(found: Explanation, made: _Made, pool: _Pool, place: int) -> LeftOut:
+    """Why a better item is not in the list."""
+    other = replace(
+        found, item=made.items.ids[place].as_py(), score=float(pool.scores[place]), rank=pool.rank_of(place)
+    )
+    other = replace(other, model_rank=pool.model_rank_of(place), model_score=pool.model.get(place))
+    why = _absent(other, made, pool, place)
+    return LeftOut(why.item, why.rank or 0, why.cause, why.words)
+
+
+def _absent(found: Explanation, made: _Made, pool: _Pool, place: int) -> Explanation:
+    """Why an item is not in the list."""
+    order, own = pool.order, float(pool.scores[place])
+    barred = _barred(found, made, pool.row, place)
     if barred is not None:
         return barred
     least = made.constraints.min_score
     if least is not None and own < as_score(least):
         words = f"it scores {own:.6g}, and a candidate scores at least {least:g}"
         return replace(found, cause=Cause.BELOW_MIN_SCORE, words=words)
+    if made.spec.rank is not None:
+        return _ranked(found, made, pool)
     if made.full is not None:
-        through = admitted(order[None, :], scores[order][None, :], np.array([row]), made.full)[0]
+        scores = pool.scores[order][None, :]
+        through = admitted(order[None, :], scores, np.array([pool.row]), made.full)[0]
         if not through[order == place][0]:
             return _exposed(found, made, made.full, place)
         wide = made.spec.exposure.per_query if made.spec.exposure else 0
@@ -180,7 +314,40 @@ def _explained(found: Explanation, made: _Made, listed: Candidates, row: int, pl
             words = f"{found.rank - 1:,} others come first, and the best {wide:,} are what lists are chosen from"
             return replace(found, cause=Cause.NEARER, words=words)
         order = order[through]
-    return _outranked(found, made, order, place, scores)
+    return _outranked(found, made, order, place, pool.scores)
+
+
+def _ranked(found: Explanation, made: _Made, pool: _Pool) -> Explanation:
+    """Why an item is not in a list that a model has ranked."""
+    assert made.spec.rank is not None
+    fetch, rank = made.spec.rank.fetch, found.rank or 0
+    if rank > fetch:
+        words = f"{rank - 1:,} others come first, and the join fetches the best {fetch:,} for the model to rank"
+        return replace(found, cause=Cause.NEARER, words=words)
+    if found.model_score is None:
+        words = (
+            f"the join fetches it, at rank {rank:,} of {fetch:,}, and the model has put {made.spec.k} others before "
+            f"it; its own model rank is not known, since the model cannot be asked again: {pool.model_fault}"
+        )
+        return replace(found, cause=Cause.RANKED_LOWER, words=words)
+    last = pool.last_model_score
+    full = len(pool.listed.ids) >= made.spec.k
+    if full and last is not None and found.model_score <= last:
+        words = (
+            f"ranked lower by the model: join rank {rank:,}, model rank {found.model_rank:,} of {len(pool.model):,}; "
+            f"its model score is {found.model_score:.6g}, and the last of the list has {last:.6g}"
+        )
+        return replace(found, cause=Cause.RANKED_LOWER, words=words)
+    words = (
+        f"it belongs into the list, at join rank {rank:,} and model rank {found.model_rank:,}, and the join did not "
+        f"find it for the model: its cell was not probed at this effort ({_effort(made)}). Raise `recall`, or the "
+        "engine's effort"
+    )
+    return replace(found, cause=Cause.NOT_PROBED, words=words)
+
+
+def _effort(made: _Made) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in made.effort.items()) or "full"
 
 
 def _exposed(found: Explanation, made: _Made, full: Bars, place: int) -> Explanation:
@@ -254,6 +421,13 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
             break
         if not full:
             taken.append(item)
+        if len(taken) == made.spec.k and found.last_score is not None and scores[place] > as_score(found.last_score):
+            words = (
+                f"{made.spec.k} others come first, but the join has missed some of them and this one, which scores more "
+                f"than the last of the list: their cells were not probed at this effort ({_effort(made)}). Raise `recall`, "
+                "or the engine's effort"
+            )
+            return replace(found, cause=Cause.NOT_PROBED, words=words)
         if len(taken) == made.spec.k:
             words = (
                 f"{made.spec.k} others come first: it scores {scores[place]:.6g}, rank {found.rank:,} of "
@@ -267,10 +441,9 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
             f"with probability {asked.probability:g} gives this query no more candidates"
         )
         return replace(found, cause=Cause.ENOUGH, words=words)
-    effort = ", ".join(f"{name} {value:,}" for name, value in made.effort.items()) or "full"
     words = (
-        f"it belongs into the list, at rank {found.rank:,}, and the join did not meet it: its cell was not probed at "
-        f"this effort ({effort}). Raise `recall`, or the engine's effort"
+        f"it belongs into the list, at rank {found.rank:,}, and the join did not probe its cell at this effort "
+        f"({_effort(made)}). Raise `recall`, or the engine's effort"
     )
     return replace(found, cause=Cause.NOT_PROBED, words=words)
 

@@ -35,6 +35,7 @@ from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 __all__ = [
     "RankSettings",
     "is_ranked",
+    "model_scores",
     "rank_neighbors",
     "rank_settings",
     "ranker_identity",
@@ -102,6 +103,15 @@ def rank_neighbors(
     np.save(folder / RANK_SCORES, np.take_along_axis(scores, order, 1))
     np.save(folder / RETRIEVED, found.positions)
     return Neighbors(np.take_along_axis(found.positions, order, 1), np.take_along_axis(found.scores, order, 1))
+
+
+def model_scores(
+    settings: RankSettings, queries: Side, row: int, items: Side, positions: IntArray, scores: FloatArray
+) -> FloatArray:
+    """(items,) the model's scores of one query's candidates. scores: those of the join."""
+    ranker = _load(settings.name, settings.base, settings.content)
+    batch = _pairs(queries, np.full(len(positions), row), items, positions, scores)
+    return _asked(settings, ranker, batch)
 
 
 def is_ranked(folder: Path) -> bool:

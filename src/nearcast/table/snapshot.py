@@ -124,6 +124,16 @@ class Snapshot:
             pieces.append(table.take(pa.array(within)))
         return pa.concat_tables(pieces) if pieces else open_dataset(self.folder / "candidates").schema.empty_table()
 
+    def rank_scores(self, query: str | int) -> tuple[float, ...]:
+        """A ranking model's scores of a query's list, in its order; none where no model ranked it."""
+        dataset = open_dataset(self.folder / "candidates")
+        value = _typed(query, dataset.schema.field("query_id").type)
+        if "rank_scores" not in dataset.schema.names or value is None:
+            return ()
+        table = dataset.to_table(columns=["rank_scores"], filter=pc.field("query_id") == value)
+        found = table.column(0).to_pylist()
+        return tuple(found[0]) if found else ()
+
     def lists_between(self, first: str | int | None, end: str | int | None) -> pa.Table:
         """query_id and candidate_ids of the queries with first <= id < end; None is no bound."""
         dataset = open_dataset(self.folder / "candidates")
