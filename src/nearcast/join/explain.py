@@ -423,9 +423,9 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
             taken.append(item)
         if len(taken) == made.spec.k and found.last_score is not None and scores[place] > as_score(found.last_score):
             words = (
-                f"{made.spec.k} others come first, but the join has missed some of them and this one, which scores more "
-                f"than the last of the list: their cells were not probed at this effort ({_effort(made)}). Raise `recall`, "
-                "or the engine's effort"
+                f"{made.spec.k} others come first, but the join has missed some of them and this one, which scores "
+                f"more than the last of the list: their cells were not probed at this effort ({_effort(made)}). Raise "
+                "`recall`, or the engine's effort"
             )
             return replace(found, cause=Cause.NOT_PROBED, words=words)
         if len(taken) == made.spec.k:
