@@ -14,6 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.errors import DamagedError
+from nearcast.mapped import map_array
+
 __all__ = [
     "EMPTY_POSITION",
     "VECTOR_DTYPES",
@@ -171,7 +174,11 @@ class FileVectors:
     @classmethod
     def open(cls, path: Path) -> FileVectors:
         """Read the header of the file; no vectors yet."""
-        mapped = np.load(path, mmap_mode="r")
+        mapped = map_array(path)
+        if mapped.ndim != 2:
+            raise DamagedError(
+                f"{path} has shape {mapped.shape} and holds no vectors; remove {path.parent} and run again"
+            )
         return cls(path, int(mapped.shape[0]), int(mapped.shape[1]), mapped.dtype)
 
     def read(self, start: int, stop: int) -> AnyArray:
@@ -190,7 +197,9 @@ class FileVectors:
         return self._mapped()
 
     def _mapped(self) -> AnyArray:
-        mapped: AnyArray = np.load(self.path, mmap_mode="r") if self.n else np.empty((0, self.dim), self.dtype)
+        mapped = map_array(self.path)
+        if mapped.shape != (self.n, self.dim) or mapped.dtype != self.dtype:
+            raise DamagedError(f"{self.path} was replaced while it was read; run again")
         return mapped
 
 

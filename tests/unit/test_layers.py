@@ -18,6 +18,7 @@ PACKAGE = Path(nearcast.__file__).resolve().parent
 FLOORS = [
     {"version"},
     {"errors"},
+    {"mapped"},
     {"types", "times"},
     {"machine"},
     {"files", "parquet", "sharing", "webhook"},

@@ -15,6 +15,7 @@ import numpy as np
 from nearcast.errors import DamagedError
 from nearcast.knn import eligible
 from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
+from nearcast.mapped import map_array
 
 __all__ = ["open_eligibility", "save_eligibility"]
 
@@ -62,17 +63,11 @@ def _save_leaf(leaf: Leaf, number: int, folder: Path) -> dict[str, Any]:
 
 def _open_leaf(note: dict[str, Any], number: int, folder: Path) -> Leaf:
     kind = KINDS[note["kind"]]
-    return kind(
-        **{
-            field.name: note[field.name] if field.name in note else _array(_path(folder, number, field.name))
-            for field in fields(kind)
-        }
-    )
-
-
-def _array(path: Path) -> Any:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array if array.size else np.array(array)
+    values: dict[str, Any] = {
+        field.name: note[field.name] if field.name in note else map_array(_path(folder, number, field.name))
+        for field in fields(kind)
+    }
+    return kind(**values)
 
 
 def _path(folder: Path, number: int, name: str) -> Path:

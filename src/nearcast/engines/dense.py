@@ -30,6 +30,7 @@ from nearcast.engines.base import (
 from nearcast.errors import DamagedError
 from nearcast.kernels.rounding import TILE_ITEMS
 from nearcast.knn.constraints import FREE, Constraints
+from nearcast.mapped import map_array
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["EXACT", "MOST_MET", "DenseEngine", "DenseIndex", "work_in_pairs"]
@@ -217,7 +218,7 @@ class DenseEngine:
         """Map the arrays."""
         assert isinstance(settings, DenseSettings)
         try:
-            arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+            arrays = {path.stem: map_array(path) for path in folder.glob("*.npy")}
             return DenseIndex(kernels.index_of_arrays(items.whole(), metric, arrays), settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error

@@ -188,7 +188,7 @@ class FaissHnswEngine:
         """Read the faiss index and the groups."""
         assert isinstance(settings, HnswSettings)
         try:
-            copies = Copies(np.load(folder / "members.npy"), np.load(folder / "starts.npy"))
+            copies = Copies(*(np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("members", "starts")))
         except (OSError, ValueError, EOFError) as error:
             raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
         return HnswIndex(open_faiss(folder), copies, items, metric, settings)

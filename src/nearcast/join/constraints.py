@@ -25,12 +25,13 @@ from nearcast.eligibility import (
 )
 from nearcast.engines.base import refuse_unhonoured
 from nearcast.errors import SpecError
-from nearcast.files import fingerprint, finish, fresh_folder, is_done, read_manifest
+from nearcast.files import fingerprint, finish, fresh_folder, is_done, verify
 from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, Sources
 from nearcast.join.likes import alike_groups
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
+from nearcast.mapped import map_array
 from nearcast.sources.ingest import Side
 from nearcast.sources.rows import RowSource
 from nearcast.spec import GeneratorSpec
@@ -98,9 +99,9 @@ def open_constraints(folder: Path | None) -> Constraints:
     """What `have_constraints` has written, mapped; FREE for None."""
     if folder is None:
         return FREE
-    facts = read_manifest(folder)
+    facts = verify(folder, contents=False)
     eligibility = open_eligibility(folder / ELIGIBILITY) if facts["rules"] else None
-    caps = [Cap(np.load(folder / f"cap-{n}.npy", mmap_mode="r"), most) for n, most in enumerate(facts["caps"])]
+    caps = [Cap(map_array(folder / f"cap-{n}.npy"), most) for n, most in enumerate(facts["caps"])]
     return Constraints(eligibility, tuple(caps), facts["min_score"])
 
 

@@ -16,7 +16,7 @@ from typing import cast
 from nearcast.engines.base import Effort, Index
 from nearcast.engines.faiss_common import faiss
 from nearcast.errors import DamagedError, SpecError
-from nearcast.files import fingerprint, is_done, read_manifest, write_text
+from nearcast.files import fingerprint, is_done, read_manifest, verify, write_text
 from nearcast.index.artifact import ensure_index
 from nearcast.join.calibrate import find_effort, workload_of
 from nearcast.join.context import RunContext, prepare
@@ -108,6 +108,7 @@ def _opened(run: RunContext, place: Place, inputs: Inputs, home: Path, *, own: b
     folder = run.artifacts / index_name(made_of)
     if own and is_done(folder):
         try:
+            verify(folder, contents=False)
             return _Opened(cast(Searched, run.engine.open(folder, vectors, run.spec.metric, free)), folder)
         except (OSError, DamagedError):  # tidied away in this moment, or worse: an index of our own is as good
             pass

@@ -28,6 +28,7 @@ from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists
 from nearcast.join.rank_model import onnx_ranker
 from nearcast.knn.scores import rescore
+from nearcast.mapped import map_array
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
@@ -121,7 +122,7 @@ def is_ranked(folder: Path) -> bool:
 
 def read_rank_scores(folder: Path) -> FloatArray:
     """(n, k) the model's scores of a task's candidates, -inf where there is none."""
-    scores: FloatArray = np.load(folder / RANK_SCORES, mmap_mode="r")
+    scores: FloatArray = map_array(folder / RANK_SCORES)
     return scores
 
 
@@ -134,7 +135,7 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))
         if first < last:
-            here = np.load(folder / RETRIEVED, mmap_mode="r")
+            here = map_array(folder / RETRIEVED)
             positions[first:last] = here[rows[first:last] - facts["start"]]
     scored = rescore(inputs.queries.vectors.take(rows), inputs.items.vectors, positions, run.spec.metric)
     return SampledLists(scored.positions, scored.scores)

@@ -15,9 +15,10 @@ import numpy as np
 
 from nearcast.engines import ENGINES
 from nearcast.engines.base import Effort, Index, Resources
-from nearcast.files import finish, fresh_folder
+from nearcast.files import finish, fresh_folder, is_done, verify
 from nearcast.join.constraints import open_constraints
 from nearcast.join.rank import RankSettings, rank_neighbors
+from nearcast.mapped import map_array
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Side, open_side
 from nearcast.types import IntArray, Metric, Neighbors, Progress
@@ -88,6 +89,8 @@ def open_index(
 ) -> tuple[Index, Side]:
     """The index and the items, opened once per process and not once per task."""
     side = open_side(items)
+    if is_done(index):
+        verify(index, contents=False)
     chosen = ENGINES[engine]
     settings = chosen.settings.model_validate(dict(engine_settings))
     return chosen.open(index, side.vectors, metric, settings), side
@@ -95,8 +98,7 @@ def open_index(
 
 def read_result(folder: Path) -> Neighbors:
     """What `do_task` has written, mapped rather than read."""
-    positions = np.load(folder / "positions.npy", mmap_mode="r")
-    return Neighbors(positions, np.load(folder / "scores.npy", mmap_mode="r"))
+    return Neighbors(map_array(folder / "positions.npy"), map_array(folder / "scores.npy"))
 
 
 def result_lengths(tasks: Sequence[JoinTask], n: int) -> IntArray:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.errors import DamagedError
 from nearcast.types import IntArray
 
 __all__ = ["hash_ids", "order_of", "positions_of", "read_ids", "repeats", "shared_positions", "to_ids", "write_ids"]
@@ -93,6 +94,11 @@ def write_ids(path: Path, ids: pa.Array) -> None:
 
 
 def read_ids(path: Path) -> pa.Array:
-    """Ids as one array, mapped from the file rather than read."""
-    column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id")
+    """Return ids as one array, mapped from the file rather than read. Raise DamagedError where it is not whole."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # offsets beyond the text would be read beyond the file
+        column = table.column("id")
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} is damaged ({error}); remove {path.parent} and run again") from error
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.files import finish, fresh_folder
+from nearcast.files import finish, fresh_folder, verify
 from nearcast.sources.check import Kept, Scan
 from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
@@ -44,7 +44,8 @@ class Side:
 
 
 def open_side(folder: Path) -> Side:
-    """Open what `ingest` has written."""
+    """Open what `ingest` has written, once every file has the size that it was written with. Raise DamagedError."""
+    verify(folder, contents=False)
     return Side(
         folder,
         FileVectors.open(folder / "vectors.npy"),
