@@ -12,18 +12,20 @@ import random
 import shutil
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 from nearcast import files
 from nearcast.errors import BusyError, NotFoundError, StoreError
-from nearcast.stores.base import Changes, OverlayEntry, Pointer, Space
+from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry, Pointer, Space
 from nearcast.stores.names import checked_generator, is_generator, version_name
 
 PAGE = 1000  # rows that a reader takes at once
 WAIT = 30.0  # seconds for another process that writes to the overlay
 OVERLAY = """
 create table if not exists entries (key blob primary key, serial integer not null unique, entry blob not null);
-create table if not exists state (epoch integer not null, serial integer not null)
+create table if not exists state (epoch integer not null, serial integer not null);
+create table if not exists tokens (token text primary key, until real not null)
 """
 
 
@@ -104,6 +106,9 @@ class SqliteStore:
     def overlay(self, generator):
         return Overlay(self.folder(generator) / "overlay.db")
 
+    def now(self):
+        return time.time()  # one machine, one clock
+
     def close(self):
         pass
 
@@ -169,9 +174,6 @@ class Reader:
         keys = [key for (key,) in self.all(f"select key from {space} order by key")]
         return sorted(random.Random(seed).sample(keys, min(count, len(keys))))
 
-    def check(self):
-        pass  # SQLite finds out while it reads
-
     def close(self):
         self.database.close()
 
@@ -222,6 +224,30 @@ class Overlay:
             rows = database.execute("select entry from entries where serial > ? order by serial", (after,))
             return Changes(now, newest, tuple(OverlayEntry.from_bytes(row[0]) for row in rows))
 
+    def get(self, key):
+        if not self.path.exists():
+            return None
+        with self.begin("immediate") as database:
+            row = database.execute("select entry from entries where key = ?", (key,)).fetchone()
+            return row[0] if row else None
+
+    def exchange(self, entry, held, *, token="", now=0.0):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.begin("immediate") as database:
+            database.execute("delete from tokens where until <= ?", (now,))
+            if token and database.execute("select 1 from tokens where token = ?", (token,)).fetchone():
+                return Exchanged.REPEATED
+            row = database.execute("select entry from entries where key = ?", (entry.key(),)).fetchone()
+            if (row[0] if row else None) != held:
+                return Exchanged.CHANGED
+            if token:
+                database.execute("insert into tokens values (?, ?)", (token, now + TOKEN_SECONDS))
+            epoch, serial = self.state(database)
+            new = (entry.key(), serial + 1, entry.to_bytes())
+            database.execute("insert or replace into entries values (?, ?, ?)", new)
+            self.keep(database, epoch, serial + 1)
+            return Exchanged.WRITTEN
+
     def purge(self, keys, *, upto):
         if not self.path.exists():
             return
@@ -229,6 +255,3 @@ class Overlay:
             epoch, serial = self.state(database)
             database.executemany("delete from entries where key = ? and serial <= ?", [(key, upto) for key in keys])
             self.keep(database, epoch + 1, serial)
-
-    def repair(self):
-        self.changes()  # a file that cannot be read is an error: put back a copy of it, or remove it

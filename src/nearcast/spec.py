@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from nearcast.errors import SpecError
+from nearcast.files import path_fault
 from nearcast.types import Metric
 from nearcast.webhook import parse_webhook, shorten_url
 
@@ -366,6 +367,8 @@ class GeneratorSpec(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if fault := path_fault(self.out):
+            raise ValueError(f"out: {fault}")
         if self.queries is not None and self.items.weight is not None:
             raise ValueError("weight is the traffic of queries: write it in [queries]")
         for column in self.score.columns:
@@ -448,6 +451,7 @@ def read_tables(path: Path, way_out: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else error  # which names the file again
+        way_out = path_fault(str(path)) or way_out
         raise SpecError(f"{path} cannot be read: {what}; {way_out}") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error

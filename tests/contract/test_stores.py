@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import STORES, open_store
-from nearcast.stores.base import Event, OverlayEntry, Pointer, Space, Store
+from nearcast.stores.base import TOKEN_SECONDS, Event, Exchanged, OverlayEntry, Pointer, Space, Store
 
 WORKER = Path(__file__).with_name("store_worker.py")
 OWN_STORE = Path(__file__).resolve().parents[2] / "examples" / "own_store"
@@ -471,6 +471,24 @@ def test_the_overlay_takes_long_keys_and_every_character(store):
     assert list(log.changes().entries) == long + odd
     log.purge([long[0].key()], upto=100)
     assert list(log.changes().entries) == long[1:] + odd
+
+
+def test_an_exchange_is_made_only_where_nothing_came_in_between_and_with_a_token_once(store):
+    log = store.overlay(SHOP)
+    first, second = OverlayEntry("p", "spent", 1, 1.0), OverlayEntry("p", "spent", 2, 2.0)
+    assert log.get(first.key()) is None
+    assert log.exchange(second, b"{}") is Exchanged.CHANGED
+    assert log.exchange(first, None) is Exchanged.WRITTEN
+    assert log.exchange(second, None) is Exchanged.CHANGED
+    assert log.get(first.key()) == first.to_bytes()
+    before = log.changes()
+    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=10.0) is Exchanged.WRITTEN
+    assert log.exchange(first, second.to_bytes(), token="é" * 300, now=11.0) is Exchanged.REPEATED
+    assert log.exchange(first, second.to_bytes(), token="u", now=11.0 + TOKEN_SECONDS) is Exchanged.WRITTEN
+    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=12.0 + TOKEN_SECONDS) is Exchanged.WRITTEN
+    after = log.changes(epoch=before.epoch, serial=before.serial)
+    assert (after.epoch, after.serial, [entry.value for entry in after.entries]) == (before.epoch, 4, [2])
+    assert abs(store.now() - time.time()) < 60
 
 
 def test_writers_of_the_overlay_in_several_processes_lose_nothing(store, place):

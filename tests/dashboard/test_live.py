@@ -135,7 +135,8 @@ def test_the_page_asks_for_the_token_then_shows_what_is_served_live(
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.locator("table.generators").wait_for()
-    assert page.locator("h1").inner_text() == "All is well"
+    assert page.locator("h1").inner_text() == "1 of 1 generator is not monitored"
+    assert "No monitor has looked yet." in page.locator("table.generators").inner_text()
     assert "live" in page.locator(".made").inner_text()
     _look_into_a_list(page)
     assert page.evaluate("window.taken") is None

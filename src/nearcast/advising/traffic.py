@@ -6,10 +6,9 @@ Knows nothing of vectors, or of what the traffic is wanted for.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import BudgetError, InputError
-from nearcast.parquet import open_dataset
+from nearcast.sources.parquet_files import open_parquet
 from nearcast.types import IntArray, Progress, no_progress
 
 __all__ = ["Day", "Traffic", "read_traffic"]
@@ -64,23 +63,25 @@ def read_traffic(
     count: str | None = None,
     memory_bytes: int = DEFAULT_MEMORY,
     progress: Progress = no_progress,
+    note: Callable[[str], None] | None = None,
 ) -> Traffic:
     """Count the requests of each key, and of each day where the log has times.
 
     path: a Parquet file, a folder of them or a glob. key: column of integers or strings. time: timestamps (days are
     UTC), dates, ISO 8601 text, or whole numbers of days or weeks. count: column with how often; once a row without.
+    note: told of files that were skipped.
     Memory grows with the different keys of a day, not with the rows: BudgetError beyond `memory_bytes`. InputError
     for a missing column, a type that is no key or time, or a count below 0.
     """
-    data = _dataset(path)
-    for name in (key, time, count):
-        if name is not None and name not in data.schema.names:
-            raise InputError(f"{path} has no column {name!r}; its columns are {', '.join(data.schema.names)}")
-    total, done = data.count_rows(), 0
+    data = open_parquet(path, Path(), "the log", "check the path of the log")
+    data.tell(note)
+    columns = list(dict.fromkeys(name for name in (key, time, count) if name is not None))
+    data.need_columns(columns)
+    total, done = data.n_rows, 0
     merged: pa.Table | None = None
     waiting: list[pa.Table] = []
     lost = 0
-    for batch in _batches(data, list(dict.fromkeys(name for name in (key, time, count) if name is not None)), path):
+    for batch in data.batches(columns, BATCH_ROWS):
         rows = _rows(batch, key, time, count, path)
         lost += len(batch) - len(rows)
         waiting.append(_counted(rows))
@@ -93,24 +94,6 @@ def read_traffic(
         raise InputError(f"{path} holds no requests: {total:,} rows, {lost:,} without a key; check --key and the path")
     named = None if time is None else str if pa.types.is_integer(data.schema.field(time).type) else _date
     return _traffic(merged, named, total, lost)
-
-
-def _dataset(path: Path) -> Any:
-    folder = path.is_dir()
-    found = [path] if folder or path.is_file() else sorted(path.parent.glob(path.name))
-    if not found:
-        raise InputError(f"no Parquet file at {path}; check the path of the log")
-    try:
-        return open_dataset(str(path) if folder else [str(p) for p in found])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not readable as Parquet: {error}") from error
-
-
-def _batches(data: Any, columns: list[str], path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from data.to_batches(columns=columns, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); write it again") from error
 
 
 def _rows(batch: pa.RecordBatch, key: str, time: str | None, count: str | None, path: Path) -> pa.Table:

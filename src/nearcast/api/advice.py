@@ -49,8 +49,10 @@ def head(
     to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
     """
     bytes_given = {} if memory is None else {"memory_bytes": memory}
-    progress = (listener or Listener()).progress
-    traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=progress, **bytes_given)
+    listener = listener or Listener()
+    traffic = read_traffic(
+        Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note, **bytes_given
+    )
     found = find_head(traffic, coverage, by_tomorrow=by_tomorrow, held_out_days=held_out_days)
     if to is not None:
         write_head(traffic, found, Path(to), column=column)
@@ -80,7 +82,9 @@ def advise(
     listener, traffic = listener or Listener(), None
     parsed, folder = (None, Path()) if spec is None else resolve(spec, None, None, None)
     if log is not None:
-        traffic = read_traffic(Path(log), key=key, time=time, count=count, progress=listener.progress)
+        traffic = read_traffic(
+            Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note
+        )
     given = parse_model(Numbers, dict(numbers or {}), "the numbers")
     place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
     return ask(
@@ -121,7 +125,12 @@ def replay(
     place = place_of_spec(parsed, folder / parsed.out)
     asked = parsed.model_copy(update={"out": str(place.out.absolute())})
     run_context = prepare(asked, folder, listener or Listener())
-    requests = read_log(Path(log) if isinstance(log, str | Path) else log, sample=sample, seed=parsed.seed)
+    requests = read_log(
+        Path(log) if isinstance(log, str | Path) else log,
+        sample=sample,
+        seed=parsed.seed,
+        note=run_context.listener.note,
+    )
     with contextlib.ExitStack() as held:
         opened = held.enter_context(opened_store(store, place))
         table = None if expansion is None else held.enter_context(open_expansion(opened, expansion))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,10 +113,12 @@ def publish_table(
     """
     place = place_in_store_of(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
-    rows = most_engaged(log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns), columns, table)
+    listener = listener or Listener()
+    found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
+    rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
         done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
-    note(listener or Listener(), record_publication(place.out, done))
+    note(listener, record_publication(place.out, done))
     return done
 
 
@@ -140,12 +143,18 @@ def roll_back(
 
 
 def expand(
-    spec: str | Path | Mapping[str, Any], *, base: str | Path | None = None, store: StoreLike | None = None
+    spec: str | Path | Mapping[str, Any],
+    *,
+    base: str | Path | None = None,
+    store: StoreLike | None = None,
+    as_of: float | str | datetime | None = None,
 ) -> Expanded:
     """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
 
     spec: a path to a TOML file, or a mapping. store: in place of the spec's.
     base: the folder that its paths are relative to; the spec file's own, else the current one.
+    as_of: when ads and links were exported: seconds since 1970, a datetime or ISO 8601, UTC where it names no zone. By
+    default when the older file was last changed. What the overlay said of an ad after that stays in force.
     Raises as `nearcast.publishing.expansion.publish_expansion` does.
     """
     if isinstance(spec, str | Path):
@@ -156,7 +165,7 @@ def expand(
         parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
     )
     with opened_store(store, place) as opened:
-        return expand_files(parsed, folder, opened)
+        return expand_files(parsed, folder, opened, as_of=as_of)
 
 
 def published(

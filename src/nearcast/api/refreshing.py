@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.api.given import OUT, SpecLike, StoreLike, is_name, opened_store, resolve
 from nearcast.api.publications import publish
 from nearcast.api.runs import run as run_spec
+from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listen import Listener
 from nearcast.monitoring.watch import Watched, watch
@@ -28,24 +30,32 @@ def monitor(
     store: StoreLike | None = None,
     out: str | Path | None = None,
     samples: str | Path | None = None,
+    base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Watched:
     """Check the newest run against its promise and its usual figures, and what is served against today's items.
 
     generator: a spec, whose items are today's; for a name only the runs are checked.
+    base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
     samples: folder where services leave the keys that they were asked for; "lookups" below `out`.
-    What is found is kept in the history, <out>/history.sqlite. Raises NotFoundError where there is neither a run nor
+    What is found is kept in the history, <out>/history.sqlite. A store that cannot be read is an alert, and the error
+    is in `failure`. Raises NotFoundError where there is neither a run nor
     anything published; InputError for items or queries that do not pass the checks.
     """
     listener = listener or Listener()
     if is_name(generator):
         place = place_in_store(str(generator), Path(out or OUT))
         return watch(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
-    spec, folder = resolve(generator, None, None, None)
+    spec, folder = resolve(generator, base, None, None)
     place = place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
     found = Path(samples) if samples is not None else place.out / SAMPLES
-    with opened_store(store, place) as opened:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(opened_store(store, place))
+        except StoreError as error:  # what the runs say is said all the same
+            at = place.out, place.generator
+            return watch(*at, listener, run=None, store=None, samples=found, failure=error)
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
@@ -83,7 +93,8 @@ def refresh(
     not copied. Raises what `run` and `publish` raise, and then readers keep what they had: PromiseError for a
     snapshot below its promise, AuditError for one that failed its audit, BusyError while another process is at it.
     """
-    made = run_spec(spec, listener=listener)
-    done = publish(str(spec), store=store, listener=listener)
-    watched = monitor(str(spec), store=store, listener=listener) if watch_too else None
+    parsed, folder = resolve(Path(spec), None, None, None)  # once: the file may change meanwhile
+    made = run_spec(parsed, base=folder, listener=listener)
+    done = publish(parsed, store=store, out=folder / parsed.out, listener=listener)
+    watched = monitor(parsed, base=folder, store=store, listener=listener) if watch_too else None
     return Refreshed(made.snapshot, made.reused, done, watched)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nearcast.api.given import SpecLike, note, resolve
-from nearcast.errors import PromiseError
+from nearcast.errors import NearcastError, PromiseError
+from nearcast.history.moves import live_of, rejected_versions
 from nearcast.history.record import record_run
+from nearcast.history.store import read
+from nearcast.join.baseline import Baseline
 from nearcast.join.listen import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.table.snapshot import Snapshot
@@ -35,14 +38,26 @@ def run(
     """
     parsed, folder = resolve(spec, base, items, queries)
     listener = listener or Listener()
+    given: dict[str, Any] = {"items": items, "queries": queries, "listener": listener, "again": again}
     try:
-        outcome = run_generator(parsed, folder, items=items, queries=queries, listener=listener, again=again)
+        outcome = run_generator(parsed, folder, **given, baseline=_baseline(folder / parsed.out, parsed.name, listener))
     except PromiseError as error:
         if isinstance(error.snapshot, Snapshot):
             note(listener, record_run(folder / parsed.out, error.snapshot))
         raise
     note(listener, record_run(folder / parsed.out, outcome.snapshot))
     return outcome
+
+
+def _baseline(out: Path, generator: str, listener: Listener) -> Baseline:
+    """What the history knows of earlier snapshots; nothing where it cannot be read."""
+    try:
+        moves = read(out, generator, ["publish", "rollback"])
+    except NearcastError as error:
+        listener.note(f"the lists are compared with those of the newest snapshot, not of the served one: {error}")
+        return Baseline()
+    live = live_of(moves)
+    return Baseline(None if live is None else live.version, frozenset(rejected_versions(moves)))
 
 
 def check(

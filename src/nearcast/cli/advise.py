@@ -17,7 +17,7 @@ from nearcast.advising.costs import PER_KEY, Advice
 from nearcast.advising.draw import draw_advice
 from nearcast.api.advice import advise as ask
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option, size, stretch
+from nearcast.cli.shared import LocalPath, as_json, console, json_option, size, stretch
 from nearcast.types import Metric
 
 __all__ = ["advise"]
@@ -45,13 +45,11 @@ def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--online-engine", default="faiss-hnsw", show_default=True, help="The online index: or faiss-ivf.")
 @click.option(
     "--rates",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Rates of a machine: read, or written.",
 )
-@click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file."
-)
+@click.option("--picture", type=LocalPath(dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file.")
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
 def advise(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.cli.shared import as_json, json_option, out_option, size
+from nearcast.cli.shared import LocalPath, as_json, json_option, out_option, size
 from nearcast.dashboard.write import write_page
 from nearcast.publishing.where import store_url
 from nearcast.spec import Publishing
@@ -21,7 +21,7 @@ __all__ = ["dashboard"]
 @click.option(
     "--file",
     "path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Where to write it; OUT/dashboard.html.",
 )

@@ -13,7 +13,7 @@ from nearcast.advising.draw import draw_head
 from nearcast.advising.head import HELD_OUT_DAYS, Head, Point
 from nearcast.api.advice import head as find
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option
+from nearcast.cli.shared import LocalPath, as_json, console, json_option
 from nearcast.spec import parse_bytes
 
 __all__ = ["head"]
@@ -34,13 +34,11 @@ __all__ = ["head"]
     show_default=True,
     help="Last days to hold out.",
 )
-@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the keys there.")
+@click.option("--to", type=LocalPath(dir_okay=False), metavar="FILE", help="Write the keys there.")
 @click.option(
     "--column", default="id", show_default=True, help="What that file calls the keys: the queries' id column."
 )
-@click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file."
-)
+@click.option("--picture", type=LocalPath(dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file.")
 @click.option("--memory", metavar="SIZE", help='What counting may take, such as "4GB".')
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
 @json_option

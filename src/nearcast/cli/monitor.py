@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nearcast.api.refreshing import monitor as look
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option, stretch
+from nearcast.cli.shared import LocalPath, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.errors import AlertError, SpecError
 from nearcast.history.store import read
 from nearcast.monitoring.alert import CHECKS, Alert
@@ -58,7 +58,7 @@ def webhook_of(_context: click.Context, _parameter: click.Parameter, value: str 
 @out_option
 @click.option(
     "--samples",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="FOLDER",
     help="Where services leave the keys that they were asked for; OUT/lookups.",
 )
@@ -75,7 +75,7 @@ def webhook_of(_context: click.Context, _parameter: click.Parameter, value: str 
 )
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Draw the history into a .svg, .png or .pdf file.",
 )
@@ -134,7 +134,12 @@ def post_alerts(url: str | None, watched: Watched) -> None:
 
 
 def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
-    """AlertError where one of these checks has found something; "any" is all of them."""
+    """Raise why what is served could not be looked at, if it could not; AlertError for a finding of these checks.
+
+    fail_on: names of checks; "any" is all of them.
+    """
+    if watched.failure is not None:
+        raise watched.failure
     failing = [alert.check for alert in watched.alerts if "any" in fail_on or alert.check in fail_on]
     if failing:
         raise AlertError(
@@ -152,7 +157,9 @@ def report(watched: Watched) -> Group:
     if watched.served is not None:
         parts += ["", _served_table(watched.served)]
     parts.append("")
-    parts.append(_alert_table(watched.alerts) if watched.alerts else Text("nothing is wrong", style="green"))
+    if watched.users_get:
+        parts += [Text(watched.users_get), ""]
+    parts.append(_alert_table(watched.alerts) if watched.alerts else Text(watched.verdict, style="green"))
     return Group(*parts)
 
 
@@ -162,7 +169,7 @@ def _alert_table(alerts: tuple[Alert, ...]) -> Table:
     table.add_column("text")
     for alert in alerts:
         follows = f" (from this, most likely: {', '.join(alert.follows)})" if alert.follows else ""
-        table.add_row(alert.check, escape(alert.text + follows))
+        table.add_row(alert.check, escape(f"{alert.headline}. {alert.text}{follows}"))
     return table
 
 
@@ -179,10 +186,15 @@ def _served_table(served: Served) -> Table:
     table.add_row("snapshot", served.snapshot, f"{stretch(served.age_seconds)} old")
     table.add_row("sample", f"{served.sample:,}", f"of {whose}")
     if served.recall is not None and served.recall_low is not None and served.recall_high is not None:
-        meaning = f"among today's items; {served.recall_low:.2%} to {served.recall_high:.2%}; when made "
+        removed = " that are not removed" if served.removed_items else ""
+        meaning = f"among today's items{removed}; {served.recall_low:.2%} to {served.recall_high:.2%}; when made "
         table.add_row("recall", f"{served.recall:.2%}", f"{meaning}{served.recall_when_made:.2%}")
     table.add_row("gone", f"{served.dead:.2%}", "candidates that are no items any more")
-    table.add_row("missed", f"{served.misses:.2%}", "keys that the table does not have")
+    if served.removed_items:
+        meaning = f"candidates that the overlay removes, by {served.removed_items:,} items; they are not missed"
+        table.add_row("removed", f"{served.removed:.2%}", meaning)
+    keys = "keys" if served.sampled == "look-ups" else "queries of today"
+    table.add_row("missed", f"{served.misses:.2%}", f"{keys} that the table does not have")
     if served.fallbacks is not None:
         table.add_row("stood in", f"{served.fallbacks:.2%}", "answered by something else than the key's own list")
     if served.refresh_seconds is not None:

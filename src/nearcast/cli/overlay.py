@@ -21,6 +21,7 @@ from nearcast.serve.overlay import Overlay, fits, open_overlay
 
 __all__ = ["overlay", "span_of"]
 
+CLOCKS_DIFFER_SECONDS = 5.0
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -66,10 +67,22 @@ def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _end(span: float | None, until: float | None) -> float | None:
+def _check_end(span: float | None, until: float | None) -> None:
     if span is not None and until is not None:
         raise click.UsageError("give --for or --until, not both")
-    return until if span is None else time.time() + span
+
+
+def _end(span: float | None, until: float | None, opened: Overlay) -> float | None:
+    """When it ends, by the store's clock: this machine's may be behind."""
+    return until if span is None else opened.now() + span
+
+
+def _say_clock(opened: Overlay) -> None:
+    """Warn where this machine's clock is not the store's. The store's counts; --until and file times may be wrong."""
+    ahead = time.time() - opened.now()
+    if abs(ahead) > CLOCKS_DIFFER_SECONDS:
+        which = "ahead of" if ahead > 0 else "behind"
+        click.echo(f"warning: this machine's clock is {abs(ahead):.0f} s {which} the store's, which counts", err=True)
 
 
 def _opened(generator: str, store: str | None, out: Path) -> contextlib.AbstractContextManager[Overlay]:
@@ -92,8 +105,10 @@ def remove(
     out: Path,
 ) -> None:
     """Take items out of every answer, for good or for a while."""
+    _check_end(span, until)
     with _opened(generator, store, out) as opened:
-        opened.remove(items, until=_end(span, until), note=note)
+        opened.remove(items, until=_end(span, until, opened), note=note)
+        _say_clock(opened)
         _say("removed", items, opened)
 
 
@@ -131,12 +146,36 @@ def set_(
     out: Path,
 ) -> None:
     """Give columns of ITEM newer values. VALUE is JSON, or text as it stands."""
-    end = _end(span, until)
+    _check_end(span, until)
     with _opened(generator, store, out) as opened:
         columns = opened.facts().get("columns", {})
         updates = [(item, *_assignment(text, columns)) for text in values]
-        opened.update_many(updates, until=end, note=note)
+        opened.update_many(updates, until=_end(span, until, opened), note=note)
+        _say_clock(opened)
         _say("updated", (item,), opened)
+
+
+@overlay.command(cls=NegativeIds)
+@click.argument("item")
+@click.argument("field")
+@click.argument("amount", type=float)
+@click.option("--token", default="", help="Id of this step: within a day it is done once, however often it is sent.")
+@click.option("--note", default="", help="Why, for those who list it.")
+@store_option
+@out_option
+@click.pass_obj
+def add(
+    generator: str, item: str, field: str, amount: float, token: str, note: str, store: str | None, out: Path
+) -> None:
+    """Add AMOUNT to a number of ITEM, such as what was spent; below 0 takes away. Prints the new number.
+
+    One step: what several processes add at the same time adds up. It counts from the overlay's value, or else from
+    the current table's.
+    """
+    with _opened(generator, store, out) as opened:
+        whole = int(amount) if amount.is_integer() else amount
+        click.echo(json.dumps(opened.add(item, field, whole, note=note, token=token)))
+        _say_clock(opened)
 
 
 @overlay.command("list")
@@ -162,17 +201,6 @@ def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
         console().print(overlay_table(entries, there, now))
     else:
         console().print(f"the overlay of {generator} is empty", markup=False)
-
-
-@overlay.command("repair")
-@store_option
-@out_option
-@click.pass_obj
-def repair_(generator: str, store: str | None, out: Path) -> None:
-    """Heal an overlay that was damaged or lost, with what is left of it; says what may be lost."""
-    with _opened(generator, store, out) as opened:
-        said = opened.repair()
-    click.echo(f"the overlay of {generator} is whole" if said is None else f"repaired: {said}", err=True)
 
 
 def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:

@@ -123,6 +123,8 @@ def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
     text.append(_promise_text(manifest["promise"]))
     if manifest["promise"]["reason"]:
         text.append(f" ({manifest['promise']['reason']})", style="not bold")
+    if manifest.get("ties"):
+        text.append(f"\nwarning: {manifest['ties']}", style="not bold yellow")
     return text
 
 
@@ -142,7 +144,8 @@ def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
     table.add_column("value", justify="right")
     table.add_column("", style="dim")
     measures = manifest["measures"]
-    for name in (n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))):
+    hidden = SUMMED_UP if manifest.get("ties") else (*SUMMED_UP, "score_ties")
+    for name in (n for n in MEASURES if n in measures and n not in hidden and not n.endswith(("_low", "_high"))):
         meaning = MEASURES[name].meaning
         if f"{name}_low" in measures:
             low, high = (format_value(f"{name}_{end}", measures[f"{name}_{end}"]) for end in ("low", "high"))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nearcast.api.advice import replay as replay_log
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option, store_option
+from nearcast.cli.shared import LocalPath, as_json, console, json_option, store_option
 from nearcast.replaying.draw import draw_replay
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["replay"]
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("log", type=click.Path(path_type=Path, exists=True))
+@click.argument("log", type=click.Path(path_type=Path))
 @click.option(
     "--snapshot", "versions", type=int, multiple=True, help="Version to replay; may be given twice. The current one."
 )
@@ -35,7 +35,7 @@ __all__ = ["replay"]
     "--online-engine", type=click.Choice(["faiss-hnsw", "faiss-ivf"]), default="faiss-hnsw", show_default=True,
     help="Engine of the online index.",
 )  # fmt: skip
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .svg, .png or .pdf.")
+@click.option("--picture", type=LocalPath(dir_okay=False), help="Draw it: .svg, .png or .pdf.")
 @store_option
 @json_option
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -13,7 +13,7 @@ import click
 
 from nearcast.api.comparing import explain
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import out_option
+from nearcast.cli.shared import LocalPath, out_option
 from nearcast.errors import NearcastError, NotFoundError, SpecError
 from nearcast.publishing.where import store_url
 from nearcast.serve.ads_table import is_expansion
@@ -98,7 +98,7 @@ def _bytes(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 )
 @click.option(
     "--samples",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="FOLDER",
     help="Leave a sample of the keys that are asked for there, for `nearcast monitor`; OUT/lookups.",
 )

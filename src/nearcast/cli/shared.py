@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from nearcast.files import path_fault
+
 __all__ = [
+    "LocalPath",
     "NegativeIds",
     "as_json",
     "console",
@@ -42,7 +46,7 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --out."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         default=Path("nearcast"),
         envvar="NEARCAST_OUT",
         show_default=True,
@@ -56,12 +60,26 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--store", metavar="URL", help=text)(command)
 
 
+class LocalPath(click.Path):
+    """A path that may have to be made: a URL, or `~` and `$NAME` that no shell has replaced, would make odd folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As ever, after a look at the text."""
+        fault = None if os.path.lexists(value) else path_fault(os.fspath(value))
+        if fault:
+            self.fail(fault, param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class NegativeIds(click.Command):
     """A command to which an id such as -1 is an id, and no unknown option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As ever, unless a number begins with a minus: no option of ours is a digit."""
-        ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]+", word) for word in args)
+        ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]*\.?[0-9]+(e-?[0-9]+)?", word) for word in args)
         return super().parse_args(ctx, args)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nearcast.api.tuning import tune as tune_spec
 from nearcast.cli.listen import listening
-from nearcast.cli.shared import as_json, console, json_option, size, stretch
+from nearcast.cli.shared import LocalPath, as_json, console, json_option, size, stretch
 from nearcast.errors import MissingExtraError
 from nearcast.spec import parse_bytes
 from nearcast.tuning.draw import draw_frontier
@@ -36,7 +36,7 @@ MOST_SHOWN = 12
 @click.option("--memory", metavar="SIZE", help='Memory of the whole job, such as "4GB"; the spec\'s.')
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Draw the frontier there (.svg, .png or .pdf), beside <out>/GENERATOR/tuning/frontier.svg.",
 )

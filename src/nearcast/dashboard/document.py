@@ -17,9 +17,11 @@ from nearcast.measure.measures import MEASURES
 from nearcast.table.snapshot import list_generators
 from nearcast.version import __version__
 
-__all__ = ["FORMAT", "Pages", "around", "document", "generators_of"]
+__all__ = ["FORMAT", "Pages", "around", "document", "generators_of", "headline_of"]
 
 FORMAT = 1
+DAY_SECONDS = 86_400.0
+STALE_SECONDS = 2 * DAY_SECONDS  # since the monitor last looked: then it is said how long ago that was
 QUERIES = 6  # of every kind, for a generator
 MOST_QUERIES = 400  # of every kind, for all of them: lists are most of the file
 Removals = Callable[[str], Removal]
@@ -80,9 +82,31 @@ def around(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "nearcast": __version__,
         "made": time.time(),
         "live": False,
+        "headline": headline_of([page["state"] for page in pages], now=time.time()),
         "measures": {name: _measure(row) for name, row in MEASURES.items()},
         "generators": list(pages),
     }
+
+
+def headline_of(states: Sequence[Mapping[str, Any]], *, now: float) -> dict[str, str]:
+    """Return how these generators stand together, in a line with its level. `now` in seconds since 1970."""
+    levels = [state["level"] for state in states]
+    many = len(levels)
+    for level, one, more in (
+        ("bad", "is in trouble", "are in trouble"),
+        ("warn", "deserves a look", "deserve a look"),
+        ("unknown", "is not monitored", "are not monitored"),
+        ("idle", "has not run yet", "have not run yet"),
+    ):
+        count = levels.count(level)
+        if count:
+            generators = "generator" if many == 1 else "generators"
+            return {"level": level, "text": f"{count} of {many} {generators} {one if count == 1 else more}"}
+    ago = now - min((state["looked"] for state in states if state["looked"] is not None), default=now)
+    if ago > STALE_SECONDS:
+        days = f"{ago / DAY_SECONDS:.0f} days"
+        return {"level": "ok", "text": f"Nothing was wrong when the monitor last looked at all of them, {days} ago"}
+    return {"level": "ok", "text": "All is well" if many == 1 else f"All {many} generators are well"}
 
 
 def _worst_first(page: Mapping[str, Any]) -> tuple[Any, ...]:

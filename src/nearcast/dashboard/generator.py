@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.dashboard.series import pass_series, rounded, run_series
-from nearcast.dashboard.state import live_of, newest_runs, state_of
 from nearcast.errors import NearcastError
 from nearcast.history.store import Event
+from nearcast.monitoring.standing import live_of, newest_runs, state_of
 from nearcast.table.snapshot import find_snapshot
 
 __all__ = ["generator_page", "read_plain", "tuned_at"]
@@ -48,7 +48,8 @@ def generator_page(out: Path, name: str, events: Sequence[Event]) -> dict[str, A
         "distributions": _distributions(runs, events),
         "frontier": _frontier(out, name),
         "replay": _replay(out, name, events),
-        "manifest": _manifest(out, name),
+        "compared_with": (last or {}).get("compared_with"),
+        "manifest": _manifest(out, name, runs[-1].version if runs else None),
     }
 
 
@@ -58,8 +59,8 @@ def marks_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     spoken: set[str] = set()
     for event in events:
         if event.kind == "monitor":
-            now = {str(alert["check"]): str(alert["text"]) for alert in event.facts["alerts"]}
-            marks += [_mark(event, "alert", f"{check}: {text}") for check, text in now.items() if check not in spoken]
+            now = {str(a["check"]): f"{a.get('title') or a['check']}: {a['text']}" for a in event.facts["alerts"]}
+            marks += [_mark(event, "alert", text) for check, text in now.items() if check not in spoken]
             spoken = set(now)
         elif event.kind == "rollback":
             marks.append(_mark(event, "rollback", f"rolled back to {event.version or 0:06d}"))
@@ -162,9 +163,9 @@ def _replay(out: Path, name: str, events: Sequence[Event]) -> dict[str, Any] | N
     return dict(told) if isinstance(stages, list) and stages else None
 
 
-def _manifest(out: Path, name: str) -> dict[str, Any] | None:
+def _manifest(out: Path, name: str, version: int | None) -> dict[str, Any] | None:
     try:
-        manifest = find_snapshot(out, name).manifest
+        manifest = find_snapshot(out, name, version).manifest
     except NearcastError:
         return None
     return {key: value for key, value in manifest.items() if key not in HIDDEN}

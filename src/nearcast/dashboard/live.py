@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nearcast.dashboard.brief import brief
-from nearcast.dashboard.document import Pages, around, generators_of
+from nearcast.dashboard.document import Pages, around, generators_of, headline_of
 from nearcast.dashboard.lists import columns_shown, compared, difference, keys_like, labels_of, shown
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
-from nearcast.dashboard.words import LEVELS, TROUBLES
 from nearcast.errors import NearcastError, NotFoundError
+from nearcast.monitoring.words import LEVELS, TROUBLES
 from nearcast.serve.pages import Page, PageRequest
 from nearcast.serve.replies import RefusedError, Reply
 from nearcast.serve.service import Service, columns_in
@@ -95,6 +95,7 @@ class _Live:
     made: float = -FRESH_SECONDS  # on the monotonic clock
     pages: Pages = field(init=False)
     document: dict[str, Any] = field(default_factory=dict)
+    astray: dict[str, float] = field(default_factory=dict)  # generator: since when its store is not followed
 
     def __post_init__(self) -> None:
         self.pages = Pages(self.out)
@@ -168,6 +169,7 @@ class _Live:
         pages = [self._with_state(page, states.get(page["name"])) for page in self.document["generators"]]
         pages.sort(key=lambda page: page["state"]["level"] not in ("bad", "warn"))  # stable: the worst stay first
         return self.document | {
+            "headline": headline_of([page["state"] for page in pages], now=time.time()),
             "generators": [brief(page) for page in pages],
             "live": True,
             "now": time.time(),
@@ -189,8 +191,15 @@ class _Live:
         if state is None:
             return page
         since = (page["live"] or {}).get("since", now - state.age_seconds)
+        known = page["live"] or {}
         page["live"] = {"version": state.version, "since": since, "made": now - state.age_seconds}
-        return _not_following(page, now) if state.error else page
+        if known.get("version") != state.version:  # published from elsewhere, or not followed yet
+            seen = f"This service answers from snapshot {state.version:06d}."
+            page["state"] = page["state"] | {"seen": seen, "became": ""}
+        if not state.error:
+            self.astray.pop(name, None)
+            return page
+        return _not_following(page, self.astray.setdefault(name, now))
 
     def _view(self, name: str) -> View:
         return self.service.generator(name).lookup.view()
@@ -222,13 +231,18 @@ def _snapshots(out: Path, name: str) -> list[Snapshot]:
     return list_snapshots(out, name)
 
 
-def _not_following(page: dict[str, Any], now: float) -> dict[str, Any]:
-    """A generator whose service answers from an older version than the store has."""
+def _not_following(page: dict[str, Any], since: float) -> dict[str, Any]:
+    """A generator whose service cannot follow its store: it is unreachable, or what is newer cannot be opened."""
     words = TROUBLES["not_following"]
-    told = {"check": "not_following", "title": words.title, "text": "its log says why", "effect": words.effect}
+    told = {
+        "check": "not_following",
+        "title": words.title,
+        "text": "the store is not reached, or what is newer cannot be opened; the log says why",
+        "effect": words.effect,
+    }
     trouble = told | {
         "level": words.level,
-        "since": now,
+        "since": since,
         "version": None,
         "follows": (),
         "evidence": None,

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nearcast.dashboard.state import newest_runs
 from nearcast.history.store import Event
+from nearcast.monitoring.standing import newest_runs
 
 __all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
 
@@ -23,7 +23,7 @@ MEASURED = (
     *("overlap", "fill_rate", "query_coverage", "item_coverage", "exposure_gini", "exposure_top1", "repeats"),
     *("score_p50", "items_drift", "items_shift", "items_moved", "queries_drift", "queries_shift", "queries_moved"),
 )
-SERVED = ("recall", "recall_low", "recall_high", "dead", "misses", "fallbacks", "lookups")
+SERVED = ("recall", "recall_low", "recall_high", "dead", "misses", "fallbacks", "lookups", "removed")
 
 Number = Callable[[Mapping[str, Any]], Any]
 

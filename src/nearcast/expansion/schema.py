@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from nearcast.eligibility.faults import near
 from nearcast.eligibility.kinds import Kind, Type, type_of_column
 from nearcast.errors import InputError
+from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.settings import MONEY_ROLES, TIME_ROLES, Serving, Target
 
-__all__ = ["check_settings", "check_values", "convert_columns"]
+__all__ = ["check_role", "check_settings", "check_values", "convert_columns", "kind_of_role"]
 
 ACCEPTED = "whole numbers up to 2^63 - 1, floats, text, true or false, dates, timestamps, and lists of these"
 MONEY = "whole numbers, floats or decimals"
@@ -301,3 +302,27 @@ def _refuse(ads: pa.Table, name: str, wrong: Any, way_out: str) -> None:
     ad, value = ads["id"][first].as_py(), ads[name][first].as_py()
     more = f" and of {len(rows) - 1:,} more ads" if len(rows) > 1 else ""
     raise InputError(f"{name} of ad {ad!r} (row {first + 1:,}){more} is {value}; {way_out}")
+
+
+def kind_of_role(settings: Serving, name: str) -> str | None:
+    """The role that a column has: bid, budget, spent, starts or ends; None for another column."""
+    return next((role for role in (*MONEY_ROLES, *TIME_ROLES) if getattr(settings.columns, role) == name), None)
+
+
+def check_role(name: str, role: str, value: Any) -> None:
+    """Raise InputError for a value that a column of this role cannot have. None is no limit."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None:
+        return
+    if role in MONEY_ROLES:
+        if not number or not np.isfinite(value):
+            raise InputError(f"{name} is {value!r}, and takes a number")
+        if role == "bid" and value < 0:
+            raise InputError(f"{name} is {value!r}, and takes a number from 0 on")
+    elif number and not abs(value) <= LATEST_SECONDS:
+        raise InputError(f"{name} is {value!r}, and takes seconds since 1970; is it in milliseconds?")
+    else:
+        try:
+            seconds_of_time(value)
+        except InputError as error:
+            raise InputError(f"{name} is {value!r}, and takes a time ({error})") from None

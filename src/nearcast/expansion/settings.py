@@ -6,10 +6,11 @@ Read from TOML once. What is needed to answer is kept with the table in the stor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nearcast.files import path_fault
 from nearcast.spec import parse_model, read_tables
 
 __all__ = [
@@ -100,6 +101,12 @@ class ExpansionSpec(_Table):
     ads: AdSource
     links: LinkSource
     serve: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if fault := path_fault(self.out):
+            raise ValueError(f"out: {fault}")
+        return self
 
 
 def load_expansion_spec(path: Path) -> ExpansionSpec:

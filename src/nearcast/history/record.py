@@ -15,6 +15,10 @@ from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
 
+DECIDES = (  # settings of the spec: lists by others are not comparable
+    *("metric", "k", "exclude_self", "min_score", "caps", "rules", "surplus", "exposure", "score", "rank"),
+)
+
 
 def record_run(out: Path, snapshot: Snapshot) -> str | None:
     """Add a run, once. Returns why it could not be, or None."""
@@ -55,7 +59,11 @@ def run_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What of a snapshot's manifest is worth comparing with other runs."""
     inputs = manifest["inputs"]
     run = manifest["run"]
+    spec = manifest["spec"]
     return {
+        "version": manifest.get("version"),
+        "compared_with": manifest.get("compared_with"),  # by the measures of change; None: the snapshot before
+        "settings": fingerprint({name: spec.get(name) for name in DECIDES}),
         "measures": dict(manifest["measures"]),
         "slices": manifest.get("slices", []),
         "likely_metric": manifest.get("likely_metric"),

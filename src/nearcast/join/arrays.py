@@ -18,7 +18,8 @@ from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effor
 from nearcast.knn.constraints import FREE, Constraints, crossing_items
 from nearcast.knn.exact import exact_join
 from nearcast.measure.recall import sample_rows
-from nearcast.sources.matrix import RowState, lengths_and_states
+from nearcast.measure.ties import tie_warning, tied_share
+from nearcast.sources.matrix import RowState, lengths_and_states, refuse_masked
 from nearcast.spec import parse_bytes, parse_model
 from nearcast.types import (
     VECTOR_DTYPES,
@@ -47,6 +48,7 @@ class JoinReport:
     reached: float | None  # on held-out queries; None where the engine is exact or full effort was taken
     reached_low: float | None  # lower end of its 95% interval
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()  # such as scores that cannot tell items apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def knn_join(
     queries against exact truth, and checked on others. exclude_self: row i of the queries never gets row i
     of the items. k may exceed m: lists are then short. memory: what the join may take beyond the arrays.
     constraints: which items each query may get, how many of a group, and how good; lists may then be short,
-    and recall is that among what the constraints leave.
+    and recall is that among what the constraints leave. `report.warnings` says where scores cannot tell items apart.
 
     Arrays of float16, float32, int8 or uint8 are taken as they are, float64 is rounded to float32. Raises
     InputError for arrays that cannot be joined, SpecError for settings that make no sense.
@@ -140,6 +142,9 @@ def knn_join(
         "join": time.perf_counter() - calibrated,
     }
     report = JoinReport(chosen.name, dict(effort), recall, None, None, seconds)
+    ties = tie_warning(tied_share(best.scores), best.scores, chosen_metric)
+    if ties is not None:
+        report = replace(report, warnings=(ties,))
     if found is not None:
         report = replace(report, reached=found.held_out.value, reached_low=found.held_out.low)
     return JoinResult(best.positions, best.scores, best.lengths, report)
@@ -219,6 +224,7 @@ def _resources(threads: int | None, memory: int | str) -> Resources:
 
 def _checked(side: str, vectors: AnyArray) -> AnyArray:
     try:
+        refuse_masked(vectors, side)
         array = np.asarray(vectors)
     except ValueError as error:
         raise InputError(f"{side} are no array ({error}); give rows of one length") from None

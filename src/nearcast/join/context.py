@@ -13,7 +13,9 @@ from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, EngineSettings, Resources
 from nearcast.errors import BudgetError
 from nearcast.join.listen import Listener
+from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.surplus.log import Counts
 
 __all__ = ["STAGES", "RunContext", "prepare"]
 
@@ -51,6 +53,8 @@ class RunContext:
     resources: Resources
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # of all threads of this process
+    lookups: ParquetFiles | None = None  # the log of look-ups that survival is learned from, as it was at the start
+    lookup_counts: Counts | None = None  # what it says of each item
 
     @property
     def home(self) -> Path:

@@ -35,17 +35,19 @@ from nearcast.measure.slices import (
     traffic_slices,
     value_slices,
 )
+from nearcast.measure.ties import tie_warning, tied_share
 from nearcast.parquet import open_dataset
 from nearcast.sources.ids import positions_of
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import IntArray, Metric, Neighbors, no_progress
+from nearcast.types import FloatArray, IntArray, Metric, Neighbors, no_progress
 
 __all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "weights_of"]
 
 DEPTHS = (1, 10)  # beside k
 WORST = 20  # queries that are named, for people to look into
 DIAGNOSED = 200  # queries that are held against the truth under other metrics
+RUNNERS_UP, RUNNERS_UP_BYTES = 50, 256 << 20  # queries of lists of one whose second best is found, and memory for it
 LIKELIER = 0.1  # so much more recall under another metric is no chance
 
 Float64Array = npt.NDArray[np.float64]
@@ -59,6 +61,7 @@ class Quality:
     slices: list[SliceRecall]
     lists: SampledLists
     worst: list[dict[str, Any]]  # sampled queries with the lowest recall, the lowest first: query, recall
+    ties: str | None  # a warning where scores cannot tell items apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,16 @@ def measure_quality(
         measures |= _intervals("recall_by_traffic", shares, n, weights)
     measures["score_regret"] = float(regret_per_query(lists.scores, truth).mean()) if len(rows) else 0.0
     measures["repeats"] = _repeats(lists, inputs)
+    scores = lists.scores if spec.k > 1 else _with_runners_up(spec, inputs, rows)
+    measures["score_ties"] = tied_share(scores)
     slices = list(_slices(spec, inputs, rows, columns, weights))
     best = lists.scores[:, 0] if lists.scores.shape[1] else np.full(len(rows), -np.inf)
     found = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
     if last is not None:
         found += _new_items(inputs, last, lists, truth, n, spec.recall)
-    return Quality(measures, found, lists, _worst(shares, inputs.queries.ids.take(pa.array(rows))))
+    worst = _worst(shares, inputs.queries.ids.take(pa.array(rows)))
+    ties = tie_warning(measures["score_ties"], scores, metric, measures["repeats"])
+    return Quality(measures, found, lists, worst, ties)
 
 
 def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float) -> str | None:
@@ -232,6 +239,21 @@ def _hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
     tied = (truth.scores == last) & (recall_per_query(lists.scores, truth) == 1.0)[:, None]
     hits: npt.NDArray[np.bool_] = (there | tied) & (truth.positions >= 0)
     return hits
+
+
+def _with_runners_up(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> FloatArray:
+    """Return the two best scores of some queries: lists of one candidate do not show whether the next one ties."""
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), RUNNERS_UP)).astype(np.int64)]
+    return truth_of(
+        inputs.items,
+        inputs.queries,
+        some,
+        2,
+        Metric(spec.metric),
+        exclude_self=spec.exclude_self,
+        resources=Resources(1, RUNNERS_UP_BYTES),
+        progress=no_progress,
+    ).scores
 
 
 def _repeats(lists: SampledLists, inputs: Inputs) -> float:

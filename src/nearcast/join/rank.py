@@ -21,20 +21,23 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import InputError, NearcastError, SpecError
-from nearcast.files import file_hash, read_manifest
+from nearcast.files import path_fault, read_manifest
 from nearcast.join.attributes import attribute_names, attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs
 from nearcast.join.measuring import SampledLists
+from nearcast.join.plan import Plan
 from nearcast.join.rank_model import onnx_ranker
 from nearcast.knn.scores import rescore
 from nearcast.mapped import map_array
 from nearcast.sources.ingest import Side, open_side
+from nearcast.sources.user_files import UserFile, changed_error, shown_path
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
 __all__ = [
     "RankSettings",
+    "check_ranker",
     "is_ranked",
     "model_scores",
     "rank_neighbors",
@@ -67,7 +70,8 @@ def rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
     if spec.rank is None:
         return None
     name = spec.rank.function or str(spec.rank.model)
-    content = file_hash(_file_of(name, base))
+    path = _file_of(name, base)
+    content = UserFile(path, shown_path(path, base)).hash()
     return RankSettings(name, base.absolute(), content, spec.k, spec.rank.batch, spec.rank.timeout_seconds)
 
 
@@ -78,6 +82,12 @@ def ranker_identity(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
     """
     settings = rank_settings(spec, base)
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
+
+
+def check_ranker(plan: Plan, settings: RankSettings | None) -> None:
+    """Raise InputError where the model's file is no longer the one that the run was planned with."""
+    if settings is not None and plan.parts["ranker"]["blake2b"] != settings.content:
+        raise changed_error(settings.name)
 
 
 def rank_neighbors(
@@ -147,6 +157,8 @@ def _file_of(name: str, base: Path) -> Path:
     if not colon:
         path = base / name
         if not path.is_file():
+            if fault := path_fault(name):
+                raise SpecError(f"rank.model: {fault}")
             raise SpecError(f"rank.model: no file at {path}; the path is relative to the spec's own folder")
         return path
     beside = base.joinpath(*module.split("."))
@@ -166,8 +178,18 @@ def _file_of(name: str, base: Path) -> Path:
 
 @lru_cache(maxsize=4)
 def _load(name: str, base: Path, content: str) -> Ranker:
-    """The callable; by its contents, so that a changed file is loaded anew."""
+    """The callable; by its contents, so that a changed file is loaded anew. InputError for other contents."""
     path = _file_of(name, base)
+    file = UserFile(path, shown_path(path, base))
+    if file.hash() != content:
+        raise changed_error(file.name)
+    try:
+        return _loaded(name, base, path, content)
+    finally:
+        file.check()
+
+
+def _loaded(name: str, base: Path, path: Path, content: str) -> Ranker:
     module_name, colon, function = name.partition(":")
     if not colon:
         return onnx_ranker(path)

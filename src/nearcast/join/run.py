@@ -17,6 +17,7 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
+from nearcast.join.baseline import Baseline, Earlier
 from nearcast.join.choose import choose_lists
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
 from nearcast.join.constraints import check_spec_rules, have_constraints
@@ -26,7 +27,7 @@ from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, 
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work, make_plan
 from nearcast.join.profiling import profile_inputs
-from nearcast.join.rank import ranker_identity
+from nearcast.join.rank import check_ranker, ranker_identity
 from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
@@ -38,7 +39,7 @@ from nearcast.join.stages import (
     sample_sizes,
     write_table,
 )
-from nearcast.join.surplus import with_lookups
+from nearcast.join.surplus import count_lookups, with_lookups
 from nearcast.runners.local import LocalRunner, Runner
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec
@@ -66,12 +67,14 @@ def run_generator(
     listener: Listener | None = None,
     runner: Runner | None = None,
     again: bool = False,
+    baseline: Baseline | None = None,
 ) -> Outcome:
     """Make a snapshot of a generator, or continue the run that was interrupted.
 
     Paths of the spec are relative to `base`. `items` and `queries` take the place of the sources' files:
     Arrow, pandas or polars tables, or pairs (ids, vectors). With nothing changed since the last snapshot,
-    that one is returned, unless `again`.
+    that one is returned, unless `again`. baseline: which earlier snapshot the measures of change compare with; the
+    newest.
 
     Raises InputError for bad data, BudgetError before work that does not fit, BusyError while another run
     holds the generator, PromiseError when the snapshot is finished but below its promise.
@@ -85,13 +88,16 @@ def run_generator(
         digests = sources.item_digests, sources.query_digests
         plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, base))
         plan = with_lookups(plan, run)
-        last = next(iter(reversed(list_snapshots(run.out, spec.name))), None)
+        snapshots = list_snapshots(run.out, spec.name)
+        last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
             tidy(run, last)  # the run that made it may have been killed before it could
             outcome = Outcome(last, reused=True)
         else:
-            outcome = Outcome(_new_snapshot(run, sources, plan, last, runner or LocalRunner(), started, peak), False)
+            earlier = (baseline or Baseline()).choose(snapshots)
+            made = _new_snapshot(run, sources, plan, earlier, runner or LocalRunner(), started, peak)
+            outcome = Outcome(made, reused=False)
     stop_below_promise(outcome.snapshot)
     return outcome
 
@@ -118,7 +124,7 @@ def _new_snapshot(
     run: RunContext,
     sources: Sources,
     plan: Plan,
-    last: Snapshot | None,
+    earlier: Earlier,
     runner: Runner,
     started: float,
     peak: machine.PeakMemory,
@@ -132,6 +138,7 @@ def _new_snapshot(
     stop_if_too_large(estimate, run.engine.name, run.out)
     with run.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+        count_lookups(run, inputs)
     raw = (checked.item_folder, checked.query_folder)
     originals = inputs.items.vectors
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
@@ -139,6 +146,7 @@ def _new_snapshot(
     constraints = have_constraints(run, inputs, run.artifacts, originals)
     index_folder = have_index(run, checked, inputs, constraints)
     settings = join_settings(run, inputs, index_folder, constraints)
+    check_ranker(plan, settings.rank)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
     tasks, continued = joined(run, settings, inputs, runner)
@@ -163,7 +171,9 @@ def _new_snapshot(
         },
         "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
-    facts |= measure_table(run, Snapshot(folder, facts), inputs, sampled.report, last, measures, constraints, chosen)
+    last, here = earlier.snapshot, Snapshot(folder, facts)
+    facts |= measure_table(run, here, inputs, sampled.report, last, measures, constraints, chosen)
+    facts["compared_with"] = earlier.facts
     facts |= chosen.facts
     with run.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)

@@ -281,7 +281,7 @@ def measure_table(
     """Measure recall on the report's sample, and what has changed since the last snapshot, into `measures`.
 
     Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
-    queries with the lowest recall, and the metric that the lists rather look like.
+    queries with the lowest recall, the metric that the lists rather look like, and a warning where scores tie.
     """
     with run.stage("measure"):
         truth = chosen.truth(_truth(run, inputs, rows, run.truths, constraints), rows, run.spec.k)
@@ -299,6 +299,8 @@ def measure_table(
     if last is not None:
         with run.stage("overlap"):
             measures.update(measure_overlap(last, snapshot, inputs.items, run.listener.progress))
+    if found.ties is not None:
+        run.listener.note(found.ties)
     for part in found.slices:
         if part.below_promise:
             run.listener.note(
@@ -309,6 +311,7 @@ def measure_table(
         "slices": [part.as_dict() for part in found.slices],
         "worst_queries": found.worst,
         "likely_metric": likely,
+        "ties": found.ties,
     }
 
 

@@ -13,22 +13,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
-from nearcast.files import file_hash
 from nearcast.join.attributes import attributes_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs
 from nearcast.join.plan import Plan as RunPlan
 from nearcast.join.quality import weights_of
 from nearcast.join.task import JoinTask, read_result
+from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.spec import Surplus
 from nearcast.surplus.budget import Edges, sell
 from nearcast.surplus.learn import learn_survival
-from nearcast.surplus.log import read_counts
+from nearcast.surplus.log import open_log, read_counts
 from nearcast.surplus.plan import Plan, Shortage, hulls, plan_lengths, plan_of
 from nearcast.surplus.reach import Float64Array, Offer, best_of_group, offer
 from nearcast.types import IntArray
 
-__all__ = ["SHORT_FILE", "Planned", "plan_surplus", "with_lookups"]
+__all__ = ["SHORT_FILE", "Planned", "count_lookups", "plan_surplus", "with_lookups"]
 
 SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
 SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
@@ -44,10 +44,18 @@ class Planned:
 
 
 def with_lookups(plan: RunPlan, run: RunContext) -> RunPlan:
-    """The run's plan with the contents of the log of look-ups, which decide the answer too."""
+    """The run's plan with the contents of the log of look-ups, which decide the answer too; the run keeps it open."""
     if run.spec.surplus is None or run.spec.surplus.log is None:
         return plan
-    return RunPlan({**plan.parts, "lookups": _log_hashes(_log_path(run, run.spec.surplus.log))})
+    run.lookups = open_log(run.base / run.spec.surplus.log)
+    run.lookups.tell(run.listener.note)
+    return RunPlan({**plan.parts, "lookups": _log_hashes(run.lookups)})
+
+
+def count_lookups(run: RunContext, inputs: Inputs) -> None:
+    """Count the look-ups of each item in the log that the plan was made with, before the join: logs grow."""
+    if run.lookups is not None:
+        run.lookup_counts = read_counts(run.lookups, inputs.items.ids)
 
 
 def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Planned:
@@ -103,12 +111,13 @@ def _survival(run: RunContext, asked: Surplus, inputs: Inputs) -> tuple[Float64A
     if asked.survival is not None:
         return _survival_column(inputs, asked.survival), {"attribute": asked.survival}
     assert asked.log is not None
-    path = _log_path(run, asked.log)
-    counts = read_counts(path, inputs.items.ids)
+    counts = run.lookup_counts
+    assert counts is not None
+    assert run.lookups is not None
     groups = None if asked.like is None else _groups(inputs, asked.like)
     learned = learn_survival(counts.survived, counts.seen, groups)
     about = {name: value for name, value in asdict(learned).items() if name != "survival"}
-    about |= {"log": _log_hashes(path), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
+    about |= {"log": _log_hashes(run.lookups), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
     return learned.survival, about | {"unseen_items": int(np.count_nonzero(counts.seen == 0))}
 
 
@@ -143,17 +152,9 @@ def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     return None if name is None else weights_of(name, attributes_of(inputs.queries, [name]))
 
 
-def _log_path(run: RunContext, log: str) -> Path:
-    path = run.base / log
-    if not path.exists():
-        raise InputError(f"surplus.log names {path}, which is not there; write look-ups to it, or use surplus.survival")
-    return path
-
-
-def _log_hashes(path: Path) -> list[dict[str, str]]:
+def _log_hashes(log: ParquetFiles) -> list[dict[str, str]]:
     """Names and hashes of the log's files."""
-    files = sorted(p for p in path.rglob("*.parquet")) if path.is_dir() else [path]
-    return [{"name": file.name, "blake2b": file_hash(file)} for file in files]
+    return [{"name": digest["name"], "blake2b": digest["blake2b"]} for digest in log.digests()]
 
 
 def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:

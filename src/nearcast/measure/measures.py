@@ -47,6 +47,7 @@ _ROWS = (
         "score_regret", "share", "lower", "what the lists' scores lack of the true ones'; a missed tie costs nothing"
     ),
     Measure("repeats", "share", "lower", "candidates with the same vector as the one before them: copies of an item"),
+    Measure("score_ties", "share", "lower", "candidates whose score is that of the one before them: ids decide"),
     Measure("fill_rate", "share", "higher", "slots that hold a candidate"),
     Measure("surplus_slots", "count", "neither", "candidates that are stored, as planned for survivors"),
     Measure("surplus_short", "count", "lower", "queries that cannot have enough survivors, listed with the reason"),

@@ -32,6 +32,7 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "metric": ("overlap", "scores", "slice", "coverage"),
     "effort": ("overlap", "scores", "slice", "coverage"),
     "recall": ("slice",),
+    "served_spec": ("served_recall",),
 }
 
 

@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.errors import NotFoundError
 from nearcast.join.constraints import have_constraints, open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Inputs, open_sources
+from nearcast.join.measuring import truth_of
 from nearcast.join.scored import scored_inputs
 from nearcast.join.today import Place, todays_inputs, waiting_for
 from nearcast.join.truth import kept_truth
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.monitoring.alert import Alert
+from nearcast.monitoring.checks import count_alert
+from nearcast.monitoring.survivors import truth_without
 from nearcast.monitoring.usual import usual
-from nearcast.serve.answers import Answers
+from nearcast.serve.keys import typed_key
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.sampling import LookedUp, read_looked_up
+from nearcast.serve.view import StoredLists, View
 from nearcast.sources.ids import positions_of
 from nearcast.spec import GeneratorSpec
-from nearcast.stores.base import Store
-from nearcast.types import EMPTY_POSITION, IntArray, Metric
+from nearcast.stores.base import Space, Store
+from nearcast.stores.values import encode_key
+from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors
 
 __all__ = ["FEWEST_LOOKUPS", "Served", "check_served", "look_at_served"]
 
@@ -41,6 +44,8 @@ SHARE_FLOOR = 0.05
 PROMISE_SHARE = 0.9
 LONGEST_SECONDS = 365 * 86_400.0
 UNSEEN = 1 << 62
+MOST_REMOVED = 0.5  # of the candidates, by the overlay: most of a list is not shown
+MOST_SOUGHT = 5_000  # missed neighbors that are looked up in the served version
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +58,41 @@ class Served:
     sampled: str  # look-ups, or queries: today's, where nobody has looked anything up
     sample: int
     lookups: int  # that the sample stands for
-    recall: float | None  # of the lists among today's items; None where no sampled key is a query today
+    recall: float | None  # of the lists among today's items that are not removed; None where it cannot be measured
     recall_low: float | None
     recall_high: float | None
-    dead: float  # candidates that are no items today
+    dead: float  # candidates that are no items today; those that the overlay has removed do not count
     misses: float  # keys that the table does not have
     fallbacks: float | None  # look-ups that something stood in for; None where none were recorded
     recall_when_made: float
     refresh_seconds: float | None  # how often the table should be made anew; None where it does not get worse
+    removed: float = 0.0  # candidates of the stored lists that the overlay has removed
+    removed_items: int = 0  # items that the overlay removes now
+    missed_new: float | None = None  # of the neighbors that are missed, those that the served version has never had
+    metric: str | None = None  # that the lists were made by
+    not_compared: str | None = None  # why recall cannot be measured
+    items_today: int | None = None
+    items_served: int | None = None  # that the served version holds
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
 
-def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
-    """Hold a sample of the served lists against today's items.
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Recall of served lists among today's items."""
 
+    recall: Recall | None = None
+    missed_new: float | None = None
+    reason: str | None = None  # why there is no recall
+
+
+def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
+    """Compare a sample of the served lists with today's items.
+
+    Items that the overlay has removed are no candidates: they are missing from the lists and from the truth alike.
+    Rules of the request are not applied, since no request is there.
     samples: the folder where services leave the keys that they were asked for. NotFoundError where nothing is
     published.
     """
@@ -86,30 +109,48 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
         constraints = have_constraints(run, inputs, home, originals)
         _tidy(home, place, inputs, constraints)
         keys, looked_up, seen = _keys(spec, inputs, samples)
-        answers = lookup.get_many(keys)
-        facts = lookup.state.facts
-        lists, dead = _positions(answers, inputs)
-        recall = _recall(run, inputs, constraints, keys, answers.found, lists, int(facts["k"]))
-        made = float(facts["measures"]["recall"])
-        age, lowest = answers.age_seconds, lowest_recall(spec)
-        return Served(
-            snapshot=answers.snapshot,
-            version=int(facts["version"]),
-            age_seconds=age,
-            sampled="look-ups" if looked_up else "queries",
-            sample=len(keys),
-            lookups=seen,
-            recall=None if recall is None else recall.value,
-            recall_low=None if recall is None else recall.low,
-            recall_high=None if recall is None else recall.high,
-            dead=dead,
-            misses=float(np.mean(~answers.found)) if len(keys) else 0.0,
-            fallbacks=sum(one.stood_in for one in looked_up) / len(looked_up) if looked_up else None,
-            recall_when_made=made,
-            refresh_seconds=None
-            if recall is None
-            else refresh_interval(answers.age_seconds, made, recall.value, lowest),
-        )
+        return lookup.ask(lambda view: _judged(run, inputs, constraints, view, keys, looked_up, seen))
+
+
+def _judged(
+    run: RunContext,
+    inputs: Inputs,
+    constraints: Path | None,
+    view: View,
+    keys: list[str | int],
+    looked_up: list[LookedUp],
+    seen: int,
+) -> Served:
+    facts, now = view.version.facts, time.time()
+    stored = view.stored(keys, now)
+    positions, dead = _positions(stored, inputs)
+    compared = _compare(run, inputs, constraints, view, stored, positions, now)
+    made, recall = float(facts["measures"]["recall"]), compared.recall
+    age = view.age_seconds
+    decay = None if recall is None else refresh_interval(age, made, recall.value, lowest_recall(run.spec))
+    return Served(
+        snapshot=view.snapshot,
+        version=int(facts["version"]),
+        age_seconds=age,
+        sampled="look-ups" if looked_up else "queries",
+        sample=len(keys),
+        lookups=seen,
+        recall=None if recall is None else recall.value,
+        recall_low=None if recall is None else recall.low,
+        recall_high=None if recall is None else recall.high,
+        dead=dead,
+        misses=float(np.mean(~stored.found)) if len(keys) else 0.0,
+        fallbacks=sum(one.stood_in for one in looked_up) / len(looked_up) if looked_up else None,
+        recall_when_made=made,
+        refresh_seconds=decay,
+        removed=len(stored.removed) / max(1, len(stored.ids)),
+        removed_items=len(view.overlay.removed_now(now)),
+        missed_new=compared.missed_new,
+        metric=str(facts["metric"]),
+        not_compared=compared.reason,
+        items_today=inputs.items.vectors.n,
+        items_served=facts.get("items") or None,
+    )
 
 
 def lowest_recall(spec: GeneratorSpec) -> float:
@@ -139,32 +180,73 @@ def check_served(now: Served, spec: GeneratorSpec, before: Sequence[Mapping[str,
 def _stale(now: Served, spec: GeneratorSpec) -> Iterator[Alert]:
     lowest, most_dead, oldest = lowest_recall(spec), spec.monitor.max_dead, spec.audit.max_age_hours * 3600
     refresh = "" if now.refresh_seconds is None else f"; make the table anew every {_days(now.refresh_seconds)}"
+    if now.items_today is not None and now.items_served and now.items_today < now.items_served:
+        cause = f"are today's files of the items whole? {now.snapshot} is served"
+        missing = count_alert("items", now.items_today, now.items_served, cause)
+        if missing is not None:
+            yield missing
+    if now.not_compared is not None:
+        text = f"the lists of {now.snapshot} cannot be compared with today's items: {now.not_compared}"
+        yield Alert("served_spec", text, None, None, None)
     if now.recall is not None and now.recall_high is not None and now.recall_high < lowest:
+        title, effect, cause = _why_missed(now, lowest)
         text = (
             f"the served lists of {now.snapshot} reach recall {now.recall:.4f} among today's items, {lowest:.4f} is "
-            f"the least that is allowed, and it was {now.recall_when_made:.4f} when they were made{refresh}"
+            f"the least that is allowed, and it was {now.recall_when_made:.4f} when they were made{cause}{refresh}"
         )
-        yield Alert("served_recall", text, now.recall, lowest, now.recall_when_made)
+        yield Alert("served_recall", text, now.recall, lowest, now.recall_when_made, title=title, effect=effect)
     if now.dead > most_dead:
         text = f"{now.dead:.1%} of the served candidates are no items any more, {most_dead:.1%} may be{refresh}"
         yield Alert("dead", text, now.dead, most_dead, None)
-    if now.age_seconds > oldest:
+    if now.removed > MOST_REMOVED:
         text = (
-            f"snapshot {now.snapshot} is {_days(now.age_seconds)} old, {_days(oldest)} are allowed: has the run or the "
-            "publish failed, or was it rolled back?"
+            f"the overlay removes {now.removed_items:,} items, and with them {now.removed:.1%} of the candidates of "
+            f"the served lists of {now.snapshot}: they are shorter by that"
         )
+        yield Alert("removed", text, now.removed, MOST_REMOVED, None)
+    if now.age_seconds > oldest:
+        text = f"snapshot {now.snapshot} is {_days(now.age_seconds)} old, {_days(oldest)} are allowed"
         yield Alert("age", text, now.age_seconds, oldest, None)
 
 
+def _why_missed(now: Served, lowest: float) -> tuple[str, str, str]:
+    """Title, effect and cause of a recall that is too low, by what is missed."""
+    if now.recall_when_made < lowest:
+        title = "Served lists were below the recall target when they were made"
+        return title, "Some of the nearest items are not in the lists.", "; the target was changed, or not reached then"
+    share = now.missed_new
+    if share is not None and share >= 0.5:
+        cause = f"; {share:.0%} of the neighbors that they miss are items that came since"
+        return "Served lists miss what is new", "Items that came since are in no list.", cause
+    assert now.recall is not None
+    if now.dead >= 0.5 * (1 - now.recall):
+        return "Served lists hold items that are gone", "Places in the lists are taken by items that are gone.", ""
+    cause = "" if share is None else f"; {1 - share:.0%} of the neighbors that they miss were items then too"
+    title = "Served lists are not the nearest any more"
+    return title, "The vectors have changed since: other items are nearest now.", f"{cause}: the vectors have changed"
+
+
 def _by_usual(now: Served, before: Sequence[Mapping[str, Any]]) -> Iterator[Alert]:
-    whats = {"misses": "of the look-ups ask for keys that are not there", "fallbacks": "are answered by something else"}
+    lookups = now.sampled == "look-ups"
+    missed = (
+        "of the look-ups ask for keys that the table does not have" if lookups else "of today's queries have no list"
+    )
+    whats = {"misses": missed, "fallbacks": "of the look-ups were answered by something else than the key's own list"}
     for check, what in whats.items():
         value: float | None = getattr(now, check)
         alike = [p[check] for p in before if p.get("sampled") == now.sampled and p.get(check) is not None]
         common = usual(alike, floor=SHARE_FLOOR)
         bound = common.bound(value, "higher") if common is not None and value is not None else None
+        title = None if lookups or check != "misses" else "Queries of today are not in the served table"
         if value is not None and common is not None and bound is not None:
-            yield Alert(check, f"{value:.1%} {what}, usual is {common.value:.1%}", value, bound, common.value)
+            text = f"{value:.1%} {what}, usual is {common.value:.1%}"
+            yield Alert(check, text, value, bound, common.value, title=title)
+        elif check == "misses" and value == 1.0 and now.sample and (common is None or common.value < 1.0):
+            text = (
+                f"none of the {now.sample:,} {'keys that were looked up' if lookups else 'queries of today'} is in the "
+            )
+            text += f"served table {now.snapshot}: are their ids those of another system?"
+            yield Alert(check, text, value, None, None if common is None else common.value, title=title)
 
 
 def _tidy(home: Path, place: Place, inputs: Inputs, constraints: Path | None) -> None:
@@ -191,52 +273,120 @@ def _keys(spec: GeneratorSpec, inputs: Inputs, samples: Path) -> tuple[list[str 
     return inputs.queries.ids.take(pa.array(rows)).to_pylist(), [], 0
 
 
-def _positions(answers: Answers, inputs: Inputs) -> tuple[IntArray, float]:
-    """(keys, longest) positions of the candidates among today's items, -1 for none; and the share that is gone."""
-    lengths = np.diff(answers.offsets)
-    positions = np.full((len(answers), max(1, int(lengths.max(initial=1)))), EMPTY_POSITION, np.int64)
-    if pa.types.is_integer(answers.ids.type) != pa.types.is_integer(inputs.items.ids.type):
-        return positions, 1.0 if len(answers.ids) else 0.0
+def _positions(stored: StoredLists, inputs: Inputs) -> tuple[IntArray, float]:
+    """(keys, longest) positions of the candidates among today's items, -1 for none; and the share that is gone.
+
+    Candidates that the overlay has removed are left out of both.
+    """
+    left = np.ones(len(stored.ids), np.bool_)
+    left[stored.removed] = False
+    lengths = np.diff(stored.offsets)
+    positions = np.full((len(lengths), max(1, int(lengths.max(initial=1)))), EMPTY_POSITION, np.int64)
+    if pa.types.is_integer(stored.ids.type) != pa.types.is_integer(inputs.items.ids.type):
+        return positions, 1.0 if left.any() else 0.0
+    flat = np.where(left, positions_of(stored.ids, inputs.items.ids), EMPTY_POSITION)
     slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
-    positions[slots] = positions_of(answers.ids, inputs.items.ids)
-    gone = int(np.count_nonzero(positions[slots] == EMPTY_POSITION))
-    return positions, gone / max(1, int(lengths.sum()))
+    positions[slots] = flat
+    return positions, int(np.count_nonzero(left & (flat == EMPTY_POSITION))) / max(1, int(left.sum()))
 
 
-def _recall(
+def _compare(
     run: RunContext,
     inputs: Inputs,
     constraints: Path | None,
-    keys: list[str | int],
-    found: npt.NDArray[np.bool_],
+    view: View,
+    stored: StoredLists,
     lists: IntArray,
-    k: int,
-) -> Recall | None:
-    """Recall of the lists whose keys are queries today; a key that was looked up twice counts twice, a miss not."""
-    if not keys or run.spec.rank is not None:  # a ranking model owes nobody the nearest
-        return None
-    ids = pa.array(keys)
-    if pa.types.is_integer(ids.type) != pa.types.is_integer(inputs.queries.ids.type):
-        raise NotFoundError(f"the keys of {run.spec.name} are of another type than today's queries; publish it anew")
-    rows = positions_of(ids, inputs.queries.ids)
-    there = np.flatnonzero((rows >= 0) & found)
+    now: float,
+) -> _Compared:
+    """Recall of the lists whose keys are queries today; a key that was looked up twice counts twice, a miss not.
+
+    A list from which the overlay has removed r candidates is asked for r fewer true neighbors.
+    """
+    facts = view.version.facts
+    for what, then, today in (
+        ("ids of the queries are", facts["query_ids"], _kind(inputs.queries.ids)),
+        (
+            "ids of the items are",
+            facts["item_ids"],
+            "int64" if pa.types.is_integer(inputs.items.ids.type) else "string",
+        ),
+        ("metric is", facts["metric"], str(run.spec.metric)),
+    ):
+        if then != today:
+            return _Compared(reason=f"the {what} {today} today and {then} in the served version; run and publish")
+    if not len(stored.found) or run.spec.rank is not None:  # a ranking model owes nobody the nearest
+        return _Compared()
+    keys = [typed_key(key, view.version.query_ids) for key in stored.keys]
+    known = np.flatnonzero(np.array([key is not None for key in keys], np.bool_))
+    ids = pa.array([keys[place] for place in known], inputs.queries.ids.type)
+    rows = np.full(len(keys), EMPTY_POSITION, np.int64)
+    rows[known] = positions_of(ids, inputs.queries.ids)
+    depths = _depths(stored, int(facts["k"]))
+    there = np.flatnonzero((rows >= 0) & stored.found & (depths > 0))
     if not len(there):
-        return None
-    unique, back = np.unique(rows[there], return_inverse=True)
-    truth = kept_truth(
-        run.home / "monitor" / "truth",
-        inputs.items,
-        inputs.queries,
-        unique,
-        k,
-        Metric(run.spec.metric),
-        exclude_self=run.spec.exclude_self,
-        resources=run.resources,
-        progress=lambda _, done, total: run.listener.progress("truth of today", done, total),
-        note=run.listener.note,
-        constraints=open_constraints(constraints),
-    )
-    first = np.unique(rows[there], return_index=True)[1]
+        return _Compared()
+    unique, first, back = np.unique(rows[there], return_index=True, return_inverse=True)
+    truth = _truth(run, inputs, constraints, unique, depths[there][first], view.overlay.removed_now(now))
+    lists = lists[there][first]
     queries = inputs.queries.vectors.take(unique)
-    scores = rescore(queries, inputs.items.vectors, lists[there][first], Metric(run.spec.metric)).scores
-    return estimate_recall(recall_per_query(scores, truth)[back], UNSEEN)
+    scores = rescore(queries, inputs.items.vectors, lists, Metric(run.spec.metric)).scores
+    shares = recall_per_query(scores, truth)
+    missed = _missed_new(view, inputs, lists[shares < 1], truth.positions[shares < 1])
+    return _Compared(estimate_recall(shares[back], UNSEEN), missed)
+
+
+def _kind(ids: pa.Array) -> str:
+    return "int64" if pa.types.is_integer(ids.type) else "string"
+
+
+def _depths(stored: StoredLists, k: int) -> IntArray:
+    """(n,) how many candidates each list can still show: k, less what the overlay takes of the stored ones."""
+    lengths = np.diff(stored.offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    removed = np.bincount(owner[stored.removed], minlength=len(lengths))
+    depths: IntArray = np.minimum(k, np.maximum(lengths, k) - removed)
+    return depths
+
+
+def _truth(
+    run: RunContext,
+    inputs: Inputs,
+    constraints: Path | None,
+    rows: IntArray,
+    depths: IntArray,
+    removed_ids: Sequence[str | int],
+) -> Neighbors:
+    """The exact neighbors of these queries among today's items that the overlay has not removed."""
+    items, queries, metric = inputs.items, inputs.queries, Metric(run.spec.metric)
+    removed = np.zeros(items.vectors.n, np.bool_)
+    if len(removed_ids):
+        places = positions_of(pa.array(removed_ids, items.ids.type), items.ids)
+        removed[places[places >= 0]] = True
+    rules = open_constraints(constraints)
+
+    def ask(some: IntArray, width: int) -> Neighbors:
+        shared: dict[str, Any] = {"exclude_self": run.spec.exclude_self, "resources": run.resources}
+        shared |= {"progress": lambda _, done, total: run.listener.progress("truth of today", done, total)}
+        if len(some) < len(rows):  # the second round, of few queries
+            return truth_of(items, queries, some, width, metric, constraints=rules, **shared)
+        home, note = run.home / "monitor" / "truth", run.listener.note
+        return kept_truth(home, items, queries, some, width, metric, note=note, constraints=rules, **shared)
+
+    return truth_without(removed, rows, depths, ask)
+
+
+def _missed_new(view: View, inputs: Inputs, lists: IntArray, truth: IntArray) -> float | None:
+    """Of the true neighbors that the lists miss, the share that the served version does not hold; None for no miss."""
+    row = np.arange(len(truth))[:, None] * (inputs.items.vectors.n + 1)
+    missed = truth[(truth >= 0) & ~np.isin(row + truth, (row + lists)[lists >= 0])]
+    if not len(missed) or not view.version.facts.get("items"):
+        return None
+    unique, counts = np.unique(missed, return_counts=True)
+    if len(unique) > MOST_SOUGHT:
+        chosen = np.sort(np.argsort(-counts, kind="stable")[:MOST_SOUGHT])
+        unique, counts = unique[chosen], counts[chosen]
+    ids = inputs.items.ids.take(pa.array(unique)).to_pylist()
+    values = view.version.reader.get_many(Space.ITEMS, [encode_key(item) for item in ids])
+    new = np.array([value is None for value in values], np.bool_)
+    return float(counts[new].sum() / counts.sum())

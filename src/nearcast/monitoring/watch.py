@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import NotFoundError
+from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
+from nearcast.history.moves import live_of
 from nearcast.history.record import record_runs
 from nearcast.history.store import append, read
 from nearcast.join.context import RunContext
 from nearcast.join.listen import Listener
 from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.causes import causes_first
-from nearcast.monitoring.checks import USUAL_RUNS, check_runs
+from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.served import Served, check_served, look_at_served
+from nearcast.monitoring.standing import judge_runs, newest_runs, what_became, what_users_get
+from nearcast.monitoring.usual import FEWEST
 from nearcast.stores.base import Store
 from nearcast.webhook import post_json
 
@@ -31,6 +34,25 @@ class Watched:
     runs: int  # that it was compared with
     served: Served | None  # None: nothing is published, or no spec says where today's items are
     alerts: tuple[Alert, ...]
+    users_get: str = ""  # what users get, and why newer runs are not it
+    failure: NearcastError | None = None  # why what is served could not be looked at
+
+    @property
+    def verdict(self) -> str:
+        """The pass in one line: the first alert's headline, or how far nothing is wrong."""
+        if self.alerts:
+            more = f" (and {len(self.alerts) - 1} more)" if len(self.alerts) > 1 else ""
+            return f"{self.alerts[0].headline}{more}"
+        limits = []
+        if self.version is not None and self.runs < FEWEST:
+            limits.append(f"with fewer than {FEWEST} runs to compare with, nothing is usual yet")
+        if self.version is None:
+            limits.append("no run is here")
+        if self.served is None:
+            limits.append("what is served was not looked at")
+        elif self.served.recall is None:
+            limits.append("the recall of what is served was not measured")
+        return "nothing is wrong" + (f", as far as one can tell: {'; '.join(limits)}" if limits else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -38,63 +60,83 @@ class Watched:
             "generator": self.generator,
             "version": self.version,
             "runs": self.runs,
+            "verdict": self.verdict,
+            "users_get": self.users_get,
             "served": None if self.served is None else self.served.as_dict(),
             "alerts": [alert.as_dict() for alert in self.alerts],
         }
 
 
 def watch(
-    out: Path, generator: str, listener: Listener, *, run: RunContext | None, store: Store | None, samples: Path
+    out: Path,
+    generator: str,
+    listener: Listener,
+    *,
+    run: RunContext | None,
+    store: Store | None,
+    samples: Path,
+    failure: NearcastError | None = None,
 ) -> Watched:
     """Check the newest run of a generator, and with a spec and a store also what is served, and add it to the history.
 
-    run: by the generator's spec; without it served lists cannot be held against today's items.
-    NotFoundError where there is neither a run nor anything published.
+    run: by the generator's spec; without it served lists are not compared with today's items.
+    failure: why the store cannot be opened.
+    What is served and cannot be read is an alert, and the error is in `failure`. NotFoundError where there is neither
+    a run nor anything published.
     """
     trouble = record_runs(out, generator)
     if trouble:
         listener.note(trouble)
-    runs = sorted(read(out, generator, ["run"], last=2 * USUAL_RUNS), key=lambda event: event.version or 0)
-    refused = len(runs) > 1 and runs[-2].version in _rejected(out, generator)
-    if refused:
-        listener.note("the run before was refused or rolled back from: what changed since then is not judged")
-    alerts = check_runs([event.facts for event in runs], last_refused=refused)
+    events = read(out, generator)
+    runs = newest_runs(events)
+    alerts = judge_runs(events)
     served = None
     if run is not None and store is not None:
-        if store.pointer(generator) is not None:
-            served = look_at_served(run, store, samples)
-            before = [event.facts["served"] for event in read(out, generator, ["monitor"], last=USUAL_RUNS)]
-            alerts += check_served(served, run.spec, [facts for facts in before if facts])
-        else:
-            listener.note(f"nothing is published of {generator!r} in {store.url}")
-    if not runs and served is None:
+        try:
+            served = _look(run, store, samples, generator, listener)
+        except (StoreError, DamagedError) as error:
+            failure = error
+    if failure is not None:
+        alerts.append(Alert("unreachable", str(failure), None, None, None))
+    if served is not None and run is not None:
+        before = [event.facts["served"] for event in events if event.kind == "monitor"][-USUAL_RUNS:]
+        alerts = _each_once([*alerts, *check_served(served, run.spec, [facts for facts in before if facts])])
+    if not runs and served is None and failure is None:
         raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; run it first, or say --out")
     version = runs[-1].version if runs else None
-    watched = Watched(generator, version, max(0, len(runs) - 1), served, tuple(causes_first(alerts)))
+    users_get = f"{what_users_get(events)} {what_became(events)}".strip() if runs or live_of(events) else ""
+    watched = Watched(
+        generator, version, max(0, len(runs) - 1), served, tuple(causes_first(alerts)), users_get, failure
+    )
     trouble = append(out, generator, "monitor", version if served is None else served.version, watched.as_dict())
     if trouble:
         listener.note(trouble)
     return watched
 
 
-def _rejected(out: Path, generator: str) -> set[int]:
-    """The versions that the audit has refused, or that were rolled back from, and that were not published since."""
-    rejected, seen = set[int](), set[int]()
-    for event in read(out, generator, ["publish", "rollback"], last=4 * USUAL_RUNS):
-        version = event.version
-        if version is None:
+def _look(run: RunContext, store: Store, samples: Path, generator: str, listener: Listener) -> Served | None:
+    """Look at what is served; None where nothing is."""
+    if store.pointer(generator) is None:
+        listener.note(f"nothing is published of {generator!r} in {store.url}")
+        return None
+    return look_at_served(run, store, samples)
+
+
+def _each_once(alerts: Sequence[Alert]) -> list[Alert]:
+    """Alerts of a run, and those of what is served that say something else."""
+    counted = {alert.check for alert in alerts if alert.check.endswith("_count")}
+    seen = set[str]()
+    found = []
+    for alert in alerts:
+        if alert.check in counted and alert.check in seen:
             continue
-        if event.kind == "rollback":
-            rejected |= {left for left in seen if left > version}
-        elif event.facts.get("outcome") == "audit_failed":
-            rejected.add(version)
-        else:
-            rejected.discard(version)
-        seen.add(version)
-    return rejected
+        seen.add(alert.check)
+        found.append(alert)
+    return found
 
 
 def tell(url: str, watched: Watched, alerts: Sequence[Alert]) -> str | None:
     """POST the alerts as JSON. Return None once they are delivered, else the reason: a failure is no reason to stop."""
-    lines = [f"{alert.check}: {alert.text}" for alert in alerts]
+    lines = [f"{alert.check}: {alert.headline}. {alert.text}" for alert in alerts]
+    lines += [watched.users_get] if watched.users_get else []
     return post_json(url, {"text": "\n".join([f"nearcast {watched.generator}", *lines])} | watched.as_dict())

@@ -6,7 +6,7 @@ first. Knows nothing of stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nearcast.errors import InputError, SpecError
+from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.tables import PHRASES, table_key
 
 __all__ = ["LogColumns", "most_engaged", "read_log"]
@@ -42,17 +42,17 @@ class LogColumns:
         return list(dict.fromkeys(name for name in (self.key, self.item, self.weight, self.time) if name is not None))
 
 
-def read_log(path: Path, columns: LogColumns) -> pa.Table:
-    """These columns of a Parquet file, or of a folder of them. InputError where there is no such file or column."""
-    if not path.exists():
-        raise InputError(f"{path} is not there; name a Parquet file of engagements, or a folder of them")
-    try:
-        known = pq.ParquetDataset(path).schema.names
-        if missing := [name for name in columns.names if name not in known]:
-            raise _no_column(missing[0], known, str(path))
-        return pq.read_table(path, columns=columns.names)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+def read_log(path: Path, columns: LogColumns, note: Callable[[str], None] | None = None) -> pa.Table:
+    """These columns of a Parquet file, of a folder of them, or of a glob. `note` is told of files that were skipped.
+
+    InputError where there is no such file or column, and where a file changes while it is read.
+    """
+    log = open_parquet(path, Path(), "the log", "name a Parquet file of engagements, or a folder of them")
+    log.tell(note)
+    if missing := [name for name in columns.names if name not in log.schema.names]:
+        raise _no_column(missing[0], log.schema.names, str(path))
+    log.need_columns(columns.names)
+    return log.read(columns.names)
 
 
 def most_engaged(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:

@@ -7,8 +7,9 @@ before the table was read from its source is forgotten; ads that are paused stay
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from nearcast.errors import InputError, NotFoundError
+from nearcast.errors import DamagedError, InputError, NotFoundError
+from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.schema import check_settings, check_values, convert_columns
 from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
 from nearcast.expansion.stored import read_stored
@@ -28,13 +29,28 @@ from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import retire_versions
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
-from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer
+from nearcast.sources.parquet_files import open_parquet
+from nearcast.sources.user_files import UserFile
+from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer, store_time
 from nearcast.stores.values import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.types import no_progress
 
 __all__ = ["Expanded", "expand_files", "publish_expansion"]
 
 FACTS_FORMAT = 1
+SAME_MOMENT_SECONDS = 1.0  # a time that a caller has just read from its own clock is not yet to come
+
+
+Moment = float | str | datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Targeted:
+    """Whom the ads are for by one column that targeting looks at."""
+
+    column: str
+    everybody: int  # ads without a value: they are for everybody
+    nobody: int  # ads with an empty list: they are for nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,9 @@ class Expanded:
     bytes: int
     seconds: float
     overlay_entries_cut: int
+    as_of: float  # seconds since 1970 when ads and links were read from their source
+    targeting: tuple[Targeted, ...] = ()
+    notes: tuple[str, ...] = ()  # what is worth a line, such as files that were skipped
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -68,13 +87,14 @@ def publish_expansion(
     ad_id: str = "ad",
     link_item: str = "item",
     link_ad: str = "ad",
-    as_of: float | None = None,
+    as_of: Moment | None = None,
     keep: int = 3,
 ) -> Expanded:
     """Make a table of ads, and of the items that each is promoted for, current in a store.
 
     ads: a row per ad, with the column `ad_id` and any others. links: a row per item and ad; a pair may be there twice.
-    as_of: seconds since 1970 when both were read from their source; now by default.
+    as_of: when both were read from their source: seconds since 1970, a datetime or ISO 8601; now by default, by the
+    store's clock. What the overlay said of an ad before that, the table knows itself.
     keep: versions that stay, 2 or more.
     Raises InputError for tables that do not fit, BusyError while another process publishes it, StoreError, DamagedError
     where the store gives back other bytes; then nothing has changed for readers.
@@ -83,16 +103,20 @@ def publish_expansion(
     settings = settings or Serving()
     if keep < 2:
         raise InputError(f"keep is {keep}: readers need the version before until they have read the new one; keep 2")
-    as_of = time.time() if as_of is None else as_of
+    read_at = _moment(as_of, store_time(store))
     ads = _ads(ads, ad_id, settings)
     pairs, left_out = _pairs(links, ads, link_item, link_ad)
     with store.lock(name) as held:
         pointer = store.pointer(name)
         _check_kind(store, name, pointer)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
-        written = _write(store, name, version, ads, pairs, settings, as_of)
+        written = _write(store, name, version, ads, pairs, settings, read_at)
         moved = _point(store, name, version, pointer, held)
-        cut = _cut_overlay(store, name)
+        notes, cut = [], 0
+        try:
+            cut = _cut_overlay(store, name)
+        except (DamagedError, NotFoundError) as error:  # the table is current: what is over can be cut another time
+            notes.append(f"the overlay is not cut back: {error}")
         retire_versions(store, name, moved, keep)
     return Expanded(
         name=name,
@@ -106,31 +130,69 @@ def publish_expansion(
         bytes=written,
         seconds=time.perf_counter() - started,
         overlay_entries_cut=cut,
+        as_of=read_at,
+        targeting=_targets_told(ads, settings),
+        notes=tuple(notes),
     )
 
 
-def expand_files(spec: ExpansionSpec, base: Path, store: Store) -> Expanded:
-    """Publish what the Parquet files of a spec hold now; its paths are relative to `base`."""
-    as_of = time.time()
-    return publish_expansion(
+def expand_files(spec: ExpansionSpec, base: Path, store: Store, *, as_of: Moment | None = None) -> Expanded:
+    """Publish what the Parquet files of a spec hold now; its paths are relative to `base`.
+
+    as_of: when they were exported; by default when the oldest of them was last changed, so that an export that is
+    published twice does not undo what the overlay has said since.
+    """
+    ads, links, changed, notes = _read_together(spec, base)
+    done = publish_expansion(
         store,
         spec.name,
-        _read(base / spec.ads.path),
-        _read(base / spec.links.path),
+        ads,
+        links,
         spec.serve,
         ad_id=spec.ads.id,
         link_item=spec.links.item,
         link_ad=spec.links.ad,
-        as_of=as_of,
+        as_of=_not_after(changed, store_time(store)) if as_of is None else as_of,
         keep=spec.keep,
     )
+    return replace(done, notes=(*notes, *done.notes))
 
 
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+def _read_together(spec: ExpansionSpec, base: Path) -> tuple[pa.Table, pa.Table, UserFile, tuple[str, ...]]:
+    """Ads and links in one state of both, the file that was changed first, and which files were skipped.
+
+    InputError where a file changes before the last one is read.
+    """
+    way_out = "check `path` (it is relative to the spec's own folder)"
+    ads = open_parquet(spec.ads.path, base, "[ads] path", way_out)
+    links = open_parquet(spec.links.path, base, "[links] path", way_out)
+    tables = ads.read(), links.read()
+    ads.check()
+    files = (*ads.listing.files, *links.listing.files)
+    return *tables, min(files, key=lambda file: file.state.mtime_ns), (*ads.notes, *links.notes)
+
+
+def _not_after(file: UserFile, now: float) -> float:
+    """When a file was changed; now where clocks differ a little. InputError for a time that is yet to come."""
+    changed = file.state.mtime_ns / 1e9
+    if changed > now + CLOCK_SKEW_SECONDS:
+        raise InputError(
+            f"{file.name} was last changed at {utc(changed)}, which is yet to come: the clock of whoever wrote it is "
+            f"wrong (here it is {utc(now)}); say when it was exported with --as-of"
+        )
+    return min(changed, now)
+
+
+def _moment(as_of: Moment | None, now: float) -> float:
+    """A time as seconds since 1970: the present for None. InputError for what is no time, or is yet to come."""
+    if as_of is None:
+        return now
+    seconds = seconds_of_time(as_of)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise InputError(f"as_of is {as_of!r}, which is no time; write it like 2026-12-31T18:00:00Z")
+    if seconds > now + SAME_MOMENT_SECONDS:
+        raise InputError(f"as_of is {as_of!r}, which is yet to come: now is {utc(now)}; times without a zone are UTC")
+    return min(seconds, now)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +223,16 @@ def _ads(ads: pa.Table, ad_id: str, settings: Serving) -> pa.Table:
         twice = counts.filter(pc.greater(counts.column("id_count"), 1)).column("id")[0].as_py()
         raise InputError(f"{twice!r} is the id of several ads; an ad has one row")
     return table
+
+
+def _targets_told(ads: pa.Table, settings: Serving) -> tuple[Targeted, ...]:
+    """How many ads are for everybody and for nobody, by each column that targeting looks at."""
+    told = []
+    for name in dict.fromkeys(target.column for target in settings.targeting):
+        column = ads.column(name)
+        empty = pc.sum(pc.equal(pc.list_value_length(column), 0)).as_py() if pa.types.is_list(column.type) else 0
+        told.append(Targeted(name, column.null_count, empty or 0))
+    return tuple(told)
 
 
 def _ids(column: pa.ChunkedArray, what: str, name: str) -> pa.Array:
@@ -202,12 +274,26 @@ def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tupl
 
 
 def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
-    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
+    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads.
+
+    A version that cannot be opened must not keep a good one from its place: then another one tells.
+    """
     if pointer is None:
         return
-    with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
-        if reader.facts.get("kind") != KIND:
-            raise InputError(f"{name!r} is a generator in {store.url}; give the expansion table another name")
+    fault: DamagedError | NotFoundError | None = None
+    for version in (pointer.version, *reversed(store.versions(name))):
+        try:
+            with contextlib.closing(store.open(name, version, verify=False)) as reader:
+                kind = reader.facts.get("kind")
+        except (DamagedError, NotFoundError) as error:
+            fault = fault or error
+            continue
+        if kind != KIND:
+            what = "a generator" if kind is None else f"a {kind}"
+            raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
+        return
+    if store.versions(name):
+        raise DamagedError(f"no version of {name} in {store.url} can be opened, the current one neither: {fault}")
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
@@ -286,7 +372,7 @@ def _point(store: Store, name: str, version: int, pointer: Pointer | None, held:
 def _cut_overlay(store: Store, name: str) -> int:
     """Forget what every version that is kept knows itself: values older than all of them, and what is over."""
     versions = store.versions(name)
-    cut = cut_back(store, name, versions, now=time.time())
+    cut = cut_back(store, name, versions, now=store_time(store))
     oldest = min(_as_of(store, name, version) for version in versions)
     log = store.overlay(name)
     seen = log.changes()

@@ -5,11 +5,13 @@ Settings come from a spec, where one is at hand, or from what a snapshot's manif
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import NotFoundError
+from nearcast.errors import NotFoundError, SpecError
+from nearcast.files import path_fault
 from nearcast.spec import Audit, GeneratorSpec, Publishing, Serving, parse_model
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
@@ -34,15 +36,19 @@ class Place:
 def store_url(settings: Publishing, out: Path, override: str | None = None) -> str:
     """The URL of the store: the override as it stands, else the spec's, whose relative lmdb:PATH is below `out`.
 
-    An override comes from a person, and is relative to the current folder, as for `nearcast.open`.
+    An override comes from a person, and is relative to the current folder, as for `nearcast.open`. `~` is the home
+    folder in both. SpecError for a path with a variable, which nobody would expand.
     """
-    if override is not None:
-        return override
-    scheme, colon, rest = settings.store.partition(":")
+    text = settings.store if override is None else override
+    scheme, colon, rest = text.partition(":")
     if colon and scheme != "lmdb" and "/" not in scheme:
-        return settings.store
-    path = rest if colon and scheme == "lmdb" else settings.store
-    return f"lmdb:{out / Path(path).expanduser()}"
+        return text
+    path = Path(rest if colon and scheme == "lmdb" else text).expanduser()
+    path = path if override is not None else out / path
+    fault = None if os.path.lexists(path) else path_fault(str(path))
+    if fault:
+        raise SpecError(f"store: {fault}")
+    return f"lmdb:{path}"
 
 
 def place_of_spec(spec: GeneratorSpec, out: Path) -> Place:

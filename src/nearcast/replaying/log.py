@@ -5,7 +5,7 @@ A Parquet file with a row per request. Knows nothing of stores or of how request
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
 from nearcast.expansion.columns import seconds_of_time
+from nearcast.sources.parquet_files import open_parquet
+from nearcast.sources.user_files import ChangedInputError
 
 __all__ = ["Logged", "read_log"]
 
@@ -35,13 +36,20 @@ class Logged:
     engaged_ads: frozenset[Any]
 
 
-def read_log(source: Path | pa.Table, *, sample: int | None = None, seed: int = 0) -> list[Logged]:
+def read_log(
+    source: Path | pa.Table,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    note: Callable[[str], None] | None = None,
+) -> list[Logged]:
     """The requests of a log, in its order, or a sample of them.
 
     Columns: `key`, an id or a list of ids; and where they are there `weight` (a list, one per key), `time`, `engaged`
-    and `engaged_ad` (an id or a list). All others are fields of the request. InputError for a log that is none.
+    and `engaged_ad` (an id or a list). All others are fields of the request. note: told of files
+    that were skipped. InputError for a log that is none, or changes while it is read.
     """
-    table = source if isinstance(source, pa.Table) else _read(source)
+    table = source if isinstance(source, pa.Table) else _read(source, note)
     if KEYS not in table.column_names:
         raise InputError(f"the log has no column {KEYS!r}; it has {', '.join(table.column_names) or 'none'}")
     table = table.filter(pc.is_valid(table.column(KEYS)))
@@ -53,11 +61,15 @@ def read_log(source: Path | pa.Table, *, sample: int | None = None, seed: int = 
     return [_logged(row) for row in table.to_pylist()]
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, note: Callable[[str], None] | None) -> pa.Table:
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+        log = open_parquet(path, Path(), "the log", "check the path of the log")
+    except ChangedInputError:
+        raise
+    except InputError as error:
+        raise InputError(f"the log cannot be read as Parquet: {error}") from error
+    log.tell(note)
+    return log.read()
 
 
 def _logged(row: dict[str, Any]) -> Logged:

@@ -28,6 +28,7 @@ from nearcast.replaying.outcome import Figures, Rate, figures_of, hits_of, lead
 from nearcast.replaying.ways import LookUp, OnlineWay, Way, online_way
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import View, open_version
+from nearcast.sources.user_files import changed_error
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Store
@@ -142,7 +143,9 @@ def searched(
     aimed = recall if recall is not None else spec.serve.online_recall
     index = open_online(spec, run.base, run.home.parent, engine=engine, recall=aimed, listener=run.listener)
     sources = open_sources(spec, run.base, None, None, run.listener)
-    _, inputs = todays_inputs(run, sources, run.home / "online")
+    place, inputs = todays_inputs(run, sources, run.home / "online")
+    if place.items.name != f"items-{index.items_fingerprint}":
+        raise changed_error(sources.items.name)
     if inputs.queries.vectors.n == 0:
         raise NotFoundError(f"{spec.name} has no queries with vectors to search by")
     return online_way(index, inputs, Metric(spec.metric), spec.k, without_self=spec.exclude_self)

@@ -9,18 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from nearcast.errors import InputError
+from nearcast.errors import BusyError, InputError, StoreError
+from nearcast.expansion.columns import seconds_of_time
+from nearcast.expansion.schema import check_role, kind_of_role
+from nearcast.expansion.settings import Serving as Settings
+from nearcast.serve.ads_table import is_expansion
+from nearcast.serve.attributes import columns_in_value
 from nearcast.serve.keys import typed_key
 from nearcast.serve.lookup import StoreLike, nothing_published, store_of
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.stores.base import OverlayEntry, Pointer, Reader, Space, Store, repair_overlay
+from nearcast.spec import parse_model
+from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, store_time
 from nearcast.stores.values import encode_key
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
@@ -34,6 +42,8 @@ KINDS: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("halffloat", "float", "double", "decimal"), int | float),
     (("string", "large_string", "date", "time", "timestamp"), str),
 )
+LISTS = ("list", "large_list", "fixed_size_list")
+MOST_ADD_SECONDS = 30.0  # that an addition is tried again while others come in between
 
 
 def open_overlay(store: StoreLike, generator: str) -> Overlay:
@@ -103,20 +113,104 @@ class Overlay:
         self, updates: Sequence[tuple[Item, str, Any]], *, until: float | datetime | None = None, note: str = ""
     ) -> None:
         """The same for many (item, field, value) in one step: all are written, or none."""
-        columns = self.facts().get("columns", {})
         for _, field, value in updates:
-            if not field or field == "id":
-                raise InputError(f"{field!r} is no column that can have a value")
-            if not fits(value, columns.get(field, "")):
-                raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
+            self._check_field(field)
+            self._check_value(field, value)
         self._write(updates, until, note)
+
+    def _check_field(self, field: str) -> None:
+        if not field or field == "id":
+            raise InputError(f"{field!r} is no column that can have a value")
+
+    def _check_value(self, field: str, value: Any) -> None:
+        """InputError for a value that the column cannot hold: look-ups would take it for a missing one."""
+        facts = self.facts()
+        columns = facts.get("columns", {})
+        if is_expansion(facts):
+            kind = kind_of_role(parse_model(Settings, facts["expansion"], "the settings"), field)
+            if kind is not None and (field not in columns or isinstance(value, int | float)):
+                check_role(field, kind, value)
+                return
+        if not _is_usable(value, columns.get(field, "")):
+            raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
+
+    def add(self, item: Item, field: str, amount: float, *, note: str = "", token: str = "") -> float:
+        """Add to a number of an item in one step that no other writer comes between. Returns the new number.
+
+        It counts from the overlay's value, or else from the current version's: so spending adds up, whoever spends.
+        amount: a number, below 0 to take away. Decimals add up exactly: 0.1 and 0.2 are 0.3.
+        token: of this step, such as a request's id: within a day it is done once, however often it is sent.
+        InputError for an item without such a number, StoreError where the store cannot say whether it was done.
+        """
+        typed = self._typed(item)
+        self._check_field(field)
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
+            raise InputError(f"{amount!r} cannot be added to {field}: give a number")
+        log = self._store.overlay(self.generator)
+        if not hasattr(log, "exchange"):
+            raise StoreError(f"{self._store.url} is a store of another package that cannot add; it lacks `exchange`")
+        key = OverlayEntry(typed, field, None, 0.0).key()
+        started = time.monotonic()
+        while True:
+            now, held = self.now(), log.get(key)
+            entry = None if held is None else OverlayEntry.from_bytes(held)
+            counts = entry is not None and self._counts(entry, now)
+            number = entry.value if counts and entry is not None else self._published(typed, field)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise InputError(
+                    f"{field} of {item!r} is {number!r}: there is no number to add to; give it one with `set` first"
+                )
+            total = _sum(number, amount)
+            self._check_value(field, total)
+            until = entry.until if counts and entry is not None else None
+            news = OverlayEntry(typed, field, total, self._stamp(now), until, False, note)
+            done = log.exchange(news, held, token=token, now=now)
+            if done is not Exchanged.CHANGED:
+                return total if done is Exchanged.WRITTEN else number
+            if time.monotonic() - started > MOST_ADD_SECONDS:
+                raise BusyError(f"{field} of {item!r} changes faster than it can be added to; try again")
+            time.sleep(random.uniform(0.0, 0.002))
+
+    def _counts(self, entry: OverlayEntry, now: float) -> bool:
+        """Whether a look-up takes this entry for the newest that is known."""
+        over = entry.lifted or (entry.until is not None and entry.until <= now)
+        return not over and entry.written > self._read_at()
+
+    def _published(self, item: Item, field: str) -> Any:
+        """The value of the current version. Nothing spent is 0."""
+        facts = self.facts()
+        with self._current() as reader:
+            value = reader.get_many(Space.ITEMS, [encode_key(item)])[0]
+        if value is None:
+            raise InputError(f"{item!r} is not in the current table of {self.generator}; give it a {field} first")
+        number = columns_in_value(value).get(field)
+        if number is None and is_expansion(facts) and field == facts["expansion"]["columns"]["spent"]:
+            return 0
+        if isinstance(number, str) and str(facts.get("columns", {}).get(field, "")).startswith("decimal"):
+            return float(number)
+        return number
+
+    def now(self) -> float:
+        """Seconds since 1970 by the store's clock, which is the one that counts: those of writers differ."""
+        return store_time(self._store)
+
+    def _read_at(self) -> float:
+        """When the current version of an expansion table was read from its source: what is older it knows itself."""
+        facts = self.facts()
+        return datetime.fromisoformat(facts["as_of"]).timestamp() if "as_of" in facts else -math.inf
+
+    def _stamp(self, now: float | None = None) -> float:
+        """When something is written that is newer than what is current, by whatever clock that was made."""
+        facts, now = self.facts(), self.now() if now is None else now
+        made = facts.get("as_of") or facts.get("started") or facts.get("created")
+        return now if made is None else max(now, datetime.fromisoformat(made).timestamp() + 1e-6)
 
     def restore(self, items: Sequence[Item], *, field: str | None = None) -> list[Item]:
         """Take back that items are gone, or the newer value of a column. Returns those of which it was said at all."""
         wanted = {self._typed(item) for item in _several(items)}
         ids = self.facts()["item_ids"]
         said = [e for e in self.entries() if e.field == field and typed_key(e.item, ids) in wanted]
-        now = time.time()
+        now = self._stamp()
         self._store.overlay(self.generator).write([replace(e, value=None, written=now, lifted=True) for e in said])
         return [entry.item for entry in said]
 
@@ -124,13 +218,6 @@ class Overlay:
         """All that was written and not taken back, oldest first; what has expired is among it until it is purged."""
         changes = self._store.overlay(self.generator).changes()
         return OverlayState(self.facts()["item_ids"]).apply(changes).entries
-
-    def repair(self) -> str | None:
-        """Make an overlay that was damaged or lost readable again, with what is left of it.
-
-        Returns what was found and what may be lost, None where it is whole.
-        """
-        return repair_overlay(self._store.overlay(self.generator))
 
     def in_snapshot(self, items: Sequence[Item]) -> list[bool]:
         """Whether the current version holds these items, an answer per item."""
@@ -149,13 +236,16 @@ class Overlay:
         return contextlib.closing(self._store.open(self.generator, pointer.version, verify=False))
 
     def _write(self, news: Sequence[tuple[Item, str | None, Any]], until: float | datetime | None, note: str) -> None:
-        now = time.time()
+        now = self.now()
         end = _seconds(until)
         if end is not None and not math.isfinite(end):
             raise InputError(f"until is no time: {end}")
         if end is not None and end <= now:
             raise InputError(f"until is {datetime.fromtimestamp(end, UTC):%Y-%m-%dT%H:%M:%SZ}: that has passed")
-        entries = [OverlayEntry(self._typed(item), field, value, now, end, False, note) for item, field, value in news]
+        written = self._stamp(now)
+        entries = [
+            OverlayEntry(self._typed(item), field, value, written, end, False, note) for item, field, value in news
+        ]
         try:
             json.dumps(
                 [[e.item, e.field, e.value, note] for e in entries], allow_nan=False, ensure_ascii=False
@@ -172,6 +262,19 @@ class Overlay:
         return typed
 
 
+def _sum(number: float, amount: float) -> float:
+    """The sum, exact in decimals; InputError where no number can hold it."""
+    if isinstance(number, int) and isinstance(amount, int):
+        total: float = number + amount
+        fits_in = -(1 << 63) <= total < 1 << 63
+    else:
+        total = float(Decimal(repr(number)) + Decimal(repr(amount)))
+        fits_in = math.isfinite(total)
+    if not fits_in:
+        raise InputError(f"{number!r} and {amount!r} are more than a number can hold")
+    return total
+
+
 def fits(value: Any, column: str) -> bool:
     """Whether a value can be one of a column of this Arrow type, given as text. Types of no simple kind take any."""
     if value is None:
@@ -179,6 +282,24 @@ def fits(value: Any, column: str) -> bool:
     for names, kinds in KINDS:
         if column.startswith(names):
             return isinstance(value, kinds) and (isinstance(value, bool) == (kinds is bool))
+    return True
+
+
+def _is_usable(value: Any, column: str) -> bool:
+    """Whether look-ups can use a value in a column of this type: as `fits`, and lists hold values of their type."""
+    if value is not None and column.startswith(LISTS) and "<" in column:
+        inner = column[column.index("<") + 1 : column.rindex(">")].split(": ", 1)[-1].removesuffix(" not null")
+        return isinstance(value, list | tuple) and all(_is_usable(each, inner) for each in value)
+    if isinstance(value, str) and column.startswith(("date", "timestamp")):
+        return _is_time(value)
+    return fits(value, column)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        seconds_of_time(text)
+    except InputError:
+        return False
     return True
 
 

@@ -144,6 +144,10 @@ class OverlayState:
         in_force: IntArray = places[gone.until[known] > now]
         return in_force if len(in_force) else None
 
+    def removed_now(self, now: float) -> list[Item]:
+        """Return the items that are removed at this time. Looks at every one: not for every request."""
+        return [item for item, until in self.gone.items() if until > now]
+
     def values_of(self, item: Item, now: float) -> dict[str, Any]:
         """The columns of an item that have newer values."""
         columns = self.values.get(item)

@@ -14,6 +14,8 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from nearcast.eligibility.closures import Context
 from nearcast.eligibility.ruleset import RuleSet
@@ -27,7 +29,7 @@ from nearcast.stores.base import Pointer, Reader, Space, Store
 from nearcast.stores.values import IdType, Lists, decode_list, decode_lists, encode_key
 from nearcast.types import IntArray, as_score
 
-__all__ = ["Version", "View", "open_version"]
+__all__ = ["StoredLists", "Version", "View", "open_version"]
 
 FACTS_FORMAT = 1
 
@@ -83,6 +85,17 @@ def _attributes(reader: Reader) -> Attributes | None:
         return None
     rules = RuleSet.prepare(told)
     return Attributes(reader, rules, own_query_columns=bool(told["own_query_columns"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLists:
+    """Lists as a version holds them, before any rule: list i is ids[offsets[i]:offsets[i + 1]], best first."""
+
+    keys: Sequence[str | int | None] | IntArray  # (n,)
+    found: npt.NDArray[np.bool_]  # (n,)
+    offsets: IntArray  # (n + 1,)
+    ids: pa.Array
+    removed: IntArray  # ascending places in `ids` of the candidates that the overlay removes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +195,17 @@ class View:
         age = max(0.0, now - version.created)
         told = (removed, version.snapshot, age, np.diff(lists.offsets), barred)
         return Answers(typed, lists.found, offsets, ids, scores, lists.reasons, *told)
+
+    def stored(self, keys: Keys, now: float) -> StoredLists:
+        """Return the lists of many keys as they are stored, and which candidates the overlay removes at `now`."""
+        typed, encoded, places = wanted_keys(keys, self.version.query_ids)
+        values = self.version.reader.get_many(Space.LISTS, encoded)
+        if places is not None:
+            values = _spread(values, places, len(typed))
+        lists = decode_lists(values, self.version.item_ids)
+        removed = self.overlay.places_removed(lists.ids, now)
+        none = np.empty(0, np.int64)
+        return StoredLists(typed, lists.found, lists.offsets, lists.ids, none if removed is None else removed)
 
     def _barred(
         self, keys: Sequence[Any] | IntArray, lists: Lists, gone: IntArray | None, request: Request, now: float

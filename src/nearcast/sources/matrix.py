@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.errors import InputError
 from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
 
-__all__ = ["RowState", "common_dtype", "lengths_and_states", "list_lengths", "to_matrix"]
+__all__ = ["RowState", "common_dtype", "lengths_and_states", "list_lengths", "refuse_masked", "to_matrix"]
 
 LONGEST = 1e18  # its square is the last that float32 holds
 
@@ -78,6 +79,13 @@ def common_dtype(kinds: set[pa.DataType]) -> np.dtype[Any]:
     names = {np.dtype(kind.to_pandas_dtype()).name for kind in kinds}
     only = names.pop() if len(names) == 1 else ""
     return np.dtype(only if only in VECTOR_DTYPES else "float32")
+
+
+def refuse_masked(data: object, what: str) -> None:
+    """Raise InputError for a masked array, alone or in a list: Arrow and NumPy would take what is under the mask."""
+    alone = isinstance(data, np.ma.MaskedArray)
+    if alone or (isinstance(data, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in data)):
+        raise InputError(f"{what} are a masked array, whose mask would be ignored; leave those rows out, or fill them")
 
 
 def _floats(values: pa.Array) -> AnyArray:

@@ -7,7 +7,7 @@ mean.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
+from nearcast.sources.arrow_types import plain_column, plain_type
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, list_parquet
 from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
@@ -106,6 +107,12 @@ class ParquetFiles:
         """What was skipped in the folder or glob."""
         return self.listing.notes
 
+    def tell(self, note: Callable[[str], None] | None) -> None:
+        """Pass the notes on to whoever listens."""
+        if note is not None:
+            for text in self.notes:
+                note(text)
+
     def digests(self) -> list[dict[str, Any]]:
         """Return name, size and hash of every file."""
         return [{"name": f.path.name, "bytes": f.state.size, "blake2b": f.hash()} for f in self.listing.files]
@@ -151,7 +158,10 @@ def open_parquet(path: Path | str, base: Path, what: str, way_out: str) -> Parqu
     listing = list_parquet(str(path), base, what, way_out)
     footers = tuple(read_footer(file) for file in listing.files)
     full = [place for place, footer in enumerate(footers) if footer.n_rows] or [0]
-    schemas = [footers[place].schema.remove_metadata() for place in full]
+    schemas = [
+        pa.schema([field.with_type(plain_type(field.type)).remove_metadata() for field in footers[place].schema])
+        for place in full
+    ]
     for place, schema in zip(full, schemas, strict=True):
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
@@ -178,9 +188,9 @@ def _as_schema(
         if field.name not in batch.schema.names:
             columns.append(pa.nulls(len(batch), field.type))
             continue
-        column = batch.column(field.name)
         try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            column = plain_column(pa.chunked_array([batch.column(field.name)])).cast(field.type)
+            columns.append(column.chunk(0) if column.num_chunks else pa.nulls(0, field.type))
         except pa.ArrowException as error:
             raise InputError(f"{file.name}: column {field.name!r} is no {field.type}: {_reason(error)}") from error
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))

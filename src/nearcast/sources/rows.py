@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.sources.arrow_types import plain_column, plain_type
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
+from nearcast.sources.matrix import refuse_masked
 from nearcast.sources.npy import open_npy
 from nearcast.sources.parquet_files import Footer, ParquetFiles, open_parquet, read_batches, read_footer
 from nearcast.sources.user_files import UserFile, shown_path, unchanged
@@ -136,13 +138,13 @@ class RowSource:
         raise IndexError(row)
 
     def _batch(self, table: pa.Table, part: Part, vectors: bool, attributes: bool) -> RowBatch:
-        ids = _one_array(_known(table.column(self.spec.id)))
+        ids = _one_array(plain_column(table.column(self.spec.id)))
         try:  # integers, strings, or nulls without a type
             ids = ids.cast(part.id_type)
         except pa.ArrowInvalid as error:
             raise InputError(f"{part.name}: ids do not fit int64 ({error}); store them as strings") from error
         found = _vectors(table.column(self.spec.vector), part.vector_type) if vectors else None
-        columns = {name: _known(table.column(name)) for name in (self.spec.columns if attributes else ())}
+        columns = {name: plain_column(table.column(name)) for name in (self.spec.columns if attributes else ())}
         return RowBatch(ids, found, pa.table(columns))
 
 
@@ -198,7 +200,7 @@ def _kept_ids(only: Part | None, id_type: pa.DataType) -> pa.Array | None:
             f"{only.name} lists {_plain(only.id_type)} an id, and the source has {_plain(id_type)}; write one type"
         )
     (table,) = only.read((), 0)
-    return _one_array(_known(table.column(0))).cast(id_type)
+    return _one_array(plain_column(table.column(0))).cast(id_type)
 
 
 def _only(batch: RowBatch, kept: pa.Array) -> RowBatch:
@@ -219,7 +221,7 @@ def as_arrow(data: object, spec: Source, name: str) -> pa.Table:
         return data
     if isinstance(data, tuple) and len(data) == 2:
         for what, part in zip(("ids", "vectors"), data, strict=True):
-            _refuse_masked(part, f"the {what} of {name}")
+            refuse_masked(part, f"{name}: the {what}")
         ids, vectors = (np.asarray(part) for part in data)
         if len(ids) != len(vectors):
             raise InputError(f"{name} have {len(ids)} ids for {len(vectors)} vectors")
@@ -236,16 +238,8 @@ def _from_pandas(frame: Any, spec: Source, name: str) -> pa.Table:
     names = [str(column) for column in frame.columns]
     _need_columns(name, names, {"id": spec.id, "vector": spec.vector}, spec.columns)
     wanted = list(dict.fromkeys((spec.id, spec.vector, *spec.columns)))
-    _refuse_masked(list(frame[spec.vector]), f"a vector of {name}")
+    refuse_masked(list(frame[spec.vector]), f"{name}: the vectors")
     return pa.Table.from_pandas(frame[wanted], preserve_index=False)
-
-
-def _refuse_masked(data: object, what: str) -> None:
-    """InputError for an array whose mask would be lost: alone, or one of a list."""
-    if isinstance(data, np.ma.MaskedArray) or (
-        isinstance(data, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in data)
-    ):
-        raise InputError(f"{what} are a masked array, whose mask would be ignored; leave the rows out, or fill them")
 
 
 def _checked(source: RowSource) -> RowSource:
@@ -297,32 +291,9 @@ def _common_type(name: str, parts: tuple[Part, ...]) -> pa.DataType:
         ) from None
 
 
-def _known_type(kind: pa.DataType) -> pa.DataType:
-    """The type as all of Arrow's functions know it: no views, dictionaries, runs or extensions."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _known_type(kind.storage_type)
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return _known_type(kind.value_type)
-    if pa.types.is_string_view(kind):
-        return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
-
-
-def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = _known_type(column.type)
-    if isinstance(column.type, pa.BaseExtensionType):
-        return _known(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
-    if pa.types.is_run_end_encoded(column.type):
-        decoded = [pc.run_end_decode(chunk) for chunk in column.chunks]
-        return _known(pa.chunked_array(decoded, column.type.value_type))
-    if pa.types.is_dictionary(column.type):
-        return pa.chunked_array([c.dictionary.cast(kind).take(c.indices) for c in column.chunks], kind)
-    return column.cast(kind)
-
-
 def _vectors(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """The lists of a column as one array; nulls of a type where it has none."""
-    found = _one_array(_known(column))
+    found = _one_array(plain_column(column))
     return pa.nulls(len(found), kind) if pa.types.is_null(found.type) else found
 
 
@@ -382,7 +353,7 @@ def _folder_type(name: str, footers: Sequence[Footer], folders: Sequence[Mapping
     """The type of a column where it is taken from the names of folders: string where a file holds strings."""
     for footer in footers:
         if footer.n_rows and footer.schema.names.count(name) == 1:
-            kind = _known_type(footer.schema.field(name).type)
+            kind = plain_type(footer.schema.field(name).type)
             if pa.types.is_string(kind) or pa.types.is_large_string(kind):
                 return pa.string()
     pairs = zip(footers, folders, strict=True)
@@ -503,7 +474,7 @@ def _part(
     files: tuple[UserFile, ...] = (),
 ) -> Part:
     _need_columns(name, schema.names, {"id": spec.id, "vector": spec.vector}, spec.columns)
-    vector_type = _known_type(schema.field(spec.vector).type)
+    vector_type = plain_type(schema.field(spec.vector).type)
     if not _is_vector(vector_type):
         raise InputError(
             f"{name}: {spec.vector!r} is {vector_type}; vectors are lists of float16, float32, float64, int8 or uint8: "
@@ -516,7 +487,7 @@ def _part(
         _id_type(schema.field(spec.id).type, name, spec.id),
         vector_type,
         row_bytes,
-        {column: _known_type(schema.field(column).type) for column in spec.columns},
+        {column: plain_type(schema.field(column).type) for column in spec.columns},
         read,
         digest,
         files,
@@ -531,7 +502,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _id_type(kind: pa.DataType, name: str, column: str) -> pa.DataType:
-    kind = _known_type(kind)
+    kind = plain_type(kind)
     if pa.types.is_null(kind):
         return kind
     if pa.types.is_integer(kind):

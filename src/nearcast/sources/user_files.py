@@ -17,7 +17,7 @@ from typing import Self
 from nearcast.errors import InputError
 from nearcast.files import file_hash
 
-__all__ = ["FileState", "UserFile", "changed_error", "shown_path", "unchanged"]
+__all__ = ["ChangedInputError", "FileState", "UserFile", "changed_error", "shown_path", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,13 @@ def unchanged(files: Sequence[UserFile]) -> Iterator[None]:
         file.check()
 
 
-def changed_error(name: str, why: str = "") -> InputError:
+class ChangedInputError(InputError):
+    """An input did not stay as it was while it was read."""
+
+
+def changed_error(name: str, why: str = "") -> ChangedInputError:
     """Return the error for an input that did not stay as it was."""
-    return InputError(f"{name} changed while it was read; run again{f' ({why})' if why else ''}")
+    return ChangedInputError(f"{name} changed while it was read; run again{f' ({why})' if why else ''}")
 
 
 def shown_path(path: Path | str, base: Path | None = None) -> str:

@@ -8,6 +8,7 @@ Keys and values are bytes: what they mean is `stores.values`' to say. Knows noth
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -17,8 +18,10 @@ from typing import Any, Protocol
 from nearcast.errors import DamagedError
 
 __all__ = [
+    "TOKEN_SECONDS",
     "Changes",
     "Event",
+    "Exchanged",
     "Held",
     "OverlayEntry",
     "OverlayLog",
@@ -28,11 +31,11 @@ __all__ = [
     "Space",
     "Store",
     "Writer",
-    "check_reader",
-    "repair_overlay",
+    "store_time",
 ]
 
 Pair = tuple[bytes, bytes]
+TOKEN_SECONDS = 86_400.0  # that the token of an exchange is remembered
 MOST_EVENTS = 100  # kept in a pointer, so that it stays a few kilobytes
 
 
@@ -122,6 +125,14 @@ class Changes:
     entries: tuple[OverlayEntry, ...]
 
 
+class Exchanged(StrEnum):
+    """What came of an exchange."""
+
+    WRITTEN = "written"
+    CHANGED = "changed"  # another entry had come in between: nothing was written
+    REPEATED = "repeated"  # it was done before: nothing was written
+
+
 class OverlayLog(Protocol):
     """The overlay of a generator. Any process may write at any time; it is not under the publishers' lock."""
 
@@ -133,12 +144,19 @@ class OverlayLog(Protocol):
         """What was written after `serial`; everything where the epoch is another. Cheap where nothing was."""
         ...
 
-    def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
-        """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
+    def get(self, key: bytes) -> bytes | None:
+        """The last entry with this key, as `OverlayEntry.to_bytes` wrote it; None where there is none."""
         ...
 
-    def repair(self) -> str | None:
-        """Make a damaged or lost overlay that can be read, of what is left. Returns what was lost; None if whole."""
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+        """Add an entry only where `get` of its key still gives `held`, in one step: whoever lost begins anew.
+
+        token: of an exchange, which is done once however often it is asked for within TOKEN_SECONDS; `now` is the time.
+        """
+        ...
+
+    def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
+        """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
         ...
 
 
@@ -189,13 +207,15 @@ class Reader(Protocol):
         """Up to `count` keys spread over the version: all of them where there are not more."""
         ...
 
-    def check(self) -> None:
-        """DamagedError where pairs were lost since it was opened. Cheap: it is called several times a second."""
-        ...
-
     def close(self) -> None:
         """Let go of it."""
         ...
+
+
+def store_time(store: Store) -> float:
+    """Seconds since 1970 by a store's clock; by this machine's for a store of another package that has none."""
+    now = getattr(store, "now", time.time)
+    return float(now())
 
 
 class Store(Protocol):
@@ -243,22 +263,10 @@ class Store(Protocol):
         """The overlay of a generator; an empty one where nothing was written."""
         ...
 
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that all writers of the store share, whatever their own clocks say."""
+        ...
+
     def close(self) -> None:
         """Let go of connections and files."""
         ...
-
-
-def check_reader(reader: Reader) -> None:
-    """Raise DamagedError where a version has lost pairs. Readers of a store of your own may have no `check`."""
-    check = getattr(reader, "check", None)
-    if check is not None:
-        check()
-
-
-def repair_overlay(log: OverlayLog) -> str | None:
-    """Repair an overlay, and return what was lost; None where it is whole. DamagedError where its store cannot."""
-    repair = getattr(log, "repair", None)
-    if repair is not None:
-        return str(said) if (said := repair()) is not None else None
-    log.changes()
-    return None

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
-from nearcast.parquet import open_dataset
+from nearcast.sources.parquet_files import ParquetFiles, open_parquet
+from nearcast.sources.user_files import ChangedInputError, shown_path
 from nearcast.types import IntArray
 
-if TYPE_CHECKING:
-    from pyarrow.dataset import Dataset
-
-__all__ = ["ITEM", "SURVIVED", "Counts", "read_counts"]
+__all__ = ["ITEM", "SURVIVED", "Counts", "open_log", "read_counts"]
 
 ITEM, SURVIVED = "item", "survived"
 BATCH_ROWS = 1 << 18
@@ -35,17 +32,33 @@ class Counts:
     unknown: int  # look-ups of items that are none any more
 
 
-def read_counts(path: Path, item_ids: pa.Array) -> Counts:
-    """Count the look-ups of each item. `path`: a Parquet file or a folder of them, with the columns item and survived.
+def open_log(path: Path) -> ParquetFiles:
+    """Find the files of a log, a Parquet file or a folder of them; InputError where there is none."""
+    shown = shown_path(path)
+    way_out = f"surplus.log names {shown}, which is not there; write look-ups to it, or use surplus.survival"
+    if path.is_file() or path.is_dir():
+        try:
+            return open_parquet(path, Path(), "surplus.log", way_out)
+        except ChangedInputError:
+            raise
+        except InputError as error:
+            raise InputError(f"the log of look-ups {shown} is no Parquet: {error}") from error
+    return open_parquet(path, Path(), "surplus.log", way_out)
 
-    Raises InputError where there is no such file or column, where the ids are of another type than the items', and
-    where a row leaves open whether the item survived.
+
+def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
+    """Count the look-ups of each item in a log, opened or not, with the columns item and survived.
+
+    Raises InputError where there is no such file or column, where the ids are of another type than the items', where
+    a row leaves open whether the item survived, and where the log changes meanwhile.
     """
-    rows = _open(path)
+    rows = log if isinstance(log, ParquetFiles) else open_log(log)
+    path = shown_path(rows.listing.root)
     _check(path, rows.schema, item_ids.type)
+    rows.need_columns([ITEM, SURVIVED])
     survived, seen = np.zeros(len(item_ids), np.int64), np.zeros(len(item_ids), np.int64)
     unknown = 0
-    for batch in rows.to_batches(columns=[ITEM, SURVIVED], batch_size=BATCH_ROWS):
+    for batch in rows.batches([ITEM, SURVIVED], BATCH_ROWS):
         outcome = batch.column(SURVIVED)
         if outcome.null_count:
             raise InputError(
@@ -60,16 +73,7 @@ def read_counts(path: Path, item_ids: pa.Array) -> Counts:
     return Counts(survived, seen, unknown)
 
 
-def _open(path: Path) -> Dataset:
-    if not path.exists():
-        raise InputError(f"surplus.log names {path}, which is not there; write look-ups to it, or use surplus.survival")
-    try:
-        return open_dataset(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"the log of look-ups {path} is no Parquet: {error}") from error
-
-
-def _check(path: Path, schema: pa.Schema, id_type: pa.DataType) -> None:
+def _check(path: str, schema: pa.Schema, id_type: pa.DataType) -> None:
     for name in (ITEM, SURVIVED):
         if name not in schema.names:
             raise InputError(f"the log of look-ups {path} has no column {name!r}; it has {', '.join(schema.names)}")

@@ -53,7 +53,8 @@ var nearcast = {};
     const t = new Date(1000 * seconds);
     return day(seconds) + ", " + two(t.getUTCHours()) + ":" + two(t.getUTCMinutes()) + " UTC";
   }
-  const ago = (seconds, now) => (now - seconds < 60 ? "just now" : stretch(now - seconds) + " ago");
+  /* A time ahead of now is that of another clock. */
+  const ago = (seconds, now) => (now - seconds < -60 ? stretch(seconds - now) + " ahead of this clock" : now - seconds < 60 ? "just now" : stretch(now - seconds) + " ago");
   const version = (n) => (there(n) ? String(n).padStart(6, "0") : "–");
   /* Any value as text: what comes from data may be of any type, and is never taken for markup. */
   function text(value) {
@@ -65,10 +66,12 @@ var nearcast = {};
     for (let i = (values || []).length - 1; i >= 0; i--) if (there(values[i])) return values[i];
     return null;
   }
+  /* Of the newest run or pass, which may not have it. */
+  const newest = (values) => { const value = (values || [])[(values || []).length - 1]; return there(value) ? value : null; };
   const reason = (mark) => mark.text || "published " + version(mark.version);
   const settings = (given) => Object.entries(given || {}).map(([k, v]) => k + " " + text(v)).join(", ");
 
-  nearcast.format = { share, number, bytes, stretch, day, short, when, ago, version, text, last, reason, settings, there, DAY };
+  nearcast.format = { share, number, bytes, stretch, day, short, when, ago, version, text, last, newest, reason, settings, there, DAY };
   nearcast.html = preact.html;
-  nearcast.GLYPH = { bad: "✕", warn: "!", ok: "✓", idle: "–" };
+  nearcast.GLYPH = { bad: "✕", warn: "!", ok: "✓", idle: "–", unknown: "?" };
 })();

@@ -4,13 +4,14 @@
   const { html, format, charts, GLYPH } = nearcast;
   const MOST_CARDS = 4;
   const link = (name) => "#/g/" + encodeURIComponent(name);
-  const PERCENT = /recall|overlap|fill|coverage|repeats|moved|top1|dead|misses|fallbacks/;
+  const PERCENT = /recall|overlap|fill|coverage|repeats|moved|top1|dead|misses|fallbacks|removed/;
+  const STALE = 2 * format.DAY;
   const EVIDENCE = {
-    recall: "recall", overlap: "candidates kept since the run before", repeats: "copies among the candidates", fill_rate: "slots filled", query_coverage: "queries with a list",
+    recall: "recall", overlap: "candidates kept of the lists compared with", repeats: "copies among the candidates", fill_rate: "slots filled", query_coverage: "queries with a list",
     items_vectors: "items", queries_vectors: "queries", items_norm_p50: "median length of item vectors", queries_norm_p50: "median length of query vectors",
     items_drift: "how far item vectors turned", queries_drift: "how far query vectors turned", items_moved: "items with another's vector", queries_moved: "queries with another's vector",
     items_shift: "way of the items' mean", queries_shift: "way of the queries' mean", items_zeros: "item vectors of zeros", queries_zeros: "query vectors of zeros",
-    score_p50: "median score", seconds: "seconds of a run", memory: "memory of a run", dead: "candidates that are gone", age: "age of what is served", misses: "keys not found", fallbacks: "answered by a fallback",
+    score_p50: "median score", seconds: "seconds of a run", memory: "memory of a run", dead: "candidates that are gone", age: "age of what is served", misses: "keys not found", fallbacks: "answered by a fallback", removed: "candidates that the overlay removes",
   };
   function unitOf(series) {
     if (PERCENT.test(series)) return format.share;
@@ -47,6 +48,7 @@
         <p><${Since} trouble=${first} now=${now} /></p>
         <p class="text">${first.text}</p>
         <p class="seen"><b>What users see:</b> ${seenBy(page, first)}</p>
+        ${page.state.unwatched && html`<p class="also">${page.state.watched}</p>`}
         ${others.length > 0 && html`<p class="also"><b>Also:</b> ${others.map((t) => t.title).join(" · ")}</p>`}
         ${first.follows.length > 0 && html`<p class="also"><b>Follows from it:</b> ${first.follows.join(", ").replaceAll("_", " ")}</p>`}
       </div><${Evidence} page=${page} trouble=${first} theme=${theme} /></div>
@@ -59,7 +61,7 @@
   }
 
   function Row({ page, now, theme }) {
-    const runs = page.runs, passes = page.passes, of = (name) => format.last(runs[name]);
+    const runs = page.runs, passes = page.passes, of = (name) => format.newest(runs[name]);
     const first = page.state.troubles[0], asked = page.asked ? page.asked.keys : format.last(passes.lookups);
     const missed = page.asked ? (page.asked.keys ? page.asked.misses / page.asked.keys : null) : format.last(passes.misses);
     const made = page.live && page.live.made ? page.live.made : null;
@@ -67,34 +69,33 @@
     return html`<tr>
       <th scope="row"><a href=${link(page.name)}>${page.name}</a><${Badge} level=${page.state.level} word=${page.state.word} />
         ${first && html`<small>${first.title} · since ${format.day(first.since)}</small>`}
-        ${!first && page.state.unwatched && html`<small>the newest run was not looked at by a monitor</small>`}</th>
+        ${!first && page.state.level === "unknown" && html`<small>${page.state.watched}</small>`}
+        ${!first && page.state.level === "ok" && now - page.state.looked > STALE && html`<small>when the monitor last looked, ${format.ago(page.state.looked, now)}</small>`}</th>
       <td data-label="recall"><b class=${below ? "below" : ""}>${format.share(of("recall"))}</b>
         ${runs.recall_low && html` <small class="inline">${format.share(of("recall_low"))} to ${format.share(of("recall_high"))}</small>`}
         ${page.promise && html`<small>promised ${format.share(page.promise.recall)}</small>`}</td>
       <td class="lines" data-label="recall over time"><${charts.Spark} values=${runs.recall} x=${runs.at} promise=${runs.promise} label=${page.name + ": recall over time"} theme=${theme} /></td>
-      <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with the run before, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
+      <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with what was served, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
       <td data-label="slots filled">${format.share(of("fill_rate"))}</td>
       <td data-label="queries covered">${format.share(of("query_coverage"))}</td>
       <td data-label="age">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
-      <td data-label="gone">${format.share(format.last(passes.dead))}</td>
+      <td data-label="gone">${format.share(format.newest(passes.dead))}</td>
       <td data-label="look-ups">${format.there(asked) && asked > 0 ? format.number(asked) : "–"}<small>${asked > 0 && format.there(missed) ? format.share(missed) + " missed" : ""}</small></td>
       <td data-label="last run">${format.stretch(of("seconds"))}<small>${format.bytes(of("memory"))}</small></td>
     </tr>`;
   }
 
   const HEAD = [
-    ["Generator", "the worst first"], ["Recall", "reached, with its interval"], ["Over time", "dashed: promised"], ["Lists kept", "since the run before"],
+    ["Generator", "the worst first"], ["Recall", "reached, with its interval"], ["Over time", "dashed: promised"], ["Lists kept", "of what was served"],
     ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "served, no item now"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
   ];
 
   function Overview({ doc, theme }) {
     const pages = doc.generators, now = doc.now || doc.made;
     const troubled = pages.filter((page) => page.state.level === "bad" || page.state.level === "warn");
-    const bad = pages.filter((page) => page.state.level === "bad").length;
     const cards = troubled.slice(0, MOST_CARDS);
-    const headline = bad ? `${bad} of ${pages.length} ${pages.length === 1 ? "generator" : "generators"} ${bad === 1 ? "is" : "are"} in trouble` : troubled.length ? `Nothing is broken; ${troubled.length} of ${pages.length} ${troubled.length === 1 ? "deserves" : "deserve"} a look` : pages.length === 1 ? "All is well" : `All ${pages.length} generators are well`;
     return html`<main id="main">
-      <h1 class=${"headline " + (bad ? "bad" : troubled.length ? "warn" : "ok")}>${headline}</h1>
+      <h1 class=${"headline " + doc.headline.level}>${doc.headline.text}</h1>
       ${cards.length > 0 && html`<section class="cards" aria-label="What is wrong">${cards.map((page) => html`<${Card} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</section>`}
       ${troubled.length > cards.length && html`<p class="more">and ${troubled.length - cards.length} more in the table</p>`}
       <section class="card table" aria-labelledby="all"><h2 id="all">All generators</h2>

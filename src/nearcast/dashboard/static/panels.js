@@ -16,12 +16,12 @@
       <${Lines} ...${common} title="Recall" unit=${format.share} ceiling=${1} height=${210}
         hint="Share of the true nearest items that the lists hold, on a sample, with its 95% interval. Dashed: what is promised."
         lines=${[line("recall", r.recall, { band: r.recall_low && [r.recall_low, r.recall_high] }), line("promised", r.promise, { dash: [5, 4], colour: "--quiet", step: true }), line("by traffic", r.recall_by_traffic, { colour: "--line-c" })]} />
-      <${Lines} ...${common} title="Lists kept" unit=${format.share} floor=${0} ceiling=${1} height=${210} hint="Share of the candidates that the run before had for the same query." lines=${[line("overlap", r.overlap, { colour: "--line-b" })]} />
+      <${Lines} ...${common} title="Lists kept" unit=${format.share} floor=${0} ceiling=${1} height=${210} hint="Share of the candidates that the snapshot served then, or the run before, had for the same query." lines=${[line("overlap", r.overlap, { colour: "--line-b" })]} />
       <${Lines} ...${common} title="Slots filled" unit=${format.share} floor=${0} ceiling=${1} hint="Share of the k slots of all lists that hold a candidate." lines=${[line("of k", r.fill_rate), ...depths.map((name) => line("of the first " + name.replace(/^.*_at_/, ""), r[name]))]} />
       <${Lines} ...${common} title="Coverage" unit=${format.share} floor=${0} ceiling=${1} hint="Queries that have a list, and items that are in some list." lines=${[line("queries", r.query_coverage), line("items", r.item_coverage)]} />
       <${Lines} ...${common} title="Exposure" unit=${format.share} floor=${0} hint="How much of all slots the most frequent 1% of items take, and how uneven it is (Gini: 0 all alike)." lines=${[line("top 1% of items", r.exposure_top1), line("Gini", r.exposure_gini)]} />
       <${Lines} ...${common} title="Copies in the lists" unit=${format.share} floor=${0} hint="Candidates with the same vector as the one before them." lines=${[line("copies", r.repeats)]} />
-      <${Lines} ...${common} title="Vectors turned" hint="1 − cosine of the vectors of the same id, now and at the run before, median." floor=${0} lines=${sides("drift")} />
+      <${Lines} ...${common} title="Vectors turned" hint="1 − cosine of the vectors of the same id, now and in the snapshot served then, or the run before, median." floor=${0} lines=${sides("drift")} />
       <${Lines} ...${common} title="Size" hint="Vectors that were joined." lines=${sides("vectors")} />
       <${Lines} ...${common} title="Seconds by stage" unit=${format.stretch} floor=${0} hint="The longest stages of each run." lines=${[line("all", r.seconds, { colour: "--ink" }), ...largest.map((name, i) => line(name.slice(6), r[name], { colour: "--line-" + "abcdef"[i] }))]} />
       <${Lines} ...${common} title="Memory" unit=${format.bytes} floor=${0} hint="Peak of the run. Dashed: the estimate made before it." lines=${[line("peak", r.memory), line("estimate", r.memory_estimate, { dash: [5, 4], colour: "--quiet" })]} />`;
@@ -33,8 +33,8 @@
     const common = { x: p.at, marks: page.marks.filter((mark) => mark.kind !== "publish"), theme, from };
     const share = { ...common, unit: format.share, floor: 0, ceiling: 1 };
     return html`
-      <${Lines} ...${common} title="Recall among today's items" unit=${format.share} ceiling=${1} hint="Served lists, held against what is nearest today." lines=${[line("recall", p.recall, { band: p.recall_low && [p.recall_low, p.recall_high] })]} />
-      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are no items any more; keys that the table does not have; answers by something else." lines=${[line("gone", p.dead), line("missed", p.misses), line("stood in", p.fallbacks)]} />
+      <${Lines} ...${common} title="Recall among today's items" unit=${format.share} ceiling=${1} hint="Served lists beside what is nearest today among items that the overlay has not removed." lines=${[line("recall", p.recall, { band: p.recall_low && [p.recall_low, p.recall_high] })]} />
+      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are no items any more, and those that the overlay removes; keys that the table does not have; answers by something else." lines=${[line("gone", p.dead), line("removed", p.removed), line("missed", p.misses), line("stood in", p.fallbacks)]} />
       <${Lines} ...${common} title="Age" unit=${format.stretch} floor=${0} hint="Of the served snapshot, when the monitor looked." lines=${[line("age", p.age)]} />
       ${p.lookups && p.lookups.some((n) => n > 0) && html`<${Lines} ...${common} title="Look-ups" floor=${0} hint="In the hours before the pass, as the services have sampled them." lines=${[line("look-ups", p.lookups)]} />`}`;
   }

@@ -1,0 +1,70 @@
+"""What the history tells of the published version: which is current since when, which were refused or withdrawn.
+
+Takes events and gives versions; reads no store. A store that another folder publishes to is not in this history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nearcast.history.store import Event
+
+__all__ = ["Live", "live_of", "refused", "refused_versions", "rejected_versions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What look-ups answer from, as far as the history knows."""
+
+    version: int
+    since: float
+    made: float | None  # when its snapshot was made; None where that run is not in the history
+    rolled_back: bool  # the pointer was moved to it from a newer version
+
+
+def live_of(events: Sequence[Event]) -> Live | None:
+    """Return what is current by the last publish or rollback; None where nothing was published."""
+    done = [event for event in events if event.kind in ("publish", "rollback") and not refused(event)]
+    if not done or done[-1].version is None:
+        return None
+    last = done[-1]
+    runs = [event.seconds for event in events if event.kind == "run" and event.version == last.version]
+    left = last.facts.get("before")
+    back = last.kind == "rollback" and (left is None or left > int(last.version or 0))
+    return Live(int(last.version or 0), last.seconds, runs[-1] if runs else None, back)
+
+
+def refused(event: Event) -> bool:
+    """Whether it is a publish that the audit has stopped."""
+    return event.kind == "publish" and event.facts.get("outcome") == "audit_failed"
+
+
+def refused_versions(events: Sequence[Event]) -> dict[int, Event]:
+    """Return the versions whose last publish the audit has stopped, each with that event."""
+    found: dict[int, Event] = {}
+    for event in events:
+        if event.version is None or event.kind not in ("publish", "rollback"):
+            continue
+        if refused(event):
+            found[event.version] = event
+        else:
+            found.pop(event.version, None)
+    return found
+
+
+def rejected_versions(events: Sequence[Event]) -> set[int]:
+    """Return the versions that the audit has refused, or that were left for an older one, and not published since."""
+    left = set[int]()
+    seen = set[int]()
+    for event in events:
+        if event.version is None or event.kind not in ("publish", "rollback") or refused(event):
+            continue
+        before = event.facts.get("before")
+        if before is not None and before > event.version:
+            left.add(before)
+        elif before is None and event.kind == "rollback":  # of an older nearcast
+            left |= {version for version in seen if version > event.version}
+        left.discard(event.version)
+        seen.add(event.version)
+    return left | set(refused_versions(events))

@@ -1,0 +1,34 @@
+"""Arrow columns as all of Arrow's functions know them: no views, dictionaries, runs or extensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["plain_column", "plain_type"]
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values that a column of this type stands for."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
+def plain_column(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
+    """Return the column in the type of `plain_type`."""
+    kind = plain_type(column.type)
+    if isinstance(column.type, pa.BaseExtensionType):
+        return plain_column(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
+    if pa.types.is_run_end_encoded(column.type):
+        decoded = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        return plain_column(pa.chunked_array(decoded, column.type.value_type))
+    if pa.types.is_dictionary(column.type):
+        return pa.chunked_array([c.dictionary.cast(kind).take(c.indices) for c in column.chunks], kind)
+    return column.cast(kind)
