@@ -49,11 +49,12 @@ class Catalogue:
         self.popularity = self.rng.dirichlet(np.full(9, 2.0))
         self.items = self._new_items(self.n_items)
         self.queries = self._new_queries(self.n_queries)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "shop.toml").write_text(_toml(self.spec()))
 
     def spec(self) -> dict[str, Any]:
         """The spec of the generator, as plain tables."""
-        return {
+        tables = {
             "name": "shop",
             "metric": self.metric,
             "k": 5,
@@ -72,7 +73,8 @@ class Catalogue:
                 {"name": "active", "keep": "item.active"},
             ],
             "measure": {"sample": 100},
-        } | self.more
+        }
+        return {key: value for key, value in (tables | self.more).items() if value is not None}
 
     # ---- what is natural ----
 
@@ -164,7 +166,7 @@ class Catalogue:
 
     # ---- a night ----
 
-    def write(self, spoil: Callable[[Columns, Columns], None] | None = None) -> None:
+    def write(self, spoil: Callable[[Columns, Columns], Any] | None = None) -> None:
         """Write the files; `spoil` changes a copy of the columns of items and queries first."""
         items, queries = dict(self.items), dict(self.queries)
         if spoil is not None:

@@ -401,6 +401,12 @@ class GeneratorSpec(_Table):
             )
         if self.measure.fill_at is not None and self.measure.fill_at > self.k:
             raise ValueError(f"measure.fill_at is {self.measure.fill_at}, and a list holds k = {self.k}; lower it")
+        columns = (*self.items.columns, *self.query_source.columns)
+        for name in self.audit.skip_columns:
+            if name not in columns:
+                near = difflib.get_close_matches(name, columns, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"columns are {', '.join(columns) or 'none'}"
+                raise ValueError(f"audit.skip_columns names {name!r}; {hint}")
         side = "queries" if self.queries is not None else "items"
         for name in self.measure.slices:
             if name not in self.query_source.columns:
