@@ -37,7 +37,7 @@ def write_versions(folder: Path) -> Path:
         k=20,
         items={"path": "items.parquet"},
         publish={"keep": 1, "max_bytes_per_second": "5MB"},  # so that copying is most of what a publish does
-        audit={"min_overlap": 0.0},
+        audit={"min_overlap": 0.0, "min_items_kept": 0.0},
         measure={"sample": 50},
     )
     for version in (1, 2):

@@ -59,7 +59,7 @@ def test_query_vectors_of_another_model(healthy: Callable[..., Nights], tmp_path
     found = shop.found()
     assert set(found) == {"queries_model"}
     assert "the vectors of the queries are those of another model" in found["queries_model"]
-    assert shop.publish() == ["overlap"]
+    assert shop.publish() == ["overlap", "vectors"]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "inner_product"])
@@ -110,7 +110,7 @@ def test_ids_shifted_by_one(healthy: Callable[..., Nights], tmp_path: Path) -> N
     found = shop.found()
     assert set(found) == {"items_ids"}
     assert "ids and vectors of the items are shifted against each other" in found["items_ids"]
-    assert shop.publish() == ["overlap"]
+    assert shop.publish() == ["overlap", "vectors"]
 
 
 def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(
@@ -119,7 +119,7 @@ def test_a_day_that_is_mended_is_not_held_against_the_one_that_was_refused(
     shop = nights(healthy, tmp_path)
     shop.write(items=np.roll(shop.items, 1, axis=0))
     assert set(shop.found()) == {"items_ids"}
-    assert shop.publish() == ["overlap"]
+    assert shop.publish() == ["overlap", "vectors"]
     shop.write()
     assert shop.found() == {}
     assert shop.publish() == []

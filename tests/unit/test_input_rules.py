@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import decimal
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +27,15 @@ DAYS = np.array([datetime.date(2026, 3, 1) - datetime.timedelta(days=int(d)) for
 
 def column(values: Any, kind: pa.DataType | None = None) -> dict[str, Any]:
     """The profile of a column with these values."""
-    array = _plain(pa.chunked_array([pa.array(values, kind)]))
+    array = _plain(pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values, kind)]))
     empty = _is_empty(array)
     there = array.filter(pa.array(~empty))
-    facts = {"type": str(array.type), "kind": _kind(array.type), "empty": float(empty.mean()), "count": len(there)}
+    facts = {
+        "type": str(array.type),
+        "kind": _kind(array.type),
+        "empty": float(empty.mean()) if len(empty) else 0.0,
+        "count": len(there),
+    }
     return facts | (_distribution(there) if len(there) else {})
 
 
@@ -270,7 +277,14 @@ def test_items_of_both_versions_with_other_values(change: ValueChange, passed: b
 
 
 def rule_facts(kept: float, barred: float = 0.0, by_null: float = 0.0, rows: int = 1_024) -> dict[str, Any]:
-    return {"queries": rows, "items": rows, "pairs_kept": kept, "queries_barred": barred, "barred_by_null": by_null}
+    return {
+        "keep": "item.sold",
+        "queries": rows,
+        "items": rows,
+        "pairs_kept": kept,
+        "queries_barred": barred,
+        "barred_by_null": by_null,
+    }
 
 
 @pytest.mark.parametrize(
@@ -294,6 +308,45 @@ def test_a_rule_that_keeps_other_pairs_is_refused_by_its_name(
     finding = found("pairs_kept", judged({"rules": {"sold": then}}, {"rules": {"sold": now}}))
     assert finding.passed is passed
     assert passed or finding.text.startswith("rule sold ")
+
+
+def test_a_rule_that_was_rewritten_is_not_compared() -> None:
+    now = rule_facts(1.0) | {"keep": "item.sold or item.new"}
+    assert found("pairs_kept", judged({"rules": {"sold": rule_facts(0.3)}}, {"rules": {"sold": now}})).passed
+
+
+ARROW_TYPES = [
+    *(pa.int8(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.decimal128(12, 2), pa.bool_()),
+    *(pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string()), pa.null()),
+    *(pa.date32(), pa.date64(), pa.timestamp("s"), pa.timestamp("ns", "UTC"), pa.time32("s"), pa.duration("ms")),
+    *(pa.list_(pa.int64()), pa.large_list(pa.string()), pa.list_(pa.float32(), 2), pa.list_(pa.list_(pa.int8()))),
+    *(pa.struct({"a": pa.int8()}), pa.map_(pa.string(), pa.int8()), pa.list_(pa.null()), pa.month_day_nano_interval()),
+]
+
+
+@pytest.mark.parametrize("kind", ARROW_TYPES, ids=str)
+@pytest.mark.parametrize("values", ["null", "some", "none"])
+def test_a_column_of_any_type_has_a_profile_that_is_json(kind: pa.DataType, values: str) -> None:
+    array = pa.nulls(5, kind) if values == "null" else pa.array([], kind)
+    if values == "some" and not pa.types.is_null(kind):
+        array = pa.concat_arrays([pa.nulls(1, kind), pa.array([example_of(kind)] * 4, kind)])
+    facts = column(array)
+    json.dumps(facts, allow_nan=False)
+    assert facts["count"] == (4 if values == "some" and not pa.types.is_null(kind) else 0)
+    assert found("distribution", columns(array, array)).passed
+
+
+def example_of(kind: pa.DataType) -> Any:
+    """A value of the type."""
+    if pa.types.is_fixed_size_list(kind):
+        return [1.0, 2.0]
+    if pa.types.is_nested(kind):
+        return {"a": 1} if pa.types.is_struct(kind) else [("a", 1)] if pa.types.is_map(kind) else [None]
+    examples = {"dur": datetime.timedelta(1), "mon": pa.MonthDayNano([1, 2, 3]), "bin": b"a", "boo": True}
+    plain = {"str": "a", "lar": "a", "dic": "a", "dec": decimal.Decimal("1.5"), "tim": datetime.datetime(2026, 1, 1)}
+    if pa.types.is_time(kind):
+        return datetime.time(1)
+    return (examples | plain | {"dat": datetime.date(2026, 1, 1)}).get(str(kind)[:3], 1)
 
 
 def test_a_rule_that_keeps_nothing_is_refused_at_the_first_publish() -> None:

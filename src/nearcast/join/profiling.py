@@ -192,7 +192,7 @@ def _distribution(values: pa.Array) -> dict[str, Any]:
         return lengths | (_distribution(flat) if known else {})
     if pa.types.is_boolean(kind) or _is_text(kind):
         return _frequent(values)
-    if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
+    if pa.types.is_duration(kind) or _kind(kind) == str(Kind.TIME):
         return {"quantiles": quantiles_of(_microseconds(values))}
     if _kind(kind) == "number":
         return {"quantiles": quantiles_of(_numbers(values))}
@@ -232,7 +232,7 @@ def _microseconds(values: pa.Array) -> IntArray:
     return np.clip(whole, -most, most) * factor
 
 
-def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, float]:
+def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any]:
     """The share of sampled pairs that one rule keeps, and of sampled queries that it leaves without any item.
 
     `barred_by_null` counts those of these queries that lack a value which the rule names.
@@ -246,6 +246,7 @@ def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, flo
     for name in query_columns:
         lacking |= _is_empty(_plain(queries.column(name)))
     return {
+        "keep": rule.text,
         "queries": shape[0],
         "items": shape[1],
         "pairs_kept": round(float(kept.mean()) if kept.size else 1.0, 6),

@@ -210,7 +210,7 @@ def _pairs_kept(judged: Judged, settings: Audit) -> Finding:
         if now["pairs_kept"] == 0 and now["queries"] * now["items"] and judged.measures.get("fill_rate") == 0:
             faults.append(f"rule {name} keeps no pair at all; look at the columns that it names, or at the rule")
         then = then_rules.get(name)
-        if then is None:
+        if then is None or then["keep"] != now["keep"]:  # a rule that was rewritten keeps other pairs on purpose
             continue
         value, sizes = psi_of_share(then["pairs_kept"], now["pairs_kept"]), _sizes(then, now)
         worst = max(worst or 0.0, value)

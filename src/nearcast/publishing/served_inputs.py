@@ -63,7 +63,7 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
         elapsed_seconds=seconds_of(snapshot.manifest["run"]["created"]) - seconds_of(facts["created"]),
         profile=facts.get("profile"),
         changes=changes,
-        vectors=_vector_changes(snapshot, current),
+        vectors=_vector_changes(snapshot, current, profile),
     )
 
 
@@ -167,8 +167,11 @@ def _scaled(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
 # ---- single vectors ----
 
 
-def _vector_changes(snapshot: Snapshot, current: Current) -> dict[str, VectorChange]:
-    """How vectors of ids in both sketches changed; empty where the current snapshot's folder is not there."""
+def _vector_changes(snapshot: Snapshot, current: Current, profile: Mapping[str, Any]) -> dict[str, VectorChange]:
+    """How vectors of ids in both sketches changed; empty where the current snapshot's folder is not there.
+
+    What a score term adds to the vectors, as a last component, is not compared: bids may change every day.
+    """
     folder = _folder_of(snapshot, current)
     if folder is None:
         return {}
@@ -180,7 +183,8 @@ def _vector_changes(snapshot: Snapshot, current: Current) -> dict[str, VectorCha
         known = then.ids.type == now.ids.type
         places = positions_of(then.ids, now.ids) if known else np.full(len(then.ids), -1)
         dims = (then.vectors.shape[1], now.vectors.shape[1])
-        drift = sketch_drift(then.vectors, now.vectors, places)
+        own = profile.get(table, profile.get("items", {})).get("dim", min(dims))
+        drift = sketch_drift(then.vectors[:, :own], now.vectors[:, :own], places)
         both = int(np.count_nonzero(places >= 0)) if drift is not None else 0
         found[table] = VectorChange(both, len(drift.changed) / both if drift is not None and both else 0.0, dims)
     return found
