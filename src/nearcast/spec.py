@@ -275,9 +275,9 @@ class Audit(_Table):
     max_drift: float = Field(0.25, ge=0, description="PSI between a column's values and the current ones")
     skip_columns: tuple[str, ...] = Field((), description="columns that are not compared: other values every day")
     max_values_changed: Share = Field(0.5, ge=0, le=1, description="rows of both versions with another text or flag")
-    max_values_scaled: Share = Field(0.25, ge=0, le=1, description="the same of numbers, doubled or halved alike")
+    max_values_scaled: Share = Field(0.25, ge=0, le=1, description="the same of numbers, times or by three, all alike")
     max_pairs_drift: float = Field(0.25, ge=0, description="PSI between the pairs that a rule keeps and kept")
-    max_vectors_changed: Share = Field(0.25, ge=0, le=1, description="ids of both versions with another vector")
+    max_vectors_changed: Share = Field(0.2, ge=0, le=1, description="ids of both versions with another vector")
     max_length_change: float = Field(1.5, ge=1, description="factor of the vectors' median length; not under cosine")
 
 

@@ -174,7 +174,7 @@ NATURAL_VALUES = {
     "prices that move": (PRICES, NOISY),
     "prices of a sale of a third": (PRICES, np.where(THIRD, PRICES * 0.7, PRICES)),
     "everything a fifth dearer": (PRICES, PRICES * 1.2),
-    "traffic of a weekend": (PRICES, NOISY * 1.4),
+    "traffic of a weekend": (PRICES, NOISY * 1.9),
     "counters that grow": (RNG.poisson(20, N), RNG.poisson(21, N)),
     "a constant": (np.full(N, 0.19), np.full(N, 0.19)),
     "a constant that grows by one": (np.full(N, 20_260_301), np.full(N, 20_260_302)),

@@ -32,7 +32,7 @@ EMPTY_BIN = 0.0025  # what an empty bin counts as: half a step of the quantiles
 NOISE_DEVIATIONS = 4.0
 DAY = 86_400_000_000  # microseconds
 MOST_ADVANCE = 40 * DAY  # by which times may have moved on, beside what has passed between the two runs
-MOST_GROWTH = 1.5  # factor by which a column of numbers may grow or shrink as a whole: a weekday, a season, a sale
+MOST_GROWTH = 2.0  # factor by which a column of numbers may grow or shrink as a whole: a weekday, a season, a sale
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -116,7 +116,7 @@ def _alignments(
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     """Both rows of quantiles as they are, and with what all rows have in common on most days taken out.
 
-    Times may have moved on together; numbers may have grown or shrunk together, by a factor of 1.5 at most.
+    Times may have moved on together; numbers may have grown or shrunk together, by a factor of 2 at most.
     """
     yield old, new
     before, after = old[MEDIAN], new[MEDIAN]

@@ -35,7 +35,7 @@ class ValueChange:
 
     compared: int  # rows that have a value in both
     share: float  # that changed in the way that counts for the kind of the column
-    scaled: bool  # of numbers: doubled or halved, or more, all the one way; else: another value
+    scaled: bool  # of numbers: three times as much or as little, all the one way; else: another value
     example: str  # such as: 'DE' -> 'de'
 
 

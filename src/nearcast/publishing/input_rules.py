@@ -191,7 +191,7 @@ def _changed_values(judged: Judged, settings: Audit) -> Finding:
             continue
         worst = max(worst or 0.0, change.share)
         if change.share > bound + _noise(change.share, bound, change.compared, change.compared) / DEVIATIONS:
-            way = "doubled or halved, or more, the same way" if change.scaled else "another value"
+            way = "three times as much or as little, or more, the same way," if change.scaled else "another value"
             faults.append(
                 f"{name} of the {table}: {way} for {change.share:.2%} of the {change.compared:,} {table} of both "
                 f"versions, such as {change.example}, and at most {bound:.2%} may; look at the export of the {table}"

@@ -36,8 +36,8 @@ SAMPLED_ITEMS = 2_000
 MOST_KEYS = 8_000  # that are drawn to find so many items among the queries' columns
 OF_QUERIES = encode_query_key(b"")
 MOSTLY_DISTINCT = 0.5  # a column of texts with more different values than this names each row, and changes with it
-SCALE = 2.0
-SMALL_COUNT = 20  # a count below that doubles by itself
+SCALE = 3.0  # a weekday does not do that to a number, a currency or a unit does
+SMALL_COUNT = 20  # a count below that trebles by itself
 
 
 def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsBeside:
@@ -149,9 +149,9 @@ def _short(value: Any) -> str:
 
 
 def _scaled(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
-    """The share of values that at least doubled, less that of those that at least halved, or the other way round.
+    """The share of values that at least trebled, less that of those that fell to a third, or the other way round.
 
-    What is noisy does both alike. Counts below 20 double by themselves and are passed over.
+    What is noisy does both alike. Counts below 20 treble by themselves and are passed over.
     """
     kept = [(b, n) for b, n in pairs if not (isinstance(n, int) and max(abs(b), abs(n)) < SMALL_COUNT) and b * n > 0]
     if not kept:
