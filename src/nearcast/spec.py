@@ -98,6 +98,8 @@ class Source(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.path.strip():
+            raise ValueError("path is empty; name a file, a folder or a glob")
         if self.path.endswith(".npy") and self.ids is None:
             raise ValueError(f'{self.path} holds vectors without ids; name their file: ids = "ids.npy"')
         if not self.path.endswith(".npy") and self.ids is not None:

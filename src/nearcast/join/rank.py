@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -153,12 +154,12 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
 
 def _file_of(name: str, base: Path) -> Path:
     """The file that a function or a model is in: beside the spec, else where Python finds the module."""
+    if (fault := path_fault(name)) and not os.path.lexists(base / name):
+        raise SpecError(f"rank.model: {fault}")
     module, colon, _ = name.partition(":")
     if not colon:
         path = base / name
         if not path.is_file():
-            if fault := path_fault(name):
-                raise SpecError(f"rank.model: {fault}")
             raise SpecError(f"rank.model: no file at {path}; the path is relative to the spec's own folder")
         return path
     beside = base.joinpath(*module.split("."))

@@ -47,7 +47,7 @@ def with_lookups(plan: RunPlan, run: RunContext) -> RunPlan:
     """The run's plan with the contents of the log of look-ups, which decide the answer too; the run keeps it open."""
     if run.spec.surplus is None or run.spec.surplus.log is None:
         return plan
-    run.lookups = open_log(run.base / run.spec.surplus.log)
+    run.lookups = open_log(run.spec.surplus.log, run.base)
     run.lookups.tell(run.listener.note)
     return RunPlan({**plan.parts, "lookups": _log_hashes(run.lookups)})
 

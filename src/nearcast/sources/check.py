@@ -306,6 +306,8 @@ def _join_problems(items: SideReport, queries: SideReport, spec: GeneratorSpec) 
 def _empty_text(report: SideReport) -> str:
     if report.rows == 0:
         return "the source has no rows; check its path"
+    if report.dim == 0 and any(problem.kind == "wrong_dimension" for problem in report.problems):
+        return "all vectors are empty: none has a component; check the job that wrote them"
     rows = "the 1 row" if report.rows == 1 else f"the {report.rows:,} rows"
     return f"none of {rows} read can be joined; what was found wrong with them says why"
 

@@ -45,11 +45,11 @@ class Listing:
     @property
     def folder(self) -> Path:
         """The folder that the path searches: itself, a glob's part before its first wildcard, or that of a file."""
-        if self.root.is_dir():
+        if os.path.isdir(self.root):
             return self.root
         folder = self.base
         for part in Path(self.pattern).parts[:-1]:
-            if GLOB.search(part) and not (folder / part).is_dir():
+            if GLOB.search(part) and not os.path.isdir(folder / part):
                 break
             folder = folder / part
         return folder
@@ -79,13 +79,16 @@ def list_parquet(pattern: str, base: Path, what: str, way_out: str) -> Listing:
     name = shown_path(root, base)
     name = what if name == "." else name
     _refuse_other_places(pattern, root, what)
-    if root.is_file():
-        return Listing(name, root, pattern, base, (UserFile(root, name),), frozenset({root}), ())
+    if _is_file(root):
+        file = UserFile(root, name)
+        if not _is_parquet(root):
+            raise _no_parquet(root)
+        return Listing(name, root, pattern, base, (file,), frozenset({root}), ())
     found = _walk(base, pattern)
     notes = list(found.notes(base))
     files, others = [], []
     for path in sorted(found.files):
-        if _is_parquet(path, shown_path(path)):
+        if _is_parquet(path):
             files.append(UserFile(path, shown_path(path, base)))
         else:
             others.append(path)
@@ -103,8 +106,9 @@ def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
     """Return one file of the user; InputError where there is none, or it may not be read."""
     path = base / text
     _refuse_other_places(text, path, what)
-    if not path.is_file():
-        raise InputError(f"no file at {shown_path(path)}; {way_out}")
+    if not _is_file(path):
+        what_is = "a folder, not a file," if os.path.isdir(path) else "no file"
+        raise InputError(f"{what_is} at {shown_path(path)}; {way_out}")
     return UserFile(path, shown_path(path, base))
 
 
@@ -119,6 +123,24 @@ def _refuse_other_places(text: str, path: Path, what: str) -> None:
         raise InputError(f"{what}: {fault}")
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is a regular file; InputError where nobody can say."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    if isinstance(error, PermissionError):
+        return InputError(f"{shown_path(path)} may not be read: permission denied; give this user the right to")
+    return InputError(f"{shown_path(path)} cannot be read: {error.strerror or error}")
+
+
 def _is_hidden(name: str, *, is_folder: bool) -> bool:
     if name.endswith("._COPYING_"):  # Hadoop is still writing it
         return True
@@ -129,23 +151,27 @@ def _claims_parquet(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
 
 
-def _is_parquet(path: Path, name: str) -> bool:
+def _no_parquet(path: Path) -> InputError:
+    where = shown_path(path)
+    return InputError(
+        f"{where} is not a readable Parquet file, or was cut short or is still written to; write it again"
+    )
+
+
+def _is_parquet(path: Path) -> bool:
     """Whether a file is Parquet; InputError for one that should be, and cannot be read."""
     head, tail = _magic(path)
     if ENCRYPTED in (head, tail) and head in (MAGIC, ENCRYPTED):
-        raise InputError(f"{name} is encrypted Parquet, which is not read; write it without encryption")
+        raise InputError(f"{shown_path(path)} is encrypted Parquet, which is not read; write it without encryption")
     if head == tail == MAGIC:
         return True
     if head == MAGIC or _claims_parquet(path):
-        raise InputError(
-            f"{name} is not a readable Parquet file, or was cut short, or is still being written; write it again"
-        )
+        raise _no_parquet(path)
     return False
 
 
 def _magic(path: Path) -> tuple[bytes, bytes]:
     """The first and the last four bytes of a file."""
-    name = shown_path(path)
     try:
         with path.open("rb") as file:
             head = file.read(len(MAGIC))
@@ -154,10 +180,8 @@ def _magic(path: Path) -> tuple[bytes, bytes]:
                 return head, b""
             file.seek(size - len(MAGIC))
             return head, file.read(len(MAGIC))
-    except PermissionError as error:
-        raise InputError(f"{name} may not be read: permission denied; give this user the right to read it") from error
     except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
 @dataclass(slots=True)
@@ -257,11 +281,9 @@ def _take(path: Path, found: _Found, *, follow: bool) -> None:
             continue
         try:
             now = here.stat()
-        except PermissionError as error:
-            raise InputError(f"{shown_path(here)} may not be read: permission denied") from error
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                raise InputError(f"{shown_path(here)} cannot be read: {error.strerror}") from error
+                raise _unreadable(here, error) from error
             if _claims_parquet(here):
                 raise InputError(
                     f"{shown_path(here)} is a link to a file that is not there; mend the link or remove it"
@@ -294,10 +316,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except PermissionError as error:
-        raise InputError(f"{shown_path(folder)} may not be read: permission denied") from error
     except OSError as error:
-        raise InputError(f"{shown_path(folder)} cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
 
 
 def _count(paths: list[Path]) -> str:

@@ -480,6 +480,8 @@ def _part(
             f"{name}: {spec.vector!r} is {vector_type}; vectors are lists of float16, float32, float64, int8 or uint8: "
             "cast it, for example to lists of float32"
         )
+    if n_rows and pa.types.is_fixed_size_list(vector_type) and vector_type.list_size == 0:
+        raise InputError(f"{name}: all vectors are empty: {spec.vector!r} is a list without components")
     row_bytes = 64 + 3 * stored_bytes // max(1, n_rows)  # compressed or encoded pages unfold
     return Part(
         name,

@@ -5,6 +5,7 @@ Reads the file in batches and keeps counts alone. Knows nothing of how rates are
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +33,21 @@ class Counts:
     unknown: int  # look-ups of items that are none any more
 
 
-def open_log(path: Path) -> ParquetFiles:
-    """Find the files of a log, a Parquet file or a folder of them; InputError where there is none."""
-    shown = shown_path(path)
+def open_log(path: Path | str, base: Path) -> ParquetFiles:
+    """Find the files of a log: a Parquet file, a folder of them, or a glob, relative to `base`.
+
+    Raises InputError where there is none.
+    """
+    shown = shown_path(base / path)
     way_out = f"surplus.log names {shown}, which is not there; write look-ups to it, or use surplus.survival"
-    if path.is_file() or path.is_dir():
-        try:
-            return open_parquet(path, Path(), "surplus.log", way_out)
-        except ChangedInputError:
-            raise
-        except InputError as error:
+    try:
+        return open_parquet(path, base, "surplus.log", way_out)
+    except ChangedInputError:
+        raise
+    except InputError as error:
+        if os.path.lexists(base / path):
             raise InputError(f"the log of look-ups {shown} is no Parquet: {error}") from error
-    return open_parquet(path, Path(), "surplus.log", way_out)
+        raise
 
 
 def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
@@ -52,7 +56,7 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
     Raises InputError where there is no such file or column, where the ids are of another type than the items', where
     a row leaves open whether the item survived, and where the log changes meanwhile.
     """
-    rows = log if isinstance(log, ParquetFiles) else open_log(log)
+    rows = log if isinstance(log, ParquetFiles) else open_log(log, Path())
     path = shown_path(rows.listing.root)
     _check(path, rows.schema, item_ids.type)
     rows.need_columns([ITEM, SURVIVED])

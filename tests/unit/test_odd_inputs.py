@@ -1,0 +1,296 @@
+"""Columns, files and paths that are out of the ordinary: an answer that is right, or an error that says the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import nearcast
+from builders import source_spec, vector_column, write_parquet
+from nearcast.errors import InputError, SpecError
+from nearcast.sources.rows import open_source, table_source
+from nearcast.spec import Source
+
+IDS, VECTORS = ["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+COLUMNS = {"id": IDS, "vector": vector_column(VECTORS), "price": [1, 2, 3], "other": [4, 5, 6]}
+
+
+def spec(**more):
+    return {"name": "test", "metric": "l2", "k": 1, "exclude_self": True, "items": {"path": "items.parquet"}} | more
+
+
+def refusal(base, error=InputError, *, items=None, **more):
+    with pytest.raises(error) as caught:
+        nearcast.check(spec(**more), base=base, items=items)
+    return str(caught.value)
+
+
+def with_twice(name):
+    """The columns, one of them twice."""
+    names = [*COLUMNS, name]
+    return pa.Table.from_arrays([pa.array(COLUMNS[column]) for column in names], names=names)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("place", ["file", "table", "pandas"])
+def test_two_columns_of_one_name_are_an_error_where_they_are_used_and_nothing_where_not(name, place, tmp_path):
+    data = with_twice(name)
+    source = {"path": "items.parquet", "attributes": ["price"]}
+    if place == "file":
+        pq.write_table(data, tmp_path / "items.parquet")
+    given = None if place == "file" else data
+    if place == "pandas":
+        given = pd.concat([pd.DataFrame(COLUMNS | {"vector": VECTORS}), pd.DataFrame({name: IDS})], axis=1)
+    if name == "other":
+        assert nearcast.check(spec(items=source), base=tmp_path, items=given)[0].items.vectors == 3
+    else:
+        with pytest.raises(InputError, match=f"has 2 columns called '{name}'; give each its own name"):
+            nearcast.check(spec(items=source), base=tmp_path, items=given)
+
+
+def test_two_columns_of_one_name_in_the_files_beside_are_errors_too(tmp_path):
+    twice = pa.Table.from_arrays([pa.array(IDS), pa.array(IDS)], names=["id", "id"])
+    pq.write_table(twice, tmp_path / "ids.parquet")
+    np.save(tmp_path / "v.npy", np.array(VECTORS, np.float32))
+    write_parquet(tmp_path / "items.parquet", IDS, VECTORS)
+    for source in ({"path": "v.npy", "ids": "ids.parquet"}, {"path": "items.parquet", "only": "ids.parquet"}):
+        with pytest.raises(InputError, match=r"ids\.parquet has several columns 'id'"):
+            nearcast.check(spec(items=source), base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda: pd.DataFrame(COLUMNS | {"vector": VECTORS}),
+        lambda: pl.DataFrame(COLUMNS | {"vector": VECTORS}),
+        lambda: pa.table(COLUMNS),
+        None,
+    ],
+    ids=["pandas", "polars", "arrow", "file"],
+)
+def test_a_missing_column_is_told_with_all_columns_that_there_are(frame, tmp_path):
+    pq.write_table(pa.table(COLUMNS), tmp_path / "items.parquet")
+    data = None if frame is None else frame()
+    with pytest.raises(InputError, match="has no column 'prize'; its columns are id, vector, price, other"):
+        nearcast.check(spec(items={"path": "items.parquet", "attributes": ["prize"]}), base=tmp_path, items=data)
+
+
+EMPTY_PARTS = {
+    "objects": pd.DataFrame({"id": [], "vector": []}).astype(object),
+    "floats": pd.DataFrame({"id": [], "vector": []}, dtype=float),
+    "no columns": pd.DataFrame(),
+    "other attribute": pd.DataFrame({"id": [], "vector": [], "price": []}).astype(object),
+}
+
+
+@pytest.mark.parametrize("name", ["0.parquet", "9.parquet"])
+@pytest.mark.parametrize("empty", EMPTY_PARTS)
+def test_a_part_without_rows_and_of_other_types_is_skipped_with_a_note(empty, name, tmp_path):
+    write_parquet(tmp_path / "items" / "5.parquet", IDS, VECTORS, price=["1", "2", "3"])
+    EMPTY_PARTS[empty].to_parquet(tmp_path / "items" / name)
+    source = open_source(source_spec("items", attributes=("price",)), tmp_path)
+    assert (source.n_rows, len(source.parts)) == (3, 1)
+    assert source.notes == (f"items/{name} has no rows and columns of other types, and was skipped",)
+    report, _ = nearcast.check(spec(items={"path": "items", "attributes": ["price"]}), base=tmp_path)
+    assert report.items.vectors == 3
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parts_without_rows_and_types_alone_are_no_rows(parts, tmp_path):
+    (tmp_path / "items").mkdir()
+    for number in range(parts):
+        EMPTY_PARTS["objects"].to_parquet(tmp_path / "items" / f"{number}.parquet")
+    with pytest.raises(InputError, match="items has no rows in any of its"):
+        nearcast.check(spec(items={"path": "items"}), base=tmp_path)
+
+
+def test_a_column_of_nulls_in_one_part_takes_the_type_of_the_others(tmp_path):
+    write_parquet(tmp_path / "items" / "1.parquet", IDS, VECTORS)
+    pq.write_table(pa.table({"id": ["x"], "vector": pa.nulls(1)}), tmp_path / "items" / "2.parquet")
+    pq.write_table(
+        pa.table({"id": pa.nulls(1), "vector": vector_column([[2.0, 2.0]])}), tmp_path / "items" / "3.parquet"
+    )
+    checks = {"null_vector": "drop", "null_id": "drop"}
+    report, _ = nearcast.check(spec(items={"path": "items"}, checks=checks), base=tmp_path)
+    assert [(p.kind, p.count) for p in report.problems] == [("null_vector", 1), ("null_id", 1)]
+    assert report.items.vectors == 3
+
+
+@pytest.mark.parametrize("policy", ["error", "drop", "keep"])
+@pytest.mark.parametrize(
+    "vectors", [[[], [], []], [[], None, []], pa.array([[], [], []], pa.list_(pa.float32(), 0))], ids=str
+)
+def test_vectors_that_are_all_empty_are_called_so(vectors, policy, tmp_path):
+    column = vectors if isinstance(vectors, pa.Array) else vector_column(vectors)
+    pq.write_table(pa.table({"id": IDS, "vector": column}), tmp_path / "items.parquet")
+    checks = {"wrong_dimension": policy, "null_vector": policy}
+    assert "all vectors are empty" in refusal(tmp_path, checks=checks)
+
+
+MASKED = np.ma.masked_array(np.array(VECTORS, np.float32), mask=[[0, 0], [1, 0], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (IDS, MASKED),
+        (IDS, list(MASKED)),
+        (np.ma.masked_array([1, 2, 3], mask=[0, 1, 0]), np.array(VECTORS)),
+        pd.DataFrame({"id": IDS, "vector": list(MASKED)}),
+    ],
+    ids=["vectors", "a list of vectors", "ids", "pandas"],
+)
+def test_a_masked_array_is_refused_since_its_mask_would_be_lost(data, tmp_path):
+    assert "masked array, whose mask would be ignored" in refusal(tmp_path, items=data)
+
+
+def test_a_join_of_arrays_refuses_a_mask_on_either_side():
+    plain = np.array(VECTORS, np.float32)
+    for queries, items, side in ((MASKED, plain, "queries"), (plain, MASKED, "items")):
+        with pytest.raises(InputError, match=f"{side} are a masked array"):
+            nearcast.knn_join(queries, items, k=1)
+
+
+def test_a_duplicate_id_is_told_with_both_its_places(tmp_path):
+    write_parquet(tmp_path / "items" / "1.parquet", IDS, VECTORS)
+    write_parquet(tmp_path / "items" / "2.parquet", ["x", "b"], VECTORS[:2])
+    with pytest.raises(InputError) as caught:
+        nearcast.check(spec(items={"path": "items"}), base=tmp_path)
+    said = str(caught.value)
+    assert "'b' (items/2.parquet row 1); first there: 'b' (items/1.parquet row 1)" in said
+
+
+ELSEWHERE = [
+    "s3://bucket/x",
+    "gs://bucket/x",
+    "hdfs://host:8020/x",
+    "https://host/x",
+    "file:///x",
+    "~/x",
+    "$HOME/x",
+    "${D}/x",
+]
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_paths_that_nobody_expands_or_fetches_say_what_is_supported(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "items.parquet", IDS, VECTORS)
+    np.save(tmp_path / "v.npy", np.array(VECTORS, np.float32))
+    words = "is not supported|write the path without|is not expanded|are not expanded"
+    file = {"path": "items.parquet"}
+    for more, error in (
+        ({"items": {"path": text}}, InputError),
+        ({"items": {"path": f"{text}/*.parquet"}}, InputError),
+        ({"items": {"path": f"{text}.npy", "ids": "ids.npy"}}, InputError),
+        ({"items": {"path": "v.npy", "ids": text}}, InputError),
+        ({"items": file | {"only": text}}, InputError),
+        ({"queries": {"path": text}}, InputError),
+        ({"surplus": {"at_least": 1, "log": text}}, InputError),
+        ({"rank": {"model": text, "fetch": 2}}, SpecError),
+        ({"out": text}, SpecError),
+    ):
+        with pytest.raises(error, match=words):
+            nearcast.run(spec(**more), base=tmp_path)
+    with pytest.raises(InputError, match=words):
+        nearcast.head(text)
+    with pytest.raises(InputError, match=words):
+        nearcast.publish_table("test", "phrases", text, key="key", item="item", store=str(tmp_path / "store"))
+    for source in ("ads", "links"):
+        tables = {"ads": {"path": "items.parquet"}, "links": {"path": "items.parquet"}} | {source: {"path": text}}
+        with pytest.raises(InputError, match=words):
+            nearcast.expand({"name": "ads", **tables}, base=tmp_path, store=str(tmp_path / "store"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"items.parquet", "v.npy", "nearcast", "store"}
+
+
+def test_a_folder_that_has_such_a_name_is_read(tmp_path):
+    for name in ("~", "$HOME", "s3:"):
+        write_parquet(tmp_path / name / "items.parquet", IDS, VECTORS)
+        assert open_source(source_spec(f"{name}/items.parquet"), tmp_path).n_rows == 3
+
+
+SPECIAL = ["pr'ice\"", "", "日本", "a.b", "with space", "x[0]", "path/like", "-", "item.price"]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_columns_may_have_any_name_also_beside_nested_ones(name, tmp_path):
+    nested = pa.array([{"b": 1.0, "price": 2.0}] * 3)
+    data = pa.table({"a": nested, "item": nested, "id": IDS, "vector": vector_column(VECTORS), name: [1, 2, 3]})
+    pq.write_table(data, tmp_path / "items.parquet")
+    source = open_source(source_spec("items.parquet", attributes=(name,)), tmp_path)
+    (batch,) = source.batches(vectors=True, attributes=True, memory_bytes=1 << 20)
+    assert batch.attributes.to_pydict() == {name: [1, 2, 3]}
+    by_name = open_source(source_spec("items.parquet", id=name), tmp_path)
+    assert next(by_name.batches(vectors=True, attributes=False, memory_bytes=1 << 20)).ids.to_pylist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["file", "memory"])
+@pytest.mark.parametrize(
+    "vectors",
+    [pa.FixedShapeTensorArray.from_numpy_ndarray(np.array(VECTORS, np.float32)), vector_column(VECTORS)],
+    ids=["tensors", "lists"],
+)
+@pytest.mark.parametrize(
+    "ids", [pa.array([1, 2, 3]).dictionary_encode(), pa.array(IDS).dictionary_encode(), pa.array(IDS, pa.string_view())]
+)
+def test_ids_and_vectors_may_be_encoded_or_of_an_extension_type(ids, vectors, place, tmp_path):
+    data = pa.table({"id": ids, "vector": vectors})
+    if place == "file":
+        pq.write_table(data, tmp_path / "items.parquet")
+        source = open_source(source_spec("items.parquet"), tmp_path)
+    else:
+        source = table_source(source_spec(), data, "items")
+    (batch,) = source.batches(vectors=True, attributes=False, memory_bytes=1 << 20)
+    assert batch.ids.to_pylist() == ids.to_pylist()
+    assert batch.vectors.to_pylist() == VECTORS
+
+
+@pytest.fixture
+def as_nobody():
+    """A folder that everybody may enter, and a way to become a user who may not read all that is in it."""
+
+    @contextlib.contextmanager
+    def become():
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder), become
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+def test_what_may_not_be_read_is_told_with_its_path(as_nobody):
+    base, become = as_nobody
+    write_parquet(base / "items" / "1.parquet", IDS, VECTORS)
+    write_parquet(base / "closed" / "1.parquet", IDS, VECTORS)
+    for name in ("v", "i", "open"):
+        np.save(base / f"{name}.npy", np.array(VECTORS, np.float32) if name == "v" else np.arange(3))
+    for name in ("items/1.parquet", "closed", "v.npy", "i.npy"):
+        os.chmod(base / name, 0)
+    cases = [
+        ({"path": "items"}, "items/1.parquet"),
+        ({"path": "items/*"}, "items/1.parquet"),
+        ({"path": "items/1.parquet"}, "items/1.parquet"),
+        ({"path": "closed"}, "closed"),
+        ({"path": "closed/1.parquet"}, "closed/1.parquet"),
+        ({"path": "clos*/*"}, "closed"),
+        ({"path": "v.npy", "ids": "open.npy"}, "v.npy"),
+        ({"path": "items", "only": "i.npy"}, "i.npy"),
+    ]
+    for source, path in cases:
+        with become(), pytest.raises(InputError) as caught:
+            open_source(Source(**source), base)
+        assert str(caught.value).startswith(f"{base / path} may not be read: permission denied"), source
