@@ -85,10 +85,18 @@ def ranker_identity(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
 
 
-def check_ranker(plan: Plan, settings: RankSettings | None) -> None:
+def check_ranker(spec: GeneratorSpec, base: Path, plan: Plan) -> None:
     """Raise InputError where the model's file is no longer the one that the run was planned with."""
-    if settings is not None and plan.parts["ranker"]["blake2b"] != settings.content:
-        raise changed_error(settings.name)
+    if spec.rank is None:
+        return
+    name = spec.rank.function or str(spec.rank.model)
+    try:
+        path = _file_of(name, base)
+        content = UserFile(path, shown_path(path, base)).hash()
+    except (SpecError, InputError) as error:
+        raise changed_error(name, str(error)) from error
+    if plan.parts["ranker"]["blake2b"] != content:
+        raise changed_error(shown_path(path, base))
 
 
 def rank_neighbors(
