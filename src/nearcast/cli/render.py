@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nearcast.cli.shared import size, stretch
 from nearcast.join.context import STAGES
-from nearcast.measure.measures import MEASURES, format_value
+from nearcast.measure.measures import COMPARED, MEASURES, format_value
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
@@ -156,6 +156,10 @@ def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
         elif name == "score_p50":
             low, high = (format_value(n, measures[n]) for n in ("score_p01", "score_p99"))
             meaning = f"{meaning}; 98% lie between {low} and {high}"
+        elif COMPARED in meaning and manifest.get("compared_with"):
+            other = manifest["compared_with"]
+            words = f"{other['version']:06d}, which is {'' if other['served'] else 'not '}served,"
+            meaning = meaning.replace(COMPARED, words)
         table.add_row(name, format_value(name, measures[name]), meaning)
     return table
 

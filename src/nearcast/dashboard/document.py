@@ -30,6 +30,7 @@ Removals = Callable[[str], Removal]
 def generators_of(out: Path, only: Sequence[str] = (), *, served: bool = False) -> dict[str, int]:
     """The generators that have run here or have a history, each with the number of its newest event.
 
+    Tables of a generator, which are published under GENERATOR.TABLE, are none themselves.
     served: those named are served from a store, whether or not anything of them is here. NotFoundError where one that
     is named is nowhere, or where there is none.
     """
@@ -41,7 +42,8 @@ def generators_of(out: Path, only: Sequence[str] = (), *, served: bool = False) 
     if missing or not numbers:
         known = ", ".join(sorted(numbers)) or "none"
         raise NotFoundError(f"no history of {', '.join(missing) or 'any generator'} in {out}; there are {known}")
-    return {name: number for name, number in numbers.items() if not only or name in only}
+    tables = {name for name in numbers if name not in here and name.rpartition(".")[0] in numbers} - set(only)
+    return {name: number for name, number in numbers.items() if name not in tables and (not only or name in only)}
 
 
 class Pages:
@@ -105,7 +107,7 @@ def headline_of(states: Sequence[Mapping[str, Any]], *, now: float) -> dict[str,
     ago = now - min((state["looked"] for state in states if state["looked"] is not None), default=now)
     if ago > STALE_SECONDS:
         days = f"{ago / DAY_SECONDS:.0f} days"
-        return {"level": "ok", "text": f"Nothing was wrong when the monitor last looked at all of them, {days} ago"}
+        return {"level": "ok", "text": f"Nothing was wrong when the monitor last looked, {days} ago"}
     return {"level": "ok", "text": "All is well" if many == 1 else f"All {many} generators are well"}
 
 

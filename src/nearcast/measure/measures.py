@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MEASURES", "Measure", "format_value"]
+__all__ = ["COMPARED", "MEASURES", "Measure", "format_value"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,15 @@ def _interval(name: str, meaning: str) -> Iterator[Measure]:
 
 
 def _drift(side: str) -> Iterator[Measure]:
-    """What has happened to the vectors of a side since the last snapshot."""
+    """What has happened to the vectors of a side since the snapshot that is served, else the last."""
     yield Measure(f"{side}_drift", "ratio", "neither", f"{side}: 1 - cosine of an id's vectors then and now, median")
     yield Measure(
         f"{side}_shift", "ratio", "neither", f"{side}: way of the mean vector, by the vectors' distance from it"
     )
     yield Measure(f"{side}_moved", "share", "lower", f"{side}: ids whose old vector belongs to another id now")
 
+
+COMPARED = "the snapshot that is served, else the last,"  # what measures of change compare with
 
 _ROWS = (
     Measure("recall", "share", "higher", "recall@k: true nearest items found, on a sample of queries"),
@@ -65,8 +67,18 @@ _ROWS = (
     Measure("score_p50", "score", "neither", "median score of the candidates"),
     Measure("score_p99", "score", "neither", "score that 99% of the candidates are below"),
     Measure("best_score_p50", "score", "neither", "median score of the first candidate"),
-    Measure("overlap", "share", "neither", "overlap@k: candidates kept since the last snapshot, per query of both"),
-    Measure("queries_kept", "share", "neither", "queries of the last snapshot that are in this one"),
+    Measure(
+        "overlap",
+        "share",
+        "neither",
+        f"overlap@k: candidates kept since {COMPARED} per query of both",
+    ),
+    Measure(
+        "queries_kept",
+        "share",
+        "neither",
+        f"queries of {COMPARED} that are in this one",
+    ),
     *_drift("items"),
     *_drift("queries"),
 )

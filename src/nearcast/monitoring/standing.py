@@ -30,6 +30,7 @@ __all__ = [
     "state_of",
     "what_became",
     "what_users_get",
+    "why_old",
 ]
 
 ORDER: Sequence[Level] = ("bad", "warn", "unknown", "idle", "ok")
@@ -70,6 +71,7 @@ class State:
     looked: float | None  # when the monitor last looked; None: never
     unwatched: bool  # the newest run has not been looked at
     watched: str  # what the monitor has looked at, in a sentence
+    sees_served: bool = False  # the figures of the last pass are those of what is served now
 
     @property
     def rank(self) -> tuple[Any, ...]:
@@ -91,12 +93,14 @@ def state_of(events: Sequence[Event]) -> State:
     unwatched = bool(runs) and not _has_seen(passes, runs[-1], events)
     troubles = [*_alerts(events, runs, passes, unwatched), *_promise(runs), *_audits(events), *_rollback(live)]
     troubles = sorted(_each_once(troubles), key=lambda trouble: ORDER.index(trouble.level))
-    quiet: Level = "idle" if not runs and not passes else "unknown" if unwatched or not passes else "ok"
+    nothing = not runs and not passes and live is None
+    quiet: Level = "idle" if nothing else "unknown" if unwatched or not passes else "ok"
     level: Level = troubles[0].level if troubles else quiet
     looked = passes[-1].seconds if passes else None
     sentences = what_users_get(events), what_became(events)
     watched = _watched(runs, passes, live, unwatched)
-    return State(level, LEVELS[level], tuple(troubles), *sentences, looked, unwatched, watched)
+    sees = _sees_served(passes, live) and _is_current(passes[-1], events)
+    return State(level, LEVELS[level], tuple(troubles), *sentences, looked, unwatched, watched, sees)
 
 
 def judge_runs(events: Sequence[Event]) -> list[Alert]:
@@ -159,6 +163,21 @@ def what_became(events: Sequence[Event]) -> str:
     if live is not None:
         parts.append(f"{live.version:06d} is served since {_moment(live.since)}.")
     return " ".join(parts[-3:])
+
+
+def why_old(events: Sequence[Event]) -> str:
+    """Return why nothing newer is served, as the history has it; "" where it does not know."""
+    runs, live = newest_runs(events), live_of(events)
+    if live is None or not runs:
+        return ""
+    newest = runs[-1].version or 0
+    if newest <= live.version:
+        return "no run has finished since"
+    if newest in refused_versions(events):
+        return f"the audit refused {newest:06d}"
+    if newest in rejected_versions(events):
+        return f"{newest:06d} was rolled back from"
+    return f"{newest:06d} was made since, and is not published"
 
 
 def _has_seen(passes: Sequence[Event], newest: Event, events: Sequence[Event]) -> bool:
@@ -339,7 +358,7 @@ def _each_once(troubles: Sequence[Trouble]) -> list[Trouble]:
 def _watched(runs: Sequence[Event], passes: Sequence[Event], live: Live | None, unwatched: bool) -> str:
     """Return a sentence on what the monitor has looked at."""
     if not passes:
-        return "No monitor has looked yet." if runs else ""
+        return "No monitor has looked yet." if runs or live is not None else ""
     last, name = passes[-1], f"{runs[-1].version or 0:06d}" if runs else ""
     if unwatched:
         return f"The monitor has not looked at the newest run, {name}; it last looked on {_moment(last.seconds)}."

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
 from nearcast.history.moves import live_of
 from nearcast.history.record import record_runs
-from nearcast.history.store import append, read
+from nearcast.history.store import Event, append, read
 from nearcast.join.context import RunContext
 from nearcast.join.listen import Listener
 from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.served import Served, check_served, look_at_served
-from nearcast.monitoring.standing import judge_runs, newest_runs, what_became, what_users_get
+from nearcast.monitoring.standing import judge_runs, newest_runs, what_became, what_users_get, why_old
 from nearcast.monitoring.usual import FEWEST
 from nearcast.stores.base import Store
 from nearcast.webhook import post_json
@@ -100,7 +100,8 @@ def watch(
         alerts.append(Alert("unreachable", str(failure), None, None, None))
     if served is not None and run is not None:
         before = [event.facts["served"] for event in events if event.kind == "monitor"][-USUAL_RUNS:]
-        alerts = _each_once([*alerts, *check_served(served, run.spec, [facts for facts in before if facts])])
+        found = check_served(served, run.spec, [facts for facts in before if facts])
+        alerts = _each_once([*alerts, *(_with_reason(alert, events) for alert in found)])
     if not runs and served is None and failure is None:
         raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; run it first, or say --out")
     version = runs[-1].version if runs else None
@@ -120,6 +121,12 @@ def _look(run: RunContext, store: Store, samples: Path, generator: str, listener
         listener.note(f"nothing is published of {generator!r} in {store.url}")
         return None
     return look_at_served(run, store, samples)
+
+
+def _with_reason(alert: Alert, events: Sequence[Event]) -> Alert:
+    """An old snapshot with why nothing newer is served."""
+    why = why_old(events) if alert.check == "age" else ""
+    return replace(alert, text=f"{alert.text}: {why}") if why else alert
 
 
 def _each_once(alerts: Sequence[Alert]) -> list[Alert]:

@@ -136,7 +136,7 @@
     else if (page) view = html`<${generator.Generator} key=${page.name} doc=${doc} page=${whole} theme=${shade} />`;
     else if (doc) view = html`<${overview.Overview} doc=${doc} theme=${shade} />`;
     return html`<${Bar} doc=${doc} theme=${theme} trouble=${trouble} onTheme=${(name) => (remembered("localStorage", "theme", name), setTheme(name), setThemeName(name))} />${view}
-      <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Drawn from the history; nothing here is computed. All times are UTC.</footer>`;
+      <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Drawn from the history; nothing is measured here. All times are UTC.</footer>`;
   }
 
   async function begin() {

@@ -18,9 +18,9 @@
       <${Figure} name="Recall" value=${format.share(of("recall"))} bad=${promise && !promise.kept} note=${promise ? `${format.share(promise.recall)} promised · ${interval}` : interval} />
       <${Figure} name="Filled" value=${format.share(of("fill_rate"))} note=${page.k ? `of ${page.k} slots a list` : ""} />
       <${Figure} name="Covered" value=${format.share(of("query_coverage"))} note="queries with a list" />
-      <${Figure} name="Kept" value=${format.share(of("overlap"))} note=${beside ? `of ${format.version(beside.version)}${beside.served ? ", served then" : ", the newest then"}` : "of the run before"} />
+      <${Figure} name="Kept" value=${format.share(of("overlap"))} note=${beside ? `of ${format.version(beside.version)}${beside.served ? ", served then" : ", not served"}` : "of the run before"} />
       <${Figure} name="Age" value=${page.live && page.live.made ? format.stretch(now - page.live.made) : "–"} note=${page.live ? `snapshot ${format.version(page.live.version)} is served` : "nothing is published"} />
-      <${Figure} name="Gone" value=${format.share(format.newest(p.dead))} note="served, but no item now" />
+      <${Figure} name="Gone" value=${format.share(page.state.sees_served ? format.newest(p.dead) : null)} note=${page.state.sees_served ? "served, but no item now" : "not looked at since what is served was published"} />
       <${Figure} name="Look-ups" value=${asked ? format.number(asked) : "–"} note=${!asked ? "none were sampled" : format.there(format.newest(p.misses)) ? format.share(format.newest(p.misses)) + " missed" : ""} />
       <${Figure} name="Last run" value=${format.stretch(of("seconds"))} note=${`${format.bytes(of("memory"))} · ${page.engine ? format.text(page.engine.name) : ""}`} />
     </dl>`;
@@ -29,8 +29,8 @@
   function Troubles({ page, now, theme }) {
     const { level, seen, became, watched, looked } = page.state;
     const well = level !== "ok" ? "" : looked !== null && now - looked > 2 * format.DAY ? ` Nothing was wrong when the monitor last looked, ${format.ago(looked, now)}.` : " Nothing is wrong.";
-    const status = html`<p class="seen">${seen} ${became}${well} ${watched}</p>`;
-    if (!page.state.troubles.length) return status;
+    const any = page.state.troubles.length > 0, status = html`<p class="seen">${any ? "" : seen} ${became}${well} ${watched}</p>`;
+    if (!any) return status;
     return html`${status}<ul class="troubles">${page.state.troubles.map((trouble) => html`<li key=${trouble.check} class=${"card trouble " + trouble.level}>
       <div class="split"><div><p class="what">${trouble.title}</p><p><${Since} trouble=${trouble} now=${now} /></p><p class="text">${trouble.text}</p>
         <p class="seen"><b>What users see:</b> ${seenBy(page, trouble)}</p>

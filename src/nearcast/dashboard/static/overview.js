@@ -62,8 +62,8 @@
 
   function Row({ page, now, theme }) {
     const runs = page.runs, passes = page.passes, of = (name) => format.newest(runs[name]);
-    const first = page.state.troubles[0], asked = page.asked ? page.asked.keys : format.last(passes.lookups);
-    const missed = page.asked ? (page.asked.keys ? page.asked.misses / page.asked.keys : null) : format.last(passes.misses);
+    const first = page.state.troubles[0], asked = page.asked ? page.asked.keys : format.newest(passes.lookups);
+    const missed = page.asked ? (page.asked.keys ? page.asked.misses / page.asked.keys : null) : format.newest(passes.misses);
     const made = page.live && page.live.made ? page.live.made : null;
     const below = page.promise && !page.promise.kept;
     return html`<tr>
@@ -79,7 +79,7 @@
       <td data-label="slots filled">${format.share(of("fill_rate"))}</td>
       <td data-label="queries covered">${format.share(of("query_coverage"))}</td>
       <td data-label="age">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
-      <td data-label="gone">${format.share(format.newest(passes.dead))}</td>
+      <td data-label="gone">${format.share(page.state.sees_served ? format.newest(passes.dead) : null)}</td>
       <td data-label="look-ups">${format.there(asked) && asked > 0 ? format.number(asked) : "–"}<small>${asked > 0 && format.there(missed) ? format.share(missed) + " missed" : ""}</small></td>
       <td data-label="last run">${format.stretch(of("seconds"))}<small>${format.bytes(of("memory"))}</small></td>
     </tr>`;
