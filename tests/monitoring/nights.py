@@ -144,6 +144,8 @@ def write_parquet(path: Path, ids: list[str], vectors: np.ndarray, **attributes:
 
 
 def toml(spec: dict[str, Any]) -> str:
-    plain = [f"{key} = {json.dumps(value)}" for key, value in spec.items() if not isinstance(value, dict)]
+    several = {key: rows for key, rows in spec.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
     tables = [f"[{key}]\n{toml(value)}" for key, value in spec.items() if isinstance(value, dict)]
+    tables += [f"[[{key}]]\n{toml(row)}" for key, rows in several.items() for row in rows]
+    plain = [f"{k} = {json.dumps(v)}" for k, v in spec.items() if not isinstance(v, dict) and k not in several]
     return "\n".join([*plain, *tables]) + "\n"

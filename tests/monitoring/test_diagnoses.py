@@ -269,6 +269,37 @@ class TestAnotherSpec:
         assert "served_recall" not in titles(watched)
 
 
+def test_rules_that_wait_for_a_request_are_not_applied_where_there_is_none(tmp_path: Path) -> None:
+    rule = {"name": "affordable", "keep": "item.price <= request.limit"}
+    shop = Nights(tmp_path, items={"path": "items/*.parquet", "attributes": ["price"]}, rules=[rule])
+    for part in range(4):
+        rows = range(part, 2_000, 4)
+        path, ids = shop.folder / "items" / f"part-{part}.parquet", [shop.item_ids[row] for row in rows]
+        write_parquet(path, ids, shop.items[list(rows)], price=[float(row) for row in rows])
+    shop.run()
+    assert shop.publish() == []
+    watched = shop.look()
+    assert watched.alerts == ()
+    assert watched.served is not None
+    assert (watched.served.recall, watched.served.removed) == (1.0, 0.0)
+
+
+def test_a_version_that_another_folder_published_is_what_users_get(tmp_path: Path) -> None:
+    shop = begun(tmp_path)
+    other = Nights(tmp_path / "other")
+    for _ in range(3):
+        other.pass_a_day()
+        other.write()
+        other.run()
+    nearcast.publish("shop", out=other.folder / "nearcast", store=str(shop.folder / "nearcast" / "store"))
+    watched = shop.look()
+    assert watched.served is not None
+    assert watched.served.version == 3
+    assert watched.users_get.startswith("Users get snapshot 000003")
+    assert "published from elsewhere" in watched.users_get
+    assert page_of(shop)["live"]["version"] == 3
+
+
 def looked_up(shop: Nights, keys: list[str | int], *, found: bool) -> None:
     folder = shop.folder / "nearcast" / "lookups"
     folder.mkdir(exist_ok=True)

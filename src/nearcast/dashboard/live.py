@@ -196,6 +196,9 @@ class _Live:
         if known.get("version") != state.version:  # published from elsewhere, or not followed yet
             seen = f"This service answers from snapshot {state.version:06d}."
             page["state"] = page["state"] | {"seen": seen, "became": ""}
+            if page["state"]["level"] == "idle":  # runs, and their history, are elsewhere
+                unknown = {"level": "unknown", "word": LEVELS["unknown"], "watched": "No monitor has looked yet."}
+                page["state"] = page["state"] | unknown
         if not state.error:
             self.astray.pop(name, None)
             return page

@@ -21,10 +21,44 @@ class Live:
     since: float
     made: float | None  # when its snapshot was made; None where that run is not in the history
     rolled_back: bool  # the pointer was moved to it from a newer version
+    only_seen: bool = False  # the monitor found it in the store; who published it, this history does not know
 
 
 def live_of(events: Sequence[Event]) -> Live | None:
-    """Return what is current by the last publish or rollback; None where nothing was published."""
+    """Return what is current by the last publish or rollback, or by what the monitor has found in the store since.
+
+    None where nothing was published.
+    """
+    moved = _moved_to(events)
+    seen = _seen_since(events, moved)
+    return moved if seen is None else seen
+
+
+def _seen_since(events: Sequence[Event], moved: Live | None) -> Live | None:
+    """Another version that the last pass of the monitor has found in the same store; None where it found the same."""
+    first: Event | None = None
+    for event in reversed(events):
+        if event.kind == "rollback" or (event.kind == "publish" and not refused(event)):
+            if first is not None and first.facts.get("store") != event.facts.get("store"):
+                return None  # of another store, which says nothing of this one
+            break
+        served = event.facts.get("served") if event.kind == "monitor" else None
+        if served and (first is None or served["version"] == first.facts["served"]["version"]):
+            first = event
+        elif served:
+            break
+    if first is None or "version" not in first.facts["served"]:
+        return None
+    version = int(first.facts["served"]["version"])
+    if (moved is not None and version == moved.version) or (moved is not None and not first.facts.get("store")):
+        return None
+    age = first.facts["served"].get("age_seconds")
+    made = None if age is None else first.seconds - age
+    return Live(version, first.seconds, made, rolled_back=False, only_seen=True)
+
+
+def _moved_to(events: Sequence[Event]) -> Live | None:
+    """What is current by the last publish or rollback."""
     done = [event for event in events if event.kind in ("publish", "rollback") and not refused(event)]
     if not done or done[-1].version is None:
         return None

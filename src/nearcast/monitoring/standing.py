@@ -39,6 +39,7 @@ CAUSES = (  # rules of the audit that name a cause, what is furthest up the stre
     *("items", "items_kept", "types", "vectors", "changed_values", "distribution", "empty_values", "pairs_kept"),
     *("bad_rows", "keys", "queries_kept", "recall"),
 )
+EVIDENCE = {"items": "items_vectors", "keys": "queries_vectors"}  # series by the measure of a rule
 SAYING = CAUSES[1:9]  # rules whose text names the column, and so makes a headline
 ENDS = (", and at most", ", and ", " (PSI", "; ")  # of the part of a text that is the headline
 
@@ -161,8 +162,14 @@ def what_became(events: Sequence[Event]) -> str:
     if newer and newer[-1] not in rejected and live is not None:
         parts.append(f"{newer[-1]:06d}, the newest, waits for its publish.")
     if live is not None:
-        parts.append(f"{live.version:06d} is served since {_moment(live.since)}.")
+        parts.append(f"{live.version:06d} {_since_when(live)}.")
     return " ".join(parts[-3:])
+
+
+def _since_when(live: Live) -> str:
+    if live.only_seen:
+        return f"was found in the store on {_moment(live.since)}, published from elsewhere"
+    return f"is served since {_moment(live.since)}"
 
 
 def why_old(events: Sequence[Event]) -> str:
@@ -304,7 +311,7 @@ def _refusal(events: Sequence[Event], newest: Event) -> Iterator[Alert]:
     title, text, _ = _refused_by(stopped, _served_facts(events))
     live = live_of(events)
     effect = TROUBLES["audit"].effect if live is not None else "Nothing is published: users get nothing."
-    since = "nothing is published" if live is None else f"{live.version:06d} is served since {_moment(live.since)}"
+    since = "nothing is published" if live is None else f"{live.version:06d} {_since_when(live)}"
     found = next(iter(_failed(stopped)), {})
     yield Alert("audit", f"{text}; {since}", found.get("found"), found.get("bound"), None, title=title, effect=effect)
 
@@ -322,7 +329,7 @@ def _refused_by(event: Event, served: Mapping[str, Any] | None) -> tuple[str, st
     name = "a snapshot" if event.version is None else f"{event.version:06d}"
     rules = ", ".join(str(finding["rule"]) for finding in failed) or "a rule"
     text = "; ".join(f"{finding['rule']}: {finding['text']}" for finding in failed)
-    measure = str(failed[0]["measure"]) if failed else None
+    measure = EVIDENCE.get(str(failed[0]["measure"]), str(failed[0]["measure"])) if failed else None
     return f"The audit refused {name}: {_cause(failed[0], served) if failed else rules}", text, measure
 
 

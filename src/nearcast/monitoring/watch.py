@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
-from nearcast.history.moves import live_of
 from nearcast.history.record import record_runs
 from nearcast.history.store import Event, append, read
 from nearcast.join.context import RunContext
@@ -36,6 +36,7 @@ class Watched:
     alerts: tuple[Alert, ...]
     users_get: str = ""  # what users get, and why newer runs are not it
     failure: NearcastError | None = None  # why what is served could not be looked at
+    store: str | None = None  # URL of the store that was looked at
 
     @property
     def verdict(self) -> str:
@@ -62,6 +63,7 @@ class Watched:
             "runs": self.runs,
             "verdict": self.verdict,
             "users_get": self.users_get,
+            "store": self.store,
             "served": None if self.served is None else self.served.as_dict(),
             "alerts": [alert.as_dict() for alert in self.alerts],
         }
@@ -105,10 +107,17 @@ def watch(
     if not runs and served is None and failure is None:
         raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; run it first, or say --out")
     version = runs[-1].version if runs else None
-    users_get = f"{what_users_get(events)} {what_became(events)}".strip() if runs or live_of(events) else ""
     watched = Watched(
-        generator, version, max(0, len(runs) - 1), served, tuple(causes_first(alerts)), users_get, failure
+        generator,
+        version,
+        max(0, len(runs) - 1),
+        served,
+        tuple(causes_first(alerts)),
+        failure=failure,
+        store=store.url if served is not None and store is not None else None,
     )
+    seen = [*events, Event(generator, "monitor", time.time(), version, watched.as_dict())]
+    watched = replace(watched, users_get=f"{what_users_get(seen)} {what_became(seen)}".strip())
     trouble = append(out, generator, "monitor", version if served is None else served.version, watched.as_dict())
     if trouble:
         listener.note(trouble)
