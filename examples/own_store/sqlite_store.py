@@ -174,6 +174,9 @@ class Reader:
         keys = [key for (key,) in self.all(f"select key from {space} order by key")]
         return sorted(random.Random(seed).sample(keys, min(count, len(keys))))
 
+    def check(self):
+        pass  # SQLite finds out while it reads
+
     def close(self):
         self.database.close()
 
@@ -255,3 +258,6 @@ class Overlay:
             epoch, serial = self.state(database)
             database.executemany("delete from entries where key = ? and serial <= ?", [(key, upto) for key in keys])
             self.keep(database, epoch + 1, serial)
+
+    def repair(self):
+        self.changes()  # a file that cannot be read is an error: put back a copy of it, or remove it

@@ -157,7 +157,7 @@ def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise DamagedError unless `path` is a regular file with one name, or nothing.
+    """Raise DamagedError unless `path` is a regular file, or nothing.
 
     A file that is written in a place that others can guess must not lead to another file.
     """
@@ -169,12 +169,14 @@ def refuse_link(path: Path) -> None:
         raise DamagedError(f"{path} is a symbolic link, which is not followed; remove the link, or put the file there")
     if not stat.S_ISREG(facts.st_mode):
         raise DamagedError(f"{path} is no regular file; move it away")
-    if facts.st_nlink > 1:
-        raise DamagedError(f"{path} has {facts.st_nlink} names (hard links) and is not written; remove it")
 
 
 def _open_lock_file(path: Path) -> int:
     refuse_link(path)
+    with contextlib.suppress(FileNotFoundError):
+        facts = path.lstat()
+        if facts.st_nlink > 1:
+            raise DamagedError(f"{path} has {facts.st_nlink} names (hard links) and is not written; remove it")
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o666)

@@ -325,23 +325,24 @@ def test_a_reader_that_may_not_lock_follows_a_writer_without_a_torn_read():
         shutil.rmtree(folder)
 
 
-def test_an_overlay_that_was_removed_and_made_anew_is_read_anew(store, tmp_path):
-    log = store.overlay(SHOP)
-    log.write([entry("a"), entry("b")])
+def test_an_overlay_that_was_lost_is_an_error_until_it_is_repaired_and_is_then_read_anew(store, tmp_path):
+    log, other = store.overlay(SHOP), open_store(store.url).overlay(SHOP)
+    log.write([entry("a"), OverlayEntry("b", "price", 7, written=0.0)])
     before = log.changes()
     shutil.rmtree(tmp_path / "store" / SHOP / "overlay")
-    assert log.changes(epoch=before.epoch, serial=before.serial).entries == ()
-    open_store(store.url).overlay(SHOP).write([entry("c")])
+    for log_ in (log, other):
+        for act in (log_.changes, lambda log=log_: log.write([entry("c")]), lambda log=log_: log.purge([b""], upto=9)):
+            with pytest.raises(DamagedError, match=r"data\.mdb is missing, .* heal it with publish --repair"):
+                act()
+    said = other.repair()
+    assert "with the 1 entries that were found" in said
     after = log.changes(epoch=before.epoch, serial=before.serial)
     assert after.epoch != before.epoch
-    assert after.entries == (entry("c"),)
-    shutil.rmtree(tmp_path / "store" / SHOP / "overlay")
-    log.write([entry("d")])
-    assert log.changes(epoch=after.epoch, serial=after.serial).entries == (entry("d"),)
-    other = open_store(store.url).overlay(SHOP)
-    shutil.rmtree(tmp_path / "store" / SHOP / "overlay")
-    other.write([entry("e")])
-    assert log.changes().entries == (entry("e"),)
+    assert after.serial > before.serial
+    assert after.entries == (entry("a"),)
+    log.write([entry("c")])
+    assert other.changes().entries == (entry("a"), entry("c"))
+    assert other.repair() is None
 
 
 def test_what_killed_publishers_have_left_is_cleared_away(store, data):
@@ -367,11 +368,12 @@ def test_the_lock_alone_clears_away_what_killed_publishers_have_left(store, data
     (shop / "versions" / "000009" / "data.mdb").write_bytes(b"half")
     (shop / "versions" / "000010" / ".partial-manifest.json").write_bytes(b"{")
     (shop / ".partial-current").write_bytes(b"{")
-    (shop / "overlay.new-1234").mkdir()
-    (shop / "mine").mkdir()
+    for left in ("overlay.new-1-a", "overlay.new-2-b", "mine"):
+        (shop / left).mkdir()
+    os.utime(shop / "overlay.new-1-a", (0, 0))  # the other one may be in the hands of a writer of the overlay
     with store.lock(SHOP):
         assert sorted(path.name for path in (shop / "versions").iterdir()) == ["000001"]
-        assert sorted(path.name for path in shop.iterdir()) == [".lock", "mine", "versions"]
+        assert sorted(path.name for path in shop.iterdir()) == [".lock", "mine", "overlay.new-2-b", "versions"]
     assert read(store) == dict(numbered(1000))
 
 

@@ -203,6 +203,17 @@ def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
         console().print(f"the overlay of {generator} is empty", markup=False)
 
 
+@overlay.command("repair")
+@store_option
+@out_option
+@click.pass_obj
+def repair_(generator: str, store: str | None, out: Path) -> None:
+    """Heal an overlay that was damaged or lost, with what is left of it; says what may be lost."""
+    with _opened(generator, store, out) as opened:
+        said = opened.repair()
+    click.echo(f"the overlay of {generator} is whole" if said is None else f"repaired: {said}", err=True)
+
+
 def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:
     """A column and its value: JSON if it reads so and the column may hold it, else the text."""
     field, equals, written = text.partition("=")

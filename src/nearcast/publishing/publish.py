@@ -27,7 +27,7 @@ from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Audit, Publishing, Serving
-from nearcast.stores.base import Event, Held, Pointer, Store, store_time
+from nearcast.stores.base import Event, Held, Pointer, Store, repair_overlay, store_time
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Order", "publish", "publish_snapshot"]
@@ -106,6 +106,8 @@ def publish(order: Order) -> Publication:
 
 def _carry_out(order: Order, held: Held | None) -> Publication:
     snapshot = order.choose()
+    if order.repair and held is not None:
+        _repair_overlay(order)
     pointer = _pointer(order)
     with contextlib.ExitStack() as stack:
         current = _current(order, pointer, stack)
@@ -129,6 +131,12 @@ def _carry_out(order: Order, held: Held | None) -> Publication:
     done = replace(done, outcome="published", copied=copied, copy_seconds=time.perf_counter() - started)
     pointer = _pointed(order, pointer, done, held)
     return _tidied(order, done, pointer, snapshot)
+
+
+def _repair_overlay(order: Order) -> None:
+    said = repair_overlay(order.store.overlay(order.generator))
+    if said is not None:
+        order.listener.note(f"the overlay was repaired: {said}")
 
 
 def _pointer(order: Order) -> Pointer | None:
@@ -285,7 +293,7 @@ def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: 
     try:
         # Before versions are retired: readers may still have the last one in hand.
         cut = cut_back(store, generator, store.versions(generator), now=store_time(store))
-    except (DamagedError, NotFoundError) as error:
+    except (DamagedError, NotFoundError, StoreError) as error:
         order.listener.note(f"the overlay is not cut back: {error}")
         cut = 0
     retired = retire_versions(store, generator, pointer, order.settings.keep)

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 
-from nearcast.errors import GoneError, NearcastError, NotFoundError, SpecError, StoreError
+from nearcast.errors import DamagedError, GoneError, NearcastError, NotFoundError, SpecError, StoreError
 from nearcast.serve.answers import Answer, Answers
 from nearcast.serve.keys import Keys
 from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
@@ -29,7 +29,7 @@ from nearcast.serve.tables import Tables
 from nearcast.serve.view import View, open_version
 from nearcast.serve.watch import Watch
 from nearcast.stores import open_store
-from nearcast.stores.base import OverlayLog, Pointer, Store
+from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
 
 __all__ = ["Lookup", "LookupState", "nothing_published", "open_lookup", "store_of"]
 
@@ -347,7 +347,7 @@ class Lookup:
             if view is None or store is None or log is None:
                 raise StoreError(f"the look-up of {self.generator} was closed; open it again")
             known = view.overlay
-            changes = log.changes(epoch=-1 if known.carried else known.epoch, serial=known.serial)
+            changes, trouble = self._overlay_news(log, known, in_process=store.in_process)
             behind = True
             try:
                 pointer = store.pointer(self.generator)
@@ -355,14 +355,36 @@ class Lookup:
                     raise nothing_published(store, self.generator)
                 behind = pointer != view.pointer
             finally:
-                overlay = known.apply(changes, keep_purged=behind)
+                overlay = known if changes is None else known.apply(changes, keep_purged=behind)
                 if overlay is not known:
                     self._view = replace(view, overlay=overlay)
-            self._trouble = None
-            self._refreshed = time.monotonic()
+            self._trouble = trouble or _lost_pairs(view)
+            if changes is not None:
+                self._refreshed = time.monotonic()
             if not behind:
                 self._refusal = None
             return pointer
+
+    def _overlay_news(
+        self, log: OverlayLog, known: OverlayState, *, in_process: bool
+    ) -> tuple[Changes | None, str | None]:
+        """What is new in the overlay; None, and why, where it is damaged: the last state of it stays in force then.
+
+        A server that does not answer is an error, since it would not answer for the pointer either.
+        """
+        try:
+            changes = log.changes(epoch=-1 if known.carried else known.epoch, serial=known.serial)
+            if changes.serial < known.serial:
+                raise DamagedError(
+                    f"the overlay of {self.generator} went back from serial {known.serial} to {changes.serial}, as it "
+                    "does in an older copy of the store; what was removed since stays removed here; restore the newest "
+                    "copy, or heal it with publish --repair"
+                )
+            return changes, None
+        except NearcastError as error:
+            if not (isinstance(error, DamagedError) or in_process):
+                raise
+            return None, _in_words(error)
 
     def _is_news(self, pointer: Pointer) -> bool:
         view, refusal = self._view, self._refusal
@@ -416,6 +438,17 @@ class Lookup:
 
 
 _ALIVE: weakref.WeakSet[Lookup] = weakref.WeakSet()
+
+
+def _lost_pairs(view: View) -> str | None:
+    """Why some keys cannot be answered, where the store has lost pairs of the version that is open."""
+    try:
+        check_reader(view.version.reader)
+    except DamagedError as error:
+        return str(error)
+    except (StoreError, GoneError):
+        pass  # the next round will tell
+    return None
 
 
 def _in_words(error: Exception) -> str:

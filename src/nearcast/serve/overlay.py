@@ -28,7 +28,7 @@ from nearcast.serve.keys import typed_key
 from nearcast.serve.lookup import StoreLike, nothing_published, store_of
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
-from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, store_time
+from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
 from nearcast.stores.values import encode_key
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
@@ -218,6 +218,13 @@ class Overlay:
         """All that was written and not taken back, oldest first; what has expired is among it until it is purged."""
         changes = self._store.overlay(self.generator).changes()
         return OverlayState(self.facts()["item_ids"]).apply(changes).entries
+
+    def repair(self) -> str | None:
+        """Make an overlay that was damaged or lost readable again, with what is left of it.
+
+        Returns what was found and what may be lost, None where it is whole.
+        """
+        return repair_overlay(self._store.overlay(self.generator))
 
     def in_snapshot(self, items: Sequence[Item]) -> list[bool]:
         """Whether the current version holds these items, an answer per item."""

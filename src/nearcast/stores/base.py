@@ -31,6 +31,8 @@ __all__ = [
     "Space",
     "Store",
     "Writer",
+    "check_reader",
+    "repair_overlay",
     "store_time",
 ]
 
@@ -159,6 +161,10 @@ class OverlayLog(Protocol):
         """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
         ...
 
+    def repair(self) -> str | None:
+        """Make a damaged or lost overlay that can be read, of what is left. Returns what was lost; None if whole."""
+        ...
+
 
 class Held(Protocol):
     """A lock that is held."""
@@ -205,6 +211,10 @@ class Reader(Protocol):
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
         """Up to `count` keys spread over the version: all of them where there are not more."""
+        ...
+
+    def check(self) -> None:
+        """DamagedError where pairs were lost since it was opened. Cheap: it is called several times a second."""
         ...
 
     def close(self) -> None:
@@ -270,3 +280,19 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of connections and files."""
         ...
+
+
+def check_reader(reader: Reader) -> None:
+    """Raise DamagedError where a version has lost pairs. Readers of a store of your own may have no `check`."""
+    check = getattr(reader, "check", None)
+    if check is not None:
+        check()
+
+
+def repair_overlay(log: OverlayLog) -> str | None:
+    """Repair an overlay, and return what was lost; None where it is whole. DamagedError where its store cannot."""
+    repair = getattr(log, "repair", None)
+    if repair is not None:
+        return str(said) if (said := repair()) is not None else None
+    log.changes()
+    return None

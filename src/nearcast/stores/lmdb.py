@@ -39,6 +39,7 @@ SAMPLED_KEYS = 8192  # at least so many keys of a large space are noted, evenly 
 SAMPLE = "sample"
 DATABASES = (*Space, SAMPLE)
 RETIRED = ".retired-"
+LEFT_SECONDS = 3600.0  # since when nobody has worked on it
 SAME_CLOCK_SECONDS = 1.0  # file systems have coarser clocks: so far apart, two readings are of one clock
 
 
@@ -273,6 +274,8 @@ class LmdbReader:
     def __init__(self, path: Path, facts: Mapping[str, Any], shared: Shared) -> None:
         self.facts = facts
         self._path = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # tells its size, also after the folder was removed
+        self._size = os.fstat(self._file).st_size
         self._shared: Shared | None = shared
         self._databases = shared.databases
         self._bad_key = library().BadValsizeError
@@ -307,12 +310,22 @@ class LmdbReader:
         """Let go of the environment, which its last user closes."""
         shared, self._shared = self._shared, None
         if shared is not None:
+            os.close(self._file)
             let_go(shared)
+
+    def check(self) -> None:
+        """DamagedError where the file is shorter than its map: a page behind its end would end the process."""
+        size = os.fstat(self._file).st_size
+        if size < self._size:
+            raise DamagedError(
+                f"{self._path} was cut to {size:,} of {self._size:,} bytes while it was open; publish with --repair"
+            )
 
     def _begin(self, space: Space) -> Any:
         shared = self._shared
         if shared is None:
             raise StoreError(f"{self._path} was closed and cannot be read any more; open it again")
+        self.check()
         return shared.environment.begin(db=self._databases[space])
 
 
@@ -329,15 +342,26 @@ def _opened(folder: Path, *, contents: bool) -> LmdbReader:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed publishers have left in a generator's folder. Under its lock, so that nobody is at it."""
-    left = [*folder.glob(f"{PARTIAL}*"), *folder.glob("overlay.new-*"), *(folder / "versions").glob(f"{RETIRED}*")]
-    left += [path for path in (folder / "versions").glob("[0-9]*") if path.is_dir() and not is_done(path)]
+    """Remove what killed publishers have left in a generator's folder. Under its lock, so that nobody is at it.
+
+    Writers of the overlay have no lock of publishers: what they may have left must be old.
+    """
+    versions = folder / "versions"
+    left = [folder / f"{PARTIAL}current", *versions.glob(f"{RETIRED}*"), *versions.glob(f"{PARTIAL}*")]
+    left += [path for path in versions.glob("[0-9]*") if path.is_dir() and not is_done(path)]
+    left += [path for path in (*folder.glob("overlay.new-*"), *folder.glob(f"{PARTIAL}*")) if _is_old(path)]
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)  # the next publish tries again
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _is_old(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.lstat().st_mtime > LEFT_SECONDS
+    return False
 
 
 def _split(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, MissingExtraError, StoreError
+from nearcast.files import refuse_link
 
-__all__ = ["DATA", "Shared", "file_identity", "let_go", "library", "open_shared", "reading", "writing"]
+__all__ = ["DATA", "LOCK", "Shared", "file_identity", "let_go", "library", "open_shared", "reading", "writing"]
 
-DATA = "data.mdb"
+DATA, LOCK = "data.mdb", "lock.mdb"
+LOCK_BYTES = 65_664  # what LMDB takes for 1,024 readers
 DAMAGE = ("CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatchError", "BadChecksumError")
 
 Identity = tuple[int, int]  # device and inode
@@ -66,17 +68,28 @@ def _translated(error: Exception, what: str, way_out: str) -> DamagedError | Sto
 class Shared:
     """An open environment with its named databases, and how many use it."""
 
+    folder: Path
     environment: Any
     databases: Mapping[str, Any]
     identity: Identity
     locks: bool
     process: int = field(default_factory=os.getpid)
     users: int = 1
+    lock_identity: Identity | None = None
+    lock_bytes: int = 0
 
     @property
     def inherited(self) -> bool:
         """Whether it came over a fork and must not be used any more."""
         return self.locks and self.process != os.getpid()
+
+    def lock_is_whole(self) -> bool:
+        """Whether the lock file is still the one that is mapped, as long as it was. Otherwise it must be let go."""
+        try:
+            facts = (self.folder / LOCK).lstat()
+        except OSError:
+            return False
+        return (facts.st_dev, facts.st_ino) == self.lock_identity and facts.st_size >= self.lock_bytes
 
 
 _open: dict[Identity, Shared] = {}
@@ -111,6 +124,8 @@ def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **s
             return known
         if known is not None:
             known.environment.close()
+        if locks:
+            allocate_lock(folder / LOCK)
         environment = lmdb.open(str(folder), lock=locks, max_dbs=len(databases), **settings)
         identity = identity or file_identity(folder / DATA)
         assert identity is not None, "LMDB has made its file"
@@ -119,8 +134,28 @@ def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **s
         except lmdb.Error:
             environment.close()
             raise
-        _open[identity] = shared = Shared(environment, handles, identity, locks)
+        _open[identity] = shared = Shared(folder, environment, handles, identity, locks)
+        if locks:
+            shared.lock_identity = file_identity(folder / LOCK)
+            shared.lock_bytes = (folder / LOCK).stat().st_size
         return shared
+
+
+def allocate_lock(path: Path) -> None:
+    """Have the whole lock file on the disk before LMDB maps it: a page without a block would end the process.
+
+    Only while this process has it not open: to close a file lets go of the locks that LMDB holds on it. OSError where
+    the disk is full.
+    """
+    refuse_link(path)
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        facts = os.fstat(opened)
+        size = max(facts.st_size, LOCK_BYTES)
+        if facts.st_size < size or facts.st_blocks * 512 < size:
+            os.posix_fallocate(opened, 0, size)
+    finally:
+        os.close(opened)
 
 
 def let_go(shared: Shared) -> None:

@@ -1,13 +1,17 @@
 """The overlay of a generator in an LMDB environment of its own, which several processes may write.
 
     e + key of an entry     serial (8 bytes, big-endian), then the entry
+    c + key of an entry     serial, then crc32 of the entry (4 bytes, big-endian)
     l + serial              key of the entry
     s                       epoch and serial of the newest entry (8 bytes each, big-endian)
+    n                       epoch and serial, and how many entries there were then (8 bytes each)
     t + token               until when the token of an exchange is remembered (8 bytes, big-endian, microseconds)
     u + that time + token   nothing: tokens by when they are forgotten
 
-Where the folder cannot be written, readers take no locks and check afterwards that nothing was committed while they
-read. Knows nothing of what entries mean.
+Writers look through the file before they map it, and have room for its lock file before they map that. Readers map
+nothing: they read page by page (`lmdb_pages`), so a file that is cut or damaged is an error to them, and they need no
+right to write. A second copy of what removes items is in the journal beside it (`lmdb_journal`), from which `repair`
+heals. Knows nothing of what entries mean.
 """
 
 from __future__ import annotations
@@ -16,28 +20,48 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
+import stat
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nearcast.errors import StoreError
+from nearcast.errors import DamagedError, StoreError
+from nearcast.files import link_file, refuse_link
 from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry
-from nearcast.stores.lmdb_environment import DATA, Shared, file_identity, let_go, open_shared, reading, writing
+from nearcast.stores.lmdb_environment import (
+    DATA,
+    LOCK,
+    Shared,
+    file_identity,
+    let_go,
+    library,
+    open_shared,
+    reading,
+    writing,
+)
+from nearcast.stores.lmdb_journal import HeldJournal, Journal, Line, checksum
+from nearcast.stores.lmdb_pages import Tree, check_pages, read_tree, salvage_pairs
 
 __all__ = ["LmdbOverlay"]
 
 MAP_BYTES = 4 << 30  # room for some ten million entries; takes address space only, and is the same for every process
-MOST_READERS = 1024
+MOST_READERS = 1024  # of earlier versions of nearcast, which take a slot of the lock file each
 LONGEST_KEY, KEPT_OF_LONG = 480, 448
-ENTRY, LOG, STATE, TOKEN, FORGET = b"e", b"l", b"s", b"t", b"u"
+ENTRY, CHECK, LOG, STATE, COUNT, TOKEN, FORGET = b"e", b"c", b"l", b"s", b"n", b"t", b"u"
 FORGOTTEN_AT_ONCE = 100
 EPOCH_AND_SERIAL = struct.Struct(">QQ")
+COUNTED = struct.Struct(">QQQ")
+CHECKED = struct.Struct(">QI")
 SERIAL = struct.Struct(">Q")
-ATTEMPTS = 100  # reads without locks, before we give up
+UNLOCKED_READS = 3
+LOOKS, LOOK_SECONDS = 5, 0.01  # for a file that is being replaced
 NOTHING = Changes(epoch=0, serial=0, entries=())
-Found = TypeVar("Found")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -46,61 +70,91 @@ class LmdbOverlay:
 
     folder: Path
     _shared: Shared | None = field(default=None, repr=False)
+    _least_bytes: int = field(default=0, repr=False)  # of the file that was looked through
+
+    @property
+    def journal(self) -> Journal:
+        """The journal beside the folder."""
+        return Journal(self.folder.with_name(f"{self.folder.name}.journal"))
 
     def write(self, entries: Sequence[OverlayEntry]) -> None:
         """Add entries in one step; each takes the place of an older one with the same key."""
-        if not entries:
-            return
-        with self._transaction() as txn:
-            epoch, serial = _state(txn) or (1 + secrets.randbits(48), 0)  # never what a removed overlay had
-            for entry in entries:
-                serial += 1
-                _put(txn, entry, serial)
-            txn.put(STATE, EPOCH_AND_SERIAL.pack(epoch, serial))
+        if entries:
+            with self._environment() as (environment, journal), environment.begin(write=True) as txn:
+                _add(txn, entries, journal)
+
+    def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
+        """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
+        never_written = None if self.journal.exists() else NOTHING  # made by a version that was killed before writing
+        return self._read(lambda tree: _changes(tree, epoch, serial, self.folder / DATA, never_written), NOTHING)
 
     def get(self, key: bytes) -> bytes | None:
         """The last entry with this key, as it was written; None where there is none."""
-        with reading(self.folder / DATA):
-            shared = self._opened(make=False)
-            return None if shared is None else _consistently(shared, lambda txn: _entry(txn, key))
+        return self._read(lambda tree: _entry(tree, key, self.folder / DATA), None)
 
     def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
         """Add an entry only where its key still holds `held`; with a token once only."""
-        with self._transaction() as txn:
+        with self._environment() as (environment, journal), environment.begin(write=True) as txn:
             name = hashlib.blake2b(token.encode(), digest_size=32).digest()
             if token and txn.get(TOKEN + name) is not None:
                 return Exchanged.REPEATED
-            if _entry(txn, entry.key()) != held:
+            known = txn.get(ENTRY + _stored(entry.key()))
+            if (None if known is None else bytes(known[8:])) != held:
                 return Exchanged.CHANGED
             if token:
                 _remember(txn, name, now)
-            epoch, serial = _state(txn) or (1 + secrets.randbits(48), 0)
-            _put(txn, entry, serial + 1)
-            txn.put(STATE, EPOCH_AND_SERIAL.pack(epoch, serial + 1))
+            _add(txn, [entry], journal)
             return Exchanged.WRITTEN
-
-    def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
-        """What was written after `serial`; everything where the epoch is another."""
-        with reading(self.folder / DATA):
-            shared = self._opened(make=False)
-            if shared is None:
-                return NOTHING
-            return _consistently(shared, lambda txn: _changes(txn, epoch, serial))
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
         """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
-        if not (self.folder / DATA).exists():
+        if not self._is_there():
             return
-        with self._transaction() as txn:
-            state = _state(txn)
-            if state is None:
-                return
-            for key in map(_stored, keys):
-                known = txn.get(ENTRY + key)
-                if known is not None and SERIAL.unpack_from(known)[0] <= upto:
-                    txn.delete(ENTRY + key)
-                    txn.delete(LOG + known[:8])
-            txn.put(STATE, EPOCH_AND_SERIAL.pack(state[0] + 1, state[1]))
+        with self._environment() as (environment, journal):
+            with environment.begin(write=True) as txn:
+                state = _state(txn.get(STATE))
+                if state is None:
+                    return
+                count = _count(txn, state)
+                for key in map(_stored, keys):
+                    known = txn.get(ENTRY + key)
+                    if known is not None and SERIAL.unpack_from(known)[0] <= upto:
+                        txn.delete(ENTRY + key)
+                        txn.delete(CHECK + key)
+                        txn.delete(LOG + known[:8])
+                        count = None if count is None else count - 1
+                _keep_state(txn, state[0] + 1, state[1], count)
+                removals = list(_removals(txn))
+            with contextlib.suppress(OSError):  # it may hold more than it must
+                journal.replace(removals)
+
+    def repair(self) -> str | None:
+        """Make an overlay that can be read of what is left of one that cannot. Returns what was found, None if whole.
+
+        What removes items comes back from the journal, or from the pages that are left. The damaged files are kept
+        beside it. Raises StoreError where the disk is full; then nothing has changed.
+        """
+        if not self._should_be_there():
+            return None
+        with writing(self.folder / DATA), self.journal.locked() as journal:
+            try:
+                self._check()
+                return None
+            except DamagedError as error:
+                what = str(error).partition("; heal it with")[0]
+            self.close()
+            found = _salvaged(self.folder / DATA, self.journal.read())
+            serial = max([time.time_ns() // 1_000_000, *(serial for serial, _ in found)])  # above all that readers know
+            entries = [(serial + number, entry) for number, (_, entry) in enumerate(found, 1)]
+            aside = self._put_in_place(self._fresh_folder(entries, serial))
+            with contextlib.suppress(OSError):  # it holds no less
+                journal.replace([line for line in entries if line[1].field is None])
+        removals = sum(entry.field is None for _, entry in found)
+        return (
+            f"{what}. Written anew with the {len(found):,} entries that were found, {removals:,} of which remove or "
+            f"restore items. Look through them with `nearcast overlay NAME list`: newer values of columns may be "
+            f"lost, and what was forgotten may be back. What was damaged is kept in {aside}"
+        )
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
@@ -108,46 +162,185 @@ class LmdbOverlay:
         if shared is not None:
             let_go(shared)
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        with writing(self.folder / DATA):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shared = self._opened(make=True)
-            assert shared is not None, "it was made"
-            environment = shared.environment
-            environment.reader_check()  # a killed reader would keep old pages from being used again
-            with environment.begin(write=True) as txn:
-                yield txn
+    def _read(self, read: Callable[[Tree], T], nothing: T) -> T:
+        """Return what `read` finds in the newest state, `nothing` where nothing was ever written."""
+        path = self.folder / DATA
+        with reading(path):
+            if not self._is_there():
+                return nothing
+            try:
+                return read_tree(path, read, UNLOCKED_READS)
+            except StoreError:  # it is written to all the time
+                with self.journal.locked_by_reader():
+                    return read_tree(path, read)
 
-    def _opened(self, *, make: bool) -> Shared | None:
-        """The environment that is in the folder now; None where there is none and none is to be made."""
-        identity, shared = file_identity(self.folder / DATA), self._shared
-        if shared is not None and shared.identity == identity and not shared.inherited:
+    def _is_there(self) -> bool:
+        """Return whether the file is there; DamagedError where it was and is no more."""
+        path = self.folder / DATA
+        for look in range(LOOKS):
+            try:
+                facts = path.lstat()
+                if not stat.S_ISREG(facts.st_mode):
+                    raise DamagedError(f"{path} is no regular file; heal it with publish --repair")
+                return True
+            except (FileNotFoundError, NotADirectoryError):
+                if not self._should_be_there():
+                    return False
+                if look + 1 < LOOKS:
+                    time.sleep(LOOK_SECONDS)  # `repair` may be between its two steps
+        raise DamagedError(
+            f"{path} is missing, and with it what was removed or changed; heal it with publish --repair, or put the "
+            "file back"
+        )
+
+    def _should_be_there(self) -> bool:
+        return os.path.lexists(self.folder) or self.journal.exists()
+
+    def _check(self) -> None:
+        """Raise DamagedError unless all of it can be read and written."""
+        if self._is_there():
+            check_pages(self.folder / DATA)
+            read_tree(self.folder / DATA, lambda tree: _changes(tree, -1, 0, self.folder / DATA, None))
+            refuse_link(self.folder / LOCK)
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[tuple[Any, HeldJournal]]:
+        """Open it for a writer, who is alone until the end; made where nothing was written yet."""
+        with writing(self.folder / DATA):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            if not self._is_there():
+                self._make()
+            with self.journal.locked() as journal:
+                environment = self._opened().environment
+                try:
+                    environment.reader_check()  # a killed reader would keep old pages from being used again
+                    yield environment, journal
+                except library().Error:
+                    self.close()  # after some errors LMDB wants to be opened anew
+                    raise
+
+    def _make(self) -> None:
+        """Make an empty overlay, whole: nobody sees half of one."""
+        with contextlib.ExitStack() as stack:
+            fresh = self._fresh_folder([], 0)  # held by nobody yet
+            stack.callback(shutil.rmtree, fresh, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was faster
+                fresh.rename(self.folder)
+        if not self._is_there():
+            raise DamagedError(f"{self.folder} cannot be made; see what is in its place")
+
+    def _fresh_folder(self, lines: Sequence[Line], serial: int) -> Path:
+        """Return a new folder beside ours that holds these entries; `serial` is that of the newest if there is none."""
+        fresh = self.folder.with_name(f"{self.folder.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
+        fresh.mkdir()
+        try:
+            opened = contextlib.closing(library().open(str(fresh), map_size=MAP_BYTES, lock=False))
+            with opened as environment, environment.begin(write=True) as txn:
+                for line in lines:
+                    _put(txn, *line)
+                _keep_state(txn, _new_epoch(), lines[-1][0] if lines else serial, len(lines))
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        return fresh
+
+    def _put_in_place(self, fresh: Path) -> Path:
+        """Move a new file to its place in one step; a kill leaves the old or the new. Returns where the old one is."""
+        data, aside = self.folder / DATA, self.folder.with_name(f"{self.folder.name}.damaged-{time.time_ns()}")
+        if not self.folder.is_dir():
+            if os.path.lexists(self.folder):
+                self.folder.rename(aside)
+            fresh.rename(self.folder)
+            return aside
+        aside.mkdir()
+        for path in (data, self.folder / LOCK):
+            if path.is_symlink() or path.is_dir():
+                path.rename(aside / path.name)
+        if data.exists():
+            link_file(data, aside / DATA)
+        (self.folder / LOCK).unlink(missing_ok=True)  # it belongs to the old file
+        os.replace(fresh / DATA, data)
+        shutil.rmtree(fresh, ignore_errors=True)
+        return aside
+
+    def _opened(self) -> Shared:
+        """Return the environment that is in the folder now, for a writer."""
+        path, shared = self.folder / DATA, self._shared
+        size, identity = path.lstat().st_size, file_identity(path)
+        same = shared is not None and shared.identity == identity and not shared.inherited
+        if shared is not None and same and size >= self._least_bytes and shared.lock_is_whole():
+            self._least_bytes = size
             return shared
-        if identity is None and not make:
-            return None
-        self.close()  # another file came to this place, or a fork brought us here
-        may_write = os.access(self.folder, os.W_OK)
-        settings: dict[str, Any] = {"map_size": MAP_BYTES, "readonly": not may_write}
-        if may_write:
-            settings["max_readers"] = MOST_READERS
-        self._shared = open_shared(self.folder, locks=may_write, **settings)
+        self.close()  # another file came to this place, it was cut, or a fork brought us here
+        check_pages(path)
+        self._least_bytes = size
+        self._shared = open_shared(self.folder, locks=True, map_size=MAP_BYTES, max_readers=MOST_READERS)
         return self._shared
 
 
-def _put(txn: Any, entry: OverlayEntry, serial: int) -> None:
-    """Write an entry in the place of an older one with its key."""
-    key, number = _stored(entry.key()), SERIAL.pack(serial)
+def _add(txn: Any, entries: Sequence[OverlayEntry], journal: HeldJournal) -> None:
+    """Write entries, to the journal first."""
+    state = _state(txn.get(STATE))
+    epoch, serial = state or (_new_epoch(), 0)
+    if journal.is_empty():  # it was lost, or the overlay is of an earlier version
+        journal.append(list(_removals(txn)))
+    lines = [(serial + number, entry) for number, entry in enumerate(entries, 1)]
+    journal.append([line for line in lines if line[1].field is None])
+    count = _count(txn, (epoch, serial)) if state else 0
+    added = sum(_put(txn, *line) for line in lines)
+    _keep_state(txn, epoch, serial + len(lines), None if count is None else count + added)
+
+
+def _changes(tree: Tree, epoch: int, serial: int, path: Path, never_written: Changes | None) -> Changes:
+    state = _state(tree.get(STATE))
+    if state is None:
+        if never_written is not None:
+            return never_written
+        raise DamagedError(f"{path} does not say what its newest entry is; heal it with publish --repair")
+    if state == (epoch, serial):
+        return Changes(epoch, serial, ())
+    afresh = state[0] != epoch
+    found = []
+    for number, key in tree.scan(LOG + SERIAL.pack(0 if afresh else serial + 1)):
+        if not number.startswith(LOG):
+            break
+        held = _held(tree, key, path)
+        if held is None or held[:8] != number[1:]:
+            raise DamagedError(f"{path} has lost the entry {key[:100]!r}; heal it with publish --repair")
+        found.append(OverlayEntry.from_bytes(held[8:]))
+    counted = tree.get(COUNT)
+    if afresh and counted is not None:
+        *of, count = COUNTED.unpack(counted)
+        if tuple(of) == state and count != len(found):
+            raise DamagedError(f"{path} holds {len(found)} entries where {count} were; heal it with publish --repair")
+    return Changes(*state, tuple(found))
+
+
+def _entry(tree: Tree, key: bytes, path: Path) -> bytes | None:
+    """Return the entry with this key, as it was written."""
+    held = _held(tree, _stored(key), path)
+    return None if held is None else held[8:]
+
+
+def _held(tree: Tree, key: bytes, path: Path) -> bytes | None:
+    """Return serial and entry under a stored key. DamagedError where the entry is another than was written."""
+    held, check = tree.get(ENTRY + key), tree.get(CHECK + key)
+    known = held is not None and check is not None and check[:8] == held[:8]
+    if known and CHECKED.unpack(check or b"")[1] != checksum((held or b"")[8:]):
+        raise DamagedError(f"{path} holds another entry {key[:100]!r} than was written; heal it with publish --repair")
+    return held
+
+
+def _put(txn: Any, serial: int, entry: OverlayEntry) -> bool:
+    """Write an entry in the place of an older one with its key; returns whether there was none."""
+    key, number, data = _stored(entry.key()), SERIAL.pack(serial), entry.to_bytes()
     known = txn.get(ENTRY + key)
     if known is not None:
         txn.delete(LOG + known[:8])
-    txn.put(ENTRY + key, number + entry.to_bytes())
+    txn.put(ENTRY + key, number + data)
+    txn.put(CHECK + key, CHECKED.pack(serial, checksum(data)))
     txn.put(LOG + number, key)
-
-
-def _entry(txn: Any, key: bytes) -> bytes | None:
-    known: bytes | None = txn.get(ENTRY + _stored(key))
-    return None if known is None else bytes(known[8:])
+    return known is None
 
 
 def _remember(txn: Any, token: bytes, now: float) -> None:
@@ -170,40 +363,68 @@ def _moment(seconds: float) -> bytes:
     return SERIAL.pack(max(0, round(1e6 * seconds)))
 
 
-def _changes(txn: Any, epoch: int, serial: int) -> Changes:
-    state = _state(txn)
-    if state is None:
-        return NOTHING
-    if state == (epoch, serial):
-        return Changes(epoch, serial, ())
-    found = []
+def _state(known: bytes | None) -> tuple[int, int] | None:
+    return EPOCH_AND_SERIAL.unpack(known) if known is not None and len(known) == EPOCH_AND_SERIAL.size else None
+
+
+def _keep_state(txn: Any, epoch: int, serial: int, count: int | None) -> None:
+    txn.put(STATE, EPOCH_AND_SERIAL.pack(epoch, serial))
+    if count is None:
+        txn.delete(COUNT)
+    else:
+        txn.put(COUNT, COUNTED.pack(epoch, serial, count))
+
+
+def _count(txn: Any, state: tuple[int, int]) -> int | None:
+    """Return how many entries there are in this state; None where an earlier version of nearcast has written since."""
+    known = txn.get(COUNT)
+    if known is None or COUNTED.unpack(known)[:2] != state:
+        return None
+    return int(COUNTED.unpack(known)[2])
+
+
+def _removals(txn: Any) -> Iterator[Line]:
+    """Yield the entries that remove or restore items, with their serials."""
     cursor = txn.cursor()
-    if cursor.set_range(LOG + SERIAL.pack(serial + 1 if state[0] == epoch else 0)):
-        for number, key in cursor:
-            if not number.startswith(LOG):
+    if cursor.set_range(ENTRY):
+        for key, value in cursor:
+            if not key.startswith(ENTRY):
                 break
-            found.append(OverlayEntry.from_bytes(txn.get(ENTRY + key)[8:]))
-    return Changes(*state, tuple(found))
+            entry = OverlayEntry.from_bytes(value[8:])
+            if entry.field is None:
+                yield SERIAL.unpack_from(value)[0], entry
 
 
-def _consistently(shared: Shared, read: Callable[[Any], Found]) -> Found:
-    """What `read` finds in one state of the file."""
-    environment = shared.environment
-    for _ in range(ATTEMPTS):
-        with environment.begin() as txn:
-            before = txn.id()
-            found = read(txn)
-        if shared.locks:
-            return found
-        with environment.begin() as txn:
-            if txn.id() == before:  # without locks, pages that we read may have been written anew meanwhile
-                return found
-    raise StoreError(f"{environment.path()} changes faster than it can be read without locks; let it be written to")
+def _salvaged(path: Path, journal: Sequence[Line]) -> list[Line]:
+    """Return the newest entry of each key that is in the journal or on a page of the file, in order of writing."""
+    checks: set[tuple[int, int]] = set()
+    numbered: set[int] = set()
+    found: dict[bytes, Line] = {}
+    held: list[tuple[int, bytes]] = []
+    for key, value in salvage_pairs(path):
+        if key.startswith(ENTRY) and len(value) > SERIAL.size:
+            held.append((SERIAL.unpack_from(value)[0], value[8:]))
+        elif key.startswith(CHECK) and len(value) == CHECKED.size:
+            checks.add(CHECKED.unpack(value))
+            numbered.add(CHECKED.unpack(value)[0])
+    for serial, data in held:
+        if serial in numbered and (serial, checksum(data)) not in checks:
+            continue
+        with contextlib.suppress(DamagedError):
+            _take(found, serial, OverlayEntry.from_bytes(data))
+    for serial, entry in journal:
+        _take(found, serial, entry)
+    return sorted(found.values(), key=lambda line: line[0])
 
 
-def _state(txn: Any) -> tuple[int, int] | None:
-    known = txn.get(STATE)
-    return EPOCH_AND_SERIAL.unpack(known) if known is not None else None
+def _take(found: dict[bytes, Line], serial: int, entry: OverlayEntry) -> None:
+    key = entry.key()
+    if key not in found or found[key][0] < serial:
+        found[key] = serial, entry
+
+
+def _new_epoch() -> int:
+    return 1 + secrets.randbits(48)  # never what a removed overlay had
 
 
 def _stored(key: bytes) -> bytes:

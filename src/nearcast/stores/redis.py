@@ -88,17 +88,17 @@ class RedisStore:
         return sorted(map(int, self._connection.run("HKEYS", f"{_prefix(generator)}:versions")))
 
     def open(self, generator: str, version: int, *, verify: bool) -> RedisReader:
-        """Open a finished version; `verify` counts its pairs. NotFoundError where there is none."""
+        """Open a finished version and see that all its buckets are there; `verify` counts its pairs.
+
+        NotFoundError where there is none, DamagedError where a part of it was lost.
+        """
         prefix = _prefix(generator)
         commands = [("HGET", f"{prefix}:versions", version), ("HGETALL", f"{prefix}:v:{version}:facts")]
         name, facts = self._connection.run_all(commands, at_once=True)
         if name is None:
             have = ", ".join(map(str, self.versions(generator))) or "none"
             raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
-        reader = opened(self._connection, prefix, version, name.decode(), facts)
-        if verify:
-            reader.count()
-        return reader
+        return opened(self._connection, prefix, version, name.decode(), facts, verify=verify)
 
     def retire(self, generator: str, version: int) -> None:
         """Take a version away, finished or not. Those who have it open can read it for the time of grace."""

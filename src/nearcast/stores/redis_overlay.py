@@ -2,99 +2,199 @@
 
     <prefix>:overlay:entries    hash: key of the entry -> the entry
     <prefix>:overlay:log        sorted set: key of the entry, by serial
-    <prefix>:overlay:state      hash: epoch, serial of the newest entry
+    <prefix>:overlay:state      hash: epoch, serial of the newest entry; count of entries, and at which epoch:serial
     <prefix>:overlay:tokens     sorted set: token of an exchange, by until when it is remembered
+    <prefix>:overlay:removals   hash: a second copy of the entries that remove or restore items
+    nearcast:overlays           hash: generator -> serial of the newest entry of its overlay
 
-Knows nothing of what entries mean.
+Each of them can be lost: a server may throw keys away, come back without its data, or with older ones. So they are
+held against each other whenever they are read: a lost overlay is an error and never an empty one. `repair` writes it
+anew from what is left. Knows nothing of what entries mean.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 
+from nearcast.errors import DamagedError
 from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry
 from nearcast.stores.redis_connection import Connection
 
 __all__ = ["RedisOverlay"]
 
+OVERLAYS = "nearcast:overlays"
+KINDS = ("entries", "log", "state", "tokens", "removals")
 RESENT_SECONDS = 60.0  # in which a command whose answer was lost may be sent again
 
-# ARGV: the epoch of an overlay that is new, then key and entry in turn
-WRITE = """
-redis.call('HSETNX', KEYS[3], 'epoch', ARGV[1])
-for i = 2, #ARGV, 2 do
-  local serial = redis.call('HINCRBY', KEYS[3], 'serial', 1)
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  redis.call('ZADD', KEYS[2], string.format('%.0f', serial), ARGV[i])
+# KEYS: as above, in this order. ARGV[1]: generator. `lost` returns what is not there; nothing where all is as written.
+COMMON = """
+local entries, log, state, tokens, removals, overlays = unpack(KEYS)
+local function lost()
+  local at = redis.call('HMGET', state, 'epoch', 'serial', 'count', 'counted')
+  local newest = redis.call('HGET', overlays, ARGV[1])
+  local held, logged = redis.call('HLEN', entries), redis.call('EXISTS', log)
+  if not at[1] or not at[2] then
+    local copied = redis.call('EXISTS', removals)
+    if newest or held > 0 or logged == 1 or copied == 1 then return 'its state (' .. state .. ')' end
+    return nil
+  end
+  if newest and tonumber(newest) > tonumber(at[2]) then
+    return 'entries ' .. at[2] .. ' to ' .. newest .. ', as an older copy of its data has'
+  end
+  if held > 0 and logged == 0 then return 'its log (' .. log .. ')' end
+  if held == 0 and logged == 1 then return 'its entries (' .. entries .. ')' end
+  if at[4] == at[1] .. ':' .. at[2] and tonumber(at[3]) ~= held then
+    return tonumber(at[3]) - held .. ' of ' .. at[3] .. ' entries (' .. entries .. ')'
+  end
+  return nil
 end
-return redis.status_reply('OK')
+local function put(epoch, key, entry, removes)
+  redis.call('HSETNX', state, 'epoch', epoch)
+  local serial = redis.call('HINCRBY', state, 'serial', 1)
+  redis.call('HSET', entries, key, entry)
+  redis.call('ZADD', log, string.format('%.0f', serial), key)
+  if removes == '1' then redis.call('HSET', removals, key, entry) end
+end
+local function settle()
+  local at = redis.call('HMGET', state, 'epoch', 'serial')
+  redis.call('HSET', state, 'count', redis.call('HLEN', entries), 'counted', at[1] .. ':' .. at[2])
+  redis.call('HSET', overlays, ARGV[1], at[2])
+end
 """
 
-# ARGV: the epoch of an overlay that is new, key, entry, what the key is to hold ('' for nothing), token, the time, and
-# until when the token is remembered
-EXCHANGE = """
-redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', ARGV[6])
-if redis.call('ZSCORE', KEYS[4], ARGV[5]) then return 'repeated' end
-if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[4] then return 'changed' end
-redis.call('HSETNX', KEYS[3], 'epoch', ARGV[1])
-local serial = redis.call('HINCRBY', KEYS[3], 'serial', 1)
-redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-redis.call('ZADD', KEYS[2], string.format('%.0f', serial), ARGV[2])
-redis.call('ZADD', KEYS[4], ARGV[7], ARGV[5])
-return 'written'
+# ARGV: generator, the epoch of an overlay that is new, then key, entry and whether it removes ('1') in turn
+WRITE = (
+    COMMON
+    + """
+local gone = lost()
+if gone then return gone end
+for i = 3, #ARGV, 3 do put(ARGV[2], ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+settle()
+return false
 """
+)
 
-# ARGV: the epoch that the reader knows, and the serial
-READ = """
-local state = redis.call('HMGET', KEYS[3], 'epoch', 'serial')
-if not state[1] then return {'0', '0'} end
-local from = '-inf'
-if state[1] == ARGV[1] then from = '(' .. ARGV[2] end
-local found = {state[1], state[2]}
-for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], from, '+inf')) do
-  found[#found + 1] = redis.call('HGET', KEYS[1], key)
+# ARGV: generator, the epoch of an overlay that is new, key, entry, whether it removes ('1'), what the key is to hold
+# ('' for nothing), token, the time, and until when the token is remembered
+EXCHANGE = (
+    COMMON
+    + """
+local gone = lost()
+if gone then return gone end
+redis.call('ZREMRANGEBYSCORE', tokens, '-inf', ARGV[8])
+if redis.call('ZSCORE', tokens, ARGV[7]) then return {'repeated'} end
+if (redis.call('HGET', entries, ARGV[3]) or '') ~= ARGV[6] then return {'changed'} end
+put(ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+settle()
+redis.call('ZADD', tokens, ARGV[9], ARGV[7])
+return {'written'}
+"""
+)
+
+# ARGV: generator, the epoch that the reader knows, and the serial
+READ = (
+    COMMON
+    + """
+local gone = lost()
+if gone then return gone end
+local at = redis.call('HMGET', state, 'epoch', 'serial')
+if not at[1] then return {'0', '0'} end
+local found, from = {at[1], at[2]}, '-inf'
+if at[1] == ARGV[2] then
+  if at[2] == ARGV[3] then return found end
+  from = '(' .. ARGV[3]
+end
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', log, from, '+inf')) do
+  local entry = redis.call('HGET', entries, key)
+  if not entry then return 'the entry ' .. key end
+  found[#found + 1] = entry
 end
 return found
 """
+)
 
-# ARGV: the last serial that may go, then keys
-PURGE = """
-if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-for i = 2, #ARGV do
-  local serial = redis.call('ZSCORE', KEYS[2], ARGV[i])
-  if serial and tonumber(serial) <= tonumber(ARGV[1]) then
-    redis.call('ZREM', KEYS[2], ARGV[i])
-    redis.call('HDEL', KEYS[1], ARGV[i])
+# ARGV: generator, the last serial that may go, then keys
+PURGE = (
+    COMMON
+    + """
+local gone = lost()
+if gone then return gone end
+if redis.call('EXISTS', state) == 0 then return false end
+for i = 3, #ARGV do
+  local serial = redis.call('ZSCORE', log, ARGV[i])
+  if serial and tonumber(serial) <= tonumber(ARGV[2]) then
+    redis.call('ZREM', log, ARGV[i])
+    redis.call('HDEL', entries, ARGV[i])
+    redis.call('HDEL', removals, ARGV[i])
   end
 end
-return redis.call('HINCRBY', KEYS[3], 'epoch', 1)
+redis.call('HINCRBY', state, 'epoch', 1)
+settle()
+return false
 """
+)
+
+# ARGV: generator, the new epoch, a serial above all that readers know. Returns nothing where the overlay is whole, else
+# what was lost, how many entries are left, and how many were known and are not left.
+REPAIR = (
+    COMMON
+    + """
+local gone = lost()
+local known = redis.call('ZRANGEBYSCORE', log, '-inf', '+inf')
+if not gone then
+  for _, key in ipairs(known) do
+    if redis.call('HEXISTS', entries, key) == 0 then gone = 'the entry ' .. key end
+  end
+  if not gone then return false end
+end
+local order, listed, missing = {}, {}, 0
+local function take(key)
+  if listed[key] then return end
+  listed[key] = true
+  local entry = redis.call('HGET', entries, key) or redis.call('HGET', removals, key)
+  if entry then order[#order + 1] = {key, entry} else missing = missing + 1 end
+end
+for _, key in ipairs(known) do take(key) end
+for _, key in ipairs(redis.call('HKEYS', entries)) do take(key) end
+for _, key in ipairs(redis.call('HKEYS', removals)) do take(key) end
+local serial = tonumber(ARGV[3])
+for _, old in ipairs({redis.call('HGET', state, 'serial'), redis.call('HGET', overlays, ARGV[1])}) do
+  if old and tonumber(old) > serial then serial = tonumber(old) end
+end
+redis.call('DEL', entries, log, state)
+redis.call('HSET', state, 'epoch', ARGV[2], 'serial', string.format('%.0f', serial))
+for _, pair in ipairs(order) do put(ARGV[2], pair[1], pair[2], '0') end
+settle()
+return {gone, #order, missing}
+"""
+)
 
 
 class RedisOverlay:
-    """The overlay under one prefix of keys."""
+    """The overlay of one generator, under a prefix of keys."""
 
     def __init__(self, connection: Connection, prefix: str) -> None:
         self._connection = connection
-        self._keys = [f"{prefix}:overlay:{name}" for name in ("entries", "log", "state", "tokens")]
-        scripts = (WRITE, READ, PURGE, EXCHANGE)
-        self._write, self._read, self._purge, self._exchange = map(connection.script, scripts)
+        self._name = prefix.partition(":")[2]
+        self._keys = [f"{prefix}:overlay:{name}" for name in KINDS] + [OVERLAYS]
+        scripts = map(connection.script, (WRITE, EXCHANGE, READ, PURGE, REPAIR))
+        self._write, self._exchange, self._read, self._purge, self._repair = scripts
 
     def write(self, entries: Sequence[OverlayEntry]) -> None:
         """Add entries in one step; each takes the place of an older one with the same key."""
         if entries:
-            flat = [data for entry in entries for data in (entry.key(), entry.to_bytes())]
-            self._write(self._keys, [1 + secrets.randbits(48), *flat])  # never the epoch that a lost overlay had
+            flat: list[bytes | int] = []
+            for entry in entries:
+                flat += [entry.key(), entry.to_bytes(), int(entry.field is None)]
+            self._check(self._write(self._keys, [self._name, _new_epoch(), *flat]))
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
-        """What was written after `serial`; everything where the epoch is another. One round trip if nothing was."""
-        known = self._connection.run("HMGET", self._keys[2], "epoch", "serial")
-        if known == [str(epoch).encode(), str(serial).encode()]:
-            return Changes(epoch, serial, ())
-        if known[0] is None:
-            return Changes(0, 0, ())
-        now, newest, *entries = self._read(self._keys, [epoch, serial])
+        """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
+        found = self._read(self._keys, [self._name, epoch, serial])
+        self._check(found)
+        now, newest, *entries = found
         return Changes(int(now), int(newest), tuple(map(OverlayEntry.from_bytes, entries)))
 
     def get(self, key: bytes) -> bytes | None:
@@ -106,11 +206,40 @@ class RedisOverlay:
         """Add an entry only where its key still holds `held`; with a token once only."""
         # A client sends a command again when its connection breaks: one of its own keeps that from counting twice.
         name, remembered = (token, TOKEN_SECONDS) if token else (secrets.token_hex(16), RESENT_SECONDS)
-        epoch, times = 1 + secrets.randbits(48), (repr(now), repr(now + remembered))
-        told = self._exchange(self._keys, [epoch, entry.key(), entry.to_bytes(), held or b"", name, *times])
-        outcome = Exchanged(told.decode())
+        new = [entry.key(), entry.to_bytes(), int(entry.field is None)]
+        wanted = [held or b"", name, repr(now), repr(now + remembered)]
+        answer = self._exchange(self._keys, [self._name, _new_epoch(), *new, *wanted])
+        self._check(answer)
+        outcome = Exchanged(answer[0].decode())
         return Exchanged.WRITTEN if outcome is Exchanged.REPEATED and not token else outcome
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
         """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
-        self._purge(self._keys, [upto, *keys])
+        self._check(self._purge(self._keys, [self._name, upto, *keys]))
+
+    def repair(self) -> str | None:
+        """Write the overlay anew from what is left of it; returns what was lost, None where it is whole."""
+        found = self._repair(self._keys, [self._name, _new_epoch(), time.time_ns() // 1_000_000])
+        if found is None:
+            return None
+        gone, left, missing = found
+        return (
+            f"{self._connection.settings.url} had lost {_text(gone)}. Written anew with the {left:,} entries that are "
+            f"left; {missing:,} that were known are lost. Look through them with `nearcast overlay NAME list`: newer "
+            f"values of columns may be lost"
+        )
+
+    def _check(self, answer: object) -> None:
+        if isinstance(answer, bytes):
+            raise DamagedError(
+                f"the overlay of {self._name} in {self._connection.settings.url} has lost {_text(answer)}: the server "
+                f"threw keys away, or has older data than it had; heal it with publish --repair"
+            )
+
+
+def _new_epoch() -> int:
+    return 1 + secrets.randbits(48)  # never what a lost overlay had
+
+
+def _text(answer: bytes) -> str:
+    return answer.decode(errors="backslashreplace")

@@ -22,6 +22,7 @@ __all__ = ["FINISHED", "LEAVING", "LOADING", "MANY", "Load", "RedisReader", "Red
 PUT_BYTES = 4 << 20  # sent together while loading
 READ_KEYS = 1000  # asked for together; the server does nothing else meanwhile, for about a millisecond
 READ_BUCKETS = 16  # read whole together
+CHECKED_BUCKETS = 256  # looked for together, several times a second
 MANY = 1000  # keys in one command that removes them, or commands sent together
 
 LOADING, FINISHED, LEAVING = "loading", "finished", "leaving"
@@ -36,11 +37,14 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[1])
 return 1
 """
 
-# KEYS: facts. ARGV: what buckets begin with, then bucket and key in turn
+# KEYS: facts. ARGV: what buckets begin with, then bucket and key in turn. Returns a value each, 0 without the bucket
 FIND = """
 local found = {}
 for i = 2, #ARGV, 2 do
-  found[#found + 1] = redis.call('HGET', ARGV[1] .. ARGV[i], ARGV[i + 1])
+  local bucket = ARGV[1] .. ARGV[i]
+  local value = redis.call('HGET', bucket, ARGV[i + 1])
+  if not value and redis.call('EXISTS', bucket) == 0 then value = 0 end
+  found[#found + 1] = value
 end
 found[#found + 1] = redis.call('HGET', KEYS[1], 'load')
 return found
@@ -126,11 +130,12 @@ class RedisWriter:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """See that every pair is there, and then declare the version finished, with these facts about it."""
         load = self._load
+        fields: dict[str, str | int | bytes] = {"format": 1, "load": load.name, "buckets": load.n_buckets}
         for space, count in self._counts.items():
-            if _count(self._connection, load, space) != count:
+            lengths = _lengths(self._connection, load, space)
+            if sum(lengths) != count:
                 raise self._lost()
-        fields: dict[str, str | int] = {"format": 1, "load": load.name, "buckets": load.n_buckets}
-        fields |= {space.value: count for space, count in self._counts.items()}
+            fields |= {space.value: count, _filled_field(space): _bits(lengths)}
         fields["facts"] = json.dumps(dict(facts))
         flat = [part for field in fields.items() for part in field]
         keys = [load.loads_key, load.facts_key, load.versions_key]
@@ -152,49 +157,70 @@ class RedisWriter:
 
 
 class RedisReader:
-    """A finished version."""
+    """A finished version. `filled` tells which buckets hold pairs: one of them that is not there was lost."""
 
-    def __init__(self, connection: Connection, load: Load, facts: Mapping[str, Any], counts: dict[Space, int]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        load: Load,
+        facts: Mapping[str, Any],
+        counts: dict[Space, int],
+        filled: dict[Space, bytes],
+    ) -> None:
         self.facts = facts
         self._connection = connection
         self._load = load
         self._counts = counts
+        self._filled = filled
         self._find = connection.script(FIND)
+        self._next_check = 0
+        self._lost_bucket: str | None = None
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these keys, None for a key that is not there. GoneError where the version is."""
+        """The values of these keys, None for a key that is not there.
+
+        Never None for a key of a version or a bucket that was taken away: that is a GoneError or a DamagedError.
+        """
         first, n_buckets = self._load.space(space), self._load.n_buckets
         if len(keys) == 1:  # a value is right wherever it comes from: only a miss may be a wrong one
-            value = self._connection.run("HGET", f"{first}{zlib.crc32(keys[0]) % n_buckets}", keys[0])
+            number = zlib.crc32(keys[0]) % n_buckets
+            value = self._connection.run("HGET", f"{first}{number}", keys[0])
             if value is None:
-                self._read([])
+                (there,) = self._read([("EXISTS", f"{first}{number}")])
+                self._check_bucket(space, number, there=bool(there))
             return [value]
         values: list[bytes | None] = []
         for some in pieces(keys, READ_KEYS):
+            numbers = [zlib.crc32(key) % n_buckets for key in some]
             arguments: list[Any] = [first]
-            for key in some:
-                arguments += (zlib.crc32(key) % n_buckets, key)
+            for number, key in zip(numbers, some, strict=True):
+                arguments += (number, key)
             *found, name = self._find([self._load.facts_key], arguments)
-            self._check(name)
+            self._check_load(name)
+            for at, value in enumerate(found):
+                if value == 0:
+                    self._check_bucket(space, numbers[at], there=False)
+                    found[at] = None
             values += found
         return values
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """All pairs, bucket by bucket."""
-        for names in pieces(self._load.space_buckets(space), READ_BUCKETS):
-            for found in self._read([("HGETALL", name) for name in names]):
+        for numbers in pieces(range(self._load.n_buckets), READ_BUCKETS):
+            for found in self._read_buckets("HGETALL", space, numbers):
                 yield from found.items()
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
         """Up to `count` keys, ascending: from a few buckets, since a bucket is a random part of all keys."""
-        rng, names = random.Random(seed), self._load.space_buckets(space)
-        rng.shuffle(names)
+        numbers = list(range(self._load.n_buckets))
+        rng = random.Random(seed)
+        rng.shuffle(numbers)
         enough = 4 * count if count < self._counts[space] else self._counts[space]
         keys: list[bytes] = []
-        for some in pieces(names, READ_BUCKETS):
+        for some in pieces(numbers, READ_BUCKETS):
             if len(keys) >= enough:
                 break
-            for found in self._read([("HKEYS", name) for name in some]):
+            for found in self._read_buckets("HKEYS", space, some):
                 keys += found
         keys.sort()
         return keys if len(keys) <= count else sorted(rng.sample(keys, count))
@@ -202,30 +228,96 @@ class RedisReader:
     def count(self) -> None:
         """DamagedError where pairs are missing, as they are when the server has lost or thrown away some."""
         for space, written in self._counts.items():
-            found = _count(self._connection, self._load, space)
-            if found != written:
+            lengths = _lengths(self._connection, self._load, space)
+            if sum(lengths) != written:
                 raise DamagedError(
-                    f"{self._load.space(space)}* in {self._connection.settings.url} holds {found:,} pairs where "
+                    f"{self._load.space(space)}* in {self._connection.settings.url} holds {sum(lengths):,} pairs where "
                     f"{written:,} were written; publish again with --repair"
                 )
+            self._filled[space] = _bits(lengths)
+
+    def check(self) -> None:
+        """DamagedError where some buckets, others with every call, are not there any more."""
+        total = len(Space) * self._load.n_buckets
+        numbers = range(self._next_check, min(total, self._next_check + CHECKED_BUCKETS))
+        self._next_check = numbers.stop % total
+        again = [] if self._lost_bucket is None else [self._lost_bucket]
+        self._check_there([*again, *self._filled_buckets(numbers)])
+
+    def check_all(self) -> None:
+        """DamagedError where a bucket that held pairs is not there any more."""
+        for numbers in pieces(range(len(Space) * self._load.n_buckets), 8 * MANY):
+            self._check_there(self._filled_buckets(numbers))
 
     def close(self) -> None:
         """Nothing is held: connections are the store's."""
 
+    def _filled_buckets(self, numbers: Sequence[int]) -> list[str]:
+        """The names of those that hold pairs; numbers go on from one space to the next."""
+        names = []
+        spaces, n_buckets = list(Space), self._load.n_buckets
+        for number in numbers:
+            space, number = spaces[number // n_buckets], number % n_buckets
+            if self._is_filled(space, number):
+                names.append(f"{self._load.space(space)}{number}")
+        return names
+
+    def _check_there(self, names: Sequence[str]) -> None:
+        some = list(pieces(names, MANY))
+        found = self._read([("EXISTS", *part) for part in some])
+        for part, there in zip(some, found, strict=True):
+            if there < len(part):
+                each = self._read([("EXISTS", name) for name in part])
+                for name, one in zip(part, each, strict=True):
+                    if not one:
+                        self._raise_lost(name)
+        self._lost_bucket = None
+
+    def _read_buckets(self, command: str, space: Space, numbers: Sequence[int]) -> list[Any]:
+        """What is in these buckets, if the version is there; DamagedError where one was lost."""
+        first = self._load.space(space)
+        answers = self._read([(command, f"{first}{number}") for number in numbers])
+        for number, found in zip(numbers, answers, strict=True):
+            self._check_bucket(space, number, there=bool(found))
+        return answers
+
+    def _is_filled(self, space: Space, number: int) -> bool:
+        return bool(self._filled[space][number // 8] & 1 << number % 8)
+
+    def _check_bucket(self, space: Space, number: int, *, there: bool) -> None:
+        if not there and self._is_filled(space, number):
+            self._raise_lost(f"{self._load.space(space)}{number}")
+
+    def _raise_lost(self, bucket: str) -> None:
+        load = self._load
+        (current,) = self._read([("HGET", load.versions_key, load.version)])
+        if current != load.name.encode():  # it is in its time of grace
+            self._check_load(None)
+        self._lost_bucket = bucket
+        raise DamagedError(
+            f"{bucket} is not in {self._connection.settings.url} any more, and with it a part of version "
+            f"{load.version}: the server threw it away, or it was deleted; publish again with --repair"
+        )
+
     def _read(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers, if the version was still there after the last of them."""
         *answers, name = self._connection.run_all([*commands, ("HGET", self._load.facts_key, "load")])
-        self._check(name)
+        self._check_load(name)
         return answers
 
-    def _check(self, name: bytes | None) -> None:
+    def _check_load(self, name: bytes | None) -> None:
         if name != self._load.name.encode():
             url = self._connection.settings.url
             raise GoneError(f"version {self._load.version} was taken away from {url}; open the current one")
 
 
-def opened(connection: Connection, prefix: str, version: int, name: str, fields: dict[bytes, bytes]) -> RedisReader:
-    """The version that these fields of its facts tell of; DamagedError where they do not."""
+def opened(
+    connection: Connection, prefix: str, version: int, name: str, fields: dict[bytes, bytes], *, verify: bool
+) -> RedisReader:
+    """The version that these fields of its facts tell of. DamagedError where they do not, or where a bucket was lost.
+
+    verify: count its pairs.
+    """
     key = f"{prefix}:v:{version}:facts"
     try:
         if fields[b"format"] != b"1":
@@ -234,15 +326,40 @@ def opened(connection: Connection, prefix: str, version: int, name: str, fields:
             raise ValueError("it is of another load")
         facts, n_buckets = json.loads(fields[b"facts"]), int(fields[b"buckets"])
         counts = {space: int(fields[space.encode()]) for space in Space}
+        bits = {space: fields.get(_filled_field(space).encode()) for space in Space}
+        filled = {space: some for space, some in bits.items() if some is not None}
+        if any(len(some) != -(-n_buckets // 8) for some in filled.values()):
+            raise ValueError("it does not say which buckets hold pairs")
     except (KeyError, ValueError) as error:
         text = f"{key} in {connection.settings.url} is not as it was written ({error}); publish again with --repair"
         raise DamagedError(text) from error
-    return RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts)
+    reader = RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts, filled)
+    if verify or len(filled) < len(Space):  # a version that an older nearcast has written does not say what is filled
+        reader.count()
+    else:
+        reader.check_all()
+    return reader
 
 
-def _count(connection: Connection, load: Load, space: Space) -> int:
-    names = load.space_buckets(space)
-    return sum(sum(connection.run_all([("HLEN", name) for name in some])) for some in pieces(names, MANY))
+def _lengths(connection: Connection, load: Load, space: Space) -> list[int]:
+    """How many pairs each bucket of a space holds."""
+    lengths: list[int] = []
+    for some in pieces(load.space_buckets(space), MANY):
+        lengths += connection.run_all([("HLEN", name) for name in some])
+    return lengths
+
+
+def _bits(lengths: Sequence[int]) -> bytes:
+    """A bit per bucket, the lowest first: whether it holds pairs."""
+    bits = bytearray(-(-len(lengths) // 8))
+    for number, length in enumerate(lengths):
+        if length:
+            bits[number // 8] |= 1 << number % 8
+    return bytes(bits)
+
+
+def _filled_field(space: Space) -> str:
+    return f"{space}_filled"
 
 
 def pieces(things: Sequence[T], most: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[Sequence[T]]:
