@@ -305,7 +305,8 @@ def test_whenever_a_file_changes_the_answer_is_that_of_one_state_or_exit_3(read,
             refused += has_said_why(error, name)
             assert not list(base.glob("nearcast/test/snapshots/*"))
         else:
-            assert found in (old_answer, fresh_answer(command, base, tmp_path / f"again-{place}"))
+            if found != old_answer:
+                assert found == fresh_answer(command, base, tmp_path / f"again-{place}")
         if (base / name).exists():  # the next call trusts nothing that it should not
             assert command(base) == fresh_answer(command, base, tmp_path / f"next-{place}") or read == "table"
     assert refused

@@ -95,6 +95,14 @@ def test_a_hidden_root_that_is_named_is_read(tmp_path):
         assert ids(tmp_path, path) == ["a"]
 
 
+@pytest.mark.parametrize("path", [".", "*", "**", "**/*.parquet"])
+def test_what_a_run_writes_below_its_own_source_is_no_input_of_the_next(path, tmp_path):
+    write_parquet(tmp_path / "items.parquet", ["a", "b", "c"], [A, B, C])
+    spec = {"name": "t", "metric": "l2", "k": 1, "items": {"path": path}}
+    nearcast.run(spec, base=tmp_path)
+    assert nearcast.run(spec, base=tmp_path).reused
+
+
 @pytest.mark.parametrize("name", ["part.parq", "PART.PARQUET", "part", "part.snappy", "part.parquet.gz", "part.dat"])
 @pytest.mark.parametrize("path", ["items", "items/*"])
 def test_a_file_is_parquet_by_its_content(name, path, tmp_path):

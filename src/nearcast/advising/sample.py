@@ -63,8 +63,8 @@ class Sample:
 
 def real_sides(spec: GeneratorSpec, base: Path) -> Sides:
     """The files of a spec, opened."""
-    items = open_source(spec.items, base)
-    queries = None if spec.queries is None else open_source(spec.queries, base)
+    items = open_source(spec.items, base, leave_out=base / spec.out)
+    queries = None if spec.queries is None else open_source(spec.queries, base, leave_out=base / spec.out)
     batch = next(items.batches(vectors=True, attributes=False, memory_bytes=1 << 20))
     return Sides(items, queries, int(pc.max(pc.list_value_length(batch.vectors)).as_py()))
 

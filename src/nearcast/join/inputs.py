@@ -81,9 +81,10 @@ def open_sources(
 
     The listener hears of files that were skipped. Raises InputError where a file changes meanwhile.
     """
-    item_source = _open(spec.items, base, items, "items")
+    out = base / spec.out
+    item_source = _open(spec.items, base, items, "items", out)
     own_queries = spec.queries is not None or queries is not None
-    query_source = _open(spec.query_source, base, queries, "queries") if own_queries else item_source
+    query_source = _open(spec.query_source, base, queries, "queries", out) if own_queries else item_source
     check_id_types(item_source, query_source, exclude_self=spec.exclude_self)
     for text in dict.fromkeys((*item_source.notes, *query_source.notes)):
         listener.note(text)
@@ -159,8 +160,8 @@ def trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
     return ArrayVectors(np.concatenate(pieces)[:wanted])
 
 
-def _open(spec: Source, base: Path, data: object | None, name: str) -> RowSource:
-    return open_source(spec, base) if data is None else table_source(spec, data, name)
+def _open(spec: Source, base: Path, data: object | None, name: str, out: Path) -> RowSource:
+    return open_source(spec, base, leave_out=out) if data is None else table_source(spec, data, name)
 
 
 def _scan_or_recall(

@@ -41,6 +41,7 @@ class Listing:
     files: tuple[UserFile, ...]  # in the order of their paths
     known: frozenset[Path]  # those, and what was skipped
     notes: tuple[str, ...]  # what was skipped, and why
+    leave_out: Path | None = None  # a folder that is no part of it: what nearcast writes
 
     @property
     def folder(self) -> Path:
@@ -61,7 +62,7 @@ class Listing:
         if len(self.files) == 1 and self.files[0].path == self.root:
             return
         try:
-            new = sorted(set(_walk(self.base, self.pattern).files) - self.known)
+            new = sorted(set(_walk(self.base, self.pattern, self.leave_out).files) - self.known)
         except InputError as error:
             raise changed_error(self.name, str(error)) from error
         for path in new:
@@ -69,10 +70,11 @@ class Listing:
                 raise changed_error(self.name, f"{shown_path(path, self.base)} is new")
 
 
-def list_parquet(pattern: str, base: Path, what: str, way_out: str) -> Listing:
+def list_parquet(pattern: str, base: Path, what: str, way_out: str, *, leave_out: Path | None = None) -> Listing:
     """Find the Parquet files that `pattern` means, relative to `base`.
 
     what: what the files are, for messages. way_out: what to look at where there is none.
+    leave_out: a folder that is skipped without a word, should it be below that path.
     Raises InputError where there is no file, one may not be read, is cut short, or is encrypted.
     """
     root = base / pattern
@@ -84,7 +86,7 @@ def list_parquet(pattern: str, base: Path, what: str, way_out: str) -> Listing:
         if not _is_parquet(root):
             raise _no_parquet(root)
         return Listing(name, root, pattern, base, (file,), frozenset({root}), ())
-    found = _walk(base, pattern)
+    found = _walk(base, pattern, leave_out)
     notes = list(found.notes(base))
     files, others = [], []
     for path in sorted(found.files):
@@ -97,9 +99,8 @@ def list_parquet(pattern: str, base: Path, what: str, way_out: str) -> Listing:
     if not files:
         skipped = f"; {'; '.join(notes)}" if notes else ""
         raise InputError(f"no Parquet file at {shown_path(root)}; {way_out}{skipped}")
-    return Listing(
-        name, root, pattern, base, tuple(files), frozenset(found.files), tuple(f"{name}: {n}" for n in notes)
-    )
+    told = tuple(f"{name}: {note}" for note in notes)
+    return Listing(name, root, pattern, base, tuple(files), frozenset(found.files), told, leave_out)
 
 
 def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
@@ -136,6 +137,8 @@ def _is_file(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError):  # it was listed a moment ago
+        return changed_error(shown_path(path), "it is gone")
     if isinstance(error, PermissionError):
         return InputError(f"{shown_path(path)} may not be read: permission denied; give this user the right to")
     return InputError(f"{shown_path(path)} cannot be read: {error.strerror or error}")
@@ -219,51 +222,53 @@ class _Found:
         return told
 
 
-def _walk(base: Path, pattern: str) -> _Found:
+def _walk(base: Path, pattern: str, leave_out: Path | None) -> _Found:
     """All visible files that a path means, each once; what is reached by its own name goes before links to it."""
     found = _Found()
+    if leave_out is not None and os.path.isdir(leave_out):
+        found.seen.add(_key(leave_out.stat()))
     parts = Path(pattern).parts
     if pattern.startswith("/"):
         base, parts = Path("/"), parts[1:]
-    for path in _expand(base, list(parts)):
+    for path in _expand(base, list(parts), frozenset(found.seen)):
         _take(path, found, follow=not GLOB.search(pattern))
     while found.links:
         _take(found.links.popleft(), found, follow=True)
     return found
 
 
-def _expand(folder: Path, parts: list[str]) -> list[Path]:
+def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) -> list[Path]:
     """The paths that a pattern names; hidden ones only where the pattern spells out their first letter."""
     if not parts:
         return [folder]
     head, rest = parts[0], parts[1:]
     if not GLOB.search(head) or ("[" in head and os.path.lexists(folder / head)):
-        return _expand(folder / head, rest) if os.path.lexists(folder / head) else []
+        return _expand(folder / head, rest, seen) if os.path.lexists(folder / head) else []
     if head == "**":
         if not rest:
             return [folder]
-        return [path for inner in _folders(folder) for path in _expand(inner, rest)]
+        return [path for inner in _folders(folder, seen) for path in _expand(inner, rest, seen)]
     named = [
         entry
         for entry in _entries(folder)
         if fnmatch.fnmatchcase(entry.name, head)
         and (head[0] in "_." or not _is_hidden(entry.name, is_folder=entry.is_dir()))
     ]
-    return [path for entry in named for path in _expand(Path(entry.path), rest) if not rest or entry.is_dir()]
+    return [path for entry in named for path in _expand(Path(entry.path), rest, seen) if not rest or entry.is_dir()]
 
 
-def _folders(folder: Path) -> list[Path]:
-    """A folder and all visible folders below it, each once."""
-    found, waiting, links, seen = [], deque([folder]), deque[Path](), set()
+def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
+    """A folder and all visible folders below it, each once, save for those left out."""
+    found, waiting, links, seen = [], deque([folder]), deque[Path](), set(left_out)
     while waiting or links:
         here = waiting.popleft() if waiting else links.popleft()
         try:
             now = here.stat()
         except OSError:
             continue
-        if not stat.S_ISDIR(now.st_mode) or (now.st_dev, now.st_ino) in seen:
+        if not stat.S_ISDIR(now.st_mode) or _key(now) in seen:
             continue
-        seen.add((now.st_dev, now.st_ino))
+        seen.add(_key(now))
         found.append(here)
         for entry in _entries(here):
             if entry.is_dir() and not _is_hidden(entry.name, is_folder=True):
@@ -284,14 +289,15 @@ def _take(path: Path, found: _Found, *, follow: bool) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise _unreadable(here, error) from error
+            if not here.is_symlink():
+                raise changed_error(shown_path(here), "it is gone") from error
             if _claims_parquet(here):
                 raise InputError(
                     f"{shown_path(here)} is a link to a file that is not there; mend the link or remove it"
                 ) from error
-            if here.is_symlink():
-                found.broken.append(here)
+            found.broken.append(here)
             continue
-        key = (now.st_dev, now.st_ino)
+        key = _key(now)
         if stat.S_ISDIR(now.st_mode):
             if key not in found.seen:
                 found.seen.add(key)
@@ -308,6 +314,10 @@ def _take(path: Path, found: _Found, *, follow: bool) -> None:
         else:
             found.seen.add(key)
             found.files.append(here)
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

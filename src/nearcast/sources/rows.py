@@ -148,15 +148,16 @@ class RowSource:
         return RowBatch(ids, found, pa.table(columns))
 
 
-def open_source(spec: Source, base: Path) -> RowSource:
+def open_source(spec: Source, base: Path, *, leave_out: Path | None = None) -> RowSource:
     """Find the files of a source, relative to `base`, and read their schemas.
 
+    leave_out: a folder that is not read, should it be below the source's: what runs write is no input.
     Raises InputError where a file or column is missing, or the types are not ids and vectors.
     """
     only = None if spec.only is None else _id_part(spec, base)
     if spec.path.endswith(".npy"):
         return _checked(RowSource(spec, (_npy_part(spec, base),), only))
-    listing = list_parquet(spec.path, base, "path", WAY_OUT)
+    listing = list_parquet(spec.path, base, "path", WAY_OUT, leave_out=leave_out)
     parts, notes = _parquet_parts(listing, spec)
     return _checked(RowSource(spec, parts, only, listing, (*listing.notes, *notes)))
 

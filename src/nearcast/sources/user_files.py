@@ -118,6 +118,8 @@ def shown_path(path: Path | str, base: Path | None = None) -> str:
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
+    except FileNotFoundError as error:  # whoever asks has seen it before
+        raise changed_error(shown_path(path), "it is gone") from error
     except PermissionError as error:
         raise InputError(
             f"{shown_path(path)} may not be read: permission denied; give this user the right to"
