@@ -21,6 +21,7 @@ class Live:
     since: float
     made: float | None  # when its snapshot was made; None where that run is not in the history
     rolled_back: bool  # the pointer was moved to it from a newer version
+    left: int | None = None  # the version that was current before
     only_seen: bool = False  # the monitor found it in the store; who published it, this history does not know
 
 
@@ -66,7 +67,7 @@ def _moved_to(events: Sequence[Event]) -> Live | None:
     runs = [event.seconds for event in events if event.kind == "run" and event.version == last.version]
     left = last.facts.get("before")
     back = last.kind == "rollback" and (left is None or left > int(last.version or 0))
-    return Live(int(last.version or 0), last.seconds, runs[-1] if runs else None, back)
+    return Live(int(last.version or 0), last.seconds, runs[-1] if runs else None, back, left)
 
 
 def refused(event: Event) -> bool:

@@ -75,7 +75,9 @@ def _rules_of_side(side: str) -> Iterator[_Rule]:
     norms = "were the vectors normalized, scaled or exported otherwise than before?"
     one = side.removesuffix("s") if side == "items" else "query"
     files = f"are the files of the {side} whole, and of one day?"
-    yield _Rule(f"{side}_count", f"{side}", _of_side(side, "vectors"), "either", COUNT_FLOOR, COUNT_SHARE, files)
+    yield _Rule(
+        f"{side}_count", f"the number of {side}", _of_side(side, "vectors"), "either", COUNT_FLOOR, COUNT_SHARE, files
+    )
     length = f"median length of {one} vectors"
     yield _Rule(f"{side}_norms", length, _of_side(side, "norms", "p50"), "either", 0, 0.1, norms)
     unit = f"share of {one} vectors of length 1"
@@ -193,7 +195,7 @@ def count_alert(side: str, found: float, before: float, cause: str) -> Alert | N
     allowed = max(COUNT_FLOOR, COUNT_SHARE * before)
     if abs(found - before) <= allowed:
         return None
-    text = f"{side} is {_shown(found)}, and {_shown(before)} are served: {cause}"
+    text = f"the number of {side} is {_shown(found)}, and {_shown(before)} are served: {cause}"
     bound = before + (allowed if found > before else -allowed)
     return Alert(f"{side}_count", text, found, bound, before, title=count_title(side, found, before, served=True))
 
@@ -214,7 +216,7 @@ def _unusual(now: Facts, before: Sequence[Facts], last_refused: bool, served: Fa
             title = _title(rule, value, common.value, reference) if counts or rule.check in FIGURES else None
             yield Alert(rule.check, text, value, bound, common.value, title=title)
         elif counts and common is None and value is not None and reference is not None:  # too few nights for a median
-            found = count_alert(rule.what, value, reference, rule.cause)
+            found = count_alert(rule.check.removesuffix("_count"), value, reference, rule.cause)
             if found is not None:
                 yield found
 
@@ -231,8 +233,8 @@ def _title(rule: _Rule, value: float, common: float, reference: float | None) ->
     if rule.check in FIGURES:
         return FIGURES[rule.check].format(value)
     if reference and abs(value - reference) > COUNT_SHARE * reference:
-        return count_title(rule.what, value, reference, served=True)
-    return count_title(rule.what, value, common, served=False) if common else None
+        return count_title(rule.check.removesuffix("_count"), value, reference, served=True)
+    return count_title(rule.check.removesuffix("_count"), value, common, served=False) if common else None
 
 
 def _than(rule: _Rule, now: Facts) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "judge_runs",
     "live_of",
     "newest_runs",
+    "runs_before",
     "state_of",
     "what_became",
     "what_users_get",
@@ -99,7 +100,7 @@ def state_of(events: Sequence[Event]) -> State:
     level: Level = troubles[0].level if troubles else quiet
     looked = passes[-1].seconds if passes else None
     sentences = what_users_get(events), what_became(events)
-    watched = _watched(runs, passes, live, unwatched)
+    watched = _watched(events, runs, passes, live, unwatched)
     sees = _sees_served(passes, live) and _is_current(passes[-1], events)
     return State(level, LEVELS[level], tuple(troubles), *sentences, looked, unwatched, watched, sees)
 
@@ -113,13 +114,19 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     if not runs:
         return []
     rejected, newest = rejected_versions(events), runs[-1]
-    before = [event for event in runs[:-1] if event.version not in rejected][-2 * USUAL_RUNS :]
+    before = runs_before(events)[-2 * USUAL_RUNS :]
     against = (newest.facts.get("compared_with") or {}).get("version")
     against = against if against is not None else runs[-2].version if len(runs) > 1 else None
     served = _served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
     alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
     return [*alerts, *_refusal(events, newest)]
+
+
+def runs_before(events: Sequence[Event]) -> list[Event]:
+    """Return the runs that the newest is compared with: those that were not refused or rolled back from."""
+    rejected = rejected_versions(events)
+    return [event for event in newest_runs(events)[:-1] if event.version not in rejected]
 
 
 def _served_facts(events: Sequence[Event]) -> Mapping[str, Any] | None:
@@ -349,7 +356,8 @@ def _cause(finding: Mapping[str, Any], served: Mapping[str, Any] | None) -> str:
 def _rollback(live: Live | None) -> Iterator[Trouble]:
     if live is not None and live.rolled_back:
         words = TROUBLES["rollback"]
-        text = f"snapshot {live.version:06d} was made current again"
+        left = "" if live.left is None else f" in the place of {live.left:06d}"
+        text = f"snapshot {live.version:06d} was made current again{left}"
         yield Trouble("rollback", words.title, text, words.effect, words.level, live.since, live.version)
 
 
@@ -362,7 +370,9 @@ def _each_once(troubles: Sequence[Trouble]) -> list[Trouble]:
     return list(found.values())
 
 
-def _watched(runs: Sequence[Event], passes: Sequence[Event], live: Live | None, unwatched: bool) -> str:
+def _watched(
+    events: Sequence[Event], runs: Sequence[Event], passes: Sequence[Event], live: Live | None, unwatched: bool
+) -> str:
     """Return a sentence on what the monitor has looked at."""
     if not passes:
         return "No monitor has looked yet." if runs or live is not None else ""
@@ -374,7 +384,7 @@ def _watched(runs: Sequence[Event], passes: Sequence[Event], live: Live | None, 
         parts.append("at the run alone, not at what is served")
     elif not _sees_served(passes, live):
         parts.append("before what is served now was published")
-    few = bool(runs) and len(runs) <= FEWEST
+    few = bool(runs) and len(runs_before(events)) < FEWEST
     return ", ".join(parts) + (f"; with fewer than {FEWEST} earlier runs nothing is usual yet." if few else ".")
 
 

@@ -17,7 +17,7 @@ from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.served import Served, check_served, look_at_served
-from nearcast.monitoring.standing import judge_runs, newest_runs, what_became, what_users_get, why_old
+from nearcast.monitoring.standing import judge_runs, newest_runs, runs_before, what_became, what_users_get, why_old
 from nearcast.monitoring.usual import FEWEST
 from nearcast.stores.base import Store
 from nearcast.webhook import post_json
@@ -110,7 +110,7 @@ def watch(
     watched = Watched(
         generator,
         version,
-        max(0, len(runs) - 1),
+        len(runs_before(events)),
         served,
         tuple(causes_first(alerts)),
         failure=failure,
