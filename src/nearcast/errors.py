@@ -2,6 +2,7 @@
 
 NearcastError                 1  base of all; catch this one to catch ours
 ├── SpecError                 2  a setting is unknown, of the wrong type, or does not fit the others
+│   └── MissingColumnError    2  the spec's attributes name a column that the data does not have; an InputError too
 ├── InputError                3  the data is not what the spec says: bad vectors, ids, files
 ├── PromiseError              4  the work is done, but a measure is below what was promised
 ├── BusyError                 5  another run holds the generator
@@ -27,6 +28,7 @@ __all__ = [
     "DamagedError",
     "GoneError",
     "InputError",
+    "MissingColumnError",
     "MissingExtraError",
     "NearcastError",
     "NotFoundError",
@@ -52,6 +54,12 @@ class InputError(NearcastError):
     """The input data is not what the spec says it is."""
 
     exit_code = 3
+
+
+class MissingColumnError(SpecError, InputError):
+    """The spec names an attribute, display or weight column that the data does not have."""
+
+    exit_code = 2
 
 
 class PromiseError(NearcastError):

@@ -287,3 +287,48 @@ def test_the_monitor_holds_served_lists_against_what_their_queries_may_get_today
         served = nearcast.monitor(shop.spec(**asked)).served
         assert served.recall == 1.0
         assert len(list(Path("nearcast/shop/monitor").glob("constraints-*"))) == 1
+
+
+def test_a_column_of_the_file_that_the_attributes_do_not_name_is_answered_with_the_line_to_write(shop: Shop) -> None:
+    spec = shop.spec(rules=[{"name": "cheap", "keep": "item.price < 10 and query.budget > 3"}])
+    spec["items"]["attributes"] = ["countries"]
+    for call in (nearcast.run, nearcast.check):
+        with pytest.raises(SpecError) as caught:
+            call(spec, base=shop.folder)
+        assert caught.value.exit_code == 2
+        assert 'add it: [items] attributes = ["countries", "price"]' in str(caught.value)
+        assert "^^^^^^^^^^" in str(caught.value)
+    spec["items"]["attributes"], spec["queries"]["attributes"] = ["price"], []
+    with pytest.raises(SpecError, match=r'add it: \[queries\] attributes = \["budget"\]'):
+        nearcast.check(spec, base=shop.folder)
+
+
+@pytest.mark.parametrize(
+    ("table", "setting"),
+    [
+        ("items", {"attributes": ["pricee"]}),
+        ("items", {"display": ["pricee"]}),
+        ("queries", {"attributes": ["pricee"]}),
+        ("queries", {"display": ["pricee"]}),
+        ("queries", {"weight": "pricee"}),
+    ],
+)
+def test_a_column_of_the_spec_that_the_file_lacks_is_a_fault_of_the_spec(
+    shop: Shop, table: str, setting: dict[str, Any]
+) -> None:
+    spec = shop.spec()
+    spec[table] = {"path": f"{table}.parquet"} | setting
+    for call in (nearcast.run, nearcast.check):
+        with pytest.raises(SpecError, match=f"{table}.parquet has no column 'pricee'") as caught:
+            call(spec, base=shop.folder)
+        assert caught.value.exit_code == 2
+        assert table == "queries" or "did you mean 'price'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", [{"id": "key"}, {"vector": "embedding"}])
+def test_a_file_without_ids_or_vectors_is_bad_input(shop: Shop, setting: dict[str, Any]) -> None:
+    spec = shop.spec(queries={"path": "queries.parquet"} | setting)
+    for call in (nearcast.run, nearcast.check):
+        with pytest.raises(InputError) as caught:
+            call(spec, base=shop.folder)
+        assert caught.value.exit_code == 3

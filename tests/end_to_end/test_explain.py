@@ -197,6 +197,22 @@ def test_vectors_that_moved_are_the_cause_of_what_their_scores_changed(shop: Sho
     assert "item" not in causes(found.went)
 
 
+def test_a_cap_that_was_added_is_the_cause_of_what_went(shop: Shop) -> None:
+    shop.run()
+    shop.run(caps=[{"by": "maker", "most": 1}])
+    found = nearcast.diff("shop", out=shop.folder / "nearcast")
+    assert set(causes(found.went)) == {"capped"}
+    assert set(causes(found.came)) == {"crowded"}
+
+
+def test_a_join_of_less_effort_is_the_cause_of_what_it_misses(shop: Shop) -> None:
+    shop.run()
+    shop.run(engine="dense", engine_settings={"cells": 60, "reach": 1}, recall=0.01)
+    found = nearcast.diff("shop", out=shop.folder / "nearcast")
+    assert set(causes(found.went)) <= {"missed", "unclear"}
+    assert causes(found.went)["missed"] > causes(found.went).get("unclear", 0)
+
+
 def test_nothing_changed_is_said_in_a_line(shop: Shop) -> None:
     shop.run()
     nearcast.run(

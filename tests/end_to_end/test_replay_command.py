@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from service import running
 from shop import N_ITEMS, fail, succeed, write_shop
 
+import nearcast
 from nearcast.history.store import read
 
 ADS = """
@@ -107,3 +109,60 @@ def test_a_served_expansion_answers_beside_its_generator(shop: Path) -> None:
         answer = service.post("/v1/generators/shop/ads", {"keys": ["q000"], "request": {"town": "rome"}}).json()
     assert answer["table"] >= "000001"
     assert 0 < len(answer["ads"]) <= 3
+
+
+# ---- customers and products, with ids of two types; files that have changed ----
+
+
+def write_customers(folder: Path, seed: int, key: str, item: str) -> None:
+    rng = np.random.default_rng(seed)
+    names = {"integer": list(range(40)), "string": [str(n) for n in range(40)]}
+    vectors = rng.normal(size=(2, 40, 8)).astype(np.float32)
+    for side, kind, rows in (("customers", key, vectors[0]), ("products", item, vectors[1])):
+        pq.write_table(pa.table({"id": names[kind], "vector": list(rows)}), folder / f"{side}.parquet")
+    spec = 'name = "mixed"\nmetric = "cosine"\nk = 5\nexclude_self = false\nmemory = "2GB"\nthreads = 1\n'
+    spec += '[items]\npath = "products.parquet"\n[queries]\npath = "customers.parquet"\n'
+    (folder / "mixed.toml").write_text(spec)
+
+
+@pytest.mark.parametrize(("key", "item"), [("integer", "string"), ("string", "integer"), ("string", "string")])
+def test_customers_and_products_may_have_ids_of_two_types(key: str, item: str, tmp_path: Path) -> None:
+    write_customers(tmp_path, 1, key, item)
+    snapshot = nearcast.run(tmp_path / "mixed.toml").snapshot
+    nearcast.publish(tmp_path / "mixed.toml")
+    best = {n: snapshot.lookup(n).ids[0] for n in range(40)}
+    engaged = [int(best[n]) if n % 2 else str(best[n]) for n in range(40)]
+    for engaged_column in (pa.array([int(one) for one in engaged]), pa.array([str(one) for one in engaged])):
+        for keys in (pa.array(range(40)), pa.array([str(n) for n in range(40)])):
+            log = pa.table({"key": keys, "engaged": engaged_column})
+            found = nearcast.replay(tmp_path / "mixed.toml", log)
+            assert [way.name for way in found.ways] == ["offline", "online"]
+            assert [way.missed for way in found.ways] == [0, 0]
+            assert found.ways[0].hit_rate.value == 1.0
+            assert found.ways[1].hit_rate.value > 0.9
+            assert found.warnings == ()
+
+
+def test_a_snapshot_of_other_files_than_the_online_index_is_named_with_a_warning(tmp_path: Path) -> None:
+    write_customers(tmp_path, 1, "integer", "string")
+    nearcast.run(tmp_path / "mixed.toml")
+    nearcast.publish(tmp_path / "mixed.toml")
+    log = pa.table({"key": list(range(40)), "engaged": [str(n) for n in range(40)]})
+    alike = nearcast.replay(tmp_path / "mixed.toml", log)
+    assert alike.warnings == ()
+    assert alike.compared[0].startswith("offline: snapshot 000001, made ")
+    assert alike.compared[1] == "online: today's files"
+    write_customers(tmp_path, 2, "integer", "string")
+    pq.write_table(log, tmp_path / "log.parquet")
+    done = succeed("replay", "mixed.toml", "log.parquet", cwd=tmp_path)
+    assert "offline: snapshot 000001" in done.stdout
+    assert "the items and the queries have changed" in " ".join(done.stderr.split())
+    (warning,) = json.loads(succeed("replay", "mixed.toml", "log.parquet", "--json", cwd=tmp_path).stdout)["warnings"]
+    assert "made of other files than the online index" in warning
+    assert nearcast.replay(tmp_path / "mixed.toml", log, online=None).warnings == ()
+    nearcast.run(tmp_path / "mixed.toml")
+    assert nearcast.replay(tmp_path / "mixed.toml", log, versions=[2]).warnings == ()
+    for folder in (tmp_path / "nearcast" / "mixed" / "snapshots").iterdir():
+        shutil.rmtree(folder)
+    (gone,) = nearcast.replay(tmp_path / "mixed.toml", log).warnings
+    assert "its snapshot is not here" in gone

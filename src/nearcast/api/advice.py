@@ -14,8 +14,10 @@ from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.traffic import read_traffic
 from nearcast.api.given import OUT, SpecLike, StoreLike, opened_store, resolve
 from nearcast.join.context import prepare
+from nearcast.join.inputs import open_sources
 from nearcast.join.listen import Listener
 from nearcast.publishing.where import place_of_spec
+from nearcast.replaying.compared import compare_inputs
 from nearcast.replaying.funnel import Funnel
 from nearcast.replaying.log import read_log
 from nearcast.replaying.replay import Replayed, looked_up, searched
@@ -143,5 +145,10 @@ def replay(
         if online is not None:
             same = int(looked[0].view.version.facts["k"])  # or the longer lists would win
             ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
+        sources = None if online is None else open_sources(asked, folder, None, None, run_context.listener)
+        compared = compare_inputs(run_context, looked, sources)
+        for words in compared.warnings:
+            run_context.listener.note(words)
         funnel = Funnel(table, k, candidates_per_key)
-        return replay_ways(run_context, requests, ways, funnel, version=looked[0].view.version.number)[0]
+        version = looked[0].view.version.number
+        return replay_ways(run_context, requests, ways, funnel, version=version, compared=compared)[0]

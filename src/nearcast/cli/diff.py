@@ -20,12 +20,22 @@ WORDS = {
     "came": {
         "item": "the item is new",
         "crowded": "there was no place for it: others were nearer",
-        "rescored": "it scores more than it did, or a cap or the effort changed",
+        "capped": "better items of its group filled a cap before",
+        "ranked": "the ranking model puts it higher than it did",
+        "exposed": "it was in as many lists as it may be",
+        "missed": "the join did not find it before, at its effort",
+        "rescored": "it scores more than it did: its vector, the query's or a score term changed",
+        "unclear": "it scores more than it did, or the join did not find it before",
     },
     "went": {
         "item": "the item is gone",
         "crowded": "there is no place for it: others are nearer",
-        "rescored": "it scores less than it did, or a cap or the effort changed",
+        "capped": "better items of its group fill a cap",
+        "ranked": "the ranking model puts it lower than it did",
+        "exposed": "it is in as many lists as it may be",
+        "missed": "the join does not find it, at its effort",
+        "rescored": "it scores less than it did: its vector, the query's or a score term changed",
+        "unclear": "it scores less than it did, or the join does not find it",
     },
 }
 

@@ -78,7 +78,7 @@ def replay(
         as_json(found.as_dict())
         return
     console().print(_table(found))
-    for line in _leads(found):
+    for line in (*found.compared, *_leads(found)):
         console().print(line, markup=False)
 
 

@@ -52,13 +52,21 @@ class Schemas:
     request: Mapping[str, Type]
 
 
-def check_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: pa.Schema) -> Schemas:
+def check_rules(
+    rules: Sequence[Rule],
+    item_schema: pa.Schema,
+    query_schema: pa.Schema,
+    *,
+    unlisted: Mapping[str, Mapping[str, str]] | None = None,
+) -> Schemas:
     """Check rules against the columns that there are; both schemas have an "id" too.
 
+    unlisted: by "item" and "query" the columns of their files that the attributes do not name, each with the line that
+    would name it.
     Raises SpecError that points at the first word at fault and says the way out.
     """
     _check_names(rules)
-    checker = _Checker(item_schema, query_schema)
+    checker = _Checker(item_schema, query_schema, unlisted or {})
     for _ in range(1 + sum(1 for rule in rules for _ in references_of(rule.tree))):
         known = dict(checker.request)
         for rule in rules:
@@ -78,7 +86,10 @@ def _check_names(rules: Sequence[Rule]) -> None:
 
 
 class _Checker:
-    def __init__(self, item_schema: pa.Schema, query_schema: pa.Schema) -> None:
+    def __init__(
+        self, item_schema: pa.Schema, query_schema: pa.Schema, unlisted: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self.unlisted = unlisted
         self.schemas = {"item": item_schema, "query": query_schema}
         self.used: dict[str, dict[str, Type]] = {"item": {}, "query": {}}
         self.request: dict[str, Type] = {}
@@ -203,6 +214,13 @@ class _Checker:
 
     def column(self, node: Reference) -> Type:
         schema = self.schemas[node.side]
+        unlisted = self.unlisted.get(node.side, {})
+        if node.name not in schema.names and node.name in unlisted:
+            raise self.wrong(
+                node.span,
+                f"the file of the {OWNERS[node.side]} has a column {node.name!r}, and the attributes do not name it; "
+                f"add it: {unlisted[node.name]}",
+            )
         if node.name not in schema.names:
             raise self.wrong(node.span, f"the {OWNERS[node.side]} have no column {node.name!r}; {self.elsewhere(node)}")
         found = type_of_column(schema.field(node.name).type)
@@ -219,7 +237,7 @@ class _Checker:
             table = OWNERS[node.side]
             add = f"or, if the file of the {table} has it too, add it to the attributes of [{table}]"
             return f"the {OWNERS[other]} have one: write {other}.{node.name}; {add}"
-        return near(node.name, names, "they have")
+        return near(node.name, [*names, *self.unlisted.get(node.side, ())], "they have")
 
     def several(self, node: Several) -> Type:
         kinds = {value.kind for part in node.values if (value := self.value(part)) is not None}

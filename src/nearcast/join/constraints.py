@@ -5,6 +5,7 @@ A folder of arrays, named by what decides it, that every task maps. Knows nothin
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -71,7 +72,18 @@ def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
     def schema(source: RowSource) -> pa.Schema:
         return pa.schema([("id", source.id_type), *source.attribute_types.items()])
 
-    check_rules(rules, schema(sources.items), schema(sources.queries))
+    table = "queries" if spec.queries is not None else "items"
+    unlisted = {"item": _lines(sources.items, "items"), "query": _lines(sources.queries, table)}
+    check_rules(rules, schema(sources.items), schema(sources.queries), unlisted=unlisted)
+
+
+def _lines(source: RowSource, table: str) -> dict[str, str]:
+    """For each column that the attributes of a table do not name: the line of the spec that would."""
+    listed = source.spec.attributes
+    return {
+        name: f"[{table}] attributes = [{', '.join(json.dumps(one) for one in (*listed, name))}]"
+        for name in source.unlisted
+    }
 
 
 def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vectors) -> Path | None:

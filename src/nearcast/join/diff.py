@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.eligibility import Rule, columns_of, failing
+from nearcast.engines.dense import EXACT
 from nearcast.errors import InputError
 from nearcast.join.constraints import rules_of
 from nearcast.parquet import open_dataset
@@ -39,7 +40,12 @@ class Went(StrEnum):
     ITEM = "item"  # the item itself is only in one of the snapshots
     RULE = "rule"  # a rule bars the pair in the other
     CROWDED = "crowded"  # at its score the other list has no place for it: others are nearer there
-    RESCORED = "rescored"  # at its score it would be in the other list: a vector, a cap or the effort changed
+    CAPPED = "capped"  # at its score it would be in the other list, and better items of its group fill a cap there
+    RANKED = "ranked"  # a ranking model has ordered one of the lists
+    EXPOSED = "exposed"  # neither vector changed, and an exposure cap chooses the other list
+    MISSED = "missed"  # neither vector changed, and the other join is approximate: it did not find the item
+    RESCORED = "rescored"  # its vector or the query's changed, or the score terms
+    UNCLEAR = "unclear"  # the other join is approximate, and no other list tells whether a vector changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,12 @@ class _Side:
     def rules(self) -> list[Rule]:
         return rules_of(self.spec)
 
+    @property
+    def approximate(self) -> bool:
+        """Whether the join may have missed items."""
+        engine = self.snapshot.manifest["engine"]
+        return engine["name"] != "exact" and dict(engine["effort"]) not in ({}, EXACT)
+
     @cached_property
     def lists(self) -> dict[Id, _List]:
         """The lists of the sampled queries that are there."""
@@ -137,6 +149,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
         kept, total, unchanged = kept + len(old & new), total + len(old), unchanged + (old == new)
         went += [(query, item) for item in before.lists[query].ids if item not in new]
         came += [(query, item) for item in after.lists[query].ids if item not in old]
+    vectors = _Vectors.compare(before, after, both)
     return Diff(
         newer.generator,
         older.name,
@@ -146,20 +159,59 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
         len(asked) - len(both),
         kept / total if total else 1.0,
         unchanged / len(both) if both else 1.0,
-        _by_cause(came, there=after, other=before),
-        _by_cause(went, there=before, other=after),
+        _by_cause(came, there=after, other=before, vectors=vectors),
+        _by_cause(went, there=before, other=after, vectors=vectors),
     )
 
 
-def _by_cause(pairs: Sequence[tuple[Id, Id]], *, there: _Side, other: _Side) -> tuple[Change, ...]:
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """Queries and items that scores of both snapshots prove to have kept their vectors, or not."""
+
+    kept_queries: frozenset[Id]
+    kept_items: frozenset[Id]
+    moved_queries: frozenset[Id]
+    moved_items: frozenset[Id]
+
+    @classmethod
+    def compare(cls, before: _Side, after: _Side, queries: Sequence[Id]) -> _Vectors:
+        """Take both of a pair of equal scores as kept; where scores differ, the partner of a kept one has moved."""
+        same: list[tuple[Id, Id]] = []
+        other: list[tuple[Id, Id]] = []
+        for query in queries:
+            then, now = (dict(zip(s.lists[query].ids, s.lists[query].scores, strict=True)) for s in (before, after))
+            for item in then.keys() & now.keys():
+                (same if then[item] == now[item] else other).append((query, item))
+        kept_queries, kept_items = frozenset(q for q, _ in same), frozenset(i for _, i in same)
+        return cls(
+            kept_queries,
+            kept_items,
+            frozenset(q for q, i in other if i in kept_items),
+            frozenset(i for q, i in other if q in kept_queries),
+        )
+
+    def moved(self, query: Id, item: Id) -> bool | None:
+        """Whether one of the two has another vector; None where nothing tells."""
+        if query in self.moved_queries or item in self.moved_items:
+            return True
+        return False if query in self.kept_queries and item in self.kept_items else None
+
+
+def _by_cause(pairs: Sequence[tuple[Id, Id]], *, there: _Side, other: _Side, vectors: _Vectors) -> tuple[Change, ...]:
     """Count pairs that are in the lists of one side by why they are not in those of the other."""
     item_columns, query_columns, _ = columns_of(other.rules)
-    items = other.facts("items", item_columns, {item for _, item in pairs}) if pairs else {}
+    capped = [cap.by for cap in other.spec.caps if cap.by is not None]
+    asked = {item for _, item in pairs}
+    if capped:
+        asked |= {item for query, _ in pairs for item in other.lists[query].ids}
+    items = other.facts("items", list(dict.fromkeys([*item_columns, *capped])), asked) if pairs else {}
     queries = other.facts("queries", query_columns, {query for query, _ in pairs}) if pairs else {}
     counts: Counter[str] = Counter()
     examples: dict[str, list[tuple[Id, Id]]] = {}
     for query, item in pairs:
         cause = _cause(query, item, there, other, items, queries)
+        if cause == Went.RESCORED:
+            cause = str(_closer(query, item, there, other, items, vectors))
         counts[cause] += 1
         if len(examples.setdefault(cause, [])) < EXAMPLES:
             examples[cause].append((query, item))
@@ -182,6 +234,27 @@ def _cause(
     listed = there.lists[query]
     score = listed.scores[listed.ids.index(item)]
     return str(Went.CROWDED if score <= other.lists[query].bar else Went.RESCORED)
+
+
+def _closer(
+    query: Id, item: Id, there: _Side, other: _Side, items: Mapping[Id, dict[str, Any]], vectors: _Vectors
+) -> Went:
+    """Which of the causes it is that an item is not in a list in which its score would have a place."""
+    for cap in other.spec.caps:
+        if cap.by is not None and (group := items[item].get(cap.by)) is not None:
+            held = sum(items.get(one, {}).get(cap.by) == group for one in other.lists[query].ids)
+            if held >= cap.most:
+                return Went.CAPPED
+    if there.spec.rank is not None or other.spec.rank is not None:
+        return Went.RANKED
+    moved = vectors.moved(query, item)
+    if moved or there.spec.score != other.spec.score:
+        return Went.RESCORED
+    if moved is False and other.spec.exposure is not None:
+        return Went.EXPOSED
+    if not other.approximate:
+        return Went.CAPPED if any(cap.alike is not None for cap in other.spec.caps) else Went.RESCORED
+    return Went.UNCLEAR if moved is None else Went.MISSED
 
 
 def _settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,16 +22,19 @@ from nearcast.join.online import open_online
 from nearcast.join.today import todays_inputs
 from nearcast.publishing.audit import audit
 from nearcast.publishing.publish import publish_snapshot
+from nearcast.replaying.compared import Compared
 from nearcast.replaying.funnel import Funnel, Passed, run_funnel
 from nearcast.replaying.log import Logged
 from nearcast.replaying.outcome import Figures, Rate, figures_of, hits_of, lead
 from nearcast.replaying.ways import LookUp, OnlineWay, Way, online_way
+from nearcast.serve.keys import typed_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import View, open_version
 from nearcast.sources.user_files import changed_error
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Store
+from nearcast.stores.values import IdType
 from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.types import Metric
 
@@ -50,6 +53,8 @@ class Replayed:
     expansion: str | None
     ways: tuple[Figures, ...]
     leads: dict[str, dict[str, Rate | None]]  # of the first way over each other one, by what was engaged with
+    compared: tuple[str, ...] = ()  # what each way answers from
+    warnings: tuple[str, ...] = ()  # why ways are not alike in anything but how they answer
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -64,6 +69,8 @@ class Replayed:
             "expansion": self.expansion,
             "ways": [way.as_dict() for way in self.ways],
             "leads": leads,
+            "compared": list(self.compared),
+            "warnings": list(self.warnings),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -81,19 +88,44 @@ def _plain(rate: Rate) -> dict[str, Any]:
 
 
 def replay(
-    run: RunContext, requests: Sequence[Logged], ways: Sequence[Way], funnel: Funnel, *, version: int | None
+    run: RunContext,
+    requests: Sequence[Logged],
+    ways: Sequence[Way],
+    funnel: Funnel,
+    *,
+    version: int | None,
+    compared: Compared | None = None,
 ) -> tuple[Replayed, list[Passed]]:
-    """Send the requests through the funnel by every way, and keep the figures in the history of the run's folder."""
+    """Send the requests through the funnel by every way, and keep the figures in the history of the run's folder.
+
+    Ids that were engaged with are taken in the type of the ids that are returned.
+    """
+    compared = compared or Compared()
+    requests = [_typed(logged, ways, funnel) for logged in requests]
     passed = [run_funnel(way, requests, funnel, partial(run.listener.progress, f"replay {way.name}")) for way in ways]
     k = funnel.k if funnel.k is not None or funnel.expansion is None else funnel.expansion.settings.k
     figures = [figures_of(way.name, one, requests, k) for way, one in zip(ways, passed, strict=True)]
     leads = {way.name: _leads(passed[0], one, requests) for way, one in zip(ways[1:], passed[1:], strict=True)}
     expansion = None if funnel.expansion is None else funnel.expansion.name
-    replayed = Replayed(run.spec.name, version, len(requests), expansion, tuple(figures), leads)
+    replayed = Replayed(
+        run.spec.name, version, len(requests), expansion, tuple(figures), leads, compared.ways, compared.warnings
+    )
     trouble = append(run.home.parent, run.spec.name, "replay", version, replayed.facts())
     if trouble:
         run.listener.note(trouble)
     return replayed, passed
+
+
+def _typed(logged: Logged, ways: Sequence[Way], funnel: Funnel) -> Logged:
+    """The request with the ids that were engaged with in the types of items and ads; one that cannot be is none."""
+
+    def typed(ids: frozenset[Any], kind: IdType) -> frozenset[Any]:
+        return frozenset(found for one in ids if (found := typed_key(one, kind)) is not None)
+
+    ads = logged.engaged_ads
+    if funnel.expansion is not None:
+        ads = typed(ads, funnel.expansion.ad_ids)
+    return replace(logged, engaged=typed(logged.engaged, ways[0].item_ids), engaged_ads=ads)
 
 
 def _leads(one: Passed, other: Passed, requests: Sequence[Logged]) -> dict[str, Rate | None]:

@@ -14,6 +14,7 @@ from nearcast.join.inputs import Inputs
 from nearcast.join.search import OnlineIndex
 from nearcast.serve.keys import typed_key
 from nearcast.serve.view import View
+from nearcast.stores.values import IdType, id_type
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
 __all__ = ["Lists", "LookUp", "OnlineWay", "Way", "online_way"]
@@ -42,6 +43,11 @@ class Way(Protocol):
         """Of the scores."""
         ...
 
+    @property
+    def item_ids(self) -> IdType:
+        """Type of the ids of what is found."""
+        ...
+
     def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
         """The k best of each key; of one that is not known none."""
         ...
@@ -58,6 +64,11 @@ class LookUp:
     def metric(self) -> Metric:
         """Of the scores."""
         return Metric(self.view.version.facts.get("metric") or Metric.COSINE)
+
+    @property
+    def item_ids(self) -> IdType:
+        """Type of the ids of candidates."""
+        return self.view.version.item_ids
 
     def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
         """The k best of each key."""
@@ -76,7 +87,8 @@ class OnlineWay:
     vectors: AnyArray  # of all keys
     rows: Mapping[Any, int]  # of a key
     without_self: bool
-    ids: str = field(default="string")  # type of the keys
+    ids: IdType = field(default="string")  # type of the keys
+    item_ids: IdType = field(default="string")  # type of what is found, which may be another
 
     def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
         """The k best of each key."""
@@ -93,7 +105,7 @@ class OnlineWay:
             self._own(key, *next(found), wanted) if row >= 0 else ([], []) for key, row in zip(keys, rows, strict=True)
         ]
         offsets = np.array([0, *accumulate(len(names) for names, _ in lists)], np.int64)
-        kind = pa.int64() if self.ids == "int64" else pa.string()
+        kind = pa.int64() if self.item_ids == "int64" else pa.string()
         flat = pa.array([name for names, _ in lists for name in names], kind)
         return Lists(offsets, flat, np.array([s for _, row in lists for s in row], np.float32), len(known))
 
@@ -101,7 +113,7 @@ class OnlineWay:
         self, key: Any, ids: Sequence[Any], scores: Sequence[float], k: int
     ) -> tuple[Sequence[Any], Sequence[float]]:
         """The first k, without the key itself where the generator leaves it out."""
-        if self.without_self:
+        if self.without_self and self.ids == self.item_ids:
             own = typed_key(key, self.ids)
             kept = [place for place, item in enumerate(ids) if item != own]
             ids, scores = [ids[place] for place in kept], [scores[place] for place in kept]
@@ -110,7 +122,7 @@ class OnlineWay:
 
 def online_way(index: OnlineIndex, inputs: Inputs, metric: Metric, k: int, *, without_self: bool) -> OnlineWay:
     """Search in an open index, with the vectors of the generator's queries."""
-    ids = inputs.queries.ids
+    ids, items = inputs.queries.ids, inputs.items.ids
     return OnlineWay(
         name="online",
         metric=metric,
@@ -119,5 +131,6 @@ def online_way(index: OnlineIndex, inputs: Inputs, metric: Metric, k: int, *, wi
         vectors=inputs.queries.vectors.whole(),
         rows={key: row for row, key in enumerate(ids.to_pylist())},
         without_self=without_self,
-        ids="int64" if pa.types.is_integer(ids.type) else "string",
+        ids=id_type(ids.type),
+        item_ids=id_type(items.type),
     )

@@ -31,7 +31,7 @@ from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_looku
 from nearcast.serve.promoted import Promoted
 from nearcast.serve.view import View
 from nearcast.stores.base import Space
-from nearcast.stores.values import decode_lists, numbers_of_keys
+from nearcast.stores.values import IdType, decode_lists, numbers_of_keys
 from nearcast.types import FloatArray, IntArray, Metric
 
 LATE_SECONDS = 1.0  # after the end of something in the overlay, until a request sees to it itself
@@ -101,6 +101,11 @@ class Expansion:
     def settings(self) -> Serving:
         """Those of the version that answers."""
         return self._now().table.settings
+
+    @property
+    def ad_ids(self) -> IdType:
+        """The type of the ids of ads."""
+        return self._now().table.version.item_ids
 
     @property
     def columns(self) -> list[str]:

@@ -6,6 +6,7 @@ as int64 or large_string; vectors as Arrow lists, as they are. Judges nothing: s
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.errors import InputError
+from nearcast.errors import InputError, MissingColumnError
 from nearcast.sources.arrow_types import plain_column, plain_type
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
@@ -56,6 +57,7 @@ class Part:
     read: Callable[[Sequence[str], int], Iterator[pa.Table]]  # (columns, rows) -> tables of at most rows
     digest: Callable[[], dict[str, Any]]  # name, bytes and hash of the contents
     files: tuple[UserFile, ...] = ()  # that it is read from
+    columns: tuple[str, ...] = ()  # all that are there, also those that the spec does not name
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,12 @@ class RowSource:
     def id_type(self) -> pa.DataType:
         """int64 or large_string: all parts agree."""
         return self.parts[0].id_type
+
+    @property
+    def unlisted(self) -> tuple[str, ...]:
+        """Columns that all parts have and the spec does not name."""
+        named = {self.spec.id, self.spec.vector, *self.spec.columns}
+        return tuple(name for name in self.parts[0].columns if name not in named)
 
     @property
     def row_bytes(self) -> int:
@@ -451,7 +459,11 @@ def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
 
 
 def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], others: Iterable[str]) -> None:
-    """InputError that names all columns that are missing, and how the spec says which one is which."""
+    """Raise an error that names all columns that are missing, and how the spec says which one is which.
+
+    InputError where ids or vectors are missing: the data is of another kind. MissingColumnError where the spec's
+    attributes name what is not there.
+    """
     wanted = list(dict.fromkeys((*roles.values(), *others)))
     for column in wanted:
         if names.count(column) > 1:
@@ -461,7 +473,11 @@ def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], oth
         return
     lines = " and ".join(f'{role} = "..."' for role, column in roles.items() if column in missing)
     way = f"; the spec says which one it is: {lines}" if lines else ""
-    raise InputError(f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}{way}")
+    if not lines:
+        close = difflib.get_close_matches(missing[0], names, n=1)
+        way = f"; did you mean {close[0]!r}?" if close else "; write the column, or leave it out of the attributes"
+    error = InputError if lines else MissingColumnError
+    raise error(f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}{way}")
 
 
 def _part(
@@ -494,6 +510,7 @@ def _part(
         read,
         digest,
         files,
+        tuple(schema.names),
     )
 
 
