@@ -22,11 +22,11 @@ from nearcast.errors import DamagedError, InputError, NotFoundError
 from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.schema import check_settings, check_values, convert_columns
 from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
-from nearcast.expansion.stored import read_stored
 from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
 from nearcast.publishing.load import add_checksum
+from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import read_back
-from nearcast.publishing.retain import retire_versions
+from nearcast.publishing.retain import facts_of_newest, retire_versions
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
 from nearcast.sources.parquet_files import open_parquet
@@ -274,26 +274,13 @@ def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tupl
 
 
 def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
-    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads.
-
-    A version that cannot be opened must not keep a good one from its place: then another one tells.
-    """
+    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
     if pointer is None:
         return
-    fault: DamagedError | NotFoundError | None = None
-    for version in (pointer.version, *reversed(store.versions(name))):
-        try:
-            with contextlib.closing(store.open(name, version, verify=False)) as reader:
-                kind = reader.facts.get("kind")
-        except (DamagedError, NotFoundError) as error:
-            fault = fault or error
-            continue
-        if kind != KIND:
-            what = "a generator" if kind is None else f"a {kind}"
-            raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
-        return
-    if store.versions(name):
-        raise DamagedError(f"no version of {name} in {store.url} can be opened, the current one neither: {fault}")
+    kind = facts_of_newest(store, name, pointer).get("kind")
+    if kind != KIND:
+        what = "a generator" if kind is None else f"a {kind}"
+        raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
@@ -304,7 +291,7 @@ def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, 
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:
             read_back(reader, where, no_progress)
-            read_stored(reader, where)  # as every reader does
+            check_readable(reader, name, version, where)
     except BaseException:
         store.retire(name, version)
         raise
@@ -351,6 +338,7 @@ def _facts(name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serv
         "k": int(np.diff(pairs.offsets).max()),
         "columns": {field.name: str(field.type) for field in ads.schema if field.name != "id"},
         "expansion": settings.model_dump(mode="json"),
+        "read_back": True,  # before it became current, by a reader's own code
         "measures": {},
         "promise": {},
         "serve": {},

@@ -19,6 +19,7 @@ from nearcast.publishing.audit import Current, audit, check_known, settle
 from nearcast.publishing.cutback import cut_back
 from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
 from nearcast.publishing.publication import Listener, Publication, Silence
+from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import compare_sample, read_back
 from nearcast.publishing.retain import remove_snapshots, retire_versions, withdrawn_after
 from nearcast.publishing.rows import Shape, shape_of
@@ -273,6 +274,7 @@ def _compare(order: Order, snapshot: Snapshot) -> None:
     where = order.where(snapshot.version)
     with contextlib.closing(order.store.open(order.generator, snapshot.version, verify=True)) as reader:
         read_back(reader, where, order.listener.progress)
+        check_readable(reader, order.generator, snapshot.version, where)
         compare_sample(reader, where, snapshot)
 
 

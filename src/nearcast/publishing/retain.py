@@ -5,15 +5,26 @@ The current version always stays, and so does what a rollback goes to first, whe
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import MANIFEST, is_done
+from nearcast.publishing.readable import unreadable_versions
 from nearcast.stores.base import Pointer, Store
 from nearcast.table.snapshot import list_snapshots, snapshots_folder
 
-__all__ = ["kept_versions", "remove_snapshots", "retire_versions", "rollback_target", "withdrawn_after"]
+__all__ = [
+    "facts_of_newest",
+    "kept_versions",
+    "remove_snapshots",
+    "retire_versions",
+    "rollback_target",
+    "withdrawn_after",
+]
 
 
 def rollback_target(versions: Sequence[int], pointer: Pointer) -> int | None:
@@ -38,13 +49,32 @@ def kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[i
 
 
 def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -> list[int]:
-    """Take the versions away that are not kept. Under the lock."""
+    """Take the versions away that are not kept. Under the lock.
+
+    One that no reader could open is nothing to go back to: it does not take the place of one that is.
+    """
     versions = store.versions(generator)
-    kept = kept_versions(versions, pointer, keep)
+    useless = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
+    kept = kept_versions([v for v in versions if v not in useless], pointer, keep)
     gone = [version for version in versions if version not in kept]
     for version in gone:
         store.retire(generator, version)
     return gone
+
+
+def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> Mapping[str, Any]:
+    """What the current version says of itself, or the newest one that can be opened.
+
+    A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.
+    """
+    fault: DamagedError | NotFoundError | None = None
+    for version in dict.fromkeys((pointer.version, *reversed(store.versions(generator)))):
+        try:
+            with contextlib.closing(store.open(generator, version, verify=False)) as reader:
+                return reader.facts
+        except (DamagedError, NotFoundError) as error:
+            fault = fault or error
+    raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault}")
 
 
 def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:

@@ -7,6 +7,7 @@ import time
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.publication import Listener, Publication, Silence
+from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import rollback_target, withdrawn_after
 from nearcast.publishing.times import utc
@@ -29,17 +30,31 @@ def roll_back(store: Store, generator: str, to: int | None = None, *, listener: 
         if version == pointer.version:
             hears.note(f"{generator} {version:06d} is current already")
             return Publication(generator, store.url, version, version, "already_current")
-        where = f"version {version:06d} of {generator} in {store.url}"
-        try:
-            with contextlib.closing(store.open(generator, version, verify=True)) as reader:
-                read_back(reader, where, hears.progress)
-        except DamagedError as error:
-            raise DamagedError(
-                f"{error}; {pointer.version:06d} stays current, and --to names another version"
-            ) from error
+        version = _readable(store, pointer, generator, version, hears, named=to is not None)
         event = Event("rolled_back", version, utc(time.time()), f"from {pointer.version:06d}")
         store.point(generator, pointer.moved(event, withdrawn_after(pointer, version)), held)
     return Publication(generator, store.url, version, pointer.version, "rolled_back")
+
+
+def _readable(store: Store, pointer: Pointer, generator: str, version: int, hears: Listener, *, named: bool) -> int:
+    """The version, after every byte of it was read as readers do; of one that was not named, an older one that can be.
+
+    DamagedError where there is none.
+    """
+    fault: DamagedError | None = None
+    older = [v for v in store.versions(generator) if v < version and v not in pointer.withdrawn and not named]
+    for candidate in (version, *reversed(older)):
+        where = f"version {candidate:06d} of {generator} in {store.url}"
+        try:
+            with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
+                read_back(reader, where, hears.progress)
+                check_readable(reader, generator, candidate, where)
+            return candidate
+        except DamagedError as error:
+            fault = fault or error
+            hears.note(f"{error}: it is passed over")
+    assert fault is not None, "one was tried"
+    raise DamagedError(f"{fault}; {pointer.version:06d} stays current, and --to names another version") from fault
 
 
 def _published(store: Store, generator: str) -> Pointer:

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from nearcast.errors import AuditError, DamagedError, StoreError
 from nearcast.publishing.load import Copied, add_checksum
 from nearcast.publishing.publication import Publication
+from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import read_back
-from nearcast.publishing.retain import retire_versions, withdrawn_after
+from nearcast.publishing.retain import facts_of_newest, retire_versions, withdrawn_after
 from nearcast.publishing.times import utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Serving
@@ -56,7 +57,7 @@ def publish_table(store: Store, generator: str, table: str, rows: pa.Table, *, f
         pointer = store.pointer(name)
         current = _facts_of_current(store, name, pointer)
         before = pointer.version if pointer else None
-        if pointer and current.get("fingerprint") == mark:
+        if pointer and (current.get("fingerprint"), current.get("version")) == (mark, pointer.version):
             return Publication(name, store.url, pointer.version, before, "already_current")
         _check(name, rows, current, fewer=fewer)
         version = 1 + max([*store.versions(name), before or 0])
@@ -76,8 +77,7 @@ def _facts_of_current(store: Store, name: str, pointer: Pointer | None) -> Mappi
     """What the current version says of itself; StoreError where it is no table."""
     if pointer is None:
         return {}
-    with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
-        facts = reader.facts
+    facts = facts_of_newest(store, name, pointer)
     if facts.get("kind") != KIND:
         raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
     return facts
@@ -102,7 +102,9 @@ def _write(store: Store, pairs: Pairs, facts: Facts, held: Held) -> None:
         writer.finish(facts)
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:
-            read_back(reader, f"version {version:06d} of {name} in {store.url}", no_progress)
+            where = f"version {version:06d} of {name} in {store.url}"
+            read_back(reader, where, no_progress)
+            check_readable(reader, name, version, where)
     except DamagedError:
         held.check()
         store.retire(name, version)

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,11 @@ from nearcast.serve.cuts import cut
 from nearcast.serve.keys import Keys, typed_key, wanted_keys
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Pointer, Reader, Space, Store
+from nearcast.stores.facts import check_facts
 from nearcast.stores.values import IdType, Lists, decode_list, decode_lists, encode_key
 from nearcast.types import IntArray, as_score
 
 __all__ = ["StoredLists", "Version", "View", "open_version"]
-
-FACTS_FORMAT = 1
 
 Request = Mapping[str, Any] | None  # what a request brings, by name
 
@@ -65,14 +63,7 @@ def open_version(store: Store, generator: str, number: int, *, verify: bool) -> 
 def _version(reader: Reader, generator: str, number: int) -> Version:
     facts = reader.facts
     try:
-        if facts["format"] != FACTS_FORMAT:
-            raise ValueError(f"their format is {facts['format']}, and this version of nearcast reads {FACTS_FORMAT}")
-        if (facts["generator"], facts["version"]) != (generator, number):
-            raise ValueError(f"they are those of {facts['generator']} {facts['version']}")
-        for kind in (facts["query_ids"], facts["item_ids"]):
-            if kind not in ("int64", "string"):
-                raise ValueError(f"ids are of type {kind!r}")
-        created = datetime.fromisoformat(facts["created"]).timestamp()
+        created = check_facts(facts, generator, number)
         ids = facts["query_ids"], facts["item_ids"]
         return Version(reader, facts, number, facts["snapshot"], created, *ids, _attributes(reader))
     except (KeyError, ValueError, TypeError, SpecError) as error:
