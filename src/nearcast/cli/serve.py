@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from nearcast.api.comparing import explain
 from nearcast.cli.listen import listening
 from nearcast.cli.shared import LocalPath, out_option
 from nearcast.errors import NearcastError, NotFoundError, SpecError
+from nearcast.publishing.retain import facts_of_newest
 from nearcast.publishing.where import store_url
 from nearcast.serve.ads_table import is_expansion
-from nearcast.serve.expansion import open_expansion
+from nearcast.serve.expansion import Expansion, open_expansion
 from nearcast.serve.limits import Limits, tokens_of
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.replies import need_extra
@@ -27,6 +28,7 @@ from nearcast.stores import open_store
 
 if TYPE_CHECKING:
     from nearcast.dashboard.live import Explain
+    from nearcast.serve.service import Served, Unopened
     from nearcast.stores.base import Store
 
 __all__ = ["serve", "tokens"]
@@ -147,20 +149,27 @@ def serve(
         held.callback(opened.close)
         names = _names(generators, opened.generators(), opened.url)
         bound = held.enter_context(bind(host, port))  # before anything slow: it may be taken
-        expansions = {
-            n: held.enter_context(open_expansion(opened, n, refresh_seconds=refresh))
-            for n in names
-            if _is_expansion(opened, n)
-        }
-        names = [name for name in names if name not in expansions]
-        lookups = {n: held.enter_context(open_lookup(opened, n, refresh_seconds=refresh)) for n in names}
-        indexes = _indexes(online, names, out, online_engine)
+        kinds = {name: _is_expansion(opened, name) for name in names}
+        indexes = _indexes(online, [name for name in names if not kinds[name]], out, online_engine)
+
+        def open_one(name: str) -> Served | Expansion:
+            if kinds[name]:
+                return held.enter_context(open_expansion(opened, name, refresh_seconds=refresh))
+            lookup = held.enter_context(open_lookup(opened, name, refresh_seconds=refresh))
+            return Served(lookup, opened.in_process, indexes.get(name))
+
+        found, unopened = _open_all(names, kinds, open_one, opened)
+        expansions = {name: one for name, one in found.items() if isinstance(one, Expansion)}
+        served = {name: one for name, one in found.items() if isinstance(one, Served)}
+        lookups = {name: one.lookup for name, one in served.items()}
         leave_out_creation_times()
-        sampler = None if no_samples else SampleWriter(samples or out / SAMPLES, names)
+        keyed = [name for name in names if not kinds[name]]
+        sampler = None if no_samples else SampleWriter(samples or out / SAMPLES, keyed)
         service = new_service(
-            {n: Served(lookup, opened.in_process, indexes.get(n)) for n, lookup in lookups.items()},
+            served,
             sampled=None if sampler is None else sampler.offer,
             expansions=expansions,
+            unopened=unopened,
         )
         held.callback(service.close)
         if sampler is not None:
@@ -196,15 +205,39 @@ def _names(wanted: Sequence[str], known: Sequence[str], where: str) -> list[str]
 
 
 def _is_expansion(store: Store, name: str) -> bool:
-    """Whether what is published under a name is an expansion table. What cannot be opened is left to the look-up."""
-    pointer = store.pointer(name)
-    if pointer is None:
-        return False
+    """Whether what is published under a name is an expansion table, as far as one of its versions can tell."""
     try:
-        with contextlib.closing(store.open(name, pointer.version, verify=False)) as reader:
-            return is_expansion(reader.facts)
+        pointer = store.pointer(name)
+        return pointer is not None and is_expansion(facts_of_newest(store, name, pointer))
     except NearcastError:
         return False
+
+
+def _open_all(
+    names: Sequence[str], kinds: Mapping[str, bool], open_one: Callable[[str], Served | Expansion], store: Store
+) -> tuple[dict[str, Served | Expansion], dict[str, Unopened]]:
+    """Open everything; what cannot be opened takes nothing else down. Raises where nothing can be opened at all.
+
+    NotFoundError for a name under which nothing is published.
+    """
+    from nearcast.serve.service import Unopened
+
+    found: dict[str, Served | Expansion] = {}
+    unopened: dict[str, Unopened] = {}
+    first: NearcastError | None = None
+    for name in names:
+        try:
+            found[name] = open_one(name)
+        except NearcastError as error:
+            if isinstance(error, NotFoundError) and store.pointer(name) is None:
+                raise
+            first = first or error
+            unopened[name] = Unopened(str(error), kinds[name], partial(open_one, name), partial(store.pointer, name))
+    if first is not None and not found:
+        raise first
+    for name, what in unopened.items():
+        click.echo(f"warning: {name} cannot be served: {what.error}", err=True)
+    return found, unopened
 
 
 def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str) -> Mapping[str, Any]:

@@ -27,6 +27,8 @@ SAMPLED_GROUPS = 32  # row groups that they lie in, so that a long table is not 
 def read_back(reader: Reader, where: str, progress: Progress) -> None:
     """DamagedError where the pairs are not as many, or not the ones, that the version's own facts tell of."""
     facts: Mapping[str, Any] = reader.facts
+    if not {"keys", "items", "checksum"} <= facts.keys():
+        raise DamagedError(f"{where} does not say what was written; publish it again")
     expected = {Space.LISTS: facts["keys"], Space.ITEMS: facts["items"] + facts.get("query_rows", 0)}
     for done, space in enumerate(Space):
         total, count = checksum(reader.pairs(space))

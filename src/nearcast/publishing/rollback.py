@@ -47,8 +47,8 @@ def _readable(store: Store, pointer: Pointer, generator: str, version: int, hear
         where = f"version {candidate:06d} of {generator} in {store.url}"
         try:
             with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
-                read_back(reader, where, hears.progress)
                 check_readable(reader, generator, candidate, where)
+                read_back(reader, where, hears.progress)
             return candidate
         except DamagedError as error:
             fault = fault or error

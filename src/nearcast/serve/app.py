@@ -167,7 +167,7 @@ def make_app(
     async def ads(name: Name, body: AdsWanted) -> Reply:
         """What is promoted for the candidates of these keys: looked up, expanded, under rules, budgets and caps."""
         _check_count("keys", len(body.keys), min(body.candidates_per_key or MOST_CANDIDATES, service.k(name)), limits)
-        chosen = chosen_expansion(service.expansions, body.expansion)
+        chosen = chosen_expansion(service.expansions, body.expansion, service.unopened_expansions)
         return json_reply((await service.ads(name, chosen, body)).as_dict())
 
     @api.get("/v1/generators", response_model=Generators, responses=failures(), tags=["generators"])
@@ -196,9 +196,13 @@ def make_app(
         tags=["operation"],
     )
     async def ready() -> Reply:
-        """Whether requests may be sent here: every generator has a version open, and the service is not stopping."""
+        """Whether requests may be sent here: a version is open of all that is served, and the service is not stopping.
+
+        A generator or table that could not be opened, or stays on an old version, is named and takes no other down.
+        """
         reasons = service.reasons()
-        return json_reply({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        told = [*reasons, *service.remarks()]
+        return json_reply({"ready": not reasons, "reasons": told}, 503 if reasons else 200)
 
     @api.get(
         "/metrics",

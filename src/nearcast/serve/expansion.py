@@ -27,13 +27,22 @@ from nearcast.expansion.settings import Serving
 from nearcast.expansion.targeting import Eligible, Targets, check_fields
 from nearcast.serve.ads_table import AdsTable, Live, is_expansion, read_table, under_overlay
 from nearcast.serve.keys import Keys, wanted_keys
-from nearcast.serve.lookup import REFRESH_SECONDS, Lookup, StoreLike, open_lookup
+from nearcast.serve.lookup import (
+    PASSING,
+    REFRESH_SECONDS,
+    RETRY_SECONDS,
+    Lookup,
+    LookupState,
+    StoreLike,
+    open_lookup,
+)
 from nearcast.serve.promoted import Promoted
-from nearcast.serve.view import View
+from nearcast.serve.view import Version, View
 from nearcast.stores.base import Space
 from nearcast.stores.values import IdType, decode_lists, numbers_of_keys
 from nearcast.types import FloatArray, IntArray, Metric
 
+PASSING_SECONDS = 1.0  # until a version is tried again that the store did not give
 LATE_SECONDS = 1.0  # after the end of something in the overlay, until a request sees to it itself
 
 __all__ = ["Asked", "Expansion", "Promoted", "open_expansion"]
@@ -63,6 +72,15 @@ def open_expansion(
 
 
 @dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A version that could not be read, and when to try it again."""
+
+    version: Version
+    text: str
+    retry: float  # on the monotonic clock
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked of an expansion, whatever the candidates are."""
 
@@ -81,7 +99,7 @@ class Expansion:
         self._eligible = eligible
         self._live: Live | None = None  # put in place whole by whichever thread
         self._reading: threading.Thread | None = None
-        self.error: str | None = None  # why a newer version is not used, if it is not
+        self._refusal: _Refusal | None = None
         lookup.follow_with(self._keep_up)
 
     def __enter__(self) -> Self:
@@ -112,6 +130,26 @@ class Expansion:
         """Columns of the ads that an answer may show."""
         live = self._now()
         return sorted({*live.table.version.facts["columns"], *live.overlay.fields})
+
+    @property
+    def error(self) -> str | None:
+        """Why what is newer in the store is not followed, if it is not."""
+        refusal = self._refusal
+        return refusal.text if refusal is not None else self.lookup.error
+
+    @property
+    def state(self) -> LookupState:
+        """Where the table stands that answers."""
+        live = self._now()
+        version = live.table.version
+        return replace(
+            self.lookup.state,
+            version=version.number,
+            snapshot=version.snapshot,
+            age_seconds=max(0.0, time.time() - live.table.as_of),
+            error=self.error,
+            facts=version.facts,
+        )
 
     def refresh(self) -> None:
         """Follow what is newer in the store before this returns."""
@@ -211,7 +249,10 @@ class Expansion:
         view, live = self.lookup.view(), self._live
         if live is None:
             return
-        if live.table.version is not view.version:
+        refusal = self._refusal
+        if live.table.version is view.version:
+            self._refusal = None
+        elif refusal is None or refusal.version is not view.version or time.monotonic() >= refusal.retry:
             self._read_in_background()
         now = time.time()
         if live.overlay is not view.overlay or live.ads.until <= now:
@@ -238,12 +279,14 @@ class Expansion:
             self._reading.start()
 
     def _read(self) -> None:
+        version = self.lookup.view().version
         try:
             self._follow()
-            self.error = None
-        except NearcastError as error:  # the old version goes on answering, and the next call tries again
-            self.error = str(error)
-            time.sleep(1.0)
+            self._refusal = None
+        except Exception as error:  # the old version goes on answering: a thread that dies would follow nothing more
+            text = str(error) if isinstance(error, NearcastError) else f"{type(error).__name__}: {error}"
+            wait = PASSING_SECONDS if isinstance(error, PASSING) else RETRY_SECONDS
+            self._refusal = _Refusal(version, text, time.monotonic() + wait)
 
 
 Ids = IntArray | list[Any]  # numbers as an array, text as a list

@@ -23,6 +23,7 @@ LATENCY_SECONDS = (
 
 
 CANDIDATES = (0, 1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 500, 1000)
+NOT_FOLLOWING = "nearcast_not_following"
 RETURNED, ADS = "nearcast_returned_candidates", "nearcast_returned_ads"
 
 
@@ -57,7 +58,7 @@ METRICS = {
         Metric("nearcast_snapshot_age_seconds", "gauge", OF_GENERATOR, "since it was made"),
         Metric("nearcast_refreshed_seconds", "gauge", OF_GENERATOR, "since the store was last asked for news"),
         Metric("nearcast_overlay_entries", "gauge", OF_GENERATOR, "entries of the overlay in force"),
-        Metric("nearcast_not_following", "gauge", OF_GENERATOR, "1 where what is newer in the store is not followed"),
+        Metric(NOT_FOLLOWING, "gauge", OF_GENERATOR, "1 where what is newer in the store is not followed, or opened"),
         Metric("nearcast_refusals_total", "counter", OF_GENERATOR, "times that following what is newer began to fail"),
         Metric("nearcast_ready", "gauge", (), "1 where /readyz says so"),
     )
@@ -90,6 +91,7 @@ class Metrics:
         self._text = text
         self._requests, self._seconds = families["nearcast_requests_total"], families["nearcast_request_seconds"]
         self._children: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._refusals = families["nearcast_refusals_total"]
         self._barred = families["nearcast_barred_candidates_total"]
         self._of = {name: _children(families, name) for name in generators}
         self._ads: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -139,9 +141,9 @@ class Metrics:
         """A look-up was refused."""
         self._of[generator].overloads.inc()
 
-    def refused(self, generator: str) -> None:
-        """A newer version was refused, or the store could not be asked for news."""
-        self._of[generator].refusals.inc()
+    def refused(self, name: str) -> None:
+        """A version of a generator or table was refused, or the store could not be asked for news."""
+        self._refusals.labels(name).inc()
 
     @property
     def lengths(self) -> Mapping[str, Mapping[str, Mapping[int, int]]]:
@@ -159,8 +161,13 @@ class Metrics:
         return written
 
 
-def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], bool]) -> Metrics:
-    """Metrics at zero. `states` and `ready` are asked whenever the metrics are read."""
+def new_metrics(
+    generators: Iterable[str],
+    states: States,
+    ready: Callable[[], bool],
+    faulty: Callable[[], Iterable[str]] = tuple,
+) -> Metrics:
+    """Metrics at zero. The others are asked whenever the metrics are read; `faulty`: names of what cannot be opened."""
     import prometheus_client as prometheus
 
     registry = prometheus.CollectorRegistry()
@@ -188,6 +195,9 @@ def new_metrics(generators: Iterable[str], states: States, ready: Callable[[], b
                 family = gauge(name, METRICS[name].meaning, labels=METRICS[name].labels)
                 for generator, state in found.items():
                     family.add_metric([generator], value_of(state))
+                if name == NOT_FOLLOWING:
+                    for generator in faulty():
+                        family.add_metric([generator], 1.0)
                 yield family
             yield gauge("nearcast_ready", METRICS["nearcast_ready"].meaning, value=float(ready()))
 
@@ -222,7 +232,7 @@ GAUGES: dict[str, Callable[[LookupState], float]] = {
     "nearcast_snapshot_age_seconds": lambda state: state.age_seconds,
     "nearcast_refreshed_seconds": lambda state: state.refreshed_seconds,
     "nearcast_overlay_entries": lambda state: state.overlay,
-    "nearcast_not_following": lambda state: float(state.error is not None),
+    NOT_FOLLOWING: lambda state: float(state.error is not None),
 }
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,13 +34,14 @@ from nearcast.serve.two_steps import question
 from nearcast.serve.view import View
 from nearcast.types import FloatArray
 
-__all__ = ["Searched", "Served", "Service", "columns_in", "new_service"]
+__all__ = ["Searched", "Served", "Service", "Unopened", "columns_in", "new_service"]
 
 LONG = 32  # keys or so; more take longer than the requests beside them should wait
 THREADS = 16
 MOST_WAITING = 256  # on threads, or for one
 SILENT_SECONDS = 5.0  # without an answer from a network store, and the service is not ready
 OWN_FIELDS = frozenset({"id", "score"})  # of every candidate; a column of that name would take their place
+REOPEN_SECONDS = 60.0  # until what could not be opened is tried again: to look at every byte takes a while
 AGAIN = ((b"retry-after", b"1"),)
 
 Result = TypeVar("Result")
@@ -64,6 +66,18 @@ class Searched:
     snapshot: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """Something in the store that could not be opened, and how to try again."""
+
+    error: str
+    is_expansion: bool
+    open: Callable[[], Served | Expansion]
+    published: Callable[[], object] = lambda: None  # what is current: another one is tried at once
+    tried: object = None  # what was current then
+    retry: float = 0.0  # on the monotonic clock, when the same is tried again
+
+
 @dataclass(slots=True)
 class _Trouble:
     """What was last said in the log about a generator, so that it is said once."""
@@ -76,14 +90,16 @@ class _Trouble:
 class Service:
     """Everything that is served by one process. Made by `new_service`; belongs to one event loop."""
 
-    served: Mapping[str, Served]
+    served: dict[str, Served]
     metrics: Metrics
     pool: ThreadPoolExecutor
     most_waiting: int
     draining: bool = False  # stops being ready, and asks clients to leave
     waiting: int = 0
     sampled: Callable[[str, Sequence[Answer] | Answers], None] | None = None  # told of every look-up by key
-    expansions: Mapping[str, Expansion] = field(default_factory=dict)
+    expansions: dict[str, Expansion] = field(default_factory=dict)
+    unopened: dict[str, Unopened] = field(default_factory=dict)
+    _reopening: bool = False
     _trouble: dict[str, _Trouble] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -95,6 +111,9 @@ class Service:
         try:
             return self.served[name]
         except KeyError:
+            if name in self.unopened:
+                message = "no version of this generator could be opened; the log of the service says why"
+                raise RefusedError(503, "not_ready", message, AGAIN) from None
             known = ", ".join(self.served)
             raise RefusedError(404, "unknown_generator", f"no such generator is served; there are {known}") from None
 
@@ -209,30 +228,113 @@ class Service:
                 found[name] = served.lookup.state
         return found
 
+    def all_states(self) -> dict[str, LookupState]:
+        """Where every look-up stands, those of expansion tables and of tables that requests are resolved by too."""
+        found = {}
+        for name, followed in self._followed():
+            with contextlib.suppress(NearcastError):
+                found[name] = followed.state
+        return found
+
+    @property
+    def unopened_expansions(self) -> list[str]:
+        """Expansion tables of the store that could not be opened."""
+        return [name for name, what in self.unopened.items() if what.is_expansion]
+
+    def faulty(self) -> list[str]:
+        """What could not be opened at all."""
+        faults = [name for served in self.served.values() for name in served.lookup.tables.faults()]
+        return [*self.unopened, *(name for name in faults if name not in self.served)]
+
+    def _followed(self) -> Iterator[tuple[str, Lookup | Expansion]]:
+        for name, served in list(self.served.items()):
+            yield name, served.lookup
+            for table, lookup in served.lookup.tables.opened().items():
+                if table not in self.served:
+                    yield table, lookup
+        yield from list(self.expansions.items())
+
+    def remarks(self) -> list[str]:
+        """What is not served as it should be, and takes nothing else down. Without texts that name files."""
+        remarks = [f"{name}: no version could be opened" for name in self.faulty()]
+        not_followed = [name for name, followed in self._followed() if followed.error]
+        return remarks + [f"{name}: what is newer in the store is not served" for name in not_followed]
+
     def reasons(self) -> list[str]:
         """Why requests should not be sent here; none is good news."""
         reasons = ["the service is stopping"] if self.draining else []
-        for name, served in self.served.items():
+        in_process = all(served.in_process for served in self.served.values())
+        lookups = {name: served.lookup for name, served in self.served.items()}
+        for name, lookup in (lookups | {name: table.lookup for name, table in self.expansions.items()}).items():
             try:
-                served.lookup.view()
+                lookup.view()
             except NearcastError:
                 reasons.append(f"{name}: no version is open")
                 continue
-            if not served.in_process and served.lookup.refreshed_seconds > SILENT_SECONDS:
+            if not in_process and lookup.refreshed_seconds > SILENT_SECONDS:
                 reasons.append(f"{name}: the store has not answered for more than {SILENT_SECONDS:.0f} s")
         return reasons
 
     def watch(self) -> None:
         """Say in the log, once, where a look-up has stopped following the store, or follows it again."""
-        for name, served in self.served.items():
-            trouble, error = self._trouble.setdefault(name, _Trouble()), served.lookup.error
+        self._open_again()
+        faults = {name: text for served in self.served.values() for name, text in served.lookup.tables.faults().items()}
+        for name, text in faults.items():
+            if name not in self.served:
+                self._say_fault(name, text)
+        for name, followed in self._followed():
+            trouble, error = self._trouble.setdefault(name, _Trouble()), followed.error
             if error and not trouble.following:
                 self.metrics.refused(name)
             if error and error != trouble.following:
                 log.warning("%s still answers from what it has: %s", name, error)
             if trouble.following and not error:
-                log.warning("%s follows the store again, at %s", name, served.lookup.view().snapshot)
+                log.warning("%s follows the store again, at %s", name, followed.state.snapshot)
             trouble.following = error
+
+    def _say_fault(self, name: str, text: str) -> None:
+        trouble = self._trouble.setdefault(name, _Trouble())
+        if trouble.following != text:
+            self.metrics.refused(name)
+            log.warning("%s cannot be opened: %s", name, text)
+        trouble.following = text
+
+    def _open_again(self) -> None:
+        """Try on a thread to open what could not be opened: when another version is current, and now and then."""
+        for name, what in self.unopened.items():
+            self._say_fault(name, what.error)
+        if self.unopened and not self._reopening:
+            self._reopening = True
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self.pool, self._open_some, loop, dict(self.unopened))
+
+    def _open_some(self, loop: asyncio.AbstractEventLoop, unopened: Mapping[str, Unopened]) -> None:
+        try:
+            for name, what in unopened.items():
+                self._open_one(loop, name, what)
+        finally:
+            self._reopening = False
+
+    def _open_one(self, loop: asyncio.AbstractEventLoop, name: str, what: Unopened) -> None:
+        current: object = None
+        try:
+            current = what.published()
+            if current == what.tried and time.monotonic() < what.retry:
+                return
+            opened = what.open()
+        except Exception as error:  # said in the log by the next round, where it is another
+            news = replace(what, error=str(error), tried=current, retry=time.monotonic() + REOPEN_SECONDS)
+            loop.call_soon_threadsafe(self.unopened.update, {name: news})
+        else:
+            loop.call_soon_threadsafe(self._adopt, name, opened)
+
+    def _adopt(self, name: str, opened: Served | Expansion) -> None:
+        """Serve what can be opened now; what was said of it in the log is taken back by the next round."""
+        if isinstance(opened, Expansion):
+            self.expansions[name] = opened
+        else:
+            self.served[name] = opened
+        self.unopened.pop(name, None)
 
     def _answered(self, name: str, answers: Sequence[Answer] | Answers) -> None:
         self.metrics.answered(name, answers)
@@ -277,18 +379,23 @@ def new_service(
     most_waiting: int = MOST_WAITING,
     sampled: Callable[[str, Sequence[Answer] | Answers], None] | None = None,
     expansions: Mapping[str, Expansion] | None = None,
+    unopened: Mapping[str, Unopened] | None = None,
 ) -> Service:
     """A service of these generators, which stay their owner's to close. sampled: told of every look-up by key.
 
     expansions: tables of what is promoted for their candidates, by name; also their owner's.
+    unopened: what could not be opened: it is tried again while the rest is served.
     """
 
     def states() -> Mapping[str, LookupState]:
-        return service.states()
+        return service.all_states()
 
-    metrics = new_metrics(served, states, lambda: not service.reasons())
+    missing = dict(unopened or {})
+    generators = [*served, *(name for name, what in missing.items() if not what.is_expansion)]
+    metrics = new_metrics(generators, states, lambda: not service.reasons(), lambda: service.faulty())
     pool = ThreadPoolExecutor(threads, "nearcast-look-up")
     service = Service(dict(served), metrics, pool, most_waiting, sampled=sampled, expansions=dict(expansions or {}))
+    service.unopened = missing
     return service
 
 

@@ -214,7 +214,7 @@ class Ready(_Told):
     """Whether requests may be sent here."""
 
     ready: bool
-    reasons: list[str] = Field(description="why not")
+    reasons: list[str] = Field(description="why not, and what is not served as it should be")
 
 
 class _Error(_Told):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nearcast.errors import NotFoundError
+from nearcast.errors import DamagedError, NotFoundError
 from nearcast.serve.resolvers import Key, Row
 from nearcast.stores.tables import table_name
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from nearcast.serve.lookup import Lookup
 
 __all__ = ["Tables"]
+
+RETRY_SECONDS = 10.0  # until a table that could not be opened is tried again
 
 
 class Tables:
@@ -23,6 +26,7 @@ class Tables:
         self._generator = generator
         self._opened = opened
         self._lookups: dict[str, Lookup] = {}
+        self._faults: dict[str, tuple[DamagedError, float]] = {}  # why a table cannot be opened, and when to try again
         self.lock = threading.Lock()
 
     def row(self, table: str, key: Key) -> Row:
@@ -42,13 +46,28 @@ class Tables:
                 self._lookups[table] = lookup
         return lookup
 
+    def opened(self) -> dict[str, Lookup]:
+        """The look-ups that are open, by the name of what they look up."""
+        return {lookup.generator: lookup for lookup in list(self._lookups.values())}
+
+    def faults(self) -> dict[str, str]:
+        """Why tables that were asked for cannot be opened, by their names."""
+        return {table_name(self._generator, table): str(error) for table, (error, _) in list(self._faults.items())}
+
     def _open(self, table: str) -> Lookup:
-        name = table_name(self._generator, table)
+        name, fault = table_name(self._generator, table), self._faults.get(table)
+        if fault is not None and time.monotonic() < fault[1]:
+            raise fault[0]  # to look at every byte of it takes too long to be done for every request
         try:
-            return self._opened(name)
+            opened = self._opened(name)
+        except DamagedError as error:
+            self._faults[table] = error, time.monotonic() + RETRY_SECONDS
+            raise
         except NotFoundError as error:
             message = f"{self._generator} has no table {table!r} in its store"
             raise NotFoundError(f"{message}; `nearcast table {self._generator} {table} LOG` makes one") from error
+        self._faults.pop(table, None)
+        return opened
 
     def close(self) -> None:
         """Let go of them."""

@@ -5,7 +5,7 @@ Knows nothing of HTTP but its refusals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from nearcast.errors import InputError, NotFoundError
 from nearcast.serve.expansion import Asked, Expansion
@@ -16,12 +16,21 @@ from nearcast.serve.view import View
 
 __all__ = ["chosen_expansion", "question"]
 
+AGAIN = ((b"retry-after", b"10"),)
 
-def chosen_expansion(expansions: Mapping[str, Expansion], name: str | None) -> Expansion:
-    """The table that a request means: the one it names, or the only one; refused where there is none."""
-    if name is None and len(expansions) == 1:
+
+def chosen_expansion(
+    expansions: Mapping[str, Expansion], name: str | None, unopened: Collection[str] = ()
+) -> Expansion:
+    """The table that a request means: the one it names, or the only one; refused where there is none.
+
+    unopened: names of tables that the store has and that could not be opened.
+    """
+    if name in unopened or (name is None and unopened and not expansions):
+        raise RefusedError(503, "not_ready", "no version of this expansion table could be opened", AGAIN)
+    if name is None and len(expansions) == 1 and not unopened:
         return next(iter(expansions.values()))
-    known = ", ".join(expansions) or "none"
+    known = ", ".join([*expansions, *unopened]) or "none"
     if name is None:
         raise RefusedError(422, "which_expansion", f"expansion is to name a table; served are {known}")
     try:
