@@ -22,7 +22,7 @@ from nearcast.dashboard.page import static_page
 from nearcast.dashboard.removals import removals_of_store
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from tests.dashboard.browser import PHONE, program  # noqa: E402
 from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with  # noqa: E402
 

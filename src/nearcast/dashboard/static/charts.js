@@ -17,9 +17,10 @@
 
   /* The width of an element, and whether it has been on screen: what was never seen is not drawn. */
   function useSeen(ref) {
-    const [width, setWidth] = useState(0);
+    const [width, setWidth] = useState(0), observers = useRef(null);
     useEffect(() => {
       const node = ref.current;
+      if (!node || observers.current) return; // nothing is drawn where there are no values, perhaps until the next run
       let seen = false;
       const sized = new ResizeObserver(() => seen && setWidth(node.clientWidth));
       const shown = new IntersectionObserver((entries) => {
@@ -30,8 +31,9 @@
       }, { rootMargin: "200px" });
       sized.observe(node);
       shown.observe(node);
-      return () => (sized.disconnect(), shown.disconnect());
-    }, []);
+      observers.current = [sized, shown];
+    });
+    useEffect(() => () => (observers.current || []).forEach((observer) => observer.disconnect()), []);
     return width;
   }
 

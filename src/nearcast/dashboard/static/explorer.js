@@ -20,6 +20,8 @@
         return query;
       },
       explain: null,
+      title: (list) => (list && page.live && format.version(page.live.version) !== list.snapshot ? "Newest, not what users get" : "Now"),
+      missing: "The newest snapshot has no such key.",
     };
   }
   function served(page, doc, ask) {
@@ -29,6 +31,8 @@
       list: async (key, before) => ask(`${at}/list?key=${encodeURIComponent(key)}${before ? "&before=" + encodeURIComponent(before) : ""}`),
       explain: doc.explains ? async (key, id) => ask(`${at}/explain?key=${encodeURIComponent(key)}&item=${encodeURIComponent(id)}`) : null,
       versions: page.versions || [],
+      title: () => "Now",
+      missing: "What is served has no such key.",
     };
   }
 
@@ -105,7 +109,7 @@
       ${gone.length > 0 && html`<p class="summary">${gone.length} of them ${gone.length === 1 ? "is" : "are"} taken out when served; the rule stands beside each.</p>`}
       <div class=${query.before ? "sides two" : "sides"}>
         ${query.before && html`<${List} title="Before" list=${query.before} columns=${columns} tags=${diff && tagsOf(diff, "before")} />`}
-        <${List} title="Now" list=${query.now} columns=${columns} tags=${diff && tagsOf(diff, "now")} source=${source} query=${query.key} note="The newest snapshot has no such key." />
+        <${List} title=${source.title(query.now)} list=${query.now} columns=${columns} tags=${diff && tagsOf(diff, "now")} source=${source} query=${query.key} note=${source.missing} />
       </div></section>`;
   }
 
