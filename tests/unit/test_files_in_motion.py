@@ -338,6 +338,19 @@ def test_what_only_looks_like_a_change_is_none(tmp_path):
         nearcast.run(generator(), base=tmp_path, listener=At("check items", harmless), again=True)
 
 
+@pytest.mark.parametrize("stage", ["hash inputs", "check items", "read items"])
+def test_an_array_that_is_written_to_meanwhile_is_a_change_too(stage, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(N, DIM)).astype(np.float32)
+
+    def act():
+        vectors[:] = vectors[::-1].copy()
+
+    spec = {"name": "test", "metric": "inner_product", "k": 3}
+    with pytest.raises(InputError, match="items changed while it was read; run again"):
+        nearcast.run(spec, base=tmp_path, items=(np.arange(N), vectors), listener=At(stage, act))
+    assert not list((tmp_path / "nearcast" / "test" / "artifacts").glob("*/manifest.json"))
+
+
 @pytest.mark.parametrize("verb", ["check", "tune", "monitor", "refresh"])
 def test_every_command_that_reads_items_sees_one_state(verb, tmp_path):
     pq.write_table(rows(400), tmp_path / "items.parquet")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import decimal
 import os
 import tempfile
 from pathlib import Path
@@ -16,9 +18,14 @@ import pytest
 
 import nearcast
 from builders import source_spec, vector_column, write_parquet
+from nearcast.advising.traffic import read_traffic
 from nearcast.errors import InputError, SpecError
+from nearcast.publishing.engagement import LogColumns, most_engaged
+from nearcast.publishing.engagement import read_log as read_engagement
+from nearcast.replaying.log import read_log
 from nearcast.sources.rows import open_source, table_source
 from nearcast.spec import Source
+from nearcast.surplus.log import read_counts
 
 IDS, VECTORS = ["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
 COLUMNS = {"id": IDS, "vector": vector_column(VECTORS), "price": [1, 2, 3], "other": [4, 5, 6]}
@@ -63,7 +70,7 @@ def test_two_columns_of_one_name_in_the_files_beside_are_errors_too(tmp_path):
     np.save(tmp_path / "v.npy", np.array(VECTORS, np.float32))
     write_parquet(tmp_path / "items.parquet", IDS, VECTORS)
     for source in ({"path": "v.npy", "ids": "ids.parquet"}, {"path": "items.parquet", "only": "ids.parquet"}):
-        with pytest.raises(InputError, match=r"ids\.parquet has several columns 'id'"):
+        with pytest.raises(InputError, match=r"ids\.parquet has 2 columns called 'id'"):
             nearcast.check(spec(items=source), base=tmp_path)
 
 
@@ -294,3 +301,88 @@ def test_what_may_not_be_read_is_told_with_its_path(as_nobody):
         with become(), pytest.raises(InputError) as caught:
             open_source(Source(**source), base)
         assert str(caught.value).startswith(f"{base / path} may not be read: permission denied"), source
+
+
+# --- columns of logs that mean something, in every type that Parquet has ---------------------------------------------
+
+DAY, MOMENT = datetime.date(2026, 1, 1), datetime.datetime(2026, 1, 1)
+KINDS = {
+    "integers": pa.array([1, 2, 3]),
+    "beyond int64": pa.array([1, 2**63 + 5, 3], pa.uint64()),
+    "negative": pa.array([-1, -2, -3]),
+    "text": pa.array(["a", "b", "c"]),
+    "floats": pa.array([1.0, 2.0, float("nan")]),
+    "infinite": pa.array([float("inf")] * 3),
+    "nulls": pa.nulls(3),
+    "booleans": pa.array([True, False, None]),
+    "dates": pa.array([DAY] * 3),
+    "moments": pa.array([MOMENT] * 3),
+    "nanoseconds": pa.array([1_767_225_600_000_000_001] * 3, pa.timestamp("ns")),
+    "far nanoseconds": pa.array([2**62] * 3, pa.timestamp("ns")),
+    "far seconds": pa.array([2**50] * 3, pa.timestamp("s")),
+    "zoned": pa.array([MOMENT] * 3, pa.timestamp("us", "Europe/Berlin")),
+    "decimals": pa.array([decimal.Decimal("1.5")] * 3),
+    "lists": pa.array([["a"], [], None]),
+    "lists with null": pa.array([[1, None], [2], None]),
+    "structs": pa.array([{"a": 1}] * 3),
+    "maps": pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())),
+    "bytes": pa.array([b"a", b"\xff", b"c"]),
+    "dictionary": pa.array(["a", "b", None]).dictionary_encode(),
+    "times of a day": pa.array([datetime.time(1)] * 3),
+    "durations": pa.array([datetime.timedelta(1)] * 3),
+    "dates as text": pa.array(["2026-01-01"] * 3),
+}
+WEIGHED = LogColumns("key", "item", "weight", "time", 100.0)
+LOG_READERS = {
+    "head": (["key", "time", "weight"], lambda path: read_traffic(path, key="key", time="time", count="weight")),
+    "replay": (["key", "time", "weight", "engaged", "engaged_ad", "other"], read_log),
+    "table": (
+        ["key", "item", "time", "weight"],
+        lambda p: most_engaged(read_engagement(p, WEIGHED), WEIGHED, "people"),
+    ),
+    "phrases": (["key", "item"], lambda p: most_engaged(read_engagement(p, WEIGHED), WEIGHED, "phrases")),
+    "survival": (["item", "survived"], lambda path: read_counts(path, pa.array(["a", "b"]))),
+    "survival of integers": (["item"], lambda path: read_counts(path, pa.array([1, 2]))),
+}
+LOG = {"key": ["a", "b", "c"], "item": ["a", "b", "c"], "time": [MOMENT] * 3, "weight": [1, 2, 3]}
+LOG |= {"survived": [True, False, True], "engaged": ["a", "b", None], "engaged_ad": [1, 2, None], "other": ["x"] * 3}
+
+
+@pytest.mark.parametrize("reader", LOG_READERS)
+def test_a_log_of_any_types_is_read_or_refused_as_an_input(reader, tmp_path):
+    columns, read = LOG_READERS[reader]
+    read_once = 0
+    for column in columns:
+        for kind, values in KINDS.items():
+            path = tmp_path / "log.parquet"
+            pq.write_table(pa.table(LOG | {column: values}), path)
+            try:
+                read(path)
+                read_once += 1
+            except InputError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{column} of {kind}") from error
+    assert read_once
+
+
+@pytest.mark.parametrize("column", ["key", "item", "time", "weight"])
+def test_two_columns_of_one_name_in_a_log_are_an_error_in_files_and_in_tables(column, tmp_path):
+    twice = pa.Table.from_arrays([*pa.table(LOG).columns, pa.array(LOG[column])], names=[*LOG, column])
+    pq.write_table(twice, tmp_path / "log.parquet")
+    for read in (
+        lambda: read_traffic(tmp_path / "log.parquet"),
+        lambda: read_log(tmp_path / "log.parquet"),
+        lambda: read_log(twice),
+        lambda: most_engaged(twice, WEIGHED, "people"),
+        lambda: read_counts(tmp_path / "log.parquet", pa.array(["a"])),
+    ):
+        with pytest.raises(InputError, match=f"has 2 columns called '{column}'"):
+            read()
+
+
+def test_times_below_a_microsecond_are_times(tmp_path):
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table(LOG | {"time": KINDS["nanoseconds"]}), path)
+    assert [day.name for day in read_traffic(path, time="time").days] == ["2026-01-01"]
+    assert len(most_engaged(read_engagement(path, WEIGHED), WEIGHED, "people")) == 3

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import BudgetError, InputError
+from nearcast.sources.arrow_types import to_microseconds
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.types import IntArray, Progress, no_progress
 
@@ -107,7 +108,10 @@ def _rows(batch: pa.RecordBatch, key: str, time: str | None, count: str | None, 
 def _keys(column: pa.Array, name: str, path: Path) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
-        return column.cast(pa.int64())
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path}: keys in {name!r} do not fit int64 ({error}); store them as strings") from error
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(kind).cast(pa.large_string())
     raise InputError(f"{path}: keys in {name!r} are {kind}; keys are strings or integers, as the ids of queries are")
@@ -120,7 +124,7 @@ def _days(column: pa.Array, name: str, path: Path) -> pa.Array:
         if pa.types.is_integer(kind):
             return column.cast(pa.int64())
         if pa.types.is_timestamp(kind):
-            return column.cast(pa.timestamp("us")).cast(pa.date32(), safe=False).cast(pa.int32()).cast(pa.int64())
+            return to_microseconds(column).cast(pa.date32(), safe=False).cast(pa.int32()).cast(pa.int64())
         if pa.types.is_date(kind):
             return column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError, SpecError
+from nearcast.sources.arrow_types import refuse_twice, to_microseconds
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.tables import PHRASES, table_key
 
@@ -67,6 +68,7 @@ def most_engaged(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
     _check(columns)
     if missing := [name for name in columns.names if name not in log.column_names]:
         raise _no_column(missing[0], log.column_names, "the log")
+    refuse_twice(log.column_names, columns.names, "the log")
     log = log.filter(pc.and_(pc.is_valid(log[columns.key]), pc.is_valid(log[columns.item])))
     if len(log) == 0:
         raise InputError("the log holds no engagement that has both a key and an item")
@@ -131,8 +133,10 @@ def _weights(log: pa.Table, columns: LogColumns) -> npt.NDArray[np.float64]:
 
 def _seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-        zone = getattr(column.type, "tz", None)
-        column = column.cast(pa.timestamp("us", zone)).cast(pa.int64())
+        try:
+            column = to_microseconds(column).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InputError(f"the column {name} holds a time that cannot be one: {error}") from error
         seconds = _numbers(column, name) / 1e6
     else:
         seconds = _numbers(column, name)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from nearcast.errors import InputError
 from nearcast.expansion.columns import seconds_of_time
+from nearcast.sources.arrow_types import plain_type, refuse_twice
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import ChangedInputError
 
@@ -52,13 +53,41 @@ def read_log(
     table = source if isinstance(source, pa.Table) else _read(source, note)
     if KEYS not in table.column_names:
         raise InputError(f"the log has no column {KEYS!r}; it has {', '.join(table.column_names) or 'none'}")
+    refuse_twice(table.column_names, table.column_names, "the log")
+    for name in (KEYS, ENGAGED, ENGAGED_ADS, WEIGHTS):
+        if name in table.column_names:
+            _check_type(table.schema.field(name).type, name)
     table = table.filter(pc.is_valid(table.column(KEYS)))
     if len(table) == 0:
         raise InputError("the log holds no request with a key")
     if sample is not None and sample < len(table):
         rows = np.sort(np.random.default_rng(seed).choice(len(table), sample, replace=False))
         table = table.take(pa.array(rows))
-    return [_logged(row) for row in table.to_pylist()]
+    columns = {name: _values(table.column(name), name) for name in table.column_names}
+    return [_logged(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _check_type(kind: pa.DataType, name: str) -> None:
+    """InputError for a column whose values, or lists of values, are no ids or no weights."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    plain = plain_type(kind.value_type) if is_list else plain_type(kind)
+    if pa.types.is_null(plain) or pa.types.is_integer(plain):
+        return
+    if name == WEIGHTS:
+        if not (pa.types.is_floating(plain) or pa.types.is_decimal(plain)):
+            raise InputError(f"column {name!r} of the log is {kind}; weights are numbers, or lists of numbers")
+    elif not (pa.types.is_string(plain) or pa.types.is_large_string(plain)):
+        raise InputError(f"column {name!r} of the log is {kind}; ids are text or whole numbers, or lists of them")
+
+
+def _values(column: pa.ChunkedArray, name: str) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise InputError(f"column {name!r} of the log holds a value that cannot be read: {error}") from error
+    if name in (KEYS, WEIGHTS) and any(None in value for value in values if isinstance(value, list)):
+        raise InputError(f"column {name!r} of the log has a list with null in it; leave the null out")
+    return values
 
 
 def _read(path: Path, note: Callable[[str], None] | None) -> pa.Table:

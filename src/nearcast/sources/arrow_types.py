@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["plain_column", "plain_type"]
+from nearcast.errors import InputError
+
+__all__ = ["plain_column", "plain_type", "refuse_twice", "to_microseconds"]
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -32,3 +35,20 @@ def plain_column(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
     if pa.types.is_dictionary(column.type):
         return pa.chunked_array([c.dictionary.cast(kind).take(c.indices) for c in column.chunks], kind)
     return column.cast(kind)
+
+
+def refuse_twice(names: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """Raise InputError where one of the wanted columns is there twice."""
+    for name in wanted:
+        if names.count(name) > 1:
+            raise InputError(f"{what} has {names.count(name)} columns called {name!r}; give each its own name")
+
+
+def to_microseconds(column: Any) -> Any:
+    """Return timestamps, or dates, as timestamps in microseconds: what is below is cut off, as pandas writes it.
+
+    Raises ArrowInvalid for a time that microseconds in 64 bits do not reach.
+    """
+    kind = column.type
+    below = pa.types.is_timestamp(kind) and kind.unit == "ns"
+    return column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=not below)

@@ -86,6 +86,7 @@ def ingest(
     _write_vectors(seen, kept.vector_rows, folder / "vectors.npy", memory_bytes, side, progress)
     _write_attributes(seen, kept.listed_rows, folder / "attributes", memory_bytes)
     seen.source.check()
+    seen.source.check_contents()
     finish(folder, manifest)
     return open_side(folder)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
-from nearcast.sources.arrow_types import plain_column, plain_type
+from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, list_parquet
 from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
@@ -126,8 +126,6 @@ class ParquetFiles:
         for file, footer, folders in zip(self.listing.files, self.footers, self.folders, strict=True):
             have = [*footer.schema.names, *(name for name in folders if name not in footer.schema.names)]
             for name in names if footer.n_rows or len(self.footers) == 1 else ():
-                if have.count(name) > 1:
-                    raise InputError(f"{file.name} has {have.count(name)} columns {name!r}; give each its own name")
                 if name not in have:
                     raise InputError(f"{file.name} has no column {name!r}; its columns are {', '.join(have)}")
 
@@ -163,9 +161,7 @@ def open_parquet(path: Path | str, base: Path, what: str, way_out: str) -> Parqu
         for place in full
     ]
     for place, schema in zip(full, schemas, strict=True):
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        if twice:
-            raise InputError(f"{listing.files[place].name} has several columns {twice[0]!r}; give each its own name")
+        refuse_twice(schema.names, schema.names, listing.files[place].name)
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError, MissingColumnError
-from nearcast.sources.arrow_types import plain_column, plain_type
+from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
 from nearcast.sources.matrix import refuse_masked
 from nearcast.sources.npy import open_npy
 from nearcast.sources.parquet_files import Footer, ParquetFiles, open_parquet, read_batches, read_footer
-from nearcast.sources.user_files import UserFile, shown_path, unchanged
+from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
 from nearcast.spec import Source
 
 __all__ = ["BATCH_BYTES", "RowBatch", "RowSource", "as_arrow", "is_table", "open_source", "table_source"]
@@ -58,6 +58,7 @@ class Part:
     digest: Callable[[], dict[str, Any]]  # name, bytes and hash of the contents
     files: tuple[UserFile, ...] = ()  # that it is read from
     columns: tuple[str, ...] = ()  # all that are there, also those that the spec does not name
+    check_contents: Callable[[], None] | None = None  # of a table in memory: an error where they are others by now
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,15 @@ class RowSource:
         for part in self._all_parts:
             for file in part.files:
                 file.check()
+
+    def check_contents(self) -> None:
+        """Raise InputError where a table in memory is no longer as it was hashed: arrays can be written to.
+
+        Files are not read again, since their states are compared around every pass.
+        """
+        for part in self.parts:
+            if part.check_contents is not None:
+                part.check_contents()
 
     @property
     def _all_parts(self) -> tuple[Part, ...]:
@@ -448,14 +458,25 @@ def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
         for start in range(0, len(table), rows):
             yield table.select(list(columns)).slice(start, rows)
 
-    def digest() -> dict[str, Any]:
+    first: list[str] = []  # the hash of the contents when they were first asked for
+
+    def content_hash() -> str:
         hashed = hashlib.blake2b(digest_size=16)
         columns = [c for c in dict.fromkeys((spec.id, spec.vector, *spec.columns)) if c in table.column_names]
         for batch in table.select(columns).combine_chunks().to_batches(max_chunksize=65_536):
             hashed.update(batch.serialize())
-        return {"name": name, "bytes": table.nbytes, "blake2b": hashed.hexdigest()}
+        return hashed.hexdigest()
 
-    return _part(name, len(table), table.schema, spec, table.nbytes, read, digest)
+    def digest() -> dict[str, Any]:
+        first[:] = first or [content_hash()]
+        return {"name": name, "bytes": table.nbytes, "blake2b": first[0]}
+
+    def check_contents() -> None:
+        if first and content_hash() != first[0]:
+            raise changed_error(name)
+
+    part = _part(name, len(table), table.schema, spec, table.nbytes, read, digest)
+    return replace(part, check_contents=check_contents)
 
 
 def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], others: Iterable[str]) -> None:
@@ -465,9 +486,7 @@ def _need_columns(name: str, names: Sequence[str], roles: Mapping[str, str], oth
     attributes name what is not there.
     """
     wanted = list(dict.fromkeys((*roles.values(), *others)))
-    for column in wanted:
-        if names.count(column) > 1:
-            raise InputError(f"{name} has {names.count(column)} columns called {column!r}; give each its own name")
+    refuse_twice(names, wanted, name)
     missing = [column for column in wanted if column not in names]
     if not missing:
         return

@@ -68,7 +68,13 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
             raise InputError(
                 f"{path} has look-ups with {SURVIVED} null; leave them out of the log, or say what came of it"
             )
-        places = pc.fill_null(pc.index_in(batch.column(ITEM).cast(item_ids.type), value_set=item_ids), -1).to_numpy()
+        try:
+            items = batch.column(ITEM).cast(item_ids.type)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"column {ITEM!r} of {path} holds what is no id ({error}); write the items' ids"
+            ) from error
+        places = pc.fill_null(pc.index_in(items, value_set=item_ids), -1).to_numpy()
         known = places >= 0
         unknown += int(np.count_nonzero(~known))
         seen += np.bincount(places[known], minlength=len(seen))
