@@ -16,6 +16,7 @@ from nearcast.join.profiling import _distribution, _is_empty, _kind, _plain
 from nearcast.measure.profile import attribute_drift
 from nearcast.publishing.findings import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
 from nearcast.publishing.rules import RULES
+from nearcast.sources.ids import hash_ids, sample_rows_by_hash
 from nearcast.spec import Audit
 
 N = 2_000
@@ -54,7 +55,7 @@ def table(**attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 GOOD = {"items": table(price=column(PRICES), country=column(COUNTRIES)), "rules": {}}
-SERVED = InputsBeside(N, 1_000, 970, 86_400.0, GOOD, {}, {"items": VectorChange(1_000, 0.0, (16, 16))})
+SERVED = InputsBeside(N, 0.97, 86_400.0, GOOD, {}, {"items": VectorChange(1_000, 0.0, (16, 16))})
 CURRENT = Beside("000006", 100, 10_000, 100, 100, 0.8, 100, SERVED)
 SNAPSHOT = Judged(
     "000007", 10, {"fill_rate": 1.0}, 0.95, True, 100, 10_000, 3600.0, False, CURRENT, N, "inner_product", GOOD
@@ -121,11 +122,11 @@ def test_half_of_the_items_missing_says_so() -> None:
 
 
 def test_ids_made_anew_are_refused_by_the_items_that_are_kept() -> None:
-    finding = found("items_kept", judged(kept=0))
+    finding = found("items_kept", judged(items_kept=0.0))
     assert not finding.passed
-    assert "of 1,000 items of 000006, 0.00% are in this snapshot too" in finding.text
-    assert found("items_kept", judged(kept=700)).passed
-    assert not found("items_kept", judged(kept=699)).passed
+    assert "of the 2,000 items of 000006, 0.00% are in this snapshot too" in finding.text
+    assert found("items_kept", judged(items_kept=0.7)).passed
+    assert not found("items_kept", judged(items_kept=0.6995)).passed
 
 
 DAY = datetime.timedelta(days=1)
@@ -399,3 +400,28 @@ def test_the_median_is_told_before_and_after() -> None:
     drift = attribute_drift(column([12.99] * N), column([0.1299] * N))
     assert drift is not None
     assert drift.what == "median 12.99 -> 0.1299"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.int64()])
+def test_a_sample_by_hash_is_of_the_same_ids_however_rows_come_and_keeps_them_while_others_go(
+    kind: pa.DataType,
+) -> None:
+    ids = pa.array([str(n * 37) for n in range(3_000)]).cast(kind)
+    whole = sample_rows_by_hash([ids], 100)
+    pieces = sample_rows_by_hash([ids[start : start + 7] for start in range(0, len(ids), 7)], 100)
+    assert np.array_equal(whole, pieces)
+    assert len(np.unique(hash_ids(ids))) == len(ids)
+    assert 30 <= np.count_nonzero(whole < 1_500) <= 70
+    left = ids.take(pa.array(range(0, len(ids), 2)))
+    known = set(ids.take(pa.array(whole)).to_pylist())
+    kept = set(left.take(pa.array(sample_rows_by_hash([left], 100))).to_pylist())
+    assert known & set(left.to_pylist()) <= kept
+
+
+def test_hashes_of_strings_depend_on_all_bytes_their_order_and_their_number() -> None:
+    texts = ["", "a", "b", "ab", "ba", "aa", "a\0", "\0a", "\0", "\0\0", "ä", "x" * 5_000, "x" * 5_001]
+    found = hash_ids(pa.array(texts))
+    assert len(set(found.tolist())) == len(texts)
+    assert hash_ids(pa.array(["none", *texts, "b"])[1:-1]).tolist() == found.tolist()
+    assert hash_ids(pa.array([], pa.string())).tolist() == []
+    assert hash_ids(pa.array([1, 2])).tolist() == [10451216379200822465, 10905525725756348110]  # of SplitMix64

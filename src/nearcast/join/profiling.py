@@ -24,7 +24,7 @@ from nearcast.join.inputs import Inputs
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.measure.profile import quantiles_of, shares_of
 from nearcast.sources.check import Report, SideReport
-from nearcast.sources.ids import hash_ids
+from nearcast.sources.ids import sample_rows_by_hash
 from nearcast.sources.ingest import Side
 from nearcast.spec import GeneratorSpec, Source
 from nearcast.types import IntArray
@@ -80,21 +80,11 @@ class _Sampled:
         """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
         names = list(dict.fromkeys((*source.attributes, *rule_columns)))
         self.id_type = side.listed_ids.type
-        rows = _sample_rows(side.listed_ids)
+        ids = side.listed_ids
+        pieces = (ids[start : start + HASHED_AT_ONCE] for start in range(0, len(ids), HASHED_AT_ONCE))
+        rows = sample_rows_by_hash(pieces, SAMPLED_ROWS)
         self.attributes = {name: _profile_column(side, name, np.sort(rows)) for name in names}
         self.rule_rows = _rows_at(side, np.sort(rows[:RULE_ROWS]), rule_columns)
-
-
-def _sample_rows(ids: pa.Array) -> IntArray:
-    """(up to SAMPLED_ROWS,) the rows with the smallest hashes of their ids, the smallest first."""
-    rows, hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
-    for start in range(0, len(ids), HASHED_AT_ONCE):
-        found = hash_ids(ids[start : start + HASHED_AT_ONCE])
-        rows = np.concatenate([rows, np.arange(start, start + len(found))])
-        hashes = np.concatenate([hashes, found])
-        order = np.argsort(hashes, kind="stable")[:SAMPLED_ROWS]
-        rows, hashes = rows[order], hashes[order]
-    return rows
 
 
 def _groups(side: Side, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -53,8 +53,7 @@ class InputsBeside:
     """The inputs of the version that is current, beside those of the snapshot."""
 
     items: int
-    sampled: int  # items of the current version that were looked for
-    kept: int  # of these, items of the snapshot too
+    items_kept: float  # share of its items that the snapshot has too
     elapsed_seconds: float  # between the two runs
     profile: Mapping[str, Any] | None  # of the current version; None where an older nearcast made it
     changes: Mapping[tuple[str, str], ValueChange]  # by table and column

@@ -91,12 +91,11 @@ def _items(judged: Judged, settings: Audit) -> Finding:
 
 def _items_kept(judged: Judged, settings: Audit) -> Finding:
     bound, beside = settings.min_items_kept, judged.current
-    if beside is None or beside.inputs is None or not beside.inputs.sampled:
+    if beside is None or beside.inputs is None or not beside.inputs.items:
         return Finding("items_kept", "items_kept", bound, None, True, NOTHING_CURRENT)
-    inputs = beside.inputs
-    share = inputs.kept / inputs.sampled
-    text = f"of {inputs.sampled:,} items of {beside.name}, {share:.2%} are in this snapshot too"
-    passed = inputs.kept >= math.floor(bound * inputs.sampled)
+    n, share = beside.inputs.items, beside.inputs.items_kept
+    text = f"of the {n:,} items of {beside.name}, {share:.2%} are in this snapshot too"
+    passed = share * n >= math.floor(bound * n) - 1e-6
     if not passed:
         text += f", and {bound:.2%} are asked for; look for a part of the items that is missing, or ids that changed"
     return Finding("items_kept", "items_kept", bound, share, passed, text)

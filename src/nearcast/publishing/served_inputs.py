@@ -1,7 +1,7 @@
 """Gather the inputs of the version that is current in a store, beside those of a snapshot that is to be published.
 
-Profiles come from the version's facts. Single values are compared for a sample of the items (and queries) that the
-store holds, with the rows of the snapshot; single vectors with the sketch of the current snapshot, where its folder is
+Profiles come from the version's facts. Single values are compared for a sample of the snapshot's items (and queries)
+with those that the store holds; single vectors with the sketch of the current snapshot, where its folder is
 still there. Reads Parquet and a store, writes nothing.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from nearcast.measure.drift import sketch_drift
 from nearcast.publishing.findings import InputsBeside, ValueChange, VectorChange
 from nearcast.publishing.rows import Shape, item_batches, query_batches
 from nearcast.publishing.times import seconds_of
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import positions_of, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.values import encode_items, encode_keys, encode_query_key
 from nearcast.table.sketches import read_sketch
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gather_inputs"]
 
-SAMPLED_ITEMS = 2_000
-MOST_KEYS = 8_000  # that are drawn to find so many items among the queries' columns
+SAMPLED_ROWS = 2_000
 OF_QUERIES = encode_query_key(b"")
 MOSTLY_DISTINCT = 0.5  # a column of texts with more different values than this names each row, and changes with it
 SCALE = 3.0  # a weekday does not do that to a number, a currency or a unit does
@@ -41,25 +40,23 @@ SMALL_COUNT = 20  # a count below that trebles by itself
 
 
 def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsBeside:
-    """Compare with the current version. DamagedError where the store does not hold the keys that it lists."""
+    """Compare with the current version, of which a sample of the snapshot's items and queries is looked up."""
     facts, profile = current.facts, snapshot.manifest.get("profile") or {}
-    items, queries = _sampled_keys(current, snapshot.version)
     changes: dict[tuple[str, str], ValueChange] = {}
-    kept = 0
+    kept = 0.0
     if facts["item_ids"] == shape.item_ids:
-        rows = _rows_of(item_batches(snapshot, _columns(profile, "items", shape.columns)), items)
-        kept = len(rows)
-        changes |= _changes("items", rows, _values(current, list(rows)), profile)
-    if queries and shape.rules is not None and shape.rules["own_query_columns"]:
-        names = list(shape.rules["queries"])
-        keys = [key.removeprefix(OF_QUERIES) for key in queries]
-        if facts["query_ids"] == shape.query_ids:
-            rows = _rows_of(query_batches(snapshot, names), keys)
-            changes |= _changes("queries", rows, _values(current, list(rows), OF_QUERIES), profile)
+        names = [name for name in profile.get("items", {}).get("attributes", {}) if name in shape.columns]
+        rows = _sampled_rows(lambda columns: item_batches(snapshot, ["id", *columns]), names)
+        pairs = _beside(current, rows)
+        kept = len(pairs) / max(1, len(rows)) * shape.items / max(1, int(facts["items"]))
+        changes |= _changes("items", pairs, profile)
+    own_queries = shape.rules is not None and shape.rules["own_query_columns"] and facts.get("query_rows")
+    if shape.rules is not None and own_queries and facts["query_ids"] == shape.query_ids:
+        rows = _sampled_rows(lambda columns: query_batches(snapshot, columns), list(shape.rules["queries"]))
+        changes |= _changes("queries", _beside(current, rows, OF_QUERIES), profile)
     return InputsBeside(
         items=int(facts["items"]),
-        sampled=len(items),
-        kept=kept,
+        items_kept=kept,
         elapsed_seconds=seconds_of(snapshot.manifest["run"]["created"]) - seconds_of(facts["created"]),
         profile=facts.get("profile"),
         changes=changes,
@@ -67,51 +64,42 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
     )
 
 
-def _columns(profile: Mapping[str, Any], table: str, known: Mapping[str, str]) -> list[str]:
-    """ "id" and the columns that are compared."""
-    return ["id", *(name for name in profile.get(table, {}).get("attributes", {}) if name in known)]
-
-
-def _sampled_keys(current: Current, seed: int) -> tuple[list[bytes], list[bytes]]:
-    """Keys of items, and of the columns of queries, spread over the current version."""
-    n_items, n_queries = int(current.facts["items"]), int(current.facts.get("query_rows") or 0)
-    wanted = SAMPLED_ITEMS * (n_items + n_queries) // max(1, min(n_items, n_queries or n_items))
-    keys = current.reader.some_keys(Space.ITEMS, min(MOST_KEYS, wanted), seed)
-    of_queries = [key for key in keys if key.startswith(OF_QUERIES)] if n_queries else []
-    return [key for key in keys if not n_queries or not key.startswith(OF_QUERIES)], of_queries
-
-
-def _rows_of(batches: Iterator[pa.RecordBatch], keys: Sequence[bytes]) -> dict[bytes, dict[str, Any]]:
-    """The columns of the rows with these keys, as a store has them."""
-    wanted = set(keys)
+def _sampled_rows(
+    read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], names: Sequence[str]
+) -> dict[bytes, dict[str, Any]]:
+    """By key, these columns of a sample of rows, as a store has them. read: the rows of a table with these columns."""
+    rows = np.sort(sample_rows_by_hash((batch.column("id") for batch in read(())), SAMPLED_ROWS))
     found: dict[bytes, dict[str, Any]] = {}
-    for batch in batches:
-        here = encode_keys(batch.column("id"))
-        places = [place for place, key in enumerate(here) if key in wanted]
-        if places:
-            columns = pa.Table.from_batches([batch]).take(pa.array(places)).drop_columns(["id"])
-            values = encode_items(columns) if columns.num_columns else [b"{}"] * len(places)
-            found.update((here[place], json.loads(value)) for place, value in zip(places, values, strict=True))
+    first = 0
+    for batch in read(names):
+        start, stop = np.searchsorted(rows, (first, first + len(batch)))
+        taken = pa.Table.from_batches([batch]).take(pa.array(rows[start:stop] - first))
+        columns = taken.drop_columns(["id"])
+        values = encode_items(columns) if columns.num_columns else [b"{}"] * len(taken)
+        keys = encode_keys(taken.column("id").combine_chunks())
+        found.update(zip(keys, map(json.loads, values), strict=True))
+        first += len(batch)
     return found
 
 
-def _values(current: Current, keys: Sequence[bytes], prefix: bytes = b"") -> list[dict[str, Any]]:
-    values = current.reader.get_many(Space.ITEMS, [prefix + key for key in keys])
-    if any(value is None for value in values):
-        raise DamagedError(f"{current.name} in the store lists keys that it does not hold; publish with --repair")
-    return [json.loads(value) for value in values if value is not None]
+def _beside(
+    current: Current, rows: Mapping[bytes, dict[str, Any]], prefix: bytes = b""
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The columns of the rows that the current version has too: then, now."""
+    values = current.reader.get_many(Space.ITEMS, [prefix + key for key in rows])
+    return [(json.loads(then), now) for then, now in zip(values, rows.values(), strict=True) if then is not None]
 
 
 # ---- single values ----
 
 
 def _changes(
-    table: str, rows: Mapping[bytes, Mapping[str, Any]], then: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]
+    table: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], profile: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], ValueChange]]:
     """By how much each column differs between the rows of the current version and those of the snapshot."""
     attributes = profile.get(table, {}).get("attributes", {})
     for name, facts in attributes.items():
-        pairs = [(before.get(name), now.get(name)) for before, now in zip(then, rows.values(), strict=True)]
+        pairs = [(before.get(name), now.get(name)) for before, now in rows]
         change = _change_of([(b, n) for b, n in pairs if b not in (None, "", []) and n not in (None, "", [])], facts)
         if change is not None:
             yield (table, name), change

@@ -6,6 +6,7 @@ locale. Knows nothing of vectors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,17 @@ import pyarrow.compute as pc
 from nearcast.errors import DamagedError
 from nearcast.types import IntArray
 
-__all__ = ["hash_ids", "order_of", "positions_of", "read_ids", "repeats", "shared_positions", "to_ids", "write_ids"]
+__all__ = [
+    "hash_ids",
+    "order_of",
+    "positions_of",
+    "read_ids",
+    "repeats",
+    "sample_rows_by_hash",
+    "shared_positions",
+    "to_ids",
+    "write_ids",
+]
 
 HASH_BASE = 0x5851F42D4C957F2D
 
@@ -76,6 +87,20 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     text *= powers[np.arange(len(text)) - np.repeat(starts, lengths)]
     sums = np.append(np.uint64(0), np.cumsum(text, dtype=np.uint64))
     return _mixed(sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64))
+
+
+def sample_rows_by_hash(ids: Iterable[pa.Array], size: int) -> IntArray:
+    """(up to size,) the rows with the smallest hashes of their ids, the smallest first: the same ids from day to day.
+
+    ids: of all rows, in pieces.
+    """
+    rows, hashes, first = np.empty(0, np.int64), np.empty(0, np.uint64), 0
+    for piece in ids:
+        rows = np.concatenate([rows, np.arange(first, first + len(piece))])
+        hashes = np.concatenate([hashes, hash_ids(piece)])
+        order = np.argsort(hashes, kind="stable")[:size]
+        rows, hashes, first = rows[order], hashes[order], first + len(piece)
+    return rows
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
