@@ -156,14 +156,14 @@ def test_another_bad_day_is_refused_by_name(shop: Catalogue, day: str) -> None:
     assert shop.served() == 2
 
 
-def test_the_command_exits_with_10_twice_and_an_accepted_rule_is_kept_with_the_version(shop: Catalogue) -> None:
+def test_the_command_exits_with_10_each_time_and_an_accepted_rule_is_kept_with_the_version(shop: Catalogue) -> None:
     shop.write(FIVE_DAYS["an attribute all null"][0])
-    for _ in range(2):
-        said = fail("refresh", "shop.toml", "--quiet", code=10, cwd=shop.folder)
-        assert "empty_values: bought of the queries: null or empty in " in said
+    said = fail("refresh", "shop.toml", "--quiet", code=10, cwd=shop.folder)
+    assert "empty_values: bought of the queries: null or empty in " in said
     assert shop.served() == 2
     accept = ["--accept", "empty_values", "--why", "purchases are no longer exported"]
-    refused = shop.refresh()
+    refused = shop.refresh()  # again: nothing is made anew, and it is refused again
+    assert "empty_values" in refused
     others = [word for rule in refused if rule != "empty_values" for word in ("--accept", rule)]
     succeed("publish", "shop.toml", *accept, *others, "--quiet", cwd=shop.folder)
     listed = json.loads(succeed("published", "shop.toml", "--json", cwd=shop.folder).stdout)
@@ -241,8 +241,8 @@ def nights(shop: Catalogue, count: int) -> dict[int, dict[str, str]]:
     return refused
 
 
-def test_eight_healthy_nights_of_a_small_catalogue_are_published(tmp_path: Path) -> None:
-    assert nights(Catalogue(tmp_path, seed=11), 8) == {}
+def test_five_healthy_nights_of_a_small_catalogue_are_published(tmp_path: Path) -> None:
+    assert nights(Catalogue(tmp_path, seed=11), 6) == {}
 
 
 @pytest.mark.slow
