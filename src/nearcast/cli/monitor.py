@@ -189,14 +189,14 @@ def _served_table(served: Served) -> Table:
         removed = " that are not removed" if served.removed_items else ""
         meaning = f"among today's items{removed}; {served.recall_low:.2%} to {served.recall_high:.2%}; when made "
         table.add_row("recall", f"{served.recall:.2%}", f"{meaning}{served.recall_when_made:.2%}")
-    table.add_row("gone", f"{served.dead:.2%}", "candidates that are no items any more")
+    table.add_row("gone", f"{served.dead:.2%}", "candidates that are not among today's items")
     if served.removed_items:
         meaning = f"candidates that the overlay removes, by {served.removed_items:,} items; they are not missed"
         table.add_row("removed", f"{served.removed:.2%}", meaning)
     keys = "keys" if served.sampled == "look-ups" else "queries of today"
     table.add_row("missed", f"{served.misses:.2%}", f"{keys} that the table does not have")
     if served.fallbacks is not None:
-        table.add_row("stood in", f"{served.fallbacks:.2%}", "answered by something else than the key's own list")
+        table.add_row("fallbacks", f"{served.fallbacks:.2%}", "answered by something else than the key's own list")
     if served.refresh_seconds is not None:
         table.add_row("refresh", stretch(served.refresh_seconds), "how old it may get until recall is too low")
     return table

@@ -24,7 +24,7 @@ def draw_history(events: Sequence[Event], path: Path) -> None:
     panels: list[tuple[str, Callable[[Any], None]]] = [
         ("recall", lambda axes: _recall(axes, runs, passes)),
         ("lists", lambda axes: _lines(axes, runs, LISTS)),
-        ("vectors against the run before", lambda axes: _lines(axes, runs, VECTORS)),
+        ("vectors, then and now", lambda axes: _lines(axes, runs, VECTORS)),
         ("served: gone, missed", lambda axes: _lines(axes, passes, SERVED)),
         ("seconds of a run", lambda axes: _lines(axes, runs, {"all": lambda e: e.facts["seconds_total"]})),
     ]
@@ -57,7 +57,7 @@ def _served(name: str) -> Number:
 
 LISTS = {name: _measure(name) for name in ("overlap", "fill_rate", "query_coverage", "item_coverage")}
 VECTORS = {name: _measure(name) for name in ("items_drift", "queries_drift", "items_shift", "queries_shift")}
-SERVED = {"gone": _served("dead"), "missed": _served("misses"), "stood in": _served("fallbacks")}
+SERVED = {"gone": _served("dead"), "missed": _served("misses"), "fallbacks": _served("fallbacks")}
 
 
 def _when(event: Event) -> datetime:

@@ -63,7 +63,7 @@ class Served:
     recall_high: float | None
     dead: float  # candidates that are no items today; those that the overlay has removed do not count
     misses: float  # keys that the table does not have
-    fallbacks: float | None  # look-ups that something stood in for; None where none were recorded
+    fallbacks: float | None  # look-ups that were answered by something else; None where none were recorded
     recall_when_made: float
     refresh_seconds: float | None  # how often the table should be made anew; None where it does not get worse
     removed: float = 0.0  # candidates of the stored lists that the overlay has removed
@@ -196,7 +196,9 @@ def _stale(now: Served, spec: GeneratorSpec) -> Iterator[Alert]:
         )
         yield Alert("served_recall", text, now.recall, lowest, now.recall_when_made, title=title, effect=effect)
     if now.dead > most_dead:
-        text = f"{now.dead:.1%} of the served candidates are no items any more, {most_dead:.1%} may be{refresh}"
+        text = (
+            f"{now.dead:.1%} of the served candidates are not among the items of today, {most_dead:.1%} may be{refresh}"
+        )
         yield Alert("dead", text, now.dead, most_dead, None)
     if now.removed > MOST_REMOVED:
         text = (

@@ -142,7 +142,11 @@ TROUBLES: Mapping[str, Words] = {
         "warn",
     ),
     "dead": Words(
-        "Served candidates are gone", "Users are offered items that do not exist any more.", "bad", "dead", "passes"
+        "Served candidates are gone",
+        "Users are offered items that are not in the files of today.",
+        "bad",
+        "dead",
+        "passes",
     ),
     "removed": Words(
         "The overlay removes most of the served candidates", "Lists are short or empty.", "warn", "removed", "passes"

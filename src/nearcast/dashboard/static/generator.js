@@ -20,7 +20,7 @@
       <${Figure} name="Covered" value=${format.share(of("query_coverage"))} note="queries with a list" />
       <${Figure} name="Kept" value=${format.share(of("overlap"))} note=${beside ? `of ${format.version(beside.version)}${beside.served ? ", served then" : ", not served"}` : "of the run before"} />
       <${Figure} name="Age" value=${page.live && page.live.made ? format.stretch(now - page.live.made) : "–"} note=${page.live ? `snapshot ${format.version(page.live.version)} is served` : "nothing is published"} />
-      <${Figure} name="Gone" value=${format.share(page.state.sees_served ? format.newest(p.dead) : null)} note=${page.state.sees_served ? "served, but no item now" : "not looked at since what is served was published"} />
+      <${Figure} name="Gone" value=${format.share(page.state.sees_served ? format.newest(p.dead) : null)} note=${page.state.sees_served ? "served, but not among today’s items" : "not looked at since what is served was published"} />
       <${Figure} name="Look-ups" value=${asked ? format.number(asked) : "–"} note=${!asked ? "none were sampled" : format.there(format.newest(p.misses)) ? format.share(format.newest(p.misses)) + " missed" : ""} />
       <${Figure} name="Last run" value=${format.stretch(of("seconds"))} note=${`${format.bytes(of("memory"))} · ${page.engine ? format.text(page.engine.name) : ""}`} />
     </dl>`;

@@ -87,7 +87,7 @@
 
   const HEAD = [
     ["Generator", "the worst first"], ["Recall", "reached, with its interval"], ["Over time", "dashed: promised"], ["Lists kept", "of what was served"],
-    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "served, no item now"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
+    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "not among today’s items"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
   ];
 
   function Overview({ doc, theme }) {

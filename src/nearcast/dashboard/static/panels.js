@@ -34,7 +34,7 @@
     const share = { ...common, unit: format.share, floor: 0, ceiling: 1 };
     return html`
       <${Lines} ...${common} title="Recall among today's items" unit=${format.share} ceiling=${1} hint="Served lists beside what is nearest today among items that the overlay has not removed." lines=${[line("recall", p.recall, { band: p.recall_low && [p.recall_low, p.recall_high] })]} />
-      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are no items any more, and those that the overlay removes; keys that the table does not have; answers by something else." lines=${[line("gone", p.dead), line("removed", p.removed), line("missed", p.misses), line("stood in", p.fallbacks)]} />
+      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are not among today’s items, and those that the overlay removes; keys that the table does not have; answers by something else." lines=${[line("gone", p.dead), line("removed", p.removed), line("missed", p.misses), line("fallbacks", p.fallbacks)]} />
       <${Lines} ...${common} title="Age" unit=${format.stretch} floor=${0} hint="Of the served snapshot, when the monitor looked." lines=${[line("age", p.age)]} />
       ${p.lookups && p.lookups.some((n) => n > 0) && html`<${Lines} ...${common} title="Look-ups" floor=${0} hint="In the hours before the pass, as the services have sampled them." lines=${[line("look-ups", p.lookups)]} />`}`;
   }
