@@ -11,11 +11,13 @@ import pyarrow as pa
 import pytest
 
 import nearcast
+from nearcast.eligibility import facts_of_rules, parse_rule
 from nearcast.errors import InputError
 from nearcast.expansion.schema import convert_columns
 from nearcast.expansion.settings import Serving, Target
 from nearcast.publishing.expansion import publish_expansion
 from nearcast.stores import open_store
+from nearcast.stores.base import OverlayEntry
 from published import publish
 
 LINKS = pa.table({"item": ["x", "x", "x"], "ad": [1, 2, 3]})
@@ -290,3 +292,38 @@ def test_a_request_is_judged_by_every_field_that_it_brings(store):
     assert list(shown(store, brought | {"basket": 5}).ads) == []
     assert list(shown(store, {"countries": {"fr", None}, "basket": None, "word": None}).ads) == []
     assert list(shown(store, {"basket": 20, "new": False}).ads) == [3]
+
+
+def test_fields_that_the_generators_rules_ask_for_reach_them_and_the_others_reach_targeting(tmp_path):
+    schema = pa.schema([("id", pa.string()), ("shop", pa.string())])
+    rules = facts_of_rules([parse_rule("shops", "item.shop == request.shop")], schema, schema)
+    items = {"x": {"shop": "one"}, "y": {"shop": "two"}}
+    with contextlib.closing(open_store(f"lmdb:{tmp_path}")) as store:
+        lists = {"a": [("x", 0.9), ("y", 0.8)]}
+        publish(store, "shop", 1, lists, items, metric="cosine", rules={**rules, "own_query_columns": False})
+        links = pa.table({"item": ["x", "y"], "ad": [1, 2]})
+        settings = Serving(targeting=[Target(column="country", test="equals", request="country")])
+        publish_expansion(store, "ads", ads_with(country=["de", "de", None]), links, settings)
+        assert list(shown(store, {"shop": "two", "country": "de"}).ads) == [2]
+        assert list(shown(store, {"shop": "one", "country": "fr"}).ads) == []
+        with pytest.raises(InputError, match="did you mean 'shop'"):
+            shown(store, {"shopp": "two"})
+        with pytest.raises(InputError, match="'shop' is to be a text"):
+            shown(store, {"shop": 2})
+
+
+def test_an_export_that_is_older_than_the_one_that_was_current_is_noted(store):
+    publish_expansion(store, "ads", ads_with(), LINKS, as_of="2026-02-01")
+    assert publish_expansion(store, "ads", ads_with(), LINKS, as_of="2026-02-01").notes == ()
+    [note] = publish_expansion(store, "ads", ads_with(), LINKS, as_of="2026-01-01").notes
+    assert "older than the one that was current, which is as of 2026-02-01T00:00:00Z" in note
+
+
+@pytest.mark.parametrize("value", [["de"], {"a": 1}, [[1]], 7, "de", None])
+@pytest.mark.parametrize("column", ["text", "list", "budget", "starts"])
+def test_whatever_an_older_writer_left_in_the_overlay_takes_no_table_down(store, column, value):
+    columns = {"text": ["a"] * 3, "list": [["a"]] * 3, "budget": [1] * 3, "starts": [datetime.date(2026, 1, 1)] * 3}
+    publish_expansion(store, "ads", ads_with(**columns), LINKS)
+    later = store.now() + 60
+    store.overlay("ads").write([OverlayEntry(1, column, value, later)])
+    assert list(shown(store).ads)[-2:] == [2, 3]

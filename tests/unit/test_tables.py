@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -121,6 +123,45 @@ def test_it_agrees_with_adding_up_by_hand(rows):
 def test_a_log_that_cannot_be_used_says_why(log, columns, error, said):
     with pytest.raises(error, match=said):
         most_engaged(log, columns, "people")
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
+)
+AT = {"time": "t", "half_life_seconds": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "said"),
+    [
+        ({"k": pa.array(["a"], pa.string_view()), "i": pa.array(["x"], pa.large_string())}, {}, None),
+        ({"k": pa.array([1]).dictionary_encode(), "i": pa.array(["x"]).dictionary_encode()}, {}, None),
+        ({"w": pa.array([Decimal("1.5")])}, {"weight": "w"}, None),
+        ({"t": pa.array([1_000_000_000_000_000_001], pa.timestamp("ns"))}, AT, None),
+        ({"t": pa.array([10**18], pa.timestamp("s"))}, AT, "a time that cannot be one"),
+        ({"t": pa.array([date(2026, 1, 1)])}, AT, None),
+        ({"k": pa.array([2**63], pa.uint64())}, {}, "not in range"),
+        ({"k": NOT_UTF8}, {}, "an id that cannot be one"),
+        ({"i": NOT_UTF8}, {}, "an id that cannot be one"),
+        ({"k": pa.array([b"a"])}, {}, "ids are text or whole numbers"),
+        ({"i": pa.array([{"a": 1}])}, {}, "ids are text or whole numbers"),
+        ({"w": pa.array(["1.5"])}, {"weight": "w"}, "w is of type string, and no numbers"),
+        ({"w": pa.array([[1]])}, {"weight": "w"}, "no numbers"),
+        ({"w": pa.array([float("nan")])}, {"weight": "w"}, "no number"),
+        ({"w": pa.array([float("inf")])}, {"weight": "w"}, "no number"),
+        ({"w": pa.array([1e300])}, {"weight": "w"}, "add up to 1e\\+300; scale them"),
+        ({"t": pa.array(["2026-01-01"])}, AT, "t is of type string, and no numbers"),
+        ({"t": pa.array([True])}, AT, "a time is a timestamp"),
+        ({"t": pa.array([time(1)])}, AT, "no numbers"),
+    ],
+)
+def test_a_column_of_a_log_is_read_whatever_its_type_or_refused_by_name(columns, more, said):
+    log = pa.table({"k": ["a"], "i": ["x"], **columns})
+    if said is None:
+        assert most_engaged(log, LogColumns("k", "i", **more), "people")["weights"].to_pylist() in ([[1.0]], [[1.5]])
+        return
+    with pytest.raises(InputError, match=said):
+        most_engaged(log, LogColumns("k", "i", **more), "people")
 
 
 # in a store

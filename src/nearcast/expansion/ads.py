@@ -23,6 +23,7 @@ from nearcast.types import IntArray
 
 __all__ = ["Ads", "LiveAds", "ads_of", "unchanged", "with_pauses", "with_values"]
 
+NO_VALUE = (InputError, TypeError, ValueError, OverflowError)  # a list among words, say
 BoolArray = npt.NDArray[np.bool_]
 Id = str | int
 
@@ -157,7 +158,7 @@ def _published(ads: Ads, name: str, place: int) -> Any:
 def _changed(column: Column, changes: Mapping[int, Any]) -> Column:
     try:
         return column.with_values(changes)
-    except InputError:  # the overlay checks values where they are written; by another table's types, perhaps
+    except NO_VALUE:  # the overlay checks values where they are written; by another table's types, perhaps
         fits = {place: value if _holds(column, value) else None for place, value in changes.items()}
         return column.with_values(fits)
 
@@ -165,6 +166,6 @@ def _changed(column: Column, changes: Mapping[int, Any]) -> Column:
 def _holds(column: Column, value: Any) -> bool:
     try:
         column.with_values({0: value})
-    except InputError:
+    except NO_VALUE:
         return False
     return True

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError, SpecError
-from nearcast.sources.arrow_types import refuse_twice, to_microseconds
+from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microseconds
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.tables import PHRASES, table_key
 
 __all__ = ["LogColumns", "most_engaged", "read_log"]
 
 TOP = 50  # items of a key: more than a request has places for keys
+MOST_WEIGHT = 3e38  # what a float32 can hold
 LEAST_WEIGHT = 1e-30  # a float32 below this is as good as 0, and 0 is no weight
 
 
@@ -69,6 +70,7 @@ def most_engaged(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
     if missing := [name for name in columns.names if name not in log.column_names]:
         raise _no_column(missing[0], log.column_names, "the log")
     refuse_twice(log.column_names, columns.names, "the log")
+    log = pa.table({name: plain_column(log.column(name)) for name in columns.names})
     log = log.filter(pc.and_(pc.is_valid(log[columns.key]), pc.is_valid(log[columns.item])))
     if len(log) == 0:
         raise InputError("the log holds no engagement that has both a key and an item")
@@ -104,7 +106,9 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         if pa.types.is_integer(kind):
             return column.cast(kind).cast(pa.int64())
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return column.cast(pa.string())
+            texts = column.cast(pa.string())
+            texts.validate(full=True)
+            return texts
     except pa.ArrowInvalid as error:
         raise InputError(f"the column {name} holds an id that cannot be one: {error}") from error
     raise InputError(f"the column {name} is of type {column.type}: ids are text or whole numbers")
@@ -138,6 +142,8 @@ def _seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
         except pa.ArrowInvalid as error:
             raise InputError(f"the column {name} holds a time that cannot be one: {error}") from error
         seconds = _numbers(column, name) / 1e6
+    elif pa.types.is_boolean(column.type):
+        raise InputError(f"the column {name} is of type bool: a time is a timestamp, a date or a number of seconds")
     else:
         seconds = _numbers(column, name)
     if not np.isfinite(seconds).all():
@@ -146,11 +152,17 @@ def _seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
 
 
 def _numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    if _is_text(column.type):
+        raise InputError(f"the column {name} is of type {column.type}, and no numbers can be made of it; convert it")
     try:
-        numbers: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        numbers: npt.NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
+    except pa.ArrowException as error:
         raise InputError(f"the column {name} is of type {column.type}, and no numbers can be made of it") from error
     return numbers
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
 def _first_of_each(rows: pa.Table, top: int) -> pa.Table:
@@ -165,6 +177,9 @@ def _first_of_each(rows: pa.Table, top: int) -> pa.Table:
     counts = np.bincount(numbers[kept])
     offsets = pa.array(np.append(0, np.cumsum(counts)).astype(np.int32))
     chosen = rows.filter(pa.array(kept)).combine_chunks()
+    heaviest = pc.max(chosen["weight_sum"]).as_py()
+    if not heaviest <= MOST_WEIGHT:
+        raise InputError(f"the weights of one key and item add up to {heaviest:g}; scale them to below {MOST_WEIGHT:g}")
     return pa.table(
         {
             "key": codes.dictionary,

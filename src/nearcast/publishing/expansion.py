@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,11 +109,11 @@ def publish_expansion(
     pairs, left_out = _pairs(links, ads, link_item, link_ad)
     with store.lock(name) as held:
         pointer = store.pointer(name)
-        _check_kind(store, name, pointer)
+        notes = _notes_of_order(_facts_before(store, name, pointer), read_at)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
         written = _write(store, name, version, ads, pairs, settings, read_at)
         moved = _point(store, name, version, pointer, held)
-        notes, cut = [], 0
+        cut = 0
         try:
             cut = _cut_overlay(store, name)
         except (DamagedError, NotFoundError) as error:  # the table is current: what is over can be cut another time
@@ -273,14 +274,27 @@ def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tupl
     return _Pairs(of_items.dictionary, offsets, distinct.column("ad").combine_chunks()), len(pairs) - len(held)
 
 
-def _check_kind(store: Store, name: str, pointer: Pointer | None) -> None:
-    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
+def _facts_before(store: Store, name: str, pointer: Pointer | None) -> Mapping[str, Any]:
+    """What the current version says of itself. InputError where the name is a generator's.
+
+    Its snapshots must not be followed by a table of ads.
+    """
     if pointer is None:
-        return
-    kind = facts_of_newest(store, name, pointer).get("kind")
+        return {}
+    facts = facts_of_newest(store, name, pointer)
+    kind = facts.get("kind")
     if kind != KIND:
         what = "a generator" if kind is None else f"a {kind}"
         raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
+    return facts
+
+
+def _notes_of_order(before: Mapping[str, Any], read_at: float) -> list[str]:
+    """A line where an export is older than the one that is current."""
+    known = before.get("as_of")
+    if known is None or seconds_of(known) <= read_at + 1e-5:
+        return []
+    return [f"this export is older than the one that was current, which is as of {utc(seconds_of(known))}"]
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:

@@ -10,7 +10,28 @@ import pyarrow.compute as pc
 
 from nearcast.errors import InputError
 
-__all__ = ["plain_column", "plain_type", "refuse_twice", "to_microseconds"]
+__all__ = ["check_storable", "plain_column", "plain_type", "refuse_twice", "to_microseconds"]
+
+NO_PARQUET = (pa.types.is_interval, pa.types.is_union)
+YEARS = (-62_135_596_800, 253_402_300_799)  # seconds of the years 1 to 9999, which ISO 8601 has
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
+def check_storable(name: str, column: pa.ChunkedArray[Any]) -> None:
+    """Raise InputError for a column that a snapshot or a store cannot keep: by its type, its text, or its times."""
+    kind = column.type
+    if any(test(kind) for test in NO_PARQUET):
+        raise InputError(f"column {name!r} is of type {kind}, which no snapshot holds; convert it, or leave it out")
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"column {name!r} holds text that is not UTF-8 ({error}); write it as UTF-8") from error
+    if pa.types.is_timestamp(kind):
+        ends = pc.min_max(column.cast(pa.int64())).as_py()
+        bounds = [bound * PER_SECOND[kind.unit] for bound in YEARS]
+        if ends["min"] is not None and not bounds[0] <= ends["min"] <= ends["max"] <= bounds[1]:
+            raise InputError(f"column {name!r} holds a time before the year 1 or after 9999; leave it null for none")
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

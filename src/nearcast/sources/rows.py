@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError, MissingColumnError
-from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
+from nearcast.sources.arrow_types import check_storable, plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
 from nearcast.sources.matrix import refuse_masked
@@ -163,6 +163,8 @@ class RowSource:
             raise InputError(f"{part.name}: ids do not fit int64 ({error}); store them as strings") from error
         found = _vectors(table.column(self.spec.vector), part.vector_type) if vectors else None
         columns = {name: plain_column(table.column(name)) for name in (self.spec.columns if attributes else ())}
+        for name, column in columns.items():
+            check_storable(name, column)
         return RowBatch(ids, found, pa.table(columns))
 
 
