@@ -5,4 +5,4 @@ from __future__ import annotations
 import multiprocessing
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.crash.worker", "tests.crash.publisher", "faiss"])
+SERVER.set_forkserver_preload(["tests.crash.worker", "tests.crash.publisher", "tests.crash.survivor", "faiss"])

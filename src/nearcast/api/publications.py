@@ -50,7 +50,7 @@ def publish(
     out: folder of the snapshots; the spec's own, or "nearcast" for a name.
     accept: rules that may fail, and why; it is kept with the version.
     dry_run: audit and rehearse the copy; change nothing.
-    repair: do without a pointer or a current version that cannot be read.
+    repair: do without a pointer or a current version that cannot be read, and heal the overlay.
     max_bytes_per_second: throttle of the copy, in place of the spec's: 50_000_000 or "50MB".
     Raises AuditError where a rule fails, BusyError while another process publishes the generator, NotFoundError for a
     snapshot that is not there, DamagedError for a file with other bytes than were written, StoreError.
@@ -98,6 +98,7 @@ def publish_table(
     half_life_seconds: float | None = None,
     top: int = TOP,
     fewer: bool = False,
+    repair: bool = False,
     store: StoreLike | None = None,
     out: str | Path | None = None,
     listener: Listener | None = None,
@@ -109,6 +110,7 @@ def publish_table(
     key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
     older than the newest counts half. top: items kept of a key.
     fewer: the table may have less than half as many keys as the current one.
+    repair: do without a pointer or a current table that cannot be read.
     Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
     """
     place = place_in_store_of(generator, out)
@@ -117,7 +119,7 @@ def publish_table(
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
     rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
-        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer)
+        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
     note(listener, record_publication(place.out, done))
     return done
 
@@ -148,6 +150,7 @@ def expand(
     base: str | Path | None = None,
     store: StoreLike | None = None,
     as_of: float | str | datetime | None = None,
+    repair: bool = False,
 ) -> Expanded:
     """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
 
@@ -155,6 +158,7 @@ def expand(
     base: the folder that its paths are relative to; the spec file's own, else the current one.
     as_of: when ads and links were exported: seconds since 1970, a datetime or ISO 8601, UTC where it names no zone. By
     default when the older file was last changed. What the overlay said of an ad after that stays in force.
+    repair: do without a pointer, a current table or an overlay that cannot be read; `notes` say so.
     Raises as `nearcast.publishing.expansion.publish_expansion` does.
     """
     if isinstance(spec, str | Path):
@@ -165,7 +169,7 @@ def expand(
         parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
     )
     with opened_store(store, place) as opened:
-        return expand_files(parsed, folder, opened, as_of=as_of)
+        return expand_files(parsed, folder, opened, as_of=as_of, repair=repair)
 
 
 def published(

@@ -21,15 +21,16 @@ __all__ = ["expand"]
     help="When ads and links were exported, such as 2026-12-31T18:00:00Z; UTC where it names no zone. Default: when "
     "the older file was last changed.",
 )
+@click.option("--repair", is_flag=True, help="Do without a table that cannot be read, and heal the overlay.")
 @store_option
 @json_option
-def expand(spec: Path, as_of: str | None, store: str | None, as_json_: bool) -> None:
+def expand(spec: Path, as_of: str | None, repair: bool, store: str | None, as_json_: bool) -> None:
     """Make the ads and links of SPEC the current expansion table: what is promoted for which items.
 
     Written whole beside the one that is current, read back, and swapped in one step: as often as you like. What the
     overlay said of an ad after the files were exported stays in force.
     """
-    done = make_current(spec, store=store, as_of=as_of)
+    done = make_current(spec, store=store, as_of=as_of, repair=repair)
     for text in done.notes:
         click.echo(f"note: {text}", err=True)
     if as_json_:

@@ -27,6 +27,7 @@ __all__ = ["table"]
 @click.option("--half-life", metavar="SPAN", callback=span_of, help="So much older counts half: 6h, 7d.")
 @click.option("--top", type=click.IntRange(min=1), default=TOP, show_default=True, help="Items of a key to keep.")
 @click.option("--fewer", is_flag=True, help="Publish though it has less than half as many keys as what is current.")
+@click.option("--repair", is_flag=True, help="Do without a current table that cannot be read.")
 @store_option
 @out_option
 @json_option
@@ -41,6 +42,7 @@ def table(
     half_life: float | None,
     top: int,
     fewer: bool,
+    repair: bool,
     store: str | None,
     out: Path,
     as_json_: bool,
@@ -62,6 +64,7 @@ def table(
             half_life_seconds=half_life,
             top=top,
             fewer=fewer,
+            repair=repair,
             store=store,
             out=out,
             listener=listener,

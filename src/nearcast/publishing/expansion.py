@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.errors import DamagedError, InputError, NotFoundError
+from nearcast.errors import DamagedError, InputError, NotFoundError, StoreError
 from nearcast.expansion.columns import seconds_of_time
 from nearcast.expansion.schema import check_settings, check_values, convert_columns
 from nearcast.expansion.settings import KIND, ExpansionSpec, Serving
@@ -27,7 +27,8 @@ from nearcast.publishing.cutback import CLOCK_SKEW_SECONDS, cut_back
 from nearcast.publishing.load import add_checksum
 from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import read_back
-from nearcast.publishing.retain import facts_of_newest, retire_versions
+from nearcast.publishing.repair import facts_of_last, mend_overlay, read_pointer
+from nearcast.publishing.retain import retire_versions
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
 from nearcast.sources.parquet_files import open_parquet
@@ -90,6 +91,7 @@ def publish_expansion(
     link_ad: str = "ad",
     as_of: Moment | None = None,
     keep: int = 3,
+    repair: bool = False,
 ) -> Expanded:
     """Make a table of ads, and of the items that each is promoted for, current in a store.
 
@@ -97,6 +99,7 @@ def publish_expansion(
     as_of: when both were read from their source: seconds since 1970, a datetime or ISO 8601; now by default, by the
     store's clock. What the overlay said of an ad before that, the table knows itself.
     keep: versions that stay, 2 or more.
+    repair: do without a pointer, a current version or an overlay that cannot be read.
     Raises InputError for tables that do not fit, BusyError while another process publishes it, StoreError, DamagedError
     where the store gives back other bytes; then nothing has changed for readers.
     """
@@ -108,15 +111,20 @@ def publish_expansion(
     ads = _ads(ads, ad_id, settings)
     pairs, left_out = _pairs(links, ads, link_item, link_ad)
     with store.lock(name) as held:
-        pointer = store.pointer(name)
-        notes = _notes_of_order(_facts_before(store, name, pointer), read_at)
+        notes: list[str] = []
+        if repair:
+            mend_overlay(store, name, notes)
+        pointer = read_pointer(store, name, notes, repair=repair)
+        before = facts_of_last(store, name, pointer, notes, repair=repair)
+        _check_kind(store, name, before)
+        notes += _notes_of_order(before or {}, read_at)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
         written = _write(store, name, version, ads, pairs, settings, read_at)
         moved = _point(store, name, version, pointer, held)
         cut = 0
         try:
             cut = _cut_overlay(store, name)
-        except (DamagedError, NotFoundError) as error:  # the table is current: what is over can be cut another time
+        except (DamagedError, NotFoundError, StoreError) as error:  # what is over can be cut another time
             notes.append(f"the overlay is not cut back: {error}")
         retire_versions(store, name, moved, keep)
     return Expanded(
@@ -137,7 +145,9 @@ def publish_expansion(
     )
 
 
-def expand_files(spec: ExpansionSpec, base: Path, store: Store, *, as_of: Moment | None = None) -> Expanded:
+def expand_files(
+    spec: ExpansionSpec, base: Path, store: Store, *, as_of: Moment | None = None, repair: bool = False
+) -> Expanded:
     """Publish what the Parquet files of a spec hold now; its paths are relative to `base`.
 
     as_of: when they were exported; by default when the oldest of them was last changed, so that an export that is
@@ -155,6 +165,7 @@ def expand_files(spec: ExpansionSpec, base: Path, store: Store, *, as_of: Moment
         link_ad=spec.links.ad,
         as_of=_not_after(changed, store_time(store)) if as_of is None else as_of,
         keep=spec.keep,
+        repair=repair,
     )
     return replace(done, notes=(*notes, *done.notes))
 
@@ -274,19 +285,13 @@ def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tupl
     return _Pairs(of_items.dictionary, offsets, distinct.column("ad").combine_chunks()), len(pairs) - len(held)
 
 
-def _facts_before(store: Store, name: str, pointer: Pointer | None) -> Mapping[str, Any]:
-    """What the current version says of itself. InputError where the name is a generator's.
-
-    Its snapshots must not be followed by a table of ads.
-    """
-    if pointer is None:
-        return {}
-    facts = facts_of_newest(store, name, pointer)
+def _check_kind(store: Store, name: str, facts: Mapping[str, Any] | None) -> None:
+    """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
+    if facts is None or facts.get("kind") == KIND:
+        return
     kind = facts.get("kind")
-    if kind != KIND:
-        what = "a generator" if kind is None else f"a {kind}"
-        raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
-    return facts
+    what = "a generator" if kind is None else f"a {kind}"
+    raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
 
 
 def _notes_of_order(before: Mapping[str, Any], read_at: float) -> list[str]:

@@ -21,6 +21,7 @@ from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
 from nearcast.publishing.publication import Listener, Publication, Silence
 from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import compare_sample, read_back
+from nearcast.publishing.repair import mend_overlay, read_pointer
 from nearcast.publishing.retain import remove_snapshots, retire_versions, withdrawn_after
 from nearcast.publishing.rows import Shape, shape_of
 from nearcast.publishing.rules import Finding
@@ -28,7 +29,7 @@ from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.times import seconds_of, utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Audit, Publishing, Serving
-from nearcast.stores.base import Event, Held, Pointer, Store, repair_overlay, store_time
+from nearcast.stores.base import Event, Held, Pointer, Store, store_time
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Order", "publish", "publish_snapshot"]
@@ -107,9 +108,12 @@ def publish(order: Order) -> Publication:
 
 def _carry_out(order: Order, held: Held | None) -> Publication:
     snapshot = order.choose()
+    notes: list[str] = []
     if order.repair and held is not None:
-        _repair_overlay(order)
-    pointer = _pointer(order)
+        mend_overlay(order.store, order.generator, notes)
+    pointer = read_pointer(order.store, order.generator, notes, repair=order.repair)
+    for text in notes:
+        order.listener.note(text)
     with contextlib.ExitStack() as stack:
         current = _current(order, pointer, stack)
         if current is not None and current.version == snapshot.version:
@@ -132,23 +136,6 @@ def _carry_out(order: Order, held: Held | None) -> Publication:
     done = replace(done, outcome="published", copied=copied, copy_seconds=time.perf_counter() - started)
     pointer = _pointed(order, pointer, done, held)
     return _tidied(order, done, pointer, snapshot)
-
-
-def _repair_overlay(order: Order) -> None:
-    said = repair_overlay(order.store.overlay(order.generator))
-    if said is not None:
-        order.listener.note(f"the overlay was repaired: {said}")
-
-
-def _pointer(order: Order) -> Pointer | None:
-    """Where the pointer is. To repair, one that cannot be read begins anew, with a serial that none had."""
-    try:
-        return order.store.pointer(order.generator)
-    except DamagedError:
-        if not order.repair:
-            raise
-        order.listener.note("the pointer cannot be read and is written anew")
-        return Pointer(version=0, serial=int(time.time()))
 
 
 def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack) -> Current | None:

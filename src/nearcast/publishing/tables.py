@@ -23,7 +23,8 @@ from nearcast.publishing.load import Copied, add_checksum
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import read_back
-from nearcast.publishing.retain import facts_of_newest, retire_versions, withdrawn_after
+from nearcast.publishing.repair import facts_of_last, read_pointer
+from nearcast.publishing.retain import retire_versions, withdrawn_after
 from nearcast.publishing.times import utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Serving
@@ -43,21 +44,26 @@ Facts = dict[str, Any]
 Pairs = Mapping[Space, list[Pair]]
 
 
-def publish_table(store: Store, generator: str, table: str, rows: pa.Table, *, fewer: bool = False) -> Publication:
+def publish_table(
+    store: Store, generator: str, table: str, rows: pa.Table, *, fewer: bool = False, repair: bool = False
+) -> Publication:
     """Make these rows the current version of a table of a generator, under the name GENERATOR.TABLE.
 
     rows: columns key, items and weights, as `engagement.most_engaged` makes them. fewer: they may have less than half
-    as many keys as what is current. Nothing is done where the same rows are current already.
+    as many keys as what is current. repair: do without a pointer or a current version that cannot be read. Nothing is
+    done where the same rows are current already, unless to repair.
     Raises AuditError for fewer keys, StoreError where a snapshot is published under that name, BusyError while
     another process publishes it; then nothing has changed.
     """
     name, pairs = table_name(generator, table), _pairs(rows)
     mark = _fingerprint(pairs)
     with store.lock(name) as held:
-        pointer = store.pointer(name)
-        current = _facts_of_current(store, name, pointer)
-        before = pointer.version if pointer else None
-        if pointer and (current.get("fingerprint"), current.get("version")) == (mark, pointer.version):
+        notes: list[str] = []
+        pointer = read_pointer(store, name, notes, repair=repair)
+        current = _facts_of_table(store, name, facts_of_last(store, name, pointer, notes, repair=repair))
+        before = pointer.version or None if pointer else None
+        same = pointer and (current.get("fingerprint"), current.get("version")) == (mark, pointer.version)
+        if pointer and same and not repair:
             return Publication(name, store.url, pointer.version, before, "already_current")
         _check(name, rows, current, fewer=fewer)
         version = 1 + max([*store.versions(name), before or 0])
@@ -73,14 +79,11 @@ def publish_table(store: Store, generator: str, table: str, rows: pa.Table, *, f
         return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
 
 
-def _facts_of_current(store: Store, name: str, pointer: Pointer | None) -> Mapping[str, Any]:
+def _facts_of_table(store: Store, name: str, facts: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What the current version says of itself; StoreError where it is no table."""
-    if pointer is None:
-        return {}
-    facts = facts_of_newest(store, name, pointer)
-    if facts.get("kind") != KIND:
+    if facts is not None and facts.get("kind") != KIND:
         raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
-    return facts
+    return facts or {}
 
 
 def _check(name: str, rows: pa.Table, current: Mapping[str, Any], *, fewer: bool) -> None:

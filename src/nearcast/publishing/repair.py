@@ -1,0 +1,49 @@
+"""What `--repair` does without: a pointer, a current version or an overlay that cannot be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nearcast.errors import DamagedError
+from nearcast.publishing.retain import facts_of_newest
+from nearcast.stores.base import Pointer, Store, repair_overlay
+
+__all__ = ["facts_of_last", "mend_overlay", "read_pointer"]
+
+
+def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> Pointer | None:
+    """Return where the pointer is. To repair, one that cannot be read begins anew, with a serial that none had."""
+    try:
+        return store.pointer(name)
+    except DamagedError:
+        if not repair:
+            raise
+        notes.append("the pointer cannot be read and is written anew")
+        return Pointer(version=0, serial=int(time.time()))
+
+
+def facts_of_last(
+    store: Store, name: str, pointer: Pointer | None, notes: list[str], *, repair: bool
+) -> Mapping[str, Any] | None:
+    """Return what the current version, or else a newest one, says of itself; None where there is none.
+
+    DamagedError where none of them can be opened; to repair, that is as good as none.
+    """
+    if pointer is None:
+        return None
+    try:
+        return facts_of_newest(store, name, pointer)
+    except DamagedError as error:
+        if not repair:
+            raise DamagedError(f"{error}; make a new version with --repair") from error
+        notes.append(f"nothing to compare with: {error}")
+        return None
+
+
+def mend_overlay(store: Store, name: str, notes: list[str]) -> None:
+    """Repair the overlay of a generator, if it is not whole."""
+    said = repair_overlay(store.overlay(name))
+    if said is not None:
+        notes.append(f"the overlay was repaired: {said}")

@@ -1,0 +1,255 @@
+"""Stores whose files are cut, missing or replaced, or whose disk is full: no process ends by a signal, what was
+removed stays removed, and `--repair` heals. A few cases here, every file and every 4,096 bytes with `make test-all`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.crash.processes import SERVER
+from tests.crash.survivor import KEYS, Damage, nothing, survive, use, write_on
+from tests.end_to_end import shop as at
+from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
+
+import nearcast
+
+PATIENCE = 300.0
+PAGE = 4096
+OVERLAY = "store/shop/overlay/data.mdb"
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shop with two versions in a store, an overlay, and a table of ads that has one too."""
+    folder = tmp_path_factory.mktemp("healthy")
+    spec = at.write_shop(folder, measure={"sample": 50})
+    nearcast.run(spec)
+    nearcast.publish(spec, store=str(folder / "store"))
+    at.write_items(folder, at.clustered(at.N_ITEMS, seed=1) + np.float32(0.01))
+    nearcast.run(spec)
+    nearcast.publish(spec, store=str(folder / "store"))
+    ads = {"ad": list(range(at.N_ITEMS)), "budget": [1.0] * at.N_ITEMS}
+    pq.write_table(pa.table(ads), folder / "ads.parquet")
+    items = [f"i{number:04d}" for number in range(at.N_ITEMS)]
+    pq.write_table(pa.table({"item": items, "ad": ads["ad"]}), folder / "links.parquet")
+    text = '[ads]\npath = "ads.parquet"\nid = "ad"\n[links]\npath = "links.parquet"\nitem = "item"\nad = "ad"\n'
+    (folder / "ads.toml").write_text(f'name = "ads"\n{text}')
+    nearcast.expand(folder / "ads.toml", store=str(folder / "store"))
+    with nearcast.open(str(folder / "store"), "shop") as lookup:
+        best = [str(lookup.get(key).ids[0]) for key in KEYS[:6]]
+    removed = sorted(set(best))
+    with nearcast.overlay(str(folder / "store"), "shop") as overlay:
+        overlay.remove(removed)
+        overlay.update_many([(item, "name", "x" * 300) for item in items[:60]])
+        overlay.remove([f"gone-{number}" for number in range(100)])
+    paused = [7, 8, 9]
+    with nearcast.overlay(str(folder / "store"), "ads") as overlay:
+        overlay.remove(paused)
+    (folder / "known.json").write_text(json.dumps({"removed": removed, "paused": paused}))
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    """The files of the store."""
+    return sorted(path.relative_to(folder).as_posix() for path in (folder / "store").rglob("*") if path.is_file())
+
+
+def fresh_copy(healthy: Path, folder: Path) -> Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(healthy, folder)
+    return folder
+
+
+def finished(target: Callable[..., None], folder: Path, store: str, *more: Callable[[], None]) -> dict:
+    """Let another process use a store. Returns what it did, after it has ended by itself and found no fault."""
+    report = folder / "report.json"
+    process = SERVER.Process(target=target, args=(folder, store, known(folder), report, *more))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0, f"ended with {process.exitcode}"
+    told = json.loads(report.read_text())
+    assert told["faults"] == [], told["faults"][0]
+    return told
+
+
+def known(folder: Path) -> dict:
+    return json.loads((folder / "known.json").read_text())
+
+
+def run_through(healthy: Path, folder: Path, file: str, how: str | int, *, running: bool) -> None:
+    """Damage a copy of the store, and use and heal it in another process."""
+    damage = Damage(fresh_copy(healthy, folder) / file, how)
+    if not running:
+        damage()
+    finished(survive, folder, str(folder / "store"), damage if running else nothing)
+
+
+@pytest.mark.parametrize(
+    ("file", "how", "running"),
+    [
+        (OVERLAY, 2 * PAGE, False),
+        (OVERLAY, "missing", True),
+        ("store/shop/overlay/lock.mdb", "missing", True),
+        ("store/shop/overlay.journal", "missing", False),
+        ("store/shop/versions/000002/data.mdb", 2 * PAGE, True),
+        ("store/shop/current", "missing", False),
+        ("store/ads/versions/000001/manifest.json", 0, False),
+    ],
+    ids=lambda value: str(value).removeprefix("store/"),
+)
+def test_a_damaged_file_ends_no_process_and_is_healed(healthy, tmp_path, file, how, running):
+    run_through(healthy, tmp_path / "shop", file, how, running=running)
+
+
+def cuts(size: int) -> list[int]:
+    return list(range(0, size, PAGE)) if size > PAGE else [0, size // 2, max(0, size - 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("running", [False, True], ids=["before", "under a reader"])
+def test_every_file_cut_at_every_page_missing_or_replaced(healthy, tmp_path, running):
+    done = 0
+    for file in files(healthy):
+        kinds = [*cuts((healthy / file).stat().st_size), "missing", "zeros", "noise", "folder", "link"]
+        for how in kinds:
+            run_through(healthy, tmp_path / "shop", file, how, running=running)
+            done += 1
+    print(f"{done} damages of {len(files(healthy))} files")
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes. Skips the test where none can be made."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("a small file system cannot be mounted here (it takes root): " + made.stderr.decode().strip())
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path, pages_left: int) -> Path:
+    """Fill the disk but for these pages."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(PAGE))
+    os.truncate(filler, filler.stat().st_size // PAGE * PAGE - pages_left * PAGE)
+    return filler
+
+
+def live_on_a_full_disk(healthy: Path, folder: Path, disk: Path, pages_left: int, *, with_overlay: bool) -> dict:
+    fresh_copy(healthy, folder)
+    store = disk / "store"
+    if store.exists():
+        shutil.rmtree(store)
+    shutil.move(folder / "store", store)
+    if not with_overlay:
+        for name in ("shop", "ads"):
+            shutil.rmtree(store / name / "overlay")
+            (store / name / "overlay.journal").unlink()
+        (folder / "known.json").write_text('{"removed": [], "paused": []}')
+    filler = fill(disk, pages_left)
+    told = finished(use, folder, str(store))
+    filler.unlink()
+    finished(survive, folder, str(store), nothing)
+    return told
+
+
+@pytest.mark.parametrize(("pages_left", "with_overlay"), [(0, True), (0, False)], ids=["full", "full, no overlay"])
+def test_a_full_disk_ends_no_process_and_loses_nothing(healthy, tmp_path, pages_left, with_overlay):
+    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+        told = live_on_a_full_disk(healthy, tmp_path / "shop", disk, pages_left, with_overlay=with_overlay)
+    assert told["outcomes"]["look up"] == 0
+    assert told["outcomes"]["remove"] == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_overlay", [True, False])
+def test_a_disk_that_is_full_at_every_write_ends_no_process(healthy, tmp_path, with_overlay):
+    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+        for pages_left in (*range(40), *range(40, 200, 8)):
+            live_on_a_full_disk(healthy, tmp_path / "shop", disk, pages_left, with_overlay=with_overlay)
+
+
+def kill_at(folder: Path, store: str, seconds: float) -> None:
+    """Kill a writer so long after it began."""
+    started = folder / "started"
+    started.unlink(missing_ok=True)
+    process = SERVER.Process(target=write_on, args=(folder, store, known(folder), started))
+    process.start()
+    while not started.exists():
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+
+
+def in_store(healthy: Path, folder: Path, kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a copy of the healthy store, or of a Redis with the same in it."""
+    fresh_copy(healthy, folder)
+    if kind == "lmdb":
+        return str(folder / "store")
+    url = f"{request.getfixturevalue('redis_url')}?buckets=64&timeout=30&grace=60"
+    for version in (1, 2):
+        nearcast.publish("shop", version, store=url, out=folder / "nearcast")
+    nearcast.expand(folder / "ads.toml", store=url)
+    with nearcast.overlay(url, "shop") as overlay, nearcast.overlay(url, "ads") as paused:
+        overlay.remove(known(folder)["removed"])
+        overlay.update("i0005", "name", "newer")
+        paused.remove(known(folder)["paused"])
+    return url
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+@pytest.mark.parametrize(
+    "moments", [[0.3], pytest.param(list(np.linspace(0, 2.4, 30)), marks=pytest.mark.slow)], ids=["1", "30"]
+)
+def test_a_writer_that_is_killed_leaves_a_store_that_works(healthy, tmp_path, request, kind, moments):
+    store = in_store(healthy, tmp_path / "shop", kind, request)
+    for moment in moments:
+        kill_at(tmp_path / "shop", store, moment)
+        told = finished(use, tmp_path / "shop", store)
+        busy = 5 if kind == "redis" else 0  # the lock of a killed publisher runs out by itself there
+        wrong = {name: code for name, code in told["outcomes"].items() if code not in (0, busy)}
+        assert wrong == {}, f"killed after {moment:.2f} s"
+
+
+@pytest.mark.slow
+def test_a_redis_that_is_full_or_has_lost_a_key_is_healed(healthy, tmp_path, request):
+    import redis
+
+    folder = tmp_path / "shop"
+    url = in_store(healthy, folder, "redis", request)
+    client = redis.Redis.from_url(url.partition("?")[0])
+    used = client.info("memory")["used_memory"]
+    for room in (0, 10_000, 50_000, 100_000, 200_000, 500_000):
+        client.config_set("maxmemory", used + room)
+        try:
+            finished(use, folder, url)
+        finally:
+            client.config_set("maxmemory", 0)
+        finished(survive, folder, url, nothing)
+    for key in sorted(client.keys("nearcast:*")):
+        if b":lists:" in key or b":items:" in key:
+            continue
+        if not client.exists(key) or key.endswith(b":lock"):
+            continue
+        client.delete(key)
+        finished(survive, folder, url, nothing)
+    client.close()
