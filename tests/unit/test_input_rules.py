@@ -283,8 +283,8 @@ def rule_facts(kept: float, barred: float = 0.0, by_null: float = 0.0, rows: int
         "queries": rows,
         "items": rows,
         "pairs_kept": kept,
-        "queries_barred": barred,
-        "barred_by_null": by_null,
+        "queries_without_items": barred,
+        "without_items_by_null": by_null,
     }
 
 

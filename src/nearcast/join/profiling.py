@@ -225,12 +225,12 @@ def _microseconds(values: pa.Array) -> IntArray:
 def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any]:
     """The share of sampled pairs that one rule keeps, and of sampled queries that it leaves without any item.
 
-    `barred_by_null` counts those of these queries that lack a value which the rule names.
+    `without_items_by_null` counts those of these queries that lack a value which the rule names.
     """
     compiled = compile_rules([rule], queries, items)
     shape = (len(queries), len(items))
     kept = np.ones(shape, np.bool_) if compiled is None else eligible_pairs(compiled)
-    barred: BoolArray = np.logical_not(kept.any(axis=1))
+    without: BoolArray = np.logical_not(kept.any(axis=1))
     _, query_columns, _ = columns_of([rule])
     lacking = np.zeros(len(queries), np.bool_)
     for name in query_columns:
@@ -240,6 +240,6 @@ def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any
         "queries": shape[0],
         "items": shape[1],
         "pairs_kept": round(float(kept.mean()) if kept.size else 1.0, 6),
-        "queries_barred": round(float(barred.mean()) if len(barred) else 0.0, 6),
-        "barred_by_null": round(float((barred & lacking).mean()) if len(barred) else 0.0, 6),
+        "queries_without_items": round(float(without.mean()) if len(without) else 0.0, 6),
+        "without_items_by_null": round(float((without & lacking).mean()) if len(without) else 0.0, 6),
     }

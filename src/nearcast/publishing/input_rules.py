@@ -209,7 +209,7 @@ def _pairs_kept(judged: Judged, settings: Audit) -> Finding:
         if now["pairs_kept"] == 0 and now["queries"] * now["items"] and judged.measures.get("fill_rate") == 0:
             faults.append(f"rule {name} keeps no pair at all; look at the columns that it names, or at the rule")
         then = then_rules.get(name)
-        if then is None or then["keep"] != now["keep"]:  # a rule that was rewritten keeps other pairs on purpose
+        if then is None or then.get("keep") != now["keep"]:  # a rule that was rewritten keeps other pairs on purpose
             continue
         value, sizes = psi_of_share(then["pairs_kept"], now["pairs_kept"]), _sizes(then, now)
         worst = max(worst or 0.0, value)
@@ -218,12 +218,11 @@ def _pairs_kept(judged: Judged, settings: Audit) -> Finding:
                 f"rule {name} keeps {then['pairs_kept']:.2%} -> {now['pairs_kept']:.2%} of the pairs (PSI {value:.2f}, "
                 f"and at most {bound:g} is allowed); look at the columns that it names"
             )
-        more = now["barred_by_null"] - then["barred_by_null"]
-        if more > settings.max_empty + _noise(then["barred_by_null"], now["barred_by_null"], *sizes):
+        before, after = (facts["without_items_by_null"] for facts in (then, now))
+        if after - before > settings.max_empty + _noise(before, after, *sizes):
             faults.append(
-                f"rule {name} leaves {then['barred_by_null']:.2%} -> {now['barred_by_null']:.2%} of the queries "
-                f"without items since a value is null, and at most {settings.max_empty:.2%} more may be; fill it in "
-                "the queries"
+                f"rule {name} leaves {before:.2%} -> {after:.2%} of the queries without items since a value "
+                f"is null, and at most {settings.max_empty:.2%} more may be; fill it in the queries"
             )
     passed = skipped or ("rules keep as many pairs as before" if rules else "there are no rules to compare")
     return _found("pairs_kept", bound, worst, faults, passed)
