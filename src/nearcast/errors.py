@@ -2,7 +2,6 @@
 
 NearcastError                 1  base of all; catch this one to catch ours
 ├── SpecError                 2  a setting is unknown, of the wrong type, or does not fit the others
-│   └── MissingColumnError    2  the spec's attributes name a column that the data does not have; an InputError too
 ├── InputError                3  the data is not what the spec says: bad vectors, ids, files
 ├── PromiseError              4  the work is done, but a measure is below what was promised
 ├── BusyError                 5  another run holds the generator
@@ -28,7 +27,6 @@ __all__ = [
     "DamagedError",
     "GoneError",
     "InputError",
-    "MissingColumnError",
     "MissingExtraError",
     "NearcastError",
     "NotFoundError",
@@ -54,12 +52,6 @@ class InputError(NearcastError):
     """The input data is not what the spec says it is."""
 
     exit_code = 3
-
-
-class MissingColumnError(SpecError, InputError):
-    """The spec names an attribute, display or weight column that the data does not have."""
-
-    exit_code = 2
 
 
 class PromiseError(NearcastError):

@@ -8,7 +8,7 @@ import click
 
 from nearcast.api.runs import check as check_spec
 from nearcast.cli.listen import listening
-from nearcast.cli.render import input_table
+from nearcast.cli.render import input_table, rule_table
 from nearcast.cli.shared import as_json, console, json_option
 
 __all__ = ["check"]
@@ -18,7 +18,11 @@ __all__ = ["check"]
 @click.argument("spec", type=click.Path(path_type=Path))
 @json_option
 def check(spec: Path, as_json_: bool) -> None:
-    """Read and judge the inputs, and estimate time, memory and disk. Writes nothing."""
+    """Do all of a run that comes before its join: a complete dry run that keeps nothing.
+
+    Reads and judges the inputs, refuses with the exit code and the words of a run, estimates time, memory and disk, and
+    says which share of a sample of pairs each rule keeps.
+    """
     with listening(quiet=as_json_) as listener:
         report, estimate = check_spec(spec, listener=listener)
     if as_json_:
@@ -26,4 +30,6 @@ def check(spec: Path, as_json_: bool) -> None:
         return
     screen = console()
     screen.print(input_table(report))
+    if estimate.rules:
+        screen.print(rule_table(estimate.rules))
     screen.print("the inputs pass the checks")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nearcast.sources.check import Report, SideReport
     from nearcast.table.snapshot import Candidates, Snapshot
 
-__all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "snapshot_list", "summary"]
+__all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "rule_table", "snapshot_list", "summary"]
 
 MOST_SLICES = 12
 SUMMED_UP = ("recall_sample", "score_p01", "score_p99")  # shown within another row, as the ends of intervals are
@@ -59,6 +59,20 @@ def input_table(report: Report) -> Table:
         norms = side.norms
         words = " · ".join(f"{norms[key]:.4g}" for key in ("p01", "p50", "p99", "max")) if norms else "-"
         table.add_row(name, f"{side.rows:,}", f"{side.vectors:,}", str(side.dim), side.dtype, words)
+    return table
+
+
+def rule_table(rules: Mapping[str, Mapping[str, float]]) -> Table:
+    """What each rule keeps of a sample of pairs, with a note where it leaves queries nothing."""
+    table = Table(title="rules", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("rule", "pairs kept", "queries left with nothing", ""):
+        table.add_column(name, justify="left" if name in ("rule", "") else "right", overflow="fold")
+    for name, facts in rules.items():
+        null = facts["barred_by_null"]
+        note = f"{null:.1%} because a value of the query is null; write: or query.COLUMN is null" if null else ""
+        if facts["pairs_kept"] == 0:
+            note = note or "no sampled pair is kept"
+        table.add_row(name, f"{facts['pairs_kept']:.2%}", f"{facts['queries_barred']:.1%}", note)
     return table
 
 

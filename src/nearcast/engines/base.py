@@ -29,6 +29,7 @@ __all__ = [
     "JoinShape",
     "Resources",
     "Workload",
+    "refuse_kinds",
     "refuse_unhonoured",
 ]
 
@@ -161,6 +162,11 @@ def refuse_unhonoured(engine: Engine, constraints: Constraints) -> None:
         CAPS: bool(constraints.caps),
         MIN_SCORE: constraints.min_score is not None,
     }
+    refuse_kinds(engine, asked)
+
+
+def refuse_kinds(engine: Engine, asked: Mapping[str, bool]) -> None:
+    """SpecError where the engine does not support a kind of constraint that is asked for."""
     for kind, wanted in asked.items():
         if wanted and kind not in engine.honours:
             raise SpecError(

@@ -26,7 +26,7 @@ from nearcast.surplus.plan import Plan
 from nearcast.table.schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["Chosen", "choose_lists"]
+__all__ = ["Chosen", "choose_lists", "stop_if_exposure_is_too_large"]
 
 CAPPED_BYTES = 48  # of a candidate while exposure is capped: found, ordered, picked and chosen
 
@@ -102,14 +102,21 @@ def choose_lists(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder:
     return chosen
 
 
-def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -> Chosen:
-    pairs = inputs.queries.vectors.n * run.spec.found
+def stop_if_exposure_is_too_large(run: RunContext, n_queries: int) -> None:
+    """Raise BudgetError where the candidates of all queries, which an exposure cap looks at, do not fit in memory."""
+    if run.spec.exposure is None:
+        return
+    pairs = n_queries * run.spec.found
     needed, given = pairs * CAPPED_BYTES / 1e9, run.resources.memory_bytes / 1e9
     if needed > given:
         raise BudgetError(
             f"an exposure cap looks at all {pairs:,} candidates at once, which takes about {needed:.1f} GB; the budget "
             f"leaves {given:.1f} GB: raise `memory`, or lower exposure.per_query"
         )
+
+
+def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -> Chosen:
+    stop_if_exposure_is_too_large(run, inputs.queries.vectors.n)
     found = [read_result(task.folder) for task in tasks]
     whole = Neighbors.empty(0, run.spec.found)
     if found:

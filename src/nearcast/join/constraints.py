@@ -40,6 +40,7 @@ from nearcast.types import Vectors
 from nearcast.version import __version__
 
 __all__ = [
+    "check_constraints",
     "check_spec_rules",
     "has_constraints",
     "have_constraints",
@@ -117,7 +118,13 @@ def open_constraints(folder: Path | None) -> Constraints:
     return Constraints(eligibility, tuple(caps), facts["min_score"])
 
 
-def _compiled(run: RunContext, inputs: Inputs, originals: Vectors) -> Constraints:
+def check_constraints(run: RunContext, inputs: Inputs) -> None:
+    """Raise as `have_constraints` does, without looking for near-duplicates, which takes the vectors."""
+    if has_constraints(run.spec):
+        _compiled(run, inputs, None)
+
+
+def _compiled(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Constraints:
     rules = rules_of(run.spec)
     eligibility = None
     if rules:
@@ -138,7 +145,7 @@ def _write(run: RunContext, inputs: Inputs, originals: Vectors, folder: Path) ->
     finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
 
 
-def _caps(run: RunContext, items: Side, originals: Vectors) -> list[Cap]:
+def _caps(run: RunContext, items: Side, originals: Vectors | None) -> list[Cap]:
     """The caps, the smallest groups first; SpecError where groups of two of them cross."""
     spec = run.spec
     named = [(cap.by, Cap(_groups(items, cap.by), cap.most)) for cap in spec.caps if cap.by is not None]
@@ -152,10 +159,11 @@ def _caps(run: RunContext, items: Side, originals: Vectors) -> list[Cap]:
                 f"{inner_name} but not their {outer_name}. Only caps whose groups lie within each other can be kept "
                 "exactly; cap one of the two, or a column that combines them"
             )
-    alike = [cap for cap in spec.caps if cap.alike is not None]
+    alike = [cap for cap in spec.caps if cap.alike is not None and originals is not None]
     found = [cap for _, cap in named]
     for like in sorted(alike, key=lambda cap: -(cap.alike or 0)):
         assert like.alike is not None
+        assert originals is not None
         groups = alike_groups(originals, like.alike, run.resources, run.listener.progress)
         found.insert(0, Cap(_within(groups, found), like.most))
     return found

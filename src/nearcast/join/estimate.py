@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,12 @@ class RunEstimate:
     memory_bytes: int  # peak of the process
     disk_bytes: int
     budget_bytes: int
+    rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what each keeps, on a sample of pairs
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
+        """Plain data; what rules keep is told by a check alone."""
+        rules = {"rules": {name: dict(facts) for name, facts in self.rules.items()}} if self.rules else {}
+        return rules | {
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
             "seconds_total": round(sum(self.seconds.values()), 2),
             "memory_bytes": self.memory_bytes,

@@ -29,7 +29,7 @@ from nearcast.sources.ingest import Side
 from nearcast.spec import GeneratorSpec, Source
 from nearcast.types import IntArray
 
-__all__ = ["profile_inputs"]
+__all__ = ["profile_inputs", "profile_rules"]
 
 SAMPLED_ROWS = 8_192  # whose values make the distribution of a column
 RULE_ROWS = 1_024  # of each table: a rule is evaluated on a million pairs
@@ -56,6 +56,17 @@ def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[
     bound = [rule for rule in rules if rule not in waiting]
     profile["rules"] = {rule.name: _rule_facts(rule, queries.rule_rows, items.rule_rows) for rule in bound}
     return profile
+
+
+def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, float]]:
+    """The share of sampled pairs that each rule keeps, and of sampled queries that it leaves without any item."""
+    rules = rules_of(spec)
+    bound = [rule for rule in rules if rule not in request_time(rules)]
+    item_columns, query_columns, _ = columns_of(bound)
+    tables = []
+    for side, columns in ((inputs.queries, query_columns), (inputs.items, item_columns)):
+        tables.append(_rows_at(side, np.sort(_sample_rows(side.listed_ids)[:RULE_ROWS]), columns))
+    return {rule.name: _rule_facts(rule, *tables) for rule in bound}
 
 
 def _table_facts(report: SideReport, source: Source, sampled: _Sampled) -> dict[str, Any]:

@@ -40,12 +40,14 @@ __all__ = [
     "RankSettings",
     "check_ranker",
     "is_ranked",
+    "load_ranker",
     "model_scores",
     "rank_neighbors",
     "rank_settings",
     "ranker_identity",
     "read_rank_scores",
     "retrieved_lists",
+    "score_pairs",
 ]
 
 Ranker = Callable[[pa.RecordBatch], Any]
@@ -123,6 +125,16 @@ def rank_neighbors(
     np.save(folder / RANK_SCORES, np.take_along_axis(scores, order, 1))
     np.save(folder / RETRIEVED, found.positions)
     return Neighbors(np.take_along_axis(found.positions, order, 1), np.take_along_axis(found.scores, order, 1))
+
+
+def load_ranker(settings: RankSettings) -> None:
+    """Load the model: SpecError where it cannot be, MissingExtraError where its library is not installed."""
+    _load(settings.name, settings.base, settings.content)
+
+
+def score_pairs(settings: RankSettings, batch: pa.RecordBatch) -> FloatArray:
+    """(rows,) the model's scores of some pairs; InputError for what are none."""
+    return _asked(settings, _load(settings.name, settings.base, settings.content), batch)
 
 
 def model_scores(

@@ -8,6 +8,7 @@ may use again, `snapshots` for what is finished.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +21,15 @@ from nearcast.files import fresh_folder, locked
 from nearcast.join.baseline import Baseline, Earlier
 from nearcast.join.choose import choose_lists
 from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
-from nearcast.join.constraints import check_spec_rules, have_constraints
+from nearcast.join.constraints import have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
-from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, open_sources, trial_vectors
+from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, trial_vectors
 from nearcast.join.listen import Listener
-from nearcast.join.plan import Plan, enter_work, make_plan
+from nearcast.join.plan import Plan, enter_work
+from nearcast.join.preparing import check_columns, check_ranker_on_pairs, open_run, rule_shares, sketched_inputs
 from nearcast.join.profiling import profile_inputs
-from nearcast.join.rank import check_ranker, ranker_identity
+from nearcast.join.rank import check_ranker
 from nearcast.join.scored import scored_inputs
 from nearcast.join.stages import (
     calibrated,
@@ -39,7 +41,7 @@ from nearcast.join.stages import (
     sample_sizes,
     write_table,
 )
-from nearcast.join.surplus import count_lookups, with_lookups
+from nearcast.join.surplus import count_lookups
 from nearcast.runners.local import LocalRunner, Runner
 from nearcast.sources.check import Report
 from nearcast.spec import GeneratorSpec
@@ -82,12 +84,7 @@ def run_generator(
     run = prepare(spec, base, listener or Listener())
     with locked(run.home / ".lock", f"generator {spec.name!r}"), machine.PeakMemory() as peak:
         started = time.perf_counter()
-        with run.stage("hash"):
-            sources = open_sources(spec, base, items, queries, run.listener)
-        check_spec_rules(spec, sources)
-        digests = sources.item_digests, sources.query_digests
-        plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, base))
-        plan = with_lookups(plan, run)
+        sources, plan = open_run(run, items, queries)
         snapshots = list_snapshots(run.out, spec.name)
         last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
@@ -110,14 +107,20 @@ def check_generator(
     queries: object | None = None,
     listener: Listener | None = None,
 ) -> tuple[Report, RunEstimate]:
-    """Do all that comes before the work of a run: read and judge the inputs, estimate, compare with the budget."""
+    """Do all of a run that comes before its join, and keep nothing: a complete dry run.
+
+    Raises whatever a run would raise that needs no join. The estimate has what each rule keeps of a sample of pairs.
+    """
     run = prepare(spec, base, listener or Listener())
-    sources = open_sources(spec, base, items, queries, run.listener)
-    check_spec_rules(spec, sources)
+    sources, _ = open_run(run, items, queries)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
     stop_if_too_large(estimate, run.engine.name, _existing(run.out))
-    return checked.report, estimate
+    with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
+        inputs = sketched_inputs(run, checked, Path(folder))
+        rules = rule_shares(run, inputs)
+    check_ranker_on_pairs(run, sources, checked.report.items.dim)
+    return checked.report, replace(estimate, rules=rules)
 
 
 def _new_snapshot(
@@ -144,6 +147,7 @@ def _new_snapshot(
     whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, inputs, run.artifacts, originals)
+    check_columns(run, inputs)
     index_folder = have_index(run, checked, inputs, constraints)
     check_ranker(run.spec, run.base, plan)
     settings = join_settings(run, inputs, index_folder, constraints)

@@ -28,7 +28,7 @@ from nearcast.spec import Score
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
 
-__all__ = ["scored_inputs"]
+__all__ = ["check_terms", "scored_inputs"]
 
 BLOCK_ROWS = 1 << 16
 
@@ -49,18 +49,25 @@ def scored_inputs(run: RunContext, inputs: Inputs, home: Path) -> tuple[RunConte
     Without terms, both are returned as they are. Raises InputError for a term that is null, not finite, or a factor
     below 0; SpecError for a factor under l2.
     """
-    score = run.spec.score
-    if not score.columns:
+    terms = check_terms(run, inputs)
+    if terms is None:
         return run, inputs
     metric = Metric(run.spec.metric)
-    if score.multiply is not None and metric is Metric.L2:
-        raise SpecError("score.multiply scales inner products; under l2 write score.add, which is taken off distances")
-    terms = _terms(inputs.items, score)
     items = _side(inputs.items, _folder(home, "items", inputs, run), _items(inputs.items, terms, metric))
     queries = _side(inputs.queries, _folder(home, "queries", inputs, run), _queries(inputs.queries, terms, metric))
     joined = Metric.INNER_PRODUCT if metric is Metric.COSINE else metric
     # exclude_self goes by ids, so a join of a set with itself may have two sides from here on
     return replace(run, spec=run.spec.model_copy(update={"metric": joined})), Inputs(items, queries)
+
+
+def check_terms(run: RunContext, inputs: Inputs) -> _Terms | None:
+    """The score terms of the items, None where the spec has none; raises as `scored_inputs` does."""
+    score = run.spec.score
+    if not score.columns:
+        return None
+    if score.multiply is not None and Metric(run.spec.metric) is Metric.L2:
+        raise SpecError("score.multiply scales inner products; under l2 write score.add, which is taken off distances")
+    return _terms(inputs.items, score)
 
 
 def _folder(home: Path, side: str, inputs: Inputs, run: RunContext) -> Path:

@@ -28,7 +28,7 @@ from nearcast.surplus.plan import Plan, Shortage, hulls, plan_lengths, plan_of
 from nearcast.surplus.reach import Float64Array, Offer, best_of_group, offer
 from nearcast.types import IntArray
 
-__all__ = ["SHORT_FILE", "Planned", "count_lookups", "plan_surplus", "with_lookups"]
+__all__ = ["SHORT_FILE", "Planned", "check_surplus", "check_weights", "count_lookups", "plan_surplus", "with_lookups"]
 
 SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
 SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
@@ -56,6 +56,20 @@ def count_lookups(run: RunContext, inputs: Inputs) -> None:
     """Count the look-ups of each item in the log that the plan was made with, before the join: logs grow."""
     if run.lookups is not None:
         run.lookup_counts = read_counts(run.lookups, inputs.items.ids)
+
+
+def check_weights(run: RunContext, inputs: Inputs) -> None:
+    """Raise InputError where the traffic of a query is no number of 0 or more."""
+    _traffic(run, inputs)
+
+
+def check_surplus(run: RunContext, inputs: Inputs) -> None:
+    """Raise InputError for columns or a log that `plan_surplus` could not take."""
+    asked = run.spec.surplus
+    if asked is not None:
+        _survival(run, asked, inputs)
+        if asked.together is not None:
+            _groups(inputs, asked.together)
 
 
 def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Planned:

@@ -23,9 +23,9 @@ from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
 from nearcast.sources.rows import RowBatch
 from nearcast.sources.user_files import changed_error
-from nearcast.types import FileVectors, IntArray, Progress, Vectors, no_progress
+from nearcast.types import ArrayVectors, FileVectors, IntArray, Progress, Vectors, no_progress
 
-__all__ = ["Side", "ingest", "ingest_bytes", "ingest_memory", "open_side"]
+__all__ = ["Side", "ingest", "ingest_attributes", "ingest_bytes", "ingest_memory", "open_side"]
 
 READ_BYTES = 256 << 20  # what Arrow takes to decode batches of BATCH_BYTES, with what it frees late
 ATTRIBUTE_FILE_ROWS = 1 << 20
@@ -89,6 +89,17 @@ def ingest(
     seen.source.check_contents()
     finish(folder, manifest)
     return open_side(folder)
+
+
+def ingest_attributes(seen: Scan, kept: Kept, folder: Path, *, memory_bytes: int) -> Side:
+    """Write ids and attributes of the kept rows into `folder`, and open them with vectors of zeros."""
+    fresh_folder(folder)
+    (folder / "attributes").mkdir()
+    _write_attributes(seen, kept.listed_rows, folder / "attributes", memory_bytes)
+    seen.source.check()
+    zeros = np.broadcast_to(np.zeros(1, seen.dtype), (len(kept.vector_rows), max(seen.dim, 1)))
+    ids, listed = to_ids(kept.vector_rows, seen.ids), to_ids(kept.listed_rows, seen.ids)
+    return Side(folder, ArrayVectors(zeros), ids, listed, folder / "attributes")
 
 
 def _write_vectors(seen: Scan, rows: IntArray, path: Path, memory_bytes: int, side: str, progress: Progress) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.errors import InputError, MissingColumnError
+from nearcast.errors import InputError, SpecError
 from nearcast.sources.arrow_types import check_storable, plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.listing import Listing, has_magic, list_parquet, local_file
@@ -33,6 +33,12 @@ BATCH_BYTES = 64 << 20  # larger batches are not read any faster
 WAY_OUT = "check `path` (it is relative to the spec's own folder)"
 LIST_DECODE_BYTES = 24  # measured: reading 65,536 lists of 128 float16 takes 226 MB at its peak
 ELEMENT_TYPES = {pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint8()}
+
+
+class MissingColumnError(SpecError, InputError):
+    """The spec names an attribute, display or weight column that the data does not have: a fault of the spec."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import cast
 from nearcast.errors import SpecError
 from nearcast.stores.base import Store
 
-__all__ = ["STORES", "open_store"]
+__all__ = ["STORES", "check_store_url", "open_store"]
 
 # scheme of the URL: where the function is that opens such a store
 STORES = {
@@ -24,6 +24,28 @@ STORES = {
 PLUGINS = "nearcast.stores"  # entry points of other packages, by scheme
 
 
+def check_store_url(url: str) -> None:
+    """Raise SpecError for the URL of a store of no known kind. Nothing is connected to."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or "/" in scheme or len(scheme) == 1:
+        return
+    if not rest:
+        raise _no_place(scheme)
+    if scheme not in STORES and not list(entry_points(group=PLUGINS, name=scheme)):
+        raise _unknown_kind(scheme)
+
+
+def _no_place(scheme: str) -> SpecError:
+    return SpecError(f"store is {scheme}: and no more; say where it is, such as lmdb:/srv/candidates")
+
+
+def _unknown_kind(scheme: str) -> SpecError:
+    # The rest of the URL may hold a password.
+    return SpecError(
+        f"stores of the kind {scheme!r} are unknown; known kinds are {', '.join(STORES)}; a plain path is LMDB"
+    )
+
+
 def open_store(url: str) -> Store:
     """The store of a URL such as lmdb:/srv/candidates or redis://host:6379/0; a plain path is LMDB.
 
@@ -33,13 +55,10 @@ def open_store(url: str) -> Store:
     if not colon or "/" in scheme or len(scheme) == 1:  # a path, or a Windows drive
         scheme, url = "lmdb", f"lmdb:{url}"
     elif not rest:
-        raise SpecError(f"store is {scheme}: and no more; say where it is, such as lmdb:/srv/candidates")
+        raise _no_place(scheme)
     if scheme in STORES:
         module, _, name = STORES[scheme].partition(":")
         return cast(Callable[[str], Store], getattr(import_module(module), name))(url)
     for plugin in entry_points(group=PLUGINS, name=scheme):
         return cast(Store, plugin.load()(url))
-    # The rest of the URL may hold a password.
-    raise SpecError(
-        f"stores of the kind {scheme!r} are unknown; known kinds are {', '.join(STORES)}; a plain path is LMDB"
-    )
+    raise _unknown_kind(scheme)
