@@ -157,8 +157,9 @@ def test_check_prints_what_each_rule_keeps_and_where_null_bars_queries(shop: Pat
     assert kept == {"cheap": pytest.approx(0.75 * 0.6), "all": 1.0, "none": 0.0}
     assert estimate.rules["cheap"]["barred_by_null"] == 0.25
     lines = "\n".join(f'[[rules]]\nname = "{rule["name"]}"\nkeep = "{rule["keep"]}"' for rule in rules)
-    text = 'name = "shop"\nmetric = "inner_product"\nk = 3\nmemory = "2GB"\nthreads = 1\nout = "fresh"\n[items]\npath = "items.parquet"\n'
-    text += 'attributes = ["price"]\n[queries]\npath = "queries.parquet"\nattributes = ["budget"]\n'
+    text = 'name = "shop"\nmetric = "inner_product"\nk = 3\nmemory = "2GB"\nthreads = 1\nout = "fresh"\n'
+    text += '[items]\npath = "items.parquet"\nattributes = ["price"]\n'
+    text += '[queries]\npath = "queries.parquet"\nattributes = ["budget"]\n'
     (shop / "shop.toml").write_text(text + lines)
     shown = " ".join(succeed("check", "shop.toml", cwd=shop).stdout.split())
     assert "cheap 45.00% 25.0% 25.0% because a value of the query is null" in shown
