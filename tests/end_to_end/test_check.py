@@ -155,7 +155,7 @@ def test_check_prints_what_each_rule_keeps_and_where_null_bars_queries(shop: Pat
     estimate = nearcast.check(spec(rules=rules), base=shop)[1]
     kept = {name: facts["pairs_kept"] for name, facts in estimate.rules.items()}
     assert kept == {"cheap": pytest.approx(0.75 * 0.6), "all": 1.0, "none": 0.0}
-    assert estimate.rules["cheap"]["barred_by_null"] == 0.25
+    assert estimate.rules["cheap"]["without_items_by_null"] == 0.25
     lines = "\n".join(f'[[rules]]\nname = "{rule["name"]}"\nkeep = "{rule["keep"]}"' for rule in rules)
     text = 'name = "shop"\nmetric = "inner_product"\nk = 3\nmemory = "2GB"\nthreads = 1\nout = "fresh"\n'
     text += '[items]\npath = "items.parquet"\nattributes = ["price"]\n'

@@ -62,17 +62,17 @@ def input_table(report: Report) -> Table:
     return table
 
 
-def rule_table(rules: Mapping[str, Mapping[str, float]]) -> Table:
+def rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
     """What each rule keeps of a sample of pairs, with a note where it leaves queries nothing."""
     table = Table(title="rules", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rule", "pairs kept", "queries left with nothing", ""):
         table.add_column(name, justify="left" if name in ("rule", "") else "right", overflow="fold")
     for name, facts in rules.items():
-        null = facts["barred_by_null"]
+        null = facts["without_items_by_null"]
         note = f"{null:.1%} because a value of the query is null; write: or query.COLUMN is null" if null else ""
         if facts["pairs_kept"] == 0:
             note = note or "no sampled pair is kept"
-        table.add_row(name, f"{facts['pairs_kept']:.2%}", f"{facts['queries_barred']:.1%}", note)
+        table.add_row(name, f"{facts['pairs_kept']:.2%}", f"{facts['queries_without_items']:.1%}", note)
     return table
 
 

@@ -31,7 +31,7 @@ class RunEstimate:
     memory_bytes: int  # peak of the process
     disk_bytes: int
     budget_bytes: int
-    rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what each keeps, on a sample of pairs
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what each keeps, on a sample of pairs
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; what rules keep is told by a check alone."""

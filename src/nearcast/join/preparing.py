@@ -7,6 +7,7 @@ folder that goes away. Whatever is new and can be refused without a join belongs
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ def sketched_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     return inputs
 
 
-def rule_shares(run: RunContext, inputs: Inputs) -> dict[str, dict[str, float]]:
+def rule_shares(run: RunContext, inputs: Inputs) -> dict[str, dict[str, Any]]:
     """By rule, the share of sampled pairs that it keeps, and of queries that it leaves nothing."""
     return profile_rules(run.spec, inputs)
 

@@ -58,7 +58,7 @@ def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[
     return profile
 
 
-def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, float]]:
+def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, Any]]:
     """The share of sampled pairs that each rule keeps, and of sampled queries that it leaves without any item."""
     rules = rules_of(spec)
     bound = [rule for rule in rules if rule not in request_time(rules)]
@@ -91,11 +91,15 @@ class _Sampled:
         """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
         names = list(dict.fromkeys((*source.attributes, *rule_columns)))
         self.id_type = side.listed_ids.type
-        ids = side.listed_ids
-        pieces = (ids[start : start + HASHED_AT_ONCE] for start in range(0, len(ids), HASHED_AT_ONCE))
-        rows = sample_rows_by_hash(pieces, SAMPLED_ROWS)
+        rows = _sample_rows(side.listed_ids)
         self.attributes = {name: _profile_column(side, name, np.sort(rows)) for name in names}
         self.rule_rows = _rows_at(side, np.sort(rows[:RULE_ROWS]), rule_columns)
+
+
+def _sample_rows(ids: pa.Array) -> IntArray:
+    """(up to SAMPLED_ROWS,) rows of the sample, the smallest hash first."""
+    pieces = (ids[start : start + HASHED_AT_ONCE] for start in range(0, len(ids), HASHED_AT_ONCE))
+    return sample_rows_by_hash(pieces, SAMPLED_ROWS)
 
 
 def _groups(side: Side, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
