@@ -66,7 +66,8 @@ def path_fault(text: str) -> str | None:
             "folders; mount it, or copy it here first"
         )
     if text.startswith("~"):
-        return f"~ is not expanded in {text}; write the whole path, such as {os.path.expanduser(text)}"
+        whole = os.path.expanduser(text)
+        return f"~ is not expanded in {text}; write the whole path{'' if whole == text else f', such as {whole}'}"
     if re.search(r"\$(\w+|\{\w+\})", text):
         return f"variables are not expanded in {text}; write the path that is meant"
     return None

@@ -303,6 +303,39 @@ def test_what_may_not_be_read_is_told_with_its_path(as_nobody):
         assert str(caught.value).startswith(f"{base / path} may not be read: permission denied"), source
 
 
+def odd_path(folder, name):
+    """A path whose name is not UTF-8, as Python has such names."""
+    return folder / os.fsdecode(os.fsencode(name).replace(b"?", b"\xe9"))
+
+
+def test_logs_and_what_is_written_may_have_names_that_are_not_utf8(tmp_path):
+    log, keys = odd_path(tmp_path, "l?g.parquet"), odd_path(tmp_path, "k?ys.parquet")
+    with pa.OSFile(os.fsencode(log), "wb") as file:
+        pq.write_table(pa.table({"key": ["a", "b"], "item": ["b", "c"]}), file)
+    assert nearcast.head(log, to=keys).chosen.keys == 2
+    with pa.OSFile(os.fsencode(keys), "rb") as file:
+        assert pq.read_table(file)["id"].to_pylist() == ["a", "b"]
+    for read in (lambda: nearcast.head(log, key="none"), lambda: nearcast.replay(spec(), tmp_path / "none")):
+        with pytest.raises(InputError) as caught:
+            read()
+        str(caught.value).encode()
+
+
+def test_a_folder_that_parquet_cannot_be_written_to_is_refused_before_the_work(tmp_path):
+    base = odd_path(tmp_path, "f?lder")
+    base.mkdir()
+    with pytest.raises(SpecError, match=r"out is .*f\\xe9lder.*not UTF-8"):
+        nearcast.run(spec(), base=base, items=(IDS, np.array(VECTORS)))
+    assert list(base.iterdir()) == []
+
+
+def test_a_file_of_keys_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "log.parquet")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        nearcast.head(tmp_path / "log.parquet", to=tmp_path / "file" / "keys.parquet")
+
+
 # --- columns of logs that mean something, in every type that Parquet has ---------------------------------------------
 
 DAY, MOMENT = datetime.date(2026, 1, 1), datetime.datetime(2026, 1, 1)

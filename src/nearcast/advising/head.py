@@ -6,6 +6,7 @@ on: for each of the last days, the head of the days before against the traffic o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from nearcast.advising.skew import Zipf, fit_zipf
 from nearcast.advising.traffic import Traffic
 from nearcast.errors import InputError
+from nearcast.sources.user_files import shown_path
 from nearcast.types import IntArray
 
 __all__ = ["Head", "HeldOut", "Point", "find_head", "write_head"]
@@ -114,7 +116,10 @@ def find_head(
 
 
 def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") -> None:
-    """Write the keys, most asked first, with their requests: a file that `[queries] only` takes."""
+    """Write the keys, most asked first, with their requests: a file that `[queries] only` takes.
+
+    Raises InputError where it cannot be written.
+    """
     n = head.chosen.keys
     keys = traffic.keys[:n]
     table = pa.table(
@@ -124,8 +129,12 @@ def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") 
             "share": traffic.requests[:n] / traffic.total,
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(os.fsencode(path), "wb") as file:  # bytes: a name need not be UTF-8
+            pq.write_table(table, file, compression="zstd")
+    except OSError as error:
+        raise InputError(f"{shown_path(path)} cannot be written: {error.strerror or error}") from error
 
 
 def _least(cumulative: Float64Array, share: float) -> int:

@@ -124,7 +124,13 @@ def _days(column: pa.Array, name: str, path: Path) -> pa.Array:
         if pa.types.is_integer(kind):
             return column.cast(pa.int64())
         if pa.types.is_timestamp(kind):
-            return to_microseconds(column).cast(pa.date32(), safe=False).cast(pa.int32()).cast(pa.int64())
+            return (
+                to_microseconds(column)
+                .cast(pa.timestamp("us"))
+                .cast(pa.date32(), safe=False)
+                .cast(pa.int32())
+                .cast(pa.int64())
+            )
         if pa.types.is_date(kind):
             return column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -11,9 +11,10 @@ from pathlib import Path
 from nearcast import machine
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, EngineSettings, Resources
-from nearcast.errors import BudgetError
+from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listen import Listener
 from nearcast.sources.parquet_files import ParquetFiles
+from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.surplus.log import Counts
 
@@ -92,6 +93,7 @@ class RunContext:
 
 def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
     """Resolve engine, settings and resources; BudgetError when not even the smallest blocks would fit."""
+    _refuse_odd_name(base / spec.out)
     engine = choose_engine(spec.engine)
     settings = parse_model(engine.settings, spec.engine_settings, f"engine_settings of {engine.name}")
     base_bytes = machine.resident_memory()
@@ -104,3 +106,15 @@ def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
         )
     resources = Resources(spec.threads or machine.default_threads(), work_bytes)
     return RunContext(spec, base, base / spec.out, engine, settings, listener, budget, base_bytes, resources)
+
+
+def _refuse_odd_name(out: Path) -> None:
+    """SpecError for a folder that Arrow cannot write to: its names are UTF-8."""
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        shown = shown_path(out)
+        raise SpecError(
+            f"out is {shown}, a name that is not UTF-8, and Parquet cannot be written there; rename the folder, or "
+            "name another: out"
+        ) from None
