@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-all check docs airflow clean
+.PHONY: demo ads visual test test-slow test-all sanitize fuzz check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,29 @@ test-slow: .venv/installed ## the slow tests alone
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-all: test test-slow ## all tests: nightly, and before a release
+
+# Kernels of their own, built with ASan and UBSan. Python is not: the sanitizers are loaded before it, and every array
+# comes from their allocator, with guarded bytes around it.
+SANITIZED := build/sanitized
+FUZZ_SECONDS ?= 600
+SANITIZE = NEARCAST_SANITIZED="$(abspath $(SANITIZED))" PYTHONMALLOC=malloc \
+  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python
+
+$(SANITIZED)/built: .venv/installed CMakeLists.txt $(wildcard src/nearcast/kernels/*.cpp src/nearcast/kernels/*.h)
+	$(BIN)/pip install --quiet --group sanitize
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DNEARCAST_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
+	  -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)" >/dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	touch $@
+
+sanitize: $(SANITIZED)/built ## the kernels' tests, and a short fuzz of every entry point, under ASan and UBSan
+	$(SANITIZE) -m pytest -p tests.kernels.sanitized -p no:cacheprovider tests/kernels -m "not slow"
+	$(SANITIZE) -m tests.kernels.fuzz --seconds 2
+
+fuzz: $(SANITIZED)/built ## every entry point of the kernels, ten minutes each (FUZZ_SECONDS), under ASan and UBSan
+	$(SANITIZE) -m tests.kernels.fuzz --seconds $(FUZZ_SECONDS) --seed $$(date +%s)
 
 check: .venv/installed ## format, lint, types, import order
 	$(BIN)/ruff format --check .

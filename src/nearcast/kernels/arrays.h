@@ -1,8 +1,8 @@
 // Arrays of Python as the kernels take them. Nothing that Python can pass may make a kernel read or write out of bounds:
 // what a kernel relies on is checked here, and std::invalid_argument (ValueError) says what does not fit.
 //
-// Contents (positions, starts, groups, programs) are checked once, when an object is made, since an index is joined many
-// times; the arrays must not be written to afterwards. How objects fit together is checked in every call.
+// Contents (positions, starts, groups) are checked when an object is made, so that the error comes where the fault is, and
+// in every call again, since Python may have written to the arrays: a pass over 4 bytes an item, against a join's products.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -132,18 +132,29 @@ public:
         require_size(block_residuals, blocks(), "block_residuals");
         require_size(block_offsets, blocks(), "block_offsets");
         require_aligned(block_norms, sizeof(double), "block_norms");
-        require_starts(block_tiles, places() / kTileItems, "block_tiles");
         require_aligned(order, sizeof(uint32_t), "order");
+        check();
+    }
+
+    struct Extent {
+        size_t positions = 0;  // rows of items that the order asks for
+        size_t used = 0;       // places up to the last item
+    };
+
+    Extent check() const {
+        require_starts(block_tiles_, places() / kTileItems, "block_tiles");
+        Extent extent;
         for (size_t place = 0; place < places(); ++place) {
-            const uint32_t position = order.data()[place];
+            const uint32_t position = order_.data()[place];
             if (position == kNoItem) {
                 // A scale that is a number would let the scan write down an item that is not there.
-                require(std::isnan(scales.data()[place]), "scales must be NaN where there is no item");
+                require(std::isnan(scales_.data()[place]), "scales must be NaN where there is no item");
                 continue;
             }
-            positions_ = std::max(positions_, size_t(position) + 1);
-            used_ = place + 1;
+            extent.positions = std::max(extent.positions, size_t(position) + 1);
+            extent.used = place + 1;
         }
+        return extent;
     }
 
     PackedItems view() const {
@@ -154,8 +165,6 @@ public:
     size_t width() const { return width_; }
     size_t blocks() const { return block_norms_.size(); }
     size_t places() const { return order_.size(); }
-    size_t positions() const { return positions_; }  // rows of items that the order asks for
-    size_t used() const { return used_; }            // places up to the last item
     bool has_offsets() const { return offsets_.has_value(); }
 
 private:
@@ -165,7 +174,7 @@ private:
     Array<uint32_t> order_;
     Array<uint64_t> block_tiles_;
     Array<double> block_norms_, block_residuals_, block_offsets_;
-    size_t width_, positions_ = 0, used_ = 0;
+    size_t width_;
 };
 
 class QueryArrays {
@@ -178,9 +187,13 @@ public:
         require_size(scales, n(), "scales");
         require_size(residuals, n(), "residuals");
         require_size(norms, n(), "norms");
+        check();
+    }
+
+    void check() const {
         const int32_t most = static_cast<int32_t>(128 * 128 * width());
         for (size_t i = 0; i < n(); ++i)
-            require(starts.data()[i] >= -most && starts.data()[i] <= most, "starts are no sums of codes");
+            require(starts_.data()[i] >= -most && starts_.data()[i] <= most, "starts are no sums of codes");
     }
 
     RoundedQueries view() const {
@@ -206,7 +219,9 @@ struct ProbeArrays {
         require(rounded.n() == n && rounded.width() == packed.width(), "probes: the queries do not fit");
         require(centres.width() == packed.width() && sample.width() == packed.width(), "probes: widths differ");
         require(centres.blocks() == 1 && sample.blocks() == 1, "probes: centres must be one block");
-        require(centres.used() <= packed.blocks(), "probes: there are more centres than blocks");
+        require(centres.check().used <= packed.blocks(), "probes: there are more centres than blocks");
+        sample.check();
+        rounded.check();
         require(centres.has_offsets() == sample.has_offsets(), "probes: offsets of the centres or the sample are missing");
         require(first_rank > 0 && floor_rank > 0, "probes: ranks count from 1");
         require_size(spreads, n, "spreads");
@@ -239,7 +254,8 @@ struct LeafArrays {
         require_starts(*query_starts, query_values->size(), "query_starts");
     }
 
-    void check(size_t n, const PackedArrays& packed) const {
+    void check(size_t n, const PackedArrays& packed, size_t positions) const {
+        check_contents();
         const size_t places = packed.places(), blocks = packed.blocks();
         switch (static_cast<LeafKind>(kind)) {
         case LeafKind::interval:
@@ -255,7 +271,7 @@ struct LeafArrays {
             require_size(block_words, product(words, blocks), "block_words");
             return;
         case LeafKind::shared:
-            require(item_starts->size() > packed.positions(), "item_starts do not cover all items");
+            require(item_starts->size() > positions, "item_starts do not cover all items");
             require_size(query_starts, n + 1, "query_starts");
             return;
         }
@@ -282,9 +298,9 @@ public:
             require(static_cast<LeafKind>(leaves_[leaf].kind) != LeafKind::shared, "rule: masks cannot tell shared lists");
     }
 
-    void check(const PackedArrays& packed) const {
+    void check(const PackedArrays& packed, size_t positions) const {
         require(places_ == packed.places(), "rule: it is about other items");
-        for (const LeafArrays& leaf : leaves_) leaf.check(n(), packed);
+        for (const LeafArrays& leaf : leaves_) leaf.check(n(), packed, positions);
     }
 
     Rule view() const {
@@ -311,10 +327,15 @@ class CapArrays {
 public:
     CapArrays(Array<int32_t> groups, size_t n_groups, uint32_t most) : groups_(groups), n_groups_(n_groups), most_(most) {
         require_aligned(groups, sizeof(int32_t), "groups");
-        int64_t largest = -1;
-        for (size_t i = 0; i < groups.size(); ++i) largest = std::max<int64_t>(largest, groups.data()[i]);
-        require(largest < static_cast<int64_t>(std::min<size_t>(n_groups, INT32_MAX)), "cap: n_groups is too small");
-        require(n_groups <= groups.size() + 1024, "cap: groups must be numbered from 0, without gaps");
+        require(n_groups <= std::min<size_t>(groups.size() + 1024, INT32_MAX),
+                "cap: groups must be numbered from 0, without gaps");
+        check();
+    }
+
+    void check() const {
+        int32_t largest = -1;
+        for (size_t i = 0; i < groups_.size(); ++i) largest = std::max(largest, groups_.data()[i]);
+        require(largest < static_cast<int32_t>(n_groups_), "cap: n_groups is too small");
     }
 
     Cap view() const { return {groups_.data(), n_groups_, most_}; }

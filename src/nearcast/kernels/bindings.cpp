@@ -187,7 +187,7 @@ nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> st
 
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
-    rules.check(packed);
+    rules.check(packed, packed.check().positions);
     auto counts = make_array<int64_t>({rules.n()});
     const Rule rule = rules.view();
     {
@@ -208,16 +208,21 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
     require(queries.d == items.d, "join: queries and items differ in dimensions");
     require(queries.n == rounded.n(), "join: there are other codes than queries");
     require(rounded.width() == packed.width(), "join: codes of queries and items differ in width");
-    require(packed.positions() <= items.n, "join: the order asks for items that are not there");
+    const size_t asked = packed.check().positions;
+    require(asked <= items.n, "join: the order asks for items that are not there");
+    rounded.check();
     require(k >= 1 && k <= kMostSlots, "join: k is out of range");
     require(queries_per_job >= 1, "join: queries_per_job must be at least 1");
     if (exclude) require_size(exclude, queries.n, "exclude");
     if (scored == Metric::cosine && !values_decide) require_size(item_norms, items.n, "item_norms");
     if (rule_arrays) {
         require(rule_arrays->n() == queries.n, "join: the rule is about other queries");
-        rule_arrays->check(packed);
+        rule_arrays->check(packed, asked);
     }
-    for (const CapArrays& cap : caps) require(cap.size() == items.n, "join: a cap is about other items");
+    for (const CapArrays& cap : caps) {
+        require(cap.size() == items.n, "join: a cap is about other items");
+        cap.check();
+    }
     if (probe_arrays) probe_arrays->check(queries.n, packed);
     auto positions = make_array<int64_t>({queries.n, k});
     auto scores = make_array<float>({queries.n, k});

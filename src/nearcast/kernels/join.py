@@ -21,6 +21,7 @@ BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per bl
 QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
 LARGEST_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
+MOST_SLOTS = 2**28  # kMostSlots in arrays.h
 
 Progress = Callable[[int, int], object]
 
@@ -49,8 +50,8 @@ def check_pair(queries: np.ndarray, items: np.ndarray, k: int, metric: str) -> N
         raise ValueError(f"queries have {queries.shape[1]} dimensions and items {items.shape[1]}")
     if metric not in METRIC_NUMBERS:
         raise ValueError(f"metric is {metric!r}; known are {', '.join(METRIC_NUMBERS)}")
-    if k < 1:
-        raise ValueError(f"k is {k}; needed is at least 1")
+    if not 1 <= k <= MOST_SLOTS:
+        raise ValueError(f"k is {k}; needed is 1 to {MOST_SLOTS}")
     if len(items) >= int(rounding.NO_ITEM) - 2**20:
         raise ValueError(f"{len(items)} items are too many for one index; cut them into shards")
 

@@ -45,6 +45,8 @@ def join_exact(
 def hadamard(blocks: np.ndarray) -> np.ndarray:
     """Turn rows whose length is a power of two, with the same steps as the kernel."""
     n, size = blocks.shape
+    if n == 0:
+        return blocks
     half = size // 2
     while half:
         pairs = blocks.reshape(n, -1, 2, half)

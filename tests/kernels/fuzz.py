@@ -1,0 +1,546 @@
+"""Call every native entry point with random, degenerate and hostile arguments, for so many seconds each.
+
+    python -m tests.kernels.fuzz [--seconds 2] [--seed 0] [entry point ...]
+
+A call may return or raise what a Python caller can handle; anything else, and any answer that differs from the NumPy
+reference, is an error. `make fuzz` and `make sanitize` run it on kernels built for the sanitizers, which end the
+process at the first byte that is read out of bounds.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tests.kernels.sanitized  # noqa: F401 (before nearcast.kernels)
+from tests.kernels import rules as random_rules
+
+from nearcast import kernels
+from nearcast.errors import SpecError
+from nearcast.kernels import isa as isa_module
+from nearcast.kernels import rounding, rules, twins
+from nearcast.knn.constraints import Constraints
+from nearcast.knn.eligible import All, Eligibility, eligible_pairs
+from nearcast.knn.eligible import Any as AnyOf
+from nearcast.knn.scores import pair_scores
+from nearcast.types import Metric
+
+native = isa_module.native()
+ISAS = [name for name in kernels.isa_info().available if name != "numpy"]
+METRICS = ("inner_product", "cosine", "l2")
+REFUSALS = (ValueError, TypeError, MemoryError, SpecError)
+DTYPES = (np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, np.uint32, np.uint64, np.bool_)
+INTEGERS = (
+    -(2**63),
+    -1,
+    0,
+    1,
+    2,
+    3,
+    15,
+    16,
+    17,
+    48,
+    64,
+    65,
+    80,
+    96,
+    1000,
+    4096,
+    8193,
+    2**28 + 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+)
+FLOATS = (0.0, -1.0, 1e-45, 1e308, -1e308, np.inf, -np.inf, np.nan)
+WIDTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 257, 1000, 4095, 4096)
+
+
+def nothing() -> None:
+    """Do nothing between the making of arguments and the call."""
+
+
+@dataclass
+class Call:
+    """A call whose arguments may be calls: changed anywhere before it is made."""
+
+    function: Callable[..., Any]
+    arguments: list[Any]
+
+    def make(self, before: Callable[[], None] = nothing) -> Any:
+        """Make the call; `before` is called when its arguments are made."""
+        made = [value.make() if isinstance(value, Call) else value for value in self.arguments]
+        before()
+        return self.function(*made)
+
+
+# ---- values ----
+
+
+def width(rng: np.random.Generator) -> int:
+    return int(rng.choice(WIDTHS[:-4] if rng.random() < 0.9 else WIDTHS))
+
+
+def rows(rng: np.random.Generator, most: int = 70) -> int:
+    return int(rng.choice([0, 1, 2, 15, 16, 17, rng.integers(most + 1)]))
+
+
+def vectors(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Rows of any kind: equal, zero, denormal, long, of whole numbers."""
+    kind = rng.integers(7)
+    values = rng.standard_normal((n, d))
+    if kind == 1:
+        values = np.repeat(values[:1], n, axis=0)
+    elif kind == 2:
+        values *= 10.0 ** rng.integers(-45, 17, size=(n, 1))
+    elif kind == 3:
+        values *= 10.0 ** rng.integers(-45, 17)
+    elif kind == 4:
+        values = 1e6 + values * 1e-3
+    elif kind == 5:
+        return rng.integers(-128, 128, size=(n, d)).astype(rng.choice([np.int8, np.uint8]))
+    elif kind == 6:
+        values[rng.random(n) < 0.5] = 0
+    return values.astype(np.float32) if rng.random() < 0.8 else np.clip(values, -6e4, 6e4).astype(np.float16)
+
+
+def any_rule(rng: np.random.Generator, n: int, m: int) -> Eligibility:
+    """A rule that may have no leaf, be false or true for every pair, or be deep or wide."""
+    choice = rng.integers(6)
+    if choice == 0:
+        return Eligibility(n, m, (), AnyOf(()) if rng.random() < 0.5 else All(()))
+    rule = random_rules.rule(rng, n, m)
+    if choice == 1:
+        return Eligibility(n, m, rule.leaves, All((rule.tree, AnyOf(()))))
+    if choice == 2:
+        return Eligibility(n, m, rule.leaves, AnyOf((All(()), rule.tree)))
+    if choice == 3:
+        tree: Any = rule.tree
+        for level in range(int(rng.integers(1, 70))):
+            tree = (All if level % 2 else AnyOf)((rule.tree, tree))
+        return Eligibility(n, m, rule.leaves, tree)
+    return rule
+
+
+def change(rng: np.random.Generator, value: Any) -> Any:
+    """Another value in the place of this one, that may not fit."""
+    if rng.random() < 0.03:
+        return rng.choice(np.array([None, "", 1.5, b"", object()], dtype=object))
+    if isinstance(value, np.ndarray):
+        return change_array(rng, value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return int(rng.choice(np.array(INTEGERS, dtype=object)))
+    if isinstance(value, float):
+        return float(rng.choice(FLOATS))
+    if isinstance(value, str):
+        return str(rng.choice([*ISAS, "", "amx", "numpy", "nothing"]))
+    if isinstance(value, list):
+        changed = list(value)
+        for _ in range(rng.integers(1, 4)):
+            if changed and rng.random() < 0.5:
+                changed.pop(int(rng.integers(len(changed))))
+            else:
+                changed.insert(
+                    int(rng.integers(len(changed) + 1)), (int(rng.integers(-1, 4)), int(rng.integers(-1, 70)))
+                )
+        return changed
+    return None
+
+
+def change_array(rng: np.random.Generator, array: np.ndarray) -> Any:
+    kind = rng.integers(12)
+    if kind == 0:
+        return array[:-1]
+    if kind == 1:
+        return np.concatenate([array, array[-1:]]) if array.size else np.zeros((3, *array.shape[1:]), array.dtype)
+    if kind == 2:
+        return array[:0]
+    if kind == 3:
+        return array.astype(rng.choice(DTYPES))
+    if kind == 4:
+        return array.reshape(1, -1) if array.ndim == 1 else array.reshape(-1)
+    if kind == 5:
+        return np.repeat(array, 2, axis=-1)[..., ::2]
+    if kind == 6:  # an address that is no multiple of the element's size
+        raw = bytearray(array.nbytes + 1)
+        moved = np.frombuffer(raw, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        moved[...] = array
+        return moved
+    if kind == 7:
+        return np.broadcast_to(array[:1], array.shape) if array.size else array
+    if kind == 8:
+        return np.asfortranarray(array)
+    if kind == 9:
+        return np.frombuffer(rng.bytes(array.nbytes), np.uint8).view(array.dtype).reshape(array.shape).copy()
+    changed = array.copy()
+    if changed.size:
+        flat = changed.reshape(-1)
+        info: Any = (
+            np.finfo(array.dtype)
+            if array.dtype.kind == "f"
+            else np.iinfo(array.dtype)
+            if array.dtype.kind in "iu"
+            else None
+        )
+        ends = [0, 1] if info is None else [info.min, info.max, 0, 1]
+        if array.dtype.kind == "f":
+            ends += [np.nan, np.inf, -np.inf, info.smallest_subnormal]
+        for place in rng.integers(flat.size, size=rng.integers(1, 4)):
+            flat[place] = ends[int(rng.integers(len(ends)))]
+    return changed
+
+
+def change_some(rng: np.random.Generator, call: Call) -> None:
+    """Change one to three arguments, at any depth."""
+    for _ in range(int(rng.integers(1, 4))):
+        here = call
+        while True:
+            place = int(rng.integers(len(here.arguments)))
+            value = here.arguments[place]
+            inner = value if isinstance(value, Call) else None
+            if inner is None or rng.random() < 0.1:
+                here.arguments[place] = change(rng, value)
+                break
+            here = inner
+
+
+def scribble(rng: np.random.Generator, call: Call) -> None:
+    """Write to an array that an object has been made of."""
+    arrays = list(arrays_below(call))
+    if arrays:
+        array = arrays[int(rng.integers(len(arrays)))]
+        changed = change_array(rng, array)
+        if array.flags.writeable and changed.shape == array.shape and changed.dtype == array.dtype:
+            array[...] = changed
+
+
+def arrays_below(call: Call) -> Iterator[np.ndarray]:
+    for value in call.arguments:
+        if isinstance(value, Call):
+            yield from (inner for inner in value.arguments if isinstance(inner, np.ndarray))
+            yield from arrays_below(value)
+
+
+# ---- entry points: each gives a call with arguments that fit, and what checks the answer ----
+
+
+def packed_call(packed: rounding.PackedItems) -> Call:
+    p = packed
+    arrays = [p.codes, p.scales, p.offsets, p.order, p.block_tiles, p.block_norms, p.block_residuals, p.block_offsets]
+    return Call(native.PackedArrays, [*arrays, p.width])
+
+
+def queries_call(codes: rounding.Codes) -> Call:
+    starts = -128 * codes.codes.sum(axis=1, dtype=np.int32)
+    return Call(native.QueryArrays, [codes.codes, starts, codes.scales, codes.residuals, codes.norms])
+
+
+def leaf_call(leaf: Any, order: rounding.PackedItems) -> Call:
+    """The native leaf as it is made, its arrays within reach of changes."""
+    found: list[Any] = []
+
+    recorder = SimpleNamespace(LeafArrays=lambda kind, **arrays: found.append((kind, arrays)))
+    isa_module._native, kept = recorder, isa_module._native
+    try:
+        places = order.order != rounding.NO_ITEM
+        rules._native_leaf(leaf, np.where(places, order.order, 0).astype(np.int64), places, order)
+    finally:
+        isa_module._native = kept
+    kind, arrays = found[0]
+    names = list(arrays)
+    return Call(
+        lambda kind, *values: native.LeafArrays(kind, **dict(zip(names, values, strict=True))), [kind, *arrays.values()]
+    )
+
+
+def rule_call(rule: Eligibility, packed: rounding.PackedItems) -> Call:
+    dense, lazy = rules.split_tree(rule)
+    steps = [list(rules._steps(tree)) if tree.parts else [] for tree in (dense, lazy)]
+    masked = rules.masked_queries(rule, dense).view(np.uint8)
+    leaves = Call(lambda *made: list(made), [leaf_call(leaf, packed) for leaf in rule.leaves])
+    if not rule.leaves:
+        leaves = Call(list, [[]])
+    return Call(native.RuleArrays, [leaves, *steps, masked, len(packed.order)])
+
+
+def cap_call(cap: Any) -> Call:
+    return Call(native.CapArrays, [cap.groups, max(int(cap.groups.max(initial=-1)) + 1, 20), cap.most])
+
+
+def tables(rng: np.random.Generator, isa: str, metric: str) -> Any:
+    """(queries, items, rotation, packed items, rounded queries)"""
+    d, n, m = width(rng), rows(rng), max(1, rows(rng, 300))
+    queries, items = vectors(rng, n, d), vectors(rng, m, d)
+    rotation = rounding.make_rotation(items, metric)
+    codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, 1)
+    blocks = np.sort(rng.integers(int(rng.integers(1, 6)), size=m))
+    order, block_tiles = rounding.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
+    packed = rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, 1)
+    return (
+        queries,
+        items,
+        rotation,
+        packed,
+        rounding.round_vectors(queries, rotation, isa_module.query_levels(isa), isa, 1),
+    )
+
+
+def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    metric = str(rng.choice(METRICS))
+    queries, items, rotation, packed, rounded = tables(rng, isa, metric)
+    n, m = len(queries), len(items)
+    rule = any_rule(rng, n, m) if rng.random() < 0.6 and n else None
+    caps = random_rules.caps(rng, m)
+    exclude = rng.integers(-1, m, size=n) if rng.random() < 0.5 else None
+    norms = native.norms(isa, items, 1) if metric == "cosine" else None
+    k = int(rng.choice([1, 2, 10, 65, m + 5]))
+    least = float(rng.choice([-np.inf, 0.0, np.inf, -1.0]))
+    probes = None
+    if rng.random() < 0.5 and n:
+        n_centres = int(rng.integers(1, len(packed.block_norms) + 1))
+        centres = rounding.round_vectors(
+            vectors(rng, n_centres, items.shape[1]),
+            rounding.Rotation(rotation.sign, rotation.place, None, rotation.width, False),
+            127,
+            isa,
+            1,
+        )
+        offsets = None if rng.random() < 0.5 else -np.abs(rng.standard_normal(n_centres))
+        order, tiles = rounding.order_in_blocks(np.zeros(n_centres, np.int64), np.zeros(n_centres), 1)
+        tops = rounding.pack_items(centres, order, tiles, offsets, isa, 1)
+        gap = float(rng.choice([-np.inf, np.inf, 0.0, -1.0]))
+        ranks = [int(rng.integers(1, 40)) for _ in range(2)]
+        calls = [queries_call(rounding.coarser(rounded)), packed_call(tops), packed_call(tops)]
+        probes = Call(native.ProbeArrays, [*calls, *ranks, 0.5, gap, np.abs(rng.standard_normal(n))])
+    rule_or_none = None if rule is None else rule_call(rule, packed)
+    held = Call(lambda *made: list(made), [cap_call(cap) for cap in caps]) if caps else []
+    call = Call(
+        native.join,
+        [
+            *(
+                isa,
+                METRICS.index(metric),
+                queries,
+                items,
+                queries_call(rounded),
+                packed_call(packed),
+                norms,
+                exclude,
+                k,
+            ),
+            *(int(rng.integers(0, 4)), int(rng.choice([1, 7, 1000])), bool(rng.random() < 0.1), probes, rule_or_none),
+            *(held, least, None),
+        ],
+    )
+
+    def check(answer: Any) -> None:
+        positions, scores, _ = answer
+        assert positions.shape == scores.shape == (n, k)
+        assert ((positions >= -1) & (positions < m)).all()
+        if probes is None and not call.arguments[11]:
+            constraints = Constraints(rule, caps, None if least == -np.inf else least)
+            assert_lists(positions, scores, reference(queries, items, k, metric, exclude, constraints))
+
+    return call, check
+
+
+def reference(
+    queries: np.ndarray, items: np.ndarray, k: int, metric: str, exclude: Any, constraints: Constraints
+) -> Any:
+    return random_rules.sorted_join(queries, items, k, metric, exclude, constraints)
+
+
+def assert_lists(positions: np.ndarray, scores: np.ndarray, truth: Any) -> None:
+    np.testing.assert_array_equal(positions, truth[0])
+    np.testing.assert_array_equal(scores, truth[1])
+
+
+def fuzz_count(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    n, m = max(1, rows(rng, 600)), max(1, rows(rng, 300))
+    rule = any_rule(rng, n, m)
+    blocks = rules.rule_blocks(rule)
+    order, tiles = rounding.order_in_blocks(blocks, np.zeros(m), int(blocks.max()) + 1)
+    nothing = np.zeros(m)
+    packed = rounding.pack_items(
+        rounding.Codes(np.zeros((m, 16), np.int8), nothing, nothing, nothing), order, tiles, None, isa, 1
+    )
+    call = Call(native.eligible_counts, [isa, packed_call(packed), rule_call(rule, packed), int(rng.integers(0, 4))])
+    return call, lambda counts: np.testing.assert_array_equal(counts, eligible_pairs(rule).sum(axis=1))
+
+
+def fuzz_quantise(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    d = width(rng)
+    values = vectors(rng, rows(rng), d)
+    rotation = rounding.make_rotation(values, str(rng.choice(METRICS)))
+    levels = int(rng.choice([1, 63, 127]))
+    parts = [rotation.sign, rotation.place, rotation.centre, rotation.width, rotation.normalise, levels]
+    call = Call(native.quantise, [isa, values, *parts, int(rng.integers(0, 4))])
+
+    def check(answer: Any) -> None:
+        for found, wanted in zip(answer, twins.quantise(values, *parts), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+    return call, check
+
+
+def fuzz_pack(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    codes = rng.integers(-127, 128, size=(max(1, rows(rng)), rounding.width_of(width(rng)))).astype(np.int8)
+    order = rng.integers(len(codes), size=16 * rows(rng, 6)).astype(np.uint32)
+    order[rng.random(len(order)) < 0.3] = rounding.NO_ITEM
+    call = Call(native.pack, [codes, order, int(rng.integers(0, 4))])
+    return call, lambda tiles: np.testing.assert_array_equal(tiles.reshape(-1), twins.pack(codes, order).reshape(-1))
+
+
+def fuzz_norms(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    values = vectors(rng, rows(rng), width(rng))
+    wide = values.astype(np.float64)
+    return Call(native.norms, [isa, values, int(rng.integers(0, 4))]), lambda found: np.testing.assert_allclose(
+        found, np.sqrt((wide * wide).sum(axis=1)), rtol=1e-12
+    )
+
+
+def fuzz_score_lists(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    metric, d = str(rng.choice(METRICS)), width(rng)
+    queries, items = vectors(rng, rows(rng, 20), d), vectors(rng, max(1, rows(rng)), d)
+    lengths = rng.integers(0, 9, size=len(queries))
+    starts = np.append(0, np.cumsum(lengths)).astype(np.uint64)
+    positions = rng.integers(len(items), size=int(starts[-1])).astype(np.uint32)
+    norms = native.norms(isa, items, 1) if metric == "cosine" else np.empty(0)
+    call = Call(native.score_lists, [isa, METRICS.index(metric), queries, items, starts, positions, norms, 2])
+    return call, lambda found: np.testing.assert_array_equal(
+        found, pair_scores(np.repeat(queries, lengths, axis=0), items[positions], Metric(metric))
+    )
+
+
+def fuzz_cell_sums(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    values = vectors(rng, max(1, rows(rng)), width(rng))
+    starts = np.append(0, np.cumsum(rng.integers(0, 9, size=rows(rng, 20)))).astype(np.uint64)
+    positions = rng.integers(len(values), size=int(starts[-1])).astype(np.uint32)
+    call = Call(native.cell_sums, [isa, values, starts, positions, bool(rng.random() < 0.5), int(rng.integers(0, 4))])
+    return call, lambda sums: None
+
+
+def fuzz_interval_masks(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    leaf = random_rules.interval(rng, rows(rng), int(rng.choice([16, 32, 48, 64])))
+    parts = [leaf.codes, leaf.low, leaf.high]
+    return Call(native.interval_masks, [isa, *parts]), lambda found: np.testing.assert_array_equal(
+        found, twins.interval_masks(*parts)
+    )
+
+
+def fuzz_overlap_masks(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    leaf = random_rules.overlap(rng, rows(rng), int(rng.choice([16, 32, 48, 64])), words=int(rng.integers(1, 6)))
+    held = np.ascontiguousarray(leaf.items.T)
+    if rng.random() < 0.1:
+        held, queries = held[:0], leaf.queries[:, :0].copy()
+    else:
+        queries = leaf.queries
+    return Call(native.overlap_masks, [isa, held, queries]), lambda found: np.testing.assert_array_equal(
+        found, twins.overlap_masks(held, queries)
+    )
+
+
+def fuzz_ceiling(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    def limited(isa: Any, loop: Any, rounds: Any) -> Any:  # a large number of rounds takes long, as it should
+        return native.ceiling(isa, loop, min(rounds, 2) if isinstance(rounds, int) else rounds)
+
+    return Call(limited, [isa, int(rng.integers(4)), 1]), lambda products: None
+
+
+def fuzz_index(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    """The whole way: cells, the pruned join that probes all of them, and the exact one."""
+    metric, d = str(rng.choice(METRICS)), width(rng)
+    queries, items = vectors(rng, rows(rng, 20), d), vectors(rng, max(1, rows(rng, 900)), d)
+    constraints = Constraints(any_rule(rng, len(queries), len(items)) if rng.random() < 0.5 else None)
+    k, cells = int(rng.choice([1, 10, 100])), int(rng.choice([1, 5, 300]))
+
+    def join(isa: Any, cells: Any, k: Any) -> Any:
+        k = min(k, 100_000) if isinstance(k, int) else k  # all slots are filled, with nothing: k costs memory
+        os.environ[isa_module.ISA_VARIABLE] = str(isa)
+        index = kernels.build_index(items, metric, cells=cells, query_sample=queries)
+        index.join(queries, k, reach=float(rng.choice([-2.0, 0.0, 3.0])), constraints=constraints)
+        return index.join(queries, k, constraints=constraints)
+
+    def check(found: Any) -> None:
+        assert_lists(found.positions, found.scores, reference(queries, items, k, metric, None, constraints))
+
+    return Call(join, [isa, cells, k]), check
+
+
+ENTRY_POINTS = {
+    "join": fuzz_join,
+    "eligible_counts": fuzz_count,
+    "quantise": fuzz_quantise,
+    "pack": fuzz_pack,
+    "norms": fuzz_norms,
+    "score_lists": fuzz_score_lists,
+    "cell_sums": fuzz_cell_sums,
+    "interval_masks": fuzz_interval_masks,
+    "overlap_masks": fuzz_overlap_masks,
+    "ceiling": fuzz_ceiling,
+    "build_index": fuzz_index,
+}
+
+
+def fuzz(name: str, seconds: float, seed: int) -> Counter[str]:
+    """Call one entry point until the time is up; half of the calls fit, and their answers are checked."""
+    counts: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < until:
+        rng = np.random.default_rng([seed, number])
+        isa = ISAS[number % len(ISAS)]
+        try:
+            call, check = ENTRY_POINTS[name](rng, isa)
+            if number % 2 == 0:
+                check(call.make())
+                counts["right"] += 1
+            else:
+                scribbled = rng.random() < 0.3
+                if not scribbled:
+                    change_some(rng, call)
+                try:
+                    call.make(partial(scribble, rng, call) if scribbled else nothing)
+                    counts["taken"] += 1
+                except REFUSALS:
+                    counts["refused"] += 1
+        except Exception:
+            traceback.print_exc()
+            print(f"{name}: call {number} of seed {seed} on {isa}", file=sys.stderr, flush=True)
+            counts["WRONG"] += 1
+            if counts["WRONG"] > 20:
+                break
+        number += 1
+    return counts
+
+
+def main() -> int:
+    """Fuzz the entry points named, or all; 1 where an answer was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each entry point")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("names", nargs="*", default=list(ENTRY_POINTS), metavar="entry point")
+    given = parser.parse_args()
+    np.seterr(all="ignore")
+    wrong = 0
+    for name in given.names:
+        counts = fuzz(name, given.seconds, given.seed)
+        wrong += counts["WRONG"]
+        words = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("right", "taken", "refused", "WRONG") if counts[kind])
+        print(f"{name:16} {sum(counts.values()):9,} calls on {len(ISAS)} instruction sets: {words}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
