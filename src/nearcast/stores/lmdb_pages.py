@@ -7,7 +7,9 @@ machines of 64 bits, little-endian. Knows nothing of what keys and values mean.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -165,24 +167,27 @@ def _read(path: Path, read: Callable[[_File, _Meta], T], attempts: int) -> T:
 
 
 def salvage_pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield all pairs on pages that look whole, those of older states too. Nothing where there is no file."""
+    """Yield all pairs on pages that look whole, those of older states too. Nothing where there is no file to read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return
     try:
-        try:
-            page_bytes = _newest_meta(path, descriptor).page_bytes
-        except DamagedError:
-            page_bytes = os.sysconf("SC_PAGE_SIZE")
-        file = _File(descriptor, page_bytes)
-        for number in range(file.pages):
-            try:
-                yield from _pairs(file, number)
-            except (_BrokenPageError, OSError):
-                continue
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            yield from _salvage(path, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _salvage(path: Path, descriptor: int) -> Iterator[tuple[bytes, bytes]]:
+    try:
+        page_bytes = _newest_meta(path, descriptor).page_bytes
+    except DamagedError:
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+    file = _File(descriptor, page_bytes)
+    for number in range(file.pages):
+        with contextlib.suppress(_BrokenPageError, OSError):
+            yield from _pairs(file, number)
 
 
 def _damaged(path: Path, what: str, descriptor: int) -> DamagedError:
