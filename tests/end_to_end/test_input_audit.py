@@ -38,6 +38,13 @@ def rotate(table: Columns) -> None:
     table["vector"] = list(np.array(table["vector"]) @ rotation)
 
 
+def rotate_quarter(table: Columns) -> None:
+    """Turn every fourth vector."""
+    turned = dict(table)
+    rotate(turned)
+    table["vector"] = [turned["vector"][row] if row % 4 == 0 else v for row, v in enumerate(table["vector"])]
+
+
 def of_germany(items: Columns, factor: float) -> None:
     """Write the prices of a third of the items in another currency."""
     third = [number % 3 == 0 for number in range(len(items["id"]))]
@@ -88,6 +95,17 @@ MORE_DAYS: dict[str, tuple[Spoil, str, str]] = {
         "gift of the items",
     ),
     "ids made anew": (lambda i, q: each(i, "id", lambda v: f"x{v}"), "items_kept", "0.00% are in this snapshot too"),
+    "a third of the ids made anew": (
+        lambda i, q: i.update(id=[f"x{name}" if row % 3 == 0 else name for row, name in enumerate(i["id"])]),
+        "items_kept",
+        "are in this snapshot too",
+    ),
+    "a quarter of the vectors of another model": (lambda i, q: rotate_quarter(i), "vectors", "vectors of the items"),
+    "prices null for a third": (
+        lambda i, q: i.update(price=[None if row % 3 == 0 else p for row, p in enumerate(i["price"])]),
+        "empty_values",
+        "price of the items",
+    ),
     "another model of the queries": (lambda i, q: rotate(q), "vectors", "vectors of the queries"),
     "another model of both": (lambda i, q: (rotate(i), rotate(q)), "vectors", "vectors of the items"),
     "ids and vectors shifted": (
