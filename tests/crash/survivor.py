@@ -126,8 +126,18 @@ class Survivor:
             self.faults.append(f"{where}: removed items came back: {back}")
 
 
-def survive(folder: Path, store: str, known: dict[str, list[Any]], report: Path, running: Callable[[], None]) -> None:
-    """Use the store, heal it and use it again. `running` damages it while a reader is open."""
+def survive(
+    folder: Path,
+    store: str,
+    known: dict[str, list[Any]],
+    report: Path,
+    running: Callable[[], None],
+    clear: Callable[[], None],
+) -> None:
+    """Use the store, heal it and use it again. `running` damages it while a reader is open.
+
+    clear: takes away what is no file, as the errors say.
+    """
     os.chdir(folder)
     survivor = Survivor(folder, store, known["removed"], known["paused"])
     with _written(survivor, report):
@@ -140,6 +150,7 @@ def survive(folder: Path, store: str, known: dict[str, list[Any]], report: Path,
                     lookup.refresh()
             running()
         survivor.use()
+        clear()
         survivor.heal()
 
 
@@ -200,6 +211,19 @@ class Damage:
             path.write_bytes(bytes(path.stat().st_size))
         elif how == "noise" and path.is_file():
             path.write_bytes(os.urandom(path.stat().st_size))
+
+
+class Clearing:
+    """Removes what is in the place of a file and is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        if self.path.is_symlink():
+            self.path.unlink()
+        elif self.path.is_dir():
+            self.path.rmdir()
 
 
 def nothing() -> None:

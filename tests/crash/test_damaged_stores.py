@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.crash.processes import SERVER
-from tests.crash.survivor import KEYS, Damage, nothing, survive, use, write_on
+from tests.crash.survivor import KEYS, Clearing, Damage, nothing, survive, use, write_on
 from tests.end_to_end import shop as at
 from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
 
@@ -92,7 +92,8 @@ def run_through(healthy: Path, folder: Path, file: str, how: str | int, *, runni
     damage = Damage(fresh_copy(healthy, folder) / file, how)
     if not running:
         damage()
-    finished(survive, folder, str(folder / "store"), damage if running else nothing)
+    clear = Clearing(folder / file) if "overlay" not in file else nothing  # --repair moves what is in its way there
+    finished(survive, folder, str(folder / "store"), damage if running else nothing, clear)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def run_through(healthy: Path, folder: Path, file: str, how: str | int, *, runni
         ("store/shop/overlay.journal", "missing", False),
         ("store/shop/versions/000002/data.mdb", 2 * PAGE, True),
         ("store/shop/current", "missing", False),
+        ("store/ads/current", 75, False),
         ("store/ads/versions/000001/manifest.json", 0, False),
     ],
     ids=lambda value: str(value).removeprefix("store/"),
@@ -170,7 +172,7 @@ def live_on_a_full_disk(healthy: Path, folder: Path, disk: Path, pages_left: int
     filler = fill(disk, pages_left)
     told = finished(use, folder, str(store))
     filler.unlink()
-    finished(survive, folder, str(store), nothing)
+    finished(survive, folder, str(store), nothing, nothing)
     return told
 
 
@@ -249,12 +251,12 @@ def test_a_redis_that_is_full_or_has_lost_a_key_is_healed(healthy, tmp_path, req
             finished(use, folder, url)
         finally:
             client.config_set("maxmemory", 0)
-        finished(survive, folder, url, nothing)
+        finished(survive, folder, url, nothing, nothing)
     for key in sorted(client.keys("nearcast:*")):
         if b":lists:" in key or b":items:" in key:
             continue
         if not client.exists(key) or key.endswith(b":lock"):
             continue
         client.delete(key)
-        finished(survive, folder, url, nothing)
+        finished(survive, folder, url, nothing, nothing)
     client.close()

@@ -68,13 +68,14 @@ def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> Mapping[s
     A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.
     """
     fault: DamagedError | NotFoundError | None = None
-    for version in dict.fromkeys((pointer.version, *reversed(store.versions(generator)))):
+    known = [pointer.version] if pointer.version else []  # 0 is that of a pointer that could not be read
+    for version in dict.fromkeys((*known, *reversed(store.versions(generator)))):
         try:
             with contextlib.closing(store.open(generator, version, verify=False)) as reader:
                 return reader.facts
         except (DamagedError, NotFoundError) as error:
             fault = fault or error
-    raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault}")
+    raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault or 'it has none'}")
 
 
 def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
