@@ -56,8 +56,9 @@ def quantiles_of(values: npt.NDArray[Any]) -> list[float] | list[int]:
 
 def shares_of(counts: Mapping[str, int], total: int) -> dict[str, float]:
     """The share of the most frequent values, the most frequent first; equal ones in the order of their text."""
-    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:KEPT_VALUES]
-    return {value: round(count / total, 6) for value, count in most if count >= LEAST_SHARE * total}
+    frequent = [pair for pair in counts.items() if pair[1] >= LEAST_SHARE * total]
+    most = sorted(frequent, key=lambda pair: (-pair[1], pair[0]))[:KEPT_VALUES]
+    return {value: round(count / total, 6) for value, count in most}
 
 
 def psi(then: Float64Array, now: Float64Array) -> float:
