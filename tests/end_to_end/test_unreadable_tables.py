@@ -72,7 +72,7 @@ def test_a_rollback_passes_over_what_nobody_can_open_and_good_versions_are_kept_
 
 def test_a_table_that_nobody_can_open_is_followed_by_a_good_one(store):
     point(store, "ads", load_unreadable(store, "ads", 2))
-    load(store, "ads", 3, {"x": [(1, 1.0)]}, format=9, **FACTS)
+    load(store, "ads", 3, {"x": [(1, 1.0)]}, format=9, kind=KIND)
     point(store, "ads", 3)
     publish_expansion(store, "ads", ADS, LINKS)
     assert shown(store) == ([1, 2], "000004")

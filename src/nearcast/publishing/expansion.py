@@ -392,6 +392,7 @@ def _cut_overlay(store: Store, name: str) -> int:
 def _as_of(store: Store, name: str, version: int) -> float:
     try:
         with contextlib.closing(store.open(name, version, verify=False)) as reader:
-            return seconds_of(reader.facts["as_of"])
+            known = reader.facts.get("as_of")
+            return -math.inf if known is None else seconds_of(known)  # of a version that does not say, all is newer
     except NotFoundError:  # taken away meanwhile
         return float("inf")
