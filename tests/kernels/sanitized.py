@@ -1,13 +1,19 @@
 """Use the kernels that are built for the sanitizers instead of the installed ones: `-p tests.kernels.sanitized`.
 
-NEARCAST_SANITIZED names their folder. Imported before nearcast.kernels; `make sanitize` does all that.
+NEARCAST_SANITIZED names their folder. Imported before nearcast.kernels; `make sanitize` does all that. Properties are
+tried on fewer examples, since each takes several times as long; the fuzz takes their place.
 """
 
 import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from hypothesis import settings
+
+EXAMPLES = 6
+SETTINGS = "_hypothesis_internal_use_settings"  # what @settings leaves on a test
 FOLDER = os.environ.get("NEARCAST_SANITIZED")
 
 
@@ -24,6 +30,13 @@ def use_sanitized() -> None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     print(f"kernels: {path}", flush=True)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Limit the examples of a property."""
+    for function in {item.obj for item in items if hasattr(getattr(item, "obj", None), SETTINGS)}:
+        chosen = getattr(function, SETTINGS)
+        setattr(function, SETTINGS, settings(chosen, max_examples=min(chosen.max_examples, EXAMPLES)))
 
 
 use_sanitized()
