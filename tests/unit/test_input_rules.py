@@ -267,6 +267,7 @@ def test_ids_of_another_type_are_refused() -> None:
         (ValueChange(1_000, 0.4, False, "'a' -> 'b'"), True),
         (ValueChange(1_000, 0.33, True, "10 -> 43"), False),
         (ValueChange(1_000, 0.2, True, "10 -> 43"), True),
+        (ValueChange(90, 0.4, True, "10 -> 43"), True),
         (ValueChange(20, 1.0, False, "True -> False"), True),
     ],
 )

@@ -18,6 +18,7 @@ __all__ = ["INPUT_RULES"]
 
 TABLES = {"items": "items", "queries": "queries"}
 FEWEST = 30  # rows of both versions; with fewer, nothing is said of single values
+FEWEST_NUMBERS = 100  # the same of numbers that are noisy
 DEVIATIONS = 4.0  # of the sampling noise, which a difference of shares must exceed
 MOST_NAMED = 8
 MOST_FACTOR = 2.0  # by which the share of pairs that a rule keeps may change
@@ -186,7 +187,7 @@ def _changed_values(judged: Judged, settings: Audit) -> Finding:
     worst: float | None = None
     for (table, name), change in (inputs.changes if inputs else {}).items():
         bound = settings.max_values_scaled if change.scaled else settings.max_values_changed
-        if name in settings.skip_columns or change.compared < FEWEST:
+        if name in settings.skip_columns or change.compared < (FEWEST_NUMBERS if change.scaled else FEWEST):
             continue
         worst = max(worst or 0.0, change.share)
         if change.share > bound + _noise(change.share, bound, change.compared, change.compared) / DEVIATIONS:
