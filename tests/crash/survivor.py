@@ -22,7 +22,7 @@ import nearcast.serve.expansion
 import nearcast.serve.lookup
 import nearcast.stores.lmdb
 import nearcast.stores.redis
-from nearcast.errors import NearcastError
+from nearcast.errors import NearcastError, NotFoundError
 
 with contextlib.suppress(ImportError):
     import pandas  # noqa: F401 (what pyarrow imports at the first look-up otherwise)
@@ -86,7 +86,7 @@ class Survivor:
             self.look_up,
             self.look_up_ads,
             lambda: self.overlay("shop").remove([LATER]),
-            lambda: nearcast.roll_back("shop", store=self.store, out="nearcast"),
+            self.roll_back_if_possible,
             lambda: nearcast.publish("shop", 2, store=self.store, out="nearcast"),
             lambda: self.overlay("shop").entries(),
             self.look_up,
@@ -95,6 +95,11 @@ class Survivor:
                 act()
             except BaseException:
                 self.faults.append(f"after the repair: {traceback.format_exc()}")
+
+    def roll_back_if_possible(self) -> None:
+        """An older version that was damaged is not there any more."""
+        with contextlib.suppress(NotFoundError):
+            nearcast.roll_back("shop", store=self.store, out="nearcast")
 
     def overlay(self, name: str) -> Any:
         return nearcast.overlay(self.store, name)

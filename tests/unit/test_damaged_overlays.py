@@ -96,11 +96,11 @@ def test_an_overlay_that_is_cut_is_an_error_to_readers_and_writers_and_is_healed
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "zeros", "noise"])
-@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "../overlay.journal"])
 def test_something_else_in_a_files_place_is_no_overlay(store, data, tmp_path, name, kind):
     filled(store)
     store.close()
-    path = data.with_name(name)
+    path = data.parent / name
     size = path.stat().st_size
     path.unlink()
     victim = tmp_path / "victim"

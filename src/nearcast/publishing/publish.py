@@ -21,7 +21,7 @@ from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
 from nearcast.publishing.publication import Listener, Publication, Silence
 from nearcast.publishing.readable import check_readable
 from nearcast.publishing.readback import compare_sample, read_back
-from nearcast.publishing.repair import mend_overlay, read_pointer
+from nearcast.publishing.repair import mend_overlay, read_pointer, retire_damaged
 from nearcast.publishing.retain import remove_snapshots, retire_versions, withdrawn_after
 from nearcast.publishing.rows import Shape, shape_of
 from nearcast.publishing.rules import Finding
@@ -279,6 +279,11 @@ def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: 
     """Let go of what is no longer needed. All of it can be done again."""
     assert pointer is not None, "something is current"
     store, generator, out = order.store, order.generator, snapshot.folder.parents[2]
+    if order.repair:
+        notes: list[str] = []
+        retire_damaged(store, generator, pointer.version, notes)
+        for text in notes:
+            order.listener.note(text)
     try:
         # Before versions are retired: readers may still have the last one in hand.
         cut = cut_back(store, generator, store.versions(generator), now=store_time(store))

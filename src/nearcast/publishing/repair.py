@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from nearcast.errors import DamagedError
+from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.retain import facts_of_newest
 from nearcast.stores.base import Pointer, Store, repair_overlay
 
-__all__ = ["facts_of_last", "mend_overlay", "read_pointer"]
+__all__ = ["facts_of_last", "mend_overlay", "read_pointer", "retire_damaged"]
 
 
 def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> Pointer | None:
@@ -40,6 +40,20 @@ def facts_of_last(
             raise DamagedError(f"{error}; make a new version with --repair") from error
         notes.append(f"nothing to compare with: {error}")
         return None
+
+
+def retire_damaged(store: Store, name: str, current: int, notes: list[str]) -> None:
+    """Take older versions away that are not as they were written, so that no rollback goes to one. Under the lock."""
+    for version in store.versions(name):
+        if version == current:
+            continue
+        try:
+            store.open(name, version, verify=True).close()
+        except NotFoundError:
+            continue
+        except DamagedError as error:
+            notes.append(f"version {version:06d} is damaged and was taken away: {error}")
+            store.retire(name, version)
 
 
 def mend_overlay(store: Store, name: str, notes: list[str]) -> None:

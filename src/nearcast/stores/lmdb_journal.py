@@ -67,6 +67,16 @@ class Journal:
             if descriptor is not None:
                 os.close(descriptor)
 
+    def move_what_is_no_file(self) -> str | None:
+        """Move a link or folder out of the journal's place. Returns what was done, None where there is none."""
+        try:
+            refuse_link(self.path)
+        except DamagedError as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+            self.path.rename(aside)
+            return f"{str(error).partition(', which')[0].partition(';')[0]} and was moved to {aside}"
+        return None
+
     def read(self) -> list[Line]:
         """Return the lines that are whole, in the order of writing; none where there is no file."""
         try:
@@ -86,12 +96,14 @@ class Journal:
         flags = (os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT | os.O_APPEND) | os.O_NOFOLLOW | os.O_CLOEXEC
         end = time.monotonic() + (READER_PATIENCE_SECONDS if shared else LOCK_PATIENCE_SECONDS)
         while True:
+            if not shared:
+                refuse_link(self.path)
             try:
                 descriptor = os.open(self.path, flags | os.O_NONBLOCK, 0o666)
             except OSError as error:
                 if shared:
                     return None  # a reader does without: it sees whether anything was written meanwhile
-                if error.errno == errno.ELOOP:
+                if error.errno == errno.ELOOP:  # the link was put there a moment ago
                     refuse_link(self.path)
                 raise
             try:

@@ -136,10 +136,12 @@ class LmdbOverlay:
         """
         if not self._should_be_there():
             return None
+        with writing(self.journal.path):
+            moved = self.journal.move_what_is_no_file()
         with writing(self.folder / DATA), self.journal.locked() as journal:
             try:
                 self._check()
-                return None
+                return moved
             except DamagedError as error:
                 what = str(error).partition("; heal it with")[0]
             self.close()
