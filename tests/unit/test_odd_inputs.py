@@ -173,7 +173,7 @@ def test_a_duplicate_id_is_told_with_both_its_places(tmp_path):
     with pytest.raises(InputError) as caught:
         nearcast.check(spec(items={"path": "items"}), base=tmp_path)
     said = str(caught.value)
-    assert "'b' (items/2.parquet row 1); first there: 'b' (items/1.parquet row 1)" in said
+    assert "first: 'b' (items/1.parquet row 1); again: 'b' (items/2.parquet row 1) [duplicate_id]" in said
 
 
 ELSEWHERE = [

@@ -89,8 +89,8 @@ class Problem:
         if not self.examples:
             return self.text
         lead = ": " if len(self.examples) == self.count else ", for example "
-        first = f"; first there: {'; '.join(self.first_places)}" if self.first_places else ""
-        return f"{self.text}{lead}{'; '.join(self.examples)}{first}"
+        first = f"; first: {'; '.join(self.first_places)}; again" if self.first_places else ""
+        return f"{self.text}{first}{lead}{'; '.join(self.examples)}"
 
 
 @dataclass(frozen=True, slots=True)
