@@ -103,13 +103,24 @@ def test_run_json_puts_the_manifest_on_standard_output_and_nothing_else_anywhere
     assert done.stderr == ""
 
 
-def test_the_summary_shows_every_measure_that_the_manifest_holds(made: tuple[Path, Finished]) -> None:
+def test_the_first_summary_has_five_measures_at_most_and_says_where_the_rest_is(made: tuple[Path, Finished]) -> None:
     folder, done = made
+    shown = [name for name in MEASURES if re.search(rf"^{name} ", done.stdout, re.MULTILINE)]
+    assert shown == ["recall", "fill_rate", "query_coverage", "item_coverage"]  # overlap, once there is one before
+    (left,) = re.findall(r"^(\d+) more measures: (nearcast show shop/1)$", done.stdout, re.MULTILINE)
+    every = succeed(*left[1].split()[1:], cwd=folder).stdout
+    rows = [name for name in MEASURES if re.search(rf"^{name} ", every, re.MULTILINE)]
+    assert len(rows) == len(shown) + int(left[0])
+
+
+def test_show_has_every_measure_that_the_manifest_holds(made: tuple[Path, Finished]) -> None:
+    folder = made[0]
+    shown = succeed("show", "shop", cwd=folder).stdout
     measures = at.manifest(folder)["measures"]
     assert set(measures) <= set(MEASURES)
     within_others = {"recall_sample", "score_p01", "score_p99"}
     for name in {n for n in set(measures) - within_others if not n.endswith(("_low", "_high"))}:
-        assert re.search(rf"^{name} ", done.stdout, re.MULTILINE), name
+        assert re.search(rf"^{name} ", shown, re.MULTILINE), name
 
 
 def test_with_nothing_changed_run_gives_the_snapshot_there_is_and_again_makes_another(own_shop: Path) -> None:
@@ -271,7 +282,7 @@ def test_lookup_in_json_with_other_columns_and_only_the_first(shop: Path) -> Non
 
 def test_lookup_of_an_unknown_key_shows_what_keys_look_like(shop: Path) -> None:
     message = fail("lookup", "shop", "Q7", code=7, cwd=shop)
-    assert "shop 000001 has no query 'Q7'; its 300 keys are such as 'q000', 'q001', 'q002'" in message
+    assert "shop 000001 has no query 'Q7'; the nearest of its 300 keys are 'q007', 'q017', 'q027'" in message
 
 
 def test_lookup_of_an_unknown_column_names_those_there_are(shop: Path) -> None:

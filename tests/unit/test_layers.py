@@ -21,7 +21,7 @@ FLOORS = [
     {"mapped"},
     {"types", "times"},
     {"machine"},
-    {"files", "parquet", "sharing", "webhook"},
+    {"files", "parquet", "sharing", "suggest", "webhook"},
     {"spec"},
     {"knn"},
     {"kernels"},

@@ -19,6 +19,7 @@ from tests.published import publish
 
 import nearcast
 from nearcast.errors import AuditError, DamagedError, InputError, SpecError, StoreError
+from nearcast.join.listen import Listener
 from nearcast.publishing.engagement import LogColumns, most_engaged
 from nearcast.stores import open_store
 
@@ -196,6 +197,38 @@ def test_a_table_is_published_and_requests_are_resolved_by_it(store, table):
     assert [(share.key, round(share.weight, 6)) for share in answer.keys] == [(2, 0.666667), (1, 0.333333)]
     assert list(answer.ids) == [20, 10]
     assert {one.generator for one in nearcast.published(store=store)} == {"pins", "pins.people"}
+
+
+def notes_of(store, tmp_path, table, *rows, generator="pins"):
+    listener = Recorder()
+    nearcast.publish_table(
+        generator, table, log_of(*rows), key="who", item="what", store=store, out=tmp_path / "out", listener=listener
+    )
+    return listener.notes
+
+
+class Recorder(Listener):
+    def __init__(self):
+        super().__init__()
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_what_may_be_a_mistake_in_a_table_is_said(store, tmp_path):
+    assert notes_of(store, tmp_path, "people", ("ann", 2)) == []
+    assert notes_of(store, tmp_path, "seasons", ("ann", 2)) == []
+    (note,) = notes_of(store, tmp_path, "poeple", ("ann", 2))
+    assert "requests are not resolved by a table named 'poeple'; did you mean 'people'?" in note
+    (note,) = notes_of(store, tmp_path, "people", ("ann", 2), ("ann", 77), ("bob", 99), ("bob", 1))
+    assert "2 of 4 different items (50.0% of the entries) are no keys of pins 000001, such as 77, 99" in note
+    (note,) = notes_of(store, tmp_path, "people", ("ann", "2"), ("bob", "1"), ("cy", "1"))
+    assert "2 of 2 different items" in note
+    assert "they lead to no candidates; its keys are int64, and the items string" in note
+    (note,) = notes_of(store, tmp_path, "people", ("ann", 2), generator="pin")
+    assert "no generator 'pin' is published" in note
+    assert "did you mean 'pins'?" in note
 
 
 def test_a_phrase_table_is_asked_in_any_spelling(store, table):

@@ -10,7 +10,7 @@ Arithmetic on rates and traffic; measures and reads nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -275,18 +275,48 @@ def _choice(case: Case, costs: Sequence[Cost], engine: str, model: _Model) -> tu
     enough = [cost for cost in costs if cost.coverage >= case.min_coverage or cost.way != "offline"]
     fresh = [cost for cost in enough if cost.stale <= case.max_stale]
     best = min(fresh, key=_expense) if fresh else min(enough, key=lambda cost: (cost.stale, _expense(cost)))
-    others = ", ".join(
-        f"{cost.way} {_expense(cost) / max(_expense(best), 1e-12):.3g} times" for cost in costs if cost is not best
-    )
-    times = f"a look-up takes {model.lookup * 1e6:,.0f} µs and a search by {engine} {model.search * 1e6:,.0f}"
-    per_key = case.requests_per_day / case.keys
-    pays = model.offline_pays_from()
-    since = f"lists for all keys pay from {pays:,.2f} requests per key and day, and there are {per_key:,.2f}"
-    if best.way == "mix":
-        since += (
-            f"; the first {best.keys:,} keys have {case.shares[: best.keys].sum():.1%} of the traffic of known keys"
+    return best.way, ". ".join([*_against_others(case, costs, best), *_why_so_much(case, best, engine, model)]) + "."
+
+
+def _against_others(case: Case, costs: Sequence[Cost], best: Cost) -> Iterator[str]:
+    """Compare with the other ways: what they cost, and why a cheaper one is not recommended."""
+    others = [cost for cost in costs if cost is not best]
+    dearer = [cost for cost in others if _expense(cost) >= _expense(best)]
+    cheaper = [cost for cost in others if _expense(cost) < _expense(best)]
+    if best.stale > case.max_stale:
+        yield (
+            f"{best.way} is the freshest of the ways that answer enough requests: no way keeps its lists less than "
+            f"{case.max_stale:.1%} out of date"
         )
-    return best.way, f"{times}; {since}; of its cost are {others}"
+    if dearer:
+        most = "costs the least" if not cheaper else "costs less than the rest"
+        least = max(_expense(best), 1e-12)
+        times = " and ".join(f"{cost.way} costs {_expense(cost) / least:,.3g} times as much" for cost in dearer)
+        yield f"{best.way} {most}: {times}"
+    for cost in cheaper:
+        share = _expense(cost) / max(_expense(best), 1e-12)
+        if cost.way == "offline" and cost.coverage < case.min_coverage:
+            why = f"answers {cost.coverage:.1%} of the requests, where {case.min_coverage:.1%} are wanted"
+        else:
+            why = f"is {cost.stale:.1%} out of date on average, against {best.stale:.1%} of {best.way}"
+        yield f"{cost.way} would cost {share:.1%} of that, but {why}"
+
+
+def _why_so_much(case: Case, best: Cost, engine: str, model: _Model) -> Iterator[str]:
+    """Say where the costs come from: one request, and from how many requests lists are worth their making."""
+    lookup, search = model.lookup * 1e6, model.search * 1e6
+    yield f"Answering a request takes {lookup:,.0f} µs from a list, and {search:,.0f} µs by a search with {engine}"
+    pays, per_key = model.offline_pays_from(), case.requests_per_day / case.keys
+    if math.isinf(pays):
+        yield "Lists never pay here, since a look-up takes as long as a search"
+    else:
+        yield (
+            f"A list has to be made before anybody asks: lists for all keys pay from {pays:,.2f} requests per key and "
+            f"day, and there are {per_key:,.2f}"
+        )
+    if best.way == "mix":
+        share = case.shares[: best.keys].sum()
+        yield f"The {best.keys:,} keys asked for most get a list; they have {share:.1%} of the requests for known keys"
 
 
 def _warnings(case: Case, costs: Sequence[Cost]) -> list[str]:

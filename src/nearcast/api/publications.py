@@ -119,6 +119,8 @@ def publish_table(
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
     rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
+        for doubt in tables.doubts(opened, place.generator, table, rows):
+            listener.note(f"warning: {doubt}")
         done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
     note(listener, record_publication(place.out, done))
     return done

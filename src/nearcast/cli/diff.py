@@ -58,12 +58,12 @@ def diff(generator: str, before: int | None, after: int | None, out: Path, sampl
         as_json(found.as_dict())
         return
     show = console()
-    show.print(f"{found.generator} {found.before} -> {found.after}: {found.queries:,} queries compared", markup=False)
+    show.print(f"{found.generator} {found.before} -> {found.after}: {found.queries:,} queries compared")
     if found.queries_came:
-        show.print(f"  {found.queries_came:,} more are new", markup=False)
+        show.print(f"  {found.queries_came:,} more are new")
     show.print(f"  {found.kept:.2%} of the candidates are kept; {found.unchanged:.2%} of the lists hold the same")
     for words in found.settings:
-        show.print(f"  {words}", markup=False)
+        show.print(f"  {words}")
     if found.came or found.went:
         show.print(_table(found))
 

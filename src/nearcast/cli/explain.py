@@ -29,8 +29,8 @@ def explain(generator: str, query: str, item: str, out: Path, as_json_: bool) ->
         as_json(found.as_dict())
         return
     show = console()
-    show.print(f"{found.snapshot}: item {found.item!r} for query {found.query!r}", markup=False)
-    show.print(f"  {found.cause}: {found.words}", markup=False)
+    show.print(f"{found.snapshot}: item {found.item!r} for query {found.query!r}")
+    show.print(f"  {found.cause}: {found.words}")
     figures = [f"score {found.score:.6g}" if found.score is not None else "no score"]
     figures += [f"rank {found.rank:,} of what the query may get"] if found.rank is not None else []
     figures += [f"the list ends at {found.last_score:.6g}"] if found.last_score is not None else []
@@ -38,4 +38,4 @@ def explain(generator: str, query: str, item: str, out: Path, as_json_: bool) ->
     figures += (
         [f"the list ends at model score {found.last_model_score:.6g}"] if found.last_model_score is not None else []
     )
-    show.print(f"  {', '.join(figures)}", markup=False)
+    show.print(f"  {', '.join(figures)}")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+from rich.text import Text
 
 from nearcast.cli.render import estimate_table, problem_table
 from nearcast.cli.shared import console
@@ -49,7 +49,7 @@ class DrawingListener(Listener):
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        self._screen.print(f"[dim]·[/dim] {escape(text)}", highlight=False)
+        self._screen.print(Text.assemble(("· ", "dim"), text))
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def listening(*, quiet: bool) -> Iterator[Listener]:
         return
     screen = console(to_stderr=True)
     columns = (
-        TextColumn("{task.description:<14}"),
+        TextColumn("{task.description:<14}", markup=False),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -30,6 +30,7 @@ __all__ = ["lookup"]
 @store_option
 @click.option("--columns", help="Item columns to show, comma-separated; the spec's `display` by default.")
 @click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
+@click.option("--full", is_flag=True, help="Show long texts and lists whole.")
 @json_option
 def lookup(
     generator: str,
@@ -40,6 +41,7 @@ def lookup(
     store: str | None,
     columns: str | None,
     first: int | None,
+    full: bool,
     as_json_: bool,
 ) -> None:
     """Show the candidates of KEY: ids, scores, and display columns of the items.
@@ -50,18 +52,27 @@ def lookup(
     if published or store is not None:
         if version is not None:
             raise click.UsageError("a store answers from its current version: leave out --snapshot")
-        _from_store(generator, key, place_in_store(generator, out).url(store), wanted, first, as_json_=as_json_)
+        _from_store(
+            generator, key, place_in_store(generator, out).url(store), wanted, first, full=full, as_json_=as_json_
+        )
         return
     found = look_up(generator, key, out=out, version=version, columns=wanted)
     found = found.first(first) if first else found
     if as_json_:
         as_json(found.as_dict())
     else:
-        console().print(candidate_list(found, tuple(found.columns)))
+        console().print(candidate_list(found, tuple(found.columns), full=full))
 
 
 def _from_store(
-    generator: str, key: str, url: str, wanted: tuple[str, ...] | None, first: int | None, *, as_json_: bool
+    generator: str,
+    key: str,
+    url: str,
+    wanted: tuple[str, ...] | None,
+    first: int | None,
+    *,
+    full: bool,
+    as_json_: bool,
 ) -> None:
     with open_lookup(url, generator, verify=False) as opened:
         fields = tuple(opened.state.facts.get("columns", {})) if wanted is None else wanted
@@ -73,9 +84,9 @@ def _from_store(
         as_json(answer.as_dict())
         return
     found = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
-    console().print(candidate_list(found, tuple(found.columns)))
+    console().print(candidate_list(found, tuple(found.columns), full=full))
     removed = f"; the overlay has taken out {answer.removed}" if answer.removed else ""
-    console().print(f"snapshot {answer.snapshot}, {stretch(answer.age_seconds)} old, in {where}{removed}", markup=False)
+    console().print(f"snapshot {answer.snapshot}, {stretch(answer.age_seconds)} old, in {where}{removed}")
 
 
 def _columns(answer: Answer) -> dict[str, tuple[object, ...]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -169,7 +168,7 @@ def _alert_table(alerts: tuple[Alert, ...]) -> Table:
     table.add_column("text")
     for alert in alerts:
         follows = f" (from this, most likely: {', '.join(alert.follows)})" if alert.follows else ""
-        table.add_row(alert.check, escape(f"{alert.headline}. {alert.text}{follows}"))
+        table.add_row(alert.check, f"{alert.headline}. {alert.text}{follows}")
     return table
 
 

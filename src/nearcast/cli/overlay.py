@@ -200,7 +200,7 @@ def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
     elif entries:
         console().print(overlay_table(entries, there, now))
     else:
-        console().print(f"the overlay of {generator} is empty", markup=False)
+        console().print(f"the overlay of {generator} is empty")
 
 
 @overlay.command("repair")

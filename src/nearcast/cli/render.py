@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.shared import size, stretch
+from nearcast.cli.shared import cell, size, stretch
 from nearcast.join.context import STAGES
 from nearcast.measure.measures import COMPARED, MEASURES, format_value
 
@@ -23,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "rule_table", "snapshot_list", "summary"]
 
 MOST_SLICES = 12
+FIRST_MEASURES = ("recall", "fill_rate", "query_coverage", "item_coverage", "overlap", "score_ties")  # after a run
+SLICE_WORDS = {  # slices that are not of a column
+    ("traffic", "head"): "the queries that together have half of the traffic",
+    ("traffic", "tail"): "the other half",
+    ("cells", "rare"): "queries that few others are like",
+    ("cells", "common"): "queries that many others are like",
+}
 SUMMED_UP = ("recall_sample", "score_p01", "score_p99")  # shown within another row, as the ends of intervals are
 
 
@@ -32,7 +38,7 @@ def problem_table(report: Report) -> Table:
     for name in ("side", "kind", "policy", "what"):
         table.add_column(name, style="bold red" if name == "policy" and report.errors else "")
     for p in report.problems:
-        table.add_row(p.side, p.kind, p.policy, escape(p.sentence()))
+        table.add_row(p.side, p.kind, p.policy, p.sentence())
     return table
 
 
@@ -76,21 +82,33 @@ def rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def summary(snapshot: Snapshot) -> Group:
-    """A snapshot on one screen: the promise, the measures, and what it took beside what was estimated."""
+def summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
+    """A snapshot on one screen: the promise, the measures, and what it took beside what was estimated.
+
+    Without `every_measure` only those of FIRST_MEASURES and slices below the promise, and where the rest is.
+    """
     manifest = snapshot.manifest
-    slices: list[RenderableType] = [_slice_table(manifest), ""] if manifest.get("slices") else []
-    return Group(_headline(manifest, snapshot), "", _measure_table(manifest), "", *slices, _cost_table(manifest))
+    names = _measure_names(manifest)
+    first = names if every_measure else [name for name in FIRST_MEASURES if name in names]
+    parts: list[RenderableType] = [_headline(manifest, snapshot), "", _measure_table(manifest, first), ""]
+    slices = [part for part in manifest.get("slices") or [] if every_measure or part["below_promise"]]
+    if slices:
+        parts += [_slice_table(slices), ""]
+    left = len(names) - len(first)
+    if left:
+        rest = f"{left} more measures: nearcast show {snapshot.generator}/{snapshot.version}"
+        parts += [Text(rest, style="dim"), ""]
+    return Group(*parts, _cost_table(manifest))
 
 
-def candidate_list(found: Candidates, columns: Sequence[str]) -> Group:
-    """One list, best candidate first."""
+def candidate_list(found: Candidates, columns: Sequence[str], *, full: bool = False) -> Group:
+    """One list, best candidate first. full: long values are not cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rank", "id", "score", *columns):
-        table.add_column(escape(name), justify="right" if name in ("rank", "score") else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, (item, score) in enumerate(zip(found.ids, found.scores, strict=True)):
-        shown = [escape(str(found.columns[name][rank])) for name in columns]
-        table.add_row(str(rank + 1), escape(str(item)), f"{score:.4f}", *shown)
+        shown = [cell(found.columns[name][rank], full=full) for name in columns]
+        table.add_row(str(rank + 1), cell(item, full=True), f"{score:.4f}", *shown)
     reason = f", short since {found.reason}" if found.reason else ""
     return Group(Text(f"{found.query!r}: {len(found.ids)} candidates{reason}"), table)
 
@@ -152,14 +170,20 @@ def _from_here(path: Path) -> Path:
     return path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path
 
 
-def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
+def _measure_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the measures that have a row of their own, in order."""
+    measures = manifest["measures"]
+    hidden = SUMMED_UP if manifest.get("ties") else (*SUMMED_UP, "score_ties")
+    return [n for n in MEASURES if n in measures and n not in hidden and not n.endswith(("_low", "_high"))]
+
+
+def _measure_table(manifest: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("", style="dim")
     measures = manifest["measures"]
-    hidden = SUMMED_UP if manifest.get("ties") else (*SUMMED_UP, "score_ties")
-    for name in (n for n in MEASURES if n in measures and n not in hidden and not n.endswith(("_low", "_high"))):
+    for name in names:
         meaning = MEASURES[name].meaning
         if f"{name}_low" in measures:
             low, high = (format_value(f"{name}_{end}", measures[f"{name}_{end}"]) for end in ("low", "high"))
@@ -178,17 +202,18 @@ def _measure_table(manifest: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _slice_table(manifest: Mapping[str, Any]) -> Table:
-    """Recall by slice, the worst first; the ones below the promise are marked."""
+def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
+    """Recall by slice, the worst first; the ones below the promise are marked, and names of ours explained."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("slice", "", "recall", "95% interval", "queries", "best score", ""):
         table.add_column(name, justify="right" if name in ("recall", "queries", "best score") else "left")
-    ordered = sorted(manifest["slices"], key=lambda part: (not part["below_promise"], part["recall"]))
+    ordered = sorted(slices, key=lambda part: (not part["below_promise"], part["recall"]))
     for part in ordered[:MOST_SLICES]:
-        below = Text("below the promise", style="bold red") if part["below_promise"] else Text("")
+        note = Text(SLICE_WORDS.get((part["by"], part["value"]), ""), style="dim")
+        below = Text("below the promise ", style="bold red") + note if part["below_promise"] else note
         best = "-" if part["best_score"] is None else f"{part['best_score']:.4g}"
         span = f"{part['low']:.2%} to {part['high']:.2%}"
-        row = (escape(part["by"]), escape(part["value"]), f"{part['recall']:.2%}", span, f"{part['queries']:,}", best)
+        row = (part["by"], part["value"], f"{part['recall']:.2%}", span, f"{part['queries']:,}", best)
         table.add_row(*row, below)
     left = len(ordered) - MOST_SLICES
     if left > 0:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
+
+from nearcast.cli.shared import cell
 
 if TYPE_CHECKING:
     from nearcast.stores.base import OverlayEntry
@@ -24,12 +25,12 @@ def overlay_table(entries: Sequence[OverlayEntry], in_snapshot: Sequence[bool], 
     for entry, known in zip(entries, in_snapshot, strict=True):
         what = "gone" if entry.field is None else f"{entry.field} = {json.dumps(entry.value, ensure_ascii=False)}"
         table.add_row(
-            escape(str(entry.item)),
-            escape(what),
+            cell(entry.item, full=True),
+            cell(what),
             _time(entry.written),
             _in_force(entry.until, now),
             "yes" if known else "no",
-            escape(entry.note),
+            cell(entry.note, full=True),
         )
     return table
 

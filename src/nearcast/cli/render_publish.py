@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +32,7 @@ def audit_table(findings: Sequence[Finding], accepted: Mapping[str, str]) -> Tab
         text = finding.text
         if finding.rule in accepted and not finding.passed:
             word, style, text = "accepted", "yellow", f"{text}; accepted: {accepted[finding.rule]}"
-        table.add_row(finding.rule, Text(word, style=style), escape(text))
+        table.add_row(finding.rule, Text(word, style=style), text)
     return table
 
 
@@ -95,7 +94,7 @@ def _figures(kept: Kept) -> list[str]:
     accepted = ", ".join(facts.get("audit", {}).get("accepted", {}))
     recall = format_value("recall", facts.get("measures", {}).get("recall"))
     figures = [facts["created"], facts["published"], f"{facts['keys']:,}", f"{facts['items']:,}"]
-    return [*figures, size(facts.get("payload_bytes", 0)), recall, escape(accepted)]
+    return [*figures, size(facts.get("payload_bytes", 0)), recall, accepted]
 
 
 def _events(found: Published) -> Table:
@@ -103,5 +102,5 @@ def _events(found: Published) -> Table:
     for name in ("when", "move", "to", "note"):
         table.add_column(name)
     for event in found.pointer.events[-SHOWN_EVENTS:] if found.pointer else ():
-        table.add_row(event.when, event.kind.replace("_", " "), f"{event.version:06d}", escape(event.note))
+        table.add_row(event.when, event.kind.replace("_", " "), f"{event.version:06d}", event.note)
     return table

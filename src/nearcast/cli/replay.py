@@ -79,7 +79,7 @@ def replay(
         return
     console().print(_table(found))
     for line in (*found.compared, *_leads(found)):
-        console().print(line, markup=False)
+        console().print(line)
 
 
 def _table(found: Replayed) -> Table:

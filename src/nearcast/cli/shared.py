@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 
 from nearcast.files import path_fault
@@ -20,6 +21,7 @@ __all__ = [
     "LocalPath",
     "NegativeIds",
     "as_json",
+    "cell",
     "console",
     "json_option",
     "out_option",
@@ -28,13 +30,19 @@ __all__ = [
     "stretch",
 ]
 
+SHOWN_PARTS = 3  # of a list in a cell
+SHOWN_CHARACTERS = 80  # of a text in a cell
 PLAIN_WIDTH = 110  # of output that no terminal limits
 
 
 def console(*, to_stderr: bool = False) -> Console:
-    """Where to draw: the terminal as wide as it is, anything else wide enough for a table."""
+    """Return where to draw: the terminal as wide as it is, anything else wide enough for a table.
+
+    No text is markup: ids, titles, rules and TOML have square brackets and colons of their own. Style with rich's Text.
+    """
     stream = sys.stderr if to_stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +103,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def cell(value: Any, *, full: bool = False) -> str:
+    """Return a value of the user's data as a cell: control characters escaped, and long ones cut unless `full`."""
+    if isinstance(value, list | tuple | np.ndarray):
+        shown = value if full or len(value) <= SHOWN_PARTS else value[:SHOWN_PARTS]
+        more = f", ... ({len(value):,} in all)" if len(shown) < len(value) else ""
+        return ", ".join(cell(part, full=full) for part in shown) + more
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    return text if full or len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
 
 
 def size(count: float) -> str:

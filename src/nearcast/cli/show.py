@@ -26,6 +26,6 @@ def show(snapshot: str | None, out: Path, verify: bool, as_json_: bool) -> None:
     if as_json_:
         as_json({"snapshot": str(found.folder), **found.manifest})
     else:
-        console().print(summary(found))
+        console().print(summary(found, every_measure=True))
         if verify:
             console().print("every byte is as it was written")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -110,7 +109,7 @@ def _table(tuned: Tuned) -> Table:
     for found in keeping[:MOST_SHOWN]:
         cost = found.costs[tuned.promise]
         table.add_row(
-            escape(found.trial.point.name),
+            found.trial.point.name,
             *(stretch(part) for part in (cost.build, cost.calibrate, cost.join, cost.seconds)),
             size(found.trial.memory_bytes),
             style="bold" if found is tuned.suggestion else None,

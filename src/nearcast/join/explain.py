@@ -31,6 +31,7 @@ from nearcast.knn.scores import pair_scores
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.suggest import nearest_keys
 from nearcast.table.snapshot import Candidates, Snapshot
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray, Metric, as_score
@@ -226,6 +227,9 @@ def _pool(snapshot: Snapshot, made: _Made, listed: Candidates, row: int) -> _Poo
     return _Pool(row, listed, scores, order, last, model)
 
 
+WHOLE = {"item": "items", "query": "queries"}
+
+
 def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
     try:
         value = int(key) if pa.types.is_integer(side.ids.type) else str(key)
@@ -233,10 +237,12 @@ def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
     except (ValueError, OverflowError, pa.ArrowInvalid):
         place = -1
     if place < 0:
-        near = ", ".join(repr(held.as_py()) for held in side.ids[:3])
+        near = nearest_keys(key, side.ids)
+        such = ", ".join(repr(name) for name in near or side.ids[:3].to_pylist())
+        all_of = f"its {len(side.ids):,} {WHOLE[what]}"
+        words = f"the nearest of {all_of}: {such}" if near else f"{all_of} are such as {such}"
         raise NotFoundError(
-            f"{snapshot.generator} {snapshot.name} was made without {what} {key!r}, or it had no usable vector; "
-            f"its {len(side.ids):,} {what}s are such as {near}"
+            f"{snapshot.generator} {snapshot.name} was made without {what} {key!r}, or it had no usable vector; {words}"
         )
     return place
 

@@ -46,9 +46,17 @@ _ROWS = (
     *_interval("recall_at_10", "recall@10: the ten nearest items found among the first ten candidates"),
     *_interval("recall_by_traffic", "recall@k with each query counted by its weight"),
     Measure(
-        "score_regret", "share", "lower", "what the lists' scores lack of the true ones'; a missed tie costs nothing"
+        "score_regret",
+        "share",
+        "lower",
+        "by how much the lists score below the true nearest; a missed tie costs nothing",
     ),
-    Measure("repeats", "share", "lower", "candidates with the same vector as the one before them: copies of an item"),
+    Measure(
+        "repeats",
+        "share",
+        "lower",
+        "candidates with the same vector as the one before: copies of an item",
+    ),
     Measure("score_ties", "share", "lower", "candidates whose score is that of the one before them: ids decide"),
     Measure("fill_rate", "share", "higher", "slots that hold a candidate"),
     Measure("surplus_slots", "count", "neither", "candidates that are stored, as planned for survivors"),
@@ -57,7 +65,12 @@ _ROWS = (
     Measure("exposure_score_lost", "score", "lower", "what the exposure cap takes off the score of a slot, on average"),
     Measure("exposure_fill_lost", "share", "lower", "slots that the exposure cap leaves empty"),
     Measure("exposure_full", "count", "neither", "items that are in as many lists as they may be"),
-    Measure("fill_at_m", "share", "higher", "lists that have measure.fill_at candidates, after rules and caps"),
+    Measure(
+        "fill_at_m",
+        "share",
+        "higher",
+        "lists with as many candidates as `[measure] fill_at` asks for",
+    ),
     Measure("query_coverage", "share", "higher", "rows of the query input that have at least one candidate"),
     Measure("short_lists", "count", "lower", "queries with fewer than k candidates"),
     Measure("item_coverage", "share", "higher", "items that appear in at least one list"),

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from nearcast.publishing.rows import Shape, item_batches, list_groups, payload_of, query_batches
+from nearcast.publishing.rows import Shape, count_queries, item_batches, list_groups, payload_of, query_batches
 from nearcast.publishing.throttle import Throttle
 from nearcast.stores.base import Pair, Space, Writer
 from nearcast.stores.values import KEPT_OF_LONG, encode_items, encode_keys, encode_lists, encode_query_key
@@ -77,14 +77,16 @@ def copy_snapshot(
     still_ours: Callable[[], None] = lambda: None,
 ) -> Copied:
     """Put every list and every item; `still_ours` is asked before each row group, and stops the copy by raising."""
-    counter = _Counter(writer, throttle, progress, shape.keys + shape.items)
+    own_queries = shape.rules is not None and shape.rules["own_query_columns"]
+    total = shape.keys + shape.items + (count_queries(snapshot) if own_queries else 0)
+    counter = _Counter(writer, throttle, progress, total)
     payload = 0
     for group in list_groups(snapshot):
         still_ours()
         payload += payload_of(group, shape)
         counter.put(Space.LISTS, *_encoded(group, shape))
     query_rows = 0
-    if shape.rules is not None and shape.rules["own_query_columns"]:
+    if shape.rules is not None and own_queries:
         for batch in query_batches(snapshot, list(shape.rules["queries"])):
             still_ours()
             keys, values = _encoded_items(batch)

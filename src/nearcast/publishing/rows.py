@@ -23,6 +23,7 @@ from nearcast.table.snapshot import Snapshot
 
 __all__ = [
     "Shape",
+    "count_queries",
     "item_batches",
     "list_groups",
     "lists_of",
@@ -102,6 +103,12 @@ def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> It
     for path in _files(snapshot, "items"):
         with _reading(snapshot), pq.ParquetFile(path) as file:
             yield from file.iter_batches(ITEM_ROWS, columns=columns, use_threads=False)
+
+
+def count_queries(snapshot: Snapshot) -> int:
+    """Return how many rows `query_batches` has."""
+    with _reading(snapshot):
+        return sum(int(pq.read_metadata(path).num_rows) for path in _files(snapshot, "queries"))
 
 
 def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -9,6 +9,7 @@ nothing of logs.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.errors import AuditError, DamagedError, StoreError
+from nearcast.errors import AuditError, DamagedError, GoneError, StoreError
 from nearcast.publishing.load import Copied, add_checksum
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.readable import check_readable
@@ -29,15 +30,16 @@ from nearcast.publishing.times import utc
 from nearcast.publishing.writing import writing
 from nearcast.spec import Serving
 from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
-from nearcast.stores.tables import KIND, table_name
+from nearcast.stores.tables import KIND, PEOPLE, PHRASES, table_name
 from nearcast.stores.values import encode_keys, encode_lists, id_kind, id_type
 from nearcast.types import no_progress
 
-__all__ = ["publish_table"]
+__all__ = ["doubts", "publish_table"]
 
 FACTS_FORMAT = 1
 LIST_HEAD_BYTES = 4
 KEPT_VERSIONS = 3
+MOST_LOOKED_UP = 20_000
 LEAST_SHARE = 0.5  # of the keys that are current: fewer are more likely a log that was cut short than news
 
 Facts = dict[str, Any]
@@ -77,6 +79,44 @@ def publish_table(
         moved = last.moved(Event("published", version, utc(time.time())), withdrawn_after(last, version))
         store.point(name, moved, held)
         return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
+
+
+def doubts(store: Store, generator: str, table: str, rows: pa.Table) -> list[str]:
+    """Return what may be a mistake in a table, a sentence each: its name, its generator, items that are no keys.
+
+    None of it keeps the table from being published: its generator may be published later. Reads the generator's
+    current keys for at most MOST_LOOKED_UP of the items.
+    """
+    found = []
+    near = difflib.get_close_matches(table, (PHRASES, PEOPLE), n=1, cutoff=0.6)
+    if near and table not in (PHRASES, PEOPLE):
+        found.append(f"requests are not resolved by a table named {table!r}; did you mean {near[0]!r}?")
+    pointer = store.pointer(generator)
+    if pointer is None:
+        names = [name for name in store.generators() if "." not in name]
+        close = difflib.get_close_matches(generator, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"published there: {', '.join(names) or 'nothing'}"
+        return [*found, f"no generator {generator!r} is published in {store.url}; {hint}"]
+    items = rows["items"].combine_chunks().flatten()
+    distinct = items.unique()
+    distinct = distinct.take(pa.array(range(0, len(distinct), 1 + len(distinct) // MOST_LOOKED_UP)))
+    try:
+        with contextlib.closing(store.open(generator, pointer.version, verify=False)) as reader:
+            held = reader.get_many(Space.LISTS, encode_keys(distinct))
+            kind = reader.facts.get("query_ids")
+    except (DamagedError, GoneError, StoreError) as error:
+        return [*found, f"whether the items are keys of {generator} is not known: {error}"]
+    unknown = distinct.filter(pa.array([value is None for value in held], pa.bool_()))
+    if len(unknown):
+        among = items.filter(pc.is_in(items, value_set=distinct))
+        share = pc.mean(pc.is_in(among, value_set=unknown).cast(pa.float64())).as_py()
+        examples = ", ".join(repr(item) for item in unknown[:3].to_pylist())
+        types = f"; its keys are {kind}, and the items {distinct.type}" if id_type(distinct.type) != kind else ""
+        found.append(
+            f"{len(unknown):,} of {len(distinct):,} different items ({share:.1%} of the entries) are no keys of "
+            f"{generator} {pointer.version:06d}, such as {examples}: they lead to no candidates{types}"
+        )
+    return found
 
 
 def _facts_of_table(store: Store, name: str, facts: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ def run_funnel(
         started = time.perf_counter()
         answers.append(_answer(way, logged, funnel))
         seconds[number] = time.perf_counter() - started
-        if number % 200 == 199:
+        if number % 200 == 199 or number + 1 == len(requests):
             progress(number + 1, len(requests))
     spent = time.thread_time() - cpu
     stages = [answer.stages for answer in answers]

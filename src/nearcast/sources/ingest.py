@@ -117,7 +117,8 @@ def _write_vectors(seen: Scan, rows: IntArray, path: Path, memory_bytes: int, si
                 inside = (places >= start) & (places < start + len(block))
                 block[places[inside] - start] = matrix[inside]
                 filled += int(np.count_nonzero(inside))
-                progress(f"read {side}", first + len(matrix), len(seen.states))
+                passed = start // per_range * len(seen.states) + first + len(matrix)
+                progress(f"read {side}", passed, -(-n // per_range) * len(seen.states))
             if filled != len(block):
                 raise changed_error(seen.source.name, f"{filled:,} of {len(block):,} vectors came")
             block.tofile(out)
