@@ -8,7 +8,7 @@ from tests.kernels.rules import sorted_join
 from tests.kernels.vectors import METRICS
 
 import nearcast
-from nearcast.errors import InputError
+from nearcast.errors import InputError, SpecError
 from nearcast.kernels import build_index, join_exact, twins
 from nearcast.knn.constraints import FREE
 
@@ -130,6 +130,15 @@ def test_any_number_of_dimensions(native_isa, d):
     items = (rng.standard_normal((40, d)) * 10.0 ** rng.integers(-40, 17, size=(40, 1))).astype(np.float32)
     for metric in METRICS:
         assert_exact(items[:2], items, 50, metric)
+
+
+def test_more_dimensions_than_the_kernels_take_are_refused_with_the_engine_that_takes_them():
+    wide = np.random.default_rng(8).standard_normal((20, 4097)).astype(np.float32)
+    with pytest.raises(SpecError, match="at most 4,096 dimensions, got 4,097; set engine"):
+        nearcast.knn_join(wide, wide, k=1, engine="dense")
+    assert nearcast.knn_join(wide, wide, k=1, engine="exact").positions[:, 0].tolist() == list(range(20))
+    with pytest.raises(SpecError, match="at most 268,435,456"):
+        nearcast.knn_join(wide, wide, k=2**40)
 
 
 @pytest.mark.parametrize("engine", ["exact", "dense"])

@@ -27,7 +27,8 @@ from nearcast.engines.base import (
     Resources,
     Workload,
 )
-from nearcast.errors import DamagedError
+from nearcast.errors import DamagedError, SpecError
+from nearcast.kernels.join import MOST_DIMENSIONS
 from nearcast.kernels.rounding import TILE_ITEMS
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.mapped import map_array
@@ -174,6 +175,7 @@ class DenseEngine:
     ) -> Estimate:
         """Join a few items exactly, and scale by pairs; a pruned join is guessed at a share of that."""
         assert isinstance(settings, DenseSettings)
+        _refuse_wide(shape.dim)
         block = np.ascontiguousarray(items.read(0, min(items.n, TRIAL_ITEMS)))
         started = time.perf_counter()
         found = kernels.join_exact(block[:TRIAL_QUERIES], block, shape.k, metric, threads=resources.threads)
@@ -196,6 +198,7 @@ class DenseEngine:
     ) -> DenseIndex:
         """Cells where they pay, one block of all items where they do not."""
         assert isinstance(settings, DenseSettings)
+        _refuse_wide(items.dim)
         cells = settings.cells or worthwhile_cells(items.n, workload)
         rule = None if workload is None else workload.constraints.eligibility
         if cells == 1 and rule is not None:
@@ -222,6 +225,14 @@ class DenseEngine:
             return DenseIndex(kernels.index_of_arrays(items.whole(), metric, arrays), settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold what was saved ({error}); remove it and run again") from error
+
+
+def _refuse_wide(dim: int) -> None:
+    """Raise SpecError for vectors of more dimensions than the kernels take."""
+    if dim > MOST_DIMENSIONS:
+        raise SpecError(
+            f'engine dense takes vectors of at most {MOST_DIMENSIONS:,} dimensions, got {dim:,}; set engine = "exact"'
+        )
 
 
 def _working_bytes(shape: JoinShape) -> int:

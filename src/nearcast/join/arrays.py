@@ -36,6 +36,7 @@ from nearcast.types import (
 __all__ = ["JoinReport", "JoinResult", "knn_join"]
 
 CALIBRATION_QUERIES = 1_000
+MOST_SLOTS = 2**28  # of a list: 3 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,8 @@ def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: floa
         raise InputError(f"queries have {queries.shape[1]} components and items {items.dim}; embed both with one model")
     if k < 1:
         raise SpecError(f"k is {k}; it is at least 1")
+    if k > MOST_SLOTS:
+        raise SpecError(f"k is {k:,}; it is at most {MOST_SLOTS:,}")
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if seed < 0:

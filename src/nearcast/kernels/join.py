@@ -21,6 +21,7 @@ BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per bl
 QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
 LARGEST_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
+MOST_DIMENSIONS = 4096
 MOST_SLOTS = 2**28  # kMostSlots in arrays.h
 
 Progress = Callable[[int, int], object]
@@ -37,8 +38,8 @@ class Joined:
 
 def checked_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
     """The vectors, contiguous; ValueError where the kernels cannot take them."""
-    if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= 4096:
-        raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to 4096")
+    if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MOST_DIMENSIONS:
+        raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to {MOST_DIMENSIONS}")
     if vectors.dtype not in (np.float16, np.float32, np.int8, np.uint8):
         raise ValueError(f"{name} are {vectors.dtype}; needed are float16, float32, int8 or uint8")
     return np.require(vectors, requirements=["C", "A"])
