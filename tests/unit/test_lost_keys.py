@@ -227,3 +227,14 @@ def test_a_restart_without_persistence_is_no_answer_and_no_empty_overlay(tmp_pat
         for key in KEYS[:10]:
             with pytest.raises((StoreError, GoneError, DamagedError)):
                 lookup.get(key)
+
+
+@pytest.mark.parametrize("lost", ["loads", "v:1:facts", "loads v:1:facts"])
+def test_a_version_whose_records_were_lost_can_be_taken_away(store, client, lost):
+    publish(store, SHOP, 1, LISTS)
+    publish(store, SHOP, 2, LISTS)
+    client.delete(*(f"nearcast:{SHOP}:{name}" for name in lost.split()))
+    store.retire(SHOP, 1)
+    assert store.versions(SHOP) == [2]
+    assert all(client.pttl(name) > 0 for name in buckets(client))
+    store.open(SHOP, 2, verify=True).close()

@@ -132,7 +132,14 @@ class RedisStore:
 
     def _take_away(self, generator: str, version: int, *, leftovers: bool) -> None:
         """Retire a version; with `leftovers` also whatever a killed publisher has begun, since we hold the lock."""
-        for load, state in self._loads(_prefix(generator)):
+        prefix = _prefix(generator)
+        name = self._connection.run("HGET", f"{prefix}:versions", version)
+        loads = self._loads(prefix)
+        if name is not None and name.decode() not in {load.name for load, _ in loads}:  # its record was lost
+            known = self._connection.run("HGET", f"{prefix}:v:{version}:facts", "buckets")
+            lost = Load(prefix, name.decode(), version, int(known or self._connection.settings.buckets))
+            loads.append((lost, FINISHED))
+        for load, state in loads:
             if state == LOADING and (leftovers or load.version == version):
                 for names in pieces(load.buckets(), MANY):
                     self._connection.run("UNLINK", *names)
