@@ -210,7 +210,11 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
     ordered = sorted(slices, key=lambda part: (not part["below_promise"], part["recall"]))
     for part in ordered[:MOST_SLICES]:
         note = Text(SLICE_WORDS.get((part["by"], part["value"]), ""), style="dim")
-        below = Text("below the promise ", style="bold red") + note if part["below_promise"] else note
+        below = (
+            Text("below the promise" + (": " if note else ""), style="bold red") + note
+            if part["below_promise"]
+            else note
+        )
         best = "-" if part["best_score"] is None else f"{part['best_score']:.4g}"
         span = f"{part['low']:.2%} to {part['high']:.2%}"
         row = (part["by"], part["value"], f"{part['recall']:.2%}", span, f"{part['queries']:,}", best)
