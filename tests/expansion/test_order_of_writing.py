@@ -119,7 +119,7 @@ def test_as_of_says_when_an_export_was_made(store, files, kind):
 NO_TIMES = [REAL_TIME() + 3600, REAL_TIME() * 1000, float("nan"), float("inf"), -1.0, "soon", True, "2999-01-01", []]
 
 
-@pytest.mark.parametrize("wrong", NO_TIMES)
+@pytest.mark.parametrize("wrong", NO_TIMES, ids=range(len(NO_TIMES)))  # the same names in every worker
 def test_a_time_that_is_none_or_is_yet_to_come_is_refused(tmp_path, files, wrong):
     with contextlib.closing(open_store(f"lmdb:{tmp_path / 'store'}")) as store:
         with pytest.raises(InputError, match=r"time|yet to come"):
