@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 
 import reference
-from builders import METRICS, JoinCase, clustered, join_cases
+from builders import METRICS, JoinCase, clustered, generator, join_cases, write_parquet
+from nearcast import knn_join
 from nearcast.engines import ENGINES, choose_engine
 from nearcast.engines.base import JoinShape, Resources
-from nearcast.errors import DamagedError, SpecError
+from nearcast.errors import DamagedError, PromiseError, SpecError
+from nearcast.join.run import run_generator
 from nearcast.spec import parse_model
 from nearcast.types import ArrayVectors, FileVectors, Metric, no_progress
 from needs import require_module
@@ -314,6 +316,43 @@ FORCED = [
 def test_a_forced_effort_is_the_only_one(name, engine_settings, effort):
     index = build(ENGINES[name], clustered(500, 8, seed=1), "l2", **engine_settings)
     assert [dict(e) for e in index.efforts(10)] == [effort]
+
+
+@pytest.mark.parametrize(("name", "engine_settings", "effort"), FORCED)
+def test_recall_1_is_refused_where_the_forced_effort_leaves_items_out(name, engine_settings, effort):
+    items, queries = clustered(500, 8, seed=1), clustered(300, 8, seed=2)
+    given = {"k": 10, "metric": "l2", "engine": name, "engine_settings": engine_settings}
+    if effort in ({"nprobe": 5}, {"ef_search": 500}):  # all there is
+        exact = knn_join(queries, items, k=10, metric="l2", engine="exact")
+        assert knn_join(queries, items, **given).positions.tolist() == exact.positions.tolist()
+        return
+    with pytest.raises(SpecError, match=rf"recall is 1, and .* force {next(iter(effort))} = .* leave that out"):
+        knn_join(queries, items, **given)
+
+
+@pytest.mark.parametrize("n", [1, 30, 300])
+def test_a_forced_effort_is_measured_and_a_broken_promise_is_told(n):
+    items, queries = clustered(2000, 8, seed=1, clusters=300), clustered(n, 8, seed=2, clusters=300)
+    forced = {"engine": "faiss-ivf", "engine_settings": {"nlist": 400, "nprobe": 1}}
+    hasty = knn_join(queries, items, k=50, recall=0.99, **forced).report
+    assert hasty.reached < 0.9
+    assert any("nprobe = 1 reaches recall" in warning for warning in hasty.warnings)
+    assert knn_join(queries, items, k=50, recall=0.01, **forced).report.warnings == ()
+
+
+def test_no_sample_proves_recall_1_of_an_effort_that_leaves_items_out(tmp_path):
+    """A run whose sampled queries show no miss, and with all of them the same run, which is proof."""
+    write_parquet(tmp_path / "items.parquet", range(400), clustered(400, 8, seed=1).tolist())
+    told = {}
+    for sample in (20, 400):
+        forced = {"engine": "faiss-ivf", "engine_settings": {"nlist": 8, "nprobe": 7}, "recall": 1.0}
+        spec = generator(name=f"s{sample}", **forced, measure={"sample": sample}, out=str(tmp_path / "out"))
+        try:
+            snapshot = run_generator(spec, tmp_path).snapshot
+        except PromiseError as error:
+            snapshot = error.snapshot
+        told[sample] = (snapshot.manifest["measures"]["recall"], snapshot.manifest["promise"]["kept"])
+    assert told == {20: (1.0, False), 400: (1.0, True)}
 
 
 CHANGING = [

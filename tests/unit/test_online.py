@@ -42,7 +42,7 @@ def shop(folder, *, ids="int", dtype=np.float32, items=None, **settings):
     names = np.arange(len(items)) * 7 if ids == "int" else [f"item-{p:05d}" for p in range(len(items))]
     order = np.random.default_rng(3).permutation(len(items))
     write(folder / "items.parquet", pa.array(names).take(pa.array(order)), items[order])
-    write(folder / "queries.parquet", [f"q{i}" for i in range(300)], clustered(300, DIM, seed=2))
+    write(folder / "queries.parquet", [f"q{i}" for i in range(300)], clustered(300, items.shape[1], seed=2))
     return generator(**{"k": K, "threads": 1, "queries": {"path": "queries.parquet"}} | settings)
 
 
@@ -220,6 +220,29 @@ def test_a_generator_without_queries_is_calibrated_on_its_items(tmp_path):
 
 def test_a_recall_of_one_is_full_effort(tmp_path):
     assert opened(shop(tmp_path), tmp_path, recall=1.0).effort == {"ef_search": N}
+
+
+HARD_TO_RANK = {  # where faiss' float32 sums lose digits, or leave it open which of equal items is kept
+    "ties": lambda n, seed: np.random.default_rng(seed).integers(1, 4, (n, 4)).astype(np.float32),
+    "cancellation": lambda n, seed: (1e4 + np.random.default_rng(seed).normal(size=(n, 4))).astype(np.float32),
+    "copies": lambda n, seed: np.repeat(np.random.default_rng(seed).normal(size=(n // 20, 4)), 20, 0).astype(
+        np.float32
+    ),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", HARD_TO_RANK)
+def test_at_full_effort_a_search_is_the_exact_one_with_equal_scores_by_id(tmp_path, engine, metric, shape):
+    items, queries = HARD_TO_RANK[shape](400, 1), HARD_TO_RANK[shape](40, 2)
+    online = opened(shop(tmp_path, items=items, metric=metric), tmp_path, engine=engine, recall=1.0)
+    truth = exact_join(queries, ArrayVectors(items), 30, Metric(metric), threads=1)
+    for k in (1, K, 30):  # the last is above the generator's own
+        ids, scores = online.search(queries, k)
+        assert [positions_of(row) for row in ids] == truth.positions[:, :k].tolist()
+        assert scores == truth.scores[:, :k].tolist()
+    assert len(online.search(queries[:1], 1000)[0][0]) == 400
 
 
 def test_two_recalls_have_two_efforts(tmp_path):

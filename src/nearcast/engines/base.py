@@ -92,6 +92,10 @@ class Index(Protocol):
         """Efforts to choose from, cheapest first. The last is full effort: as exact as the engine can be."""
         ...
 
+    def is_full(self, effort: Effort) -> bool:
+        """Whether a join with this effort leaves nothing out, so that its lists are exact: a forced one may be less."""
+        ...
+
     def join(
         self,
         queries: AnyArray,  # (n, dim)

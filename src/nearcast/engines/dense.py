@@ -83,6 +83,10 @@ class DenseIndex:
             return ({"reach": self.settings.reach},)
         return (*({"reach": reach} for reach in REACHES), EXACT)
 
+    def is_full(self, effort: Effort) -> bool:
+        """Whether all items are scanned."""
+        return effort == EXACT
+
     def join(
         self,
         queries: AnyArray,

@@ -46,6 +46,10 @@ class ExactIndex:
         """One: exact."""
         return ({},)
 
+    def is_full(self, effort: Effort) -> bool:
+        """Always."""
+        return True
+
     def join(
         self,
         queries: AnyArray,

@@ -73,6 +73,10 @@ class HnswIndex:
         graph = ladder(k, max(k, n // 8), "ef_search")  # beyond an eighth of all items a scan costs less
         return (*(e for e in graph if e["ef_search"] < n), {"ef_search": n})
 
+    def is_full(self, effort: Effort) -> bool:
+        """Whether ef is all distinct vectors."""
+        return effort["ef_search"] >= len(self.copies.starts) - 1
+
     def join(
         self,
         queries: AnyArray,
@@ -85,7 +89,7 @@ class HnswIndex:
         progress: Progress,
     ) -> Neighbors:
         """Search every query with the effort's ef; with ef of all items, score every item instead."""
-        if effort["ef_search"] >= len(self.copies.starts) - 1:
+        if self.is_full(effort):
             return ExactIndex(self.items, self.metric).join(
                 queries,
                 k,
@@ -104,15 +108,12 @@ class HnswIndex:
         return above(found, constraints)
 
     def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
-        """(n, k or more) what a search of some effort finds, -1 for nothing; with ef of all items, by a scan.
+        """(n, k or more) what a search of some effort finds, -1 for nothing.
 
         Safe from many threads; takes as many threads as faiss was told to in the caller's.
         """
         n = len(self.copies.starts) - 1
-        whole = effort["ef_search"] >= n
-        searched = self.index.storage if whole else self.index
-        parameters = None if whole else _parameters(effort["ef_search"])
-        groups = searched.search(prepared_queries, min(k, n), params=parameters)[1]
+        groups = self.index.search(prepared_queries, min(k, n), params=_parameters(effort["ef_search"]))[1]
         return _expanded(groups, self.copies, k)
 
     def pays(

@@ -70,6 +70,10 @@ class IvfIndex:
             return ({"nprobe": min(self.settings.nprobe, self.index.nlist)},)
         return ladder(1, self.index.nlist, "nprobe")
 
+    def is_full(self, effort: Effort) -> bool:
+        """Whether every cell is visited."""
+        return effort["nprobe"] >= int(self.index.nlist)
+
     def join(
         self,
         queries: AnyArray,
@@ -82,7 +86,7 @@ class IvfIndex:
         progress: Progress,
     ) -> Neighbors:
         """Search every query with the effort's nprobe; with all cells, score every item instead."""
-        if effort["nprobe"] >= self.index.nlist:
+        if self.is_full(effort):
             return ExactIndex(self.items, self.metric).join(
                 queries,
                 k,

@@ -88,7 +88,9 @@ def knn_join(
     and recall is that among what the constraints leave. `report.warnings` says where scores cannot tell items apart.
 
     Arrays of float16, float32, int8 or uint8 are taken as they are, float64 is rounded to float32. Raises
-    InputError for arrays that cannot be joined, SpecError for settings that make no sense.
+    InputError for arrays that cannot be joined, SpecError for settings that make no sense, such as recall = 1 with an
+    effort (`nprobe`, `ef_search`, `reach`) that leaves items out. An effort forced below that is measured, and
+    `report.warnings` says where it does not keep the promise.
     """
     chosen_metric = _metric(metric)
     query_vectors, item_vectors = _checked("queries", queries), ArrayVectors(_checked("items", items))
@@ -113,7 +115,13 @@ def knn_join(
     built = time.perf_counter()
     efforts = index.efforts(k)
     effort, found = efforts[-1], None
-    if len(efforts) > 1 and recall < 1 and len(query_vectors) >= FEW_QUERIES:
+    forced = not index.is_full(effort)
+    if forced and recall == 1:
+        raise SpecError(
+            f"recall is 1, and engine_settings of {chosen.name} force {_words(effort)}, which leaves items out: leave "
+            "that out, or promise less"
+        )
+    if recall < 1 and (forced or (len(efforts) > 1 and len(query_vectors) >= FEW_QUERIES)):
         samples = _Sampler(
             index,
             query_vectors,
@@ -123,7 +131,7 @@ def knn_join(
             exclude,
             constraints,
             resources,
-            efforts[-1] if chosen.exact else None,
+            efforts[-1] if chosen.exact and not forced else None,
         )
         found = samples.calibrate(efforts, recall, seed)
         effort = found.effort
@@ -146,8 +154,14 @@ def knn_join(
     ties = tie_warning(tied_share(best.scores), best.scores, chosen_metric)
     if ties is not None:
         report = replace(report, warnings=(ties,))
-    if found is not None:
-        report = replace(report, reached=found.held_out.value, reached_low=found.held_out.low)
+    if found is not None and found.held_out.sample:
+        reached = found.held_out
+        report = replace(report, reached=reached.value, reached_low=reached.low)
+        if forced and reached.value < recall:
+            broken = (
+                f"{_words(effort)} reaches recall {reached.value:.4f}, below the {recall:g} asked for; leave it out"
+            )
+            report = replace(report, warnings=(*report.warnings, f"{broken} of engine_settings, and it is found"))
     return JoinResult(best.positions, best.scores, best.lengths, report)
 
 
@@ -167,8 +181,10 @@ class _Sampler:
 
     def calibrate(self, efforts: Any, recall: float, seed: int) -> Calibration:
         n = len(self.queries)
-        size = min(CALIBRATION_QUERIES, n // 2)
+        size = min(CALIBRATION_QUERIES, max(1, n // 2))
         choosing, checking = sample_rows(n, (size, size), seed)
+        if n == 1:
+            checking = choosing
         return find_effort(
             efforts, recall, self.sample(choosing), self.sample(checking), n_queries=n, n_report=2 * size
         )
@@ -205,6 +221,10 @@ class _Sampler:
             threads=self.resources.threads,
             memory_bytes=self.resources.memory_bytes,
         )
+
+
+def _words(effort: Effort) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in effort.items())
 
 
 def _metric(name: str) -> Metric:

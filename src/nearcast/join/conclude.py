@@ -22,10 +22,13 @@ __all__ = ["finish_snapshot", "input_facts", "size_of", "stop_below_promise", "t
 
 
 def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) -> dict[str, Any]:
-    """Whether the promise is kept: by the lower bound; an exact engine only has to show no miss."""
+    """Whether the promise is kept: by the lower bound; with full effort there only must be no miss.
+
+    exactly: the join left nothing out.
+    """
     promised, low = run.spec.recall, measures["recall_low"]
-    # No sample proves a promise of 1: an exact engine does, by its bound; but one miss disproves it.
-    kept = measures["recall"] == 1.0 if promised == 1.0 or exactly else low >= promised
+    # No sample proves a promise of 1, unless it holds all queries: full effort does; but one miss disproves it.
+    kept = measures["recall"] == 1.0 if exactly else low >= promised
     reason = None
     if not kept:
         measured = run.spec.k if run.spec.rank is None else run.spec.found  # before a model has chosen

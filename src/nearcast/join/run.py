@@ -15,7 +15,6 @@ from pathlib import Path
 
 from nearcast import machine
 from nearcast.engines.base import JoinShape
-from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.baseline import Baseline, Earlier
@@ -39,6 +38,7 @@ from nearcast.join.stages import (
     joined,
     measure_table,
     sample_sizes,
+    took_full_effort,
     write_table,
 )
 from nearcast.join.surplus import count_lookups
@@ -182,7 +182,7 @@ def _new_snapshot(
     with run.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures, exactly=run.engine.exact and dict(settings.effort) in ({}, EXACT))
+    facts["promise"] = verdict(run, measures, exactly=took_full_effort(settings))
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},

@@ -73,7 +73,10 @@ class OnlineIndex:
         queries = self._checked(vectors, k)
         faiss().omp_set_num_threads(1)  # of this thread: other requests have the other cores
         wanted = min(k, self.n_items)
-        found = self._index.positions(_unit(queries, self._scorer.metric), wanted, self._effort_for(k))
+        effort = self._effort_for(k)
+        if self._index.is_full(effort):
+            return self._scan(queries, wanted)
+        found = self._index.positions(_unit(queries, self._scorer.metric), wanted, effort)
         ids, scores = [], []
         for row, positions in enumerate(found):  # few: what is done once per call must not cost more than a row
             if positions.min() < 0:
@@ -81,6 +84,19 @@ class OnlineIndex:
             own = self._scorer.scores(queries[row : row + 1], positions)
             order = np.lexsort((positions, -own))[:k]
             ids.append(self._named(positions[order]))
+            scores.append(own[order].tolist())
+        return ids, scores
+
+    def _scan(self, queries: FloatArray, k: int) -> tuple[list[list[Any]], list[list[float]]]:
+        """The k best of all items: exact, equal ones by position. What faiss finds with full effort is neither."""
+        every = np.arange(self.n_items)
+        ids, scores = [], []
+        for row in range(len(queries)):
+            own = self._scorer.scores(queries[row : row + 1], every)
+            least = np.partition(own, self.n_items - k)[self.n_items - k]
+            positions = np.flatnonzero(own >= least)
+            order = positions[np.argsort(-own[positions], kind="stable")][:k]
+            ids.append(self._named(order))
             scores.append(own[order].tolist())
         return ids, scores
 

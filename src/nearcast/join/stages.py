@@ -45,6 +45,7 @@ __all__ = [
     "made_from",
     "measure_table",
     "sample_sizes",
+    "took_full_effort",
     "write_table",
 ]
 
@@ -160,6 +161,12 @@ def calibrated(
         f"chosen on; the join will take {_about(seconds)}"
     )
     return replace(settings, effort=as_pairs(found.effort)), _calibration_facts(found)
+
+
+def took_full_effort(settings: JoinSettings) -> bool:
+    """Whether the join with these settings has left nothing out."""
+    index, _ = open_index(settings.items, settings.index, settings.engine, settings.engine_settings, settings.metric)
+    return index.is_full(dict(settings.effort))
 
 
 def _about(seconds: float) -> str:
