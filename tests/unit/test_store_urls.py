@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nearcast.errors import NearcastError, SpecError, StoreError
 from nearcast.spec import Publishing
-from nearcast.stores import open_store
+from nearcast.stores import check_store_url, open_store
 from nearcast.stores.redis_url import PASSWORD_VARIABLE, parse_url
 from servers import HERE, free_port, redis_program, redis_running
 
@@ -48,11 +48,24 @@ SECRET = "Tr0ub4dor"
         ("redis://word@host", "one word before the @"),
         ("redis://host/0?password=x", "has the setting 'password'"),
         ("redis://host/0?buckets=1.5", "give a whole number"),
+        ("redis://host:0/0", "the port 0"),
+        ("redis://host/0?ssl_cert_reqs=none", "write rediss://"),
+        ("unix:///run/s?ssl_keyfile=/x", "write rediss://"),
+        ("rediss://host/0?ssl_cert_reqs=never", "give none or optional or required"),
+        ("rediss://host/0?ssl_check_hostname=maybe", "give true or false"),
+        ("", "store is empty"),
+        ("  ", "store is empty"),
+        ("redis//:word@host", "cannot be read"),
+        ("//:word@host/0", "cannot be read"),
+        ("lmdb://:word@host/0", "cannot be read"),
     ],
 )
 def test_a_url_with_a_wrong_part_is_refused_by_name(url, text):
     with pytest.raises(SpecError, match=text):
         open_store(url)
+    if "word@" not in url or "//:" in url:  # a password in the environment would make it right
+        with pytest.raises(SpecError, match=text):
+            check_store_url(url)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +146,7 @@ def answering(reply: bytes) -> Iterator[int]:
         b"+\xff\r\n",
         b":abc\r\n",
         b"$-5\r\n",
+        b"-MASTERDOWN Link with MASTER is down\r\n" * 9,
         b"*99999999\r\n",
         b"+PONG\r\n+PONG\r\n",
         b"",

@@ -123,6 +123,7 @@ class Lookup:
         self._resting: View | None = None  # of the parent process, until it is used in this one
         self._refusal: _Refusal | None = None
         self._trouble: str | None = None  # of the last poll
+        self._has_lost_pairs = False  # what is open: it is opened anew when it is whole again
         self._refreshed = 0.0
         self.tables = Tables(generator, self._table)
         self._follower: weakref.WeakMethod[Callable[[], None]] | None = None
@@ -358,10 +359,12 @@ class Lookup:
                 overlay = known if changes is None else known.apply(changes, keep_purged=behind)
                 if overlay is not known:
                     self._view = replace(view, overlay=overlay)
-            self._trouble = trouble or _lost_pairs(view)
+            lost = _lost_pairs(view)
+            self._has_lost_pairs = lost is not None
+            self._trouble = trouble or lost
             if changes is not None:
                 self._refreshed = time.monotonic()
-            if not behind:
+            if not (behind or self._has_lost_pairs):
                 self._refusal = None
             return pointer
 
@@ -388,7 +391,7 @@ class Lookup:
 
     def _is_news(self, pointer: Pointer) -> bool:
         view, refusal = self._view, self._refusal
-        if view is None or pointer == view.pointer:
+        if view is None or (pointer == view.pointer and not self._has_lost_pairs):
             return False
         return refusal is None or refusal.pointer != pointer or time.monotonic() >= refusal.retry
 
@@ -403,13 +406,15 @@ class Lookup:
             pointer = store.pointer(self.generator)
             if pointer is None:
                 raise nothing_published(store, self.generator)
-            if gone is None and self._view is not None and self._view.pointer == pointer:
+            mended = self._has_lost_pairs
+            if gone is None and self._view is not None and self._view.pointer == pointer and not mended:
                 return
             try:
                 version = open_version(store, self.generator, pointer.version, verify=self._verify)
             except Exception as error:
                 wait = 0.0 if isinstance(error, PASSING) else RETRY_SECONDS
-                self._refusal = _Refusal(pointer, _in_words(error), time.monotonic() + wait)
+                text = (mended and self._trouble) or _in_words(error)  # what was lost, as long as it is
+                self._refusal = _Refusal(pointer, text, time.monotonic() + wait)
                 raise
             with self._lock:
                 if self._view is None:  # closed meanwhile
@@ -417,7 +422,7 @@ class Lookup:
                 overlay = self._view.overlay.typed(version.item_ids)
                 self._view = View(version, overlay, pointer)
                 self._refusal = None
-                if overlay.carried:
+                if overlay.carried or mended:
                     self._poll()
 
     def _after(self, gone: View) -> View:

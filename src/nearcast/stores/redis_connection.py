@@ -124,6 +124,11 @@ class Connection:
     def _in_words(self, error: Exception) -> StoreError | SpecError:
         errors, text = self._library.exceptions, self._printable(error)
         head = text.partition(" ")[0]
+        if isinstance(error, errors.MasterDownError) or head == "MASTERDOWN":  # (a ClusterDownError, to the library)
+            return StoreError(
+                f"{self.settings.url} is a replica without its primary ({text}); give the address of the primary, or "
+                "try again when it is back"
+            )
         if isinstance(error, errors.ClusterError | errors.MovedError | errors.AskError) or head in ("MOVED", "ASK"):
             return SpecError(
                 f"{self.settings.url} is part of a Redis Cluster, which is not supported ({text}); give a single server"

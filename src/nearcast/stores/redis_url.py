@@ -13,10 +13,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from nearcast.errors import SpecError
 
-__all__ = ["FORM", "MOST_BUCKETS", "PASSWORD_VARIABLE", "Settings", "parse_url"]
+__all__ = ["FORM", "MOST_BUCKETS", "PASSWORD_VARIABLE", "Settings", "check_url", "parse_url"]
 
 OURS = ("timeout", "grace", "buckets")
 PASSED_ON = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
+TLS_SETTINGS = "ssl_"  # what the names of settings begin with that mean something with TLS alone
+TLS_CHOICES = {"ssl_cert_reqs": ("none", "optional", "required"), "ssl_check_hostname": ("true", "false")}
 MOST_BUCKETS = 1 << 20
 MOST_DATABASES = 1 << 20
 TIMEOUT, GRACE, BUCKETS = 5.0, 3600.0, 4096.0
@@ -48,9 +50,11 @@ def parse_url(url: str) -> Settings:
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
+        port = "" if parts.port is None else f":{parts.port}"
     except ValueError:
         raise SpecError(f"the store's URL cannot be read; {FORM}; {ENCODE}") from None
+    if port == ":0":
+        raise SpecError(f"the store's URL has the port 0, which no server can have; {FORM}")
     if parts.fragment or "#" in rest:
         raise SpecError(f"the store's URL has a #, which means nothing in it; {FORM}; {ENCODE}")
     path, asked = parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -67,6 +71,7 @@ def parse_url(url: str) -> Settings:
     for name in asked:
         if name not in OURS + PASSED_ON:
             raise SpecError(f"{shown} has the setting {name!r}; known ones are {', '.join(OURS + PASSED_ON)}")
+    _check_tls(scheme, asked, shown)
     if password is None:
         password = os.environ.get(PASSWORD_VARIABLE) or None
     passed = urlencode({name: value for name, value in asked.items() if name in PASSED_ON}, quote_via=quote)
@@ -79,6 +84,22 @@ def parse_url(url: str) -> Settings:
         buckets=int(_number(asked, "buckets", BUCKETS, least=1, most=MOST_BUCKETS, shown=shown, whole=True)),
         secrets=tuple({password, quote(password, safe="")}) if password else (),
     )
+
+
+def check_url(url: str) -> None:
+    """Raise SpecError for a URL that no password in the environment can mend. Nothing is connected to."""
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    parse_url(f"{scheme}://{place}" if at and re.fullmatch(r"[^:/?#\s]*(:\*{3})?", login) else url)
+
+
+def _check_tls(scheme: str, asked: dict[str, str], shown: str) -> None:
+    """SpecError for a setting of TLS that means nothing here, or has another value than those allowed."""
+    for name in asked:
+        if name.startswith(TLS_SETTINGS) and scheme != "rediss":
+            raise SpecError(f"{shown} has the setting {name}, which means something with TLS alone; write rediss://")
+        if name in TLS_CHOICES and asked[name].lower() not in TLS_CHOICES[name]:
+            raise SpecError(f"{shown}: {name} is {asked[name]!r}; give {' or '.join(TLS_CHOICES[name])}")
 
 
 def _login(scheme: str, login: str) -> tuple[str, str | None]:
