@@ -194,7 +194,9 @@ def _write(path: Path, columns: Columns) -> None:
 
 
 def _column(name: str, values: Any) -> pa.Array:
-    """The values with the type that the column has on other days, if they fit it."""
+    """The values with the type that the column has on other days, if they fit it; an array as it is."""
+    if isinstance(values, pa.Array):
+        return values
     try:
         return pa.array(values, TYPES.get(name))
     except (pa.ArrowInvalid, pa.ArrowTypeError):

@@ -13,6 +13,7 @@ from nearcast.history.moves import live_of, rejected_versions
 from nearcast.history.store import Event
 from nearcast.join.baseline import Baseline
 from nearcast.monitoring.alert import CHECKS, Alert
+from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import check_runs
 from nearcast.monitoring.standing import State, judge_runs, state_of, why_old
 from nearcast.monitoring.words import TROUBLES, count_title
@@ -329,6 +330,37 @@ def test_what_is_missing_for_weeks_does_not_become_usual_while_it_is_refused() -
         "audit": f"The audit refused 000029: h{HALF[1:]}",
     }
     assert [t.since / DAY for t in state_of(events).troubles if t.check == "audit"] == [5.1]
+
+
+@pytest.mark.parametrize(
+    ("failed", "changes", "checks", "headline"),
+    [
+        (
+            refusal("empty_values", "season of the items: null or empty in 0.00% -> 100.00% of the rows, and at most"),
+            {"overlap": 0.0, "fill_rate": 0.0, "query_coverage": 0.0},
+            ["audit"],
+            "The audit refused 000005: season of the items: null or empty in 0.00% -> 100.00% of the rows",
+        ),
+        (HALF_LOST, {"overlap": 0.1, "items": 1_000}, ["items_count", "audit"], HALF),
+        (
+            refusal("vectors", "vectors of the items: 99.80% of 1,024 ids have another vector (cosine below 0.9)"),
+            {"overlap": 0.1, "items_drift": 0.9},
+            ["items_model", "audit"],
+            "Vectors of items are of another model",
+        ),
+        (refusal("overlap"), {"overlap": 0.1}, ["overlap", "audit"], "Only 10% of the candidates are those of before"),
+        (refusal("withdrawn"), {}, ["audit"], "The audit refused 000005: it was rolled back from"),
+    ],
+)
+def test_the_first_headline_of_a_refused_night_is_its_cause(
+    failed: dict[str, Any], changes: dict[str, Any], checks: list[str], headline: str
+) -> None:
+    events = [*nights(4), run(5, 5, **changes), publish(5, 5.1, 4, failed=[failed])]
+    alerts = causes_first(judge_runs(events))
+    assert [one.check for one in alerts] == checks
+    assert alerts[0].headline == headline
+    wrong = {one.check for one in judge_runs(events)} | {name for one in alerts for name in one.follows}
+    assert wrong >= {name for name in ("overlap",) if "overlap" in changes}
 
 
 def test_on_the_second_night_counts_are_compared_with_what_is_served() -> None:

@@ -65,6 +65,26 @@ def test_compiled_rules_keep_the_pairs_that_the_judge_keeps(texts, queries, item
     assert (kept(rules, queries, items) == judged(rules, queries, items)).all()
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(texts=st.lists(conditions(), min_size=1, max_size=2), queries=tables(), items=tables(), data=st.data())
+def test_columns_that_hold_nothing_need_no_type(texts, queries, items, data):
+    names = data.draw(st.lists(st.sampled_from(SCHEMA.names[1:]), min_size=1, max_size=4, unique=True))
+    known = [without_values(table, names, typed=True) for table in (queries, items)]
+    untyped = [without_values(table, names, typed=False) for table in (queries, items)]
+    assert (kept(rules_of(*texts), *known) == kept(rules_of(*texts), *untyped)).all()
+
+
+def without_values(table, names, *, typed):
+    """The table with null or [] in these columns: of their types, or, as pandas writes them, of none."""
+    for name in names:
+        kind = table.schema.field(name).type
+        nothing = pa.nulls(len(table), kind if typed else None)
+        if pa.types.is_list(kind) and len(name) % 2:
+            nothing = pa.array([[]] * len(table), kind if typed else pa.list_(pa.null()))
+        table = table.set_column(table.schema.get_field_index(name), name, nothing)
+    return table
+
+
 def test_a_set_that_has_a_value():
     found = pairs(
         "item.countries has query.country",

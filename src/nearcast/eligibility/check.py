@@ -1,19 +1,20 @@
 """Check rules against both schemas before anything runs: every column is there, every value fits its neighbour.
 
-A request has no schema: the type of its fields is what they are compared with. Reads no data.
+A request has no schema: the type of its fields is what they are compared with. So is that of a column without any
+value, which writers like pandas leave without a type. Reads no data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from nearcast.eligibility.faults import fault, near
 from nearcast.eligibility.judge import constant_value
-from nearcast.eligibility.kinds import Kind, Type, type_of_column
+from nearcast.eligibility.kinds import Kind, Type, holds_nothing, type_of_column
 from nearcast.eligibility.nodes import (
     And,
     Compare,
@@ -68,10 +69,10 @@ def check_rules(
     _check_names(rules)
     checker = _Checker(item_schema, query_schema, unlisted or {})
     for _ in range(1 + sum(1 for rule in rules for _ in references_of(rule.tree))):
-        known = dict(checker.request)
+        known = dict(checker.request), dict(checker.empty)
         for rule in rules:
             checker.check(rule)
-        if checker.request == known:
+        if (checker.request, checker.empty) == known:
             break
     for rule in rules:
         checker.settle(rule)
@@ -93,6 +94,7 @@ class _Checker:
         self.schemas = {"item": item_schema, "query": query_schema}
         self.used: dict[str, dict[str, Type]] = {"item": {}, "query": {}}
         self.request: dict[str, Type] = {}
+        self.empty: dict[tuple[str, str], Type] = {}  # columns that hold nothing: what they are compared with
         self.rule: Rule
 
     def wrong(self, span: Span, message: str) -> SpecError:
@@ -103,9 +105,17 @@ class _Checker:
         self.condition(rule.tree)
 
     def settle(self, rule: Rule) -> None:
-        """Refuse a field of the request whose type nothing tells."""
+        """Refuse a field of the request whose type nothing tells. A column that holds nothing is one of texts then."""
         self.rule = rule
-        for reference in references_of(rule.tree):
+        for group in _groups_of(rule.tree):
+            if isinstance(group, Reference) and group.side != "request" and self.column(group) is None:
+                self.empty[group.side, group.name] = Type(Kind.TEXT, many=True)
+                self.check(rule)
+        for reference in sorted(references_of(rule.tree), key=lambda found: found.side == "request"):
+            if reference.side != "request" and self.column(reference) is None:
+                kind = self.schemas[reference.side].field(reference.name).type
+                self.empty[reference.side, reference.name] = Type(Kind.TEXT, many=not pa.types.is_null(kind))
+                self.check(rule)
             if reference.side == "request" and reference.name not in self.request:
                 way = "compare it with a column or a constant somewhere"
                 raise self.wrong(reference.span, f"nothing tells the type of {reference}; {way}")
@@ -205,14 +215,17 @@ class _Checker:
         if node.side == "request":
             schema = self.schemas["query"]
             same = type_of_column(schema.field(node.name).type) if node.name in schema.names else None
+            same = same or self.empty.get(("query", node.name))
             if same is not None and node.name != "id":  # a request may bring what stands in for the query's own
                 self.request.setdefault(node.name, same)
             return self.request.get(node.name)
         found = self.column(node)
-        self.used[node.side][node.name] = found
+        if found is not None:
+            self.used[node.side][node.name] = found
         return found
 
-    def column(self, node: Reference) -> Type:
+    def column(self, node: Reference) -> Type | None:
+        """The type of a column; None for one that holds nothing, until something tells what it is compared with."""
         schema = self.schemas[node.side]
         unlisted = self.unlisted.get(node.side, {})
         if node.name not in schema.names and node.name in unlisted:
@@ -224,6 +237,8 @@ class _Checker:
         if node.name not in schema.names:
             raise self.wrong(node.span, f"the {OWNERS[node.side]} have no column {node.name!r}; {self.elsewhere(node)}")
         found = type_of_column(schema.field(node.name).type)
+        if found is None and holds_nothing(schema.field(node.name).type):
+            return self.empty.get((node.side, node.name))
         if found is None:
             kind = schema.field(node.name).type
             known = "numbers, texts, booleans, dates, times, and lists of them"
@@ -297,10 +312,12 @@ class _Checker:
     # ---- what a request must bring ----
 
     def assume(self, node: Node, wanted: Type) -> None:
-        """Give the fields of the request in a value the types with which it becomes what is wanted."""
+        """Give fields of the request and columns that hold nothing the types by which a value is what is wanted."""
         if isinstance(node, Reference):
             if node.side == "request" and node.name not in self.request:
                 self.request[node.name] = wanted
+            elif node.side != "request" and self.column(node) is None:
+                self.empty[node.side, node.name] = wanted
         elif isinstance(node, Sum) and wanted.temporal:
             self.assume_times(node, wanted)
         elif isinstance(node, Sum | Product):
@@ -317,6 +334,15 @@ class _Checker:
                 is_time = lacking != 0 and sign == lacking
                 lacking = 0 if is_time else lacking
                 self.assume(term, Type(Kind.TIME if is_time else Kind.DURATION))
+
+
+def _groups_of(node: Node) -> Iterator[Node]:
+    """The values of a condition that have to be lists."""
+    if isinstance(node, Member):
+        yield from {"has": (node.left,), "in": (node.right,)}.get(node.operator, (node.left, node.right))
+    elif isinstance(node, And | Or | Not):
+        for part in parts_of(node):
+            yield from _groups_of(part)
 
 
 def _way_out(left: Type, right: Type) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from nearcast.eligibility.check import check_rules
 from nearcast.eligibility.columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
+from nearcast.eligibility.kinds import with_types
 from nearcast.eligibility.nodes import And, Compare, IsNull, Member, Node, Not, Or, sides_of
 from nearcast.eligibility.parse import Rule
 from nearcast.eligibility.uses import request_time
@@ -38,7 +39,8 @@ def compile_rules(rules: Sequence[Rule], queries: pa.Table, items: pa.Table) -> 
     queries, items: the columns that the rules name, and "id"; row i is position i. Costs about a sort of each column.
     Raises SpecError for what `check_rules` refuses, InputError for values that rules cannot take.
     """
-    check_rules(rules, items.schema, queries.schema)
+    schemas = check_rules(rules, items.schema, queries.schema)
+    queries, items = with_types(queries, schemas.queries), with_types(items, schemas.items)
     waiting = request_time(rules)
     bound = [rule.core for rule in rules if rule not in waiting]
     if not bound:

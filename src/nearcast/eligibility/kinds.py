@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-__all__ = ["Kind", "Type", "type_of_column"]
+__all__ = ["Kind", "Type", "holds_nothing", "type_of_column", "with_types"]
 
 
 class Kind(enum.StrEnum):
@@ -78,7 +78,7 @@ def type_of_column(column: pa.DataType) -> Type | None:
     """The type of an Arrow column, or None where the language has none for it."""
     if pa.types.is_dictionary(column):
         return type_of_column(column.value_type)
-    if pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column):
+    if _is_list(column):
         inner = type_of_column(column.value_type)
         usable = inner is not None and not inner.many and inner.kind not in (Kind.BOOLEAN, Kind.DURATION)
         return Type(inner.kind, many=True) if inner is not None and usable else None
@@ -86,3 +86,34 @@ def type_of_column(column: pa.DataType) -> Type | None:
         if any(test(column) for test in tests):  # type: ignore[operator]
             return Type(kind)
     return None
+
+
+def holds_nothing(column: pa.DataType) -> bool:
+    """Whether an Arrow column has no type since it has no value: all null, or lists that are all empty."""
+    if pa.types.is_dictionary(column):
+        return holds_nothing(column.value_type)
+    return bool(pa.types.is_null(column.value_type if _is_list(column) else column))
+
+
+def _is_list(column: pa.DataType) -> bool:
+    return bool(pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column))
+
+
+ARROW: Mapping[Kind, pa.DataType] = {
+    Kind.INTEGER: pa.int64(),
+    Kind.NUMBER: pa.float64(),
+    Kind.TEXT: pa.string(),
+    Kind.BOOLEAN: pa.bool_(),
+    Kind.TIME: pa.timestamp("us"),
+    Kind.DURATION: pa.duration("us"),
+}
+
+
+def with_types(table: pa.Table, types: Mapping[str, Type]) -> pa.Table:
+    """The table with its columns that hold nothing as columns of nulls of these types."""
+    for place, field in enumerate(table.schema):
+        if holds_nothing(field.type) and field.name in types:
+            found = types[field.name]
+            kind = pa.large_list(ARROW[found.kind]) if found.many else ARROW[found.kind]
+            table = table.set_column(place, field.name, pa.nulls(len(table), kind))
+    return table

@@ -125,8 +125,10 @@ def _alignments(
         moved = int(after) - int(before)
         if 0 < abs(moved) <= MOST_ADVANCE + abs(elapsed_seconds) * 1e6:
             yield old, new - moved
-    elif before != after and before * after > 0 and 1 / MOST_GROWTH <= after / before <= MOST_GROWTH:
-        yield _six_digits(old), _six_digits(new * (before / after))
+        return
+    with np.errstate(over="ignore"):  # of infinities, which count as the largest number
+        if before != after and before * after > 0 and 1 / MOST_GROWTH <= after / before <= MOST_GROWTH:
+            yield _six_digits(old), _six_digits(np.clip(new * (before / after), -LARGEST, LARGEST))
 
 
 def _six_digits(values: Float64Array) -> Float64Array:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from nearcast.monitoring.alert import Alert
 
-__all__ = ["causes_first"]
+__all__ = ["causes_first", "refusal_first"]
 
 _LISTS = ("overlap", "scores", "served_recall")
 _OF_SIDE: Mapping[str, tuple[str, ...]] = {
@@ -34,6 +34,7 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "recall": ("slice",),
     "served_spec": ("served_recall",),
 }
+OF_INPUTS = ("overlap", "scores", "fill", "coverage", "slice", "copies")  # what wrong inputs do to lists
 
 
 def causes_first(alerts: Sequence[Alert]) -> list[Alert]:
@@ -46,5 +47,13 @@ def causes_first(alerts: Sequence[Alert]) -> list[Alert]:
     for alert in alerts:
         if alert.check not in folded:
             after = tuple(name for name in FOLLOWS.get(alert.check, ()) if name in there)
-            kept.append(replace(alert, follows=tuple(dict.fromkeys(after))))
+            kept.append(replace(alert, follows=tuple(dict.fromkeys((*alert.follows, *after)))))
     return kept
+
+
+def refusal_first(alerts: Sequence[Alert], refusal: Alert) -> list[Alert]:
+    """The alerts of a run and that of the audit which found a fault of its inputs: the cause, where none is named."""
+    if any(alert.check in FOLLOWS for alert in alerts):
+        return [*alerts, refusal]
+    after = tuple(dict.fromkeys(alert.check for alert in alerts if alert.check in OF_INPUTS))
+    return [replace(refusal, follows=after), *(alert for alert in alerts if alert.check not in OF_INPUTS)]

@@ -15,7 +15,7 @@ from typing import Any
 from nearcast.history.moves import Live, live_of, refused, refused_versions, rejected_versions
 from nearcast.history.store import Event
 from nearcast.monitoring.alert import Alert
-from nearcast.monitoring.causes import causes_first
+from nearcast.monitoring.causes import causes_first, refusal_first
 from nearcast.monitoring.checks import USUAL_RUNS, check_runs
 from nearcast.monitoring.usual import FEWEST
 from nearcast.monitoring.words import LEVELS, TROUBLES, Level, count_title
@@ -120,7 +120,12 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     served = _served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
     alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
-    return [*alerts, *_refusal(events, newest)]
+    stopped = refused_versions(events).get(newest.version or 0)
+    if stopped is None:
+        return list(alerts)
+    refusal = _refusal(events, stopped)
+    of_inputs = any(finding["rule"] in CAUSES[:9] for finding in _failed(stopped)[:1])
+    return refusal_first(alerts, refusal) if of_inputs else [*alerts, refusal]
 
 
 def runs_before(events: Sequence[Event]) -> list[Event]:
@@ -310,17 +315,14 @@ def _audits(events: Sequence[Event]) -> Iterator[Trouble]:
         )
 
 
-def _refusal(events: Sequence[Event], newest: Event) -> Iterator[Alert]:
-    """An alert where the audit has refused the newest run."""
-    stopped = refused_versions(events).get(newest.version or 0)
-    if stopped is None:
-        return
+def _refusal(events: Sequence[Event], stopped: Event) -> Alert:
+    """An alert on a publish that the audit has stopped."""
     title, text, _ = _refused_by(stopped, _served_facts(events))
     live = live_of(events)
     effect = TROUBLES["audit"].effect if live is not None else "Nothing is published: users get nothing."
     since = "nothing is published" if live is None else f"{live.version:06d} {_since_when(live)}"
     found = next(iter(_failed(stopped)), {})
-    yield Alert("audit", f"{text}; {since}", found.get("found"), found.get("bound"), None, title=title, effect=effect)
+    return Alert("audit", f"{text}; {since}", found.get("found"), found.get("bound"), None, title=title, effect=effect)
 
 
 def _failed(event: Event) -> list[Mapping[str, Any]]:
@@ -347,6 +349,8 @@ def _cause(finding: Mapping[str, Any], served: Mapping[str, Any] | None) -> str:
     if rule == "items" and found is not None and items:
         title = count_title("items", found, items, served=True)
         return title[0].lower() + title[1:]
+    if rule == "withdrawn":
+        return "it was rolled back from"
     if rule not in SAYING:
         return rule
     text = str(finding["text"])
