@@ -46,7 +46,7 @@ class JoinReport:
     engine: str
     effort: Mapping[str, int]
     recall: float  # the promise
-    reached: float | None  # on held-out queries; None where the engine is exact or full effort was taken
+    reached: float | None  # on held-out queries; None where nothing was left out
     reached_low: float | None  # lower end of its 95% interval
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()  # such as scores that cannot tell items apart
