@@ -152,6 +152,19 @@ def test_a_file_from_the_future_is_refused_and_one_from_a_clock_a_little_ahead_c
         assert nearcast.expand(files / "ads.toml", store=store).as_of <= REAL_TIME()
 
 
+def test_the_same_export_of_a_clock_that_is_ahead_does_not_bring_a_spent_ad_back(store, files):
+    changed_at(files, ads=30, links=30)
+    first = nearcast.expand(files / "ads.toml", store=store)
+    with nearcast.overlay(store, "ads") as overlay:
+        overlay.update(1, "spent", 10.0)
+    again = nearcast.expand(files / "ads.toml", store=store)
+    assert again.as_of == pytest.approx(first.as_of, abs=1e-5)
+    assert shown(store) == [2]
+    changed_at(files, ads=31, links=31)  # another export
+    assert nearcast.expand(files / "ads.toml", store=store).as_of > again.as_of
+    assert shown(store) == [1, 2]
+
+
 @pytest.mark.parametrize("seconds", [-86_400, -120, 120, 86_400])
 def test_a_value_is_in_force_whatever_the_clock_of_its_writer_says(store, seconds):
     publish_expansion(store, "ads", ADS, LINKS)

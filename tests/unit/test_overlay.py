@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import time
 from dataclasses import dataclass, field
@@ -298,6 +299,10 @@ REFUSED = [
     (lambda o: o.restore("10"), "give a list of ids"),
     (lambda o: o.remove([10], until=1), "until is 1970-01-01T00:00:01Z: that has passed"),
     (lambda o: o.remove([10], until=float("nan")), "until is no time: nan"),
+    (lambda o: o.remove([10], until=1e20), "until is 1e[+]20, after the year 9999"),
+    (lambda o: o.remove([10], until="soon"), "'soon' is no time; write it like"),
+    (lambda o: o.update(10, "stock", 2**70), "stock is a column of type int32, and 1180591620717411303424"),
+    (lambda o: o.update(10, "extra", 2**70), "extra is a column of type no known kind, and 1180591620717411303424"),
     (lambda o: o.remove([10], note="\udc80"), "the overlay holds JSON data"),
     (lambda o: o.update(10, "price", "cheap"), "price is a column of type double, and 'cheap' is no such value"),
     (lambda o: o.update_many([(10, "price", 1), (10, "stock", 1.5)]), "stock is a column of type int32, and 1.5"),
@@ -306,6 +311,14 @@ REFUSED = [
     (lambda o: o.update(10, "extra", {1, 2}), "the overlay holds JSON data, and this is none"),
     (lambda o: o.update(10, "extra", float("nan")), "the overlay holds JSON data, and this is none"),
 ]
+
+
+def test_numpy_scalars_and_dates_are_the_json_that_they_mean(overlay):
+    overlay.update(10, "price", np.float32(0.5))
+    overlay.update(10, "stock", np.int64(3))
+    overlay.update(10, "extra", dt.date(2026, 1, 2), until="2999-01-01")
+    assert [entry.value for entry in overlay.entries()] == [0.5, 3, "2026-01-02"]
+    assert overlay.add(10, "stock", np.int32(4)) == 7
 
 
 @pytest.mark.parametrize(("write", "text"), REFUSED)

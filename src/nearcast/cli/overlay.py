@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import re
 import time
@@ -153,6 +154,7 @@ def set_(
         opened.update_many(updates, until=_end(span, until, opened), note=note)
         _say_clock(opened)
         _say("updated", (item,), opened)
+        _say_unknown([field for _, field, _ in updates], opened)
 
 
 @overlay.command(cls=NegativeIds)
@@ -225,6 +227,16 @@ def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:
         return field, written
     column = columns.get(field, "")
     return field, written if not fits(value, column) and fits(written, column) else value
+
+
+def _say_unknown(fields: list[str], opened: Overlay) -> None:
+    """Warn of columns that the current version lacks: nothing may ever ask for them."""
+    columns = [*opened.facts().get("columns", {})]
+    for field in fields:
+        if field not in columns and field not in opened.roles():
+            near = difflib.get_close_matches(field, columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its columns are {', '.join(columns) or 'none'}"
+            click.echo(f"warning: {opened.generator} has no column {field!r}; {hint}", err=True)
 
 
 def _say(done: str, items: tuple[str, ...], opened: Overlay) -> None:

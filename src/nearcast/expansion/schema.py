@@ -315,7 +315,7 @@ def check_role(name: str, role: str, value: Any) -> None:
     if value is None:
         return
     if role in MONEY_ROLES:
-        if not number or not np.isfinite(value):
+        if not number or not -(1 << 63) <= value < 1 << 63:  # NaN neither
             raise InputError(f"{name} is {value!r}, and takes a number")
         if role == "bid" and value < 0:
             raise InputError(f"{name} is {value!r}, and takes a number from 0 on")

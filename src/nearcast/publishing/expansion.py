@@ -90,6 +90,7 @@ def publish_expansion(
     link_item: str = "item",
     link_ad: str = "ad",
     as_of: Moment | None = None,
+    changed: int | None = None,
     keep: int = 3,
     repair: bool = False,
 ) -> Expanded:
@@ -98,6 +99,8 @@ def publish_expansion(
     ads: a row per ad, with the column `ad_id` and any others. links: a row per item and ad; a pair may be there twice.
     as_of: when both were read from their source: seconds since 1970, a datetime or ISO 8601; now by default, by the
     store's clock. What the overlay said of an ad before that, the table knows itself.
+    changed: when the source was last changed, in nanoseconds by the clock of whoever wrote it. The same one again is
+    the same export, and as of what it was: so a clock that is ahead does not make it newer than the overlay.
     keep: versions that stay, 2 or more.
     repair: do without a pointer, a current version or an overlay that cannot be read.
     Raises InputError for tables that do not fit, BusyError while another process publishes it, StoreError, DamagedError
@@ -117,9 +120,12 @@ def publish_expansion(
         pointer = read_pointer(store, name, notes, repair=repair)
         before = facts_of_last(store, name, pointer, notes, repair=repair)
         _check_kind(store, name, before)
+        if before and changed is not None and before.get("source_changed") == changed:
+            read_at = min(read_at, seconds_of(before["as_of"]))
         notes += _notes_of_order(before or {}, read_at)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
-        written = _write(store, name, version, ads, pairs, settings, read_at)
+        facts = _facts(name, version, ads, pairs, settings, read_at) | {"source_changed": changed}
+        written = _write(store, name, version, ads, pairs, facts)
         moved = _point(store, name, version, pointer, held)
         cut = 0
         try:
@@ -164,6 +170,7 @@ def expand_files(
         link_item=spec.links.item,
         link_ad=spec.links.ad,
         as_of=_not_after(changed, store_time(store)) if as_of is None else as_of,
+        changed=changed.state.mtime_ns if as_of is None else None,
         keep=spec.keep,
         repair=repair,
     )
@@ -302,10 +309,10 @@ def _notes_of_order(before: Mapping[str, Any], read_at: float) -> list[str]:
     return [f"this export is older than the one that was current, which is as of {utc(seconds_of(known))}"]
 
 
-def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> int:
+def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, facts: dict[str, Any]) -> int:
     with writing(store, name, version) as writer:
         sums, size = _copy(writer, ads, pairs)
-        writer.finish(_facts(name, version, ads, pairs, settings, as_of) | {"checksum": sums, "payload_bytes": size})
+        writer.finish(facts | {"checksum": sums, "payload_bytes": size})
     where = f"version {version:06d} of {name} in {store.url}"
     try:
         with contextlib.closing(store.open(name, version, verify=True)) as reader:

@@ -13,10 +13,12 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 from nearcast.errors import BusyError, InputError, StoreError
 from nearcast.expansion.columns import seconds_of_time
@@ -35,13 +37,15 @@ __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
 
 Item = str | int
 
+FLOATS = ("halffloat", "float", "double", "decimal")
 # beginnings of Arrow types: what JSON data their values are
 KINDS: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("bool",), bool),
     (("int", "uint"), int),
-    (("halffloat", "float", "double", "decimal"), int | float),
+    (FLOATS, int | float),
     (("string", "large_string", "date", "time", "timestamp"), str),
 )
+LAST_SECOND = 253_402_300_799  # of the year 9999
 LISTS = ("list", "large_list", "fixed_size_list")
 MOST_ADD_SECONDS = 30.0  # that an addition is tried again while others come in between
 
@@ -91,17 +95,17 @@ class Overlay:
                 self._known = pointer, reader.facts
         return self._known[1]
 
-    def remove(self, items: Sequence[Item], *, until: float | datetime | None = None, note: str = "") -> None:
+    def remove(self, items: Sequence[Item], *, until: float | str | datetime | None = None, note: str = "") -> None:
         """Take items out of every answer, for good or until a time.
 
-        until: seconds since 1970, or a datetime, which is UTC if it names no zone. The items need not be in the
+        until: seconds since 1970, a datetime or ISO 8601, in UTC where it names no zone. The items need not be in the
         snapshot. InputError for an id that cannot be one of the table's, or a time that has passed; nothing is
         written then.
         """
         self._write([(item, None, True) for item in _several(items)], until, note)
 
     def update(
-        self, item: Item, field: str, value: Any, *, until: float | datetime | None = None, note: str = ""
+        self, item: Item, field: str, value: Any, *, until: float | str | datetime | None = None, note: str = ""
     ) -> None:
         """Give a column of an item a newer value: JSON data, of the column's type where the snapshot has the column.
 
@@ -110,13 +114,14 @@ class Overlay:
         self.update_many([(item, field, value)], until=until, note=note)
 
     def update_many(
-        self, updates: Sequence[tuple[Item, str, Any]], *, until: float | datetime | None = None, note: str = ""
+        self, updates: Sequence[tuple[Item, str, Any]], *, until: float | str | datetime | None = None, note: str = ""
     ) -> None:
         """The same for many (item, field, value) in one step: all are written, or none."""
-        for _, field, value in updates:
+        plain = [(item, field, _plain(value)) for item, field, value in updates]
+        for _, field, value in plain:
             self._check_field(field)
             self._check_value(field, value)
-        self._write(updates, until, note)
+        self._write(plain, until, note)
 
     def _check_field(self, field: str) -> None:
         if not field or field == "id":
@@ -132,7 +137,14 @@ class Overlay:
                 check_role(field, kind, value)
                 return
         if not _is_usable(value, columns.get(field, "")):
-            raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
+            raise InputError(
+                f"{field} is a column of type {columns.get(field, 'no known kind')}, and {value!r} is no such value"
+            )
+
+    def roles(self) -> tuple[str, ...]:
+        """Columns that mean something in an expansion table, whether it has them or not; none for a generator."""
+        facts = self.facts()
+        return tuple(facts["expansion"]["columns"].values()) if is_expansion(facts) else ()
 
     def add(self, item: Item, field: str, amount: float, *, note: str = "", token: str = "") -> float:
         """Add to a number of an item in one step that no other writer comes between. Returns the new number.
@@ -142,7 +154,7 @@ class Overlay:
         token: of this step, such as a request's id: within a day it is done once, however often it is sent.
         InputError for an item without such a number, StoreError where the store cannot say whether it was done.
         """
-        typed = self._typed(item)
+        typed, amount = self._typed(item), _plain(amount)
         self._check_field(field)
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
             raise InputError(f"{amount!r} cannot be added to {field}: give a number")
@@ -242,11 +254,15 @@ class Overlay:
             raise nothing_published(self._store, self.generator)
         return contextlib.closing(self._store.open(self.generator, pointer.version, verify=False))
 
-    def _write(self, news: Sequence[tuple[Item, str | None, Any]], until: float | datetime | None, note: str) -> None:
+    def _write(
+        self, news: Sequence[tuple[Item, str | None, Any]], until: float | str | datetime | None, note: str
+    ) -> None:
         now = self.now()
         end = _seconds(until)
         if end is not None and not math.isfinite(end):
             raise InputError(f"until is no time: {end}")
+        if end is not None and end > LAST_SECOND:
+            raise InputError(f"until is {end:g}, after the year 9999; without an end it is for good")
         if end is not None and end <= now:
             raise InputError(f"until is {datetime.fromtimestamp(end, UTC):%Y-%m-%dT%H:%M:%SZ}: that has passed")
         written = self._stamp(now)
@@ -286,6 +302,9 @@ def fits(value: Any, column: str) -> bool:
     """Whether a value can be one of a column of this Arrow type, given as text. Types of no simple kind take any."""
     if value is None:
         return True
+    most = 1 << (64 if column.startswith("uint64") else 63)
+    if type(value) is int and not column.startswith(FLOATS) and not -(1 << 63) <= value < most:
+        return False
     for names, kinds in KINDS:
         if column.startswith(names):
             return isinstance(value, kinds) and (isinstance(value, bool) == (kinds is bool))
@@ -316,7 +335,12 @@ def _several(items: Sequence[Item]) -> Sequence[Item]:
     return items
 
 
-def _seconds(until: float | datetime | None) -> float | None:
-    if isinstance(until, datetime):
-        return (until if until.tzinfo is not None else until.replace(tzinfo=UTC)).timestamp()
-    return until
+def _seconds(until: float | str | datetime | None) -> float | None:
+    return None if until is None else seconds_of_time(until)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as the number that it is, a date or time as ISO 8601: what JSON has; all else as it stands."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value.isoformat() if isinstance(value, date) else value
