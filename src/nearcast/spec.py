@@ -537,6 +537,9 @@ def _fault(model: type[BaseModel], fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        others = _places_of(path[-1]) if model is GeneratorSpec else []
+        if others and not difflib.get_close_matches(path[-1], known, n=1, cutoff=0.75):
+            return f"unknown key {key!r}; it belongs to {' or '.join(others)}"
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     if fault["type"] == "missing":
@@ -571,6 +574,20 @@ def _in_words(fault: Any, path: list[str]) -> str | None:
     if kind == "greater_than_equal":
         return f"it is at least {limits['ge']}"
     return f"it is at most {limits['le']}" if kind == "less_than_equal" else None
+
+
+def _places_of(key: str) -> list[str]:
+    """Return the tables of a spec that have this key, as TOML writes them; "the top" for the spec itself."""
+    places = ["the top of the file"] if key in GeneratorSpec.model_fields else []
+    for name, field in GeneratorSpec.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        tables = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if any(key in table.model_fields for table in tables):
+            several = any(getattr(option, "__origin__", option) is tuple for option in options) or (
+                getattr(field.annotation, "__origin__", None) is tuple
+            )
+            places.append(f"[[{name}]]" if several else f"[{name}]")
+    return places
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["nearest_keys"]
+__all__ = ["nearest_in_words", "nearest_keys", "quoted"]
 
 MOST_COMPARED = 2_000  # keys whose beginning and end are compared letter by letter
 MOST_EXACTLY = 100  # of those, with all that is between
+SHOWN_CHARACTERS = 120  # of a key in an error
 CUTOFF = 0.6  # share of letters in common: below it words have little to do with each other
 
 
@@ -52,6 +53,26 @@ def nearest_keys(key: str | int, keys: pa.Array | pa.ChunkedArray, n: int = 3) -
     scored = [(max(_shared_ends(plain, text), _ratio(plain, text)), text) for text in ends]
     best = sorted((pair for pair in scored if pair[0] >= CUTOFF), key=lambda pair: (-pair[0], pair[1]))
     return [found[text] for _, match in best for text in by_text[match]][:n]
+
+
+def quoted(key: object) -> str:
+    """Return the key as an error shows it: in quotes, control characters escaped, and the end of a long one cut off."""
+    if not isinstance(key, str) or len(key) <= SHOWN_CHARACTERS:
+        return repr(key)
+    return f"{key[:SHOWN_CHARACTERS]!r}... ({len(key):,} characters)"
+
+
+def nearest_in_words(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: str) -> str:
+    """Return "the nearest of ALL_OF are ...", the first keys where nothing is like it, or "" where there are none."""
+    near = nearest_keys(key, keys)
+    some = ", ".join(quoted(name) for name in near or keys[:3].to_pylist())
+    if not some:
+        return ""
+    return (
+        f"the nearest of {all_of} {'is' if len(near) == 1 else 'are'} {some}"
+        if near
+        else f"{all_of} are such as {some}"
+    )
 
 
 def _ratio(one: str, other: str) -> float:

@@ -261,7 +261,12 @@ SLOWLY = {
 }
 
 
-@pytest.mark.parametrize("case", SLOWLY)
+QUICK = ("nothing at all", "a head, byte by byte", "a body, byte by byte")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in SLOWLY]
+)
 def test_slow_clients_are_refused_after_the_time_for_all_of_it_and_hold_up_nobody(service, case):
     begun, pieces = SLOWLY[case]
     with contextlib.ExitStack() as held:
@@ -326,7 +331,7 @@ class Reconnecting(threading.Thread):
                     self.faults.append(repr(error))
 
 
-@pytest.mark.parametrize("drain", [0, 0.3])
+@pytest.mark.parametrize("drain", [0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_clients_that_reconnect_during_the_stop_are_answered_or_refused_and_never_reset(tmp_path, store, drain):
     with running(tmp_path, "--store", store, "--drain", drain) as service:
         clients = [Reconnecting(service.port, post() if n % 2 else get()) for n in range(64)]
@@ -355,6 +360,7 @@ def test_a_connection_made_before_the_stop_may_still_send_its_request(tmp_path, 
         assert service.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_more_signals_end_it_sooner(tmp_path, store):
     with running(tmp_path, "--store", store, "--drain", 3600, "--timeout", 60) as service, connect(service) as slow:
         slow.sendall(post(b"", length=13))

@@ -153,5 +153,42 @@ def test_long_cells_are_cut_with_their_count_unless_they_are_asked_for(hostile: 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_ones(hostile: Path, watched: Watching) -> None:
     assert "the nearest of its 29 keys is 'country-12'" in fail("lookup", "shop", "contry-12", code=7, cwd=hostile)
+    published = fail("lookup", "shop", "contry-12", "--published", code=7, cwd=hostile)
+    assert "the nearest of its 29 keys is 'country-12'" in published
     unknown = fail("explain", "shop", HOSTILE[0], "no[0]-12", code=7, cwd=hostile)
-    assert "the nearest of its 40 items: 'a[0]-12'" in unknown
+    assert "the nearest of its 40 items is 'a[0]-12'" in unknown
+
+
+def test_a_key_of_any_length_leaves_an_error_readable(hostile: Path, watched: Watching) -> None:
+    for more in ((), ("--published",)):
+        told = fail("lookup", "shop", "y\n" * 2000, *more, code=7, cwd=hostile)
+        assert "... (4,000 characters); its 29 keys are such as" in told
+        assert len(told) < 700
+
+
+def test_overlay_names_what_it_does_not_know_and_what_may_be_meant(hostile: Path, watched: Watching) -> None:
+    told = succeed("overlay", "shop", "remove", "a[0]-122", "q\nq", "x", "y", "z", cwd=hostile).stderr
+    assert "not in the current snapshot: 'a[0]-122'; the nearest of its 40 items are 'a[0]-12', " in told
+    assert "not in the current snapshot: 'q\\nq'; its 40 items are such as" in told
+    assert "nor are 2 others" in told
+    told = succeed("overlay", "shop", "restore", "a[0]-12", "x", cwd=hostile).stderr
+    assert "restored 1 of 2" in told
+    assert "'a[0]-12' was not removed; did you mean 'a[0]-122'?" in told
+    told = succeed("overlay", "shop", "set", "a[0]-12", "nam=x", "zzzz=3", cwd=hostile).stderr
+    assert "shop has no column 'nam'; did you mean 'name'?" in told
+    assert "shop has no column 'zzzz'; its columns are " in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("pubish", "shop"), "there is no command 'pubish'; did you mean 'publish'?"),
+        (("[b]",), "there is no command '[b]'; `nearcast --help` lists them"),
+        (("overlay", "shop", "remov", "x"), "Did you mean 'remove'?"),
+        (("lookup", "shop", "x", "--frist", "1"), "Did you mean '--first'?"),
+    ],
+)
+def test_a_misspelt_command_or_option_is_answered_with_the_nearest_one(
+    words: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    assert told in fail(*words, code=2, cwd=tmp_path)

@@ -112,6 +112,20 @@ def test_an_unknown_key_that_is_near_to_none_lists_the_known_ones():
     assert "unknown key 'measure.zzz'; known keys are sample, calibration" in message
 
 
+@pytest.mark.parametrize(
+    ("wrong", "belongs"),
+    [
+        ({"keep": "item.a > 1"}, "'keep'; it belongs to [[rules]] or [publish]"),
+        ({"zero_vector": "drop"}, "'zero_vector'; it belongs to [checks]"),
+        ({"webhook": "x"}, "'webhook'; it belongs to [monitor]"),
+        ({"display": ["x"]}, "'display'; it belongs to [items] or [queries]"),
+        ({"checks": {"k": 3}}, "'checks.k'; it belongs to the top of the file"),
+    ],
+)
+def test_a_key_in_the_wrong_table_is_told_where_it_belongs(wrong, belongs):
+    assert f"unknown key {belongs}" in refusal(**wrong)
+
+
 def test_all_faults_are_told_at_once():
     message = refusal(k=0, metric="dot", checks={"null_id": "keep"})
     for key in ("k is 0", "metric is 'dot'", "checks.null_id is 'keep'"):

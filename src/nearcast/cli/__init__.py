@@ -6,6 +6,7 @@ and errors go to standard error. Every error has an exit code, listed in `nearca
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from importlib import import_module
@@ -58,6 +59,16 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"nearcast.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:  # it knows no names to suggest, since commands are imported when needed
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`nearcast --help` lists them"
+            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

@@ -13,6 +13,9 @@ from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_
 from nearcast.errors import NotFoundError
 from nearcast.publishing.where import place_in_store
 from nearcast.serve.lookup import open_lookup
+from nearcast.stores.base import Space
+from nearcast.stores.nearest import nearest_in_version
+from nearcast.suggest import quoted
 from nearcast.table.snapshot import Candidates
 
 if TYPE_CHECKING:
@@ -78,8 +81,12 @@ def _from_store(
         fields = tuple(opened.state.facts.get("columns", {})) if wanted is None else wanted
         answer = opened.get(key, k=first, fields=fields)
         where = opened.state.store
-    if not answer.found:
-        raise NotFoundError(f"{generator} {answer.snapshot} in {where} has no query {key!r}")
+        if not answer.found:
+            version = opened.view().version
+            near = nearest_in_version(version.reader, Space.LISTS, key, version.query_ids)
+            raise NotFoundError(
+                f"{generator} {answer.snapshot} in {where} has no query {quoted(key)}" + (f"; {near}" if near else "")
+            )
     if as_json_:
         as_json(answer.as_dict())
         return

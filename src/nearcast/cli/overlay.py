@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 
 from nearcast.cli.render_overlay import overlay_table
 from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option
 from nearcast.publishing.where import place_in_store
 from nearcast.serve.overlay import Overlay, fits, open_overlay
+from nearcast.suggest import nearest_keys, quoted
 
 __all__ = ["overlay", "span_of"]
 
 CLOCKS_DIFFER_SECONDS = 5.0
+MOST_NAMED = 3  # items that a warning names
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -122,11 +125,14 @@ def remove(
 def restore(generator: str, items: tuple[str, ...], field: str | None, store: str | None, out: Path) -> None:
     """Let items be returned again."""
     with _opened(generator, store, out) as opened:
-        restored = opened.restore(items, field=field)
+        restored = set(map(str, opened.restore(items, field=field)))
+        held = sorted({str(entry.item) for entry in opened.entries() if entry.field == field} | restored)
     what = "removed" if field is None else f"given another {field}"
-    click.echo(f"restored {len(restored)} of {len(items)}", err=True)
-    if len(restored) < len(items):
-        click.echo(f"the others were not {what}", err=True)
+    click.echo(f"restored {len(restored)} of {len(set(items))}", err=True)
+    for item in [item for item in dict.fromkeys(items) if item not in restored][:MOST_NAMED]:
+        near = nearest_keys(item, pa.array(held, pa.string()))
+        hint = f"; did you mean {quoted(near[0])}?" if near else ""
+        click.echo(f"{quoted(item)} was not {what}{hint}", err=True)
 
 
 @overlay.command("set", cls=NegativeIds)
@@ -243,6 +249,8 @@ def _say(done: str, items: tuple[str, ...], opened: Overlay) -> None:
     known = opened.in_snapshot(items)
     click.echo(f"{done} {len(items)} of {opened.generator}", err=True)
     unknown = [item for item, there in zip(items, known, strict=True) if not there]
-    if unknown:
-        more = ", ..." if len(unknown) > 3 else ""
-        click.echo(f"not in the current snapshot: {', '.join(unknown[:3])}{more}", err=True)
+    for item in unknown[:MOST_NAMED]:
+        near = opened.nearest_items(item)
+        click.echo(f"not in the current snapshot: {quoted(item)}" + (f"; {near}" if near else ""), err=True)
+    if len(unknown) > MOST_NAMED:
+        click.echo(f"nor are {len(unknown) - MOST_NAMED:,} others", err=True)

@@ -31,7 +31,7 @@ from nearcast.knn.scores import pair_scores
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec, parse_model
-from nearcast.suggest import nearest_keys
+from nearcast.suggest import nearest_in_words, quoted
 from nearcast.table.snapshot import Candidates, Snapshot
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray, Metric, as_score
@@ -237,12 +237,10 @@ def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
     except (ValueError, OverflowError, pa.ArrowInvalid):
         place = -1
     if place < 0:
-        near = nearest_keys(key, side.ids)
-        such = ", ".join(repr(name) for name in near or side.ids[:3].to_pylist())
-        all_of = f"its {len(side.ids):,} {WHOLE[what]}"
-        words = f"the nearest of {all_of}: {such}" if near else f"{all_of} are such as {such}"
+        words = nearest_in_words(key, side.ids, f"its {len(side.ids):,} {WHOLE[what]}")
         raise NotFoundError(
-            f"{snapshot.generator} {snapshot.name} was made without {what} {key!r}, or it had no usable vector; {words}"
+            f"{snapshot.generator} {snapshot.name} was made without {what} {quoted(key)}, or it had no usable vector; "
+            f"{words}"
         )
     return place
 

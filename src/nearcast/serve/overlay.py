@@ -31,6 +31,7 @@ from nearcast.serve.lookup import StoreLike, nothing_published, store_of
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
 from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
+from nearcast.stores.nearest import nearest_in_version
 from nearcast.stores.values import encode_key
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
@@ -247,6 +248,11 @@ class Overlay:
             values = reader.get_many(Space.ITEMS, [encode_key(item) for item in known])
         there = {item for item, value in zip(known, values, strict=True) if value is not None}
         return [item in there for item in typed]
+
+    def nearest_items(self, item: Item) -> str:
+        """Return in words which items of the current version are most like one that it does not hold."""
+        with self._current() as reader:
+            return nearest_in_version(reader, Space.ITEMS, item, reader.facts["item_ids"])
 
     def _current(self) -> contextlib.closing[Reader]:
         pointer = self._store.pointer(self.generator)

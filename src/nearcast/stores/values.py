@@ -100,6 +100,14 @@ def encode_keys(ids: pa.Array) -> list[bytes]:
     return [texts[start:end] or NO_TEXT for start, end in pairwise(offsets.tolist())]
 
 
+def decode_keys(keys: Sequence[bytes], ids: IdType) -> pa.Array:
+    """Return the ids of keys, without those whose text is too long to be kept whole."""
+    if ids != "string":
+        return pa.array(numbers_of_keys([key for key in keys if len(key) == 8]), pa.int64())
+    texts = [b"" if key == NO_TEXT else key for key in keys if not key.startswith(OF_QUERY)]
+    return pa.array([text.decode() for text in texts if b"\xff" not in text], pa.string())
+
+
 def numbers_of_keys(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
     """The ids of keys of numbers. DamagedError where there is another key among them."""
     if set(map(len, keys)) - {8}:

@@ -8,7 +8,7 @@ A snapshot is there when its manifest is. Versions are numbers, since clocks go 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
 from nearcast.parquet import open_dataset
-from nearcast.suggest import nearest_keys
+from nearcast.suggest import nearest_in_words, quoted
 from nearcast.table.schema import rows_per_group
 from nearcast.table.write import GROUPS_PER_FILE
 from nearcast.times import rows_of_table
@@ -107,7 +107,7 @@ class Snapshot:
         value = _typed(key, dataset.schema.field("query_id").type)
         found = self._read(dataset, pc.field("query_id") == value) if value is not None else []
         if not found:
-            raise NotFoundError(f"{self.generator} {self.name} has no query {key!r}{self._near(dataset, key)}")
+            raise NotFoundError(f"{self.generator} {self.name} has no query {quoted(key)}{self._near(dataset, key)}")
         row = found[0]
         ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
         return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
@@ -188,14 +188,8 @@ class Snapshot:
     def _near(self, dataset: Any, key: str | int) -> str:
         """Name the keys most like the one asked for, else a few, so that a wrong type or spelling is seen at once."""
         keys = dataset.to_table(columns=["query_id"], use_threads=False).column("query_id")
-        near = nearest_keys(key, keys)
-        if near:
-            return f"; the nearest of its {self.n_rows:,} keys {'is' if len(near) == 1 else 'are'} {_listed(near)}"
-        return f"; its {self.n_rows:,} keys are such as {_listed(keys[:3].to_pylist())}" if len(keys) else ""
-
-
-def _listed(keys: Sequence[Any]) -> str:
-    return ", ".join(repr(key) for key in keys)
+        words = nearest_in_words(key, keys, f"its {self.n_rows:,} keys")
+        return f"; {words}" if words else ""
 
 
 def snapshots_folder(out: Path, generator: str) -> Path:
