@@ -116,6 +116,13 @@ BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "an attribute that is not there": ({"items": {"attributes": ["colour"]}}, 2),
     "a display column that is not there": ({"items": {"display": ["colour"]}}, 2),
     "a slice that is no attribute": ({"measure": {"slices": ["country"]}}, 2),
+    "a slice by lists": (
+        {"queries": {"path": "items.parquet", "attributes": ["tags"]}, "measure": {"slices": ["tags"]}},
+        3,
+    ),
+    "an out that is a file": ({"out": "items.parquet"}, 2),
+    "an out below a file": ({"out": "items.parquet/deep/er"}, 2),
+    "an out where nothing can be made": ({"out": "/proc/nearcast"}, 2),
     "a vector column that is not there": ({"items": {"vector": "embedding"}}, 3),
     "a file that is not there": ({"items": {"path": "nothing.parquet"}}, 3),
     "a store of no known kind": ({"publish": {"store": "mongodb://host/db"}}, 2),

@@ -16,9 +16,9 @@ from typing import Any
 import click
 import pyarrow as pa
 
+from nearcast.api.given import place_in_store_of
 from nearcast.cli.render_overlay import overlay_table
-from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option
-from nearcast.publishing.where import place_in_store
+from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_of, out_option, store_option
 from nearcast.serve.overlay import Overlay, fits, open_overlay
 from nearcast.suggest import nearest_keys, quoted
 
@@ -90,7 +90,8 @@ def _say_clock(opened: Overlay) -> None:
 
 
 def _opened(generator: str, store: str | None, out: Path) -> contextlib.AbstractContextManager[Overlay]:
-    return open_overlay(place_in_store(generator, out).url(store), generator)
+    place = place_in_store_of(generator, out_of(generator, out))
+    return open_overlay(place.url(store), place.generator)
 
 
 @overlay.command(cls=NegativeIds)

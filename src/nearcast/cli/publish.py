@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import cast
 
 import click
-from click.core import ParameterSource
 
 from nearcast.api.publications import publish as publish_snapshot
 from nearcast.cli.listen import listening
 from nearcast.cli.render_publish import audit_table, outcome
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option
+from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.errors import AuditError
 from nearcast.publishing.rules import Finding
 
@@ -30,9 +29,7 @@ __all__ = ["publish"]
 @click.option("--repair", is_flag=True, help="Do without a pointer or a current version that cannot be read.")
 @click.option("--quiet", is_flag=True, help="No progress on standard error.")
 @json_option
-@click.pass_context
 def publish(
-    context: click.Context,
     generator: str,
     snapshot: int | None,
     store: str | None,
@@ -51,14 +48,13 @@ def publish(
     Exit code 10: a rule failed, and nothing has changed. Killed at any moment, the old snapshot stays current.
     """
     accept = _paired(rules, reasons)
-    given = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
     with listening(quiet=quiet or as_json_) as listener:
         try:
             done = publish_snapshot(
                 generator,
                 snapshot,
                 store=store,
-                out=out if given or not generator.endswith(".toml") else None,
+                out=out_of(generator, out),
                 accept=accept,
                 dry_run=dry_run,
                 repair=repair,

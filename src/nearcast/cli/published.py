@@ -8,7 +8,7 @@ import click
 
 from nearcast.api.publications import published as look
 from nearcast.cli.render_publish import published_table
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option
+from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 
 __all__ = ["published"]
 
@@ -20,7 +20,7 @@ __all__ = ["published"]
 @json_option
 def published(generator: str | None, store: str | None, out: Path, as_json_: bool) -> None:
     """Show versions in the store, which is current, its age, the overlay's size, and the last moves."""
-    found = look(generator, store=store, out=out)
+    found = look(generator, store=store, out=out if generator is None else out_of(generator, out))
     if as_json_:
         as_json([one.as_dict() for one in found])
     elif found:

@@ -9,7 +9,7 @@ import click
 from nearcast.api.publications import roll_back
 from nearcast.cli.listen import listening
 from nearcast.cli.render_publish import outcome
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option
+from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 
 __all__ = ["rollback"]
 
@@ -28,7 +28,7 @@ def rollback(generator: str, to: int | None, store: str | None, out: Path, quiet
     other one is looked at first.
     """
     with listening(quiet=quiet or as_json_) as listener:
-        done = roll_back(generator, to=to, store=store, out=out, listener=listener)
+        done = roll_back(generator, to=to, store=store, out=out_of(generator, out), listener=listener)
     if as_json_:
         as_json(done.as_dict())
     else:

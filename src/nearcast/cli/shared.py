@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from rich.console import Console
 
 from nearcast.files import path_fault
@@ -24,6 +25,7 @@ __all__ = [
     "cell",
     "console",
     "json_option",
+    "out_of",
     "out_option",
     "size",
     "store_option",
@@ -60,6 +62,12 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Folder of the snapshots, the spec's `out`. [env: NEARCAST_OUT]",
     )(command)
+
+
+def out_of(generator: str, out: Path) -> Path | None:
+    """Return --out; None where it is not given and GENERATOR is a spec, which says itself where its snapshots are."""
+    given = click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE
+    return out if given or not generator.endswith(".toml") else None
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from nearcast.api.publications import publish_table
 from nearcast.cli.listen import listening
 from nearcast.cli.overlay import span_of
 from nearcast.cli.render_publish import outcome
-from nearcast.cli.shared import as_json, console, json_option, out_option, store_option
+from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.publishing.engagement import TOP
 
 __all__ = ["table"]
@@ -66,7 +66,7 @@ def table(
             fewer=fewer,
             repair=repair,
             store=store,
-            out=out,
+            out=out_of(generator, out),
             listener=listener,
         )
     if as_json_:

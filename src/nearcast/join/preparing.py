@@ -6,6 +6,9 @@ folder that goes away. Whatever is new and can be refused without a join belongs
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import pyarrow as pa
 
 from nearcast.eligibility import request_time
 from nearcast.engines.base import CAPS, MIN_SCORE, RULES, refuse_kinds
+from nearcast.errors import SpecError
 from nearcast.join.choose import stop_if_exposure_is_too_large
 from nearcast.join.constraints import check_constraints, check_spec_rules, rules_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, Inputs, Sources, open_sources
 from nearcast.join.plan import Plan, make_plan
 from nearcast.join.profiling import profile_rules
+from nearcast.join.quality import refuse_slices_of
 from nearcast.join.rank import load_ranker, rank_settings, ranker_identity, score_pairs
 from nearcast.join.scored import check_terms
 from nearcast.join.surplus import check_surplus, check_weights, count_lookups, with_lookups
@@ -31,9 +36,10 @@ from nearcast.sources.rows import RowSource
 from nearcast.stores import check_store_url
 from nearcast.types import AnyArray, Metric
 
-__all__ = ["check_columns", "check_ranker_on_pairs", "open_run", "rule_shares", "sketched_inputs"]
+__all__ = ["check_columns", "check_ranker_on_pairs", "open_run", "refuse_out", "rule_shares", "sketched_inputs"]
 
 TRIED_PAIRS = 4
+NO_PLACE = (errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
 SMALL_READ = 16 << 20
 
 
@@ -44,9 +50,28 @@ def open_run(run: RunContext, items: object | None, queries: object | None) -> t
     with run.stage("hash"):
         sources = open_sources(spec, run.base, items, queries, run.listener)
     check_spec_rules(spec, sources)
+    for name in spec.measure.slices:
+        if name in sources.queries.attribute_types:
+            refuse_slices_of(name, sources.queries.attribute_types[name])
     digests = sources.item_digests, sources.query_digests
     plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, run.base))
     return sources, with_lookups(plan, run)
+
+
+def refuse_out(out: Path) -> None:
+    """Raise SpecError where no folder can be made below `out`, or below the nearest folder above it that is there."""
+    there = out
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".nearcast-", dir=there))
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            return  # such as a full disk, of which the estimate knows more
+        why = error.strerror if there.is_dir() else "it is no folder"
+        raise SpecError(
+            f"out is {out}, and nothing can be written to {there}: {why}; set `out` to another folder"
+        ) from None
 
 
 def _check_settings(run: RunContext) -> None:

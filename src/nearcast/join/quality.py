@@ -42,7 +42,7 @@ from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import FloatArray, IntArray, Metric, Neighbors, no_progress
 
-__all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "weights_of"]
+__all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "refuse_slices_of", "weights_of"]
 
 DEPTHS = (1, 10)  # beside k
 WORST = 20  # queries that are named, for people to look into
@@ -186,15 +186,21 @@ def _slices(
     yield from rare_slices(np.asarray(inputs.queries.vectors.take(rows), np.float32), spec.seed)
 
 
-def _attribute_slices(name: str, column: pa.ChunkedArray) -> Iterator[Slice]:
-    """A slice per value, or per quarter of a number with many values."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+def refuse_slices_of(name: str, kind: pa.DataType) -> None:
+    """Raise InputError for a column of this type in `measure.slices`, of which no slices can be made."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_nested(plain) or pa.types.is_binary(plain):
         raise InputError(
-            f"measure.slices names {name!r}, a column of {column.type}: slices are made of single values; "
+            f"measure.slices names {name!r}, a column of {kind}: slices are made of single values; "
             "add a column with one value a query"
         )
+
+
+def _attribute_slices(name: str, column: pa.ChunkedArray) -> Iterator[Slice]:
+    """A slice per value, or per quarter of a number with many values."""
+    refuse_slices_of(name, column.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     encoded = column.combine_chunks().dictionary_encode()
     labels = [str(value) for value in encoded.dictionary.to_pylist()]
     if len(labels) > MOST_VALUES and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):

@@ -26,7 +26,14 @@ from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, trial_vectors
 from nearcast.join.listen import Listener
 from nearcast.join.plan import Plan, enter_work
-from nearcast.join.preparing import check_columns, check_ranker_on_pairs, open_run, rule_shares, sketched_inputs
+from nearcast.join.preparing import (
+    check_columns,
+    check_ranker_on_pairs,
+    open_run,
+    refuse_out,
+    rule_shares,
+    sketched_inputs,
+)
 from nearcast.join.profiling import profile_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.scored import scored_inputs
@@ -82,6 +89,7 @@ def run_generator(
     holds the generator, PromiseError when the snapshot is finished but below its promise.
     """
     run = prepare(spec, base, listener or Listener())
+    refuse_out(run.out)
     with locked(run.home / ".lock", f"generator {spec.name!r}"), machine.PeakMemory() as peak:
         started = time.perf_counter()
         sources, plan = open_run(run, items, queries)
@@ -112,6 +120,7 @@ def check_generator(
     Raises whatever a run would raise that needs no join. The estimate has what each rule keeps of a sample of pairs.
     """
     run = prepare(spec, base, listener or Listener())
+    refuse_out(run.out)
     sources, _ = open_run(run, items, queries)
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
