@@ -15,6 +15,7 @@ from shop import N_ITEMS, fail, succeed, write_shop
 
 import nearcast
 from nearcast.history.store import read
+from nearcast.replaying.replay import Replayed
 
 ADS = """
 name = "offers"
@@ -141,6 +142,27 @@ def test_customers_and_products_may_have_ids_of_two_types(key: str, item: str, t
             assert found.ways[0].hit_rate.value == 1.0
             assert found.ways[1].hit_rate.value > 0.9
             assert found.warnings == ()
+
+
+def test_a_log_of_other_keys_and_items_is_named_and_counts_as_misses(tmp_path: Path) -> None:
+    write_customers(tmp_path, 1, "integer", "integer")
+    snapshot = nearcast.run(tmp_path / "mixed.toml").snapshot
+    nearcast.publish(tmp_path / "mixed.toml")
+
+    def replayed(**log: object) -> Replayed:
+        return nearcast.replay(tmp_path / "mixed.toml", pa.table(log), online=None)
+
+    best = [str(snapshot.lookup(n).ids[0]) for n in range(40)]
+    half = replayed(key=list(range(40)), engaged=[one if n % 2 else f"sku-{one}" for n, one in enumerate(best)])
+    assert (half.ways[0].hit_rate.value, half.ways[0].hit_rate.of) == (0.5, 40)
+    assert "20 of 40 ids in `engaged` are no int64, such as 'sku-" in half.warnings[0]
+    other = replayed(key=["x", "y"])
+    assert "no key of the log is a key of offline, such as 'x'" in other.warnings[0]
+    path = tmp_path / "log.parquet"
+    for keys, told in (([1, 2, 3], False), (["1", "2"], False), (["x", "1"], True), ([101, 102], True)):
+        pq.write_table(pa.table({"key": keys}), path)
+        warnings = nearcast.advise(tmp_path / "mixed.toml", log=path).advice.warnings
+        assert any("that are no queries of the spec" in words for words in warnings) == told
 
 
 def test_a_snapshot_of_other_files_than_the_online_index_is_named_with_a_warning(tmp_path: Path) -> None:

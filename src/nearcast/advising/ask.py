@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from nearcast import machine
 from nearcast.advising.costs import Advice, Case, advise
 from nearcast.advising.head import find_head
 from nearcast.advising.rates import Rates, measure_rates, read_rates, write_rates
-from nearcast.advising.sample import MadeUp, Sides, real_sides
+from nearcast.advising.sample import READ_BYTES, MadeUp, Sides, real_sides
 from nearcast.advising.skew import fit_zipf, zipf_shares
 from nearcast.advising.traffic import Traffic
 from nearcast.errors import SpecError
@@ -24,6 +26,7 @@ from nearcast.types import Metric
 
 __all__ = ["Asked", "Numbers", "ask"]
 
+FEW_STRANGERS = 0.1  # share of requests for keys without a query that is not worth a word
 SIZE_STEP = 1.25  # rates of a size are good for sizes this near
 
 
@@ -100,7 +103,30 @@ def ask(
         write_rates(found, path, made_of)
     elif rates is None:
         listener.note(f"rates of this machine were measured before: {path}; remove it to measure again")
-    return Asked(case, found, path, advise(case, found, engine), skew)
+    advice = advise(case, found, engine)
+    strangers = None if traffic is None else _strangers(sides, traffic)
+    if strangers is not None:
+        advice = replace(advice, warnings=(*advice.warnings, strangers))
+    return Asked(case, found, path, advice, skew)
+
+
+def _strangers(sides: Sides, traffic: Traffic) -> str | None:
+    """A line where many logged requests are for keys that the spec has no query for: no list can be made for them."""
+    side = sides.items if sides.queries is None else sides.queries
+    if isinstance(side, MadeUp):
+        return None
+    keys, known = traffic.keys.cast(pa.large_string()), np.zeros(len(traffic.keys), np.bool_)
+    for batch in side.batches(vectors=False, attributes=False, memory_bytes=READ_BYTES):
+        there = pc.is_in(keys, value_set=batch.ids.cast(pa.large_string()))
+        known |= there.to_numpy(zero_copy_only=False)
+    missing = 1 - float(traffic.requests[known].sum()) / max(traffic.total, 1e-9)
+    if missing <= FEW_STRANGERS:
+        return None
+    return (
+        f"{missing:.0%} of the logged requests are for keys that are no queries of the spec, such as "
+        f"{traffic.keys[int(np.flatnonzero(~known)[0])].as_py()!r}: without vectors they get no lists, and the figures "
+        "take them for keys that do; check --key, or add them to the queries"
+    )
 
 
 def _sides(spec: GeneratorSpec | None, base: Path, numbers: Numbers) -> Sides:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from nearcast.sources.rows import RowSource, open_source
 from nearcast.spec import GeneratorSpec
 
-__all__ = ["MadeUp", "Sample", "Sides", "real_sides", "write_sample"]
+__all__ = ["READ_BYTES", "MadeUp", "Sample", "Sides", "real_sides", "write_sample"]
 
 READ_BYTES = 128 << 20
 CLUSTERS = 256  # of vectors that are made up; real ones lie in clusters, and a search is cheaper for it

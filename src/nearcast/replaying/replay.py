@@ -107,8 +107,12 @@ def replay(
     figures = [figures_of(way.name, one, requests, k) for way, one in zip(ways, passed, strict=True)]
     leads = {way.name: _leads(passed[0], one, requests) for way, one in zip(ways[1:], passed[1:], strict=True)}
     expansion = None if funnel.expansion is None else funnel.expansion.name
+    unknown = [*_unknown(ways, passed, requests, funnel)]
+    for words in unknown:
+        run.listener.note(words)
+    warnings = (*compared.warnings, *unknown)
     replayed = Replayed(
-        run.spec.name, version, len(requests), expansion, tuple(figures), leads, compared.ways, compared.warnings
+        run.spec.name, version, len(requests), expansion, tuple(figures), leads, compared.ways, warnings
     )
     trouble = append(run.home.parent, run.spec.name, "replay", version, replayed.facts())
     if trouble:
@@ -116,11 +120,29 @@ def replay(
     return replayed, passed
 
 
+def _unknown(
+    ways: Sequence[Way], passed: Sequence[Passed], requests: Sequence[Logged], funnel: Funnel
+) -> Iterator[str]:
+    """Lines where the log is of other keys, items or ads: then its figures say nothing of the lists."""
+    for way, one in zip(ways, passed, strict=True):
+        if not one.found.any():
+            key = next((key for logged in requests for key in logged.keys), None)
+            yield f"no key of the log is a key of {way.name}, such as {key!r}; is it the log of another generator?"
+    kinds = [("engaged", [logged.engaged for logged in requests], ways[0].item_ids)]
+    if funnel.expansion is not None:
+        kinds.append(("engaged_ad", [logged.engaged_ads for logged in requests], funnel.expansion.ad_ids))
+    for column, engaged, kind in kinds:
+        odd = [one for ids in engaged for one in ids if typed_key(one, kind) is None]
+        if odd:
+            total = sum(map(len, engaged))
+            yield f"{len(odd):,} of {total:,} ids in `{column}` are no {kind}, such as {odd[0]!r}: misses"
+
+
 def _typed(logged: Logged, ways: Sequence[Way], funnel: Funnel) -> Logged:
-    """The request with the ids that were engaged with in the types of items and ads; one that cannot be is none."""
+    """The request with the ids that were engaged with in the types of items and ads; one that cannot be is a miss."""
 
     def typed(ids: frozenset[Any], kind: IdType) -> frozenset[Any]:
-        return frozenset(found for one in ids if (found := typed_key(one, kind)) is not None)
+        return frozenset(one if (found := typed_key(one, kind)) is None else found for one in ids)
 
     ads = logged.engaged_ads
     if funnel.expansion is not None:
