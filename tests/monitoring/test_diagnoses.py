@@ -349,6 +349,22 @@ def test_a_store_that_cannot_be_read_is_an_alert_beside_what_the_runs_say(tmp_pa
     assert "What is served could not be looked at" in done.output
 
 
+def test_a_store_that_was_lost_is_told_until_something_is_published_again(tmp_path: Path) -> None:
+    shop = begun(tmp_path)
+    store = shop.folder / "nearcast" / "store"
+    store.rename(tmp_path / "away")
+    watched = shop.look()
+    assert titles(watched) == {"unreachable": "The store holds nothing of what was published"}
+    assert watched.users_get == "Users get nothing: the store holds nothing, and 000001 was published to it."
+    state = page_of(shop)["state"]
+    assert (state["level"], state["seen"]) == ("bad", watched.users_get)
+    elsewhere = nearcast.monitor(shop.folder / "shop.toml", store=f"lmdb:{tmp_path / 'other'}")
+    assert "holds nothing, and 000001 was published to lmdb:" in elsewhere.alerts[0].text
+    assert "newest lists" in elsewhere.users_get  # from the other store, as far as one knows
+    shop.publish()
+    assert titles(shop.look()) == {}
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_truth_without_removed_items_is_that_of_a_catalogue_without_them(data: st.DataObject) -> None:

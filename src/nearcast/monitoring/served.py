@@ -195,7 +195,8 @@ def _stale(now: Served, spec: GeneratorSpec) -> Iterator[Alert]:
             f"the least that is allowed, and it was {now.recall_when_made:.4f} when they were made{cause}{refresh}"
         )
         yield Alert("served_recall", text, now.recall, lowest, now.recall_when_made, title=title, effect=effect)
-    if now.dead > most_dead:
+    other_ids = now.not_compared is not None and now.dead == 1.0  # no candidate is gone where none can be found
+    if now.dead > most_dead and not other_ids:
         text = (
             f"{now.dead:.1%} of the served candidates are not among the items of today, {most_dead:.1%} may be{refresh}"
         )

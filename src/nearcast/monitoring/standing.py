@@ -26,6 +26,7 @@ __all__ = [
     "Trouble",
     "judge_runs",
     "live_of",
+    "lost_from",
     "newest_runs",
     "runs_before",
     "state_of",
@@ -42,6 +43,7 @@ CAUSES = (  # rules of the audit that name a cause, what is furthest up the stre
 )
 EVIDENCE = {"items": "items_vectors", "keys": "queries_vectors"}  # series by the measure of a rule
 SAYING = CAUSES[1:9]  # rules whose text names the column, and so makes a headline
+LOST = "The store holds nothing of what was published"
 ENDS = (", and at most", ", and ", " (PSI", "; ")  # of the part of a text that is the headline
 
 
@@ -128,6 +130,20 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     return refusal_first(alerts, refusal) if of_inputs else [*alerts, refusal]
 
 
+def lost_from(store: str, events: Sequence[Event]) -> Iterator[Alert]:
+    """An alert where a store holds nothing, and the history says that a version was published. store: its URL."""
+    moves = [event for event in events if event.kind in ("publish", "rollback") and not refused(event)]
+    if not moves or moves[-1].version is None:
+        return
+    name, where = f"{moves[-1].version:06d}", moves[-1].facts.get("store")
+    if where in (None, store):
+        text = f"{store} holds nothing, and {name} was published to it: was it removed, or is it another one?"
+        yield Alert("unreachable", text, None, None, None, title=LOST, effect="Users get nothing from this store.")
+    else:
+        text = f"{store} holds nothing, and {name} was published to {where}; name that one by --store or in the spec"
+        yield Alert("unreachable", text, None, None, None)
+
+
 def runs_before(events: Sequence[Event]) -> list[Event]:
     """Return the runs that the newest is compared with: those that were not refused or rolled back from."""
     rejected = rejected_versions(events)
@@ -151,6 +167,8 @@ def what_users_get(events: Sequence[Event]) -> str:
     runs, live = newest_runs(events), live_of(events)
     if live is None:
         return "Nothing is published." if runs else "Nothing has run yet."
+    if _is_lost(events):
+        return f"Users get nothing: the store holds nothing, and {live.version:06d} was published to it."
     of = "" if live.made is None else f" of {_day(live.made)}"
     newer = [run for run in runs if (run.version or 0) > live.version]
     if newer:
@@ -158,6 +176,14 @@ def what_users_get(events: Sequence[Event]) -> str:
         return f"Users get snapshot {live.version:06d}{of}; {later} not published."
     newest = "the newest lists, " if runs and runs[-1].version == live.version else ""
     return f"Users get {newest}snapshot {live.version:06d}{of}."
+
+
+def _is_lost(events: Sequence[Event]) -> bool:
+    """Whether the last pass found nothing in the store, and nothing was published since."""
+    passes = [event for event in events if event.kind == "monitor"]
+    if not passes or not _is_current(passes[-1], events):
+        return False
+    return any(alert.get("title") == LOST for alert in passes[-1].facts["alerts"])
 
 
 def what_became(events: Sequence[Event]) -> str:
@@ -173,7 +199,7 @@ def what_became(events: Sequence[Event]) -> str:
     parts += [f"{v:06d} was rolled back from." for v in newer if v in rejected and v not in stopped]
     if newer and newer[-1] not in rejected and live is not None:
         parts.append(f"{newer[-1]:06d}, the newest, waits for its publish.")
-    if live is not None:
+    if live is not None and not _is_lost(events):
         parts.append(f"{live.version:06d} {_since_when(live)}.")
     return " ".join(parts[-3:])
 
@@ -226,12 +252,13 @@ def _alerts(
         check = str(alert["check"])
         began = _since(check, runs, passes)
         words = TROUBLES.get(check, TROUBLES["unknown"])
+        level: Level = "bad" if alert.get("title") == LOST else words.level
         yield Trouble(
             check,
             str(alert.get("title") or _title(alert, words.title)),
             str(alert["text"]),
             str(alert.get("effect") or words.effect),
-            words.level,
+            level,
             began.seconds,
             began.version,
             tuple(alert.get("follows", ())),

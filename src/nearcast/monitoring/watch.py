@@ -17,7 +17,15 @@ from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.causes import causes_first
 from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.served import Served, check_served, look_at_served
-from nearcast.monitoring.standing import judge_runs, newest_runs, runs_before, what_became, what_users_get, why_old
+from nearcast.monitoring.standing import (
+    judge_runs,
+    lost_from,
+    newest_runs,
+    runs_before,
+    what_became,
+    what_users_get,
+    why_old,
+)
 from nearcast.monitoring.usual import FEWEST
 from nearcast.stores.base import Store
 from nearcast.webhook import post_json
@@ -100,6 +108,8 @@ def watch(
             failure = error
     if failure is not None:
         alerts.append(Alert("unreachable", str(failure), None, None, None))
+    elif served is None and run is not None and store is not None:
+        alerts += lost_from(store.url, events)
     if served is not None and run is not None:
         before = [event.facts["served"] for event in events if event.kind == "monitor"][-USUAL_RUNS:]
         found = check_served(served, run.spec, [facts for facts in before if facts])
