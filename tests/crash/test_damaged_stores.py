@@ -22,7 +22,7 @@ from tests.end_to_end import shop as at
 from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
 
 import nearcast
-from nearcast.errors import DamagedError
+from nearcast.errors import DamagedError, NearcastError, NotFoundError
 
 PATIENCE = 300.0
 PAGE = 4096
@@ -117,14 +117,21 @@ def test_a_damaged_file_ends_no_process_and_is_healed(healthy, tmp_path, file, h
 
 
 @pytest.mark.parametrize("how", ["restored", "repaired"])
-def test_a_reader_whose_file_was_cut_opens_it_again_when_it_is_whole(healthy, tmp_path, monkeypatch, how):
+@pytest.mark.parametrize(("cut", "told"), [(True, "was cut to 8,192 of 126,976 bytes"), (False, "was written to")])
+def test_a_reader_whose_file_was_damaged_opens_it_again_when_it_is_whole(
+    healthy, tmp_path, monkeypatch, cut, told, how
+):
     monkeypatch.chdir(fresh_copy(healthy, tmp_path / "shop"))
     file = Path("store/shop/versions/000002/data.mdb")
     whole = file.read_bytes()
     with nearcast.open("store", "shop", refresh_seconds=3600) as lookup:
-        os.truncate(file, 2 * PAGE)
-        assert "was cut to 8,192 of 126,976 bytes" in (lookup.refresh().error or "")
-        with pytest.raises(DamagedError, match="publish with --repair"):
+        if cut:
+            os.truncate(file, 2 * PAGE)
+        else:
+            with file.open("r+b") as opened:
+                opened.write(bytes(len(whole)))
+        assert told in (lookup.refresh().error or "")
+        with pytest.raises(NearcastError):
             lookup.get(KEYS[0])
         if how == "restored":
             file.with_name("copy").write_bytes(whole)
@@ -132,6 +139,28 @@ def test_a_reader_whose_file_was_cut_opens_it_again_when_it_is_whole(healthy, tm
         nearcast.publish("shop", 2, store="store", out="nearcast", repair=True)
         assert lookup.refresh().error is None
         assert lookup.get(KEYS[0]).found
+
+
+def test_a_reader_opens_a_file_that_was_touched_again_and_goes_on(healthy, tmp_path, monkeypatch):
+    monkeypatch.chdir(fresh_copy(healthy, tmp_path / "shop"))
+    with nearcast.open("store", "shop", refresh_seconds=3600) as lookup:
+        Path("store/shop/versions/000002/data.mdb").touch()
+        assert lookup.get(KEYS[0]).found
+        assert lookup.refresh().error is None
+        assert lookup.get(KEYS[0]).found
+
+
+def test_a_lost_pointer_is_not_taken_for_nothing_published(healthy, tmp_path, monkeypatch):
+    monkeypatch.chdir(fresh_copy(healthy, tmp_path / "shop"))
+    Path("store/shop/current").unlink()
+    with pytest.raises(NotFoundError, match=r"its pointer was lost.*it has 1, 2; publish again"):
+        nearcast.open("store", "shop")
+    watched = nearcast.monitor("shop.toml", store="store")
+    assert [alert.check for alert in watched.alerts] == ["unreachable"]
+    assert isinstance(watched.failure, DamagedError)
+    nearcast.publish("shop", store="store", out="nearcast")
+    with nearcast.open("store", "shop") as lookup:
+        assert not {*known(Path())["removed"]} & {*lookup.get(KEYS[0]).ids}
 
 
 def cuts(size: int) -> list[int]:

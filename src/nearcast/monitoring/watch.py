@@ -27,6 +27,7 @@ from nearcast.monitoring.standing import (
     why_old,
 )
 from nearcast.monitoring.usual import FEWEST
+from nearcast.serve.lookup import lost_pointer
 from nearcast.stores.base import Store
 from nearcast.webhook import post_json
 
@@ -135,8 +136,11 @@ def watch(
 
 
 def _look(run: RunContext, store: Store, samples: Path, generator: str, listener: Listener) -> Served | None:
-    """Look at what is served; None where nothing is."""
+    """Look at what is served; None where nothing was published. DamagedError where the pointer to it was lost."""
     if store.pointer(generator) is None:
+        lost = lost_pointer(store, generator)
+        if lost is not None:
+            raise DamagedError(lost)
         listener.note(f"nothing is published of {generator!r} in {store.url}")
         return None
     return look_at_served(run, store, samples)

@@ -31,7 +31,7 @@ from nearcast.serve.watch import Watch
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
 
-__all__ = ["Lookup", "LookupState", "nothing_published", "open_lookup", "store_of"]
+__all__ = ["Lookup", "LookupState", "lost_pointer", "nothing_published", "open_lookup", "store_of"]
 
 REFRESH_SECONDS = (
     0.25  # so that an overlay entry is in force within a second of being written, also when one poll fails
@@ -89,8 +89,22 @@ def store_of(store: StoreLike) -> Store:
     return open_store(f"lmdb:{store}") if isinstance(store, Path) else store
 
 
+def lost_pointer(store: Store, generator: str) -> str | None:
+    """Return what is wrong where there are versions of a generator that has no pointer; None where there are none."""
+    versions = ", ".join(map(str, store.versions(generator)))
+    if not versions:
+        return None
+    return (
+        f"no version of {generator!r} is current in {store.url}: its pointer was lost, or its first publish did not "
+        f"end; it has {versions}; publish again"
+    )
+
+
 def nothing_published(store: Store, generator: str) -> NotFoundError:
     """The error for a generator that has no pointer."""
+    lost = lost_pointer(store, generator)
+    if lost is not None:
+        return NotFoundError(lost)
     known = store.generators()
     hint = f"generators there are {', '.join(known)}" if known else "publish one first"
     return NotFoundError(f"nothing is published of {generator!r} in {store.url}; {hint}")

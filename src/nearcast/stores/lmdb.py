@@ -275,7 +275,8 @@ class LmdbReader:
         self.facts = facts
         self._path = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # tells its size, also after the folder was removed
-        self._size = os.fstat(self._file).st_size
+        opened = os.fstat(self._file)
+        self._size, self._written = opened.st_size, opened.st_mtime_ns
         self._shared: Shared | None = shared
         self._databases = shared.databases
         self._bad_key = library().BadValsizeError
@@ -314,6 +315,12 @@ class LmdbReader:
             let_go(shared)
 
     def check(self) -> None:
+        """DamagedError where the file was cut, or written to since it was opened: what it holds now is anybody's."""
+        self._check_size()
+        if os.fstat(self._file).st_mtime_ns != self._written:
+            raise DamagedError(f"{self._path} was written to while it was open; publish with --repair if this stays")
+
+    def _check_size(self) -> None:
         """DamagedError where the file is shorter than its map: a page behind its end would end the process."""
         size = os.fstat(self._file).st_size
         if size < self._size:
@@ -325,7 +332,7 @@ class LmdbReader:
         shared = self._shared
         if shared is None:
             raise StoreError(f"{self._path} was closed and cannot be read any more; open it again")
-        self.check()
+        self._check_size()
         return shared.environment.begin(db=self._databases[space])
 
 
