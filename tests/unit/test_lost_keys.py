@@ -76,6 +76,16 @@ def test_a_running_reader_never_takes_a_lost_bucket_for_a_miss(store, client):
             lookup.view().version.reader.some_keys(Space.LISTS, 200, seed=1)
 
 
+def test_a_running_reader_says_that_the_facts_of_the_current_version_were_lost(store, client):
+    publish(store, SHOP, 1, LISTS)
+    with nearcast.open(store, SHOP, refresh_seconds=3600) as lookup:
+        (facts,) = client.keys("nearcast:*:facts")
+        client.delete(facts)
+        assert "publish again with --repair" in (lookup.refresh().error or "")
+        publish(store, SHOP, 2, LISTS)
+        assert lookup.refresh().error is None
+
+
 def _is_lost(lookup, key):
     try:
         return not lookup.get(key).found

@@ -373,7 +373,7 @@ class Lookup:
                 overlay = known if changes is None else known.apply(changes, keep_purged=behind)
                 if overlay is not known:
                     self._view = replace(view, overlay=overlay)
-            lost = _lost_pairs(view)
+            lost = _lost_pairs(view, is_current=not behind)
             self._has_lost_pairs = lost is not None
             self._trouble = trouble or lost
             if changes is not None:
@@ -459,13 +459,19 @@ class Lookup:
 _ALIVE: weakref.WeakSet[Lookup] = weakref.WeakSet()
 
 
-def _lost_pairs(view: View) -> str | None:
-    """Why some keys cannot be answered, where the store has lost pairs of the version that is open."""
+def _lost_pairs(view: View, *, is_current: bool) -> str | None:
+    """Why some keys cannot be answered, where the store has lost pairs of the version that is open.
+
+    is_current: it is what the pointer names, which nobody takes away.
+    """
     try:
         check_reader(view.version.reader)
     except DamagedError as error:
         return str(error)
-    except (StoreError, GoneError):
+    except GoneError:
+        if is_current:
+            return f"{view.snapshot} is current, but what the store said of it is lost; publish again with --repair"
+    except StoreError:
         pass  # the next round will tell
     return None
 
