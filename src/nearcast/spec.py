@@ -50,6 +50,7 @@ Policy = Literal["error", "drop", "keep"]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SMALLEST_BUDGET = 16 << 20
+KNOWN_KEYS = "; known keys are "  # before the list of them, in a fault
 
 
 def parse_bytes(value: object) -> int:
@@ -450,6 +451,10 @@ class GeneratorSpec(_Table):
 def load_spec(path: Path) -> GeneratorSpec:
     """Read a spec from a TOML file. SpecError names the file, the key and what would work."""
     tables = read_tables(path, "`nearcast spec` prints an example to start from")
+    if "ads" in tables and "metric" not in tables:
+        raise SpecError(
+            f"{path} is the spec of an expansion table, which `nearcast expand` takes; here goes a generator's"
+        )
     return parse_model(GeneratorSpec, tables, str(path))
 
 
@@ -470,8 +475,19 @@ def parse_model(model: type[Model], tables: Mapping[str, Any], where: str) -> Mo
     try:
         return model.model_validate(tables)
     except ValidationError as error:
-        faults = [_fault(model, fault) for fault in error.errors()]
+        faults = _without_repeated_hints([_fault(model, fault) for fault in error.errors()])
         raise SpecError(f"{where}: " + "; ".join(faults)) from None
+
+
+def _without_repeated_hints(faults: list[str]) -> list[str]:
+    """Return the faults with each list of known keys once."""
+    said: set[str] = set()
+    shorter = []
+    for fault in faults:
+        words, _, hint = fault.partition(KNOWN_KEYS)
+        shorter.append(words if hint and hint in said else fault)
+        said.add(hint)
+    return shorter
 
 
 def json_schema() -> dict[str, Any]:
@@ -540,8 +556,8 @@ def _fault(model: type[BaseModel], fault: Any) -> str:
         others = _places_of(path[-1]) if model is GeneratorSpec else []
         if others and not difflib.get_close_matches(path[-1], known, n=1, cutoff=0.75):
             return f"unknown key {key!r}; it belongs to {' or '.join(others)}"
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
+        hint = f"did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}" + (f"; {hint}" if hint else KNOWN_KEYS + ", ".join(known))
     if fault["type"] == "missing":
         return f"{key!r} is missing"
     message = _in_words(fault, path)

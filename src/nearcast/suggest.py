@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["nearest_in_words", "nearest_keys", "quoted"]
+__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quoted"]
 
 MOST_COMPARED = 2_000  # keys whose beginning and end are compared letter by letter
 MOST_EXACTLY = 100  # of those, with all that is between
 SHOWN_CHARACTERS = 120  # of a key in an error
+MOST_LISTED = 10  # generators that an error lists
 CUTOFF = 0.6  # share of letters in common: below it words have little to do with each other
 
 
@@ -73,6 +75,15 @@ def nearest_in_words(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: s
         if near
         else f"{all_of} are such as {some}"
     )
+
+
+def generators_in_words(name: str, known: Sequence[str], otherwise: str) -> str:
+    """Return which generators there are, or of many the nearest to `name`; `otherwise` where there are none."""
+    if not known:
+        return otherwise
+    if len(known) <= MOST_LISTED:
+        return f"generators there are {', '.join(known)}"
+    return nearest_in_words(name, pa.array(known, pa.string()), f"the {len(known):,} generators there")
 
 
 def _ratio(one: str, other: str) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from builders import generator
 from nearcast.errors import SpecError
+from nearcast.expansion.settings import load_expansion_spec
 from nearcast.files import fingerprint
 from nearcast.spec import (
     CHECK_KINDS,
@@ -350,3 +351,16 @@ def test_bytes_that_are_no_text_are_told_with_the_file(tmp_path):
 
 def test_the_helper_of_these_tests_makes_a_spec():
     assert generator(k=3).k == 3
+
+
+def test_the_spec_of_the_other_kind_is_recognised(tmp_path):
+    (tmp_path / "generator.toml").write_text('name = "a"\nmetric = "l2"\nk = 3\nitems = {path = "a"}\n')
+    (tmp_path / "ads.toml").write_text('name = "a"\nads = {path = "a"}\nlinks = {path = "b"}\n')
+    with pytest.raises(SpecError, match="is the spec of an expansion table, which `nearcast expand` takes"):
+        load_spec(tmp_path / "ads.toml")
+    with pytest.raises(SpecError, match="is the spec of a generator, which `nearcast run` takes"):
+        load_expansion_spec(tmp_path / "generator.toml")
+
+
+def test_the_known_keys_are_listed_once():
+    assert refusal(zz=1, yy=2, xx=3).count("known keys are") == 1

@@ -9,6 +9,7 @@ import click
 from nearcast.cli.render import snapshot_list
 from nearcast.cli.shared import as_json, console, json_option, out_option
 from nearcast.errors import NotFoundError
+from nearcast.suggest import generators_in_words
 from nearcast.table.snapshot import list_generators, list_snapshots
 
 __all__ = ["snapshots"]
@@ -26,7 +27,7 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
     names = known if generator is None else [generator]
     found = [snapshot for name in names for snapshot in list_snapshots(out, name)]
     if generator is not None and not found:
-        have = f"generators there are {', '.join(known)}" if known else "run one first, or say --out"
+        have = generators_in_words(generator, known, "run one first, or say --out")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {have}")
     if as_json_:
         rows = [{k: s.manifest[k] for k in LISTED} | {"folder": str(s.folder), "run": s.manifest["run"]} for s in found]

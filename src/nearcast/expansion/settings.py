@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nearcast.errors import SpecError
 from nearcast.files import path_fault
 from nearcast.spec import parse_model, read_tables
 
@@ -112,4 +113,8 @@ class ExpansionSpec(_Table):
 def load_expansion_spec(path: Path) -> ExpansionSpec:
     """Read the settings from a TOML file. SpecError names the file, the key and what would work."""
     tables = read_tables(path, "docs/expansion.md shows one to start from")
+    if "metric" in tables and "ads" not in tables:
+        raise SpecError(
+            f"{path} is the spec of a generator, which `nearcast run` takes; docs/expansion.md shows one of ads"
+        )
     return parse_model(ExpansionSpec, tables, str(path))

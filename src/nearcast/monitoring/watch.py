@@ -29,6 +29,8 @@ from nearcast.monitoring.standing import (
 from nearcast.monitoring.usual import FEWEST
 from nearcast.serve.lookup import lost_pointer
 from nearcast.stores.base import Store
+from nearcast.suggest import generators_in_words
+from nearcast.table.snapshot import list_generators
 from nearcast.webhook import post_json
 
 __all__ = ["Watched", "tell", "watch"]
@@ -116,7 +118,8 @@ def watch(
         found = check_served(served, run.spec, [facts for facts in before if facts])
         alerts = _each_once([*alerts, *(_with_reason(alert, events) for alert in found)])
     if not runs and served is None and failure is None:
-        raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; run it first, or say --out")
+        known = generators_in_words(generator, list_generators(out), "run it first, or say --out")
+        raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; {known}")
     version = runs[-1].version if runs else None
     watched = Watched(
         generator,

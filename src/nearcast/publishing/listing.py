@@ -10,6 +10,7 @@ from typing import Any
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.times import seconds_of
 from nearcast.stores.base import Pointer, Store
+from nearcast.suggest import generators_in_words
 
 __all__ = ["Kept", "Published", "published"]
 
@@ -44,8 +45,8 @@ def published(store: Store, generator: str, *, now: float) -> Published:
     pointer = store.pointer(generator)
     versions = tuple(_kept(store, generator, version) for version in store.versions(generator))
     if pointer is None and not versions:
-        known = ", ".join(store.generators()) or "none"
-        raise NotFoundError(f"{generator!r} was never published to {store.url}; generators there are {known}")
+        known = generators_in_words(generator, store.generators(), "generators there are none")
+        raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
     facts = next((kept.facts for kept in versions if pointer and kept.version == pointer.version), None)
     age = max(0.0, now - seconds_of(facts["created"])) if facts else None
     entries = store.overlay(generator).changes().entries

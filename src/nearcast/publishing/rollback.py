@@ -12,6 +12,7 @@ from nearcast.publishing.readback import read_back
 from nearcast.publishing.retain import rollback_target, withdrawn_after
 from nearcast.publishing.times import utc
 from nearcast.stores.base import Event, Pointer, Store
+from nearcast.suggest import generators_in_words
 
 __all__ = ["roll_back"]
 
@@ -60,8 +61,8 @@ def _readable(store: Store, pointer: Pointer, generator: str, version: int, hear
 def _published(store: Store, generator: str) -> Pointer:
     pointer = store.pointer(generator)
     if pointer is None:
-        known = ", ".join(store.generators()) or "none"
-        raise NotFoundError(f"{generator!r} was never published to {store.url}; generators there are {known}")
+        known = generators_in_words(generator, store.generators(), "generators there are none")
+        raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
     return pointer
 
 

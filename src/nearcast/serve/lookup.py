@@ -30,6 +30,7 @@ from nearcast.serve.view import View, open_version
 from nearcast.serve.watch import Watch
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
+from nearcast.suggest import generators_in_words
 
 __all__ = ["Lookup", "LookupState", "lost_pointer", "nothing_published", "open_lookup", "store_of"]
 
@@ -106,7 +107,7 @@ def nothing_published(store: Store, generator: str) -> NotFoundError:
     if lost is not None:
         return NotFoundError(lost)
     known = store.generators()
-    hint = f"generators there are {', '.join(known)}" if known else "publish one first"
+    hint = generators_in_words(generator, known, "publish one first")
     return NotFoundError(f"nothing is published of {generator!r} in {store.url}; {hint}")
 
 

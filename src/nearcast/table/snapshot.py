@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
 from nearcast.parquet import open_dataset
-from nearcast.suggest import nearest_in_words, quoted
+from nearcast.suggest import generators_in_words, nearest_in_words, quoted
 from nearcast.table.schema import rows_per_group
 from nearcast.table.write import GROUPS_PER_FILE
 from nearcast.times import rows_of_table
@@ -225,7 +225,7 @@ def find_snapshot(out: Path, generator: str, version: int | None = None) -> Snap
     found = list_snapshots(out, generator)
     if not found:
         known = list_generators(out)
-        hint = f"generators there are {', '.join(known)}" if known else "run a generator first"
+        hint = generators_in_words(generator, known, "run a generator first")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {hint}")
     if version is None:
         return found[-1]
