@@ -365,6 +365,15 @@ def test_a_store_that_was_lost_is_told_until_something_is_published_again(tmp_pa
     assert titles(shop.look()) == {}
 
 
+def test_after_a_rollback_the_last_line_says_so(tmp_path: Path) -> None:
+    shop = begun(tmp_path)
+    assert shop.night() == []
+    nearcast.roll_back("shop", out=shop.folder / "nearcast")
+    watched = shop.look()
+    assert watched.verdict.startswith("rolled back to 000001")
+    assert "000002 was rolled back from." in watched.users_get
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_truth_without_removed_items_is_that_of_a_catalogue_without_them(data: st.DataObject) -> None:

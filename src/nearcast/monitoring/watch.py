@@ -19,6 +19,7 @@ from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.served import Served, check_served, look_at_served
 from nearcast.monitoring.standing import (
     judge_runs,
+    live_of,
     lost_from,
     newest_runs,
     runs_before,
@@ -48,10 +49,11 @@ class Watched:
     users_get: str = ""  # what users get, and why newer runs are not it
     failure: NearcastError | None = None  # why what is served could not be looked at
     store: str | None = None  # URL of the store that was looked at
+    rolled_back: str = ""  # which version users were rolled back to; "" where they were not
 
     @property
     def verdict(self) -> str:
-        """The pass in one line: the first alert's headline, or how far nothing is wrong."""
+        """The pass in one line: the first alert's headline, a rollback, or how far nothing is wrong."""
         if self.alerts:
             more = f" (and {len(self.alerts) - 1} more)" if len(self.alerts) > 1 else ""
             return f"{self.alerts[0].headline}{more}"
@@ -64,6 +66,8 @@ class Watched:
             limits.append("what is served was not looked at")
         elif self.served.recall is None:
             limits.append("the recall of what is served was not measured")
+        if self.rolled_back:
+            return f"rolled back to {self.rolled_back}" + (f"; {'; '.join(limits)}" if limits else "")
         return "nothing is wrong" + (f", as far as one can tell: {'; '.join(limits)}" if limits else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -131,7 +135,9 @@ def watch(
         store=store.url if served is not None and store is not None else None,
     )
     seen = [*events, Event(generator, "monitor", time.time(), version, watched.as_dict())]
-    watched = replace(watched, users_get=f"{what_users_get(seen)} {what_became(seen)}".strip())
+    live = live_of(seen)
+    back = f"{live.version:06d}" if live is not None and live.rolled_back else ""
+    watched = replace(watched, users_get=f"{what_users_get(seen)} {what_became(seen)}".strip(), rolled_back=back)
     trouble = append(out, generator, "monitor", version if served is None else served.version, watched.as_dict())
     if trouble:
         listener.note(trouble)
