@@ -51,12 +51,11 @@ sanitize: $(SANITIZED)/built ## the kernels' tests, and a short fuzz of every en
 fuzz: $(SANITIZED)/built ## every entry point of the kernels, ten minutes each (FUZZ_SECONDS), under ASan and UBSan
 	$(SANITIZE) -m tests.kernels.fuzz --seconds $(FUZZ_SECONDS) --seed $$(date +%s)
 
-check: .venv/installed ## format, lint, types, import order
+check: .venv/installed ## format, lint, types, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit/test_layers.py
 
 docs: .venv/installed ## write the generated pages
 	$(BIN)/python docs/generate.py

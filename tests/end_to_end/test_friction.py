@@ -111,6 +111,7 @@ def test_only_one_place_makes_consoles_and_it_reads_no_markup() -> None:
             assert given.get("markup", "False") == "False", path
 
 
+@pytest.mark.slow
 def test_hostile_text_is_printed_letter_for_letter_by_every_command(hostile: Path, watched: Watching) -> None:
     for key in HOSTILE:
         for more in ((), ("--published",)):

@@ -78,9 +78,10 @@ def test_an_exact_run_misses_nothing_in_any_slice(folder: Path) -> None:
     assert told["worst_queries"] == []
 
 
-def test_the_summary_shows_the_slices(folder: Path) -> None:
+def test_show_shows_the_slices(folder: Path) -> None:
     at.write_spec(folder, **spec())
-    done = at.succeed("run", "shop.toml", cwd=folder)
+    at.succeed("run", "shop.toml", cwd=folder)
+    done = at.succeed("show", "shop", cwd=folder)
     assert "traffic" in done.stdout
     assert "colour" in done.stdout
     assert "recall_by_traffic" in done.stdout

@@ -257,6 +257,7 @@ def test_explain_says_that_an_item_was_too_far_to_be_chosen_from(shop):
     assert set(causes(folder, snapshot, short).values()) <= {"itself", "listed", "exposed", "nearer"}
 
 
+@pytest.mark.slow
 def test_an_exposure_cap_that_does_not_fit_the_memory_stops_before_it_begins(tmp_path):
     n = 9_000
     write_parquet(tmp_path / "items.parquet", list(range(n)), clustered(n, 4, seed=2).tolist())

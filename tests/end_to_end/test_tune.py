@@ -73,6 +73,7 @@ def test_the_suggestion_runs_and_keeps_the_promise(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_kept_as_data_and_picture_and_used_again(folder: Path) -> None:
     succeed("tune", "shop.toml", "--trials", "6", cwd=folder)
     home = folder / "nearcast" / "shop" / "tuning"

@@ -194,17 +194,13 @@ def test_a_table_three_weeks_old_over_a_catalogue_that_turns_over_5_percent_a_da
     assert "make the table anew every" in next(a.text for a in watched.alerts if a.check == "dead")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "churn", "settings"),
     [
         ("cosine", 0.02, {}),
-        pytest.param("l2", 0.05, {}, marks=pytest.mark.slow),
-        pytest.param(
-            "inner_product",
-            0.03,
-            {"recall": 0.9, "engine": "faiss-ivf", "engine_settings": {"nlist": 30}},
-            marks=pytest.mark.slow,
-        ),
+        ("l2", 0.05, {}),
+        ("inner_product", 0.03, {"recall": 0.9, "engine": "faiss-ivf", "engine_settings": {"nlist": 30}}),
     ],
 )
 def test_thirty_healthy_days_say_nothing(tmp_path: Path, metric: str, churn: float, settings: dict) -> None:

@@ -89,7 +89,7 @@ def summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
     """
     manifest = snapshot.manifest
     names = _measure_names(manifest)
-    first = names if every_measure else [name for name in FIRST_MEASURES if name in names]
+    first = names if every_measure else _first_measures(manifest, names)
     parts: list[RenderableType] = [_headline(manifest, snapshot), "", _measure_table(manifest, first), ""]
     slices = [part for part in manifest.get("slices") or [] if every_measure or part["below_promise"]]
     if slices:
@@ -173,8 +173,12 @@ def _from_here(path: Path) -> Path:
 def _measure_names(manifest: Mapping[str, Any]) -> list[str]:
     """Return the measures that have a row of their own, in order."""
     measures = manifest["measures"]
-    hidden = SUMMED_UP if manifest.get("ties") else (*SUMMED_UP, "score_ties")
-    return [n for n in MEASURES if n in measures and n not in hidden and not n.endswith(("_low", "_high"))]
+    return [n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))]
+
+
+def _first_measures(manifest: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return what is shown after a run; score_ties only where scores cannot tell items apart."""
+    return [n for n in FIRST_MEASURES if n in names and (n != "score_ties" or manifest.get("ties"))]
 
 
 def _measure_table(manifest: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
