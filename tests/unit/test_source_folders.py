@@ -189,6 +189,15 @@ def test_a_link_to_nothing_is_an_error_where_it_should_be_data_and_a_note_elsewh
         ids(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["items", "items/*", "items/**", "items/**/*.parquet", "items/*/*.parquet"])
+def test_a_link_that_leads_to_itself_is_a_link_to_nothing(path, tmp_path):
+    part(tmp_path / "items" / "day" / "part.parquet", "a")
+    (tmp_path / "items" / "self").symlink_to("self")
+    (tmp_path / "items" / "there").symlink_to("back")
+    (tmp_path / "items" / "back").symlink_to("there")
+    assert ids(tmp_path, path) == ["a"]
+
+
 def test_pipes_and_sockets_are_named_and_never_opened(tmp_path, monkeypatch):
     part(tmp_path / "items" / "part.parquet", "a")
     os.mkfifo(tmp_path / "items" / "pipe.parquet")

@@ -252,9 +252,9 @@ def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) ->
         entry
         for entry in _entries(folder)
         if fnmatch.fnmatchcase(entry.name, head)
-        and (head[0] in "_." or not _is_hidden(entry.name, is_folder=entry.is_dir()))
+        and (head[0] in "_." or not _is_hidden(entry.name, is_folder=_is_folder(entry)))
     ]
-    return [path for entry in named for path in _expand(Path(entry.path), rest, seen) if not rest or entry.is_dir()]
+    return [path for entry in named for path in _expand(Path(entry.path), rest, seen) if not rest or _is_folder(entry)]
 
 
 def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
@@ -271,7 +271,7 @@ def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
         seen.add(_key(now))
         found.append(here)
         for entry in _entries(here):
-            if entry.is_dir() and not _is_hidden(entry.name, is_folder=True):
+            if _is_folder(entry) and not _is_hidden(entry.name, is_folder=True):
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))
     return sorted(found)
 
@@ -302,9 +302,9 @@ def _take(path: Path, found: _Found, *, follow: bool) -> None:
             if key not in found.seen:
                 found.seen.add(key)
                 for entry in _entries(here):
-                    if not _is_hidden(entry.name, is_folder=entry.is_dir()):
+                    if not _is_hidden(entry.name, is_folder=_is_folder(entry)):
                         waiting.append((Path(entry.path), False))
-                    elif entry.is_dir():
+                    elif _is_folder(entry):
                         found.hidden.append(Path(entry.path))
         elif not stat.S_ISREG(now.st_mode):
             found.special.append(here)
@@ -327,7 +327,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return []
         raise _unreadable(folder, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise _unreadable(Path(entry.path), error) from error
 
 
 def _count(paths: list[Path]) -> str:
