@@ -400,7 +400,8 @@ def listed(command):
 def test_the_command_line_writes_lists_and_takes_back(command):
     done = command("remove", "-10", "99", "--for", "6h", "--note", "budget spent")
     assert done.exit_code == 0
-    assert done.stderr == "removed 2 of shop\nnot in the current snapshot: 99\n"
+    unknown = "not in the current snapshot: '99'; the nearest of its 2 items are 11, -10"
+    assert done.stderr == f"removed 2 of shop\n{unknown}\n"
     shown = command("list").stdout
     assert "budget spent" in shown
     assert command("set", "11", "price=2", "name=123", "extra=[1]", "other=as it is").exit_code == 0
@@ -412,7 +413,7 @@ def test_the_command_line_writes_lists_and_takes_back(command):
         (11, "extra", [1], True, True),
         (11, "other", "as it is", True, True),
     ]
-    assert command("restore", "-10", "99", "11").stderr == "restored 2 of 3\nthe others were not removed\n"
+    assert command("restore", "-10", "99", "11").stderr == "restored 2 of 3\n'11' was not removed\n"
     assert command("restore", "11", "--field", "name").stderr == "restored 1 of 1\n"
     assert [row[:2] for row in listed(command)] == [(11, "price"), (11, "extra"), (11, "other")]
 
