@@ -64,7 +64,7 @@ docs: .venv/installed ## write the generated pages
 .airflow/installed:
 	$(PYTHON) -m venv .airflow
 	.airflow/bin/pip install --quiet --upgrade "pip>=25.1"
-	.airflow/bin/pip install --quiet --group airflow
+	.airflow/bin/pip install --quiet --no-compile --group airflow
 	touch $@
 
 airflow: .airflow/installed ## the real Airflow, for the test that parses examples/scheduling

@@ -122,6 +122,7 @@ def test_a_folder_without_a_history_is_an_error_that_says_so(tmp_path: Path) -> 
     assert generators_of(tmp_path, ["shop"], served=True) == {"shop": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLES)
 def test_a_planted_trouble_stands_first_by_its_name_with_its_night(tmp_path: Path, name: str) -> None:
     settings, check = TROUBLES[name][1:]

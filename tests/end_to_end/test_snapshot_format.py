@@ -274,6 +274,7 @@ def test_the_bytes_do_not_depend_on_the_folder_threads_or_memory(tmp_path: Path)
         assert facts[0] == facts[1], engine
 
 
+@pytest.mark.slow
 def test_the_bytes_of_long_attributes_do_not_depend_on_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texts = [rng.bytes(1500).hex() for _ in range(6_000)]

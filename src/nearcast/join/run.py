@@ -162,6 +162,7 @@ def _new_snapshot(
     settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
+    exactly = took_full_effort(settings)  # here: the join closes the index
     tasks, continued = joined(run, settings, inputs, runner)
     folder = fresh_folder(run.work / "snapshot")
     chosen = choose_lists(run, tasks, inputs, folder)
@@ -191,7 +192,7 @@ def _new_snapshot(
     with run.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures, exactly=took_full_effort(settings))
+    facts["promise"] = verdict(run, measures, exactly=exactly)
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},

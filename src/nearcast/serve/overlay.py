@@ -137,10 +137,8 @@ class Overlay:
             if kind is not None and (field not in columns or isinstance(value, int | float)):
                 check_role(field, kind, value)
                 return
-        if not _is_usable(value, columns.get(field, "")):
-            raise InputError(
-                f"{field} is a column of type {columns.get(field, 'no known kind')}, and {value!r} is no such value"
-            )
+        if field in columns and not _is_usable(value, columns[field]):
+            raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
 
     def roles(self) -> tuple[str, ...]:
         """Columns that mean something in an expansion table, whether it has them or not; none for a generator."""
