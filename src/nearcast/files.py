@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "finish",
+    "finite_json",
     "fresh_folder",
     "is_done",
     "link_file",
@@ -48,6 +50,15 @@ def fingerprint(value: Any) -> str:
     """A hash of plain data (what `json` can write); equal data give equal hashes on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def finite_json(value: Any) -> Any:
+    """Return the same plain data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(part) for key, part in value.items()}
+    return [finite_json(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def file_hash(path: Path) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from nearcast.files import finite_json
 
 __all__ = ["Webhook", "parse_webhook", "post_json", "shorten_url"]
 
@@ -85,7 +86,7 @@ def post_json(text: str, body: Mapping[str, Any]) -> str | None:
     Raises ValueError if the URL is none that can be posted to.
     """
     webhook = parse_webhook(text)
-    data = json.dumps(_finite(body), default=str, allow_nan=False).encode()
+    data = json.dumps(finite_json(body), default=str, allow_nan=False).encode()
     outcome: list[str | None] = []
     # On a thread of its own, since no time-out of a socket bounds the name look-up, or an answer that trickles in.
     sending = threading.Thread(target=lambda: outcome.append(_deliver(webhook, data)), daemon=True)
@@ -137,12 +138,3 @@ def _reason(webhook: Webhook, status: int, phrase: str, location: str | None) ->
         target = f" to {shorten_url(location)}" if location else ""
         return f"{failure}; {webhook.name} redirects{target}, and alerts do not follow: give the URL at its end"
     return f"{failure}, from {webhook.name}"
-
-
-def _finite(value: Any) -> Any:
-    """Return the same data with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value

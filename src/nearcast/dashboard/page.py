@@ -11,7 +11,6 @@ import base64
 import gzip
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 
 from nearcast.dashboard.brief import brief
 from nearcast.errors import SpecError
+from nearcast.files import finite_json
 
 __all__ = ["PARTS", "Policy", "Shell", "check_origin", "encoded", "part", "shell", "static_page"]
 
@@ -158,13 +158,5 @@ def _hashes(parts: Sequence[bytes]) -> str:
 
 def encoded(document: Any) -> bytes:
     """Plain data as JSON: null for NaN and infinity, which JSON does not have."""
-    text = json.dumps(_finite(document), separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
+    text = json.dumps(finite_json(document), separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
     return text.encode("utf-8", "replace")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value

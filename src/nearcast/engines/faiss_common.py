@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from nearcast.engines.base import Effort
+from nearcast.engines.base import Effort, Resources
+from nearcast.engines.exact import ExactIndex
 from nearcast.errors import DamagedError, MissingExtraError
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.scores import norms, rescore
@@ -30,7 +31,7 @@ __all__ = [
     "open_faiss",
     "prepared",
     "save_faiss",
-    "search_join",
+    "search_or_scan",
     "trial",
 ]
 
@@ -80,6 +81,59 @@ def ladder(first: int, last: int, name: str) -> tuple[Effort, ...]:
     while values[-1] < last:
         values.append(min(last, max(values[-1] + 1, math.ceil(values[-1] * 1.2))))
     return tuple({name: value} for value in values)
+
+
+class SearchedIndex(Protocol):
+    """An open index that finds positions by searching, and can say when a search would leave nothing out."""
+
+    @property
+    def items(self) -> Vectors:
+        """The vectors that are searched."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """What scores are."""
+        ...
+
+    def is_full(self, effort: Effort) -> bool:
+        """Return whether a search of this effort visits every item."""
+        ...
+
+    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
+        """Return (n, k or more) positions, -1 for none."""
+        ...
+
+
+def search_or_scan(
+    index: SearchedIndex,
+    queries: AnyArray,
+    k: int,
+    *,
+    effort: Effort,
+    exclude: IntArray | None,
+    constraints: Constraints,
+    resources: Resources,
+    progress: Progress,
+) -> Neighbors:
+    """Search every query with this effort; score every item instead where the effort is full."""
+    if index.is_full(effort):
+        return ExactIndex(index.items, index.metric).join(
+            queries,
+            k,
+            effort={},
+            exclude=exclude,
+            constraints=constraints,
+            resources=resources,
+            progress=progress,
+        )
+    faiss().omp_set_num_threads(resources.threads)
+
+    def search(block: FloatArray, wanted: int) -> IntArray:
+        return index.positions(block, wanted, effort)
+
+    found = search_join(search, queries, index.items, k, index.metric, exclude=exclude, progress=progress)
+    return above(found, constraints)
 
 
 def search_join(

@@ -19,17 +19,15 @@ import numpy as np
 from pydantic import Field
 
 from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
-from nearcast.engines.exact import ExactIndex
 from nearcast.engines.faiss_common import (
     BLOCK_ROWS,
-    above,
     faiss,
     faiss_metric,
     ladder,
     open_faiss,
     prepared,
     save_faiss,
-    search_join,
+    search_or_scan,
     trial,
 )
 from nearcast.errors import DamagedError
@@ -89,23 +87,16 @@ class HnswIndex:
         progress: Progress,
     ) -> Neighbors:
         """Search every query with the effort's ef; with ef of all items, score every item instead."""
-        if self.is_full(effort):
-            return ExactIndex(self.items, self.metric).join(
-                queries,
-                k,
-                effort={},
-                exclude=exclude,
-                constraints=constraints,
-                resources=resources,
-                progress=progress,
-            )
-        faiss().omp_set_num_threads(resources.threads)
-
-        def search(block: FloatArray, wanted: int) -> IntArray:
-            return self.positions(block, wanted, effort)
-
-        found = search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
-        return above(found, constraints)
+        return search_or_scan(
+            self,
+            queries,
+            k,
+            effort=effort,
+            exclude=exclude,
+            constraints=constraints,
+            resources=resources,
+            progress=progress,
+        )
 
     def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
         """(n, k or more) what a search of some effort finds, -1 for nothing.

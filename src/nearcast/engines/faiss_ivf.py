@@ -19,9 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
-from nearcast.engines.exact import ExactIndex
 from nearcast.engines.faiss_common import (
-    above,
     blocks,
     faiss,
     faiss_metric,
@@ -29,7 +27,7 @@ from nearcast.engines.faiss_common import (
     open_faiss,
     prepared,
     save_faiss,
-    search_join,
+    search_or_scan,
     trial,
 )
 from nearcast.knn.constraints import FREE, Constraints
@@ -86,23 +84,16 @@ class IvfIndex:
         progress: Progress,
     ) -> Neighbors:
         """Search every query with the effort's nprobe; with all cells, score every item instead."""
-        if self.is_full(effort):
-            return ExactIndex(self.items, self.metric).join(
-                queries,
-                k,
-                effort={},
-                exclude=exclude,
-                constraints=constraints,
-                resources=resources,
-                progress=progress,
-            )
-        faiss().omp_set_num_threads(resources.threads)
-
-        def search(block: FloatArray, wanted: int) -> IntArray:
-            return self.positions(block, wanted, effort)
-
-        found = search_join(search, queries, self.items, k, self.metric, exclude=exclude, progress=progress)
-        return above(found, constraints)
+        return search_or_scan(
+            self,
+            queries,
+            k,
+            effort=effort,
+            exclude=exclude,
+            constraints=constraints,
+            resources=resources,
+            progress=progress,
+        )
 
     def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
         """(n, k) what a search of some effort finds, -1 for nothing.

@@ -20,7 +20,7 @@ from nearcast.knn.constraints import Constraints
 from nearcast.knn.copies import Copies, find_copies
 from nearcast.knn.eligible import Eligibility, Interval
 from nearcast.knn.scores import norms, pair_scores
-from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, PartOfVectors, Progress, Vectors, as_score
 
 __all__ = ["alike_groups", "merge_groups"]
 
@@ -37,44 +37,9 @@ def alike_groups(items: Vectors, least: float, resources: Resources, progress: P
     Groups are numbered by their first items. Costs about an exact join of the distinct vectors with themselves.
     """
     copies = find_copies(items)
-    distinct = Distinct(items, copies.first) if len(copies.first) < items.n else items
+    distinct = PartOfVectors(items, copies.first) if len(copies.first) < items.n else items
     labels = _linked(distinct, least, resources, progress)
     return _numbered(labels, copies, distinct)
-
-
-@dataclass(frozen=True, slots=True)
-class Distinct:
-    """Some of the vectors of a set, by their positions."""
-
-    vectors: Vectors
-    rows: IntArray
-
-    @property
-    def n(self) -> int:
-        """How many vectors there are."""
-        return len(self.rows)
-
-    @property
-    def dim(self) -> int:
-        """How many components a vector has."""
-        return self.vectors.dim
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """That of all vectors."""
-        return self.vectors.dtype
-
-    def read(self, start: int, stop: int) -> AnyArray:
-        """(stop - start, dim) the vectors from start to stop."""
-        return self.vectors.take(self.rows[start:stop])
-
-    def take(self, positions: IntArray) -> AnyArray:
-        """(len(positions), dim) the vectors at these positions."""
-        return self.vectors.take(self.rows[positions])
-
-    def whole(self) -> AnyArray:
-        """(n, dim) all of them, in memory."""
-        return self.vectors.take(self.rows)
 
 
 def _linked(vectors: Vectors, least: float, resources: Resources, progress: Progress) -> IntArray:

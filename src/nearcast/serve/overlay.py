@@ -119,26 +119,15 @@ class Overlay:
     ) -> None:
         """The same for many (item, field, value) in one step: all are written, or none."""
         plain = [(item, field, _plain(value)) for item, field, value in updates]
+        facts = self.facts() if plain else {}
         for _, field, value in plain:
             self._check_field(field)
-            self._check_value(field, value)
+            _check_value(facts, field, value)
         self._write(plain, until, note)
 
     def _check_field(self, field: str) -> None:
         if not field or field == "id":
             raise InputError(f"{field!r} is no column that can have a value")
-
-    def _check_value(self, field: str, value: Any) -> None:
-        """InputError for a value that the column cannot hold: look-ups would take it for a missing one."""
-        facts = self.facts()
-        columns = facts.get("columns", {})
-        if is_expansion(facts):
-            kind = kind_of_role(parse_model(Settings, facts["expansion"], "the settings"), field)
-            if kind is not None and (field not in columns or isinstance(value, int | float)):
-                check_role(field, kind, value)
-                return
-        if field in columns and not _is_usable(value, columns[field]):
-            raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
 
     def roles(self) -> tuple[str, ...]:
         """Columns that mean something in an expansion table, whether it has them or not; none for a generator."""
@@ -172,7 +161,7 @@ class Overlay:
                     f"{field} of {item!r} is {number!r}: there is no number to add to; give it one with `set` first"
                 )
             total = _sum(number, amount)
-            self._check_value(field, total)
+            _check_value(self.facts(), field, total)
             until = entry.until if counts and entry is not None else None
             news = OverlayEntry(typed, field, total, self._stamp(now), until, False, note)
             done = log.exchange(news, held, token=token, now=now)
@@ -313,6 +302,18 @@ def fits(value: Any, column: str) -> bool:
         if column.startswith(names):
             return isinstance(value, kinds) and (isinstance(value, bool) == (kinds is bool))
     return True
+
+
+def _check_value(facts: Mapping[str, Any], field: str, value: Any) -> None:
+    """Raise InputError for a value that the column cannot hold: look-ups would take it for a missing one."""
+    columns = facts.get("columns", {})
+    if is_expansion(facts):
+        kind = kind_of_role(parse_model(Settings, facts["expansion"], "the settings"), field)
+        if kind is not None and (field not in columns or isinstance(value, int | float)):
+            check_role(field, kind, value)
+            return
+    if field in columns and not _is_usable(value, columns[field]):
+        raise InputError(f"{field} is a column of type {columns[field]}, and {value!r} is no such value")
 
 
 def _is_usable(value: Any, column: str) -> bool:
