@@ -63,7 +63,7 @@ def _moment(_context: click.Context, _parameter: click.Parameter, value: str | N
 
 def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options --for, --until and --note."""
-    command = click.option("--note", default="", help="Why, for those who list it.")(command)
+    command = click.option("--note", default="", help="Reason, shown by `overlay list`.")(command)
     text = "Until this time, such as 2026-12-31T18:00:00Z; UTC where it names no zone."
     command = click.option("--until", metavar="TIME", callback=_moment, help=text)(command)
     return click.option("--for", "span", metavar="SPAN", callback=span_of, help="For so long: 90s, 30m, 6h, 2d.")(
@@ -169,14 +169,14 @@ def set_(
 @click.argument("field")
 @click.argument("amount", type=float)
 @click.option("--token", default="", help="Id of this step: within a day it is done once, however often it is sent.")
-@click.option("--note", default="", help="Why, for those who list it.")
+@click.option("--note", default="", help="Reason, shown by `overlay list`.")
 @store_option
 @out_option
 @click.pass_obj
 def add(
     generator: str, item: str, field: str, amount: float, token: str, note: str, store: str | None, out: Path
 ) -> None:
-    """Add AMOUNT to a number of ITEM, such as what was spent; below 0 takes away. Prints the new number.
+    """Add AMOUNT to a number of ITEM, for example to `spent`; a negative AMOUNT subtracts. Print the new number.
 
     One step: what several processes add at the same time adds up. It counts from the overlay's value, or else from
     the current table's.
@@ -217,7 +217,7 @@ def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
 @out_option
 @click.pass_obj
 def repair_(generator: str, store: str | None, out: Path) -> None:
-    """Heal an overlay that was damaged or lost, with what is left of it; says what may be lost."""
+    """Rebuild a damaged or lost overlay from its remaining copies; print the entries that may be lost."""
     with _opened(generator, store, out) as opened:
         said = opened.repair()
     click.echo(f"the overlay of {generator} is whole" if said is None else f"repaired: {said}", err=True)
