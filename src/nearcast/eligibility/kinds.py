@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-__all__ = ["Kind", "Type", "holds_nothing", "type_of_column", "with_types"]
+__all__ = ["Kind", "Type", "holds_nothing", "is_list", "type_of_column", "with_types"]
 
 
 class Kind(enum.StrEnum):
@@ -78,7 +78,7 @@ def type_of_column(column: pa.DataType) -> Type | None:
     """The type of an Arrow column, or None where the language has none for it."""
     if pa.types.is_dictionary(column):
         return type_of_column(column.value_type)
-    if _is_list(column):
+    if is_list(column):
         inner = type_of_column(column.value_type)
         usable = inner is not None and not inner.many and inner.kind not in (Kind.BOOLEAN, Kind.DURATION)
         return Type(inner.kind, many=True) if inner is not None and usable else None
@@ -92,10 +92,11 @@ def holds_nothing(column: pa.DataType) -> bool:
     """Whether an Arrow column has no type since it has no value: all null, or lists that are all empty."""
     if pa.types.is_dictionary(column):
         return holds_nothing(column.value_type)
-    return bool(pa.types.is_null(column.value_type if _is_list(column) else column))
+    return bool(pa.types.is_null(column.value_type if is_list(column) else column))
 
 
-def _is_list(column: pa.DataType) -> bool:
+def is_list(column: pa.DataType) -> bool:
+    """Return whether a column holds lists, of any length or of one."""
     return bool(pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column))
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.eligibility.kinds import Kind
+from nearcast.eligibility.kinds import Kind, is_list
 from nearcast.errors import InputError
 from nearcast.types import IntArray, flat
 
@@ -163,7 +163,7 @@ def column_of(values: pa.Array) -> Column | None:
         codes, words = _coded(values)
         holds = Kind.BOOLEAN if pa.types.is_boolean(kind) else Kind.TEXT
         return Column("word", codes, missing, words, nothing, holds)
-    if _is_list(kind) and (_is_text(kind.value_type) or pa.types.is_integer(kind.value_type)):
+    if is_list(kind) and (_is_text(kind.value_type) or pa.types.is_integer(kind.value_type)):
         codes, words = _coded(values.flatten())
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
         starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
@@ -184,10 +184,6 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _coded(values: pa.Array) -> tuple[npt.NDArray[np.int32], dict[Any, int]]:

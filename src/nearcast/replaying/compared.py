@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.join.plan import make_plan
 from nearcast.join.rank import ranker_identity
+from nearcast.publishing.times import utc
 from nearcast.replaying.ways import LookUp
 from nearcast.table.snapshot import find_snapshot
 
@@ -30,7 +30,9 @@ def compare_inputs(run: RunContext, looked: Sequence[LookUp], sources: Sources |
 
     sources: today's files, which the online index is made of; None where there is no online way.
     """
-    words = [f"{way.name}: snapshot {way.view.version.snapshot}, made {_moment(way)}" for way in looked]
+    words = [
+        f"{way.name}: snapshot {way.view.version.snapshot}, made {utc(way.view.version.created)}" for way in looked
+    ]
     warnings = []
     if sources is not None:
         words.append("online: today's files")
@@ -43,10 +45,6 @@ def compare_inputs(run: RunContext, looked: Sequence[LookUp], sources: Sources |
                     "and replay the new snapshot with --snapshot, to compare two ways of answering from the same files"
                 )
     return Compared(tuple(words), tuple(warnings))
-
-
-def _moment(way: LookUp) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(way.view.version.created))
 
 
 def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:

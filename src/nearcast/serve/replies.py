@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from nearcast.errors import MissingExtraError
+from nearcast.files import finite_json
 
 __all__ = ["Asgi", "Headers", "RefusedError", "Reply", "encode", "error_reply", "json_reply", "need_extra"]
 
@@ -76,12 +76,4 @@ def encode(data: Any) -> bytes:
     try:
         return orjson.dumps(data)
     except TypeError:  # an overlay's value holds an integer beyond 64 bits, which only the slow encoder writes
-        return json.dumps(_finite(data)).encode()
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {str(name): _finite(value) for name, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+        return json.dumps(finite_json(data)).encode()
