@@ -270,18 +270,20 @@ class Audit(_Table):
     min_overlap: Share = Field(0.3, ge=0, le=1, description="overlap@k with the current lists: a mix-up shows here")
     max_age_hours: float = Field(48.0, gt=0, description="since the snapshot was made")
     max_size_change: float = Field(2.0, ge=1, description="factor by which its bytes may grow or shrink")
-    max_items_lost: Share = Field(0.1, ge=0, le=1, description="share of the current number of items that may be lost")
-    max_items_gained: float = Field(0.5, ge=0, description="share of the current number of items that may come")
-    min_items_kept: Share = Field(0.7, ge=0, le=1, description="current items that are in the snapshot too")
+    max_items_lost: Share = Field(0.1, ge=0, le=1, description="share of the served number of items that may be lost")
+    max_items_gained: float = Field(0.5, ge=0, description="growth of the number of items, as a share of the served")
+    min_items_kept: Share = Field(0.7, ge=0, le=1, description="share of the served items that the snapshot still has")
     max_bad_rows: Share = Field(0.05, ge=0, le=1, description="rise of the share of rows that fail a check")
     max_empty: Share = Field(0.1, ge=0, le=1, description="rise of the share of null or empty values of a column")
-    max_drift: float = Field(0.25, ge=0, description="PSI between a column's values and the current ones")
-    skip_columns: tuple[str, ...] = Field((), description="columns that are not compared: other values every day")
-    max_values_changed: Share = Field(0.5, ge=0, le=1, description="rows of both versions with another text or flag")
-    max_values_scaled: Share = Field(0.25, ge=0, le=1, description="the same of numbers, times or by three, all alike")
-    max_pairs_drift: float = Field(0.25, ge=0, description="PSI between the pairs that a rule keeps and kept")
-    max_vectors_changed: Share = Field(0.2, ge=0, le=1, description="ids of both versions with another vector")
-    max_length_change: float = Field(1.5, ge=1, description="factor of the vectors' median length; not under cosine")
+    max_drift: float = Field(0.25, ge=0, description="PSI between a column's values and the served ones")
+    skip_columns: tuple[str, ...] = Field((), description="columns that are not compared")
+    max_values_changed: Share = Field(0.5, ge=0, le=1, description="share of common rows whose text or flag differs")
+    max_values_scaled: Share = Field(
+        0.25, ge=0, le=1, description="share of common rows whose number grew or fell 3 times"
+    )
+    max_pairs_drift: float = Field(0.25, ge=0, description="PSI of the share of pairs that a rule keeps")
+    max_vectors_changed: Share = Field(0.2, ge=0, le=1, description="share of common ids whose vector differs")
+    max_length_change: float = Field(1.5, ge=1, description="factor of the median vector length; not for cosine")
 
 
 class Serving(_Table):

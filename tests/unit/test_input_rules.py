@@ -426,3 +426,53 @@ def test_hashes_of_strings_depend_on_all_bytes_their_order_and_their_number() ->
     assert hash_ids(pa.array(["none", *texts, "b"])[1:-1]).tolist() == found.tolist()
     assert hash_ids(pa.array([], pa.string())).tolist() == []
     assert hash_ids(pa.array([1, 2])).tolist() == [10451216379200822465, 10905525725756348110]  # of SplitMix64
+
+
+def items_with(**facts: Any) -> Judged:
+    """The snapshot with these figures of its items."""
+    return judged(None, {"items": GOOD["items"] | facts})
+
+
+# a rule, a case, and a setting with a value that lets it pass and one that refuses it
+SETTINGS = [
+    ("items", replace(SNAPSHOT, items=1_500), "max_items_lost", 0.3, 0.2),
+    ("items", replace(SNAPSHOT, items=2_800), "max_items_gained", 0.5, 0.3),
+    ("items_kept", judged(items_kept=0.6), "min_items_kept", 0.5, 0.7),
+    ("bad_rows", items_with(faults={"duplicate_id": 0.1}), "max_bad_rows", 0.2, 0.05),
+    ("empty_values", columns(PRICES, np.where(THIRD, np.nan, PRICES)), "max_empty", 0.5, 0.1),
+    ("distribution", columns(PRICES, PRICES * 100), "max_drift", 100.0, 0.25),
+    ("distribution", columns(PRICES, PRICES * 100), "skip_columns", ("x",), ()),
+    (
+        "changed_values",
+        judged(changes={("items", "x"): ValueChange(1_000, 0.6, False, "")}),
+        "max_values_changed",
+        0.7,
+        0.5,
+    ),
+    (
+        "changed_values",
+        judged(changes={("items", "x"): ValueChange(1_000, 0.3, True, "")}),
+        "max_values_scaled",
+        0.4,
+        0.2,
+    ),
+    (
+        "pairs_kept",
+        judged({"rules": {"sold": rule_facts(0.3)}}, {"rules": {"sold": rule_facts(0.55)}}),
+        "max_pairs_drift",
+        1.0,
+        0.05,
+    ),
+    ("vectors", judged(vectors={"items": VectorChange(1_000, 0.3, (16, 16))}), "max_vectors_changed", 0.4, 0.2),
+    ("vectors", items_with(median_length=2.0), "max_length_change", 3.0, 1.5),
+]
+
+
+@pytest.mark.parametrize(("rule", "case", "setting", "passes", "refuses"), SETTINGS, ids=[row[2] for row in SETTINGS])
+def test_each_setting_decides(rule: str, case: Judged, setting: str, passes: Any, refuses: Any) -> None:
+    assert found(rule, case, **{setting: passes}).passed
+    assert not found(rule, case, **{setting: refuses}).passed
+
+
+def test_every_setting_of_the_rules_for_inputs_has_such_a_case() -> None:
+    assert {name for rule in INPUT_RULES for name in RULES[rule].settings} == {row[2] for row in SETTINGS}
