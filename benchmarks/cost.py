@@ -31,9 +31,9 @@ from rich.table import Table
 
 import nearcast
 from nearcast import machine
-from nearcast.advising.ask import Numbers, ask
-from nearcast.join.listen import Listener
-from nearcast.join.online import open_online
+from nearcast.advising.recommend import Numbers, ask
+from nearcast.join.listener import Listener
+from nearcast.join.online_index import open_online
 from nearcast.spec import GeneratorSpec
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"

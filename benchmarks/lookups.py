@@ -17,7 +17,7 @@ import psutil
 
 import nearcast
 from nearcast.stores.base import Reader
-from nearcast.stores.values import decode_list, decode_lists, encode_keys
+from nearcast.stores.value_format import decode_list, decode_lists, encode_keys
 
 BATCHES = (1, 100, 1_000, 10_000)
 SINGLES, SEARCHES = 20_000, 2_000
@@ -122,7 +122,7 @@ def same_keys(
     store: str, spec: Path, out: Path, engines: Sequence[str], recall: float, wanted: Path, seconds: float, repeats: int
 ) -> list[Row]:
     """The same keys by look-up and by searching for their vectors, one at a time and in batches."""
-    from nearcast.join.online import open_online
+    from nearcast.join.online_index import open_online
     from nearcast.spec import load_spec
 
     with np.load(wanted, allow_pickle=False) as arrays:

@@ -29,7 +29,7 @@ from nearcast import machine
 from nearcast.kernels import isa_info
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import All, Eligibility, Interval, Overlap, eligible_pairs
-from nearcast.knn.exact import exact_join
+from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import recall_per_query
 from nearcast.types import ArrayVectors, Metric, Neighbors
 

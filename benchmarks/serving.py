@@ -39,9 +39,9 @@ import openloop
 import servers
 import tables
 from nearcast import machine
-from nearcast.publishing.load import copy_snapshot
+from nearcast.publishing.copy_snapshot import copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.publishing.rows import shape_of
+from nearcast.publishing.snapshot_rows import shape_of
 from nearcast.publishing.throttle import Throttle
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
@@ -406,7 +406,7 @@ def some_queries(spec: Path, snapshot: Snapshot) -> tuple[list[str], np.ndarray[
 
 def open_index(spec: Path, out: Path, engine: str) -> Row:
     """Build an online index, then open it again as a restart would."""
-    from nearcast.join.online import open_online
+    from nearcast.join.online_index import open_online
 
     parsed, seconds = nearcast.load_spec(spec), []
     for _ in range(2):

@@ -34,10 +34,10 @@ from rich.table import Table
 
 import nearcast
 from nearcast import machine
-from nearcast.surplus.budget import sell
-from nearcast.surplus.learn import learn_survival
-from nearcast.surplus.plan import Plan, hulls, plan_lengths
-from nearcast.surplus.reach import offer, reach_at
+from nearcast.overfetch.budget import sell
+from nearcast.overfetch.candidates_needed import Plan, hulls, plan_lengths
+from nearcast.overfetch.survival import learn_survival
+from nearcast.overfetch.survivor_probability import offer, reach_at
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "similar_products"))
 import prepare

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from nearcast.files import finish, fresh_folder
 from nearcast.spec import GeneratorSpec
-from nearcast.table.schema import candidate_schema, candidate_table, rows_per_group
+from nearcast.table.candidate_schema import candidate_schema, candidate_table, rows_per_group
 from nearcast.table.snapshot import Snapshot, open_snapshot, snapshots_folder
-from nearcast.table.write import TableWriter
+from nearcast.table.write_table import TableWriter
 from nearcast.types import Neighbors
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -32,7 +32,7 @@ import data
 import nearcast
 from nearcast import machine
 from nearcast.errors import PromiseError
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 from nearcast.kernels import isa_info
 from nearcast.measure.recall import estimate_recall
 from worker import BLAS_VARIABLES

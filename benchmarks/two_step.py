@@ -39,11 +39,11 @@ import openloop
 import servers
 import tables
 from nearcast import machine
-from nearcast.expansion.settings import Serving, Target
-from nearcast.publishing.expansion import publish_expansion
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
+from nearcast.table.expansion_settings import Serving, Target
 
 RESULTS = Path(__file__).parent / "results" / "two_step.json"
 GENERATOR, ADS = "made-up", "made-up-ads"

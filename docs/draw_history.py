@@ -17,8 +17,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from tests.monitoring.nights import DIM, Nights  # noqa: E402
 
-from nearcast.history.store import Event, read  # noqa: E402
-from nearcast.monitoring.draw import draw_history  # noqa: E402
+from nearcast.history.event_log import Event, read  # noqa: E402
+from nearcast.monitoring.history_chart import draw_history  # noqa: E402
 
 FIRST_NIGHT = 1_790_000_000.0  # a picture that is drawn again is the same
 DAY = 86_400.0

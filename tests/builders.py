@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from nearcast.sources.check import kept_rows, scan
 from nearcast.sources.ingest import ingest
+from nearcast.sources.validate_rows import kept_rows, scan
 from nearcast.spec import GeneratorSpec, Source, parse_model
 
 METRICS = ("inner_product", "cosine", "l2")

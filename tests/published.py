@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.stores.base import Event, Pointer, Space, Store
-from nearcast.stores.values import encode_key, encode_lists, id_kind, id_type
+from nearcast.stores.value_format import encode_key, encode_lists, id_kind, id_type
 
 Lists = Mapping[Any, Sequence[tuple[Any, float]]]  # key: (item, score), best first
 

@@ -30,11 +30,11 @@ from rich.table import Table
 import nearcast
 from nearcast.figures import COLOURS, new_figure, save
 from nearcast.join.context import prepare
-from nearcast.join.listen import Listener
-from nearcast.replaying.funnel import Funnel, Passed, run_funnel
-from nearcast.replaying.log import Logged, read_log
+from nearcast.join.listener import Listener
+from nearcast.replaying.candidate_sources import Lists, Way
 from nearcast.replaying.replay import looked_up, searched
-from nearcast.replaying.ways import Lists, Way
+from nearcast.replaying.request_funnel import Funnel, Passed, run_funnel
+from nearcast.replaying.request_log import Logged, read_log
 from nearcast.spec import GeneratorSpec
 from nearcast.stores import open_store
 from nearcast.types import Metric

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nearcast
-from nearcast.replaying.log import read_log
+from nearcast.replaying.request_log import read_log
 
 HERE = Path(__file__).parent
 WEEKS = (20, 34, 45)  # campaigns of 1,076 to 1,133 households had begun

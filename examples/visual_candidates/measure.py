@@ -34,7 +34,7 @@ from simulate import phrases
 
 import nearcast
 from nearcast.serve.lookup import Lookup
-from nearcast.stores.tables import table_key
+from nearcast.stores.weight_tables import table_key
 from nearcast.table.snapshot import find_snapshot
 
 HERE = Path(__file__).parent

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
+    from nearcast.ads.expansion_table import open_expansion
     from nearcast.api.advice import advise, head, replay
+    from nearcast.api.arguments import load_spec
     from nearcast.api.comparing import diff, explain
-    from nearcast.api.given import load_spec
     from nearcast.api.publications import expand, publish, publish_table, published, roll_back
     from nearcast.api.refreshing import monitor, refresh
     from nearcast.api.runs import check, run
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
         SpecError,
         StoreError,
     )
-    from nearcast.join.arrays import JoinReport, JoinResult, knn_join
-    from nearcast.serve.expansion import open_expansion
+    from nearcast.join.knn_join import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
     from nearcast.serve.overlay import open_overlay as overlay
     from nearcast.spec import GeneratorSpec
@@ -99,20 +99,20 @@ _HOMES = {
     "SpecError": "nearcast.errors",
     "StoreError": "nearcast.errors",
     "GeneratorSpec": "nearcast.spec",
-    "JoinReport": "nearcast.join.arrays",
-    "JoinResult": "nearcast.join.arrays",
+    "JoinReport": "nearcast.join.knn_join",
+    "JoinResult": "nearcast.join.knn_join",
     "advise": "nearcast.api.advice",
     "check": "nearcast.api.runs",
     "diff": "nearcast.api.comparing",
     "explain": "nearcast.api.comparing",
     "head": "nearcast.api.advice",
     "expand": "nearcast.api.publications",
-    "knn_join": "nearcast.join.arrays",
-    "load_spec": "nearcast.api.given",
+    "knn_join": "nearcast.join.knn_join",
+    "load_spec": "nearcast.api.arguments",
     "lookup": "nearcast.api.snapshots",
     "monitor": "nearcast.api.refreshing",
     "open": "nearcast.serve.lookup:open_lookup",
-    "open_expansion": "nearcast.serve.expansion",
+    "open_expansion": "nearcast.ads.expansion_table",
     "overlay": "nearcast.serve.overlay:open_overlay",
     "publish": "nearcast.api.publications",
     "publish_table": "nearcast.api.publications",

@@ -18,7 +18,7 @@ from tests.end_to_end.shop import fail, succeed
 
 import nearcast
 from nearcast.advising import traffic as reading
-from nearcast.advising.head import find_head, write_head
+from nearcast.advising.head_keys import find_head, write_head
 from nearcast.advising.skew import fit_zipf, zipf_shares
 from nearcast.advising.traffic import read_traffic
 from nearcast.errors import BudgetError, InputError

@@ -17,7 +17,7 @@ from nearcast.serve.resolvers import (
     reads_table,
     weighted_keys,
 )
-from nearcast.stores.tables import table_key, table_name
+from nearcast.stores.weight_tables import table_key, table_name
 
 KEYS = st.one_of(st.integers(-5, 5), st.text("abc", max_size=2))
 WEIGHTS = st.floats(1e-3, 1e3)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import nearcast
+import nearcast.ads.expansion_table
+import nearcast.ads.publish_expansion
 import nearcast.api.publications  # (imported once, by the server that the processes are forked from)
 import nearcast.api.refreshing
-import nearcast.monitoring.watch
-import nearcast.publishing.expansion
-import nearcast.serve.expansion
+import nearcast.monitoring.monitor_pass
 import nearcast.serve.lookup
 import nearcast.stores.lmdb
 import nearcast.stores.redis

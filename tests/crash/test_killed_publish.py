@@ -19,7 +19,7 @@ from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
 import nearcast
 from nearcast.errors import BusyError
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.readback import read_back
+from nearcast.publishing.verify_copy import read_back
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
 

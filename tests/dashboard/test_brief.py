@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nearcast.dashboard.brief import brief
+from nearcast.dashboard.overview import brief
 from nearcast.dashboard.page import encoded
 
 

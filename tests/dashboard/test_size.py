@@ -9,7 +9,7 @@ import pytest
 from tests.dashboard.browser import Tab
 from tests.dashboard.years import year_of
 
-from nearcast.dashboard.write import write_page
+from nearcast.dashboard.write_page import write_page
 
 DRAWN = "performance.getEntriesByName('drawn')[0].startTime"
 

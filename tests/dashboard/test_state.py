@@ -9,12 +9,12 @@ from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with
 
 from nearcast.dashboard.document import document, generators_of
 from nearcast.dashboard.generator import marks_of
-from nearcast.dashboard.lists import side_by_side
+from nearcast.dashboard.list_explorer import side_by_side
 from nearcast.errors import NotFoundError
-from nearcast.history.store import Event
+from nearcast.history.event_log import Event
 from nearcast.monitoring.alert import CHECKS
-from nearcast.monitoring.standing import live_of, state_of
-from nearcast.monitoring.words import TROUBLES as WORDS
+from nearcast.monitoring.alert_text import TROUBLES as WORDS
+from nearcast.monitoring.status import live_of, state_of
 from needs import require_module
 
 DAY = 86_400.0

@@ -20,7 +20,7 @@ from tests.monitoring.nights import DIM, Nights
 
 import nearcast
 from nearcast.errors import PromiseError
-from nearcast.history.store import FILE
+from nearcast.history.event_log import FILE
 
 HEALTHY = 12  # nights before the trouble
 DAY = 86_400.0

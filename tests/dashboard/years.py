@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nearcast.history.store import FILE, append
+from nearcast.history.event_log import FILE, append
 
 DAY = 86_400.0
 END = 1_773_369_000.0

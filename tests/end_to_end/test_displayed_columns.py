@@ -8,7 +8,7 @@ from tests.expansion.test_columns_of_ads import KEPT, REFUSED
 
 import nearcast
 from nearcast.errors import InputError
-from nearcast.serve.replies import encode
+from nearcast.service.responses import encode
 
 VECTORS = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
 UNSTORABLE = ("interval", "union", "a time after 9999", "text that is not UTF-8")

@@ -14,7 +14,7 @@ import tests.end_to_end.shop as at
 from tests.end_to_end.shop import fail, succeed
 
 import nearcast
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 
 PACKAGE = Path(nearcast.__file__).parent
 COUNTRIES = [f"country-{n}" for n in range(20)]

@@ -20,10 +20,10 @@ from tests.end_to_end.service import running
 from tests.published import publish
 from tests.unit.test_http_app import COLUMNS, ITEMS, LISTS, Compass
 
-from nearcast.serve.app import make_app
-from nearcast.serve.limits import Limits
 from nearcast.serve.lookup import open_lookup
-from nearcast.serve.service import Served, new_service
+from nearcast.service.app import make_app
+from nearcast.service.generator_service import Served, new_service
+from nearcast.service.limits import Limits
 from nearcast.stores import open_store
 
 ONE = b"/v1/generators/shop/candidates/"

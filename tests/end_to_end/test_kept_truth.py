@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end import shop as at
 
 import nearcast
-from nearcast.join import truth
+from nearcast.measure import truth
 from needs import require_module
 
 DIM, N_ITEMS = 16, 1_500

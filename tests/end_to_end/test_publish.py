@@ -28,15 +28,15 @@ from nearcast.errors import (
     SpecError,
     StoreError,
 )
-from nearcast.publishing.load import Rehearsal, copy_snapshot
+from nearcast.publishing.audit_rules import RULES
+from nearcast.publishing.copy_snapshot import Rehearsal, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.publishing.rows import shape_of
-from nearcast.publishing.rules import RULES
+from nearcast.publishing.snapshot_rows import shape_of
 from nearcast.publishing.throttle import Throttle
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Pair, Space, Store
-from nearcast.stores.values import decode_list, encode_key
+from nearcast.stores.value_format import decode_list, encode_key
 from nearcast.table.snapshot import find_snapshot, list_snapshots
 
 N_VERSIONS = 4

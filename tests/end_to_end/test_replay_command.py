@@ -14,7 +14,7 @@ from service import running
 from shop import N_ITEMS, fail, succeed, write_shop
 
 import nearcast
-from nearcast.history.store import read
+from nearcast.history.event_log import read
 from nearcast.replaying.replay import Replayed
 
 ADS = """

@@ -12,9 +12,9 @@ import nearcast
 from nearcast.errors import BudgetError, InputError, PromiseError, SpecError
 from nearcast.files import file_hash
 from nearcast.join.explain import explain
+from nearcast.overfetch.candidates_needed import plan_lengths
+from nearcast.overfetch.survivor_probability import offer
 from nearcast.spec import GeneratorSpec, parse_model
-from nearcast.surplus.plan import plan_lengths
-from nearcast.surplus.reach import offer
 
 N, K = 400, 40
 

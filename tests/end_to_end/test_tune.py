@@ -17,9 +17,9 @@ from tests.end_to_end.shop import fail, succeed
 
 import nearcast
 from nearcast import kernels
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 from nearcast.tuning import tune as tuning
-from nearcast.tuning.samples import draw_samples
+from nearcast.tuning.tuning_samples import draw_samples
 from needs import require_module
 
 require_module("optuna", allow_module_level=True)

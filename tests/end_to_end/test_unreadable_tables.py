@@ -12,14 +12,14 @@ from tests.end_to_end.shop import flip_a_byte
 from tests.published import load, point, publish
 
 import nearcast
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.cli import cli
 from nearcast.errors import DamagedError, InputError, NotFoundError
-from nearcast.expansion.settings import KIND, Serving
-from nearcast.publishing.expansion import publish_expansion
-from nearcast.publishing.retain import retire_versions
-from nearcast.publishing.tables import publish_table
+from nearcast.publishing.publish_table import publish_table
+from nearcast.publishing.retention import retire_versions
 from nearcast.stores import open_store
-from nearcast.stores.tables import KIND as TABLE
+from nearcast.stores.weight_tables import KIND as TABLE
+from nearcast.table.expansion_settings import KIND, Serving
 
 LISTS = {"a": [("x", 0.9), ("y", 0.5)]}
 ADS = pa.table({"ad": [1, 2], "bid": [0.5, 1.0]})
@@ -90,8 +90,8 @@ def test_nothing_becomes_current_that_a_reader_cannot_open_whatever_its_kind(sto
                 f"nearcast.publishing.{module}.encode_lists", lambda ids, *_: [b"\x99\0\0\0"] * len(ids)
             )
     if what == "rows":
-        monkeypatch.setattr("nearcast.publishing.expansion.encode_items", lambda rows: [b"[1]"] * len(rows))
-        monkeypatch.setattr("nearcast.publishing.tables._pairs", rows_of_lists(monkeypatch))
+        monkeypatch.setattr("nearcast.ads.publish_expansion.encode_items", lambda rows: [b"[1]"] * len(rows))
+        monkeypatch.setattr("nearcast.publishing.publish_table._pairs", rows_of_lists(monkeypatch))
     with pytest.raises(DamagedError, match=r"version 000002 of ads .*could not be opened by any reader"):
         publish_expansion(store, "ads", ADS, LINKS)
     other = ROWS.set_column(0, "key", pa.array(["blue"]))
@@ -102,10 +102,10 @@ def test_nothing_becomes_current_that_a_reader_cannot_open_whatever_its_kind(sto
 
 
 def rows_of_lists(monkeypatch):
-    from nearcast.publishing import tables
+    from nearcast.publishing import publish_table
     from nearcast.stores.base import Space
 
-    made = tables._pairs
+    made = publish_table._pairs
     return lambda rows: {**made(rows), Space.ITEMS: [(key, b"[1]") for key, _ in made(rows)[Space.ITEMS]]}
 
 

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 import nearcast
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.cli import cli
 from nearcast.errors import InputError, NotFoundError
-from nearcast.publishing.cutback import cut_back
-from nearcast.publishing.expansion import publish_expansion
+from nearcast.publishing.compact_overlay import cut_back
 from nearcast.stores import open_store
 from published import publish
 

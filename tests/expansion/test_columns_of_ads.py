@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 import nearcast
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.eligibility import facts_of_rules, parse_rule
 from nearcast.errors import InputError
-from nearcast.expansion.schema import convert_columns
-from nearcast.expansion.settings import Serving, Target
-from nearcast.publishing.expansion import publish_expansion
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry
+from nearcast.table.expansion_schema import convert_columns
+from nearcast.table.expansion_settings import Serving, Target
 from published import publish
 
 LINKS = pa.table({"item": ["x", "x", "x"], "ad": [1, 2, 3]})

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 
 import nearcast
+from nearcast.ads import ads_view
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.errors import InputError, NotFoundError, SpecError
-from nearcast.expansion.settings import Serving, Target
-from nearcast.publishing.expansion import publish_expansion
-from nearcast.serve import ads_table
 from nearcast.stores import open_store
+from nearcast.table.expansion_settings import Serving, Target
 from published import publish
 
 NEVER = 3600.0
@@ -270,7 +270,7 @@ def test_links_that_are_held_and_links_that_are_looked_up_are_the_same(url, kind
         found = {}
         for held in (True, False):
             with (
-                patch.object(ads_table, "MOST_ITEMS_HELD", len(items) if held else 0),
+                patch.object(ads_view, "MOST_ITEMS_HELD", len(items) if held else 0),
                 nearcast.open(store, "shop") as shop,
                 nearcast.open_expansion(store, "ads") as opened,
             ):

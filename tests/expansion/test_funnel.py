@@ -11,13 +11,13 @@ from funnel_reference import chosen
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nearcast.ads.ad_funnel import STAGES, choose
+from nearcast.ads.sum_scores import merged, similarity
+from nearcast.ads.targeting import Targets
 from nearcast.errors import InputError
-from nearcast.expansion.ads import ads_of, unchanged, with_pauses, with_values
-from nearcast.expansion.columns import column_of, seconds_of_time
-from nearcast.expansion.funnel import STAGES, choose
-from nearcast.expansion.merging import merged, similarity
-from nearcast.expansion.settings import Serving, Target
-from nearcast.expansion.targeting import Targets
+from nearcast.table.ad_columns import column_of, seconds_of_time
+from nearcast.table.ad_set import ads_of, unchanged, with_pauses, with_values
+from nearcast.table.expansion_settings import Serving, Target
 from nearcast.types import Metric
 
 NOW = 1000.0

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import DamagedError
-from nearcast.expansion.links import links_of
-from nearcast.stores.values import encode_key, numbers_of_keys
+from nearcast.stores.value_format import encode_key, numbers_of_keys
+from nearcast.table.item_links import links_of
 
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 9)
 KEYS = NUMBERS.map(encode_key)

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import nearcast
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.cli import cli
 from nearcast.errors import InputError
-from nearcast.publishing.expansion import publish_expansion
 from nearcast.stores import open_store
 from published import publish
 

@@ -26,7 +26,7 @@ from tests.kernels import rules as random_rules
 from nearcast import kernels
 from nearcast.errors import SpecError
 from nearcast.kernels import isa as isa_module
-from nearcast.kernels import rounding, rules, twins
+from nearcast.kernels import numpy_fallback, quantize, rule_blocks
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import All, Eligibility, eligible_pairs
 from nearcast.knn.eligible import Any as AnyOf
@@ -235,26 +235,26 @@ def arrays_below(call: Call) -> Iterator[np.ndarray]:
 # ---- entry points: each gives a call with arguments that fit, and what checks the answer ----
 
 
-def packed_call(packed: rounding.PackedItems) -> Call:
+def packed_call(packed: quantize.PackedItems) -> Call:
     p = packed
     arrays = [p.codes, p.scales, p.offsets, p.order, p.block_tiles, p.block_norms, p.block_residuals, p.block_offsets]
     return Call(native.PackedArrays, [*arrays, p.width])
 
 
-def queries_call(codes: rounding.Codes) -> Call:
+def queries_call(codes: quantize.Codes) -> Call:
     starts = -128 * codes.codes.sum(axis=1, dtype=np.int32)
     return Call(native.QueryArrays, [codes.codes, starts, codes.scales, codes.residuals, codes.norms])
 
 
-def leaf_call(leaf: Any, order: rounding.PackedItems) -> Call:
+def leaf_call(leaf: Any, order: quantize.PackedItems) -> Call:
     """The native leaf as it is made, its arrays within reach of changes."""
     found: list[Any] = []
 
     recorder = SimpleNamespace(LeafArrays=lambda kind, **arrays: found.append((kind, arrays)))
     isa_module._native, kept = recorder, isa_module._native
     try:
-        places = order.order != rounding.NO_ITEM
-        rules._native_leaf(leaf, np.where(places, order.order, 0).astype(np.int64), places, order)
+        places = order.order != quantize.NO_ITEM
+        rule_blocks._native_leaf(leaf, np.where(places, order.order, 0).astype(np.int64), places, order)
     finally:
         isa_module._native = kept
     kind, arrays = found[0]
@@ -264,10 +264,10 @@ def leaf_call(leaf: Any, order: rounding.PackedItems) -> Call:
     )
 
 
-def rule_call(rule: Eligibility, packed: rounding.PackedItems) -> Call:
-    dense, lazy = rules.split_tree(rule)
-    steps = [list(rules._steps(tree)) if tree.parts else [] for tree in (dense, lazy)]
-    masked = rules.masked_queries(rule, dense).view(np.uint8)
+def rule_call(rule: Eligibility, packed: quantize.PackedItems) -> Call:
+    dense, lazy = rule_blocks.split_tree(rule)
+    steps = [list(rule_blocks._steps(tree)) if tree.parts else [] for tree in (dense, lazy)]
+    masked = rule_blocks.masked_queries(rule, dense).view(np.uint8)
     leaves = Call(lambda *made: list(made), [leaf_call(leaf, packed) for leaf in rule.leaves])
     if not rule.leaves:
         leaves = Call(list, [[]])
@@ -282,17 +282,17 @@ def tables(rng: np.random.Generator, isa: str, metric: str) -> Any:
     """(queries, items, rotation, packed items, rounded queries)"""
     d, n, m = width(rng), rows(rng), max(1, rows(rng, 300))
     queries, items = vectors(rng, n, d), vectors(rng, m, d)
-    rotation = rounding.make_rotation(items, metric)
-    codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, 1)
+    rotation = quantize.make_rotation(items, metric)
+    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, 1)
     blocks = np.sort(rng.integers(int(rng.integers(1, 6)), size=m))
-    order, block_tiles = rounding.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
-    packed = rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, 1)
+    order, block_tiles = quantize.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
+    packed = quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, 1)
     return (
         queries,
         items,
         rotation,
         packed,
-        rounding.round_vectors(queries, rotation, isa_module.query_levels(isa), isa, 1),
+        quantize.round_vectors(queries, rotation, isa_module.query_levels(isa), isa, 1),
     )
 
 
@@ -309,19 +309,19 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
     probes = None
     if rng.random() < 0.5 and n:
         n_centres = int(rng.integers(1, len(packed.block_norms) + 1))
-        centres = rounding.round_vectors(
+        centres = quantize.round_vectors(
             vectors(rng, n_centres, items.shape[1]),
-            rounding.Rotation(rotation.sign, rotation.place, None, rotation.width, False),
+            quantize.Rotation(rotation.sign, rotation.place, None, rotation.width, False),
             127,
             isa,
             1,
         )
         offsets = None if rng.random() < 0.5 else -np.abs(rng.standard_normal(n_centres))
-        order, tiles = rounding.order_in_blocks(np.zeros(n_centres, np.int64), np.zeros(n_centres), 1)
-        tops = rounding.pack_items(centres, order, tiles, offsets, isa, 1)
+        order, tiles = quantize.order_in_blocks(np.zeros(n_centres, np.int64), np.zeros(n_centres), 1)
+        tops = quantize.pack_items(centres, order, tiles, offsets, isa, 1)
         gap = float(rng.choice([-np.inf, np.inf, 0.0, -1.0]))
         ranks = [int(rng.integers(1, 40)) for _ in range(2)]
-        calls = [queries_call(rounding.coarser(rounded)), packed_call(tops), packed_call(tops)]
+        calls = [queries_call(quantize.coarser(rounded)), packed_call(tops), packed_call(tops)]
         probes = Call(native.ProbeArrays, [*calls, *ranks, 0.5, gap, np.abs(rng.standard_normal(n))])
     rule_or_none = None if rule is None else rule_call(rule, packed)
     held = Call(lambda *made: list(made), [cap_call(cap) for cap in caps]) if caps else []
@@ -369,11 +369,11 @@ def assert_lists(positions: np.ndarray, scores: np.ndarray, truth: Any) -> None:
 def fuzz_count(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
     n, m = max(1, rows(rng, 600)), max(1, rows(rng, 300))
     rule = any_rule(rng, n, m)
-    blocks = rules.rule_blocks(rule)
-    order, tiles = rounding.order_in_blocks(blocks, np.zeros(m), int(blocks.max()) + 1)
+    blocks = rule_blocks.rule_blocks(rule)
+    order, tiles = quantize.order_in_blocks(blocks, np.zeros(m), int(blocks.max()) + 1)
     nothing = np.zeros(m)
-    packed = rounding.pack_items(
-        rounding.Codes(np.zeros((m, 16), np.int8), nothing, nothing, nothing), order, tiles, None, isa, 1
+    packed = quantize.pack_items(
+        quantize.Codes(np.zeros((m, 16), np.int8), nothing, nothing, nothing), order, tiles, None, isa, 1
     )
     call = Call(native.eligible_counts, [isa, packed_call(packed), rule_call(rule, packed), int(rng.integers(0, 4))])
     return call, lambda counts: np.testing.assert_array_equal(counts, eligible_pairs(rule).sum(axis=1))
@@ -382,24 +382,26 @@ def fuzz_count(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any]
 def fuzz_quantise(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
     d = width(rng)
     values = vectors(rng, rows(rng), d)
-    rotation = rounding.make_rotation(values, str(rng.choice(METRICS)))
+    rotation = quantize.make_rotation(values, str(rng.choice(METRICS)))
     levels = int(rng.choice([1, 63, 127]))
     parts = [rotation.sign, rotation.place, rotation.centre, rotation.width, rotation.normalise, levels]
     call = Call(native.quantise, [isa, values, *parts, int(rng.integers(0, 4))])
 
     def check(answer: Any) -> None:
-        for found, wanted in zip(answer, twins.quantise(values, *parts), strict=True):
+        for found, wanted in zip(answer, numpy_fallback.quantise(values, *parts), strict=True):
             np.testing.assert_array_equal(found, wanted)
 
     return call, check
 
 
 def fuzz_pack(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
-    codes = rng.integers(-127, 128, size=(max(1, rows(rng)), rounding.width_of(width(rng)))).astype(np.int8)
+    codes = rng.integers(-127, 128, size=(max(1, rows(rng)), quantize.width_of(width(rng)))).astype(np.int8)
     order = rng.integers(len(codes), size=16 * rows(rng, 6)).astype(np.uint32)
-    order[rng.random(len(order)) < 0.3] = rounding.NO_ITEM
+    order[rng.random(len(order)) < 0.3] = quantize.NO_ITEM
     call = Call(native.pack, [codes, order, int(rng.integers(0, 4))])
-    return call, lambda tiles: np.testing.assert_array_equal(tiles.reshape(-1), twins.pack(codes, order).reshape(-1))
+    return call, lambda tiles: np.testing.assert_array_equal(
+        tiles.reshape(-1), numpy_fallback.pack(codes, order).reshape(-1)
+    )
 
 
 def fuzz_norms(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
@@ -435,7 +437,7 @@ def fuzz_interval_masks(rng: np.random.Generator, isa: str) -> tuple[Call, Calla
     leaf = random_rules.interval(rng, rows(rng), int(rng.choice([16, 32, 48, 64])))
     parts = [leaf.codes, leaf.low, leaf.high]
     return Call(native.interval_masks, [isa, *parts]), lambda found: np.testing.assert_array_equal(
-        found, twins.interval_masks(*parts)
+        found, numpy_fallback.interval_masks(*parts)
     )
 
 
@@ -447,7 +449,7 @@ def fuzz_overlap_masks(rng: np.random.Generator, isa: str) -> tuple[Call, Callab
     else:
         queries = leaf.queries
     return Call(native.overlap_masks, [isa, held, queries]), lambda found: np.testing.assert_array_equal(
-        found, twins.overlap_masks(held, queries)
+        found, numpy_fallback.overlap_masks(held, queries)
     )
 
 

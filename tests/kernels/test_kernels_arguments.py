@@ -5,14 +5,14 @@ import pytest
 from tests.kernels import fuzz
 
 from nearcast.kernels import isa as isa_module
-from nearcast.kernels import join_exact, rounding
+from nearcast.kernels import join_exact, quantize
 from nearcast.knn.constraints import Cap, Constraints
 
 N, M, D = 5, 40, 8
 RNG = np.random.default_rng(12)
 QUERIES, ITEMS = (RNG.standard_normal((rows, D)).astype(np.float32) for rows in (N, M))
-ROTATION = rounding.make_rotation(ITEMS, "l2")
-NO_ITEM = int(rounding.NO_ITEM)
+ROTATION = quantize.make_rotation(ITEMS, "l2")
+NO_ITEM = int(quantize.NO_ITEM)
 
 
 def native():
@@ -20,9 +20,9 @@ def native():
 
 
 def packed_arrays(**changes):
-    codes = rounding.round_vectors(ITEMS, ROTATION, 127, "portable", 1)
-    order, tiles = rounding.order_in_blocks(np.arange(M) // 20, codes.residuals, 2)
-    packed = rounding.pack_items(codes, order, tiles, rounding.l2_offsets(codes, "l2"), "portable", 1)
+    codes = quantize.round_vectors(ITEMS, ROTATION, 127, "portable", 1)
+    order, tiles = quantize.order_in_blocks(np.arange(M) // 20, codes.residuals, 2)
+    packed = quantize.pack_items(codes, order, tiles, quantize.l2_offsets(codes, "l2"), "portable", 1)
     names = ("codes", "scales", "offsets", "order", "block_tiles", "block_norms", "block_residuals", "block_offsets")
     arrays = {name: getattr(packed, name).copy() for name in names} | {"width": packed.width}
     for name, change in changes.items():
@@ -31,7 +31,7 @@ def packed_arrays(**changes):
 
 
 def query_arrays(**changes):
-    codes = rounding.round_vectors(QUERIES, ROTATION, 63, "portable", 1)
+    codes = quantize.round_vectors(QUERIES, ROTATION, 63, "portable", 1)
     arrays = {"codes": codes.codes, "starts": -128 * codes.codes.sum(axis=1, dtype=np.int32)}
     arrays |= {name: getattr(codes, name) for name in ("scales", "residuals", "norms")}
     for name, change in changes.items():
@@ -89,9 +89,9 @@ def test_packed_items_with_impossible_contents_are_refused():
 
 
 def test_arrays_written_to_after_an_object_was_made_are_noticed_in_the_call():
-    codes = rounding.round_vectors(ITEMS, ROTATION, 127, "portable", 1)
-    order, tiles = rounding.order_in_blocks(np.zeros(M, np.int64), codes.residuals, 1)
-    packed = rounding.pack_items(codes, order, tiles, rounding.l2_offsets(codes, "l2"), "portable", 1)
+    codes = quantize.round_vectors(ITEMS, ROTATION, 127, "portable", 1)
+    order, tiles = quantize.order_in_blocks(np.zeros(M, np.int64), codes.residuals, 1)
+    packed = quantize.pack_items(codes, order, tiles, quantize.l2_offsets(codes, "l2"), "portable", 1)
     assert joined(packed.native)[0].shape == (N, 3)
     order[0] = 3_000_000
     with pytest.raises(ValueError, match="items that are not there"):

@@ -9,7 +9,7 @@ from tests.kernels.vectors import METRICS
 
 import nearcast
 from nearcast.errors import InputError, SpecError
-from nearcast.kernels import build_index, join_exact, twins
+from nearcast.kernels import build_index, join_exact, numpy_fallback
 from nearcast.knn.constraints import FREE
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
@@ -28,7 +28,7 @@ def assert_exact(queries, items, k, metric):
     assert_same(join_exact(queries, items, k, metric), truth)
     for cells in (1, 9):
         assert_same(build_index(items, metric, cells=cells).join(queries, k), truth)
-    positions, scores = twins.join_exact(queries, items, k, metric)
+    positions, scores = numpy_fallback.join_exact(queries, items, k, metric)
     np.testing.assert_array_equal(positions, truth[0])
     np.testing.assert_array_equal(scores, truth[1])
     every = plain_scores(queries, items, metric)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.kernels.vectors import METRICS, draw_vectors, joins
 
-from nearcast.kernels import build_index, recall_of, twins
+from nearcast.kernels import build_index, numpy_fallback, recall_of
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -17,7 +17,7 @@ def test_full_reach_is_exact(native_isa, case):
     queries, items, k, metric, exclude, threads = case
     index = build_index(items, metric, cells=7, threads=threads, query_sample=queries)
     joined = index.join(queries, k, exclude=exclude, threads=threads)
-    positions, scores = twins.join_exact(queries, items, k, metric, exclude)
+    positions, scores = numpy_fallback.join_exact(queries, items, k, metric, exclude)
     np.testing.assert_array_equal(joined.positions, positions)
     np.testing.assert_array_equal(joined.scores.view(np.uint32), scores.view(np.uint32))
 
@@ -47,7 +47,7 @@ def test_every_instruction_set_thread_count_and_batch_gives_the_same_lists(metri
 def test_more_reach_finds_more_and_scores_are_true(native_isa, metric):
     items, queries = clustered(6000, 24, 1), clustered(200, 24, 2)
     index = build_index(items, metric, cells=100, query_sample=queries)
-    truth, true_scores = twins.join_exact(queries, items, 10, metric)
+    truth, true_scores = numpy_fallback.join_exact(queries, items, 10, metric)
     recalls = []
     for reach in (-3.0, 0.0, 2.0, 6.0):
         joined = index.join(queries, 10, reach=reach)
@@ -78,7 +78,7 @@ def test_without_native_kernels_the_index_is_exact(monkeypatch):
     monkeypatch.setenv("NEARCAST_ISA", "numpy")
     items = clustered(200, 8, 1)
     joined = build_index(items, "cosine").join(items[:5], 3, reach=-4.0)
-    np.testing.assert_array_equal(joined.positions, twins.join_exact(items[:5], items, 3, "cosine")[0])
+    np.testing.assert_array_equal(joined.positions, numpy_fallback.join_exact(items[:5], items, 3, "cosine")[0])
 
 
 def test_a_missing_extension_leaves_the_twins():

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.kernels.vectors import DTYPES, METRICS, draw_vectors, joins
 
 from nearcast.errors import SpecError
-from nearcast.kernels import isa_info, join_exact, twins
+from nearcast.kernels import isa_info, join_exact, numpy_fallback
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
 
@@ -22,7 +22,7 @@ def assert_same(joined, truth):
 def test_any_join_equals_the_referee(native_isa, case):
     queries, items, k, metric, exclude, threads = case
     joined = join_exact(queries, items, k, metric, exclude=exclude, threads=threads)
-    assert_same(joined, twins.join_exact(queries, items, k, metric, exclude))
+    assert_same(joined, numpy_fallback.join_exact(queries, items, k, metric, exclude))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -30,7 +30,9 @@ def test_any_join_equals_the_referee(native_isa, case):
 def test_every_metric_and_type(isa, metric, dtype):
     rng = np.random.default_rng(1)
     queries, items = draw_vectors(rng, 30, 50, dtype, "plain"), draw_vectors(rng, 2000, 50, dtype, "plain")
-    assert_same(join_exact(queries, items, 20, metric, threads=2), twins.join_exact(queries, items, 20, metric))
+    assert_same(
+        join_exact(queries, items, 20, metric, threads=2), numpy_fallback.join_exact(queries, items, 20, metric)
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -39,7 +41,7 @@ def test_thousands_of_equal_items_go_by_position(native_isa, metric):
     items = np.repeat(draw_vectors(rng, 4, 24, np.float32, "plain")[1:2], 5000, axis=0)
     items[77] += 1
     queries = draw_vectors(rng, 10, 24, np.float32, "plain")
-    assert_same(join_exact(queries, items, 30, metric), twins.join_exact(queries, items, 30, metric))
+    assert_same(join_exact(queries, items, 30, metric), numpy_fallback.join_exact(queries, items, 30, metric))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -47,7 +49,7 @@ def test_far_from_the_origin_the_bound_still_holds(native_isa, metric):
     rng = np.random.default_rng(3)
     items = (rng.standard_normal((3000, 40)) * 0.01 + 100).astype(np.float32)
     queries = (rng.standard_normal((20, 40)) * 0.01 + 100).astype(np.float32)
-    assert_same(join_exact(queries, items, 10, metric), twins.join_exact(queries, items, 10, metric))
+    assert_same(join_exact(queries, items, 10, metric), numpy_fallback.join_exact(queries, items, 10, metric))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-12, 1e12, 1e17])
@@ -56,13 +58,13 @@ def test_tiny_and_huge_vectors(native_isa, metric, size):
     rng = np.random.default_rng(4)
     items = (rng.standard_normal((500, 8)) * size).astype(np.float32)
     queries = (rng.standard_normal((9, 8)) * size).astype(np.float32)
-    assert_same(join_exact(queries, items, 10, metric), twins.join_exact(queries, items, 10, metric))
+    assert_same(join_exact(queries, items, 10, metric), numpy_fallback.join_exact(queries, items, 10, metric))
 
 
 def test_the_widest_vectors(native_isa):
     rng = np.random.default_rng(5)
     queries, items = draw_vectors(rng, 5, 4096, np.float16, "plain"), draw_vectors(rng, 300, 4096, np.float16, "plain")
-    assert_same(join_exact(queries, items, 7, "l2"), twins.join_exact(queries, items, 7, "l2"))
+    assert_same(join_exact(queries, items, 7, "l2"), numpy_fallback.join_exact(queries, items, 7, "l2"))
 
 
 def test_threads_and_memory_change_nothing(native_isa):

@@ -9,7 +9,7 @@ from tests.kernels.vectors import METRICS, draw_vectors
 
 from nearcast.eligibility import compile_rules, parse_rule
 from nearcast.errors import InputError, SpecError
-from nearcast.kernels import build_index, eligible_counts, join_exact, twins
+from nearcast.kernels import build_index, eligible_counts, join_exact, numpy_fallback
 from nearcast.kernels import isa as isa_module
 from nearcast.knn.constraints import Cap, Constraints, crossing_items
 from nearcast.knn.eligible import All, Any, Eligibility, eligible_pairs
@@ -28,7 +28,7 @@ def assert_same(found, truth):
 @given(case=constrained_joins(most_items=200))
 def test_the_referee_gives_what_sorting_all_pairs_leaves(case):
     queries, items, k, metric, exclude, constraints, _ = case
-    found = twins.join_exact(queries, items, k, metric, exclude, constraints)
+    found = numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints)
     assert_same(found, sorted_join(queries, items, k, metric, exclude, constraints))
 
 
@@ -37,7 +37,7 @@ def test_the_referee_gives_what_sorting_all_pairs_leaves(case):
 def test_any_constrained_join_equals_the_referee(native_isa, case):
     queries, items, k, metric, exclude, constraints, threads = case
     found = join_exact(queries, items, k, metric, exclude=exclude, constraints=constraints, threads=threads)
-    assert_same(found, twins.join_exact(queries, items, k, metric, exclude, constraints))
+    assert_same(found, numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_ONCE)
@@ -46,7 +46,7 @@ def test_all_cells_hold_what_one_block_holds(native_isa, case):
     queries, items, k, metric, exclude, constraints, threads = case
     index = build_index(items, metric, cells=min(len(items), 12), threads=threads)
     found = index.join(queries, k, exclude=exclude, constraints=constraints, threads=threads)
-    assert_same(found, twins.join_exact(queries, items, k, metric, exclude, constraints))
+    assert_same(found, numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_ONCE)
@@ -55,10 +55,10 @@ def test_near_cells_give_eligible_items_only(native_isa, case):
     queries, items, k, metric, exclude, constraints, threads = case
     index = build_index(items, metric, cells=min(len(items), 12), threads=threads)
     found = index.join(queries, k, reach=0.0, exclude=exclude, constraints=constraints, threads=threads)
-    every = twins.join_exact(queries, items, len(items), metric, exclude, constraints)[0]
+    every = numpy_fallback.join_exact(queries, items, len(items), metric, exclude, constraints)[0]
     if constraints.caps:  # fewer cells let other items of a group through
         legal = Constraints(constraints.eligibility, (), constraints.min_score)
-        every = twins.join_exact(queries, items, len(items), metric, exclude, legal)[0]
+        every = numpy_fallback.join_exact(queries, items, len(items), metric, exclude, legal)[0]
     for row, listed in enumerate(found.positions):
         assert set(listed[listed >= 0]) <= set(every[row])
 
@@ -111,7 +111,7 @@ def test_masks_of_codes_equal_their_twin(native_isa, items):
     rng = np.random.default_rng(6)
     leaf = interval(rng, 50, items)
     masks = isa_module.native().interval_masks(native_isa, leaf.codes, leaf.low, leaf.high)
-    np.testing.assert_array_equal(masks, twins.interval_masks(leaf.codes, leaf.low, leaf.high))
+    np.testing.assert_array_equal(masks, numpy_fallback.interval_masks(leaf.codes, leaf.low, leaf.high))
 
 
 @pytest.mark.parametrize("words", [1, 2, 5])
@@ -121,7 +121,7 @@ def test_masks_of_sets_equal_their_twin(native_isa, items, words):
     leaf = overlap(rng, 50, items, words=words)
     held = np.ascontiguousarray(leaf.items.T)
     masks = isa_module.native().overlap_masks(native_isa, held, leaf.queries)
-    np.testing.assert_array_equal(masks, twins.overlap_masks(held, leaf.queries))
+    np.testing.assert_array_equal(masks, numpy_fallback.overlap_masks(held, leaf.queries))
 
 
 def test_a_rule_cut_to_some_queries_and_items_says_the_same_of_them():

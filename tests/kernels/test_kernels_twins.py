@@ -5,7 +5,7 @@ import pytest
 from tests.kernels.vectors import DTYPES, METRICS, draw_vectors
 
 from nearcast.kernels import isa as isa_module
-from nearcast.kernels import rounding, twins
+from nearcast.kernels import numpy_fallback, quantize
 from nearcast.knn.scores import norms, pair_scores
 from nearcast.types import Metric
 
@@ -15,17 +15,17 @@ from nearcast.types import Metric
 @pytest.mark.parametrize("metric", METRICS)
 def test_rounding_agrees_bit_by_bit(native_isa, dtype, d, metric):
     vectors = draw_vectors(np.random.default_rng(d), 90, d, dtype, "plain")
-    rotation = rounding.make_rotation(vectors, metric)
-    native = rounding.round_vectors(vectors, rotation, 127, native_isa, 2)
-    twin = rounding.round_vectors(vectors, rotation, 127, "numpy", 1)
+    rotation = quantize.make_rotation(vectors, metric)
+    native = quantize.round_vectors(vectors, rotation, 127, native_isa, 2)
+    twin = quantize.round_vectors(vectors, rotation, 127, "numpy", 1)
     for name in ("codes", "scales", "residuals", "norms"):
         np.testing.assert_array_equal(getattr(native, name), getattr(twin, name), err_msg=name)
 
 
 def test_rounding_keeps_inner_products_within_the_residuals(native_isa):
     vectors = draw_vectors(np.random.default_rng(0), 50, 100, np.float32, "spiky")
-    rotation = rounding.make_rotation(vectors, "inner_product")
-    codes = rounding.round_vectors(vectors, rotation, 127, native_isa, 1)
+    rotation = quantize.make_rotation(vectors, "inner_product")
+    codes = quantize.round_vectors(vectors, rotation, 127, native_isa, 1)
     rounded = codes.scales[:, None] * codes.codes
     off = np.abs(rounded @ rounded.T - vectors.astype(np.float64) @ vectors.T.astype(np.float64))
     lengths = np.linalg.norm(rounded, axis=1)
@@ -35,10 +35,10 @@ def test_rounding_keeps_inner_products_within_the_residuals(native_isa):
 
 def test_packing_agrees(native_isa):
     codes = np.random.default_rng(1).integers(-127, 128, (70, 32)).astype(np.int8)
-    order = np.full(80, rounding.NO_ITEM, np.uint32)
+    order = np.full(80, quantize.NO_ITEM, np.uint32)
     order[:70] = np.random.default_rng(2).permutation(70)
     native = isa_module.native().pack(codes, order, 2)
-    np.testing.assert_array_equal(native, twins.pack(codes, order))
+    np.testing.assert_array_equal(native, numpy_fallback.pack(codes, order))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,5 +60,5 @@ def test_scores_agree_bit_by_bit(native_isa, dtype, metric, d):
 
 def test_coarser_codes_are_the_nearest_on_fewer_levels():
     codes = np.arange(-127, 128, dtype=np.int8)[None, :]
-    coarse = rounding.coarser(rounding.Codes(codes, np.ones(1), np.zeros(1), np.ones(1)))
+    coarse = quantize.coarser(quantize.Codes(codes, np.ones(1), np.zeros(1), np.ones(1)))
     np.testing.assert_array_equal(coarse.codes[0], np.rint(np.arange(-127, 128) * 63 / 127))

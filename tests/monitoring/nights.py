@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 import nearcast
 from nearcast.errors import AuditError, PromiseError
-from nearcast.monitoring.watch import Watched
+from nearcast.monitoring.monitor_pass import Watched
 
 DIM = 24
 SHARDS = 4

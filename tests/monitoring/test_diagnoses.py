@@ -20,9 +20,9 @@ import nearcast
 from nearcast.cli.monitor import monitor
 from nearcast.dashboard.document import document
 from nearcast.errors import StoreError
-from nearcast.history.store import read
-from nearcast.monitoring.survivors import truth_without
-from nearcast.monitoring.watch import Watched
+from nearcast.history.event_log import read
+from nearcast.monitoring.monitor_pass import Watched
+from nearcast.monitoring.surviving_neighbors import truth_without
 from nearcast.types import Neighbors
 
 

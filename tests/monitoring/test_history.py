@@ -11,7 +11,7 @@ from tests.monitoring.nights import Nights
 
 import nearcast
 from nearcast.errors import AuditError, DamagedError
-from nearcast.history.store import FILE, append, read
+from nearcast.history.event_log import FILE, append, read
 
 
 def add_many(folder: Path, name: str) -> None:

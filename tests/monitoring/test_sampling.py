@@ -12,8 +12,8 @@ import pytest
 from tests.end_to_end.service import running, until
 from tests.monitoring.nights import Nights
 
-from nearcast.serve.answers import Answer
-from nearcast.serve.sampling import FILES_KEPT_SECONDS, LookedUp, Reservoir, SampleWriter, read_looked_up
+from nearcast.serve.key_sampling import FILES_KEPT_SECONDS, LookedUp, Reservoir, SampleWriter, read_looked_up
+from nearcast.serve.lookup_answers import Answer
 
 
 def answer(key: str | int, *, found: bool = True, source: str = "table") -> Answer:

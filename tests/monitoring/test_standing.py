@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from nearcast.dashboard.document import headline_of
-from nearcast.history.moves import live_of, rejected_versions
-from nearcast.history.store import Event
+from nearcast.history.event_log import Event
+from nearcast.history.publish_events import live_of, rejected_versions
 from nearcast.join.baseline import Baseline
 from nearcast.monitoring.alert import CHECKS, Alert
-from nearcast.monitoring.causes import causes_first
+from nearcast.monitoring.alert_text import TROUBLES, count_title
 from nearcast.monitoring.checks import check_runs
-from nearcast.monitoring.standing import State, judge_runs, state_of, why_old
-from nearcast.monitoring.words import TROUBLES, count_title
+from nearcast.monitoring.root_causes import causes_first
+from nearcast.monitoring.status import State, judge_runs, state_of, why_old
 
 DAY = 86_400.0
 SETTINGS = {"k": 10, "metric": "cosine", "settings": "a"}

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.monitoring.alert import CHECKS, Alert
-from nearcast.monitoring.causes import FOLLOWS, causes_first
-from nearcast.monitoring.served import refresh_interval
-from nearcast.monitoring.usual import usual
+from nearcast.monitoring.expected_range import usual
+from nearcast.monitoring.root_causes import FOLLOWS, causes_first
+from nearcast.monitoring.staleness import refresh_interval
 
 
 def alert(check: str) -> Alert:

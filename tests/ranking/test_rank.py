@@ -11,8 +11,8 @@ import pytest
 
 import nearcast
 from nearcast.errors import InputError, SpecError
-from nearcast.join.listen import Listener
-from nearcast.knn.exact import exact_join
+from nearcast.join.listener import Listener
+from nearcast.knn.exact_join import exact_join
 from nearcast.types import ArrayVectors, Metric
 from needs import require_module
 

@@ -8,7 +8,7 @@ import pytest
 
 from nearcast.errors import AuditError, SpecError
 from nearcast.publishing.audit import check_known, settle
-from nearcast.publishing.rules import RULES, Beside, Finding, Judged, Rule, judge
+from nearcast.publishing.audit_rules import RULES, Beside, Finding, Judged, Rule, judge
 from nearcast.spec import Audit
 
 GOOD = {"recall": 0.97, "recall_low": 0.96, "fill_rate": 1.0, "query_coverage": 1.0}

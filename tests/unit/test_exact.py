@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import reference
 from builders import METRICS, JoinCase, join_cases
-from nearcast.knn.exact import blocks_for, exact_join
+from nearcast.knn.exact_join import blocks_for, exact_join
 from nearcast.types import ArrayVectors, FileVectors, Metric
 
 

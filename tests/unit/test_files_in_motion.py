@@ -20,12 +20,12 @@ import nearcast
 from builders import generator as spec_of
 from builders import source_spec, table
 from nearcast.errors import InputError, SpecError
-from nearcast.join.listen import Listener
-from nearcast.replaying.log import read_log
+from nearcast.join.listener import Listener
+from nearcast.replaying.request_log import read_log
 from nearcast.sources import user_files
-from nearcast.sources.check import kept_rows, scan
 from nearcast.sources.ingest import ingest
-from nearcast.sources.rows import table_source
+from nearcast.sources.table_rows import table_source
+from nearcast.sources.validate_rows import kept_rows, scan
 
 N, DIM = 60, 4
 

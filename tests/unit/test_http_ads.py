@@ -10,14 +10,14 @@ from tests.published import publish
 from tests.unit.test_http_app import Client
 
 import nearcast
-from nearcast.expansion.settings import Serving, Target
-from nearcast.publishing.expansion import publish_expansion
-from nearcast.serve import shapes_ads
-from nearcast.serve.app import make_app
-from nearcast.serve.limits import Limits
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.serve.lookup import open_lookup
-from nearcast.serve.service import Served, new_service
+from nearcast.service import ads_schemas
+from nearcast.service.app import make_app
+from nearcast.service.generator_service import Served, new_service
+from nearcast.service.limits import Limits
 from nearcast.stores import open_store
+from nearcast.table.expansion_settings import Serving, Target
 
 LISTS = {"apple": [("pear", 0.9), ("plum", 0.8)], "bread": [("rye", 0.5)]}
 ADS = pa.table({"ad": ["p1", "p2", "r1"], "advertiser": ["n", "n", "m"], "town": [["rome"], None, None]})
@@ -59,7 +59,7 @@ def test_keys_and_what_is_known_of_the_request_become_ads(client):
         ("p2", "plum", {"advertiser": "n"}),
     ]
     assert [stage["ads"] for stage in answer["stages"]] == [0, 3, 3, 3, 3, 3, 2]
-    shapes_ads.AdsAnswered.model_validate(answer, strict=True)
+    ads_schemas.AdsAnswered.model_validate(answer, strict=True)
     assert [ad["ad"] for ad in client.post(PATH, {"keys": ["apple", "bread"]})["ads"]] == ["p2", "r1"]
 
 

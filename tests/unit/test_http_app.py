@@ -13,14 +13,14 @@ import pytest
 from tests.published import publish
 
 from nearcast.errors import InputError, SpecError, StoreError
-from nearcast.serve import shapes
-from nearcast.serve.app import make_app
-from nearcast.serve.limits import Limits, tokens_of
 from nearcast.serve.lookup import open_lookup
-from nearcast.serve.metrics import METRICS
 from nearcast.serve.overlay import open_overlay
-from nearcast.serve.replies import encode
-from nearcast.serve.service import Served, new_service
+from nearcast.service import schemas
+from nearcast.service.app import make_app
+from nearcast.service.generator_service import Served, new_service
+from nearcast.service.limits import Limits, tokens_of
+from nearcast.service.metrics import METRICS
+from nearcast.service.responses import encode
 from nearcast.stores import open_store
 
 LISTS = {
@@ -714,15 +714,15 @@ def test_every_answer_has_exactly_the_shape_that_is_described(store):
     with serving(store, "kind", "shop", online=Compass()) as (_, client):
         for query in ("", "?k=1&fields=name,price"):
             for key in ("apple", "nobody", "empty"):
-                exact(shapes.Answered, client.get(f"/v1/generators/kind/candidates/{key}{query}"))
+                exact(schemas.Answered, client.get(f"/v1/generators/kind/candidates/{key}{query}"))
         body = {"keys": ["apple", "nobody", 5], "vectors": [None, [1, 0], None], "fields": ["price"]}
-        exact(shapes.AnsweredMany, client.post("/v1/generators/shop/candidates", body))
-        exact(shapes.Searched, client.post("/v1/generators/shop/search", {"vectors": [[1, 0]], "fields": ["price"]}))
-        exact(shapes.Generator, client.get("/v1/generators/shop"))
-        exact(shapes.Generators, client.get("/v1/generators"))
-        exact(shapes.Alive, client.get("/healthz"))
-        exact(shapes.Ready, client.get("/readyz"))
-        exact(shapes.Failed, client.get("/v1/generators/none", 404))
+        exact(schemas.AnsweredMany, client.post("/v1/generators/shop/candidates", body))
+        exact(schemas.Searched, client.post("/v1/generators/shop/search", {"vectors": [[1, 0]], "fields": ["price"]}))
+        exact(schemas.Generator, client.get("/v1/generators/shop"))
+        exact(schemas.Generators, client.get("/v1/generators"))
+        exact(schemas.Alive, client.get("/healthz"))
+        exact(schemas.Ready, client.get("/readyz"))
+        exact(schemas.Failed, client.get("/v1/generators/none", 404))
 
 
 def test_the_description_names_every_endpoint_and_what_it_refuses(shop):

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nearcast.join.profiling import _distribution, _is_empty, _kind, _plain
+from nearcast.join.profile_inputs import _distribution, _is_empty, _kind, _plain
 from nearcast.measure.profile import attribute_drift
-from nearcast.publishing.findings import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
-from nearcast.publishing.rules import RULES
+from nearcast.publishing.audit_rules import RULES
+from nearcast.publishing.audit_values import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
 from nearcast.sources.ids import hash_ids, sample_rows_by_hash
 from nearcast.spec import Audit
 

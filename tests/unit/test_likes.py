@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nearcast.engines.base import Resources
-from nearcast.join import likes
-from nearcast.join.likes import alike_groups, merge_groups
 from nearcast.knn.scores import pair_scores
+from nearcast.measure import near_duplicates
+from nearcast.measure.near_duplicates import alike_groups, merge_groups
 from nearcast.types import ArrayVectors, Metric, as_score, no_progress
 
 RESOURCES = Resources(1, 1 << 30)
@@ -68,9 +68,9 @@ def crowds(draw):
 @given(crowds(), st.sampled_from([0.9, 0.98, 0.9999, 1.0]), st.sampled_from([1, 256]), st.sampled_from([7, 1 << 15]))
 def test_groups_are_the_transitive_closure_of_all_pairs(vectors, least, leaders, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likes, "LEADERS", leaders)
-        patch.setattr(likes, "FIRST_ROWS", block)
-        patch.setattr(likes, "BLOCK_ROWS", block)
+        patch.setattr(near_duplicates, "LEADERS", leaders)
+        patch.setattr(near_duplicates, "FIRST_ROWS", block)
+        patch.setattr(near_duplicates, "BLOCK_ROWS", block)
         assert groups_of(vectors, least) == reference(vectors, least)
 
 

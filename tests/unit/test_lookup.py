@@ -22,7 +22,7 @@ from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError, 
 from nearcast.serve import lookup as lookups
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayEntry, Space
-from nearcast.stores.values import encode_key
+from nearcast.stores.value_format import encode_key
 from published import load, point, publish, whole
 from servers import HERE
 

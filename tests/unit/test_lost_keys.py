@@ -13,7 +13,7 @@ import nearcast
 from nearcast.errors import DamagedError, GoneError, NearcastError, StoreError
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Space, repair_overlay
-from nearcast.stores.values import encode_key
+from nearcast.stores.value_format import encode_key
 from published import publish
 from servers import redis_running
 

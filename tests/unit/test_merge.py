@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.serve.merge import RANK_OFFSET, merge, promised_places
+from nearcast.serve.merge_lists import RANK_OFFSET, merge, promised_places
 
 
 def merged(lists, weights, k, by="rank"):

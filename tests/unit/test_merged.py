@@ -11,8 +11,8 @@ from tests.unit.test_http_app import exact, serving
 
 import nearcast
 from nearcast.errors import InputError, NotFoundError, SpecError
-from nearcast.serve.merged_shapes import MOST_KNOWN, Known, MergedCandidates
 from nearcast.serve.resolvers import MOST_KEYS, RESOLVERS
+from nearcast.service.merged_schemas import MOST_KNOWN, Known, MergedCandidates
 from nearcast.stores import open_store
 
 NEVER = 3600.0  # seconds: nothing is looked for while a test lasts

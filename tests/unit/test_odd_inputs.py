@@ -20,12 +20,12 @@ import nearcast
 from builders import source_spec, vector_column, write_parquet
 from nearcast.advising.traffic import read_traffic
 from nearcast.errors import InputError, SpecError
+from nearcast.overfetch.survival_log import read_counts
 from nearcast.publishing.engagement import LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
-from nearcast.replaying.log import read_log
-from nearcast.sources.rows import open_source, table_source
+from nearcast.replaying.request_log import read_log
+from nearcast.sources.table_rows import open_source, table_source
 from nearcast.spec import Source
-from nearcast.surplus.log import read_counts
 
 IDS, VECTORS = ["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
 COLUMNS = {"id": IDS, "vector": vector_column(VECTORS), "price": [1, 2, 3], "other": [4, 5, 6]}

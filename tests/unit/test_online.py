@@ -17,10 +17,10 @@ import reference
 from builders import METRICS, clustered, generator
 from nearcast.errors import DamagedError, InputError, SpecError
 from nearcast.files import locked
-from nearcast.join.listen import Listener
-from nearcast.join.online import ONLINE_ENGINES, open_online
+from nearcast.join.listener import Listener
+from nearcast.join.online_index import ONLINE_ENGINES, open_online
 from nearcast.join.run import run_generator
-from nearcast.knn.exact import exact_join
+from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import estimate_recall, recall_per_query
 from nearcast.types import ArrayVectors, Metric
 from needs import require_module
@@ -308,7 +308,7 @@ import sys
 from pathlib import Path
 sys.modules["faiss"] = None
 from nearcast.errors import MissingExtraError
-from nearcast.join.online import open_online
+from nearcast.join.online_index import open_online
 from nearcast.spec import GeneratorSpec
 spec = GeneratorSpec(name="x", metric="l2", k=1, items={"path": "is not there"})
 try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from builders import generator, source_spec, write_parquet
-from nearcast.sources.check import kept_rows, scan
 from nearcast.sources.ingest import ingest
-from nearcast.sources.rows import open_source
+from nearcast.sources.table_rows import open_source
+from nearcast.sources.validate_rows import kept_rows, scan
 
 
 def test_reading_in_several_ranges_counts_each_pass_once(tmp_path):

@@ -15,7 +15,7 @@ from builders import METRICS, JoinCase, clustered, join_cases
 from nearcast import errors
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError, NearcastError, SpecError
-from nearcast.join import arrays
+from nearcast.join import knn_join
 from nearcast.knn.constraints import Cap, Constraints
 
 
@@ -193,7 +193,7 @@ class RecordingEngine:
 @pytest.fixture
 def recording(monkeypatch):
     engine = RecordingEngine()
-    monkeypatch.setattr(arrays, "choose_engine", lambda _: engine)
+    monkeypatch.setattr(knn_join, "choose_engine", lambda _: engine)
     return engine
 
 

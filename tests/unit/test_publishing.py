@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nearcast.errors import DamagedError
-from nearcast.publishing.load import add_checksum, checksum
-from nearcast.publishing.retain import kept_versions, rollback_target, withdrawn_after
+from nearcast.publishing.copy_snapshot import add_checksum, checksum
+from nearcast.publishing.retention import kept_versions, rollback_target, withdrawn_after
+from nearcast.publishing.targets import store_url
 from nearcast.publishing.throttle import Throttle
-from nearcast.publishing.times import seconds_of, utc
-from nearcast.publishing.where import store_url
+from nearcast.publishing.utc_times import seconds_of, utc
 from nearcast.spec import Publishing
 from nearcast.stores.base import Pointer
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.knn.renew import all_lists, known_lists, moved_lists, renewed_lists
+from nearcast.knn.update_lists import all_lists, known_lists, moved_lists, renewed_lists
 from nearcast.types import Neighbors
 
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tests.published import publish
 
 import nearcast
+from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.errors import InputError
-from nearcast.expansion.settings import Serving, Target
-from nearcast.publishing.expansion import publish_expansion
-from nearcast.replaying.funnel import Funnel, run_funnel
-from nearcast.replaying.log import read_log
+from nearcast.replaying.candidate_sources import LookUp
 from nearcast.replaying.outcome import figures_of, hits_of, lead
-from nearcast.replaying.ways import LookUp
+from nearcast.replaying.request_funnel import Funnel, run_funnel
+from nearcast.replaying.request_log import read_log
 from nearcast.stores import open_store
+from nearcast.table.expansion_settings import Serving, Target
 
 LISTS = {"a": [("x", 0.9), ("y", 0.8)], "b": [("y", 0.95), ("w", 0.4)], "c": []}
 LOG = pa.table(

@@ -219,7 +219,7 @@ def test_lists_of_many_values_keep_what_the_judge_keeps():
 
 
 def test_many_rules_nest_no_deeper_than_the_native_evaluation_can_go():
-    from nearcast.kernels.rules import DEEPEST, depth_of
+    from nearcast.kernels.rule_blocks import DEEPEST, depth_of
 
     texts = [f"item.a != query.a + {number}" for number in range(80)]
     sides = {"query": {"a": [1, 5]}, "item": {"a": [1, 3]}}

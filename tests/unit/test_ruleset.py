@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nearcast.eligibility import RuleSet, facts_of_rules, failing, parse_rule
 from nearcast.errors import InputError
-from nearcast.stores.values import encode_items
+from nearcast.stores.value_format import encode_items
 from rule_cases import SCHEMA, conditions, tables
 
 

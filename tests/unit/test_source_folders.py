@@ -14,12 +14,12 @@ import nearcast
 from builders import ingested, source_spec, write_parquet
 from nearcast.advising.traffic import read_traffic
 from nearcast.errors import InputError
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
+from nearcast.overfetch.survival_log import read_counts
 from nearcast.publishing.engagement import LogColumns
 from nearcast.publishing.engagement import read_log as read_engagement
-from nearcast.replaying.log import read_log
-from nearcast.sources.rows import open_source
-from nearcast.surplus.log import read_counts
+from nearcast.replaying.request_log import read_log
+from nearcast.sources.table_rows import open_source
 
 A, B, C = ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])
 

@@ -10,9 +10,9 @@ import pytest
 from builders import generator, ingested, source_spec, table, vector_column, write_parquet
 from nearcast.errors import InputError
 from nearcast.files import verify
-from nearcast.sources.check import scan
 from nearcast.sources.ids import order_of, positions_of, read_ids, repeats, shared_positions, write_ids
-from nearcast.sources.rows import open_source, table_source
+from nearcast.sources.table_rows import open_source, table_source
+from nearcast.sources.validate_rows import scan
 
 IDS = ["b", "c", "a"]
 VECTORS = [[1, 2], [3, 4], [5, 6]]

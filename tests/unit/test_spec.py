@@ -7,7 +7,6 @@ import pytest
 
 from builders import generator
 from nearcast.errors import SpecError
-from nearcast.expansion.settings import load_expansion_spec
 from nearcast.files import fingerprint
 from nearcast.spec import (
     CHECK_KINDS,
@@ -23,6 +22,7 @@ from nearcast.spec import (
     parse_bytes,
     parse_model,
 )
+from nearcast.table.expansion_settings import load_expansion_spec
 from nearcast.types import Metric
 
 REQUIRED = {"name": "similar", "metric": "cosine", "k": 10, "items": {"path": "items.parquet"}}

@@ -13,7 +13,7 @@ import pytest
 
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Space
-from nearcast.stores.values import encode_key, encode_keys, encode_lists, id_kind
+from nearcast.stores.value_format import encode_key, encode_keys, encode_lists, id_kind
 from needs import require_module
 
 SCORES = pa.array([[1.5, 0.25], [-1.0], []], pa.list_(pa.float32()))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.surplus.budget import allocate, hull_edges
+from nearcast.overfetch.budget import allocate, hull_edges
 
 
 @st.composite

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.errors import InputError
-from nearcast.surplus.learn import learn_survival, shrink
-from nearcast.surplus.log import read_counts
+from nearcast.overfetch.survival import learn_survival, shrink
+from nearcast.overfetch.survival_log import read_counts
 
 
 def counts(*pairs):

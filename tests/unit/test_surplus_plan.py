@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.errors import InputError, SpecError
-from nearcast.surplus.plan import Shortage, plan_lengths, plan_within
-from nearcast.surplus.reach import offer, reach, reach_at
+from nearcast.overfetch.candidates_needed import Shortage, plan_lengths, plan_within
+from nearcast.overfetch.survivor_probability import offer, reach, reach_at
 
 RATES = st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.9, 1.0)) | st.floats(0, 1, width=32)
 

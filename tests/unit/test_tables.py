@@ -19,7 +19,7 @@ from tests.published import publish
 
 import nearcast
 from nearcast.errors import AuditError, DamagedError, InputError, SpecError, StoreError
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 from nearcast.publishing.engagement import LogColumns, most_engaged
 from nearcast.stores import open_store
 
@@ -275,7 +275,7 @@ def test_a_generator_with_snapshots_is_not_taken_for_a_table(store, table):
 
 def test_a_copy_with_other_bytes_than_were_written_never_becomes_current(store, table, monkeypatch):
     table(("ann", 1))
-    monkeypatch.setattr("nearcast.publishing.tables.add_checksum", lambda total, keys, values: total + 1)
+    monkeypatch.setattr("nearcast.publishing.publish_table.add_checksum", lambda total, keys, values: total + 1)
     with pytest.raises(DamagedError, match="checksum"):
         table(("ann", 2))
     assert (store.pointer("pins.people").version, store.versions("pins.people")) == (1, [1])

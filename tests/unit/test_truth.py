@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.engines.base import Resources
-from nearcast.join import kept, truth
-from nearcast.join.measuring import truth_of
-from nearcast.join.truth import kept_truth, kept_width
+from nearcast.measure import truth, truth_folders
+from nearcast.measure.sampled_recall import truth_of
+from nearcast.measure.truth import kept_truth, kept_width
 from nearcast.sources import changes
 from nearcast.sources.changes import State, changes_between, row_hashes
 from nearcast.sources.ingest import Side
@@ -324,7 +324,7 @@ def test_an_unfinished_folder_is_nobodys(tmp_path, joins):
 
 def test_the_newest_lists_are_kept_with_the_states_they_need(tmp_path):
     keeper, queries = Keeper(tmp_path), side(cloud(12, 2))
-    days = [side(cloud(120, 1) | cloud(3, day, first=500)) for day in range(kept.KEPT + 3)]
+    days = [side(cloud(120, 1) | cloud(3, day, first=500)) for day in range(truth_folders.KEPT + 3)]
     for day in days:
         keeper.ask(day, queries)
-    assert len(list(tmp_path.glob("lists-*"))) == len(list(tmp_path.glob("state-*"))) == kept.KEPT
+    assert len(list(tmp_path.glob("lists-*"))) == len(list(tmp_path.glob("state-*"))) == truth_folders.KEPT

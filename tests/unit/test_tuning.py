@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from nearcast.engines.base import JoinShape
 from nearcast.measure.recall import Recall
-from nearcast.tuning.cost import Cost, build_and_join, cost_of, told_by_exact
-from nearcast.tuning.search import first_points
+from nearcast.tuning.job_cost import Cost, build_and_join, cost_of, told_by_exact
+from nearcast.tuning.optimize import first_points
+from nearcast.tuning.scaling import EXACT_POINT, Growth, Point, build_work, query_work, settings_at
 from nearcast.tuning.trial import Job, Reached, Trial
 from nearcast.tuning.tune import growth_between
-from nearcast.tuning.tuned import Found, Tuned
-from nearcast.tuning.work import EXACT_POINT, Growth, Point, build_work, query_work, settings_at
+from nearcast.tuning.tuning_result import Found, Tuned
 
 DENSE = Point("dense", {"cells": 1_000})
 IVF = Point("faiss-ivf", {"nlist": 1_000})

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nearcast.errors import DamagedError, InputError
-from nearcast.stores.values import (
+from nearcast.stores.value_format import (
     REASONS,
     decode_list,
     decode_lists,

@@ -23,19 +23,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast import machine
-from nearcast.advising.sample import Sample, Sides, write_sample
+from nearcast.advising.sample_data import Sample, Sides, write_sample
 from nearcast.engines import choose_engine
 from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import DenseEngine, work_in_pairs
 from nearcast.errors import DamagedError, PromiseError
 from nearcast.files import write_text
 from nearcast.join.estimate import RunEstimate
-from nearcast.join.listen import Listener
-from nearcast.join.online import open_online
+from nearcast.join.listener import Listener
+from nearcast.join.online_index import open_online
 from nearcast.join.run import run_generator
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.serve.lookup import open_lookup
-from nearcast.sources.check import Report
+from nearcast.sources.validate_rows import Report
 from nearcast.spec import Audit, GeneratorSpec, Publishing
 from nearcast.stores import open_store
 from nearcast.table.snapshot import Snapshot

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nearcast.advising.ask import Asked, Numbers, ask
-from nearcast.advising.head import HELD_OUT_DAYS, Head, find_head, write_head
+from nearcast.ads.expansion_table import open_expansion
+from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, find_head, write_head
+from nearcast.advising.recommend import Asked, Numbers, ask
 from nearcast.advising.traffic import read_traffic
-from nearcast.api.given import OUT, SpecLike, StoreLike, opened_store, resolve
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, opened_store, resolve
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
-from nearcast.join.listen import Listener
-from nearcast.publishing.where import place_of_spec
-from nearcast.replaying.compared import compare_inputs
-from nearcast.replaying.funnel import Funnel
-from nearcast.replaying.log import read_log
+from nearcast.join.listener import Listener
+from nearcast.publishing.targets import place_of_spec
+from nearcast.replaying.compared_versions import compare_inputs
 from nearcast.replaying.replay import Replayed, looked_up, searched
 from nearcast.replaying.replay import replay as replay_ways
-from nearcast.serve.expansion import open_expansion
+from nearcast.replaying.request_funnel import Funnel
+from nearcast.replaying.request_log import read_log
 from nearcast.spec import parse_model
 
 if TYPE_CHECKING:
-    from nearcast.replaying.ways import Way
+    from nearcast.replaying.candidate_sources import Way
 
 __all__ = ["advise", "head", "replay"]
 
@@ -45,7 +45,7 @@ def head(
     column: str = "id",
     listener: Listener | None = None,
 ) -> Head:
-    """Find the keys that cover a share of a log's traffic; see `nearcast.advising.head.find_head`.
+    """Find the keys that cover a share of a log's traffic; see `nearcast.advising.head_keys.find_head`.
 
     log: Parquet; key, time, count: its columns, see `nearcast.advising.traffic.read_traffic`.
     to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
@@ -74,10 +74,10 @@ def advise(
     out: str | Path = OUT,
     listener: Listener | None = None,
 ) -> Asked:
-    """Reckon what a use case costs offline, online and as a mix, and say which; see `nearcast.advising.ask`.
+    """Reckon what a use case costs offline, online and as a mix, and say which; see `nearcast.advising.recommend`.
 
     spec: a generator, whose items and queries are counted and sampled. numbers: what is known otherwise, by the names
-    of `nearcast.advising.ask.Numbers`; they win over the spec and the log. log: of requests, as for `head`.
+    of `nearcast.advising.recommend.Numbers`; they win over the spec and the log. log: of requests, as for `head`.
     rates: file of what this machine takes; measured and written where it is not there. Raises SpecError for numbers
     that are missing or cannot be.
     """
@@ -117,7 +117,7 @@ def replay(
 ) -> Replayed:
     """Send a log of requests through the whole funnel, by look-up and by online search; see `docs/replay.md`.
 
-    log: Parquet or an Arrow table with a row per request: see `nearcast.replaying.log.read_log`.
+    log: Parquet or an Arrow table with a row per request: see `nearcast.replaying.request_log.read_log`.
     versions: snapshots to look up in, published or not; the current one. expansion: a table of the store to go through.
     k: length of an answer; the table's. sample: requests to draw.
     online: the engine to search with; None leaves it out.

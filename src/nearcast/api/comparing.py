@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nearcast.api.given import OUT
+from nearcast.api.arguments import OUT
 from nearcast.errors import NotFoundError
 from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.explain import Explanation

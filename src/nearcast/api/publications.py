@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nearcast.api.given import OUT, SpecLike, StoreLike, note, opened_store, place_in_store_of, place_of
+from nearcast.ads.publish_expansion import Expanded, expand_files
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, note, opened_store, place_in_store_of, place_of
 from nearcast.errors import AuditError
-from nearcast.expansion.settings import ExpansionSpec, load_expansion_spec
 from nearcast.history.record import record_failed_audit, record_publication
-from nearcast.join.listen import Listener
-from nearcast.publishing import listing, rollback, tables
+from nearcast.join.listener import Listener
 from nearcast.publishing import publish as publishing
+from nearcast.publishing import publish_table as weight_tables
+from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
-from nearcast.publishing.expansion import Expanded, expand_files
-from nearcast.publishing.where import Place, place_of_name
+from nearcast.publishing.targets import Place, place_of_name
 from nearcast.spec import Publishing, parse_model
+from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ def publish_table(
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
     rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
-        for doubt in tables.doubts(opened, place.generator, table, rows):
+        for doubt in weight_tables.doubts(opened, place.generator, table, rows):
             listener.note(f"warning: {doubt}")
-        done = tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
+        done = weight_tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
     note(listener, record_publication(place.out, done))
     return done
 
@@ -161,7 +162,7 @@ def expand(
     as_of: when ads and links were exported: seconds since 1970, a datetime or ISO 8601, UTC where it names no zone. By
     default when the older file was last changed. What the overlay said of an ad after that stays in force.
     repair: do without a pointer, a current table or an overlay that cannot be read; `notes` say so.
-    Raises as `nearcast.publishing.expansion.publish_expansion` does.
+    Raises as `nearcast.ads.publish_expansion.publish_expansion` does.
     """
     if isinstance(spec, str | Path):
         parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
@@ -176,18 +177,18 @@ def expand(
 
 def published(
     generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
-) -> list[listing.Published]:
+) -> list[store_listing.Published]:
     """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
     if generator is not None:
         places = [place_in_store_of(generator, out)]
     elif store is not None:
         with opened_store(store, Place("", Path(out or OUT))) as opened:
-            return [listing.published(opened, name, now=time.time()) for name in opened.generators()]
+            return [store_listing.published(opened, name, now=time.time()) for name in opened.generators()]
     else:
         places = [place_of_name(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
     found = []
     for place in places:
         with opened_store(store, place) as opened:
             if generator is not None or opened.pointer(place.generator) is not None:
-                found.append(listing.published(opened, place.generator, now=time.time()))
+                found.append(store_listing.published(opened, place.generator, now=time.time()))
     return found

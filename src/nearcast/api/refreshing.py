@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.api.given import OUT, SpecLike, StoreLike, is_name, opened_store, resolve
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, is_name, opened_store, resolve
 from nearcast.api.publications import publish
 from nearcast.api.runs import run as run_spec
 from nearcast.errors import StoreError
 from nearcast.join.context import prepare
-from nearcast.join.listen import Listener
-from nearcast.monitoring.watch import Watched, watch
-from nearcast.publishing.where import place_in_store, place_of_spec
-from nearcast.serve.sampling import SAMPLES
+from nearcast.join.listener import Listener
+from nearcast.monitoring.monitor_pass import Watched, watch
+from nearcast.publishing.targets import place_in_store, place_of_spec
+from nearcast.serve.key_sampling import SAMPLES
 
 if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.api.given import SpecLike, note, resolve
+from nearcast.api.arguments import SpecLike, note, resolve
 from nearcast.errors import NearcastError, PromiseError
-from nearcast.history.moves import live_of, rejected_versions
+from nearcast.history.event_log import read
+from nearcast.history.publish_events import live_of, rejected_versions
 from nearcast.history.record import record_run
-from nearcast.history.store import read
 from nearcast.join.baseline import Baseline
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.table.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
-    from nearcast.sources.check import Report
+    from nearcast.sources.validate_rows import Report
 
 __all__ = ["check", "run"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nearcast.api.given import SpecLike, resolve
+from nearcast.api.arguments import SpecLike, resolve
 from nearcast.join.context import prepare
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
-from nearcast.tuning.tuned import Tuned, save
+from nearcast.tuning.tuning_result import Tuned, save
 
 __all__ = ["tune"]
 

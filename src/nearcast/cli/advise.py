@@ -12,12 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.advising.ask import Asked, Numbers
+from nearcast.advising.cost_charts import draw_advice
 from nearcast.advising.costs import PER_KEY, Advice
-from nearcast.advising.draw import draw_advice
+from nearcast.advising.recommend import Asked, Numbers
 from nearcast.api.advice import advise as ask
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, as_json, console, json_option, size, stretch
+from nearcast.cli.common import LocalPath, as_json, console, json_option, size, stretch
+from nearcast.cli.progress import listening
 from nearcast.types import Metric
 
 __all__ = ["advise"]

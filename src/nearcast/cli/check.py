@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from nearcast.api.runs import check as check_spec
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option
+from nearcast.cli.progress import listening
 from nearcast.cli.render import input_table, rule_table
-from nearcast.cli.shared import as_json, console, json_option
 
 __all__ = ["check"]
 

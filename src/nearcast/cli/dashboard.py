@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from nearcast.cli.shared import LocalPath, as_json, json_option, out_option, size
-from nearcast.dashboard.write import write_page
-from nearcast.publishing.where import store_url
+from nearcast.cli.common import LocalPath, as_json, json_option, out_option, size
+from nearcast.dashboard.write_page import write_page
+from nearcast.publishing.targets import store_url
 from nearcast.spec import Publishing
 
 __all__ = ["dashboard"]

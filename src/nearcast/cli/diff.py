@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from nearcast.api.comparing import diff as compare
-from nearcast.cli.shared import as_json, console, json_option, out_option
+from nearcast.cli.common import as_json, console, json_option, out_option
 
 if TYPE_CHECKING:
     from nearcast.join.diff import Change, Diff

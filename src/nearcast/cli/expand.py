@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from nearcast.api.publications import expand as make_current
-from nearcast.cli.shared import as_json, json_option, size, store_option, stretch
-from nearcast.publishing.times import utc
+from nearcast.cli.common import as_json, json_option, size, store_option, stretch
+from nearcast.publishing.utc_times import utc
 
 __all__ = ["expand"]
 

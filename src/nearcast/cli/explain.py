@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nearcast.api.comparing import explain as explain_pair
-from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option
+from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_option
 
 __all__ = ["explain"]
 

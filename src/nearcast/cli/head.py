@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.advising.draw import draw_head
-from nearcast.advising.head import HELD_OUT_DAYS, Head, Point
+from nearcast.advising.cost_charts import draw_head
+from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, Point
 from nearcast.api.advice import head as find
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, as_json, console, json_option
+from nearcast.cli.common import LocalPath, as_json, console, json_option
+from nearcast.cli.progress import listening
 from nearcast.spec import parse_bytes
 
 __all__ = ["head"]

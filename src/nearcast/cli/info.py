@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from nearcast import machine
-from nearcast.cli.shared import as_json, console, json_option, size
+from nearcast.cli.common import as_json, console, json_option, size
 from nearcast.engines import choose_engine
 from nearcast.kernels import IsaInfo, isa_info
 from nearcast.version import __version__

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from nearcast.api.snapshots import lookup as look_up
+from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.cli.render import candidate_list
-from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.errors import NotFoundError
-from nearcast.publishing.where import place_in_store
+from nearcast.publishing.targets import place_in_store
 from nearcast.serve.lookup import open_lookup
 from nearcast.stores.base import Space
-from nearcast.stores.nearest import nearest_in_version
+from nearcast.stores.nearest_keys import nearest_in_version
 from nearcast.suggest import quoted
 from nearcast.table.snapshot import Candidates
 
 if TYPE_CHECKING:
-    from nearcast.serve.answers import Answer
+    from nearcast.serve.lookup_answers import Answer
 
 __all__ = ["lookup"]
 

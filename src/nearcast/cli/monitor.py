@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from nearcast.api.refreshing import monitor as look
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, as_json, console, json_option, out_option, store_option, stretch
+from nearcast.cli.common import LocalPath, as_json, console, json_option, out_option, store_option, stretch
+from nearcast.cli.progress import listening
 from nearcast.errors import AlertError, SpecError
-from nearcast.history.store import read
+from nearcast.history.event_log import read
 from nearcast.monitoring.alert import CHECKS, Alert
-from nearcast.monitoring.draw import draw_history
-from nearcast.monitoring.served import FEWEST_LOOKUPS, Served
-from nearcast.monitoring.watch import Watched, tell
+from nearcast.monitoring.history_chart import draw_history
+from nearcast.monitoring.monitor_pass import Watched, tell
+from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Served
 from nearcast.spec import load_spec
 from nearcast.webhook import parse_webhook
 

@@ -16,9 +16,9 @@ from typing import Any
 import click
 import pyarrow as pa
 
-from nearcast.api.given import place_in_store_of
+from nearcast.api.arguments import place_in_store_of
+from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_of, out_option, store_option
 from nearcast.cli.render_overlay import overlay_table
-from nearcast.cli.shared import NegativeIds, as_json, console, json_option, out_of, out_option, store_option
 from nearcast.serve.overlay import Overlay, fits, open_overlay
 from nearcast.suggest import nearest_keys, quoted
 

@@ -8,11 +8,11 @@ from typing import cast
 import click
 
 from nearcast.api.publications import publish as publish_snapshot
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
+from nearcast.cli.progress import listening
 from nearcast.cli.render_publish import audit_table, outcome
-from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.errors import AuditError
-from nearcast.publishing.rules import Finding
+from nearcast.publishing.audit_rules import Finding
 
 __all__ = ["publish"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from nearcast.api.publications import published as look
+from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.cli.render_publish import published_table
-from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 
 __all__ = ["published"]
 

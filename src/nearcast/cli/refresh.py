@@ -8,10 +8,10 @@ import click
 
 from nearcast.api.refreshing import Refreshed
 from nearcast.api.refreshing import refresh as refresh_spec
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option, store_option, stretch
 from nearcast.cli.monitor import post_alerts, raise_on, report
+from nearcast.cli.progress import listening
 from nearcast.cli.render_publish import audit_table, outcome
-from nearcast.cli.shared import as_json, console, json_option, store_option, stretch
 from nearcast.errors import AuditError
 from nearcast.monitoring.alert import CHECKS
 from nearcast.spec import load_spec

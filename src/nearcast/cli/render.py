@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.shared import cell, size, stretch
+from nearcast.cli.common import cell, size, stretch
 from nearcast.join.context import STAGES
 from nearcast.measure.measures import COMPARED, MEASURES, format_value
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
-    from nearcast.sources.check import Report, SideReport
+    from nearcast.sources.validate_rows import Report, SideReport
     from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "rule_table", "snapshot_list", "summary"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from nearcast.cli.shared import cell
+from nearcast.cli.common import cell
 
 if TYPE_CHECKING:
     from nearcast.stores.base import OverlayEntry

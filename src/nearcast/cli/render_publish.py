@@ -9,13 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.shared import size, stretch
+from nearcast.cli.common import size, stretch
 from nearcast.measure.measures import format_value
 
 if TYPE_CHECKING:
-    from nearcast.publishing.listing import Kept, Published
+    from nearcast.publishing.audit_rules import Finding
     from nearcast.publishing.publication import Publication
-    from nearcast.publishing.rules import Finding
+    from nearcast.publishing.store_listing import Kept, Published
 
 __all__ = ["audit_table", "outcome", "published_table"]
 

@@ -9,9 +9,9 @@ import click
 from rich.table import Table
 
 from nearcast.api.advice import replay as replay_log
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, as_json, console, json_option, store_option
-from nearcast.replaying.draw import draw_replay
+from nearcast.cli.common import LocalPath, as_json, console, json_option, store_option
+from nearcast.cli.progress import listening
+from nearcast.replaying.funnel_chart import draw_replay
 
 if TYPE_CHECKING:
     from nearcast.replaying.outcome import Figures, Rate

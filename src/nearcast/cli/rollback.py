@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from nearcast.api.publications import roll_back
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
+from nearcast.cli.progress import listening
 from nearcast.cli.render_publish import outcome
-from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 
 __all__ = ["rollback"]
 

@@ -8,9 +8,9 @@ from typing import cast
 import click
 
 from nearcast.api.runs import run as run_spec
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option
+from nearcast.cli.progress import listening
 from nearcast.cli.render import summary
-from nearcast.cli.shared import as_json, console, json_option
 from nearcast.errors import PromiseError
 from nearcast.table.snapshot import Snapshot
 

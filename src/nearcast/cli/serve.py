@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nearcast.ads.expansion_table import Expansion, open_expansion
 from nearcast.api.comparing import explain
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, out_option
+from nearcast.cli.common import LocalPath, out_option
+from nearcast.cli.progress import listening
 from nearcast.errors import NearcastError, NotFoundError, SpecError
-from nearcast.publishing.retain import facts_of_newest
-from nearcast.publishing.where import store_url
-from nearcast.serve.ads_table import is_expansion
-from nearcast.serve.expansion import Expansion, open_expansion
-from nearcast.serve.limits import Limits, tokens_of
+from nearcast.publishing.retention import facts_of_newest
+from nearcast.publishing.targets import store_url
+from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.serve.lookup import open_lookup
-from nearcast.serve.replies import need_extra
-from nearcast.serve.sampling import SAMPLES, SampleWriter
+from nearcast.service.limits import Limits, tokens_of
+from nearcast.service.responses import need_extra
 from nearcast.spec import Publishing, load_spec, parse_bytes
 from nearcast.stores import open_store
+from nearcast.table.expansion_settings import is_expansion
 
 if TYPE_CHECKING:
     from nearcast.dashboard.live import Explain
-    from nearcast.serve.service import Served, Unopened
+    from nearcast.service.generator_service import Served, Unopened
     from nearcast.stores.base import Store
 
 __all__ = ["serve", "tokens"]
@@ -138,10 +138,10 @@ def serve(
     """
     need_extra()
     from nearcast.dashboard.live import dashboard_pages
-    from nearcast.serve.app import make_app
-    from nearcast.serve.metrics import leave_out_creation_times
-    from nearcast.serve.server import bind, is_loopback, run_server
-    from nearcast.serve.service import Served, new_service
+    from nearcast.service.app import make_app
+    from nearcast.service.generator_service import Served, new_service
+    from nearcast.service.metrics import leave_out_creation_times
+    from nearcast.service.server import bind, is_loopback, run_server
 
     allowed = tokens(token_file)
     with ExitStack() as held:
@@ -220,7 +220,7 @@ def _open_all(
 
     NotFoundError for a name under which nothing is published.
     """
-    from nearcast.serve.service import Unopened
+    from nearcast.service.generator_service import Unopened
 
     found: dict[str, Served | Expansion] = {}
     unopened: dict[str, Unopened] = {}
@@ -247,7 +247,7 @@ def _indexes(specs: Iterable[Path], names: Sequence[str], out: Path, engine: str
         spec = load_spec(path)
         if spec.name not in names:
             raise SpecError(f"{path} is the spec of {spec.name!r}, which is not served; served are {', '.join(names)}")
-        from nearcast.join.online import open_online
+        from nearcast.join.online_index import open_online
 
         click.echo(f"opening the online index of {spec.name}", err=True)
         recall = spec.serve.online_recall

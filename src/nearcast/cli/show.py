@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from nearcast.cli.named import find_named
+from nearcast.cli.common import as_json, console, json_option, out_option
 from nearcast.cli.render import summary
-from nearcast.cli.shared import as_json, console, json_option, out_option
+from nearcast.cli.snapshot_names import find_named
 
 __all__ = ["show"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from nearcast.cli.common import as_json, console, json_option, out_option
 from nearcast.cli.render import snapshot_list
-from nearcast.cli.shared import as_json, console, json_option, out_option
 from nearcast.errors import NotFoundError
 from nearcast.suggest import generators_in_words
 from nearcast.table.snapshot import list_generators, list_snapshots

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nearcast.cli.shared import as_json
+from nearcast.cli.common import as_json
 from nearcast.spec import example, json_schema
 
 __all__ = ["spec"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from nearcast.api.publications import publish_table
-from nearcast.cli.listen import listening
+from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.cli.overlay import span_of
+from nearcast.cli.progress import listening
 from nearcast.cli.render_publish import outcome
-from nearcast.cli.shared import as_json, console, json_option, out_of, out_option, store_option
 from nearcast.publishing.engagement import TOP
 
 __all__ = ["table"]

@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from nearcast.api.tuning import tune as tune_spec
-from nearcast.cli.listen import listening
-from nearcast.cli.shared import LocalPath, as_json, console, json_option, size, stretch
+from nearcast.cli.common import LocalPath, as_json, console, json_option, size, stretch
+from nearcast.cli.progress import listening
 from nearcast.errors import MissingExtraError
 from nearcast.spec import parse_bytes
-from nearcast.tuning.draw import draw_frontier
+from nearcast.tuning.frontier_chart import draw_frontier
 from nearcast.tuning.tune import TRIALS
 
 if TYPE_CHECKING:
-    from nearcast.tuning.tuned import Tuned
+    from nearcast.tuning.tuning_result import Tuned
 
 __all__ = ["tune"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.dashboard.generator import generator_page, tuned_at
-from nearcast.dashboard.lists import Removal
-from nearcast.dashboard.samples import telling_queries
+from nearcast.dashboard.list_explorer import Removal
+from nearcast.dashboard.sample_queries import telling_queries
 from nearcast.errors import NotFoundError
+from nearcast.history.event_log import newest, read
 from nearcast.history.record import record_runs
-from nearcast.history.store import newest, read
 from nearcast.measure.measures import MEASURES
 from nearcast.table.snapshot import list_generators
 from nearcast.version import __version__

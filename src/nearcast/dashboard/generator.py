@@ -12,8 +12,8 @@ from typing import Any
 
 from nearcast.dashboard.series import pass_series, rounded, run_series
 from nearcast.errors import NearcastError
-from nearcast.history.store import Event
-from nearcast.monitoring.standing import live_of, newest_runs, state_of
+from nearcast.history.event_log import Event
+from nearcast.monitoring.status import live_of, newest_runs, state_of
 from nearcast.table.snapshot import find_snapshot
 
 __all__ = ["generator_page", "read_plain", "tuned_at"]

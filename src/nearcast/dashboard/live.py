@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nearcast.dashboard.brief import brief
 from nearcast.dashboard.document import Pages, around, generators_of, headline_of
-from nearcast.dashboard.lists import columns_shown, compared, difference, keys_like, labels_of, shown
+from nearcast.dashboard.list_explorer import columns_shown, compared, difference, keys_like, labels_of, shown
+from nearcast.dashboard.overview import brief
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
 from nearcast.errors import NearcastError, NotFoundError
-from nearcast.monitoring.words import LEVELS, TROUBLES
-from nearcast.serve.pages import Page, PageRequest
-from nearcast.serve.replies import RefusedError, Reply
-from nearcast.serve.service import Service, columns_in
+from nearcast.monitoring.alert_text import LEVELS, TROUBLES
 from nearcast.serve.view import View
+from nearcast.service.generator_service import Service, columns_in
+from nearcast.service.pages import Page, PageRequest
+from nearcast.service.responses import RefusedError, Reply
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["Explain", "dashboard_pages"]

@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from nearcast.dashboard.brief import brief
+from nearcast.dashboard.overview import brief
 from nearcast.errors import SpecError
 from nearcast.files import finite_json
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from nearcast.dashboard.lists import Removal
+from nearcast.dashboard.list_explorer import Removal
 from nearcast.errors import NearcastError
-from nearcast.publishing.times import utc
-from nearcast.serve.keys import typed_key
+from nearcast.publishing.utc_times import utc
+from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.view import View
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Store

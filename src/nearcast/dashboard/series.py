@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nearcast.history.store import Event
-from nearcast.monitoring.standing import newest_runs
+from nearcast.history.event_log import Event
+from nearcast.monitoring.status import newest_runs
 
 __all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
 

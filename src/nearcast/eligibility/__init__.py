@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nearcast.eligibility.check import check_rules
 from nearcast.eligibility.compile import compile_rules
-from nearcast.eligibility.folder import open_eligibility, save_eligibility
-from nearcast.eligibility.judge import failing
+from nearcast.eligibility.compiled_folder import open_eligibility, save_eligibility
+from nearcast.eligibility.pair_reference import failing
 from nearcast.eligibility.parse import Rule, parse_rule
 from nearcast.eligibility.ruleset import RuleSet, facts_of_rules
-from nearcast.eligibility.uses import columns_of, item_only, request_time
+from nearcast.eligibility.used_columns import columns_of, item_only, request_time
+from nearcast.eligibility.validate import check_rules
 
 __all__ = [
     "Rule",

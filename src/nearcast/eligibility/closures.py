@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from nearcast.eligibility.judge import Nanos, compared, product_of, shares, sum_of
 from nearcast.eligibility.nodes import (
     And,
     Compare,
@@ -29,6 +28,7 @@ from nearcast.eligibility.nodes import (
     Sum,
     sides_of,
 )
+from nearcast.eligibility.pair_reference import Nanos, compared, product_of, shares, sum_of
 
 __all__ = ["Bound", "Context", "Item", "binder"]
 

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.eligibility.check import check_rules
-from nearcast.eligibility.columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
-from nearcast.eligibility.kinds import with_types
 from nearcast.eligibility.nodes import And, Compare, IsNull, Member, Node, Not, Or, sides_of
 from nearcast.eligibility.parse import Rule
-from nearcast.eligibility.uses import request_time
+from nearcast.eligibility.rule_columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
+from nearcast.eligibility.rule_types import with_types
+from nearcast.eligibility.used_columns import request_time
+from nearcast.eligibility.validate import check_rules
 from nearcast.knn import eligible
 from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
 from nearcast.types import IntArray

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from nearcast.eligibility.faults import fault, near
 from nearcast.eligibility.nodes import (
     And,
     Compare,
@@ -33,6 +32,7 @@ from nearcast.eligibility.nodes import (
     parts_of,
     sides_of,
 )
+from nearcast.eligibility.rule_errors import fault, near
 from nearcast.errors import SpecError
 from nearcast.times import parse_time
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from nearcast.eligibility.check import check_rules
 from nearcast.eligibility.closures import Bound, Context, Item, binder
-from nearcast.eligibility.faults import near
-from nearcast.eligibility.judge import Nanos, plain
-from nearcast.eligibility.kinds import Kind, Type
+from nearcast.eligibility.pair_reference import Nanos, plain
 from nearcast.eligibility.parse import Rule, parse_rule
+from nearcast.eligibility.rule_errors import near
+from nearcast.eligibility.rule_types import Kind, Type
+from nearcast.eligibility.validate import check_rules
 from nearcast.errors import InputError
 from nearcast.times import parse_duration, parse_time
 

@@ -29,7 +29,7 @@ from nearcast.engines.base import (
 )
 from nearcast.errors import DamagedError, SpecError
 from nearcast.kernels.join import MOST_DIMENSIONS
-from nearcast.kernels.rounding import TILE_ITEMS
+from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.mapped import map_array
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress

@@ -21,7 +21,7 @@ from nearcast.engines.base import (
     Workload,
 )
 from nearcast.knn.constraints import FREE, Constraints
-from nearcast.knn.exact import blocks_for, exact_join
+from nearcast.knn.exact_join import blocks_for, exact_join
 from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["ExactEngine"]

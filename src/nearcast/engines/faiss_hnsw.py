@@ -32,7 +32,7 @@ from nearcast.engines.faiss_common import (
 )
 from nearcast.errors import DamagedError
 from nearcast.knn.constraints import FREE, Constraints
-from nearcast.knn.copies import Copies, find_copies
+from nearcast.knn.identical_vectors import Copies, find_copies
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
 
 __all__ = ["FaissHnswEngine"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from nearcast.errors import AuditError
 from nearcast.files import fingerprint
-from nearcast.history.store import append
+from nearcast.history.event_log import append
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.times import seconds_of
+from nearcast.publishing.utc_times import seconds_of
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.join.rank import is_ranked, read_rank_scores
-from nearcast.join.reasons import CODES
+from nearcast.join.short_lists import CODES
 from nearcast.join.task import JoinTask, read_result
 from nearcast.knn.topk import cut_lists
 from nearcast.measure.tally import Tally
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side
-from nearcast.table.schema import Reason, candidate_schema, candidate_table
-from nearcast.table.write import TableWriter
+from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table
+from nearcast.table.write_table import TableWriter
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
 __all__ = ["assemble"]

@@ -12,11 +12,11 @@ from nearcast import machine
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, EngineSettings, Resources
 from nearcast.errors import BudgetError, SpecError
-from nearcast.join.listen import Listener
+from nearcast.join.listener import Listener
+from nearcast.overfetch.survival_log import Counts
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
-from nearcast.surplus.log import Counts
 
 __all__ = ["STAGES", "RunContext", "prepare"]
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from nearcast.eligibility import Rule, columns_of, failing
 from nearcast.engines.dense import EXACT
 from nearcast.errors import InputError
-from nearcast.join.constraints import rules_of
+from nearcast.join.compile_constraints import rules_of
 from nearcast.parquet import open_dataset
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Snapshot

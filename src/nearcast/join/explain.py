@@ -19,15 +19,15 @@ import pyarrow as pa
 from nearcast.eligibility import columns_of, failing
 from nearcast.errors import NearcastError, NotFoundError
 from nearcast.files import is_done
-from nearcast.join.attributes import rows_of
-from nearcast.join.constraints import open_constraints, rules_of
+from nearcast.join.compile_constraints import open_constraints, rules_of
 from nearcast.join.full_items import read_full_items
-from nearcast.join.measuring import exclusions
 from nearcast.join.rank import RankSettings, model_scores, rank_settings
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import Bars, admitted
 from nearcast.knn.scores import pair_scores
+from nearcast.measure.sampled_recall import exclusions
+from nearcast.sources.attribute_columns import rows_of
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Side, open_side
 from nearcast.spec import GeneratorSpec, parse_model

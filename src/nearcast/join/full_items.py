@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.join.inputs import Inputs
 from nearcast.knn.exposure import Bars
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import Inputs, Side
 
 __all__ = ["FULL_FILE", "read_full_items", "write_full_items"]
 

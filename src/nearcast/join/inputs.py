@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from nearcast.files import fingerprint, is_done, read_manifest
-from nearcast.join.listen import Listener
-from nearcast.sources.check import (
+from nearcast.join.listener import Listener
+from nearcast.sources.ingest import Inputs, Side, ingest, ingest_bytes, ingest_memory, open_side
+from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
+from nearcast.sources.table_rows import RowSource, open_source, table_source
+from nearcast.sources.validate_rows import (
     Report,
     Scan,
     SideReport,
@@ -22,15 +25,11 @@ from nearcast.sources.check import (
     scan,
     stop_on_errors,
 )
-from nearcast.sources.ingest import Side, ingest, ingest_bytes, ingest_memory, open_side
-from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
-from nearcast.sources.rows import RowSource, open_source, table_source
 from nearcast.spec import GeneratorSpec, Source
 from nearcast.types import ArrayVectors, Progress
 
 __all__ = [
     "Checked",
-    "Inputs",
     "Sources",
     "check_inputs",
     "ingest_inputs",
@@ -64,14 +63,6 @@ class Checked:
     query_folder: Path
     disk_bytes: int  # that ingesting will take
     memory_bytes: int  # the same, at its peak
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Both sides, ingested. `queries is items` for a join of a set with itself."""
-
-    items: Side
-    queries: Side
 
 
 def open_sources(

@@ -23,15 +23,14 @@ import pyarrow as pa
 
 from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.files import path_fault, read_manifest
-from nearcast.join.attributes import attribute_names, attributes_of
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Inputs
-from nearcast.join.measuring import SampledLists
-from nearcast.join.plan import Plan
 from nearcast.join.rank_model import onnx_ranker
+from nearcast.join.run_plan import Plan
 from nearcast.knn.scores import rescore
 from nearcast.mapped import map_array
-from nearcast.sources.ingest import Side, open_side
+from nearcast.measure.sampled_recall import SampledLists
+from nearcast.sources.attribute_columns import attribute_names, attributes_of
+from nearcast.sources.ingest import Inputs, Side, open_side
 from nearcast.sources.user_files import UserFile, changed_error, shown_path
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors

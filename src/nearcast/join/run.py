@@ -18,25 +18,18 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.exact import ExactEngine
 from nearcast.files import fresh_folder, locked
 from nearcast.join.baseline import Baseline, Earlier
-from nearcast.join.choose import choose_lists
-from nearcast.join.conclude import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
-from nearcast.join.constraints import have_constraints
+from nearcast.join.commit_snapshot import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
+from nearcast.join.compile_constraints import have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
 from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, trial_vectors
-from nearcast.join.listen import Listener
-from nearcast.join.plan import Plan, enter_work
-from nearcast.join.preparing import (
-    check_columns,
-    check_ranker_on_pairs,
-    open_run,
-    refuse_out,
-    rule_shares,
-    sketched_inputs,
-)
-from nearcast.join.profiling import profile_inputs
+from nearcast.join.listener import Listener
+from nearcast.join.plan_overfetch import count_lookups
+from nearcast.join.profile_inputs import profile_inputs
 from nearcast.join.rank import check_ranker
-from nearcast.join.scored import scored_inputs
+from nearcast.join.run_plan import Plan, enter_work
+from nearcast.join.score_terms import scored_inputs
+from nearcast.join.select_candidates import choose_lists
 from nearcast.join.stages import (
     calibrated,
     draw_samples,
@@ -48,11 +41,18 @@ from nearcast.join.stages import (
     took_full_effort,
     write_table,
 )
-from nearcast.join.surplus import count_lookups
+from nearcast.join.validate_run import (
+    check_columns,
+    check_ranker_on_pairs,
+    open_run,
+    refuse_out,
+    rule_shares,
+    sketched_inputs,
+)
 from nearcast.runners.local import LocalRunner, Runner
-from nearcast.sources.check import Report
+from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
-from nearcast.table.schema import FORMAT_VERSION
+from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.snapshot import Snapshot, list_snapshots, next_version
 from nearcast.version import __version__
 

@@ -9,26 +9,27 @@ from typing import Any
 from nearcast.engines.base import Effort, Index
 from nearcast.engines.dense import EXACT
 from nearcast.engines.exact import ExactEngine
+from nearcast.engines.index_folder import ensure_index
 from nearcast.files import fingerprint, is_done, link_file
-from nearcast.index.artifact import ensure_index
 from nearcast.join.assemble import assemble
 from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
-from nearcast.join.choose import Chosen
-from nearcast.join.constraints import open_constraints
+from nearcast.join.compare_vectors import measure_drift
+from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
-from nearcast.join.drifting import measure_drift
-from nearcast.join.inputs import Checked, Inputs
-from nearcast.join.measuring import exclusions, measure_overlap
-from nearcast.join.plan import cut
-from nearcast.join.quality import Asked, likely_metric, measure_quality
+from nearcast.join.inputs import Checked
 from nearcast.join.rank import rank_settings, retrieved_lists
-from nearcast.join.reasons import Shortfall, short_reasons
+from nearcast.join.run_plan import cut
+from nearcast.join.select_candidates import Chosen
+from nearcast.join.short_lists import Shortfall, short_reasons
 from nearcast.join.task import JoinSettings, JoinTask, as_pairs, do_task, open_index
-from nearcast.join.truth import kept_truth
+from nearcast.measure.list_quality import Asked, likely_metric, measure_quality
 from nearcast.measure.recall import sample_rows
+from nearcast.measure.sampled_recall import exclusions, measure_overlap
 from nearcast.measure.tally import Tally
+from nearcast.measure.truth import kept_truth
 from nearcast.runners.local import Runner
-from nearcast.sources.check import Report
+from nearcast.sources.ingest import Inputs
+from nearcast.sources.validate_rows import Report
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Neighbors, no_progress
 from nearcast.version import __version__

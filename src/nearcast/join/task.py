@@ -16,7 +16,7 @@ import numpy as np
 from nearcast.engines import ENGINES
 from nearcast.engines.base import Effort, Index, Resources
 from nearcast.files import finish, fresh_folder, is_done, verify
-from nearcast.join.constraints import open_constraints
+from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.mapped import map_array
 from nearcast.sources.ids import shared_positions

@@ -15,9 +15,9 @@ from nearcast.kernels.index import (
 )
 from nearcast.kernels.isa import IsaInfo, isa_info
 from nearcast.kernels.join import Joined, join_exact
-from nearcast.kernels.lists import ListScorer, list_scorer
-from nearcast.kernels.rounding import width_of
-from nearcast.kernels.rules import eligible_counts, shares_under
+from nearcast.kernels.quantize import width_of
+from nearcast.kernels.rescore import ListScorer, list_scorer
+from nearcast.kernels.rule_blocks import eligible_counts, shares_under
 
 __all__ = [
     "DenseIndex",

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nearcast.kernels import isa as _isa
-from nearcast.kernels import rounding, twins
-from nearcast.kernels.rounding import Codes, PackedItems, Rotation
+from nearcast.kernels import numpy_fallback, quantize
+from nearcast.kernels.quantize import Codes, PackedItems, Rotation
 from nearcast.knn.scores import norms
 
 ROWS_PER_CELL = 16  # of the training sample; 40 gave cells that are 2% better at three times the cost
@@ -84,10 +84,10 @@ def pack_centres(
 ) -> PackedItems:
     """Centres as items of a scan, one block per group; keep_order leaves them in the order given (one group)."""
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
-    codes = rounding.round_vectors(centres.astype(np.float32), plain, rounding.ITEM_LEVELS, isa, 1)
+    codes = quantize.round_vectors(centres.astype(np.float32), plain, quantize.ITEM_LEVELS, isa, 1)
     by = np.zeros(len(centres)) if keep_order else codes.residuals
-    order, block_tiles = rounding.order_in_blocks(groups, by, n_groups)
-    return rounding.pack_items(codes, order, block_tiles, offsets, isa, 1)
+    order, block_tiles = quantize.order_in_blocks(groups, by, n_groups)
+    return quantize.pack_items(codes, order, block_tiles, offsets, isa, 1)
 
 
 def assign(
@@ -100,17 +100,17 @@ def assign(
 ) -> np.ndarray:
     """The nearest centre of every row. groups: the group of every centre, and the groups' own centres."""
     images = weighted(centres, weight)
-    offsets = -0.5 * twins.lane_sums(images * centres)
+    offsets = -0.5 * numpy_fallback.lane_sums(images * centres)
     group_of = np.zeros(len(centres), np.int64) if groups is None else groups[0]
     n_groups = 1 if groups is None else len(groups[1])
     packed = pack_centres(images, offsets, group_of, n_groups, rows.rotation, isa, keep_order=False)
-    rounded = rounding.native_queries(rows.codes)
+    rounded = quantize.native_queries(rows.codes)
     probes = None
     if groups is not None:
         tops = weighted(groups[1], weight)
         top = pack_centres(
             tops,
-            -0.5 * twins.lane_sums(tops * groups[1]),
+            -0.5 * numpy_fallback.lane_sums(tops * groups[1]),
             np.zeros(n_groups, np.int64),
             1,
             rows.rotation,
@@ -171,7 +171,7 @@ def group_centres(
         return None
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
     vectors = centres.astype(np.float32)
-    codes = rounding.coarser(rounding.round_vectors(vectors, plain, rounding.ITEM_LEVELS, isa, threads))
+    codes = quantize.coarser(quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads))
     rows = Rows(vectors, codes, plain)
     n_groups = int(np.sqrt(len(centres)))
     tops = centres[:: len(centres) // n_groups][:n_groups].copy()

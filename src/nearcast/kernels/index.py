@@ -15,9 +15,9 @@ import numpy as np
 from nearcast.kernels import cells as _cells
 from nearcast.kernels import isa as _isa
 from nearcast.kernels import join as _join
-from nearcast.kernels import rounding, twins
+from nearcast.kernels import numpy_fallback, quantize
 from nearcast.kernels.join import Joined, Progress
-from nearcast.kernels.rounding import PackedItems, Rotation
+from nearcast.kernels.quantize import PackedItems, Rotation
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.eligible import Eligibility
 
@@ -78,13 +78,13 @@ class DenseIndex:
         if np.isnan(reach):
             raise ValueError("reach is NaN; needed is a number, or infinity for an exact join")
         if isa == _isa.TWINS or self.packed is None or len(queries) == 0:
-            return Joined(*twins.join_exact(queries, self.items, k, self.metric, exclude, constraints))
-        codes = rounding.round_vectors(queries, self.rotation, rounding.ITEM_LEVELS, isa, threads)
+            return Joined(*numpy_fallback.join_exact(queries, self.items, k, self.metric, exclude, constraints))
+        codes = quantize.round_vectors(queries, self.rotation, quantize.ITEM_LEVELS, isa, threads)
         _join.check_lengths(codes, "queries")
         scanned = codes
-        if _isa.query_levels(isa) != rounding.ITEM_LEVELS:
-            scanned = rounding.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, threads)
-        probes = None if np.isposinf(reach) else self._probes(rounding.coarser(codes), k, reach)
+        if _isa.query_levels(isa) != quantize.ITEM_LEVELS:
+            scanned = quantize.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, threads)
+        probes = None if np.isposinf(reach) else self._probes(quantize.coarser(codes), k, reach)
         slots = _join.slots_for(k, len(self.items))
         per_job = per_job or _join.queries_per_job(
             len(queries),
@@ -100,7 +100,7 @@ class DenseIndex:
                 _join.METRIC_NUMBERS[self.metric],
                 queries,
                 self.items,
-                rounding.native_queries(scanned),
+                quantize.native_queries(scanned),
                 self.packed.native,
                 self.item_norms,
                 exclude,
@@ -115,16 +115,16 @@ class DenseIndex:
             k,
         )
 
-    def _probes(self, codes: rounding.Codes, k: int, reach: float) -> object:
+    def _probes(self, codes: quantize.Codes, k: int, reach: float) -> object:
         assert self.sample is not None
         assert self.centres is not None
-        sampled = int((self.sample.order != rounding.NO_ITEM).sum())
+        sampled = int((self.sample.order != quantize.NO_ITEM).sum())
         first = max(FIRST_SHARE, 4 * k / len(self.items))
         first_rank = min(sampled, max(1, round(first * sampled)))
         floor_rank = min(sampled, max(1, round(FLOOR_SHARE * sampled)))
         lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._offsets()))
         return _isa.native().ProbeArrays(
-            rounding.native_queries(codes),
+            quantize.native_queries(codes),
             self.centres.native,
             self.sample.native,
             first_rank,
@@ -137,7 +137,7 @@ class DenseIndex:
     def _offsets(self) -> np.ndarray:
         assert self.centres is not None
         assert self.centres.offsets is not None
-        return self.centres.offsets[self.centres.order != rounding.NO_ITEM]
+        return self.centres.offsets[self.centres.order != quantize.NO_ITEM]
 
     def calibrate(self, queries: np.ndarray, k: int, recall: float, *, threads: int = 1) -> float:
         """The least reach, to 1%, at which these queries find `recall` of their true neighbours."""
@@ -175,21 +175,21 @@ def build_index(
     items = _join.checked_vectors(items, "items")
     _join.check_pair(items[:0], items, 1, metric)
     isa = _isa.isa_info().taken
-    rotation = rounding.make_rotation(items, metric)
+    rotation = quantize.make_rotation(items, metric)
     if isa == _isa.TWINS or len(items) == 0:
         return DenseIndex(
             metric, items, None, rotation, None, None, None, 0.0
         )  # joins are the referee's, without cells
-    codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, threads)
+    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, threads)
     _join.check_lengths(codes, "items")
-    rows = _cells.Rows(items, rounding.coarser(codes), rotation)
+    rows = _cells.Rows(items, quantize.coarser(codes), rotation)
     weight = None
     if metric != "l2" and query_sample is not None and len(query_sample):
         weight = _cells.query_weight(_join.checked_vectors(query_sample, "query_sample"))
     n_cells = min(cells or default_cells(len(items)), len(items))
     cell_of, means = _cells_of(rows, n_cells, weight, seed, isa, threads)
-    order, block_tiles = rounding.order_in_blocks(cell_of, codes.residuals, len(means))
-    packed = rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, threads)
+    order, block_tiles = quantize.order_in_blocks(cell_of, codes.residuals, len(means))
+    packed = quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, threads)
     offsets = None
     counts = np.bincount(cell_of, minlength=len(means))
     if metric == "l2":
@@ -212,7 +212,7 @@ def ruled_index(items: np.ndarray, metric: str, rule: Eligibility, *, threads: i
     """All items in blocks that the rule tells apart, for exact joins under it; other rules are answered rightly too."""
     items = _join.checked_vectors(items, "items")
     isa = _isa.isa_info().taken
-    rotation = rounding.make_rotation(items, metric)
+    rotation = quantize.make_rotation(items, metric)
     packed = None
     if isa != _isa.TWINS and len(items):
         packed = _join.pack_whole(items, rotation, metric, isa, threads, rule)

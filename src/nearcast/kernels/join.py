@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nearcast.kernels import isa as _isa
-from nearcast.kernels import rounding, rules, twins
+from nearcast.kernels import numpy_fallback, quantize, rule_blocks
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.eligible import Eligibility
 
@@ -53,11 +53,11 @@ def check_pair(queries: np.ndarray, items: np.ndarray, k: int, metric: str) -> N
         raise ValueError(f"metric is {metric!r}; known are {', '.join(METRIC_NUMBERS)}")
     if not 1 <= k <= MOST_SLOTS:
         raise ValueError(f"k is {k}; needed is 1 to {MOST_SLOTS}")
-    if len(items) >= int(rounding.NO_ITEM) - 2**20:
+    if len(items) >= int(quantize.NO_ITEM) - 2**20:
         raise ValueError(f"{len(items)} items are too many for one index; cut them into shards")
 
 
-def check_lengths(codes: rounding.Codes, name: str) -> None:
+def check_lengths(codes: quantize.Codes, name: str) -> None:
     """ValueError where a vector is not finite, or too long to be squared in float32."""
     bad = np.flatnonzero(~(codes.norms <= LARGEST_NORM))
     if len(bad):
@@ -131,12 +131,12 @@ def join_exact(
     exclude = checked_exclude(exclude, len(queries))
     isa = _isa.isa_info().taken
     if isa == _isa.TWINS:
-        return Joined(*twins.join_exact(queries, items, k, metric, exclude, constraints))
+        return Joined(*numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints))
     if len(queries) == 0 or len(items) == 0:
         return Joined(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
-    rotation = rounding.make_rotation(items, metric)
+    rotation = quantize.make_rotation(items, metric)
     packed = pack_whole(items, rotation, metric, isa, threads, constraints.eligibility)
-    rounded = rounding.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
+    rounded = quantize.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
     check_lengths(rounded, "queries")
     slots = slots_for(k, len(items))
     per_job = queries_per_job(len(queries), slots, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
@@ -146,7 +146,7 @@ def join_exact(
             METRIC_NUMBERS[metric],
             queries,
             items,
-            rounding.native_queries(rounded),
+            quantize.native_queries(rounded),
             packed.native,
             item_norms(items, metric, isa, threads),
             exclude,
@@ -162,29 +162,29 @@ def join_exact(
     )
 
 
-def native_constraints(constraints: Constraints, packed: rounding.PackedItems) -> tuple[Any, Any, float]:
+def native_constraints(constraints: Constraints, packed: quantize.PackedItems) -> tuple[Any, Any, float]:
     """Rule, caps and least score as the native join takes them."""
-    rule = None if constraints.eligibility is None else rules.native_rule(constraints.eligibility, packed)
+    rule = None if constraints.eligibility is None else rule_blocks.native_rule(constraints.eligibility, packed)
     least = -np.inf if constraints.min_score is None else constraints.min_score
-    return rule, rules.native_caps(constraints), least
+    return rule, rule_blocks.native_caps(constraints), least
 
 
 def pack_whole(
     items: np.ndarray,
-    rotation: rounding.Rotation,
+    rotation: quantize.Rotation,
     metric: str,
     isa: str,
     threads: int,
     eligibility: Eligibility | None = None,
-) -> rounding.PackedItems:
+) -> quantize.PackedItems:
     """All items in blocks: of one size with large residuals (long ones) first, or such as rules tell apart."""
-    codes = rounding.round_vectors(items, rotation, rounding.ITEM_LEVELS, isa, threads)
+    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, threads)
     check_lengths(codes, "items")
     if eligibility is None:
         ranks = np.empty(len(items), np.int64)
         ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
         blocks = ranks // BLOCK_ITEMS
     else:
-        blocks = rules.rule_blocks(eligibility)
-    order, block_tiles = rounding.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
-    return rounding.pack_items(codes, order, block_tiles, rounding.l2_offsets(codes, metric), isa, threads)
+        blocks = rule_blocks.rule_blocks(eligibility)
+    order, block_tiles = quantize.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
+    return quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, threads)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nearcast.monitoring.words import TROUBLES
+from nearcast.monitoring.alert_text import TROUBLES
 
 __all__ = ["CHECKS", "Alert"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nearcast.monitoring.alert import Alert
-from nearcast.monitoring.usual import FEWEST, Usual, usual
-from nearcast.monitoring.words import count_title
+from nearcast.monitoring.alert_text import count_title
+from nearcast.monitoring.expected_range import FEWEST, Usual, usual
 
 __all__ = ["USUAL_RUNS", "check_runs", "count_alert"]
 

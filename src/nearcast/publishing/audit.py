@@ -13,14 +13,14 @@ from typing import Any
 from nearcast.eligibility import columns_of, parse_rule
 from nearcast.eligibility.nodes import Reference
 from nearcast.errors import AuditError, DamagedError, SpecError
-from nearcast.publishing.findings import Beside, Finding, Judged
-from nearcast.publishing.rows import Shape, lists_of, payload_bytes, shape_of
-from nearcast.publishing.rules import RULES, judge
+from nearcast.publishing.audit_rules import RULES, judge
+from nearcast.publishing.audit_values import Beside, Finding, Judged
 from nearcast.publishing.served_inputs import gather_inputs
-from nearcast.publishing.times import seconds_of
+from nearcast.publishing.snapshot_rows import Shape, lists_of, payload_bytes, shape_of
+from nearcast.publishing.utc_times import seconds_of
 from nearcast.spec import Audit
 from nearcast.stores.base import Reader, Space
-from nearcast.stores.values import decode_lists
+from nearcast.stores.value_format import decode_lists
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Current", "audit", "check_known", "settle"]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from nearcast.errors import InputError, SpecError
 from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microseconds
 from nearcast.sources.parquet_files import open_parquet
-from nearcast.stores.tables import PHRASES, table_key
+from nearcast.stores.weight_tables import PHRASES, table_key
 
 __all__ = ["LogColumns", "most_engaged", "read_log"]
 

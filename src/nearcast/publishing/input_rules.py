@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nearcast.measure.profile import attribute_drift, noise_of, psi_of_share
-from nearcast.publishing.findings import NOTHING_CURRENT, Finding, InputsBeside, Judged, Rule
+from nearcast.publishing.audit_values import NOTHING_CURRENT, Finding, InputsBeside, Judged, Rule
 from nearcast.spec import Audit
 
 __all__ = ["INPUT_RULES"]

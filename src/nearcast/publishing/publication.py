@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from nearcast.publishing.load import Copied
-from nearcast.publishing.rules import Finding
+from nearcast.publishing.audit_rules import Finding
+from nearcast.publishing.copy_snapshot import Copied
 
 __all__ = ["Listener", "Outcome", "Publication", "Silence"]
 
@@ -15,7 +15,7 @@ Outcome = Literal["published", "already_current", "would_publish", "rolled_back"
 
 
 class Listener(Protocol):
-    """Hears of a publish as it goes; `nearcast.join.listen.Listener` is one."""
+    """Hears of a publish as it goes; `nearcast.join.listener.Listener` is one."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` units of a stage are complete."""

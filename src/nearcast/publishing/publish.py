@@ -16,18 +16,18 @@ from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.publishing.audit import Current, audit, check_known, settle
-from nearcast.publishing.cutback import cut_back
-from nearcast.publishing.load import Copied, Rehearsal, copy_snapshot
+from nearcast.publishing.audit_rules import Finding
+from nearcast.publishing.compact_overlay import cut_back
+from nearcast.publishing.copy_snapshot import Copied, Rehearsal, copy_snapshot
 from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.readable import check_readable
-from nearcast.publishing.readback import compare_sample, read_back
+from nearcast.publishing.read_version import check_readable
 from nearcast.publishing.repair import mend_overlay, read_pointer, retire_damaged
-from nearcast.publishing.retain import remove_snapshots, retire_versions, withdrawn_after
-from nearcast.publishing.rows import Shape, shape_of
-from nearcast.publishing.rules import Finding
+from nearcast.publishing.retention import remove_snapshots, retire_versions, withdrawn_after
+from nearcast.publishing.snapshot_rows import Shape, shape_of
 from nearcast.publishing.throttle import Throttle
-from nearcast.publishing.times import seconds_of, utc
-from nearcast.publishing.writing import writing
+from nearcast.publishing.utc_times import seconds_of, utc
+from nearcast.publishing.verify_copy import compare_sample, read_back
+from nearcast.publishing.write_version import writing
 from nearcast.spec import Audit, Publishing, Serving
 from nearcast.stores.base import Event, Held, Pointer, Store, store_time
 from nearcast.table.snapshot import Snapshot

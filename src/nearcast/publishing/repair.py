@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.publishing.retain import facts_of_newest
+from nearcast.publishing.retention import facts_of_newest
 from nearcast.stores.base import Pointer, Store, repair_overlay
 
 __all__ = ["facts_of_last", "mend_overlay", "read_pointer", "retire_damaged"]

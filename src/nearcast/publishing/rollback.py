@@ -7,10 +7,10 @@ import time
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.readable import check_readable
-from nearcast.publishing.readback import read_back
-from nearcast.publishing.retain import rollback_target, withdrawn_after
-from nearcast.publishing.times import utc
+from nearcast.publishing.read_version import check_readable
+from nearcast.publishing.retention import rollback_target, withdrawn_after
+from nearcast.publishing.utc_times import utc
+from nearcast.publishing.verify_copy import read_back
 from nearcast.stores.base import Event, Pointer, Store
 from nearcast.suggest import generators_in_words
 

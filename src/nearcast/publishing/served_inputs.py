@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.measure.drift import sketch_drift
-from nearcast.publishing.findings import InputsBeside, ValueChange, VectorChange
-from nearcast.publishing.rows import Shape, item_batches, query_batches
-from nearcast.publishing.times import seconds_of
+from nearcast.publishing.audit_values import InputsBeside, ValueChange, VectorChange
+from nearcast.publishing.snapshot_rows import Shape, item_batches, query_batches
+from nearcast.publishing.utc_times import seconds_of
 from nearcast.sources.ids import positions_of, sample_rows_by_hash
 from nearcast.stores.base import Space
-from nearcast.stores.values import encode_items, encode_keys, encode_query_key
+from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
 from nearcast.table.sketches import read_sketch
 from nearcast.table.snapshot import Snapshot, open_snapshot
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.replaying.funnel import Passed
-from nearcast.replaying.log import Logged
+from nearcast.replaying.request_funnel import Passed
+from nearcast.replaying.request_log import Logged
 
 __all__ = ["Figures", "Rate", "figures_of", "hits_of", "lead"]
 

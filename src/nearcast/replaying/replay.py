@@ -15,26 +15,26 @@ from functools import partial
 from typing import Any
 
 from nearcast.errors import NotFoundError
-from nearcast.history.store import append
+from nearcast.history.event_log import append
 from nearcast.join.context import RunContext
+from nearcast.join.current_tables import todays_inputs
 from nearcast.join.inputs import open_sources
-from nearcast.join.online import open_online
-from nearcast.join.today import todays_inputs
+from nearcast.join.online_index import open_online
 from nearcast.publishing.audit import audit
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.replaying.compared import Compared
-from nearcast.replaying.funnel import Funnel, Passed, run_funnel
-from nearcast.replaying.log import Logged
+from nearcast.replaying.candidate_sources import LookUp, OnlineWay, Way, online_way
+from nearcast.replaying.compared_versions import Compared
 from nearcast.replaying.outcome import Figures, Rate, figures_of, hits_of, lead
-from nearcast.replaying.ways import LookUp, OnlineWay, Way, online_way
-from nearcast.serve.keys import typed_key
+from nearcast.replaying.request_funnel import Funnel, Passed, run_funnel
+from nearcast.replaying.request_log import Logged
+from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import View, open_version
 from nearcast.sources.user_files import changed_error
 from nearcast.spec import Audit, Publishing
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Store
-from nearcast.stores.values import IdType
+from nearcast.stores.value_format import IdType
 from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.types import Metric
 

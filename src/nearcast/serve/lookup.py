@@ -20,14 +20,14 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 
 from nearcast.errors import DamagedError, GoneError, NearcastError, NotFoundError, SpecError, StoreError
-from nearcast.serve.answers import Answer, Answers
-from nearcast.serve.keys import Keys
-from nearcast.serve.merged import MergedAnswer, Mix, answer_merged
+from nearcast.serve.background import Watch
+from nearcast.serve.lookup_answers import Answer, Answers
+from nearcast.serve.lookup_keys import Keys
+from nearcast.serve.merged_lookup import MergedAnswer, Mix, answer_merged
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.resolvers import Key
-from nearcast.serve.tables import Tables
 from nearcast.serve.view import View, open_version
-from nearcast.serve.watch import Watch
+from nearcast.serve.weight_lookups import Tables
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
 from nearcast.suggest import generators_in_words
@@ -218,9 +218,9 @@ class Lookup:
 
         keys: (key, weight) pairs, weights above 0. context: what the request knows, by the names of resolvers
         (`nearcast.serve.resolvers`): viewed, recent, session, phrase, person. wanted: k, by ("rank" or "score"),
-        min_score, exclude (items that are not wanted), fields, most_keys, request: see `nearcast.serve.merged.Mix`.
+        min_score, exclude (items that are not wanted), fields, most_keys, request: see `serve.merged_lookup.Mix`.
         The k places are shared out by weight among the keys that have candidates, and so many of each key's best are in
-        the answer (`nearcast.serve.merge` says it in full).
+        the answer (`nearcast.serve.merge_lists` says it in full).
         Raises SpecError for a context that nobody knows, InputError for a key or weight that is none, NotFoundError for
         a column that there is not, or a table that was not published.
         """

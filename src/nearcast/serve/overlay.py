@@ -21,18 +21,18 @@ from typing import Any, Self
 import numpy as np
 
 from nearcast.errors import BusyError, InputError, StoreError
-from nearcast.expansion.columns import seconds_of_time
-from nearcast.expansion.schema import check_role, kind_of_role
-from nearcast.expansion.settings import Serving as Settings
-from nearcast.serve.ads_table import is_expansion
-from nearcast.serve.attributes import columns_in_value
-from nearcast.serve.keys import typed_key
+from nearcast.serve.item_columns import columns_in_value
 from nearcast.serve.lookup import StoreLike, nothing_published, store_of
+from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
 from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
-from nearcast.stores.nearest import nearest_in_version
-from nearcast.stores.values import encode_key
+from nearcast.stores.nearest_keys import nearest_in_version
+from nearcast.stores.value_format import encode_key
+from nearcast.table.ad_columns import seconds_of_time
+from nearcast.table.expansion_schema import check_role, kind_of_role
+from nearcast.table.expansion_settings import Serving as Settings
+from nearcast.table.expansion_settings import is_expansion
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
 

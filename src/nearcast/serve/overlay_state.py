@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.serve.keys import typed_key
+from nearcast.serve.lookup_keys import typed_key
 from nearcast.sharing import Edit, SharingMap
 from nearcast.stores.base import Changes, OverlayEntry
-from nearcast.stores.values import IdType
+from nearcast.stores.value_format import IdType
 from nearcast.types import IntArray
 
 __all__ = ["OverlayState"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nearcast.errors import InputError, SpecError
-from nearcast.stores.tables import PEOPLE, PHRASES, table_key
+from nearcast.stores.weight_tables import PEOPLE, PHRASES, table_key
 
 __all__ = [
     "MOST_KEYS",

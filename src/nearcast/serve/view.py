@@ -19,14 +19,14 @@ import pyarrow as pa
 from nearcast.eligibility.closures import Context
 from nearcast.eligibility.ruleset import RuleSet
 from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError
-from nearcast.serve.answers import NOWHERE, TABLE, Answer, Answers
-from nearcast.serve.attributes import Attributes, columns_in_value
-from nearcast.serve.cuts import cut
-from nearcast.serve.keys import Keys, typed_key, wanted_keys
+from nearcast.serve.filter_lists import cut
+from nearcast.serve.item_columns import Attributes, columns_in_value
+from nearcast.serve.lookup_answers import NOWHERE, TABLE, Answer, Answers
+from nearcast.serve.lookup_keys import Keys, typed_key, wanted_keys
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Pointer, Reader, Space, Store
-from nearcast.stores.facts import check_facts
-from nearcast.stores.values import IdType, Lists, decode_list, decode_lists, encode_key
+from nearcast.stores.value_format import IdType, Lists, decode_list, decode_lists, encode_key
+from nearcast.stores.version_facts import check_facts
 from nearcast.types import IntArray, as_score
 
 __all__ = ["StoredLists", "Version", "View", "open_version"]

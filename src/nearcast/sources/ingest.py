@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.files import finish, fresh_folder, verify
-from nearcast.sources.check import Kept, Scan
 from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
-from nearcast.sources.rows import RowBatch
+from nearcast.sources.table_rows import RowBatch
 from nearcast.sources.user_files import changed_error
+from nearcast.sources.validate_rows import Kept, Scan
 from nearcast.types import ArrayVectors, FileVectors, IntArray, Progress, Vectors, no_progress
 
-__all__ = ["Side", "ingest", "ingest_attributes", "ingest_bytes", "ingest_memory", "open_side"]
+__all__ = ["Inputs", "Side", "ingest", "ingest_attributes", "ingest_bytes", "ingest_memory", "open_side"]
 
 READ_BYTES = 256 << 20  # what Arrow takes to decode batches of BATCH_BYTES, with what it frees late
 ATTRIBUTE_FILE_ROWS = 1 << 20
@@ -41,6 +41,14 @@ class Side:
     ids: pa.Array  # (vectors.n,) sorted
     listed_ids: pa.Array  # sorted; `ids`, and rows that are listed without a vector
     attributes: Path  # folder of Parquet files: id and attribute columns, sorted by id
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Both sides, ingested. `queries is items` for a join of a set with itself."""
+
+    items: Side
+    queries: Side
 
 
 def open_side(folder: Path) -> Side:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import InputError
 from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
-from nearcast.sources.listing import Listing, list_parquet
+from nearcast.sources.parquet_listing import Listing, list_parquet
 from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
 
 __all__ = ["Footer", "ParquetFiles", "open_parquet", "read_batches", "read_footer"]

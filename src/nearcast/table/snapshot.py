@@ -22,8 +22,8 @@ from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
 from nearcast.parquet import open_dataset
 from nearcast.suggest import generators_in_words, nearest_in_words, quoted
-from nearcast.table.schema import rows_per_group
-from nearcast.table.write import GROUPS_PER_FILE
+from nearcast.table.candidate_schema import rows_per_group
+from nearcast.table.write_table import GROUPS_PER_FILE
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray
 

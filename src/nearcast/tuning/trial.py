@@ -15,8 +15,8 @@ from nearcast.engines.dense import DenseIndex
 from nearcast.join.context import RunContext
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query
 from nearcast.spec import parse_model
-from nearcast.tuning.samples import Questions, Shard
-from nearcast.tuning.work import Growth, Point, settings_at
+from nearcast.tuning.scaling import Growth, Point, settings_at
+from nearcast.tuning.tuning_samples import Questions, Shard
 from nearcast.types import ArrayVectors, Metric, no_progress
 
 __all__ = ["PROMISES", "Job", "Reached", "Trial", "held_out_recall", "least_seconds", "memory_of", "try_point"]

@@ -18,16 +18,17 @@ from nearcast.engines.base import JoinShape
 from nearcast.engines.faiss_common import faiss
 from nearcast.errors import BudgetError, MissingExtraError, SpecError
 from nearcast.files import fingerprint, locked
-from nearcast.join.constraints import has_constraints
+from nearcast.join.compile_constraints import has_constraints
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, Inputs, check_inputs, ingest_inputs, open_sources
+from nearcast.join.inputs import Checked, check_inputs, ingest_inputs, open_sources
+from nearcast.sources.ingest import Inputs
 from nearcast.spec import parse_model
-from nearcast.tuning.cost import build_and_join, cost_of, told_by_exact
-from nearcast.tuning.samples import Samples, Shard, draw_samples, shard
-from nearcast.tuning.search import EXACT, Outcome, Study, first_points, open_study
+from nearcast.tuning.job_cost import build_and_join, cost_of, told_by_exact
+from nearcast.tuning.optimize import EXACT, Outcome, Study, first_points, open_study
+from nearcast.tuning.scaling import EXACT_POINT, Growth, Point, query_work, settings_at
 from nearcast.tuning.trial import Job, Trial, held_out_recall, least_seconds, memory_of, try_point
-from nearcast.tuning.tuned import Check, Found, Tuned
-from nearcast.tuning.work import EXACT_POINT, Growth, Point, query_work, settings_at
+from nearcast.tuning.tuning_result import Check, Found, Tuned
+from nearcast.tuning.tuning_samples import Samples, Shard, draw_samples, shard
 from nearcast.types import Metric
 from nearcast.version import __version__
 

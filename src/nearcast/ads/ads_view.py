@@ -1,0 +1,79 @@
+"""Reading a version of an expansion table into memory, and what an overlay says of its ads. Knows nothing of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from nearcast.ads.targeting import Eligible, Targets
+from nearcast.serve.overlay_state import OverlayState
+from nearcast.serve.view import Version
+from nearcast.table.ad_set import Ads, LiveAds, unchanged, with_pauses, with_values
+from nearcast.table.expansion_settings import Serving
+from nearcast.table.item_links import Links
+from nearcast.table.load_expansion import MOST_ITEMS_HELD, read_stored
+
+__all__ = ["AdsTable", "Live", "read_table", "under_overlay"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdsTable:
+    """A version of an expansion table, its ads in memory."""
+
+    version: Version
+    ads: Ads
+    links: Links | None  # None where there are too many to be held
+    settings: Serving
+    eligible: Eligible
+    as_of: float  # seconds since 1970: what an overlay said of a column before that, the table knows itself
+
+
+def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
+    """Read the ads of a version. DamagedError where they are not what their facts say."""
+    what = f"{version.facts['generator']} {version.snapshot}"
+    stored = read_stored(version.reader, what, most_items_held=MOST_ITEMS_HELD)
+    targets = eligible or Targets(stored.settings.targeting)
+    return AdsTable(version, stored.ads, stored.links, stored.settings, targets, stored.as_of)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """The ads of a table under an overlay."""
+
+    table: AdsTable
+    overlay: OverlayState
+    ads: LiveAds
+
+
+def under_overlay(table: AdsTable, overlay: OverlayState, before: Live | None, now: float) -> Live:
+    """The ads of a table as an overlay has them now.
+
+    before: the same as it was a moment ago. Only what is not in it is taken in: budgets change many times a second.
+    """
+    typed = overlay.typed(table.version.item_ids)
+    if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
+        ads = with_values(unchanged(table.ads), {ad: _newer(table, typed, ad) for ad in typed.values}, now)
+        return Live(table, overlay, with_pauses(ads, typed.gone, now))
+    ads, changed = before.ads, _changed(before.overlay, overlay)
+    if changed:
+        ads = with_values(ads, {ad: _newer(table, overlay, ad) for ad in changed}, now)
+    if any(overlay.gone.get(ad) != before.overlay.gone.get(ad) for ad in changed):
+        ads = with_pauses(ads, overlay.gone, now)
+    return Live(table, overlay, ads)
+
+
+def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
+    """The ads whose entries differ; of the next state they are known, else all are compared."""
+    if (now.epoch, now.after) == (before.epoch, before.serial):
+        return now.touched
+    known = {*before.values, *before.gone, *now.values, *now.gone}
+    return [
+        ad for ad in known if before.values.get(ad) != now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
+    ]
+
+
+def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
+    """The values of an ad that were written after the table was read from its source."""
+    values = overlay.values.get(ad, {})
+    return {name: (value, until) for name, (value, until, written) in values.items() if written > table.as_of}

@@ -1,0 +1,303 @@
+"""Values of rules over whole tables: columns as arrays, arithmetic, and codes by which two columns can be compared.
+
+Whole numbers stay whole where they are only compared, and a whole number and a float are compared by their values;
+arithmetic is float64. Times and amounts of time are int64 microseconds, with the nanoseconds beyond them beside. NaN is
+null, and so is a division by zero. A missing list is an empty one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.eligibility.nodes import Constant, Duration, Moment, Node, Product, Reference, Several, Sum
+from nearcast.eligibility.rule_types import Kind, type_of_column
+from nearcast.errors import InputError
+from nearcast.types import IntArray
+
+__all__ = ["Lists", "Scalars", "Values", "as_lists", "coded", "coded_lists", "values_of"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+FIRST_YEAR, LAST_YEAR = -62_135_596_800_000_000, 253_402_300_800_000_000  # years 1 to 9999, in microseconds
+PER_UNIT = {"s": 1_000_000, "ms": 1000, "us": 1}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalars:
+    """A value per row, or one for all rows; what is not valid is null."""
+
+    kind: Kind
+    data: Any  # (rows,) or (1,): int64, float64, bool, or an Arrow array of large strings
+    valid: BoolArray
+    nanos: IntArray | None = None  # of times: 0 to 999 beyond the microseconds; None where there are none
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """A list per row, or one for all: row i holds data[starts[i]:starts[i + 1]], and nothing where it is not valid."""
+
+    kind: Kind
+    starts: IntArray
+    data: Any  # flat, without nulls
+    valid: BoolArray
+    nanos: IntArray | None = None  # of times, flat too
+
+    @property
+    def owners(self) -> IntArray:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+Values = Scalars | Lists
+
+
+def values_of(node: Node, table: pa.Table) -> Values:
+    """What an expression of one side is in each row of its table; constants have one row."""
+    if isinstance(node, Reference):
+        return _column(str(node), table.column(node.name))
+    if isinstance(node, Sum):
+        return _sum(node, table)
+    if isinstance(node, Product):
+        left, right = (_floats(values_of(part, table)) for part in (node.left, node.right))
+        return _combined(left, right, node.operator)
+    if isinstance(node, Several):
+        return _several(node)
+    if isinstance(node, Moment | Duration):
+        kind = Kind.TIME if isinstance(node, Moment) else Kind.DURATION
+        data, nanos = _split(np.array([node.nanoseconds // 1000]), np.array([node.nanoseconds % 1000]))
+        return Scalars(kind, data, np.ones(1, np.bool_), nanos)
+    assert isinstance(node, Constant)
+    return _constants([node.value])
+
+
+def _several(node: Several) -> Lists:
+    moments = [value.nanoseconds for value in node.values if isinstance(value, Moment)]
+    starts, valid = np.array([0, len(node.values)]), np.ones(1, np.bool_)
+    if moments:
+        data, nanos = _split(np.array([m // 1000 for m in moments]), np.array([m % 1000 for m in moments]))
+        return Lists(Kind.TIME, starts, data, valid, nanos)
+    found = _constants([value.value for value in node.values if isinstance(value, Constant)])
+    return Lists(found.kind, starts, found.data, valid)
+
+
+def _constants(values: list[int | float | str | bool]) -> Scalars:
+    valid = np.ones(len(values), np.bool_)
+    if isinstance(values[0], bool):
+        return Scalars(Kind.BOOLEAN, np.array(values, np.bool_), valid)
+    if isinstance(values[0], str):
+        return Scalars(Kind.TEXT, pa.array(values, pa.large_string()), valid)
+    whole = all(isinstance(value, int) for value in values)
+    return Scalars(Kind.INTEGER if whole else Kind.NUMBER, np.array(values, np.int64 if whole else np.float64), valid)
+
+
+# ---- columns ----
+
+
+def _column(name: str, column: pa.ChunkedArray | pa.Array) -> Values:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # an empty one, or strings above 2 GB
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    found = type_of_column(array.type)
+    assert found is not None, name
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not found.many:
+        return _scalars(name, array, found.kind)
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.large_list(array.type.value_type))
+    return _lists(name, array, found.kind)
+
+
+def _scalars(name: str, array: pa.Array, kind: Kind) -> Scalars:
+    valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    if kind == Kind.TEXT:
+        return Scalars(kind, array.cast(pa.large_string()), valid)
+    if kind in (Kind.TIME, Kind.DURATION):
+        data, nanos = _microseconds(name, array, valid)
+        return Scalars(kind, data, valid, nanos)
+    if kind == Kind.BOOLEAN:
+        return Scalars(kind, pc.fill_null(array, False).to_numpy(zero_copy_only=False), valid)
+    if kind == Kind.INTEGER:
+        return Scalars(kind, _integers(name, array), valid)
+    data = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+    return Scalars(kind, data, valid & ~np.isnan(data))
+
+
+def _integers(name: str, array: pa.Array) -> IntArray:
+    try:
+        whole = array.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{name} holds whole numbers above 9223372036854775807; cast it to double ({error})") from None
+    data: IntArray = pc.fill_null(whole, 0).to_numpy(zero_copy_only=False)
+    return data
+
+
+def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArray, IntArray | None]:
+    """(rows,) times in whole microseconds, and the nanoseconds beyond them."""
+    if pa.types.is_date64(array.type):  # a date, whatever milliseconds of its day were written
+        array = array.cast(pa.int64())
+        array = pa.array(np.asarray(pc.fill_null(array, 0)) // 86_400_000, pa.int64())
+        unit, raw = 86_400_000_000, array
+    elif pa.types.is_date32(array.type):
+        unit, raw = 86_400_000_000, array.cast(pa.int32()).cast(pa.int64())
+    else:
+        unit, raw = PER_UNIT.get(array.type.unit, 0), array.cast(pa.int64())
+    data: IntArray = pc.fill_null(raw, 0).to_numpy(zero_copy_only=False)
+    nanos: IntArray | None = None
+    if unit == 0:
+        data, nanos = _split(data // 1000, data % 1000)
+    elif (np.abs(data.astype(np.float64)) > LAST_YEAR / unit * 1.01).any():
+        raise _beyond(name)
+    else:
+        data = data * unit
+    if ((data < FIRST_YEAR) | (data >= LAST_YEAR))[valid].any():
+        raise _beyond(name)
+    return data, nanos
+
+
+def _split(micros: IntArray, nanos: IntArray) -> tuple[IntArray, IntArray | None]:
+    """Both parts of times; no nanoseconds where all of them are 0."""
+    return micros.astype(np.int64), nanos.astype(np.int64) if nanos.any() else None
+
+
+def _beyond(name: str) -> InputError:
+    return InputError(f"{name} holds a time outside the years 1 to 9999; write null for an unknown or endless time")
+
+
+def _lists(name: str, array: pa.Array, kind: Kind) -> Lists:
+    valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    flat = _scalars(name, array.flatten(), kind)  # without what a null list may hide
+    owners = np.repeat(np.arange(len(array)), lengths)[flat.valid]
+    data = flat.data.filter(pa.array(flat.valid)) if kind == Kind.TEXT else flat.data[flat.valid]
+    nanos = None if flat.nanos is None else flat.nanos[flat.valid]
+    starts = np.append(0, np.cumsum(np.bincount(owners, minlength=len(array)))).astype(np.int64)
+    return Lists(kind, starts, data, valid, nanos)
+
+
+def as_lists(values: Values) -> Lists:
+    """Single values as lists of one, or of none where it is null."""
+    if isinstance(values, Lists):
+        return values
+    kept = values.data.filter(pa.array(values.valid)) if values.kind == Kind.TEXT else values.data[values.valid]
+    nanos = None if values.nanos is None else values.nanos[values.valid]
+    starts = np.append(0, np.cumsum(values.valid)).astype(np.int64)
+    return Lists(values.kind, starts, kept, values.valid, nanos)
+
+
+# ---- arithmetic ----
+
+
+def _sum(node: Sum, table: pa.Table) -> Scalars:
+    terms = [(sign, values_of(term, table)) for sign, term in node.terms]
+    if all(isinstance(term, Scalars) and term.kind in (Kind.TIME, Kind.DURATION) for _, term in terms):
+        rows = max(len(term.valid) for _, term in terms)
+        total, beyond, valid = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.ones(rows, np.bool_)
+        for sign, term in terms:
+            total, valid = total + sign * term.data, valid & term.valid
+            beyond = beyond if term.nanos is None else beyond + sign * term.nanos
+        beyond = np.broadcast_to(beyond, total.shape)  # of no rows, beside a constant
+        data, nanos = _split(total + beyond // 1000, beyond % 1000)
+        return Scalars(Kind.TIME, data, valid, nanos)
+    found: Scalars | None = None
+    for sign, term in terms:
+        number = _floats(term)
+        signed = number if sign > 0 else Scalars(Kind.NUMBER, -number.data, number.valid)
+        found = signed if found is None else _combined(found, signed, "+")
+    assert found is not None
+    return found
+
+
+def _floats(values: Values) -> Scalars:
+    assert isinstance(values, Scalars)
+    return Scalars(Kind.NUMBER, values.data.astype(np.float64), values.valid)
+
+
+def _combined(left: Scalars, right: Scalars, operator: str) -> Scalars:
+    valid = left.valid & right.valid
+    with np.errstate(all="ignore"):
+        if operator == "+":
+            data = left.data + right.data
+        elif operator == "*":
+            data = left.data * right.data
+        else:
+            data = left.data / right.data
+            valid = valid & (right.data != 0)
+    return Scalars(Kind.NUMBER, data, valid & ~np.isnan(data))
+
+
+# ---- codes ----
+
+
+def coded(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The flat values of both as numbers in the same order: texts by their rank among all of both, by code points."""
+    left, right = one.data, other.data
+    if isinstance(left, np.ndarray):
+        if one.nanos is None and other.nanos is None:
+            if left.dtype == right.dtype:
+                return left, right
+            if _fits_float(left) and _fits_float(right):
+                return left.astype(np.float64), right.astype(np.float64)
+        return _ranked(_parts(one), _parts(other))
+    distinct = pc.drop_null(pc.unique(pa.concat_arrays([pc.unique(left), pc.unique(right)])))
+    ordered = distinct.take(pc.sort_indices(distinct))
+    ranks = (pc.fill_null(pc.index_in(side, ordered), -1) for side in (left, right))
+    first, second = (np.asarray(side.to_numpy(zero_copy_only=False), np.int64) for side in ranks)
+    return first, second
+
+
+def _fits_float(data: npt.NDArray[Any]) -> bool:
+    """Whether float64 holds all of these numbers exactly."""
+    return data.dtype == np.float64 or not len(data) or (data.min() >= -(2**53) and data.max() <= 2**53)
+
+
+Parts = tuple[IntArray, npt.NDArray[np.float64]]  # (rows,) each: a number is the first, and then the second decides
+
+
+def _parts(values: Values) -> Parts:
+    """Numbers or times, exactly: the whole ones, and what is beyond them."""
+    data = values.data
+    if data.dtype != np.float64:
+        beyond = np.zeros(len(data)) if values.nanos is None else values.nanos.astype(np.float64)
+        return data, beyond
+    data = np.where(np.isnan(data), 0.0, data)  # not valid
+    inside = (data >= -(2.0**63)) & (data < 2.0**63)
+    whole = np.where(inside, np.trunc(data), 0.0)
+    limits = np.iinfo(np.int64)
+    first = np.where(inside, whole.astype(np.int64), np.where(data > 0, limits.max, limits.min))
+    return first, np.where(inside, data - whole, data)
+
+
+def _ranked(left: Parts, right: Parts) -> tuple[IntArray, IntArray]:
+    """The rank of each number among those of both; equal ones have the same."""
+    first, second = (np.concatenate(both) for both in zip(left, right, strict=True))
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    new = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.append(np.zeros(min(1, len(order)), np.int64), np.cumsum(new))
+    return ranks[: len(left[0])], ranks[len(left[0]) :]
+
+
+def coded_lists(left: Lists, right: Lists) -> tuple[IntArray, IntArray, int]:
+    """A code for each value of both, from 0, for those that both hold somewhere; -1 for all that can never be shared.
+
+    Returns the codes of the left, those of the right, and how many there are.
+    """
+    first, second = coded(left, right)
+    shared = np.intersect1d(first, second)
+    return _places(shared, first), _places(shared, second), len(shared)
+
+
+def _places(ordered: npt.NDArray[Any], values: npt.NDArray[Any]) -> IntArray:
+    if not len(ordered):
+        return np.full(len(values), -1, np.int64)
+    places = np.searchsorted(ordered, values)
+    found = ordered[np.minimum(places, len(ordered) - 1)] == values
+    return np.where(found, places, -1).astype(np.int64)

@@ -1,1 +1,0 @@
-"""Indexes as artifacts: built once, found again by fingerprint, opened by path. Knows nothing of queries."""

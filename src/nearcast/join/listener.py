@@ -1,0 +1,55 @@
+"""Who hears of a run as it goes: a listener, told of stages, reports and estimates. Prints nothing itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nearcast.join.estimate import RunEstimate
+    from nearcast.sources.validate_rows import Report
+
+__all__ = ["Listener"]
+
+log = logging.getLogger("nearcast")
+
+LOG_SECONDS = 10.0  # between two log lines of one stage
+
+
+class Listener:
+    """Hears of a run. This one writes log lines; the command line draws instead."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._ended: set[str] = set()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` units of a stage are complete."""
+        now = time.monotonic()
+        first, last = self._started.setdefault(stage, now), self._last.get(stage, self._started[stage])
+        if stage in self._ended or (done < total and now - last < LOG_SECONDS):
+            return
+        self._last[stage] = now
+        seconds = now - first
+        fields = {"stage": stage, "done": done, "total": total, "seconds": round(seconds, 1)}
+        if done < total:
+            left = f"about {seconds / max(1, done) * (total - done):,.0f} s left"
+        else:
+            self._ended.add(stage)
+            left = f"{seconds:.1f} s"
+        log.info("%s: %s of %s, %s", stage, f"{done:,}", f"{total:,}", left, extra=fields)
+
+    def checked(self, report: Report) -> None:
+        """The inputs have been checked; bad ones stop the run after this."""
+        for problem in report.problems:
+            log.warning("%s: %s [%s: %s]", problem.side, problem.sentence(), problem.kind, problem.policy)
+
+    def estimated(self, estimate: RunEstimate) -> None:
+        """What the run will take is known, as far as it can be."""
+        log.info("estimate: %s", estimate.as_dict())
+
+    def note(self, text: str) -> None:
+        """Something worth a line: what is continued, started afresh, chosen."""
+        log.info("%s", text)

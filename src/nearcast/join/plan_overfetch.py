@@ -1,0 +1,195 @@
+"""Plan the surplus of a run: survival from an attribute or a log, lengths for all queries, and who cannot be helped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nearcast.errors import InputError
+from nearcast.join.context import RunContext
+from nearcast.join.run_plan import Plan as RunPlan
+from nearcast.join.task import JoinTask, read_result
+from nearcast.measure.list_quality import weights_of
+from nearcast.overfetch.budget import Edges, sell
+from nearcast.overfetch.candidates_needed import Plan, Shortage, hulls, plan_lengths, plan_of
+from nearcast.overfetch.survival import learn_survival
+from nearcast.overfetch.survival_log import open_log, read_counts
+from nearcast.overfetch.survivor_probability import Float64Array, Offer, best_of_group, offer
+from nearcast.sources.attribute_columns import attributes_of
+from nearcast.sources.ingest import Inputs
+from nearcast.sources.parquet_files import ParquetFiles
+from nearcast.spec import Surplus
+from nearcast.types import IntArray
+
+__all__ = ["SHORT_FILE", "Planned", "check_surplus", "check_weights", "count_lookups", "plan_surplus", "with_lookups"]
+
+SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
+SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Lengths for all queries, and what there is to tell of them."""
+
+    plan: Plan
+    measures: dict[str, float]
+    facts: dict[str, Any]
+
+
+def with_lookups(plan: RunPlan, run: RunContext) -> RunPlan:
+    """The run's plan with the contents of the log of look-ups, which decide the answer too; the run keeps it open."""
+    if run.spec.surplus is None or run.spec.surplus.log is None:
+        return plan
+    run.lookups = open_log(run.spec.surplus.log, run.base)
+    run.lookups.tell(run.listener.note)
+    return RunPlan({**plan.parts, "lookups": _log_hashes(run.lookups)})
+
+
+def count_lookups(run: RunContext, inputs: Inputs) -> None:
+    """Count the look-ups of each item in the log that the plan was made with, before the join: logs grow."""
+    if run.lookups is not None:
+        run.lookup_counts = read_counts(run.lookups, inputs.items.ids)
+
+
+def check_weights(run: RunContext, inputs: Inputs) -> None:
+    """Raise InputError where the traffic of a query is no number of 0 or more."""
+    _traffic(run, inputs)
+
+
+def check_surplus(run: RunContext, inputs: Inputs) -> None:
+    """Raise InputError for columns or a log that `plan_surplus` could not take."""
+    asked = run.spec.surplus
+    if asked is not None:
+        _survival(run, asked, inputs)
+        if asked.together is not None:
+            _groups(inputs, asked.together)
+
+
+def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Planned:
+    """How many of the candidates in the tasks' lists each query stores; `folder` is where the hopeless are listed."""
+    asked = run.spec.surplus
+    assert asked is not None
+    survival, learned = _survival(run, asked, inputs)
+    groups = None if asked.together is None else _groups(inputs, asked.together)
+    alive = None if groups is None else best_of_group(survival, groups)
+
+    def offers() -> Iterator[Offer]:
+        for task in tasks:
+            positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
+            yield offer(positions, survival, groups, alive)
+
+    traffic = _traffic(run, inputs)
+    plan = _plan(asked, offers, traffic, inputs.queries.vectors.n)
+    _write_short(plan, inputs, folder / SHORT_FILE)
+    slots, below = int(plan.lengths.sum()), plan.expected_below(traffic)
+    if plan.n_short:
+        run.listener.note(
+            f"{plan.n_short:,} queries cannot have {asked.at_least} survivors with probability {asked.probability:g}; "
+            f"{below:.2%} of requests are expected to end below; {SHORT_FILE} in the snapshot lists them"
+        )
+    measures = {"surplus_slots": slots, "surplus_short": plan.n_short, "surplus_below": below}
+    return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": learned}})
+
+
+def _plan(asked: Surplus, offers: Callable[[], Iterator[Offer]], traffic: Float64Array | None, n: int) -> Plan:
+    """The fewest slots for each query, or what the size of the table leaves it."""
+    m, p = asked.at_least, asked.probability
+    if n == 0:
+        return Plan(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, dtype=object))
+    if asked.slots is None:
+        return Plan.joined([plan_lengths(offered, m, p) for offered in offers()])
+    least, edges, first = [], [], 0
+    for offered in offers():
+        least.append(np.minimum(offered.lengths, m))
+        edges.append(hulls(offered, m, least[-1], p, first_query=first))
+        first += len(least[-1])
+    whole = Edges.joined(edges)
+    lengths = sell(whole if traffic is None else whole.weighted(traffic), np.concatenate(least), int(asked.slots * n))
+    parts, first = [], 0
+    for offered in offers():
+        here = lengths[first : first + len(offered.lengths)]
+        parts.append(plan_of(offered, m, p, here))
+        first += len(here)
+    return Plan.joined(parts)
+
+
+def _survival(run: RunContext, asked: Surplus, inputs: Inputs) -> tuple[Float64Array, dict[str, Any]]:
+    """((items,) the probability that each survives, where it comes from)."""
+    if asked.survival is not None:
+        return _survival_column(inputs, asked.survival), {"attribute": asked.survival}
+    assert asked.log is not None
+    counts = run.lookup_counts
+    assert counts is not None
+    assert run.lookups is not None
+    groups = None if asked.like is None else _groups(inputs, asked.like)
+    learned = learn_survival(counts.survived, counts.seen, groups)
+    about = {name: value for name, value in asdict(learned).items() if name != "survival"}
+    about |= {"log": _log_hashes(run.lookups), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
+    return learned.survival, about | {"unseen_items": int(np.count_nonzero(counts.seen == 0))}
+
+
+def _survival_column(inputs: Inputs, name: str) -> Float64Array:
+    column = attributes_of(inputs.items, [name]).column(name)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise InputError(f"surplus.survival is a probability, and column {name!r} holds {column.type}")
+    rates: Float64Array = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
+    bad = np.flatnonzero(~((rates >= 0) & (rates <= 1)))
+    if len(bad):
+        item, value = inputs.items.ids[int(bad[0])].as_py(), column[int(bad[0])].as_py()
+        raise InputError(
+            f"column {name!r} holds {'null' if value is None else value} for item {item!r}, and "
+            f"{len(bad) - 1:,} more are no probability; write numbers from 0 to 1"
+        )
+    return rates
+
+
+def _groups(inputs: Inputs, name: str) -> IntArray:
+    """(items,) the group of each item by the value of an attribute; -1 where it is null."""
+    values = attributes_of(inputs.items, [name]).column(name).combine_chunks()
+    if pa.types.is_nested(values.type):
+        raise InputError(f"surplus groups items by single values, and column {name!r} holds {values.type}")
+    encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    groups: IntArray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return groups
+
+
+def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
+    """(queries,) how often each is asked for; None where the spec names no weight."""
+    name = run.spec.query_source.weight
+    return None if name is None else weights_of(name, attributes_of(inputs.queries, [name]))
+
+
+def _log_hashes(log: ParquetFiles) -> list[dict[str, str]]:
+    """Names and hashes of the log's files."""
+    return [{"name": digest["name"], "blake2b": digest["blake2b"]} for digest in log.digests()]
+
+
+def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:
+    """The queries below the probability asked for, in order of their ids, with what is to be expected of them."""
+    path.parent.mkdir(parents=True)
+    rows = np.flatnonzero(plan.shortage != None)  # noqa: E711  (compares element by element)
+    columns = {
+        "query_id": inputs.queries.ids.take(pa.array(rows)),
+        "reason": pa.array([str(reason) for reason in plan.shortage[rows]], pa.string()),
+        "stored": plan.lengths[rows].astype(np.int32),
+        "expected_survivors": plan.expected[rows],
+        "probability": plan.reached[rows],
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What the manifest tells of a plan."""
+    short = {str(reason): int(np.count_nonzero(plan.shortage == reason)) for reason in Shortage}
+    if not len(plan.lengths):
+        return {"lengths": {}, "short": short}
+    lengths = np.quantile(plan.lengths, SAMPLED_QUANTILES, method="inverted_cdf")
+    names = ("shortest", "p05", "median", "p95", "longest")
+    return {"lengths": dict(zip(names, lengths.astype(int).tolist(), strict=True)), "short": short}

@@ -1,0 +1,259 @@
+"""Measure the inputs of a run: rows, faults, the columns of both tables, and the pairs that each rule keeps.
+
+The profile goes into the manifest and, when the snapshot is published, into the store: the audit compares a new
+snapshot with the profile of what is served. Reads each column once, a row group at a time. Values are those of a sample
+of rows, the ones with the smallest hashes of their ids, so that it has the same ids from day to day and depends neither
+on threads nor on memory. How to compare two profiles is known to `measure.profile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nearcast.eligibility import Rule, columns_of, compile_rules, request_time
+from nearcast.eligibility.rule_types import Kind, type_of_column
+from nearcast.join.compile_constraints import rules_of
+from nearcast.knn.eligible import eligible_pairs
+from nearcast.measure.profile import quantiles_of, shares_of
+from nearcast.sources.ids import sample_rows_by_hash
+from nearcast.sources.ingest import Inputs, Side
+from nearcast.sources.validate_rows import Report, SideReport
+from nearcast.spec import GeneratorSpec, Source
+from nearcast.types import IntArray
+
+__all__ = ["profile_inputs", "profile_rules"]
+
+SAMPLED_ROWS = 8_192  # whose values make the distribution of a column
+RULE_ROWS = 1_024  # of each table: a rule is evaluated on a million pairs
+HASHED_AT_ONCE = 1 << 16
+LONGEST_TEXT = 100  # characters that tell values apart
+LONGEST_LIST = 64  # values of a list that are counted
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1}
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[str, Any]:
+    """Measure both tables and the rules; plain data. `queries` is left out where the items are the queries."""
+    rules = rules_of(spec)
+    item_columns, query_columns, _ = columns_of(rules)
+    if inputs.queries is inputs.items:
+        item_columns = tuple(dict.fromkeys((*item_columns, *query_columns)))
+    items = _Sampled(inputs.items, spec.items, item_columns)
+    queries = items if inputs.queries is inputs.items else _Sampled(inputs.queries, spec.query_source, query_columns)
+    profile: dict[str, Any] = {"items": _table_facts(report.items, spec.items, items)}
+    if queries is not items:
+        profile["queries"] = _table_facts(report.queries, spec.query_source, queries)
+    waiting = request_time(rules)
+    bound = [rule for rule in rules if rule not in waiting]
+    profile["rules"] = {rule.name: _rule_facts(rule, queries.rule_rows, items.rule_rows) for rule in bound}
+    return profile
+
+
+def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """The share of sampled pairs that each rule keeps, and of sampled queries that it leaves without any item."""
+    rules = rules_of(spec)
+    bound = [rule for rule in rules if rule not in request_time(rules)]
+    item_columns, query_columns, _ = columns_of(bound)
+    tables = []
+    for side, columns in ((inputs.queries, query_columns), (inputs.items, item_columns)):
+        tables.append(_rows_at(side, np.sort(_sample_rows(side.listed_ids)[:RULE_ROWS]), columns))
+    return {rule.name: _rule_facts(rule, *tables) for rule in bound}
+
+
+def _table_facts(report: SideReport, source: Source, sampled: _Sampled) -> dict[str, Any]:
+    """The figures of one table."""
+    faults = {problem.kind: round(problem.count / max(1, report.rows), 6) for problem in report.problems}
+    return {
+        "rows": report.rows,
+        "vectors": report.vectors,
+        "dim": report.dim,
+        "median_length": report.norms.get("p50"),
+        "embedding": source.embedding,
+        "id_type": "int64" if pa.types.is_integer(sampled.id_type) else "string",
+        "faults": faults,
+        "attributes": sampled.attributes,
+    }
+
+
+class _Sampled:
+    """One pass over the attributes of a table: shares of empty values of all rows, and the values of a sample."""
+
+    def __init__(self, side: Side, source: Source, rule_columns: Sequence[str]) -> None:
+        """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
+        names = list(dict.fromkeys((*source.attributes, *rule_columns)))
+        self.id_type = side.listed_ids.type
+        rows = _sample_rows(side.listed_ids)
+        self.attributes = {name: _profile_column(side, name, np.sort(rows)) for name in names}
+        self.rule_rows = _rows_at(side, np.sort(rows[:RULE_ROWS]), rule_columns)
+
+
+def _sample_rows(ids: pa.Array) -> IntArray:
+    """(up to SAMPLED_ROWS,) rows of the sample, the smallest hash first."""
+    pieces = (ids[start : start + HASHED_AT_ONCE] for start in range(0, len(ids), HASHED_AT_ONCE))
+    return sample_rows_by_hash(pieces, SAMPLED_ROWS)
+
+
+def _groups(side: Side, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """These columns of the table a row group at a time, with the number of the first row."""
+    first = 0
+    for path in sorted(side.attributes.glob("part-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, columns=list(columns), use_threads=False)
+                yield first, table
+                first += file.metadata.row_group(number).num_rows
+
+
+def _rows_at(side: Side, rows: IntArray, columns: Sequence[str]) -> pa.Table:
+    """ "id" and these columns of some rows (ascending)."""
+    pieces = []
+    for first, table in _groups(side, ["id", *columns]):
+        start, stop = np.searchsorted(rows, (first, first + len(table)))
+        pieces.append(table.take(pa.array(rows[start:stop] - first)))
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def _profile_column(side: Side, name: str, rows: IntArray) -> dict[str, Any]:
+    """The profile of one column; rows (ascending) are the sample."""
+    empty = total = 0
+    sampled: list[pa.Array] = []
+    for first, table in _groups(side, [name]):
+        column = _plain(table.column(name))
+        missing = _is_empty(column)
+        empty, total = empty + int(np.count_nonzero(missing)), total + len(column)
+        start, stop = np.searchsorted(rows, (first, first + len(column)))
+        here = rows[start:stop] - first
+        sampled.append(column.take(pa.array(here[~missing[here]])))
+    values = pa.concat_arrays(sampled)
+    found: dict[str, Any] = {
+        "type": str(values.type),
+        "kind": _kind(values.type),
+        "empty": round(empty / max(1, total), 6),
+        "count": len(values),
+    }
+    return found | (_distribution(values) if len(values) else {})
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array, without a dictionary, and with lists of one kind."""
+    array = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
+    return array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    found = type_of_column(kind)
+    return found is not None and found.kind is Kind.TEXT and not found.many
+
+
+def _is_empty(column: pa.Array) -> BoolArray:
+    """(n,) where a value is null, not a number, an empty text or an empty list."""
+    missing = column.is_null(nan_is_null=True)
+    if _is_list(column.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.list_value_length(column), 0), True))
+    elif _is_text(column.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(column, pa.scalar("", column.type)), True))
+    found: BoolArray = missing.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _kind(kind: pa.DataType) -> str:
+    """What values are compared as: number, text, boolean, time, a list of these, or other."""
+    if _is_list(kind):
+        return f"list of {_kind(kind.value_type)}s"
+    if pa.types.is_null(kind):
+        return "null"
+    if pa.types.is_decimal(kind):
+        return "number"
+    found = type_of_column(kind)
+    if found is None:
+        return "other"
+    return "number" if found.kind in (Kind.INTEGER, Kind.NUMBER, Kind.DURATION) else str(found.kind)
+
+
+def _distribution(values: pa.Array) -> dict[str, Any]:
+    """How values that are not empty are distributed."""
+    kind = values.type
+    if _is_list(kind):
+        lengths = {"lengths": quantiles_of(pc.list_value_length(values).to_numpy(zero_copy_only=False))}
+        flat = pc.list_slice(values, 0, LONGEST_LIST).flatten().drop_null()
+        known = len(flat) and not pa.types.is_nested(flat.type)
+        return lengths | (_distribution(flat) if known else {})
+    if pa.types.is_boolean(kind) or _is_text(kind):
+        return _frequent(values)
+    if pa.types.is_duration(kind) or _kind(kind) == str(Kind.TIME):
+        return {"quantiles": quantiles_of(_microseconds(values))}
+    if _kind(kind) == "number":
+        return {"quantiles": quantiles_of(_numbers(values))}
+    return {}
+
+
+def _frequent(values: pa.Array) -> dict[str, Any]:
+    """The shares of the frequent values, and how many different ones there are."""
+    if pa.types.is_boolean(values.type):
+        texts = values.cast(pa.string())
+    else:
+        texts = pc.utf8_slice_codeunits(values, 0, LONGEST_TEXT)
+    counted = texts.value_counts()
+    counts = dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+    return {"distinct": len(counts), "values": shares_of(counts, len(values))}
+
+
+def _numbers(values: pa.Array) -> npt.NDArray[Any]:
+    if pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type):
+        found: npt.NDArray[Any] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return found
+    wide: npt.NDArray[Any] = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return wide
+
+
+def _microseconds(values: pa.Array) -> IntArray:
+    kind = values.type
+    if pa.types.is_date32(kind):
+        days: IntArray = values.cast(pa.int32()).to_numpy(zero_copy_only=False).astype(np.int64)
+        return days * 86_400_000_000
+    whole: IntArray = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    unit = "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit == "ns":
+        return whole // 1_000
+    factor = MICROSECONDS[unit]
+    most = np.iinfo(np.int64).max // factor
+    return np.clip(whole, -most, most) * factor
+
+
+def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any]:
+    """The share of sampled pairs that one rule keeps, and of sampled queries that it leaves without any item.
+
+    `without_items_by_null` counts those of these queries that lack a value which the rule names.
+    """
+    compiled = compile_rules([rule], queries, items)
+    shape = (len(queries), len(items))
+    kept = np.ones(shape, np.bool_) if compiled is None else eligible_pairs(compiled)
+    without: BoolArray = np.logical_not(kept.any(axis=1))
+    _, query_columns, _ = columns_of([rule])
+    lacking = np.zeros(len(queries), np.bool_)
+    for name in query_columns:
+        lacking |= _is_empty(_plain(queries.column(name)))
+    return {
+        "keep": rule.text,
+        "queries": shape[0],
+        "items": shape[1],
+        "pairs_kept": round(float(kept.mean()) if kept.size else 1.0, 6),
+        "queries_without_items": round(float(without.mean()) if len(without) else 0.0, 6),
+        "without_items_by_null": round(float((without & lacking).mean()) if len(without) else 0.0, 6),
+    }

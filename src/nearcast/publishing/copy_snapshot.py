@@ -1,0 +1,150 @@
+"""Copy a snapshot into a store's writer: lists and items, a row group at a time, under a throttle, with checksums.
+
+Knows nothing of audits and pointers. What is written can be read back with `readback.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+from zlib import crc32
+
+import pyarrow as pa
+
+from nearcast.publishing.snapshot_rows import Shape, count_queries, item_batches, list_groups, payload_of, query_batches
+from nearcast.publishing.throttle import Throttle
+from nearcast.stores.base import Pair, Space, Writer
+from nearcast.stores.value_format import KEPT_OF_LONG, encode_items, encode_keys, encode_lists, encode_query_key
+from nearcast.table.snapshot import Snapshot
+from nearcast.types import Progress
+
+__all__ = ["Copied", "Rehearsal", "add_checksum", "checksum", "copy_snapshot"]
+
+CHECKSUM_BITS = 64
+PAIRS_AT_ONCE = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was put into a store."""
+
+    keys: int
+    items: int
+    query_rows: int  # columns of queries, which rules need at look-up; kept beside the items
+    bytes: int  # of keys and values
+    payload_bytes: int  # of keys, ids and scores alone
+    checksum: Mapping[str, int]  # by space
+
+
+class Rehearsal:
+    """A writer that keeps nothing: what a dry run copies into."""
+
+    def put(self, space: Space, pairs: Sequence[Pair]) -> None:
+        """Forget them."""
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Nothing is there to be finished."""
+
+    def discard(self) -> None:
+        """Nothing is there to be removed."""
+
+
+def checksum(pairs: Iterable[Pair]) -> tuple[int, int]:
+    """The checksum of a space, and how many pairs it has: independent of their order."""
+    total = count = 0
+    stream = iter(pairs)
+    while batch := list(islice(stream, PAIRS_AT_ONCE)):
+        keys, values = zip(*batch, strict=True)
+        total, count = add_checksum(total, keys, values), count + len(batch)
+    return total, count
+
+
+def add_checksum(total: int, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
+    """The checksum with these pairs added: the sum of crc32(value, crc32(key)) modulo 2**64."""
+    return (total + sum(map(crc32, values, map(crc32, keys)))) % (1 << CHECKSUM_BITS)
+
+
+def copy_snapshot(
+    snapshot: Snapshot,
+    shape: Shape,
+    writer: Writer,
+    throttle: Throttle,
+    progress: Progress,
+    *,
+    still_ours: Callable[[], None] = lambda: None,
+) -> Copied:
+    """Put every list and every item; `still_ours` is asked before each row group, and stops the copy by raising."""
+    own_queries = shape.rules is not None and shape.rules["own_query_columns"]
+    total = shape.keys + shape.items + (count_queries(snapshot) if own_queries else 0)
+    counter = _Counter(writer, throttle, progress, total)
+    payload = 0
+    for group in list_groups(snapshot):
+        still_ours()
+        payload += payload_of(group, shape)
+        counter.put(Space.LISTS, *_encoded(group, shape))
+    query_rows = 0
+    if shape.rules is not None and own_queries:
+        for batch in query_batches(snapshot, list(shape.rules["queries"])):
+            still_ours()
+            keys, values = _encoded_items(batch)
+            counter.put(Space.ITEMS, [encode_query_key(key) for key in keys], values)
+        query_rows = counter.counts[Space.ITEMS]
+    for batch in item_batches(snapshot):
+        still_ours()
+        counter.put(Space.ITEMS, *_encoded_items(batch))
+    counts = counter.counts
+    n_items = counts[Space.ITEMS] - query_rows
+    return Copied(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
+
+
+def _encoded(group: pa.Table, shape: Shape) -> tuple[list[bytes], list[bytes]]:
+    ids, lists, scores = (group.column(name).combine_chunks() for name in ("query_id", "candidate_ids", "scores"))
+    reasons = group.column("reason")
+    short = [None] * len(ids) if reasons.null_count == len(ids) else reasons.to_pylist()
+    return _in_order(encode_keys(ids), encode_lists(lists, scores, short, shape.id_kind))
+
+
+def _encoded_items(batch: pa.RecordBatch) -> tuple[list[bytes], list[bytes]]:
+    table = pa.Table.from_batches([batch])
+    columns = table.drop_columns(["id"])
+    values = encode_items(columns) if columns.num_columns else [b"{}"] * len(table)
+    return _in_order(encode_keys(batch.column("id")), values)
+
+
+def _in_order(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Ascending: rows are, but for long ids, whose keys end in a hash."""
+    if max(map(len, keys), default=0) <= KEPT_OF_LONG:
+        return keys, values
+    pairs = sorted(zip(keys, values, strict=True), key=itemgetter(0))
+    return [key for key, _ in pairs], [value for _, value in pairs]
+
+
+class _Counter:
+    """Puts pairs in pieces that the throttle asks for, and keeps count."""
+
+    def __init__(self, writer: Writer, throttle: Throttle, progress: Progress, total: int) -> None:
+        self.bytes = 0
+        self.counts = dict.fromkeys(Space, 0)
+        self.sums = {str(space): 0 for space in Space}
+        self._writer, self._throttle, self._progress, self._total = writer, throttle, progress, total
+
+    def put(self, space: Space, keys: list[bytes], values: list[bytes]) -> None:
+        """Put these pairs."""
+        self.sums[space] = add_checksum(self.sums[space], keys, values)
+        size = sum(map(len, keys)) + sum(map(len, values))
+        self.bytes += size
+        for start, stop in _pieces(len(keys), size, self._throttle.piece_bytes):
+            self._throttle.take(size * (stop - start) / len(keys))
+            self._writer.put(space, list(zip(keys[start:stop], values[start:stop], strict=True)))
+            self.counts[space] += stop - start
+            self._progress("copy", sum(self.counts.values()), self._total)
+
+
+def _pieces(n: int, size: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Stretches of n pairs of about so many bytes."""
+    step = max(1, int(n * piece_bytes / size)) if size else max(1, n)
+    for start in range(0, n, step):
+        yield start, min(n, start + step)

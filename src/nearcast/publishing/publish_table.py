@@ -1,0 +1,213 @@
+"""Publish a table of weights: the order of the steps is that of a snapshot, without an audit's rules.
+
+    lock -> refuse what cannot be meant -> write -> read back -> point -> retire
+
+Readers keep the old version until the pointer moves. Rolled back by `rollback.py` like any other generator. Knows
+nothing of logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nearcast.errors import AuditError, DamagedError, GoneError, StoreError
+from nearcast.publishing.copy_snapshot import Copied, add_checksum
+from nearcast.publishing.publication import Publication
+from nearcast.publishing.read_version import check_readable
+from nearcast.publishing.repair import facts_of_last, read_pointer
+from nearcast.publishing.retention import retire_versions, withdrawn_after
+from nearcast.publishing.utc_times import utc
+from nearcast.publishing.verify_copy import read_back
+from nearcast.publishing.write_version import writing
+from nearcast.spec import Serving
+from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
+from nearcast.stores.value_format import encode_keys, encode_lists, id_kind, id_type
+from nearcast.stores.weight_tables import KIND, PEOPLE, PHRASES, table_name
+from nearcast.types import no_progress
+
+__all__ = ["doubts", "publish_table"]
+
+FACTS_FORMAT = 1
+LIST_HEAD_BYTES = 4
+KEPT_VERSIONS = 3
+MOST_LOOKED_UP = 20_000
+LEAST_SHARE = 0.5  # of the keys that are current: fewer are more likely a log that was cut short than news
+
+Facts = dict[str, Any]
+Pairs = Mapping[Space, list[Pair]]
+
+
+def publish_table(
+    store: Store, generator: str, table: str, rows: pa.Table, *, fewer: bool = False, repair: bool = False
+) -> Publication:
+    """Make these rows the current version of a table of a generator, under the name GENERATOR.TABLE.
+
+    rows: columns key, items and weights, as `engagement.most_engaged` makes them. fewer: they may have less than half
+    as many keys as what is current. repair: do without a pointer or a current version that cannot be read. Nothing is
+    done where the same rows are current already, unless to repair.
+    Raises AuditError for fewer keys, StoreError where a snapshot is published under that name, BusyError while
+    another process publishes it; then nothing has changed.
+    """
+    name, pairs = table_name(generator, table), _pairs(rows)
+    mark = _fingerprint(pairs)
+    with store.lock(name) as held:
+        notes: list[str] = []
+        pointer = read_pointer(store, name, notes, repair=repair)
+        current = _facts_of_table(store, name, facts_of_last(store, name, pointer, notes, repair=repair))
+        before = pointer.version or None if pointer else None
+        same = pointer and (current.get("fingerprint"), current.get("version")) == (mark, pointer.version)
+        if pointer and same and not repair:
+            return Publication(name, store.url, pointer.version, before, "already_current")
+        _check(name, rows, current, fewer=fewer)
+        version = 1 + max([*store.versions(name), before or 0])
+        done = Publication(name, store.url, version, before, "published")
+        started = time.perf_counter()
+        copied = _tally(pairs)
+        facts = _facts(name, version, rows, copied) | {"fingerprint": mark, "of": generator}
+        _write(store, pairs, facts, held)
+        done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
+        last = pointer or Pointer(version=0, serial=0)
+        moved = last.moved(Event("published", version, utc(time.time())), withdrawn_after(last, version))
+        store.point(name, moved, held)
+        return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
+
+
+def doubts(store: Store, generator: str, table: str, rows: pa.Table) -> list[str]:
+    """Return what may be a mistake in a table, a sentence each: its name, its generator, items that are no keys.
+
+    None of it keeps the table from being published: its generator may be published later. Reads the generator's
+    current keys for at most MOST_LOOKED_UP of the items.
+    """
+    found = []
+    near = difflib.get_close_matches(table, (PHRASES, PEOPLE), n=1, cutoff=0.6)
+    if near and table not in (PHRASES, PEOPLE):
+        found.append(f"requests are not resolved by a table named {table!r}; did you mean {near[0]!r}?")
+    pointer = store.pointer(generator)
+    if pointer is None:
+        names = [name for name in store.generators() if "." not in name]
+        close = difflib.get_close_matches(generator, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"published there: {', '.join(names) or 'nothing'}"
+        return [*found, f"no generator {generator!r} is published in {store.url}; {hint}"]
+    items = rows["items"].combine_chunks().flatten()
+    distinct = items.unique()
+    distinct = distinct.take(pa.array(range(0, len(distinct), 1 + len(distinct) // MOST_LOOKED_UP)))
+    try:
+        with contextlib.closing(store.open(generator, pointer.version, verify=False)) as reader:
+            held = reader.get_many(Space.LISTS, encode_keys(distinct))
+            kind = reader.facts.get("query_ids")
+    except (DamagedError, GoneError, StoreError) as error:
+        return [*found, f"whether the items are keys of {generator} is not known: {error}"]
+    unknown = distinct.filter(pa.array([value is None for value in held], pa.bool_()))
+    if len(unknown):
+        among = items.filter(pc.is_in(items, value_set=distinct))
+        share = pc.mean(pc.is_in(among, value_set=unknown).cast(pa.float64())).as_py()
+        examples = ", ".join(repr(item) for item in unknown[:3].to_pylist())
+        types = f"; its keys are {kind}, and the items {distinct.type}" if id_type(distinct.type) != kind else ""
+        found.append(
+            f"{len(unknown):,} of {len(distinct):,} different items ({share:.1%} of the entries) are no keys of "
+            f"{generator} {pointer.version:06d}, such as {examples}: they lead to no candidates{types}"
+        )
+    return found
+
+
+def _facts_of_table(store: Store, name: str, facts: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What the current version says of itself; StoreError where it is no table."""
+    if facts is not None and facts.get("kind") != KIND:
+        raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
+    return facts or {}
+
+
+def _check(name: str, rows: pa.Table, current: Mapping[str, Any], *, fewer: bool) -> None:
+    least = LEAST_SHARE * current.get("keys", 0)
+    if len(rows) < least and not fewer:
+        raise AuditError(
+            f"{name} would have {len(rows):,} keys where {current['keys']:,} are current; if so few are meant, "
+            "publish with --fewer"
+        )
+
+
+def _write(store: Store, pairs: Pairs, facts: Facts, held: Held) -> None:
+    """Write the version and read it back; what goes wrong is cleared away."""
+    name, version = facts["generator"], facts["version"]
+    with writing(store, name, version) as writer:
+        for space, some in pairs.items():
+            writer.put(space, some)
+        held.check()
+        writer.finish(facts)
+    try:
+        with contextlib.closing(store.open(name, version, verify=True)) as reader:
+            where = f"version {version:06d} of {name} in {store.url}"
+            read_back(reader, where, no_progress)
+            check_readable(reader, name, version, where)
+    except DamagedError:
+        held.check()
+        store.retire(name, version)
+        raise
+
+
+def _pairs(rows: pa.Table) -> Pairs:
+    """The lists by key, and the items that are in them, ascending as a store has them."""
+    items = rows["items"].combine_chunks()
+    distinct = items.flatten().unique()
+    values = encode_lists(items, rows["weights"].combine_chunks(), [None] * len(rows), id_kind(distinct))
+    lists = sorted(zip(encode_keys(rows["key"].combine_chunks()), values, strict=True))
+    return {Space.LISTS: lists, Space.ITEMS: sorted((key, b"{}") for key in encode_keys(distinct))}
+
+
+def _tally(pairs: Pairs) -> Copied:
+    sums = {str(space): add_checksum(0, *_columns(some)) for space, some in pairs.items()}
+    total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
+    lists = pairs[Space.LISTS]
+    payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
+    return Copied(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)
+
+
+def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
+    return [key for key, _ in pairs], [value for _, value in pairs]
+
+
+def _facts(name: str, version: int, rows: pa.Table, copied: Copied) -> Facts:
+    """What the version tells of itself: that of a snapshot, as far as a table has it."""
+    now = utc(time.time())
+    items = rows["items"].combine_chunks().flatten()
+    return {
+        "format": FACTS_FORMAT,
+        "kind": KIND,
+        "generator": name,
+        "version": version,
+        "snapshot": f"{version:06d}",
+        "started": now,
+        "created": now,
+        "published": now,
+        "metric": "weight",
+        "k": int(pc.max(pc.list_value_length(rows["items"])).as_py()),
+        "query_ids": id_type(rows["key"].type),
+        "item_ids": id_type(items.type),
+        "id_kind": id_kind(items),
+        "columns": {},
+        "measures": {},
+        "promise": {},
+        "serve": Serving().model_dump(mode="json"),
+        "audit": {"findings": [], "accepted": {}},
+        "keys": copied.keys,
+        "items": copied.items,
+        "payload_bytes": copied.payload_bytes,
+        "checksum": dict(copied.checksum),
+    }
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """A hash of all lists: of equal rows it is equal."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for key, value in pairs[Space.LISTS]:
+        hashed.update(b"%d %d " % (len(key), len(value)) + key + value)
+    return hashed.hexdigest()

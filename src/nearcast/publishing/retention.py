@@ -1,0 +1,96 @@
+"""What is kept of versions in a store and of snapshots on disk, and which of them count as rolled back from.
+
+The current version always stays, and so does what a rollback goes to first, where more than one may stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import DamagedError, NotFoundError
+from nearcast.files import MANIFEST, is_done
+from nearcast.publishing.read_version import unreadable_versions
+from nearcast.stores.base import Pointer, Store
+from nearcast.table.snapshot import list_snapshots, snapshots_folder
+
+__all__ = [
+    "facts_of_newest",
+    "kept_versions",
+    "remove_snapshots",
+    "retire_versions",
+    "rollback_target",
+    "withdrawn_after",
+]
+
+
+def rollback_target(versions: Sequence[int], pointer: Pointer) -> int | None:
+    """The newest version older than the current one that was not rolled back from itself; None where there is none."""
+    older = [v for v in versions if v < pointer.version and v not in pointer.withdrawn]
+    return max(older, default=None)
+
+
+def withdrawn_after(pointer: Pointer, version: int) -> tuple[int, ...]:
+    """The versions that count as rolled back from, once the pointer has moved to this one."""
+    left = {pointer.version} if version < pointer.version else set()
+    return tuple(sorted({*pointer.withdrawn, *left} - {version}))
+
+
+def kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[int]:
+    """The `keep` versions that stay: the current one, what a rollback goes to, then the newest, withdrawn ones last."""
+    target = rollback_target(versions, pointer)
+    order = [pointer.version] if target is None else [pointer.version, target]
+    order += sorted(versions, key=lambda v: (v not in pointer.withdrawn, v), reverse=True)
+    kept = dict.fromkeys(v for v in order if v in versions)
+    return set(list(kept)[:keep])
+
+
+def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -> list[int]:
+    """Take the versions away that are not kept. Under the lock.
+
+    One that no reader could open is nothing to go back to: it does not take the place of one that is.
+    """
+    versions = store.versions(generator)
+    useless = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
+    kept = kept_versions([v for v in versions if v not in useless], pointer, keep)
+    gone = [version for version in versions if version not in kept]
+    for version in gone:
+        store.retire(generator, version)
+    return gone
+
+
+def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> Mapping[str, Any]:
+    """What the current version says of itself, or the newest one that can be opened.
+
+    A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.
+    """
+    fault: DamagedError | NotFoundError | None = None
+    known = [pointer.version] if pointer.version else []  # 0 is that of a pointer that could not be read
+    for version in dict.fromkeys((*known, *reversed(store.versions(generator)))):
+        try:
+            with contextlib.closing(store.open(generator, version, verify=False)) as reader:
+                return reader.facts
+        except (DamagedError, NotFoundError) as error:
+            fault = fault or error
+    raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault or 'it has none'}")
+
+
+def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
+    """Remove from disk what is older than the current version, but for the newest `keep` and for what the store holds.
+
+    Under the lock. The manifest goes first, so that a snapshot is there whole or not at all.
+    """
+    home = snapshots_folder(out, generator)
+    found = [snapshot.version for snapshot in list_snapshots(out, generator)]
+    old = found[:-keep] if keep is not None else []
+    gone = [version for version in old if version < current and version not in held]
+    for version in gone:
+        (home / f"{version:06d}" / MANIFEST).unlink()
+    newest = max(found, default=0)
+    for folder in home.iterdir() if home.is_dir() else ():
+        if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder):
+            shutil.rmtree(folder)
+    return gone

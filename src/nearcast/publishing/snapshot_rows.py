@@ -1,0 +1,189 @@
+"""Read a snapshot's Parquet row group by row group, as publishing needs it. Damage is told by the file's name.
+
+One row group is in memory at a time, and reading takes one core: a publish may run beside a service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nearcast.eligibility import facts_of_rules, parse_rule
+from nearcast.errors import DamagedError
+from nearcast.stores.value_format import ID_BYTES, STRING, UINT32, encode_keys, id_kind, id_type
+from nearcast.table.snapshot import Snapshot
+
+__all__ = [
+    "Shape",
+    "count_queries",
+    "item_batches",
+    "list_groups",
+    "lists_of",
+    "payload_bytes",
+    "payload_of",
+    "query_batches",
+    "shape_of",
+]
+
+LISTS = ("query_id", "candidate_ids", "scores", "reason")
+ITEM_ROWS = 1 << 14  # items that are encoded at a time: some megabytes
+SAMPLED_GROUPS = 16  # their mean is the size of string ids: rules need it to a few percent
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a snapshot holds, as far as a store needs to know before it is copied."""
+
+    keys: int
+    items: int
+    query_ids: str  # int64 or string
+    item_ids: str
+    id_kind: int  # how item ids are written, see stores.values
+    columns: Mapping[str, str]  # item columns and their Arrow types
+    rules: Mapping[str, Any] | None = (
+        None  # as `facts_of_rules` has them, and whether queries have columns of their own
+    )
+
+
+def shape_of(snapshot: Snapshot) -> Shape:
+    """Read from the schemas, and from the ids of the items."""
+    with _reading(snapshot):
+        queries = pq.read_schema(_files(snapshot, "candidates")[0])
+        items = pq.read_schema(_files(snapshot, "items")[0])
+    kind, count = UINT32, 0
+    for batch in item_batches(snapshot, columns=("id",)):
+        kind, count = max(kind, id_kind(batch.column("id"))), count + len(batch)
+    item_ids = items.field("id").type
+    return Shape(
+        keys=snapshot.n_rows,
+        items=count,
+        query_ids=id_type(queries.field("query_id").type),
+        item_ids=id_type(item_ids),
+        id_kind=kind if pa.types.is_integer(item_ids) else STRING,
+        columns={field.name: str(field.type) for field in items if field.name != "id"},
+        rules=_rules_of(snapshot, items),
+    )
+
+
+def _rules_of(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
+    """The rules of the spec with the types that the columns have; None where there are none."""
+    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest["spec"].get("rules", ())]
+    if not rules:
+        return None
+    own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
+    with _reading(snapshot):
+        queries = pq.read_schema(_files(snapshot, "queries")[0]) if own else items
+    facts = facts_of_rules(rules, items, queries)
+    return {**facts, "own_query_columns": own and bool(facts["queries"])}
+
+
+def list_groups(snapshot: Snapshot, columns: Sequence[str] = LISTS) -> Iterator[pa.Table]:
+    """The rows of the candidate table, a row group at a time. `scores` are those that the lists are in order of."""
+    wanted = [snapshot.score_column if name == "scores" else name for name in columns]
+    for path in _files(snapshot, "candidates"):
+        with _reading(snapshot), pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield (
+                    file.read_row_group(number, columns=wanted, use_threads=False)
+                    .select(wanted)
+                    .rename_columns(list(columns))
+                )
+
+
+def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of the items, id and columns, some at a time."""
+    for path in _files(snapshot, "items"):
+        with _reading(snapshot), pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ITEM_ROWS, columns=columns, use_threads=False)
+
+
+def count_queries(snapshot: Snapshot) -> int:
+    """Return how many rows `query_batches` has."""
+    with _reading(snapshot):
+        return sum(int(pq.read_metadata(path).num_rows) for path in _files(snapshot, "queries"))
+
+
+def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of the queries, id and these columns, some at a time."""
+    for path in _files(snapshot, "queries"):
+        with _reading(snapshot), pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ITEM_ROWS, columns=["id", *columns], use_threads=False)
+
+
+def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:
+    """Bytes of all keys, ids and scores. Of strings, which differ in length, from row groups spread over the table."""
+    measures, k = snapshot.manifest["measures"], snapshot.manifest["spec"]["k"]
+    slots = int(measures.get("surplus_slots", round(measures["fill_rate"] * snapshot.n_rows * k)))
+    if shape.query_ids == "int64" and shape.id_kind != STRING:
+        return 8 * shape.keys + (4 + ID_BYTES[shape.id_kind]) * slots
+    rows = size = 0
+    for group in _spread_groups(snapshot):
+        rows, size = rows + len(group), size + payload_of(group, shape)
+    return round(size * snapshot.n_rows / rows) if rows else 0
+
+
+def payload_of(group: pa.Table, shape: Shape) -> int:
+    """Bytes of the keys, ids and scores of these rows."""
+    ids = pc.list_flatten(group.column("candidate_ids"))
+    keys = 8 * len(group) if shape.query_ids == "int64" else _text_bytes(group.column("query_id"))
+    names = _text_bytes(ids) if shape.id_kind == STRING else ID_BYTES[shape.id_kind] * len(ids)
+    return keys + 4 * len(ids) + names
+
+
+def lists_of(snapshot: Snapshot, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
+    """The candidates of those of these keys (as a store knows them) that the snapshot has."""
+    wanted = set(keys)
+    found: dict[bytes, list[Any]] = {}
+    for path in _files(snapshot, "candidates"):
+        with _reading(snapshot), pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                ids = file.read_row_group(number, columns=["query_id"], use_threads=False).column(0)
+                here = encode_keys(ids.combine_chunks())
+                rows = [row for row, key in enumerate(here) if key in wanted]
+                if rows:
+                    lists = file.read_row_group(number, columns=["candidate_ids"], use_threads=False)
+                    taken = lists.column(0).take(pa.array(rows)).to_pylist()
+                    found.update(zip((here[row] for row in rows), taken, strict=True))
+    return found
+
+
+def _spread_groups(snapshot: Snapshot) -> Iterator[pa.Table]:
+    paths = list(_files(snapshot, "candidates"))
+    with _reading(snapshot):
+        counts = [pq.read_metadata(path).num_row_groups for path in paths]
+    ends = np.cumsum(counts)
+    chosen = np.unique(np.linspace(0, int(ends[-1]) - 1, SAMPLED_GROUPS).astype(np.int64)) if ends[-1] else ends[:0]
+    for number in chosen:
+        place = int(np.searchsorted(ends, number, side="right"))
+        with _reading(snapshot), pq.ParquetFile(paths[place]) as file:
+            within = int(number - (ends[place] - counts[place]))
+            yield file.read_row_group(within, columns=["query_id", "candidate_ids"], use_threads=False)
+
+
+def _text_bytes(texts: pa.ChunkedArray) -> int:
+    return int(pc.sum(pc.binary_length(texts)).as_py() or 0)
+
+
+def _files(snapshot: Snapshot, part: str) -> list[Path]:
+    found = sorted((snapshot.folder / part).glob("part-*.parquet"))
+    if not found:
+        raise DamagedError(f"{snapshot.folder / part} holds no files; restore them, or run again")
+    return found
+
+
+@contextlib.contextmanager
+def _reading(snapshot: Snapshot) -> Iterator[None]:
+    """What Arrow cannot read becomes a DamagedError that names the file whose bytes differ."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        snapshot.verify()
+        raise DamagedError(f"{snapshot.folder} cannot be read: {error}") from error

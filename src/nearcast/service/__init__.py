@@ -1,0 +1,1 @@
+"""Serve look-ups, merged lists, and ads over HTTP: endpoints, schemas, authentication, limits, and metrics."""

@@ -1,0 +1,122 @@
+"""A version of an expansion table as a store has it, read into memory piece by piece: requests have their turn.
+
+Publishing reads a version back with the code that readers use: what they cannot open never becomes current.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.errors import DamagedError, GoneError, NearcastError, StoreError
+from nearcast.spec import parse_model
+from nearcast.stores.base import Reader, Space
+from nearcast.stores.value_format import decode_lists, numbers_of_keys
+from nearcast.table.ad_set import Ads, ads_of
+from nearcast.table.expansion_settings import Serving
+from nearcast.table.item_links import Links, links_of
+
+__all__ = ["MOST_ITEMS_HELD", "StoredAds", "read_stored"]
+
+ROWS_AT_ONCE = 1 << 12
+LISTS_AT_ONCE = 1 << 10
+MOST_ITEMS_HELD = 2_000_000  # with ads: which each has is held in memory, some 300 MB at most; of more it is looked up
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredAds:
+    """A version of an expansion table, its ads in memory."""
+
+    ads: Ads
+    links: Links | None  # None where there are too many to be held
+    settings: Serving
+    as_of: float  # seconds since 1970 when its source was read
+
+
+def read_stored(reader: Reader, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
+    """Read the ads and links of a version. DamagedError says why `what`, such as "ads 000007", cannot be read."""
+    facts = reader.facts
+    try:
+        settings = parse_model(Serving, facts["expansion"], f"the settings of {what}")
+        schema = _schema(facts, facts["item_ids"])
+        parts = [_parsed(rows, schema) for rows in _rows(reader)]
+        table = pa.concat_tables(parts) if parts else schema.empty_table()
+        ads = ads_of(table.sort_by("id"), settings.columns)
+        _check_columns(settings, ads)
+        as_of = datetime.fromisoformat(facts["as_of"]).timestamp()
+        links = _read_links(reader, ads) if facts["keys"] <= most_items_held else None
+    except (StoreError, GoneError):
+        raise
+    except NearcastError as error:
+        raise DamagedError(f"{what} cannot be read: {error}") from error
+    except (pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise DamagedError(f"the ads of {what} cannot be read: {error}") from error
+    return StoredAds(ads, links, settings, as_of)
+
+
+def _check_columns(settings: Serving, ads: Ads) -> None:
+    """DamagedError where the settings ask conditions of a column that the version does not have."""
+    for name in [*(target.column for target in settings.targeting), *(n for n in settings.caps if n != "item")]:
+        if name not in ads.columns:
+            raise DamagedError(f"its settings name {name!r}, which is no column that conditions can be asked of")
+
+
+def _read_links(reader: Reader, ads: Ads) -> Links:
+    """Which ads each item has, read piece by piece."""
+    facts, pairs = reader.facts, reader.pairs(Space.LISTS)
+    numbers, texts, lengths, positions = [], [], [], []
+    while some := list(islice(pairs, LISTS_AT_ONCE)):
+        lists = decode_lists([value for _, value in some], facts["item_ids"])
+        keys = [key for key, _ in some]
+        if facts["query_ids"] == "int64":
+            numbers.append(numbers_of_keys(keys))
+        else:
+            texts += keys
+        lengths.append(np.diff(lists.offsets))
+        positions.append(ads.positions(lists.ids))
+    nothing = np.empty(0, np.int64)
+    items = np.concatenate([nothing, *numbers]) if facts["query_ids"] == "int64" else texts
+    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
+
+
+def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:
+    columns = [pa.field(name, _arrow_type(text)) for name, text in facts["columns"].items()]
+    return pa.schema([pa.field("id", pa.int64() if ids == "int64" else pa.string()), *columns])
+
+
+def _arrow_type(text: str) -> pa.DataType:
+    """The type that JSON of a column of this Arrow type is read back as."""
+    if text.startswith(("list", "large_list", "fixed_size_list")):
+        return pa.list_(
+            _arrow_type(text[text.index("<") + 1 : text.rindex(">")].split(": ", 1)[1].removesuffix(" not null"))
+        )
+    if text.startswith(("timestamp", "date")):
+        return pa.timestamp("us")
+    if text.startswith(("int", "uint")):
+        return pa.int64()
+    if text.startswith(("float", "double", "halffloat", "decimal")):
+        return pa.float64()
+    return pa.bool_() if text == "bool" else pa.string()
+
+
+def _rows(reader: Reader) -> Iterator[list[bytes]]:
+    pairs = reader.pairs(Space.ITEMS)
+    while rows := [value for _, value in islice(pairs, ROWS_AT_ONCE)]:
+        yield rows
+
+
+def _parsed(rows: list[bytes], schema: pa.Schema) -> pa.Table:
+    """JSON rows as a table: parsed by Arrow, without the interpreter's lock."""
+    from pyarrow import json as arrow_json
+
+    text = b"\n".join(rows)
+    options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    reading = arrow_json.ReadOptions(use_threads=False, block_size=max(1 << 20, len(text) + 1))
+    return arrow_json.read_json(io.BytesIO(text), reading, options).select(schema.names)

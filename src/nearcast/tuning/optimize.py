@@ -1,0 +1,122 @@
+"""The search over engines and settings: Optuna proposes, trials judge, and everything learned is kept in a file.
+
+Optuna is imported here and nowhere else. The study is named by the fingerprint of what decides it, so that a second
+tuning of the same thing goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import MissingExtraError
+from nearcast.tuning.scaling import EXACT_POINT, Point
+from nearcast.tuning.trial import Trial
+
+__all__ = ["EXACT", "Outcome", "Study", "first_points", "open_study"]
+
+EXACT = "dense, exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a proposal: a trial, or the reason why none was made, and the seconds to hold against others."""
+
+    seconds: float
+    trial: Trial | None
+    reason: str | None = None
+
+
+class Study:
+    """Proposals and what came of them. Made by `open_study`."""
+
+    def __init__(self, study: Any, engines: Sequence[str], n_items: int) -> None:
+        self._study = study
+        self._engines = list(engines)
+        self._n_items = n_items
+
+    def known(self) -> list[Trial]:
+        """The trials of earlier tunings."""
+        found = []
+        for frozen in self._study.trials:
+            facts = frozen.user_attrs.get("trial")
+            if facts is not None:
+                found.append(Trial.from_dict(json.loads(facts)))
+        return found
+
+    def finished(self) -> int:
+        """How many proposals were judged."""
+        return sum(frozen.value is not None for frozen in self._study.trials)
+
+    def begin(self, points: Sequence[Point]) -> None:
+        """Try these first."""
+        for point in points:
+            self._study.enqueue_trial(_parameters(point), skip_if_exists=True)
+
+    def step(self, judge: Callable[[Point], Outcome]) -> Outcome:
+        """Have one more point proposed and judged."""
+        proposal = self._study.ask()
+        outcome = judge(self._point(proposal))
+        if outcome.trial is not None:
+            proposal.set_user_attr("trial", json.dumps(outcome.trial.as_dict()))
+        if outcome.reason is not None:
+            proposal.set_user_attr("reason", outcome.reason)
+        self._study.tell(proposal, outcome.seconds)
+        return outcome
+
+    def _point(self, proposal: Any) -> Point:
+        engine = proposal.suggest_categorical("engine", self._engines)
+        root = math.sqrt(self._n_items)
+        if engine == EXACT:
+            return EXACT_POINT
+        if engine == "dense":
+            return Point("dense", {"cells": proposal.suggest_int("cells", *_between(root, 1.5, 20), log=True)})
+        if engine == "faiss-ivf":
+            return Point(engine, {"nlist": proposal.suggest_int("nlist", *_between(root, 1, 16), log=True)})
+        m = proposal.suggest_int("m", 8, 48, step=8)
+        construction = proposal.suggest_int("ef_construction", 40, 400, log=True)
+        return Point(engine, {"m": m, "ef_construction": construction})
+
+
+def first_points(names: Sequence[str], n_items: int) -> list[Point]:
+    """Every engine at its defaults, the ones that cost least to try first."""
+    root = math.sqrt(n_items)
+    points = {
+        EXACT: EXACT_POINT,
+        "dense": Point("dense", {"cells": max(2, round(6.5 * root))}),
+        "faiss-ivf": Point("faiss-ivf", {"nlist": max(2, round(4 * root))}),
+        "faiss-hnsw": Point("faiss-hnsw", {"m": 16, "ef_construction": 100}),
+    }
+    return [point for name, point in points.items() if name in names]
+
+
+def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed: int) -> Study:
+    """The study of this name in this file, made where it is not there. MissingExtraError without Optuna."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise MissingExtraError(
+            "tuning searches with Optuna, which is not installed: pip install 'nearcast[tune]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=6)
+    study = optuna.create_study(
+        storage=storage, study_name=name, sampler=sampler, direction="minimize", load_if_exists=True
+    )
+    return Study(study, engines, n_items)
+
+
+def _parameters(point: Point) -> dict[str, Any]:
+    return {"engine": EXACT} if point == EXACT_POINT else {"engine": point.engine, **point.settings}
+
+
+def _between(root: float, low: float, high: float) -> tuple[int, int]:
+    first = max(2, round(low * root))
+    return first, max(first + 1, round(high * root))
