@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nearcast.renamed_modules import install as _redirect_renamed_modules
 from nearcast.version import __version__
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ _HOMES = {
     "snapshots": "nearcast.api.snapshots",
     "tune": "nearcast.api.tuning",
 }
+
+_redirect_renamed_modules()
 
 
 def __getattr__(name: str) -> Any:
