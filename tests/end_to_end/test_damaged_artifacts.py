@@ -18,7 +18,7 @@ from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.task import open_index, read_result
 from nearcast.mapped import map_array
 from nearcast.sources.ids import read_ids, write_ids
-from nearcast.sources.ingest import open_side
+from nearcast.sources.ingest import open_ingested_table
 from nearcast.types import FileVectors, Metric
 
 N = 2000
@@ -63,8 +63,8 @@ def test_every_file_of_every_artifact_cut_anywhere_is_an_error_that_names_it(mad
     artifacts = next(path for path in made.rglob("artifacts") if path.is_dir())
     (items,) = artifacts.glob("items-*")
     openers = {
-        "items": open_side,
-        "queries": open_side,
+        "items": open_ingested_table,
+        "queries": open_ingested_table,
         "constraints": open_constraints.__wrapped__,
         "index": lambda folder: open_index.__wrapped__(
             items, folder, "dense", tuple(SPEC["engine_settings"].items()), Metric.L2

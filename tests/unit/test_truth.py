@@ -19,7 +19,7 @@ from nearcast.measure.sampled_recall import truth_of
 from nearcast.measure.truth import kept_truth, kept_width
 from nearcast.sources import changes
 from nearcast.sources.changes import State, changes_between, row_hashes
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 from nearcast.types import ArrayVectors, Metric, no_progress
 
 RESOURCES = Resources(threads=2, memory_bytes=1 << 26)
@@ -32,7 +32,7 @@ def side(vectors_by_id, *, strings=False, dtype=np.float32, dim=DIM):
     vectors = np.array([vectors_by_id[one] for one in ids], dtype).reshape(len(ids), dim)
     column = pa.array([f"é{one:03d}" for one in ids], pa.string()) if strings else pa.array(ids, pa.int64())
     name = f"items-{hashlib.sha256(repr((ids, strings)).encode() + vectors.tobytes()).hexdigest()[:16]}"
-    return Side(Path(name), ArrayVectors(vectors), column, column, Path(name))
+    return IngestedTable(Path(name), ArrayVectors(vectors), column, column, Path(name))
 
 
 @dataclass
@@ -243,7 +243,7 @@ def test_a_change_of_some_items_costs_no_more_memory_than_a_block(tmp_path, monk
     keeper = Keeper(tmp_path, resources=Resources(1, 4 << 20))
     for day in (first, second):
         plain = side(day)
-        items = Side(plain.folder, Watched(plain.vectors.array), plain.ids, plain.listed_ids, plain.attributes)
+        items = IngestedTable(plain.folder, Watched(plain.vectors.array), plain.ids, plain.listed_ids, plain.attributes)
         keeper.ask(items, side(cloud(8, 2)))
     assert 0 < largest["rows"] <= 2_048
 

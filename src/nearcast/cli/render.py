@@ -16,7 +16,7 @@ from nearcast.measure.measures import COMPARED, MEASURES, format_value
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
-    from nearcast.sources.validate_rows import Report, SideReport
+    from nearcast.sources.validate_rows import Report, TableReport
     from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "rule_table", "snapshot_list", "summary"]
@@ -58,7 +58,7 @@ def input_table(report: Report) -> Table:
     table = Table(title="inputs", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("side", "rows", "vectors", "dim", "kept as", "length of vectors (1% · median · 99% · max)"):
         table.add_column(name, justify="right" if name in ("rows", "vectors", "dim") else "left")
-    sides: list[tuple[str, SideReport]] = [("items", report.items)]
+    sides: list[tuple[str, TableReport]] = [("items", report.items)]
     if report.queries is not report.items:
         sides.append(("queries", report.queries))
     for name, side in sides:

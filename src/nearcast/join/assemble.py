@@ -14,7 +14,7 @@ from nearcast.join.task import JoinTask, read_result
 from nearcast.knn.topk import cut_lists
 from nearcast.measure.tally import Tally
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table
 from nearcast.table.write_table import TableWriter
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
@@ -24,8 +24,8 @@ __all__ = ["assemble"]
 
 def assemble(
     tasks: Sequence[JoinTask],
-    items: Side,
-    queries: Side,
+    items: IngestedTable,
+    queries: IngestedTable,
     folder: Path,
     k: int,
     reasons: npt.NDArray[np.uint8],

@@ -12,7 +12,7 @@ from nearcast.engines.base import Resources
 from nearcast.knn.exact_join import exact_join
 from nearcast.measure.drift import Drift, sketch_drift, sketch_rows
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Inputs, Side
+from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.sketches import Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import Metric, no_progress
@@ -49,7 +49,7 @@ def measure_drift(
     return measures
 
 
-def _moved_share(old: Sketch, drift: Drift, side: Side, resources: Resources) -> float:
+def _moved_share(old: Sketch, drift: Drift, side: IngestedTable, resources: Resources) -> float:
     """Of the sketched ids, the share whose old vector another id has now: a shifted file, not another model."""
     if not len(drift.changed):
         return 0.0

@@ -33,7 +33,7 @@ from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.mapped import map_array
 from nearcast.measure.near_duplicates import alike_groups
 from nearcast.sources.attribute_columns import attributes_of
-from nearcast.sources.ingest import Inputs, Side
+from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.sources.table_rows import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.types import Vectors
@@ -145,7 +145,7 @@ def _write(run: RunContext, inputs: Inputs, originals: Vectors, folder: Path) ->
     finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
 
 
-def _caps(run: RunContext, items: Side, originals: Vectors | None) -> list[Cap]:
+def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:
     """The caps, the smallest groups first; SpecError where groups of two of them cross."""
     spec = run.spec
     named = [(cap.by, Cap(_groups(items, cap.by), cap.most)) for cap in spec.caps if cap.by is not None]
@@ -169,7 +169,7 @@ def _caps(run: RunContext, items: Side, originals: Vectors | None) -> list[Cap]:
     return found
 
 
-def _groups(items: Side, column: str) -> Int32Array:
+def _groups(items: IngestedTable, column: str) -> Int32Array:
     """(m,) the group of every item by the value of a column; -1 where it is null."""
     values = attributes_of(items, [column]).column(column).combine_chunks()
     if pa.types.is_nested(values.type):

@@ -17,9 +17,9 @@ import numpy as np
 from nearcast.errors import BusyError
 from nearcast.files import is_done, locked
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, side_folders
+from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, ingested_folders
 from nearcast.join.listener import Listener
-from nearcast.sources.ingest import Inputs, Side, open_side
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.types import ArrayVectors
 
 __all__ = ["Place", "todays_inputs", "waiting_for"]
@@ -55,12 +55,14 @@ def waiting_for(path: Path, what: str, listener: Listener) -> Iterator[None]:
 def todays_inputs(run: RunContext, sources: Sources, home: Path) -> tuple[Place, Inputs]:
     """Both sides as a run has left them, or as an earlier call has; ingested into `home` where neither has."""
     for folder in (run.artifacts, home):
-        place = Place(*side_folders(run.spec, sources, folder))
+        place = Place(*ingested_folders(run.spec, sources, folder))
         if not (is_done(place.items) and is_done(place.queries)):
             continue
         try:
-            items = _mapped(open_side(place.items))
-            return place, Inputs(items, items if place.queries == place.items else _mapped(open_side(place.queries)))
+            items = _mapped(open_ingested_table(place.items))
+            return place, Inputs(
+                items, items if place.queries == place.items else _mapped(open_ingested_table(place.queries))
+            )
         except OSError:  # a run has tidied them away in this moment: they are not needed, only quicker
             continue
     checked = check_inputs(
@@ -77,6 +79,6 @@ def todays_inputs(run: RunContext, sources: Sources, home: Path) -> tuple[Place,
     return Place(checked.item_folder, checked.query_folder), inputs
 
 
-def _mapped(side: Side) -> Side:
+def _mapped(side: IngestedTable) -> IngestedTable:
     """The same with its vectors mapped for as long as it is held: a run may take the file's name away."""
     return replace(side, vectors=ArrayVectors(np.asarray(side.vectors.whole())))

@@ -29,7 +29,7 @@ from nearcast.knn.scores import pair_scores
 from nearcast.measure.sampled_recall import exclusions
 from nearcast.sources.attribute_columns import rows_of
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Side, open_side
+from nearcast.sources.ingest import IngestedTable, open_ingested_table
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.suggest import nearest_in_words, quoted
 from nearcast.table.snapshot import Candidates, Snapshot
@@ -101,8 +101,8 @@ class _Made:
     """What a snapshot was made of."""
 
     spec: GeneratorSpec
-    items: Side
-    queries: Side
+    items: IngestedTable
+    queries: IngestedTable
     constraints: Constraints
     effort: Mapping[str, int]
     full: Bars | None  # of the items that an exposure cap has filled up
@@ -173,9 +173,9 @@ def _opened(snapshot: Snapshot, artifacts: Path, base: Path | None) -> _Made:
             "be explained, where it was made"
         )
     folders = {name.partition("-")[0]: artifacts / name for name in names}
-    items = open_side(folders.get("scoreditems", folders["items"]))
+    items = open_ingested_table(folders.get("scoreditems", folders["items"]))
     asked = folders.get("scoredqueries", folders.get("queries"))
-    queries = open_side(asked) if asked is not None else items
+    queries = open_ingested_table(asked) if asked is not None else items
     spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
     if spec.score.columns and spec.metric is Metric.COSINE:
         spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
@@ -230,7 +230,7 @@ def _pool(snapshot: Snapshot, made: _Made, listed: Candidates, row: int) -> _Poo
 WHOLE = {"item": "items", "query": "queries"}
 
 
-def _position(side: Side, key: str | int, what: str, snapshot: Snapshot) -> int:
+def _position(side: IngestedTable, key: str | int, what: str, snapshot: Snapshot) -> int:
     try:
         value = int(key) if pa.types.is_integer(side.ids.type) else str(key)
         place = int(positions_of(pa.array([value], side.ids.type), side.ids)[0])
@@ -407,7 +407,7 @@ def _barred(found: Explanation, made: _Made, row: int, place: int) -> Explanatio
     return replace(found, cause=Cause.RULE, rule=name, words=words)
 
 
-def _facts(side: Side, columns: Sequence[str], place: int) -> dict[str, Any]:
+def _facts(side: IngestedTable, columns: Sequence[str], place: int) -> dict[str, Any]:
     facts: dict[str, Any] = rows_of_table(rows_of(side.attributes, side.ids.slice(place, 1), columns))[0]
     return facts
 

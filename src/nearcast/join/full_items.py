@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from nearcast.knn.exposure import Bars
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Inputs, Side
+from nearcast.sources.ingest import IngestedTable, Inputs
 
 __all__ = ["FULL_FILE", "read_full_items", "write_full_items"]
 
@@ -30,7 +30,7 @@ def write_full_items(bars: Bars, inputs: Inputs, folder: Path) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_full_items(folder: Path, items: Side, queries: Side) -> Bars | None:
+def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) -> Bars | None:
     """What `write_full_items` has written, as positions; None for a snapshot without an exposure cap."""
     path = folder / FULL_FILE
     if not path.is_file():

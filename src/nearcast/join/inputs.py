@@ -11,13 +11,13 @@ import numpy as np
 
 from nearcast.files import fingerprint, is_done, read_manifest
 from nearcast.join.listener import Listener
-from nearcast.sources.ingest import Inputs, Side, ingest, ingest_bytes, ingest_memory, open_side
+from nearcast.sources.ingest import IngestedTable, Inputs, ingest, ingest_bytes, ingest_memory, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
 from nearcast.sources.table_rows import RowSource, open_source, table_source
 from nearcast.sources.validate_rows import (
     Report,
     Scan,
-    SideReport,
+    TableReport,
     check_id_types,
     judge,
     judge_side,
@@ -33,8 +33,8 @@ __all__ = [
     "Sources",
     "check_inputs",
     "ingest_inputs",
+    "ingested_folders",
     "open_sources",
-    "side_folders",
     "trial_vectors",
 ]
 
@@ -86,7 +86,7 @@ def open_sources(
     return Sources(item_source, query_source, item_digests, query_digests)
 
 
-def side_folders(spec: GeneratorSpec, sources: Sources, artifacts: Path) -> tuple[Path, Path]:
+def ingested_folders(spec: GeneratorSpec, sources: Sources, artifacts: Path) -> tuple[Path, Path]:
     """Where items and queries are ingested to: folders named by what decides their contents."""
     items = artifacts / f"items-{_side_fingerprint(spec, spec.items, sources.item_digests)}"
     if sources.queries is sources.items:
@@ -104,7 +104,7 @@ def check_inputs(
     checked: Callable[[Report], None],
 ) -> Checked:
     """Scan what was not ingested before, judge both sides, and raise InputError where a policy says so."""
-    item_folder, query_folder = side_folders(spec, sources, artifacts)
+    item_folder, query_folder = ingested_folders(spec, sources, artifacts)
     item_scan, items = _scan_or_recall("items", sources.items, item_folder, spec, memory_bytes, progress)
     query_scan, queries = item_scan, items
     if sources.queries is not sources.items:
@@ -121,9 +121,9 @@ def check_inputs(
 def ingest_inputs(spec: GeneratorSpec, checked: Checked, *, memory_bytes: int, progress: Progress) -> Inputs:
     """Write both sides in id order, or open them where that is done."""
 
-    def side(name: str, seen: Scan | None, folder: Path, report: SideReport) -> Side:
+    def side(name: str, seen: Scan | None, folder: Path, report: TableReport) -> IngestedTable:
         if seen is None:
-            return open_side(folder)
+            return open_ingested_table(folder)
         manifest = {"side": asdict(report)}
         kept = kept_rows(seen, spec)
         return ingest(seen, kept, folder, manifest, memory_bytes=memory_bytes, side=name, progress=progress)
@@ -139,7 +139,7 @@ def trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
     report = checked.report.items
     wanted = max(1, min(TRIAL_ROWS, report.vectors, memory_bytes // 4 // (report.dim * 8)))
     if checked.item_scan is None:
-        return ArrayVectors(np.array(open_side(checked.item_folder).vectors.read(0, wanted)))
+        return ArrayVectors(np.array(open_ingested_table(checked.item_folder).vectors.read(0, wanted)))
     pieces: list[np.ndarray[Any, Any]] = []
     batches = checked.sources.items.batches(vectors=True, attributes=False, memory_bytes=memory_bytes // 4)
     for batch in batches:
@@ -157,9 +157,9 @@ def _open(spec: Source, base: Path, data: object | None, name: str, out: Path) -
 
 def _scan_or_recall(
     side: str, source: RowSource, folder: Path, spec: GeneratorSpec, memory_bytes: int, progress: Progress
-) -> tuple[Scan | None, SideReport]:
+) -> tuple[Scan | None, TableReport]:
     if is_done(folder):
-        return None, SideReport.from_dict(read_manifest(folder)["side"])
+        return None, TableReport.from_dict(read_manifest(folder)["side"])
     seen = scan(source, memory_bytes=memory_bytes, side=side, progress=progress)
     return seen, judge_side(side, seen, spec)
 

@@ -23,8 +23,8 @@ from nearcast.join.compile_constraints import rules_of
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.measure.profile import quantiles_of, shares_of
 from nearcast.sources.ids import sample_rows_by_hash
-from nearcast.sources.ingest import Inputs, Side
-from nearcast.sources.validate_rows import Report, SideReport
+from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.sources.validate_rows import Report, TableReport
 from nearcast.spec import GeneratorSpec, Source
 from nearcast.types import IntArray
 
@@ -68,7 +68,7 @@ def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, An
     return {rule.name: _rule_facts(rule, *tables) for rule in bound}
 
 
-def _table_facts(report: SideReport, source: Source, sampled: _Sampled) -> dict[str, Any]:
+def _table_facts(report: TableReport, source: Source, sampled: _Sampled) -> dict[str, Any]:
     """The figures of one table."""
     faults = {problem.kind: round(problem.count / max(1, report.rows), 6) for problem in report.problems}
     return {
@@ -86,7 +86,7 @@ def _table_facts(report: SideReport, source: Source, sampled: _Sampled) -> dict[
 class _Sampled:
     """One pass over the attributes of a table: shares of empty values of all rows, and the values of a sample."""
 
-    def __init__(self, side: Side, source: Source, rule_columns: Sequence[str]) -> None:
+    def __init__(self, side: IngestedTable, source: Source, rule_columns: Sequence[str]) -> None:
         """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
         names = list(dict.fromkeys((*source.attributes, *rule_columns)))
         self.id_type = side.listed_ids.type
@@ -101,7 +101,7 @@ def _sample_rows(ids: pa.Array) -> IntArray:
     return sample_rows_by_hash(pieces, SAMPLED_ROWS)
 
 
-def _groups(side: Side, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+def _groups(side: IngestedTable, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """These columns of the table a row group at a time, with the number of the first row."""
     first = 0
     for path in sorted(side.attributes.glob("part-*.parquet")):
@@ -112,7 +112,7 @@ def _groups(side: Side, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]
                 first += file.metadata.row_group(number).num_rows
 
 
-def _rows_at(side: Side, rows: IntArray, columns: Sequence[str]) -> pa.Table:
+def _rows_at(side: IngestedTable, rows: IntArray, columns: Sequence[str]) -> pa.Table:
     """ "id" and these columns of some rows (ascending)."""
     pieces = []
     for first, table in _groups(side, ["id", *columns]):
@@ -121,7 +121,7 @@ def _rows_at(side: Side, rows: IntArray, columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def _profile_column(side: Side, name: str, rows: IntArray) -> dict[str, Any]:
+def _profile_column(side: IngestedTable, name: str, rows: IntArray) -> dict[str, Any]:
     """The profile of one column; rows (ascending) are the sample."""
     empty = total = 0
     sampled: list[pa.Array] = []

@@ -30,7 +30,7 @@ from nearcast.knn.scores import rescore
 from nearcast.mapped import map_array
 from nearcast.measure.sampled_recall import SampledLists
 from nearcast.sources.attribute_columns import attribute_names, attributes_of
-from nearcast.sources.ingest import Inputs, Side, open_side
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.user_files import UserFile, changed_error, shown_path
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
@@ -101,7 +101,7 @@ def check_ranker(spec: GeneratorSpec, base: Path, plan: Plan) -> None:
 
 
 def rank_neighbors(
-    settings: RankSettings, found: Neighbors, queries: Side, items: Side, start: int, folder: Path
+    settings: RankSettings, found: Neighbors, queries: IngestedTable, items: IngestedTable, start: int, folder: Path
 ) -> Neighbors:
     """The k best of each list by the model, in its order; equal scores go to the smaller position.
 
@@ -137,7 +137,12 @@ def score_pairs(settings: RankSettings, batch: pa.RecordBatch) -> FloatArray:
 
 
 def model_scores(
-    settings: RankSettings, queries: Side, row: int, items: Side, positions: IntArray, scores: FloatArray
+    settings: RankSettings,
+    queries: IngestedTable,
+    row: int,
+    items: IngestedTable,
+    positions: IntArray,
+    scores: FloatArray,
 ) -> FloatArray:
     """(items,) the model's scores of one query's candidates. scores: those of the join."""
     ranker = _load(settings.name, settings.base, settings.content)
@@ -238,7 +243,9 @@ def _beside(path: Path, content: str, base: Path) -> Any:
     return module
 
 
-def _pairs(queries: Side, rows: IntArray, items: Side, positions: IntArray, scores: FloatArray) -> pa.RecordBatch:
+def _pairs(
+    queries: IngestedTable, rows: IntArray, items: IngestedTable, positions: IntArray, scores: FloatArray
+) -> pa.RecordBatch:
     """A row per pair: both ids, the join's score, both vectors, and both sides' attributes."""
     columns: dict[str, pa.Array] = {
         "query_id": queries.ids.take(pa.array(rows)),
@@ -253,7 +260,7 @@ def _pairs(queries: Side, rows: IntArray, items: Side, positions: IntArray, scor
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _vectors(side: Side, positions: IntArray) -> pa.Array:
+def _vectors(side: IngestedTable, positions: IntArray) -> pa.Array:
     distinct, back = np.unique(positions, return_inverse=True)
     flat = side.vectors.take(distinct).astype(np.float32)[back]
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), side.vectors.dim)
@@ -262,7 +269,7 @@ def _vectors(side: Side, positions: IntArray) -> pa.Array:
 @lru_cache(maxsize=4)
 def _attributes(folder: Path) -> dict[str, pa.Array]:
     """The attributes of a side, a value per position. All are held in memory."""
-    side = open_side(folder)
+    side = open_ingested_table(folder)
     names = attribute_names(side)
     table = attributes_of(side, names)
     return {name: table[name].combine_chunks() for name in names}

@@ -22,7 +22,7 @@ from nearcast.files import fingerprint, finish, fresh_folder, is_done, link_file
 from nearcast.join.context import RunContext
 from nearcast.knn.scores import norms
 from nearcast.sources.attribute_columns import attributes_of
-from nearcast.sources.ingest import Inputs, Side, open_side
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.spec import Score
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
@@ -74,7 +74,7 @@ def _folder(home: Path, side: str, inputs: Inputs, run: RunContext) -> Path:
     return home / f"scored{side}-{fingerprint([side, *made_of, __version__])[:16]}"
 
 
-def _terms(items: Side, score: Score) -> _Terms:
+def _terms(items: IngestedTable, score: Score) -> _Terms:
     added = None if score.add is None else score.weight * _numbers(items, score.add, score.missing)
     factor = None if score.multiply is None else _numbers(items, score.multiply, score.missing)
     if factor is not None and (factor < 0).any():
@@ -86,7 +86,7 @@ def _terms(items: Side, score: Score) -> _Terms:
     return _Terms(added, factor)
 
 
-def _numbers(items: Side, name: str, missing: float | None) -> Float64Array:
+def _numbers(items: IngestedTable, name: str, missing: float | None) -> Float64Array:
     column = attributes_of(items, [name]).column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"a score term is a number, and column {name!r} of the items holds {column.type}")
@@ -105,7 +105,7 @@ def _numbers(items: Side, name: str, missing: float | None) -> Float64Array:
     return values
 
 
-def _items(side: Side, terms: _Terms, metric: Metric) -> Iterator[AnyArray]:
+def _items(side: IngestedTable, terms: _Terms, metric: Metric) -> Iterator[AnyArray]:
     largest = 0.0 if terms.added is None else float(terms.added.max(initial=-np.inf))
     for rows, block in _blocks(side, metric):
         if terms.factor is not None:
@@ -118,13 +118,13 @@ def _items(side: Side, terms: _Terms, metric: Metric) -> Iterator[AnyArray]:
         yield np.column_stack([block, last.astype(np.float32)])
 
 
-def _queries(side: Side, terms: _Terms, metric: Metric) -> Iterator[AnyArray]:
+def _queries(side: IngestedTable, terms: _Terms, metric: Metric) -> Iterator[AnyArray]:
     for _, block in _blocks(side, metric):
         last = np.full(len(block), 0 if metric is Metric.L2 else 1, np.float32)
         yield block if terms.added is None else np.column_stack([block, last])
 
 
-def _blocks(side: Side, metric: Metric) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+def _blocks(side: IngestedTable, metric: Metric) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Copies in float32, of unit length under cosine."""
     for start in range(0, side.vectors.n, BLOCK_ROWS):
         stop = min(side.vectors.n, start + BLOCK_ROWS)
@@ -135,10 +135,10 @@ def _blocks(side: Side, metric: Metric) -> Iterator[tuple[slice, npt.NDArray[np.
         yield slice(start, stop), block
 
 
-def _side(side: Side, folder: Path, blocks: Iterator[AnyArray]) -> Side:
+def _side(side: IngestedTable, folder: Path, blocks: Iterator[AnyArray]) -> IngestedTable:
     """The same side with other vectors; ids and attributes are the same files."""
     if is_done(folder):
-        return open_side(folder)
+        return open_ingested_table(folder)
     fresh_folder(folder)
     (folder / "attributes").mkdir()
     for path in [*side.folder.glob("*.arrow"), *side.attributes.iterdir()]:
@@ -150,4 +150,4 @@ def _side(side: Side, folder: Path, blocks: Iterator[AnyArray]) -> Side:
         for block in chain([first], blocks):
             np.ascontiguousarray(block, np.float32).tofile(out)
     finish(folder, {"of": side.folder.name})
-    return open_side(folder)
+    return open_ingested_table(folder)

@@ -20,7 +20,7 @@ from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.mapped import map_array
 from nearcast.sources.ids import shared_positions
-from nearcast.sources.ingest import Side, open_side
+from nearcast.sources.ingest import IngestedTable, open_ingested_table
 from nearcast.types import IntArray, Metric, Neighbors, Progress
 
 __all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "read_result", "result_lengths"]
@@ -58,7 +58,7 @@ class JoinTask:
 def do_task(task: JoinTask, progress: Progress) -> None:
     """Find the neighbors of the task's queries, and write them with a manifest that says they are done."""
     common = task.settings
-    queries = open_side(common.queries)
+    queries = open_ingested_table(common.queries)
     index, items = open_index(common.items, common.index, common.engine, common.engine_settings, common.metric)
     exclude = shared_positions(queries.ids[task.start : task.stop], items.ids) if common.exclude_self else None
 
@@ -86,9 +86,9 @@ def do_task(task: JoinTask, progress: Progress) -> None:
 @lru_cache(maxsize=1)
 def open_index(
     items: Path, index: Path, engine: str, engine_settings: tuple[tuple[str, Any], ...], metric: Metric
-) -> tuple[Index, Side]:
+) -> tuple[Index, IngestedTable]:
     """The index and the items, opened once per process and not once per task."""
-    side = open_side(items)
+    side = open_ingested_table(items)
     if is_done(index):
         verify(index, contents=False)
     chosen = ENGINES[engine]

@@ -29,7 +29,7 @@ from nearcast.join.score_terms import check_terms
 from nearcast.join.select_candidates import stop_if_exposure_is_too_large
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import refuse_slices_of
-from nearcast.sources.ingest import Inputs, Side, ingest_attributes, open_side
+from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
 from nearcast.sources.table_rows import RowSource
 from nearcast.sources.validate_rows import kept_rows
@@ -99,10 +99,10 @@ def sketched_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     Raises for score terms, rules, caps and columns that a run would refuse.
     """
 
-    def side(name: str) -> Side:
+    def side(name: str) -> IngestedTable:
         seen = checked.item_scan if name == "items" else checked.query_scan
         if seen is None:
-            return open_side(checked.item_folder if name == "items" else checked.query_folder)
+            return open_ingested_table(checked.item_folder if name == "items" else checked.query_folder)
         return ingest_attributes(seen, kept_rows(seen, run.spec), folder / name, memory_bytes=run.read_bytes)
 
     items = side("items")

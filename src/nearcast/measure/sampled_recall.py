@@ -18,7 +18,7 @@ from nearcast.knn.exact_join import exact_join
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import positions_of, shared_positions
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress
 
@@ -30,7 +30,7 @@ MOST_STRETCHES = 32  # 8 million slots: overlap is known to a fraction of a perc
 Float64Array = npt.NDArray[np.float64]
 
 
-def exclusions(items: Side, queries: Side, rows: IntArray, *, exclude_self: bool) -> IntArray | None:
+def exclusions(items: IngestedTable, queries: IngestedTable, rows: IntArray, *, exclude_self: bool) -> IntArray | None:
     """(len(rows),) the item position that each of these queries must not get, -1 for none; None if none at all."""
     if not exclude_self:
         return None
@@ -38,8 +38,8 @@ def exclusions(items: Side, queries: Side, rows: IntArray, *, exclude_self: bool
 
 
 def truth_of(
-    items: Side,
-    queries: Side,
+    items: IngestedTable,
+    queries: IngestedTable,
     rows: IntArray,
     k: int,
     metric: Metric,
@@ -72,7 +72,7 @@ class SampledLists:
 
 
 def sampled_lists(
-    snapshot: Snapshot, items: Side, queries: Side, rows: IntArray, metric: Metric, width: int
+    snapshot: Snapshot, items: IngestedTable, queries: IngestedTable, rows: IntArray, metric: Metric, width: int
 ) -> SampledLists:
     """The lists of the queries at these (ascending) positions, at least `width` wide."""
     numbers = positions_of(queries.ids.take(pa.array(rows)), queries.listed_ids)
@@ -81,7 +81,7 @@ def sampled_lists(
     return SampledLists(scored.positions, scored.scores)
 
 
-def measure_overlap(old: Snapshot, new: Snapshot, items: Side, progress: Progress) -> dict[str, float]:
+def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress: Progress) -> dict[str, float]:
     """overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
 
     Both tables are sorted by query id, so a stretch of one is found in the other. Of a large table, stretches
@@ -135,7 +135,7 @@ def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> Float64Arr
         return np.where(lengths > 0, np.nan_to_num(shares) * known / lengths, np.nan)
 
 
-def _positions(rows: pa.Table, items: Side, width: int) -> IntArray:
+def _positions(rows: pa.Table, items: IngestedTable, width: int) -> IntArray:
     """(rows, widest list) positions of the candidates among the items; ids that are no items are left empty."""
     lists = rows.column("candidate_ids").combine_chunks()
     if lists.type.value_type != items.ids.type and pa.types.is_integer(items.ids.type):

@@ -35,7 +35,7 @@ from nearcast.measure.truth_folders import (
 from nearcast.measure.truth_folders import write_lists as keep
 from nearcast.sources.changes import Changes, changes_between, row_hashes
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Metric, Neighbors, PartOfVectors, Progress, Vectors
 from nearcast.version import __version__
 
@@ -56,7 +56,7 @@ def kept_width(k: int) -> int:
 class _Asked:
     """What the truth is asked for, of queries 0..n-1 of a sample."""
 
-    items: Side
+    items: IngestedTable
     vectors: AnyArray  # (n, dim)
     ids: pa.Array  # (n,)
     hashes: npt.NDArray[np.uint8]  # (n, HASH_BYTES) of the vectors
@@ -102,8 +102,8 @@ class _Asked:
 
 def kept_truth(
     home: Path,
-    items: Side,
-    queries: Side,
+    items: IngestedTable,
+    queries: IngestedTable,
     rows: IntArray,
     k: int,
     metric: Metric,

@@ -23,7 +23,7 @@ from nearcast.files import MANIFEST, fingerprint, finish, fresh_folder, is_done,
 from nearcast.knn.update_lists import KnownLists
 from nearcast.sources.changes import HASH_BYTES, State, hash_blocks
 from nearcast.sources.ids import read_ids, write_ids
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 from nearcast.types import FileVectors, Neighbors
 from nearcast.version import __version__
 
@@ -90,7 +90,7 @@ def kept_lists(home: Path, note: Note) -> Iterator[KeptLists]:
             yield lists
 
 
-def have_state(home: Path, items: Side, note: Note) -> Path:
+def have_state(home: Path, items: IngestedTable, note: Note) -> Path:
     """Have the state of the items in a folder. Reads all vectors once where it is not there."""
     facts = {"items": items.folder.name, "nearcast": [__version__, FORMAT]}
     folder = home / f"state-{_name(facts)}"

@@ -10,17 +10,17 @@ import pyarrow.compute as pc
 
 from nearcast.parquet import open_dataset
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Side
+from nearcast.sources.ingest import IngestedTable
 
 __all__ = ["attribute_names", "attributes_of", "rows_of"]
 
 
-def attribute_names(side: Side) -> list[str]:
+def attribute_names(side: IngestedTable) -> list[str]:
     """The columns that the side has beside its ids."""
     return [name for name in open_dataset(side.attributes).schema.names if name != "id"]
 
 
-def attributes_of(side: Side, names: Sequence[str]) -> pa.Table:
+def attributes_of(side: IngestedTable, names: Sequence[str]) -> pa.Table:
     """Columns "id" and `names` of the side's vectors, in the order of their positions."""
     table = open_dataset(side.attributes).to_table(columns=["id", *names], use_threads=False)
     if len(side.ids) == len(table):

@@ -25,7 +25,15 @@ from nearcast.sources.user_files import changed_error
 from nearcast.sources.validate_rows import Kept, Scan
 from nearcast.types import ArrayVectors, FileVectors, IntArray, Progress, Vectors, no_progress
 
-__all__ = ["Inputs", "Side", "ingest", "ingest_attributes", "ingest_bytes", "ingest_memory", "open_side"]
+__all__ = [
+    "IngestedTable",
+    "Inputs",
+    "ingest",
+    "ingest_attributes",
+    "ingest_bytes",
+    "ingest_memory",
+    "open_ingested_table",
+]
 
 READ_BYTES = 256 << 20  # what Arrow takes to decode batches of BATCH_BYTES, with what it frees late
 ATTRIBUTE_FILE_ROWS = 1 << 20
@@ -33,7 +41,7 @@ ATTRIBUTE_GROUP_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class IngestedTable:
     """One ingested side, open for reading."""
 
     folder: Path
@@ -47,14 +55,14 @@ class Side:
 class Inputs:
     """Both sides, ingested. `queries is items` for a join of a set with itself."""
 
-    items: Side
-    queries: Side
+    items: IngestedTable
+    queries: IngestedTable
 
 
-def open_side(folder: Path) -> Side:
+def open_ingested_table(folder: Path) -> IngestedTable:
     """Open what `ingest` has written, once every file has the size that it was written with. Raise DamagedError."""
     verify(folder, contents=False)
-    return Side(
+    return IngestedTable(
         folder,
         FileVectors.open(folder / "vectors.npy"),
         read_ids(folder / "ids.arrow"),
@@ -85,7 +93,7 @@ def ingest(
     memory_bytes: int,
     side: str,
     progress: Progress = no_progress,
-) -> Side:
+) -> IngestedTable:
     """Write the kept rows of a scanned source into `folder`, within `memory_bytes`, and open them."""
     fresh_folder(folder)
     (folder / "attributes").mkdir()
@@ -96,10 +104,10 @@ def ingest(
     seen.source.check()
     seen.source.check_contents()
     finish(folder, manifest)
-    return open_side(folder)
+    return open_ingested_table(folder)
 
 
-def ingest_attributes(seen: Scan, kept: Kept, folder: Path, *, memory_bytes: int) -> Side:
+def ingest_attributes(seen: Scan, kept: Kept, folder: Path, *, memory_bytes: int) -> IngestedTable:
     """Write ids and attributes of the kept rows into `folder`, and open them with vectors of zeros."""
     fresh_folder(folder)
     (folder / "attributes").mkdir()
@@ -107,7 +115,7 @@ def ingest_attributes(seen: Scan, kept: Kept, folder: Path, *, memory_bytes: int
     seen.source.check()
     zeros = np.broadcast_to(np.zeros(1, seen.dtype), (len(kept.vector_rows), max(seen.dim, 1)))
     ids, listed = to_ids(kept.vector_rows, seen.ids), to_ids(kept.listed_rows, seen.ids)
-    return Side(folder, ArrayVectors(zeros), ids, listed, folder / "attributes")
+    return IngestedTable(folder, ArrayVectors(zeros), ids, listed, folder / "attributes")
 
 
 def _write_vectors(seen: Scan, rows: IntArray, path: Path, memory_bytes: int, side: str, progress: Progress) -> None:

@@ -33,7 +33,7 @@ __all__ = [
     "Problem",
     "Report",
     "Scan",
-    "SideReport",
+    "TableReport",
     "check_id_types",
     "judge",
     "judge_side",
@@ -94,7 +94,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class SideReport:
+class TableReport:
     """One side in figures: rows, vectors kept, and the lengths of its vectors."""
 
     rows: int
@@ -106,7 +106,7 @@ class SideReport:
     problems: tuple[Problem, ...]
 
     @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> SideReport:
+    def from_dict(cls, facts: dict[str, Any]) -> TableReport:
         """The inverse of dataclasses.asdict."""
         lists = ("examples", "first_places")
         problems = (Problem(**p | {name: tuple(p.get(name, ())) for name in lists}) for p in facts["problems"])
@@ -117,8 +117,8 @@ class SideReport:
 class Report:
     """The outcome of all checks. A join of a set with itself has the same report on both sides."""
 
-    items: SideReport
-    queries: SideReport
+    items: TableReport
+    queries: TableReport
     between: tuple[Problem, ...]  # what is wrong between the sides
 
     @property
@@ -205,10 +205,10 @@ def kept_rows(seen: Scan, spec: GeneratorSpec) -> Kept:
     return Kept(seen.order[joined[seen.order]], seen.order[listed[seen.order]])
 
 
-def judge_side(side: str, seen: Scan, spec: GeneratorSpec) -> SideReport:
+def judge_side(side: str, seen: Scan, spec: GeneratorSpec) -> TableReport:
     """Hold the rows of one side against the policies of the spec. Raises nothing."""
     kept = kept_rows(seen, spec)
-    return SideReport(
+    return TableReport(
         rows=len(seen.states),
         vectors=len(kept.vector_rows),
         listed=len(kept.listed_rows),
@@ -219,7 +219,7 @@ def judge_side(side: str, seen: Scan, spec: GeneratorSpec) -> SideReport:
     )
 
 
-def judge(items: SideReport, queries: SideReport, spec: GeneratorSpec) -> Report:
+def judge(items: TableReport, queries: TableReport, spec: GeneratorSpec) -> Report:
     """Hold the two sides against each other. Raises nothing: see `stop_on_errors`."""
     return Report(items, queries, tuple(_join_problems(items, queries, spec)))
 
@@ -285,7 +285,7 @@ def norm_summary(lengths: FloatArray) -> dict[str, float]:
     return {name: round(value, 6) for name, value in summary.items()}
 
 
-def _join_problems(items: SideReport, queries: SideReport, spec: GeneratorSpec) -> Iterator[Problem]:
+def _join_problems(items: TableReport, queries: TableReport, spec: GeneratorSpec) -> Iterator[Problem]:
     checks = spec.checks
     for side, report in (("items", items), ("queries", queries)):
         if report.vectors == 0 and not (side == "queries" and spec.queries is None):
@@ -303,7 +303,7 @@ def _join_problems(items: SideReport, queries: SideReport, spec: GeneratorSpec) 
         yield Problem("join", "embedding", 1, checks.embedding, _embedding_text(of_items, of_queries))
 
 
-def _empty_text(report: SideReport) -> str:
+def _empty_text(report: TableReport) -> str:
     if report.rows == 0:
         return "the source has no rows; check its path"
     if report.dim == 0 and any(problem.kind == "wrong_dimension" for problem in report.problems):
