@@ -31,11 +31,11 @@ from nearcast.serve.lookup import (
     RETRY_SECONDS,
     Lookup,
     LookupState,
-    StoreLike,
     open_lookup,
 )
 from nearcast.serve.lookup_keys import Keys, wanted_keys
 from nearcast.serve.view import Version, View
+from nearcast.stores import StoreLike
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import IdType, decode_lists, numbers_of_keys
 from nearcast.table.ad_columns import seconds_of_time

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.publishing.targets import Place, place_in_store, place_of_name, place_of_spec
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.spec import load_spec as read_spec
-from nearcast.stores import open_store
+from nearcast.stores import StoreLike, open_store
 from nearcast.stores.base import Store
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
-
-StoreLike = str | Path | Store
 
 OUT = "nearcast"
 

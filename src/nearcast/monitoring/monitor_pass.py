@@ -28,7 +28,7 @@ from nearcast.monitoring.status import (
     what_users_get,
     why_old,
 )
-from nearcast.serve.lookup import lost_pointer
+from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
 from nearcast.suggest import generators_in_words
 from nearcast.table.snapshot import list_generators
@@ -147,7 +147,7 @@ def watch(
 def _look(run: RunContext, store: Store, samples: Path, generator: str, listener: Listener) -> Served | None:
     """Look at what is served; None where nothing was published. DamagedError where the pointer to it was lost."""
     if store.pointer(generator) is None:
-        lost = lost_pointer(store, generator)
+        lost = describe_lost_pointer(store, generator)
         if lost is not None:
             raise DamagedError(lost)
         listener.note(f"nothing is published of {generator!r} in {store.url}")

@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,11 +27,10 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.resolvers import Key
 from nearcast.serve.view import View, open_version
 from nearcast.serve.weight_lookups import Tables
-from nearcast.stores import open_store
+from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
-from nearcast.suggest import generators_in_words
 
-__all__ = ["Lookup", "LookupState", "lost_pointer", "nothing_published", "open_lookup", "store_of"]
+__all__ = ["Lookup", "LookupState", "open_lookup"]
 
 REFRESH_SECONDS = (
     0.25  # so that an overlay entry is in force within a second of being written, also when one poll fails
@@ -42,7 +40,6 @@ PASSING = (StoreError, NotFoundError, GoneError)  # what the next poll may find 
 CLOSE_SECONDS = 5.0  # that closing waits for a poll under way
 
 Result = TypeVar("Result")
-StoreLike = str | Path | Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +78,6 @@ def open_lookup(
         lookup.close()
         raise
     return lookup
-
-
-def store_of(store: StoreLike) -> Store:
-    """The store that a URL, a path or a store means."""
-    if isinstance(store, str):
-        return open_store(store)
-    return open_store(f"lmdb:{store}") if isinstance(store, Path) else store
-
-
-def lost_pointer(store: Store, generator: str) -> str | None:
-    """Return what is wrong where there are versions of a generator that has no pointer; None where there are none."""
-    versions = ", ".join(map(str, store.versions(generator)))
-    if not versions:
-        return None
-    return (
-        f"no version of {generator!r} is current in {store.url}: its pointer was lost, or its first publish did not "
-        f"end; it has {versions}; publish again"
-    )
-
-
-def nothing_published(store: Store, generator: str) -> NotFoundError:
-    """The error for a generator that has no pointer."""
-    lost = lost_pointer(store, generator)
-    if lost is not None:
-        return NotFoundError(lost)
-    known = store.generators()
-    hint = generators_in_words(generator, known, "publish one first")
-    return NotFoundError(f"nothing is published of {generator!r} in {store.url}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,12 +282,12 @@ class Lookup:
     def _opened(self) -> View:
         """What is current."""
         if self._store is None:
-            self._store = store_of(self._given)
+            self._store = resolve_store(self._given)
         self._overlay = self._store.overlay(self.generator)
         changes = self._overlay.changes()  # before the pointer: see `_poll`
         pointer = self._store.pointer(self.generator)
         if pointer is None:
-            raise nothing_published(self._store, self.generator)
+            raise make_unpublished_error(self._store, self.generator)
         version = open_version(self._store, self.generator, pointer.version, verify=self._verify)
         pa.array([0]).to_numpy()  # imports pandas where there is one: not in a request, nor while somebody forks
         self._refreshed = time.monotonic()
@@ -368,7 +337,7 @@ class Lookup:
             try:
                 pointer = store.pointer(self.generator)
                 if pointer is None:
-                    raise nothing_published(store, self.generator)
+                    raise make_unpublished_error(store, self.generator)
                 behind = pointer != view.pointer
             finally:
                 overlay = known if changes is None else known.apply(changes, keep_purged=behind)
@@ -420,7 +389,7 @@ class Lookup:
                 return  # another thread was faster
             pointer = store.pointer(self.generator)
             if pointer is None:
-                raise nothing_published(store, self.generator)
+                raise make_unpublished_error(store, self.generator)
             mended = self._has_lost_pairs
             if gone is None and self._view is not None and self._view.pointer == pointer and not mended:
                 return

@@ -22,10 +22,10 @@ import numpy as np
 
 from nearcast.errors import BusyError, InputError, StoreError
 from nearcast.serve.item_columns import columns_in_value
-from nearcast.serve.lookup import StoreLike, nothing_published, store_of
 from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
+from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
 from nearcast.stores.nearest_keys import nearest_in_version
 from nearcast.stores.value_format import encode_key
@@ -56,7 +56,7 @@ def open_overlay(store: StoreLike, generator: str) -> Overlay:
 
     Raises NotFoundError where nothing is published: the type of the items' ids is known from what is.
     """
-    opened = store_of(store)
+    opened = resolve_store(store)
     overlay = Overlay(opened, generator, owned=opened is not store)
     try:
         overlay.facts()
@@ -244,7 +244,7 @@ class Overlay:
     def _current(self) -> contextlib.closing[Reader]:
         pointer = self._store.pointer(self.generator)
         if pointer is None:
-            raise nothing_published(self._store, self.generator)
+            raise make_unpublished_error(self._store, self.generator)
         return contextlib.closing(self._store.open(self.generator, pointer.version, verify=False))
 
     def _write(

@@ -6,13 +6,25 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import cast
 
-from nearcast.errors import SpecError
+from nearcast.errors import NotFoundError, SpecError
 from nearcast.stores.base import Store
 from nearcast.stores.redis_url import check_url
+from nearcast.suggest import generators_in_words
 
-__all__ = ["STORES", "check_store_url", "open_store"]
+__all__ = [
+    "STORES",
+    "StoreLike",
+    "check_store_url",
+    "describe_lost_pointer",
+    "make_unpublished_error",
+    "open_store",
+    "resolve_store",
+]
+
+StoreLike = str | Path | Store  # a URL, the path of an LMDB store, or an open store
 
 # scheme of the URL: where the function is that opens such a store
 STORES = {
@@ -76,3 +88,30 @@ def open_store(url: str) -> Store:
     for plugin in entry_points(group=PLUGINS, name=scheme):
         return cast(Store, plugin.load()(url))
     raise _unknown_kind(scheme)
+
+
+def resolve_store(store: StoreLike) -> Store:
+    """Return the open store; open it if a URL or a path is given. A path is an LMDB store. Errors: see `open_store`."""
+    if isinstance(store, str):
+        return open_store(store)
+    return open_store(f"lmdb:{store}") if isinstance(store, Path) else store
+
+
+def describe_lost_pointer(store: Store, generator: str) -> str | None:
+    """Return an error text if the store holds versions of the generator but no pointer, else None."""
+    versions = ", ".join(map(str, store.versions(generator)))
+    if not versions:
+        return None
+    return (
+        f"no version of {generator!r} is current in {store.url}: its pointer was lost, or its first publish did not "
+        f"end; it has {versions}; publish again"
+    )
+
+
+def make_unpublished_error(store: Store, generator: str) -> NotFoundError:
+    """Return the error for a generator without a pointer. It names the generators that the store has."""
+    lost = describe_lost_pointer(store, generator)
+    if lost is not None:
+        return NotFoundError(lost)
+    hint = generators_in_words(generator, store.generators(), "publish one first")
+    return NotFoundError(f"nothing is published of {generator!r} in {store.url}; {hint}")
