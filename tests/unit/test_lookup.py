@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nearcast
+from nearcast import stores
 from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError, StoreError
 from nearcast.serve import lookup as lookups
 from nearcast.stores import open_store
@@ -674,7 +675,7 @@ def test_a_look_up_closes_the_store_that_it_has_opened_and_no_other(files, monke
     nearcast.open(store, "shop").close()
     nearcast.overlay(store, "shop").close()
     assert store.closed == 0
-    monkeypatch.setattr(lookups, "open_store", lambda url: store)
+    monkeypatch.setattr(stores, "open_store", lambda url: store)
     nearcast.open(files.url, "shop").close()
     assert store.closed == 1
     nearcast.overlay(files.url, "shop").close()
