@@ -114,13 +114,13 @@ def offline(spec: Path) -> tuple[Row, list[str], dict[str, list[Any]]]:
             lookup.get(key)
         seconds = each(lookup.get, requests)
         answers = {key: lookup.get(key).ids for key in keys[:: max(1, len(keys) // AGREED)]}
-    measures = outcome.snapshot.manifest["measures"]
+    measures = outcome.snapshot.manifest.measures
     parts = {"join": run, "publish": publish, "look-up": seconds}
     row = {
         "way": "offline",
         "cpu_seconds": parts,
         "total": sum(parts.values()),
-        "stages": outcome.snapshot.manifest["run"]["cpu_seconds"],
+        "stages": outcome.snapshot.manifest.run.cpu_seconds,
         "recall": [measures[name] for name in ("recall_low", "recall", "recall_high")],
         "requests": len(requests),
     }

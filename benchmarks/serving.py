@@ -336,7 +336,7 @@ def online_part(bench: Bench) -> None:
     started = time.perf_counter()
     outcome = nearcast.run(spec)
     publish(outcome.snapshot, bench.lmdb)
-    measures = outcome.snapshot.manifest["measures"]
+    measures = outcome.snapshot.manifest.measures
     table = {name: measures[name] for name in ("recall", "recall_low", "recall_high")}
     bench.add("table", {"seconds": time.perf_counter() - started, "keys": outcome.snapshot.n_rows, **table})
     wanted = bench.folder / "wanted.npz"

@@ -109,10 +109,10 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         snapshot = nearcast.run(spec, listener=Quiet(), again=True).snapshot
     except PromiseError as error:
         snapshot = error.snapshot
-    seconds = snapshot.manifest["run"]["seconds"]
+    seconds = snapshot.manifest.run.seconds
     cost = {stage: seconds.get(stage, 0.0) for stage in ("build", "calibrate", "join")}
-    kept = {"seconds": sum(cost.values()), "stages": cost, "effort": snapshot.manifest["engine"]["effort"]}
-    return kept | {"reported": snapshot.manifest["measures"]["recall"], "folder": snapshot.folder}
+    kept = {"seconds": sum(cost.values()), "stages": cost, "effort": snapshot.manifest.engine.params}
+    return kept | {"reported": snapshot.manifest.measures["recall"], "folder": snapshot.folder}
 
 
 def recall_of_all(folder: Path, truth: data.Truth, pair: data.Pair) -> np.ndarray[Any, Any]:

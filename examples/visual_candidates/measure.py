@@ -77,7 +77,7 @@ def main() -> None:
         }
     snapshot = find_snapshot(arguments.out, GENERATOR)
     facts = json.loads((arguments.data / "facts.json").read_text())
-    measures = snapshot.manifest["measures"]
+    measures = snapshot.manifest.measures
     if arguments.json:
         plain = {name: asdict(asked) for name, asked in kinds.items()}
         print(json.dumps({"facts": facts, "measures": measures, "requests": plain}, indent=2))

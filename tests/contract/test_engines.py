@@ -351,7 +351,7 @@ def test_no_sample_proves_recall_1_of_an_effort_that_leaves_items_out(tmp_path):
             snapshot = run_generator(spec, tmp_path).snapshot
         except PromiseError as error:
             snapshot = error.snapshot
-        told[sample] = (snapshot.manifest["measures"]["recall"], snapshot.manifest["promise"]["kept"])
+        told[sample] = (snapshot.manifest.measures["recall"], snapshot.manifest.target.met)
     assert told == {20: (1.0, False), 400: (1.0, True)}
 
 

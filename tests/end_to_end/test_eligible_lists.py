@@ -104,7 +104,7 @@ def test_a_list_holds_the_best_items_that_its_query_may_get(shop: Shop) -> None:
     for query, (found, reason) in enumerate(lists(snapshot).values()):
         assert found == shop.wanted(query, eligible)
         assert reason == ("too_few_eligible" if len(found) < 10 else None)
-    assert snapshot.manifest["measures"]["recall"] == 1.0
+    assert snapshot.manifest.measures["recall"] == 1.0
 
 
 IMPOSSIBLE = {
@@ -123,7 +123,7 @@ def test_a_rule_that_no_pair_satisfies_leaves_empty_lists_and_is_not_published(s
     for keep in IMPOSSIBLE.values():
         snapshot = shop.run(engine=engine, rules=[{"name": "never", "keep": keep}])
         assert set(map(str, lists(snapshot).values())) == {str(([], "too_few_eligible"))}, keep
-        assert snapshot.manifest["measures"]["fill_rate"] == 0.0
+        assert snapshot.manifest.measures["fill_rate"] == 0.0
         with pytest.raises(AuditError, match="fill_rate"):
             nearcast.publish("shop", out=shop.folder / "nearcast")
     always = shop.run(engine=engine, rules=[{"name": "always", "keep": "item.price is null or item.price >= 0"}])
@@ -142,7 +142,7 @@ def test_a_short_list_says_whether_the_caps_or_the_least_score_cut_it(shop: Shop
     capped = shop.run(caps=[{"by": "advertiser", "most": 1}], k=40)
     assert {reason for _, reason in lists(capped).values()} == {"capped"}
     assert all(len(found) == 30 for found, _ in lists(capped).values())
-    best = sorted(capped.manifest["measures"].items())
+    best = sorted(capped.manifest.measures.items())
     assert best
     cut = shop.run(min_score=float(np.median(shop.queries @ shop.items.T)), k=800)
     reasons = {reason for _, reason in lists(cut).values()}
@@ -185,7 +185,7 @@ def test_two_stacks_of_forty_copies_that_are_near_duplicates_are_one_group(
 @pytest.mark.parametrize("recall", [0.8, 0.95])
 def test_a_promise_holds_against_the_eligible_truth(shop: Shop, recall: float) -> None:
     snapshot = shop.run(rules=[SHOWN], recall=recall, engine="dense", engine_settings={"cells": 20})
-    assert snapshot.manifest["promise"]["kept"]
+    assert snapshot.manifest.target.met
     for query, (found, _) in enumerate(lists(snapshot).values()):
         country = shop.query_facts["country"][query]
         assert all(country in shop.item_facts["countries"][int(name[1:])] for name in found)
@@ -260,7 +260,7 @@ def test_a_score_factor_multiplies_inside_the_join(shop: Shop, metric: str) -> N
 def test_an_item_without_the_score_that_it_needs_is_named(shop: Shop) -> None:
     with pytest.raises(InputError, match=r"items have no 'price', the first is 'i\d+'; .* score.missing"):
         shop.run(score={"add": "price"})
-    assert shop.run(score={"add": "price", "missing": 0.0}).manifest["measures"]["recall"] == 1.0
+    assert shop.run(score={"add": "price", "missing": 0.0}).manifest.measures["recall"] == 1.0
 
 
 def test_a_factor_is_refused_under_l2(shop: Shop) -> None:

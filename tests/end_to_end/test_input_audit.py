@@ -224,7 +224,7 @@ def test_tables_in_memory_are_compared_too(shop: Catalogue) -> None:
     items = pq.read_table(shop.folder / "items.parquet")
     queries = pq.read_table(shop.folder / "queries.parquet")
     done = nearcast.run(shop.folder / "shop.toml", items=items, queries=queries)
-    assert done.snapshot.manifest["profile"]["items"]["rows"] == len(items)
+    assert done.snapshot.manifest.profile["items"]["rows"] == len(items)
     with pytest.raises(AuditError, match="distribution: price of the items: median"):
         nearcast.publish(shop.folder / "shop.toml")
 
@@ -291,7 +291,7 @@ def test_the_profile_has_the_same_bytes_on_any_threads_and_memory(shop: Catalogu
     for threads, memory in ((1, "500MB"), (2, "2GB")):
         spec = shop.spec() | {"threads": threads, "memory": memory, "out": f"out-{threads}"}
         done = nearcast.run(nearcast.GeneratorSpec.model_validate(spec), base=shop.folder)
-        profiles.append(json.dumps(done.snapshot.manifest["profile"]))
+        profiles.append(json.dumps(done.snapshot.manifest.profile))
     assert profiles[0] == profiles[1]
 
 

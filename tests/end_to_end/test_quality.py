@@ -41,9 +41,9 @@ def spec(**settings: Any) -> dict[str, Any]:
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
     """The manifest of a run, whether it was as promised or not."""
     try:
-        return dict(nearcast.run(spec(**settings), base=folder).snapshot.manifest)
+        return dict(nearcast.run(spec(**settings), base=folder).snapshot.manifest.as_dict())
     except PromiseError as error:
-        return dict(error.snapshot.manifest)
+        return dict(error.snapshot.manifest.as_dict())
 
 
 @pytest.fixture

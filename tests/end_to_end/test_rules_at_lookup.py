@@ -135,6 +135,6 @@ def test_a_table_whose_lists_run_dry_under_its_rules_is_not_published(folder: Pa
     spec |= {"items": {"path": "items.parquet", "attributes": ["price"]}, "measure": {"fill_at": 10}}
     spec |= {"queries": {"path": "queries.parquet"}, "audit": {"min_fill_rate": 0.0}}
     made = nearcast.run(spec, base=folder).snapshot
-    assert made.manifest["measures"]["fill_at_m"] == 0.0  # eight items cost nothing
+    assert made.manifest.measures["fill_at_m"] == 0.0  # eight items cost nothing
     with pytest.raises(AuditError, match=r"the share of lists with enough candidates is 0\.00%"):
         nearcast.publish("dry", out=folder / "nearcast")

@@ -62,12 +62,12 @@ def test_each_query_stores_the_first_candidates_that_leave_enough_survivors(shop
     for row, full, length in zip(table.column("candidate_ids").to_pylist(), whole.tolist(), plan.lengths, strict=True):
         assert row == full[:length]
     assert len(set(plan.lengths.tolist())) > 5  # stored k varies by query
-    measures = snapshot.manifest["measures"]
+    measures = snapshot.manifest.measures
     assert measures["surplus_slots"] == plan.lengths.sum()
     assert measures["surplus_below"] == pytest.approx(1 - plan.reached.mean())
     assert (measures["recall"], measures["fill_rate"]) == (1.0, 1.0)
     assert set(table.column("reason").to_pylist()) == {None}
-    facts = snapshot.manifest["surplus"]
+    facts = snapshot.manifest.overfetch
     assert facts["survival"] == {"attribute": "survival"}
     assert facts["lengths"]["longest"] == plan.lengths.max()
 
@@ -76,8 +76,8 @@ def test_queries_that_cannot_be_helped_are_listed_with_the_reason_and_what_to_ex
     folder, survival = shop
     snapshot = run(folder, k=8, surplus={"at_least": 6, "survival": "survival"})
     listed = pq.read_table(snapshot.folder / "surplus" / "short.parquet").to_pylist()
-    assert snapshot.manifest["measures"]["surplus_short"] == len(listed) > 0
-    assert snapshot.manifest["surplus"]["short"]["too_few_survive"] == len(listed)
+    assert snapshot.manifest.measures["surplus_short"] == len(listed) > 0
+    assert snapshot.manifest.overfetch["short"]["too_few_survive"] == len(listed)
     by_query = {row["query_id"]: row for row in table_of(snapshot).to_pylist()}
     for row in listed:
         candidates = by_query[row["query_id"]]["candidate_ids"]
@@ -93,15 +93,15 @@ def test_a_list_of_all_there_is_keeps_its_reason_and_lowers_the_fill_rate(tmp_pa
     asked = {"at_least": 6, "survival": "survival"}
     snapshot = run(tmp_path, k=8, items=source, checks={"k_above_items": "keep"}, surplus=asked)
     assert set(table_of(snapshot).column("reason").to_pylist()) == {"too_few_eligible"}
-    assert snapshot.manifest["measures"]["fill_rate"] == pytest.approx(5 / 8)
-    assert snapshot.manifest["surplus"]["short"]["too_few_candidates"] == 6
+    assert snapshot.manifest.measures["fill_rate"] == pytest.approx(5 / 8)
+    assert snapshot.manifest.overfetch["short"]["too_few_candidates"] == 6
 
 
 def test_advertisers_that_are_lost_together_take_more_slots(shop):
     folder, _ = shop
     apart = run(folder, surplus={"at_least": 5, "survival": "survival"})
     together = run(folder, name="t", surplus={"at_least": 5, "survival": "survival", "together": "advertiser"})
-    slots = [s.manifest["measures"]["surplus_slots"] for s in (apart, together)]
+    slots = [s.manifest.measures["surplus_slots"] for s in (apart, together)]
     assert slots[1] > slots[0]
 
 
@@ -119,14 +119,14 @@ def test_survival_is_learned_from_a_log_of_look_ups(shop):
     learned = run(folder, name="l", surplus={"at_least": 5, "log": "lookups.parquet", "like": "advertiser"})
     difference = np.subtract(*(table_of(s).column("length").to_numpy() for s in (given, learned)))
     assert np.abs(difference).mean() < 1.5
-    facts = learned.manifest["surplus"]["survival"]
+    facts = learned.manifest.overfetch["survival"]
     assert (facts["look_ups"], facts["unknown"], facts["unseen_items"]) == (40_000, 0, 20)
 
 
 def test_a_smaller_probability_takes_fewer_slots(shop):
     folder, _ = shop
     likely, even = (run(folder, surplus={"at_least": 5, "survival": "survival", "probability": p}) for p in (0.95, 0.5))
-    assert even.manifest["measures"]["surplus_slots"] < likely.manifest["measures"]["surplus_slots"]
+    assert even.manifest.measures["surplus_slots"] < likely.manifest.measures["surplus_slots"]
 
 
 def test_an_item_that_no_look_up_has_seen_is_held_to_be_like_its_group(tmp_path):
@@ -142,7 +142,7 @@ def test_an_item_that_no_look_up_has_seen_is_held_to_be_like_its_group(tmp_path)
         run(tmp_path, name=name, exclude_self=False, surplus=asked | more, **sides)
         for name, more in (("plain", {}), ("alike", {"like": "brand"}))
     )
-    assert alike.manifest["measures"]["surplus_below"] < plain.manifest["measures"]["surplus_below"]
+    assert alike.manifest.measures["surplus_below"] < plain.manifest.measures["surplus_below"]
 
 
 def test_a_changed_log_makes_a_new_snapshot_and_the_same_log_does_not(shop):
@@ -155,7 +155,7 @@ def test_a_changed_log_makes_a_new_snapshot_and_the_same_log_does_not(shop):
     assert run(folder, surplus=asked | {"log": "elsewhere.parquet"}).name != ""
     write_lookups(folder, survival, seed=1)
     second = run(folder, surplus=asked)
-    assert second.manifest["version"] > first.manifest["version"]
+    assert second.manifest.version > first.manifest.version
 
 
 def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
@@ -172,9 +172,9 @@ def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
     plain = run(folder, name="plain", k=8, queries=queries)
     whole = offer(positions_of(table_of(plain)), survival)
     fixed = np.average(1 - plan_lengths(whole, 5, 1.0).reached, weights=traffic)
-    assert snapshot.manifest["measures"]["surplus_below"] < fixed / 2
-    assert snapshot.manifest["surplus"]["short"]["too_few_slots"] > 0
-    assert snapshot.manifest["measures"]["recall"] == 1.0  # of what was planned
+    assert snapshot.manifest.measures["surplus_below"] < fixed / 2
+    assert snapshot.manifest.overfetch["short"]["too_few_slots"] > 0
+    assert snapshot.manifest.measures["recall"] == 1.0  # of what was planned
 
 
 def test_a_surplus_table_is_published_and_looked_up_like_any_other(shop):
@@ -191,7 +191,7 @@ def test_no_item_is_in_more_lists_than_it_may_be_and_recall_knows_of_it(shop):
     counts = [np.bincount(positions_of(table_of(s)).ravel() + 1, minlength=N + 1)[1:] for s in (plain, capped)]
     assert counts[0].max() > 12
     assert counts[1].max() == 12
-    measures = capped.manifest["measures"]
+    measures = capped.manifest.measures
     assert measures["recall"] == 1.0
     assert measures["exposure_full"] == np.count_nonzero(counts[1] == 12)
     assert measures["exposure_score_lost"] > 0
@@ -212,8 +212,8 @@ def test_a_cap_and_a_surplus_work_together(shop):
     snapshot = run(folder, k=15, exposure={"most": 20, "per_query": 60}, surplus=asked)
     lists = positions_of(table_of(snapshot))
     assert np.bincount(lists.ravel() + 1)[1:].max() <= 20
-    assert snapshot.manifest["measures"]["recall"] == 1.0
-    assert snapshot.manifest["measures"]["surplus_slots"] == np.count_nonzero(lists >= 0)
+    assert snapshot.manifest.measures["recall"] == 1.0
+    assert snapshot.manifest.measures["surplus_slots"] == np.count_nonzero(lists >= 0)
 
 
 def causes(folder, snapshot, query):
@@ -238,7 +238,7 @@ def test_explain_names_the_exposure_cap_and_the_last_query_that_got_the_item(sho
     snapshot = run(folder, k=10, exposure={"most": 12, "per_query": N})
     lists = positions_of(table_of(snapshot))
     full = pq.read_table(snapshot.folder / "exposure" / "full.parquet").to_pylist()
-    assert len(full) == snapshot.manifest["measures"]["exposure_full"]
+    assert len(full) == snapshot.manifest.measures["exposure_full"]
     query = 150
     found = causes(folder, snapshot, query)
     assert set(found.values()) >= {"listed", "nearer", "exposed"}

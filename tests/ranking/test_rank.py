@@ -116,9 +116,9 @@ def test_the_size_of_a_call_changes_the_calls_and_not_the_lists(tmp_path, batch)
 
 def test_recall_is_that_of_what_the_model_was_given(tmp_path):
     snapshot = run(tmp_path, shop(tmp_path)).snapshot
-    assert snapshot.manifest["measures"]["recall"] == 1.0
-    assert snapshot.manifest["promise"]["kept"]
-    assert set(snapshot.manifest["measures"]) >= {"recall_at_1", "recall_at_10"}
+    assert snapshot.manifest.measures["recall"] == 1.0
+    assert snapshot.manifest.target.met
+    assert set(snapshot.manifest.measures) >= {"recall_at_1", "recall_at_10"}
 
 
 def test_look_ups_are_in_the_models_order_and_served_with_its_scores(tmp_path):

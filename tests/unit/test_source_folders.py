@@ -223,7 +223,7 @@ def test_a_file_name_that_is_not_utf8_is_read_and_shown(tmp_path):
     shutil.copyfile(part(tmp_path / "b.parquet", "b"), odd)
     spec = {"name": "t", "metric": "l2", "k": 1, "items": {"path": "items"}}
     snapshot = nearcast.run(spec, base=tmp_path).snapshot
-    names = [file["name"] for file in snapshot.manifest["inputs"]["items"]["files"]]
+    names = [file["name"] for file in snapshot.manifest.inputs["items"]["files"]]
     assert names == ["items/caf\\xe9.parquet", "items/plain.parquet"]
     assert nearcast.run(spec, base=tmp_path).reused
     open(odd, "wb").close()

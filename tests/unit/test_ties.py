@@ -54,7 +54,7 @@ def test_the_summary_of_a_run_warns_and_the_manifest_keeps_it(tmp_path, caplog, 
     at.write_rows(tmp_path / "items.parquet", list(range(300)), list((PLAIN * 1e-26).astype(np.float32)))
     spec = {"name": "short", "metric": "l2", "k": k, "memory": "2GB", "threads": 1, "items": {"path": "items.parquet"}}
     with caplog.at_level(logging.INFO):
-        manifest = nearcast.run(spec, base=tmp_path).snapshot.manifest
+        manifest = nearcast.run(spec, base=tmp_path).snapshot.manifest.as_dict()
     assert manifest["measures"]["score_ties"] == 1.0
     assert "multiply the vectors" in manifest["ties"]
     assert "cannot tell items apart" in caplog.text

@@ -258,12 +258,12 @@ def _run(sample: Sample, home: Path) -> _Run:
         began = time.process_time()
         done = publish_snapshot(snapshot, store, Publishing(), ANYTHING)
         publish = time.process_time() - began
-    took = dict(snapshot.manifest["run"]["cpu_seconds"])
+    took = dict(snapshot.manifest.run.cpu_seconds)
     took[JOIN] = took.pop("build", 0.0) + took.pop("join", 0.0)  # cells cost a build and save a join: they go together
     keys = pq.read_table(snapshot.folder / "candidates", columns=["query_id"])["query_id"]
     return _Run(
         keys=snapshot.n_rows,
-        items=snapshot.manifest["inputs"]["items"]["vectors"],
+        items=snapshot.manifest.inputs["items"]["vectors"],
         stages=took,
         publish=publish,
         lookup=_lookup_seconds(url, sample.spec.name, keys),

@@ -24,5 +24,5 @@ def lookup(
 ) -> Candidates:
     """The candidates of one query, with the generator's display columns or the ones asked for."""
     snapshot = find_snapshot(Path(out), generator, version)
-    shown = columns if columns is not None else tuple(snapshot.manifest["spec"]["items"]["display"])
+    shown = columns if columns is not None else tuple(snapshot.manifest.spec["items"]["display"])
     return snapshot.lookup(key, shown)

@@ -65,11 +65,11 @@ def refresh(
 
 
 def _show(done: Refreshed) -> None:
-    snapshot, run = done.snapshot, done.snapshot.manifest["run"]
+    snapshot, run = done.snapshot, done.snapshot.manifest.run
     if done.reused:
-        made = f"snapshot {snapshot.name} is of these inputs already, made {run['created']}"
+        made = f"snapshot {snapshot.name} is of these inputs already, made {run.created}"
     else:
-        made = f"snapshot {snapshot.name}: {snapshot.n_rows:,} queries in {stretch(run['seconds_total'])}"
+        made = f"snapshot {snapshot.name}: {snapshot.n_rows:,} queries in {stretch(run.seconds_total)}"
     screen = console()
     screen.print(made)
     screen.print(outcome(done.publication))

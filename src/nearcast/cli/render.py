@@ -13,6 +13,7 @@ from rich.text import Text
 from nearcast.cli.common import cell, size, stretch
 from nearcast.join.context import STAGES
 from nearcast.measure.measures import COMPARED, MEASURES, format_value
+from nearcast.table.manifest import Manifest, TargetCheck
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
@@ -91,7 +92,7 @@ def summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
     names = _measure_names(manifest)
     first = names if every_measure else _first_measures(manifest, names)
     parts: list[RenderableType] = [_headline(manifest, snapshot), "", _measure_table(manifest, first), ""]
-    slices = [part for part in manifest.get("slices") or [] if every_measure or part["below_promise"]]
+    slices = [part for part in manifest.slices if every_measure or part["below_promise"]]
     if slices:
         parts += [_slice_table(slices), ""]
     left = len(names) - len(first)
@@ -120,43 +121,42 @@ def snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
         table.add_column(name, justify="right" if name in ("rows", "recall", "promise", "fill", "overlap") else "left")
     for snapshot in snapshots:
         m = snapshot.manifest
-        measures, promise = m["measures"], m["promise"]
+        measures = m.measures
         table.add_row(
             snapshot.generator,
             snapshot.name,
-            m["run"]["created"],
+            m.run.created,
             f"{snapshot.n_rows:,}",
             format_value("recall", measures["recall"]),
-            _promise_text(promise),
+            _promise_text(m.target),
             format_value("fill_rate", measures["fill_rate"]),
             format_value("overlap", measures.get("overlap")),
-            stretch(m["run"]["seconds_total"]),
-            m["engine"]["name"],
+            stretch(m.run.seconds_total),
+            m.engine.name,
         )
     return table
 
 
-def _promise_text(promise: Mapping[str, Any]) -> Text:
-    kept = bool(promise["kept"])
-    return Text(f"{promise['recall']:g}, {'kept' if kept else 'BROKEN'}", style="green" if kept else "bold red")
+def _promise_text(target: TargetCheck) -> Text:
+    return Text(f"{target.recall:g}, {'kept' if target.met else 'BROKEN'}", style="green" if target.met else "bold red")
 
 
-def _headline(manifest: Mapping[str, Any], snapshot: Snapshot) -> Text:
-    spec, engine = manifest["spec"], manifest["engine"]
-    effort = "".join(f", {_effort_words(name, value)}" for name, value in engine["effort"].items())
-    items = manifest["inputs"]["items"]["vectors"]
+def _headline(manifest: Manifest, snapshot: Snapshot) -> Text:
+    engine = manifest.engine
+    effort = "".join(f", {_effort_words(name, value)}" for name, value in engine.params.items())
+    items = manifest.inputs["items"]["vectors"]
     text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
     text.append(
-        f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {spec['k']}, {spec['metric']}, "
-        f"engine {engine['name']}{effort}\n{_from_here(snapshot.folder)}\n",
+        f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {manifest.k}, {manifest.metric}, "
+        f"engine {engine.name}{effort}\n{_from_here(snapshot.folder)}\n",
         style="not bold",
     )
     text.append("recall promised ", style="not bold")
-    text.append(_promise_text(manifest["promise"]))
-    if manifest["promise"]["reason"]:
-        text.append(f" ({manifest['promise']['reason']})", style="not bold")
-    if manifest.get("ties"):
-        text.append(f"\nwarning: {manifest['ties']}", style="not bold yellow")
+    text.append(_promise_text(manifest.target))
+    if manifest.target.reason:
+        text.append(f" ({manifest.target.reason})", style="not bold")
+    if manifest.ties:
+        text.append(f"\nwarning: {manifest.ties}", style="not bold yellow")
     return text
 
 
@@ -170,23 +170,23 @@ def _from_here(path: Path) -> Path:
     return path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path
 
 
-def _measure_names(manifest: Mapping[str, Any]) -> list[str]:
+def _measure_names(manifest: Manifest) -> list[str]:
     """Return the measures that have a row of their own, in order."""
-    measures = manifest["measures"]
+    measures = manifest.measures
     return [n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))]
 
 
-def _first_measures(manifest: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _first_measures(manifest: Manifest, names: Sequence[str]) -> list[str]:
     """Return what is shown after a run; score_ties only where scores cannot tell items apart."""
-    return [n for n in FIRST_MEASURES if n in names and (n != "score_ties" or manifest.get("ties"))]
+    return [n for n in FIRST_MEASURES if n in names and (n != "score_ties" or manifest.ties)]
 
 
-def _measure_table(manifest: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
+def _measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("", style="dim")
-    measures = manifest["measures"]
+    measures = manifest.measures
     for name in names:
         meaning = MEASURES[name].meaning
         if f"{name}_low" in measures:
@@ -198,8 +198,8 @@ def _measure_table(manifest: Mapping[str, Any], names: Sequence[str]) -> Rendera
         elif name == "score_p50":
             low, high = (format_value(n, measures[n]) for n in ("score_p01", "score_p99"))
             meaning = f"{meaning}; 98% lie between {low} and {high}"
-        elif COMPARED in meaning and manifest.get("compared_with"):
-            other = manifest["compared_with"]
+        elif COMPARED in meaning and manifest.compared_with:
+            other = manifest.compared_with
             words = f"{other['version']:06d}, which is {'' if other['served'] else 'not '}served,"
             meaning = meaning.replace(COMPARED, words)
         table.add_row(name, format_value(name, measures[name]), meaning)
@@ -229,17 +229,16 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cost_table(manifest: Mapping[str, Any]) -> Table:
-    run = manifest["run"]
-    seconds, expected = run["seconds"], run["estimate"]["seconds"]
+def _cost_table(manifest: Manifest) -> Table:
+    run, estimate = manifest.run, manifest.run.estimate
+    seconds, expected = run.seconds, estimate["seconds"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("cost", "taken", "estimated"):
         table.add_column(name, justify="left" if name == "cost" else "right")
     for stage in (s for s in STAGES if s in seconds):
         table.add_row(stage, stretch(seconds[stage]), stretch(expected[stage]) if stage in expected else "")
-    estimate = run["estimate"]
-    table.add_row("all", stretch(run["seconds_total"]), stretch(estimate["seconds_total"]), style="bold")
-    peak = f"{size(run['peak_memory_bytes'])}"
+    table.add_row("all", stretch(run.seconds_total), stretch(estimate["seconds_total"]), style="bold")
+    peak = f"{size(run.peak_memory_bytes)}"
     table.add_row("memory", peak, f"{size(estimate['memory_bytes'])} of {size(estimate['budget_bytes'])} given")
-    table.add_row("disk", size(run["disk_bytes"]), size(estimate["disk_bytes"]))
+    table.add_row("disk", size(run.disk_bytes), size(estimate["disk_bytes"]))
     return table

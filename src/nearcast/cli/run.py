@@ -35,7 +35,7 @@ def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
             broken = error
             snapshot = cast(Snapshot, error.snapshot)
     if as_json_:
-        as_json({"snapshot": str(snapshot.folder), **snapshot.manifest})
+        as_json({"snapshot": str(snapshot.folder), **snapshot.manifest.as_dict()})
     else:
         console().print(summary(snapshot, every_measure=False))
     if broken is not None:

@@ -24,7 +24,7 @@ def show(snapshot: str | None, out: Path, verify: bool, as_json_: bool) -> None:
     if verify:
         found.verify()
     if as_json_:
-        as_json({"snapshot": str(found.folder), **found.manifest})
+        as_json({"snapshot": str(found.folder), **found.manifest.as_dict()})
     else:
         console().print(summary(found, every_measure=True))
         if verify:

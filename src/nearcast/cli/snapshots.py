@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,7 +11,7 @@ from nearcast.cli.common import as_json, console, json_option, out_option
 from nearcast.cli.render import snapshot_list
 from nearcast.errors import NotFoundError
 from nearcast.suggest import generators_in_words
-from nearcast.table.snapshot import list_generators, list_snapshots
+from nearcast.table.snapshot import Snapshot, list_generators, list_snapshots
 
 __all__ = ["snapshots"]
 
@@ -30,9 +31,14 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
         have = generators_in_words(generator, known, "run one first, or say --out")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {have}")
     if as_json_:
-        rows = [{k: s.manifest[k] for k in LISTED} | {"folder": str(s.folder), "run": s.manifest["run"]} for s in found]
-        as_json(rows)
+        as_json([_listed(snapshot) for snapshot in found])
     elif found:
         console().print(snapshot_list(found))
     else:
         console().print(f"no snapshots in {out}: run a generator first, or say --out")
+
+
+def _listed(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the row of a snapshot in the JSON list."""
+    facts = snapshot.manifest.as_dict()
+    return {key: facts[key] for key in LISTED} | {"folder": str(snapshot.folder), "run": facts["run"]}

@@ -165,7 +165,7 @@ def _replay(out: Path, name: str, events: Sequence[Event]) -> dict[str, Any] | N
 
 def _manifest(out: Path, name: str, version: int | None) -> dict[str, Any] | None:
     try:
-        manifest = find_snapshot(out, name, version).manifest
+        manifest = find_snapshot(out, name, version).manifest.as_dict()
     except NearcastError:
         return None
     return {key: value for key, value in manifest.items() if key not in HIDDEN}

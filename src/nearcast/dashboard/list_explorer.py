@@ -32,7 +32,7 @@ class Removal:
 
 def columns_shown(snapshot: Snapshot) -> tuple[str, ...]:
     """The item columns that the spec shows to people, else its attributes."""
-    items = snapshot.manifest["spec"].get("items") or {}
+    items = snapshot.manifest.spec.get("items") or {}
     names = items.get("display") or items.get("attributes") or ()
     held = open_dataset(snapshot.folder / "items").schema.names
     return tuple(name for name in names if name in held)
@@ -154,7 +154,7 @@ def _about_queries(snapshot: Snapshot) -> Any:
 
 def _labels(snapshot: Snapshot, dataset: Any) -> list[str]:
     """The first columns that name a query; pictures do not."""
-    spec = snapshot.manifest["spec"]
+    spec = snapshot.manifest.spec
     side = spec.get("queries") or spec.get("items") or {}
     names = side.get("display") or side.get("attributes") or ()
     kinds = {name: dataset.schema.field(name).type for name in names if name in dataset.schema.names}

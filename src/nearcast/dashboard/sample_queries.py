@@ -60,9 +60,9 @@ def _picked(now: Snapshot, before: Snapshot | None, each: int) -> Iterator[tuple
     if before is not None:
         yield from ((key, WHY["changed"]) for key in _most_changed(table, before, each))
     short = np.argsort(lengths, kind="stable")[:each]
-    k = int(now.manifest["spec"]["k"])
+    k = now.manifest.k
     yield from ((keys[place], WHY["short"]) for place in short if lengths[place] < k)
-    worst = now.manifest.get("worst_queries") or []
+    worst = now.manifest.worst_queries
     yield from ((row["query"], f"{WHY['worst']}, {row['recall']:.0%}") for row in worst[:each])
 
 

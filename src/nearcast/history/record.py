@@ -11,6 +11,7 @@ from nearcast.files import fingerprint
 from nearcast.history.event_log import append
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.utc_times import seconds_of
+from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
@@ -22,14 +23,14 @@ DECIDES = (  # settings of the spec: lists by others are not comparable
 
 def record_run(out: Path, snapshot: Snapshot) -> str | None:
     """Add a run, once. Returns why it could not be, or None."""
-    made = fingerprint([snapshot.name, snapshot.manifest["run"], snapshot.manifest["fingerprint"]])
+    made = fingerprint([snapshot.name, snapshot.manifest.facts["run"], snapshot.manifest.fingerprint])
     return append(
         out,
         snapshot.generator,
         "run",
         snapshot.version,
         run_facts(snapshot.manifest),
-        seconds=seconds_of(snapshot.manifest["run"]["created"]),
+        seconds=seconds_of(snapshot.manifest.run.created),
         identity=f"run {snapshot.generator} {made}",
     )
 
@@ -55,30 +56,28 @@ def record_failed_audit(out: Path, generator: str, version: int | None, error: A
     return append(out, generator, "publish", version, {"outcome": "audit_failed", "findings": findings})
 
 
-def run_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def run_facts(manifest: Manifest) -> dict[str, Any]:
     """What of a snapshot's manifest is worth comparing with other runs."""
-    inputs = manifest["inputs"]
-    run = manifest["run"]
-    spec = manifest["spec"]
+    inputs, run, engine, spec = manifest.inputs, manifest.run, manifest.engine, manifest.spec
     return {
-        "version": manifest.get("version"),
-        "compared_with": manifest.get("compared_with"),  # by the measures of change; None: the snapshot before
+        "version": manifest.version,
+        "compared_with": manifest.compared_with,  # by the measures of change; None: the snapshot before
         "settings": fingerprint({name: spec.get(name) for name in DECIDES}),
-        "measures": dict(manifest["measures"]),
-        "slices": manifest.get("slices", []),
-        "likely_metric": manifest.get("likely_metric"),
-        "promise": dict(manifest["promise"]),
-        "k": manifest["spec"]["k"],
-        "metric": manifest["spec"]["metric"],
+        "measures": dict(manifest.measures),
+        "slices": manifest.slices,
+        "likely_metric": manifest.likely_metric,
+        "promise": dict(manifest.facts["promise"]),
+        "k": manifest.k,
+        "metric": manifest.metric,
         "sides": {name: _side(inputs[name]) for name in ("items", "queries") if name in inputs},
-        "engine": {name: manifest["engine"][name] for name in ("name", "settings", "effort")},
-        "seconds": dict(run["seconds"]),
-        "seconds_total": run["seconds_total"],
-        "peak_memory_bytes": run["peak_memory_bytes"],
-        "estimate": run["estimate"],
-        "created": run["created"],
-        "fingerprint": manifest["fingerprint"],
-        "nearcast": manifest.get("nearcast"),
+        "engine": {"name": engine.name, "settings": engine.settings, "effort": engine.params},
+        "seconds": dict(run.seconds),
+        "seconds_total": run.seconds_total,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "estimate": run.estimate,
+        "created": run.created,
+        "fingerprint": manifest.fingerprint,
+        "nearcast": manifest.software,
     }
 
 

@@ -16,12 +16,13 @@ from nearcast.join.inputs import Sources
 from nearcast.join.run_plan import planned_fingerprint
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
+from nearcast.table.manifest import Manifest, TargetCheck
 from nearcast.table.snapshot import Snapshot, snapshots_folder
 
 __all__ = ["finish_snapshot", "input_facts", "size_of", "stop_below_promise", "tidy", "verdict"]
 
 
-def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) -> dict[str, Any]:
+def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) -> TargetCheck:
     """Whether the promise is kept: by the lower bound; with full effort there only must be no miss.
 
     exactly: the join left nothing out.
@@ -36,15 +37,15 @@ def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) ->
             f"recall@{measured} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
             f"and {promised:g} was promised"
         )
-    return {"recall": promised, "kept": kept, "reason": reason}
+    return TargetCheck(promised, kept, reason)
 
 
 def stop_below_promise(snapshot: Snapshot) -> None:
     """Raise PromiseError where the snapshot's own verdict says so."""
-    promise = snapshot.manifest["promise"]
-    if not promise["kept"]:
+    target = snapshot.manifest.target
+    if not target.met:
         raise PromiseError(
-            f"snapshot {snapshot.name} is below its promise: {promise['reason']}; it is kept at {snapshot.folder}; "
+            f"snapshot {snapshot.name} is below its promise: {target.reason}; it is kept at {snapshot.folder}; "
             "raise the engine's effort or lower `recall`",
             snapshot,
         )
@@ -69,7 +70,7 @@ def finish_snapshot(run: RunContext, folder: Path, facts: dict[str, Any]) -> Sna
     home.mkdir(exist_ok=True)
     place = home / f"{facts['version']:06d}"
     os.rename(folder, place)
-    snapshot = Snapshot(place, facts)
+    snapshot = Snapshot(place, Manifest(facts))
     tidy(run, snapshot)
     return snapshot
 
@@ -77,11 +78,11 @@ def finish_snapshot(run: RunContext, folder: Path, facts: dict[str, Any]) -> Sna
 def tidy(run: RunContext, snapshot: Snapshot) -> None:
     """Remove the work that led to a snapshot, and the artifacts that it was not made of."""
     planned = planned_fingerprint(run.work)
-    if run.work.exists() and planned in (None, snapshot.manifest["fingerprint"]):  # None: killed while removing it
+    if run.work.exists() and planned in (None, snapshot.manifest.fingerprint):  # None: killed while removing it
         shutil.rmtree(run.work)
     if run.artifacts.is_dir() and not run.work.exists():
         for path in run.artifacts.iterdir():
-            if path.name not in snapshot.manifest["artifacts"] and path != run.truths:
+            if path.name not in snapshot.manifest.artifacts and path != run.truths:
                 shutil.rmtree(path)
 
 

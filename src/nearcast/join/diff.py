@@ -97,7 +97,7 @@ class _Side:
 
     def __init__(self, snapshot: Snapshot, queries: Sequence[Id]) -> None:
         self.snapshot = snapshot
-        self.spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
+        self.spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}")
         self.queries = queries
 
     @cached_property
@@ -107,8 +107,8 @@ class _Side:
     @property
     def approximate(self) -> bool:
         """Whether the join may have missed items."""
-        engine = self.snapshot.manifest["engine"]
-        return engine["name"] != "exact" and dict(engine["effort"]) not in ({}, EXACT)
+        engine = self.snapshot.manifest.engine
+        return engine.name != "exact" and dict(engine.params) not in ({}, EXACT)
 
     @cached_property
     def lists(self) -> dict[Id, _List]:
@@ -154,7 +154,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
         newer.generator,
         older.name,
         newer.name,
-        tuple(_settings(older.manifest["spec"], newer.manifest["spec"])),
+        tuple(_settings(older.manifest.spec, newer.manifest.spec)),
         len(both),
         len(asked) - len(both),
         kept / total if total else 1.0,

@@ -165,7 +165,7 @@ def explain(
 
 
 def _opened(snapshot: Snapshot, artifacts: Path, base: Path | None) -> _Made:
-    names: Sequence[str] = snapshot.manifest["artifacts"]
+    names: Sequence[str] = snapshot.manifest.artifacts
     gone = [name for name in names if not name.startswith("index-") and not is_done(artifacts / name)]
     if gone:
         raise NotFoundError(
@@ -176,13 +176,13 @@ def _opened(snapshot: Snapshot, artifacts: Path, base: Path | None) -> _Made:
     items = open_ingested_table(folders.get("scoreditems", folders["items"]))
     asked = folders.get("scoredqueries", folders.get("queries"))
     queries = open_ingested_table(asked) if asked is not None else items
-    spec = parse_model(GeneratorSpec, snapshot.manifest["spec"], f"the spec of {snapshot.name}")
+    spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}")
     if spec.score.columns and spec.metric is Metric.COSINE:
         spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
     held = open_constraints(folders.get("constraints"))
     full = read_full_items(snapshot.folder, items, queries)
     rank, fault = _rank_of(spec, base or _base_of(spec, artifacts))
-    return _Made(spec, items, queries, held, snapshot.manifest["engine"]["effort"], full, rank, fault)
+    return _Made(spec, items, queries, held, snapshot.manifest.engine.params, full, rank, fault)
 
 
 def _base_of(spec: GeneratorSpec, artifacts: Path) -> Path:

@@ -53,6 +53,7 @@ from nearcast.runners.local import LocalRunner, Runner
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import FORMAT_VERSION
+from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots, next_version
 from nearcast.version import __version__
 
@@ -95,7 +96,7 @@ def run_generator(
         sources, plan = open_run(run, items, queries)
         snapshots = list_snapshots(run.out, spec.name)
         last = snapshots[-1] if snapshots else None
-        if last is not None and last.manifest["fingerprint"] == plan.fingerprint and not again:
+        if last is not None and last.manifest.fingerprint == plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
             tidy(run, last)  # the run that made it may have been killed before it could
             outcome = Outcome(last, reused=True)
@@ -185,14 +186,14 @@ def _new_snapshot(
         },
         "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
-    last, here = earlier.snapshot, Snapshot(folder, facts)
+    last, here = earlier.snapshot, Snapshot(folder, Manifest(facts))
     facts |= measure_table(run, here, inputs, sampled.report, last, measures, constraints, chosen)
     facts["compared_with"] = earlier.facts
     facts |= chosen.facts
     with run.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures, exactly=exactly)
+    facts["promise"] = verdict(run, measures, exactly=exactly).as_dict()
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},

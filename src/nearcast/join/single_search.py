@@ -6,7 +6,7 @@ Knows nothing of how the index was made, or which effort reaches what: that is `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from nearcast.errors import InputError
 from nearcast.kernels import ListScorer
 from nearcast.measure.recall import Recall
 from nearcast.sources.matrix import LONGEST, RowState, lengths_and_states
+from nearcast.table.manifest import Manifest
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
 __all__ = ["OnlineIndex", "Searched"]
@@ -60,9 +61,9 @@ class OnlineIndex:
         self._named = _namer(ids)
         self._harder: dict[int, Effort] = {}
 
-    def same_items(self, manifest: Mapping[str, Any]) -> bool:
+    def same_items(self, manifest: Manifest) -> bool:
         """Whether the snapshot with this manifest was made of the same items."""
-        return f"items-{self.items_fingerprint}" in manifest["artifacts"]
+        return f"items-{self.items_fingerprint}" in manifest.artifacts
 
     def search(self, vectors: AnyArray, k: int) -> tuple[list[list[Any]], list[list[float]]]:
         """Ids and exact scores of the best items for each of the vectors (n, dim) float32, best first.

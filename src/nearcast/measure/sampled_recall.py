@@ -89,7 +89,7 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress
     """
     shares: list[Float64Array] = []
     kept = seen = 0
-    rows = max(1, STRETCH_SLOTS // int(new.manifest["spec"]["k"]))
+    rows = max(1, STRETCH_SLOTS // new.manifest.k)
     starts = _stretches(new.n_rows, rows)
     for number, start in enumerate(starts):
         here = new.rows(np.arange(start, min(new.n_rows, start + rows)))

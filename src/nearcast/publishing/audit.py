@@ -51,18 +51,18 @@ def audit(
     return judge(
         Judged(
             name=snapshot.name,
-            k=int(manifest["spec"]["k"]),
-            measures=manifest["measures"],
-            promised=float(manifest["promise"]["recall"]),
-            kept=bool(manifest["promise"]["kept"]),
+            k=manifest.k,
+            measures=manifest.measures,
+            promised=manifest.target.recall,
+            kept=manifest.target.met,
             keys=shape.keys,
             payload_bytes=payload_bytes(snapshot, shape),
-            age_seconds=now - seconds_of(manifest["run"]["created"]),
+            age_seconds=now - seconds_of(manifest.run.created),
             withdrawn=withdrawn,
             current=_beside(snapshot, shape, against) if against else None,
             items=shape.items,
-            metric=str(manifest["spec"]["metric"]),
-            profile=manifest.get("profile"),
+            metric=manifest.metric,
+            profile=manifest.profile,
             rule_columns=_rule_columns(snapshot),
         ),
         settings,
@@ -105,7 +105,7 @@ def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
     same_keys = facts["query_ids"] == shape.query_ids  # else no key is the same, whatever its bytes
     ours = lists_of(snapshot, keys) if same_keys else {}
     theirs = _lists_in_store(current, list(ours))
-    k = min(int(facts["k"]), int(snapshot.manifest["spec"]["k"]))
+    k = min(int(facts["k"]), snapshot.manifest.k)
     comparable = facts["item_ids"] == shape.item_ids
     shares = [
         len(set(ids[:k]) & set(ours[key][:k])) / len(ids[:k]) if comparable else 0.0
@@ -126,7 +126,7 @@ def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
 
 def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
     """The columns of items and queries that rules compare; not those that a rule allows to be null."""
-    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest["spec"].get("rules", ())]
+    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
     items, queries, _ = columns_of(rules)
     text = " ".join(str(rule.tree) for rule in rules)
     named = {"items": [("item", name) for name in items], "queries": [("query", name) for name in queries]}

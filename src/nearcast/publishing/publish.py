@@ -156,7 +156,7 @@ def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack)
 
 
 def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
-    if current.facts["fingerprint"] != snapshot.manifest["fingerprint"]:
+    if current.facts["fingerprint"] != snapshot.manifest.fingerprint:
         raise StoreError(
             f"{order.where(current.version)} is current, and is not the snapshot in {snapshot.folder}: two folders of "
             "snapshots publish to one store; give one of the generators another store or another name"
@@ -187,26 +187,26 @@ def _audited(
 def _facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) -> dict[str, Any]:
     """What the version tells of itself; the copy adds its figures."""
     manifest = snapshot.manifest
-    created = manifest["run"]["created"]
+    created = manifest.run.created
     return {
         "format": FACTS_FORMAT,
         "generator": snapshot.generator,
         "version": snapshot.version,
         "snapshot": snapshot.name,
-        "started": utc(seconds_of(created) - float(manifest["run"]["seconds_total"])),
+        "started": utc(seconds_of(created) - manifest.run.seconds_total),
         "created": created,
         "published": utc(time.time()),
-        "fingerprint": manifest["fingerprint"],
-        "metric": manifest["spec"]["metric"],
-        "k": manifest["spec"]["k"],
+        "fingerprint": manifest.fingerprint,
+        "metric": manifest.metric,
+        "k": manifest.k,
         "query_ids": shape.query_ids,
         "item_ids": shape.item_ids,
         "id_kind": shape.id_kind,
         "columns": dict(shape.columns),
         "rules": None if shape.rules is None else dict(shape.rules),
-        "measures": dict(manifest["measures"]),
-        "promise": dict(manifest["promise"]),
-        "profile": manifest.get("profile"),
+        "measures": dict(manifest.measures),
+        "promise": dict(manifest.facts["promise"]),
+        "profile": manifest.profile,
         "serve": order.serving.model_dump(mode="json"),
         "audit": {"findings": [f.as_dict() for f in done.findings], "accepted": dict(done.accepted or {})},
     }

@@ -41,7 +41,7 @@ SMALL_COUNT = 20  # a count below that trebles by itself
 
 def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsBeside:
     """Compare with the current version, of which a sample of the snapshot's items and queries is looked up."""
-    facts, profile = current.facts, snapshot.manifest.get("profile") or {}
+    facts, profile = current.facts, snapshot.manifest.profile or {}
     changes: dict[tuple[str, str], ValueChange] = {}
     kept = 0.0
     if facts["item_ids"] == shape.item_ids:
@@ -57,7 +57,7 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
     return InputsBeside(
         items=int(facts["items"]),
         items_kept=kept,
-        elapsed_seconds=seconds_of(snapshot.manifest["run"]["created"]) - seconds_of(facts["created"]),
+        elapsed_seconds=seconds_of(snapshot.manifest.run.created) - seconds_of(facts["created"]),
         profile=facts.get("profile"),
         changes=changes,
         vectors=_vector_changes(snapshot, current, profile),
@@ -182,7 +182,7 @@ def _folder_of(snapshot: Snapshot, current: Current) -> Path | None:
     """The folder of the snapshot that is current, if it is the one beside this snapshot."""
     folder = snapshot.folder.parent / current.name
     try:
-        same = open_snapshot(folder).manifest["fingerprint"] == current.facts["fingerprint"]
+        same = open_snapshot(folder).manifest.fingerprint == current.facts["fingerprint"]
     except (DamagedError, NotFoundError, OSError):
         return None
     return folder if same else None

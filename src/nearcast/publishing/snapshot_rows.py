@@ -75,7 +75,7 @@ def shape_of(snapshot: Snapshot) -> Shape:
 
 def _rules_of(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
     """The rules of the spec with the types that the columns have; None where there are none."""
-    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest["spec"].get("rules", ())]
+    rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
     if not rules:
         return None
     own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
@@ -120,7 +120,7 @@ def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.Rec
 
 def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:
     """Bytes of all keys, ids and scores. Of strings, which differ in length, from row groups spread over the table."""
-    measures, k = snapshot.manifest["measures"], snapshot.manifest["spec"]["k"]
+    measures, k = snapshot.manifest.measures, snapshot.manifest.k
     slots = int(measures.get("surplus_slots", round(measures["fill_rate"] * snapshot.n_rows * k)))
     if shape.query_ids == "int64" and shape.id_kind != STRING:
         return 8 * shape.keys + (4 + ID_BYTES[shape.id_kind]) * slots

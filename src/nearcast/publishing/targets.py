@@ -77,5 +77,5 @@ def place_in_store(generator: str, out: Path) -> Place:
 
 
 def _table(snapshot: Snapshot, name: str, model: Any) -> Any:
-    tables = snapshot.manifest["spec"].get(name, {})  # a manifest of an earlier version does not have it
+    tables = snapshot.manifest.spec.get(name, {})  # a manifest of an earlier version does not have it
     return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}")

@@ -57,7 +57,7 @@ def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
 
 def _sample(snapshot: Snapshot) -> IntArray:
     """Numbers of rows, ascending, drawn by the version's number."""
-    n, group_rows = snapshot.n_rows, rows_per_group(int(snapshot.manifest["spec"]["k"]))
+    n, group_rows = snapshot.n_rows, rows_per_group(snapshot.manifest.k)
     if n <= SAMPLED_KEYS:
         return np.arange(n)
     rng = np.random.default_rng([snapshot.version, n])

@@ -53,9 +53,9 @@ def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:
     try:
         manifest = find_snapshot(run.home.parent, run.spec.name, way.view.version.number).manifest
     except NearcastError:
-        manifest = {}
-    if manifest.get("fingerprint") == facts["fingerprint"]:
-        made_of = manifest["inputs"]
+        manifest = None
+    if manifest is not None and manifest.fingerprint == facts["fingerprint"]:
+        made_of = manifest.inputs
         then = {side: _hashes(made_of[side]["files"]) for side in ("items", "queries") if side in made_of}
         now = {"items": _hashes(sources.item_digests), "queries": _hashes(sources.query_digests)}
         changed = [side for side, hashes in then.items() if hashes != now[side]]

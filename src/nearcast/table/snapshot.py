@@ -23,6 +23,7 @@ from nearcast.files import is_done, read_manifest, verify
 from nearcast.parquet import open_dataset
 from nearcast.suggest import generators_in_words, nearest_in_words, quoted
 from nearcast.table.candidate_schema import rows_per_group
+from nearcast.table.manifest import Manifest
 from nearcast.table.write_table import GROUPS_PER_FILE
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray
@@ -37,8 +38,6 @@ __all__ = [
     "open_snapshot",
     "snapshots_folder",
 ]
-
-REQUIRED = ("generator", "version", "rows", "fingerprint", "spec", "engine", "measures", "promise", "run", "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Snapshot:
     """One version of a candidate table, open for reading."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def name(self) -> str:
@@ -86,17 +85,17 @@ class Snapshot:
     @property
     def generator(self) -> str:
         """The name of the generator."""
-        return str(self.manifest["generator"])
+        return self.manifest.generator
 
     @property
     def score_column(self) -> str:
         """The column of the scores that lists are in the order of, and that are served: a ranking model's, if any."""
-        return "rank_scores" if self.manifest["spec"].get("rank") else "scores"
+        return "rank_scores" if self.manifest.is_ranked else "scores"
 
     @property
     def n_rows(self) -> int:
         """Rows of the candidate table."""
-        return int(self.manifest["rows"])
+        return self.manifest.rows
 
     def lookup(self, key: str | int, columns: tuple[str, ...] = ()) -> Candidates:
         """The candidates of one query, with these columns of the items; NotFoundError for an unknown key.
@@ -114,7 +113,7 @@ class Snapshot:
 
     def rows(self, numbers: IntArray) -> pa.Table:
         """The rows of the table with these numbers (sorted), reading only the row groups that hold them."""
-        group_rows = rows_per_group(int(self.manifest["spec"]["k"]))
+        group_rows = rows_per_group(self.manifest.k)
         pieces = []
         groups = numbers // group_rows
         for group in np.unique(groups):
@@ -204,8 +203,8 @@ def list_generators(out: Path) -> list[str]:
 
 def open_snapshot(folder: Path) -> Snapshot:
     """The snapshot of a folder; DamagedError where its manifest is missing or unreadable."""
-    manifest = read_manifest(folder)
-    missing = [key for key in REQUIRED if key not in manifest]
+    manifest = Manifest(read_manifest(folder))
+    missing = manifest.missing_keys()
     if missing:
         raise DamagedError(f"{folder / 'manifest.json'} lacks {', '.join(missing)}; restore it, or run again")
     return Snapshot(folder.resolve(), manifest)
