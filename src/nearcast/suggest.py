@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quoted"]
+__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quoted", "suggest_name"]
 
 MOST_COMPARED = 2_000  # keys whose beginning and end are compared letter by letter
 MOST_EXACTLY = 100  # of those, with all that is between
@@ -84,6 +84,15 @@ def generators_in_words(name: str, known: Sequence[str], otherwise: str) -> str:
     if len(known) <= MOST_LISTED:
         return f"generators there are {', '.join(known)}"
     return nearest_in_words(name, pa.array(known, pa.string()), f"the {len(known):,} generators there")
+
+
+def suggest_name(word: str, known: Iterable[str], prefix: str) -> str:
+    """Return "did you mean ...?" with the nearest known name, or the prefix and all known names."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if found:
+        return f"did you mean {found[0]!r}?"
+    return f"{prefix} {', '.join(known)}" if known else "there are none"
 
 
 def _ratio(one: str, other: str) -> float:

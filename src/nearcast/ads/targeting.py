@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.eligibility.rule_errors import near
 from nearcast.eligibility.rule_types import Kind, Type
 from nearcast.eligibility.ruleset import brought_value
 from nearcast.errors import InputError
+from nearcast.suggest import suggest_name
 from nearcast.table.ad_columns import Column, seconds_of_time
 from nearcast.table.expansion_settings import Target
 from nearcast.types import IntArray
@@ -82,7 +82,7 @@ def check_fields(request: Request, known: Collection[str]) -> None:
     """Raise InputError for a field of a request that nothing asks for, with the nearest one that something does."""
     for name in request:
         if name not in known:
-            hint = near(str(name), sorted(known), "they ask for")
+            hint = suggest_name(str(name), sorted(known), "they ask for")
             raise InputError(f"no targeting and no rule asks for {str(name)[:50]!r} of a request; {hint}")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nearcast.eligibility.compile import compile_rules
 from nearcast.eligibility.compiled_folder import open_eligibility, save_eligibility
+from nearcast.eligibility.nodes import Rule, columns_of, item_only, request_time
 from nearcast.eligibility.pair_reference import failing
-from nearcast.eligibility.parse import Rule, parse_rule
+from nearcast.eligibility.parse import parse_rule
 from nearcast.eligibility.ruleset import RuleSet, facts_of_rules
-from nearcast.eligibility.used_columns import columns_of, item_only, request_time
 from nearcast.eligibility.validate import check_rules
 
 __all__ = [

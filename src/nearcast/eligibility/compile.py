@@ -13,11 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.eligibility.nodes import And, Compare, IsNull, Member, Node, Not, Or, sides_of
-from nearcast.eligibility.parse import Rule
+from nearcast.eligibility.nodes import (
+    And,
+    Compare,
+    IsNull,
+    Member,
+    Node,
+    Not,
+    Or,
+    Rule,
+    request_time,
+    sides_of,
+)
 from nearcast.eligibility.rule_columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
 from nearcast.eligibility.rule_types import with_types
-from nearcast.eligibility.used_columns import request_time
 from nearcast.eligibility.validate import check_rules
 from nearcast.knn import eligible
 from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared

@@ -1,15 +1,16 @@
-"""The tree of an expression, and its text again. Values only: knows nothing of columns, types or how text is read.
+"""A rule, the tree of its expression, and the columns that it names. Knows nothing of types, tables or the parser.
 
-`str(tree)` is the canonical text: read again, it gives an equal tree. Spans say where in the rule's text a node
-was; they take no part in equality.
+`str(tree)` is the canonical text: parsing it gives an equal tree. A span is the place of a node in the rule's text;
+spans do not count for equality.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from nearcast.errors import SpecError
 from nearcast.times import parse_time
 
 __all__ = [
@@ -26,11 +27,16 @@ __all__ = [
     "Or",
     "Product",
     "Reference",
+    "Rule",
     "Several",
     "Span",
     "Sum",
+    "columns_of",
+    "item_only",
     "parts_of",
     "references_of",
+    "request_time",
+    "rule_error",
     "sides_of",
 ]
 
@@ -243,5 +249,55 @@ def references_of(node: Node) -> Iterator[Reference]:
 
 
 def sides_of(node: Node) -> frozenset[str]:
-    """The sides of the join that a node speaks of: a request stands on the side of the query."""
-    return frozenset("item" if reference.side == "item" else "query" for reference in references_of(node))
+    """Return the tables that a node names: "item" (or an ad), and "query", which includes the request."""
+    return frozenset("item" if found.side in ("item", "ad") else "query" for found in references_of(node))
+
+
+# ---- rules ----
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named expression. A pair of a query and an item is eligible if the expression is true for it."""
+
+    name: str
+    text: str = field(compare=False)
+    tree: Node  # as written
+    core: Node = field(compare=False, repr=False)  # the item is on at most one side of each comparison
+
+    def __str__(self) -> str:
+        return str(self.tree)
+
+
+def columns_of(rules: Sequence[Rule]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the columns of the items, the columns of the queries and the fields of the request that rules name.
+
+    Ids are left out. Each name occurs once, in the order of the rules.
+    """
+    named: dict[str, dict[str, None]] = {"item": {}, "query": {}, "request": {}}
+    for rule in rules:
+        for reference in references_of(rule.tree):
+            if (reference.side, reference.name) not in (("item", "id"), ("query", "id")):
+                named[reference.side][reference.name] = None
+    return tuple(named["item"]), tuple(named["query"]), tuple(named["request"])
+
+
+def item_only(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Return the rules that name the item alone: an engine without rules can leave such items out of its index."""
+    return tuple(rule for rule in rules if all(reference.side == "item" for reference in references_of(rule.tree)))
+
+
+def request_time(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Return the rules that name a field of the request. The join skips them; the look-up applies them."""
+    return tuple(rule for rule in rules if any(reference.side == "request" for reference in references_of(rule.tree)))
+
+
+def rule_error(name: str, text: str, span: Span, message: str) -> SpecError:
+    """Return an error with the message, the line of the rule and a mark under the span."""
+    start, end = min(span[0], len(text)), max(span)
+    line_start = text.rfind("\n", 0, start) + 1
+    line_end = text.find("\n", start)
+    line = text[line_start : line_end if line_end >= 0 else len(text)]
+    marked = max(1, min(end, line_start + len(line)) - start)
+    shown = "".join(letter if letter.isprintable() else " " for letter in line)
+    return SpecError(f"rule {name!r}: {message}\n  {shown}\n  {' ' * (start - line_start)}{'^' * marked}")

@@ -23,10 +23,10 @@ from nearcast.eligibility.nodes import (
     Or,
     Product,
     Reference,
+    Rule,
     Several,
     Sum,
 )
-from nearcast.eligibility.parse import Rule
 from nearcast.times import nanoseconds_of
 
 __all__ = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -26,22 +25,25 @@ from nearcast.eligibility.nodes import (
     Or,
     Product,
     Reference,
+    Rule,
     Several,
     Span,
     Sum,
     parts_of,
+    references_of,
+    rule_error,
     sides_of,
 )
-from nearcast.eligibility.rule_errors import fault, near
 from nearcast.errors import SpecError
+from nearcast.suggest import suggest_name
 from nearcast.times import parse_time
 
-__all__ = ["Rule", "parse_rule"]
+__all__ = ["parse_rule"]
 
 LONGEST = 4000  # characters of a rule; what is longer is data, and belongs into a column
 DEEPEST = 50  # nested parts: far above what people write, far below what Python's stack holds
 MOST_DAYS = 100_000
-SIDES = ("item", "query", "request")
+TABLES = ("item", "query", "request")
 FIRST_WORD = re.compile(r"[A-Za-z_]+")
 LAST_WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\s*$")
 
@@ -178,68 +180,64 @@ REWRITES = {  # functions of other languages, and how a rule says the same
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule: pairs of a query and an item for which its expression is true are kept."""
-
-    name: str
-    text: str = field(compare=False)
-    tree: Node  # as written
-    core: Node = field(compare=False, repr=False)  # every comparison has the item on one side at most
-
-    def __str__(self) -> str:
-        return str(self.tree)
-
-
 class _WrongError(Exception):
     def __init__(self, span: Span, message: str) -> None:
         super().__init__(message)
         self.span = span
 
 
-def parse_rule(name: str, text: str) -> Rule:
-    """Read a rule. Raises SpecError that shows the line with a mark under the word at fault."""
+def parse_rule(name: str, text: str, tables: Sequence[str] = TABLES) -> Rule:
+    """Parse a rule that may name columns of these tables.
+
+    Raises SpecError with the line and a mark under the wrong word.
+    """
     if len(text) > LONGEST:
         raise SpecError(f"rule {name!r} has {len(text)} characters and may have {LONGEST}; put lists into a column")
     try:
-        tree = _parse(text)
-        return Rule(name, text, tree, _ordered(tree))
+        tree = _parse(text, tables)
+        return Rule(name, text, tree, _separate_tables(tree))
     except _WrongError as wrong:
-        raise fault(name, text, wrong.span, str(wrong)) from None
+        raise rule_error(name, text, wrong.span, str(wrong)) from None
 
 
-def _parse(text: str) -> Node:
+def _parse(text: str, tables: Sequence[str]) -> Node:
     from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 
     if not text.strip():
-        raise _WrongError((0, 0), "it is empty; write for which pairs it is true, such as item.in_stock")
+        raise _WrongError((0, 0), f"it is empty; write a condition, such as {tables[0]}.in_stock")
     try:
         tree = _parser().parse(text)
     except UnexpectedCharacters as error:
         start = error.pos_in_stream or 0
-        raise _stopped(text, (start, start + 1), error.allowed or ()) from None
+        raise _unexpected(text, (start, start + 1), error.allowed or (), tables) from None
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         start = len(text) if at_end else int(error.token.start_pos or 0)
-        raise _stopped(text, (start, start + (1 if at_end else len(error.token))), error.accepts or ()) from None
+        span = (start, start + (1 if at_end else len(error.token)))
+        raise _unexpected(text, span, error.accepts or (), tables) from None
     except UnexpectedEOF as error:
-        raise _stopped(text, (len(text), len(text) + 1), error.expected or ()) from None
+        raise _unexpected(text, (len(text), len(text) + 1), error.expected or (), tables) from None
     node: Node = _build(tree)
+    for reference in references_of(node):
+        if reference.side not in tables:
+            start, side = reference.span[0], reference.side
+            hint = suggest_name(side, tables, "known are")
+            raise _WrongError((start, start + len(side)), f"there is no {side!r}; {hint}")
     return node
 
 
-def _stopped(text: str, span: Span, allowed: Any) -> _WrongError:
-    """The reading stopped at a place: what would go on there, or what people mean who write this."""
+def _unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _WrongError:
+    """Return the error for a span that the grammar does not allow: the usual fix, or the words that may follow."""
     found = text[span[0] : span[1]]
     whole = FIRST_WORD.match(text, span[0])
     if whole is not None and whole[0] in USUAL_SLIPS:
         return _WrongError(whole.span(), f"{whole[0]!r} is not understood here; {USUAL_SLIPS[whole[0]]}")
     if set(allowed) == {"DOT", "LPAR"} and (alone := LAST_WORD.search(text[: span[0]])):
         word = alone[1]
-        way = f"say whose it is: {', '.join(f'{side}.{word}' for side in SIDES)}; or quote a text"
+        way = f"say whose it is: {', '.join(f'{table}.{word}' for table in tables)}; or quote a text"
         if word in CONSTANTS:
             way = f"write {CONSTANTS[word]}"
-        elif word in SIDES:
+        elif word in tables:
             way = f"say which column, such as {word}.id"
         return _WrongError(alone.span(1), f"{word!r} stands alone; {way}")
     around = (text[span[0] : span[0] + 2], text[max(0, span[0] - 1) : span[0] + 1], found)
@@ -308,9 +306,6 @@ def _as_text(token: str, span: Span) -> str:
 
 def _reference(parts: Sequence[Any], span: Span) -> Reference:
     side, name = parts
-    start = side.start_pos
-    if side not in SIDES:
-        raise _WrongError((start, start + len(side)), f"there is no {str(side)!r}; {near(side, SIDES, 'known are')}")
     plain = name.type == "WORD"
     if not plain and len(name) == 2:
         raise _WrongError(span, "a column has a name")
@@ -325,7 +320,7 @@ def _call(parts: Sequence[Any], span: Span) -> Node:
         return _duration(str(word), arguments, span)
     hint = REWRITES.get(str(word).lower())
     if hint is None:
-        near_miss = near(word, FUNCTIONS, "known are")
+        near_miss = suggest_name(word, FUNCTIONS, "known are")
         hint = near_miss if near_miss.startswith("did") else f"{near_miss}; make a column of it in the source"
     raise _WrongError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
 
@@ -419,16 +414,16 @@ _BUILDERS: Mapping[str, Any] = {
 # ---- one side each ----
 
 
-def _ordered(node: Node) -> Node:
+def _separate_tables(node: Node) -> Node:
     """The same condition with the item on at most one side of each comparison."""
     if isinstance(node, And):
-        return And(tuple(map(_ordered, node.parts)), node.span)
+        return And(tuple(map(_separate_tables, node.parts)), node.span)
     if isinstance(node, Or):
-        return Or(tuple(map(_ordered, node.parts)), node.span)
+        return Or(tuple(map(_separate_tables, node.parts)), node.span)
     if isinstance(node, Not):
-        return Not(_ordered(node.part), node.span)
+        return Not(_separate_tables(node.part), node.span)
     if isinstance(node, Compare) and (_mixed(node.left) or _mixed(node.right)):
-        return _rearranged(node)
+        return _move_terms(node)
     if isinstance(node, Member | IsNull):
         for part in parts_of(node):
             if _mixed(part):
@@ -440,7 +435,7 @@ def _mixed(node: Node) -> bool:
     return len(sides_of(node)) > 1
 
 
-def _rearranged(node: Compare) -> Compare:
+def _move_terms(node: Compare) -> Compare:
     """The terms of the item on the left, all others on the right."""
     terms = [*_terms(node.left, 1), *_terms(node.right, -1)]
     for _, term in terms:

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.eligibility.closures import Bound, Context, Item, binder
+from nearcast.eligibility.nodes import Rule
 from nearcast.eligibility.pair_reference import Nanos, plain
-from nearcast.eligibility.parse import Rule, parse_rule
-from nearcast.eligibility.rule_errors import near
+from nearcast.eligibility.parse import parse_rule
 from nearcast.eligibility.rule_types import Kind, Type
 from nearcast.eligibility.validate import check_rules
 from nearcast.errors import InputError
+from nearcast.suggest import suggest_name
 from nearcast.times import parse_duration, parse_time
 
 __all__ = ["RuleSet", "facts_of_rules"]
@@ -117,7 +118,7 @@ class RuleSet:
         for name, value in request.items():
             kind = self.request_types.get(name)
             if kind is None:
-                hint = near(str(name), self.request_types, "they ask for")
+                hint = suggest_name(str(name), self.request_types, "they ask for")
                 raise InputError(f"no rule asks for {str(name)[:50]!r} of a request; {hint}")
             found[name] = brought_value(name, value, kind)
         return found

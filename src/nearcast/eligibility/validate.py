@@ -1,7 +1,7 @@
-"""Check rules against both schemas before anything runs: every column is there, every value fits its neighbour.
+"""Check rules against the schemas of both tables: every column exists, and every comparison fits its types.
 
-A request has no schema: the type of its fields is what they are compared with. So is that of a column without any
-value, which writers like pandas leave without a type. Reads no data.
+A request has no schema: a field has the type of the values that it is compared with. The same holds for a column
+without values, which pandas writes without a type. Reads no data.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from nearcast.eligibility.nodes import (
     Or,
     Product,
     Reference,
+    Rule,
     Several,
     Span,
     Sum,
     parts_of,
     references_of,
+    rule_error,
 )
 from nearcast.eligibility.pair_reference import constant_value
-from nearcast.eligibility.parse import Rule
-from nearcast.eligibility.rule_errors import fault, near
 from nearcast.eligibility.rule_types import Kind, Type, holds_nothing, type_of_column
 from nearcast.errors import SpecError
+from nearcast.suggest import suggest_name
 
-__all__ = ["Schemas", "check_rules"]
+__all__ = ["Schemas", "check_ad_rules", "check_rules"]
 
 MOST_TIMES = 16  # added in one comparison: more could leave what 64 bits hold
-OWNERS = {"item": "items", "query": "queries"}
-CASTS = {"item": "cast it in the source of the items", "query": "cast it in the source of the queries"}
+NO_COLUMNS = pa.schema([])
+OWNERS = {"item": "items", "query": "queries", "ad": "ads"}
 
 
 @dataclass(frozen=True, slots=True)
 class Schemas:
-    """The types of all that the rules name: columns of items and queries, fields of requests."""
+    """The types of the columns of items and queries, and of the fields of requests, that rules name."""
 
     items: Mapping[str, Type]
     queries: Mapping[str, Type]
@@ -60,14 +61,30 @@ def check_rules(
     *,
     unlisted: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Schemas:
-    """Check rules against the columns that there are; both schemas have an "id" too.
+    """Check rules against the columns of both tables, and return the types that they use.
 
-    unlisted: by "item" and "query" the columns of their files that the attributes do not name, each with the line that
-    would name it.
-    Raises SpecError that points at the first word at fault and says the way out.
+    item_schema, query_schema: the attributes, and "id". unlisted: for "item" and "query" the columns of the file that
+    the attributes do not name, with the line to add for each.
+    Raises SpecError with a mark under the first wrong word.
     """
+    used = _check({"item": item_schema, "query": query_schema}, rules, unlisted or {})
+    return Schemas(used.used["item"], used.used["query"], used.request)
+
+
+def check_ad_rules(rules: Sequence[Rule], ad_schema: pa.Schema) -> Schemas:
+    """Check rules over `ad.NAME` and `request.NAME`, and return the types that they use; `items` are the ads.
+
+    ad_schema: the columns of the ads, and "id". Raises SpecError with a mark under the first wrong word.
+    """
+    used = _check({"ad": ad_schema}, rules, {})
+    return Schemas(used.used["ad"], {}, used.request)
+
+
+def _check(
+    schemas: Mapping[str, pa.Schema], rules: Sequence[Rule], unlisted: Mapping[str, Mapping[str, str]]
+) -> _Checker:
     _check_names(rules)
-    checker = _Checker(item_schema, query_schema, unlisted or {})
+    checker = _Checker(schemas, unlisted)
     for _ in range(1 + sum(1 for rule in rules for _ in references_of(rule.tree))):
         known = dict(checker.request), dict(checker.empty)
         for rule in rules:
@@ -76,29 +93,27 @@ def check_rules(
             break
     for rule in rules:
         checker.settle(rule)
-    return Schemas(dict(checker.used["item"]), dict(checker.used["query"]), dict(checker.request))
+    return checker
 
 
 def _check_names(rules: Sequence[Rule]) -> None:
     names = [rule.name for rule in rules]
     for name in names:
         if names.count(name) > 1:
-            raise SpecError(f"{names.count(name)} rules are called {name!r}; a name is told with what a rule removes")
+            raise SpecError(f"{names.count(name)} rules are called {name!r}; give each a name of its own")
 
 
 class _Checker:
-    def __init__(
-        self, item_schema: pa.Schema, query_schema: pa.Schema, unlisted: Mapping[str, Mapping[str, str]]
-    ) -> None:
+    def __init__(self, schemas: Mapping[str, pa.Schema], unlisted: Mapping[str, Mapping[str, str]]) -> None:
         self.unlisted = unlisted
-        self.schemas = {"item": item_schema, "query": query_schema}
-        self.used: dict[str, dict[str, Type]] = {"item": {}, "query": {}}
+        self.schemas = schemas  # by the name of the table in a rule
+        self.used: dict[str, dict[str, Type]] = {table: {} for table in schemas}
         self.request: dict[str, Type] = {}
         self.empty: dict[tuple[str, str], Type] = {}  # columns that hold nothing: what they are compared with
         self.rule: Rule
 
     def wrong(self, span: Span, message: str) -> SpecError:
-        return fault(self.rule.name, self.rule.text, span, message)
+        return rule_error(self.rule.name, self.rule.text, span, message)
 
     def check(self, rule: Rule) -> None:
         self.rule = rule
@@ -213,7 +228,7 @@ class _Checker:
 
     def reference(self, node: Reference) -> Type | None:
         if node.side == "request":
-            schema = self.schemas["query"]
+            schema = self.schemas.get("query", NO_COLUMNS)
             same = type_of_column(schema.field(node.name).type) if node.name in schema.names else None
             same = same or self.empty.get(("query", node.name))
             if same is not None and node.name != "id":  # a request may bring what stands in for the query's own
@@ -242,17 +257,18 @@ class _Checker:
         if found is None:
             kind = schema.field(node.name).type
             known = "numbers, texts, booleans, dates, times, and lists of them"
-            raise self.wrong(node.span, f"{node} is a column of {kind}, and rules know {known}; {CASTS[node.side]}")
+            cast = f"cast it in the source of the {OWNERS[node.side]}"
+            raise self.wrong(node.span, f"{node} is a column of {kind}, and rules know {known}; {cast}")
         return found
 
     def elsewhere(self, node: Reference) -> str:
         other = "query" if node.side == "item" else "item"
         names = self.schemas[node.side].names
-        if node.name in self.schemas[other].names:
+        if other in self.schemas and node.name in self.schemas[other].names:
             table = OWNERS[node.side]
             add = f"or, if the file of the {table} has it too, add it to the attributes of [{table}]"
             return f"the {OWNERS[other]} have one: write {other}.{node.name}; {add}"
-        return near(node.name, [*names, *self.unlisted.get(node.side, ())], "they have")
+        return suggest_name(node.name, [*names, *self.unlisted.get(node.side, ())], "they have")
 
     def several(self, node: Several) -> Type:
         kinds = {value.kind for part in node.values if (value := self.value(part)) is not None}

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.eligibility.rule_errors import near
 from nearcast.eligibility.rule_types import Kind, Type, type_of_column
 from nearcast.errors import InputError
+from nearcast.suggest import suggest_name
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.table.expansion_settings import MONEY_ROLES, TIME_ROLES, Serving, Target
 
@@ -205,7 +205,7 @@ def _check_names(settings: Serving, types: Mapping[str, pa.DataType]) -> None:
         named.append(("order is similarity_times_bid", settings.columns.bid))
     for where, name in named:
         if name not in types:
-            raise InputError(f"{where}: the ads have no column {name!r}; {near(name, types, 'they have')}")
+            raise InputError(f"{where}: the ads have no column {name!r}; {suggest_name(name, types, 'they have')}")
 
 
 def _check_requests(targeting: tuple[Target, ...]) -> None:
