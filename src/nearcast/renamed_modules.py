@@ -141,7 +141,7 @@ RENAMED = {
     "nearcast.sources.listing": "nearcast.sources.parquet_listing",
     "nearcast.sources.rows": "nearcast.sources.table_rows",
     "nearcast.stores.facts": "nearcast.stores.version_facts",
-    "nearcast.stores.nearest": "nearcast.stores.nearest_keys",
+    "nearcast.stores.nearest": "nearcast.stores.version_facts",
     "nearcast.stores.tables": "nearcast.stores.weight_tables",
     "nearcast.stores.values": "nearcast.stores.value_format",
     "nearcast.surplus.budget": "nearcast.overfetch.budget",

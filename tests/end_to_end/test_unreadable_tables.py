@@ -83,12 +83,10 @@ def test_a_table_that_nobody_can_open_is_followed_by_a_good_one(store):
 def test_nothing_becomes_current_that_a_reader_cannot_open_whatever_its_kind(store, what, monkeypatch):
     """A publisher with an error of its own: what it writes reads back as it was written, and is of no use."""
     publish_table(store, "shop", "phrases", ROWS)
-    for module in ("expansion", "tables"):
-        monkeypatch.setattr(f"nearcast.publishing.{module}.FACTS_FORMAT", 9 if what == "facts" else 1)
+    for module in ("ads.publish_expansion", "publishing.publish_table"):
+        monkeypatch.setattr(f"nearcast.{module}.FACTS_FORMAT", 9 if what == "facts" else 1)
         if what == "lists":
-            monkeypatch.setattr(
-                f"nearcast.publishing.{module}.encode_lists", lambda ids, *_: [b"\x99\0\0\0"] * len(ids)
-            )
+            monkeypatch.setattr(f"nearcast.{module}.encode_lists", lambda ids, *_: [b"\x99\0\0\0"] * len(ids))
     if what == "rows":
         monkeypatch.setattr("nearcast.ads.publish_expansion.encode_items", lambda rows: [b"[1]"] * len(rows))
         monkeypatch.setattr("nearcast.publishing.publish_table._pairs", rows_of_lists(monkeypatch))

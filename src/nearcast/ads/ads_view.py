@@ -31,8 +31,8 @@ class AdsTable:
 
 def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
     """Read the ads of a version. DamagedError where they are not what their facts say."""
-    what = f"{version.facts['generator']} {version.snapshot}"
-    stored = read_stored(version.reader, what, most_items_held=MOST_ITEMS_HELD)
+    what = f"{version.facts.generator} {version.snapshot}"
+    stored = read_stored(version.reader, version.facts, what, most_items_held=MOST_ITEMS_HELD)
     targets = eligible or Targets(stored.settings.targeting)
     return AdsTable(version, stored.ads, stored.links, stored.settings, targets, stored.as_of)
 

@@ -39,7 +39,7 @@ from nearcast.stores import StoreLike
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import IdType, decode_lists, numbers_of_keys
 from nearcast.table.ad_columns import seconds_of_time
-from nearcast.table.expansion_settings import Serving, is_expansion
+from nearcast.table.expansion_settings import Serving
 from nearcast.types import FloatArray, IntArray, Metric
 
 PASSING_SECONDS = 1.0  # until a version is tried again that the store did not give
@@ -129,7 +129,7 @@ class Expansion:
     def columns(self) -> list[str]:
         """Columns of the ads that an answer may show."""
         live = self._now()
-        return sorted({*live.table.version.facts["columns"], *live.overlay.fields})
+        return sorted({*live.table.version.facts.columns, *live.overlay.fields})
 
     @property
     def error(self) -> str | None:
@@ -148,7 +148,7 @@ class Expansion:
             snapshot=version.snapshot,
             age_seconds=max(0.0, time.time() - live.table.as_of),
             error=self.error,
-            facts=version.facts,
+            version_facts=version.facts,
         )
 
     def refresh(self) -> None:
@@ -182,7 +182,7 @@ class Expansion:
         self, view: View, keys: Keys, weights: Sequence[float] | None, candidates_per_key: int | None, asked: Asked
     ) -> Promoted:
         """The same for one view of the generator."""
-        metric = Metric(view.version.facts.get("metric") or Metric.COSINE)
+        metric = Metric(view.version.facts.metric or Metric.COSINE)
         asked, of_rules = self._shared_out(view, asked)
         if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent question: a fifth of the time
             answer = view.get(keys[0], k=candidates_per_key, request=of_rules)
@@ -266,7 +266,7 @@ class Expansion:
 
     def _follow(self) -> Live:
         view, live = self.lookup.view(), self._live
-        if not is_expansion(view.version.facts):
+        if not view.version.facts.is_expansion:
             raise SpecError(f"{self.name!r} is a generator, and no expansion table; open it with nearcast.open")
         if live is None or live.table.version is not view.version:
             return self._put(read_table(view.version, self._eligible), view)
@@ -321,11 +321,9 @@ def _promoted(live: Live, lists: _Lists, asked: Asked) -> Promoted:
     if k < 1:
         raise InputError(f"k is {k}; ask for one ad at least")
     for name in asked.fields:
-        if name not in table.version.facts["columns"] and name not in live.overlay.fields:
-            held = ", ".join(table.version.facts["columns"]) or "none"
-            raise NotFoundError(
-                f"the ads of {table.version.facts['generator']} have no column {name!r}; they have {held}"
-            )
+        if name not in table.version.facts.columns and name not in live.overlay.fields:
+            held = ", ".join(table.version.facts.columns) or "none"
+            raise NotFoundError(f"the ads of {table.version.facts.generator} have no column {name!r}; they have {held}")
     candidates, scores = _distinct(lists, settings.keys)
     places, positions = _links(table, candidates)
     request = asked.request or {}

@@ -143,7 +143,7 @@ def replay(
         ]
         ways: list[Way] = [*looked]
         if online is not None:
-            same = int(looked[0].view.version.facts["k"])  # or the longer lists would win
+            same = looked[0].view.version.facts.k  # or the longer lists would win
             ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
         sources = None if online is None else open_sources(asked, folder, None, None, run_context.listener)
         compared = compare_inputs(run_context, looked, sources)

@@ -14,7 +14,7 @@ from nearcast.errors import NotFoundError
 from nearcast.publishing.targets import place_in_store
 from nearcast.serve.lookup import open_lookup
 from nearcast.stores.base import Space
-from nearcast.stores.nearest_keys import nearest_in_version
+from nearcast.stores.version_facts import nearest_in_version
 from nearcast.suggest import quoted
 from nearcast.table.snapshot import Candidates
 
@@ -78,12 +78,12 @@ def _from_store(
     as_json_: bool,
 ) -> None:
     with open_lookup(url, generator, verify=False) as opened:
-        fields = tuple(opened.state.facts.get("columns", {})) if wanted is None else wanted
+        fields = tuple(opened.view().version.facts.columns) if wanted is None else wanted
         answer = opened.get(key, k=first, fields=fields)
         where = opened.state.store
         if not answer.found:
             version = opened.view().version
-            near = nearest_in_version(version.reader, Space.LISTS, key, version.query_ids)
+            near = nearest_in_version(version.reader, version.facts, Space.LISTS, key)
             raise NotFoundError(
                 f"{generator} {answer.snapshot} in {where} has no query {quoted(key)}" + (f"; {near}" if near else "")
             )

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,7 +156,7 @@ def set_(
     """Give columns of ITEM newer values. VALUE is JSON, or text as it stands."""
     _check_end(span, until)
     with _opened(generator, store, out) as opened:
-        columns = opened.facts().get("columns", {})
+        columns = opened.version_facts().columns
         updates = [(item, *_assignment(text, columns)) for text in values]
         opened.update_many(updates, until=_end(span, until, opened), note=note)
         _say_clock(opened)
@@ -223,7 +223,7 @@ def repair_(generator: str, store: str | None, out: Path) -> None:
     click.echo(f"the overlay of {generator} is whole" if said is None else f"repaired: {said}", err=True)
 
 
-def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:
+def _assignment(text: str, columns: Mapping[str, str]) -> tuple[str, Any]:
     """A column and its value: JSON if it reads so and the column may hold it, else the text."""
     field, equals, written = text.partition("=")
     if not equals or not field:
@@ -238,7 +238,7 @@ def _assignment(text: str, columns: dict[str, str]) -> tuple[str, Any]:
 
 def _say_unknown(fields: list[str], opened: Overlay) -> None:
     """Warn of columns that the current version lacks: nothing may ever ask for them."""
-    columns = [*opened.facts().get("columns", {})]
+    columns = [*opened.version_facts().columns]
     for field in fields:
         if field not in columns and field not in opened.roles():
             near = difflib.get_close_matches(field, columns, n=1)

@@ -12,6 +12,7 @@ from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.view import View
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Store
+from nearcast.stores.version_facts import read_facts
 
 __all__ = ["removals_in", "removals_of_store", "removals_of_view"]
 
@@ -63,7 +64,7 @@ def _of(store: Store, generator: str) -> Removal:
         return Removal()
     reader = store.open(generator, pointer.version, verify=False)
     try:
-        integers = reader.facts["item_ids"] == "int64"
+        integers = read_facts(reader, generator, pointer.version).item_ids == "int64"
     finally:
         reader.close()
     return removals_in(list(store.overlay(generator).changes().entries), now=time.time(), integers=integers)

@@ -126,12 +126,12 @@ def _judged(
     stored = view.stored(keys, now)
     positions, dead = _positions(stored, inputs)
     compared = _compare(run, inputs, constraints, view, stored, positions, now)
-    made, recall = float(facts["measures"]["recall"]), compared.recall
+    made, recall = float(facts.measures["recall"]), compared.recall
     age = view.age_seconds
     decay = None if recall is None else refresh_interval(age, made, recall.value, lowest_recall(run.spec))
     return Served(
         snapshot=view.snapshot,
-        version=int(facts["version"]),
+        version=facts.version,
         age_seconds=age,
         sampled="look-ups" if looked_up else "queries",
         sample=len(keys),
@@ -147,10 +147,10 @@ def _judged(
         removed=len(stored.removed) / max(1, len(stored.ids)),
         removed_items=len(view.overlay.removed_now(now)),
         missed_new=compared.missed_new,
-        metric=str(facts["metric"]),
+        metric=str(facts.metric),
         not_compared=compared.reason,
         items_today=inputs.items.vectors.n,
-        items_served=facts.get("items") or None,
+        items_served=facts.items or None,
     )
 
 
@@ -309,13 +309,13 @@ def _compare(
     """
     facts = view.version.facts
     for what, then, today in (
-        ("ids of the queries are", facts["query_ids"], _kind(inputs.queries.ids)),
+        ("ids of the queries are", facts.query_ids, _kind(inputs.queries.ids)),
         (
             "ids of the items are",
-            facts["item_ids"],
+            facts.item_ids,
             "int64" if pa.types.is_integer(inputs.items.ids.type) else "string",
         ),
-        ("metric is", facts["metric"], str(run.spec.metric)),
+        ("metric is", str(facts.metric), str(run.spec.metric)),
     ):
         if then != today:
             return _Compared(reason=f"the {what} {today} today and {then} in the served version; run and publish")
@@ -326,7 +326,7 @@ def _compare(
     ids = pa.array([keys[place] for place in known], inputs.queries.ids.type)
     rows = np.full(len(keys), EMPTY_POSITION, np.int64)
     rows[known] = positions_of(ids, inputs.queries.ids)
-    depths = _depths(stored, int(facts["k"]))
+    depths = _depths(stored, facts.k)
     there = np.flatnonzero((rows >= 0) & stored.found & (depths > 0))
     if not len(there):
         return _Compared()
@@ -384,7 +384,7 @@ def _missed_new(view: View, inputs: Inputs, lists: IntArray, truth: IntArray) ->
     """Of the true neighbors that the lists miss, the share that the served version does not hold; None for no miss."""
     row = np.arange(len(truth))[:, None] * (inputs.items.vectors.n + 1)
     missed = truth[(truth >= 0) & ~np.isin(row + truth, (row + lists)[lists >= 0])]
-    if not len(missed) or not view.version.facts.get("items"):
+    if not len(missed) or not view.version.facts.items:
         return None
     unique, counts = np.unique(missed, return_counts=True)
     if len(unique) > MOST_SOUGHT:

@@ -15,8 +15,7 @@ from nearcast.eligibility.ruleset import RuleSet
 from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError
 from nearcast.stores.base import Reader, Space, Store
 from nearcast.stores.value_format import decode_lists
-from nearcast.stores.version_facts import check_facts
-from nearcast.table.expansion_settings import KIND
+from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.table.load_expansion import read_stored
 
 __all__ = ["check_readable", "unreadable_versions"]
@@ -27,14 +26,14 @@ PAIRS_AT_ONCE = 1 << 12
 def check_readable(reader: Reader, generator: str, version: int, where: str) -> None:
     """Raise DamagedError, which names `where`, for a version that a reader could not open and use."""
     try:
-        _check_opening(reader, generator, version)
-        if reader.facts.get("kind") == KIND:
-            read_stored(reader, where)
+        facts = _check_opening(reader, generator, version)
+        if facts.is_expansion:
+            read_stored(reader, facts, where)
             return
         for space in Space:
             pairs = reader.pairs(space)
             while some := list(islice(pairs, PAIRS_AT_ONCE)):
-                _check_values(space, [value for _, value in some], reader.facts["item_ids"])
+                _check_values(space, [value for _, value in some], facts.item_ids)
     except (DamagedError, InputError, SpecError, KeyError, ValueError, TypeError) as error:
         raise DamagedError(f"{where} could not be opened by any reader: {error}") from error
 
@@ -47,19 +46,19 @@ def unreadable_versions(store: Store, generator: str, versions: Sequence[int]) -
 def _opens(store: Store, generator: str, version: int) -> bool:
     try:
         with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-            if reader.facts.get("kind") == KIND and "read_back" not in reader.facts:  # of a nearcast that did not
+            facts = _check_opening(reader, generator, version)
+            if facts.is_expansion and not facts.read_back:  # an older nearcast did not read it back
                 check_readable(reader, generator, version, "it")
-            else:
-                _check_opening(reader, generator, version)
     except (DamagedError, NotFoundError, SpecError, KeyError, ValueError, TypeError):
         return False
     return True
 
 
-def _check_opening(reader: Reader, generator: str, version: int) -> None:
-    check_facts(reader.facts, generator, version)
-    if rules := reader.facts.get("rules"):
-        RuleSet.prepare(rules)
+def _check_opening(reader: Reader, generator: str, version: int) -> VersionFacts:
+    facts = read_facts(reader, generator, version)
+    if facts.rules:
+        RuleSet.prepare(facts.rules)
+    return facts
 
 
 def _check_values(space: Space, values: list[bytes], item_ids: str) -> None:

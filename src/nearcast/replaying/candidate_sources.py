@@ -63,7 +63,7 @@ class LookUp:
     @property
     def metric(self) -> Metric:
         """Of the scores."""
-        return Metric(self.view.version.facts.get("metric") or Metric.COSINE)
+        return Metric(self.view.version.facts.metric or Metric.COSINE)
 
     @property
     def item_ids(self) -> IdType:

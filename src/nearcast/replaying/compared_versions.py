@@ -54,7 +54,7 @@ def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:
         manifest = find_snapshot(run.home.parent, run.spec.name, way.view.version.number).manifest
     except NearcastError:
         manifest = None
-    if manifest is not None and manifest.fingerprint == facts["fingerprint"]:
+    if manifest is not None and manifest.fingerprint == facts.fingerprint:
         made_of = manifest.inputs
         then = {side: _hashes(made_of[side]["files"]) for side in ("items", "queries") if side in made_of}
         now = {"items": _hashes(sources.item_digests), "queries": _hashes(sources.query_digests)}
@@ -63,7 +63,7 @@ def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:
     digests = sources.item_digests, sources.query_digests
     ranker = ranker_identity(run.spec, run.base)
     plan = make_plan(run.spec, run.engine.name, run.settings.model_dump(), *digests, ranker)
-    same = plan.fingerprint == facts["fingerprint"]
+    same = plan.fingerprint == facts.fingerprint
     return "" if same else "its snapshot is not here, and what it was made of differs from the spec and files of today"
 
 

@@ -29,6 +29,7 @@ from nearcast.serve.view import View, open_version
 from nearcast.serve.weight_lookups import Tables
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
+from nearcast.stores.version_facts import VersionFacts
 
 __all__ = ["Lookup", "LookupState", "open_lookup"]
 
@@ -55,7 +56,12 @@ class LookupState:
     refreshed_seconds: float  # since the store was last asked for news, and answered
     overlay: int  # entries in force
     error: str | None  # why what is newer in the store is not followed
-    facts: Mapping[str, Any]  # what the version says of itself
+    version_facts: VersionFacts
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Facts of the version as JSON data; see `docs/store-format.md`."""
+        return self.version_facts.to_json()
 
 
 def open_lookup(
@@ -249,7 +255,7 @@ class Lookup:
             refreshed_seconds=self.refreshed_seconds,
             overlay=view.overlay.size(time.time()),
             error=self.error,
-            facts=view.version.facts,
+            version_facts=view.version.facts,
         )
 
     def refresh(self) -> LookupState:

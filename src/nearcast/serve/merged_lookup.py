@@ -94,7 +94,7 @@ def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, An
     Raises SpecError, InputError and NotFoundError as `Lookup.merged` says.
     """
     _check(mix)
-    k = int(view.version.facts["k"]) if mix.k is None else mix.k
+    k = view.version.facts.k if mix.k is None else mix.k
     query_ids = view.version.query_ids
     keys = weighted_keys(
         mix.keys, mix.context, read, most=mix.most_keys, same=lambda key: _same(typed_key(key, query_ids), key)

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -27,12 +27,11 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.spec import parse_model
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
-from nearcast.stores.nearest_keys import nearest_in_version
 from nearcast.stores.value_format import encode_key
+from nearcast.stores.version_facts import VersionFacts, nearest_in_version, read_facts
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.table.expansion_schema import check_role, kind_of_role
 from nearcast.table.expansion_settings import Serving as Settings
-from nearcast.table.expansion_settings import is_expansion
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
 
@@ -59,7 +58,7 @@ def open_overlay(store: StoreLike, generator: str) -> Overlay:
     opened = resolve_store(store)
     overlay = Overlay(opened, generator, owned=opened is not store)
     try:
-        overlay.facts()
+        overlay.version_facts()
     except BaseException:
         overlay.close()
         raise
@@ -73,7 +72,7 @@ class Overlay:
         self.generator = generator
         self._store = store
         self._owned = owned
-        self._known: tuple[Pointer | None, Mapping[str, Any]] | None = None  # facts of where the pointer is
+        self._known: tuple[Pointer | None, VersionFacts] | None = None  # facts of where the pointer is
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +88,15 @@ class Overlay:
             self._store.close()
 
     def facts(self) -> Mapping[str, Any]:
-        """What the current version says of itself."""
+        """Return the facts of the current version as JSON data; see `docs/store-format.md`."""
+        return self.version_facts().to_json()
+
+    def version_facts(self) -> VersionFacts:
+        """Return the facts of the current version. They are read again after the pointer has moved."""
         pointer = self._store.pointer(self.generator)
         if pointer is None or self._known is None or self._known[0] != pointer:
-            with self._current() as reader:
-                self._known = pointer, reader.facts
+            with self._current() as (_, facts):
+                self._known = pointer, facts
         return self._known[1]
 
     def remove(self, items: Sequence[Item], *, until: float | str | datetime | None = None, note: str = "") -> None:
@@ -119,10 +122,11 @@ class Overlay:
     ) -> None:
         """The same for many (item, field, value) in one step: all are written, or none."""
         plain = [(item, field, _plain(value)) for item, field, value in updates]
-        facts = self.facts() if plain else {}
-        for _, field, value in plain:
-            self._check_field(field)
-            _check_value(facts, field, value)
+        if plain:
+            facts = self.version_facts()
+            for _, field, value in plain:
+                self._check_field(field)
+                _check_value(facts, field, value)
         self._write(plain, until, note)
 
     def _check_field(self, field: str) -> None:
@@ -131,8 +135,8 @@ class Overlay:
 
     def roles(self) -> tuple[str, ...]:
         """Columns that mean something in an expansion table, whether it has them or not; none for a generator."""
-        facts = self.facts()
-        return tuple(facts["expansion"]["columns"].values()) if is_expansion(facts) else ()
+        expansion = self.version_facts().expansion
+        return tuple(expansion["columns"].values()) if expansion else ()
 
     def add(self, item: Item, field: str, amount: float, *, note: str = "", token: str = "") -> float:
         """Add to a number of an item in one step that no other writer comes between. Returns the new number.
@@ -161,7 +165,7 @@ class Overlay:
                     f"{field} of {item!r} is {number!r}: there is no number to add to; give it one with `set` first"
                 )
             total = _sum(number, amount)
-            _check_value(self.facts(), field, total)
+            _check_value(self.version_facts(), field, total)
             until = entry.until if counts and entry is not None else None
             news = OverlayEntry(typed, field, total, self._stamp(now), until, False, note)
             done = log.exchange(news, held, token=token, now=now)
@@ -178,15 +182,14 @@ class Overlay:
 
     def _published(self, item: Item, field: str) -> Any:
         """The value of the current version. Nothing spent is 0."""
-        facts = self.facts()
-        with self._current() as reader:
+        with self._current() as (reader, facts):
             value = reader.get_many(Space.ITEMS, [encode_key(item)])[0]
         if value is None:
             raise InputError(f"{item!r} is not in the current table of {self.generator}; give it a {field} first")
         number = columns_in_value(value).get(field)
-        if number is None and is_expansion(facts) and field == facts["expansion"]["columns"]["spent"]:
+        if number is None and facts.expansion and field == facts.expansion["columns"]["spent"]:
             return 0
-        if isinstance(number, str) and str(facts.get("columns", {}).get(field, "")).startswith("decimal"):
+        if isinstance(number, str) and facts.columns.get(field, "").startswith("decimal"):
             return float(number)
         return number
 
@@ -196,19 +199,19 @@ class Overlay:
 
     def _read_at(self) -> float:
         """When the current version of an expansion table was read from its source: what is older it knows itself."""
-        facts = self.facts()
-        return datetime.fromisoformat(facts["as_of"]).timestamp() if "as_of" in facts else -math.inf
+        as_of = self.version_facts().as_of
+        return -math.inf if as_of is None else datetime.fromisoformat(as_of).timestamp()
 
     def _stamp(self, now: float | None = None) -> float:
         """When something is written that is newer than what is current, by whatever clock that was made."""
-        facts, now = self.facts(), self.now() if now is None else now
-        made = facts.get("as_of") or facts.get("started") or facts.get("created")
-        return now if made is None else max(now, datetime.fromisoformat(made).timestamp() + 1e-6)
+        facts, now = self.version_facts(), self.now() if now is None else now
+        made = facts.as_of or facts.started or facts.created
+        return max(now, datetime.fromisoformat(made).timestamp() + 1e-6)
 
     def restore(self, items: Sequence[Item], *, field: str | None = None) -> list[Item]:
         """Take back that items are gone, or the newer value of a column. Returns those of which it was said at all."""
         wanted = {self._typed(item) for item in _several(items)}
-        ids = self.facts()["item_ids"]
+        ids = self.version_facts().item_ids
         said = [e for e in self.entries() if e.field == field and typed_key(e.item, ids) in wanted]
         now = self._stamp()
         self._store.overlay(self.generator).write([replace(e, value=None, written=now, lifted=True) for e in said])
@@ -217,7 +220,7 @@ class Overlay:
     def entries(self) -> list[OverlayEntry]:
         """All that was written and not taken back, oldest first; what has expired is among it until it is purged."""
         changes = self._store.overlay(self.generator).changes()
-        return OverlayState(self.facts()["item_ids"]).apply(changes).entries
+        return OverlayState(self.version_facts().item_ids).apply(changes).entries
 
     def repair(self) -> str | None:
         """Make an overlay that was damaged or lost readable again, with what is left of it.
@@ -228,9 +231,8 @@ class Overlay:
 
     def in_snapshot(self, items: Sequence[Item]) -> list[bool]:
         """Whether the current version holds these items, an answer per item."""
-        with self._current() as reader:
-            ids = reader.facts["item_ids"]
-            typed = [typed_key(item, ids) for item in items]
+        with self._current() as (reader, facts):
+            typed = [typed_key(item, facts.item_ids) for item in items]
             known = [item for item in typed if item is not None]
             values = reader.get_many(Space.ITEMS, [encode_key(item) for item in known])
         there = {item for item, value in zip(known, values, strict=True) if value is not None}
@@ -238,14 +240,16 @@ class Overlay:
 
     def nearest_items(self, item: Item) -> str:
         """Return in words which items of the current version are most like one that it does not hold."""
-        with self._current() as reader:
-            return nearest_in_version(reader, Space.ITEMS, item, reader.facts["item_ids"])
+        with self._current() as (reader, facts):
+            return nearest_in_version(reader, facts, Space.ITEMS, item)
 
-    def _current(self) -> contextlib.closing[Reader]:
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[tuple[Reader, VersionFacts]]:
         pointer = self._store.pointer(self.generator)
         if pointer is None:
             raise make_unpublished_error(self._store, self.generator)
-        return contextlib.closing(self._store.open(self.generator, pointer.version, verify=False))
+        with contextlib.closing(self._store.open(self.generator, pointer.version, verify=False)) as reader:
+            yield reader, read_facts(reader, self.generator, pointer.version)
 
     def _write(
         self, news: Sequence[tuple[Item, str | None, Any]], until: float | str | datetime | None, note: str
@@ -271,7 +275,7 @@ class Overlay:
         self._store.overlay(self.generator).write(entries)
 
     def _typed(self, item: Item) -> Item:
-        ids = self.facts()["item_ids"]
+        ids = self.version_facts().item_ids
         typed = typed_key(item, ids)
         if typed is None:
             raise InputError(f"{item!r} is no id of an item of {self.generator}: its ids are of type {ids}")
@@ -304,11 +308,11 @@ def fits(value: Any, column: str) -> bool:
     return True
 
 
-def _check_value(facts: Mapping[str, Any], field: str, value: Any) -> None:
+def _check_value(facts: VersionFacts, field: str, value: Any) -> None:
     """Raise InputError for a value that the column cannot hold: look-ups would take it for a missing one."""
-    columns = facts.get("columns", {})
-    if is_expansion(facts):
-        kind = kind_of_role(parse_model(Settings, facts["expansion"], "the settings"), field)
+    columns = facts.columns
+    if facts.expansion:
+        kind = kind_of_role(parse_model(Settings, facts.expansion, "the settings"), field)
         if kind is not None and (field not in columns or isinstance(value, int | float)):
             check_role(field, kind, value)
             return

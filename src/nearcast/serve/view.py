@@ -26,7 +26,7 @@ from nearcast.serve.lookup_keys import Keys, typed_key, wanted_keys
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Pointer, Reader, Space, Store
 from nearcast.stores.value_format import IdType, Lists, decode_list, decode_lists, encode_key
-from nearcast.stores.version_facts import check_facts
+from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.types import IntArray, as_score
 
 __all__ = ["StoredLists", "Version", "View", "open_version"]
@@ -39,7 +39,7 @@ class Version:
     """A version of a table, open. It is closed when nobody uses it any more."""
 
     reader: Reader
-    facts: Mapping[str, Any]
+    facts: VersionFacts
     number: int
     snapshot: str  # such as 000007
     created: float  # seconds since 1970
@@ -61,21 +61,20 @@ def open_version(store: Store, generator: str, number: int, *, verify: bool) -> 
 
 
 def _version(reader: Reader, generator: str, number: int) -> Version:
-    facts = reader.facts
+    facts = read_facts(reader, generator, number)
     try:
-        created = check_facts(facts, generator, number)
-        ids = facts["query_ids"], facts["item_ids"]
-        return Version(reader, facts, number, facts["snapshot"], created, *ids, _attributes(reader))
+        attributes = _attributes(reader, facts)
     except (KeyError, ValueError, TypeError, SpecError) as error:
-        raise DamagedError(f"the facts of {generator} {number} in the store cannot be used ({error!r})") from error
+        raise DamagedError(f"the rules of {generator} {number} in the store cannot be used ({error!r})") from error
+    ids = facts.query_ids, facts.item_ids
+    return Version(reader, facts, number, facts.snapshot, facts.created_seconds, *ids, attributes)
 
 
-def _attributes(reader: Reader) -> Attributes | None:
-    told = reader.facts.get("rules")
-    if not told:
+def _attributes(reader: Reader, facts: VersionFacts) -> Attributes | None:
+    if not facts.rules:
         return None
-    rules = RuleSet.prepare(told)
-    return Attributes(reader, rules, own_query_columns=bool(told["own_query_columns"]))
+    rules = RuleSet.prepare(facts.rules)
+    return Attributes(reader, rules, own_query_columns=bool(facts.rules["own_query_columns"]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +153,7 @@ class View:
         if attributes is None:
             if not request:
                 return {}
-            raise InputError(f"{self.version.facts['generator']} {self.snapshot} has no rules that ask for a request")
+            raise InputError(f"{self.version.facts.generator} {self.snapshot} has no rules that ask for a request")
         return attributes.rules.context(key, attributes.query(key), request)
 
     def sift(
@@ -242,11 +241,11 @@ class View:
         return self.overlay.removed([typed_key(item, self.version.item_ids) for item in ids], time.time())
 
     def _known(self, fields: Sequence[str]) -> Sequence[str]:
-        columns = self.version.facts.get("columns", {})
+        columns = self.version.facts.columns
         for name in fields:
             if name not in columns and name not in self.overlay.fields:
                 held = ", ".join(sorted({*columns, *self.overlay.fields})) or "none"
-                what = f"{self.version.facts['generator']} {self.snapshot}"
+                what = f"{self.version.facts.generator} {self.snapshot}"
                 raise NotFoundError(f"{what} holds no item column {name!r}; it holds {held}")
         return fields
 

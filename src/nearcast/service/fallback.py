@@ -102,7 +102,7 @@ def search(
     Asks for more where items that are gone or barred leave fewer than k: for k and as many, within reason.
     keys: the queries that rules take the vectors for; without one, a query's columns are what the request brings.
     """
-    k = wanted.k or int(view.version.facts["k"])
+    k = wanted.k or view.version.facts.k
     keys = keys if keys is not None else [None] * len(vectors)
     out = max(MOST_GONE, 4 * k)
     if view.version.attributes is None:
@@ -160,7 +160,7 @@ def _stood_in(
 def _chain(
     view: View, questions: Sequence[Question], wanted: Wanted, online: OnlineSearch | None
 ) -> Iterator[tuple[str, Step]]:
-    defaults = view.version.facts.get("serve", {})
+    defaults = view.version.facts.serve
     for turn in range(max(len(question.fallback_keys) for question in questions)):
         yield FALLBACK_KEY, partial(_from_fallback_keys, view, questions, wanted, turn)
     if online is not None:

@@ -120,7 +120,7 @@ class Service:
     def k(self, name: str) -> int:
         """Candidates per key of the version that answers; refused where none is open."""
         try:
-            return int(self.generator(name).lookup.view().version.facts["k"])
+            return self.generator(name).lookup.view().version.facts.k
         except NearcastError:
             raise RefusedError(503, "not_ready", "no version of this generator is open", AGAIN) from None
 
@@ -401,7 +401,7 @@ def new_service(
 
 def columns_in(view: View) -> list[str]:
     """The item columns that a request may name."""
-    return sorted({*view.version.facts.get("columns", {}), *view.overlay.fields} - OWN_FIELDS)
+    return sorted({*view.version.facts.columns, *view.overlay.fields} - OWN_FIELDS)
 
 
 def _check_fields(view: View, fields: Sequence[str]) -> None:

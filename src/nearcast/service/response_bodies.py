@@ -60,18 +60,21 @@ def plain_search(found: Searched) -> dict[str, Any]:
 
 def plain_generator(name: str, served: Served, state: LookupState) -> dict[str, Any]:
     """A generator as `Generator` describes it."""
-    facts, online = state.facts, served.online
+    facts, online = state.version_facts, served.online
     return {
         "name": name,
         "snapshot": state.snapshot,
         "version": state.version,
-        "created": facts["created"],
+        "created": facts.created,
         "age_seconds": round(state.age_seconds, 3),
-        **{what: facts.get(what) for what in ("keys", "items", "k", "metric")},
+        "keys": facts.keys,
+        "items": facts.items,
+        "k": facts.k,
+        "metric": facts.metric,
         "columns": columns_in(served.lookup.view()),
         "overlay": state.overlay,
-        "promise": facts.get("promise", {}),
-        "measures": facts.get("measures", {}),
+        "promise": dict(facts.promise),
+        "measures": dict(facts.measures),
         "error": NOT_FOLLOWED if state.error else None,
         "online": {"engine": online.name, "dim": online.dim, "recall": online.recall} if online else None,
     }

@@ -6,11 +6,10 @@ Publishing reads a version back with the code that readers use: what they cannot
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from nearcast.errors import DamagedError, GoneError, NearcastError, StoreError
 from nearcast.spec import parse_model
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists, numbers_of_keys
+from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.ad_set import Ads, ads_of
 from nearcast.table.expansion_settings import Serving
 from nearcast.table.item_links import Links, links_of
@@ -40,18 +40,19 @@ class StoredAds:
     as_of: float  # seconds since 1970 when its source was read
 
 
-def read_stored(reader: Reader, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
+def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
     """Read the ads and links of a version. DamagedError says why `what`, such as "ads 000007", cannot be read."""
-    facts = reader.facts
     try:
-        settings = parse_model(Serving, facts["expansion"], f"the settings of {what}")
-        schema = _schema(facts, facts["item_ids"])
+        if facts.expansion is None or facts.as_of is None:
+            raise ValueError("its facts have no 'expansion' or no 'as_of'")
+        settings = parse_model(Serving, facts.expansion, f"the settings of {what}")
+        schema = _schema(facts)
         parts = [_parsed(rows, schema) for rows in _rows(reader)]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
         ads = ads_of(table.sort_by("id"), settings.columns)
         _check_columns(settings, ads)
-        as_of = datetime.fromisoformat(facts["as_of"]).timestamp()
-        links = _read_links(reader, ads) if facts["keys"] <= most_items_held else None
+        as_of = datetime.fromisoformat(facts.as_of).timestamp()
+        links = _read_links(reader, facts, ads) if facts.keys <= most_items_held else None
     except (StoreError, GoneError):
         raise
     except NearcastError as error:
@@ -68,27 +69,27 @@ def _check_columns(settings: Serving, ads: Ads) -> None:
             raise DamagedError(f"its settings name {name!r}, which is no column that conditions can be asked of")
 
 
-def _read_links(reader: Reader, ads: Ads) -> Links:
+def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> Links:
     """Which ads each item has, read piece by piece."""
-    facts, pairs = reader.facts, reader.pairs(Space.LISTS)
+    pairs = reader.pairs(Space.LISTS)
     numbers, texts, lengths, positions = [], [], [], []
     while some := list(islice(pairs, LISTS_AT_ONCE)):
-        lists = decode_lists([value for _, value in some], facts["item_ids"])
+        lists = decode_lists([value for _, value in some], facts.item_ids)
         keys = [key for key, _ in some]
-        if facts["query_ids"] == "int64":
+        if facts.query_ids == "int64":
             numbers.append(numbers_of_keys(keys))
         else:
             texts += keys
         lengths.append(np.diff(lists.offsets))
         positions.append(ads.positions(lists.ids))
     nothing = np.empty(0, np.int64)
-    items = np.concatenate([nothing, *numbers]) if facts["query_ids"] == "int64" else texts
+    items = np.concatenate([nothing, *numbers]) if facts.query_ids == "int64" else texts
     return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
 
 
-def _schema(facts: Mapping[str, Any], ids: str) -> pa.Schema:
-    columns = [pa.field(name, _arrow_type(text)) for name, text in facts["columns"].items()]
-    return pa.schema([pa.field("id", pa.int64() if ids == "int64" else pa.string()), *columns])
+def _schema(facts: VersionFacts) -> pa.Schema:
+    columns = [pa.field(name, _arrow_type(text)) for name, text in facts.columns.items()]
+    return pa.schema([pa.field("id", pa.int64() if facts.item_ids == "int64" else pa.string()), *columns])
 
 
 def _arrow_type(text: str) -> pa.DataType:
