@@ -43,7 +43,7 @@ from nearcast.publishing.copy_snapshot import copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.publishing.snapshot_rows import shape_of
 from nearcast.publishing.throttle import Throttle
-from nearcast.spec import Audit, Publishing
+from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
 from nearcast.table.snapshot import Snapshot
@@ -146,7 +146,7 @@ def publish(snapshot: Snapshot, url: str) -> Row:
     """The whole publish: files verified, audited, copied, read back, pointed at."""
     store = open_store(url)
     started, cpu = time.perf_counter(), time.process_time()
-    done = publish_snapshot(snapshot, store, Publishing(), Audit())
+    done = publish_snapshot(snapshot, store, PublishSpec(), AuditSpec())
     row = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
     store.close()
     return {**row, "copy_seconds": done.copy_seconds, "rules": len(done.findings)}

@@ -31,7 +31,7 @@ from rich.table import Table
 import data
 import nearcast
 from nearcast import machine
-from nearcast.errors import PromiseError
+from nearcast.errors import TargetError
 from nearcast.join.listener import Listener
 from nearcast.kernels import isa_info
 from nearcast.measure.recall import estimate_recall
@@ -107,7 +107,7 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         shutil.rmtree(index)
     try:
         snapshot = nearcast.run(spec, listener=Quiet(), again=True).snapshot
-    except PromiseError as error:
+    except TargetError as error:
         snapshot = error.snapshot
     seconds = snapshot.manifest.run.seconds
     cost = {stage: seconds.get(stage, 0.0) for stage in ("build", "calibrate", "join")}

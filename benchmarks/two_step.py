@@ -41,7 +41,7 @@ import tables
 from nearcast import machine
 from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.spec import Audit, Publishing
+from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.table.expansion_settings import Serving, Target
 
@@ -238,7 +238,7 @@ def measure(scale: Scale, folder: Path, result: Row, given: argparse.Namespace) 
     url, now = f"lmdb:{folder / 'store'}", time.time()
     store = open_store(url)
     snapshot = tables.make_snapshot(folder, GENERATOR, 1, n_keys=scale.keys, k=scale.k, n_items=scale.items)
-    publish_snapshot(snapshot, store, Publishing(), Audit())
+    publish_snapshot(snapshot, store, PublishSpec(), AuditSpec())
     ads, links = make_ads(scale, now)
     done = publish_expansion(store, ADS, ads, links, SETTINGS)
     result["publish"] = done.as_dict() | {"store": "lmdb"}

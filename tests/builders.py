@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nearcast.sources.ingest import ingest
 from nearcast.sources.validate_rows import kept_rows, scan
-from nearcast.spec import GeneratorSpec, Source, parse_model
+from nearcast.spec import GeneratorSpec, SourceSpec, parse_model
 
 METRICS = ("inner_product", "cosine", "l2")
 DTYPES = ("float16", "float32", "int8", "uint8")
@@ -46,7 +46,7 @@ def generator(**settings):
 
 
 def source_spec(path="items.parquet", **settings):
-    return Source(path=str(path), **settings)
+    return SourceSpec(path=str(path), **settings)
 
 
 def ingested(source, folder, *, memory_bytes=1 << 26, spec=None):

@@ -1,8 +1,8 @@
-"""nearcast: offline ANN. The nearest items for every query, found ahead of time, checked, and looked up.
+"""nearcast: offline approximate nearest neighbors, from vectors to published candidate lists.
 
-`knn_join` joins arrays; `run` makes a snapshot of a generator; `snapshots` and `lookup` read it back; `publish` and
-`roll_back` decide what is served, `open` answers from what is published, `overlay` takes items out of it, and
-`monitor` says what is wrong. Nothing heavy is imported before it is used.
+`knn_join` joins arrays. `run` makes a snapshot of a generator; `snapshots` and `lookup` read it. `publish` and
+`roll_back` choose the current version; `open` looks it up, `overlay` removes items from it. `monitor` checks runs and
+the current version. Heavy libraries are imported when they are used.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
         MissingExtraError,
         NearcastError,
         NotFoundError,
-        PromiseError,
         SpecError,
         StoreError,
+        TargetError,
     )
     from nearcast.join.knn_join import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
@@ -56,9 +56,9 @@ __all__ = [
     "MissingExtraError",
     "NearcastError",
     "NotFoundError",
-    "PromiseError",
     "SpecError",
     "StoreError",
+    "TargetError",
     "__version__",
     "advise",
     "check",
@@ -84,7 +84,7 @@ __all__ = [
     "tune",
 ]
 
-# where each name is: a module, or module:name where it is called otherwise there
+# name: its module, or module:name if it has another name there
 _HOMES = {
     "AlertError": "nearcast.errors",
     "AuditError": "nearcast.errors",
@@ -96,9 +96,9 @@ _HOMES = {
     "MissingExtraError": "nearcast.errors",
     "NearcastError": "nearcast.errors",
     "NotFoundError": "nearcast.errors",
-    "PromiseError": "nearcast.errors",
     "SpecError": "nearcast.errors",
     "StoreError": "nearcast.errors",
+    "TargetError": "nearcast.errors",
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.knn_join",
     "JoinResult": "nearcast.join.knn_join",
@@ -126,6 +126,8 @@ _HOMES = {
     "tune": "nearcast.api.tuning",
 }
 
+_RENAMED_ERRORS = ("PromiseError",)
+
 _redirect_renamed_modules()
 
 
@@ -135,6 +137,10 @@ def __getattr__(name: str) -> Any:
 
         module, _, other = _HOMES[name].partition(":")
         return getattr(import_module(module), other or name)
+    if name in _RENAMED_ERRORS:
+        from nearcast import errors
+
+        return getattr(errors, name)  # warns
     raise AttributeError(f"module 'nearcast' has no attribute {name!r}")
 
 

@@ -1,23 +1,26 @@
-"""Every error that nearcast raises on purpose, and the exit code that the command line gives it.
+"""Every error that nearcast raises on purpose, with the exit code of the command line.
 
-NearcastError                 1  base of all; catch this one to catch ours
-├── SpecError                 2  a setting is unknown, of the wrong type, or does not fit the others
-├── InputError                3  the data is not what the spec says: bad vectors, ids, files
-├── PromiseError              4  the work is done, but a measure is below what was promised
-├── BusyError                 5  another run holds the generator
-├── BudgetError               6  the work cannot be done in the memory or disk that was given
+NearcastError                 1  base class; catch it to catch every error of nearcast
+├── SpecError                 2  a setting is unknown, has the wrong type, or conflicts with another
+├── InputError                3  the input data do not match the spec: vectors, ids, files
+├── TargetError               4  the snapshot is finished, but its recall is below the target
+├── BusyError                 5  another process works on the generator
+├── BudgetError               6  the work does not fit the memory or disk budget
 ├── NotFoundError             7  no such generator, snapshot or key
-├── DamagedError              8  a file that we wrote is not as we wrote it
-├── MissingExtraError         9  an optional library is needed and absent
-├── AuditError               10  a snapshot was not published, since it failed its audit
-├── StoreError               11  a store cannot be reached, or does not do as it is told
-├── GoneError                12  a version was taken away from a store while it was read
-└── AlertError               13  the monitor found what it was told to fail on
+├── DamagedError              8  a file that nearcast wrote is missing, truncated or changed
+├── MissingExtraError         9  an optional library is not installed
+├── AuditError               10  a snapshot failed its audit and was not published
+├── StoreError               11  a store cannot be reached, or failed a command
+├── GoneError                12  a version was deleted from a store while it was read
+└── AlertError               13  the monitor found an alert that --fail-on names
 
-Knows nothing of how an error is shown: that is the command line's work.
+Knows nothing of how an error is shown: the command line does that.
 """
 
 from __future__ import annotations
+
+import warnings
+from typing import Any
 
 __all__ = [
     "AlertError",
@@ -30,32 +33,41 @@ __all__ = [
     "MissingExtraError",
     "NearcastError",
     "NotFoundError",
-    "PromiseError",
     "SpecError",
     "StoreError",
+    "TargetError",
 ]
+
+RENAMED = {"PromiseError": "TargetError"}  # earlier names: they work for one minor release, with a warning
+
+
+def __getattr__(name: str) -> Any:
+    if name not in RENAMED:
+        raise AttributeError(f"module 'nearcast.errors' has no attribute {name!r}")
+    warnings.warn(f"nearcast.{name} is now nearcast.{RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[RENAMED[name]]
 
 
 class NearcastError(Exception):
-    """Base of every error raised on purpose. Its text names the value at fault and the way out."""
+    """Base class of every error raised on purpose. The text names the value at fault and the correction."""
 
     exit_code = 1
 
 
 class SpecError(NearcastError):
-    """A setting is unknown, of the wrong type, or does not fit the others."""
+    """Error of a setting: it is unknown, has the wrong type, or conflicts with another."""
 
     exit_code = 2
 
 
 class InputError(NearcastError):
-    """The input data is not what the spec says it is."""
+    """Error of the input data: they do not match the spec."""
 
     exit_code = 3
 
 
-class PromiseError(NearcastError):
-    """The work is done and kept, but a measure is below what the spec promises. `snapshot` is what was made."""
+class TargetError(NearcastError):
+    """Recall below the target. The snapshot is finished and kept, as `snapshot`, but is not published."""
 
     exit_code = 4
 
@@ -65,37 +77,37 @@ class PromiseError(NearcastError):
 
 
 class BusyError(NearcastError):
-    """Another process is at work on this generator."""
+    """Conflict with another process that works on the generator."""
 
     exit_code = 5
 
 
 class BudgetError(NearcastError):
-    """The work does not fit the memory or disk that was given."""
+    """Work that does not fit the memory or disk budget."""
 
     exit_code = 6
 
 
 class NotFoundError(NearcastError):
-    """There is no such generator, snapshot or key."""
+    """Missing generator, snapshot or key."""
 
     exit_code = 7
 
 
 class DamagedError(NearcastError):
-    """A file that nearcast wrote is missing, cut short or changed."""
+    """Missing, truncated or changed file that nearcast wrote."""
 
     exit_code = 8
 
 
 class MissingExtraError(NearcastError):
-    """An optional library is needed; the text names the extra to install."""
+    """Missing optional library; the text names the extra to install."""
 
     exit_code = 9
 
 
 class AuditError(NearcastError):
-    """A snapshot was not published, since it failed its audit. `findings` are the rules with what was found."""
+    """Failed audit: the snapshot was not published. `findings` are the results of the rules."""
 
     exit_code = 10
 
@@ -105,18 +117,18 @@ class AuditError(NearcastError):
 
 
 class StoreError(NearcastError):
-    """A store cannot be reached, or does not do as it is told."""
+    """Store that cannot be reached, or that failed a command."""
 
     exit_code = 11
 
 
 class GoneError(NearcastError):
-    """A version was taken away from a store while it was read; the current one is to be opened."""
+    """Version that was deleted from a store while it was read. Open the current version."""
 
     exit_code = 12
 
 
 class AlertError(NearcastError):
-    """The monitor found what it was told to fail on."""
+    """Alert of the monitor that --fail-on names."""
 
     exit_code = 13

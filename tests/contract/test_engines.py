@@ -11,7 +11,7 @@ from builders import METRICS, JoinCase, clustered, generator, join_cases, write_
 from nearcast import knn_join
 from nearcast.engines import ENGINES, choose_engine
 from nearcast.engines.base import JoinShape, Resources
-from nearcast.errors import DamagedError, PromiseError, SpecError
+from nearcast.errors import DamagedError, SpecError, TargetError
 from nearcast.join.run import run_generator
 from nearcast.spec import parse_model
 from nearcast.types import ArrayVectors, FileVectors, Metric, no_progress
@@ -349,7 +349,7 @@ def test_no_sample_proves_recall_1_of_an_effort_that_leaves_items_out(tmp_path):
         spec = generator(name=f"s{sample}", **forced, measure={"sample": sample}, out=str(tmp_path / "out"))
         try:
             snapshot = run_generator(spec, tmp_path).snapshot
-        except PromiseError as error:
+        except TargetError as error:
             snapshot = error.snapshot
         told[sample] = (snapshot.manifest.measures["recall"], snapshot.manifest.target.met)
     assert told == {20: (1.0, False), 400: (1.0, True)}

@@ -19,7 +19,7 @@ import numpy as np
 from tests.monitoring.nights import DIM, Nights
 
 import nearcast
-from nearcast.errors import PromiseError
+from nearcast.errors import TargetError
 from nearcast.history.event_log import FILE
 
 HEALTHY = 12  # nights before the trouble
@@ -85,7 +85,7 @@ def other_metric(shop: Nights) -> None:
     shutil.copytree(theirs, ours)
     newest = sorted((shop.folder / "nearcast" / "shop" / "snapshots").iterdir())[-1]
     shutil.rmtree(newest)
-    with contextlib.suppress(PromiseError):
+    with contextlib.suppress(TargetError):
         nearcast.run(shop.spec, base=shop.folder, again=True)
 
 

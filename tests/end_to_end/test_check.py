@@ -75,6 +75,8 @@ def spec(**changed: Any) -> dict[str, Any]:
     return tables
 
 
+WIDE = {"max_lists_per_item": 5, "candidates_per_query": 10_000}
+GROUPED = {"at_least": 1, "survival": "price", "correlated_group": "tags"}
 BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "an unknown engine": ({"engine": "dens"}, 2),
     "an unknown engine setting": ({"engine": "dense", "engine_settings": {"nlist": 3}}, 2),
@@ -82,7 +84,7 @@ BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "an engine without caps": ({"engine": "faiss-ivf", "caps": [{"by": "maker"}]}, 2),
     "too little memory": ({"memory": "17MB"}, 6),
     "an exposure cap that does not fit": (
-        {"memory": "500MB", "exposure": {"most": 5, "per_query": 10_000}, "queries": {"path": "many.parquet"}}, 6,
+        {"memory": "500MB", "exposure": WIDE, "queries": {"path": "many.parquet"}}, 6,
     ),
     "a rule without a column": ({"rules": [{"name": "r", "keep": "item.colour == 'red'"}]}, 2),
     "a rule that is not understood": ({"rules": [{"name": "r", "keep": "abs(item.price) < 3"}]}, 2),
@@ -97,13 +99,13 @@ BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "a score of a text": ({"score": {"add": "maker"}}, 3),
     "a negative factor": ({"score": {"multiply": "negative"}}, 3),
     "a factor under l2": ({"metric": "l2", "score": {"multiply": "price"}}, 2),
-    "survival that is no probability": ({"surplus": {"at_least": 1, "survival": "share"}}, 3),
-    "survival that is a text": ({"surplus": {"at_least": 1, "survival": "maker"}}, 3),
+    "survival that is no probability": ({"overfetch": {"at_least": 1, "survival": "share"}}, 3),
+    "survival that is a text": ({"overfetch": {"at_least": 1, "survival": "maker"}}, 3),
     "survival by groups of lists": (
-        {"surplus": {"at_least": 1, "survival": "price", "together": "tags"}, "items": {"path": "sure.parquet"}}, 3,
+        {"overfetch": GROUPED, "items": {"path": "sure.parquet"}}, 3,
     ),
-    "a log of look-ups that is not there": ({"surplus": {"at_least": 1, "log": "nothing.parquet"}}, 3),
-    "a log of look-ups that is none": ({"surplus": {"at_least": 1, "log": "items.parquet"}}, 3),
+    "a log of look-ups that is not there": ({"overfetch": {"at_least": 1, "log": "nothing.parquet"}}, 3),
+    "a log of look-ups that is none": ({"overfetch": {"at_least": 1, "log": "items.parquet"}}, 3),
     "traffic below zero": ({"queries": {"weight": "traffic"}}, 3),
     "traffic in texts": ({"queries": {"weight": "id_text", "path": "texts.parquet"}}, 3),
     "a model that is not there": ({"rank": {"function": "nowhere:score", "fetch": 10}}, 2),

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "engine": "dense",
     "engine_settings": {"cells": 20, "reach": 100},
     "rules": [{"name": "cheap", "keep": "item.price < query.limit"}],
-    "caps": [{"by": "price", "most": 3}],
+    "caps": [{"by": "price", "max_per_list": 3}],
     "items": {"path": "items.parquet", "attributes": ["price"]},
     "queries": {"path": "queries.parquet", "attributes": ["limit"]},
 }

@@ -131,7 +131,9 @@ def test_a_rule_that_no_pair_satisfies_leaves_empty_lists_and_is_not_published(s
 
 
 def test_a_list_holds_only_so_many_of_an_advertiser_and_of_a_family(shop: Shop) -> None:
-    snapshot = shop.run(caps=[{"by": "advertiser", "most": 2}, {"by": "family", "most": 1}], rules=[SHOWN])
+    snapshot = shop.run(
+        caps=[{"by": "advertiser", "max_per_list": 2}, {"by": "family", "max_per_list": 1}], rules=[SHOWN]
+    )
     caps = [(shop.item_facts["advertiser"], 2), (shop.item_facts["family"], 1)]
     for query, (found, _) in enumerate(lists(snapshot).values()):
         country = shop.query_facts["country"][query]
@@ -139,7 +141,7 @@ def test_a_list_holds_only_so_many_of_an_advertiser_and_of_a_family(shop: Shop) 
 
 
 def test_a_short_list_says_whether_the_caps_or_the_least_score_cut_it(shop: Shop) -> None:
-    capped = shop.run(caps=[{"by": "advertiser", "most": 1}], k=40)
+    capped = shop.run(caps=[{"by": "advertiser", "max_per_list": 1}], k=40)
     assert {reason for _, reason in lists(capped).values()} == {"capped"}
     assert all(len(found) == 30 for found, _ in lists(capped).values())
     best = sorted(capped.manifest.measures.items())
@@ -154,7 +156,7 @@ def test_near_duplicates_count_as_one(shop: Shop) -> None:
     twin = shop.items.copy()
     twin[100:200] = twin[0:100] * 1.5
     at.write_rows(shop.folder / "items.parquet", shop.item_ids, list(twin), **shop.item_facts)
-    snapshot = shop.run(caps=[{"alike": 0.9999, "most": 1}])
+    snapshot = shop.run(caps=[{"near_duplicate_cosine": 0.9999, "max_per_list": 1}])
     for found, _ in lists(snapshot).values():
         numbers = [int(name[1:]) for name in found]
         assert not {n for n in numbers if n < 100} & {n - 100 for n in numbers if 100 <= n < 200}
@@ -172,7 +174,7 @@ def test_two_stacks_of_forty_copies_that_are_near_duplicates_are_one_group(
     at.write_rows(tmp_path / "queries.parquet", ["q"], [[1.0, 0.0, 0.1]])
     spec: dict[str, Any] = {"name": "stacks", "metric": metric, "k": 3, "memory": "2GB", "threads": 1}
     spec |= {"items": {"path": "items.parquet", "attributes": ["boost"]}, "queries": {"path": "queries.parquet"}}
-    spec |= {"caps": [{"alike": 0.98, "most": 1}], "score": score}
+    spec |= {"caps": [{"near_duplicate_cosine": 0.98, "max_per_list": 1}], "score": score}
     snapshot = nearcast.run(spec, base=tmp_path).snapshot
     found, reason = lists(snapshot)["q"]
     assert {"i80", "i81"} < set(found)
@@ -192,7 +194,7 @@ def test_a_promise_holds_against_the_eligible_truth(shop: Shop, recall: float) -
 
 
 def test_exact_and_dense_agree_under_every_constraint(shop: Shop) -> None:
-    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "most": 2}], "min_score": 0.5}
+    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "max_per_list": 2}], "min_score": 0.5}
     assert lists(shop.run(engine="exact", **asked)) == lists(shop.run(engine="dense", **asked))
 
 
@@ -280,7 +282,7 @@ def test_the_monitor_holds_served_lists_against_what_their_queries_may_get_today
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop.folder)
-    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "most": 2}], "min_score": 0.5}
+    asked = {"rules": [SHOWN, CHEAP], "caps": [{"by": "advertiser", "max_per_list": 2}], "min_score": 0.5}
     shop.run(**asked)
     nearcast.publish("shop")
     for _ in range(2):  # the second pass takes what the first has compiled

@@ -71,7 +71,7 @@ def test_an_item_that_a_rule_bars_is_told_the_rule_and_both_values(shop: Shop) -
 
 
 def test_the_better_ones_that_a_cap_left_out_are_named_with_the_cause(shop: Shop) -> None:
-    shop.run(caps=[{"by": "maker", "most": 1}])
+    shop.run(caps=[{"by": "maker", "max_per_list": 1}])
     order = shop.order(3)
     taken: list[int] = []
     for n in order:
@@ -103,7 +103,7 @@ def test_the_better_ones_that_the_join_missed_are_named_with_the_cause(shop: Sho
 
 
 def test_an_item_whose_group_is_full_is_told_who_fills_it(shop: Shop) -> None:
-    shop.run(caps=[{"by": "maker", "most": 1}])
+    shop.run(caps=[{"by": "maker", "max_per_list": 1}])
     order = shop.order(3)
     second = next(n for place, n in enumerate(order) if shop.makers[n] in {shop.makers[m] for m in order[:place]})
     first = next(n for n in order if shop.makers[n] == shop.makers[second])
@@ -199,7 +199,7 @@ def test_vectors_that_moved_are_the_cause_of_what_their_scores_changed(shop: Sho
 
 def test_a_cap_that_was_added_is_the_cause_of_what_went(shop: Shop) -> None:
     shop.run()
-    shop.run(caps=[{"by": "maker", "most": 1}])
+    shop.run(caps=[{"by": "maker", "max_per_list": 1}])
     found = nearcast.diff("shop", out=shop.folder / "nearcast")
     assert set(causes(found.went)) == {"capped"}
     assert set(causes(found.came)) == {"crowded"}

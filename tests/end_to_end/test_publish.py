@@ -24,16 +24,16 @@ from nearcast.errors import (
     BusyError,
     DamagedError,
     NotFoundError,
-    PromiseError,
     SpecError,
     StoreError,
+    TargetError,
 )
 from nearcast.publishing.audit_rules import RULES
 from nearcast.publishing.copy_snapshot import Rehearsal, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.publishing.snapshot_rows import shape_of
 from nearcast.publishing.throttle import Throttle
-from nearcast.spec import Audit, Publishing
+from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Pair, Space, Store
 from nearcast.stores.value_format import decode_list, encode_key
@@ -244,7 +244,7 @@ def test_a_failed_audit_publishes_nothing_and_says_which_rules_and_by_how_much(s
 def test_a_snapshot_below_its_promise_does_not_go_live(shop: Path) -> None:
     nearcast.publish("shop", 4)
     hasty = {"engine": "faiss-ivf", "engine_settings": {"nprobe": 1}, "recall": 0.95}
-    with pytest.raises(PromiseError):
+    with pytest.raises(TargetError):
         nearcast.run(write_spec(shop, **hasty))
     with pytest.raises(AuditError, match=r"recall: recall@10 is .* below the 0.95 that is asked for"):
         nearcast.publish("shop")
@@ -553,7 +553,7 @@ def test_a_copy_that_differs_from_what_was_written_does_not_go_live(shop: Path) 
     nearcast.publish("shop", 1)
     store = Forgetful(store_of(shop))
     with pytest.raises(DamagedError, match=r"version 000002 of shop in lmdb:.* holds 299 lists where 300 were written"):
-        publish_snapshot(find_snapshot(shop / "nearcast", "shop", 2), store, Publishing(), Audit())
+        publish_snapshot(find_snapshot(shop / "nearcast", "shop", 2), store, PublishSpec(), AuditSpec())
     assert current(shop) == 1
     assert store_of(shop).versions("shop") == [1]
 
@@ -724,7 +724,9 @@ def test_settings_of_serving_that_changed_after_the_publish_are_spoken_of(shop: 
 
 def test_progress_is_told_as_keys_and_items_are_copied(shop: Path) -> None:
     hearing = Hearing()
-    publish_snapshot(find_snapshot(shop / "nearcast", "shop"), store_of(shop), Publishing(), Audit(), listener=hearing)
+    publish_snapshot(
+        find_snapshot(shop / "nearcast", "shop"), store_of(shop), PublishSpec(), AuditSpec(), listener=hearing
+    )
     copying = [done for stage, done, _ in hearing.told if stage == "copy"]
     assert copying == sorted(copying)
     assert copying[-1] == at.N_QUERIES + at.N_ITEMS
@@ -819,7 +821,7 @@ def test_a_publisher_that_has_lost_its_lock_does_not_move_the_pointer(shop: Path
 
     found = find_snapshot(shop / "nearcast", "shop", 2)
     with contextlib.closing(open_store(redis_url)) as store, pytest.raises(BusyError, match="lock of shop"):
-        publish_snapshot(found, store, Publishing(), Audit(), listener=Stealing())
+        publish_snapshot(found, store, PublishSpec(), AuditSpec(), listener=Stealing())
     client.delete("nearcast:shop:lock")
     client.close()
     assert served(shop, redis_url)[0] == 1

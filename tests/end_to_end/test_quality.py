@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end import shop as at
 
 import nearcast
-from nearcast.errors import InputError, PromiseError, SpecError
+from nearcast.errors import InputError, SpecError, TargetError
 from needs import require_module
 
 DIM = 16
@@ -42,7 +42,7 @@ def run(folder: Path, **settings: Any) -> dict[str, Any]:
     """The manifest of a run, whether it was as promised or not."""
     try:
         return dict(nearcast.run(spec(**settings), base=folder).snapshot.manifest.as_dict())
-    except PromiseError as error:
+    except TargetError as error:
         return dict(error.snapshot.manifest.as_dict())
 
 

@@ -18,7 +18,7 @@ from tests.end_to_end.shop import fail, snapshot, write_rows, write_spec
 from tests.reference import join as reference_join
 
 import nearcast
-from nearcast.errors import PromiseError
+from nearcast.errors import TargetError
 
 ENGINES = ("exact", "faiss-hnsw", "faiss-ivf")
 HASTY = {"engine": "faiss-ivf", "engine_settings": {"nprobe": 1}, "recall": 1.0}  # misses much, and says so
@@ -28,7 +28,7 @@ def made(spec: Path) -> Path:
     """Run a generator; the folder of its snapshot, as promised or not."""
     try:
         return Path(nearcast.run(spec).snapshot.folder)
-    except PromiseError as error:
+    except TargetError as error:
         return Path(error.snapshot.folder)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import clustered, write_parquet
 
 import nearcast
-from nearcast.errors import BudgetError, InputError, PromiseError, SpecError
+from nearcast.errors import BudgetError, InputError, SpecError, TargetError
 from nearcast.files import file_hash
 from nearcast.join.explain import explain
 from nearcast.overfetch.candidates_needed import plan_lengths
@@ -55,7 +55,7 @@ def positions_of(table):
 def test_each_query_stores_the_first_candidates_that_leave_enough_survivors(shop):
     folder, survival = shop
     whole = positions_of(table_of(run(folder, name="whole")))
-    snapshot = run(folder, surplus={"at_least": 5, "survival": "survival"})
+    snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
     table = table_of(snapshot)
     plan = plan_lengths(offer(whole, survival), 5, 0.95)
     assert table.column("length").to_pylist() == plan.lengths.tolist()
@@ -74,7 +74,7 @@ def test_each_query_stores_the_first_candidates_that_leave_enough_survivors(shop
 
 def test_queries_that_cannot_be_helped_are_listed_with_the_reason_and_what_to_expect(shop):
     folder, survival = shop
-    snapshot = run(folder, k=8, surplus={"at_least": 6, "survival": "survival"})
+    snapshot = run(folder, k=8, overfetch={"at_least": 6, "survival": "survival"})
     listed = pq.read_table(snapshot.folder / "surplus" / "short.parquet").to_pylist()
     assert snapshot.manifest.measures["surplus_short"] == len(listed) > 0
     assert snapshot.manifest.overfetch["short"]["too_few_survive"] == len(listed)
@@ -91,7 +91,7 @@ def test_a_list_of_all_there_is_keeps_its_reason_and_lowers_the_fill_rate(tmp_pa
     write_parquet(tmp_path / "items.parquet", list(range(6)), vectors, survival=[1.0] * 6)
     source = {"path": "items.parquet", "attributes": ["survival"]}
     asked = {"at_least": 6, "survival": "survival"}
-    snapshot = run(tmp_path, k=8, items=source, checks={"k_above_items": "keep"}, surplus=asked)
+    snapshot = run(tmp_path, k=8, items=source, checks={"k_above_items": "keep"}, overfetch=asked)
     assert set(table_of(snapshot).column("reason").to_pylist()) == {"too_few_eligible"}
     assert snapshot.manifest.measures["fill_rate"] == pytest.approx(5 / 8)
     assert snapshot.manifest.overfetch["short"]["too_few_candidates"] == 6
@@ -99,8 +99,10 @@ def test_a_list_of_all_there_is_keeps_its_reason_and_lowers_the_fill_rate(tmp_pa
 
 def test_advertisers_that_are_lost_together_take_more_slots(shop):
     folder, _ = shop
-    apart = run(folder, surplus={"at_least": 5, "survival": "survival"})
-    together = run(folder, name="t", surplus={"at_least": 5, "survival": "survival", "together": "advertiser"})
+    apart = run(folder, overfetch={"at_least": 5, "survival": "survival"})
+    together = run(
+        folder, name="t", overfetch={"at_least": 5, "survival": "survival", "correlated_group": "advertiser"}
+    )
     slots = [s.manifest.measures["surplus_slots"] for s in (apart, together)]
     assert slots[1] > slots[0]
 
@@ -115,8 +117,10 @@ def write_lookups(folder, survival, *, seed):
 def test_survival_is_learned_from_a_log_of_look_ups(shop):
     folder, survival = shop
     write_lookups(folder, survival, seed=0)
-    given = run(folder, surplus={"at_least": 5, "survival": "survival"})
-    learned = run(folder, name="l", surplus={"at_least": 5, "log": "lookups.parquet", "like": "advertiser"})
+    given = run(folder, overfetch={"at_least": 5, "survival": "survival"})
+    learned = run(
+        folder, name="l", overfetch={"at_least": 5, "log": "lookups.parquet", "smoothing_group": "advertiser"}
+    )
     difference = np.subtract(*(table_of(s).column("length").to_numpy() for s in (given, learned)))
     assert np.abs(difference).mean() < 1.5
     facts = learned.manifest.overfetch["survival"]
@@ -125,7 +129,9 @@ def test_survival_is_learned_from_a_log_of_look_ups(shop):
 
 def test_a_smaller_probability_takes_fewer_slots(shop):
     folder, _ = shop
-    likely, even = (run(folder, surplus={"at_least": 5, "survival": "survival", "probability": p}) for p in (0.95, 0.5))
+    likely, even = (
+        run(folder, overfetch={"at_least": 5, "survival": "survival", "probability": p}) for p in (0.95, 0.5)
+    )
     assert even.manifest.measures["surplus_slots"] < likely.manifest.measures["surplus_slots"]
 
 
@@ -139,8 +145,8 @@ def test_an_item_that_no_look_up_has_seen_is_held_to_be_like_its_group(tmp_path)
     sides = {"items": {"path": "items.parquet", "attributes": ["brand"]}, "queries": {"path": "queries.parquet"}}
     asked = {"at_least": 12, "log": "lookups.parquet"}
     plain, alike = (
-        run(tmp_path, name=name, exclude_self=False, surplus=asked | more, **sides)
-        for name, more in (("plain", {}), ("alike", {"like": "brand"}))
+        run(tmp_path, name=name, exclude_self=False, overfetch=asked | more, **sides)
+        for name, more in (("plain", {}), ("alike", {"smoothing_group": "brand"}))
     )
     assert alike.manifest.measures["surplus_below"] < plain.manifest.measures["surplus_below"]
 
@@ -149,12 +155,12 @@ def test_a_changed_log_makes_a_new_snapshot_and_the_same_log_does_not(shop):
     folder, survival = shop
     asked = {"at_least": 5, "log": "lookups.parquet"}
     write_lookups(folder, survival, seed=0)
-    first = run(folder, surplus=asked)
-    assert run(folder, surplus=asked).name == first.name
+    first = run(folder, overfetch=asked)
+    assert run(folder, overfetch=asked).name == first.name
     (folder / "lookups.parquet").rename(folder / "elsewhere.parquet")
-    assert run(folder, surplus=asked | {"log": "elsewhere.parquet"}).name != ""
+    assert run(folder, overfetch=asked | {"log": "elsewhere.parquet"}).name != ""
     write_lookups(folder, survival, seed=1)
-    second = run(folder, surplus=asked)
+    second = run(folder, overfetch=asked)
     assert second.manifest.version > first.manifest.version
 
 
@@ -164,7 +170,7 @@ def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
     traffic = np.where(np.arange(N) % 4 == 0, 50.0, 1.0)
     write_parquet(folder / "queries.parquet", list(range(N)), vectors, traffic=traffic)
     queries = {"path": "queries.parquet", "weight": "traffic"}
-    snapshot = run(folder, queries=queries, surplus={"at_least": 5, "survival": "survival", "slots": 8})
+    snapshot = run(folder, queries=queries, overfetch={"at_least": 5, "survival": "survival", "slots": 8})
     lengths = table_of(snapshot).column("length").to_numpy()
     assert lengths.sum() <= 8 * N
     assert lengths.min() >= 5
@@ -179,7 +185,7 @@ def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
 
 def test_a_surplus_table_is_published_and_looked_up_like_any_other(shop):
     folder, _ = shop
-    snapshot = run(folder, surplus={"at_least": 5, "survival": "survival"})
+    snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
     nearcast.publish("ads", out=folder / "nearcast")
     served = nearcast.open(folder / "nearcast" / "store", "ads").get(7, k=K)
     assert list(served.ids) == table_of(snapshot).to_pylist()[7]["candidate_ids"]
@@ -187,7 +193,10 @@ def test_a_surplus_table_is_published_and_looked_up_like_any_other(shop):
 
 def test_no_item_is_in_more_lists_than_it_may_be_and_recall_knows_of_it(shop):
     folder, _ = shop
-    plain, capped = run(folder, k=10), run(folder, name="c", k=10, exposure={"most": 12, "per_query": 60})
+    plain, capped = (
+        run(folder, k=10),
+        run(folder, name="c", k=10, exposure={"max_lists_per_item": 12, "candidates_per_query": 60}),
+    )
     counts = [np.bincount(positions_of(table_of(s)).ravel() + 1, minlength=N + 1)[1:] for s in (plain, capped)]
     assert counts[0].max() > 12
     assert counts[1].max() == 12
@@ -200,7 +209,7 @@ def test_no_item_is_in_more_lists_than_it_may_be_and_recall_knows_of_it(shop):
 
 def test_a_list_that_the_exposure_cap_leaves_short_says_so(shop):
     folder, _ = shop
-    snapshot = run(folder, k=10, exposure={"most": 8, "per_query": 12})
+    snapshot = run(folder, k=10, exposure={"max_lists_per_item": 8, "candidates_per_query": 12})
     rows = table_of(snapshot).to_pylist()
     assert {row["reason"] for row in rows} == {None, "capped"}
     assert all((row["reason"] is None) == (row["length"] == 10) for row in rows)
@@ -209,7 +218,7 @@ def test_a_list_that_the_exposure_cap_leaves_short_says_so(shop):
 def test_a_cap_and_a_surplus_work_together(shop):
     folder, _ = shop
     asked = {"at_least": 3, "survival": "survival"}
-    snapshot = run(folder, k=15, exposure={"most": 20, "per_query": 60}, surplus=asked)
+    snapshot = run(folder, k=15, exposure={"max_lists_per_item": 20, "candidates_per_query": 60}, overfetch=asked)
     lists = positions_of(table_of(snapshot))
     assert np.bincount(lists.ravel() + 1)[1:].max() <= 20
     assert snapshot.manifest.measures["recall"] == 1.0
@@ -224,7 +233,7 @@ def causes(folder, snapshot, query):
 
 def test_explain_tells_a_planned_end_from_what_the_join_has_missed(shop):
     folder, _ = shop
-    snapshot = run(folder, surplus={"at_least": 5, "survival": "survival"})
+    snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
     whole = positions_of(table_of(run(folder, name="whole")))[150]
     stored = table_of(snapshot).to_pylist()[150]["candidate_ids"]
     assert len(stored) < K
@@ -235,7 +244,7 @@ def test_explain_tells_a_planned_end_from_what_the_join_has_missed(shop):
 
 def test_explain_names_the_exposure_cap_and_the_last_query_that_got_the_item(shop):
     folder, _ = shop
-    snapshot = run(folder, k=10, exposure={"most": 12, "per_query": N})
+    snapshot = run(folder, k=10, exposure={"max_lists_per_item": 12, "candidates_per_query": N})
     lists = positions_of(table_of(snapshot))
     full = pq.read_table(snapshot.folder / "exposure" / "full.parquet").to_pylist()
     assert len(full) == snapshot.manifest.measures["exposure_full"]
@@ -252,7 +261,7 @@ def test_explain_names_the_exposure_cap_and_the_last_query_that_got_the_item(sho
 
 def test_explain_says_that_an_item_was_too_far_to_be_chosen_from(shop):
     folder, _ = shop
-    snapshot = run(folder, k=10, exposure={"most": 8, "per_query": 12})
+    snapshot = run(folder, k=10, exposure={"max_lists_per_item": 8, "candidates_per_query": 12})
     short = next(row["query_id"] for row in table_of(snapshot).to_pylist() if row["reason"] == "capped")
     assert set(causes(folder, snapshot, short).values()) <= {"itself", "listed", "exposed", "nearer"}
 
@@ -262,21 +271,33 @@ def test_an_exposure_cap_that_does_not_fit_the_memory_stops_before_it_begins(tmp
     n = 9_000
     write_parquet(tmp_path / "items.parquet", list(range(n)), clustered(n, 4, seed=2).tolist())
     source = {"path": "items.parquet"}
-    with pytest.raises((BudgetError, PromiseError), match=r"exposure cap looks at all|will need about"):
-        run(tmp_path, k=10, items=source, memory="500MB", exposure={"most": 5, "per_query": 2_000})
+    with pytest.raises((BudgetError, TargetError), match=r"exposure cap looks at all|will need about"):
+        run(
+            tmp_path,
+            k=10,
+            items=source,
+            memory="500MB",
+            exposure={"max_lists_per_item": 5, "candidates_per_query": 2_000},
+        )
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"surplus": {"at_least": 5}}, "write one of survival and log"),
-        ({"surplus": {"at_least": 5, "survival": "p", "log": "l"}}, "write one of survival and log"),
-        ({"surplus": {"at_least": 5, "survival": "p"}}, "surplus names 'p'; add it to the attributes"),
-        ({"surplus": {"at_least": 50, "log": "l"}}, "surplus.at_least is 50, and a list holds k = 40"),
-        ({"surplus": {"at_least": 5, "survival": "survival", "like": "advertiser"}}, "like goes with a log"),
-        ({"surplus": {"at_least": 5, "log": "l", "slots": 3}}, "3 slots a query leave no query 5 survivors"),
-        ({"exposure": {"most": 3, "per_query": 20}}, "exposure.per_query is 20: find at least k = 40"),
-        ({"surplus": {"at_leats": 5}}, "did you mean 'at_least'"),
+        ({"overfetch": {"at_least": 5}}, "write one of survival and log"),
+        ({"overfetch": {"at_least": 5, "survival": "p", "log": "l"}}, "write one of survival and log"),
+        ({"overfetch": {"at_least": 5, "survival": "p"}}, "overfetch names 'p'; add it to the attributes"),
+        ({"overfetch": {"at_least": 50, "log": "l"}}, "overfetch.at_least is 50, and a list holds k = 40"),
+        (
+            {"overfetch": {"at_least": 5, "survival": "survival", "smoothing_group": "advertiser"}},
+            "smoothing_group goes with a log",
+        ),
+        ({"overfetch": {"at_least": 5, "log": "l", "slots": 3}}, "3 slots per query cannot leave 5 survivors"),
+        (
+            {"exposure": {"max_lists_per_item": 3, "candidates_per_query": 20}},
+            "exposure.candidates_per_query is 20: find at least k = 40",
+        ),
+        ({"overfetch": {"at_leats": 5}}, "did you mean 'at_least'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, settings, words):
@@ -296,22 +317,28 @@ def test_survival_that_is_no_probability_names_the_item(tmp_path, values, words)
     write_parquet(tmp_path / "items.parquet", [0, 1, 2], clustered(3, 4, seed=0).tolist(), p=values)
     source = {"path": "items.parquet", "attributes": ["p"]}
     with pytest.raises(InputError, match=words):
-        run(tmp_path, k=2, items=source, surplus={"at_least": 1, "survival": "p"})
+        run(tmp_path, k=2, items=source, overfetch={"at_least": 1, "survival": "p"})
 
 
 def test_a_log_that_is_not_there_stops_the_run_at_once(shop):
     folder, _ = shop
     with pytest.raises(InputError, match="which is not there"):
-        run(folder, surplus={"at_least": 5, "log": "none.parquet"})
+        run(folder, overfetch={"at_least": 5, "log": "none.parquet"})
     assert not list(folder.glob("nearcast/ads/artifacts/*"))
 
 
 def test_the_same_inputs_give_the_same_bytes(shop):
     folder, survival = shop
     write_lookups(folder, survival, seed=0)
-    asked = {"at_least": 4, "log": "lookups.parquet", "together": "advertiser", "slots": 12}
+    asked = {"at_least": 4, "log": "lookups.parquet", "correlated_group": "advertiser", "slots": 12}
     made = [
-        run(folder, name=name, threads=threads, exposure={"most": 50, "per_query": 60}, surplus=asked)
+        run(
+            folder,
+            name=name,
+            threads=threads,
+            exposure={"max_lists_per_item": 50, "candidates_per_query": 60},
+            overfetch=asked,
+        )
         for name, threads in (("a", 1), ("b", 2))
     ]
     hashes = [{str(p.relative_to(s.folder)): file_hash(p) for p in s.folder.rglob("*.parquet")} for s in made]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import nearcast
-from nearcast.errors import AuditError, PromiseError
+from nearcast.errors import AuditError, TargetError
 from nearcast.monitoring.monitor_pass import Watched
 
 DIM = 24
@@ -103,7 +103,7 @@ class Nights:
 
     def run(self) -> None:
         """Make a snapshot, as promised or not."""
-        with contextlib.suppress(PromiseError):
+        with contextlib.suppress(TargetError):
             nearcast.run(self.spec, base=self.folder)
 
     def publish(self) -> list[str]:

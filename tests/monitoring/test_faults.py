@@ -153,9 +153,9 @@ def test_an_index_built_for_another_metric(healthy: Callable[..., Nights], tmp_p
     shutil.copytree(theirs, ours)
     shutil.rmtree(tmp_path / "nearcast" / "shop" / "snapshots" / f"{shop.look().version:06d}")
     import nearcast
-    from nearcast.errors import PromiseError
+    from nearcast.errors import TargetError
 
-    with pytest.raises(PromiseError):
+    with pytest.raises(TargetError):
         nearcast.run(shop.spec, base=tmp_path, again=True)
     found = {alert.check: alert.text for alert in shop.look().alerts}
     assert set(found) == {"metric"}

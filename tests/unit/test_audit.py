@@ -9,7 +9,7 @@ import pytest
 from nearcast.errors import AuditError, SpecError
 from nearcast.publishing.audit import check_known, settle
 from nearcast.publishing.audit_rules import RULES, Beside, Finding, Judged, Rule, judge
-from nearcast.spec import Audit
+from nearcast.spec import AuditSpec
 
 GOOD = {"recall": 0.97, "recall_low": 0.96, "fill_rate": 1.0, "query_coverage": 1.0}
 CURRENT = Beside(name="000006", keys=100, payload_bytes=10_000, sampled=100, kept=100, overlap=0.8, compared=100)
@@ -27,7 +27,7 @@ SNAPSHOT = Judged(
 )
 
 
-def found(rule: str, settings: Audit | None = None, **changed: object) -> Finding:
+def found(rule: str, settings: AuditSpec | None = None, **changed: object) -> Finding:
     """What a rule finds in a good snapshot with some figures changed."""
     measures = {name: changed.pop(name) for name in GOOD if name in changed}
     beside = {name: changed.pop(name) for name in ("overlap", "compared", "kept_keys", "sampled") if name in changed}
@@ -36,17 +36,17 @@ def found(rule: str, settings: Audit | None = None, **changed: object) -> Findin
     judged = replace(SNAPSHOT, measures=GOOD | measures, **changed)
     if beside:
         judged = replace(judged, current=replace(CURRENT, **beside))
-    return RULES[rule].find(judged, settings or Audit())
+    return RULES[rule].find(judged, settings or AuditSpec())
 
 
 def test_a_good_snapshot_passes_every_rule_and_rules_come_in_the_order_of_the_table():
-    findings = judge(SNAPSHOT, Audit())
+    findings = judge(SNAPSHOT, AuditSpec())
     assert [f.rule for f in findings] == list(RULES)
     assert all(f.passed for f in findings)
 
 
 def test_every_setting_of_the_audit_table_belongs_to_a_rule():
-    assert sorted(name for rule in RULES.values() for name in rule.settings) == sorted(Audit.model_fields)
+    assert sorted(name for rule in RULES.values() for name in rule.settings) == sorted(AuditSpec.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_an_exact_engine_that_misses_fails_although_the_interval_is_above_the_pr
 
 
 def test_a_bound_of_our_own_for_recall_takes_the_place_of_the_promise():
-    assert found("recall", Audit(min_recall=0.96), kept=False, promised=0.99).passed
-    assert not found("recall", Audit(min_recall=0.965), kept=False, promised=0.99).passed
-    assert found("recall", Audit(min_recall=1.0), recall=1.0, recall_low=0.99, promised=1.0, kept=True).passed
+    assert found("recall", AuditSpec(min_recall=0.96), kept=False, promised=0.99).passed
+    assert not found("recall", AuditSpec(min_recall=0.965), kept=False, promised=0.99).passed
+    assert found("recall", AuditSpec(min_recall=1.0), recall=1.0, recall_low=0.99, promised=1.0, kept=True).passed
 
 
 def test_keys_have_a_least_number_whatever_is_current():
-    settings = Audit(min_keys=50)
+    settings = AuditSpec(min_keys=50)
     assert found("keys", settings, keys=50, current=None).passed
     failed = found("keys", settings, keys=49, current=None)
     assert not failed.passed
@@ -223,7 +223,7 @@ def test_accepting_a_rule_that_does_not_exist_names_the_rules_there_are():
 
 def row_of(rule: Rule) -> str:
     """The rule as the page for people on call shows it."""
-    defaults = [Audit.model_fields[name].default for name in rule.settings]
+    defaults = [AuditSpec.model_fields[name].default for name in rule.settings]
     settings = [f"`{n} = {'...' if d is None else d}`" for n, d in zip(rule.settings, defaults, strict=True)]
     return f"| `{rule.name}` | {', '.join(settings) or '-'} | {rule.meaning} |"
 

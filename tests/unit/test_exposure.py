@@ -116,5 +116,5 @@ def test_no_queries_and_empty_lists_are_capped_too():
 
 
 def test_a_cap_of_nothing_is_refused():
-    with pytest.raises(SpecError, match=re.escape("exposure.most is 0")):
+    with pytest.raises(SpecError, match=re.escape("exposure.max_lists_per_item is 0")):
         cap_exposure(Neighbors.empty(1, 1), 1, 0, n_items=1)

@@ -213,7 +213,7 @@ READS = {
     "ids as text": (["ids.txt"], run_of(items={"path": "v.npy", "ids": "ids.txt"})),
     "survival": (
         ["log.parquet"],
-        run_of(items={"path": "items.parquet"}, surplus={"at_least": 1, "log": "log.parquet"}),
+        run_of(items={"path": "items.parquet"}, overfetch={"at_least": 1, "log": "log.parquet"}),
     ),
     "model": (["model.py"], run_of(items={"path": "items.parquet"}, rank={"function": "model:rank", "fetch": 10})),
     "head": (["log.parquet"], lambda base: nearcast.head(base / "log.parquet", count="n", coverage=0.5).as_dict()),

@@ -17,7 +17,7 @@ from nearcast.measure.profile import attribute_drift
 from nearcast.publishing.audit_rules import RULES
 from nearcast.publishing.audit_values import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
 from nearcast.sources.ids import hash_ids, sample_rows_by_hash
-from nearcast.spec import Audit
+from nearcast.spec import AuditSpec
 
 N = 2_000
 RNG = np.random.default_rng(1)
@@ -69,7 +69,7 @@ def judged(then: dict[str, Any] | None = None, now: dict[str, Any] | None = None
 
 
 def found(rule: str, case: Judged, **settings: Any) -> Finding:
-    return RULES[rule].find(case, Audit(**settings))
+    return RULES[rule].find(case, AuditSpec(**settings))
 
 
 def columns(then: Any, now: Any, kind: pa.DataType | None = None, other: pa.DataType | None = None) -> Judged:

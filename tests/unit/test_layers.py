@@ -23,6 +23,7 @@ FLOORS = [
     {"machine"},
     {"files", "parquet", "sharing", "suggest"},
     {"webhook"},
+    {"settings"},
     {"spec"},
     {"knn"},
     {"kernels"},

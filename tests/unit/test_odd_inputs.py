@@ -25,7 +25,7 @@ from nearcast.publishing.engagement import LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.replaying.request_log import read_log
 from nearcast.sources.table_rows import open_source, table_source
-from nearcast.spec import Source
+from nearcast.spec import SourceSpec
 
 IDS, VECTORS = ["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
 COLUMNS = {"id": IDS, "vector": vector_column(VECTORS), "price": [1, 2, 3], "other": [4, 5, 6]}
@@ -202,7 +202,7 @@ def test_paths_that_nobody_expands_or_fetches_say_what_is_supported(text, tmp_pa
         ({"items": {"path": "v.npy", "ids": text}}, InputError),
         ({"items": file | {"only": text}}, InputError),
         ({"queries": {"path": text}}, InputError),
-        ({"surplus": {"at_least": 1, "log": text}}, InputError),
+        ({"overfetch": {"at_least": 1, "log": text}}, InputError),
         ({"rank": {"model": text, "fetch": 2}}, SpecError),
         ({"out": text}, SpecError),
     ):
@@ -299,7 +299,7 @@ def test_what_may_not_be_read_is_told_with_its_path(as_nobody):
     ]
     for source, path in cases:
         with become(), pytest.raises(InputError) as caught:
-            open_source(Source(**source), base)
+            open_source(SourceSpec(**source), base)
         assert str(caught.value).startswith(f"{base / path} may not be read: permission denied"), source
 
 

@@ -12,7 +12,7 @@ from nearcast.publishing.retention import kept_versions, rollback_target, withdr
 from nearcast.publishing.targets import store_url
 from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.utc_times import seconds_of, utc
-from nearcast.spec import Publishing
+from nearcast.spec import PublishSpec
 from nearcast.stores.base import Pointer
 
 
@@ -28,11 +28,11 @@ from nearcast.stores.base import Pointer
     ],
 )
 def test_a_path_in_the_spec_is_below_out_and_any_other_store_is_as_it_stands(store, url):
-    assert store_url(Publishing(store=store), Path("out")) == url
+    assert store_url(PublishSpec(store=store), Path("out")) == url
 
 
 def test_a_store_that_a_person_names_is_taken_as_it_stands():
-    assert store_url(Publishing(store="redis://host"), Path("out"), "lmdb:mine") == "lmdb:mine"
+    assert store_url(PublishSpec(store="redis://host"), Path("out"), "lmdb:mine") == "lmdb:mine"
 
 
 def test_a_rollback_goes_to_the_newest_older_version_that_was_not_rolled_back_from():

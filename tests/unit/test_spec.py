@@ -10,12 +10,12 @@ from nearcast.errors import SpecError
 from nearcast.files import fingerprint
 from nearcast.spec import (
     CHECK_KINDS,
-    Checks,
-    Exposure,
+    ChecksSpec,
+    ExposureSpec,
     GeneratorSpec,
-    Measuring,
-    Source,
-    Surplus,
+    MeasureSpec,
+    OverfetchSpec,
+    SourceSpec,
     example,
     json_schema,
     load_spec,
@@ -54,8 +54,8 @@ def test_a_spec_needs_four_settings_and_the_rest_have_defaults():
     assert spec.threads is None
     assert spec.out == "nearcast"
     assert spec.queries is None
-    assert spec.checks == Checks()
-    assert spec.measure == Measuring(sample=2000, calibration=1000)
+    assert spec.checks == ChecksSpec()
+    assert spec.measure == MeasureSpec(sample=2000, calibration=1000)
 
 
 def test_the_defaults_of_a_source_read_id_and_vector():
@@ -68,7 +68,7 @@ def test_every_check_stops_the_run_by_default_save_for_zero_vectors_without_cosi
     checks = parse().checks
     assert {kind: checks.policy(kind, Metric.COSINE) for kind in CHECK_KINDS} == dict.fromkeys(CHECK_KINDS, "error")
     assert [checks.policy("zero_vector", metric) for metric in Metric] == ["keep", "error", "keep"]
-    assert Checks(zero_vector="drop").policy("zero_vector", Metric.L2) == "drop"
+    assert ChecksSpec(zero_vector="drop").policy("zero_vector", Metric.L2) == "drop"
 
 
 def test_without_queries_the_items_are_the_queries():
@@ -77,7 +77,7 @@ def test_without_queries_the_items_are_the_queries():
 
 
 def test_attributes_and_display_columns_travel_once_each_in_the_order_given():
-    assert Source(path="a.parquet", attributes=("b", "a"), display=("a", "c")).columns == ("b", "a", "c")
+    assert SourceSpec(path="a.parquet", attributes=("b", "a"), display=("a", "c")).columns == ("b", "a", "c")
 
 
 def test_a_spec_is_frozen():
@@ -288,7 +288,8 @@ def test_the_fingerprint_does_not_change_with_the_place_of_ids_or_queries():
 
 
 def test_every_setting_is_either_in_the_fingerprint_or_known_not_to_decide_the_answer():
-    assert set(GeneratorSpec.model_fields) - set(parse().answer_settings()) == {
+    recorded = {field.serialization_alias or name for name, field in GeneratorSpec.model_fields.items()}
+    assert recorded - set(parse().answer_settings()) == {
         *("memory", "threads", "out", "monitor"),
         *("publish", "audit", "serve"),
     }
@@ -305,7 +306,7 @@ def test_the_example_shows_every_setting_with_its_default():
     uncommented = re.sub(r"^# (\w+ = (?!\.\.\. ))", r"\1", example(), flags=re.MULTILINE)
     assert uncommented != example()
     assert parse_model(GeneratorSpec, tomllib.loads(uncommented), "the example with its comments off") == as_it_stands
-    for model in (GeneratorSpec, Source, Checks, Measuring, Surplus, Exposure):
+    for model in (GeneratorSpec, SourceSpec, ChecksSpec, MeasureSpec, OverfetchSpec, ExposureSpec):
         for key in model.model_fields:
             assert re.search(rf"^(# )?{key} = |^(# )?\[{key}\]|^#   {key} = ", example(), flags=re.MULTILINE), key
 
@@ -317,7 +318,7 @@ def test_every_setting_is_described_in_the_example_and_in_the_schema():
     schema = json_schema()
     assert set(schema["properties"]) == set(GeneratorSpec.model_fields)
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["k"]["description"] == "candidates per query"
+    assert schema["properties"]["k"]["description"] == "Candidates per query."
 
 
 def test_a_spec_is_loaded_from_toml(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import NearcastError, SpecError, StoreError
-from nearcast.spec import Publishing
+from nearcast.spec import PublishSpec
 from nearcast.stores import check_store_url, open_store
 from nearcast.stores.redis_url import PASSWORD_VARIABLE, parse_url
 from servers import HERE, free_port, redis_program, redis_running
@@ -100,21 +100,21 @@ def test_no_message_holds_a_part_of_a_password(scheme, user, before, after):
     with pytest.raises(NearcastError) as error:
         open_store(url)
     assert not any(word in str(error.value) for word in words)
-    record = json.dumps(Publishing(store=url).model_dump(mode="json"))
+    record = json.dumps(PublishSpec(store=url).model_dump(mode="json"))
     assert not any(word in record for word in words)
     with contextlib.suppress(SpecError):
         assert not any(word in repr(parse_url(url.replace("&buckets=0", ""))) for word in words)
 
 
 def test_a_manifest_keeps_no_password_and_opening_by_it_says_where_to_give_one(monkeypatch):
-    kept = Publishing(store=f"redis://me:{SECRET}@{HERE}:1/0").model_dump(mode="json")["store"]
+    kept = PublishSpec(store=f"redis://me:{SECRET}@{HERE}:1/0").model_dump(mode="json")["store"]
     assert kept == f"redis://me:***@{HERE}:1/0"
     with pytest.raises(SpecError, match=rf"is not kept with a snapshot; .*{PASSWORD_VARIABLE}"):
         open_store(kept)
     monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
     assert parse_url(kept).full_url == f"redis://me:{SECRET}@{HERE}:1?db=0"
     for plain in (f"redis://{HERE}/0", "lmdb:/a:b@c", "/srv/a:b@c"):
-        assert Publishing(store=plain).model_dump(mode="json")["store"] == plain
+        assert PublishSpec(store=plain).model_dump(mode="json")["store"] == plain
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast import webhook
-from nearcast.spec import Monitoring
+from nearcast.spec import MonitorSpec
 from nearcast.webhook import parse_webhook, post_json, shorten_url
 
 SECRET = "s3cret"
@@ -96,7 +96,7 @@ def test_only_http_urls_are_taken(url):
     with pytest.raises(ValueError, match=WRONG[url]):
         parse_webhook(url)
     with pytest.raises(ValueError, match="webhook"):
-        Monitoring(webhook=url)
+        MonitorSpec(webhook=url)
 
 
 RIGHT = {
@@ -220,6 +220,6 @@ def test_a_proxy_of_the_environment_is_used_and_left_aside_for_no_proxy(monkeypa
 
 
 def test_a_manifest_does_not_show_the_webhook():
-    settings = Monitoring(webhook=f"https://user:{SECRET}@hooks.example.com/services/{SECRET}?t={SECRET}")
+    settings = MonitorSpec(webhook=f"https://user:{SECRET}@hooks.example.com/services/{SECRET}?t={SECRET}")
     assert settings.model_dump(mode="json")["webhook"] == "https://hooks.example.com/..."
     assert settings.webhook.endswith(SECRET)

@@ -27,7 +27,7 @@ from nearcast.advising.sample_data import Sample, Sides, write_sample
 from nearcast.engines import choose_engine
 from nearcast.engines.base import JoinShape
 from nearcast.engines.dense import DenseEngine, work_in_pairs
-from nearcast.errors import DamagedError, PromiseError
+from nearcast.errors import DamagedError, TargetError
 from nearcast.files import write_text
 from nearcast.join.estimate import RunEstimate
 from nearcast.join.listener import Listener
@@ -36,7 +36,7 @@ from nearcast.join.run import run_generator
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.serve.lookup import open_lookup
 from nearcast.sources.validate_rows import Report
-from nearcast.spec import Audit, GeneratorSpec, Publishing
+from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.table.snapshot import Snapshot
 from nearcast.version import __version__
@@ -53,7 +53,7 @@ SEARCH_POWER = 0.5
 JOIN = "build and join"
 ONLINE_QUERIES = 4_000  # to find the effort on, and to search for
 MOST_CALIBRATED = 4  # a calibration's samples are at most this part of the queries
-ANYTHING = Audit(
+ANYTHING = AuditSpec(
     min_recall=0.0, min_fill_rate=0.0, min_query_coverage=0.0, max_age_hours=1e6, min_keys=0
 )  # a sample is published to be timed, whatever it is worth
 
@@ -251,12 +251,12 @@ class _Run:
 def _run(sample: Sample, home: Path) -> _Run:
     try:
         snapshot = run_generator(sample.spec, home, listener=_Silence()).snapshot
-    except PromiseError as error:  # of a sample: it is timed, not served
+    except TargetError as error:  # of a sample: it is timed, not served
         snapshot = cast(Snapshot, error.snapshot)
     url = f"lmdb:{home / 'store'}"
     with contextlib.closing(open_store(url)) as store:
         began = time.process_time()
-        done = publish_snapshot(snapshot, store, Publishing(), ANYTHING)
+        done = publish_snapshot(snapshot, store, PublishSpec(), ANYTHING)
         publish = time.process_time() - began
     took = dict(snapshot.manifest.run.cpu_seconds)
     took[JOIN] = took.pop("build", 0.0) + took.pop("join", 0.0)  # cells cost a build and save a join: they go together

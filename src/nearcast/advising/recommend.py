@@ -21,7 +21,7 @@ from nearcast.advising.traffic import Traffic
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
-from nearcast.spec import GeneratorSpec, Measuring, parse_model
+from nearcast.spec import GeneratorSpec, MeasureSpec, parse_model
 from nearcast.types import Metric
 
 __all__ = ["Asked", "Numbers", "ask"]
@@ -148,7 +148,7 @@ def _spec_like(spec: GeneratorSpec | None, numbers: Numbers) -> GeneratorSpec:
         return spec.model_copy(update=given)
     tables = {"name": "rates", "metric": "inner_product", "k": 50, "recall": 0.95, **given}
     sources = {"items": {"path": "items.parquet"}, "queries": {"path": "queries.parquet"}}
-    return parse_model(GeneratorSpec, {**tables, **sources, "measure": Measuring()}, "the numbers")
+    return parse_model(GeneratorSpec, {**tables, **sources, "measure": MeasureSpec()}, "the numbers")
 
 
 def _case(sides: Sides, numbers: Numbers, traffic: Traffic | None) -> tuple[Case, float]:

@@ -21,7 +21,7 @@ from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.publishing.targets import Place, place_of_name
-from nearcast.spec import Publishing, parse_model
+from nearcast.spec import PublishSpec, parse_model
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
 
@@ -61,7 +61,7 @@ def publish(
     settings, listener = place.publish, listener or Listener()
     if max_bytes_per_second is not None:
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
-        settings = parse_model(Publishing, changed, "publish")
+        settings = parse_model(PublishSpec, changed, "publish")
     with opened_store(store, place) as opened:
         order = publishing.Order(
             generator=place.generator,
@@ -169,7 +169,7 @@ def expand(
     else:
         parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
     place = Place(
-        parsed.name, folder / parsed.out, Publishing() if parsed.store is None else Publishing(store=parsed.store)
+        parsed.name, folder / parsed.out, PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store)
     )
     with opened_store(store, place) as opened:
         return expand_files(parsed, folder, opened, as_of=as_of, repair=repair)

@@ -90,7 +90,7 @@ def refresh(
     """Have what is served be up to date: run, audit and publish, and with `watch_too` a pass of the monitor.
 
     What is done already is not done again: with unchanged inputs nothing is joined, and a snapshot that is current is
-    not copied. Raises what `run` and `publish` raise, and then readers keep what they had: PromiseError for a
+    not copied. Raises what `run` and `publish` raise, and then readers keep what they had: TargetError for a
     snapshot below its promise, AuditError for one that failed its audit, BusyError while another process is at it.
     """
     parsed, folder = resolve(Path(spec), None, None, None)  # once: the file may change meanwhile

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nearcast.api.arguments import SpecLike, note, resolve
-from nearcast.errors import NearcastError, PromiseError
+from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
 from nearcast.history.publish_events import live_of, rejected_versions
 from nearcast.history.record import record_run
@@ -41,7 +41,7 @@ def run(
     given: dict[str, Any] = {"items": items, "queries": queries, "listener": listener, "again": again}
     try:
         outcome = run_generator(parsed, folder, **given, baseline=_baseline(folder / parsed.out, parsed.name, listener))
-    except PromiseError as error:
+    except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
             note(listener, record_run(folder / parsed.out, error.snapshot))
         raise

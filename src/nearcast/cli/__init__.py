@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -85,6 +87,7 @@ def main() -> None:
     """Run the command line and exit with the code of the error, if there is one."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("nearcast").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
     try:
         cli.main(standalone_mode=False)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -102,3 +105,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped: what was finished is kept, and the same command continues it", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _show_warning(message: Warning | str, *_place: Any, **_options: Any) -> None:
+    """Print a warning in one line, without the file and line of our code."""
+    click.echo(f"warning: {message}", err=True)

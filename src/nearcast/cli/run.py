@@ -11,7 +11,7 @@ from nearcast.api.runs import run as run_spec
 from nearcast.cli.common import as_json, console, json_option
 from nearcast.cli.progress import listening
 from nearcast.cli.render import summary
-from nearcast.errors import PromiseError
+from nearcast.errors import TargetError
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["run"]
@@ -27,11 +27,11 @@ def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
 
     Run again after an interruption, it continues. Exit code 0 means: finished and as promised.
     """
-    broken: PromiseError | None = None
+    broken: TargetError | None = None
     with listening(quiet=quiet or as_json_) as listener:
         try:
             snapshot = run_spec(spec, listener=listener, again=again).snapshot
-        except PromiseError as error:
+        except TargetError as error:
             broken = error
             snapshot = cast(Snapshot, error.snapshot)
     if as_json_:

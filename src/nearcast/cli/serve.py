@@ -22,7 +22,7 @@ from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.serve.lookup import open_lookup
 from nearcast.service.limits import Limits, tokens_of
 from nearcast.service.responses import need_extra
-from nearcast.spec import Publishing, load_spec, parse_bytes
+from nearcast.spec import PublishSpec, load_spec, parse_bytes
 from nearcast.stores import open_store
 from nearcast.table.expansion_settings import is_expansion
 
@@ -145,7 +145,7 @@ def serve(
 
     allowed = tokens(token_file)
     with ExitStack() as held:
-        opened = open_store(store_url(Publishing(), out, store))
+        opened = open_store(store_url(PublishSpec(), out, store))
         held.callback(opened.close)
         names = _names(generators, opened.generators(), opened.url)
         bound = held.enter_context(bind(host, port))  # before anything slow: it may be taken

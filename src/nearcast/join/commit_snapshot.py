@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import PromiseError
+from nearcast.errors import TargetError
 from nearcast.files import finish
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
@@ -32,7 +32,7 @@ def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) ->
     kept = measures["recall"] == 1.0 if exactly else low >= promised
     reason = None
     if not kept:
-        measured = run.spec.k if run.spec.rank is None else run.spec.found  # before a model has chosen
+        measured = run.spec.k if run.spec.rank is None else run.spec.join_k  # before a model has chosen
         reason = (
             f"recall@{measured} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
             f"and {promised:g} was promised"
@@ -41,10 +41,10 @@ def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) ->
 
 
 def stop_below_promise(snapshot: Snapshot) -> None:
-    """Raise PromiseError where the snapshot's own verdict says so."""
+    """Raise TargetError where the snapshot's own verdict says so."""
     target = snapshot.manifest.target
     if not target.met:
-        raise PromiseError(
+        raise TargetError(
             f"snapshot {snapshot.name} is below its promise: {target.reason}; it is kept at {snapshot.folder}; "
             "raise the engine's effort or lower `recall`",
             snapshot,

@@ -96,9 +96,13 @@ def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vec
     spec = run.spec
     if not has_constraints(spec):
         return None
-    asked = [[rule.model_dump() for rule in spec.rules], [cap.model_dump() for cap in spec.caps], spec.min_score]
+    asked = [
+        [rule.model_dump() for rule in spec.rules],
+        [cap.model_dump(by_alias=True) for cap in spec.caps],
+        spec.min_score,
+    ]
     made_of = [inputs.items.folder.name, inputs.queries.folder.name, asked, __version__]
-    made_of += [ALIKE_FORMAT] if any(cap.alike is not None for cap in spec.caps) else []
+    made_of += [ALIKE_FORMAT] if any(cap.near_duplicate_cosine is not None for cap in spec.caps) else []
     folder = home / f"constraints-{fingerprint(made_of)[:16]}"
     if not is_done(folder):
         with run.stage("rules"):
@@ -148,7 +152,7 @@ def _write(run: RunContext, inputs: Inputs, originals: Vectors, folder: Path) ->
 def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:
     """The caps, the smallest groups first; SpecError where groups of two of them cross."""
     spec = run.spec
-    named = [(cap.by, Cap(_groups(items, cap.by), cap.most)) for cap in spec.caps if cap.by is not None]
+    named = [(cap.by, Cap(_groups(items, cap.by), cap.max_per_list)) for cap in spec.caps if cap.by is not None]
     named.sort(key=lambda pair: -int(pair[1].groups.max(initial=-1)))
     for (inner_name, inner), (outer_name, outer) in pairwise(named):
         crossing = crossing_items(inner, outer)
@@ -159,13 +163,13 @@ def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> l
                 f"{inner_name} but not their {outer_name}. Only caps whose groups lie within each other can be kept "
                 "exactly; cap one of the two, or a column that combines them"
             )
-    alike = [cap for cap in spec.caps if cap.alike is not None and originals is not None]
+    alike = [cap for cap in spec.caps if cap.near_duplicate_cosine is not None and originals is not None]
     found = [cap for _, cap in named]
-    for like in sorted(alike, key=lambda cap: -(cap.alike or 0)):
-        assert like.alike is not None
+    for like in sorted(alike, key=lambda cap: -(cap.near_duplicate_cosine or 0)):
+        assert like.near_duplicate_cosine is not None
         assert originals is not None
-        groups = alike_groups(originals, like.alike, run.resources, run.listener.progress)
-        found.insert(0, Cap(_within(groups, found), like.most))
+        groups = alike_groups(originals, like.near_duplicate_cosine, run.resources, run.listener.progress)
+        found.insert(0, Cap(_within(groups, found), like.max_per_list))
     return found
 
 

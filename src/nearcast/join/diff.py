@@ -97,7 +97,7 @@ class _Side:
 
     def __init__(self, snapshot: Snapshot, queries: Sequence[Id]) -> None:
         self.snapshot = snapshot
-        self.spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}")
+        self.spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}", recorded=True)
         self.queries = queries
 
     @cached_property
@@ -154,7 +154,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
         newer.generator,
         older.name,
         newer.name,
-        tuple(_settings(older.manifest.spec, newer.manifest.spec)),
+        tuple(_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json"))),
         len(both),
         len(asked) - len(both),
         kept / total if total else 1.0,
@@ -243,7 +243,7 @@ def _closer(
     for cap in other.spec.caps:
         if cap.by is not None and (group := items[item].get(cap.by)) is not None:
             held = sum(items.get(one, {}).get(cap.by) == group for one in other.lists[query].ids)
-            if held >= cap.most:
+            if held >= cap.max_per_list:
                 return Went.CAPPED
     if there.spec.rank is not None or other.spec.rank is not None:
         return Went.RANKED
@@ -253,7 +253,7 @@ def _closer(
     if moved is False and other.spec.exposure is not None:
         return Went.EXPOSED
     if not other.approximate:
-        return Went.CAPPED if any(cap.alike is not None for cap in other.spec.caps) else Went.RESCORED
+        return Went.CAPPED if any(cap.near_duplicate_cosine is not None for cap in other.spec.caps) else Went.RESCORED
     return Went.UNCLEAR if moved is None else Went.MISSED
 
 

@@ -176,7 +176,7 @@ def _opened(snapshot: Snapshot, artifacts: Path, base: Path | None) -> _Made:
     items = open_ingested_table(folders.get("scoreditems", folders["items"]))
     asked = folders.get("scoredqueries", folders.get("queries"))
     queries = open_ingested_table(asked) if asked is not None else items
-    spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}")
+    spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}", recorded=True)
     if spec.score.columns and spec.metric is Metric.COSINE:
         spec = spec.model_copy(update={"metric": Metric.INNER_PRODUCT})  # of what score terms made of the vectors
     held = open_constraints(folders.get("constraints"))
@@ -313,7 +313,7 @@ def _absent(found: Explanation, made: _Made, pool: _Pool, place: int) -> Explana
         through = admitted(order[None, :], scores, np.array([pool.row]), made.full)[0]
         if not through[order == place][0]:
             return _exposed(found, made, made.full, place)
-        wide = made.spec.exposure.per_query if made.spec.exposure else 0
+        wide = made.spec.exposure.candidates_per_query if made.spec.exposure else 0
         if found.rank is not None and found.rank > wide:
             words = f"{found.rank - 1:,} others come first, and the best {wide:,} are what lists are chosen from"
             return replace(found, cause=Cause.NEARER, words=words)
@@ -356,7 +356,7 @@ def _effort(made: _Made) -> str:
 
 def _exposed(found: Explanation, made: _Made, full: Bars, place: int) -> Explanation:
     last = made.queries.ids[int(full.queries[place])].as_py()
-    most = made.spec.exposure.most if made.spec.exposure else 0
+    most = made.spec.exposure.max_lists_per_item if made.spec.exposure else 0
     words = (
         f"it is in {most:,} lists, as many as it may be, of queries that score it at least as high: the last of them "
         f"is {last!r} with {full.scores[place]:.6g}, and this query scores it {found.score:.6g}"
@@ -438,7 +438,7 @@ def _outranked(found: Explanation, made: _Made, order: IntArray, place: int, sco
                 f"{len(order):,} eligible items, and the last of the best {made.spec.k} scores {scores[item]:.6g}"
             )
             return replace(found, cause=Cause.NEARER, words=words)
-    asked, last = made.spec.surplus, found.last_score
+    asked, last = made.spec.overfetch, found.last_score
     if asked is not None and last is not None and scores[place] <= as_score(last):
         words = (
             f"it would be number {len(taken) + 1}, and the list ends before: the plan for {asked.at_least} survivors "

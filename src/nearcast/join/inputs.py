@@ -25,7 +25,7 @@ from nearcast.sources.validate_rows import (
     scan,
     stop_on_errors,
 )
-from nearcast.spec import GeneratorSpec, Source
+from nearcast.spec import GeneratorSpec, SourceSpec
 from nearcast.types import ArrayVectors, Progress
 
 __all__ = [
@@ -151,7 +151,7 @@ def trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
     return ArrayVectors(np.concatenate(pieces)[:wanted])
 
 
-def _open(spec: Source, base: Path, data: object | None, name: str, out: Path) -> RowSource:
+def _open(spec: SourceSpec, base: Path, data: object | None, name: str, out: Path) -> RowSource:
     return open_source(spec, base, leave_out=out) if data is None else table_source(spec, data, name)
 
 
@@ -164,7 +164,7 @@ def _scan_or_recall(
     return seen, judge_side(side, seen, spec)
 
 
-def _side_fingerprint(spec: GeneratorSpec, source: Source, digests: list[dict[str, Any]]) -> str:
+def _side_fingerprint(spec: GeneratorSpec, source: SourceSpec, digests: list[dict[str, Any]]) -> str:
     policies = {kind: spec.checks.policy(kind, spec.metric) for kind in type(spec.checks).model_fields}
     columns = {"id": source.id, "vector": source.vector, "columns": source.columns}
     return fingerprint([columns, policies, [[d["name"], d["blake2b"]] for d in digests]])[:16]

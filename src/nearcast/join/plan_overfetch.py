@@ -25,7 +25,7 @@ from nearcast.overfetch.survivor_probability import Float64Array, Offer, best_of
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import Inputs
 from nearcast.sources.parquet_files import ParquetFiles
-from nearcast.spec import Surplus
+from nearcast.spec import OverfetchSpec
 from nearcast.types import IntArray
 
 __all__ = ["SHORT_FILE", "Planned", "check_surplus", "check_weights", "count_lookups", "plan_surplus", "with_lookups"]
@@ -45,9 +45,9 @@ class Planned:
 
 def with_lookups(plan: RunPlan, run: RunContext) -> RunPlan:
     """The run's plan with the contents of the log of look-ups, which decide the answer too; the run keeps it open."""
-    if run.spec.surplus is None or run.spec.surplus.log is None:
+    if run.spec.overfetch is None or run.spec.overfetch.log is None:
         return plan
-    run.lookups = open_log(run.spec.surplus.log, run.base)
+    run.lookups = open_log(run.spec.overfetch.log, run.base)
     run.lookups.tell(run.listener.note)
     return RunPlan({**plan.parts, "lookups": _log_hashes(run.lookups)})
 
@@ -65,19 +65,19 @@ def check_weights(run: RunContext, inputs: Inputs) -> None:
 
 def check_surplus(run: RunContext, inputs: Inputs) -> None:
     """Raise InputError for columns or a log that `plan_surplus` could not take."""
-    asked = run.spec.surplus
+    asked = run.spec.overfetch
     if asked is not None:
         _survival(run, asked, inputs)
-        if asked.together is not None:
-            _groups(inputs, asked.together)
+        if asked.correlated_group is not None:
+            _groups(inputs, asked.correlated_group)
 
 
 def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Planned:
     """How many of the candidates in the tasks' lists each query stores; `folder` is where the hopeless are listed."""
-    asked = run.spec.surplus
+    asked = run.spec.overfetch
     assert asked is not None
     survival, learned = _survival(run, asked, inputs)
-    groups = None if asked.together is None else _groups(inputs, asked.together)
+    groups = None if asked.correlated_group is None else _groups(inputs, asked.correlated_group)
     alive = None if groups is None else best_of_group(survival, groups)
 
     def offers() -> Iterator[Offer]:
@@ -98,7 +98,7 @@ def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder:
     return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": learned}})
 
 
-def _plan(asked: Surplus, offers: Callable[[], Iterator[Offer]], traffic: Float64Array | None, n: int) -> Plan:
+def _plan(asked: OverfetchSpec, offers: Callable[[], Iterator[Offer]], traffic: Float64Array | None, n: int) -> Plan:
     """The fewest slots for each query, or what the size of the table leaves it."""
     m, p = asked.at_least, asked.probability
     if n == 0:
@@ -120,7 +120,7 @@ def _plan(asked: Surplus, offers: Callable[[], Iterator[Offer]], traffic: Float6
     return Plan.joined(parts)
 
 
-def _survival(run: RunContext, asked: Surplus, inputs: Inputs) -> tuple[Float64Array, dict[str, Any]]:
+def _survival(run: RunContext, asked: OverfetchSpec, inputs: Inputs) -> tuple[Float64Array, dict[str, Any]]:
     """((items,) the probability that each survives, where it comes from)."""
     if asked.survival is not None:
         return _survival_column(inputs, asked.survival), {"attribute": asked.survival}
@@ -128,7 +128,7 @@ def _survival(run: RunContext, asked: Surplus, inputs: Inputs) -> tuple[Float64A
     counts = run.lookup_counts
     assert counts is not None
     assert run.lookups is not None
-    groups = None if asked.like is None else _groups(inputs, asked.like)
+    groups = None if asked.smoothing_group is None else _groups(inputs, asked.smoothing_group)
     learned = learn_survival(counts.survived, counts.seen, groups)
     about = {name: value for name, value in asdict(learned).items() if name != "survival"}
     about |= {"log": _log_hashes(run.lookups), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
@@ -138,7 +138,7 @@ def _survival(run: RunContext, asked: Surplus, inputs: Inputs) -> tuple[Float64A
 def _survival_column(inputs: Inputs, name: str) -> Float64Array:
     column = attributes_of(inputs.items, [name]).column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise InputError(f"surplus.survival is a probability, and column {name!r} holds {column.type}")
+        raise InputError(f"overfetch.survival is a probability, and column {name!r} holds {column.type}")
     rates: Float64Array = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
     bad = np.flatnonzero(~((rates >= 0) & (rates <= 1)))
     if len(bad):
@@ -154,7 +154,7 @@ def _groups(inputs: Inputs, name: str) -> IntArray:
     """(items,) the group of each item by the value of an attribute; -1 where it is null."""
     values = attributes_of(inputs.items, [name]).column(name).combine_chunks()
     if pa.types.is_nested(values.type):
-        raise InputError(f"surplus groups items by single values, and column {name!r} holds {values.type}")
+        raise InputError(f"overfetch groups items by single values, and column {name!r} holds {values.type}")
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
     groups: IntArray = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     return groups

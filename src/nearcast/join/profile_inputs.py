@@ -25,7 +25,7 @@ from nearcast.measure.profile import quantiles_of, shares_of
 from nearcast.sources.ids import sample_rows_by_hash
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.sources.validate_rows import Report, TableReport
-from nearcast.spec import GeneratorSpec, Source
+from nearcast.spec import GeneratorSpec, SourceSpec
 from nearcast.types import IntArray
 
 __all__ = ["profile_inputs", "profile_rules"]
@@ -68,7 +68,7 @@ def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, An
     return {rule.name: _rule_facts(rule, *tables) for rule in bound}
 
 
-def _table_facts(report: TableReport, source: Source, sampled: _Sampled) -> dict[str, Any]:
+def _table_facts(report: TableReport, source: SourceSpec, sampled: _Sampled) -> dict[str, Any]:
     """The figures of one table."""
     faults = {problem.kind: round(problem.count / max(1, report.rows), 6) for problem in report.problems}
     return {
@@ -86,7 +86,7 @@ def _table_facts(report: TableReport, source: Source, sampled: _Sampled) -> dict
 class _Sampled:
     """One pass over the attributes of a table: shares of empty values of all rows, and the values of a sample."""
 
-    def __init__(self, side: IngestedTable, source: Source, rule_columns: Sequence[str]) -> None:
+    def __init__(self, side: IngestedTable, source: SourceSpec, rule_columns: Sequence[str]) -> None:
         """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
         names = list(dict.fromkeys((*source.attributes, *rule_columns)))
         self.id_type = side.listed_ids.type

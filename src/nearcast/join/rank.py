@@ -165,7 +165,7 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
     """What the join found for the queries at these (ascending) positions, before a model ranked it; or None."""
     if run.spec.rank is None:
         return None
-    positions = np.full((len(rows), run.spec.found), EMPTY_POSITION, np.int64)
+    positions = np.full((len(rows), run.spec.join_k), EMPTY_POSITION, np.int64)
     for folder in sorted((run.work / "tasks").iterdir()):
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))

@@ -87,7 +87,7 @@ def run_generator(
     newest.
 
     Raises InputError for bad data, BudgetError before work that does not fit, BusyError while another run
-    holds the generator, PromiseError when the snapshot is finished but below its promise.
+    holds the generator, TargetError when the snapshot is finished but below its promise.
     """
     run = prepare(spec, base, listener or Listener())
     refuse_out(run.out)
@@ -176,7 +176,7 @@ def _new_snapshot(
         "rows": n_rows,
         "fingerprint": plan.fingerprint,
         "nearcast": __version__,
-        "spec": whole.spec.model_dump(mode="json"),
+        "spec": whole.spec.as_recorded(),
         "inputs": input_facts(sources, checked.report, whole.spec),
         "engine": {
             "name": run.engine.name,
@@ -230,7 +230,7 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
         report.queries.vectors,
         report.items.dim,
         sample.dtype.itemsize,
-        run.spec.found,
+        run.spec.join_k,
         run.spec.recall,
     )
     engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)

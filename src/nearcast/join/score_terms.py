@@ -23,7 +23,7 @@ from nearcast.join.context import RunContext
 from nearcast.knn.scores import norms
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
-from nearcast.spec import Score
+from nearcast.spec import ScoreSpec
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
 
@@ -74,7 +74,7 @@ def _folder(home: Path, side: str, inputs: Inputs, run: RunContext) -> Path:
     return home / f"scored{side}-{fingerprint([side, *made_of, __version__])[:16]}"
 
 
-def _terms(items: IngestedTable, score: Score) -> _Terms:
+def _terms(items: IngestedTable, score: ScoreSpec) -> _Terms:
     added = None if score.add is None else score.weight * _numbers(items, score.add, score.missing)
     factor = None if score.multiply is None else _numbers(items, score.multiply, score.missing)
     if factor is not None and (factor < 0).any():

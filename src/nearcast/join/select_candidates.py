@@ -88,14 +88,14 @@ class Chosen:
 
 def choose_lists(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Chosen:
     """Choose from what the tasks have found; the queries that cannot be helped are listed in the snapshot's folder."""
-    if run.spec.exposure is None and run.spec.surplus is None:
+    if run.spec.exposure is None and run.spec.overfetch is None:
         return Chosen(tasks, tasks)
     with run.stage("choose"):
         chosen = Chosen(tasks, tasks)
         if run.spec.exposure is not None:
-            chosen = _capped(run, tasks, inputs, run.spec.exposure.most)
+            chosen = _capped(run, tasks, inputs, run.spec.exposure.max_lists_per_item)
             write_full_items(chosen.full, inputs, folder)
-        if run.spec.surplus is not None:
+        if run.spec.overfetch is not None:
             planned = plan_surplus(run, chosen.stored, inputs, folder)
             measures = chosen.measures | planned.measures
             chosen = replace(chosen, plan=planned.plan, measures=measures, facts=chosen.facts | planned.facts)
@@ -106,19 +106,19 @@ def stop_if_exposure_is_too_large(run: RunContext, n_queries: int) -> None:
     """Raise BudgetError where the candidates of all queries, which an exposure cap looks at, do not fit in memory."""
     if run.spec.exposure is None:
         return
-    pairs = n_queries * run.spec.found
+    pairs = n_queries * run.spec.join_k
     needed, given = pairs * CAPPED_BYTES / 1e9, run.resources.memory_bytes / 1e9
     if needed > given:
         raise BudgetError(
             f"an exposure cap looks at all {pairs:,} candidates at once, which takes about {needed:.1f} GB; the budget "
-            f"leaves {given:.1f} GB: raise `memory`, or lower exposure.per_query"
+            f"leaves {given:.1f} GB: raise `memory`, or lower exposure.candidates_per_query"
         )
 
 
 def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -> Chosen:
     stop_if_exposure_is_too_large(run, inputs.queries.vectors.n)
     found = [read_result(task.folder) for task in tasks]
-    whole = Neighbors.empty(0, run.spec.found)
+    whole = Neighbors.empty(0, run.spec.join_k)
     if found:
         whole = Neighbors(*(np.concatenate([getattr(f, name) for f in found]) for name in ("positions", "scores")))
     capped = cap_exposure(whole, run.spec.k, most, n_items=inputs.items.vectors.n)

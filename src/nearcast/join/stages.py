@@ -55,7 +55,7 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: P
     """Have the index as an artifact; `exact` has none, and its folder is never made."""
     made_of = made_from(run, checked.item_folder)
     held = open_constraints(constraints)
-    workload = workload_of(inputs.queries.vectors, run.spec.found, run.spec.recall, run.spec.seed, held)
+    workload = workload_of(inputs.queries.vectors, run.spec.join_k, run.spec.recall, run.spec.seed, held)
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
         made_of += [] if constraints is None else [constraints.name]
@@ -99,7 +99,7 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constrain
         engine=run.engine.name,
         engine_settings=as_pairs(run.settings.model_dump()),
         metric=run.spec.metric,
-        k=run.spec.found,
+        k=run.spec.join_k,
         effort=(),
         exclude_self=run.spec.exclude_self,
         constraints=constraints,
@@ -143,7 +143,7 @@ def calibrated(
     if run.engine.name == ExactEngine.name:
         return settings, None
     index, _ = open_index(settings.items, settings.index, settings.engine, settings.engine_settings, settings.metric)
-    efforts = index.efforts(run.spec.found)
+    efforts = index.efforts(run.spec.join_k)
     if len(efforts) == 1 or not _calibrates(run, inputs.queries.vectors.n):
         return replace(settings, effort=as_pairs(efforts[-1])), None
     with run.stage("calibrate"):
@@ -193,7 +193,7 @@ def calibration_sample(
     def join(effort: Effort) -> Neighbors:
         return index.join(
             vectors,
-            run.spec.found,
+            run.spec.join_k,
             effort=effort,
             exclude=barred,
             constraints=held,
@@ -202,10 +202,10 @@ def calibration_sample(
         )
 
     # The truth of an exact engine is its own full effort, which is fast; the report is measured by the referee.
-    full = index.efforts(run.spec.found)[-1]
+    full = index.efforts(run.spec.join_k)[-1]
 
     def pays(effort: Effort) -> bool:
-        return index.pays(vectors, run.spec.found, effort, run.resources, held)
+        return index.pays(vectors, run.spec.join_k, effort, run.resources, held)
 
     return Sample(join, join(full) if run.engine.exact else _truth(run, inputs, rows, truths, constraints), pays)
 
@@ -216,7 +216,7 @@ def _truth(run: RunContext, inputs: Inputs, rows: IntArray, truths: Path, constr
         inputs.items,
         inputs.queries,
         rows,
-        run.spec.found,
+        run.spec.join_k,
         run.spec.metric,
         exclude_self=run.spec.exclude_self,
         resources=run.resources,
@@ -231,7 +231,7 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
     n = inputs.queries.vectors.n
     tasks = [
         JoinTask(number, start, stop, run.work / "tasks" / f"{number:06d}", settings)
-        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.found))
+        for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.join_k))
     ]
     left = [task for task in tasks if not is_done(task.folder)]
     if len(left) < len(tasks):

@@ -54,7 +54,9 @@ def cap_exposure(found: Neighbors, k: int, most: int, *, n_items: int) -> Exposu
     rounds are as many as refusals hang on one another.
     """
     if most < 1:
-        raise SpecError(f"exposure.most is {most}; an item that may be in no list is no item: give at least 1")
+        raise SpecError(
+            f"exposure.max_lists_per_item is {most}; an item that may be in no list is no item: give at least 1"
+        )
     there = found.positions != EMPTY_POSITION
     uncapped = there & (np.arange(there.shape[1]) < k)
     contested = np.bincount(found.positions[there], minlength=n_items) > most

@@ -39,9 +39,9 @@ def open_log(path: Path | str, base: Path) -> ParquetFiles:
     Raises InputError where there is none.
     """
     shown = shown_path(base / path)
-    way_out = f"surplus.log names {shown}, which is not there; write look-ups to it, or use surplus.survival"
+    way_out = f"overfetch.log names {shown}, which is not there; write look-ups to it, or use overfetch.survival"
     try:
-        return open_parquet(path, base, "surplus.log", way_out)
+        return open_parquet(path, base, "overfetch.log", way_out)
     except ChangedInputError:
         raise
     except InputError as error:

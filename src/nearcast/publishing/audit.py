@@ -18,7 +18,7 @@ from nearcast.publishing.audit_values import Beside, Finding, Judged
 from nearcast.publishing.served_inputs import gather_inputs
 from nearcast.publishing.snapshot_rows import Shape, lists_of, payload_bytes, shape_of
 from nearcast.publishing.utc_times import seconds_of
-from nearcast.spec import Audit
+from nearcast.spec import AuditSpec
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists
 from nearcast.table.snapshot import Snapshot
@@ -43,7 +43,7 @@ class Current:
 
 
 def audit(
-    snapshot: Snapshot, settings: Audit, against: Current | None, *, now: float, withdrawn: bool = False
+    snapshot: Snapshot, settings: AuditSpec, against: Current | None, *, now: float, withdrawn: bool = False
 ) -> list[Finding]:
     """What every rule finds; `now` in seconds since 1970, `withdrawn` if the snapshot was rolled back from."""
     shape = shape_of(snapshot)

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 from nearcast.publishing.audit_values import NOTHING_CURRENT, Beside, Finding, Judged, Rule
 from nearcast.publishing.input_rules import INPUT_RULES
-from nearcast.spec import Audit
+from nearcast.spec import AuditSpec
 
 __all__ = ["RULES", "Beside", "Finding", "Judged", "Rule", "judge"]
 
 HOUR = 3600.0
 
 
-def judge(judged: Judged, settings: Audit) -> list[Finding]:
+def judge(judged: Judged, settings: AuditSpec) -> list[Finding]:
     """What every rule finds, in the order of the table."""
     return [rule.find(judged, settings) for rule in RULES.values()]
 
 
-def _recall(judged: Judged, settings: Audit) -> Finding:
+def _recall(judged: Judged, settings: AuditSpec) -> Finding:
     low, value = judged.measures["recall_low"], judged.measures["recall"]
     bound = judged.promised if settings.min_recall is None else settings.min_recall
     # No sample proves a recall of 1: there the verdict counts, as an exact engine proves it by its bound.
@@ -48,23 +48,23 @@ def _share(rule: str, found: float, bound: float, what: str) -> Finding:
     return Finding(rule, rule, bound, found, False, text)
 
 
-def _fill_rate(judged: Judged, settings: Audit) -> Finding:
+def _fill_rate(judged: Judged, settings: AuditSpec) -> Finding:
     return _share("fill_rate", judged.measures["fill_rate"], settings.min_fill_rate, "the fill rate")
 
 
-def _fill_at(judged: Judged, settings: Audit) -> Finding:
+def _fill_at(judged: Judged, settings: AuditSpec) -> Finding:
     found = judged.measures.get("fill_at_m")
     if found is None:
         return Finding("fill_at_m", "fill_at_m", settings.min_fill_at, None, True, "no measure.fill_at was set")
     return _share("fill_at_m", found, settings.min_fill_at, "the share of lists with enough candidates")
 
 
-def _query_coverage(judged: Judged, settings: Audit) -> Finding:
+def _query_coverage(judged: Judged, settings: AuditSpec) -> Finding:
     found = judged.measures["query_coverage"]
     return _share("query_coverage", found, settings.min_query_coverage, "the query coverage")
 
 
-def _queries_kept(judged: Judged, settings: Audit) -> Finding:
+def _queries_kept(judged: Judged, settings: AuditSpec) -> Finding:
     beside, bound = judged.current, settings.min_queries_kept
     if beside is None:
         return _alone("queries_kept", bound)
@@ -73,7 +73,7 @@ def _queries_kept(judged: Judged, settings: Audit) -> Finding:
     return _share("queries_kept", share, bound, what)
 
 
-def _keys(judged: Judged, settings: Audit) -> Finding:
+def _keys(judged: Judged, settings: AuditSpec) -> Finding:
     beside, n = judged.current, judged.keys
     now = beside.keys if beside else 0
     # the difference of a product and its rounding must not cost a key
@@ -92,7 +92,7 @@ def _keys(judged: Judged, settings: Audit) -> Finding:
     return Finding("keys", "keys", least, n, n >= least, text)
 
 
-def _overlap(judged: Judged, settings: Audit) -> Finding:
+def _overlap(judged: Judged, settings: AuditSpec) -> Finding:
     beside, bound = judged.current, settings.min_overlap
     if beside is None:
         return _alone("overlap", bound)
@@ -105,7 +105,7 @@ def _overlap(judged: Judged, settings: Audit) -> Finding:
     return Finding("overlap", "overlap", bound, found.found, False, f"{found.text}; {hint}")
 
 
-def _age(judged: Judged, settings: Audit) -> Finding:
+def _age(judged: Judged, settings: AuditSpec) -> Finding:
     bound, hours = settings.max_age_hours, max(0.0, judged.age_seconds) / HOUR
     if judged.age_seconds < 0:
         text = f"it was made {_hours(-judged.age_seconds / HOUR)} ahead of this machine's clock; its age counts as 0"
@@ -116,7 +116,7 @@ def _age(judged: Judged, settings: Audit) -> Finding:
     return Finding("age", "age_hours", bound, hours, hours <= bound, text)
 
 
-def _size(judged: Judged, settings: Audit) -> Finding:
+def _size(judged: Judged, settings: AuditSpec) -> Finding:
     beside, bound, size = judged.current, settings.max_size_change, judged.payload_bytes
     if beside is None:
         return _alone("size", bound, measure="size_change")
@@ -130,7 +130,7 @@ def _size(judged: Judged, settings: Audit) -> Finding:
     return Finding("size", "size_change", bound, found, change <= bound, text)
 
 
-def _withdrawn(judged: Judged, _: Audit) -> Finding:
+def _withdrawn(judged: Judged, _: AuditSpec) -> Finding:
     if judged.withdrawn:
         text = f"{judged.name} was rolled back from; name it to publish it all the same, or make a new snapshot"
     else:

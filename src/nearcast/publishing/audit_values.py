@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nearcast.spec import Audit
+from nearcast.spec import AuditSpec
 
 __all__ = ["NOTHING_CURRENT", "Beside", "Finding", "InputsBeside", "Judged", "Rule", "ValueChange", "VectorChange"]
 
@@ -101,4 +101,4 @@ class Rule:
     name: str
     settings: tuple[str, ...]  # of the spec's [audit] table
     meaning: str
-    find: Callable[[Judged, Audit], Finding]
+    find: Callable[[Judged, AuditSpec], Finding]

@@ -28,7 +28,7 @@ from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.utc_times import seconds_of, utc
 from nearcast.publishing.verify_copy import compare_sample, read_back
 from nearcast.publishing.write_version import writing
-from nearcast.spec import Audit, Publishing, Serving
+from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
 from nearcast.stores.base import Event, Held, Pointer, Store, store_time
 from nearcast.table.snapshot import Snapshot
 
@@ -45,9 +45,9 @@ class Order:
     generator: str
     store: Store
     choose: Callable[[], Snapshot]  # called under the lock, so that nobody publishes a newer one meanwhile
-    settings: Publishing
-    audit: Audit
-    serving: Serving
+    settings: PublishSpec
+    audit: AuditSpec
+    serving: ServeSpec
     accept: Mapping[str, str] = field(default_factory=dict)
     named: bool = False  # the version was asked for, which accepts that it was rolled back from
     repair: bool = False  # do without what cannot be read of the current version
@@ -62,10 +62,10 @@ class Order:
 def publish_snapshot(
     snapshot: Snapshot,
     store: Store,
-    settings: Publishing,
-    audit_settings: Audit,
+    settings: PublishSpec,
+    audit_settings: AuditSpec,
     *,
-    serving: Serving | None = None,
+    serving: ServeSpec | None = None,
     accept: Mapping[str, str] | None = None,
     dry_run: bool = False,
     repair: bool = False,
@@ -82,7 +82,7 @@ def publish_snapshot(
             lambda: snapshot,
             settings,
             audit_settings,
-            serving or Serving(),
+            serving or ServeSpec(),
             accept or {},
             named=True,
             repair=repair,

@@ -28,7 +28,7 @@ from nearcast.publishing.retention import retire_versions, withdrawn_after
 from nearcast.publishing.utc_times import utc
 from nearcast.publishing.verify_copy import read_back
 from nearcast.publishing.write_version import writing
-from nearcast.spec import Serving
+from nearcast.spec import ServeSpec
 from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
 from nearcast.stores.value_format import encode_keys, encode_lists, id_kind, id_type
 from nearcast.stores.weight_tables import KIND, PEOPLE, PHRASES, table_name
@@ -196,7 +196,7 @@ def _facts(name: str, version: int, rows: pa.Table, copied: Copied) -> Facts:
         "columns": {},
         "measures": {},
         "promise": {},
-        "serve": Serving().model_dump(mode="json"),
+        "serve": ServeSpec().model_dump(mode="json"),
         "audit": {"findings": [], "accepted": {}},
         "keys": copied.keys,
         "items": copied.items,

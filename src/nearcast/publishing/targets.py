@@ -12,7 +12,7 @@ from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.files import path_fault
-from nearcast.spec import Audit, GeneratorSpec, Publishing, Serving, parse_model
+from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
 __all__ = ["Place", "place_in_store", "place_of_name", "place_of_spec", "store_url"]
@@ -24,16 +24,16 @@ class Place:
 
     generator: str
     out: Path
-    publish: Publishing = field(default_factory=Publishing)
-    audit: Audit = field(default_factory=Audit)
-    serve: Serving = field(default_factory=Serving)
+    publish: PublishSpec = field(default_factory=PublishSpec)
+    audit: AuditSpec = field(default_factory=AuditSpec)
+    serve: ServeSpec = field(default_factory=ServeSpec)
 
     def url(self, override: str | None = None) -> str:
         """The URL of its store."""
         return store_url(self.publish, self.out, override)
 
 
-def store_url(settings: Publishing, out: Path, override: str | None = None) -> str:
+def store_url(settings: PublishSpec, out: Path, override: str | None = None) -> str:
     """The URL of the store: the override as it stands, else the spec's, whose relative lmdb:PATH is below `out`.
 
     An override comes from a person, and is relative to the current folder, as for `nearcast.open`. `~` is the home
@@ -62,9 +62,9 @@ def place_of_name(generator: str, out: Path, version: int | None = None) -> Plac
     return Place(
         generator,
         out,
-        _table(snapshot, "publish", Publishing),
-        _table(snapshot, "audit", Audit),
-        _table(snapshot, "serve", Serving),
+        _table(snapshot, "publish", PublishSpec),
+        _table(snapshot, "audit", AuditSpec),
+        _table(snapshot, "serve", ServeSpec),
     )
 
 
@@ -78,4 +78,4 @@ def place_in_store(generator: str, out: Path) -> Place:
 
 def _table(snapshot: Snapshot, name: str, model: Any) -> Any:
     tables = snapshot.manifest.spec.get(name, {})  # a manifest of an earlier version does not have it
-    return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}")
+    return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}", recorded=True)

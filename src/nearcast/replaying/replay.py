@@ -31,7 +31,7 @@ from nearcast.serve.lookup_keys import typed_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import View, open_version
 from nearcast.sources.user_files import changed_error
-from nearcast.spec import Audit, Publishing
+from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.value_format import IdType
@@ -179,13 +179,13 @@ def looked_up(run: RunContext, store: Store, version: int | None, name: str = "o
 @contextlib.contextmanager
 def _staged(snapshot: Snapshot) -> Iterator[Store]:
     """A store of its own with this snapshot, which goes away again. Whatever an audit would say is no matter here."""
-    findings = audit(snapshot, Audit(), None, now=time.time())
+    findings = audit(snapshot, AuditSpec(), None, now=time.time())
     accept = {finding.rule: STAGED for finding in findings if not finding.passed}
     with (
         tempfile.TemporaryDirectory(prefix="nearcast-replay-") as folder,
         contextlib.closing(open_store(f"lmdb:{folder}")) as store,
     ):
-        publish_snapshot(snapshot, store, Publishing(), Audit(), accept=accept)
+        publish_snapshot(snapshot, store, PublishSpec(), AuditSpec(), accept=accept)
         yield store
 
 

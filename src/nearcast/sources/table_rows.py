@@ -25,7 +25,7 @@ from nearcast.sources.npy import open_npy
 from nearcast.sources.parquet_files import Footer, ParquetFiles, open_parquet, read_batches, read_footer
 from nearcast.sources.parquet_listing import Listing, has_magic, list_parquet, local_file
 from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
-from nearcast.spec import Source
+from nearcast.spec import SourceSpec
 
 __all__ = ["BATCH_BYTES", "RowBatch", "RowSource", "as_arrow", "is_table", "open_source", "table_source"]
 
@@ -71,7 +71,7 @@ class Part:
 class RowSource:
     """All rows of one side. Cheap to make: the schemas are read, the rows are not."""
 
-    spec: Source
+    spec: SourceSpec
     parts: tuple[Part, ...]
     only: Part | None = None  # of ids: rows with another are left out, as if they were not there
     listing: Listing | None = None  # of the files, where they are those of a path
@@ -174,7 +174,7 @@ class RowSource:
         return RowBatch(ids, found, pa.table(columns))
 
 
-def open_source(spec: Source, base: Path, *, leave_out: Path | None = None) -> RowSource:
+def open_source(spec: SourceSpec, base: Path, *, leave_out: Path | None = None) -> RowSource:
     """Find the files of a source, relative to `base`, and read their schemas.
 
     leave_out: a folder that is not read, should it be below the source's: what runs write is no input.
@@ -188,7 +188,7 @@ def open_source(spec: Source, base: Path, *, leave_out: Path | None = None) -> R
     return _checked(RowSource(spec, parts, only, listing, (*listing.notes, *notes)))
 
 
-def table_source(spec: Source, data: object, name: str) -> RowSource:
+def table_source(spec: SourceSpec, data: object, name: str) -> RowSource:
     """A source over a table in memory: Arrow, pandas, polars, or a pair (ids, vectors) of NumPy arrays."""
     if spec.only is not None:
         raise InputError(f"only = {spec.only!r} goes with files; leave the rows out of the table that is given")
@@ -201,7 +201,7 @@ def table_source(spec: Source, data: object, name: str) -> RowSource:
     return _checked(RowSource(spec, (_table_part(table, spec, name),)))
 
 
-def _id_part(spec: Source, base: Path) -> Part:
+def _id_part(spec: SourceSpec, base: Path) -> Part:
     """The file that `only` names, as a part that has ids and no vectors."""
     way_out = "check `only` (it is relative to the spec's own folder)"
     file = local_file(str(spec.only), base, "only", way_out)
@@ -242,7 +242,7 @@ def is_table(data: object) -> bool:
     return isinstance(data, tuple) or hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")
 
 
-def as_arrow(data: object, spec: Source, name: str) -> pa.Table:
+def as_arrow(data: object, spec: SourceSpec, name: str) -> pa.Table:
     """Turn a table of any of the supported kinds into an Arrow table."""
     if isinstance(data, pa.Table):
         return data
@@ -261,7 +261,7 @@ def as_arrow(data: object, spec: Source, name: str) -> pa.Table:
     raise InputError(f"{name} is a {kind}; give an Arrow, pandas or polars table, or a pair (ids, vectors)")
 
 
-def _from_pandas(frame: Any, spec: Source, name: str) -> pa.Table:
+def _from_pandas(frame: Any, spec: SourceSpec, name: str) -> pa.Table:
     names = [str(column) for column in frame.columns]
     _need_columns(name, names, {"id": spec.id, "vector": spec.vector}, spec.columns)
     wanted = list(dict.fromkeys((spec.id, spec.vector, *spec.columns)))
@@ -328,7 +328,7 @@ def _plain(id_type: pa.DataType) -> str:
     return "an integer" if id_type == pa.int64() else "a string"
 
 
-def _parquet_parts(listing: Listing, spec: Source) -> tuple[tuple[Part, ...], list[str]]:
+def _parquet_parts(listing: Listing, spec: SourceSpec) -> tuple[tuple[Part, ...], list[str]]:
     """A part for each file, and notes on files without rows that were skipped since their columns do not fit."""
     footers = [read_footer(file) for file in listing.files]
     folders = [hive_values(file.path, listing.base) for file in listing.files]
@@ -388,7 +388,7 @@ def _folder_type(name: str, footers: Sequence[Footer], folders: Sequence[Mapping
 
 
 def _parquet_part(
-    file: UserFile, footer: Footer, folder: Mapping[str, tuple[str | None, pa.DataType]], spec: Source
+    file: UserFile, footer: Footer, folder: Mapping[str, tuple[str | None, pa.DataType]], spec: SourceSpec
 ) -> Part:
     """folder: value and type of each column that is taken from the names of the file's folders."""
     # Arrow decodes a list with two levels, a flag and a copy per component: far more than it stores
@@ -409,7 +409,7 @@ def _parquet_part(
     return _part(file.name, footer.n_rows, schema, spec, stored, read, lambda: _digest_of(file), (file,))
 
 
-def _npy_part(spec: Source, base: Path) -> Part:
+def _npy_part(spec: SourceSpec, base: Path) -> Part:
     vectors = open_npy(local_file(spec.path, base, "path", WAY_OUT))
     ids_file = local_file(str(spec.ids), base, "ids", "check `ids` (it is relative to the spec's own folder)")
     beside = _read_ids_file(ids_file, spec)
@@ -437,7 +437,7 @@ def _npy_part(spec: Source, base: Path) -> Part:
     return _part(spec.path, vectors.n, schema, spec, stored, read, digest, (vectors.file, ids_file))
 
 
-def _read_ids_file(file: UserFile, spec: Source) -> pa.Table:
+def _read_ids_file(file: UserFile, spec: SourceSpec) -> pa.Table:
     """The ids, and with a Parquet file the other columns, of a file beside the vectors, or of `only`."""
     path = file.path
     try:
@@ -461,7 +461,7 @@ def _one_parquet(file: UserFile) -> ParquetFiles:
     return replace(found, listing=replace(found.listing, files=(file,)))
 
 
-def _table_part(table: pa.Table, spec: Source, name: str) -> Part:
+def _table_part(table: pa.Table, spec: SourceSpec, name: str) -> Part:
     def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
         for start in range(0, len(table), rows):
             yield table.select(list(columns)).slice(start, rows)
@@ -511,7 +511,7 @@ def _part(
     name: str,
     n_rows: int,
     schema: pa.Schema,
-    spec: Source,
+    spec: SourceSpec,
     stored_bytes: int,
     read: Callable[[Sequence[str], int], Iterator[pa.Table]],
     digest: Callable[[], dict[str, Any]],
