@@ -145,7 +145,7 @@ def replay(
         if online is not None:
             same = looked[0].view.version.facts.k  # or the longer lists would win
             ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
-        sources = None if online is None else open_sources(asked, folder, None, None, run_context.listener)
+        sources = None if online is None else open_sources(asked, folder, run_context.listener)
         compared = compare_inputs(run_context, looked, sources)
         for words in compared.warnings:
             run_context.listener.note(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nearcast.api.arguments import SpecLike, note, resolve
 from nearcast.errors import NearcastError, TargetError
@@ -11,6 +11,7 @@ from nearcast.history.event_log import read
 from nearcast.history.publish_events import live_of, rejected_versions
 from nearcast.history.record import record_run
 from nearcast.join.baseline import Baseline
+from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.table.snapshot import Snapshot
@@ -38,14 +39,15 @@ def run(
     """
     parsed, folder = resolve(spec, base, items, queries)
     listener = listener or Listener()
-    given: dict[str, Any] = {"items": items, "queries": queries, "listener": listener, "again": again}
+    out = folder / parsed.out
+    tables, baseline = InMemoryTables(items, queries), _baseline(out, parsed.name, listener)
     try:
-        outcome = run_generator(parsed, folder, **given, baseline=_baseline(folder / parsed.out, parsed.name, listener))
+        outcome = run_generator(parsed, folder, tables=tables, listener=listener, again=again, baseline=baseline)
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
-            note(listener, record_run(folder / parsed.out, error.snapshot))
+            note(listener, record_run(out, error.snapshot))
         raise
-    note(listener, record_run(folder / parsed.out, outcome.snapshot))
+    note(listener, record_run(out, outcome.snapshot))
     return outcome
 
 
@@ -70,4 +72,4 @@ def check(
 ) -> tuple[Report, RunEstimate]:
     """Do all of a run that comes before the join: read and judge the inputs, and estimate."""
     parsed, folder = resolve(spec, base, items, queries)
-    return check_generator(parsed, folder, items=items, queries=queries, listener=listener)
+    return check_generator(parsed, folder, tables=InMemoryTables(items, queries), listener=listener)

@@ -36,6 +36,6 @@ def tune(
         parse_model(GeneratorSpec, parsed.model_dump() | free, "the spec"), folder, listener or Listener()
     )
     tuned = tune_job(run_context, trials=trials, seconds=seconds)
-    home = run_context.home / "tuning"
+    home = run_context.workspace.home / "tuning"
     save(tuned, home / "frontier.json")
     return tuned, home

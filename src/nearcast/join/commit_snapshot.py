@@ -11,7 +11,7 @@ from typing import Any
 
 from nearcast.errors import TargetError
 from nearcast.files import finish
-from nearcast.join.context import RunContext
+from nearcast.join.context import RunContext, Workspace
 from nearcast.join.inputs import Sources
 from nearcast.join.run_plan import planned_fingerprint
 from nearcast.sources.validate_rows import Report
@@ -66,23 +66,27 @@ def input_facts(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[s
 def finish_snapshot(run: RunContext, folder: Path, facts: dict[str, Any]) -> Snapshot:
     """Make the snapshot appear, whole and at once, then tidy up what it does not need."""
     finish(folder, facts)
-    home = snapshots_folder(run.out, run.spec.name)
+    home = snapshots_folder(run.workspace.out, run.spec.name)
     home.mkdir(exist_ok=True)
     place = home / f"{facts['version']:06d}"
     os.rename(folder, place)
     snapshot = Snapshot(place, Manifest(facts))
-    tidy(run, snapshot)
+    tidy(run.workspace, snapshot)
     return snapshot
 
 
-def tidy(run: RunContext, snapshot: Snapshot) -> None:
+def tidy(workspace: Workspace, snapshot: Snapshot) -> None:
     """Remove the work that led to a snapshot, and the artifacts that it was not made of."""
-    planned = planned_fingerprint(run.work)
-    if run.work.exists() and planned in (None, snapshot.manifest.fingerprint):  # None: killed while removing it
-        shutil.rmtree(run.work)
-    if run.artifacts.is_dir() and not run.work.exists():
-        for path in run.artifacts.iterdir():
-            if path.name not in snapshot.manifest.artifacts and path != run.truths:
+    work, artifacts = workspace.work, workspace.artifacts
+    planned = planned_fingerprint(work)
+    if work.exists() and planned in (
+        None,
+        snapshot.manifest.fingerprint,
+    ):  # None: killed while removing it
+        shutil.rmtree(work)
+    if artifacts.is_dir() and not work.exists():
+        for path in artifacts.iterdir():
+            if path.name not in snapshot.manifest.artifacts and path != workspace.truths:
                 shutil.rmtree(path)
 
 

@@ -105,7 +105,7 @@ def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vec
     made_of += [ALIKE_FORMAT] if any(cap.near_duplicate_cosine is not None for cap in spec.caps) else []
     folder = home / f"constraints-{fingerprint(made_of)[:16]}"
     if not is_done(folder):
-        with run.stage("rules"):
+        with run.meter.stage("rules"):
             _write(run, inputs, originals, fresh_folder(folder))
     refuse_unhonoured(run.engine, open_constraints(folder))
     return folder

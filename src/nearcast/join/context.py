@@ -1,24 +1,23 @@
-"""What the stages of one run share: the spec, the engine, where things go, what may be taken, what it took."""
+"""The values that the stages of a run share: the spec, the workspace (folders), the meter (time and memory)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nearcast import machine
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, EngineSettings, Resources
 from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listener import Listener
-from nearcast.overfetch.survival_log import Counts
-from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
 
-__all__ = ["STAGES", "RunContext", "prepare"]
+__all__ = ["STAGES", "Meter", "RunContext", "Workspace", "prepare"]
 
 STAGES = (
     "hash",
@@ -35,65 +34,100 @@ STAGES = (
     "overlap",
     "profile",
 )
-SMALLEST_WORK = 64 << 20  # below that not even one block of each kind can be held
-LARGEST_READ = 1 << 30  # more would not make reading faster
+SMALLEST_WORK = 64 << 20  # one block of each kind does not fit into less
+LARGEST_READ = 1 << 30  # reading is not faster with more
 
 
-@dataclass(slots=True)
-class RunContext:
-    """What the stages of one run share."""
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folders of one generator."""
 
-    spec: GeneratorSpec
-    base: Path
-    out: Path
-    engine: Engine
-    settings: EngineSettings
-    listener: Listener
-    budget_bytes: int
-    base_bytes: int
-    resources: Resources
-    seconds: dict[str, float] = field(default_factory=dict)
-    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of all threads of this process
-    lookups: ParquetFiles | None = None  # the log of look-ups that survival is learned from, as it was at the start
-    lookup_counts: Counts | None = None  # what it says of each item
+    base: Path  # paths of the spec are relative to it
+    out: Path  # holds the folders of all generators
+    generator: str
 
     @property
     def home(self) -> Path:
-        """The folder of the generator."""
-        return self.out / self.spec.name
+        """Folder of the generator."""
+        return self.out / self.generator
 
     @property
     def artifacts(self) -> Path:
-        """Intermediate results that the next run may use again."""
+        """Intermediate results that later runs may use again."""
         return self.home / "artifacts"
 
     @property
     def truths(self) -> Path:
-        """The exact neighbors of sampled queries, which later runs update. They outlive the snapshots."""
+        """Exact neighbors of sampled queries. Later runs update them; they outlive the snapshots."""
         return self.artifacts / "truth"
 
     @property
     def work(self) -> Path:
-        """What is under way."""
+        """Unfinished work of the current run."""
         return self.home / "work"
 
-    @property
-    def read_bytes(self) -> int:
-        """What reading the inputs may take."""
-        return min(LARGEST_READ, self.resources.memory_bytes // 2)
+
+class Meter:
+    """Measures time and memory of a run: wall and CPU seconds by stage, in total, and the peak of resident memory."""
+
+    def __init__(self, base_bytes: int, budget_bytes: int) -> None:
+        self.base_bytes = base_bytes  # resident memory before the run
+        self.budget_bytes = budget_bytes  # limit of the process
+        self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}  # of all threads of the process
+        self._started = time.perf_counter()
+        self._peak: machine.PeakMemory | None = None
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Measure total time and peak memory from here to the end of the block."""
+        with machine.PeakMemory() as self._peak:
+            self._started = time.perf_counter()
+            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done inside."""
+        """Add the time of the block to a stage."""
         started, cpu = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures up to now, by the manifest's keys."""
+        return {
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "cpu_seconds": {stage: round(value, 3) for stage, value in self.cpu_seconds.items()},
+            "seconds_total": round(time.perf_counter() - self._started, 3),
+            "peak_memory_bytes": 0 if self._peak is None else self._peak.bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The spec of a run with its engine and resources, the workspace, the meter, and the listener."""
+
+    spec: GeneratorSpec
+    engine: Engine
+    settings: EngineSettings
+    resources: Resources
+    workspace: Workspace
+    meter: Meter
+    listener: Listener
+
+    @property
+    def read_bytes(self) -> int:
+        """Memory limit of reading the inputs, in bytes."""
+        return min(LARGEST_READ, self.resources.memory_bytes // 2)
+
 
 def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
-    """Resolve engine, settings and resources; BudgetError when not even the smallest blocks would fit."""
-    _refuse_odd_name(base / spec.out)
+    """Choose the engine, parse its settings and derive the resources.
+
+    Raises BudgetError if the smallest blocks do not fit into the memory, SpecError for settings or an `out` that
+    cannot be used.
+    """
+    _refuse_name_not_utf8(base / spec.out)
     engine = choose_engine(spec.engine)
     settings = parse_model(engine.settings, spec.engine_settings, f"engine_settings of {engine.name}")
     base_bytes = machine.resident_memory()
@@ -104,17 +138,24 @@ def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
             f"memory is {budget / 1e6:.0f} MB, and Python with its libraries takes {base_bytes / 1e6:.0f} MB of it; "
             f"give at least {(base_bytes + SMALLEST_WORK) / 1e6:.0f} MB"
         )
-    resources = Resources(spec.threads or machine.default_threads(), work_bytes)
-    return RunContext(spec, base, base / spec.out, engine, settings, listener, budget, base_bytes, resources)
+    return RunContext(
+        spec,
+        engine,
+        settings,
+        Resources(spec.threads or machine.default_threads(), work_bytes),
+        Workspace(base, base / spec.out, spec.name),
+        Meter(base_bytes, budget),
+        listener,
+    )
 
 
-def _refuse_odd_name(out: Path) -> None:
-    """SpecError for a folder that Arrow cannot write to: its names are UTF-8."""
+def _refuse_name_not_utf8(out: Path) -> None:
+    """Raise SpecError for a folder name that is not UTF-8: Arrow cannot write there."""
     try:
         str(out.absolute()).encode()
     except UnicodeEncodeError:
         shown = shown_path(out)
         raise SpecError(
             f"out is {shown}, a name that is not UTF-8, and Parquet cannot be written there; rename the folder, or "
-            "name another: out"
+            "set `out` to another"
         ) from None

@@ -54,7 +54,7 @@ def waiting_for(path: Path, what: str, listener: Listener) -> Iterator[None]:
 
 def todays_inputs(run: RunContext, sources: Sources, home: Path) -> tuple[Place, Inputs]:
     """Both sides as a run has left them, or as an earlier call has; ingested into `home` where neither has."""
-    for folder in (run.artifacts, home):
+    for folder in (run.workspace.artifacts, home):
         place = Place(*ingested_folders(run.spec, sources, folder))
         if not (is_done(place.items) and is_done(place.queries)):
             continue

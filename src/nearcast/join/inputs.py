@@ -13,6 +13,7 @@ from nearcast.files import fingerprint, is_done, read_manifest
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest, ingest_bytes, ingest_memory, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
+from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.table_rows import RowSource, open_source, table_source
 from nearcast.sources.validate_rows import (
     Report,
@@ -30,6 +31,7 @@ from nearcast.types import ArrayVectors, Progress
 
 __all__ = [
     "Checked",
+    "InMemoryTables",
     "Sources",
     "check_inputs",
     "ingest_inputs",
@@ -42,6 +44,14 @@ TRIAL_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
+class InMemoryTables:
+    """Tables in memory that replace the files of a spec: Arrow, pandas, polars, or pairs (ids, vectors)."""
+
+    items: object | None = None  # None: the spec's files
+    queries: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """Both sides, unread, with the hashes of their contents. `queries is items` for a join of a set with itself."""
 
@@ -49,6 +59,14 @@ class Sources:
     queries: RowSource
     item_digests: list[dict[str, Any]]
     query_digests: list[dict[str, Any]]
+    lookup_log: ParquetFiles | None = None  # that survival is learned from
+
+    @property
+    def lookup_digests(self) -> list[dict[str, str]] | None:
+        """Names and hashes of the look-up log's files; None without a log."""
+        if self.lookup_log is None:
+            return None
+        return [{"name": digest["name"], "blake2b": digest["blake2b"]} for digest in self.lookup_log.digests()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +83,16 @@ class Checked:
     memory_bytes: int  # the same, at its peak
 
 
-def open_sources(
-    spec: GeneratorSpec, base: Path, items: object | None, queries: object | None, listener: Listener
-) -> Sources:
-    """Find the rows of both sides, in files or in the tables given, and hash their contents.
+def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: InMemoryTables | None = None) -> Sources:
+    """Open items and queries, in files or in memory, and hash their contents. Notes skipped files to the listener.
 
-    The listener hears of files that were skipped. Raises InputError where a file changes meanwhile.
+    Raises InputError if a file changes meanwhile.
     """
+    tables = tables or InMemoryTables()
     out = base / spec.out
-    item_source = _open(spec.items, base, items, "items", out)
-    own_queries = spec.queries is not None or queries is not None
-    query_source = _open(spec.query_source, base, queries, "queries", out) if own_queries else item_source
+    item_source = _open(spec.items, base, tables.items, "items", out)
+    own_queries = spec.queries is not None or tables.queries is not None
+    query_source = _open(spec.query_source, base, tables.queries, "queries", out) if own_queries else item_source
     check_id_types(item_source, query_source, exclude_self=spec.exclude_self)
     for text in dict.fromkeys((*item_source.notes, *query_source.notes)):
         listener.note(text)

@@ -72,9 +72,9 @@ def open_online(
         }
     )
     run = prepare(asked, base, listener or Listener())
-    home = run.home / "online"
+    home = run.workspace.home / "online"
     with waiting_for(home / ".lock", f"the online index of {spec.name!r}", run.listener):
-        sources = open_sources(asked, base, None, None, run.listener)
+        sources = open_sources(asked, base, run.listener)
         place, inputs = todays_inputs(run, sources, home)
         opened = _opened(run, place, inputs, home, own=own)
         effort, reached = _effort(run, opened.index, opened.folder.name, place, inputs, home)
@@ -106,7 +106,7 @@ def _opened(run: RunContext, place: Place, inputs: Inputs, home: Path, *, own: b
     effort = ONLINE_ENGINES[run.engine.name]
     free = run.settings.model_copy(update={effort: None})  # found for the recall, whatever the run was told
     made_of = made_from(run, place.items)
-    folder = run.artifacts / index_name(made_of)
+    folder = run.workspace.artifacts / index_name(made_of)
     if own and is_done(folder):
         try:
             verify(folder, contents=False)
@@ -119,7 +119,7 @@ def _opened(run: RunContext, place: Place, inputs: Inputs, home: Path, *, own: b
         if "build_threads" in type(free).model_fields:  # nobody compares the bytes of an online index
             building = free.model_copy(update={"build_threads": run.resources.threads})
     folder = home / index_name(made_of)
-    with run.stage("build"):
+    with run.meter.stage("build"):
         ensure_index(
             run.engine,
             vectors,
@@ -148,7 +148,7 @@ def _effort(
         return _remembered(path)
     size = min(spec.measure.calibration, n // 2)
     choosing, checking = sample_rows(n, (size, size), spec.seed)
-    with run.stage("calibrate"):
+    with run.meter.stage("calibrate"):
         found = find_effort(
             efforts,
             spec.recall,
@@ -186,5 +186,5 @@ def _tidy(run: RunContext, home: Path, place: Place) -> None:
             shutil.rmtree(path)
     for path in home.glob("effort-*"):
         made = f"index-{path.name.split('-')[1]}"
-        if not is_done(home / made) and not is_done(run.artifacts / made):
+        if not is_done(home / made) and not is_done(run.workspace.artifacts / made):
             path.unlink()

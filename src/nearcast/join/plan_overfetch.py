@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from nearcast.errors import InputError
 from nearcast.join.context import RunContext
-from nearcast.join.run_plan import Plan as RunPlan
+from nearcast.join.inputs import Sources
 from nearcast.join.task import JoinTask, read_result
 from nearcast.measure.list_quality import weights_of
 from nearcast.overfetch.budget import Edges, sell
@@ -25,10 +25,19 @@ from nearcast.overfetch.survivor_probability import Float64Array, Offer, best_of
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import Inputs
 from nearcast.sources.parquet_files import ParquetFiles
-from nearcast.spec import OverfetchSpec
+from nearcast.spec import GeneratorSpec, OverfetchSpec
 from nearcast.types import IntArray
 
-__all__ = ["SHORT_FILE", "Planned", "check_surplus", "check_weights", "count_lookups", "plan_surplus", "with_lookups"]
+__all__ = [
+    "SHORT_FILE",
+    "Planned",
+    "Survival",
+    "check_surplus",
+    "check_weights",
+    "estimate_survival",
+    "open_lookup_log",
+    "plan_surplus",
+]
 
 SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
 SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
@@ -43,19 +52,42 @@ class Planned:
     facts: dict[str, Any]
 
 
-def with_lookups(plan: RunPlan, run: RunContext) -> RunPlan:
-    """The run's plan with the contents of the log of look-ups, which decide the answer too; the run keeps it open."""
-    if run.spec.overfetch is None or run.spec.overfetch.log is None:
-        return plan
-    run.lookups = open_log(run.spec.overfetch.log, run.base)
-    run.lookups.tell(run.listener.note)
-    return RunPlan({**plan.parts, "lookups": _log_hashes(run.lookups)})
+@dataclass(frozen=True, slots=True, eq=False)
+class Survival:
+    """The probability that each item is still eligible at look-up."""
+
+    rates: Float64Array  # (items,)
+    origin: dict[str, Any]  # for the manifest: the attribute, or the log and its counts
 
 
-def count_lookups(run: RunContext, inputs: Inputs) -> None:
-    """Count the look-ups of each item in the log that the plan was made with, before the join: logs grow."""
-    if run.lookups is not None:
-        run.lookup_counts = read_counts(run.lookups, inputs.items.ids)
+def open_lookup_log(run: RunContext) -> ParquetFiles | None:
+    """Open the look-up log that survival is learned from; None if the spec names none."""
+    overfetch = run.spec.overfetch
+    if overfetch is None or overfetch.log is None:
+        return None
+    log = open_log(overfetch.log, run.workspace.base)
+    log.tell(run.listener.note)
+    return log
+
+
+def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> Survival | None:
+    """Estimate the survival of every item, from an attribute or the look-up log; None without over-fetch.
+
+    Reads the log before the join, since logs grow. Raises InputError for a column or a log that holds no
+    probabilities or outcomes.
+    """
+    overfetch = spec.overfetch
+    if overfetch is None:
+        return None
+    if overfetch.survival is not None:
+        return Survival(_survival_column(inputs, overfetch.survival), {"attribute": overfetch.survival})
+    assert sources.lookup_log is not None
+    counts = read_counts(sources.lookup_log, inputs.items.ids)
+    groups = None if overfetch.smoothing_group is None else _groups(inputs, overfetch.smoothing_group)
+    learned = learn_survival(counts.survived, counts.seen, groups)
+    origin = {name: value for name, value in asdict(learned).items() if name != "survival"}
+    origin |= {"log": sources.lookup_digests, "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
+    return Survival(learned.survival, origin | {"unseen_items": int(np.count_nonzero(counts.seen == 0))})
 
 
 def check_weights(run: RunContext, inputs: Inputs) -> None:
@@ -64,26 +96,24 @@ def check_weights(run: RunContext, inputs: Inputs) -> None:
 
 
 def check_surplus(run: RunContext, inputs: Inputs) -> None:
-    """Raise InputError for columns or a log that `plan_surplus` could not take."""
+    """Raise InputError if the column of correlated groups holds lists."""
     asked = run.spec.overfetch
-    if asked is not None:
-        _survival(run, asked, inputs)
-        if asked.correlated_group is not None:
-            _groups(inputs, asked.correlated_group)
+    if asked is not None and asked.correlated_group is not None:
+        _groups(inputs, asked.correlated_group)
 
 
-def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Planned:
-    """How many of the candidates in the tasks' lists each query stores; `folder` is where the hopeless are listed."""
+def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival, folder: Path) -> Planned:
+    """Plan how many candidates each query stores; list the queries without enough survivors in `folder`."""
     asked = run.spec.overfetch
     assert asked is not None
-    survival, learned = _survival(run, asked, inputs)
+    rates = survival.rates
     groups = None if asked.correlated_group is None else _groups(inputs, asked.correlated_group)
-    alive = None if groups is None else best_of_group(survival, groups)
+    alive = None if groups is None else best_of_group(rates, groups)
 
     def offers() -> Iterator[Offer]:
         for task in tasks:
             positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
-            yield offer(positions, survival, groups, alive)
+            yield offer(positions, rates, groups, alive)
 
     traffic = _traffic(run, inputs)
     plan = _plan(asked, offers, traffic, inputs.queries.vectors.n)
@@ -95,7 +125,7 @@ def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder:
             f"{below:.2%} of requests are expected to end below; {SHORT_FILE} in the snapshot lists them"
         )
     measures = {"surplus_slots": slots, "surplus_short": plan.n_short, "surplus_below": below}
-    return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": learned}})
+    return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": survival.origin}})
 
 
 def _plan(asked: OverfetchSpec, offers: Callable[[], Iterator[Offer]], traffic: Float64Array | None, n: int) -> Plan:
@@ -118,21 +148,6 @@ def _plan(asked: OverfetchSpec, offers: Callable[[], Iterator[Offer]], traffic: 
         parts.append(plan_of(offered, m, p, here))
         first += len(here)
     return Plan.joined(parts)
-
-
-def _survival(run: RunContext, asked: OverfetchSpec, inputs: Inputs) -> tuple[Float64Array, dict[str, Any]]:
-    """((items,) the probability that each survives, where it comes from)."""
-    if asked.survival is not None:
-        return _survival_column(inputs, asked.survival), {"attribute": asked.survival}
-    assert asked.log is not None
-    counts = run.lookup_counts
-    assert counts is not None
-    assert run.lookups is not None
-    groups = None if asked.smoothing_group is None else _groups(inputs, asked.smoothing_group)
-    learned = learn_survival(counts.survived, counts.seen, groups)
-    about = {name: value for name, value in asdict(learned).items() if name != "survival"}
-    about |= {"log": _log_hashes(run.lookups), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
-    return learned.survival, about | {"unseen_items": int(np.count_nonzero(counts.seen == 0))}
 
 
 def _survival_column(inputs: Inputs, name: str) -> Float64Array:
@@ -164,11 +179,6 @@ def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     """(queries,) how often each is asked for; None where the spec names no weight."""
     name = run.spec.query_source.weight
     return None if name is None else weights_of(name, attributes_of(inputs.queries, [name]))
-
-
-def _log_hashes(log: ParquetFiles) -> list[dict[str, str]]:
-    """Names and hashes of the log's files."""
-    return [{"name": digest["name"], "blake2b": digest["blake2b"]} for digest in log.digests()]
 
 
 def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:

@@ -166,7 +166,7 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
     if run.spec.rank is None:
         return None
     positions = np.full((len(rows), run.spec.join_k), EMPTY_POSITION, np.int64)
-    for folder in sorted((run.work / "tasks").iterdir()):
+    for folder in sorted((run.workspace.work / "tasks").iterdir()):
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))
         if first < last:

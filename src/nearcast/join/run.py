@@ -22,9 +22,9 @@ from nearcast.join.commit_snapshot import finish_snapshot, input_facts, size_of,
 from nearcast.join.compile_constraints import have_constraints
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, stop_if_too_large
-from nearcast.join.inputs import Checked, Sources, check_inputs, ingest_inputs, trial_vectors
+from nearcast.join.inputs import Checked, InMemoryTables, Sources, check_inputs, ingest_inputs, trial_vectors
 from nearcast.join.listener import Listener
-from nearcast.join.plan_overfetch import count_lookups
+from nearcast.join.plan_overfetch import estimate_survival
 from nearcast.join.profile_inputs import profile_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import Plan, enter_work
@@ -72,8 +72,7 @@ def run_generator(
     spec: GeneratorSpec,
     base: Path,
     *,
-    items: object | None = None,
-    queries: object | None = None,
+    tables: InMemoryTables | None = None,
     listener: Listener | None = None,
     runner: Runner | None = None,
     again: bool = False,
@@ -90,19 +89,18 @@ def run_generator(
     holds the generator, TargetError when the snapshot is finished but below its promise.
     """
     run = prepare(spec, base, listener or Listener())
-    refuse_out(run.out)
-    with locked(run.home / ".lock", f"generator {spec.name!r}"), machine.PeakMemory() as peak:
-        started = time.perf_counter()
-        sources, plan = open_run(run, items, queries)
-        snapshots = list_snapshots(run.out, spec.name)
+    refuse_out(run.workspace.out)
+    with locked(run.workspace.home / ".lock", f"generator {spec.name!r}"), run.meter.run():
+        sources, plan = open_run(run, tables or InMemoryTables())
+        snapshots = list_snapshots(run.workspace.out, spec.name)
         last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest.fingerprint == plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
-            tidy(run, last)  # the run that made it may have been killed before it could
+            tidy(run.workspace, last)  # the run that made it may have been killed before it could
             outcome = Outcome(last, reused=True)
         else:
             earlier = (baseline or Baseline()).choose(snapshots)
-            made = _new_snapshot(run, sources, plan, earlier, runner or LocalRunner(), started, peak)
+            made = _new_snapshot(run, sources, plan, earlier, runner or LocalRunner())
             outcome = Outcome(made, reused=False)
     stop_below_promise(outcome.snapshot)
     return outcome
@@ -112,8 +110,7 @@ def check_generator(
     spec: GeneratorSpec,
     base: Path,
     *,
-    items: object | None = None,
-    queries: object | None = None,
+    tables: InMemoryTables | None = None,
     listener: Listener | None = None,
 ) -> tuple[Report, RunEstimate]:
     """Do all of a run that comes before its join, and keep nothing: a complete dry run.
@@ -121,11 +118,11 @@ def check_generator(
     Raises whatever a run would raise that needs no join. The estimate has what each rule keeps of a sample of pairs.
     """
     run = prepare(spec, base, listener or Listener())
-    refuse_out(run.out)
-    sources, _ = open_run(run, items, queries)
+    refuse_out(run.workspace.out)
+    sources, _ = open_run(run, tables or InMemoryTables())
     checked = _checked(run, sources)
     estimate = _estimated(run, checked)
-    stop_if_too_large(estimate, run.engine.name, _existing(run.out))
+    stop_if_too_large(estimate, run.engine.name, _existing(run.workspace.out))
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketched_inputs(run, checked, Path(folder))
         rules = rule_shares(run, inputs)
@@ -139,40 +136,38 @@ def _new_snapshot(
     plan: Plan,
     earlier: Earlier,
     runner: Runner,
-    started: float,
-    peak: machine.PeakMemory,
 ) -> Snapshot:
-    changed = enter_work(run.work, plan)
+    changed = enter_work(run.workspace.work, plan)
     if changed:
         run.listener.note(f"earlier unfinished work is thrown away, since {changed}")
     checked = _checked(run, sources)
-    with run.stage("estimate"):
+    with run.meter.stage("estimate"):
         estimate = _estimated(run, checked)
-    stop_if_too_large(estimate, run.engine.name, run.out)
-    with run.stage("read"):
+    stop_if_too_large(estimate, run.engine.name, run.workspace.out)
+    with run.meter.stage("read"):
         inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-        count_lookups(run, inputs)
+        survival = estimate_survival(run.spec, inputs, sources)
     raw = (checked.item_folder, checked.query_folder)
     originals = inputs.items.vectors
-    whole, (run, inputs) = run, scored_inputs(run, inputs, run.artifacts)
+    whole, (run, inputs) = run, scored_inputs(run, inputs, run.workspace.artifacts)
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
-    constraints = have_constraints(run, inputs, run.artifacts, originals)
+    constraints = have_constraints(run, inputs, run.workspace.artifacts, originals)
     check_columns(run, inputs)
     index_folder = have_index(run, checked, inputs, constraints)
-    check_ranker(run.spec, run.base, plan)
+    check_ranker(run.spec, run.workspace.base, plan)
     settings = join_settings(run, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
     settings, calibration = calibrated(run, settings, inputs, sampled)
     exactly = took_full_effort(settings)  # here: the join closes the index
     tasks, continued = joined(run, settings, inputs, runner)
-    folder = fresh_folder(run.work / "snapshot")
-    chosen = choose_lists(run, tasks, inputs, folder)
+    folder = fresh_folder(run.workspace.work / "snapshot")
+    chosen = choose_lists(run, tasks, inputs, survival, folder)
     artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
     measures, n_rows = write_table(run, chosen, settings, inputs, checked.report, folder)
     facts = {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
-        "version": next_version(run.out, run.spec.name),
+        "version": next_version(run.workspace.out, run.spec.name),
         "rows": n_rows,
         "fingerprint": plan.fingerprint,
         "nearcast": __version__,
@@ -190,17 +185,14 @@ def _new_snapshot(
     facts |= measure_table(run, here, inputs, sampled.report, last, measures, constraints, chosen)
     facts["compared_with"] = earlier.facts
     facts |= chosen.facts
-    with run.stage("profile"):
+    with run.meter.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
     facts["promise"] = verdict(run, measures, exactly=exactly).as_dict()
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": {stage: round(value, 3) for stage, value in run.seconds.items()},
-        "cpu_seconds": {stage: round(value, 3) for stage, value in run.cpu_seconds.items()},
-        "seconds_total": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": peak.bytes,
-        "disk_bytes": size_of(run.work) + size_of(run.artifacts),
+        **run.meter.as_dict(),
+        "disk_bytes": size_of(run.workspace.work) + size_of(run.workspace.artifacts),
         "estimate": estimate.as_dict(),
         "tasks": len(tasks),
         "tasks_continued": continued,
@@ -210,11 +202,11 @@ def _new_snapshot(
 
 
 def _checked(run: RunContext, sources: Sources) -> Checked:
-    with run.stage("check"):
+    with run.meter.stage("check"):
         return check_inputs(
             run.spec,
             sources,
-            run.artifacts,
+            run.workspace.artifacts,
             memory_bytes=run.read_bytes,
             progress=run.listener.progress,
             checked=run.listener.checked,
@@ -241,11 +233,11 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
         engine,
         exact_seconds_per_pair=per_pair,
         sampled_queries=sum(sample_sizes(run, shape.n_queries)),
-        read_seconds=run.seconds.get("check", 0.0),
+        read_seconds=run.meter.seconds.get("check", 0.0),
         input_bytes=checked.disk_bytes,
         read_memory_bytes=checked.memory_bytes,
-        base_bytes=run.base_bytes,
-        budget_bytes=run.budget_bytes,
+        base_bytes=run.meter.base_bytes,
+        budget_bytes=run.meter.budget_bytes,
     )
     run.listener.estimated(estimate)
     return estimate

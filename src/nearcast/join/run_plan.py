@@ -43,6 +43,7 @@ def make_plan(
     item_digests: list[dict[str, Any]],
     query_digests: list[dict[str, Any]],
     ranker: Mapping[str, Any] | None = None,
+    lookup_digests: list[dict[str, str]] | None = None,
 ) -> Plan:
     """Gather what decides the answer: settings, engine, the contents of both sides, the ranking model, our version."""
     return Plan(
@@ -53,6 +54,7 @@ def make_plan(
             "queries": [{"name": d["name"], "hash": d["blake2b"]} for d in query_digests],
             "nearcast": __version__,
             **({} if ranker is None else {"ranker": dict(ranker)}),
+            **({} if lookup_digests is None else {"lookups": lookup_digests}),
         }
     )
 

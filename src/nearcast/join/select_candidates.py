@@ -16,7 +16,7 @@ from nearcast.errors import BudgetError
 from nearcast.files import finish, fresh_folder
 from nearcast.join.context import RunContext
 from nearcast.join.full_items import write_full_items
-from nearcast.join.plan_overfetch import plan_surplus
+from nearcast.join.plan_overfetch import Survival, plan_surplus
 from nearcast.join.short_lists import CODES
 from nearcast.join.task import JoinTask, read_result, result_lengths
 from nearcast.knn.exposure import Bars, Exposure, admitted, cap_exposure
@@ -86,17 +86,19 @@ class Chosen:
         return truth if self.plan is None else cut_lists(truth, self.plan.lengths[rows])
 
 
-def choose_lists(run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path) -> Chosen:
+def choose_lists(
+    run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival | None, folder: Path
+) -> Chosen:
     """Choose from what the tasks have found; the queries that cannot be helped are listed in the snapshot's folder."""
     if run.spec.exposure is None and run.spec.overfetch is None:
         return Chosen(tasks, tasks)
-    with run.stage("choose"):
+    with run.meter.stage("choose"):
         chosen = Chosen(tasks, tasks)
         if run.spec.exposure is not None:
             chosen = _capped(run, tasks, inputs, run.spec.exposure.max_lists_per_item)
             write_full_items(chosen.full, inputs, folder)
-        if run.spec.overfetch is not None:
-            planned = plan_surplus(run, chosen.stored, inputs, folder)
+        if survival is not None:
+            planned = plan_surplus(run, chosen.stored, inputs, survival, folder)
             measures = chosen.measures | planned.measures
             chosen = replace(chosen, plan=planned.plan, measures=measures, facts=chosen.facts | planned.facts)
     return chosen
@@ -122,7 +124,7 @@ def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -
     if found:
         whole = Neighbors(*(np.concatenate([getattr(f, name) for f in found]) for name in ("positions", "scores")))
     capped = cap_exposure(whole, run.spec.k, most, n_items=inputs.items.vectors.n)
-    stored = _as_tasks(tasks, capped, run.work / "lists")
+    stored = _as_tasks(tasks, capped, run.workspace.work / "lists")
     measures = {
         "exposure_score_lost": capped.score_lost,
         "exposure_fill_lost": capped.fill_lost,

@@ -59,10 +59,10 @@ def have_index(run: RunContext, checked: Checked, inputs: Inputs, constraints: P
     if run.engine.fits_workload:
         made_of += [checked.query_folder.name, workload.k, workload.recall]
         made_of += [] if constraints is None else [constraints.name]
-    folder = run.artifacts / index_name(made_of)
+    folder = run.workspace.artifacts / index_name(made_of)
     if run.engine.name == ExactEngine.name:
         return folder
-    with run.stage("build"):
+    with run.meter.stage("build"):
         there = ensure_index(
             run.engine,
             inputs.items.vectors,
@@ -103,7 +103,7 @@ def join_settings(run: RunContext, inputs: Inputs, index_folder: Path, constrain
         effort=(),
         exclude_self=run.spec.exclude_self,
         constraints=constraints,
-        rank=rank_settings(run.spec, run.base),
+        rank=rank_settings(run.spec, run.workspace.base),
         resources=run.resources,
     )
 
@@ -146,12 +146,12 @@ def calibrated(
     efforts = index.efforts(run.spec.join_k)
     if len(efforts) == 1 or not _calibrates(run, inputs.queries.vectors.n):
         return replace(settings, effort=as_pairs(efforts[-1])), None
-    with run.stage("calibrate"):
+    with run.meter.stage("calibrate"):
         found = find_effort(
             efforts,
             run.spec.recall,
-            calibration_sample(run, index, inputs, sampled.choosing, run.truths, settings.constraints),
-            calibration_sample(run, index, inputs, sampled.checking, run.truths, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.choosing, run.workspace.truths, settings.constraints),
+            calibration_sample(run, index, inputs, sampled.checking, run.workspace.truths, settings.constraints),
             n_queries=inputs.queries.vectors.n,
             n_report=len(sampled.report),
         )
@@ -230,13 +230,13 @@ def joined(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runn
     """Do the tasks that are not done yet. Returns all of them, and how many were done before."""
     n = inputs.queries.vectors.n
     tasks = [
-        JoinTask(number, start, stop, run.work / "tasks" / f"{number:06d}", settings)
+        JoinTask(number, start, stop, run.workspace.work / "tasks" / f"{number:06d}", settings)
         for number, (start, stop) in enumerate(cut(n, inputs.queries.vectors.dim, run.spec.join_k))
     ]
     left = [task for task in tasks if not is_done(task.folder)]
     if len(left) < len(tasks):
         run.listener.note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were done before: continuing")
-    with run.stage("join"):
+    with run.meter.stage("join"):
         runner.run(
             lambda task: do_task(task, run.listener.progress),
             left,
@@ -251,7 +251,7 @@ def write_table(
 ) -> tuple[dict[str, float], int]:
     """Write the table and the attributes of both sides; the measures of the whole table come back."""
     tally = Tally(inputs.items.vectors.n, run.spec.k, report.queries.rows, run.spec.measure.fill_at)
-    with run.stage("table"):
+    with run.meter.stage("table"):
         short = chosen.reasons(short_reasons(_shortfall(run, settings), chosen.found, inputs), run.spec.k)
         n_rows = assemble(
             chosen.stored,
@@ -291,8 +291,8 @@ def measure_table(
     Writes the sketches of both sides into the snapshot. Returns what is no single figure: the slices, the
     queries with the lowest recall, the metric that the lists rather look like, and a warning where scores tie.
     """
-    with run.stage("measure"):
-        truth = chosen.truth(_truth(run, inputs, rows, run.truths, constraints), rows, run.spec.k)
+    with run.meter.stage("measure"):
+        truth = chosen.truth(_truth(run, inputs, rows, run.workspace.truths, constraints), rows, run.spec.k)
         found = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved_lists(run, inputs, rows))
         measures.update(found.measures)
         measures.update(measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources))
@@ -305,7 +305,7 @@ def measure_table(
         )
         likely = likely_metric(asked, inputs, rows, found.lists, measures["recall"])
     if last is not None:
-        with run.stage("overlap"):
+        with run.meter.stage("overlap"):
             measures.update(measure_overlap(last, snapshot, inputs.items, run.listener.progress))
     if found.ties is not None:
         run.listener.note(found.ties)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from nearcast.engines.base import CAPS, MIN_SCORE, RULES, refuse_kinds
 from nearcast.errors import SpecError
 from nearcast.join.compile_constraints import check_constraints, check_spec_rules, rules_of
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, Sources, open_sources
-from nearcast.join.plan_overfetch import check_surplus, check_weights, count_lookups, with_lookups
+from nearcast.join.inputs import Checked, InMemoryTables, Sources, open_sources
+from nearcast.join.plan_overfetch import check_surplus, check_weights, estimate_survival, open_lookup_log
 from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.rank import load_ranker, rank_settings, ranker_identity, score_pairs
 from nearcast.join.run_plan import Plan, make_plan
@@ -43,19 +44,21 @@ NO_PLACE = (errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS,
 SMALL_READ = 16 << 20
 
 
-def open_run(run: RunContext, items: object | None, queries: object | None) -> tuple[Sources, Plan]:
+def open_run(run: RunContext, tables: InMemoryTables) -> tuple[Sources, Plan]:
     """Open the sources and plan the run. Raises for all that settings and schemas decide, before any row is read."""
     spec = run.spec
     _check_settings(run)
-    with run.stage("hash"):
-        sources = open_sources(spec, run.base, items, queries, run.listener)
+    with run.meter.stage("hash"):
+        sources = open_sources(spec, run.workspace.base, run.listener, tables)
     check_spec_rules(spec, sources)
     for name in spec.measure.slices:
         if name in sources.queries.attribute_types:
             refuse_slices_of(name, sources.queries.attribute_types[name])
+    ranker = ranker_identity(spec, run.workspace.base)
+    sources = replace(sources, lookup_log=open_lookup_log(run))
     digests = sources.item_digests, sources.query_digests
-    plan = make_plan(spec, run.engine.name, run.settings.model_dump(), *digests, ranker_identity(spec, run.base))
-    return sources, with_lookups(plan, run)
+    settings = run.settings.model_dump()
+    return sources, make_plan(spec, run.engine.name, settings, *digests, ranker, sources.lookup_digests)
 
 
 def refuse_out(out: Path) -> None:
@@ -81,7 +84,7 @@ def _check_settings(run: RunContext) -> None:
     bound = len(rules) > len(request_time(rules))
     refuse_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
     check_store_url(spec.publish.store)
-    ranker = rank_settings(spec, run.base)
+    ranker = rank_settings(spec, run.workspace.base)
     if ranker is not None:
         load_ranker(ranker)
 
@@ -108,7 +111,7 @@ def sketched_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     items = side("items")
     same = checked.query_folder == checked.item_folder
     inputs = Inputs(items, items if same else side("queries"))
-    count_lookups(run, inputs)
+    estimate_survival(run.spec, inputs, checked.sources)
     check_terms(run, inputs)
     check_constraints(run, inputs)
     check_columns(run, inputs)
@@ -122,7 +125,7 @@ def rule_shares(run: RunContext, inputs: Inputs) -> dict[str, dict[str, Any]]:
 
 def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
     """Ask the ranking model about a few real pairs; InputError or SpecError as the join would raise them."""
-    settings = rank_settings(run.spec, run.base)
+    settings = rank_settings(run.spec, run.workspace.base)
     if settings is None or run.spec.score.columns:  # score terms change the vectors that a model is given
         return
     queries, items = _first_rows(sources.queries, dim), _first_rows(sources.items, dim)

@@ -98,12 +98,12 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
     published.
     """
     spec = run.spec
-    home = run.home / "monitor"
+    home = run.workspace.home / "monitor"
     with (
         open_lookup(store, spec.name) as lookup,
         waiting_for(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
     ):
-        sources = open_sources(spec, run.base, None, None, run.listener)
+        sources = open_sources(spec, run.workspace.base, run.listener)
         place, inputs = todays_inputs(run, sources, home)
         originals = inputs.items.vectors
         run, inputs = scored_inputs(run, inputs, home)
@@ -374,7 +374,7 @@ def _truth(
         shared |= {"progress": lambda _, done, total: run.listener.progress("truth of today", done, total)}
         if len(some) < len(rows):  # the second round, of few queries
             return truth_of(items, queries, some, width, metric, constraints=rules, **shared)
-        home, note = run.home / "monitor" / "truth", run.listener.note
+        home, note = run.workspace.home / "monitor" / "truth", run.listener.note
         return kept_truth(home, items, queries, some, width, metric, note=note, constraints=rules, **shared)
 
     return truth_without(removed, rows, depths, ask)

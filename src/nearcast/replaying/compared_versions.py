@@ -51,7 +51,7 @@ def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:
     """What is different in the files of today; nothing where they are those of the version."""
     facts = way.view.version.facts
     try:
-        manifest = find_snapshot(run.home.parent, run.spec.name, way.view.version.number).manifest
+        manifest = find_snapshot(run.workspace.home.parent, run.spec.name, way.view.version.number).manifest
     except NearcastError:
         manifest = None
     if manifest is not None and manifest.fingerprint == facts.fingerprint:
@@ -61,7 +61,7 @@ def _changed(run: RunContext, way: LookUp, sources: Sources) -> str:
         changed = [side for side, hashes in then.items() if hashes != now[side]]
         return f"the {' and the '.join(changed)} have changed" if changed else ""
     digests = sources.item_digests, sources.query_digests
-    ranker = ranker_identity(run.spec, run.base)
+    ranker = ranker_identity(run.spec, run.workspace.base)
     plan = make_plan(run.spec, run.engine.name, run.settings.model_dump(), *digests, ranker)
     same = plan.fingerprint == facts.fingerprint
     return "" if same else "its snapshot is not here, and what it was made of differs from the spec and files of today"

@@ -114,7 +114,7 @@ def replay(
     replayed = Replayed(
         run.spec.name, version, len(requests), expansion, tuple(figures), leads, compared.ways, warnings
     )
-    trouble = append(run.home.parent, run.spec.name, "replay", version, replayed.facts())
+    trouble = append(run.workspace.home.parent, run.spec.name, "replay", version, replayed.facts())
     if trouble:
         run.listener.note(trouble)
     return replayed, passed
@@ -169,7 +169,7 @@ def looked_up(run: RunContext, store: Store, version: int | None, name: str = "o
         if wanted is not None and wanted in store.versions(generator):
             opened = open_version(store, generator, wanted, verify=False)
         else:
-            snapshot = find_snapshot(run.home.parent, generator, wanted)
+            snapshot = find_snapshot(run.workspace.home.parent, generator, wanted)
             run.listener.note(f"{snapshot.name} is not in the store; it is staged for the replay")
             opened = open_version(held.enter_context(_staged(snapshot)), generator, snapshot.version, verify=False)
         overlay = OverlayState(opened.item_ids).apply(store.overlay(generator).changes())
@@ -195,9 +195,11 @@ def searched(
     """The online index of today's items, opened or built, asked for k; see `join.online.open_online`."""
     spec = run.spec if k is None else run.spec.model_copy(update={"k": k})
     aimed = recall if recall is not None else spec.serve.online_recall
-    index = open_online(spec, run.base, run.home.parent, engine=engine, recall=aimed, listener=run.listener)
-    sources = open_sources(spec, run.base, None, None, run.listener)
-    place, inputs = todays_inputs(run, sources, run.home / "online")
+    index = open_online(
+        spec, run.workspace.base, run.workspace.home.parent, engine=engine, recall=aimed, listener=run.listener
+    )
+    sources = open_sources(spec, run.workspace.base, run.listener)
+    place, inputs = todays_inputs(run, sources, run.workspace.home / "online")
     if place.items.name != f"items-{index.items_fingerprint}":
         raise changed_error(sources.items.name)
     if inputs.queries.vectors.n == 0:

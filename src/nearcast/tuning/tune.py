@@ -58,7 +58,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
         )
     if run.spec.recall == 1:
         raise SpecError("recall is 1: only exact joins keep that, so there is nothing to tune; lower it to save time")
-    with locked(run.home / ".lock", f"generator {run.spec.name!r}"):
+    with locked(run.workspace.home / ".lock", f"generator {run.spec.name!r}"):
         began = time.perf_counter()
         checked, inputs = _inputs(run)
         samples = draw_samples(run, inputs)
@@ -91,11 +91,11 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
 
 def _inputs(run: RunContext) -> tuple[Checked, Inputs]:
     """Both sides, read and judged as a run does it; the next run uses what is ingested here."""
-    sources = open_sources(run.spec, run.base, None, None, run.listener)
+    sources = open_sources(run.spec, run.workspace.base, run.listener)
     checked = check_inputs(
         run.spec,
         sources,
-        run.artifacts,
+        run.workspace.artifacts,
         memory_bytes=run.read_bytes,
         progress=run.listener.progress,
         checked=run.listener.checked,
@@ -177,7 +177,7 @@ def _study(checked: Checked, job: Job, small: Shard) -> Study:
         [spec.metric, spec.k, spec.recall, spec.exclude_self, spec.seed, spec.measure.sample, spec.measure.calibration],
         [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__, TRIAL_FORMAT],
     ]
-    path = run.home / "tuning" / "study.log"
+    path = run.workspace.home / "tuning" / "study.log"
     study = open_study(path, fingerprint(decides)[:16], names, job.shape.n_items, spec.seed)
     study.begin(first_points(names, job.shape.n_items))
     return study
