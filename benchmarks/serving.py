@@ -39,10 +39,9 @@ import openloop
 import servers
 import tables
 from nearcast import machine
-from nearcast.publishing.copy_snapshot import copy_snapshot
+from nearcast.publishing.copy_snapshot import Throttle, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.publishing.snapshot_rows import shape_of
-from nearcast.publishing.throttle import Throttle
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import Store

@@ -19,9 +19,10 @@ from tests.servers import redis_server, redis_url  # noqa: F401 (fixtures)
 import nearcast
 from nearcast.errors import BusyError
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.verify_copy import read_back
+from nearcast.publishing.write_version import read_back
 from nearcast.stores import open_store
-from nearcast.stores.base import Store
+from nearcast.stores.base import Reader, Store
+from nearcast.stores.version_facts import VersionFacts
 
 READERS = 4
 N_QUERIES, N_ITEMS = 3_000, 500
@@ -47,6 +48,10 @@ def write_versions(folder: Path) -> Path:
     return spec
 
 
+def facts_of(reader: Reader) -> VersionFacts:
+    return VersionFacts.from_json(reader.facts, "the version")
+
+
 def start_readers(store: str, folder: Path) -> list[ForkServerProcess]:
     keys = [f"q{i:04d}" for i in range(0, N_QUERIES, 30)]
     readers = [
@@ -69,7 +74,7 @@ def check_whole(store: Store) -> int:
     """The current version, after a look at every pair of it."""
     pointer = store.pointer("shop")
     with contextlib.closing(store.open("shop", pointer.version, verify=True)) as reader:
-        read_back(reader, "the current version", lambda *_: None)
+        read_back(reader, facts_of(reader), "the current version", lambda *_: None)
     return pointer.version
 
 
@@ -147,5 +152,5 @@ def test_a_reader_that_holds_the_old_version_goes_on_through_three_publishes(tmp
     with contextlib.closing(open_store(url)) as store, contextlib.closing(store.open("shop", 1, verify=True)) as reader:
         for version in (2, 1, 2):  # the store keeps one: what the reader holds is taken away at once
             nearcast.publish(spec, version, store=url)
-            read_back(reader, "the version that is held", lambda *_: None)
+            read_back(reader, facts_of(reader), "the version that is held", lambda *_: None)
         assert store.versions("shop") == [2]

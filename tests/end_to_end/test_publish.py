@@ -29,10 +29,9 @@ from nearcast.errors import (
     TargetError,
 )
 from nearcast.publishing.audit_rules import RULES
-from nearcast.publishing.copy_snapshot import Rehearsal, copy_snapshot
+from nearcast.publishing.copy_snapshot import Rehearsal, Throttle, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.publishing.snapshot_rows import shape_of
-from nearcast.publishing.throttle import Throttle
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Pair, Space, Store

@@ -18,15 +18,15 @@ from nearcast.errors import DamagedError, InputError, NotFoundError
 from nearcast.publishing.publish_table import publish_table
 from nearcast.publishing.retention import retire_versions
 from nearcast.stores import open_store
-from nearcast.stores.weight_tables import KIND as TABLE
-from nearcast.table.expansion_settings import KIND, Serving
+from nearcast.stores.version_facts import EXPANSION, WEIGHT_TABLE
+from nearcast.table.expansion_settings import Serving
 
 LISTS = {"a": [("x", 0.9), ("y", 0.5)]}
 ADS = pa.table({"ad": [1, 2], "bid": [0.5, 1.0]})
 LINKS = pa.table({"item": ["x", "x"], "ad": [1, 2]})
 ROWS = pa.table({"key": ["red"], "items": [["a"]], "weights": pa.array([[1.0]], pa.list_(pa.float32()))})
 ADS_OF_A = "/v1/generators/shop/ads"
-FACTS = {"kind": KIND, "expansion": Serving().model_dump(mode="json"), "as_of": "2026-01-01T00:00:00+00:00"}
+FACTS = {"kind": EXPANSION, "expansion": Serving().model_dump(mode="json"), "as_of": "2026-01-01T00:00:00+00:00"}
 OF_DECIMALS = {"columns": {"price": "decimal128(9, 2)"}, "items": {1: {"id": 1, "price": "1.50"}}}
 
 
@@ -72,7 +72,7 @@ def test_a_rollback_passes_over_what_nobody_can_open_and_good_versions_are_kept_
 
 def test_a_table_that_nobody_can_open_is_followed_by_a_good_one(store):
     point(store, "ads", load_unreadable(store, "ads", 2))
-    load(store, "ads", 3, {"x": [(1, 1.0)]}, format=9, kind=KIND)
+    load(store, "ads", 3, {"x": [(1, 1.0)]}, format=9, kind=EXPANSION)
     point(store, "ads", 3)
     publish_expansion(store, "ads", ADS, LINKS)
     assert shown(store) == ([1, 2], "000004")
@@ -112,7 +112,7 @@ def test_a_running_service_says_that_it_stays_on_an_old_table_and_follows_the_ne
     with running(tmp_path, "shop", "ads", "--store", store.url, "--refresh", 0.05) as service:
         service.post("/v1/generators/shop/merged", {"context": {"phrase": "red"}}).raise_for_status()
         point(store, "ads", load_unreadable(store, "ads", 2))
-        load(store, "shop.phrases", 2, {"red": [("a", 1.0)]}, format=9, kind=TABLE)
+        load(store, "shop.phrases", 2, {"red": [("a", 1.0)]}, format=9, kind=WEIGHT_TABLE)
         point(store, "shop.phrases", 2)
         for name in ("ads", "shop.phrases"):
             until(lambda name=name: f"{name} still answers from what it has" in service.said)
@@ -142,7 +142,7 @@ def test_what_cannot_be_opened_takes_nothing_else_down_at_a_start_and_is_served_
         point(store, "bad-ads", load_unreadable(store, "bad-ads", 1))
         load(store, "future-ads", 1, {"x": [(1, 1.0)]}, format=9, **FACTS)
         point(store, "future-ads", 1)
-        load(store, "shop.phrases", 1, {"red": [("a", 1.0)]}, format=9, kind=TABLE)
+        load(store, "shop.phrases", 1, {"red": [("a", 1.0)]}, format=9, kind=WEIGHT_TABLE)
         point(store, "shop.phrases", 1)
         for name in ("flipped", "no-version", "no-pointer"):
             publish(store, name, 1, LISTS, metric="cosine")

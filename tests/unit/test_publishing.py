@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nearcast.errors import DamagedError
-from nearcast.publishing.copy_snapshot import add_checksum, checksum
+from nearcast.publishing.copy_snapshot import Throttle
 from nearcast.publishing.retention import kept_versions, rollback_target, withdrawn_after
 from nearcast.publishing.targets import store_url
-from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.utc_times import seconds_of, utc
+from nearcast.publishing.write_version import add_checksum, compute_checksum
 from nearcast.spec import PublishSpec
 from nearcast.stores.base import Pointer
 
@@ -108,16 +108,16 @@ def test_without_a_limit_nothing_sleeps():
 
 def test_a_checksum_does_not_depend_on_the_order_and_tells_every_difference():
     pairs = [(b"a", b"1"), (b"b", b"2"), (b"c", b"")]
-    total, count = checksum(pairs)
-    assert (total, count) == checksum(reversed(pairs))
+    total, count = compute_checksum(pairs)
+    assert (total, count) == compute_checksum(reversed(pairs))
     assert (total, 3) == (add_checksum(0, *zip(*pairs, strict=True)), count)
     for other in (
         [(b"a", b"2"), (b"b", b"1"), (b"c", b"")],
         [(b"a", b"1"), (b"b", b"2"), (b"d", b"")],
         [(b"a", b"1"), (b"b", b"2"), (b"c", b"\0")],
     ):
-        assert checksum(other)[0] != total
-    assert checksum([]) == (0, 0)
+        assert compute_checksum(other)[0] != total
+    assert compute_checksum([]) == (0, 0)
 
 
 def test_times_go_to_text_and_back_and_other_text_is_damage():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,25 +20,22 @@ import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError, InputError, NotFoundError, StoreError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS, cut_back
-from nearcast.publishing.copy_snapshot import add_checksum
-from nearcast.publishing.read_version import check_readable
 from nearcast.publishing.repair import facts_of_last, mend_overlay, read_pointer
 from nearcast.publishing.retention import retire_versions
 from nearcast.publishing.utc_times import seconds_of, utc
-from nearcast.publishing.verify_copy import read_back
-from nearcast.publishing.write_version import writing
+from nearcast.publishing.write_version import add_checksum, verify_version, writing
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import UserFile
 from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer, store_time
 from nearcast.stores.value_format import encode_items, encode_keys, encode_lists, id_kind, id_type
+from nearcast.stores.version_facts import EXPANSION, FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.table.expansion_schema import check_settings, check_values, convert_columns
-from nearcast.table.expansion_settings import KIND, ExpansionSpec, Serving
+from nearcast.table.expansion_settings import ExpansionSpec, Serving
 from nearcast.types import no_progress
 
 __all__ = ["Expanded", "expand_files", "publish_expansion"]
 
-FACTS_FORMAT = 1
 SAME_MOMENT_SECONDS = 1.0  # a time that a caller has just read from its own clock is not yet to come
 
 
@@ -120,11 +116,12 @@ def publish_expansion(
         pointer = read_pointer(store, name, notes, repair=repair)
         before = facts_of_last(store, name, pointer, notes, repair=repair)
         _check_kind(store, name, before)
-        if before and changed is not None and before.get("source_changed") == changed:
-            read_at = min(read_at, seconds_of(before["as_of"]))
-        notes += _notes_of_order(before or {}, read_at)
+        known = before.as_of if before else None
+        if before and known and changed is not None and before.source_changed == changed:
+            read_at = min(read_at, seconds_of(known))
+        notes += _notes_of_order(known, read_at)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
-        facts = _facts(name, version, ads, pairs, settings, read_at) | {"source_changed": changed}
+        facts = _make_facts(name, version, ads, pairs, settings, read_at, changed)
         written = _write(store, name, version, ads, pairs, facts)
         moved = _point(store, name, version, pointer, held)
         cut = 0
@@ -292,39 +289,35 @@ def _pairs(links: pa.Table, ads: pa.Table, link_item: str, link_ad: str) -> tupl
     return _Pairs(of_items.dictionary, offsets, distinct.column("ad").combine_chunks()), len(pairs) - len(held)
 
 
-def _check_kind(store: Store, name: str, facts: Mapping[str, Any] | None) -> None:
+def _check_kind(store: Store, name: str, facts: VersionFacts | None) -> None:
     """InputError where the name is a generator's: its snapshots must not be followed by a table of ads."""
-    if facts is None or facts.get("kind") == KIND:
+    if facts is None or facts.is_expansion:
         return
-    kind = facts.get("kind")
-    what = "a generator" if kind is None else f"a {kind}"
+    what = "a generator" if facts.kind is None else f"a {facts.kind}"
     raise InputError(f"{name!r} is {what} in {store.url}; give the expansion table another name")
 
 
-def _notes_of_order(before: Mapping[str, Any], read_at: float) -> list[str]:
+def _notes_of_order(known: str | None, read_at: float) -> list[str]:
     """A line where an export is older than the one that is current."""
-    known = before.get("as_of")
     if known is None or seconds_of(known) <= read_at + 1e-5:
         return []
     return [f"this export is older than the one that was current, which is as of {utc(seconds_of(known))}"]
 
 
-def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, facts: dict[str, Any]) -> int:
+def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, facts: VersionFacts) -> int:
     with writing(store, name, version) as writer:
         sums, size = _copy(writer, ads, pairs)
-        writer.finish(facts | {"checksum": sums, "payload_bytes": size})
+        writer.finish(replace(facts, checksum=sums, payload_bytes=size).to_json())
     where = f"version {version:06d} of {name} in {store.url}"
     try:
-        with contextlib.closing(store.open(name, version, verify=True)) as reader:
-            read_back(reader, where, no_progress)
-            check_readable(reader, name, version, where)
+        verify_version(store, name, version, where, no_progress)
     except BaseException:
         store.retire(name, version)
         raise
     return size
 
 
-def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[Space, int], int]:
+def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[str, int], int]:
     """Put lists and ads in the order of their keys. Returns the checksum of each space, and the bytes of both."""
     scores = pa.array(np.ones(len(pairs.ads), np.float32))
     offsets = pa.array(pairs.offsets.astype(np.int32))
@@ -334,7 +327,8 @@ def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[Space, int
         [None] * len(pairs.items),
         id_kind(pairs.ads),
     )
-    sums, size = {}, 0
+    sums: dict[str, int] = {}
+    size = 0
     rows = {Space.LISTS: (pairs.items, lists), Space.ITEMS: (ads.column("id").combine_chunks(), encode_items(ads))}
     for space, (ids, values) in rows.items():
         some = sorted(zip(encode_keys(ids), values, strict=True))
@@ -344,31 +338,31 @@ def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[Space, int
     return sums, size
 
 
-def _facts(name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float) -> dict[str, Any]:
-    return {
-        "format": FACTS_FORMAT,
-        "kind": KIND,
-        "generator": name,
-        "version": version,
-        "snapshot": f"{version:06d}",
-        "started": utc(as_of),
-        "created": utc(as_of),
-        "as_of": _exact(as_of),
-        "published": utc(time.time()),
-        "query_ids": id_type(pairs.items.type),
-        "item_ids": id_type(pairs.ads.type),
-        "id_kind": id_kind(pairs.ads),
-        "keys": len(pairs.items),
-        "items": len(ads),
-        "links": len(pairs.ads),
-        "k": int(np.diff(pairs.offsets).max()),
-        "columns": {field.name: str(field.type) for field in ads.schema if field.name != "id"},
-        "expansion": settings.model_dump(mode="json"),
-        "read_back": True,  # before it became current, by a reader's own code
-        "measures": {},
-        "promise": {},
-        "serve": {},
-    }
+def _make_facts(
+    name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float, changed: int | None
+) -> VersionFacts:
+    return VersionFacts(
+        format=FACTS_FORMAT,
+        kind=EXPANSION,
+        generator=name,
+        version=version,
+        snapshot=f"{version:06d}",
+        started=utc(as_of),
+        created=utc(as_of),
+        as_of=_exact(as_of),
+        published=utc(time.time()),
+        query_ids=id_type(pairs.items.type),
+        item_ids=id_type(pairs.ads.type),
+        id_kind=id_kind(pairs.ads),
+        keys=len(pairs.items),
+        items=len(ads),
+        links=len(pairs.ads),
+        k=int(np.diff(pairs.offsets).max()),
+        columns={field.name: str(field.type) for field in ads.schema if field.name != "id"},
+        expansion=settings.model_dump(mode="json"),
+        read_back=True,  # before it became current, by a reader's own code
+        source_changed=changed,
+    )
 
 
 def _exact(seconds: float) -> str:
@@ -399,7 +393,7 @@ def _cut_overlay(store: Store, name: str) -> int:
 def _as_of(store: Store, name: str, version: int) -> float:
     try:
         with contextlib.closing(store.open(name, version, verify=False)) as reader:
-            known = reader.facts.get("as_of")
+            known = read_facts(reader, name, version).as_of
             return -math.inf if known is None else seconds_of(known)  # of a version that does not say, all is newer
     except NotFoundError:  # taken away meanwhile
         return float("inf")

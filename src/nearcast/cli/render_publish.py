@@ -15,7 +15,7 @@ from nearcast.measure.measures import format_value
 if TYPE_CHECKING:
     from nearcast.publishing.audit_rules import Finding
     from nearcast.publishing.publication import Publication
-    from nearcast.publishing.store_listing import Kept, Published
+    from nearcast.publishing.store_listing import Published, StoredVersion
 
 __all__ = ["audit_table", "outcome", "published_table"]
 
@@ -78,7 +78,7 @@ def published_table(found: Published) -> Group:
         table.add_column(name, justify="right" if name in ("keys", "items", "payload", "recall") else "left")
     for kept in found.versions:
         state = "current" if kept.version == current else "rolled back from" if kept.version in withdrawn else ""
-        state, style = (state, "green" if state == "current" else "") if kept.facts else ("DAMAGED", "bold red")
+        state, style = (state, "green" if state == "current" else "") if kept.version_facts else ("DAMAGED", "bold red")
         table.add_row(f"{kept.version:06d}", Text(state, style=style), *_figures(kept))
     headline = Text(f"{found.generator} in {found.store}", style="bold")
     age = "nothing is current" if found.age_seconds is None else f"age {stretch(found.age_seconds)}"
@@ -87,14 +87,16 @@ def published_table(found: Published) -> Group:
     return Group(headline, Text(f"{age}, {overlay}"), table, *faults, _events(found), "")
 
 
-def _figures(kept: Kept) -> list[str]:
-    facts = kept.facts
+def _figures(kept: StoredVersion) -> list[str]:
+    facts = kept.version_facts
     if facts is None:
         return []
-    accepted = ", ".join(facts.get("audit", {}).get("accepted", {}))
-    recall = format_value("recall", facts.get("measures", {}).get("recall"))
-    figures = [facts["created"], facts["published"], f"{facts['keys']:,}", f"{facts['items']:,}"]
-    return [*figures, size(facts.get("payload_bytes", 0)), recall, accepted]
+    accepted = ", ".join(facts.audit.get("accepted", {}))
+    recall = format_value("recall", facts.measures.get("recall"))
+    return [
+        *(facts.created, facts.published, f"{facts.keys:,}", f"{facts.items:,}"),
+        *(size(facts.payload_bytes), recall, accepted),
+    ]
 
 
 def _events(found: Published) -> Table:

@@ -24,7 +24,6 @@ from nearcast.service.limits import Limits, tokens_of
 from nearcast.service.responses import need_extra
 from nearcast.spec import PublishSpec, load_spec, parse_bytes
 from nearcast.stores import open_store
-from nearcast.table.expansion_settings import is_expansion
 
 if TYPE_CHECKING:
     from nearcast.dashboard.live import Explain
@@ -208,7 +207,7 @@ def _is_expansion(store: Store, name: str) -> bool:
     """Whether what is published under a name is an expansion table, as far as one of its versions can tell."""
     try:
         pointer = store.pointer(name)
-        return pointer is not None and is_expansion(facts_of_newest(store, name, pointer))
+        return pointer is not None and facts_of_newest(store, name, pointer).is_expansion
     except NearcastError:
         return False
 

@@ -21,6 +21,7 @@ from nearcast.publishing.utc_times import seconds_of
 from nearcast.spec import AuditSpec
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists
+from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Current", "audit", "check_known", "settle"]
@@ -33,7 +34,7 @@ class Current:
     """The version that is current in a store, open."""
 
     version: int
-    facts: Mapping[str, Any]
+    facts: VersionFacts
     reader: Reader
 
     @property
@@ -102,11 +103,11 @@ def settle(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) ->
 def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
     facts = current.facts
     keys = current.reader.some_keys(Space.LISTS, SAMPLED_KEYS, snapshot.version)
-    same_keys = facts["query_ids"] == shape.query_ids  # else no key is the same, whatever its bytes
+    same_keys = facts.query_ids == shape.query_ids  # else no key is the same, whatever its bytes
     ours = lists_of(snapshot, keys) if same_keys else {}
     theirs = _lists_in_store(current, list(ours))
-    k = min(int(facts["k"]), snapshot.manifest.k)
-    comparable = facts["item_ids"] == shape.item_ids
+    k = min(facts.k, snapshot.manifest.k)
+    comparable = facts.item_ids == shape.item_ids
     shares = [
         len(set(ids[:k]) & set(ours[key][:k])) / len(ids[:k]) if comparable else 0.0
         for key, ids in theirs.items()
@@ -114,8 +115,8 @@ def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
     ]
     return Beside(
         name=current.name,
-        keys=int(facts["keys"]),
-        payload_bytes=int(facts["payload_bytes"]),
+        keys=facts.keys,
+        payload_bytes=facts.payload_bytes,
         sampled=len(keys),
         kept=len(ours),
         overlap=sum(shares) / len(shares) if shares else 0.0,
@@ -138,7 +139,7 @@ def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
 
 def _lists_in_store(current: Current, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
     values = current.reader.get_many(Space.LISTS, keys)
-    lists = decode_lists(values, current.facts["item_ids"])
+    lists = decode_lists(values, current.facts.item_ids)
     if not lists.found.all():
         raise DamagedError(f"{current.name} in the store lists keys that it does not hold; publish with --repair")
     ids = lists.ids.to_pylist()

@@ -16,6 +16,7 @@ from nearcast.errors import DamagedError
 from nearcast.publishing.utc_times import seconds_of
 from nearcast.stores.base import OverlayEntry, Reader, Space, Store
 from nearcast.stores.value_format import encode_key
+from nearcast.stores.version_facts import VersionFacts, read_facts
 
 __all__ = ["cut_back"]
 
@@ -53,13 +54,13 @@ def _contained_in_all(
         if not entries:
             break
         with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-            entries = _contained(reader, entries)
+            entries = _contained(reader, read_facts(reader, generator, version), entries)
     return entries if versions else []
 
 
-def _contained(reader: Reader, entries: list[OverlayEntry]) -> list[OverlayEntry]:
+def _contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEntry]) -> list[OverlayEntry]:
     """The entries whose fact a version knows: it was made later, and the item is gone or the field is equal."""
-    read_inputs = seconds_of(reader.facts.get("started", reader.facts["created"]))
+    read_inputs = seconds_of(facts.started or facts.created)
     older = [entry for entry in entries if entry.written < read_inputs - CLOCK_SKEW_SECONDS]
     found = []
     for start in range(0, len(older), ITEMS_AT_ONCE):

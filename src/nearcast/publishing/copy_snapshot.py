@@ -5,26 +5,76 @@ Knows nothing of audits and pointers. What is written can be read back with `rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import itemgetter
 from typing import Any
-from zlib import crc32
 
+import numpy as np
 import pyarrow as pa
 
+from nearcast.errors import DamagedError
 from nearcast.publishing.snapshot_rows import Shape, count_queries, item_batches, list_groups, payload_of, query_batches
-from nearcast.publishing.throttle import Throttle
-from nearcast.stores.base import Pair, Space, Writer
-from nearcast.stores.value_format import KEPT_OF_LONG, encode_items, encode_keys, encode_lists, encode_query_key
+from nearcast.publishing.write_version import add_checksum
+from nearcast.stores.base import Pair, Reader, Space, Writer
+from nearcast.stores.value_format import (
+    KEPT_OF_LONG,
+    REASONS,
+    decode_lists,
+    encode_items,
+    encode_keys,
+    encode_lists,
+    encode_query_key,
+)
+from nearcast.stores.version_facts import read_facts
+from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import Progress
+from nearcast.types import IntArray, Progress
 
-__all__ = ["Copied", "Rehearsal", "add_checksum", "checksum", "copy_snapshot"]
+__all__ = ["Copied", "Rehearsal", "Throttle", "compare_sample", "copy_snapshot"]
 
-CHECKSUM_BITS = 64
-PAIRS_AT_ONCE = 1 << 12
+BURST_SECONDS = 0.1  # bytes of this time may pass at once after a pause
+LARGEST_PIECE = 8 << 20
+SMALLEST_PIECE = 1 << 12
+SAMPLED_KEYS = 1_000
+SAMPLED_GROUPS = 32  # row groups that are read for them
+
+
+class Throttle:
+    """Lets so many bytes pass a second: `take(n)` before sending n bytes sleeps as long as it must. None: no limit."""
+
+    def __init__(
+        self,
+        bytes_per_second: int | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._tokens = 0.0
+        self._last: float | None = None
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much to send at a time, so that the flow is even: a tenth of a second's worth, 8 MB at most."""
+        if self._rate is None:
+            return LARGEST_PIECE
+        return max(SMALLEST_PIECE, min(LARGEST_PIECE, int(self._rate * BURST_SECONDS)))
+
+    def take(self, n: float) -> None:
+        """Wait until n more bytes may pass."""
+        if self._rate is None:
+            return
+        now = self._clock()
+        if self._last is not None:
+            self._tokens = min(self._rate * BURST_SECONDS, self._tokens + (now - self._last) * self._rate)
+        self._last = now
+        self._tokens -= n
+        if self._tokens < 0:
+            self._sleep(-self._tokens / self._rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +100,6 @@ class Rehearsal:
 
     def discard(self) -> None:
         """Nothing is there to be removed."""
-
-
-def checksum(pairs: Iterable[Pair]) -> tuple[int, int]:
-    """The checksum of a space, and how many pairs it has: independent of their order."""
-    total = count = 0
-    stream = iter(pairs)
-    while batch := list(islice(stream, PAIRS_AT_ONCE)):
-        keys, values = zip(*batch, strict=True)
-        total, count = add_checksum(total, keys, values), count + len(batch)
-    return total, count
-
-
-def add_checksum(total: int, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
-    """The checksum with these pairs added: the sum of crc32(value, crc32(key)) modulo 2**64."""
-    return (total + sum(map(crc32, values, map(crc32, keys)))) % (1 << CHECKSUM_BITS)
 
 
 def copy_snapshot(
@@ -148,3 +183,39 @@ def _pieces(n: int, size: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
     step = max(1, int(n * piece_bytes / size)) if size else max(1, n)
     for start in range(0, n, step):
         yield start, min(n, start + step)
+
+
+def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
+    """DamagedError where a sampled list, decoded, differs from the snapshot's row."""
+    numbers = _sample(snapshot)
+    if len(numbers) == 0:
+        return
+    rows = snapshot.rows(numbers)
+    queries = rows.column("query_id").combine_chunks()
+    lists = decode_lists(
+        reader.get_many(Space.LISTS, encode_keys(queries)),
+        read_facts(reader, snapshot.generator, snapshot.version).item_ids,
+    )
+    ids, scores, ends = lists.ids.to_pylist(), lists.scores.tolist(), lists.offsets.tolist()
+    for at, row in enumerate(rows.to_pylist()):
+        first, end = ends[at], ends[at + 1]
+        held = (ids[first:end], scores[first:end], REASONS[lists.reasons[at]])
+        if not lists.found[at] or held != (row["candidate_ids"], row[snapshot.score_column], row["reason"]):
+            raise DamagedError(f"{where}: the list of {row['query_id']!r} is not that of snapshot {snapshot.name}")
+
+
+def _sample(snapshot: Snapshot) -> IntArray:
+    """Numbers of rows, ascending, drawn by the version's number."""
+    n, group_rows = snapshot.n_rows, rows_per_group(snapshot.manifest.k)
+    if n <= SAMPLED_KEYS:
+        return np.arange(n)
+    rng = np.random.default_rng([snapshot.version, n])
+    groups = -(-n // group_rows)
+    chosen = rng.choice(groups, size=min(groups, SAMPLED_GROUPS), replace=False)
+    each = -(-SAMPLED_KEYS // len(chosen))
+    sizes = [min(group_rows, n - int(group) * group_rows) for group in chosen]
+    drawn = [
+        int(group) * group_rows + rng.choice(size, size=min(size, each), replace=False)
+        for group, size in zip(chosen, sizes, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))

@@ -12,29 +12,25 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.publishing.audit import Current, audit, check_known, settle
 from nearcast.publishing.audit_rules import Finding
 from nearcast.publishing.compact_overlay import cut_back
-from nearcast.publishing.copy_snapshot import Copied, Rehearsal, copy_snapshot
+from nearcast.publishing.copy_snapshot import Copied, Rehearsal, Throttle, compare_sample, copy_snapshot
 from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.read_version import check_readable
 from nearcast.publishing.repair import mend_overlay, read_pointer, retire_damaged
 from nearcast.publishing.retention import remove_snapshots, retire_versions, withdrawn_after
 from nearcast.publishing.snapshot_rows import Shape, shape_of
-from nearcast.publishing.throttle import Throttle
 from nearcast.publishing.utc_times import seconds_of, utc
-from nearcast.publishing.verify_copy import compare_sample, read_back
-from nearcast.publishing.write_version import writing
+from nearcast.publishing.write_version import verify_version, writing
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
 from nearcast.stores.base import Event, Held, Pointer, Store, store_time
+from nearcast.stores.version_facts import FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Order", "publish", "publish_snapshot"]
 
-FACTS_FORMAT = 1
 NAMED = "it was named explicitly"
 
 
@@ -128,7 +124,7 @@ def _carry_out(order: Order, held: Held | None) -> Publication:
     done = Publication(
         order.generator, order.store.url, snapshot.version, before, "would_publish", tuple(findings), accepted
     )
-    facts = _facts(order, snapshot, shape, done)
+    facts = _make_facts(order, snapshot, shape, done)
     if held is None:
         return _rehearsed(order, snapshot, shape, facts, done)
     started = time.perf_counter()
@@ -144,6 +140,8 @@ def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack)
         return None
     try:
         reader = order.store.open(order.generator, pointer.version, verify=order.repair)
+        stack.callback(reader.close)
+        return Current(pointer.version, read_facts(reader, order.generator, pointer.version), reader)
     except (DamagedError, NotFoundError) as error:
         if order.repair:
             order.listener.note(f"nothing to compare with: {error}")
@@ -151,12 +149,10 @@ def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack)
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f"{error}, and its pointer says that it is current; publish with --repair") from error
-    stack.callback(reader.close)
-    return Current(pointer.version, reader.facts, reader)
 
 
 def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
-    if current.facts["fingerprint"] != snapshot.manifest.fingerprint:
+    if current.facts.fingerprint != snapshot.manifest.fingerprint:
         raise StoreError(
             f"{order.where(current.version)} is current, and is not the snapshot in {snapshot.folder}: two folders of "
             "snapshots publish to one store; give one of the generators another store or another name"
@@ -165,7 +161,7 @@ def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
 
 def _note_current(order: Order, current: Current) -> None:
     order.listener.note(f"{order.generator} {current.name} is current already")
-    if current.facts["serve"] != order.serving.model_dump(mode="json"):
+    if current.facts.serve != order.serving.model_dump(mode="json"):
         order.listener.note("its [serve] settings stay those of its publish; changed ones come with the next snapshot")
 
 
@@ -184,37 +180,35 @@ def _audited(
     return findings, accepted
 
 
-def _facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) -> dict[str, Any]:
-    """What the version tells of itself; the copy adds its figures."""
+def _make_facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) -> VersionFacts:
+    """Return the facts of the version, without the counts and checksums of the copy."""
     manifest = snapshot.manifest
     created = manifest.run.created
-    return {
-        "format": FACTS_FORMAT,
-        "generator": snapshot.generator,
-        "version": snapshot.version,
-        "snapshot": snapshot.name,
-        "started": utc(seconds_of(created) - manifest.run.seconds_total),
-        "created": created,
-        "published": utc(time.time()),
-        "fingerprint": manifest.fingerprint,
-        "metric": manifest.metric,
-        "k": manifest.k,
-        "query_ids": shape.query_ids,
-        "item_ids": shape.item_ids,
-        "id_kind": shape.id_kind,
-        "columns": dict(shape.columns),
-        "rules": None if shape.rules is None else dict(shape.rules),
-        "measures": dict(manifest.measures),
-        "promise": dict(manifest.facts["promise"]),
-        "profile": manifest.profile,
-        "serve": order.serving.model_dump(mode="json"),
-        "audit": {"findings": [f.as_dict() for f in done.findings], "accepted": dict(done.accepted or {})},
-    }
+    return VersionFacts(
+        format=FACTS_FORMAT,
+        generator=snapshot.generator,
+        version=snapshot.version,
+        snapshot=snapshot.name,
+        started=utc(seconds_of(created) - manifest.run.seconds_total),
+        created=created,
+        published=utc(time.time()),
+        fingerprint=manifest.fingerprint,
+        metric=manifest.metric,
+        k=manifest.k,
+        query_ids=shape.query_ids,
+        item_ids=shape.item_ids,
+        id_kind=shape.id_kind,
+        columns=dict(shape.columns),
+        rules=None if shape.rules is None else dict(shape.rules),
+        measures=dict(manifest.measures),
+        promise=dict(manifest.facts["promise"]),
+        profile=manifest.profile,
+        serve=order.serving.model_dump(mode="json"),
+        audit={"findings": [f.as_dict() for f in done.findings], "accepted": dict(done.accepted or {})},
+    )
 
 
-def _rehearsed(
-    order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[str, Any], done: Publication
-) -> Publication:
+def _rehearsed(order: Order, snapshot: Snapshot, shape: Shape, facts: VersionFacts, done: Publication) -> Publication:
     if _is_there(order, snapshot, facts):
         return done
     copied = copy_snapshot(snapshot, shape, Rehearsal(), Throttle(None), order.listener.progress)
@@ -222,7 +216,7 @@ def _rehearsed(
     return replace(done, copied=copied, copy_seconds=copied.bytes / limit if limit else None)
 
 
-def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[str, Any], held: Held) -> Copied | None:
+def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: VersionFacts, held: Held) -> Copied | None:
     """See that the store has the version, whole; None where it had it already."""
     if _is_there(order, snapshot, facts):
         order.listener.note(f"the store has {snapshot.name} already, and it is whole")
@@ -230,9 +224,15 @@ def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[st
     throttle = Throttle(order.settings.max_bytes_per_second)
     with writing(order.store, order.generator, snapshot.version) as writer:
         copied = copy_snapshot(snapshot, shape, writer, throttle, order.listener.progress, still_ours=held.check)
-        figures = {"keys": copied.keys, "items": copied.items, "payload_bytes": copied.payload_bytes}
-        figures |= {"query_rows": copied.query_rows}
-        writer.finish({**facts, **figures, "checksum": dict(copied.checksum)})
+        facts = replace(
+            facts,
+            keys=copied.keys,
+            items=copied.items,
+            payload_bytes=copied.payload_bytes,
+            query_rows=copied.query_rows,
+            checksum=dict(copied.checksum),
+        )
+        writer.finish(facts.to_json())
     try:
         _compare(order, snapshot)
     except DamagedError:
@@ -242,13 +242,14 @@ def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: Mapping[st
     return copied
 
 
-def _is_there(order: Order, snapshot: Snapshot, facts: Mapping[str, Any]) -> bool:
+def _is_there(order: Order, snapshot: Snapshot, facts: VersionFacts) -> bool:
     """Whether the store has this snapshot with these settings, and every byte of it."""
     if snapshot.version not in order.store.versions(order.generator):
         return False
     try:
         with contextlib.closing(order.store.open(order.generator, snapshot.version, verify=False)) as reader:
-            if any(reader.facts[name] != facts[name] for name in ("fingerprint", "serve")):
+            held = read_facts(reader, order.generator, snapshot.version)
+            if (held.fingerprint, held.serve) != (facts.fingerprint, facts.serve):
                 return False
         _compare(order, snapshot)
     except (DamagedError, NotFoundError) as error:
@@ -259,10 +260,14 @@ def _is_there(order: Order, snapshot: Snapshot, facts: Mapping[str, Any]) -> boo
 
 def _compare(order: Order, snapshot: Snapshot) -> None:
     where = order.where(snapshot.version)
-    with contextlib.closing(order.store.open(order.generator, snapshot.version, verify=True)) as reader:
-        read_back(reader, where, order.listener.progress)
-        check_readable(reader, order.generator, snapshot.version, where)
-        compare_sample(reader, where, snapshot)
+    verify_version(
+        order.store,
+        order.generator,
+        snapshot.version,
+        where,
+        order.listener.progress,
+        compare=lambda reader: compare_sample(reader, where, snapshot),
+    )
 
 
 def _pointed(order: Order, pointer: Pointer | None, done: Publication, held: Held) -> Pointer:

@@ -14,35 +14,31 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import AuditError, DamagedError, GoneError, StoreError
-from nearcast.publishing.copy_snapshot import Copied, add_checksum
+from nearcast.publishing.copy_snapshot import Copied
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.read_version import check_readable
 from nearcast.publishing.repair import facts_of_last, read_pointer
 from nearcast.publishing.retention import retire_versions, withdrawn_after
 from nearcast.publishing.utc_times import utc
-from nearcast.publishing.verify_copy import read_back
-from nearcast.publishing.write_version import writing
+from nearcast.publishing.write_version import add_checksum, verify_version, writing
 from nearcast.spec import ServeSpec
 from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
 from nearcast.stores.value_format import encode_keys, encode_lists, id_kind, id_type
-from nearcast.stores.weight_tables import KIND, PEOPLE, PHRASES, table_name
+from nearcast.stores.version_facts import FACTS_FORMAT, WEIGHT_TABLE, VersionFacts, read_facts
+from nearcast.stores.weight_tables import PEOPLE, PHRASES, table_name
 from nearcast.types import no_progress
 
 __all__ = ["doubts", "publish_table"]
 
-FACTS_FORMAT = 1
 LIST_HEAD_BYTES = 4
 KEPT_VERSIONS = 3
 MOST_LOOKED_UP = 20_000
 LEAST_SHARE = 0.5  # of the keys that are current: fewer are more likely a log that was cut short than news
 
-Facts = dict[str, Any]
 Pairs = Mapping[Space, list[Pair]]
 
 
@@ -62,9 +58,10 @@ def publish_table(
     with store.lock(name) as held:
         notes: list[str] = []
         pointer = read_pointer(store, name, notes, repair=repair)
-        current = _facts_of_table(store, name, facts_of_last(store, name, pointer, notes, repair=repair))
+        current = facts_of_last(store, name, pointer, notes, repair=repair)
+        _check_kind(store, name, current)
         before = pointer.version or None if pointer else None
-        same = pointer and (current.get("fingerprint"), current.get("version")) == (mark, pointer.version)
+        same = pointer and current and (current.fingerprint, current.version) == (mark, pointer.version)
         if pointer and same and not repair:
             return Publication(name, store.url, pointer.version, before, "already_current")
         _check(name, rows, current, fewer=fewer)
@@ -72,7 +69,7 @@ def publish_table(
         done = Publication(name, store.url, version, before, "published")
         started = time.perf_counter()
         copied = _tally(pairs)
-        facts = _facts(name, version, rows, copied) | {"fingerprint": mark, "of": generator}
+        facts = replace(_make_facts(name, version, rows, copied), fingerprint=mark, of=generator)
         _write(store, pairs, facts, held)
         done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
         last = pointer or Pointer(version=0, serial=0)
@@ -103,7 +100,7 @@ def doubts(store: Store, generator: str, table: str, rows: pa.Table) -> list[str
     try:
         with contextlib.closing(store.open(generator, pointer.version, verify=False)) as reader:
             held = reader.get_many(Space.LISTS, encode_keys(distinct))
-            kind = reader.facts.get("query_ids")
+            kind = read_facts(reader, generator, pointer.version).query_ids
     except (DamagedError, GoneError, StoreError) as error:
         return [*found, f"whether the items are keys of {generator} is not known: {error}"]
     unknown = distinct.filter(pa.array([value is None for value in held], pa.bool_()))
@@ -119,35 +116,32 @@ def doubts(store: Store, generator: str, table: str, rows: pa.Table) -> list[str
     return found
 
 
-def _facts_of_table(store: Store, name: str, facts: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What the current version says of itself; StoreError where it is no table."""
-    if facts is not None and facts.get("kind") != KIND:
+def _check_kind(store: Store, name: str, current: VersionFacts | None) -> None:
+    """Raise StoreError if snapshots are published under this name."""
+    if current is not None and not current.is_weight_table:
         raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
-    return facts or {}
 
 
-def _check(name: str, rows: pa.Table, current: Mapping[str, Any], *, fewer: bool) -> None:
-    least = LEAST_SHARE * current.get("keys", 0)
+def _check(name: str, rows: pa.Table, current: VersionFacts | None, *, fewer: bool) -> None:
+    keys = current.keys if current else 0
+    least = LEAST_SHARE * keys
     if len(rows) < least and not fewer:
         raise AuditError(
-            f"{name} would have {len(rows):,} keys where {current['keys']:,} are current; if so few are meant, "
+            f"{name} would have {len(rows):,} keys where {keys:,} are current; if so few are meant, "
             "publish with --fewer"
         )
 
 
-def _write(store: Store, pairs: Pairs, facts: Facts, held: Held) -> None:
+def _write(store: Store, pairs: Pairs, facts: VersionFacts, held: Held) -> None:
     """Write the version and read it back; what goes wrong is cleared away."""
-    name, version = facts["generator"], facts["version"]
+    name, version = facts.generator, facts.version
     with writing(store, name, version) as writer:
         for space, some in pairs.items():
             writer.put(space, some)
         held.check()
-        writer.finish(facts)
+        writer.finish(facts.to_json())
     try:
-        with contextlib.closing(store.open(name, version, verify=True)) as reader:
-            where = f"version {version:06d} of {name} in {store.url}"
-            read_back(reader, where, no_progress)
-            check_readable(reader, name, version, where)
+        verify_version(store, name, version, f"version {version:06d} of {name} in {store.url}", no_progress)
     except DamagedError:
         held.check()
         store.retire(name, version)
@@ -175,34 +169,30 @@ def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
     return [key for key, _ in pairs], [value for _, value in pairs]
 
 
-def _facts(name: str, version: int, rows: pa.Table, copied: Copied) -> Facts:
-    """What the version tells of itself: that of a snapshot, as far as a table has it."""
+def _make_facts(name: str, version: int, rows: pa.Table, copied: Copied) -> VersionFacts:
     now = utc(time.time())
     items = rows["items"].combine_chunks().flatten()
-    return {
-        "format": FACTS_FORMAT,
-        "kind": KIND,
-        "generator": name,
-        "version": version,
-        "snapshot": f"{version:06d}",
-        "started": now,
-        "created": now,
-        "published": now,
-        "metric": "weight",
-        "k": int(pc.max(pc.list_value_length(rows["items"])).as_py()),
-        "query_ids": id_type(rows["key"].type),
-        "item_ids": id_type(items.type),
-        "id_kind": id_kind(items),
-        "columns": {},
-        "measures": {},
-        "promise": {},
-        "serve": ServeSpec().model_dump(mode="json"),
-        "audit": {"findings": [], "accepted": {}},
-        "keys": copied.keys,
-        "items": copied.items,
-        "payload_bytes": copied.payload_bytes,
-        "checksum": dict(copied.checksum),
-    }
+    return VersionFacts(
+        format=FACTS_FORMAT,
+        kind=WEIGHT_TABLE,
+        generator=name,
+        version=version,
+        snapshot=f"{version:06d}",
+        started=now,
+        created=now,
+        published=now,
+        metric="weight",
+        k=int(pc.max(pc.list_value_length(rows["items"])).as_py()),
+        query_ids=id_type(rows["key"].type),
+        item_ids=id_type(items.type),
+        id_kind=id_kind(items),
+        serve=ServeSpec().model_dump(mode="json"),
+        audit={"findings": [], "accepted": {}},
+        keys=copied.keys,
+        items=copied.items,
+        payload_bytes=copied.payload_bytes,
+        checksum=dict(copied.checksum),
+    )
 
 
 def _fingerprint(pairs: Pairs) -> str:

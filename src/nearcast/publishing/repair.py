@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.retention import facts_of_newest
 from nearcast.stores.base import Pointer, Store, repair_overlay
+from nearcast.stores.version_facts import VersionFacts
 
 __all__ = ["facts_of_last", "mend_overlay", "read_pointer", "retire_damaged"]
 
@@ -26,8 +25,8 @@ def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> 
 
 def facts_of_last(
     store: Store, name: str, pointer: Pointer | None, notes: list[str], *, repair: bool
-) -> Mapping[str, Any] | None:
-    """Return what the current version, or else a newest one, says of itself; None where there is none.
+) -> VersionFacts | None:
+    """Return the facts of the current version, or else of the newest that can be opened; None where there is none.
 
     DamagedError where none of them can be opened; to repair, that is as good as none.
     """

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import MANIFEST, is_done
-from nearcast.publishing.read_version import unreadable_versions
+from nearcast.publishing.write_version import unreadable_versions
 from nearcast.stores.base import Pointer, Store
+from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.table.snapshot import list_snapshots, snapshots_folder
 
 __all__ = [
@@ -62,8 +62,8 @@ def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -
     return gone
 
 
-def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> Mapping[str, Any]:
-    """What the current version says of itself, or the newest one that can be opened.
+def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> VersionFacts:
+    """Return the facts of the current version, or of the newest version that can be opened.
 
     A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.
     """
@@ -72,7 +72,7 @@ def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> Mapping[s
     for version in dict.fromkeys((*known, *reversed(store.versions(generator)))):
         try:
             with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-                return reader.facts
+                return read_facts(reader, generator, version)
         except (DamagedError, NotFoundError) as error:
             fault = fault or error
     raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault or 'it has none'}")

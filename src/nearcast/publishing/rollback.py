@@ -7,10 +7,9 @@ import time
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.read_version import check_readable
 from nearcast.publishing.retention import rollback_target, withdrawn_after
 from nearcast.publishing.utc_times import utc
-from nearcast.publishing.verify_copy import read_back
+from nearcast.publishing.write_version import check_opening, check_readable, read_back
 from nearcast.stores.base import Event, Pointer, Store
 from nearcast.suggest import generators_in_words
 
@@ -48,8 +47,9 @@ def _readable(store: Store, pointer: Pointer, generator: str, version: int, hear
         where = f"version {candidate:06d} of {generator} in {store.url}"
         try:
             with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
-                check_readable(reader, generator, candidate, where)
-                read_back(reader, where, hears.progress)
+                facts = check_opening(reader, generator, candidate, where)
+                check_readable(reader, facts, where)
+                read_back(reader, facts, where, hears.progress)
             return candidate
         except DamagedError as error:
             fault = fault or error

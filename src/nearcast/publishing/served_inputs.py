@@ -44,21 +44,21 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
     facts, profile = current.facts, snapshot.manifest.profile or {}
     changes: dict[tuple[str, str], ValueChange] = {}
     kept = 0.0
-    if facts["item_ids"] == shape.item_ids:
+    if facts.item_ids == shape.item_ids:
         names = [name for name in profile.get("items", {}).get("attributes", {}) if name in shape.columns]
         rows = _sampled_rows(lambda columns: item_batches(snapshot, ["id", *columns]), names)
         pairs = _beside(current, rows)
-        kept = len(pairs) / max(1, len(rows)) * shape.items / max(1, int(facts["items"]))
+        kept = len(pairs) / max(1, len(rows)) * shape.items / max(1, facts.items)
         changes |= _changes("items", pairs, profile)
-    own_queries = shape.rules is not None and shape.rules["own_query_columns"] and facts.get("query_rows")
-    if shape.rules is not None and own_queries and facts["query_ids"] == shape.query_ids:
+    own_queries = shape.rules is not None and shape.rules["own_query_columns"] and facts.query_rows
+    if shape.rules is not None and own_queries and facts.query_ids == shape.query_ids:
         rows = _sampled_rows(lambda columns: query_batches(snapshot, columns), list(shape.rules["queries"]))
         changes |= _changes("queries", _beside(current, rows, OF_QUERIES), profile)
     return InputsBeside(
-        items=int(facts["items"]),
+        items=facts.items,
         items_kept=kept,
-        elapsed_seconds=seconds_of(snapshot.manifest.run.created) - seconds_of(facts["created"]),
-        profile=facts.get("profile"),
+        elapsed_seconds=seconds_of(snapshot.manifest.run.created) - seconds_of(facts.created),
+        profile=facts.profile,
         changes=changes,
         vectors=_vector_changes(snapshot, current, profile),
     )
@@ -182,7 +182,7 @@ def _folder_of(snapshot: Snapshot, current: Current) -> Path | None:
     """The folder of the snapshot that is current, if it is the one beside this snapshot."""
     folder = snapshot.folder.parent / current.name
     try:
-        same = open_snapshot(folder).manifest.fingerprint == current.facts["fingerprint"]
+        same = open_snapshot(folder).manifest.fingerprint == current.facts.fingerprint
     except (DamagedError, NotFoundError, OSError):
         return None
     return folder if same else None

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.utc_times import seconds_of
 from nearcast.stores.base import Pointer, Store
+from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.suggest import generators_in_words
 
-__all__ = ["Kept", "Published", "published"]
+__all__ = ["Published", "StoredVersion", "published"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredVersion:
     """A version in a store."""
 
     version: int
-    facts: Mapping[str, Any] | None
+    version_facts: VersionFacts | None
     fault: str | None  # why it cannot be opened
+
+    @property
+    def facts(self) -> Mapping[str, Any] | None:
+        """Facts as JSON data; see `docs/store-format.md`."""
+        return None if self.version_facts is None else self.version_facts.to_json()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the version as plain data."""
+        return {"version": self.version, "facts": self.facts, "fault": self.fault}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +41,32 @@ class Published:
     generator: str
     store: str
     pointer: Pointer | None
-    versions: tuple[Kept, ...]
+    versions: tuple[StoredVersion, ...]
     age_seconds: float | None  # of the current version, by its snapshot's own time
     overlay_entries: int  # that are in force or will expire; taken back ones do not count
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Return it as plain data."""
+        return asdict(replace(self, versions=())) | {"versions": tuple(version.as_dict() for version in self.versions)}
 
 
 def published(store: Store, generator: str, *, now: float) -> Published:
     """Look at a generator in a store; `now` in seconds since 1970. NotFoundError where nothing is published."""
     pointer = store.pointer(generator)
-    versions = tuple(_kept(store, generator, version) for version in store.versions(generator))
+    versions = tuple(_read_version(store, generator, version) for version in store.versions(generator))
     if pointer is None and not versions:
         known = generators_in_words(generator, store.generators(), "generators there are none")
         raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
-    facts = next((kept.facts for kept in versions if pointer and kept.version == pointer.version), None)
-    age = max(0.0, now - seconds_of(facts["created"])) if facts else None
+    facts = next((kept.version_facts for kept in versions if pointer and kept.version == pointer.version), None)
+    age = max(0.0, now - seconds_of(facts.created)) if facts else None
     entries = store.overlay(generator).changes().entries
     in_force = [e for e in entries if not e.lifted and (e.until is None or e.until > now)]
     return Published(generator, store.url, pointer, versions, age, len(in_force))
 
 
-def _kept(store: Store, generator: str, version: int) -> Kept:
+def _read_version(store: Store, generator: str, version: int) -> StoredVersion:
     try:
         with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-            return Kept(version, dict(reader.facts), None)
+            return StoredVersion(version, read_facts(reader, generator, version), None)
     except (DamagedError, NotFoundError) as error:
-        return Kept(version, None, str(error))
+        return StoredVersion(version, None, str(error))

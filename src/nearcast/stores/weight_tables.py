@@ -12,9 +12,8 @@ import unicodedata
 from nearcast.errors import SpecError
 from nearcast.stores.names import checked_generator
 
-__all__ = ["KIND", "PEOPLE", "PHRASES", "table_key", "table_name"]
+__all__ = ["PEOPLE", "PHRASES", "table_key", "table_name"]
 
-KIND = "table"  # in the facts of a version, where a snapshot's have no kind
 PHRASES = "phrases"  # a search phrase: the items that were engaged with most after it
 PEOPLE = "people"  # a person: the items that were engaged with most by them
 

@@ -5,9 +5,8 @@ Read from TOML once. What is needed to answer is kept with the table in the stor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +15,6 @@ from nearcast.files import path_fault
 from nearcast.spec import parse_model, read_tables
 
 __all__ = [
-    "KIND",
     "MONEY_ROLES",
     "TIME_ROLES",
     "AdSource",
@@ -25,11 +23,9 @@ __all__ = [
     "Roles",
     "Serving",
     "Target",
-    "is_expansion",
     "load_expansion_spec",
 ]
 
-KIND = "expansion"  # what the facts of such a table say it is
 MONEY_ROLES, TIME_ROLES = ("bid", "budget", "spent"), ("starts", "ends")  # of `Roles`: numbers, and times
 
 Column = Annotated[str, Field(min_length=1, max_length=200)]
@@ -120,8 +116,3 @@ def load_expansion_spec(path: Path) -> ExpansionSpec:
             f"{path} is the spec of a generator, which `nearcast run` takes; docs/expansion.md shows one of ads"
         )
     return parse_model(ExpansionSpec, tables, str(path))
-
-
-def is_expansion(facts: Mapping[str, Any]) -> bool:
-    """Whether a version with these facts is one of an expansion table."""
-    return bool(facts.get("kind") == KIND)
