@@ -140,7 +140,7 @@ RENAMED = {
     "nearcast.serve.watch": "nearcast.serve.background",
     "nearcast.sources.check": "nearcast.sources.validate_rows",
     "nearcast.sources.listing": "nearcast.sources.parquet_listing",
-    "nearcast.sources.rows": "nearcast.sources.table_rows",
+    "nearcast.sources.rows": "nearcast.sources.row_source",
     "nearcast.stores.facts": "nearcast.stores.version_facts",
     "nearcast.stores.nearest": "nearcast.stores.version_facts",
     "nearcast.stores.tables": "nearcast.stores.weight_tables",

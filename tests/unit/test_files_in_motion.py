@@ -24,7 +24,7 @@ from nearcast.join.listener import Listener
 from nearcast.replaying.request_log import read_log
 from nearcast.sources import user_files
 from nearcast.sources.ingest import ingest
-from nearcast.sources.table_rows import table_source
+from nearcast.sources.memory_tables import table_source
 from nearcast.sources.validate_rows import kept_rows, scan
 
 N, DIM = 60, 4

@@ -24,7 +24,8 @@ from nearcast.overfetch.survival_log import read_counts
 from nearcast.publishing.engagement import LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.replaying.request_log import read_log
-from nearcast.sources.table_rows import open_source, table_source
+from nearcast.sources.memory_tables import table_source
+from nearcast.sources.open_source import open_source
 from nearcast.spec import SourceSpec
 
 IDS, VECTORS = ["a", "b", "c"], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]

@@ -6,7 +6,7 @@ import numpy as np
 
 from builders import generator, source_spec, write_parquet
 from nearcast.sources.ingest import ingest
-from nearcast.sources.table_rows import open_source
+from nearcast.sources.open_source import open_source
 from nearcast.sources.validate_rows import kept_rows, scan
 
 

@@ -19,7 +19,7 @@ from nearcast.overfetch.survival_log import read_counts
 from nearcast.publishing.engagement import LogColumns
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.replaying.request_log import read_log
-from nearcast.sources.table_rows import open_source
+from nearcast.sources.open_source import open_source
 
 A, B, C = ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])
 

@@ -11,7 +11,8 @@ from builders import generator, ingested, source_spec, table, vector_column, wri
 from nearcast.errors import InputError
 from nearcast.files import verify
 from nearcast.sources.ids import order_of, positions_of, read_ids, repeats, shared_positions, write_ids
-from nearcast.sources.table_rows import open_source, table_source
+from nearcast.sources.memory_tables import table_source
+from nearcast.sources.open_source import open_source
 from nearcast.sources.validate_rows import scan
 
 IDS = ["b", "c", "a"]

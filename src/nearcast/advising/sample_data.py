@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nearcast.sources.table_rows import RowSource, open_source
+from nearcast.sources.open_source import open_source
+from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
 
 __all__ = ["READ_BYTES", "MadeUp", "Sample", "Sides", "real_sides", "write_sample"]

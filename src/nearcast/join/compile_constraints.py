@@ -34,7 +34,7 @@ from nearcast.mapped import map_array
 from nearcast.measure.near_duplicates import alike_groups
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.sources.table_rows import RowSource
+from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.types import Vectors
 from nearcast.version import __version__

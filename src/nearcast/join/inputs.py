@@ -13,8 +13,10 @@ from nearcast.files import fingerprint, is_done, read_manifest
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest, ingest_bytes, ingest_memory, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
+from nearcast.sources.memory_tables import table_source
+from nearcast.sources.open_source import open_source
 from nearcast.sources.parquet_files import ParquetFiles
-from nearcast.sources.table_rows import RowSource, open_source, table_source
+from nearcast.sources.row_source import RowSource
 from nearcast.sources.validate_rows import (
     Report,
     Scan,

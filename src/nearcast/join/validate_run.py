@@ -32,7 +32,7 @@ from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import refuse_slices_of
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
-from nearcast.sources.table_rows import RowSource
+from nearcast.sources.row_source import RowSource
 from nearcast.sources.validate_rows import kept_rows
 from nearcast.stores import check_store_url
 from nearcast.types import AnyArray, Metric

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from nearcast.files import finish, fresh_folder, verify
 from nearcast.sources.ids import read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
-from nearcast.sources.table_rows import RowBatch
+from nearcast.sources.row_source import RowBatch
 from nearcast.sources.user_files import changed_error
 from nearcast.sources.validate_rows import Kept, Scan
 from nearcast.types import ArrayVectors, FileVectors, IntArray, Progress, Vectors, no_progress

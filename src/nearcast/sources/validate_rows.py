@@ -24,7 +24,7 @@ from nearcast.sources.matrix import (
     list_lengths,
     to_matrix,
 )
-from nearcast.sources.table_rows import RowSource
+from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec, allowed_policies
 from nearcast.types import FloatArray, IntArray, Progress, no_progress
 
