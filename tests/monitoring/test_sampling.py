@@ -13,7 +13,7 @@ from tests.end_to_end.service import running, until
 from tests.monitoring.nights import Nights
 
 from nearcast.serve.key_sampling import FILES_KEPT_SECONDS, LookedUp, Reservoir, SampleWriter, read_looked_up
-from nearcast.serve.lookup_answers import Answer
+from nearcast.serve.lookup_data import Answer
 
 
 def answer(key: str | int, *, found: bool = True, source: str = "table") -> Answer:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import nearcast
 from nearcast import stores
 from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError, StoreError
-from nearcast.serve import lookup as lookups
+from nearcast.serve import follow_store
+from nearcast.serve.lookup_data import LookupOptions
 from nearcast.stores import open_store
 from nearcast.stores.base import Changes, OverlayEntry, Space
 from nearcast.stores.value_format import encode_key
@@ -218,7 +219,7 @@ def test_many_keys_are_answered_as_they_are_one_by_one(tmp_path, table):
                 many = asked.get_many(keys, k=k, min_score=min_score)
                 assert len(many) == len(keys)
                 for key, answer in zip(keys, many, strict=True):
-                    alone = asked.get(key, k=k, min_score=min_score)
+                    alone = asked.get(key, LookupOptions(k, min_score))
                     same = {"age_seconds": 0.0} | ({} if alone.found else {"key": key})
                     assert replace(answer, **same) == replace(alone, **same)
                     assert not gone & set(answer.ids)
@@ -543,7 +544,7 @@ def test_a_pointer_that_is_put_back_as_it_was_leaves_no_error(files, file_of, tm
 
 
 def test_a_refused_version_is_tried_again_now_and_then(files, file_of, monkeypatch):
-    monkeypatch.setattr(lookups, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(follow_store, "RETRY_SECONDS", 0.05)
     publish(files, "shop", 1, whole(1))
     with nearcast.open(files, "shop", refresh_seconds=OFTEN) as shop:
         load(files, "shop", 2, whole(2))

@@ -97,7 +97,7 @@ def polled(state, log, **how):
 
 
 def gone_at_once(state, items, ids, now=NOW):
-    places = state.places_removed(pa.array(items, pa.int64() if ids == "int64" else pa.string()), now)
+    places = state.positions_removed(pa.array(items, pa.int64() if ids == "int64" else pa.string()), now)
     return set() if places is None else {items[place] for place in places.tolist()}
 
 
@@ -180,7 +180,7 @@ def test_many_items_are_sieved_as_they_are_one_by_one(n_gone):
     gone = np.unique(rng.integers(-5000, 5000, n_gone) * 4096)  # their low bits are all the same
     state = OverlayState("int64").apply(Changes(1, 1, tuple(OverlayEntry(int(i), None, True, 0.0) for i in gone)))
     asked = rng.integers(-5000, 5000, 20_000) * 1024
-    places = state.places_removed(pa.array(asked), NOW)
+    places = state.positions_removed(pa.array(asked), NOW)
     assert places.tolist() == np.flatnonzero(np.isin(asked, gone)).tolist()
     assert gone_at_once(state, [1, 2, 3], "int64") == set()
 
@@ -201,9 +201,9 @@ def test_ids_are_those_of_the_version_that_answers_also_when_their_type_changes(
     entries = (OverlayEntry("7", None, True, 0.0), OverlayEntry(8, None, True, 0.0), OverlayEntry("x", None, True, 0.0))
     numbers = OverlayState("int64").apply(Changes(1, 3, entries))
     assert gone_at_once(numbers, [7, 8, 9], "int64") == {7, 8}
-    texts = numbers.typed("string")
+    texts = numbers.convert("string")
     assert gone_at_once(texts, ["7", "8", "9", "x"], "string") == {"7", "8", "x"}
-    assert gone_at_once(texts.typed("int64"), [7, 8, 9], "int64") == {7, 8}
+    assert gone_at_once(texts.convert("int64"), [7, 8, 9], "int64") == {7, 8}
     lifted = texts.apply(Changes(1, 4, (OverlayEntry(7, None, None, 0.0, lifted=True),)))
     assert gone_at_once(lifted, ["7", "8"], "string") == {"8"}
 

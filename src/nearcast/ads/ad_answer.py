@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nearcast.ads.ad_funnel import Stage
-from nearcast.serve.lookup_answers import Answer, Answers
+from nearcast.serve.lookup_data import Answer, Answers
 
 __all__ = ["Promoted"]
 

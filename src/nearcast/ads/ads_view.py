@@ -8,7 +8,7 @@ from typing import Any
 
 from nearcast.ads.targeting import Eligible, Targets
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.view import Version
+from nearcast.serve.table_version import TableVersion
 from nearcast.table.ad_set import Ads, LiveAds, unchanged, with_pauses, with_values
 from nearcast.table.expansion_settings import Serving
 from nearcast.table.item_links import Links
@@ -21,7 +21,7 @@ __all__ = ["AdsTable", "Live", "read_table", "under_overlay"]
 class AdsTable:
     """A version of an expansion table, its ads in memory."""
 
-    version: Version
+    version: TableVersion
     ads: Ads
     links: Links | None  # None where there are too many to be held
     settings: Serving
@@ -29,7 +29,7 @@ class AdsTable:
     as_of: float  # seconds since 1970: what an overlay said of a column before that, the table knows itself
 
 
-def read_table(version: Version, eligible: Eligible | None) -> AdsTable:
+def read_table(version: TableVersion, eligible: Eligible | None) -> AdsTable:
     """Read the ads of a version. DamagedError where they are not what their facts say."""
     what = f"{version.facts.generator} {version.snapshot}"
     stored = read_stored(version.reader, version.facts, what, most_items_held=MOST_ITEMS_HELD)
@@ -51,7 +51,7 @@ def under_overlay(table: AdsTable, overlay: OverlayState, before: Live | None, n
 
     before: the same as it was a moment ago. Only what is not in it is taken in: budgets change many times a second.
     """
-    typed = overlay.typed(table.version.item_ids)
+    typed = overlay.convert(table.version.item_ids)
     if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
         ads = with_values(unchanged(table.ads), {ad: _newer(table, typed, ad) for ad in typed.values}, now)
         return Live(table, overlay, with_pauses(ads, typed.gone, now))

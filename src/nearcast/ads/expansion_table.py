@@ -25,16 +25,11 @@ from nearcast.ads.ads_view import AdsTable, Live, read_table, under_overlay
 from nearcast.ads.sum_scores import merged, similarity
 from nearcast.ads.targeting import Eligible, Targets, check_fields
 from nearcast.errors import GoneError, InputError, NearcastError, NotFoundError, SpecError
-from nearcast.serve.lookup import (
-    PASSING,
-    REFRESH_SECONDS,
-    RETRY_SECONDS,
-    Lookup,
-    LookupState,
-    open_lookup,
-)
-from nearcast.serve.lookup_keys import Keys, wanted_keys
-from nearcast.serve.view import Version, View
+from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS
+from nearcast.serve.lookup import Lookup, open_lookup
+from nearcast.serve.lookup_data import Keys, LookupOptions, LookupState, encode_lookup_keys
+from nearcast.serve.table_version import TableVersion
+from nearcast.serve.view import View
 from nearcast.stores import StoreLike
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import IdType, decode_lists, numbers_of_keys
@@ -75,7 +70,7 @@ def open_expansion(
 class _Refusal:
     """A version that could not be read, and when to try it again."""
 
-    version: Version
+    version: TableVersion
     text: str
     retry: float  # on the monotonic clock
 
@@ -100,7 +95,7 @@ class Expansion:
         self._live: Live | None = None  # put in place whole by whichever thread
         self._reading: threading.Thread | None = None
         self._refusal: _Refusal | None = None
-        lookup.follow_with(self._keep_up)
+        lookup.call_after_poll(self._keep_up)
 
     def __enter__(self) -> Self:
         return self
@@ -184,13 +179,14 @@ class Expansion:
         """The same for one view of the generator."""
         metric = Metric(view.version.facts.metric or Metric.COSINE)
         asked, of_rules = self._shared_out(view, asked)
+        options = LookupOptions(candidates_per_key, request=of_rules)
         if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent question: a fifth of the time
-            answer = view.get(keys[0], k=candidates_per_key, request=of_rules)
+            answer = view.get(keys[0], options)
             one = np.array([0, len(answer.ids)])
             lists = _lists(one, answer.ids, np.array(answer.scores), metric, weights)
             promoted = self._promoted(lists, asked)
             return replace(promoted, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
-        many = view.get_many(keys, k=candidates_per_key, request=of_rules)
+        many = view.get_many(keys, options)
         lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
         found = int(np.count_nonzero(many.found))
         return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found, looked_up=many)
@@ -200,7 +196,7 @@ class Expansion:
 
         InputError for a field of the request that neither asks for.
         """
-        known, rules = self.request_fields, view.version.attributes
+        known, rules = self.request_fields, view.version.rule_columns
         if not asked.request:
             return asked, None
         of_rules = frozenset(rules.rules.request_types) if rules is not None else frozenset()
@@ -285,7 +281,7 @@ class Expansion:
             self._refusal = None
         except Exception as error:  # the old version goes on answering: a thread that dies would follow nothing more
             text = str(error) if isinstance(error, NearcastError) else f"{type(error).__name__}: {error}"
-            wait = PASSING_SECONDS if isinstance(error, PASSING) else RETRY_SECONDS
+            wait = PASSING_SECONDS if isinstance(error, TRANSIENT_ERRORS) else RETRY_SECONDS
             self._refusal = _Refusal(version, text, time.monotonic() + wait)
 
 
@@ -363,7 +359,7 @@ def _links(table: AdsTable, candidates: Ids) -> tuple[IntArray, IntArray]:
     numbers = version.query_ids == "int64"
     if held is not None and numbers and isinstance(candidates, np.ndarray):
         return held.of(candidates)
-    typed, keys, known = wanted_keys(candidates, version.query_ids)
+    typed, keys, known = encode_lookup_keys(candidates, version.query_ids)
     there = np.arange(len(typed)) if known is None else known
     if held is None:
         lists = decode_lists(version.reader.get_many(Space.LISTS, keys), version.item_ids)

@@ -19,7 +19,7 @@ from nearcast.suggest import quoted
 from nearcast.table.snapshot import Candidates
 
 if TYPE_CHECKING:
-    from nearcast.serve.lookup_answers import Answer
+    from nearcast.serve.lookup_data import Answer
 
 __all__ = ["lookup"]
 

@@ -21,6 +21,7 @@ from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
 from nearcast.errors import NearcastError, NotFoundError
 from nearcast.monitoring.alert_text import LEVELS, TROUBLES
+from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
 from nearcast.service.generator_service import Service, columns_in
 from nearcast.service.pages import Page, PageRequest
@@ -259,7 +260,7 @@ def _not_following(page: dict[str, Any], since: float) -> dict[str, Any]:
 def _from_store(view: View, key: str, beside: Snapshot | None) -> dict[str, Any]:
     """The list as the store has it, where the folder of its snapshot is elsewhere: what was taken out is not in it."""
     columns = columns_in(view)
-    answer = view.get(key, fields=columns)
+    answer = view.get(key, LookupOptions(fields=columns))
     rows = [
         {"id": item, "score": score, "columns": {n: shown(answer.columns[n][place]) for n in columns}}
         for place, (item, score) in enumerate(zip(answer.ids, answer.scores, strict=True))

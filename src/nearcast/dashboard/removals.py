@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nearcast.dashboard.list_explorer import Removal
 from nearcast.errors import NearcastError
 from nearcast.publishing.utc_times import utc
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.view import View
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Store
@@ -22,7 +22,7 @@ def removals_in(entries: list[OverlayEntry], *, now: float, integers: bool) -> R
     rules = {}
     for entry in entries:
         if entry.field is None and entry.value and not entry.lifted and (entry.until is None or entry.until > now):
-            item = typed_key(entry.item, "int64" if integers else "string")
+            item = convert_key(entry.item, "int64" if integers else "string")
             rules[entry.item if item is None else item] = _words(entry)
     return Removal(rules)
 

@@ -28,7 +28,7 @@ from nearcast.monitoring.expected_range import usual
 from nearcast.monitoring.surviving_neighbors import truth_without
 from nearcast.serve.key_sampling import LookedUp, read_looked_up
 from nearcast.serve.lookup import open_lookup
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.view import StoredLists, View
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Inputs
@@ -321,7 +321,7 @@ def _compare(
             return _Compared(reason=f"the {what} {today} today and {then} in the served version; run and publish")
     if not len(stored.found) or run.spec.rank is not None:  # a ranking model owes nobody the nearest
         return _Compared()
-    keys = [typed_key(key, view.version.query_ids) for key in stored.keys]
+    keys = [convert_key(key, view.version.query_ids) for key in stored.keys]
     known = np.flatnonzero(np.array([key is not None for key in keys], np.bool_))
     ids = pa.array([keys[place] for place in known], inputs.queries.ids.type)
     rows = np.full(len(keys), EMPTY_POSITION, np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.join.single_search import OnlineIndex
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import LookupOptions, convert_key
 from nearcast.serve.view import View
 from nearcast.sources.ingest import Inputs
 from nearcast.stores.value_format import IdType, id_type
@@ -72,7 +72,7 @@ class LookUp:
 
     def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
         """The k best of each key."""
-        found = self.view.get_many(keys, k=k)
+        found = self.view.get_many(keys, LookupOptions(k))
         return Lists(found.offsets, found.ids, found.scores, int(np.count_nonzero(found.found)))
 
 
@@ -93,7 +93,7 @@ class OnlineWay:
     def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:
         """The k best of each key."""
         wanted = self.k if k is None else k
-        rows = [self.rows.get(typed_key(key, self.ids), -1) for key in keys]
+        rows = [self.rows.get(convert_key(key, self.ids), -1) for key in keys]
         known = [row for row in rows if row >= 0]
         ids: Sequence[Sequence[Any]] = ()
         scores: Sequence[Sequence[float]] = ()
@@ -114,7 +114,7 @@ class OnlineWay:
     ) -> tuple[Sequence[Any], Sequence[float]]:
         """The first k, without the key itself where the generator leaves it out."""
         if self.without_self and self.ids == self.item_ids:
-            own = typed_key(key, self.ids)
+            own = convert_key(key, self.ids)
             kept = [place for place, item in enumerate(ids) if item != own]
             ids, scores = [ids[place] for place in kept], [scores[place] for place in kept]
         return ids[:k], scores[:k]

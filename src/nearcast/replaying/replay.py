@@ -27,9 +27,10 @@ from nearcast.replaying.compared_versions import Compared
 from nearcast.replaying.outcome import Figures, Rate, figures_of, hits_of, lead
 from nearcast.replaying.request_funnel import Funnel, Passed, run_funnel
 from nearcast.replaying.request_log import Logged
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.view import View, open_version
+from nearcast.serve.table_version import open_version
+from nearcast.serve.view import View
 from nearcast.sources.user_files import changed_error
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
@@ -132,7 +133,7 @@ def _unknown(
     if funnel.expansion is not None:
         kinds.append(("engaged_ad", [logged.engaged_ads for logged in requests], funnel.expansion.ad_ids))
     for column, engaged, kind in kinds:
-        odd = [one for ids in engaged for one in ids if typed_key(one, kind) is None]
+        odd = [one for ids in engaged for one in ids if convert_key(one, kind) is None]
         if odd:
             total = sum(map(len, engaged))
             yield f"{len(odd):,} of {total:,} ids in `{column}` are no {kind}, such as {odd[0]!r}: misses"
@@ -142,7 +143,7 @@ def _typed(logged: Logged, ways: Sequence[Way], funnel: Funnel) -> Logged:
     """The request with the ids that were engaged with in the types of items and ads; one that cannot be is a miss."""
 
     def typed(ids: frozenset[Any], kind: IdType) -> frozenset[Any]:
-        return frozenset(one if (found := typed_key(one, kind)) is None else found for one in ids)
+        return frozenset(one if (found := convert_key(one, kind)) is None else found for one in ids)
 
     ads = logged.engaged_ads
     if funnel.expansion is not None:

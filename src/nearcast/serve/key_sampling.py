@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.files import write_text
-from nearcast.serve.lookup_answers import NOWHERE, TABLE, Answer, Answers
+from nearcast.serve.lookup_data import NOWHERE, TABLE, Answer, Answers
 
 __all__ = ["SAMPLES", "LookedUp", "Reservoir", "SampleWriter", "read_looked_up"]
 

@@ -16,18 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
-from nearcast.serve.lookup_answers import Answers
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import Answers, LookupOptions, convert_key
 from nearcast.serve.merge_lists import By, Merged, merge
 from nearcast.serve.resolvers import MOST_KEYS, Key, ReadRow, WeightedKey, weighted_keys
 from nearcast.serve.view import View
 from nearcast.types import FloatArray, IntArray
 
-__all__ = ["KeyShare", "MergedAnswer", "Mix", "answer_merged"]
+__all__ = ["KeyShare", "MergeQuery", "MergedAnswer", "answer_merged"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class MergeQuery:
     """Which keys a request leads to, and how their candidates are wanted."""
 
     keys: Sequence[tuple[Key, float]] = ()  # outright, with weights
@@ -88,23 +87,23 @@ class MergedAnswer:
         }
 
 
-def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, Answers]:
+def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedAnswer, Answers]:
     """The answer, and the lists that it was made of. read: how a row of a table is had.
 
     Raises SpecError, InputError and NotFoundError as `Lookup.merged` says.
     """
-    _check(mix)
-    k = view.version.facts.k if mix.k is None else mix.k
+    _check(query)
+    k = view.version.facts.k if query.k is None else query.k
     query_ids = view.version.query_ids
     keys = weighted_keys(
-        mix.keys, mix.context, read, most=mix.most_keys, same=lambda key: _same(typed_key(key, query_ids), key)
+        query.keys, query.context, read, most=query.most_keys, same=lambda key: _same(convert_key(key, query_ids), key)
     )
-    lists = view.get_many([each.key for each in keys], min_score=mix.min_score, request=mix.request)
-    offsets, ids, scores = _without(lists, mix.exclude, view)
+    lists = view.get_many([each.key for each in keys], LookupOptions(None, query.min_score, (), query.request))
+    offsets, ids, scores = _without(lists, query.exclude, view)
     numbered = ids.dictionary_encode()
     numbers = numbered.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     weights = np.array([each.weight for each in keys], np.float64)
-    merged = merge(offsets, numbers, scores, weights, k, mix.by)
+    merged = merge(offsets, numbers, scores, weights, k, query.by)
     chosen = numbered.dictionary.take(pa.array(merged.items)).to_pylist()
     owners = _owners(offsets, numbers, merged)
     answer = MergedAnswer(
@@ -112,7 +111,7 @@ def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, An
         ids=chosen,
         values=merged.values.tolist(),
         given_by=owners,
-        columns=_columns(view, chosen, mix.fields),
+        columns=_columns(view, chosen, query.fields),
         removed=int(lists.removed.sum()),
         barred={rule: int(counts.sum()) for rule, counts in lists.barred.items()},
         snapshot=view.snapshot,
@@ -121,13 +120,13 @@ def answer_merged(view: View, mix: Mix, read: ReadRow) -> tuple[MergedAnswer, An
     return answer, lists
 
 
-def _check(mix: Mix) -> None:
-    if mix.k is not None and mix.k < 1:
-        raise InputError(f"k is {mix.k}; ask for one candidate at least")
-    if mix.most_keys < 1:
-        raise InputError(f"most_keys is {mix.most_keys}; ask for one key at least")
-    if mix.by not in get_args(By):
-        raise InputError(f"by is {mix.by!r}: lists are merged by {' or '.join(get_args(By))}")
+def _check(query: MergeQuery) -> None:
+    if query.k is not None and query.k < 1:
+        raise InputError(f"k is {query.k}; ask for one candidate at least")
+    if query.most_keys < 1:
+        raise InputError(f"most_keys is {query.most_keys}; ask for one key at least")
+    if query.by not in get_args(By):
+        raise InputError(f"by is {query.by!r}: lists are merged by {' or '.join(get_args(By))}")
 
 
 def _same(typed: Key | None, key: Key) -> Key:
@@ -136,7 +135,7 @@ def _same(typed: Key | None, key: Key) -> Key:
 
 def _without(lists: Answers, exclude: Iterable[Key], view: View) -> tuple[IntArray, pa.Array, FloatArray]:
     """Offsets, ids and scores of the lists without the items that are not wanted."""
-    typed = {typed_key(item, view.version.item_ids) for item in exclude} - {None}
+    typed = {convert_key(item, view.version.item_ids) for item in exclude} - {None}
     if not typed or len(lists.ids) == 0:
         return lists.offsets, lists.ids, lists.scores
     wanted = pc.invert(pc.is_in(lists.ids, value_set=pa.array(list(typed), lists.ids.type)))

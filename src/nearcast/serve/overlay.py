@@ -21,9 +21,9 @@ from typing import Any, Self
 import numpy as np
 
 from nearcast.errors import BusyError, InputError, StoreError
-from nearcast.serve.item_columns import columns_in_value
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.overlay_state import OverlayState
+from nearcast.serve.table_version import decode_columns
 from nearcast.spec import parse_model
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
@@ -186,7 +186,7 @@ class Overlay:
             value = reader.get_many(Space.ITEMS, [encode_key(item)])[0]
         if value is None:
             raise InputError(f"{item!r} is not in the current table of {self.generator}; give it a {field} first")
-        number = columns_in_value(value).get(field)
+        number = decode_columns(value).get(field)
         if number is None and facts.expansion and field == facts.expansion["columns"]["spent"]:
             return 0
         if isinstance(number, str) and facts.columns.get(field, "").startswith("decimal"):
@@ -212,7 +212,7 @@ class Overlay:
         """Take back that items are gone, or the newer value of a column. Returns those of which it was said at all."""
         wanted = {self._typed(item) for item in _several(items)}
         ids = self.version_facts().item_ids
-        said = [e for e in self.entries() if e.field == field and typed_key(e.item, ids) in wanted]
+        said = [e for e in self.entries() if e.field == field and convert_key(e.item, ids) in wanted]
         now = self._stamp()
         self._store.overlay(self.generator).write([replace(e, value=None, written=now, lifted=True) for e in said])
         return [entry.item for entry in said]
@@ -232,7 +232,7 @@ class Overlay:
     def in_snapshot(self, items: Sequence[Item]) -> list[bool]:
         """Whether the current version holds these items, an answer per item."""
         with self._current() as (reader, facts):
-            typed = [typed_key(item, facts.item_ids) for item in items]
+            typed = [convert_key(item, facts.item_ids) for item in items]
             known = [item for item in typed if item is not None]
             values = reader.get_many(Space.ITEMS, [encode_key(item) for item in known])
         there = {item for item, value in zip(known, values, strict=True) if value is not None}
@@ -276,7 +276,7 @@ class Overlay:
 
     def _typed(self, item: Item) -> Item:
         ids = self.version_facts().item_ids
-        typed = typed_key(item, ids)
+        typed = convert_key(item, ids)
         if typed is None:
             raise InputError(f"{item!r} is no id of an item of {self.generator}: its ids are of type {ids}")
         return typed

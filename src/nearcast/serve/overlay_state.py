@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.serve.lookup_keys import typed_key
+from nearcast.serve.lookup_data import convert_key
 from nearcast.sharing import Edit, SharingMap
 from nearcast.stores.base import Changes, OverlayEntry
 from nearcast.stores.value_format import IdType
@@ -103,7 +103,7 @@ class OverlayState:
             _sieved=self._sieved if same_gone else _sieved(gone, self.item_ids),
         )
 
-    def typed(self, item_ids: IdType) -> OverlayState:
+    def convert(self, item_ids: IdType) -> OverlayState:
         """The same entries for a version whose items have ids of this type."""
         if item_ids == self.item_ids:
             return self
@@ -124,7 +124,7 @@ class OverlayState:
         gone = self.gone
         return [gone.get(item, 0.0) > now for item in ids]  # type: ignore[arg-type]
 
-    def places_removed(self, ids: pa.Array, now: float) -> IntArray | None:
+    def positions_removed(self, ids: pa.Array, now: float) -> IntArray | None:
         """The places of those of these items that are gone, ascending; None where none is."""
         if not self.gone or len(ids) == 0:
             return None
@@ -166,7 +166,7 @@ def _note(
 
     An id of another type than the table's is taken as people write it: "7" for 7.
     """
-    known = typed_key(entry.item, item_ids)
+    known = convert_key(entry.item, item_ids)
     item = entry.item if known is None else known
     until = FOREVER if entry.until is None else entry.until
     if entry.lifted:

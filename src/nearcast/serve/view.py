@@ -1,13 +1,12 @@
-"""Answering from one version of a table and the overlay as it was at one moment: nothing here ever changes.
+"""Immutable views: look-ups in one version of a table under one state of the overlay.
 
-Everything that a call needs is in its `View`, so no answer can mix two versions. Knows nothing of how the current
-version is found.
+A call reads nothing but its `View`, so an answer cannot mix two versions. Knows nothing of how the current version is
+found.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,230 +16,233 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.eligibility.closures import Context
-from nearcast.eligibility.ruleset import RuleSet
-from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError
-from nearcast.serve.filter_lists import cut
-from nearcast.serve.item_columns import Attributes, columns_in_value
-from nearcast.serve.lookup_answers import NOWHERE, TABLE, Answer, Answers
-from nearcast.serve.lookup_keys import Keys, typed_key, wanted_keys
+from nearcast.errors import InputError, NotFoundError
+from nearcast.serve.lookup_data import (
+    ALL_CANDIDATES,
+    NOWHERE,
+    TABLE,
+    Answer,
+    Answers,
+    EncodedKeys,
+    Keys,
+    LookupOptions,
+    convert_key,
+    encode_lookup_keys,
+)
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.stores.base import Pointer, Reader, Space, Store
-from nearcast.stores.value_format import IdType, Lists, decode_list, decode_lists, encode_key
-from nearcast.stores.version_facts import VersionFacts, read_facts
-from nearcast.types import IntArray, as_score
+from nearcast.serve.table_version import TableVersion, decode_columns
+from nearcast.stores.base import Pointer, Space
+from nearcast.stores.value_format import Lists, decode_list, decode_lists, encode_key
+from nearcast.types import FloatArray, IntArray, as_score
 
-__all__ = ["StoredLists", "Version", "View", "open_version"]
+__all__ = ["StoredLists", "View"]
 
-Request = Mapping[str, Any] | None  # what a request brings, by name
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class Version:
-    """A version of a table, open. It is closed when nobody uses it any more."""
-
-    reader: Reader
-    facts: VersionFacts
-    number: int
-    snapshot: str  # such as 000007
-    created: float  # seconds since 1970
-    query_ids: IdType
-    item_ids: IdType
-    attributes: Attributes | None  # what its rules need; None without rules
-
-
-def open_version(store: Store, generator: str, number: int, *, verify: bool) -> Version:
-    """Open a version and read what it says of itself. DamagedError where it is not what it should be."""
-    reader = store.open(generator, number, verify=verify)
-    try:
-        version = _version(reader, generator, number)
-    except BaseException:
-        reader.close()
-        raise
-    weakref.finalize(version, reader.close).atexit = False  # those who are at it may finish
-    return version
-
-
-def _version(reader: Reader, generator: str, number: int) -> Version:
-    facts = read_facts(reader, generator, number)
-    try:
-        attributes = _attributes(reader, facts)
-    except (KeyError, ValueError, TypeError, SpecError) as error:
-        raise DamagedError(f"the rules of {generator} {number} in the store cannot be used ({error!r})") from error
-    ids = facts.query_ids, facts.item_ids
-    return Version(reader, facts, number, facts.snapshot, facts.created_seconds, *ids, attributes)
-
-
-def _attributes(reader: Reader, facts: VersionFacts) -> Attributes | None:
-    if not facts.rules:
-        return None
-    rules = RuleSet.prepare(facts.rules)
-    return Attributes(reader, rules, own_query_columns=bool(facts.rules["own_query_columns"]))
+Request = Mapping[str, Any] | None  # request fields by name
+FlatLists = tuple[IntArray, pa.Array, FloatArray]  # offsets, ids and scores, as in `Lists`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredLists:
-    """Lists as a version holds them, before any rule: list i is ids[offsets[i]:offsets[i + 1]], best first."""
+    """Lists as a version stores them, before any rule: list i is ids[offsets[i]:offsets[i + 1]], best first."""
 
     keys: Sequence[str | int | None] | IntArray  # (n,)
     found: npt.NDArray[np.bool_]  # (n,)
     offsets: IntArray  # (n + 1,)
     ids: pa.Array
-    removed: IntArray  # ascending places in `ids` of the candidates that the overlay removes
+    removed: IntArray  # ascending positions in `ids` of the candidates that the overlay removes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A version and an overlay, to be asked. Holding it holds the version open, whatever is published meanwhile."""
+    """One version of a table under one state of the overlay. The version stays open as long as the view is held."""
 
-    version: Version
+    version: TableVersion
     overlay: OverlayState
-    pointer: Pointer  # that led here
+    pointer: Pointer  # that names the version
 
     @property
     def snapshot(self) -> str:
-        """The snapshot that every answer is from, such as 000007."""
+        """The snapshot that every answer comes from, for example 000007."""
         return self.version.snapshot
 
     @property
     def age_seconds(self) -> float:
-        """Since the snapshot was made; 0 where the clock says that this is yet to come."""
+        """Seconds since the snapshot was made; 0 if the clock is behind that time."""
         return max(0.0, time.time() - self.version.created)
 
-    def get(
-        self,
-        key: str | int,
-        *,
-        k: int | None = None,
-        min_score: float | None = None,
-        fields: Sequence[str] = (),
-        request: Request = None,
-    ) -> Answer:
-        """The candidates of one key; see `Lookup.get`."""
+    def get(self, key: str | int, options: LookupOptions = ALL_CANDIDATES, **changes: Any) -> Answer:
+        """Return the candidates of one key; see `Lookup.get`. changes: fields of `options`, as keywords."""
+        if changes:
+            options = LookupOptions(**options._asdict() | changes)
         version, now = self.version, time.time()
-        typed = typed_key(key, version.query_ids)
-        value = None if typed is None else version.reader.get_many(Space.LISTS, [encode_key(typed)])[0]
-        if typed is None or value is None:
-            if request:
-                self.context(typed, request)  # a request that makes no sense is told so on a miss too
-            key = key if typed is None else typed
-            none: Mapping[str, Sequence[Any]] = {name: [] for name in self._known(fields)} if fields else {}
-            return Answer(key, False, [], [], None, 0, none, NOWHERE, None, version.snapshot, self.age_seconds)
+        k, min_score, fields, request = options
+        converted = convert_key(key, version.query_ids)
+        value = None if converted is None else version.reader.get_many(Space.LISTS, [encode_key(converted)])[0]
+        if converted is None or value is None:
+            return self._miss(key, converted, options)
         ids, scores, reason = decode_list(value)
         removed, stored = 0, len(ids)
         barred: Mapping[str, int] = {}
         if self.overlay.removes_any(ids):
-            kept = [place for place, gone in enumerate(self.overlay.removed(ids, now)) if not gone]
+            kept = [position for position, gone in enumerate(self.overlay.removed(ids, now)) if not gone]
             removed = len(ids) - len(kept)
-            ids, scores = [ids[place] for place in kept], [scores[place] for place in kept]
-        if version.attributes is not None or request:
-            left, barred = self.sift(typed, ids, request, now)
+            ids, scores = [ids[position] for position in kept], [scores[position] for position in kept]
+        if version.rule_columns is not None or request:
+            eligible, barred = self.filter_by_rules(converted, ids, request, now)
             if barred:
-                ids, scores = [ids[place] for place in left], [scores[place] for place in left]
+                ids, scores = [ids[position] for position in eligible], [scores[position] for position in eligible]
         if min_score is not None:
-            bound = float(as_score(min_score))  # scores are float32: 0.7 is to be at least 0.7
-            n = sum(score >= bound for score in scores)
+            threshold = float(as_score(min_score))  # scores are float32: compare 0.7 as float32, too
+            n = sum(score >= threshold for score in scores)
             ids, scores = ids[:n], scores[:n]
         if k is not None:
-            ids, scores = ids[: _checked(k)], scores[:k]
-        columns = self._columns(ids, fields) if fields else {}
-        age = max(0.0, now - version.created)
-        told = (removed, columns, TABLE, typed, version.snapshot, age, stored, barred)
-        return Answer(typed, True, ids, scores, reason, *told)
+            ids, scores = ids[: _validate_k(k)], scores[:k]
+        return Answer(
+            key=converted,
+            found=True,
+            ids=ids,
+            scores=scores,
+            reason=reason,
+            removed=removed,
+            columns=self._columns(ids, fields) if fields else {},
+            source=TABLE,
+            source_key=converted,
+            snapshot=version.snapshot,
+            age_seconds=max(0.0, now - version.created),
+            stored=stored,
+            barred=barred,
+        )
 
-    def context(self, key: str | int | None, request: Request) -> Context:
-        """A query and a request as the rules see them; InputError for a request that does not go with the rules."""
-        attributes = self.version.attributes
-        if attributes is None:
+    def _miss(self, key: str | int, converted: str | int | None, options: LookupOptions) -> Answer:
+        """Return the answer for a missing key. Validate the request fields and columns like for any other key."""
+        if options.request:
+            self.rule_context(converted, options.request)
+        columns: dict[str, list[Any]] = {name: [] for name in self._validate_fields(options.fields)}
+        return Answer(
+            key=key if converted is None else converted,
+            found=False,
+            ids=[],
+            scores=[],
+            reason=None,
+            removed=0,
+            columns=columns,
+            source=NOWHERE,
+            source_key=None,
+            snapshot=self.version.snapshot,
+            age_seconds=self.age_seconds,
+        )
+
+    def rule_context(self, key: str | int | None, request: Request) -> Context:
+        """Return a query and a request in the form that the rules use.
+
+        Raises InputError for a request field that no rule reads or that has another type.
+        """
+        columns = self.version.rule_columns
+        if columns is None:
             if not request:
                 return {}
             raise InputError(f"{self.version.facts.generator} {self.snapshot} has no rules that ask for a request")
-        return attributes.rules.context(key, attributes.query(key), request)
+        return columns.rules.context(key, columns.query(key), request)
 
-    def sift(
+    def filter_by_rules(
         self, key: str | int | None, ids: Sequence[Any], request: Request, now: float
     ) -> tuple[Sequence[int], dict[str, int]]:
-        """The places of the items that the rules let this key and request have, and how many each rule has barred."""
-        context, attributes = self.context(key, request), self.version.attributes
-        if attributes is None:
+        """Return the positions of the eligible items, and how many items each rule has filtered out."""
+        context, columns = self.rule_context(key, request), self.version.rule_columns
+        if columns is None:
             return range(len(ids)), {}
-        return attributes.rules.sift(context, attributes.items(ids, self.overlay, now))
+        return columns.rules.sift(context, columns.items(ids, self.overlay, now))
 
-    def get_many(
-        self, keys: Keys, *, k: int | None = None, min_score: float | None = None, request: Request = None
-    ) -> Answers:
-        """The candidates of many keys as arrays; see `Lookup.get_many`."""
-        version, now = self.version, time.time()
-        typed, encoded, places = wanted_keys(keys, version.query_ids)
-        values = version.reader.get_many(Space.LISTS, encoded)
-        if places is not None:
-            values = _spread(values, places, len(typed))
-        lists = decode_lists(values, version.item_ids)
-        gone = self.overlay.places_removed(lists.ids, now)
-        barred: dict[str, IntArray] = {}
-        out = gone
-        if version.attributes is not None or request:
-            out, barred = self._barred(typed, lists, gone, request, now)
-        offsets, ids, scores, removed = cut(lists, out, None if k is None else _checked(k), min_score)
-        removed = removed - sum(barred.values(), np.zeros_like(removed))
-        age = max(0.0, now - version.created)
-        told = (removed, version.snapshot, age, np.diff(lists.offsets), barred)
-        return Answers(typed, lists.found, offsets, ids, scores, lists.reasons, *told)
+    def get_many(self, keys: Keys, options: LookupOptions = ALL_CANDIDATES, **changes: Any) -> Answers:
+        """Return the candidates of many keys as arrays; see `Lookup.get_many`. changes: fields of `options`.
+
+        `options.fields` is not used.
+        """
+        if changes:
+            options = LookupOptions(**options._asdict() | changes)
+        version, now, k = self.version, time.time(), options.k
+        query, lists = self._read_lists(keys)
+        removed = self.overlay.positions_removed(lists.ids, now)
+        excluded, barred = removed, dict[str, IntArray]()
+        if version.rule_columns is not None or options.request:
+            excluded, barred = self._find_ineligible(query.keys, lists, removed, options.request, now)
+        offsets, ids, scores, dropped = cut_lists(
+            lists, excluded, None if k is None else _validate_k(k), options.min_score
+        )
+        return Answers(
+            keys=query.keys,
+            found=lists.found,
+            offsets=offsets,
+            ids=ids,
+            scores=scores,
+            reasons=lists.reasons,
+            removed=dropped - sum(barred.values(), np.zeros_like(dropped)),
+            snapshot=version.snapshot,
+            age_seconds=max(0.0, now - version.created),
+            stored=np.diff(lists.offsets),
+            barred=barred,
+        )
 
     def stored(self, keys: Keys, now: float) -> StoredLists:
-        """Return the lists of many keys as they are stored, and which candidates the overlay removes at `now`."""
-        typed, encoded, places = wanted_keys(keys, self.version.query_ids)
-        values = self.version.reader.get_many(Space.LISTS, encoded)
-        if places is not None:
-            values = _spread(values, places, len(typed))
-        lists = decode_lists(values, self.version.item_ids)
-        removed = self.overlay.places_removed(lists.ids, now)
+        """Return the lists of many keys as they are stored, and the candidates that the overlay removes at `now`."""
+        query, lists = self._read_lists(keys)
+        removed = self.overlay.positions_removed(lists.ids, now)
         none = np.empty(0, np.int64)
-        return StoredLists(typed, lists.found, lists.offsets, lists.ids, none if removed is None else removed)
+        return StoredLists(query.keys, lists.found, lists.offsets, lists.ids, none if removed is None else removed)
 
-    def _barred(
-        self, keys: Sequence[Any] | IntArray, lists: Lists, gone: IntArray | None, request: Request, now: float
+    def _read_lists(self, keys: Keys) -> tuple[EncodedKeys, Lists]:
+        query = encode_lookup_keys(keys, self.version.query_ids)
+        values = self.version.reader.get_many(Space.LISTS, query.encoded)
+        if query.positions is not None:
+            values = _spread(values, query.positions, len(query.keys))
+        return query, decode_lists(values, self.version.item_ids)
+
+    def _find_ineligible(
+        self, keys: Sequence[Any] | IntArray, lists: Lists, removed: IntArray | None, request: Request, now: float
     ) -> tuple[IntArray | None, dict[str, IntArray]]:
-        """The places of all that is out, by the overlay or by a rule, and how many of each list a rule has barred."""
-        self.context(None, request)
+        """Return the positions of all removed and ineligible candidates, and per rule the count of each list."""
+        self.rule_context(None, request)
         keep = np.ones(len(lists.scores), np.bool_)
-        if gone is not None:
-            keep[gone] = False
+        if removed is not None:
+            keep[removed] = False
         ids, counts = lists.ids.to_pylist(), dict[str, IntArray]()
         for row in np.flatnonzero(np.diff(lists.offsets)).tolist():
             start, end = int(lists.offsets[row]), int(lists.offsets[row + 1])
-            places = start + np.flatnonzero(keep[start:end])
+            positions = start + np.flatnonzero(keep[start:end])
             key = keys[row].item() if isinstance(keys, np.ndarray) else keys[row]
-            kept, barred = self.sift(key, [ids[place] for place in places], request, now)
+            eligible, barred = self.filter_by_rules(key, [ids[position] for position in positions], request, now)
             if barred:
                 keep[start:end] = False
-                keep[places[kept]] = True
+                keep[positions[eligible]] = True
             for rule, count in barred.items():
                 counts.setdefault(rule, np.zeros(len(lists.found), np.int64))[row] = count
         return (np.flatnonzero(~keep) if not keep.all() else None), counts
 
     def items(self, ids: Sequence[str | int], fields: Sequence[str]) -> list[dict[str, Any]]:
-        """These columns of these items, a dictionary per id; None where the snapshot and the overlay have no value."""
-        now, names = time.time(), self._known(fields)
-        typed = [typed_key(item, self.version.item_ids) for item in ids]
-        distinct = list(dict.fromkeys(item for item in typed if item is not None))
+        """Return these columns of these items, a dictionary per id; None if neither snapshot nor overlay has a value.
+
+        Raises NotFoundError for a column that neither has.
+        """
+        now, names = time.time(), self._validate_fields(fields)
+        converted = [convert_key(item, self.version.item_ids) for item in ids]
+        distinct = list(dict.fromkeys(item for item in converted if item is not None))
         values = self.version.reader.get_many(Space.ITEMS, [encode_key(item) for item in distinct])
         stored = {
-            item: columns_in_value(value) for item, value in zip(distinct, values, strict=True) if value is not None
+            item: decode_columns(value) for item, value in zip(distinct, values, strict=True) if value is not None
         }
-        updates = self.overlay
         rows = []
-        for item in typed:
+        for item in converted:
             row = {} if item is None else stored.get(item, {})
-            if item is not None and updates.values:
-                row = row | updates.values_of(item, now)
+            if item is not None and self.overlay.values:
+                row = row | self.overlay.values_of(item, now)
             rows.append({name: row.get(name) for name in names})
         return rows
 
     def removed(self, ids: Sequence[str | int]) -> list[bool]:
-        """Whether the overlay has taken out these items, an answer per id."""
-        return self.overlay.removed([typed_key(item, self.version.item_ids) for item in ids], time.time())
+        """Return per id whether the overlay has removed the item."""
+        return self.overlay.removed([convert_key(item, self.version.item_ids) for item in ids], time.time())
 
-    def _known(self, fields: Sequence[str]) -> Sequence[str]:
+    def _validate_fields(self, fields: Sequence[str]) -> Sequence[str]:
         columns = self.version.facts.columns
         for name in fields:
             if name not in columns and name not in self.overlay.fields:
@@ -254,14 +256,48 @@ class View:
         return {name: [row[name] for row in rows] for name in fields}
 
 
-def _checked(k: int) -> int:
+def _validate_k(k: int) -> int:
     if k < 1:
         raise InputError(f"k is {k}; ask for one candidate at least")
     return k
 
 
-def _spread(values: list[bytes | None], places: IntArray, n: int) -> list[bytes | None]:
+def _spread(values: list[bytes | None], positions: IntArray, n: int) -> list[bytes | None]:
     spread: list[bytes | None] = [None] * n
-    for place, value in zip(places.tolist(), values, strict=True):
-        spread[place] = value
+    for position, value in zip(positions.tolist(), values, strict=True):
+        spread[position] = value
     return spread
+
+
+def cut_lists(
+    lists: Lists, excluded: IntArray | None, k: int | None, min_score: float | None
+) -> tuple[IntArray, pa.Array, FloatArray, IntArray]:
+    """Drop excluded candidates, then those with a low score, then all after the first k of each list.
+
+    excluded: ascending positions in the flat ids. Returns offsets, ids, scores, and the excluded count of each list.
+    """
+    flat: FlatLists = (lists.offsets, lists.ids, lists.scores)
+    dropped = np.zeros(len(lists.found), np.int64)
+    if excluded is not None and len(excluded):
+        dropped = np.bincount(np.searchsorted(flat[0], excluded, "right") - 1, minlength=len(dropped))
+        keep = np.ones(len(lists.scores), np.bool_)
+        keep[excluded] = False
+        flat = _select(keep, np.diff(flat[0]) - dropped, flat)
+    if min_score is not None:
+        enough = flat[2] >= as_score(min_score)
+        if not enough.all():
+            flat = _select(enough, np.diff(np.append(0, np.cumsum(enough))[flat[0]]), flat)
+    if k is not None:
+        lengths = np.diff(flat[0])
+        if len(lengths) and int(lengths.max()) > k:
+            first = np.minimum(lengths, k)
+            runs = np.stack([first, lengths - first], axis=1).reshape(-1)
+            flat = _select(np.repeat(np.tile([True, False], len(first)), runs), first, flat)
+    return *flat, dropped
+
+
+def _select(keep: npt.NDArray[np.bool_], lengths: IntArray, flat: FlatLists) -> FlatLists:
+    """Return the candidates where `keep` is true, as lists of these lengths."""
+    _, ids, scores = flat
+    left = pa.array(ids.to_numpy()[keep]) if pa.types.is_integer(ids.type) else ids.filter(pa.array(keep))
+    return np.append(0, np.cumsum(lengths)), left, scores[keep]

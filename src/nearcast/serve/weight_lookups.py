@@ -1,44 +1,70 @@
-"""Look-ups of the tables of a generator, each opened when a request first needs it. Knows nothing of what they mean."""
+"""Look-ups of a generator's weight tables, each opened at its first use. Knows nothing of what the tables mean."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nearcast.errors import DamagedError, NotFoundError
+from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.serve.resolvers import Key, Row
 from nearcast.stores.weight_tables import table_name
 
-if TYPE_CHECKING:
-    from nearcast.serve.lookup import Lookup
-
-__all__ = ["Tables"]
+__all__ = ["TableLookup", "WeightTables"]
 
 RETRY_SECONDS = 10.0  # until a table that could not be opened is tried again
 
 
-class Tables:
-    """The tables of one generator, by name. `open` is called once for each; `close` closes what was opened."""
+class TableLookup(Protocol):
+    """The part of a `Lookup` that a weight table needs."""
 
-    def __init__(self, generator: str, opened: Callable[[str], Lookup]) -> None:
+    generator: str
+
+    def get(self, key: Key) -> Answer:
+        """Return the items of one key with their weights as scores."""
+        ...
+
+    def refresh(self) -> LookupState:
+        """Poll the store now."""
+        ...
+
+    def close(self) -> None:
+        """Close the look-up."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why a newer version is not applied."""
+        ...
+
+    @property
+    def state(self) -> LookupState:
+        """The version that answers."""
+        ...
+
+
+class WeightTables:
+    """The weight tables of one generator, by name. `open_table` is called once per table; `close` closes them all."""
+
+    def __init__(self, generator: str, open_table: Callable[[str], TableLookup]) -> None:
         self._generator = generator
-        self._opened = opened
-        self._lookups: dict[str, Lookup] = {}
-        self._faults: dict[str, tuple[DamagedError, float]] = {}  # why a table cannot be opened, and when to try again
+        self._open_table = open_table
+        self._lookups: dict[str, TableLookup] = {}
+        self._failures: dict[str, tuple[DamagedError, float]] = {}  # the error, and the time of the next try
         self.lock = threading.Lock()
 
     def row(self, table: str, key: Key) -> Row:
-        """The items of a key with their weights, without those that the table's overlay has taken out.
+        """Return the items of a key with their weights, without items that the table's overlay has removed.
 
-        Empty where the table has no such key; NotFoundError where it was never published.
+        Empty if the table does not have the key. Raises NotFoundError if the table was never published.
         """
         answer = self.lookup(table).get(key)
         return list(zip(answer.ids, answer.scores, strict=True))
 
-    def lookup(self, table: str) -> Lookup:
-        """The look-up of a table, which is closed with these. NotFoundError where it was never published."""
+    def lookup(self, table: str) -> TableLookup:
+        """Return the look-up of a table; open it at the first call. Raises NotFoundError if it was never published."""
         lookup = self._lookups.get(table)
         if lookup is None:
             with self.lock:
@@ -46,31 +72,31 @@ class Tables:
                 self._lookups[table] = lookup
         return lookup
 
-    def opened(self) -> dict[str, Lookup]:
-        """The look-ups that are open, by the name of what they look up."""
+    def opened(self) -> dict[str, TableLookup]:
+        """Return the open look-ups by their names in the store."""
         return {lookup.generator: lookup for lookup in list(self._lookups.values())}
 
-    def faults(self) -> dict[str, str]:
-        """Why tables that were asked for cannot be opened, by their names."""
-        return {table_name(self._generator, table): str(error) for table, (error, _) in list(self._faults.items())}
+    def failures(self) -> dict[str, str]:
+        """Return the error text of each table that could not be opened, by its name in the store."""
+        return {table_name(self._generator, table): str(error) for table, (error, _) in list(self._failures.items())}
 
-    def _open(self, table: str) -> Lookup:
-        name, fault = table_name(self._generator, table), self._faults.get(table)
-        if fault is not None and time.monotonic() < fault[1]:
-            raise fault[0]  # to look at every byte of it takes too long to be done for every request
+    def _open(self, table: str) -> TableLookup:
+        name, failure = table_name(self._generator, table), self._failures.get(table)
+        if failure is not None and time.monotonic() < failure[1]:
+            raise failure[0]  # verification reads the whole table: too slow for every request
         try:
-            opened = self._opened(name)
+            lookup = self._open_table(name)
         except DamagedError as error:
-            self._faults[table] = error, time.monotonic() + RETRY_SECONDS
+            self._failures[table] = error, time.monotonic() + RETRY_SECONDS
             raise
         except NotFoundError as error:
             message = f"{self._generator} has no table {table!r} in its store"
             raise NotFoundError(f"{message}; `nearcast table {self._generator} {table} LOG` makes one") from error
-        self._faults.pop(table, None)
-        return opened
+        self._failures.pop(table, None)
+        return lookup
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close all open look-ups."""
         with self.lock:
             lookups, self._lookups = self._lookups, {}
         for lookup in lookups.values():

@@ -9,11 +9,12 @@ FastAPI describes the routes, and Starlette serves them: what FastAPI does aroun
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
+from nearcast.serve.lookup_data import LookupOptions
 from nearcast.service.ads_request import chosen_expansion
 from nearcast.service.ads_schemas import AdsAnswered, AdsWanted
 from nearcast.service.docs_page import docs_page
 from nearcast.service.endpoint import Prepared, names_in
-from nearcast.service.fallback import Question, Wanted
+from nearcast.service.fallback import KeyQuery
 from nearcast.service.generator_service import Service
 from nearcast.service.limits import Guard, Limits
 from nearcast.service.merged_schemas import Merge, MergedCandidates, mix_of
@@ -114,8 +115,8 @@ def make_app(
     async def candidates(name: Name, key: Text, parameters: Annotated[KeyParameters, Query()]) -> Reply:
         """The candidates of one key."""
         request = check_values(parameters.request)
-        wanted = Wanted(parameters.k, parameters.min_score, names_in(parameters.fields), request)
-        answer = await service.candidates(name, Question(key, parameters.fallback_key), wanted)
+        wanted = LookupOptions(parameters.k, parameters.min_score, names_in(parameters.fields), request)
+        answer = await service.candidates(name, KeyQuery(key, parameters.fallback_key), wanted)
         return Reply(encode(plain_answer(answer)))
 
     @api.post(
@@ -127,7 +128,7 @@ def make_app(
     async def many_candidates(name: Name, body: Keys) -> Reply:
         """The candidates of many keys, in the order of the request."""
         questions = _questions(service, name, body, limits)
-        wanted = Wanted(body.k, body.min_score, tuple(body.fields), body.request)
+        wanted = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
         return Reply(await service.many_candidates(name, questions, wanted, told))
 
     @api.post(
@@ -154,7 +155,7 @@ def make_app(
             message = f"recall is {body.recall}, and the online index of {name} is set to {online.recall}"
             raise RefusedError(422, "recall_too_high", message)
         vectors = service.vectors(name, body.vectors)
-        wanted = Wanted(body.k, body.min_score, tuple(body.fields), body.request)
+        wanted = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
         found = await service.search(name, vectors, wanted)
         return json_reply({"engine": online.name, "recall": online.recall, **plain_search(found)})
 
@@ -273,7 +274,7 @@ def _check_count(what: str, count: int, k: int, limits: Limits) -> None:
         raise RefusedError(422, "too_many", message)
 
 
-def _questions(service: Service, name: str, body: Keys, limits: Limits) -> list[Question]:
+def _questions(service: Service, name: str, body: Keys, limits: Limits) -> list[KeyQuery]:
     """A question per key; refused where what is given per key does not go with the keys."""
     n = len(body.keys)
     _check_count("keys", n, min(body.k or MOST_CANDIDATES, service.k(name)), limits)
@@ -287,7 +288,7 @@ def _questions(service: Service, name: str, body: Keys, limits: Limits) -> list[
         rows = service.vectors(name, [vector for vector in body.vectors if vector is not None])
         for place, row in zip(places, rows, strict=True):
             vectors[place] = row
-    return [Question(k, f or (), v) for k, f, v in zip(body.keys, fallbacks, vectors, strict=True)]
+    return [KeyQuery(k, f or (), v) for k, f, v in zip(body.keys, fallbacks, vectors, strict=True)]
 
 
 def _described_api(schema: dict[str, Any], limits: Limits, *, secured: bool) -> dict[str, Any]:

@@ -21,16 +21,17 @@ import numpy as np
 from nearcast.ads.ad_answer import Promoted
 from nearcast.ads.expansion_table import Expansion
 from nearcast.errors import InputError, NearcastError, NotFoundError
-from nearcast.serve.lookup import Lookup, LookupState
-from nearcast.serve.lookup_answers import Answer, Answers
-from nearcast.serve.merged_lookup import MergedAnswer, Mix, answer_merged
+from nearcast.serve.lookup import Lookup
+from nearcast.serve.lookup_data import Answer, Answers, LookupOptions, LookupState
+from nearcast.serve.merged_lookup import MergedAnswer, MergeQuery, answer_merged
 from nearcast.serve.resolvers import Key, Row, reads_table
 from nearcast.serve.view import View
+from nearcast.serve.weight_lookups import TableLookup
 from nearcast.service.ads_request import question
 from nearcast.service.ads_schemas import AdsWanted
-from nearcast.service.fallback import Found, Question, Wanted, answer_many, answer_one, columns_of, search
+from nearcast.service.fallback import KeyQuery, answer_key, answer_keys
 from nearcast.service.metrics import Metrics, new_metrics
-from nearcast.service.online_search import OnlineSearch
+from nearcast.service.online_search import CandidateList, OnlineSearch, read_columns, search_online
 from nearcast.service.responses import RefusedError
 from nearcast.types import FloatArray
 
@@ -61,7 +62,7 @@ class Served:
 class Searched:
     """What a search found, with the columns that were wanted."""
 
-    found: list[Found]
+    found: list[CandidateList]
     columns: list[dict[str, list[Any]]]
     snapshot: str
 
@@ -124,14 +125,14 @@ class Service:
         except NearcastError:
             raise RefusedError(503, "not_ready", "no version of this generator is open", AGAIN) from None
 
-    async def candidates(self, name: str, question: Question, wanted: Wanted) -> Answer:
+    async def candidates(self, name: str, question: KeyQuery, wanted: LookupOptions) -> Answer:
         """The candidates of one key."""
         served = self.generator(name)
         online = served.online if question.vector is not None else None
 
         def ask(view: View) -> Answer:
             _check_fields(view, wanted.fields)
-            return answer_one(view, question, wanted, online)
+            return answer_key(view, question, wanted, online)
 
         there = served.in_process and online is None
         answer = await self._asked(name, served.lookup, ask, elsewhere=not there)
@@ -139,7 +140,7 @@ class Service:
         return answer
 
     async def many_candidates(
-        self, name: str, questions: Sequence[Question], wanted: Wanted, tell: Callable[[list[Answer]], bytes]
+        self, name: str, questions: Sequence[KeyQuery], wanted: LookupOptions, tell: Callable[[list[Answer]], bytes]
     ) -> bytes:
         """What `tell` makes of the candidates of many keys, in their order. It is called where the look-up is done."""
         served = self.generator(name)
@@ -147,7 +148,7 @@ class Service:
 
         def ask(view: View) -> tuple[list[Answer], bytes]:
             _check_fields(view, wanted.fields)
-            answers = answer_many(view, questions, wanted, served.online)
+            answers = answer_keys(view, questions, wanted, served.online)
             return answers, tell(answers)
 
         there = served.in_process and not by_vector and len(questions) <= LONG
@@ -155,7 +156,7 @@ class Service:
         self._answered(name, answers)
         return told
 
-    async def merged(self, name: str, mix: Mix) -> MergedAnswer:
+    async def merged(self, name: str, mix: MergeQuery) -> MergedAnswer:
         """The candidates of several keys as one list; refused where a table is needed that there is not."""
         served = self.generator(name)
 
@@ -184,15 +185,15 @@ class Service:
         self.metrics.promoted(expansion.name, len(promoted))
         return promoted
 
-    async def search(self, name: str, vectors: FloatArray, wanted: Wanted) -> Searched:
+    async def search(self, name: str, vectors: FloatArray, wanted: LookupOptions) -> Searched:
         """What is near these (n, dim) vectors; refused where no online index is served."""
         served = self.generator(name)
         online = self.online(name)
 
         def ask(view: View) -> Searched:
             _check_fields(view, wanted.fields)
-            found = search(view, online, vectors, wanted)
-            columns = columns_of(view, [row.ids for row in found], wanted.fields) if wanted.fields else []
+            found = search_online(view, online, vectors, wanted)
+            columns = read_columns(view, [row.ids for row in found], wanted.fields) if wanted.fields else []
             return Searched(found, columns, view.snapshot)
 
         answer = await self._asked(name, served.lookup, ask, elsewhere=True)
@@ -243,10 +244,10 @@ class Service:
 
     def faulty(self) -> list[str]:
         """What could not be opened at all."""
-        faults = [name for served in self.served.values() for name in served.lookup.tables.faults()]
+        faults = [name for served in self.served.values() for name in served.lookup.tables.failures()]
         return [*self.unopened, *(name for name in faults if name not in self.served)]
 
-    def _followed(self) -> Iterator[tuple[str, Lookup | Expansion]]:
+    def _followed(self) -> Iterator[tuple[str, TableLookup | Expansion]]:
         for name, served in list(self.served.items()):
             yield name, served.lookup
             for table, lookup in served.lookup.tables.opened().items():
@@ -278,7 +279,9 @@ class Service:
     def watch(self) -> None:
         """Say in the log, once, where a look-up has stopped following the store, or follows it again."""
         self._open_again()
-        faults = {name: text for served in self.served.values() for name, text in served.lookup.tables.faults().items()}
+        faults = {
+            name: text for served in self.served.values() for name, text in served.lookup.tables.failures().items()
+        }
         for name, text in faults.items():
             if name not in self.served:
                 self._say_fault(name, text)

@@ -1,6 +1,6 @@
 """The shapes of a request for several keys at once, and of its answer, as OpenAPI describes them.
 
-Knows how a request becomes a `Mix`; how that is answered is `merged.py`'s to say.
+Knows how a request becomes a `MergeQuery`; how that is answered is `merged.py`'s to say.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nearcast.serve.merged_lookup import Mix
+from nearcast.serve.merged_lookup import MergeQuery
 from nearcast.serve.resolvers import MOST_KEYS, MOST_WEIGHT
 from nearcast.service.schemas import MOST_FIELDS, FieldName, Finite, Key, Length, RequestValues
 
@@ -109,12 +109,12 @@ class MergedCandidates(_Told):
     candidates: list[MergedCandidate] = Field(description="best first")
 
 
-def mix_of(body: Merge) -> Mix:
+def mix_of(body: Merge) -> MergeQuery:
     """A request as the question that it asks."""
     known: dict[str, Any] = {name: getattr(body.context, name) for name in Known.model_fields}
     if body.context.session is not None:
         known["session"] = [(event.key, event.seconds_ago, event.weight) for event in body.context.session]
-    return Mix(
+    return MergeQuery(
         keys=[(each.key, each.weight) for each in body.keys],
         context={name: value for name, value in known.items() if value is not None},
         k=body.k,

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearcast.serve.lookup import LookupState
-from nearcast.serve.lookup_answers import Answer
+from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.service.fallback import NONE, SOURCES, TABLE
 
 __all__ = ["METRICS", "Metric", "Metrics", "leave_out_creation_times", "new_metrics"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nearcast.serve.lookup import LookupState
-from nearcast.serve.lookup_answers import Answer
+from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.service.generator_service import Searched, Served, columns_in
 from nearcast.service.responses import encode
 
