@@ -100,7 +100,7 @@ RENAMED = {
     "nearcast.publishing.rows": "nearcast.publishing.snapshot_rows",
     "nearcast.publishing.rules": "nearcast.publishing.audit_rules",
     "nearcast.publishing.tables": "nearcast.publishing.publish_table",
-    "nearcast.publishing.times": "nearcast.publishing.utc_times",
+    "nearcast.publishing.times": "nearcast.times",
     "nearcast.publishing.where": "nearcast.publishing.targets",
     "nearcast.publishing.throttle": "nearcast.publishing.copy_snapshot",
     "nearcast.publishing.writing": "nearcast.publishing.write_version",

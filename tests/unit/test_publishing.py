@@ -10,10 +10,10 @@ from nearcast.errors import DamagedError
 from nearcast.publishing.copy_snapshot import Throttle
 from nearcast.publishing.retention import kept_versions, rollback_target, withdrawn_after
 from nearcast.publishing.targets import store_url
-from nearcast.publishing.utc_times import seconds_of, utc
 from nearcast.publishing.write_version import add_checksum, compute_checksum
 from nearcast.spec import PublishSpec
 from nearcast.stores.base import Pointer
+from nearcast.times import format_utc, parse_utc
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_a_checksum_does_not_depend_on_the_order_and_tells_every_difference():
 
 
 def test_times_go_to_text_and_back_and_other_text_is_damage():
-    assert utc(0.0) == "1970-01-01T00:00:00Z"
-    assert seconds_of(utc(1_700_000_000.0)) == 1_700_000_000.0
-    assert seconds_of("1970-01-01T00:00:10") == 10.0
+    assert format_utc(0.0) == "1970-01-01T00:00:00Z"
+    assert parse_utc(format_utc(1_700_000_000.0)) == 1_700_000_000.0
+    assert parse_utc("1970-01-01T00:00:10") == 10.0
     with pytest.raises(DamagedError, match="'yesterday' is no time"):
-        seconds_of("yesterday")
+        parse_utc("yesterday")

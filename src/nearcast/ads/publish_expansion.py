@@ -22,7 +22,6 @@ from nearcast.errors import DamagedError, InputError, NotFoundError, StoreError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS, cut_back
 from nearcast.publishing.repair import facts_of_last, mend_overlay, read_pointer
 from nearcast.publishing.retention import retire_versions
-from nearcast.publishing.utc_times import seconds_of, utc
 from nearcast.publishing.write_version import add_checksum, verify_version, writing
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import UserFile
@@ -32,6 +31,7 @@ from nearcast.stores.version_facts import EXPANSION, FACTS_FORMAT, VersionFacts,
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.table.expansion_schema import check_settings, check_values, convert_columns
 from nearcast.table.expansion_settings import ExpansionSpec, Serving
+from nearcast.times import format_utc, parse_utc
 from nearcast.types import no_progress
 
 __all__ = ["Expanded", "expand_files", "publish_expansion"]
@@ -118,7 +118,7 @@ def publish_expansion(
         _check_kind(store, name, before)
         known = before.as_of if before else None
         if before and known and changed is not None and before.source_changed == changed:
-            read_at = min(read_at, seconds_of(known))
+            read_at = min(read_at, parse_utc(known))
         notes += _notes_of_order(known, read_at)
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
         facts = _make_facts(name, version, ads, pairs, settings, read_at, changed)
@@ -193,8 +193,8 @@ def _not_after(file: UserFile, now: float) -> float:
     changed = file.state.mtime_ns / 1e9
     if changed > now + CLOCK_SKEW_SECONDS:
         raise InputError(
-            f"{file.name} was last changed at {utc(changed)}, which is yet to come: the clock of whoever wrote it is "
-            f"wrong (here it is {utc(now)}); say when it was exported with --as-of"
+            f"{file.name} was last changed at {format_utc(changed)}, which is yet to come: the clock of whoever wrote "
+            f"it is wrong (here it is {format_utc(now)}); say when it was exported with --as-of"
         )
     return min(changed, now)
 
@@ -207,7 +207,9 @@ def _moment(as_of: Moment | None, now: float) -> float:
     if not math.isfinite(seconds) or seconds < 0:
         raise InputError(f"as_of is {as_of!r}, which is no time; write it like 2026-12-31T18:00:00Z")
     if seconds > now + SAME_MOMENT_SECONDS:
-        raise InputError(f"as_of is {as_of!r}, which is yet to come: now is {utc(now)}; times without a zone are UTC")
+        raise InputError(
+            f"as_of is {as_of!r}, which is yet to come: now is {format_utc(now)}; times without a zone are UTC"
+        )
     return min(seconds, now)
 
 
@@ -299,9 +301,9 @@ def _check_kind(store: Store, name: str, facts: VersionFacts | None) -> None:
 
 def _notes_of_order(known: str | None, read_at: float) -> list[str]:
     """A line where an export is older than the one that is current."""
-    if known is None or seconds_of(known) <= read_at + 1e-5:
+    if known is None or parse_utc(known) <= read_at + 1e-5:
         return []
-    return [f"this export is older than the one that was current, which is as of {utc(seconds_of(known))}"]
+    return [f"this export is older than the one that was current, which is as of {format_utc(parse_utc(known))}"]
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, facts: VersionFacts) -> int:
@@ -347,10 +349,10 @@ def _make_facts(
         generator=name,
         version=version,
         snapshot=f"{version:06d}",
-        started=utc(as_of),
-        created=utc(as_of),
+        started=format_utc(as_of),
+        created=format_utc(as_of),
         as_of=_exact(as_of),
-        published=utc(time.time()),
+        published=format_utc(time.time()),
         query_ids=id_type(pairs.items.type),
         item_ids=id_type(pairs.ads.type),
         id_kind=id_kind(pairs.ads),
@@ -371,7 +373,7 @@ def _exact(seconds: float) -> str:
 
 
 def _point(store: Store, name: str, version: int, pointer: Pointer | None, held: Held) -> Pointer:
-    event = Event("published", version, utc(time.time()))
+    event = Event("published", version, format_utc(time.time()))
     moved = (pointer or Pointer(version=0, serial=0)).moved(event, pointer.withdrawn if pointer else ())
     store.point(name, moved, held)
     return moved
@@ -394,6 +396,6 @@ def _as_of(store: Store, name: str, version: int) -> float:
     try:
         with contextlib.closing(store.open(name, version, verify=False)) as reader:
             known = read_facts(reader, name, version).as_of
-            return -math.inf if known is None else seconds_of(known)  # of a version that does not say, all is newer
+            return -math.inf if known is None else parse_utc(known)  # of a version that does not say, all is newer
     except NotFoundError:  # taken away meanwhile
         return float("inf")

@@ -8,7 +8,7 @@ import click
 
 from nearcast.api.publications import expand as make_current
 from nearcast.cli.common import as_json, json_option, size, store_option, stretch
-from nearcast.publishing.utc_times import utc
+from nearcast.times import format_utc
 
 __all__ = ["expand"]
 
@@ -38,7 +38,7 @@ def expand(spec: Path, as_of: str | None, repair: bool, store: str | None, as_js
         return
     click.echo(
         f"{done.name} {done.version:06d} is current in {done.store}: {done.ads:,} ads of {done.items:,} items, "
-        f"{done.links:,} links, as of {utc(done.as_of)}, {size(done.bytes)} in {stretch(done.seconds)}"
+        f"{done.links:,} links, as of {format_utc(done.as_of)}, {size(done.bytes)} in {stretch(done.seconds)}"
     )
     for target in done.targeting:
         if target.everybody or target.nobody:

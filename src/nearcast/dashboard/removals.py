@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from nearcast.dashboard.list_explorer import Removal
 from nearcast.errors import NearcastError
-from nearcast.publishing.utc_times import utc
 from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.view import View
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Store
 from nearcast.stores.version_facts import read_facts
+from nearcast.times import format_utc
 
 __all__ = ["removals_in", "removals_of_store", "removals_of_view"]
 
@@ -28,7 +28,7 @@ def removals_in(entries: list[OverlayEntry], *, now: float, integers: bool) -> R
 
 
 def _words(entry: OverlayEntry) -> str:
-    until = f"until {utc(entry.until)}" if entry.until is not None else "until it is lifted"
+    until = f"until {format_utc(entry.until)}" if entry.until is not None else "until it is lifted"
     note = f" ({entry.note})" if entry.note else ""
     return f"removed by the overlay {until}{note}"
 

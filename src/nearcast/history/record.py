@@ -10,9 +10,9 @@ from nearcast.errors import AuditError
 from nearcast.files import fingerprint
 from nearcast.history.event_log import append
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.utc_times import seconds_of
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
+from nearcast.times import parse_utc
 
 __all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
 
@@ -30,7 +30,7 @@ def record_run(out: Path, snapshot: Snapshot) -> str | None:
         "run",
         snapshot.version,
         run_facts(snapshot.manifest),
-        seconds=seconds_of(snapshot.manifest.run.created),
+        seconds=parse_utc(snapshot.manifest.run.created),
         identity=f"run {snapshot.generator} {made}",
     )
 

@@ -17,12 +17,12 @@ from nearcast.publishing.audit_rules import RULES, judge
 from nearcast.publishing.audit_values import Beside, Finding, Judged
 from nearcast.publishing.served_inputs import gather_inputs
 from nearcast.publishing.snapshot_rows import Shape, lists_of, payload_bytes, shape_of
-from nearcast.publishing.utc_times import seconds_of
 from nearcast.spec import AuditSpec
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.snapshot import Snapshot
+from nearcast.times import parse_utc
 
 __all__ = ["Current", "audit", "check_known", "settle"]
 
@@ -58,7 +58,7 @@ def audit(
             kept=manifest.target.met,
             keys=shape.keys,
             payload_bytes=payload_bytes(snapshot, shape),
-            age_seconds=now - seconds_of(manifest.run.created),
+            age_seconds=now - parse_utc(manifest.run.created),
             withdrawn=withdrawn,
             current=_beside(snapshot, shape, against) if against else None,
             items=shape.items,

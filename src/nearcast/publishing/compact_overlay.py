@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from nearcast.errors import DamagedError
-from nearcast.publishing.utc_times import seconds_of
 from nearcast.stores.base import OverlayEntry, Reader, Space, Store
 from nearcast.stores.value_format import encode_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
+from nearcast.times import parse_utc
 
 __all__ = ["cut_back"]
 
@@ -60,7 +60,7 @@ def _contained_in_all(
 
 def _contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEntry]) -> list[OverlayEntry]:
     """The entries whose fact a version knows: it was made later, and the item is gone or the field is equal."""
-    read_inputs = seconds_of(facts.started or facts.created)
+    read_inputs = parse_utc(facts.started or facts.created)
     older = [entry for entry in entries if entry.written < read_inputs - CLOCK_SKEW_SECONDS]
     found = []
     for start in range(0, len(older), ITEMS_AT_ONCE):

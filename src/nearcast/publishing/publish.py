@@ -22,12 +22,12 @@ from nearcast.publishing.publication import Listener, Publication, Silence
 from nearcast.publishing.repair import mend_overlay, read_pointer, retire_damaged
 from nearcast.publishing.retention import remove_snapshots, retire_versions, withdrawn_after
 from nearcast.publishing.snapshot_rows import Shape, shape_of
-from nearcast.publishing.utc_times import seconds_of, utc
 from nearcast.publishing.write_version import verify_version, writing
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
 from nearcast.stores.base import Event, Held, Pointer, Store, store_time
 from nearcast.stores.version_facts import FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.snapshot import Snapshot
+from nearcast.times import format_utc, parse_utc
 
 __all__ = ["Order", "publish", "publish_snapshot"]
 
@@ -189,9 +189,9 @@ def _make_facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publicatio
         generator=snapshot.generator,
         version=snapshot.version,
         snapshot=snapshot.name,
-        started=utc(seconds_of(created) - manifest.run.seconds_total),
+        started=format_utc(parse_utc(created) - manifest.run.seconds_total),
         created=created,
-        published=utc(time.time()),
+        published=format_utc(time.time()),
         fingerprint=manifest.fingerprint,
         metric=manifest.metric,
         k=manifest.k,
@@ -273,7 +273,7 @@ def _compare(order: Order, snapshot: Snapshot) -> None:
 def _pointed(order: Order, pointer: Pointer | None, done: Publication, held: Held) -> Pointer:
     """Move the pointer. A version that is left for an older one counts as rolled back from."""
     words = [f"accepted {rule}: {why}" for rule, why in (done.accepted or {}).items()]
-    event = Event("published", done.version, utc(time.time()), "; ".join(words))
+    event = Event("published", done.version, format_utc(time.time()), "; ".join(words))
     last = pointer or Pointer(version=0, serial=0)
     moved = last.moved(event, withdrawn_after(last, done.version))
     order.store.point(order.generator, moved, held)

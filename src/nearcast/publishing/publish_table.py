@@ -23,13 +23,13 @@ from nearcast.publishing.copy_snapshot import Copied
 from nearcast.publishing.publication import Publication
 from nearcast.publishing.repair import facts_of_last, read_pointer
 from nearcast.publishing.retention import retire_versions, withdrawn_after
-from nearcast.publishing.utc_times import utc
 from nearcast.publishing.write_version import add_checksum, verify_version, writing
 from nearcast.spec import ServeSpec
 from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
 from nearcast.stores.value_format import encode_keys, encode_lists, id_kind, id_type
 from nearcast.stores.version_facts import FACTS_FORMAT, WEIGHT_TABLE, VersionFacts, read_facts
 from nearcast.stores.weight_tables import PEOPLE, PHRASES, table_name
+from nearcast.times import format_utc
 from nearcast.types import no_progress
 
 __all__ = ["doubts", "publish_table"]
@@ -73,7 +73,7 @@ def publish_table(
         _write(store, pairs, facts, held)
         done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
         last = pointer or Pointer(version=0, serial=0)
-        moved = last.moved(Event("published", version, utc(time.time())), withdrawn_after(last, version))
+        moved = last.moved(Event("published", version, format_utc(time.time())), withdrawn_after(last, version))
         store.point(name, moved, held)
         return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
 
@@ -170,7 +170,7 @@ def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
 
 
 def _make_facts(name: str, version: int, rows: pa.Table, copied: Copied) -> VersionFacts:
-    now = utc(time.time())
+    now = format_utc(time.time())
     items = rows["items"].combine_chunks().flatten()
     return VersionFacts(
         format=FACTS_FORMAT,

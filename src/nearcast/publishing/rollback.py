@@ -8,10 +8,10 @@ import time
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.publication import Listener, Publication, Silence
 from nearcast.publishing.retention import rollback_target, withdrawn_after
-from nearcast.publishing.utc_times import utc
 from nearcast.publishing.write_version import check_opening, check_readable, read_back
 from nearcast.stores.base import Event, Pointer, Store
 from nearcast.suggest import generators_in_words
+from nearcast.times import format_utc
 
 __all__ = ["roll_back"]
 
@@ -31,7 +31,7 @@ def roll_back(store: Store, generator: str, to: int | None = None, *, listener: 
             hears.note(f"{generator} {version:06d} is current already")
             return Publication(generator, store.url, version, version, "already_current")
         version = _readable(store, pointer, generator, version, hears, named=to is not None)
-        event = Event("rolled_back", version, utc(time.time()), f"from {pointer.version:06d}")
+        event = Event("rolled_back", version, format_utc(time.time()), f"from {pointer.version:06d}")
         store.point(generator, pointer.moved(event, withdrawn_after(pointer, version)), held)
     return Publication(generator, store.url, version, pointer.version, "rolled_back")
 

@@ -20,12 +20,12 @@ from nearcast.errors import DamagedError, NotFoundError
 from nearcast.measure.drift import sketch_drift
 from nearcast.publishing.audit_values import InputsBeside, ValueChange, VectorChange
 from nearcast.publishing.snapshot_rows import Shape, item_batches, query_batches
-from nearcast.publishing.utc_times import seconds_of
 from nearcast.sources.ids import positions_of, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
 from nearcast.table.sketches import read_sketch
 from nearcast.table.snapshot import Snapshot, open_snapshot
+from nearcast.times import parse_utc
 
 if TYPE_CHECKING:
     from nearcast.publishing.audit import Current
@@ -57,7 +57,7 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
     return InputsBeside(
         items=facts.items,
         items_kept=kept,
-        elapsed_seconds=seconds_of(snapshot.manifest.run.created) - seconds_of(facts.created),
+        elapsed_seconds=parse_utc(snapshot.manifest.run.created) - parse_utc(facts.created),
         profile=facts.profile,
         changes=changes,
         vectors=_vector_changes(snapshot, current, profile),

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.publishing.utc_times import seconds_of
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.suggest import generators_in_words
+from nearcast.times import parse_utc
 
 __all__ = ["Published", "StoredVersion", "published"]
 
@@ -58,7 +58,7 @@ def published(store: Store, generator: str, *, now: float) -> Published:
         known = generators_in_words(generator, store.generators(), "generators there are none")
         raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
     facts = next((kept.version_facts for kept in versions if pointer and kept.version == pointer.version), None)
-    age = max(0.0, now - seconds_of(facts.created)) if facts else None
+    age = max(0.0, now - parse_utc(facts.created)) if facts else None
     entries = store.overlay(generator).changes().entries
     in_force = [e for e in entries if not e.lifted and (e.until is None or e.until > now)]
     return Published(generator, store.url, pointer, versions, age, len(in_force))

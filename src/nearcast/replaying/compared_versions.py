@@ -10,9 +10,9 @@ from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.join.rank import ranker_identity
 from nearcast.join.run_plan import make_plan
-from nearcast.publishing.utc_times import utc
 from nearcast.replaying.candidate_sources import LookUp
 from nearcast.table.snapshot import find_snapshot
+from nearcast.times import format_utc
 
 __all__ = ["Compared", "compare_inputs"]
 
@@ -31,7 +31,8 @@ def compare_inputs(run: RunContext, looked: Sequence[LookUp], sources: Sources |
     sources: today's files, which the online index is made of; None where there is no online way.
     """
     words = [
-        f"{way.name}: snapshot {way.view.version.snapshot}, made {utc(way.view.version.created)}" for way in looked
+        f"{way.name}: snapshot {way.view.version.snapshot}, made {format_utc(way.view.version.created)}"
+        for way in looked
     ]
     warnings = []
     if sources is not None:
