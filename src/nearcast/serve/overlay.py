@@ -106,7 +106,7 @@ class Overlay:
         snapshot. InputError for an id that cannot be one of the table's, or a time that has passed; nothing is
         written then.
         """
-        self._write([(item, None, True) for item in _several(items)], until, note)
+        self._write([(item, None, True) for item in _several(items)], until, note, self.version_facts())
 
     def update(
         self, item: Item, field: str, value: Any, *, until: float | str | datetime | None = None, note: str = ""
@@ -122,12 +122,11 @@ class Overlay:
     ) -> None:
         """The same for many (item, field, value) in one step: all are written, or none."""
         plain = [(item, field, _plain(value)) for item, field, value in updates]
-        if plain:
-            facts = self.version_facts()
-            for _, field, value in plain:
-                self._check_field(field)
-                _check_value(facts, field, value)
-        self._write(plain, until, note)
+        facts = self.version_facts()  # once: each time costs a read of the pointer
+        for _, field, value in plain:
+            self._check_field(field)
+            _check_value(facts, field, value)
+        self._write(plain, until, note, facts)
 
     def _check_field(self, field: str) -> None:
         if not field or field == "id":
@@ -146,7 +145,7 @@ class Overlay:
         token: of this step, such as a request's id: within a day it is done once, however often it is sent.
         InputError for an item without such a number, StoreError where the store cannot say whether it was done.
         """
-        typed, amount = self._typed(item), _plain(amount)
+        typed, amount = self._typed(item, self.version_facts()), _plain(amount)
         self._check_field(field)
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
             raise InputError(f"{amount!r} cannot be added to {field}: give a number")
@@ -156,29 +155,24 @@ class Overlay:
         key = OverlayEntry(typed, field, None, 0.0).key()
         started = time.monotonic()
         while True:
-            now, held = self.now(), log.get(key)
+            facts, now, held = self.version_facts(), self.now(), log.get(key)
             entry = None if held is None else OverlayEntry.from_bytes(held)
-            counts = entry is not None and self._counts(entry, now)
+            counts = entry is not None and _counts(entry, now, facts)
             number = entry.value if counts and entry is not None else self._published(typed, field)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise InputError(
                     f"{field} of {item!r} is {number!r}: there is no number to add to; give it one with `set` first"
                 )
             total = _sum(number, amount)
-            _check_value(self.version_facts(), field, total)
+            _check_value(facts, field, total)
             until = entry.until if counts and entry is not None else None
-            news = OverlayEntry(typed, field, total, self._stamp(now), until, False, note)
+            news = OverlayEntry(typed, field, total, _stamp(facts, now), until, False, note)
             done = log.exchange(news, held, token=token, now=now)
             if done is not Exchanged.CHANGED:
                 return total if done is Exchanged.WRITTEN else number
             if time.monotonic() - started > MOST_ADD_SECONDS:
                 raise BusyError(f"{field} of {item!r} changes faster than it can be added to; try again")
             time.sleep(random.uniform(0.0, 0.002))
-
-    def _counts(self, entry: OverlayEntry, now: float) -> bool:
-        """Whether a look-up takes this entry for the newest that is known."""
-        over = entry.lifted or (entry.until is not None and entry.until <= now)
-        return not over and entry.written > self._read_at()
 
     def _published(self, item: Item, field: str) -> Any:
         """The value of the current version. Nothing spent is 0."""
@@ -197,23 +191,13 @@ class Overlay:
         """Seconds since 1970 by the store's clock, which is the one that counts: those of writers differ."""
         return store_time(self._store)
 
-    def _read_at(self) -> float:
-        """When the current version of an expansion table was read from its source: what is older it knows itself."""
-        as_of = self.version_facts().as_of
-        return -math.inf if as_of is None else datetime.fromisoformat(as_of).timestamp()
-
-    def _stamp(self, now: float | None = None) -> float:
-        """When something is written that is newer than what is current, by whatever clock that was made."""
-        facts, now = self.version_facts(), self.now() if now is None else now
-        made = facts.as_of or facts.started or facts.created
-        return max(now, datetime.fromisoformat(made).timestamp() + 1e-6)
-
     def restore(self, items: Sequence[Item], *, field: str | None = None) -> list[Item]:
         """Take back that items are gone, or the newer value of a column. Returns those of which it was said at all."""
-        wanted = {self._typed(item) for item in _several(items)}
-        ids = self.version_facts().item_ids
+        facts = self.version_facts()
+        ids = facts.item_ids
+        wanted = {self._typed(item, facts) for item in _several(items)}
         said = [e for e in self.entries() if e.field == field and convert_key(e.item, ids) in wanted]
-        now = self._stamp()
+        now = _stamp(facts, self.now())
         self._store.overlay(self.generator).write([replace(e, value=None, written=now, lifted=True) for e in said])
         return [entry.item for entry in said]
 
@@ -252,7 +236,11 @@ class Overlay:
             yield reader, read_facts(reader, self.generator, pointer.version)
 
     def _write(
-        self, news: Sequence[tuple[Item, str | None, Any]], until: float | str | datetime | None, note: str
+        self,
+        news: Sequence[tuple[Item, str | None, Any]],
+        until: float | str | datetime | None,
+        note: str,
+        facts: VersionFacts,
     ) -> None:
         now = self.now()
         end = _seconds(until)
@@ -262,9 +250,10 @@ class Overlay:
             raise InputError(f"until is {end:g}, after the year 9999; without an end it is for good")
         if end is not None and end <= now:
             raise InputError(f"until is {datetime.fromtimestamp(end, UTC):%Y-%m-%dT%H:%M:%SZ}: that has passed")
-        written = self._stamp(now)
+        written = _stamp(facts, now)
         entries = [
-            OverlayEntry(self._typed(item), field, value, written, end, False, note) for item, field, value in news
+            OverlayEntry(self._typed(item, facts), field, value, written, end, False, note)
+            for item, field, value in news
         ]
         try:
             json.dumps(
@@ -274,12 +263,29 @@ class Overlay:
             raise InputError(f"the overlay holds JSON data, and this is none: {error}") from error
         self._store.overlay(self.generator).write(entries)
 
-    def _typed(self, item: Item) -> Item:
-        ids = self.version_facts().item_ids
+    def _typed(self, item: Item, facts: VersionFacts) -> Item:
+        ids = facts.item_ids
         typed = convert_key(item, ids)
         if typed is None:
             raise InputError(f"{item!r} is no id of an item of {self.generator}: its ids are of type {ids}")
         return typed
+
+
+def _stamp(facts: VersionFacts, now: float) -> float:
+    """When something is written that is newer than what is current, by whatever clock that was made."""
+    made = facts.as_of or facts.started or facts.created
+    return max(now, datetime.fromisoformat(made).timestamp() + 1e-6)
+
+
+def _counts(entry: OverlayEntry, now: float, facts: VersionFacts) -> bool:
+    """Whether a look-up takes this entry for the newest that is known."""
+    over = entry.lifted or (entry.until is not None and entry.until <= now)
+    return not over and entry.written > _read_at(facts)
+
+
+def _read_at(facts: VersionFacts) -> float:
+    """When the current version of an expansion table was read from its source: what is older it knows itself."""
+    return -math.inf if facts.as_of is None else datetime.fromisoformat(facts.as_of).timestamp()
 
 
 def _sum(number: float, amount: float) -> float:

@@ -13,6 +13,7 @@ open keeps it when the folder is removed. After a fork a child may go on reading
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -41,6 +42,8 @@ DATABASES = (*Space, SAMPLE)
 RETIRED = ".retired-"
 LEFT_SECONDS = 3600.0  # since when nobody has worked on it
 SAME_CLOCK_SECONDS = 1.0  # file systems have coarser clocks: so far apart, two readings are of one clock
+AGREED_SECONDS = 1.0  # that this machine's clock is taken for the file system's after they agreed
+STEP_SECONDS = 0.01  # by which a clock that nobody sets does not leave the monotonic one within that time
 
 
 def open_lmdb(url: str) -> LmdbStore:
@@ -61,6 +64,7 @@ class LmdbStore:
         self.url = f"lmdb:{root}"
         self._overlays: dict[str, LmdbOverlay] = {}
         self._guard = threading.Lock()
+        self._agreed = (-math.inf, 0.0)  # when the clocks agreed, by the monotonic clock, and how far that one is off
 
     def generators(self) -> list[str]:
         """Generators that have a pointer, sorted."""
@@ -144,14 +148,23 @@ class LmdbStore:
             return self._overlays.setdefault(generator, LmdbOverlay(self._folder(generator) / "overlay"))
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock of the file system, which all processes share."""
+        """Return the seconds since 1970 by the clock of the file system, which all processes share.
+
+        A file is made for that once a second, and whenever this machine's clock was set: it costs as much as a write.
+        """
+        (when, ahead), own, monotonic = self._agreed, time.time(), time.monotonic()
+        if monotonic - when < AGREED_SECONDS and abs(own - monotonic - ahead) < STEP_SECONDS:
+            return own
         try:
             with tempfile.TemporaryFile(dir=self.root) as made:
                 stamp = os.fstat(made.fileno()).st_mtime
         except OSError:  # a full or read-only disk
             return time.time()
-        own = time.time()
-        return own if 0 <= own - stamp < SAME_CLOCK_SECONDS else stamp
+        own, monotonic = time.time(), time.monotonic()
+        if not 0 <= own - stamp < SAME_CLOCK_SECONDS:
+            return stamp
+        self._agreed = monotonic, own - monotonic
+        return own
 
     def close(self) -> None:
         """Let go of the overlays. Readers are closed one by one."""

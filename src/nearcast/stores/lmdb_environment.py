@@ -86,7 +86,7 @@ class Shared:
     def lock_is_whole(self) -> bool:
         """Whether the lock file is still the one that is mapped, as long as it was. Otherwise it must be let go."""
         try:
-            facts = (self.folder / LOCK).lstat()
+            facts = os.lstat(f"{self.folder}/{LOCK}")
         except OSError:
             return False
         return (facts.st_dev, facts.st_ino) == self.lock_identity and facts.st_size >= self.lock_bytes

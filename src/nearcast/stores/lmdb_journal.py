@@ -28,6 +28,7 @@ __all__ = ["HeldJournal", "Journal", "Line", "checksum"]
 LOCK_PATIENCE_SECONDS = 5.0  # a writer holds it for milliseconds; one that was stopped must not stop the others
 READER_PATIENCE_SECONDS = 0.25
 LOCK_PAUSE_SECONDS = 0.002
+NO_LINES = b"\n"  # a journal that was begun and has no line yet; an empty one must be begun
 
 Line = tuple[int, OverlayEntry]  # serial and entry
 
@@ -142,16 +143,33 @@ class HeldJournal:
     descriptor: int
 
     def is_empty(self) -> bool:
-        """Return whether nothing is in it."""
+        """Return whether it must be begun: it was lost, or the overlay is of an earlier version."""
         return os.fstat(self.descriptor).st_size == 0
+
+    def has_lines(self) -> bool:
+        """Return whether more is in it than that it was begun."""
+        return os.fstat(self.descriptor).st_size > len(NO_LINES)
+
+    def begin(self, lines: Sequence[Line]) -> None:
+        """Add all lines that the overlay has; the journal is not empty afterwards, even where there are none."""
+        if lines:
+            self.append(lines)
+        elif self.is_empty():
+            self._append(NO_LINES)
+
+    def clear(self) -> None:
+        """Remove all that is in it."""
+        os.ftruncate(self.descriptor, 0)
 
     def append(self, lines: Sequence[Line]) -> None:
         """Add lines and flush them to the disk. OSError, and nothing added, where the disk is full."""
-        if not lines:
-            return
+        if lines:
+            self._append(b"".join(map(_as_line, lines)))
+
+    def _append(self, data: bytes) -> None:
         size = os.fstat(self.descriptor).st_size
-        broken_end = size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n"
-        data = (b"\n" if broken_end else b"") + b"".join(map(_as_line, lines))
+        if size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n":  # a broken end
+            data = b"\n" + data
         try:
             if os.write(self.descriptor, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -162,7 +180,7 @@ class HeldJournal:
 
     def replace(self, lines: Sequence[Line]) -> None:
         """Keep these lines alone."""
-        write_text(self.path, b"".join(map(_as_line, lines)).decode())
+        write_text(self.path, (b"".join(map(_as_line, lines)) or NO_LINES).decode())
 
 
 def _as_line(line: Line) -> bytes:

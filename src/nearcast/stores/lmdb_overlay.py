@@ -8,7 +8,8 @@
     t + token               until when the token of an exchange is remembered (8 bytes, big-endian, microseconds)
     u + that time + token   nothing: tokens by when they are forgotten
 
-Writers look through the file before they map it, and have room for its lock file before they map that. Readers map
+Writers look through the file before they map it, and again where it changed and no transaction was committed; they
+have room for its lock file before they map that. A write costs the same however many entries there are. Readers map
 nothing: they read page by page (`lmdb_pages`), so a file that is cut or damaged is an error to them, and they need no
 right to write. A second copy of what removes items is in the journal beside it (`lmdb_journal`), from which `repair`
 heals. Knows nothing of what entries mean.
@@ -17,7 +18,9 @@ heals. Knows nothing of what entries mean.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -36,7 +39,6 @@ from nearcast.stores.lmdb_environment import (
     DATA,
     LOCK,
     Shared,
-    file_identity,
     let_go,
     library,
     open_shared,
@@ -44,7 +46,7 @@ from nearcast.stores.lmdb_environment import (
     writing,
 )
 from nearcast.stores.lmdb_journal import HeldJournal, Journal, Line, checksum
-from nearcast.stores.lmdb_pages import Tree, check_pages, read_tree, salvage_pairs
+from nearcast.stores.lmdb_pages import Tree, check_pages, newest_transaction, read_tree, salvage_pairs
 
 __all__ = ["LmdbOverlay"]
 
@@ -64,18 +66,31 @@ NOTHING = Changes(epoch=0, serial=0, entries=())
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The file as the last writer of this process left it, or found it whole."""
+
+    size: int
+    changed: int  # nanoseconds since 1970
+    transaction: int
+
+
 @dataclass
 class LmdbOverlay:
     """The overlay in a folder, which is made by the first write. Safe to use from many threads and after a fork."""
 
     folder: Path
     _shared: Shared | None = field(default=None, repr=False)
-    _least_bytes: int = field(default=0, repr=False)  # of the file that was looked through
+    _seen: _Seen | None = field(default=None, repr=False)
 
-    @property
+    @functools.cached_property
     def journal(self) -> Journal:
         """The journal beside the folder."""
         return Journal(self.folder.with_name(f"{self.folder.name}.journal"))
+
+    @functools.cached_property
+    def _data(self) -> Path:
+        return self.folder / DATA
 
     def write(self, entries: Sequence[OverlayEntry]) -> None:
         """Add entries in one step; each takes the place of an older one with the same key."""
@@ -86,11 +101,11 @@ class LmdbOverlay:
     def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
         """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
         never_written = None if self.journal.exists() else NOTHING  # made by a version that was killed before writing
-        return self._read(lambda tree: _changes(tree, epoch, serial, self.folder / DATA, never_written), NOTHING)
+        return self._read(lambda tree: _changes(tree, epoch, serial, self._data, never_written), NOTHING)
 
     def get(self, key: bytes) -> bytes | None:
         """The last entry with this key, as it was written; None where there is none."""
-        return self._read(lambda tree: _entry(tree, key, self.folder / DATA), None)
+        return self._read(lambda tree: _entry(tree, key, self._data), None)
 
     def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
         """Add an entry only where its key still holds `held`; with a token once only."""
@@ -138,14 +153,14 @@ class LmdbOverlay:
             return None
         with writing(self.journal.path):
             moved = self.journal.move_what_is_no_file()
-        with writing(self.folder / DATA), self.journal.locked() as journal:
+        with writing(self._data), self.journal.locked() as journal:
             try:
                 self._check()
                 return moved
             except DamagedError as error:
                 what = str(error).partition("; heal it with")[0]
             self.close()
-            found = _salvaged(self.folder / DATA, self.journal.read())
+            found = _salvaged(self._data, self.journal.read())
             serial = max([time.time_ns() // 1_000_000, *(serial for serial, _ in found)])  # above all that readers know
             entries = [(serial + number, entry) for number, (_, entry) in enumerate(found, 1)]
             aside = self._put_in_place(self._fresh_folder(entries, serial))
@@ -166,7 +181,7 @@ class LmdbOverlay:
 
     def _read(self, read: Callable[[Tree], T], nothing: T) -> T:
         """Return what `read` finds in the newest state, `nothing` where nothing was ever written."""
-        path = self.folder / DATA
+        path = self._data
         with reading(path):
             if not self._is_there():
                 return nothing
@@ -178,7 +193,7 @@ class LmdbOverlay:
 
     def _is_there(self) -> bool:
         """Return whether the file is there; DamagedError where it was and is no more."""
-        path = self.folder / DATA
+        path = self._data
         for look in range(LOOKS):
             try:
                 facts = path.lstat()
@@ -201,22 +216,23 @@ class LmdbOverlay:
     def _check(self) -> None:
         """Raise DamagedError unless all of it can be read and written."""
         if self._is_there():
-            check_pages(self.folder / DATA)
-            read_tree(self.folder / DATA, lambda tree: _changes(tree, -1, 0, self.folder / DATA, None))
+            check_pages(self._data)
+            read_tree(self._data, lambda tree: _changes(tree, -1, 0, self._data, None))
             refuse_link(self.folder / LOCK)
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[tuple[Any, HeldJournal]]:
         """Open it for a writer, who is alone until the end; made where nothing was written yet."""
-        with writing(self.folder / DATA):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self._data):
             if not self._is_there():
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self._make()
             with self.journal.locked() as journal:
-                environment = self._opened().environment
+                environment = self._opened(journal).environment
                 try:
                     environment.reader_check()  # a killed reader would keep old pages from being used again
                     yield environment, journal
+                    self._note(environment.info()["last_txnid"])
                 except library().Error:
                     self.close()  # after some errors LMDB wants to be opened anew
                     raise
@@ -248,7 +264,7 @@ class LmdbOverlay:
 
     def _put_in_place(self, fresh: Path) -> Path:
         """Move a new file to its place in one step; a kill leaves the old or the new. Returns where the old one is."""
-        data, aside = self.folder / DATA, self.folder.with_name(f"{self.folder.name}.damaged-{time.time_ns()}")
+        data, aside = self._data, self.folder.with_name(f"{self.folder.name}.damaged-{time.time_ns()}")
         if not self.folder.is_dir():
             if os.path.lexists(self.folder):
                 self.folder.rename(aside)
@@ -265,30 +281,46 @@ class LmdbOverlay:
         shutil.rmtree(fresh, ignore_errors=True)
         return aside
 
-    def _opened(self) -> Shared:
+    def _opened(self, journal: HeldJournal) -> Shared:
         """Return the environment that is in the folder now, for a writer."""
-        path, shared = self.folder / DATA, self._shared
-        size, identity = path.lstat().st_size, file_identity(path)
-        same = shared is not None and shared.identity == identity and not shared.inherited
-        if shared is not None and same and size >= self._least_bytes and shared.lock_is_whole():
-            self._least_bytes = size
+        shared = self._shared
+        if shared is not None and not shared.inherited and self._is_known(shared) and shared.lock_is_whole():
             return shared
-        self.close()  # another file came to this place, it was cut, or a fork brought us here
-        check_pages(path)
-        self._least_bytes = size
+        self.close()  # another file came to this place, it was cut or changed, or a fork brought us here
+        self._note(newest_transaction(self._data))
+        check_pages(self._data)
+        if not journal.has_lines():
+            journal.clear()  # it may have been begun for another file
         self._shared = open_shared(self.folder, locks=True, map_size=MAP_BYTES, max_readers=MOST_READERS)
         return self._shared
+
+    def _is_known(self, shared: Shared) -> bool:
+        """Return whether the file is as this process left it, or as other writers have made it of that."""
+        facts, seen = self._data.lstat(), self._seen
+        if seen is None or (facts.st_dev, facts.st_ino) != shared.identity or facts.st_size < seen.size:
+            return False
+        if (facts.st_size, facts.st_mtime_ns) == (seen.size, seen.changed):
+            return True
+        return newest_transaction(self._data) > seen.transaction
+
+    def _note(self, transaction: int) -> None:
+        """Note how the file is now, while no other process may write it."""
+        self._seen = None
+        with contextlib.suppress(OSError):  # what was written is written; the next writer finds what is amiss
+            facts = self._data.lstat()
+            self._seen = _Seen(facts.st_size, facts.st_mtime_ns, transaction)
 
 
 def _add(txn: Any, entries: Sequence[OverlayEntry], journal: HeldJournal) -> None:
     """Write entries, to the journal first."""
     state = _state(txn.get(STATE))
     epoch, serial = state or (_new_epoch(), 0)
-    if journal.is_empty():  # it was lost, or the overlay is of an earlier version
-        journal.append(list(_removals(txn)))
+    count = _count(txn, (epoch, serial)) if state else 0
+    if journal.is_empty() or (count is None and not journal.has_lines()):
+        journal.begin(list(_removals(txn)))
+        count = _counted(txn) if count is None else count
     lines = [(serial + number, entry) for number, entry in enumerate(entries, 1)]
     journal.append([line for line in lines if line[1].field is None])
-    count = _count(txn, (epoch, serial)) if state else 0
     added = sum(_put(txn, *line) for line in lines)
     _keep_state(txn, epoch, serial + len(lines), None if count is None else count + added)
 
@@ -392,9 +424,19 @@ def _removals(txn: Any) -> Iterator[Line]:
         for key, value in cursor:
             if not key.startswith(ENTRY):
                 break
+            if len(key) < LONGEST_KEY and not key.endswith(b" null]"):
+                continue  # of a column
             entry = OverlayEntry.from_bytes(value[8:])
             if entry.field is None:
                 yield SERIAL.unpack_from(value)[0], entry
+
+
+def _counted(txn: Any) -> int:
+    """Return how many entries there are, by looking at each."""
+    cursor = txn.cursor()
+    if not cursor.set_range(ENTRY):
+        return 0
+    return sum(1 for _ in itertools.takewhile(lambda key: key.startswith(ENTRY), cursor.iternext(values=False)))
 
 
 def _salvaged(path: Path, journal: Sequence[Line]) -> list[Line]:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from nearcast.errors import DamagedError, StoreError
 
-__all__ = ["Tree", "check_pages", "read_tree", "salvage_pairs"]
+__all__ = ["Tree", "check_pages", "newest_transaction", "read_tree", "salvage_pairs"]
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 META = struct.Struct("<II8xQ48s48sQQ")  # magic, version, address, size of the map, two databases, last page, txn
@@ -143,6 +143,15 @@ def check_pages(path: Path) -> None:
     Takes about 1.3 seconds for a million pairs.
     """
     _read(path, _walk, ATTEMPTS)
+
+
+def newest_transaction(path: Path) -> int:
+    """Return the number of the transaction that was committed last. DamagedError where the file does not say it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return _newest_meta(path, descriptor).txn
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path, read: Callable[[_File, _Meta], T], attempts: int) -> T:
