@@ -43,7 +43,7 @@ from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 
 RESULTS = Path(__file__).parent / "results" / "two_step.json"
 GENERATOR, ADS = "made-up", "made-up-ads"
@@ -76,7 +76,7 @@ class Scale:
 
 QUICK = Scale(20_000, 50, 20_000, 10_000, 2.0, 1, 300)
 
-SETTINGS = Serving(
+SETTINGS = AdSettings(
     k=10,
     order="similarity_times_bid",
     caps={"advertiser": 2},

@@ -19,14 +19,14 @@ from nearcast.publishing.publish_table import publish_table
 from nearcast.publishing.retention import retire_versions
 from nearcast.stores import open_store
 from nearcast.stores.version_facts import EXPANSION, WEIGHT_TABLE
-from nearcast.table.expansion_settings import Serving
+from nearcast.table.expansion_settings import AdSettings
 
 LISTS = {"a": [("x", 0.9), ("y", 0.5)]}
 ADS = pa.table({"ad": [1, 2], "bid": [0.5, 1.0]})
 LINKS = pa.table({"item": ["x", "x"], "ad": [1, 2]})
 ROWS = pa.table({"key": ["red"], "items": [["a"]], "weights": pa.array([[1.0]], pa.list_(pa.float32()))})
 ADS_OF_A = "/v1/generators/shop/ads"
-FACTS = {"kind": EXPANSION, "expansion": Serving().model_dump(mode="json"), "as_of": "2026-01-01T00:00:00+00:00"}
+FACTS = {"kind": EXPANSION, "expansion": AdSettings().model_dump(mode="json"), "as_of": "2026-01-01T00:00:00+00:00"}
 OF_DECIMALS = {"columns": {"price": "decimal128(9, 2)"}, "items": {1: {"id": 1, "price": "1.50"}}}
 
 

@@ -17,7 +17,7 @@ from nearcast.errors import InputError
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry
 from nearcast.table.expansion_schema import convert_columns
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 from published import publish
 
 LINKS = pa.table({"item": ["x", "x", "x"], "ad": [1, 2, 3]})
@@ -135,7 +135,7 @@ def test_a_column_that_no_reader_can_open_is_refused_by_name_and_type_with_the_t
 def test_all_columns_that_cannot_be_kept_are_named_at_once():
     columns = {name: column for name, (column, _) in REFUSED.items() if "UTF" not in name}
     with pytest.raises(InputError) as raised:
-        convert_columns(pa.table(columns), Serving())
+        convert_columns(pa.table(columns), AdSettings())
     assert all(f"{name} is of type" in str(raised.value) for name in columns)
 
 
@@ -186,7 +186,7 @@ def target(test):
 )
 def test_a_column_that_decides_what_is_shown_is_refused_where_its_type_cannot(store, columns, settings, words):
     with pytest.raises(InputError, match=words):
-        publish_expansion(store, "ads", ads_with(**columns), LINKS, Serving(**settings))
+        publish_expansion(store, "ads", ads_with(**columns), LINKS, AdSettings(**settings))
     assert store.pointer("ads") is None
 
 
@@ -212,7 +212,7 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_a_number_that_can_mean_nothing_is_refused_with_its_ad_and_row(store, columns, settings, words):
     with pytest.raises(InputError, match=words):
-        publish_expansion(store, "ads", ads_with(**columns), LINKS, Serving(**settings))
+        publish_expansion(store, "ads", ads_with(**columns), LINKS, AdSettings(**settings))
     assert store.pointer("ads") is None
 
 
@@ -244,7 +244,7 @@ def test_a_limit_that_the_export_does_not_have_can_be_given_by_the_overlay(store
     assert list(shown(store).ads) == [1, 3]
 
 
-TARGETED = Serving(
+TARGETED = AdSettings(
     targeting=[
         Target(column="country", test="in", request="countries"),
         Target(column="least", test="at_most", request="basket"),
@@ -302,7 +302,7 @@ def test_fields_that_the_generators_rules_ask_for_reach_them_and_the_others_reac
         lists = {"a": [("x", 0.9), ("y", 0.8)]}
         publish(store, "shop", 1, lists, items, metric="cosine", rules={**rules, "own_query_columns": False})
         links = pa.table({"item": ["x", "y"], "ad": [1, 2]})
-        settings = Serving(targeting=[Target(column="country", test="equals", request="country")])
+        settings = AdSettings(targeting=[Target(column="country", test="equals", request="country")])
         publish_expansion(store, "ads", ads_with(country=["de", "de", None]), links, settings)
         assert list(shown(store, {"shop": "two", "country": "de"}).ads) == [2]
         assert list(shown(store, {"shop": "one", "country": "fr"}).ads) == []

@@ -18,7 +18,7 @@ from nearcast.ads import ads_view
 from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.errors import InputError, NotFoundError, SpecError
 from nearcast.stores import open_store
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 from published import publish
 
 NEVER = 3600.0
@@ -35,7 +35,7 @@ ADS = pa.table(
     }
 )
 LINKS = pa.table({"item": ["x", "x", "y", "w", "w", "x"], "ad": [1, 2, 3, 4, 2, 1]})
-SETTINGS = Serving(targeting=[Target(column="countries", test="has", request="country")])
+SETTINGS = AdSettings(targeting=[Target(column="countries", test="has", request="country")])
 
 
 @pytest.fixture(params=["lmdb", "redis"])
@@ -188,7 +188,7 @@ def test_a_new_table_is_followed_without_being_told(store, shop):
 
 def test_old_tables_are_taken_away_and_a_rollback_brings_the_last_one_back(store, shop, ads):
     for ad in (1, 2, 3):
-        done = publish_expansion(store, "ads", ADS.filter(pa.compute.equal(ADS["ad"], ad)), LINKS, Serving(), keep=2)
+        done = publish_expansion(store, "ads", ADS.filter(pa.compute.equal(ADS["ad"], ad)), LINKS, AdSettings(), keep=2)
     assert (done.version, done.previous, done.ads, done.links, done.links_left_out) == (4, 3, 1, 1, 5)
     assert store.versions("ads") == [3, 4]
     nearcast.roll_back("ads", store=store)
@@ -214,7 +214,7 @@ def test_old_tables_are_taken_away_and_a_rollback_brings_the_last_one_back(store
 def test_tables_that_do_not_fit_are_refused_and_nothing_has_changed(tmp_path, ads, links, settings, text):
     with contextlib.closing(open_store(f"lmdb:{tmp_path}")) as store:
         with pytest.raises(InputError, match=text):
-            publish_expansion(store, "ads", ads, links, Serving(**settings))
+            publish_expansion(store, "ads", ads, links, AdSettings(**settings))
         assert store.pointer("ads") is None
 
 
@@ -266,7 +266,7 @@ def test_links_that_are_held_and_links_that_are_looked_up_are_the_same(url, kind
     with contextlib.closing(open_store(url)) as store:
         publish(store, "shop", 1, lists, metric="cosine")
         pairs = pa.table({"item": [item for item, _ in links], "ad": [ad for _, ad in links]})
-        publish_expansion(store, "ads", pa.table({"ad": ads}), pairs, Serving(k=1000))
+        publish_expansion(store, "ads", pa.table({"ad": ads}), pairs, AdSettings(k=1000))
         found = {}
         for held in (True, False):
             with (

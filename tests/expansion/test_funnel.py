@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from nearcast.ads.ad_funnel import STAGES, choose
 from nearcast.ads.sum_scores import merged, similarity
-from nearcast.ads.targeting import Targets
+from nearcast.ads.targeting import compile_ad_rules
 from nearcast.errors import InputError
 from nearcast.table.ad_columns import column_of, seconds_of_time
 from nearcast.table.ad_set import ads_of, unchanged, with_pauses, with_values
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 from nearcast.types import Metric
 
 NOW = 1000.0
@@ -99,7 +99,7 @@ def moment(seconds):
 def test_the_arrays_choose_what_plain_python_chooses(rows, scores, request, data):
     rows = dict(sorted(rows.items()))
     links = {c: data.draw(st.lists(st.sampled_from(list(rows)), unique=True)) for c in range(len(scores))}
-    settings = Serving(
+    settings = AdSettings(
         order=data.draw(st.sampled_from(["similarity", "similarity_times_bid"])),
         items=data.draw(st.sampled_from(["best", "sum"])),
         caps=data.draw(st.dictionaries(st.sampled_from(["advertiser", "item"]), st.integers(1, 2))),
@@ -110,7 +110,7 @@ def test_the_arrays_choose_what_plain_python_chooses(rows, scores, request, data
     positions = np.array([list(rows).index(ad) for linked in links.values() for ad in linked], np.int64)
     live = ads_from(rows)
     found = choose(
-        np.array(scores), places, positions, live, Targets(TARGETING), request, settings, k=k, now=NOW
+        np.array(scores), places, positions, live, compile_ad_rules(TARGETING), request, settings, k=k, now=NOW
     )  # fmt: skip
     expected = chosen(
         scores, links, rows, request, now=NOW, k=k, order=settings.order, items=settings.items, caps=settings.caps
@@ -138,13 +138,13 @@ def test_each_stage_says_how_many_candidates_and_ads_are_left():
         6: row,
         7: row,
     }
-    settings = Serving(caps={"advertiser": 1}, targeting=TARGETING)
+    settings = AdSettings(caps={"advertiser": 1}, targeting=TARGETING)
     found = choose(
         np.array([1.0, 0.5, 0.2]),
         np.array([0, 0, 0, 1, 1, 1, 1, 1]),
         np.arange(8),
         ads_from(rows),
-        Targets(TARGETING),
+        compile_ad_rules(TARGETING),
         {"country": "de"},
         settings,
         k=2,
@@ -159,7 +159,7 @@ def test_each_stage_says_how_many_candidates_and_ads_are_left():
 def test_an_ad_without_a_value_is_for_everybody_and_one_with_a_value_for_nobody_who_does_not_say():
     row = dict.fromkeys(SCHEMA.names[1:]) | {"paused": False}
     live = ads_from({1: row, 2: row | {"countries": ["de"]}, 3: row | {"countries": []}})
-    among = Targets(TARGETING[:1]).among
+    among = compile_ad_rules(TARGETING[:1]).among
     assert among({}, live.columns, np.arange(3)).tolist() == [True, False, False]
     assert among({"country": "de"}, live.columns, np.arange(3)).tolist() == [True, True, False]
 
@@ -178,14 +178,16 @@ def test_an_ad_without_a_value_is_for_everybody_and_one_with_a_value_for_nobody_
 )
 def test_numbers_are_compared_with_numbers_and_with_nothing_else(test, given, fits):
     column = column_of(pa.array([1, 2, 3]))
-    found = Targets((Target(column="n", test=test, request="n"),)).among({"n": given}, {"n": column}, np.arange(3))
+    found = compile_ad_rules((Target(column="n", test=test, request="n"),)).among(
+        {"n": given}, {"n": column}, np.arange(3)
+    )
     assert found.tolist() == fits
 
 
 def test_dates_are_compared_with_times_however_they_are_written():
     column = column_of(pa.array([datetime.date(2026, 1, 1), datetime.date(2026, 1, 3)]))
     for written in ("2026-01-02", "2026-01-02T00:00:00Z", 1_767_312_000, datetime.datetime(2026, 1, 2)):
-        found = Targets((Target(column="d", test="at_most", request="at"),)).among(
+        found = compile_ad_rules((Target(column="d", test="at_most", request="at"),)).among(
             {"at": written}, {"d": column}, np.arange(2)
         )
         assert found.tolist() == [True, False]
@@ -193,7 +195,7 @@ def test_dates_are_compared_with_times_however_they_are_written():
 
 def test_lists_are_asked_whether_they_share_a_value():
     column = column_of(pa.array([["a", "b"], ["c"], [], None]))
-    targets = Targets((Target(column="l", test="overlaps", request="l"),))
+    targets = compile_ad_rules((Target(column="l", test="overlaps", request="l"),))
     assert targets.among({"l": ["b", "c"]}, {"l": column}, np.arange(4)).tolist() == [True, True, False, True]
     assert targets.among({"l": []}, {"l": column}, np.arange(4)).tolist() == [False, False, False, True]
     assert targets.among({"l": ["b"]}, {"l": column}, np.array([1, 0])).tolist() == [False, True]
@@ -202,9 +204,11 @@ def test_lists_are_asked_whether_they_share_a_value():
 def test_a_request_of_the_wrong_shape_is_an_error_that_names_the_field():
     column = column_of(pa.array(["a"]))
     with pytest.raises(InputError, match=r"request\.c is to be a list"):
-        Targets((Target(column="c", test="in", request="c"),)).among({"c": "a"}, {"c": column}, np.arange(1))
+        compile_ad_rules((Target(column="c", test="in", request="c"),)).among({"c": "a"}, {"c": column}, np.arange(1))
     with pytest.raises(InputError, match=r"request\.c is to be one value"):
-        Targets((Target(column="c", test="equals", request="c"),)).among({"c": ["a"]}, {"c": column}, np.arange(1))
+        compile_ad_rules((Target(column="c", test="equals", request="c"),)).among(
+            {"c": ["a"]}, {"c": column}, np.arange(1)
+        )
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from nearcast.service.app import make_app
 from nearcast.service.generator_service import Served, new_service
 from nearcast.service.limits import Limits
 from nearcast.stores import open_store
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 
 LISTS = {"apple": [("pear", 0.9), ("plum", 0.8)], "bread": [("rye", 0.5)]}
 ADS = pa.table({"ad": ["p1", "p2", "r1"], "advertiser": ["n", "n", "m"], "town": [["rome"], None, None]})
 LINKS = pa.table({"item": ["pear", "plum", "rye"], "ad": ["p1", "p2", "r1"]})
-SETTINGS = Serving(targeting=[Target(column="town", test="has", request="town")])
+SETTINGS = AdSettings(targeting=[Target(column="town", test="has", request="town")])
 PATH = "/v1/generators/shop/ads"
 
 

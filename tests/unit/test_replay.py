@@ -19,7 +19,7 @@ from nearcast.replaying.outcome import figures_of, hits_of, lead
 from nearcast.replaying.request_funnel import Funnel, run_funnel
 from nearcast.replaying.request_log import read_log
 from nearcast.stores import open_store
-from nearcast.table.expansion_settings import Serving, Target
+from nearcast.table.expansion_settings import AdSettings, Target
 
 LISTS = {"a": [("x", 0.9), ("y", 0.8)], "b": [("y", 0.95), ("w", 0.4)], "c": []}
 LOG = pa.table(
@@ -38,7 +38,7 @@ def store(tmp_path):
     opened = open_store(f"lmdb:{tmp_path}")
     publish(opened, "shop", 1, LISTS, metric="cosine")
     ads = pa.table({"ad": [1, 2], "town": [["rome"], None], "starts": [None, datetime.datetime(2025, 12, 31)]})
-    settings = Serving(k=2, targeting=[Target(column="town", test="has", request="town")])
+    settings = AdSettings(k=2, targeting=[Target(column="town", test="has", request="town")])
     publish_expansion(opened, "ads", ads, pa.table({"item": ["x", "y"], "ad": [1, 2]}), settings)
     yield opened
     opened.close()

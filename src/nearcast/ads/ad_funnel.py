@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.ads.sum_scores import merged
-from nearcast.ads.targeting import Eligible
+from nearcast.ads.targeting import AdFilter
 from nearcast.table.ad_columns import Column
 from nearcast.table.ad_set import LiveAds
-from nearcast.table.expansion_settings import Roles, Serving
+from nearcast.table.expansion_settings import AdSettings, Roles
 from nearcast.types import IntArray
 
 __all__ = ["STAGES", "Chosen", "Stage", "choose"]
@@ -53,9 +53,9 @@ def choose(
     places: IntArray,
     positions: IntArray,
     live: LiveAds,
-    eligible: Eligible,
+    eligible: AdFilter,
     request: Mapping[str, Any],
-    settings: Serving,
+    settings: AdSettings,
     *,
     k: int,
     now: float,
@@ -127,7 +127,7 @@ def _best(
     groups: IntArray,
     ads: IntArray,
     live: LiveAds,
-    settings: Serving,
+    settings: AdSettings,
     stages: list[Stage],
     k: int,
 ) -> Chosen:

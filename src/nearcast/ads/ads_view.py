@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from nearcast.ads.targeting import Eligible, Targets
+from nearcast.ads.targeting import AdFilter, compile_ad_rules
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import TableVersion
 from nearcast.table.ad_set import Ads, LiveAds, unchanged, with_pauses, with_values
-from nearcast.table.expansion_settings import Serving
+from nearcast.table.expansion_settings import AdSettings
 from nearcast.table.item_links import Links
 from nearcast.table.load_expansion import MOST_ITEMS_HELD, read_stored
 
@@ -24,17 +24,18 @@ class AdsTable:
     version: TableVersion
     ads: Ads
     links: Links | None  # None where there are too many to be held
-    settings: Serving
-    eligible: Eligible
+    settings: AdSettings
+    eligible: AdFilter
     as_of: float  # seconds since 1970: what an overlay said of a column before that, the table knows itself
 
 
-def read_table(version: TableVersion, eligible: Eligible | None) -> AdsTable:
+def read_table(version: TableVersion, eligible: AdFilter | None) -> AdsTable:
     """Read the ads of a version. DamagedError where they are not what their facts say."""
     what = f"{version.facts.generator} {version.snapshot}"
     stored = read_stored(version.reader, version.facts, what, most_items_held=MOST_ITEMS_HELD)
-    targets = eligible or Targets(stored.settings.targeting)
-    return AdsTable(version, stored.ads, stored.links, stored.settings, targets, stored.as_of)
+    if eligible is None:
+        eligible = compile_ad_rules(stored.settings.targeting, stored.rules.rules, stored.rules.request)
+    return AdsTable(version, stored.ads, stored.links, stored.settings, eligible, stored.as_of)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from nearcast.ads.ad_answer import Promoted
 from nearcast.ads.ad_funnel import Chosen, choose
 from nearcast.ads.ads_view import AdsTable, Live, read_table, under_overlay
 from nearcast.ads.sum_scores import merged, similarity
-from nearcast.ads.targeting import Eligible, Targets, check_fields
+from nearcast.ads.targeting import AdFilter, AdRules, check_fields
 from nearcast.errors import GoneError, InputError, NearcastError, NotFoundError, SpecError
 from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS
 from nearcast.serve.lookup import Lookup, open_lookup
@@ -34,7 +34,7 @@ from nearcast.stores import StoreLike
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import IdType, decode_lists, numbers_of_keys
 from nearcast.table.ad_columns import seconds_of_time
-from nearcast.table.expansion_settings import Serving
+from nearcast.table.expansion_settings import AdSettings
 from nearcast.types import FloatArray, IntArray, Metric
 
 PASSING_SECONDS = 1.0  # until a version is tried again that the store did not give
@@ -47,7 +47,7 @@ def open_expansion(
     store: StoreLike,
     name: str,
     *,
-    eligible: Eligible | None = None,
+    eligible: AdFilter | None = None,
     refresh_seconds: float = REFRESH_SECONDS,
     verify: bool = True,
 ) -> Expansion:
@@ -88,7 +88,7 @@ class Asked:
 class Expansion:
     """An expansion table, open. Made by `nearcast.open_expansion`; safe to use from many threads."""
 
-    def __init__(self, lookup: Lookup, *, eligible: Eligible | None = None) -> None:
+    def __init__(self, lookup: Lookup, *, eligible: AdFilter | None = None) -> None:
         self.name = lookup.generator
         self.lookup = lookup
         self._eligible = eligible
@@ -111,7 +111,7 @@ class Expansion:
         self._live = None
 
     @property
-    def settings(self) -> Serving:
+    def settings(self) -> AdSettings:
         """Those of the version that answers."""
         return self._now().table.settings
 
@@ -210,7 +210,7 @@ class Expansion:
     def request_fields(self) -> frozenset[str] | None:
         """The fields of a request that targeting asks for; None where rules of the caller's own judge requests."""
         eligible = self._now().table.eligible
-        return eligible.fields if isinstance(eligible, Targets) else None
+        return eligible.fields if isinstance(eligible, AdRules) else None
 
     def of_lists(
         self,
@@ -323,7 +323,7 @@ def _promoted(live: Live, lists: _Lists, asked: Asked) -> Promoted:
     candidates, scores = _distinct(lists, settings.keys)
     places, positions = _links(table, candidates)
     request = asked.request or {}
-    if isinstance(table.eligible, Targets):  # rules of the caller's own judge a request themselves
+    if isinstance(table.eligible, AdRules):  # rules of the caller's own judge a request themselves
         table.eligible.check(request, live.ads.columns)
     chosen = choose(scores, places, positions, live.ads, table.eligible, request, settings, k=k, now=now)
     return _told(live, candidates, chosen, asked.fields)

@@ -29,8 +29,9 @@ from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer, sto
 from nearcast.stores.value_format import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.stores.version_facts import EXPANSION, FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.ad_columns import seconds_of_time
-from nearcast.table.expansion_schema import check_settings, check_values, convert_columns
-from nearcast.table.expansion_settings import ExpansionSpec, Serving
+from nearcast.table.expansion_checks import check_settings, check_values
+from nearcast.table.expansion_schema import convert_columns
+from nearcast.table.expansion_settings import AdSettings, ExpansionSpec
 from nearcast.times import format_utc, parse_utc
 from nearcast.types import no_progress
 
@@ -80,7 +81,7 @@ def publish_expansion(
     name: str,
     ads: pa.Table,
     links: pa.Table,
-    settings: Serving | None = None,
+    settings: AdSettings | None = None,
     *,
     ad_id: str = "ad",
     link_item: str = "item",
@@ -103,7 +104,7 @@ def publish_expansion(
     where the store gives back other bytes; then nothing has changed for readers.
     """
     started = time.perf_counter()
-    settings = settings or Serving()
+    settings = settings or AdSettings()
     if keep < 2:
         raise InputError(f"keep is {keep}: readers need the version before until they have read the new one; keep 2")
     read_at = _moment(as_of, store_time(store))
@@ -222,7 +223,7 @@ class _Pairs:
     ads: pa.Array
 
 
-def _ads(ads: pa.Table, ad_id: str, settings: Serving) -> pa.Table:
+def _ads(ads: pa.Table, ad_id: str, settings: AdSettings) -> pa.Table:
     """The ads as a store keeps them: their id first and called `id`, ascending."""
     if ad_id not in ads.column_names:
         raise InputError(f"the ads have no column {ad_id!r}; they have {', '.join(ads.column_names)}")
@@ -243,7 +244,7 @@ def _ads(ads: pa.Table, ad_id: str, settings: Serving) -> pa.Table:
     return table
 
 
-def _targets_told(ads: pa.Table, settings: Serving) -> tuple[Targeted, ...]:
+def _targets_told(ads: pa.Table, settings: AdSettings) -> tuple[Targeted, ...]:
     """How many ads are for everybody and for nobody, by each column that targeting looks at."""
     told = []
     for name in dict.fromkeys(target.column for target in settings.targeting):
@@ -341,7 +342,7 @@ def _copy(writer: Writer, ads: pa.Table, pairs: _Pairs) -> tuple[dict[str, int],
 
 
 def _make_facts(
-    name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: Serving, as_of: float, changed: int | None
+    name: str, version: int, ads: pa.Table, pairs: _Pairs, settings: AdSettings, as_of: float, changed: int | None
 ) -> VersionFacts:
     return VersionFacts(
         format=FACTS_FORMAT,

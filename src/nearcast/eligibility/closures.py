@@ -30,7 +30,7 @@ from nearcast.eligibility.nodes import (
 )
 from nearcast.eligibility.pair_reference import Nanos, compared, product_of, shares, sum_of
 
-__all__ = ["Bound", "Context", "Item", "binder"]
+__all__ = ["MIRRORED", "OPPOSITE", "Bound", "Context", "Item", "binder", "context_value"]
 
 Item = tuple[Any, ...]
 Context = Mapping[str, Mapping[str, Any]]  # query and request: their values by name
@@ -164,6 +164,11 @@ def _some(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]
 
 
 # ---- conditions and values of one side ----
+
+
+def context_value(node: Node) -> Callable[[Context], Any]:
+    """Return a function that computes a value without columns of the item; None for null."""
+    return _value(node, _context_value)
 
 
 def _context_value(reference: Reference) -> Value:

@@ -63,9 +63,12 @@ def failing(rules: Sequence[Rule], query_row: Row, item_row: Row, request: Row |
 
 
 def holds(rule: Rule, query_row: Row, item_row: Row, request: Row | None = None) -> Any:
-    """Whether a rule is true of a pair: True, False, None for unknown, or Ellipsis where it waits for a request."""
+    """Return whether a rule is true for a pair: True, False, None for unknown, Ellipsis if it needs the request.
+
+    item_row: the columns of the item, or of the ad for a rule of an expansion table.
+    """
     try:
-        return _condition(rule.core, {"query": query_row, "item": item_row, "request": request})
+        return _condition(rule.core, {"query": query_row, "item": item_row, "ad": item_row, "request": request})
     except _WaitsError:
         return Ellipsis
 

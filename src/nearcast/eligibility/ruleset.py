@@ -120,11 +120,11 @@ class RuleSet:
             if kind is None:
                 hint = suggest_name(str(name), self.request_types, "they ask for")
                 raise InputError(f"no rule asks for {str(name)[:50]!r} of a request; {hint}")
-            found[name] = brought_value(name, value, kind)
+            found[name] = read_request_value(name, value, kind)
         return found
 
 
-def brought_value(name: str, value: Any, kind: Type) -> Any:
+def read_request_value(name: str, value: Any, kind: Type) -> Any:
     """What a request brings, as rules see it; InputError where it is of another type."""
     if value is None:
         return None

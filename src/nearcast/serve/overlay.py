@@ -30,8 +30,8 @@ from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space
 from nearcast.stores.value_format import encode_key
 from nearcast.stores.version_facts import VersionFacts, nearest_in_version, read_facts
 from nearcast.table.ad_columns import seconds_of_time
-from nearcast.table.expansion_schema import check_role, kind_of_role
-from nearcast.table.expansion_settings import Serving as Settings
+from nearcast.table.expansion_checks import check_role, kind_of_role
+from nearcast.table.expansion_settings import AdSettings
 
 __all__ = ["Overlay", "OverlayState", "fits", "open_overlay"]
 
@@ -318,7 +318,7 @@ def _check_value(facts: VersionFacts, field: str, value: Any) -> None:
     """Raise InputError for a value that the column cannot hold: look-ups would take it for a missing one."""
     columns = facts.columns
     if facts.expansion:
-        kind = kind_of_role(parse_model(Settings, facts.expansion, "the settings"), field)
+        kind = kind_of_role(parse_model(AdSettings, facts.expansion, "the settings"), field)
         if kind is not None and (field not in columns or isinstance(value, int | float)):
             check_role(field, kind, value)
             return

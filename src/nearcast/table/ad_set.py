@@ -85,17 +85,17 @@ class LiveAds:
         return rows
 
 
-def ads_of(table: pa.Table, roles: Roles | None = None) -> Ads:
-    """A table of ads with the column `id`, in the order of ids.
+def ads_of(table: pa.Table, roles: Roles | None = None, *, id_column: bool = False) -> Ads:
+    """Return the ads of a table with the column `id`, in the order of ids.
 
-    roles: columns that limit when and how often an ad is shown. One that the table lacks has no values, and an overlay
-    can give it some: what is spent need not be in the export.
+    roles: columns that limit when and how often an ad is shown. A limit that the table lacks becomes a column of nulls,
+    since an overlay may set it: `spent` need not be in the export. id_column: rules name `ad.id`.
     """
     ids = table.column("id").combine_chunks()
     numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64) if pa.types.is_integer(ids.type) else None
     places = {ad: place for place, ad in enumerate(ids.to_pylist())}
     arrays = {name: table.column(name).combine_chunks() for name in table.column_names}
-    found = {name: column_of(values) for name, values in arrays.items() if name != "id"}
+    found = {name: column_of(values) for name, values in arrays.items() if name != "id" or id_column}
     columns = {name: column for name, column in found.items() if column is not None}
     for name, kind in _limits(roles).items():
         if name not in arrays:

@@ -1,27 +1,27 @@
-"""Settings of an expansion table: where items and ads come from, who may see an ad, and how the best are chosen.
+"""Settings of an expansion table: the files of ads and links, who may see an ad, and how the best ads are selected.
 
-Read from TOML once. What is needed to answer is kept with the table in the store. Knows nothing of the data.
+Read from TOML once. A store keeps `AdSettings` with the table, since readers need them. Knows nothing of the data.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from nearcast.errors import SpecError
 from nearcast.files import path_fault
-from nearcast.spec import parse_model, read_tables
+from nearcast.spec import RuleSpec, parse_model, read_tables
 
 __all__ = [
     "MONEY_ROLES",
     "TIME_ROLES",
+    "AdSettings",
     "AdSource",
     "ExpansionSpec",
     "LinkSource",
     "Roles",
-    "Serving",
     "Target",
     "load_expansion_spec",
 ]
@@ -33,73 +33,86 @@ Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
 
 
-class _Table(BaseModel):
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Target(_Table):
-    """A condition on a column of an ad and a field of the request. An ad without a value is for everybody."""
+class Target(_Settings):
+    """A condition on a column of the ads and a field of the request. An ad with a null column is for everybody."""
 
     column: Column = Field(description="a column of the ads")
     test: Literal["equals", "in", "has", "overlaps", "at_least", "at_most"] = Field(
-        description="the column equals the field, is in its list, has it in its own list, shares a value with its "
-        "list, or is at least or at most the field"
+        description="how the column is compared with the field: equal to it (equals), a value of its list (in), a list "
+        "that holds it (has), a list that shares a value with its list (overlaps), or at least or at most the field"
     )
-    request: Column = Field(description="a field of the request; without it only ads for everybody are left")
+    request: Column = Field(description="a field of the request; if it is null, only ads for everybody are shown")
 
 
-class Roles(_Table):
-    """Which columns of the ads mean something to every call. A column that the ads do not have is no limit."""
+class Roles(_Settings):
+    """The columns of the ads that have a meaning for every call. A column that the ads lack is no limit."""
 
-    advertiser: Column = Field("advertiser", description="who pays for the ad; caps may count by it")
-    bid: Column = Field("bid", description="what is offered for showing it")
-    budget: Column = Field("budget", description="what may be spent; an ad without one may spend anything")
-    spent: Column = Field("spent", description="what was spent of it so far")
-    starts: Column = Field("starts", description="shown from then on")
-    ends: Column = Field("ends", description="shown until then, that moment not included")
+    advertiser: Column = Field("advertiser", description="the advertiser of the ad; caps may count by it")
+    bid: Column = Field("bid", description="the price offered for showing the ad")
+    budget: Column = Field("budget", description="the amount that the ad may spend; null for no limit")
+    spent: Column = Field("spent", description="the amount spent so far; null for 0")
+    starts: Column = Field("starts", description="time from which the ad is shown; null for no limit")
+    ends: Column = Field("ends", description="time until which the ad is shown, not included; null for no limit")
 
 
-class Serving(_Table):
+class AdSettings(_Settings):
     """How candidates become ads. A call may ask for another k."""
 
-    k: Count = Field(10, description="ads of an answer")
-    order: Literal["similarity", "similarity_times_bid"] = Field("similarity", description="what best means")
+    k: Count = Field(10, description="number of ads of an answer")
+    order: Literal["similarity", "similarity_times_bid"] = Field("similarity", description="the score of an ad")
     keys: Literal["best", "sum"] = Field(
-        "best", description="a candidate of several keys has its best score among them, or their sum"
+        "best", description="score of a candidate of several keys: the best of its scores, or their sum"
     )
     items: Literal["best", "sum"] = Field(
-        "best", description="an ad of several candidates has the best of their scores, or their sum"
+        "best", description="score of an ad of several candidates: the best of their scores, or their sum"
     )
-    caps: dict[Column, Count] = Field({}, description="at most so many ads of an answer share a value of this column")
-    columns: Roles = Field(Roles(), description="columns that mean something")
-    targeting: tuple[Target, ...] = Field((), description="conditions, all of which must hold")
+    caps: dict[Column, Count] = Field({}, description="largest number of ads of an answer with one value of a column")
+    columns: Roles = Field(Roles(), description="names of the columns that have a meaning")
+    targeting: tuple[Target, ...] = Field((), description="conditions on ads and the request; all must be true")
+    rules: tuple[RuleSpec, ...] = Field(
+        (), description="rules over ad.NAME and request.NAME with name and keep, see docs/rules.md; all must be true"
+    )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `rules` if there are none: a version without rules stays readable for older readers."""
+        tables: dict[str, Any] = serialize(self)
+        if not tables.get("rules"):
+            tables.pop("rules", None)
+        return tables
 
 
-class AdSource(_Table):
-    """The ads: a Parquet file with a row per ad. Every column may be asked for, overlaid, and used by rules."""
+class AdSource(_Settings):
+    """The ads: a Parquet file with a row per ad. Every column can be returned, overlaid and used by rules."""
 
-    path: str = Field(description="relative to this file")
-    id: Column = Field("ad", description="an ad's own id: whole numbers or text")
-
-
-class LinkSource(_Table):
-    """Which ads an item has: a Parquet file with a row per pair of item and ad."""
-
-    path: str = Field(description="relative to this file")
-    item: Column = Field("item", description="an item's id, as the generator has it")
-    ad: Column = Field("ad", description="an ad's id")
+    path: str = Field(description="a path relative to this file")
+    id: Column = Field("ad", description="column of the ad's id: whole numbers or text")
 
 
-class ExpansionSpec(_Table):
+class LinkSource(_Settings):
+    """The ads of each item: a Parquet file with a row per pair of item and ad."""
+
+    path: str = Field(description="a path relative to this file")
+    item: Column = Field("item", description="column of the item's id, as in the generator")
+    ad: Column = Field("ad", description="column of the ad's id")
+
+
+class ExpansionSpec(_Settings):
     """An expansion table: item -> ads, many to many."""
 
     name: Name
-    out: str = Field("nearcast", description="folder of the snapshots whose store it goes to, relative to this file")
-    store: str | None = Field(None, description="the store's URL; lmdb:OUT/store")
-    keep: Annotated[int, Field(strict=True, ge=2, le=100)] = Field(3, description="versions that the store keeps")
+    out: str = Field("nearcast", description="folder of the snapshots whose store is used, relative to this file")
+    store: str | None = Field(None, description="URL of the store. Default: lmdb:OUT/store")
+    keep: Annotated[int, Field(strict=True, ge=2, le=100)] = Field(
+        3, description="number of versions that the store keeps"
+    )
     ads: AdSource
     links: LinkSource
-    serve: Serving = Serving()
+    serve: AdSettings = AdSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -109,7 +122,7 @@ class ExpansionSpec(_Table):
 
 
 def load_expansion_spec(path: Path) -> ExpansionSpec:
-    """Read the settings from a TOML file. SpecError names the file, the key and what would work."""
+    """Read the settings from a TOML file. Raises SpecError with the file, the key and a fix."""
     tables = read_tables(path, "docs/expansion.md shows one to start from")
     if "metric" in tables and "ads" not in tables:
         raise SpecError(

@@ -20,7 +20,8 @@ from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists, numbers_of_keys
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.ad_set import Ads, ads_of
-from nearcast.table.expansion_settings import Serving
+from nearcast.table.expansion_schema import AdRuleTypes, parse_ad_rules
+from nearcast.table.expansion_settings import AdSettings
 from nearcast.table.item_links import Links, links_of
 
 __all__ = ["MOST_ITEMS_HELD", "StoredAds", "read_stored"]
@@ -36,8 +37,9 @@ class StoredAds:
 
     ads: Ads
     links: Links | None  # None where there are too many to be held
-    settings: Serving
-    as_of: float  # seconds since 1970 when its source was read
+    settings: AdSettings
+    rules: AdRuleTypes
+    as_of: float  # seconds since 1970: when the source was read
 
 
 def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
@@ -45,12 +47,13 @@ def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_he
     try:
         if facts.expansion is None or facts.as_of is None:
             raise ValueError("its facts have no 'expansion' or no 'as_of'")
-        settings = parse_model(Serving, facts.expansion, f"the settings of {what}")
+        settings = parse_model(AdSettings, facts.expansion, f"the settings of {what}")
         schema = _schema(facts)
         parts = [_parsed(rows, schema) for rows in _rows(reader)]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
-        ads = ads_of(table.sort_by("id"), settings.columns)
-        _check_columns(settings, ads)
+        rules = parse_ad_rules(settings, table.schema)
+        ads = ads_of(table.sort_by("id"), settings.columns, id_column="id" in rules.columns)
+        _check_columns(settings, rules, ads)
         as_of = datetime.fromisoformat(facts.as_of).timestamp()
         links = _read_links(reader, facts, ads) if facts.keys <= most_items_held else None
     except (StoreError, GoneError):
@@ -59,14 +62,15 @@ def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_he
         raise DamagedError(f"{what} cannot be read: {error}") from error
     except (pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DamagedError(f"the ads of {what} cannot be read: {error}") from error
-    return StoredAds(ads, links, settings, as_of)
+    return StoredAds(ads, links, settings, rules, as_of)
 
 
-def _check_columns(settings: Serving, ads: Ads) -> None:
-    """DamagedError where the settings ask conditions of a column that the version does not have."""
-    for name in [*(target.column for target in settings.targeting), *(n for n in settings.caps if n != "item")]:
+def _check_columns(settings: AdSettings, rules: AdRuleTypes, ads: Ads) -> None:
+    """Raise DamagedError if a condition names a column that the version does not have."""
+    targets, caps = [target.column for target in settings.targeting], [n for n in settings.caps if n != "item"]
+    for name in [*targets, *caps, *rules.columns]:
         if name not in ads.columns:
-            raise DamagedError(f"its settings name {name!r}, which is no column that conditions can be asked of")
+            raise DamagedError(f"its settings name {name!r}, which is no column that conditions support")
 
 
 def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> Links:
