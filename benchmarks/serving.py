@@ -41,7 +41,7 @@ import tables
 from nearcast import machine
 from nearcast.publishing.copy_snapshot import Throttle, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.publishing.snapshot_rows import shape_of
+from nearcast.publishing.snapshot_rows import read_shape
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import Store
@@ -153,7 +153,7 @@ def publish(snapshot: Snapshot, url: str) -> Row:
 
 def bulk_load(snapshot: Snapshot, store: Store) -> Row:
     """Copy a snapshot as `publish` does and make it durable; then throw it away again."""
-    shape = shape_of(snapshot)
+    shape = read_shape(snapshot)
     lists = {"until": 0.0}
 
     def progress(_stage: str, done: int, _total: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nearcast.stores.base import Event, Pointer, Space, Store
+from nearcast.stores.base import Pointer, PointerEvent, Space, Store
 from nearcast.stores.value_format import encode_key, encode_lists, id_kind, id_type
 
 Lists = Mapping[Any, Sequence[tuple[Any, float]]]  # key: (item, score), best first
@@ -66,7 +66,7 @@ def point(store: Store, generator: str, version: int) -> Pointer:
     """Move the pointer, forward or back. Returns where it is then."""
     with store.lock(generator) as held:
         before = store.pointer(generator)
-        event = Event("published", version, CREATED)
+        event = PointerEvent("published", version, CREATED)
         after = before.moved(event, ()) if before else Pointer(version, 1, (), (event,))
         store.point(generator, after, held)
     return after

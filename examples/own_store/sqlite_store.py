@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nearcast import files
 from nearcast.errors import BusyError, NotFoundError, StoreError
-from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry, Pointer, Space
-from nearcast.stores.names import checked_generator, is_generator, version_name
+from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, OverlayEntry, Pointer, Space
+from nearcast.stores.names import format_version, is_generator, validate_generator
 
 PAGE = 1000  # rows that a reader takes at once
 WAIT = 30.0  # seconds for another process that writes to the overlay
@@ -52,7 +52,7 @@ class SqliteStore:
         self.root, self.url = root, f"sqlite:{root}"
 
     def folder(self, generator):
-        return self.root / checked_generator(generator)
+        return self.root / validate_generator(generator)
 
     def generators(self):
         return sorted(p.parent.name for p in self.root.glob("*/current") if is_generator(p.parent.name))
@@ -60,14 +60,14 @@ class SqliteStore:
     @contextlib.contextmanager
     def lock(self, generator):
         with files.locked(self.folder(generator) / ".lock", f"{generator} in {self.url}"):
-            held = Held()
+            held = SqliteLock()
             try:
                 yield held
             finally:
                 held.lost = True
 
     def write(self, generator, version):
-        folder = self.folder(generator) / "versions" / version_name(version)
+        folder = self.folder(generator) / "versions" / format_version(version)
         with translated(folder):
             for left in folder.parent.glob("*"):
                 if left == folder or not files.is_done(left):  # we hold the lock: nobody is at work on it
@@ -79,7 +79,7 @@ class SqliteStore:
         return sorted(int(path.name) for path in found if files.is_done(path))
 
     def open(self, generator, version, *, verify):
-        folder = self.folder(generator) / "versions" / version_name(version)
+        folder = self.folder(generator) / "versions" / format_version(version)
         if not files.is_done(folder):
             raise NotFoundError(
                 f"{self.url} has no version {version} of {generator}; it has {self.versions(generator)}"
@@ -87,7 +87,7 @@ class SqliteStore:
         return Reader(folder / "pairs.db", files.verify(folder, contents=verify)["facts"])
 
     def retire(self, generator, version):
-        folder = self.folder(generator) / "versions" / version_name(version)
+        folder = self.folder(generator) / "versions" / format_version(version)
         with translated(folder):
             (folder / files.MANIFEST).unlink(missing_ok=True)  # first, so that nobody opens half of it
             shutil.rmtree(folder, ignore_errors=not folder.exists())  # who has the file open keeps it
@@ -113,7 +113,7 @@ class SqliteStore:
         pass
 
 
-class Held:
+class SqliteLock:
     """The lock on a file, which the system keeps for us."""
 
     lost = False
@@ -218,14 +218,14 @@ class Overlay:
 
     def changes(self, *, epoch=-1, serial=0):
         if not self.path.exists():
-            return Changes(0, 0, ())
+            return OverlayChanges(0, 0, ())
         with self.begin("deferred") as database:
             if not database.execute("select 1 from sqlite_master").fetchall():
-                return Changes(0, 0, ())  # another process is about to make it
+                return OverlayChanges(0, 0, ())  # another process is about to make it
             now, newest = self.state(database)
             after = serial if now == epoch else 0
             rows = database.execute("select entry from entries where serial > ? order by serial", (after,))
-            return Changes(now, newest, tuple(OverlayEntry.from_bytes(row[0]) for row in rows))
+            return OverlayChanges(now, newest, tuple(OverlayEntry.from_bytes(row[0]) for row in rows))
 
     def get(self, key):
         if not self.path.exists():
@@ -239,17 +239,17 @@ class Overlay:
         with self.begin("immediate") as database:
             database.execute("delete from tokens where until <= ?", (now,))
             if token and database.execute("select 1 from tokens where token = ?", (token,)).fetchone():
-                return Exchanged.REPEATED
+                return ExchangeResult.REPEATED
             row = database.execute("select entry from entries where key = ?", (entry.key(),)).fetchone()
             if (row[0] if row else None) != held:
-                return Exchanged.CHANGED
+                return ExchangeResult.CHANGED
             if token:
                 database.execute("insert into tokens values (?, ?)", (token, now + TOKEN_SECONDS))
             epoch, serial = self.state(database)
             new = (entry.key(), serial + 1, entry.to_bytes())
             database.execute("insert or replace into entries values (?, ?, ?)", new)
             self.keep(database, epoch, serial + 1)
-            return Exchanged.WRITTEN
+            return ExchangeResult.WRITTEN
 
     def purge(self, keys, *, upto):
         if not self.path.exists():

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from nearcast.stores.weight_tables import normalize_table_key
 from pictures_of_clothes import CATEGORIES
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +35,6 @@ from simulate import phrases
 
 import nearcast
 from nearcast.serve.lookup import Lookup
-from nearcast.stores.weight_tables import table_key
 from nearcast.table.snapshot import find_snapshot
 
 HERE = Path(__file__).parent
@@ -116,7 +116,8 @@ def of_phrases(pins: Lookup, arguments: argparse.Namespace) -> Asked:
     log = pq.read_table(arguments.data / "heldout.parquet").filter(pc.is_valid(pc.field("phrase")))
     texts = log["phrase"].to_pylist()
     asked = [
-        ({"phrase": text}, times, meant[str(table_key("phrases", text))]) for text, times in Counter(texts).items()
+        ({"phrase": text}, times, meant[str(normalize_table_key("phrases", text))])
+        for text, times in Counter(texts).items()
     ]
     return of_contexts(pins, arguments, asked, [{"phrase": text} for text in texts[:TIMED]], 1)
 

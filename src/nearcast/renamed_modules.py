@@ -143,7 +143,7 @@ RENAMED = {
     "nearcast.sources.rows": "nearcast.sources.row_source",
     "nearcast.stores.facts": "nearcast.stores.version_facts",
     "nearcast.stores.nearest": "nearcast.stores.version_facts",
-    "nearcast.stores.tables": "nearcast.stores.weight_tables",
+    "nearcast.stores.tables": "nearcast.stores.names",
     "nearcast.stores.values": "nearcast.stores.value_format",
     "nearcast.surplus.budget": "nearcast.overfetch.budget",
     "nearcast.surplus.learn": "nearcast.overfetch.survival",

@@ -17,7 +17,7 @@ from nearcast.serve.resolvers import (
     reads_table,
     weighted_keys,
 )
-from nearcast.stores.weight_tables import table_key, table_name
+from nearcast.stores.names import normalize_table_key, table_name
 
 KEYS = st.one_of(st.integers(-5, 5), st.text("abc", max_size=2))
 WEIGHTS = st.floats(1e-3, 1e3)
@@ -162,13 +162,13 @@ def test_only_a_phrase_and_a_person_need_a_table():
 
 @pytest.mark.parametrize("phrase", ["red shoes", " Red  Shoes", "RED\tSHOES\n", "Ｒｅｄ shoes"])
 def test_phrases_that_people_take_for_the_same_are_one_key(phrase):
-    assert table_key("phrases", phrase) == "red shoes"
-    assert table_key("people", phrase) == phrase
+    assert normalize_table_key("phrases", phrase) == "red shoes"
+    assert normalize_table_key("people", phrase) == phrase
 
 
 @given(st.text(max_size=20))
 def test_the_key_of_a_phrase_is_its_own_key(text):
-    assert table_key("phrases", table_key("phrases", text)) == table_key("phrases", text)
+    assert normalize_table_key("phrases", normalize_table_key("phrases", text)) == normalize_table_key("phrases", text)
 
 
 @pytest.mark.parametrize("table", ["", "a.b", "Phrases", "a/b"])

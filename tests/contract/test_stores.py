@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import STORES, open_store
-from nearcast.stores.base import TOKEN_SECONDS, Event, Exchanged, OverlayEntry, Pointer, Space, Store
+from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayEntry, Pointer, PointerEvent, Space, Store
 
 WORKER = Path(__file__).with_name("store_worker.py")
 OWN_STORE = Path(__file__).resolve().parents[2] / "examples" / "own_store"
@@ -337,8 +337,8 @@ def test_threads_share_a_reader(store):
 def test_the_pointer_is_none_until_it_is_moved_and_then_where_it_was_moved_to(store, place):
     assert store.pointer(SHOP) is None
     assert store.generators() == []
-    first = Pointer(3, 1, (), (Event("published", 3, "2026-01-01T00:00:00Z", "Grüße"),))
-    second = first.moved(Event("rolled_back", 2, "2025-01-01T00:00:00Z"), withdrawn=(3,))
+    first = Pointer(3, 1, (), (PointerEvent("published", 3, "2026-01-01T00:00:00Z", "Grüße"),))
+    second = first.moved(PointerEvent("rolled_back", 2, "2025-01-01T00:00:00Z"), withdrawn=(3,))
     for pointer in (first, second):
         with store.lock(SHOP) as held:
             store.point(SHOP, pointer, held)
@@ -477,15 +477,15 @@ def test_an_exchange_is_made_only_where_nothing_came_in_between_and_with_a_token
     log = store.overlay(SHOP)
     first, second = OverlayEntry("p", "spent", 1, 1.0), OverlayEntry("p", "spent", 2, 2.0)
     assert log.get(first.key()) is None
-    assert log.exchange(second, b"{}") is Exchanged.CHANGED
-    assert log.exchange(first, None) is Exchanged.WRITTEN
-    assert log.exchange(second, None) is Exchanged.CHANGED
+    assert log.exchange(second, b"{}") is ExchangeResult.CHANGED
+    assert log.exchange(first, None) is ExchangeResult.WRITTEN
+    assert log.exchange(second, None) is ExchangeResult.CHANGED
     assert log.get(first.key()) == first.to_bytes()
     before = log.changes()
-    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=10.0) is Exchanged.WRITTEN
-    assert log.exchange(first, second.to_bytes(), token="é" * 300, now=11.0) is Exchanged.REPEATED
-    assert log.exchange(first, second.to_bytes(), token="u", now=11.0 + TOKEN_SECONDS) is Exchanged.WRITTEN
-    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=12.0 + TOKEN_SECONDS) is Exchanged.WRITTEN
+    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=10.0) is ExchangeResult.WRITTEN
+    assert log.exchange(first, second.to_bytes(), token="é" * 300, now=11.0) is ExchangeResult.REPEATED
+    assert log.exchange(first, second.to_bytes(), token="u", now=11.0 + TOKEN_SECONDS) is ExchangeResult.WRITTEN
+    assert log.exchange(second, first.to_bytes(), token="é" * 300, now=12.0 + TOKEN_SECONDS) is ExchangeResult.WRITTEN
     after = log.changes(epoch=before.epoch, serial=before.serial)
     assert (after.epoch, after.serial, [entry.value for entry in after.entries]) == (before.epoch, 4, [2])
     assert abs(store.now() - time.time()) < 60

@@ -29,9 +29,9 @@ from nearcast.errors import (
     TargetError,
 )
 from nearcast.publishing.audit_rules import RULES
-from nearcast.publishing.copy_snapshot import Rehearsal, Throttle, copy_snapshot
+from nearcast.publishing.copy_snapshot import NullWriter, Throttle, copy_snapshot
 from nearcast.publishing.publish import publish_snapshot
-from nearcast.publishing.snapshot_rows import shape_of
+from nearcast.publishing.snapshot_rows import read_shape
 from nearcast.spec import AuditSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Pair, Space, Store
@@ -664,7 +664,7 @@ def test_of_four_publishers_at_once_one_wins_and_the_others_say_so(shop: Path) -
     assert [e.version for e in store_of(shop).pointer("shop").events] == [1, 4]
 
 
-class Counting(Rehearsal):
+class Counting(NullWriter):
     """Notes when how many bytes came, by a clock that only the throttle's sleeping moves."""
 
     def __init__(self) -> None:
@@ -685,7 +685,7 @@ class Counting(Rehearsal):
 def test_the_throttle_is_obeyed_over_every_stretch_of_time(shop: Path, rate: int) -> None:
     found, writer = find_snapshot(shop / "nearcast", "shop"), Counting()
     throttle = Throttle(rate, clock=writer.clock, sleep=writer.sleep)
-    copied = copy_snapshot(found, shape_of(found), writer, throttle, lambda *_: None)
+    copied = copy_snapshot(found, read_shape(found), writer, throttle, lambda *_: None)
     sizes = [size for _, size in writer.arrivals]
     assert sum(sizes) == copied.bytes
     for first in range(len(sizes)):

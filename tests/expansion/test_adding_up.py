@@ -16,7 +16,7 @@ import nearcast
 from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.cli import cli
 from nearcast.errors import InputError, NotFoundError
-from nearcast.publishing.compact_overlay import cut_back
+from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.stores import open_store
 from published import publish
 
@@ -68,7 +68,7 @@ def test_what_four_processes_add_at_the_same_time_adds_up_while_the_overlay_is_c
     processes = spend_at_once(url, TIMES, 1)
     with contextlib.closing(open_store(url)) as store:
         while any(process.is_alive() for process in processes):
-            cut_back(store, "ads", store.versions("ads"), now=store.now())
+            compact_overlay(store, "ads", store.versions("ads"), now=store.now())
             log = store.overlay("ads")
             log.purge([b"another"], upto=log.changes().serial)  # a new epoch, as after any purge
             time.sleep(0.01)

@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from nearcast.errors import AuditError, SpecError
-from nearcast.publishing.audit import check_known, settle
-from nearcast.publishing.audit_rules import RULES, Beside, Finding, Judged, Rule, judge
+from nearcast.publishing.audit import enforce, validate_accepted
+from nearcast.publishing.audit_rules import RULES, AuditFigures, AuditRule, CurrentFigures, Finding, apply_rules
 from nearcast.spec import AuditSpec
 
 GOOD = {"recall": 0.97, "recall_low": 0.96, "fill_rate": 1.0, "query_coverage": 1.0}
-CURRENT = Beside(name="000006", keys=100, payload_bytes=10_000, sampled=100, kept=100, overlap=0.8, compared=100)
-SNAPSHOT = Judged(
+CURRENT = CurrentFigures(
+    name="000006", keys=100, payload_bytes=10_000, sampled=100, kept=100, overlap=0.8, compared=100
+)
+SNAPSHOT = AuditFigures(
     name="000007",
     k=10,
     measures=GOOD,
@@ -40,7 +42,7 @@ def found(rule: str, settings: AuditSpec | None = None, **changed: object) -> Fi
 
 
 def test_a_good_snapshot_passes_every_rule_and_rules_come_in_the_order_of_the_table():
-    findings = judge(SNAPSHOT, AuditSpec())
+    findings = apply_rules(SNAPSHOT, AuditSpec())
     assert [f.rule for f in findings] == list(RULES)
     assert all(f.passed for f in findings)
 
@@ -194,7 +196,7 @@ def findings(**passed: bool) -> list[Finding]:
 
 def test_settling_names_every_rule_that_failed_with_its_sentence():
     with pytest.raises(AuditError) as caught:
-        settle("shop 000007", findings(overlap=False, keys=True, age=False), {})
+        enforce("shop 000007", findings(overlap=False, keys=True, age=False), {})
     assert str(caught.value).startswith("shop 000007 is not published: 2 of 3 rules failed\n")
     assert "\n  overlap: the sentence about overlap\n  age: the sentence about age\n" in str(caught.value)
     assert [f.rule for f in caught.value.findings] == ["overlap", "keys", "age"]
@@ -202,26 +204,26 @@ def test_settling_names_every_rule_that_failed_with_its_sentence():
 
 
 def test_settling_passes_what_is_accepted_and_nothing_else():
-    settle("shop 000007", findings(overlap=False, keys=True), {"overlap": "new model"})
+    enforce("shop 000007", findings(overlap=False, keys=True), {"overlap": "new model"})
     with pytest.raises(AuditError, match="1 of 2 rules failed\n  age: "):
-        settle("shop 000007", findings(overlap=False, age=False), {"overlap": "new model"})
+        enforce("shop 000007", findings(overlap=False, age=False), {"overlap": "new model"})
 
 
 def test_accepting_what_did_not_fail_is_an_error():
     with pytest.raises(SpecError, match=r"keys did not fail, .* failed rules are overlap"):
-        settle("shop 000007", findings(overlap=False, keys=True), {"overlap": "x", "keys": "y"})
+        enforce("shop 000007", findings(overlap=False, keys=True), {"overlap": "x", "keys": "y"})
 
 
 def test_accepting_a_rule_that_does_not_exist_names_the_rules_there_are():
     with pytest.raises(
         SpecError, match="'overlpa' is no rule of the audit; did you mean 'overlap'\\? rules are recall, "
     ):
-        check_known({"overlpa": "a reason"})
+        validate_accepted({"overlpa": "a reason"})
     with pytest.raises(SpecError, match="say why overlap is accepted"):
-        check_known({"overlap": " "})
+        validate_accepted({"overlap": " "})
 
 
-def row_of(rule: Rule) -> str:
+def row_of(rule: AuditRule) -> str:
     """The rule as the page for people on call shows it."""
     defaults = [AuditSpec.model_fields[name].default for name in rule.settings]
     settings = [f"`{n} = {'...' if d is None else d}`" for n, d in zip(rule.settings, defaults, strict=True)]

@@ -15,7 +15,14 @@ import pytest
 from nearcast.join.profile_inputs import _distribution, _is_empty, _kind, _plain
 from nearcast.measure.profile import attribute_drift
 from nearcast.publishing.audit_rules import RULES
-from nearcast.publishing.audit_values import Beside, Finding, InputsBeside, Judged, ValueChange, VectorChange
+from nearcast.publishing.audit_values import (
+    AuditFigures,
+    CurrentFigures,
+    CurrentInputs,
+    Finding,
+    ValueChange,
+    VectorChange,
+)
 from nearcast.sources.ids import hash_ids, sample_rows_by_hash
 from nearcast.spec import AuditSpec
 
@@ -55,24 +62,24 @@ def table(**attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 GOOD = {"items": table(price=column(PRICES), country=column(COUNTRIES)), "rules": {}}
-SERVED = InputsBeside(N, 0.97, 86_400.0, GOOD, {}, {"items": VectorChange(1_000, 0.0, (16, 16))})
-CURRENT = Beside("000006", 100, 10_000, 100, 100, 0.8, 100, SERVED)
-SNAPSHOT = Judged(
+SERVED = CurrentInputs(N, 0.97, 86_400.0, GOOD, {}, {"items": VectorChange(1_000, 0.0, (16, 16))})
+CURRENT = CurrentFigures("000006", 100, 10_000, 100, 100, 0.8, 100, SERVED)
+SNAPSHOT = AuditFigures(
     "000007", 10, {"fill_rate": 1.0}, 0.95, True, 100, 10_000, 3600.0, False, CURRENT, N, "inner_product", GOOD
 )
 
 
-def judged(then: dict[str, Any] | None = None, now: dict[str, Any] | None = None, **served: Any) -> Judged:
+def judged(then: dict[str, Any] | None = None, now: dict[str, Any] | None = None, **served: Any) -> AuditFigures:
     """The snapshot with these tables' figures changed, then and now."""
     inputs = replace(SERVED, profile=GOOD | (then or {}), **served)
     return replace(SNAPSHOT, current=replace(CURRENT, inputs=inputs), profile=GOOD | (now or {}))
 
 
-def found(rule: str, case: Judged, **settings: Any) -> Finding:
+def found(rule: str, case: AuditFigures, **settings: Any) -> Finding:
     return RULES[rule].find(case, AuditSpec(**settings))
 
 
-def columns(then: Any, now: Any, kind: pa.DataType | None = None, other: pa.DataType | None = None) -> Judged:
+def columns(then: Any, now: Any, kind: pa.DataType | None = None, other: pa.DataType | None = None) -> AuditFigures:
     """One column `x` of the items, then and now."""
     return judged({"items": table(x=column(then, kind))}, {"items": table(x=column(now, other or kind))})
 
@@ -428,7 +435,7 @@ def test_hashes_of_strings_depend_on_all_bytes_their_order_and_their_number() ->
     assert hash_ids(pa.array([1, 2])).tolist() == [10451216379200822465, 10905525725756348110]  # of SplitMix64
 
 
-def items_with(**facts: Any) -> Judged:
+def items_with(**facts: Any) -> AuditFigures:
     """The snapshot with these figures of its items."""
     return judged(None, {"items": GOOD["items"] | facts})
 
@@ -469,7 +476,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("rule", "case", "setting", "passes", "refuses"), SETTINGS, ids=[row[2] for row in SETTINGS])
-def test_each_setting_decides(rule: str, case: Judged, setting: str, passes: Any, refuses: Any) -> None:
+def test_each_setting_decides(rule: str, case: AuditFigures, setting: str, passes: Any, refuses: Any) -> None:
     assert found(rule, case, **{setting: passes}).passed
     assert not found(rule, case, **{setting: refuses}).passed
 

@@ -23,7 +23,7 @@ from nearcast.errors import DamagedError, InputError, NotFoundError, SpecError, 
 from nearcast.serve import follow_store
 from nearcast.serve.lookup_data import LookupOptions
 from nearcast.stores import open_store
-from nearcast.stores.base import Changes, OverlayEntry, Space
+from nearcast.stores.base import OverlayChanges, OverlayEntry, Space
 from nearcast.stores.value_format import encode_key
 from published import load, point, publish, whole
 from servers import HERE
@@ -215,7 +215,7 @@ def test_many_keys_are_answered_as_they_are_one_by_one(tmp_path, table):
             )
             def check(keys, k, min_score, gone):
                 entries = tuple(OverlayEntry(item, None, True, 0.0) for item in gone)
-                asked = replace(view, overlay=view.overlay.apply(Changes(5, len(gone), entries)))
+                asked = replace(view, overlay=view.overlay.apply(OverlayChanges(5, len(gone), entries)))
                 many = asked.get_many(keys, k=k, min_score=min_score)
                 assert len(many) == len(keys)
                 for key, answer in zip(keys, many, strict=True):

@@ -22,7 +22,7 @@ from nearcast.errors import InputError, NotFoundError, StoreError
 from nearcast.serve.overlay import fits
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores import open_store
-from nearcast.stores.base import Changes, OverlayEntry
+from nearcast.stores.base import OverlayChanges, OverlayEntry
 from published import point, publish
 
 NOW = 1000.0
@@ -51,7 +51,7 @@ class Log:
 
     def changes(self, epoch, serial):
         after = serial if epoch == self.epoch else 0
-        return Changes(self.epoch, self.serial, tuple(e for s, e in self.kept.values() if s > after))
+        return OverlayChanges(self.epoch, self.serial, tuple(e for s, e in self.kept.values() if s > after))
 
     def gone(self, now):
         return {e.item for _, e in self.kept.values() if e.field is None and in_force(e, now) and e.value}
@@ -178,7 +178,9 @@ def test_nothing_new_is_the_same_state():
 def test_many_items_are_sieved_as_they_are_one_by_one(n_gone):
     rng = np.random.default_rng(n_gone)
     gone = np.unique(rng.integers(-5000, 5000, n_gone) * 4096)  # their low bits are all the same
-    state = OverlayState("int64").apply(Changes(1, 1, tuple(OverlayEntry(int(i), None, True, 0.0) for i in gone)))
+    state = OverlayState("int64").apply(
+        OverlayChanges(1, 1, tuple(OverlayEntry(int(i), None, True, 0.0) for i in gone))
+    )
     asked = rng.integers(-5000, 5000, 20_000) * 1024
     places = state.positions_removed(pa.array(asked), NOW)
     assert places.tolist() == np.flatnonzero(np.isin(asked, gone)).tolist()
@@ -187,7 +189,7 @@ def test_many_items_are_sieved_as_they_are_one_by_one(n_gone):
 
 def test_an_entry_ends_by_the_clock_without_a_word_from_the_store():
     entries = (OverlayEntry("a", None, True, 0.0, until=50.0), OverlayEntry("a", "price", 3, 0.0, until=60.0))
-    state = OverlayState("string").apply(Changes(1, 2, entries))
+    state = OverlayState("string").apply(OverlayChanges(1, 2, entries))
     assert state.removed(["a"], 49.9) == [True]
     assert state.removed(["a"], 50.0) == [False]
     assert gone_at_once(state, ["a"], "string", 49.9) == {"a"}
@@ -199,12 +201,12 @@ def test_an_entry_ends_by_the_clock_without_a_word_from_the_store():
 
 def test_ids_are_those_of_the_version_that_answers_also_when_their_type_changes():
     entries = (OverlayEntry("7", None, True, 0.0), OverlayEntry(8, None, True, 0.0), OverlayEntry("x", None, True, 0.0))
-    numbers = OverlayState("int64").apply(Changes(1, 3, entries))
+    numbers = OverlayState("int64").apply(OverlayChanges(1, 3, entries))
     assert gone_at_once(numbers, [7, 8, 9], "int64") == {7, 8}
     texts = numbers.convert("string")
     assert gone_at_once(texts, ["7", "8", "9", "x"], "string") == {"7", "8", "x"}
     assert gone_at_once(texts.convert("int64"), [7, 8, 9], "int64") == {7, 8}
-    lifted = texts.apply(Changes(1, 4, (OverlayEntry(7, None, None, 0.0, lifted=True),)))
+    lifted = texts.apply(OverlayChanges(1, 4, (OverlayEntry(7, None, None, 0.0, lifted=True),)))
     assert gone_at_once(lifted, ["7", "8"], "string") == {"8"}
 
 
@@ -265,7 +267,7 @@ def test_what_was_written_last_counts(overlay):
 def test_of_changes_that_come_together_the_last_counts_and_is_listed_last():
     news = [("price", 1), ("name", "x"), ("price", 2)]
     entries = tuple(OverlayEntry(10, name, value, 0.0) for name, value in news)
-    state = OverlayState("int64").apply(Changes(1, 2, entries[:2])).apply(Changes(1, 3, entries[2:]))
+    state = OverlayState("int64").apply(OverlayChanges(1, 2, entries[:2])).apply(OverlayChanges(1, 3, entries[2:]))
     assert state.values_of(10, NOW) == {"price": 2, "name": "x"}
     assert state.entries == [entries[1], entries[2]]
 

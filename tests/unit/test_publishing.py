@@ -8,8 +8,8 @@ import pytest
 
 from nearcast.errors import DamagedError
 from nearcast.publishing.copy_snapshot import Throttle
-from nearcast.publishing.retention import kept_versions, rollback_target, withdrawn_after
-from nearcast.publishing.targets import store_url
+from nearcast.publishing.retention import choose_kept_versions, find_rollback_target, list_rolled_back
+from nearcast.publishing.targets import resolve_store_url
 from nearcast.publishing.write_version import add_checksum, compute_checksum
 from nearcast.spec import PublishSpec
 from nearcast.stores.base import Pointer
@@ -28,19 +28,19 @@ from nearcast.times import format_utc, parse_utc
     ],
 )
 def test_a_path_in_the_spec_is_below_out_and_any_other_store_is_as_it_stands(store, url):
-    assert store_url(PublishSpec(store=store), Path("out")) == url
+    assert resolve_store_url(PublishSpec(store=store), Path("out")) == url
 
 
 def test_a_store_that_a_person_names_is_taken_as_it_stands():
-    assert store_url(PublishSpec(store="redis://host"), Path("out"), "lmdb:mine") == "lmdb:mine"
+    assert resolve_store_url(PublishSpec(store="redis://host"), Path("out"), "lmdb:mine") == "lmdb:mine"
 
 
 def test_a_rollback_goes_to_the_newest_older_version_that_was_not_rolled_back_from():
     versions = [1, 2, 3, 4, 6]
-    assert rollback_target(versions, Pointer(6, 1)) == 4
-    assert rollback_target(versions, Pointer(6, 1, withdrawn=(4, 3))) == 2
-    assert rollback_target(versions, Pointer(1, 1)) is None
-    assert rollback_target(versions, Pointer(3, 1, withdrawn=(1, 2))) is None
+    assert find_rollback_target(versions, Pointer(6, 1)) == 4
+    assert find_rollback_target(versions, Pointer(6, 1, withdrawn=(4, 3))) == 2
+    assert find_rollback_target(versions, Pointer(1, 1)) is None
+    assert find_rollback_target(versions, Pointer(3, 1, withdrawn=(1, 2))) is None
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_rollback_goes_to_the_newest_older_version_that_was_not_rolled_back_fr
     ],
 )
 def test_the_current_version_and_the_way_back_are_kept_before_the_newest(current, withdrawn, keep, kept):
-    assert kept_versions([1, 2, 3, 4, 5], Pointer(current, 9, withdrawn), keep) == kept
+    assert choose_kept_versions([1, 2, 3, 4, 5], Pointer(current, 9, withdrawn), keep) == kept
 
 
 def test_what_is_left_for_an_older_version_is_withdrawn_until_it_is_named_again():
-    assert withdrawn_after(Pointer(3, 1), 2) == (3,)
-    assert withdrawn_after(Pointer(2, 2, withdrawn=(3,)), 1) == (2, 3)
-    assert withdrawn_after(Pointer(1, 3, withdrawn=(2, 3)), 3) == (2,)
-    assert withdrawn_after(Pointer(3, 4), 4) == ()
+    assert list_rolled_back(Pointer(3, 1), 2) == (3,)
+    assert list_rolled_back(Pointer(2, 2, withdrawn=(3,)), 1) == (2, 3)
+    assert list_rolled_back(Pointer(1, 3, withdrawn=(2, 3)), 3) == (2,)
+    assert list_rolled_back(Pointer(3, 4), 4) == ()
 
 
 class Time:

@@ -12,7 +12,7 @@ import pytest
 
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import open_store
-from nearcast.stores.base import Changes, OverlayEntry, Pointer, Space
+from nearcast.stores.base import OverlayChanges, OverlayEntry, Pointer, Space
 from nearcast.stores.redis_url import parse_url
 from needs import require_module
 from servers import HERE, free_port, redis_running
@@ -341,7 +341,7 @@ def test_a_server_that_was_started_anew_has_lost_the_load(tmp_path):
         with pytest.raises(StoreError, match="has lost what was loaded"):
             writer.finish({})
         assert store.versions(SHOP) == []
-        assert store.overlay(SHOP).changes() == Changes(0, 0, ())
+        assert store.overlay(SHOP).changes() == OverlayChanges(0, 0, ())
         store.close()
 
 

@@ -35,3 +35,19 @@ def test_names_can_be_imported_from_an_old_module():
 def test_a_module_that_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError, match=r"nearcast\.serve\.nonsense"):
         importlib.import_module("nearcast.serve.nonsense")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Changes", "OverlayChanges"),
+        ("Event", "PointerEvent"),
+        ("Exchanged", "ExchangeResult"),
+        ("Held", "PublishLock"),
+    ],
+)
+def test_a_class_that_stores_of_other_packages_import_has_its_old_name_too_and_warns(old, new):
+    from nearcast.stores import base
+
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert getattr(base, old) is getattr(base, new)

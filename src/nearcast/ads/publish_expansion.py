@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError, InputError, NotFoundError, StoreError
-from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS, cut_back
-from nearcast.publishing.repair import facts_of_last, mend_overlay, read_pointer
+from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS, compact_overlay
+from nearcast.publishing.repair import find_last_facts, read_pointer, repair_damaged_overlay
 from nearcast.publishing.retention import retire_versions
-from nearcast.publishing.write_version import add_checksum, verify_version, writing
+from nearcast.publishing.write_version import add_checksum, open_writer, verify_version
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import UserFile
-from nearcast.stores.base import Event, Held, Pointer, Space, Store, Writer, store_time
+from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Space, Store, Writer, store_time
 from nearcast.stores.value_format import encode_items, encode_keys, encode_lists, id_kind, id_type
 from nearcast.stores.version_facts import EXPANSION, FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.ad_columns import seconds_of_time
@@ -113,9 +113,9 @@ def publish_expansion(
     with store.lock(name) as held:
         notes: list[str] = []
         if repair:
-            mend_overlay(store, name, notes)
+            repair_damaged_overlay(store, name, notes)
         pointer = read_pointer(store, name, notes, repair=repair)
-        before = facts_of_last(store, name, pointer, notes, repair=repair)
+        before = find_last_facts(store, name, pointer, notes, repair=repair)
         _check_kind(store, name, before)
         known = before.as_of if before else None
         if before and known and changed is not None and before.source_changed == changed:
@@ -308,7 +308,7 @@ def _notes_of_order(known: str | None, read_at: float) -> list[str]:
 
 
 def _write(store: Store, name: str, version: int, ads: pa.Table, pairs: _Pairs, facts: VersionFacts) -> int:
-    with writing(store, name, version) as writer:
+    with open_writer(store, name, version) as writer:
         sums, size = _copy(writer, ads, pairs)
         writer.finish(replace(facts, checksum=sums, payload_bytes=size).to_json())
     where = f"version {version:06d} of {name} in {store.url}"
@@ -373,8 +373,8 @@ def _exact(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def _point(store: Store, name: str, version: int, pointer: Pointer | None, held: Held) -> Pointer:
-    event = Event("published", version, format_utc(time.time()))
+def _point(store: Store, name: str, version: int, pointer: Pointer | None, held: PublishLock) -> Pointer:
+    event = PointerEvent("published", version, format_utc(time.time()))
     moved = (pointer or Pointer(version=0, serial=0)).moved(event, pointer.withdrawn if pointer else ())
     store.point(name, moved, held)
     return moved
@@ -383,7 +383,7 @@ def _point(store: Store, name: str, version: int, pointer: Pointer | None, held:
 def _cut_overlay(store: Store, name: str) -> int:
     """Forget what every version that is kept knows itself: values older than all of them, and what is over."""
     versions = store.versions(name)
-    cut = cut_back(store, name, versions, now=store_time(store))
+    cut = compact_overlay(store, name, versions, now=store_time(store))
     oldest = min(_as_of(store, name, version) for version in versions)
     log = store.overlay(name)
     seen = log.changes()

@@ -17,7 +17,7 @@ from nearcast.api.arguments import OUT, SpecLike, StoreLike, opened_store, resol
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
-from nearcast.publishing.targets import place_of_spec
+from nearcast.publishing.targets import target_of_spec
 from nearcast.replaying.compared_versions import compare_inputs
 from nearcast.replaying.replay import Replayed, looked_up, searched
 from nearcast.replaying.replay import replay as replay_ways
@@ -124,7 +124,7 @@ def replay(
     The figures are kept in the history. Raises InputError for a log that is none, NotFoundError, MissingExtraError.
     """
     parsed, folder = resolve(spec, base, None, None)
-    place = place_of_spec(parsed, folder / parsed.out)
+    place = target_of_spec(parsed, folder / parsed.out)
     asked = parsed.model_copy(update={"out": str(place.out.absolute())})
     run_context = prepare(asked, folder, listener or Listener())
     requests = read_log(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.publishing.targets import Place, place_in_store, place_of_name, place_of_spec
+from nearcast.publishing.targets import PublishTarget, find_target, target_of_snapshot, target_of_spec
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.spec import load_spec as read_spec
 from nearcast.stores import StoreLike, open_store
@@ -48,7 +48,7 @@ def note(listener: Listener, trouble: str | None) -> None:
 
 
 @contextlib.contextmanager
-def opened_store(store: StoreLike | None, place: Place) -> Iterator[Store]:
+def opened_store(store: StoreLike | None, place: PublishTarget) -> Iterator[Store]:
     """The store, for as long as it is needed; one that is open already stays open."""
     if store is None or isinstance(store, str | Path):
         with contextlib.closing(open_store(place.url(None if store is None else str(store)))) as opened:
@@ -57,18 +57,18 @@ def opened_store(store: StoreLike | None, place: Place) -> Iterator[Store]:
         yield store
 
 
-def place_of(generator: SpecLike, out: str | Path | None, version: int | None) -> Place:
+def place_of(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
     """Where the generator's snapshots are; NotFoundError where a name has none."""
     if is_name(generator):
-        return place_of_name(str(generator), Path(out or OUT), version)
+        return target_of_snapshot(str(generator), Path(out or OUT), version)
     spec, folder = resolve(generator, None, None, None)
-    return place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+    return target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
 
 
-def place_in_store_of(generator: SpecLike, out: str | Path | None) -> Place:
+def place_in_store_of(generator: SpecLike, out: str | Path | None) -> PublishTarget:
     """The same where the snapshots may be on another machine."""
     if is_name(generator):
-        return place_in_store(str(generator), Path(out or OUT))
+        return find_target(str(generator), Path(out or OUT))
     return place_of(generator, out, None)
 
 

@@ -20,7 +20,7 @@ from nearcast.publishing import publish_table as weight_tables
 from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
-from nearcast.publishing.targets import Place, place_of_name
+from nearcast.publishing.targets import PublishTarget, target_of_snapshot
 from nearcast.spec import PublishSpec, parse_model
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
@@ -63,7 +63,7 @@ def publish(
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
         settings = parse_model(PublishSpec, changed, "publish")
     with opened_store(store, place) as opened:
-        order = publishing.Order(
+        order = publishing.PublishRequest(
             generator=place.generator,
             store=opened,
             choose=lambda: find_snapshot(place.out, place.generator, version),
@@ -120,7 +120,7 @@ def publish_table(
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
     rows = most_engaged(found, columns, table)
     with opened_store(store, place) as opened:
-        for doubt in weight_tables.doubts(opened, place.generator, table, rows):
+        for doubt in weight_tables.list_warnings(opened, place.generator, table, rows):
             listener.note(f"warning: {doubt}")
         done = weight_tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
     note(listener, record_publication(place.out, done))
@@ -168,7 +168,7 @@ def expand(
         parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
     else:
         parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
-    place = Place(
+    place = PublishTarget(
         parsed.name, folder / parsed.out, PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store)
     )
     with opened_store(store, place) as opened:
@@ -177,18 +177,18 @@ def expand(
 
 def published(
     generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
-) -> list[store_listing.Published]:
+) -> list[store_listing.PublishedGenerator]:
     """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
     if generator is not None:
         places = [place_in_store_of(generator, out)]
     elif store is not None:
-        with opened_store(store, Place("", Path(out or OUT))) as opened:
-            return [store_listing.published(opened, name, now=time.time()) for name in opened.generators()]
+        with opened_store(store, PublishTarget("", Path(out or OUT))) as opened:
+            return [store_listing.list_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
-        places = [place_of_name(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+        places = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
     found = []
     for place in places:
         with opened_store(store, place) as opened:
             if generator is not None or opened.pointer(place.generator) is not None:
-                found.append(store_listing.published(opened, place.generator, now=time.time()))
+                found.append(store_listing.list_published(opened, place.generator, now=time.time()))
     return found

@@ -14,7 +14,7 @@ from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
 from nearcast.monitoring.monitor_pass import Watched, watch
-from nearcast.publishing.targets import place_in_store, place_of_spec
+from nearcast.publishing.targets import find_target, target_of_spec
 from nearcast.serve.key_sampling import SAMPLES
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def monitor(
     """
     listener = listener or Listener()
     if is_name(generator):
-        place = place_in_store(str(generator), Path(out or OUT))
+        place = find_target(str(generator), Path(out or OUT))
         return watch(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
     spec, folder = resolve(generator, base, None, None)
-    place = place_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+    place = target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with contextlib.ExitStack() as stack:

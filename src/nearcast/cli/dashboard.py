@@ -8,7 +8,7 @@ import click
 
 from nearcast.cli.common import LocalPath, as_json, json_option, out_option, size
 from nearcast.dashboard.write_page import write_page
-from nearcast.publishing.targets import store_url
+from nearcast.publishing.targets import resolve_store_url
 from nearcast.spec import PublishSpec
 
 __all__ = ["dashboard"]
@@ -46,7 +46,7 @@ def dashboard(
 
     It opens from disk, needs no network, and can be mailed. With lists, it holds keys and items of yours.
     """
-    url = store_url(PublishSpec(), out, store)
+    url = resolve_store_url(PublishSpec(), out, store)
     written = write_page(
         out,
         path,

@@ -11,7 +11,7 @@ from nearcast.api.snapshots import lookup as look_up
 from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
 from nearcast.cli.render import candidate_list
 from nearcast.errors import NotFoundError
-from nearcast.publishing.targets import place_in_store
+from nearcast.publishing.targets import find_target
 from nearcast.serve.lookup import open_lookup
 from nearcast.stores.base import Space
 from nearcast.stores.version_facts import nearest_in_version
@@ -55,9 +55,7 @@ def lookup(
     if published or store is not None:
         if version is not None:
             raise click.UsageError("a store answers from its current version: leave out --snapshot")
-        _from_store(
-            generator, key, place_in_store(generator, out).url(store), wanted, first, full=full, as_json_=as_json_
-        )
+        _from_store(generator, key, find_target(generator, out).url(store), wanted, first, full=full, as_json_=as_json_)
         return
     found = look_up(generator, key, out=out, version=version, columns=wanted)
     found = found.first(first) if first else found

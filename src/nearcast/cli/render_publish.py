@@ -15,7 +15,7 @@ from nearcast.measure.measures import format_value
 if TYPE_CHECKING:
     from nearcast.publishing.audit_rules import Finding
     from nearcast.publishing.publication import Publication
-    from nearcast.publishing.store_listing import Published, StoredVersion
+    from nearcast.publishing.store_listing import PublishedGenerator, StoredVersion
 
 __all__ = ["audit_table", "outcome", "published_table"]
 
@@ -69,7 +69,7 @@ def _copy_lines(done: Publication) -> list[str]:
     return [f"copied and read back {what}, in {stretch(done.copy_seconds or 0)}"]
 
 
-def published_table(found: Published) -> Group:
+def published_table(found: PublishedGenerator) -> Group:
     """A generator in a store: its versions, then the last moves of its pointer."""
     current = found.pointer.version if found.pointer else None
     withdrawn = found.pointer.withdrawn if found.pointer else ()
@@ -99,7 +99,7 @@ def _figures(kept: StoredVersion) -> list[str]:
     ]
 
 
-def _events(found: Published) -> Table:
+def _events(found: PublishedGenerator) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("when", "move", "to", "note"):
         table.add_column(name)

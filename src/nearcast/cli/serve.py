@@ -16,8 +16,8 @@ from nearcast.api.comparing import explain
 from nearcast.cli.common import LocalPath, out_option
 from nearcast.cli.progress import listening
 from nearcast.errors import NearcastError, NotFoundError, SpecError
-from nearcast.publishing.retention import facts_of_newest
-from nearcast.publishing.targets import store_url
+from nearcast.publishing.retention import find_newest_facts
+from nearcast.publishing.targets import resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.serve.lookup import open_lookup
 from nearcast.service.limits import Limits, tokens_of
@@ -144,7 +144,7 @@ def serve(
 
     allowed = tokens(token_file)
     with ExitStack() as held:
-        opened = open_store(store_url(PublishSpec(), out, store))
+        opened = open_store(resolve_store_url(PublishSpec(), out, store))
         held.callback(opened.close)
         names = _names(generators, opened.generators(), opened.url)
         bound = held.enter_context(bind(host, port))  # before anything slow: it may be taken
@@ -207,7 +207,7 @@ def _is_expansion(store: Store, name: str) -> bool:
     """Whether what is published under a name is an expansion table, as far as one of its versions can tell."""
     try:
         pointer = store.pointer(name)
-        return pointer is not None and facts_of_newest(store, name, pointer).is_expansion
+        return pointer is not None and find_newest_facts(store, name, pointer).is_expansion
     except NearcastError:
         return False
 

@@ -13,10 +13,10 @@ from typing import Any
 from nearcast.eligibility import columns_of, parse_rule
 from nearcast.eligibility.nodes import Reference
 from nearcast.errors import AuditError, DamagedError, SpecError
-from nearcast.publishing.audit_rules import RULES, judge
-from nearcast.publishing.audit_values import Beside, Finding, Judged
+from nearcast.publishing.audit_rules import RULES, apply_rules
+from nearcast.publishing.audit_values import AuditFigures, CurrentFigures, Finding
 from nearcast.publishing.served_inputs import gather_inputs
-from nearcast.publishing.snapshot_rows import Shape, lists_of, payload_bytes, shape_of
+from nearcast.publishing.snapshot_rows import SnapshotShape, estimate_payload, find_lists, read_shape
 from nearcast.spec import AuditSpec
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import decode_lists
@@ -24,13 +24,13 @@ from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import parse_utc
 
-__all__ = ["Current", "audit", "check_known", "settle"]
+__all__ = ["CurrentVersion", "audit_snapshot", "enforce", "validate_accepted"]
 
 SAMPLED_KEYS = 2_000  # a share is known to two points
 
 
 @dataclass(frozen=True, slots=True)
-class Current:
+class CurrentVersion:
     """The version that is current in a store, open."""
 
     version: int
@@ -43,21 +43,21 @@ class Current:
         return f"{self.version:06d}"
 
 
-def audit(
-    snapshot: Snapshot, settings: AuditSpec, against: Current | None, *, now: float, withdrawn: bool = False
+def audit_snapshot(
+    snapshot: Snapshot, settings: AuditSpec, against: CurrentVersion | None, *, now: float, withdrawn: bool = False
 ) -> list[Finding]:
     """What every rule finds; `now` in seconds since 1970, `withdrawn` if the snapshot was rolled back from."""
-    shape = shape_of(snapshot)
+    shape = read_shape(snapshot)
     manifest = snapshot.manifest
-    return judge(
-        Judged(
+    return apply_rules(
+        AuditFigures(
             name=snapshot.name,
             k=manifest.k,
             measures=manifest.measures,
             promised=manifest.target.recall,
             kept=manifest.target.met,
             keys=shape.keys,
-            payload_bytes=payload_bytes(snapshot, shape),
+            payload_bytes=estimate_payload(snapshot, shape),
             age_seconds=now - parse_utc(manifest.run.created),
             withdrawn=withdrawn,
             current=_beside(snapshot, shape, against) if against else None,
@@ -70,7 +70,7 @@ def audit(
     )
 
 
-def check_known(accept: Mapping[str, str]) -> None:
+def validate_accepted(accept: Mapping[str, str]) -> None:
     """SpecError for a rule that does not exist, or one that is accepted without a reason."""
     for rule, why in accept.items():
         if rule not in RULES:
@@ -81,7 +81,7 @@ def check_known(accept: Mapping[str, str]) -> None:
             raise SpecError(f"say why {rule} is accepted: it is kept with the version")
 
 
-def settle(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -> None:
+def enforce(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -> None:
     """AuditError where a rule failed that is not accepted; SpecError where one is accepted that did not fail."""
     failed = {f.rule: f for f in findings if not f.passed}
     for rule in accept:
@@ -100,11 +100,11 @@ def settle(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) ->
         )
 
 
-def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
+def _beside(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -> CurrentFigures:
     facts = current.facts
     keys = current.reader.some_keys(Space.LISTS, SAMPLED_KEYS, snapshot.version)
     same_keys = facts.query_ids == shape.query_ids  # else no key is the same, whatever its bytes
-    ours = lists_of(snapshot, keys) if same_keys else {}
+    ours = find_lists(snapshot, keys) if same_keys else {}
     theirs = _lists_in_store(current, list(ours))
     k = min(facts.k, snapshot.manifest.k)
     comparable = facts.item_ids == shape.item_ids
@@ -113,7 +113,7 @@ def _beside(snapshot: Snapshot, shape: Shape, current: Current) -> Beside:
         for key, ids in theirs.items()
         if ids
     ]
-    return Beside(
+    return CurrentFigures(
         name=current.name,
         keys=facts.keys,
         payload_bytes=facts.payload_bytes,
@@ -137,7 +137,7 @@ def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _lists_in_store(current: Current, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
+def _lists_in_store(current: CurrentVersion, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
     values = current.reader.get_many(Space.LISTS, keys)
     lists = decode_lists(values, current.facts.item_ids)
     if not lists.found.all():

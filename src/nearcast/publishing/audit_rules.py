@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from nearcast.publishing.audit_values import NOTHING_CURRENT, Beside, Finding, Judged, Rule
+from nearcast.publishing.audit_values import NOTHING_CURRENT, AuditFigures, AuditRule, CurrentFigures, Finding
 from nearcast.publishing.input_rules import INPUT_RULES
 from nearcast.spec import AuditSpec
 
-__all__ = ["RULES", "Beside", "Finding", "Judged", "Rule", "judge"]
+__all__ = ["RULES", "AuditFigures", "AuditRule", "CurrentFigures", "Finding", "apply_rules"]
 
 HOUR = 3600.0
 
 
-def judge(judged: Judged, settings: AuditSpec) -> list[Finding]:
+def apply_rules(judged: AuditFigures, settings: AuditSpec) -> list[Finding]:
     """What every rule finds, in the order of the table."""
     return [rule.find(judged, settings) for rule in RULES.values()]
 
 
-def _recall(judged: Judged, settings: AuditSpec) -> Finding:
+def _recall(judged: AuditFigures, settings: AuditSpec) -> Finding:
     low, value = judged.measures["recall_low"], judged.measures["recall"]
     bound = judged.promised if settings.min_recall is None else settings.min_recall
     # No sample proves a recall of 1: there the verdict counts, as an exact engine proves it by its bound.
@@ -48,23 +48,23 @@ def _share(rule: str, found: float, bound: float, what: str) -> Finding:
     return Finding(rule, rule, bound, found, False, text)
 
 
-def _fill_rate(judged: Judged, settings: AuditSpec) -> Finding:
+def _fill_rate(judged: AuditFigures, settings: AuditSpec) -> Finding:
     return _share("fill_rate", judged.measures["fill_rate"], settings.min_fill_rate, "the fill rate")
 
 
-def _fill_at(judged: Judged, settings: AuditSpec) -> Finding:
+def _fill_at(judged: AuditFigures, settings: AuditSpec) -> Finding:
     found = judged.measures.get("fill_at_m")
     if found is None:
         return Finding("fill_at_m", "fill_at_m", settings.min_fill_at, None, True, "no measure.fill_at was set")
     return _share("fill_at_m", found, settings.min_fill_at, "the share of lists with enough candidates")
 
 
-def _query_coverage(judged: Judged, settings: AuditSpec) -> Finding:
+def _query_coverage(judged: AuditFigures, settings: AuditSpec) -> Finding:
     found = judged.measures["query_coverage"]
     return _share("query_coverage", found, settings.min_query_coverage, "the query coverage")
 
 
-def _queries_kept(judged: Judged, settings: AuditSpec) -> Finding:
+def _queries_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, bound = judged.current, settings.min_queries_kept
     if beside is None:
         return _alone("queries_kept", bound)
@@ -73,7 +73,7 @@ def _queries_kept(judged: Judged, settings: AuditSpec) -> Finding:
     return _share("queries_kept", share, bound, what)
 
 
-def _keys(judged: Judged, settings: AuditSpec) -> Finding:
+def _keys(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, n = judged.current, judged.keys
     now = beside.keys if beside else 0
     # the difference of a product and its rounding must not cost a key
@@ -92,7 +92,7 @@ def _keys(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("keys", "keys", least, n, n >= least, text)
 
 
-def _overlap(judged: Judged, settings: AuditSpec) -> Finding:
+def _overlap(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, bound = judged.current, settings.min_overlap
     if beside is None:
         return _alone("overlap", bound)
@@ -105,7 +105,7 @@ def _overlap(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("overlap", "overlap", bound, found.found, False, f"{found.text}; {hint}")
 
 
-def _age(judged: Judged, settings: AuditSpec) -> Finding:
+def _age(judged: AuditFigures, settings: AuditSpec) -> Finding:
     bound, hours = settings.max_age_hours, max(0.0, judged.age_seconds) / HOUR
     if judged.age_seconds < 0:
         text = f"it was made {_hours(-judged.age_seconds / HOUR)} ahead of this machine's clock; its age counts as 0"
@@ -116,7 +116,7 @@ def _age(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("age", "age_hours", bound, hours, hours <= bound, text)
 
 
-def _size(judged: Judged, settings: AuditSpec) -> Finding:
+def _size(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, bound, size = judged.current, settings.max_size_change, judged.payload_bytes
     if beside is None:
         return _alone("size", bound, measure="size_change")
@@ -130,7 +130,7 @@ def _size(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("size", "size_change", bound, found, change <= bound, text)
 
 
-def _withdrawn(judged: Judged, _: AuditSpec) -> Finding:
+def _withdrawn(judged: AuditFigures, _: AuditSpec) -> Finding:
     if judged.withdrawn:
         text = f"{judged.name} was rolled back from; name it to publish it all the same, or make a new snapshot"
     else:
@@ -151,21 +151,23 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 0.1 else f"{hours * HOUR:.0f} s"
 
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, AuditRule] = {
     rule.name: rule
     for rule in (
-        Rule("recall", ("min_recall",), "the lower end of recall's interval, against the promise or a bound", _recall),
-        Rule("fill_rate", ("min_fill_rate",), "slots that hold a candidate", _fill_rate),
-        Rule(
+        AuditRule(
+            "recall", ("min_recall",), "the lower end of recall's interval, against the promise or a bound", _recall
+        ),
+        AuditRule("fill_rate", ("min_fill_rate",), "slots that hold a candidate", _fill_rate),
+        AuditRule(
             "fill_at_m", ("min_fill_at",), "lists that have `measure.fill_at` candidates, where that is set", _fill_at
         ),
-        Rule("query_coverage", ("min_query_coverage",), "queries that have a candidate", _query_coverage),
-        Rule("queries_kept", ("min_queries_kept",), "current keys that the snapshot has too", _queries_kept),
-        Rule("keys", ("min_keys", "max_keys_lost"), "how many keys there are, and how many fewer than now", _keys),
-        Rule("overlap", ("min_overlap",), "overlap@k with the lists that are current", _overlap),
-        Rule("age", ("max_age_hours",), "hours since the snapshot was made", _age),
-        Rule("size", ("max_size_change",), "factor between its bytes and the current ones", _size),
+        AuditRule("query_coverage", ("min_query_coverage",), "queries that have a candidate", _query_coverage),
+        AuditRule("queries_kept", ("min_queries_kept",), "current keys that the snapshot has too", _queries_kept),
+        AuditRule("keys", ("min_keys", "max_keys_lost"), "how many keys there are, and how many fewer than now", _keys),
+        AuditRule("overlap", ("min_overlap",), "overlap@k with the lists that are current", _overlap),
+        AuditRule("age", ("max_age_hours",), "hours since the snapshot was made", _age),
+        AuditRule("size", ("max_size_change",), "factor between its bytes and the current ones", _size),
         *INPUT_RULES,
-        Rule("withdrawn", (), "a version that was rolled back from does not come back by itself", _withdrawn),
+        AuditRule("withdrawn", (), "a version that was rolled back from does not come back by itself", _withdrawn),
     )
 }

@@ -8,7 +8,16 @@ from typing import Any
 
 from nearcast.spec import AuditSpec
 
-__all__ = ["NOTHING_CURRENT", "Beside", "Finding", "InputsBeside", "Judged", "Rule", "ValueChange", "VectorChange"]
+__all__ = [
+    "NOTHING_CURRENT",
+    "AuditFigures",
+    "AuditRule",
+    "CurrentFigures",
+    "CurrentInputs",
+    "Finding",
+    "ValueChange",
+    "VectorChange",
+]
 
 NOTHING_CURRENT = "nothing is current to compare with"
 
@@ -49,7 +58,7 @@ class VectorChange:
 
 
 @dataclass(frozen=True, slots=True)
-class InputsBeside:
+class CurrentInputs:
     """The inputs of the version that is current, beside those of the snapshot."""
 
     items: int
@@ -61,7 +70,7 @@ class InputsBeside:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class CurrentFigures:
     """The version that is current, and what a sample of its keys shows."""
 
     name: str  # such as 000006
@@ -71,11 +80,11 @@ class Beside:
     kept: int  # of these, keys of the snapshot too
     overlap: float  # mean share of their current lists that the snapshot has
     compared: int  # keys that the overlap is a mean of
-    inputs: InputsBeside | None = None  # None: not gathered
+    inputs: CurrentInputs | None = None  # None: not gathered
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class AuditFigures:
     """The figures of a snapshot that rules look at."""
 
     name: str
@@ -87,7 +96,7 @@ class Judged:
     payload_bytes: int
     age_seconds: float  # negative where a clock went backwards
     withdrawn: bool  # was rolled back from
-    current: Beside | None
+    current: CurrentFigures | None
     items: int = 0
     metric: str = ""
     profile: Mapping[str, Any] | None = None  # of its inputs; None for a snapshot of an older nearcast
@@ -95,10 +104,10 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AuditRule:
     """A row of the table of rules."""
 
     name: str
     settings: tuple[str, ...]  # of the spec's [audit] table
     meaning: str
-    find: Callable[[Judged, AuditSpec], Finding]
+    find: Callable[[AuditFigures, AuditSpec], Finding]

@@ -18,7 +18,7 @@ from nearcast.stores.value_format import encode_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.times import parse_utc
 
-__all__ = ["cut_back"]
+__all__ = ["compact_overlay"]
 
 CLOCK_SKEW_SECONDS = 60.0  # between whoever writes to the overlay and whoever makes snapshots
 REMEMBERED_SECONDS = 90 * 86_400.0  # that an item was removed for good, after it is in no version any more
@@ -27,7 +27,7 @@ ITEMS_AT_ONCE = 1 << 14
 Columns = dict[str, Any] | None  # of an item; None: the version does not have it
 
 
-def cut_back(store: Store, generator: str, versions: Sequence[int], *, now: float) -> int:
+def compact_overlay(store: Store, generator: str, versions: Sequence[int], *, now: float) -> int:
     """Forget expired, lifted and contained entries. Returns how many. NearcastError where a version cannot be read."""
     log = store.overlay(generator)
     seen = log.changes()

@@ -15,7 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import DamagedError
-from nearcast.publishing.snapshot_rows import Shape, count_queries, item_batches, list_groups, payload_of, query_batches
+from nearcast.publishing.snapshot_rows import (
+    SnapshotShape,
+    count_payload,
+    count_queries,
+    item_batches,
+    list_groups,
+    query_batches,
+)
 from nearcast.publishing.write_version import add_checksum
 from nearcast.stores.base import Pair, Reader, Space, Writer
 from nearcast.stores.value_format import (
@@ -32,7 +39,7 @@ from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Progress
 
-__all__ = ["Copied", "Rehearsal", "Throttle", "compare_sample", "copy_snapshot"]
+__all__ = ["CopyFigures", "NullWriter", "Throttle", "compare_sample", "copy_snapshot"]
 
 BURST_SECONDS = 0.1  # bytes of this time may pass at once after a pause
 LARGEST_PIECE = 8 << 20
@@ -78,7 +85,7 @@ class Throttle:
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopyFigures:
     """What was put into a store."""
 
     keys: int
@@ -89,7 +96,7 @@ class Copied:
     checksum: Mapping[str, int]  # by space
 
 
-class Rehearsal:
+class NullWriter:
     """A writer that keeps nothing: what a dry run copies into."""
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
@@ -104,13 +111,13 @@ class Rehearsal:
 
 def copy_snapshot(
     snapshot: Snapshot,
-    shape: Shape,
+    shape: SnapshotShape,
     writer: Writer,
     throttle: Throttle,
     progress: Progress,
     *,
     still_ours: Callable[[], None] = lambda: None,
-) -> Copied:
+) -> CopyFigures:
     """Put every list and every item; `still_ours` is asked before each row group, and stops the copy by raising."""
     own_queries = shape.rules is not None and shape.rules["own_query_columns"]
     total = shape.keys + shape.items + (count_queries(snapshot) if own_queries else 0)
@@ -118,7 +125,7 @@ def copy_snapshot(
     payload = 0
     for group in list_groups(snapshot):
         still_ours()
-        payload += payload_of(group, shape)
+        payload += count_payload(group, shape)
         counter.put(Space.LISTS, *_encoded(group, shape))
     query_rows = 0
     if shape.rules is not None and own_queries:
@@ -132,10 +139,10 @@ def copy_snapshot(
         counter.put(Space.ITEMS, *_encoded_items(batch))
     counts = counter.counts
     n_items = counts[Space.ITEMS] - query_rows
-    return Copied(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
+    return CopyFigures(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
 
 
-def _encoded(group: pa.Table, shape: Shape) -> tuple[list[bytes], list[bytes]]:
+def _encoded(group: pa.Table, shape: SnapshotShape) -> tuple[list[bytes], list[bytes]]:
     ids, lists, scores = (group.column(name).combine_chunks() for name in ("query_id", "candidate_ids", "scores"))
     reasons = group.column("reason")
     short = [None] * len(ids) if reasons.null_count == len(ids) else reasons.to_pylist()

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from nearcast.errors import InputError, SpecError
 from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microseconds
 from nearcast.sources.parquet_files import open_parquet
-from nearcast.stores.weight_tables import PHRASES, table_key
+from nearcast.stores.names import PHRASES, normalize_table_key
 
 __all__ = ["LogColumns", "most_engaged", "read_log"]
 
@@ -119,7 +119,7 @@ def _keys(column: pa.ChunkedArray, table: str) -> pa.ChunkedArray:
     if table != PHRASES:
         return ids
     coded = ids.cast(pa.string()).combine_chunks().dictionary_encode()
-    written = pa.array([str(table_key(table, text)) for text in coded.dictionary.to_pylist()], pa.string())
+    written = pa.array([str(normalize_table_key(table, text)) for text in coded.dictionary.to_pylist()], pa.string())
     return pa.chunked_array([written.take(coded.indices)])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nearcast.measure.profile import attribute_drift, noise_of, psi_of_share
-from nearcast.publishing.audit_values import NOTHING_CURRENT, Finding, InputsBeside, Judged, Rule
+from nearcast.publishing.audit_values import NOTHING_CURRENT, AuditFigures, AuditRule, CurrentInputs, Finding
 from nearcast.spec import AuditSpec
 
 __all__ = ["INPUT_RULES"]
@@ -33,7 +33,7 @@ def _found(rule: str, bound: float | None, worst: float | None, faults: list[str
     return Finding(rule, rule, bound, worst, not faults, text)
 
 
-def _skipped(judged: Judged) -> str | None:
+def _skipped(judged: AuditFigures) -> str | None:
     """Why nothing can be compared, or None."""
     if judged.current is None:
         return NOTHING_CURRENT
@@ -45,7 +45,7 @@ def _skipped(judged: Judged) -> str | None:
     return None
 
 
-def _tables(judged: Judged) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+def _tables(judged: AuditFigures) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """The tables that both versions have a profile of: name, then, now."""
     inputs = judged.current.inputs if judged.current else None
     if inputs is None or inputs.profile is None or judged.profile is None:
@@ -55,7 +55,7 @@ def _tables(judged: Judged) -> Iterator[tuple[str, Mapping[str, Any], Mapping[st
             yield name, inputs.profile[name], judged.profile[name]
 
 
-def _columns(judged: Judged, settings: AuditSpec) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+def _columns(judged: AuditFigures, settings: AuditSpec) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """The columns that both versions have, but for those that are not to be compared: words, then, now."""
     for table, then, now in _tables(judged):
         for name, before in then["attributes"].items():
@@ -69,7 +69,7 @@ def _noise(one: float, other: float, n_one: int, n_other: int) -> float:
     return DEVIATIONS * math.sqrt(mean * (1 - mean) * (1 / max(1, n_one) + 1 / max(1, n_other)))
 
 
-def _items(judged: Judged, settings: AuditSpec) -> Finding:
+def _items(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, n = judged.current, judged.items
     if beside is None or beside.inputs is None:
         return Finding("items", "items", None, n, True, f"it has {n:,} items; {NOTHING_CURRENT}")
@@ -90,7 +90,7 @@ def _items(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("items", "items", bound, n, least <= n <= most, text)
 
 
-def _items_kept(judged: Judged, settings: AuditSpec) -> Finding:
+def _items_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
     bound, beside = settings.min_items_kept, judged.current
     if beside is None or beside.inputs is None or not beside.inputs.items:
         return Finding("items_kept", "items_kept", bound, None, True, NOTHING_CURRENT)
@@ -102,7 +102,7 @@ def _items_kept(judged: Judged, settings: AuditSpec) -> Finding:
     return Finding("items_kept", "items_kept", bound, share, passed, text)
 
 
-def _bad_rows(judged: Judged, settings: AuditSpec) -> Finding:
+def _bad_rows(judged: AuditFigures, settings: AuditSpec) -> Finding:
     skipped, bound = _skipped(judged), settings.max_bad_rows
     faults: list[str] = []
     worst: float | None = None
@@ -118,7 +118,7 @@ def _bad_rows(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("bad_rows", bound, worst, faults, skipped or "no more rows than before fail a check")
 
 
-def _types(judged: Judged, settings: AuditSpec) -> Finding:
+def _types(judged: AuditFigures, settings: AuditSpec) -> Finding:
     skipped = _skipped(judged)
     faults = [
         f"ids of the {table}: {then['id_type']} -> {now['id_type']}; write them with the type they had"
@@ -133,7 +133,7 @@ def _types(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("types", None, len(faults), faults, skipped or "columns and ids have the types that they had")
 
 
-def _empty_values(judged: Judged, settings: AuditSpec) -> Finding:
+def _empty_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
     skipped, bound = _skipped(judged), settings.max_empty
     faults, worst = list(_void_columns(judged, settings)), None
     for table, then, now in _tables(judged):
@@ -152,7 +152,7 @@ def _empty_values(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("empty_values", bound, worst, faults, skipped or "no column is empty more often than before")
 
 
-def _void_columns(judged: Judged, settings: AuditSpec) -> Iterator[str]:
+def _void_columns(judged: AuditFigures, settings: AuditSpec) -> Iterator[str]:
     """Columns that a rule compares and that hold nothing, where nothing is there to compare with."""
     if _skipped(judged) is None or judged.profile is None:
         return
@@ -163,7 +163,7 @@ def _void_columns(judged: Judged, settings: AuditSpec) -> Iterator[str]:
                 yield f"{name} of the {table}: null or empty in all rows, and a rule asks for it; fill it"
 
 
-def _distribution(judged: Judged, settings: AuditSpec) -> Finding:
+def _distribution(judged: AuditFigures, settings: AuditSpec) -> Finding:
     skipped, bound = _skipped(judged), settings.max_drift
     elapsed = judged.current.inputs.elapsed_seconds if judged.current and judged.current.inputs else 0.0
     faults: list[str] = []
@@ -181,7 +181,7 @@ def _distribution(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("distribution", bound, worst, faults, skipped or "the values of all columns are spread as before")
 
 
-def _changed_values(judged: Judged, settings: AuditSpec) -> Finding:
+def _changed_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
     inputs = judged.current.inputs if judged.current else None
     faults: list[str] = []
     worst: float | None = None
@@ -200,7 +200,7 @@ def _changed_values(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("changed_values", settings.max_values_changed, worst, faults, passed)
 
 
-def _pairs_kept(judged: Judged, settings: AuditSpec) -> Finding:
+def _pairs_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
     skipped, bound = _skipped(judged), settings.max_pairs_drift
     faults: list[str] = []
     worst: float | None = None
@@ -229,7 +229,7 @@ def _pairs_kept(judged: Judged, settings: AuditSpec) -> Finding:
     return _found("pairs_kept", bound, worst, faults, passed)
 
 
-def _then_rules(judged: Judged) -> Mapping[str, Any]:
+def _then_rules(judged: AuditFigures) -> Mapping[str, Any]:
     inputs = judged.current.inputs if judged.current else None
     rules: Mapping[str, Any] = (inputs.profile or {}).get("rules", {}) if inputs else {}
     return rules
@@ -247,7 +247,7 @@ def _is_far(then: Mapping[str, Any], now: Mapping[str, Any], value: float, bound
     return value > bound or (far and abs(after - before) > _noise(before, after, *_sizes(then, now)))
 
 
-def _vectors(judged: Judged, settings: AuditSpec) -> Finding:
+def _vectors(judged: AuditFigures, settings: AuditSpec) -> Finding:
     beside, bound = judged.current, settings.max_vectors_changed
     inputs = beside.inputs if beside else None
     skipped = _skipped(judged)
@@ -270,9 +270,9 @@ def _vector_faults(
     table: str,
     then: Mapping[str, Any],
     now: Mapping[str, Any],
-    judged: Judged,
+    judged: AuditFigures,
     settings: AuditSpec,
-    inputs: InputsBeside | None,
+    inputs: CurrentInputs | None,
 ) -> Iterator[str]:
     if then["dim"] != now["dim"]:
         yield f"dimension of the {table}: {then['dim']} -> {now['dim']}; another model made them"
@@ -295,18 +295,18 @@ def _vector_faults(
 
 
 INPUT_RULES = (
-    Rule("items", ("max_items_lost", "max_items_gained"), "number of items, against the current one", _items),
-    Rule("items_kept", ("min_items_kept",), "current items that the snapshot has too", _items_kept),
-    Rule("bad_rows", ("max_bad_rows",), "rows that fail a check, by kind", _bad_rows),
-    Rule("types", (), "types of the ids and of each column", _types),
-    Rule("empty_values", ("max_empty",), "null or empty values of each column", _empty_values),
-    Rule("distribution", ("max_drift", "skip_columns"), "PSI of each column's values", _distribution),
-    Rule(
+    AuditRule("items", ("max_items_lost", "max_items_gained"), "number of items, against the current one", _items),
+    AuditRule("items_kept", ("min_items_kept",), "current items that the snapshot has too", _items_kept),
+    AuditRule("bad_rows", ("max_bad_rows",), "rows that fail a check, by kind", _bad_rows),
+    AuditRule("types", (), "types of the ids and of each column", _types),
+    AuditRule("empty_values", ("max_empty",), "null or empty values of each column", _empty_values),
+    AuditRule("distribution", ("max_drift", "skip_columns"), "PSI of each column's values", _distribution),
+    AuditRule(
         "changed_values",
         ("max_values_changed", "max_values_scaled"),
         "values of the items that both versions have",
         _changed_values,
     ),
-    Rule("pairs_kept", ("max_pairs_drift",), "share of all pairs that each rule keeps", _pairs_kept),
-    Rule("vectors", ("max_vectors_changed", "max_length_change"), "vectors of the same ids; lengths", _vectors),
+    AuditRule("pairs_kept", ("max_pairs_drift",), "share of all pairs that each rule keeps", _pairs_kept),
+    AuditRule("vectors", ("max_vectors_changed", "max_length_change"), "vectors of the same ids; lengths", _vectors),
 )

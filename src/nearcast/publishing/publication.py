@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from nearcast.publishing.audit_rules import Finding
-from nearcast.publishing.copy_snapshot import Copied
+from nearcast.publishing.copy_snapshot import CopyFigures
 
-__all__ = ["Listener", "Outcome", "Publication", "Silence"]
+__all__ = ["Outcome", "Publication", "PublishListener", "SilentListener"]
 
 Outcome = Literal["published", "already_current", "would_publish", "rolled_back"]
 
 
-class Listener(Protocol):
+class PublishListener(Protocol):
     """Hears of a publish as it goes; `nearcast.join.listener.Listener` is one."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -26,7 +26,7 @@ class Listener(Protocol):
         ...
 
 
-class Silence:
+class SilentListener:
     """Hears and says nothing."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -47,7 +47,7 @@ class Publication:
     outcome: Outcome
     findings: tuple[Finding, ...] = ()
     accepted: Mapping[str, str] | None = None
-    copied: Copied | None = None  # None: nothing had to be copied
+    copied: CopyFigures | None = None  # None: nothing had to be copied
     copy_seconds: float | None = None  # that the copy took; of a dry run: takes at the least, None without a throttle
     retired: tuple[int, ...] = ()  # versions that the store no longer has
     removed_snapshots: tuple[int, ...] = ()  # versions whose folders were removed

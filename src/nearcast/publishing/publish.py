@@ -14,28 +14,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nearcast.errors import DamagedError, NotFoundError, StoreError
-from nearcast.publishing.audit import Current, audit, check_known, settle
+from nearcast.publishing.audit import CurrentVersion, audit_snapshot, enforce, validate_accepted
 from nearcast.publishing.audit_rules import Finding
-from nearcast.publishing.compact_overlay import cut_back
-from nearcast.publishing.copy_snapshot import Copied, Rehearsal, Throttle, compare_sample, copy_snapshot
-from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.repair import mend_overlay, read_pointer, retire_damaged
-from nearcast.publishing.retention import remove_snapshots, retire_versions, withdrawn_after
-from nearcast.publishing.snapshot_rows import Shape, shape_of
-from nearcast.publishing.write_version import verify_version, writing
+from nearcast.publishing.compact_overlay import compact_overlay
+from nearcast.publishing.copy_snapshot import CopyFigures, NullWriter, Throttle, compare_sample, copy_snapshot
+from nearcast.publishing.publication import Publication, PublishListener, SilentListener
+from nearcast.publishing.repair import read_pointer, repair_damaged_overlay, retire_damaged
+from nearcast.publishing.retention import list_rolled_back, remove_snapshots, retire_versions
+from nearcast.publishing.snapshot_rows import SnapshotShape, read_shape
+from nearcast.publishing.write_version import open_writer, verify_version
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
-from nearcast.stores.base import Event, Held, Pointer, Store, store_time
+from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Store, store_time
 from nearcast.stores.version_facts import FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import format_utc, parse_utc
 
-__all__ = ["Order", "publish", "publish_snapshot"]
+__all__ = ["PublishRequest", "publish", "publish_snapshot"]
 
 NAMED = "it was named explicitly"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PublishRequest:
     """What is to be published where, and how."""
 
     generator: str
@@ -48,7 +48,7 @@ class Order:
     named: bool = False  # the version was asked for, which accepts that it was rolled back from
     repair: bool = False  # do without what cannot be read of the current version
     dry_run: bool = False
-    listener: Listener = field(default_factory=Silence)
+    listener: PublishListener = field(default_factory=SilentListener)
 
     def where(self, version: int) -> str:
         """A version of the store in words."""
@@ -66,13 +66,13 @@ def publish_snapshot(
     dry_run: bool = False,
     repair: bool = False,
     max_bytes_per_second: int | None = None,
-    listener: Listener | None = None,
+    listener: PublishListener | None = None,
 ) -> Publication:
     """Publish this snapshot, as `publish` does."""
     if max_bytes_per_second is not None:
         settings = settings.model_copy(update={"max_bytes_per_second": max_bytes_per_second})
     return publish(
-        Order(
+        PublishRequest(
             snapshot.generator,
             store,
             lambda: snapshot,
@@ -83,30 +83,30 @@ def publish_snapshot(
             named=True,
             repair=repair,
             dry_run=dry_run,
-            listener=listener or Silence(),
+            listener=listener or SilentListener(),
         )
     )
 
 
-def publish(order: Order) -> Publication:
+def publish(order: PublishRequest) -> Publication:
     """Carry out an order.
 
     Raises AuditError where a rule fails that is not accepted, BusyError where another process publishes the
     generator, DamagedError for a snapshot or a copy with other bytes than were written, StoreError where the store
     does not do as it is told. Then nothing has changed for readers.
     """
-    check_known(order.accept)
+    validate_accepted(order.accept)
     if order.dry_run:
         return _carry_out(order, None)
     with order.store.lock(order.generator) as held:
         return _carry_out(order, held)
 
 
-def _carry_out(order: Order, held: Held | None) -> Publication:
+def _carry_out(order: PublishRequest, held: PublishLock | None) -> Publication:
     snapshot = order.choose()
     notes: list[str] = []
     if order.repair and held is not None:
-        mend_overlay(order.store, order.generator, notes)
+        repair_damaged_overlay(order.store, order.generator, notes)
     pointer = read_pointer(order.store, order.generator, notes, repair=order.repair)
     for text in notes:
         order.listener.note(text)
@@ -118,7 +118,7 @@ def _carry_out(order: Order, held: Held | None) -> Publication:
             done = Publication(order.generator, order.store.url, snapshot.version, snapshot.version, "already_current")
             return done if held is None else _tidied(order, done, pointer, snapshot)
         snapshot.verify()
-        shape = shape_of(snapshot)
+        shape = read_shape(snapshot)
         findings, accepted = _audited(order, snapshot, current, pointer)
     before = pointer.version or None if pointer else None  # 0 is that of a pointer that could not be read
     done = Publication(
@@ -134,14 +134,14 @@ def _carry_out(order: Order, held: Held | None) -> Publication:
     return _tidied(order, done, pointer, snapshot)
 
 
-def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack) -> Current | None:
+def _current(order: PublishRequest, pointer: Pointer | None, stack: contextlib.ExitStack) -> CurrentVersion | None:
     """The current version, open. To repair, one that cannot be read is as good as none."""
     if pointer is None or pointer.version == 0:
         return None
     try:
         reader = order.store.open(order.generator, pointer.version, verify=order.repair)
         stack.callback(reader.close)
-        return Current(pointer.version, read_facts(reader, order.generator, pointer.version), reader)
+        return CurrentVersion(pointer.version, read_facts(reader, order.generator, pointer.version), reader)
     except (DamagedError, NotFoundError) as error:
         if order.repair:
             order.listener.note(f"nothing to compare with: {error}")
@@ -151,7 +151,7 @@ def _current(order: Order, pointer: Pointer | None, stack: contextlib.ExitStack)
         raise DamagedError(f"{error}, and its pointer says that it is current; publish with --repair") from error
 
 
-def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
+def _check_same(order: PublishRequest, current: CurrentVersion, snapshot: Snapshot) -> None:
     if current.facts.fingerprint != snapshot.manifest.fingerprint:
         raise StoreError(
             f"{order.where(current.version)} is current, and is not the snapshot in {snapshot.folder}: two folders of "
@@ -159,28 +159,28 @@ def _check_same(order: Order, current: Current, snapshot: Snapshot) -> None:
         )
 
 
-def _note_current(order: Order, current: Current) -> None:
+def _note_current(order: PublishRequest, current: CurrentVersion) -> None:
     order.listener.note(f"{order.generator} {current.name} is current already")
     if current.facts.serve != order.serving.model_dump(mode="json"):
         order.listener.note("its [serve] settings stay those of its publish; changed ones come with the next snapshot")
 
 
 def _audited(
-    order: Order, snapshot: Snapshot, current: Current | None, pointer: Pointer | None
+    order: PublishRequest, snapshot: Snapshot, current: CurrentVersion | None, pointer: Pointer | None
 ) -> tuple[list[Finding], dict[str, str]]:
     withdrawn = pointer is not None and snapshot.version in pointer.withdrawn
-    findings = audit(snapshot, order.audit, current, now=time.time(), withdrawn=withdrawn)
+    findings = audit_snapshot(snapshot, order.audit, current, now=time.time(), withdrawn=withdrawn)
     accepted = dict(order.accept)
     if withdrawn and order.named:
         accepted.setdefault("withdrawn", NAMED)
-    settle(f"{snapshot.generator} {snapshot.name}", findings, accepted)
+    enforce(f"{snapshot.generator} {snapshot.name}", findings, accepted)
     passed = sum(finding.passed for finding in findings)
     words = "".join(f"; {rule} is accepted: {why}" for rule, why in accepted.items())
     order.listener.note(f"audit of {snapshot.name}: {passed} of {len(findings)} rules passed{words}")
     return findings, accepted
 
 
-def _make_facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publication) -> VersionFacts:
+def _make_facts(order: PublishRequest, snapshot: Snapshot, shape: SnapshotShape, done: Publication) -> VersionFacts:
     """Return the facts of the version, without the counts and checksums of the copy."""
     manifest = snapshot.manifest
     created = manifest.run.created
@@ -208,21 +208,25 @@ def _make_facts(order: Order, snapshot: Snapshot, shape: Shape, done: Publicatio
     )
 
 
-def _rehearsed(order: Order, snapshot: Snapshot, shape: Shape, facts: VersionFacts, done: Publication) -> Publication:
+def _rehearsed(
+    order: PublishRequest, snapshot: Snapshot, shape: SnapshotShape, facts: VersionFacts, done: Publication
+) -> Publication:
     if _is_there(order, snapshot, facts):
         return done
-    copied = copy_snapshot(snapshot, shape, Rehearsal(), Throttle(None), order.listener.progress)
+    copied = copy_snapshot(snapshot, shape, NullWriter(), Throttle(None), order.listener.progress)
     limit = order.settings.max_bytes_per_second
     return replace(done, copied=copied, copy_seconds=copied.bytes / limit if limit else None)
 
 
-def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: VersionFacts, held: Held) -> Copied | None:
+def _have_copy(
+    order: PublishRequest, snapshot: Snapshot, shape: SnapshotShape, facts: VersionFacts, held: PublishLock
+) -> CopyFigures | None:
     """See that the store has the version, whole; None where it had it already."""
     if _is_there(order, snapshot, facts):
         order.listener.note(f"the store has {snapshot.name} already, and it is whole")
         return None
     throttle = Throttle(order.settings.max_bytes_per_second)
-    with writing(order.store, order.generator, snapshot.version) as writer:
+    with open_writer(order.store, order.generator, snapshot.version) as writer:
         copied = copy_snapshot(snapshot, shape, writer, throttle, order.listener.progress, still_ours=held.check)
         facts = replace(
             facts,
@@ -242,7 +246,7 @@ def _have_copy(order: Order, snapshot: Snapshot, shape: Shape, facts: VersionFac
     return copied
 
 
-def _is_there(order: Order, snapshot: Snapshot, facts: VersionFacts) -> bool:
+def _is_there(order: PublishRequest, snapshot: Snapshot, facts: VersionFacts) -> bool:
     """Whether the store has this snapshot with these settings, and every byte of it."""
     if snapshot.version not in order.store.versions(order.generator):
         return False
@@ -258,7 +262,7 @@ def _is_there(order: Order, snapshot: Snapshot, facts: VersionFacts) -> bool:
     return True
 
 
-def _compare(order: Order, snapshot: Snapshot) -> None:
+def _compare(order: PublishRequest, snapshot: Snapshot) -> None:
     where = order.where(snapshot.version)
     verify_version(
         order.store,
@@ -270,17 +274,17 @@ def _compare(order: Order, snapshot: Snapshot) -> None:
     )
 
 
-def _pointed(order: Order, pointer: Pointer | None, done: Publication, held: Held) -> Pointer:
+def _pointed(order: PublishRequest, pointer: Pointer | None, done: Publication, held: PublishLock) -> Pointer:
     """Move the pointer. A version that is left for an older one counts as rolled back from."""
     words = [f"accepted {rule}: {why}" for rule, why in (done.accepted or {}).items()]
-    event = Event("published", done.version, format_utc(time.time()), "; ".join(words))
+    event = PointerEvent("published", done.version, format_utc(time.time()), "; ".join(words))
     last = pointer or Pointer(version=0, serial=0)
-    moved = last.moved(event, withdrawn_after(last, done.version))
+    moved = last.moved(event, list_rolled_back(last, done.version))
     order.store.point(order.generator, moved, held)
     return moved
 
 
-def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: Snapshot) -> Publication:
+def _tidied(order: PublishRequest, done: Publication, pointer: Pointer | None, snapshot: Snapshot) -> Publication:
     """Let go of what is no longer needed. All of it can be done again."""
     assert pointer is not None, "something is current"
     store, generator, out = order.store, order.generator, snapshot.folder.parents[2]
@@ -291,7 +295,7 @@ def _tidied(order: Order, done: Publication, pointer: Pointer | None, snapshot: 
             order.listener.note(text)
     try:
         # Before versions are retired: readers may still have the last one in hand.
-        cut = cut_back(store, generator, store.versions(generator), now=store_time(store))
+        cut = compact_overlay(store, generator, store.versions(generator), now=store_time(store))
     except (DamagedError, NotFoundError, StoreError) as error:
         order.listener.note(f"the overlay is not cut back: {error}")
         cut = 0

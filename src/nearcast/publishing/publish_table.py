@@ -19,20 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import AuditError, DamagedError, GoneError, StoreError
-from nearcast.publishing.copy_snapshot import Copied
+from nearcast.publishing.copy_snapshot import CopyFigures
 from nearcast.publishing.publication import Publication
-from nearcast.publishing.repair import facts_of_last, read_pointer
-from nearcast.publishing.retention import retire_versions, withdrawn_after
-from nearcast.publishing.write_version import add_checksum, verify_version, writing
+from nearcast.publishing.repair import find_last_facts, read_pointer
+from nearcast.publishing.retention import list_rolled_back, retire_versions
+from nearcast.publishing.write_version import add_checksum, open_writer, verify_version
 from nearcast.spec import ServeSpec
-from nearcast.stores.base import Event, Held, Pair, Pointer, Space, Store
+from nearcast.stores.base import Pair, Pointer, PointerEvent, PublishLock, Space, Store
+from nearcast.stores.names import PEOPLE, PHRASES, table_name
 from nearcast.stores.value_format import encode_keys, encode_lists, id_kind, id_type
 from nearcast.stores.version_facts import FACTS_FORMAT, WEIGHT_TABLE, VersionFacts, read_facts
-from nearcast.stores.weight_tables import PEOPLE, PHRASES, table_name
 from nearcast.times import format_utc
 from nearcast.types import no_progress
 
-__all__ = ["doubts", "publish_table"]
+__all__ = ["list_warnings", "publish_table"]
 
 LIST_HEAD_BYTES = 4
 KEPT_VERSIONS = 3
@@ -58,7 +58,7 @@ def publish_table(
     with store.lock(name) as held:
         notes: list[str] = []
         pointer = read_pointer(store, name, notes, repair=repair)
-        current = facts_of_last(store, name, pointer, notes, repair=repair)
+        current = find_last_facts(store, name, pointer, notes, repair=repair)
         _check_kind(store, name, current)
         before = pointer.version or None if pointer else None
         same = pointer and current and (current.fingerprint, current.version) == (mark, pointer.version)
@@ -73,12 +73,12 @@ def publish_table(
         _write(store, pairs, facts, held)
         done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
         last = pointer or Pointer(version=0, serial=0)
-        moved = last.moved(Event("published", version, format_utc(time.time())), withdrawn_after(last, version))
+        moved = last.moved(PointerEvent("published", version, format_utc(time.time())), list_rolled_back(last, version))
         store.point(name, moved, held)
         return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
 
 
-def doubts(store: Store, generator: str, table: str, rows: pa.Table) -> list[str]:
+def list_warnings(store: Store, generator: str, table: str, rows: pa.Table) -> list[str]:
     """Return what may be a mistake in a table, a sentence each: its name, its generator, items that are no keys.
 
     None of it keeps the table from being published: its generator may be published later. Reads the generator's
@@ -132,10 +132,10 @@ def _check(name: str, rows: pa.Table, current: VersionFacts | None, *, fewer: bo
         )
 
 
-def _write(store: Store, pairs: Pairs, facts: VersionFacts, held: Held) -> None:
+def _write(store: Store, pairs: Pairs, facts: VersionFacts, held: PublishLock) -> None:
     """Write the version and read it back; what goes wrong is cleared away."""
     name, version = facts.generator, facts.version
-    with writing(store, name, version) as writer:
+    with open_writer(store, name, version) as writer:
         for space, some in pairs.items():
             writer.put(space, some)
         held.check()
@@ -157,19 +157,19 @@ def _pairs(rows: pa.Table) -> Pairs:
     return {Space.LISTS: lists, Space.ITEMS: sorted((key, b"{}") for key in encode_keys(distinct))}
 
 
-def _tally(pairs: Pairs) -> Copied:
+def _tally(pairs: Pairs) -> CopyFigures:
     sums = {str(space): add_checksum(0, *_columns(some)) for space, some in pairs.items()}
     total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
     lists = pairs[Space.LISTS]
     payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
-    return Copied(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)
+    return CopyFigures(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)
 
 
 def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
     return [key for key, _ in pairs], [value for _, value in pairs]
 
 
-def _make_facts(name: str, version: int, rows: pa.Table, copied: Copied) -> VersionFacts:
+def _make_facts(name: str, version: int, rows: pa.Table, copied: CopyFigures) -> VersionFacts:
     now = format_utc(time.time())
     items = rows["items"].combine_chunks().flatten()
     return VersionFacts(

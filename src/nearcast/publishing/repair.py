@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.publishing.retention import facts_of_newest
+from nearcast.publishing.retention import find_newest_facts
 from nearcast.stores.base import Pointer, Store, repair_overlay
 from nearcast.stores.version_facts import VersionFacts
 
-__all__ = ["facts_of_last", "mend_overlay", "read_pointer", "retire_damaged"]
+__all__ = ["find_last_facts", "read_pointer", "repair_damaged_overlay", "retire_damaged"]
 
 
 def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> Pointer | None:
@@ -23,7 +23,7 @@ def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> 
         return Pointer(version=0, serial=int(time.time()))
 
 
-def facts_of_last(
+def find_last_facts(
     store: Store, name: str, pointer: Pointer | None, notes: list[str], *, repair: bool
 ) -> VersionFacts | None:
     """Return the facts of the current version, or else of the newest that can be opened; None where there is none.
@@ -33,7 +33,7 @@ def facts_of_last(
     if pointer is None:
         return None
     try:
-        return facts_of_newest(store, name, pointer)
+        return find_newest_facts(store, name, pointer)
     except DamagedError as error:
         if not repair:
             raise DamagedError(f"{error}; make a new version with --repair") from error
@@ -55,7 +55,7 @@ def retire_damaged(store: Store, name: str, current: int, notes: list[str]) -> N
             store.retire(name, version)
 
 
-def mend_overlay(store: Store, name: str, notes: list[str]) -> None:
+def repair_damaged_overlay(store: Store, name: str, notes: list[str]) -> None:
     """Repair the overlay of a generator, if it is not whole."""
     said = repair_overlay(store.overlay(name))
     if said is not None:

@@ -18,30 +18,30 @@ from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.table.snapshot import list_snapshots, snapshots_folder
 
 __all__ = [
-    "facts_of_newest",
-    "kept_versions",
+    "choose_kept_versions",
+    "find_newest_facts",
+    "find_rollback_target",
+    "list_rolled_back",
     "remove_snapshots",
     "retire_versions",
-    "rollback_target",
-    "withdrawn_after",
 ]
 
 
-def rollback_target(versions: Sequence[int], pointer: Pointer) -> int | None:
+def find_rollback_target(versions: Sequence[int], pointer: Pointer) -> int | None:
     """The newest version older than the current one that was not rolled back from itself; None where there is none."""
     older = [v for v in versions if v < pointer.version and v not in pointer.withdrawn]
     return max(older, default=None)
 
 
-def withdrawn_after(pointer: Pointer, version: int) -> tuple[int, ...]:
+def list_rolled_back(pointer: Pointer, version: int) -> tuple[int, ...]:
     """The versions that count as rolled back from, once the pointer has moved to this one."""
     left = {pointer.version} if version < pointer.version else set()
     return tuple(sorted({*pointer.withdrawn, *left} - {version}))
 
 
-def kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[int]:
+def choose_kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[int]:
     """The `keep` versions that stay: the current one, what a rollback goes to, then the newest, withdrawn ones last."""
-    target = rollback_target(versions, pointer)
+    target = find_rollback_target(versions, pointer)
     order = [pointer.version] if target is None else [pointer.version, target]
     order += sorted(versions, key=lambda v: (v not in pointer.withdrawn, v), reverse=True)
     kept = dict.fromkeys(v for v in order if v in versions)
@@ -55,14 +55,14 @@ def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -
     """
     versions = store.versions(generator)
     useless = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
-    kept = kept_versions([v for v in versions if v not in useless], pointer, keep)
+    kept = choose_kept_versions([v for v in versions if v not in useless], pointer, keep)
     gone = [version for version in versions if version not in kept]
     for version in gone:
         store.retire(generator, version)
     return gone
 
 
-def facts_of_newest(store: Store, generator: str, pointer: Pointer) -> VersionFacts:
+def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> VersionFacts:
     """Return the facts of the current version, or of the newest version that can be opened.
 
     A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.

@@ -6,23 +6,25 @@ import contextlib
 import time
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.publishing.publication import Listener, Publication, Silence
-from nearcast.publishing.retention import rollback_target, withdrawn_after
-from nearcast.publishing.write_version import check_opening, check_readable, read_back
-from nearcast.stores.base import Event, Pointer, Store
+from nearcast.publishing.publication import Publication, PublishListener, SilentListener
+from nearcast.publishing.retention import find_rollback_target, list_rolled_back
+from nearcast.publishing.write_version import decode_all, read_back, validate_facts
+from nearcast.stores.base import Pointer, PointerEvent, Store
 from nearcast.suggest import generators_in_words
 from nearcast.times import format_utc
 
 __all__ = ["roll_back"]
 
 
-def roll_back(store: Store, generator: str, to: int | None = None, *, listener: Listener | None = None) -> Publication:
+def roll_back(
+    store: Store, generator: str, to: int | None = None, *, listener: PublishListener | None = None
+) -> Publication:
     """Make an older version current: the newest older one that was not rolled back from, or `to`, older or newer.
 
     The version that is left for an older one counts as withdrawn until it is named again. Raises NotFoundError
     where there is no such version, DamagedError where it is not as it was written; the pointer then stays.
     """
-    hears = listener or Silence()
+    hears = listener or SilentListener()
     _published(store, generator)  # before the lock, which makes a place for the generator
     with store.lock(generator) as held:
         pointer = _published(store, generator)
@@ -31,12 +33,14 @@ def roll_back(store: Store, generator: str, to: int | None = None, *, listener: 
             hears.note(f"{generator} {version:06d} is current already")
             return Publication(generator, store.url, version, version, "already_current")
         version = _readable(store, pointer, generator, version, hears, named=to is not None)
-        event = Event("rolled_back", version, format_utc(time.time()), f"from {pointer.version:06d}")
-        store.point(generator, pointer.moved(event, withdrawn_after(pointer, version)), held)
+        event = PointerEvent("rolled_back", version, format_utc(time.time()), f"from {pointer.version:06d}")
+        store.point(generator, pointer.moved(event, list_rolled_back(pointer, version)), held)
     return Publication(generator, store.url, version, pointer.version, "rolled_back")
 
 
-def _readable(store: Store, pointer: Pointer, generator: str, version: int, hears: Listener, *, named: bool) -> int:
+def _readable(
+    store: Store, pointer: Pointer, generator: str, version: int, hears: PublishListener, *, named: bool
+) -> int:
     """The version, after every byte of it was read as readers do; of one that was not named, an older one that can be.
 
     DamagedError where there is none.
@@ -47,8 +51,8 @@ def _readable(store: Store, pointer: Pointer, generator: str, version: int, hear
         where = f"version {candidate:06d} of {generator} in {store.url}"
         try:
             with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
-                facts = check_opening(reader, generator, candidate, where)
-                check_readable(reader, facts, where)
+                facts = validate_facts(reader, generator, candidate, where)
+                decode_all(reader, facts, where)
                 read_back(reader, facts, where, hears.progress)
             return candidate
         except DamagedError as error:
@@ -73,7 +77,7 @@ def _target(store: Store, generator: str, pointer: Pointer, to: int | None) -> i
         if to not in versions:
             raise NotFoundError(f"{store.url} has no version {to} of {generator}; it has {have or 'none'}")
         return to
-    target = rollback_target(versions, pointer)
+    target = find_rollback_target(versions, pointer)
     if target is None:
         raise NotFoundError(
             f"{generator} has nothing to go back to from {pointer.version:06d}: {store.url} has {have or 'none'}"

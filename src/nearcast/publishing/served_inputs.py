@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.measure.drift import sketch_drift
-from nearcast.publishing.audit_values import InputsBeside, ValueChange, VectorChange
-from nearcast.publishing.snapshot_rows import Shape, item_batches, query_batches
+from nearcast.publishing.audit_values import CurrentInputs, ValueChange, VectorChange
+from nearcast.publishing.snapshot_rows import SnapshotShape, item_batches, query_batches
 from nearcast.sources.ids import positions_of, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
@@ -28,7 +28,7 @@ from nearcast.table.snapshot import Snapshot, open_snapshot
 from nearcast.times import parse_utc
 
 if TYPE_CHECKING:
-    from nearcast.publishing.audit import Current
+    from nearcast.publishing.audit import CurrentVersion
 
 __all__ = ["gather_inputs"]
 
@@ -39,7 +39,7 @@ SCALE = 3.0  # a weekday does not do that to a number, a currency or a unit does
 SMALL_COUNT = 20  # a count below that trebles by itself
 
 
-def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsBeside:
+def gather_inputs(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -> CurrentInputs:
     """Compare with the current version, of which a sample of the snapshot's items and queries is looked up."""
     facts, profile = current.facts, snapshot.manifest.profile or {}
     changes: dict[tuple[str, str], ValueChange] = {}
@@ -54,7 +54,7 @@ def gather_inputs(snapshot: Snapshot, shape: Shape, current: Current) -> InputsB
     if shape.rules is not None and own_queries and facts.query_ids == shape.query_ids:
         rows = _sampled_rows(lambda columns: query_batches(snapshot, columns), list(shape.rules["queries"]))
         changes |= _changes("queries", _beside(current, rows, OF_QUERIES), profile)
-    return InputsBeside(
+    return CurrentInputs(
         items=facts.items,
         items_kept=kept,
         elapsed_seconds=parse_utc(snapshot.manifest.run.created) - parse_utc(facts.created),
@@ -83,7 +83,7 @@ def _sampled_rows(
 
 
 def _beside(
-    current: Current, rows: Mapping[bytes, dict[str, Any]], prefix: bytes = b""
+    current: CurrentVersion, rows: Mapping[bytes, dict[str, Any]], prefix: bytes = b""
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The columns of the rows that the current version has too: then, now."""
     values = current.reader.get_many(Space.ITEMS, [prefix + key for key in rows])
@@ -155,7 +155,7 @@ def _scaled(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
 # ---- single vectors ----
 
 
-def _vector_changes(snapshot: Snapshot, current: Current, profile: Mapping[str, Any]) -> dict[str, VectorChange]:
+def _vector_changes(snapshot: Snapshot, current: CurrentVersion, profile: Mapping[str, Any]) -> dict[str, VectorChange]:
     """How vectors of ids in both sketches changed; empty where the current snapshot's folder is not there.
 
     What a score term adds to the vectors, as a last component, is not compared: bids may change every day.
@@ -178,7 +178,7 @@ def _vector_changes(snapshot: Snapshot, current: Current, profile: Mapping[str, 
     return found
 
 
-def _folder_of(snapshot: Snapshot, current: Current) -> Path | None:
+def _folder_of(snapshot: Snapshot, current: CurrentVersion) -> Path | None:
     """The folder of the snapshot that is current, if it is the one beside this snapshot."""
     folder = snapshot.folder.parent / current.name
     try:

@@ -22,15 +22,15 @@ from nearcast.stores.value_format import ID_BYTES, STRING, UINT32, encode_keys, 
 from nearcast.table.snapshot import Snapshot
 
 __all__ = [
-    "Shape",
+    "SnapshotShape",
+    "count_payload",
     "count_queries",
+    "estimate_payload",
+    "find_lists",
     "item_batches",
     "list_groups",
-    "lists_of",
-    "payload_bytes",
-    "payload_of",
     "query_batches",
-    "shape_of",
+    "read_shape",
 ]
 
 LISTS = ("query_id", "candidate_ids", "scores", "reason")
@@ -39,7 +39,7 @@ SAMPLED_GROUPS = 16  # their mean is the size of string ids: rules need it to a 
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class SnapshotShape:
     """What a snapshot holds, as far as a store needs to know before it is copied."""
 
     keys: int
@@ -53,7 +53,7 @@ class Shape:
     )
 
 
-def shape_of(snapshot: Snapshot) -> Shape:
+def read_shape(snapshot: Snapshot) -> SnapshotShape:
     """Read from the schemas, and from the ids of the items."""
     with _reading(snapshot):
         queries = pq.read_schema(_files(snapshot, "candidates")[0])
@@ -62,7 +62,7 @@ def shape_of(snapshot: Snapshot) -> Shape:
     for batch in item_batches(snapshot, columns=("id",)):
         kind, count = max(kind, id_kind(batch.column("id"))), count + len(batch)
     item_ids = items.field("id").type
-    return Shape(
+    return SnapshotShape(
         keys=snapshot.n_rows,
         items=count,
         query_ids=id_type(queries.field("query_id").type),
@@ -118,7 +118,7 @@ def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.Rec
             yield from file.iter_batches(ITEM_ROWS, columns=["id", *columns], use_threads=False)
 
 
-def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:
+def estimate_payload(snapshot: Snapshot, shape: SnapshotShape) -> int:
     """Bytes of all keys, ids and scores. Of strings, which differ in length, from row groups spread over the table."""
     measures, k = snapshot.manifest.measures, snapshot.manifest.k
     slots = int(measures.get("surplus_slots", round(measures["fill_rate"] * snapshot.n_rows * k)))
@@ -126,11 +126,11 @@ def payload_bytes(snapshot: Snapshot, shape: Shape) -> int:
         return 8 * shape.keys + (4 + ID_BYTES[shape.id_kind]) * slots
     rows = size = 0
     for group in _spread_groups(snapshot):
-        rows, size = rows + len(group), size + payload_of(group, shape)
+        rows, size = rows + len(group), size + count_payload(group, shape)
     return round(size * snapshot.n_rows / rows) if rows else 0
 
 
-def payload_of(group: pa.Table, shape: Shape) -> int:
+def count_payload(group: pa.Table, shape: SnapshotShape) -> int:
     """Bytes of the keys, ids and scores of these rows."""
     ids = pc.list_flatten(group.column("candidate_ids"))
     keys = 8 * len(group) if shape.query_ids == "int64" else _text_bytes(group.column("query_id"))
@@ -138,7 +138,7 @@ def payload_of(group: pa.Table, shape: Shape) -> int:
     return keys + 4 * len(ids) + names
 
 
-def lists_of(snapshot: Snapshot, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
+def find_lists(snapshot: Snapshot, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
     """The candidates of those of these keys (as a store knows them) that the snapshot has."""
     wanted = set(keys)
     found: dict[bytes, list[Any]] = {}

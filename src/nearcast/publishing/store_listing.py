@@ -13,7 +13,7 @@ from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.suggest import generators_in_words
 from nearcast.times import parse_utc
 
-__all__ = ["Published", "StoredVersion", "published"]
+__all__ = ["PublishedGenerator", "StoredVersion", "list_published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class StoredVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedGenerator:
     """What a store holds of a generator."""
 
     generator: str
@@ -50,7 +50,7 @@ class Published:
         return asdict(replace(self, versions=())) | {"versions": tuple(version.as_dict() for version in self.versions)}
 
 
-def published(store: Store, generator: str, *, now: float) -> Published:
+def list_published(store: Store, generator: str, *, now: float) -> PublishedGenerator:
     """Look at a generator in a store; `now` in seconds since 1970. NotFoundError where nothing is published."""
     pointer = store.pointer(generator)
     versions = tuple(_read_version(store, generator, version) for version in store.versions(generator))
@@ -61,7 +61,7 @@ def published(store: Store, generator: str, *, now: float) -> Published:
     age = max(0.0, now - parse_utc(facts.created)) if facts else None
     entries = store.overlay(generator).changes().entries
     in_force = [e for e in entries if not e.lifted and (e.until is None or e.until > now)]
-    return Published(generator, store.url, pointer, versions, age, len(in_force))
+    return PublishedGenerator(generator, store.url, pointer, versions, age, len(in_force))
 
 
 def _read_version(store: Store, generator: str, version: int) -> StoredVersion:

@@ -15,11 +15,11 @@ from nearcast.files import path_fault
 from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
-__all__ = ["Place", "place_in_store", "place_of_name", "place_of_spec", "store_url"]
+__all__ = ["PublishTarget", "find_target", "resolve_store_url", "target_of_snapshot", "target_of_spec"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PublishTarget:
     """A generator's folder of snapshots, and the tables of its spec that concern publishing and serving."""
 
     generator: str
@@ -30,10 +30,10 @@ class Place:
 
     def url(self, override: str | None = None) -> str:
         """The URL of its store."""
-        return store_url(self.publish, self.out, override)
+        return resolve_store_url(self.publish, self.out, override)
 
 
-def store_url(settings: PublishSpec, out: Path, override: str | None = None) -> str:
+def resolve_store_url(settings: PublishSpec, out: Path, override: str | None = None) -> str:
     """The URL of the store: the override as it stands, else the spec's, whose relative lmdb:PATH is below `out`.
 
     An override comes from a person, and is relative to the current folder, as for `nearcast.open`. `~` is the home
@@ -51,15 +51,15 @@ def store_url(settings: PublishSpec, out: Path, override: str | None = None) -> 
     return f"lmdb:{path}"
 
 
-def place_of_spec(spec: GeneratorSpec, out: Path) -> Place:
+def target_of_spec(spec: GeneratorSpec, out: Path) -> PublishTarget:
     """By the spec as it is now: its [publish], [audit] and [serve] tables need no new run."""
-    return Place(spec.name, out, spec.publish, spec.audit, spec.serve)
+    return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve)
 
 
-def place_of_name(generator: str, out: Path, version: int | None = None) -> Place:
+def target_of_snapshot(generator: str, out: Path, version: int | None = None) -> PublishTarget:
     """By the manifest of a snapshot, the newest by default. NotFoundError where there is none."""
     snapshot = find_snapshot(out, generator, version)
-    return Place(
+    return PublishTarget(
         generator,
         out,
         _table(snapshot, "publish", PublishSpec),
@@ -68,12 +68,12 @@ def place_of_name(generator: str, out: Path, version: int | None = None) -> Plac
     )
 
 
-def place_in_store(generator: str, out: Path) -> Place:
+def find_target(generator: str, out: Path) -> PublishTarget:
     """By the newest snapshot, if there is one here; with the default settings where a store is all there is."""
     try:
-        return place_of_name(generator, out)
+        return target_of_snapshot(generator, out)
     except NotFoundError:
-        return Place(generator, out)
+        return PublishTarget(generator, out)
 
 
 def _table(snapshot: Snapshot, name: str, model: Any) -> Any:

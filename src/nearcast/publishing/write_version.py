@@ -23,13 +23,13 @@ from nearcast.types import Progress
 
 __all__ = [
     "add_checksum",
-    "check_opening",
-    "check_readable",
     "compute_checksum",
+    "decode_all",
+    "open_writer",
     "read_back",
     "unreadable_versions",
+    "validate_facts",
     "verify_version",
-    "writing",
 ]
 
 CHECKSUM_BITS = 64
@@ -37,7 +37,7 @@ PAIRS_AT_ONCE = 1 << 12
 
 
 @contextlib.contextmanager
-def writing(store: Store, name: str, version: int) -> Iterator[Writer]:
+def open_writer(store: Store, name: str, version: int) -> Iterator[Writer]:
     """Open a writer of a version; the caller finishes it. An error before that discards what was written."""
     writer = store.write(name, version)
     try:
@@ -64,9 +64,9 @@ def verify_version(
     compare: called last with the open version.
     """
     with contextlib.closing(store.open(name, version, verify=True)) as reader:
-        facts = check_opening(reader, name, version, where)
+        facts = validate_facts(reader, name, version, where)
         read_back(reader, facts, where, progress)
-        check_readable(reader, facts, where)
+        decode_all(reader, facts, where)
         if compare is not None:
             compare(reader)
 
@@ -100,7 +100,7 @@ def read_back(reader: Reader, facts: VersionFacts, where: str, progress: Progres
         progress("read back", done + 1, len(Space))
 
 
-def check_opening(reader: Reader, name: str, version: int, where: str) -> VersionFacts:
+def validate_facts(reader: Reader, name: str, version: int, where: str) -> VersionFacts:
     """Return the facts, after preparing the rules as readers do. Raises DamagedError, which names `where`."""
     with _unusable(where):
         facts = read_facts(reader, name, version)
@@ -109,7 +109,7 @@ def check_opening(reader: Reader, name: str, version: int, where: str) -> Versio
         return facts
 
 
-def check_readable(reader: Reader, facts: VersionFacts, where: str) -> None:
+def decode_all(reader: Reader, facts: VersionFacts, where: str) -> None:
     """Decode every list and every row. Raises DamagedError, which names `where`, if a reader could not use them."""
     with _unusable(where):
         if facts.is_expansion:
@@ -146,9 +146,9 @@ def unreadable_versions(store: Store, name: str, versions: Sequence[int]) -> set
 def _can_open(store: Store, name: str, version: int) -> bool:
     try:
         with contextlib.closing(store.open(name, version, verify=False)) as reader:
-            facts = check_opening(reader, name, version, "it")
+            facts = validate_facts(reader, name, version, "it")
             if facts.is_expansion and not facts.read_back:  # an older nearcast did not read it back
-                check_readable(reader, facts, "it")
+                decode_all(reader, facts, "it")
     except (DamagedError, NotFoundError):
         return False
     return True

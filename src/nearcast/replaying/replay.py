@@ -20,7 +20,7 @@ from nearcast.join.context import RunContext
 from nearcast.join.current_tables import todays_inputs
 from nearcast.join.inputs import open_sources
 from nearcast.join.online_index import open_online
-from nearcast.publishing.audit import audit
+from nearcast.publishing.audit import audit_snapshot
 from nearcast.publishing.publish import publish_snapshot
 from nearcast.replaying.candidate_sources import LookUp, OnlineWay, Way, online_way
 from nearcast.replaying.compared_versions import Compared
@@ -180,7 +180,7 @@ def looked_up(run: RunContext, store: Store, version: int | None, name: str = "o
 @contextlib.contextmanager
 def _staged(snapshot: Snapshot) -> Iterator[Store]:
     """A store of its own with this snapshot, which goes away again. Whatever an audit would say is no matter here."""
-    findings = audit(snapshot, AuditSpec(), None, now=time.time())
+    findings = audit_snapshot(snapshot, AuditSpec(), None, now=time.time())
     accept = {finding.rule: STAGED for finding in findings if not finding.passed}
     with (
         tempfile.TemporaryDirectory(prefix="nearcast-replay-") as folder,

@@ -24,7 +24,7 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import open_version
 from nearcast.serve.view import View
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
-from nearcast.stores.base import Changes, OverlayLog, Pointer, Store, check_reader
+from nearcast.stores.base import OverlayChanges, OverlayLog, Pointer, Store, check_reader
 
 __all__ = ["REFRESH_SECONDS", "RETRY_SECONDS", "TRANSIENT_ERRORS", "ClosesOnExit", "StoreFollower", "describe_error"]
 
@@ -267,7 +267,7 @@ class StoreFollower(ClosesOnExit):
 
     def _read_overlay(
         self, log: OverlayLog, overlay: OverlayState, *, in_process: bool
-    ) -> tuple[Changes | None, str | None]:
+    ) -> tuple[OverlayChanges | None, str | None]:
         """Return the new changes, or None and an error text if the overlay is damaged: its last state stays in force.
 
         A server that does not respond raises StoreError, since it would not respond for the pointer either.

@@ -26,7 +26,7 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import decode_columns
 from nearcast.spec import parse_model
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
-from nearcast.stores.base import Exchanged, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
+from nearcast.stores.base import ExchangeResult, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
 from nearcast.stores.value_format import encode_key
 from nearcast.stores.version_facts import VersionFacts, nearest_in_version, read_facts
 from nearcast.table.ad_columns import seconds_of_time
@@ -168,8 +168,8 @@ class Overlay:
             until = entry.until if counts and entry is not None else None
             news = OverlayEntry(typed, field, total, _stamp(facts, now), until, False, note)
             done = log.exchange(news, held, token=token, now=now)
-            if done is not Exchanged.CHANGED:
-                return total if done is Exchanged.WRITTEN else number
+            if done is not ExchangeResult.CHANGED:
+                return total if done is ExchangeResult.WRITTEN else number
             if time.monotonic() - started > MOST_ADD_SECONDS:
                 raise BusyError(f"{field} of {item!r} changes faster than it can be added to; try again")
             time.sleep(random.uniform(0.0, 0.002))

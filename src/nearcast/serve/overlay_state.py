@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from nearcast.serve.lookup_data import convert_key
 from nearcast.sharing import Edit, SharingMap
-from nearcast.stores.base import Changes, OverlayEntry
+from nearcast.stores.base import OverlayChanges, OverlayEntry
 from nearcast.stores.value_format import IdType
 from nearcast.types import IntArray
 
@@ -69,7 +69,7 @@ class OverlayState:
         """All of them, oldest first. Looks at every one: not for every request."""
         return [OverlayEntry(*told) for _, *told in sorted(self._noted.values(), key=itemgetter(0))]
 
-    def apply(self, changes: Changes, *, keep_purged: bool = False) -> OverlayState:
+    def apply(self, changes: OverlayChanges, *, keep_purged: bool = False) -> OverlayState:
         """The state after these changes, in the order in which they were written.
 
         A new epoch means that the log has forgotten entries, since the current version knows better. A reader that
@@ -107,7 +107,7 @@ class OverlayState:
         """The same entries for a version whose items have ids of this type."""
         if item_ids == self.item_ids:
             return self
-        again = Changes(self.epoch, self.serial, tuple(self.entries))
+        again = OverlayChanges(self.epoch, self.serial, tuple(self.entries))
         return replace(OverlayState(item_ids).apply(again), carried=self.carried)
 
     def size(self, now: float) -> int:

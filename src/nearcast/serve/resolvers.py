@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nearcast.errors import InputError, SpecError
-from nearcast.stores.weight_tables import PEOPLE, PHRASES, table_key
+from nearcast.stores.names import PEOPLE, PHRASES, normalize_table_key
 
 __all__ = [
     "MOST_KEYS",
@@ -135,7 +135,7 @@ class _FromTable:
     table: str | None
 
     def table_key(self, known: Any) -> Key | None:
-        return table_key(str(self.table), _key(known, self.name))
+        return normalize_table_key(str(self.table), _key(known, self.name))
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
         return _added(row)

@@ -32,13 +32,13 @@ from nearcast.serve.lookup_data import (
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import TableVersion, decode_columns
 from nearcast.stores.base import Pointer, Space
-from nearcast.stores.value_format import Lists, decode_list, decode_lists, encode_key
+from nearcast.stores.value_format import CandidateLists, decode_list, decode_lists, encode_key
 from nearcast.types import FloatArray, IntArray, as_score
 
 __all__ = ["StoredLists", "View"]
 
 Request = Mapping[str, Any] | None  # request fields by name
-FlatLists = tuple[IntArray, pa.Array, FloatArray]  # offsets, ids and scores, as in `Lists`
+FlatLists = tuple[IntArray, pa.Array, FloatArray]  # offsets, ids and scores, as in `CandidateLists`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +190,7 @@ class View:
         none = np.empty(0, np.int64)
         return StoredLists(query.keys, lists.found, lists.offsets, lists.ids, none if removed is None else removed)
 
-    def _read_lists(self, keys: Keys) -> tuple[EncodedKeys, Lists]:
+    def _read_lists(self, keys: Keys) -> tuple[EncodedKeys, CandidateLists]:
         query = encode_lookup_keys(keys, self.version.query_ids)
         values = self.version.reader.get_many(Space.LISTS, query.encoded)
         if query.positions is not None:
@@ -198,7 +198,12 @@ class View:
         return query, decode_lists(values, self.version.item_ids)
 
     def _find_ineligible(
-        self, keys: Sequence[Any] | IntArray, lists: Lists, removed: IntArray | None, request: Request, now: float
+        self,
+        keys: Sequence[Any] | IntArray,
+        lists: CandidateLists,
+        removed: IntArray | None,
+        request: Request,
+        now: float,
     ) -> tuple[IntArray | None, dict[str, IntArray]]:
         """Return the positions of all removed and ineligible candidates, and per rule the count of each list."""
         self.rule_context(None, request)
@@ -270,7 +275,7 @@ def _spread(values: list[bytes | None], positions: IntArray, n: int) -> list[byt
 
 
 def cut_lists(
-    lists: Lists, excluded: IntArray | None, k: int | None, min_score: float | None
+    lists: CandidateLists, excluded: IntArray | None, k: int | None, min_score: float | None
 ) -> tuple[IntArray, pa.Array, FloatArray, IntArray]:
     """Drop excluded candidates, then those with a low score, then all after the first k of each list.
 

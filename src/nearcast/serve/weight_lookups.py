@@ -10,7 +10,7 @@ from typing import Protocol
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.serve.resolvers import Key, Row
-from nearcast.stores.weight_tables import table_name
+from nearcast.stores.names import table_name
 
 __all__ = ["TableLookup", "WeightTables"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -19,14 +20,14 @@ from nearcast.errors import DamagedError
 
 __all__ = [
     "TOKEN_SECONDS",
-    "Changes",
-    "Event",
-    "Exchanged",
-    "Held",
+    "ExchangeResult",
+    "OverlayChanges",
     "OverlayEntry",
     "OverlayLog",
     "Pair",
     "Pointer",
+    "PointerEvent",
+    "PublishLock",
     "Reader",
     "Space",
     "Store",
@@ -49,7 +50,7 @@ class Space(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PointerEvent:
     """A move of the pointer."""
 
     kind: str  # published, rolled_back
@@ -65,9 +66,9 @@ class Pointer:
     version: int
     serial: int  # grows by one with every move
     withdrawn: tuple[int, ...] = ()  # versions that were rolled back from
-    events: tuple[Event, ...] = ()  # newest last
+    events: tuple[PointerEvent, ...] = ()  # newest last
 
-    def moved(self, event: Event, withdrawn: tuple[int, ...]) -> Pointer:
+    def moved(self, event: PointerEvent, withdrawn: tuple[int, ...]) -> Pointer:
         """The pointer after one more move."""
         events = (*self.events, event)[-MOST_EVENTS:]
         return Pointer(event.version, self.serial + 1, withdrawn, events)
@@ -83,7 +84,7 @@ class Pointer:
             fields = json.loads(data)
             if fields["format"] != 1:
                 raise ValueError(f"its format is {fields['format']}, and this version of nearcast reads 1")
-            events = tuple(Event(**event) for event in fields["events"])
+            events = tuple(PointerEvent(**event) for event in fields["events"])
             return Pointer(int(fields["version"]), int(fields["serial"]), tuple(fields["withdrawn"]), events)
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{where} is no pointer ({error}); publish again with --repair") from error
@@ -119,7 +120,7 @@ class OverlayEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class OverlayChanges:
     """What of an overlay log a reader has not seen yet."""
 
     epoch: int  # another epoch than before: forget everything, and take `entries` as all there is
@@ -127,7 +128,7 @@ class Changes:
     entries: tuple[OverlayEntry, ...]
 
 
-class Exchanged(StrEnum):
+class ExchangeResult(StrEnum):
     """What came of an exchange."""
 
     WRITTEN = "written"
@@ -142,7 +143,7 @@ class OverlayLog(Protocol):
         """Add entries in one step; each takes the place of an older one with the same key."""
         ...
 
-    def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
+    def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
         """What was written after `serial`; everything where the epoch is another. Cheap where nothing was."""
         ...
 
@@ -150,7 +151,7 @@ class OverlayLog(Protocol):
         """The last entry with this key, as `OverlayEntry.to_bytes` wrote it; None where there is none."""
         ...
 
-    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> ExchangeResult:
         """Add an entry only where `get` of its key still gives `held`, in one step: whoever lost begins anew.
 
         token: of an exchange, which is done once however often it is asked for within TOKEN_SECONDS; `now` is the time.
@@ -166,7 +167,7 @@ class OverlayLog(Protocol):
         ...
 
 
-class Held(Protocol):
+class PublishLock(Protocol):
     """A lock that is held."""
 
     def check(self) -> None:
@@ -222,6 +223,23 @@ class Reader(Protocol):
         ...
 
 
+_EARLIER_NAMES = {
+    "Changes": OverlayChanges,
+    "Event": PointerEvent,
+    "Exchanged": ExchangeResult,
+    "Held": PublishLock,
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a class by its earlier name, for stores of other packages; delete this in the second release after 0.1."""
+    if name not in _EARLIER_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _EARLIER_NAMES[name]
+    warnings.warn(f"{__name__}.{name} is now {new.__name__}; import that", DeprecationWarning, stacklevel=2)
+    return new
+
+
 def store_time(store: Store) -> float:
     """Seconds since 1970 by a store's clock; by this machine's for a store of another package that has none."""
     now = getattr(store, "now", time.time)
@@ -238,7 +256,7 @@ class Store(Protocol):
         """Generators that have a pointer, sorted."""
         ...
 
-    def lock(self, generator: str) -> AbstractContextManager[Held]:
+    def lock(self, generator: str) -> AbstractContextManager[PublishLock]:
         """The publishers' lock of a generator; BusyError at once where another process holds it."""
         ...
 
@@ -265,7 +283,7 @@ class Store(Protocol):
         """Where the pointer is, or None before the first publish."""
         ...
 
-    def point(self, generator: str, pointer: Pointer, held: Held) -> None:
+    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
         """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
         ...
 

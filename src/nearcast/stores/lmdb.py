@@ -27,10 +27,18 @@ from typing import Any
 
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
 from nearcast.files import PARTIAL, finish, fresh_folder, is_done, locked, verify, write_text
-from nearcast.stores.base import Held, OverlayLog, Pair, Pointer, Space
-from nearcast.stores.lmdb_environment import DATA, Shared, let_go, library, open_shared, reading, writing
+from nearcast.stores.base import OverlayLog, Pair, Pointer, PublishLock, Space
+from nearcast.stores.lmdb_environment import (
+    DATA,
+    SharedEnvironment,
+    load_lmdb,
+    open_shared,
+    release_environment,
+    translate_read_errors,
+    translate_write_errors,
+)
 from nearcast.stores.lmdb_overlay import LmdbOverlay
-from nearcast.stores.names import checked_generator, is_generator, version_name
+from nearcast.stores.names import format_version, is_generator, validate_generator
 
 __all__ = ["LmdbReader", "LmdbStore", "LmdbWriter", "open_lmdb"]
 
@@ -68,27 +76,27 @@ class LmdbStore:
 
     def generators(self) -> list[str]:
         """Generators that have a pointer, sorted."""
-        with reading(self.root):
+        with translate_read_errors(self.root):
             found = [path.parent.name for path in self.root.glob("*/current")]
         return sorted(filter(is_generator, found))
 
     @contextlib.contextmanager
-    def lock(self, generator: str) -> Iterator[Held]:
+    def lock(self, generator: str) -> Iterator[PublishLock]:
         """The publishers' lock of a generator; BusyError at once where another process holds it."""
         path = self._folder(generator) / ".lock"
         with contextlib.ExitStack() as stack:
-            with writing(path):
+            with translate_write_errors(path):
                 stack.enter_context(locked(path, f"{generator} in {self.url}"))
             _sweep(path.parent)
             held = FileHeld(generator)
-            stack.callback(held.let_go)
+            stack.callback(held.release)
             yield held
 
     def write(self, generator: str, version: int) -> LmdbWriter:
         """Start a version; whatever was there of it, and of other unfinished ones, is taken away."""
         folder = self._version(generator, version)
         self.retire(generator, version)
-        with writing(folder):
+        with translate_write_errors(folder):
             for left in folder.parent.glob("*"):
                 if left.is_dir() and not is_done(left):  # a killed publisher's, since we hold the lock
                     shutil.rmtree(left)
@@ -98,7 +106,7 @@ class LmdbStore:
     def versions(self, generator: str) -> list[int]:
         """Finished versions, ascending."""
         folder = self._folder(generator) / "versions"
-        with reading(folder):
+        with translate_read_errors(folder):
             return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and is_done(path))
 
     def open(self, generator: str, version: int, *, verify: bool) -> LmdbReader:
@@ -117,7 +125,7 @@ class LmdbStore:
         """Take a version away, finished or not; those who have it open keep it."""
         folder = self._version(generator, version)
         aside = folder.with_name(RETIRED + folder.name)
-        with writing(folder):
+        with translate_write_errors(folder):
             if aside.exists():  # a process was killed here
                 shutil.rmtree(aside)
             if folder.exists():
@@ -127,18 +135,18 @@ class LmdbStore:
     def pointer(self, generator: str) -> Pointer | None:
         """Where the pointer is, or None before the first publish."""
         path = self._folder(generator) / "current"
-        with reading(path):
+        with translate_read_errors(path):
             try:
                 data = path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return Pointer.from_bytes(data, str(path))
 
-    def point(self, generator: str, pointer: Pointer, held: Held) -> None:
+    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
         """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
         held.check()
         path = self._folder(generator) / "current"
-        with writing(path):
+        with translate_write_errors(path):
             write_text(path, pointer.to_bytes().decode())
             _flush_folder(path.parent)
 
@@ -174,10 +182,10 @@ class LmdbStore:
             self._overlays.clear()
 
     def _folder(self, generator: str) -> Path:
-        return self.root / checked_generator(generator)
+        return self.root / validate_generator(generator)
 
     def _version(self, generator: str, version: int) -> Path:
-        return self._folder(generator) / "versions" / version_name(version)
+        return self._folder(generator) / "versions" / format_version(version)
 
 
 @dataclass
@@ -192,7 +200,7 @@ class FileHeld:
         if self.lost:
             raise BusyError(f"the lock of {self.generator} is not held any more; take it again")
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """It is not ours any more."""
         self.lost = True
 
@@ -203,17 +211,17 @@ class LmdbWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / DATA
-        self._samples = {space: Sample() for space in Space}
-        with writing(self._path):
+        self._samples = {space: KeySample() for space in Space}
+        with translate_write_errors(self._path):
             # No locks: nobody reads it yet, and publishers have theirs. No flushing before `finish`.
-            self._environment = library().open(
+            self._environment = load_lmdb().open(
                 str(folder), map_size=FIRST_MAP_BYTES, max_dbs=len(DATABASES), lock=False, sync=False, meminit=False
             )
             self._databases = {name: self._environment.open_db(name.encode()) for name in DATABASES}
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
         """Add pairs; fastest when keys ascend within a space. StoreError names the file when the disk is full."""
-        with writing(self._path):
+        with translate_write_errors(self._path):
             for some in _split(pairs):
                 self._commit(space, some)
         self._samples[space].add(pairs)
@@ -226,12 +234,12 @@ class LmdbWriter:
                     if added < len(pairs):  # some are not behind all that is there
                         txn.cursor().putmulti(pairs)
                 return
-            except library().MapFullError:
+            except load_lmdb().MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Make everything durable and then declare the version finished, with these facts about it."""
-        with writing(self._path):
+        with translate_write_errors(self._path):
             sampled = {space: sample.packed() for space, sample in self._samples.items()}
             with self._environment.begin(db=self._databases[SAMPLE], write=True) as txn:
                 for space, packed in sampled.items():
@@ -245,13 +253,13 @@ class LmdbWriter:
     def discard(self) -> None:
         """Remove what was written."""
         self._environment.close()
-        with writing(self._folder):
+        with translate_write_errors(self._folder):
             if self._folder.exists():
                 shutil.rmtree(self._folder)
 
 
 @dataclass
-class Sample:
+class KeySample:
     """Every 2^n-th key of a space, at least SAMPLED_KEYS of them once it is large."""
 
     stride: int = 1
@@ -284,20 +292,20 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
 class LmdbReader:
     """A finished version, open: one environment for all readers of it in this process."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], shared: Shared) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any], shared: SharedEnvironment) -> None:
         self.facts = facts
         self._path = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # tells its size, also after the folder was removed
         opened = os.fstat(self._file)
         self._size, self._written = opened.st_size, opened.st_mtime_ns
-        self._shared: Shared | None = shared
+        self._shared: SharedEnvironment | None = shared
         self._databases = shared.databases
-        self._bad_key = library().BadValsizeError
+        self._bad_key = load_lmdb().BadValsizeError
         self._longest_key = shared.environment.max_key_size()
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of these keys, None for a key that is not there."""
-        with reading(self._path), self._begin(space) as txn:
+        with translate_read_errors(self._path), self._begin(space) as txn:
             try:
                 return list(map(txn.get, keys))  # a quarter faster than getmulti, which makes pairs
             except self._bad_key:  # empty or too long: LMDB cannot hold it
@@ -305,12 +313,12 @@ class LmdbReader:
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """All pairs by key."""
-        with reading(self._path), self._begin(space) as txn:
+        with translate_read_errors(self._path), self._begin(space) as txn:
             yield from txn.cursor()
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
         """Up to `count` keys spread over the version, ascending."""
-        with reading(self._path), self._begin(space) as txn:
+        with translate_read_errors(self._path), self._begin(space) as txn:
             total = txn.stat(self._databases[space])["entries"]
             noted = list(_unpacked(txn.get(space.encode(), db=self._databases[SAMPLE]))) if count < total else []
             if len(noted) >= count:
@@ -325,7 +333,7 @@ class LmdbReader:
         shared, self._shared = self._shared, None
         if shared is not None:
             os.close(self._file)
-            let_go(shared)
+            release_environment(shared)
 
     def check(self) -> None:
         """DamagedError where the file was cut, or written to since it was opened: what it holds now is anybody's."""
@@ -351,7 +359,7 @@ class LmdbReader:
 
 def _opened(folder: Path, *, contents: bool) -> LmdbReader:
     path = folder / DATA
-    with reading(path):
+    with translate_read_errors(path):
         # Before it is mapped: a map that is longer than its file kills the process.
         manifest = verify(folder, contents=contents)
         if "facts" not in manifest or DATA not in manifest.get("files", {}):

@@ -20,7 +20,17 @@ from typing import Any
 from nearcast.errors import DamagedError, MissingExtraError, StoreError
 from nearcast.files import refuse_link
 
-__all__ = ["DATA", "LOCK", "Shared", "file_identity", "let_go", "library", "open_shared", "reading", "writing"]
+__all__ = [
+    "DATA",
+    "LOCK",
+    "SharedEnvironment",
+    "file_identity",
+    "load_lmdb",
+    "open_shared",
+    "release_environment",
+    "translate_read_errors",
+    "translate_write_errors",
+]
 
 DATA, LOCK = "data.mdb", "lock.mdb"
 LOCK_BYTES = 65_664  # what LMDB takes for 1,024 readers
@@ -29,7 +39,7 @@ DAMAGE = ("CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatc
 Identity = tuple[int, int]  # device and inode
 
 
-def library() -> Any:
+def load_lmdb() -> Any:
     """The module lmdb."""
     try:
         import lmdb
@@ -39,33 +49,33 @@ def library() -> Any:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def translate_read_errors(path: Path) -> Iterator[None]:
     """Translate what goes wrong while a file is read."""
     try:
         yield
-    except (library().Error, OSError) as error:
+    except (load_lmdb().Error, OSError) as error:
         raise _translated(error, f"{path} cannot be read", "see that it is there and may be read") from error
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """Translate what goes wrong while a file is written."""
     try:
         yield
-    except (library().Error, OSError) as error:
+    except (load_lmdb().Error, OSError) as error:
         way_out = "see that the disk has room and that the folder may be written, and try again"
         raise _translated(error, f"{path} cannot be written", way_out) from error
 
 
 def _translated(error: Exception, what: str, way_out: str) -> DamagedError | StoreError:
-    lmdb = library()
+    lmdb = load_lmdb()
     if isinstance(error, tuple(getattr(lmdb, name) for name in DAMAGE if hasattr(lmdb, name))):
         return DamagedError(f"{what}: it is damaged ({error}); publish again with --repair")
     return StoreError(f"{what} ({error}); {way_out}")
 
 
 @dataclass
-class Shared:
+class SharedEnvironment:
     """An open environment with its named databases, and how many use it."""
 
     folder: Path
@@ -92,7 +102,7 @@ class Shared:
         return (facts.st_dev, facts.st_ino) == self.lock_identity and facts.st_size >= self.lock_bytes
 
 
-_open: dict[Identity, Shared] = {}
+_open: dict[Identity, SharedEnvironment] = {}
 _guard = threading.RLock()  # a reader may be closed by the garbage collector, at any point of ours
 
 
@@ -113,9 +123,9 @@ def file_identity(path: Path) -> Identity | None:
     return facts.st_dev, facts.st_ino
 
 
-def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **settings: Any) -> Shared:
+def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **settings: Any) -> SharedEnvironment:
     """The environment of a folder that exists, opened with these settings unless it is open already."""
-    lmdb = library()
+    lmdb = load_lmdb()
     with _guard:
         identity = file_identity(folder / DATA)
         known = _open.get(identity) if identity else None
@@ -134,7 +144,7 @@ def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **s
         except lmdb.Error:
             environment.close()
             raise
-        _open[identity] = shared = Shared(folder, environment, handles, identity, locks)
+        _open[identity] = shared = SharedEnvironment(folder, environment, handles, identity, locks)
         if locks:
             shared.lock_identity = file_identity(folder / LOCK)
             shared.lock_bytes = (folder / LOCK).stat().st_size
@@ -158,7 +168,7 @@ def allocate_lock(path: Path) -> None:
         os.close(opened)
 
 
-def let_go(shared: Shared) -> None:
+def release_environment(shared: SharedEnvironment) -> None:
     """One user less; the last one closes it."""
     with _guard:
         shared.users -= 1

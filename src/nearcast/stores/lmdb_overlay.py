@@ -34,16 +34,16 @@ from typing import Any, TypeVar
 
 from nearcast.errors import DamagedError, StoreError
 from nearcast.files import link_file, refuse_link
-from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry
+from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, OverlayEntry
 from nearcast.stores.lmdb_environment import (
     DATA,
     LOCK,
-    Shared,
-    let_go,
-    library,
+    SharedEnvironment,
+    load_lmdb,
     open_shared,
-    reading,
-    writing,
+    release_environment,
+    translate_read_errors,
+    translate_write_errors,
 )
 from nearcast.stores.lmdb_journal import HeldJournal, Journal, Line, checksum
 from nearcast.stores.lmdb_pages import Tree, check_pages, newest_transaction, read_tree, salvage_pairs
@@ -61,7 +61,7 @@ CHECKED = struct.Struct(">QI")
 SERIAL = struct.Struct(">Q")
 UNLOCKED_READS = 3
 LOOKS, LOOK_SECONDS = 5, 0.01  # for a file that is being replaced
-NOTHING = Changes(epoch=0, serial=0, entries=())
+NOTHING = OverlayChanges(epoch=0, serial=0, entries=())
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class LmdbOverlay:
     """The overlay in a folder, which is made by the first write. Safe to use from many threads and after a fork."""
 
     folder: Path
-    _shared: Shared | None = field(default=None, repr=False)
+    _shared: SharedEnvironment | None = field(default=None, repr=False)
     _seen: _Seen | None = field(default=None, repr=False)
 
     @functools.cached_property
@@ -98,7 +98,7 @@ class LmdbOverlay:
             with self._environment() as (environment, journal), environment.begin(write=True) as txn:
                 _add(txn, entries, journal)
 
-    def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
+    def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
         """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
         never_written = None if self.journal.exists() else NOTHING  # made by a version that was killed before writing
         return self._read(lambda tree: _changes(tree, epoch, serial, self._data, never_written), NOTHING)
@@ -107,19 +107,19 @@ class LmdbOverlay:
         """The last entry with this key, as it was written; None where there is none."""
         return self._read(lambda tree: _entry(tree, key, self._data), None)
 
-    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> ExchangeResult:
         """Add an entry only where its key still holds `held`; with a token once only."""
         with self._environment() as (environment, journal), environment.begin(write=True) as txn:
             name = hashlib.blake2b(token.encode(), digest_size=32).digest()
             if token and txn.get(TOKEN + name) is not None:
-                return Exchanged.REPEATED
+                return ExchangeResult.REPEATED
             known = txn.get(ENTRY + _stored(entry.key()))
             if (None if known is None else bytes(known[8:])) != held:
-                return Exchanged.CHANGED
+                return ExchangeResult.CHANGED
             if token:
                 _remember(txn, name, now)
             _add(txn, [entry], journal)
-            return Exchanged.WRITTEN
+            return ExchangeResult.WRITTEN
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
         """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
@@ -151,9 +151,9 @@ class LmdbOverlay:
         """
         if not self._should_be_there():
             return None
-        with writing(self.journal.path):
+        with translate_write_errors(self.journal.path):
             moved = self.journal.move_what_is_no_file()
-        with writing(self._data), self.journal.locked() as journal:
+        with translate_write_errors(self._data), self.journal.locked() as journal:
             try:
                 self._check()
                 return moved
@@ -177,12 +177,12 @@ class LmdbOverlay:
         """Let go of the file; the next use opens it again."""
         shared, self._shared = self._shared, None
         if shared is not None:
-            let_go(shared)
+            release_environment(shared)
 
     def _read(self, read: Callable[[Tree], T], nothing: T) -> T:
         """Return what `read` finds in the newest state, `nothing` where nothing was ever written."""
         path = self._data
-        with reading(path):
+        with translate_read_errors(path):
             if not self._is_there():
                 return nothing
             try:
@@ -223,7 +223,7 @@ class LmdbOverlay:
     @contextlib.contextmanager
     def _environment(self) -> Iterator[tuple[Any, HeldJournal]]:
         """Open it for a writer, who is alone until the end; made where nothing was written yet."""
-        with writing(self._data):
+        with translate_write_errors(self._data):
             if not self._is_there():
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self._make()
@@ -233,7 +233,7 @@ class LmdbOverlay:
                     environment.reader_check()  # a killed reader would keep old pages from being used again
                     yield environment, journal
                     self._note(environment.info()["last_txnid"])
-                except library().Error:
+                except load_lmdb().Error:
                     self.close()  # after some errors LMDB wants to be opened anew
                     raise
 
@@ -252,7 +252,7 @@ class LmdbOverlay:
         fresh = self.folder.with_name(f"{self.folder.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
         fresh.mkdir()
         try:
-            opened = contextlib.closing(library().open(str(fresh), map_size=MAP_BYTES, lock=False))
+            opened = contextlib.closing(load_lmdb().open(str(fresh), map_size=MAP_BYTES, lock=False))
             with opened as environment, environment.begin(write=True) as txn:
                 for line in lines:
                     _put(txn, *line)
@@ -281,7 +281,7 @@ class LmdbOverlay:
         shutil.rmtree(fresh, ignore_errors=True)
         return aside
 
-    def _opened(self, journal: HeldJournal) -> Shared:
+    def _opened(self, journal: HeldJournal) -> SharedEnvironment:
         """Return the environment that is in the folder now, for a writer."""
         shared = self._shared
         if shared is not None and not shared.inherited and self._is_known(shared) and shared.lock_is_whole():
@@ -294,7 +294,7 @@ class LmdbOverlay:
         self._shared = open_shared(self.folder, locks=True, map_size=MAP_BYTES, max_readers=MOST_READERS)
         return self._shared
 
-    def _is_known(self, shared: Shared) -> bool:
+    def _is_known(self, shared: SharedEnvironment) -> bool:
         """Return whether the file is as this process left it, or as other writers have made it of that."""
         facts, seen = self._data.lstat(), self._seen
         if seen is None or (facts.st_dev, facts.st_ino) != shared.identity or facts.st_size < seen.size:
@@ -325,14 +325,14 @@ def _add(txn: Any, entries: Sequence[OverlayEntry], journal: HeldJournal) -> Non
     _keep_state(txn, epoch, serial + len(lines), None if count is None else count + added)
 
 
-def _changes(tree: Tree, epoch: int, serial: int, path: Path, never_written: Changes | None) -> Changes:
+def _changes(tree: Tree, epoch: int, serial: int, path: Path, never_written: OverlayChanges | None) -> OverlayChanges:
     state = _state(tree.get(STATE))
     if state is None:
         if never_written is not None:
             return never_written
         raise DamagedError(f"{path} does not say what its newest entry is; heal it with publish --repair")
     if state == (epoch, serial):
-        return Changes(epoch, serial, ())
+        return OverlayChanges(epoch, serial, ())
     afresh = state[0] != epoch
     found = []
     for number, key in tree.scan(LOG + SERIAL.pack(0 if afresh else serial + 1)):
@@ -347,7 +347,7 @@ def _changes(tree: Tree, epoch: int, serial: int, path: Path, never_written: Cha
         *of, count = COUNTED.unpack(counted)
         if tuple(of) == state and count != len(found):
             raise DamagedError(f"{path} holds {len(found)} entries where {count} were; heal it with publish --repair")
-    return Changes(*state, tuple(found))
+    return OverlayChanges(*state, tuple(found))
 
 
 def _entry(tree: Tree, key: bytes, path: Path) -> bytes | None:

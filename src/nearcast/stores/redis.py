@@ -19,8 +19,8 @@ import secrets
 from contextlib import AbstractContextManager
 
 from nearcast.errors import NotFoundError, StoreError
-from nearcast.stores.base import Held, OverlayLog, Pointer
-from nearcast.stores.names import checked_generator
+from nearcast.stores.base import OverlayLog, Pointer, PublishLock
+from nearcast.stores.names import validate_generator
 from nearcast.stores.redis_connection import Connection
 from nearcast.stores.redis_lock import RedisHeld, holding
 from nearcast.stores.redis_overlay import RedisOverlay
@@ -71,7 +71,7 @@ class RedisStore:
         """Generators that have a pointer, sorted."""
         return sorted(name.decode() for name in self._connection.run("SMEMBERS", GENERATORS))
 
-    def lock(self, generator: str) -> AbstractContextManager[Held]:
+    def lock(self, generator: str) -> AbstractContextManager[PublishLock]:
         """The publishers' lock of a generator; BusyError at once where another process holds it."""
         return holding(self._connection, f"{_prefix(generator)}:lock", f"{generator} in {self.url}")
 
@@ -110,7 +110,7 @@ class RedisStore:
         data = self._connection.run("GET", key)
         return None if data is None else Pointer.from_bytes(data, f"{key} in {self.url}")
 
-    def point(self, generator: str, pointer: Pointer, held: Held) -> None:
+    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
         """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
         assert isinstance(held, RedisHeld), "a lock of this store"
         keys = [held.key, f"{_prefix(generator)}:current", GENERATORS]
@@ -184,4 +184,4 @@ class RedisStore:
 
 
 def _prefix(generator: str) -> str:
-    return f"nearcast:{checked_generator(generator)}"
+    return f"nearcast:{validate_generator(generator)}"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 
 from nearcast.errors import DamagedError
-from nearcast.stores.base import TOKEN_SECONDS, Changes, Exchanged, OverlayEntry
+from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, OverlayEntry
 from nearcast.stores.redis_connection import Connection
 
 __all__ = ["RedisOverlay"]
@@ -190,19 +190,19 @@ class RedisOverlay:
                 flat += [entry.key(), entry.to_bytes(), int(entry.field is None)]
             self._check(self._write(self._keys, [self._name, _new_epoch(), *flat]))
 
-    def changes(self, *, epoch: int = -1, serial: int = 0) -> Changes:
+    def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
         """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
         found = self._read(self._keys, [self._name, epoch, serial])
         self._check(found)
         now, newest, *entries = found
-        return Changes(int(now), int(newest), tuple(map(OverlayEntry.from_bytes, entries)))
+        return OverlayChanges(int(now), int(newest), tuple(map(OverlayEntry.from_bytes, entries)))
 
     def get(self, key: bytes) -> bytes | None:
         """The last entry with this key, as it was written; None where there is none."""
         held: bytes | None = self._connection.run("HGET", self._keys[0], key)
         return held
 
-    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> Exchanged:
+    def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> ExchangeResult:
         """Add an entry only where its key still holds `held`; with a token once only."""
         # A client sends a command again when its connection breaks: one of its own keeps that from counting twice.
         name, remembered = (token, TOKEN_SECONDS) if token else (secrets.token_hex(16), RESENT_SECONDS)
@@ -210,8 +210,8 @@ class RedisOverlay:
         wanted = [held or b"", name, repr(now), repr(now + remembered)]
         answer = self._exchange(self._keys, [self._name, _new_epoch(), *new, *wanted])
         self._check(answer)
-        outcome = Exchanged(answer[0].decode())
-        return Exchanged.WRITTEN if outcome is Exchanged.REPEATED and not token else outcome
+        outcome = ExchangeResult(answer[0].decode())
+        return ExchangeResult.WRITTEN if outcome is ExchangeResult.REPEATED and not token else outcome
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
         """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""

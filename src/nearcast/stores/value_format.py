@@ -37,8 +37,8 @@ from nearcast.times import rows_of_table
 __all__ = [
     "FORMAT",
     "REASONS",
+    "CandidateLists",
     "IdType",
-    "Lists",
     "decode_list",
     "decode_lists",
     "encode_items",
@@ -243,7 +243,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
+class CandidateLists:
     """Decoded lists of n keys, flat: list i is ids[offsets[i]:offsets[i + 1]]. A missing key has an empty one."""
 
     found: npt.NDArray[np.bool_]  # (n,)
@@ -290,7 +290,7 @@ def _checked(head: int) -> int:
     return kind
 
 
-def decode_lists(values: Sequence[bytes | None], ids: IdType) -> Lists:
+def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
     """Many values at once. DamagedError where one of them is no list."""
     there = [value for value in values if value is not None]
     sizes = np.fromiter(map(len, there), np.int64, len(there))
@@ -314,11 +314,13 @@ def decode_lists(values: Sequence[bytes | None], ids: IdType) -> Lists:
     np.cumsum(offsets, out=offsets)
     if kind == STRING:
         scores, texts = _strings(there, lengths)
-        return Lists(found, offsets, texts, scores, reasons)
+        return CandidateLists(found, offsets, texts, scores, reasons)
     width = ID_BYTES[kind] // 4
     floats, numbers = _parts(data.view("<u4"), 1, lengths, width * lengths)
     flat_ids = numbers.view("<u4" if kind == UINT32 else "<i8").astype(np.int64, copy=False)
-    return Lists(found, offsets, pa.array(flat_ids), floats.view("<f4").astype(np.float32, copy=False), reasons)
+    return CandidateLists(
+        found, offsets, pa.array(flat_ids), floats.view("<f4").astype(np.float32, copy=False), reasons
+    )
 
 
 def _only_kind(heads: npt.NDArray[np.uint8], ids: IdType) -> int:
