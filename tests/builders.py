@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from nearcast.sources.ingest import ingest
-from nearcast.sources.validate_rows import kept_rows, scan
+from nearcast.sources.scan_rows import scan_rows, select_rows
 from nearcast.spec import GeneratorSpec, SourceSpec, parse_model
 
 METRICS = ("inner_product", "cosine", "l2")
@@ -51,9 +51,9 @@ def source_spec(path="items.parquet", **settings):
 
 def ingested(source, folder, *, memory_bytes=1 << 26, spec=None):
     """Scan a source, keep what the policies keep, and ingest it."""
-    seen = scan(source, memory_bytes=memory_bytes, side="items")
-    kept = kept_rows(seen, spec or generator())
-    return ingest(seen, kept, folder, {}, memory_bytes=memory_bytes, side="items")
+    seen = scan_rows(source, memory_bytes=memory_bytes, table="items")
+    kept = select_rows(seen, spec or generator())
+    return ingest(seen, kept, folder, {}, memory_bytes=memory_bytes, table="items")
 
 
 def clustered(n, dim, *, seed, clusters=40):

@@ -24,8 +24,8 @@ from nearcast.join.listener import Listener
 from nearcast.replaying.request_log import read_log
 from nearcast.sources import user_files
 from nearcast.sources.ingest import ingest
-from nearcast.sources.memory_tables import table_source
-from nearcast.sources.validate_rows import kept_rows, scan
+from nearcast.sources.memory_tables import TableReader, table_source
+from nearcast.sources.scan_rows import scan_rows, select_rows
 
 N, DIM = 60, 4
 
@@ -144,16 +144,17 @@ def test_ids_and_counts_are_compared_again_at_ingest_even_where_no_file_shows_th
     held = {"table": rows()}
     source = table_source(source_spec(), rows(), "items")
 
-    def read(columns, most):
-        data = held["table"].select(list(columns))
-        for start in range(0, len(data), most):
-            yield data.slice(start, most)
+    class Moving(TableReader):
+        def read(self, columns, max_rows):
+            data = held["table"].select(list(columns))
+            for start in range(0, len(data), max_rows):
+                yield data.slice(start, max_rows)
 
-    moving = replace(source, parts=(replace(source.parts[0], read=read),))
-    seen = scan(moving, memory_bytes=1 << 20, side="items")
+    moving = replace(source, parts=(replace(source.parts[0], reader=Moving(rows(), ["id"], "items")),))
+    seen = scan_rows(moving, memory_bytes=1 << 20, table="items")
     held["table"] = NEW_ROWS[new]
     with pytest.raises(InputError, match="items changed while it was read; run again"):
-        ingest(seen, kept_rows(seen, spec_of()), tmp_path / "side", {}, memory_bytes=1 << 20, side="items")
+        ingest(seen, select_rows(seen, spec_of()), tmp_path / "side", {}, memory_bytes=1 << 20, table="items")
     assert not (tmp_path / "side" / "manifest.json").exists()
 
 

@@ -13,7 +13,7 @@ from nearcast.files import verify
 from nearcast.sources.ids import order_of, positions_of, read_ids, repeats, shared_positions, write_ids
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
-from nearcast.sources.validate_rows import scan
+from nearcast.sources.scan_rows import scan_rows
 
 IDS = ["b", "c", "a"]
 VECTORS = [[1, 2], [3, 4], [5, 6]]
@@ -394,7 +394,7 @@ def test_digests_of_files_name_them_relative_to_the_spec(tmp_path):
 def test_a_scan_reads_in_small_batches_under_a_small_budget(tmp_path):
     source = table_source(source_spec(), random_table(50), "items")
     told = []
-    seen = scan(source, memory_bytes=1, side="items", progress=lambda *p: told.append(p))
+    seen = scan_rows(source, memory_bytes=1, table="items", progress=lambda *p: told.append(p))
     assert told[-1] == ("check items", 50, 50)
     assert len(told) == 50
     assert seen.dim == 6

@@ -33,7 +33,7 @@ from nearcast.measure.list_quality import refuse_slices_of
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
 from nearcast.sources.row_source import RowSource
-from nearcast.sources.validate_rows import kept_rows
+from nearcast.sources.scan_rows import select_rows
 from nearcast.stores import check_store_url
 from nearcast.types import AnyArray, Metric
 
@@ -106,7 +106,7 @@ def sketched_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
         seen = checked.item_scan if name == "items" else checked.query_scan
         if seen is None:
             return open_ingested_table(checked.item_folder if name == "items" else checked.query_folder)
-        return ingest_attributes(seen, kept_rows(seen, run.spec), folder / name, memory_bytes=run.read_bytes)
+        return ingest_attributes(seen, select_rows(seen, run.spec), folder / name, memory_bytes=run.read_bytes)
 
     items = side("items")
     same = checked.query_folder == checked.item_folder
