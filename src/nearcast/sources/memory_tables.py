@@ -16,7 +16,7 @@ from nearcast.sources.row_source import MAX_BATCH_ROWS, RowSource, describe_part
 from nearcast.sources.user_files import UserFile, changed_error
 from nearcast.spec import SourceSpec
 
-__all__ = ["as_arrow", "is_table", "table_source"]
+__all__ = ["TableReader", "as_arrow", "is_table", "table_source"]
 
 
 class TableReader:
