@@ -1,0 +1,332 @@
+"""The structure of the package: names occur once and tell something, functions take few arguments, rooms make no cycle.
+
+Each rule has a list of present exceptions, by name. The lists only shrink: a new name is never added, and an exception
+that is gone does no harm until its row is deleted.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import nearcast
+
+PACKAGE = Path(nearcast.__file__).resolve().parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_PARAMETERS = 7
+
+# Verbs of `nearcast.__all__`: their arguments are the settings of a command, and they are called by name.
+PUBLIC_VERBS = {"knn_join", *nearcast.__all__}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+REPEATED_CLASSES: set[str] = {
+    "Asked",
+    "Changes",
+    "Chosen",
+    "Cost",
+    "DenseIndex",
+    "Drift",
+    "Event",
+    "Found",
+    "Listener",
+    "Lists",
+    "Live",
+    "Metric",
+    "Online",
+    "Outcome",
+    "Place",
+    "Plan",
+    "Point",
+    "Rule",
+    "Sample",
+    "Samples",
+    "Searched",
+    "Served",
+    "Shared",
+    "State",
+    "_Asked",
+    "_Pool",
+    "_Told",
+}
+MANY_PARAMETERS: set[str] = {
+    "__init__",
+    "_best",
+    "_scan",
+    "ads",
+    "ask",
+    "assemble",
+    "choose",
+    "ensure_index",
+    "estimate_run",
+    "exact_join",
+    "join",
+    "join_exact",
+    "kept_truth",
+    "measure_table",
+    "publish_expansion",
+    "publish_snapshot",
+    "search_or_scan",
+    "truth_of",
+}
+REPEATED_FILES: set[str] = set()
+PARTICIPLES: set[str] = {
+    "_added",
+    "_aligned",
+    "_answered",
+    "_asked",
+    "_audited",
+    "_barred",
+    "_built",
+    "_called",
+    "_capped",
+    "_changed",
+    "_checked",
+    "_chosen",
+    "_coded",
+    "_combined",
+    "_compared",
+    "_compiled",
+    "_contained",
+    "_counted",
+    "_damaged",
+    "_decoded",
+    "_encoded",
+    "_estimated",
+    "_expanded",
+    "_expected",
+    "_explained",
+    "_exposed",
+    "_failed",
+    "_filled",
+    "_followed",
+    "_found",
+    "_given",
+    "_held",
+    "_joined",
+    "_judged",
+    "_kept",
+    "_known",
+    "_left",
+    "_linked",
+    "_listed",
+    "_loaded",
+    "_logged",
+    "_lost",
+    "_mapped",
+    "_measured",
+    "_merged",
+    "_met",
+    "_mixed",
+    "_named",
+    "_needed",
+    "_numbered",
+    "_opened",
+    "_outranked",
+    "_owned",
+    "_packed",
+    "_padded",
+    "_paired",
+    "_parsed",
+    "_picked",
+    "_pointed",
+    "_prepared",
+    "_promoted",
+    "_published",
+    "_quoted",
+    "_ranked",
+    "_refused",
+    "_rehearsed",
+    "_remembered",
+    "_renamed",
+    "_renewed",
+    "_resolved",
+    "_salvaged",
+    "_scaled",
+    "_searched",
+    "_served",
+    "_shown",
+    "_sieved",
+    "_skipped",
+    "_staged",
+    "_stepped",
+    "_stored",
+    "_thinned",
+    "_tidied",
+    "_timed",
+    "_told",
+    "_translated",
+    "_typed",
+    "_unexpected",
+    "_unpacked",
+    "_updated",
+    "_watched",
+    "_withdrawn",
+    "_written",
+    "admitted",
+    "answered",
+    "bound",
+    "calibrated",
+    "checked",
+    "coded",
+    "compared",
+    "counted",
+    "encoded",
+    "estimated",
+    "explained",
+    "finished",
+    "joined",
+    "kept",
+    "known",
+    "locked",
+    "lost",
+    "merged",
+    "met",
+    "moved",
+    "named",
+    "opened",
+    "overloaded",
+    "packed",
+    "prepared",
+    "promoted",
+    "quoted",
+    "refused",
+    "removed",
+    "rounded",
+    "searched",
+    "shown",
+    "stored",
+    "told",
+    "typed",
+    "unchanged",
+    "updated",
+    "weighted",
+    "widened",
+}
+
+# Participles that do not end in -ed.
+IRREGULAR = {
+    *("bound", "built", "chosen", "done", "drawn", "found", "given", "gone", "held", "hidden", "kept", "known", "left"),
+    *("lost", "made", "met", "meant", "said", "seen", "sent", "shown", "spoken", "spent", "taken", "told", "withdrawn"),
+    *("written",),
+}
+VERBS_IN_ED = {"embed", "exceed", "feed", "need", "proceed", "seed", "shed", "succeed"}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def functions() -> Iterator[tuple[Path, Function, ast.AST]]:
+    """All functions and methods, with what they are defined in."""
+    for path in MODULES:
+        for parent in ast.walk(tree_of(path)):
+            for node in ast.iter_child_nodes(parent):
+                if isinstance(node, Function):
+                    yield path, node, parent
+
+
+def decorators(node: Function) -> list[str]:
+    return [ast.unparse(decorator) for decorator in node.decorator_list]
+
+
+def is_command(node: Function) -> bool:
+    return any(text.startswith("click.") for text in decorators(node))
+
+
+def parameters(node: Function) -> int:
+    arguments = node.args
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def is_participle(name: str) -> bool:
+    word = name.strip("_")
+    return word in IRREGULAR or (word.endswith("ed") and "_" not in word and word not in VERBS_IN_ED)
+
+
+def is_protocol(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases)
+
+
+def test_the_name_of_a_class_occurs_once():
+    places = defaultdict(list)
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{name_of(path)} line {node.lineno}")
+    repeated = {name: where for name, where in places.items() if len(where) > 1 and name not in REPEATED_CLASSES}
+    assert repeated == {}, "two classes with one name: give one of them a noun of its own"
+
+
+def test_a_function_takes_at_most_seven_arguments():
+    many = {
+        f"{name_of(path)} {node.name}": parameters(node)
+        for path, node, _ in functions()
+        if parameters(node) > MOST_PARAMETERS
+        and not is_command(node)
+        and node.name not in PUBLIC_VERBS | MANY_PARAMETERS
+    }
+    assert many == {}, "more than seven arguments: values that travel together are a frozen dataclass"
+
+
+def test_the_name_of_a_file_occurs_once():
+    places = defaultdict(list)
+    for path in MODULES:
+        if path.name not in ("__init__.py", "__main__.py", "base.py") and room_of(path) != "cli":
+            places[path.stem].append(name_of(path))
+    repeated = {stem: where for stem, where in places.items() if len(where) > 1 and stem not in REPEATED_FILES}
+    assert repeated == {}, "two modules with one name: searching for one finds the other"
+
+
+def test_a_function_is_named_by_a_verb_and_not_by_a_participle():
+    found = {
+        f"{name_of(path)} {node.name}"
+        for path, node, parent in functions()
+        if is_participle(node.name)
+        and not any("property" in text for text in decorators(node))
+        and not is_protocol(parent)
+        and node.name not in PUBLIC_VERBS | PARTICIPLES
+    }
+    assert found == set(), "name the function by its verb and object: `_checked` -> `_validate_rows`"
+
+
+def test_rooms_make_no_cycle():
+    below: dict[str, set[str]] = defaultdict(set)
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            below[room_of(path)] |= {name.split(".")[1] for name in names if name.startswith("nearcast.")}
+    rooms = {room: others - {room} for room, others in below.items() if room not in ("__init__", "__main__")}
+    while free := {room for room, others in rooms.items() if not others & rooms.keys()}:
+        rooms = {room: others for room, others in rooms.items() if room not in free}
+    assert rooms == {}, "these rooms import each other in a circle"
+
+
+def test_the_rules_recognize_what_they_forbid():
+    tree = ast.parse("def _checked(a, b, c, d, *, e, f, g, h): ...\nclass Box:\n  def told(self, a): ...")
+    checked, box = tree.body
+    assert isinstance(checked, ast.FunctionDef)
+    assert isinstance(box, ast.ClassDef)
+    told = box.body[0]
+    assert isinstance(told, ast.FunctionDef)
+    assert (parameters(checked), parameters(told)) == (8, 1)
+    assert [is_participle(name) for name in ("_checked", "told", "need", "read_rows", "rounded_up")] == [
+        *(True, True, False, False, False),
+    ]
