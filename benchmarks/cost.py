@@ -147,7 +147,7 @@ def online(spec: Path, engine: str, keys: Sequence[str], answers: dict[str, list
         "way": engine,
         "cpu_seconds": parts,
         "total": sum(parts.values()),
-        "effort": dict(index.effort),
+        "effort": dict(index.params),
         "recall": None if reached is None else [reached.low, reached.value, reached.high],
         "searches_done": len(rows),
         "agreement_with_offline": float(np.mean(same)),

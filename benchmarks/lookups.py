@@ -138,7 +138,7 @@ def same_keys(
     for engine in engines:
         online = open_online(parsed, spec.parent, out, engine=engine, recall=recall)
         reached = online.reached.value if online.reached else None
-        about = {"by": engine, "effort": dict(online.effort), "recall": reached}
+        about = {"by": engine, "effort": dict(online.params), "recall": reached}
 
         def search(some: Any, online: Any = online) -> Any:
             return online.search(some, k)

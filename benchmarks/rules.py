@@ -30,6 +30,7 @@ from nearcast.kernels import isa_info
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import All, Eligibility, Interval, Overlap, eligible_pairs
 from nearcast.knn.exact_join import exact_join
+from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.measure.recall import recall_per_query
 from nearcast.types import ArrayVectors, Metric, Neighbors
 
@@ -162,7 +163,7 @@ def _measured(
                     "eligible": _eligible_share(case),
                     "fill": float((exact.positions >= 0).mean()),
                     "recall_at_95": float(recall.mean()),
-                    "effort_at_95": dict(pruned.report.effort),
+                    "effort_at_95": dict(pruned.report.params),
                 }
             ratio, other = seconds / base[-1], pruned_seconds / base[-1]
             out.print(f"{case.name} {case.share:g}: exact {seconds:.2f} s, {ratio:.2f}x; 0.95 {other:.2f}x")
@@ -187,7 +188,9 @@ def _sample(n: int, size: int) -> Array:
 def _referee(items: Array, queries: Array, case: Case, found: Any) -> None:
     rows = _sample(len(queries), REFEREED)
     held = Constraints(case.rule.of_queries(rows))
-    truth = exact_join(queries[rows], ArrayVectors(items), K, Metric.INNER_PRODUCT, constraints=held, threads=2)
+    truth = exact_join(
+        queries[rows], ArrayVectors(items), JoinRequest(Metric.INNER_PRODUCT, K, constraints=held), Resources(2)
+    )
     np.testing.assert_array_equal(found.positions[rows], truth.positions)
 
 

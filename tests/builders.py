@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from nearcast.knn import exact_join as reference_join
+from nearcast.knn.constraints import FREE
+from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.sources.ingest import ingest
 from nearcast.sources.scan_rows import scan_rows, select_rows
 from nearcast.spec import GeneratorSpec, SourceSpec, parse_model
+from nearcast.types import no_progress
 
 METRICS = ("inner_product", "cosine", "l2")
 DTYPES = ("float16", "float32", "int8", "uint8")
@@ -139,3 +143,11 @@ def join_cases(draw, most_items=1500, most_work=1_500_000):
         shape=draw(st.sampled_from(SHAPES)),
         excludes=draw(st.booleans()),
     )
+
+
+def exact_join(
+    queries, items, k, metric, *, exclude=None, constraints=FREE, threads=1, memory_bytes=1 << 30, progress=no_progress
+):
+    """The exact reference join, called by its values instead of by a request."""
+    request = JoinRequest(metric, k, exclude=exclude, constraints=constraints)
+    return reference_join.exact_join(queries, items, request, Resources(threads, memory_bytes), progress)

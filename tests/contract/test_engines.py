@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ import reference
 from builders import METRICS, JoinCase, clustered, generator, join_cases, write_parquet
 from nearcast import knn_join
 from nearcast.engines import ENGINES, choose_engine
-from nearcast.engines.base import JoinShape, Resources
+from nearcast.engines.base import IndexSpec, JoinRequest, JoinShape, Resources
 from nearcast.errors import DamagedError, SpecError, TargetError
 from nearcast.join.run import run_generator
 from nearcast.spec import parse_model
@@ -24,20 +27,26 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 ONE, TWO = Resources(threads=1, memory_bytes=64 << 20), Resources(threads=2, memory_bytes=64 << 20)
 
 
+@dataclass
+class Built:
+    """An open index, and the metric of its joins."""
+
+    index: Any
+    metric: Metric
+
+    def operating_points(self, k):
+        return self.index.operating_points(k)
+
+
 def build(engine, items, metric, *, seed=0, resources=TWO, **engine_settings):
-    return engine.build(
-        items if hasattr(items, "read") else ArrayVectors(items),
-        Metric(metric),
-        engine.settings(**engine_settings),
-        seed=seed,
-        resources=resources,
-        progress=no_progress,
-    )
+    items = items if hasattr(items, "read") else ArrayVectors(items)
+    spec = IndexSpec(Metric(metric), engine.settings(**engine_settings), seed)
+    return Built(engine.build(items, spec, resources), spec.metric)
 
 
-def join(index, queries, k, *, effort=None, exclude=None, resources=TWO, progress=no_progress):
-    effort = index.efforts(k)[-1] if effort is None else effort
-    return index.join(queries, k, effort=effort, exclude=exclude, resources=resources, progress=progress)
+def join(built, queries, k, *, params=None, exclude=None, resources=TWO, progress=no_progress):
+    params = built.operating_points(k)[-1] if params is None else params
+    return built.index.join(queries, JoinRequest(built.metric, k, exclude=exclude), params, resources, progress)
 
 
 def same(left, right):
@@ -97,8 +106,8 @@ def test_copies_do_not_cut_the_other_items_off_from_a_search_of_some_effort(engi
     items, queries = clustered(1500, 16, seed=1), clustered(100, 16, seed=2)
     items[np.random.default_rng(3).permutation(1500)[:700]] = items[0]
     index = build(engine, items, metric)
-    efforts = index.efforts(10)
-    found = join(index, queries, 10, effort=efforts[max(0, len(efforts) - 2)])
+    points = index.operating_points(10)
+    found = join(index, queries, 10, params=points[max(0, len(points) - 2)])
     true = reference.join(queries, items, 10, metric)[1]
     assert np.mean(found.scores >= true[:, -1:] - 1e-4 * np.abs(true[:, -1:])) > 0.97
 
@@ -110,7 +119,7 @@ def test_whatever_the_effort_scores_are_true_and_lists_are_in_order(engine, metr
     items, queries = clustered(1500, 16, seed=1), clustered(60, 16, seed=2)
     index = build(engine, items, metric)
     exclude = np.arange(60)
-    found = join(index, queries, 10, effort=index.efforts(10)[effort], exclude=exclude)
+    found = join(index, queries, 10, params=index.operating_points(10)[effort], exclude=exclude)
     every = reference.all_scores(queries, items, metric)
     for row in range(60):
         listed = found.positions[row][found.positions[row] >= 0]
@@ -131,25 +140,25 @@ def test_an_index_that_was_saved_and_opened_gives_the_same_answers(engine, metri
     built = build(engine, stored, metric)
     folder = tmp_path / "index"
     folder.mkdir()
-    built.save(folder)
-    opened = engine.open(folder, stored, Metric(metric), engine.settings())
-    assert list(opened.efforts(10)) == list(built.efforts(10))
-    for effort in (built.efforts(10)[0], built.efforts(10)[-1]):
-        assert same(join(built, queries, 10, effort=effort), join(opened, queries, 10, effort=effort))
+    built.index.save(folder, TWO)
+    spec = IndexSpec(Metric(metric), engine.settings())
+    opened = Built(engine.open(folder, stored, spec), spec.metric)
+    assert list(opened.operating_points(10)) == list(built.operating_points(10))
+    for params in (built.operating_points(10)[0], built.operating_points(10)[-1]):
+        assert same(join(built, queries, 10, params=params), join(opened, queries, 10, params=params))
 
 
 @every_engine
 def test_a_damaged_index_is_told_as_damage_with_the_way_out(engine, tmp_path):
     items = ArrayVectors(clustered(300, 8, seed=1))
-    build(engine, items, "l2").save(tmp_path)
+    build(engine, items, "l2").index.save(tmp_path, TWO)
     saved = [path for path in tmp_path.iterdir() if path.is_file()]
-    if not saved:
-        assert engine.exact  # there is nothing to damage
+    assert bool(saved) == engine.persists_index
     for path in saved:
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DamagedError, match="run again"):
-            engine.open(tmp_path, items, Metric.L2, engine.settings())
+            engine.open(tmp_path, items, IndexSpec(Metric.L2, engine.settings()))
         path.write_bytes(whole)
 
 
@@ -158,10 +167,10 @@ def test_a_damaged_index_is_told_as_damage_with_the_way_out(engine, tmp_path):
 def test_two_builds_give_the_same_answers(engine, metric):
     items, queries = clustered(2500, 16, seed=1), clustered(80, 16, seed=2)
     first, second = build(engine, items, metric, resources=ONE), build(engine, items, metric, resources=TWO)
-    rungs = first.efforts(10)
-    assert list(second.efforts(10)) == list(rungs)
-    for effort in (rungs[0], rungs[len(rungs) // 2], rungs[-1]):
-        assert same(join(first, queries, 10, effort=effort), join(second, queries, 10, effort=effort))
+    points = first.operating_points(10)
+    assert list(second.operating_points(10)) == list(points)
+    for params in (points[0], points[len(points) // 2], points[-1]):
+        assert same(join(first, queries, 10, params=params), join(second, queries, 10, params=params))
 
 
 @every_engine
@@ -169,10 +178,10 @@ def test_two_builds_give_the_same_answers(engine, metric):
 def test_a_join_depends_neither_on_threads_nor_on_memory(engine, metric):
     items, queries = clustered(1500, 16, seed=1), clustered(300, 16, seed=2)
     index = build(engine, items, metric)
-    for effort in (index.efforts(10)[0], index.efforts(10)[-1]):
-        whole = join(index, queries, 10, effort=effort, resources=TWO)
-        assert same(whole, join(index, queries, 10, effort=effort, resources=ONE))
-        assert same(whole, join(index, queries, 10, effort=effort, resources=Resources(2, 1 << 20)))
+    for params in (index.operating_points(10)[0], index.operating_points(10)[-1]):
+        whole = join(index, queries, 10, params=params, resources=TWO)
+        assert same(whole, join(index, queries, 10, params=params, resources=ONE))
+        assert same(whole, join(index, queries, 10, params=params, resources=Resources(2, 1 << 20)))
 
 
 @every_engine
@@ -180,16 +189,16 @@ def test_a_join_depends_neither_on_threads_nor_on_memory(engine, metric):
 def test_efforts_grow_and_the_last_is_full(engine, k):
     items = clustered(1500, 8, seed=1)
     index = build(engine, items, "l2")
-    efforts = list(index.efforts(k))
-    assert len(efforts) >= 1
-    assert len({tuple(sorted(e)) for e in efforts}) == 1  # one engine, one way to say it
-    for name in efforts[0]:
-        values = [effort[name] for effort in efforts]
+    points = list(index.operating_points(k))
+    assert len(points) >= 1
+    assert len({tuple(sorted(e)) for e in points}) == 1  # one engine, one way to say it
+    for name in points[0]:
+        values = [params[name] for params in points]
         assert values == sorted(set(values))
         assert all(type(value) is int for value in values)
     case = JoinCase(1, 20, 1500, 8, min(k, 50), "l2", "float32", "float32", "gaussian", excludes=False)
     object.__setattr__(case, "items", items)
-    assert_agrees_up_to_ties(join(index, case.queries, case.k, effort=efforts[-1]), case)
+    assert_agrees_up_to_ties(join(index, case.queries, case.k, params=points[-1]), case)
 
 
 @every_engine
@@ -201,7 +210,7 @@ def test_at_full_effort_equal_items_at_the_end_of_a_list_go_to_the_smaller_posit
     queries = rng.integers(-2, 3, size=(40, 3)).astype(np.float32) + 0.5
     index = build(engine, items, metric)
     for k in (1, 3, 10, 599):
-        found = join(index, queries, k, effort=index.efforts(k)[-1])
+        found = join(index, queries, k, params=index.operating_points(k)[-1])
         positions, scores = reference.join(queries, items, k, metric)
         assert (found.scores == scores).all()
         assert (found.positions == positions).all()
@@ -218,7 +227,7 @@ def test_at_full_effort_no_digits_are_lost_where_large_numbers_cancel(engine, me
     if metric == "inner_product":
         queries[:, ::2] *= -1
     index = build(engine, items, metric)
-    found = join(index, queries, 5, effort=index.efforts(5)[-1])
+    found = join(index, queries, 5, params=index.operating_points(5)[-1])
     positions, scores = reference.join(queries, items, 5, metric)
     assert (found.scores == scores).all()
     assert (found.positions == positions).all()
@@ -229,10 +238,10 @@ def test_more_effort_finds_more(engine):
     items, queries = clustered(4000, 24, seed=1, clusters=400), clustered(200, 24, seed=2, clusters=400)
     index = build(engine, items, "l2")
     true = reference.join(queries, items, 10, "l2")[1]
-    efforts = index.efforts(10)
+    points = index.operating_points(10)
     reached = [
-        np.mean(join(index, queries, 10, effort=effort).scores >= true[:, -1:] - 1e-4)
-        for effort in (efforts[0], efforts[len(efforts) // 2], efforts[-1])
+        np.mean(join(index, queries, 10, params=params).scores >= true[:, -1:] - 1e-4)
+        for params in (points[0], points[len(points) // 2], points[-1])
     ]
     assert reached == sorted(reached)
     assert reached[-1] == 1.0
@@ -282,8 +291,8 @@ def test_progress_is_told_for_the_join_up_to_the_last_query(engine):
 @pytest.mark.parametrize(("m", "queries"), [(1, 1), (50, 10), (3000, 100_000)])
 def test_an_estimate_names_its_stages_and_is_never_negative(engine, metric, m, queries):
     items = ArrayVectors(clustered(m, 16, seed=1))
-    shape = JoinShape(n_items=m, n_queries=queries, dim=16, item_bytes=4, k=10)
-    found = engine.estimate(shape, items, Metric(metric), engine.settings(), TWO)
+    shape = JoinShape(JoinRequest(Metric(metric), 10), n_items=m, n_queries=queries, dim=16, item_bytes=4)
+    found = engine.estimate(shape, items, engine.settings(), TWO)
     assert "join" in found.seconds
     assert set(found.seconds) <= {"build", "join"}
     assert all(seconds >= 0 for seconds in found.seconds.values())
@@ -312,21 +321,21 @@ FORCED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "engine_settings", "effort"), FORCED)
-def test_a_forced_effort_is_the_only_one(name, engine_settings, effort):
+@pytest.mark.parametrize(("name", "engine_settings", "params"), FORCED)
+def test_a_forced_effort_is_the_only_one(name, engine_settings, params):
     index = build(ENGINES[name], clustered(500, 8, seed=1), "l2", **engine_settings)
-    assert [dict(e) for e in index.efforts(10)] == [effort]
+    assert [dict(e) for e in index.operating_points(10)] == [params]
 
 
-@pytest.mark.parametrize(("name", "engine_settings", "effort"), FORCED)
-def test_recall_1_is_refused_where_the_forced_effort_leaves_items_out(name, engine_settings, effort):
+@pytest.mark.parametrize(("name", "engine_settings", "params"), FORCED)
+def test_recall_1_is_refused_where_the_forced_effort_leaves_items_out(name, engine_settings, params):
     items, queries = clustered(500, 8, seed=1), clustered(300, 8, seed=2)
     given = {"k": 10, "metric": "l2", "engine": name, "engine_settings": engine_settings}
-    if effort in ({"nprobe": 5}, {"ef_search": 500}):  # all there is
+    if params in ({"nprobe": 5}, {"ef_search": 500}):  # all there is
         exact = knn_join(queries, items, k=10, metric="l2", engine="exact")
         assert knn_join(queries, items, **given).positions.tolist() == exact.positions.tolist()
         return
-    with pytest.raises(SpecError, match=rf"recall is 1, and .* force {next(iter(effort))} = .* leave that out"):
+    with pytest.raises(SpecError, match=rf"recall is 1, and .* force {next(iter(params))} = .* leave that out"):
         knn_join(queries, items, **given)
 
 
@@ -367,13 +376,13 @@ CHANGING = [
 def test_every_setting_of_an_index_changes_what_little_effort_finds(name, engine_settings):
     items, queries = clustered(2000, 24, seed=1, clusters=300), clustered(200, 24, seed=2, clusters=300)
     usual, changed = (build(ENGINES[name], items, "l2", **given) for given in ({}, engine_settings))
-    assert not same(*(join(index, queries, 10, effort=index.efforts(10)[0]) for index in (usual, changed)))
+    assert not same(*(join(index, queries, 10, params=index.operating_points(10)[0]) for index in (usual, changed)))
 
 
 def test_the_seed_changes_the_cells_of_ivf():
     items, queries = clustered(2000, 24, seed=1, clusters=300), clustered(200, 24, seed=2, clusters=300)
     one, other = (build(ENGINES["faiss-ivf"], items, "l2", seed=seed) for seed in (0, 1))
-    assert not same(*(join(index, queries, 10, effort={"nprobe": 1}) for index in (one, other)))
+    assert not same(*(join(index, queries, 10, params={"nprobe": 1}) for index in (one, other)))
 
 
 @every_engine

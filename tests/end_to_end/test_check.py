@@ -184,4 +184,4 @@ def test_the_commands_end_in_the_same_exit_code(shop: Path) -> None:
     text += 'attributes = ["price"]\n[[rules]]\nname = "r"\nkeep = "item.price > 3"\n'
     (shop / "faiss.toml").write_text(text)
     told = [fail(command, "faiss.toml", code=2, cwd=shop) for command in ("check", "run")]
-    assert all("does not honour rules" in words for words in told)
+    assert all("does not support rules" in words for words in told)

@@ -98,15 +98,13 @@ def test_an_index_that_is_cut_without_a_manifest_to_say_so_is_an_error(tmp_path:
     folder = tmp_path / "index"
     folder.mkdir()
     resources = nearcast.engines.base.Resources(1, 1 << 28)
-    index = chosen.build(
-        items, Metric.L2, settings, workload=None, seed=0, resources=resources, progress=lambda *_: None
-    )
-    index.save(folder)
+    spec = nearcast.engines.base.IndexSpec(Metric.L2, settings)
+    chosen.build(items, spec, resources).save(folder, resources)
     for path, size in cut_files(folder):
         whole = path.read_bytes()
         path.write_bytes(whole[:size])
         with pytest.raises(DamagedError, match="index"):
-            chosen.open(folder, items, Metric.L2, settings)
+            chosen.open(folder, items, spec)
         path.write_bytes(whole)
 
 

@@ -201,9 +201,9 @@ def test_exact_and_dense_agree_under_every_constraint(shop: Shop) -> None:
 @pytest.mark.parametrize("engine", ["faiss-hnsw", "faiss-ivf"])
 def test_an_engine_that_cannot_honour_a_rule_refuses_it(shop: Shop, engine: str) -> None:
     require_module("faiss")
-    with pytest.raises(SpecError, match=f"{engine} does not honour rules inside its join; write engine"):
+    with pytest.raises(SpecError, match=f"{engine} does not support rules inside its join; write engine"):
         shop.run(rules=[SHOWN], engine=engine)
-    with pytest.raises(SpecError, match="does not honour caps"):
+    with pytest.raises(SpecError, match="does not support caps"):
         shop.run(caps=[{"by": "advertiser"}], engine=engine)
 
 

@@ -19,7 +19,7 @@ import nearcast
 from nearcast import kernels
 from nearcast.join.listener import Listener
 from nearcast.tuning import tune as tuning
-from nearcast.tuning.tuning_samples import draw_samples
+from nearcast.tuning.tuning_samples import draw_rows
 from needs import require_module
 
 require_module("optuna", allow_module_level=True)
@@ -123,7 +123,7 @@ def test_tuning_never_sees_the_queries_that_a_run_reports_on_or_calibrates_with(
     spec = nearcast.load_spec(write(tmp_path, engine="dense" if NATIVE else "faiss-ivf"))
     run = prepare(spec, tmp_path, Listener())
     _, inputs = tuning._inputs(run)
-    ours, theirs = draw_samples(run, inputs), of_a_run(run, inputs)
+    ours, theirs = draw_rows(run, inputs), of_a_run(run, inputs)
     tuned_on = np.concatenate([ours.chosen, ours.held_out, ours.timed])
     reported = np.concatenate([theirs.report, theirs.choosing, theirs.checking])
     assert len(np.unique(tuned_on)) == len(tuned_on)

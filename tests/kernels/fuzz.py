@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tests.kernels.sanitized  # noqa: F401 (before nearcast.kernels)
 from tests.kernels import rules as random_rules
+from tests.kernels.vectors import join_cells
 
 from nearcast import kernels
 from nearcast.errors import SpecError
@@ -321,7 +322,7 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
         tops = quantize.pack_items(centres, order, tiles, offsets, isa, 1)
         gap = float(rng.choice([-np.inf, np.inf, 0.0, -1.0]))
         ranks = [int(rng.integers(1, 40)) for _ in range(2)]
-        calls = [queries_call(quantize.coarser(rounded)), packed_call(tops), packed_call(tops)]
+        calls = [queries_call(quantize.coarsen(rounded)), packed_call(tops), packed_call(tops)]
         probes = Call(native.ProbeArrays, [*calls, *ranks, 0.5, gap, np.abs(rng.standard_normal(n))])
     rule_or_none = None if rule is None else rule_call(rule, packed)
     held = Call(lambda *made: list(made), [cap_call(cap) for cap in caps]) if caps else []
@@ -471,8 +472,8 @@ def fuzz_index(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any]
         k = min(k, 100_000) if isinstance(k, int) else k  # all slots are filled, with nothing: k costs memory
         os.environ[isa_module.ISA_VARIABLE] = str(isa)
         index = kernels.build_index(items, metric, cells=cells, query_sample=queries)
-        index.join(queries, k, reach=float(rng.choice([-2.0, 0.0, 3.0])), constraints=constraints)
-        return index.join(queries, k, constraints=constraints)
+        join_cells(index, queries, k, radius=float(rng.choice([-2.0, 0.0, 3.0])), constraints=constraints)
+        return join_cells(index, queries, k, constraints=constraints)
 
     def check(found: Any) -> None:
         assert_lists(found.positions, found.scores, reference(queries, items, k, metric, None, constraints))

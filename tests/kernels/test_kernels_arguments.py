@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from tests.kernels import fuzz
+from tests.kernels.vectors import join_exact
 
 from nearcast.kernels import isa as isa_module
-from nearcast.kernels import join_exact, quantize
+from nearcast.kernels import quantize
 from nearcast.knn.constraints import Cap, Constraints
 
 N, M, D = 5, 40, 8

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels.rules import sorted_join
-from tests.kernels.vectors import METRICS
+from tests.kernels.vectors import METRICS, join_cells, join_exact
 
 import nearcast
 from nearcast.errors import InputError, SpecError
-from nearcast.kernels import build_index, join_exact, numpy_fallback
+from nearcast.kernels import build_index, numpy_fallback
 from nearcast.knn.constraints import FREE
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
@@ -27,7 +27,7 @@ def assert_exact(queries, items, k, metric):
     truth = sorted_join(queries, items, k, metric, None, FREE)
     assert_same(join_exact(queries, items, k, metric), truth)
     for cells in (1, 9):
-        assert_same(build_index(items, metric, cells=cells).join(queries, k), truth)
+        assert_same(join_cells(build_index(items, metric, cells=cells), queries, k), truth)
     positions, scores = numpy_fallback.join_exact(queries, items, k, metric)
     np.testing.assert_array_equal(positions, truth[0])
     np.testing.assert_array_equal(scores, truth[1])
@@ -89,7 +89,7 @@ def test_a_third_of_the_items_far_smaller_or_larger_than_the_rest(metric, power)
     queries = items[[0, 5, 999, 1000, 2000]]
     assert_exact(queries, items, 20, metric)
     index = build_index(items, metric, cells=300)  # so many that centres are grouped
-    assert_same(index.join(queries, 20), sorted_join(queries, items, 20, metric, None, FREE))
+    assert_same(join_cells(index, queries, 20), sorted_join(queries, items, 20, metric, None, FREE))
 
 
 CASES = {  # queries, items

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.kernels.vectors import METRICS, draw_vectors, joins
+from tests.kernels.vectors import METRICS, calibrate_radius, draw_vectors, join_cells, joins
 
-from nearcast.kernels import build_index, numpy_fallback, recall_of
+from nearcast.kernels import build_index, measure_recall, numpy_fallback
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -16,7 +16,7 @@ from nearcast.kernels import build_index, numpy_fallback, recall_of
 def test_full_reach_is_exact(native_isa, case):
     queries, items, k, metric, exclude, threads = case
     index = build_index(items, metric, cells=7, threads=threads, query_sample=queries)
-    joined = index.join(queries, k, exclude=exclude, threads=threads)
+    joined = join_cells(index, queries, k, exclude=exclude, threads=threads)
     positions, scores = numpy_fallback.join_exact(queries, items, k, metric, exclude)
     np.testing.assert_array_equal(joined.positions, positions)
     np.testing.assert_array_equal(joined.scores.view(np.uint32), scores.view(np.uint32))
@@ -37,7 +37,7 @@ def test_every_instruction_set_thread_count_and_batch_gives_the_same_lists(metri
     for number, isa in enumerate(name for name in ISAS if name != "numpy"):
         monkeypatch.setenv("NEARCAST_ISA", isa)
         index = build_index(items, metric, cells=300, threads=1 + number % 3, query_sample=queries)
-        joined = index.join(queries, 10, reach=0.5, threads=3 - number % 3, memory_bytes=1 << (10 + 4 * number))
+        joined = join_cells(index, queries, 10, radius=0.5, threads=3 - number % 3, memory_bytes=1 << (10 + 4 * number))
         lists.append(joined.positions)
     for other in lists[1:]:
         np.testing.assert_array_equal(lists[0], other)
@@ -50,8 +50,8 @@ def test_more_reach_finds_more_and_scores_are_true(native_isa, metric):
     truth, true_scores = numpy_fallback.join_exact(queries, items, 10, metric)
     recalls = []
     for reach in (-3.0, 0.0, 2.0, 6.0):
-        joined = index.join(queries, 10, reach=reach)
-        recalls.append(recall_of(joined.positions, truth))
+        joined = join_cells(index, queries, 10, radius=reach)
+        recalls.append(measure_recall(joined.positions, truth))
         same = joined.positions == truth
         np.testing.assert_array_equal(joined.scores[same], true_scores[same])
     assert recalls == sorted(recalls)
@@ -61,23 +61,23 @@ def test_more_reach_finds_more_and_scores_are_true(native_isa, metric):
 def test_calibration_reaches_the_recall():
     items, queries = clustered(6000, 24, 1), clustered(400, 24, 2)
     index = build_index(items, "inner_product", query_sample=queries)
-    reach = index.calibrate(queries[:200], 10, 0.95)
-    truth = index.join(queries[200:], 10).positions
-    assert recall_of(index.join(queries[200:], 10, reach=reach).positions, truth) > 0.9
+    reach = calibrate_radius(index, queries[:200], 10, 0.95)
+    truth = join_cells(index, queries[200:], 10).positions
+    assert measure_recall(join_cells(index, queries[200:], 10, radius=reach).positions, truth) > 0.9
 
 
 def test_one_giant_cell_of_equal_items(native_isa):
     items = np.ones((3000, 12), np.float16)
     items[:50] = draw_vectors(np.random.default_rng(0), 50, 12, np.float16, "plain")
     index = build_index(items, "l2", cells=20)
-    joined = index.join(items[:60], 5, reach=1.0)
+    joined = join_cells(index, items[:60], 5, radius=1.0)
     np.testing.assert_array_equal(joined.positions[-1], [50, 51, 52, 53, 54])
 
 
 def test_without_native_kernels_the_index_is_exact(monkeypatch):
     monkeypatch.setenv("NEARCAST_ISA", "numpy")
     items = clustered(200, 8, 1)
-    joined = build_index(items, "cosine").join(items[:5], 3, reach=-4.0)
+    joined = join_cells(build_index(items, "cosine"), items[:5], 3, radius=-4.0)
     np.testing.assert_array_equal(joined.positions, numpy_fallback.join_exact(items[:5], items, 3, "cosine")[0])
 
 

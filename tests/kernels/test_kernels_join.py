@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.kernels.vectors import DTYPES, METRICS, draw_vectors, joins
+from tests.kernels.vectors import DTYPES, METRICS, draw_vectors, join_exact, joins
 
 from nearcast.errors import SpecError
-from nearcast.kernels import isa_info, join_exact, numpy_fallback
+from nearcast.kernels import isa_info, numpy_fallback
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels.rules import constrained_joins, interval, overlap, rule, shared, sorted_join
-from tests.kernels.vectors import METRICS, draw_vectors
+from tests.kernels.vectors import METRICS, draw_vectors, join_cells, join_exact
 
 from nearcast.eligibility import compile_rules, parse_rule
 from nearcast.errors import InputError, SpecError
-from nearcast.kernels import build_index, eligible_counts, join_exact, numpy_fallback
+from nearcast.kernels import build_index, eligible_counts, numpy_fallback
 from nearcast.kernels import isa as isa_module
 from nearcast.knn.constraints import Cap, Constraints, crossing_items
 from nearcast.knn.eligible import All, Any, Eligibility, eligible_pairs
@@ -45,7 +45,7 @@ def test_any_constrained_join_equals_the_referee(native_isa, case):
 def test_all_cells_hold_what_one_block_holds(native_isa, case):
     queries, items, k, metric, exclude, constraints, threads = case
     index = build_index(items, metric, cells=min(len(items), 12), threads=threads)
-    found = index.join(queries, k, exclude=exclude, constraints=constraints, threads=threads)
+    found = join_cells(index, queries, k, exclude=exclude, constraints=constraints, threads=threads)
     assert_same(found, numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints))
 
 
@@ -54,7 +54,7 @@ def test_all_cells_hold_what_one_block_holds(native_isa, case):
 def test_near_cells_give_eligible_items_only(native_isa, case):
     queries, items, k, metric, exclude, constraints, threads = case
     index = build_index(items, metric, cells=min(len(items), 12), threads=threads)
-    found = index.join(queries, k, reach=0.0, exclude=exclude, constraints=constraints, threads=threads)
+    found = join_cells(index, queries, k, radius=0.0, exclude=exclude, constraints=constraints, threads=threads)
     every = numpy_fallback.join_exact(queries, items, len(items), metric, exclude, constraints)[0]
     if constraints.caps:  # fewer cells let other items of a group through
         legal = Constraints(constraints.eligibility, (), constraints.min_score)
@@ -182,7 +182,7 @@ def test_a_rule_of_any_shape_gives_what_sorting_all_pairs_leaves(isa, tree):
     assert_same(join_exact(queries, items, 12, "l2", constraints=constraints), truth)
     for reach in (np.inf, 8.0):  # eight spreads find all that is left
         index = build_index(items, "l2", cells=7)
-        assert_same(index.join(queries, 12, reach=reach, constraints=constraints), truth)
+        assert_same(join_cells(index, queries, 12, radius=reach, constraints=constraints), truth)
     np.testing.assert_array_equal(eligible_counts(used), eligible_pairs(used).sum(axis=1))
 
 

@@ -60,5 +60,5 @@ def test_scores_agree_bit_by_bit(native_isa, dtype, metric, d):
 
 def test_coarser_codes_are_the_nearest_on_fewer_levels():
     codes = np.arange(-127, 128, dtype=np.int8)[None, :]
-    coarse = quantize.coarser(quantize.Codes(codes, np.ones(1), np.zeros(1), np.ones(1)))
+    coarse = quantize.coarsen(quantize.Codes(codes, np.ones(1), np.zeros(1), np.ones(1)))
     np.testing.assert_array_equal(coarse.codes[0], np.rint(np.arange(-127, 128) * 63 / 127))

@@ -3,6 +3,10 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from nearcast import kernels
+from nearcast.knn.constraints import FREE, Constraints
+from nearcast.knn.join_request import JoinRequest, Resources
+
 METRICS = ("inner_product", "cosine", "l2")
 DTYPES = (np.float16, np.float32, np.int8, np.uint8)
 
@@ -37,3 +41,47 @@ def joins(draw, most_items: int = 700):
     exclude = rng.integers(-1, max(1, m), size=n) if draw(st.booleans()) else None
     k = draw(st.sampled_from([1, 2, 10, 50, 100, 1000]))
     return queries, items, k, draw(st.sampled_from(METRICS)), exclude, draw(st.integers(1, 3))
+
+
+def join_exact(
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    metric: str,
+    *,
+    exclude: np.ndarray | None = None,
+    constraints: Constraints = FREE,
+    threads: int = 1,
+    memory_bytes: int = 1 << 30,
+    progress=None,
+) -> kernels.JoinOutput:
+    """The exact native join, called by its values instead of by a request."""
+    request = JoinRequest(metric, k, exclude=exclude, constraints=constraints)
+    return kernels.join_exact(queries, items, request, Resources(threads, memory_bytes), progress)
+
+
+def join_cells(
+    index: kernels.CellIndex,
+    queries: np.ndarray,
+    k: int,
+    *,
+    radius: float = np.inf,
+    exclude: np.ndarray | None = None,
+    constraints: Constraints = FREE,
+    threads: int = 1,
+    memory_bytes: int = 1 << 30,
+) -> kernels.JoinOutput:
+    """The join of an index, called by its values instead of by a request."""
+    request = JoinRequest(index.metric, k, exclude=exclude, constraints=constraints)
+    return index.join(queries, request, radius=radius, resources=Resources(threads, memory_bytes))
+
+
+def calibrate_radius(index: kernels.CellIndex, queries: np.ndarray, k: int, recall: float) -> float:
+    """The least probe radius, to 1%, at which these queries find `recall` of their true neighbours."""
+    truth = join_cells(index, queries, k).positions
+    low, high = -4.0, 8.0
+    for _ in range(10):
+        radius = (low + high) / 2
+        positions = join_cells(index, queries, k, radius=radius).positions
+        low, high = (low, radius) if kernels.measure_recall(positions, truth) >= recall else (radius, high)
+    return high

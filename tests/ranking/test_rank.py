@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import nearcast
+from builders import exact_join
 from nearcast.errors import InputError, SpecError
 from nearcast.join.listener import Listener
-from nearcast.knn.exact_join import exact_join
 from nearcast.types import ArrayVectors, Metric
 from needs import require_module
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from builders import METRICS, JoinCase, join_cases
-from nearcast.knn.exact_join import blocks_for, exact_join
+from builders import METRICS, JoinCase, exact_join, join_cases
+from nearcast.knn.exact_join import blocks_for
+from nearcast.knn.join_request import Resources
 from nearcast.types import ArrayVectors, FileVectors, Metric
 
 
@@ -117,7 +118,7 @@ def test_an_error_while_reading_items_is_passed_on():
 
 
 def test_blocks_shrink_with_the_budget_and_stay_within_it():
-    large, small = blocks_for(64, 10, 1 << 30, 2), blocks_for(64, 10, 4 << 20, 2)
+    large, small = blocks_for(64, 10, Resources(2, 1 << 30)), blocks_for(64, 10, Resources(2, 4 << 20))
     assert small.query_rows < large.query_rows
     assert small.bytes_per_thread * 2 <= 4 << 20
-    assert blocks_for(64, 10, 1, 2).query_rows >= 1
+    assert blocks_for(64, 10, Resources(2, 1)).query_rows >= 1

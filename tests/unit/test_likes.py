@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from nearcast.engines.base import Resources
 from nearcast.knn.scores import pair_scores
 from nearcast.measure import near_duplicates
-from nearcast.measure.near_duplicates import alike_groups, merge_groups
+from nearcast.measure.near_duplicates import group_near_duplicates, merge_groups
 from nearcast.types import ArrayVectors, Metric, as_score, no_progress
 
 RESOURCES = Resources(1, 1 << 30)
 
 
 def groups_of(vectors, least):
-    return alike_groups(ArrayVectors(vectors), least, RESOURCES, no_progress).tolist()
+    return group_near_duplicates(ArrayVectors(vectors), least, RESOURCES, no_progress).tolist()
 
 
 def reference(vectors, least):

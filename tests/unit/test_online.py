@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import reference
-from builders import METRICS, clustered, generator
+from builders import METRICS, clustered, exact_join, generator
 from nearcast.errors import DamagedError, InputError, SpecError
 from nearcast.files import locked
 from nearcast.join.listener import Listener
 from nearcast.join.online_index import ONLINE_ENGINES, open_online
 from nearcast.join.run import run_generator
-from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import estimate_recall, recall_per_query
 from nearcast.types import ArrayVectors, Metric
 from needs import require_module
@@ -106,7 +105,7 @@ def test_opening_again_takes_what_is_there(tmp_path, engine):
     again = opened(spec, tmp_path, engine=engine, listener=second)
     assert {"build", "ground truth", "read items"} <= first.stages
     assert not {"build", "ground truth", "read items"} & second.stages
-    assert (again.effort, again.reached) == (online.effort, online.reached)
+    assert (again.params, again.reached) == (online.params, online.reached)
     query = clustered(1, DIM, seed=4)
     assert again.search(query, K) == online.search(query, K)
 
@@ -219,7 +218,7 @@ def test_a_generator_without_queries_is_calibrated_on_its_items(tmp_path):
 
 
 def test_a_recall_of_one_is_full_effort(tmp_path):
-    assert opened(shop(tmp_path), tmp_path, recall=1.0).effort == {"ef_search": N}
+    assert opened(shop(tmp_path), tmp_path, recall=1.0).params == {"ef_search": N}
 
 
 HARD_TO_RANK = {  # where faiss' float32 sums lose digits, or leave it open which of equal items is kept
@@ -248,7 +247,7 @@ def test_at_full_effort_a_search_is_the_exact_one_with_equal_scores_by_id(tmp_pa
 def test_two_recalls_have_two_efforts(tmp_path):
     spec = shop(tmp_path)
     low, high = (opened(spec, tmp_path, engine="faiss-ivf", recall=recall) for recall in (0.6, 0.98))
-    assert low.effort["nprobe"] < high.effort["nprobe"]
+    assert low.params["nprobe"] < high.params["nprobe"]
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,9 @@ def test_a_promise_below_one_is_kept_with_less_than_full_effort(engine, metric):
     assert found.report.reached == pytest.approx(reached, abs=0.02)
     assert found.report.reached_low <= found.report.reached
     assert found.report.recall == 0.9
-    full = nearcast.knn_join(queries[:1], items, k=10, metric=metric, engine=engine).report.effort
+    full = nearcast.knn_join(queries[:1], items, k=10, metric=metric, engine=engine).report.params
     (name,) = full
-    assert found.report.effort[name] < full[name]
+    assert found.report.params[name] < full[name]
 
 
 @pytest.mark.parametrize("engine", ["faiss-ivf", "faiss-hnsw"])
@@ -186,9 +186,9 @@ class RecordingEngine:
     def __init__(self):
         self.asked = {}
 
-    def build(self, items, metric, engine_settings, *, workload, seed, resources, progress):
-        self.asked |= {"metric": metric, "seed": seed, "resources": resources, "progress": progress}
-        return ENGINES["exact"].build(items, metric, engine_settings, seed=seed, resources=resources, progress=progress)
+    def build(self, items, spec, resources, *, workload, progress):
+        self.asked |= {"metric": spec.metric, "seed": spec.seed, "resources": resources, "progress": progress}
+        return ENGINES["exact"].build(items, spec, resources, progress=progress)
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_every_argument_changes_something():
 
     def outcome(**arguments):
         found = nearcast.knn_join(queries, items, **usual | arguments)
-        return found.positions.tolist(), found.report.engine, dict(found.report.effort), found.report.recall
+        return found.positions.tolist(), found.report.engine, dict(found.report.params), found.report.recall
 
     first = outcome()
     assert first == outcome()
@@ -267,7 +267,13 @@ def test_threads_and_memory_do_not_change_the_answer():
             for given in ({"threads": 1, "memory": "2GB"}, {"threads": 2, "memory": "20MB"})
         )
         assert first.positions.tolist() == second.positions.tolist()
-        assert first.report.effort == second.report.effort
+        assert first.report.params == second.report.params
+
+
+def test_the_old_name_of_search_parameters_works_and_warns():
+    report = nearcast.knn_join(ITEMS, ITEMS, k=1).report
+    with pytest.warns(DeprecationWarning, match=r"JoinReport\.effort is now JoinReport\.params"):
+        assert report.effort == report.params
 
 
 def test_progress_is_told_up_to_the_last_query():

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.engines.base import Resources
+from nearcast.engines.base import JoinRequest, Resources
 from nearcast.measure import truth, truth_folders
-from nearcast.measure.sampled_recall import truth_of
-from nearcast.measure.truth import kept_truth, kept_width
+from nearcast.measure.sampled_recall import find_truth
+from nearcast.measure.truth import TruthCache, cached_width
 from nearcast.sources import changes
 from nearcast.sources.changes import State, changes_between, row_hashes
-from nearcast.sources.ingest import IngestedTable
+from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.types import ArrayVectors, Metric, no_progress
 
 RESOURCES = Resources(threads=2, memory_bytes=1 << 26)
@@ -48,9 +48,10 @@ class Keeper:
 
     def ask(self, items, queries, rows=None):
         every = np.arange(queries.vectors.n) if rows is None else rows
-        common = {"exclude_self": self.exclude_self, "resources": self.resources, "progress": no_progress}
-        found = kept_truth(self.home, items, queries, every, self.k, self.metric, note=self.notes.append, **common)
-        scratch = truth_of(items, queries, every, self.k, self.metric, **common)
+        request = JoinRequest(self.metric, self.k, exclude_self=self.exclude_self)
+        cache, inputs = TruthCache(self.home, self.notes.append), Inputs(items, queries)
+        found = cache.find(inputs, every, request, self.resources, no_progress)
+        scratch = find_truth(inputs, every, request, self.resources)
         np.testing.assert_array_equal(found.positions, scratch.positions)
         assert found.positions.shape == scratch.positions.shape
         assert found.scores.tobytes() == scratch.scores.tobytes()
@@ -109,7 +110,7 @@ def test_over_days_of_changes_it_is_the_truth_of_each_day(
     asked, day = side(queries, strings=strings), after({}, dict(enumerate(first)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "BLOCK_IDS", block)
-        patch.setattr(truth, "kept_width", lambda k: k + surplus)  # few spare slots: lists run short often
+        patch.setattr(truth, "cached_width", lambda k: k + surplus)  # few spare slots: lists run short often
         patch.setattr(truth, "FRESH_SHARE", 1.0)
         for edit, random, k in zip([{}, *edited], drawn, ks, strict=False):
             keeper.k, day = k, after(day, edit)
@@ -165,7 +166,7 @@ def test_only_a_query_whose_list_has_run_short_is_joined_with_all_items(tmp_path
     keeper, queries, first = Keeper(tmp_path), side(cloud(20, 2)), cloud(300, 1)
     found = keeper.ask(side(first), queries)
     assert found.positions.shape == (20, 2)
-    keeper.k = kept_width(2)
+    keeper.k = cached_width(2)
     near = keeper.ask(side(first), queries).positions[7]  # all that is kept of query 7, in the wider join
     keeper.k = 2
     joins.clear()
@@ -309,7 +310,7 @@ def test_lists_under_the_name_of_others_are_not_believed(tmp_path, joins):
     shutil.rmtree(first)
     second.rename(first)
     keeper.ask(items, side(cloud(12, 2)))
-    assert "does not hold what its name says" in keeper.notes[0]
+    assert "does not hold the contents that its name states" in keeper.notes[0]
 
 
 def test_an_unfinished_folder_is_nobodys(tmp_path, joins):
@@ -324,7 +325,7 @@ def test_an_unfinished_folder_is_nobodys(tmp_path, joins):
 
 def test_the_newest_lists_are_kept_with_the_states_they_need(tmp_path):
     keeper, queries = Keeper(tmp_path), side(cloud(12, 2))
-    days = [side(cloud(120, 1) | cloud(3, day, first=500)) for day in range(truth_folders.KEPT + 3)]
+    days = [side(cloud(120, 1) | cloud(3, day, first=500)) for day in range(truth_folders.MAX_SAMPLES + 3)]
     for day in days:
         keeper.ask(day, queries)
-    assert len(list(tmp_path.glob("lists-*"))) == len(list(tmp_path.glob("state-*"))) == truth_folders.KEPT
+    assert len(list(tmp_path.glob("lists-*"))) == len(list(tmp_path.glob("state-*"))) == truth_folders.MAX_SAMPLES

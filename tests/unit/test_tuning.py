@@ -10,31 +10,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.engines.base import JoinShape
+from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.measure.recall import Recall
-from nearcast.tuning.job_cost import Cost, build_and_join, cost_of, told_by_exact
+from nearcast.tuning.job_cost import JobCost, build_and_join, cost_of, told_by_exact
 from nearcast.tuning.optimize import first_points
-from nearcast.tuning.scaling import EXACT_POINT, Growth, Point, build_work, query_work, settings_at
-from nearcast.tuning.trial import Job, Reached, Trial
+from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, build_work, query_work, settings_at
+from nearcast.tuning.trial import ReachedTarget, Trial, TuningJob
 from nearcast.tuning.tune import growth_between
-from nearcast.tuning.tuning_result import Found, Tuned
+from nearcast.tuning.tuning_result import PricedTrial, TuningResult
+from nearcast.types import Metric
 
-DENSE = Point("dense", {"cells": 1_000})
-IVF = Point("faiss-ivf", {"nlist": 1_000})
-HNSW = Point("faiss-hnsw", {"m": 16, "ef_construction": 100})
+DENSE = Configuration("dense", {"cells": 1_000})
+IVF = Configuration("faiss-ivf", {"nlist": 1_000})
+HNSW = Configuration("faiss-hnsw", {"m": 16, "ef_construction": 100})
 LINEAR = Growth(power=0.5)
 
 
-def trial(point: Point = DENSE, *, seconds: float = 1e-5, reached: tuple[Reached, ...] | None = None) -> Trial:
+def trial(
+    point: Configuration = DENSE, *, seconds: float = 1e-5, reached: tuple[ReachedTarget, ...] | None = None
+) -> Trial:
     """A trial on 10,000 of 100,000 items."""
-    kept = reached if reached is not None else (Reached(0.9, 0.91, {"reach": 100}, 900.0),)
+    kept = reached if reached is not None else (ReachedTarget(0.9, 0.91, {"reach": 100}, 900.0),)
     return Trial(point, 0.1, 10_000, 0.5, seconds, 0.9, kept, 1 << 20, 2.0)
 
 
-def job(recall: float = 0.9) -> Job:
+def job(recall: float = 0.9) -> TuningJob:
     measure = SimpleNamespace(calibration=1_000)
     run = SimpleNamespace(spec=SimpleNamespace(measure=measure))
-    return Job(run, JoinShape(100_000, 50_000, 32, 4, 10, recall), 1e-10, LINEAR)
+    return TuningJob(
+        run, JoinShape(JoinRequest(Metric.INNER_PRODUCT, 10, recall), 100_000, 50_000, 32, 4), 1e-10, LINEAR
+    )
 
 
 def test_a_sample_has_as_many_items_in_a_cell_as_the_whole() -> None:
@@ -87,7 +92,7 @@ def test_a_promise_that_is_not_kept_has_no_cost() -> None:
 
 
 def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
-    often, rarely = (trial(reached=(Reached(0.9, 0.91, {"reach": 100}, met),)) for met in (6_500.0, 4_000.0))
+    often, rarely = (trial(reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, met),)) for met in (6_500.0, 4_000.0))
     linear = replace(job(), growth=Growth(power=1.0))  # as large a share of the whole as of the sample
     costs = [cost_of(linear, one, 0.9) for one in (often, rarely)]
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018 (tells the type checker)
@@ -96,8 +101,8 @@ def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
 
 
 def test_cells_that_end_up_unused_never_look_cheaper_than_none() -> None:
-    exact = trial(EXACT_POINT, reached=(Reached(0.9, 1.0, {"exact": 1}, None),))
-    often = trial(reached=(Reached(0.9, 0.91, {"reach": 100}, 9_000.0),))
+    exact = trial(EXACT_POINT, reached=(ReachedTarget(0.9, 1.0, {"exact": 1}, None),))
+    often = trial(reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 9_000.0),))
     for rate in (1e-12, 1e-8):  # of exact joins, by another clock
         told = told_by_exact(replace(job(), seconds_per_pair=rate, growth=Growth(power=1.0)), [often, exact])
         one, other = cost_of(told, exact, 0.9), cost_of(told, often, 0.9)
@@ -109,15 +114,15 @@ def test_cells_that_end_up_unused_never_look_cheaper_than_none() -> None:
 
 def test_growth_is_told_by_what_two_samples_met() -> None:
     few = trial()
-    many = replace(few, sample_items=20_000, reached=(Reached(0.9, 0.91, {"reach": 100}, 1_350.0),))
+    many = replace(few, sample_items=20_000, reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 1_350.0),))
     assert growth_between(few, many, 0.9, otherwise=0.6) == pytest.approx(0.585, abs=0.001)  # 1.5 times by doubling
     assert growth_between(few, replace(many, reached=()), 0.9, otherwise=0.6) == 0.6
-    fewer = replace(many, reached=(Reached(0.9, 0.91, {"reach": 100}, 100.0),))
+    fewer = replace(many, reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 100.0),))
     assert growth_between(few, fewer, 0.9, otherwise=0.6) == 0.0
 
 
 def test_an_exact_join_needs_no_calibration() -> None:
-    exact = trial(EXACT_POINT, reached=(Reached(0.9, 1.0, {"exact": 1}, None),))
+    exact = trial(EXACT_POINT, reached=(ReachedTarget(0.9, 1.0, {"exact": 1}, None),))
     cost = cost_of(job(), exact, 0.9)
     assert cost is not None
     assert cost.calibrate == 0
@@ -134,11 +139,11 @@ def test_every_engine_starts_at_its_defaults() -> None:
 
 
 def test_the_frontier_leaves_out_what_a_higher_recall_costs_less_than() -> None:
-    def found(costs: dict[float, float]) -> Found:
-        return Found(trial(), {promise: Cost(0, 0, seconds) for promise, seconds in costs.items()})
+    def found(costs: dict[float, float]) -> PricedTrial:
+        return PricedTrial(trial(), {promise: JobCost(0, 0, seconds) for promise, seconds in costs.items()})
 
     steep, flat = found({0.8: 1.0, 0.9: 5.0, 0.99: 50.0}), found({0.8: 4.0, 0.9: 4.0, 0.99: 4.0})
-    tuned = Tuned(
+    tuned = TuningResult(
         "g", 0.9, 1, 1, (steep, flat), (), flat, "", Recall(0.9, 0.9, 0.9, 1), None, 1.0, 1.0, 1.0, "avx2"
     )  # fmt: skip
     assert [(promise, best is flat) for promise, best in tuned.frontier] == [(0.8, False), (0.99, True)]

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from nearcast import machine
 from nearcast.advising.sample_data import Sample, Sides, write_sample
 from nearcast.engines import choose_engine
-from nearcast.engines.base import JoinShape
-from nearcast.engines.dense import DenseEngine, work_in_pairs
+from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.errors import DamagedError, TargetError
 from nearcast.files import write_text
 from nearcast.join.estimate import RunEstimate
@@ -39,6 +38,7 @@ from nearcast.sources.validate_rows import Report
 from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec
 from nearcast.stores import open_store
 from nearcast.table.snapshot import Snapshot
+from nearcast.types import Metric
 from nearcast.version import __version__
 
 __all__ = ["Measured", "Online", "Rates", "measure_rates", "read_rates", "write_rates"]
@@ -147,8 +147,9 @@ class Rates:
 
 def units_of(rates: Rates, keys: float, items: float) -> dict[str, float]:
     """What the seconds of each stage of a run grow with."""
-    shape = JoinShape(max(1, round(items)), max(1, round(keys)), rates.dim, 4, rates.k, rates.recall)
-    work = work_in_pairs(shape) if rates.engine == DenseEngine.name else {"join": keys * items}
+    request = JoinRequest(Metric.INNER_PRODUCT, rates.k, rates.recall)  # any metric: the work is the same
+    shape = JoinShape(request, max(1, round(items)), max(1, round(keys)), rates.dim, 4)
+    work = choose_engine(rates.engine).count_pairs(shape)
     report = min(keys / 2, rates.report_queries)
     found = 2 * min(keys / MOST_CALIBRATED, rates.calibration_queries)
     return {

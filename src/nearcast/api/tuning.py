@@ -10,7 +10,7 @@ from nearcast.join.listener import Listener
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
-from nearcast.tuning.tuning_result import Tuned, save
+from nearcast.tuning.tuning_result import TuningResult, save
 
 __all__ = ["tune"]
 
@@ -23,7 +23,7 @@ def tune(
     memory: int | None = None,
     base: str | Path | None = None,
     listener: Listener | None = None,
-) -> tuple[Tuned, Path]:
+) -> tuple[TuningResult, Path]:
     """Find the cheapest engine and settings that keep the promised recall; see `nearcast.tuning.tune.tune`.
 
     Returns what was found, and the folder where it is kept (frontier.json).

@@ -19,7 +19,7 @@ from nearcast.tuning.frontier_chart import draw_frontier
 from nearcast.tuning.tune import TRIALS
 
 if TYPE_CHECKING:
-    from nearcast.tuning.tuning_result import Tuned
+    from nearcast.tuning.tuning_result import TuningResult
 
 __all__ = ["tune"]
 
@@ -76,7 +76,7 @@ def tune(
         console().print(_report(tuned))
 
 
-def _report(tuned: Tuned) -> Group:
+def _report(tuned: TuningResult) -> Group:
     head = (
         f"{tuned.generator}: {tuned.n_queries:,} queries x {tuned.n_items:,} items, recall {tuned.promise:g} promised"
     )
@@ -98,7 +98,7 @@ def _report(tuned: Tuned) -> Group:
     return Group(*parts, "", *facts, "", Text(tuned.lines, style="bold"))
 
 
-def _table(tuned: Tuned) -> Table:
+def _table(tuned: TuningResult) -> Table:
     """Points by the cost of the whole job at the promise, the cheapest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("point", "build", "calibrate", "join", "all", "memory"):

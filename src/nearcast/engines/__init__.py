@@ -1,6 +1,6 @@
-"""Engines answer a kNN join: the contract in `base.py`, one file per engine, and the table of them here.
+"""Engines answer a kNN join: the contract is in `base.py`, each engine in one file, the table of engines here.
 
-Adding one is a file, a row in ENGINES, and nothing else. Knows nothing of ids, specs or snapshots.
+A new engine is a file and a row in ENGINES. Knows nothing of ids, specs or snapshots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINES: Mapping[str, Engine] = {e.name: e for e in (DenseEngine(), ExactEngine(
 
 
 def choose_engine(name: str) -> Engine:
-    """The engine of this name; `auto` is `dense`, or `exact` without native kernels. SpecError if unknown."""
+    """Return the engine of this name; `auto` is `dense`, or `exact` without native kernels. SpecError if unknown."""
     if name == "auto":
         return ENGINES["dense" if kernels.isa_info().taken != "numpy" else "exact"]
     if name not in ENGINES:

@@ -1,7 +1,7 @@
-"""The contract of an engine: build an index of the items, answer joins from it, keep it in a folder.
+"""The contract of an engine: build an index over the items, answer kNN joins with it, save and open it.
 
-A join is the first-class verb: all queries of a task at once. An engine that only searches is adapted to it
-in its own file. Whatever an engine scans with, the scores it returns are those of `knn.scores`.
+A join takes all queries of a task at once. An engine that only searches is adapted to joins in its own file. Every
+engine returns the scores that `knn.scores` defines, whatever it scans with. Knows nothing of ids, specs or snapshots.
 """
 
 from __future__ import annotations
@@ -14,165 +14,174 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from nearcast.errors import SpecError
-from nearcast.knn.constraints import FREE, Constraints
-from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors
+from nearcast.knn.constraints import Constraints
+from nearcast.knn.join_request import JoinRequest, Resources
+from nearcast.types import AnyArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = [
     "CAPS",
     "MIN_SCORE",
     "RULES",
-    "Effort",
     "Engine",
     "EngineSettings",
     "Estimate",
     "Index",
+    "IndexSpec",
+    "JoinRequest",
     "JoinShape",
     "Resources",
+    "SearchParams",
     "Workload",
-    "refuse_kinds",
-    "refuse_unhonoured",
+    "require_constraint_kinds",
+    "require_constraints",
 ]
 
-RULES, CAPS, MIN_SCORE = "rules", "caps", "min_score"  # what an engine may honour inside its join
+RULES, CAPS, MIN_SCORE = "rules", "caps", "min_score"  # kinds of constraints that an engine may support in its join
 
-Effort = Mapping[str, int]
-"""How hard an index works for a query, in the engine's own terms, such as {"nprobe": 32}. Empty: no choice."""
+SearchParams = Mapping[str, int]
+"""Search parameters of an engine, for example {"nprobe": 32}. Empty for an engine without any."""
 
 
 class EngineSettings(BaseModel):
-    """Base of every engine's settings. What changes the index belongs here; effort is found, or forced here."""
+    """Base class of the settings of an engine: parameters of the index, and search parameters that the user fixes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class JoinShape:
-    """The size of a join, for estimates."""
+    """A join request and the sizes of its two tables, for estimates."""
 
+    request: JoinRequest
     n_items: int
     n_queries: int
     dim: int
-    item_bytes: int  # bytes of one component as the items are kept
-    k: int
-    recall: float = 1.0  # that is promised
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a join may take. None of it changes the answer."""
-
-    threads: int
-    memory_bytes: int
+    item_bytes: int  # bytes per component of a stored item
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a join will take, as far as is known before it."""
+    """Estimated cost of a join."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
-    memory_bytes: int = 0  # peak, beyond what the process has already
-    disk_bytes: int = 0  # of the index
+    memory_bytes: int = 0  # peak, without the memory that the process uses already
+    disk_bytes: int = 0  # of the saved index
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """Metric, settings and seed of an index. With the items and the workload they decide its contents."""
+
+    metric: Metric
+    settings: EngineSettings
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What an index will be asked. An engine may fit its index to it; the answers stay within the promise."""
+    """The join that an index is built for. An engine may fit the index to it; the recall target still holds."""
 
+    request: JoinRequest
     n_queries: int
-    k: int
-    recall: float
     sample: AnyArray  # (any, dim) some of the queries
-    constraints: Constraints = FREE  # of all queries, in their order; an engine may lay items out for them
 
 
 class Index(Protocol):
-    """Items made ready by an engine. Safe to join from one thread at a time; it uses its own threads inside."""
+    """An open index. One thread joins at a time; the index uses its own threads inside."""
 
-    def efforts(self, k: int) -> Sequence[Effort]:
-        """Efforts to choose from, cheapest first. The last is full effort: as exact as the engine can be."""
+    def operating_points(self, k: int) -> Sequence[SearchParams]:
+        """Return the search parameters to choose from, cheapest first. The last are the most exact ones."""
         ...
 
-    def is_full(self, effort: Effort) -> bool:
-        """Whether a join with this effort leaves nothing out, so that its lists are exact: a forced one may be less."""
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return whether a join with these parameters scans every item, so that its lists are exact."""
         ...
 
     def join(
         self,
         queries: AnyArray,  # (n, dim)
-        k: int,
-        *,
-        effort: Effort,
-        exclude: IntArray | None,  # (n,) the item position that each query must not get, -1 for none
-        constraints: Constraints = FREE,  # of these queries; of a kind that the engine honours
+        request: JoinRequest,  # for these queries; constraints of a kind that the engine supports
+        params: SearchParams,
         resources: Resources,
-        progress: Progress,
+        progress: Progress = no_progress,
     ) -> Neighbors:
-        """The k best items of every query that this effort finds among those that the constraints leave."""
+        """Return the k best items per query, of those that the scan reaches and the constraints allow."""
         ...
 
-    def pays(
-        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
-    ) -> bool:
-        """Whether an effort costs less than full effort, judging by these queries.
+    def items_scanned(
+        self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
+    ) -> float | None:
+        """Return the mean number of items scanned per query, padding included; None if the engine does not count."""
+        ...
 
-        By counting, never by the clock: the choice decides the answer, and must be the same in every run.
+    def is_cheaper(self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources) -> bool:
+        """Return whether these parameters cost less than an exact join of these queries.
+
+        Decides by counts, never by the clock: the decision changes the answer, so it must be the same in every run.
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write into an empty folder what `Engine.open` needs besides the vectors."""
+    def save(self, folder: Path, resources: Resources) -> None:
+        """Write the index into an empty folder, without the items' vectors. `Engine.open` reads it back."""
         ...
 
 
 class Engine(Protocol):
-    """Builds and opens indexes. Has no state of its own."""
+    """Builds and opens indexes. Stateless."""
 
     name: str
     metrics: frozenset[Metric]
-    exact: bool  # full effort is exact by construction, not by luck
-    honours: frozenset[str]  # of RULES, CAPS and MIN_SCORE
+    exact: bool  # the exact operating point is proven exact and fast enough to be the reference of a calibration
+    supports: frozenset[str]  # of RULES, CAPS and MIN_SCORE
     fits_workload: bool  # the index depends on the workload, and so must its fingerprint
+    persists_index: bool  # False: nothing is built, so that an index folder is never written
+    search_param: str | None  # search parameter of single-query search; None: the engine cannot search single queries
+    max_scan_share: float  # a join that scans a larger share of the items is done exactly instead
     settings: type[EngineSettings]
 
-    def estimate(
-        self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
-    ) -> Estimate:
-        """Time, memory and disk of build and join, from a quick trial on a few of the real items."""
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return whether these parameters alone prove exact lists. False if that depends on the index."""
+        ...
+
+    def estimate(self, shape: JoinShape, items: Vectors, settings: EngineSettings, resources: Resources) -> Estimate:
+        """Estimate time, memory and disk of build and join, from a short trial on a few of the real items."""
+        ...
+
+    def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
+        """Return the work by stage with default settings, in pairs of an exact join: the same on every machine."""
         ...
 
     def build(
         self,
         items: Vectors,
-        metric: Metric,
-        settings: EngineSettings,
+        spec: IndexSpec,
+        resources: Resources,
         *,
         workload: Workload | None = None,
-        seed: int,
-        resources: Resources,
-        progress: Progress,
+        progress: Progress = no_progress,
     ) -> Index:
-        """Make an index in memory, for a workload if known. Equal arguments give equal answers, resources aside."""
+        """Build an index in memory. Equal items, spec and workload give equal answers, whatever the resources."""
         ...
 
-    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> Index:
-        """Open what `Index.save` has written, over the same items."""
+    def open(self, folder: Path, items: Vectors, spec: IndexSpec) -> Index:
+        """Open an index that `Index.save` wrote, over the same items. Raises DamagedError for unreadable files."""
         ...
 
 
-def refuse_unhonoured(engine: Engine, constraints: Constraints) -> None:
-    """SpecError where the engine would not obey a constraint: none is ever left out in silence."""
-    asked = {
+def require_constraints(engine: Engine, constraints: Constraints) -> None:
+    """Raise SpecError if the engine does not support a kind of constraint that is set."""
+    kinds = {
         RULES: constraints.eligibility is not None,
         CAPS: bool(constraints.caps),
         MIN_SCORE: constraints.min_score is not None,
     }
-    refuse_kinds(engine, asked)
+    require_constraint_kinds(engine, kinds)
 
 
-def refuse_kinds(engine: Engine, asked: Mapping[str, bool]) -> None:
-    """SpecError where the engine does not support a kind of constraint that is asked for."""
-    for kind, wanted in asked.items():
-        if wanted and kind not in engine.honours:
+def require_constraint_kinds(engine: Engine, kinds: Mapping[str, bool]) -> None:
+    """Raise SpecError if the engine does not support one of the kinds of constraints that are True."""
+    for kind, is_set in kinds.items():
+        if is_set and kind not in engine.supports:
             raise SpecError(
-                f'engine {engine.name} does not honour {kind} inside its join; write engine = "dense" or "exact"'
+                f'engine {engine.name} does not support {kind} inside its join; write engine = "dense" or "exact"'
             )

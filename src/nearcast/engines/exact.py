@@ -1,9 +1,9 @@
-"""The engine `exact`: the NumPy join of `knn.exact` behind the engine contract. It builds nothing."""
+"""The engine `exact`: the NumPy join of `knn.exact_join` behind the engine contract. It builds nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,17 @@ from nearcast.engines.base import (
     CAPS,
     MIN_SCORE,
     RULES,
-    Effort,
     EngineSettings,
     Estimate,
+    IndexSpec,
+    JoinRequest,
     JoinShape,
     Resources,
+    SearchParams,
     Workload,
 )
-from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact_join import blocks_for, exact_join
-from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors
+from nearcast.types import AnyArray, ArrayVectors, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["ExactEngine"]
 
@@ -32,7 +33,7 @@ WORKING_BYTES = 64 << 20  # vectors gathered for true scores, and the results of
 
 
 class ExactSettings(EngineSettings):
-    """There is nothing to set."""
+    """Settings of the engine `exact`: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,106 +41,99 @@ class ExactIndex:
     """The items themselves."""
 
     items: Vectors
-    metric: Metric
 
-    def efforts(self, k: int) -> Sequence[Effort]:
-        """One: exact."""
+    def operating_points(self, k: int) -> Sequence[SearchParams]:
+        """Return the one operating point: exact, without parameters."""
         return ({},)
 
-    def is_full(self, effort: Effort) -> bool:
-        """Always."""
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return True."""
         return True
 
     def join(
         self,
         queries: AnyArray,
-        k: int,
-        *,
-        effort: Effort,
-        exclude: IntArray | None,
-        constraints: Constraints = FREE,
+        request: JoinRequest,
+        params: SearchParams,
         resources: Resources,
-        progress: Progress,
+        progress: Progress = no_progress,
     ) -> Neighbors:
         """Score every pair."""
-        return exact_join(
-            queries,
-            self.items,
-            k,
-            self.metric,
-            exclude=exclude,
-            constraints=constraints,
-            threads=resources.threads,
-            memory_bytes=resources.memory_bytes,
-            progress=progress,
-        )
+        return exact_join(queries, self.items, request, resources, progress)
 
-    def pays(
-        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
-    ) -> bool:
-        """There is one effort."""
+    def items_scanned(
+        self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
+    ) -> float:
+        """Return the number of items: every query scans all of them."""
+        return float(self.items.n)
+
+    def is_cheaper(self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources) -> bool:
+        """Return True: there is one operating point."""
         return True
 
-    def save(self, folder: Path) -> None:
-        """Nothing to save: the vectors are the index."""
+    def save(self, folder: Path, resources: Resources) -> None:
+        """Write nothing: the index is the vectors."""
 
 
 class ExactEngine:
-    """Every pair is scored, by blocks."""
+    """Scores every pair, block by block."""
 
     name = "exact"
     metrics = frozenset(Metric)
     exact = True
-    honours = frozenset({RULES, CAPS, MIN_SCORE})
+    supports = frozenset({RULES, CAPS, MIN_SCORE})
     fits_workload = False
+    persists_index = False
+    search_param: str | None = None
+    max_scan_share = 1.0
     settings: type[EngineSettings] = ExactSettings
 
-    def estimate(
-        self,
-        shape: JoinShape,
-        items: Vectors,
-        metric: Metric,
-        settings: EngineSettings,
-        resources: Resources,
-    ) -> Estimate:
-        """Join a few items with each other, and half as many, and scale up what the other half has cost.
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return True."""
+        return True
+
+    def estimate(self, shape: JoinShape, items: Vectors, settings: EngineSettings, resources: Resources) -> Estimate:
+        """Join a few items with each other, and half as many, and scale up the cost of the second half.
 
         The first items of a join cost more than the later ones: they fill the lists.
         """
+        request = JoinRequest(shape.request.metric, shape.request.k)
         block = np.array(items.read(0, min(items.n, TRIAL_ITEMS)))
         half = max(1, len(block) // 2)
-        few = _seconds_of(block[:TRIAL_QUERIES], block[:half], shape.k, metric, resources)
-        all_ = _seconds_of(block[:TRIAL_QUERIES], block, shape.k, metric, resources)
+        few = _time_join(block[:TRIAL_QUERIES], block[:half], request, resources.threads)
+        all_ = _time_join(block[:TRIAL_QUERIES], block, request, resources.threads)
         n_queries = min(len(block), TRIAL_QUERIES)
         per_pair = max(all_ - few, all_ / 8) / (n_queries * max(1, len(block) - half))
         start = max(0.0, all_ / n_queries - per_pair * len(block))
-        blocks = blocks_for(shape.dim, shape.k, resources.memory_bytes, resources.threads)
+        blocks = blocks_for(shape.dim, request.k, resources)
         return Estimate(
             {"join": (start + per_pair * shape.n_items) * shape.n_queries},
             blocks.bytes_per_thread * resources.threads + WORKING_BYTES,
         )
 
+    def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
+        """Return the number of pairs."""
+        return {"join": float(shape.n_queries) * shape.n_items}
+
     def build(
         self,
         items: Vectors,
-        metric: Metric,
-        settings: EngineSettings,
+        spec: IndexSpec,
+        resources: Resources,
         *,
         workload: Workload | None = None,
-        seed: int,
-        resources: Resources,
-        progress: Progress,
+        progress: Progress = no_progress,
     ) -> ExactIndex:
-        """Nothing to build."""
-        return ExactIndex(items, metric)
+        """Return the items as an index. Nothing is built."""
+        return ExactIndex(items)
 
-    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> ExactIndex:
-        """Nothing to open."""
-        return ExactIndex(items, metric)
+    def open(self, folder: Path, items: Vectors, spec: IndexSpec) -> ExactIndex:
+        """Return the items as an index. Nothing is opened."""
+        return ExactIndex(items)
 
 
-def _seconds_of(queries: AnyArray, items: AnyArray, k: int, metric: Metric, resources: Resources) -> float:
+def _time_join(queries: AnyArray, items: AnyArray, request: JoinRequest, threads: int) -> float:
+    """Return the seconds of a join, with a block of queries for every thread, as in the join itself."""
     started = time.perf_counter()
-    # a block of queries for every thread, as in the join itself
-    exact_join(np.tile(queries, (resources.threads, 1)), ArrayVectors(items), k, metric, threads=resources.threads)
-    return (time.perf_counter() - started) / resources.threads
+    exact_join(np.tile(queries, (threads, 1)), ArrayVectors(items), request, Resources(threads))
+    return (time.perf_counter() - started) / threads

@@ -1,38 +1,39 @@
-"""What the two faiss engines share: the import of faiss, preparing vectors for it, and joining by searching.
+"""Shared code of the two faiss engines: import faiss, prepare vectors, and join by searching.
 
-The one place that imports faiss. Its scores are not trusted: positions come from faiss, scores from
-`knn.scores`.
+The one module that imports faiss. faiss returns positions; scores come from `knn.scores`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from nearcast.engines.base import Effort, Resources
-from nearcast.engines.exact import ExactIndex
+from nearcast.engines.base import MIN_SCORE, JoinRequest, JoinShape, Resources, SearchParams
 from nearcast.errors import DamagedError, MissingExtraError
 from nearcast.knn.constraints import Constraints
+from nearcast.knn.exact_join import exact_join
 from nearcast.knn.scores import norms, rescore
 from nearcast.knn.topk import drop_excluded
-from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score
+from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score, no_progress
 
 __all__ = [
     "BLOCK_ROWS",
-    "above",
-    "blocks",
+    "FaissEngine",
+    "FaissIndex",
     "faiss",
-    "ladder",
+    "faiss_metric",
+    "geometric_points",
     "open_faiss",
-    "prepared",
-    "save_faiss",
-    "search_or_scan",
-    "trial",
+    "prepare_vectors",
+    "read_blocks",
+    "sample_items",
 ]
 
 BLOCK_ROWS = 65_536
@@ -43,7 +44,7 @@ TRIAL_ITEMS = 4_096
 
 @cache
 def faiss() -> Any:
-    """The faiss module; MissingExtraError where it is not installed."""
+    """Return the faiss module. Raises MissingExtraError if it is not installed."""
     try:
         import faiss as module
     except ImportError as error:
@@ -51,8 +52,8 @@ def faiss() -> Any:
     return module
 
 
-def prepared(vectors: AnyArray, metric: Metric) -> FloatArray:
-    """Vectors as faiss wants them: float32, contiguous, and of unit length under cosine."""
+def prepare_vectors(vectors: AnyArray, metric: Metric) -> FloatArray:
+    """Return the vectors as faiss takes them: float32, contiguous, and of unit length under cosine."""
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
     if metric is Metric.COSINE:
         lengths = norms(vectors)
@@ -62,121 +63,135 @@ def prepared(vectors: AnyArray, metric: Metric) -> FloatArray:
 
 
 def faiss_metric(metric: Metric) -> int:
-    """The constant of faiss for a metric; cosine is the inner product of unit vectors."""
+    """Return the faiss constant of a metric. Cosine is the inner product of unit vectors."""
     module = faiss()
     chosen: int = module.METRIC_L2 if metric is Metric.L2 else module.METRIC_INNER_PRODUCT
     return chosen
 
 
-def blocks(items: Vectors, metric: Metric) -> Iterator[tuple[int, FloatArray]]:
-    """All items, prepared, in blocks; each with the number of rows up to and including it."""
+def read_blocks(items: Vectors, metric: Metric) -> Iterator[tuple[int, FloatArray]]:
+    """Yield all items in prepared blocks, each with the number of rows read so far."""
     for start in range(0, items.n, BLOCK_ROWS):
         stop = min(items.n, start + BLOCK_ROWS)
-        yield stop, prepared(items.read(start, stop), metric)
+        yield stop, prepare_vectors(items.read(start, stop), metric)
 
 
-def ladder(first: int, last: int, name: str) -> tuple[Effort, ...]:
-    """Efforts from `first` to `last`, each about a fifth above the one before."""
+def geometric_points(first: int, last: int, name: str) -> tuple[SearchParams, ...]:
+    """Return operating points from `first` to `last`, each about a fifth above the one before."""
     values = [min(first, last)]
     while values[-1] < last:
         values.append(min(last, max(values[-1] + 1, math.ceil(values[-1] * 1.2))))
     return tuple({name: value} for value in values)
 
 
-class SearchedIndex(Protocol):
-    """An open index that finds positions by searching, and can say when a search would leave nothing out."""
+@dataclass(frozen=True, slots=True)
+class FaissIndex(ABC):
+    """An open faiss index: joins by searching single queries; the exact operating point scores every item instead."""
 
-    @property
-    def items(self) -> Vectors:
-        """The vectors that are searched."""
-        ...
+    index: Any
+    items: Vectors
+    metric: Metric
 
-    @property
-    def metric(self) -> Metric:
-        """What scores are."""
-        ...
+    @abstractmethod
+    def operating_points(self, k: int) -> Sequence[SearchParams]:
+        """Return the search parameters to choose from, cheapest first."""
 
-    def is_full(self, effort: Effort) -> bool:
-        """Return whether a search of this effort visits every item."""
-        ...
+    @abstractmethod
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return whether a search with these parameters visits every item."""
 
-    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
-        """Return (n, k or more) positions, -1 for none."""
-        ...
+    @abstractmethod
+    def search(self, queries: FloatArray, k: int, params: SearchParams) -> IntArray:
+        """Return (n, k or more) item positions for prepared queries, -1 for an empty slot.
 
+        Safe from many threads. Uses as many threads as the caller's thread has set in faiss.
+        """
 
-def search_or_scan(
-    index: SearchedIndex,
-    queries: AnyArray,
-    k: int,
-    *,
-    effort: Effort,
-    exclude: IntArray | None,
-    constraints: Constraints,
-    resources: Resources,
-    progress: Progress,
-) -> Neighbors:
-    """Search every query with this effort; score every item instead where the effort is full."""
-    if index.is_full(effort):
-        return ExactIndex(index.items, index.metric).join(
-            queries,
-            k,
-            effort={},
-            exclude=exclude,
-            constraints=constraints,
-            resources=resources,
-            progress=progress,
-        )
-    faiss().omp_set_num_threads(resources.threads)
+    def join(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        params: SearchParams,
+        resources: Resources,
+        progress: Progress = no_progress,
+    ) -> Neighbors:
+        """Search every query with these parameters, or score every item if they are exact."""
+        if self.is_exact(params):
+            return exact_join(queries, self.items, request, resources, progress)
+        faiss().omp_set_num_threads(resources.threads)
 
-    def search(block: FloatArray, wanted: int) -> IntArray:
-        return index.positions(block, wanted, effort)
+        def search(block: FloatArray, k: int) -> IntArray:
+            return self.search(block, k, params)
 
-    found = search_join(search, queries, index.items, k, index.metric, exclude=exclude, progress=progress)
-    return above(found, constraints)
+        return drop_low_scores(search_join(search, queries, self.items, request, progress), request.constraints)
+
+    def items_scanned(
+        self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
+    ) -> float | None:
+        """Return None: faiss does not count per query."""
+        return None
+
+    def is_cheaper(self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources) -> bool:
+        """Return True: the exact operating point visits every item, one query at a time."""
+        return True
+
+    def save(self, folder: Path, resources: Resources) -> None:
+        """Write the faiss index."""
+        faiss().write_index(self.index, str(folder / INDEX_FILE))
 
 
 def search_join(
-    search: Callable[[FloatArray, int], IntArray],  # (queries, k) -> (n, k) positions, -1 for none
+    search: Callable[[FloatArray, int], IntArray],  # (queries, k) -> (n, k or more) positions, -1 for an empty slot
     queries: AnyArray,
     items: Vectors,
-    k: int,
-    metric: Metric,
-    *,
-    exclude: IntArray | None,
+    request: JoinRequest,
     progress: Progress,
 ) -> Neighbors:
-    """Answer a join by searching: fixed batches of queries, one slot more where an item is left out."""
-    n = len(queries)
-    wanted = min(items.n, k + (exclude is not None))
+    """Join by searching fixed batches of queries, one slot wider if the request excludes an item per query."""
+    n, k, exclude = len(queries), request.k, request.exclude
+    width = min(items.n, k + (exclude is not None))
     best = Neighbors.empty(n, k)
     for start in range(0, n, QUERY_ROWS):
         part = slice(start, min(n, start + QUERY_ROWS))
-        positions = search(prepared(queries[part], metric), wanted)
-        found = rescore(queries[part], items, positions, metric)
-        kept = drop_excluded(found, None if exclude is None else exclude[part], k)
-        best.positions[part], best.scores[part] = kept.positions, kept.scores
+        positions = search(prepare_vectors(queries[part], request.metric), width)
+        scored = rescore(queries[part], items, positions, request.metric)
+        lists = drop_excluded(scored, None if exclude is None else exclude[part], k)
+        best.positions[part], best.scores[part] = lists.positions, lists.scores
         progress("join", part.stop, n)
     return best
 
 
-def above(found: Neighbors, constraints: Constraints) -> Neighbors:
-    """The lists without what scores too little: the one constraint that needs no help from the search."""
+def drop_low_scores(lists: Neighbors, constraints: Constraints) -> Neighbors:
+    """Return the lists without scores below `min_score`: the one constraint that needs no help from the search."""
     assert constraints.eligibility is None, "rules are refused before a join"
     assert not constraints.caps, "caps are refused before a join"
     if constraints.min_score is None:
-        return found
-    good = found.scores >= as_score(constraints.min_score)
-    return Neighbors(np.where(good, found.positions, -1), np.where(good, found.scores, np.float32(-np.inf)))
+        return lists
+    good = lists.scores >= as_score(constraints.min_score)
+    return Neighbors(np.where(good, lists.positions, -1), np.where(good, lists.scores, np.float32(-np.inf)))
 
 
-def save_faiss(index: Any, folder: Path) -> None:
-    """Write a faiss index into a folder."""
-    faiss().write_index(index, str(folder / INDEX_FILE))
+class FaissEngine:
+    """The declarations that both faiss engines share."""
+
+    metrics = frozenset(Metric)
+    exact = False
+    supports = frozenset({MIN_SCORE})
+    fits_workload = False
+    persists_index = True
+    max_scan_share = 1.0
+
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return False: only the open index knows whether a search visits every item."""
+        return False
+
+    def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
+        """Return the pairs of an exact join: the work of a search is not known beforehand."""
+        return {"join": float(shape.n_queries) * shape.n_items}
 
 
 def open_faiss(folder: Path) -> Any:
-    """Read a faiss index from a folder."""
+    """Read the faiss index of a folder. Raises DamagedError if faiss cannot read it."""
     path = folder / INDEX_FILE
     try:
         return faiss().read_index(str(path))
@@ -184,7 +199,7 @@ def open_faiss(folder: Path) -> Any:
         raise DamagedError(f"{path} cannot be read by faiss: remove {folder} and run again") from error
 
 
-def trial(items: Vectors, metric: Metric) -> FloatArray:
-    """A few of the items, spread evenly, for a timing trial."""
+def sample_items(items: Vectors, metric: Metric) -> FloatArray:
+    """Return a few of the items, evenly spread and prepared, for a timing trial."""
     positions = np.unique(np.linspace(0, items.n - 1, min(items.n, TRIAL_ITEMS)).astype(np.int64))
-    return prepared(items.take(positions), metric)
+    return prepare_vectors(items.take(positions), metric)

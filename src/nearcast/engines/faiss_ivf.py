@@ -1,8 +1,8 @@
-"""The engine `faiss-ivf`: cells by k-means and a scan of the nearest few, as faiss does it online.
+"""The engine `faiss-ivf`: k-means cells, and a scan of the cells nearest to a query, as faiss searches online.
 
 Source: Jegou, Douze, Schmid, "Product quantization for nearest neighbor search", 2011 (the inverted file
-part); faiss `IndexIVFFlat`. At full effort (every cell) a join scores every item as the engine `exact` does, since
-faiss ranks by float32 sums, which lose digits under l2, and leaves it open which of equal items it keeps.
+part); faiss `IndexIVFFlat`. With every cell probed a join scores every item as the engine `exact` does: faiss ranks by
+float32 sums, which lose digits under l2, and does not define which of equal items it keeps.
 """
 
 from __future__ import annotations
@@ -18,20 +18,27 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from nearcast.engines.base import MIN_SCORE, Effort, EngineSettings, Estimate, JoinShape, Resources, Workload
+from nearcast.engines.base import (
+    EngineSettings,
+    Estimate,
+    IndexSpec,
+    JoinShape,
+    Resources,
+    SearchParams,
+    Workload,
+)
 from nearcast.engines.faiss_common import (
-    blocks,
+    FaissEngine,
+    FaissIndex,
     faiss,
     faiss_metric,
-    ladder,
+    geometric_points,
     open_faiss,
-    prepared,
-    save_faiss,
-    search_or_scan,
-    trial,
+    prepare_vectors,
+    read_blocks,
+    sample_items,
 )
-from nearcast.knn.constraints import FREE, Constraints
-from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors
+from nearcast.types import FloatArray, IntArray, Metric, Progress, Vectors, no_progress
 
 __all__ = ["FaissIvfEngine"]
 
@@ -44,95 +51,51 @@ GUESSED_SHARE = 16  # before calibration: a sixteenth of the cells
 class IvfSettings(EngineSettings):
     """Settings of an IVF index."""
 
-    nlist: int | None = Field(None, ge=1, description="cells; 4 * sqrt(items) where it is not given")
-    train_rows_per_cell: int = Field(64, ge=1, description="items that k-means sees, per cell")
-    nprobe: int | None = Field(None, ge=1, description="cells a query visits; found for the recall if not given")
+    nlist: int | None = Field(None, ge=1, description="k-means cells. Default: 4 * sqrt(items)")
+    train_rows_per_cell: int = Field(64, ge=1, description="items per cell that k-means is trained on")
+    nprobe: int | None = Field(None, ge=1, description="cells that a query probes. Default: found for the recall")
 
     def cells(self, n_items: int) -> int:
-        """How many cells an index of this many items has."""
+        """Return the number of cells of an index over so many items."""
         return max(1, min(n_items, self.nlist or round(4 * math.sqrt(n_items))))
 
 
 @dataclass(frozen=True, slots=True)
-class IvfIndex:
+class IvfIndex(FaissIndex):
     """An open faiss IVF index."""
 
-    index: Any
-    items: Vectors
-    metric: Metric
-    settings: IvfSettings
+    nprobe: int | None  # fixed by the settings
 
-    def efforts(self, k: int) -> Sequence[Effort]:
-        """From one probe to all cells, or the one that the settings force."""
-        if self.settings.nprobe is not None:
-            return ({"nprobe": min(self.settings.nprobe, self.index.nlist)},)
-        return ladder(1, self.index.nlist, "nprobe")
+    def operating_points(self, k: int) -> Sequence[SearchParams]:
+        """Return one probe up to all cells, or the number of probes that the settings fix."""
+        if self.nprobe is not None:
+            return ({"nprobe": min(self.nprobe, self.index.nlist)},)
+        return geometric_points(1, self.index.nlist, "nprobe")
 
-    def is_full(self, effort: Effort) -> bool:
-        """Whether every cell is visited."""
-        return effort["nprobe"] >= int(self.index.nlist)
+    def is_exact(self, params: SearchParams) -> bool:
+        """Return whether every cell is probed."""
+        return params["nprobe"] >= int(self.index.nlist)
 
-    def join(
-        self,
-        queries: AnyArray,
-        k: int,
-        *,
-        effort: Effort,
-        exclude: IntArray | None,
-        constraints: Constraints = FREE,
-        resources: Resources,
-        progress: Progress,
-    ) -> Neighbors:
-        """Search every query with the effort's nprobe; with all cells, score every item instead."""
-        return search_or_scan(
-            self,
-            queries,
-            k,
-            effort=effort,
-            exclude=exclude,
-            constraints=constraints,
-            resources=resources,
-            progress=progress,
-        )
-
-    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
-        """(n, k) what a search of some effort finds, -1 for nothing.
-
-        Safe from many threads; takes as many threads as faiss was told to in the caller's.
-        """
-        positions: IntArray = self.index.search(prepared_queries, k, params=_parameters(effort["nprobe"]))[1]
+    def search(self, queries: FloatArray, k: int, params: SearchParams) -> IntArray:
+        """Return (n, k) positions from the nearest `nprobe` cells, -1 for an empty slot."""
+        positions: IntArray = self.index.search(queries, k, params=_faiss_params(params["nprobe"]))[1]
         return positions
 
-    def pays(
-        self, queries: AnyArray, k: int, effort: Effort, resources: Resources, constraints: Constraints = FREE
-    ) -> bool:
-        """Always: full effort visits everything one query at a time."""
-        return True
 
-    def save(self, folder: Path) -> None:
-        """Write the faiss index."""
-        save_faiss(self.index, folder)
-
-
-class FaissIvfEngine:
+class FaissIvfEngine(FaissEngine):
     """Cells and probes by faiss."""
 
     name = "faiss-ivf"
-    metrics = frozenset(Metric)
-    exact = False
-    honours = frozenset({MIN_SCORE})
-    fits_workload = False
+    search_param: str | None = "nprobe"
     settings: type[EngineSettings] = IvfSettings
 
-    def estimate(
-        self, shape: JoinShape, items: Vectors, metric: Metric, settings: EngineSettings, resources: Resources
-    ) -> Estimate:
-        """Count multiplications of training, filing and scanning; divide by a measured rate."""
+    def estimate(self, shape: JoinShape, items: Vectors, settings: EngineSettings, resources: Resources) -> Estimate:
+        """Count the multiplications of training, filing and scanning; divide by a measured rate."""
         assert isinstance(settings, IvfSettings)
         cells = settings.cells(shape.n_items)
         train_rows = min(shape.n_items, cells * settings.train_rows_per_cell)
         nprobe = settings.nprobe or max(1, cells // GUESSED_SHARE)
-        block = trial(items, metric)
+        block = sample_items(items, shape.request.metric)
         started = time.perf_counter()
         block @ block.T
         rate = len(block) ** 2 * shape.dim / max(1e-6, time.perf_counter() - started)
@@ -148,15 +111,14 @@ class FaissIvfEngine:
     def build(
         self,
         items: Vectors,
-        metric: Metric,
-        settings: EngineSettings,
+        spec: IndexSpec,
+        resources: Resources,
         *,
         workload: Workload | None = None,
-        seed: int,
-        resources: Resources,
-        progress: Progress,
+        progress: Progress = no_progress,
     ) -> IvfIndex:
         """Train on a random sample of the items, then file all of them."""
+        settings, metric = spec.settings, spec.metric
         assert isinstance(settings, IvfSettings)
         faiss().omp_set_num_threads(resources.threads)
         cells = settings.cells(items.n)
@@ -165,28 +127,28 @@ class FaissIvfEngine:
         index = faiss().IndexIVFFlat(coarse, items.dim, cells, kind)
         coarse.this.disown()
         index.own_fields = True
-        index.cp.seed, index.cp.niter = seed + 1, ITERATIONS
+        index.cp.seed, index.cp.niter = spec.seed + 1, ITERATIONS
         index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = settings.train_rows_per_cell
         progress("build", 0, items.n)
-        index.train(_training_rows(items, cells * settings.train_rows_per_cell, metric, seed))
-        for done, block in blocks(items, metric):
+        index.train(_training_rows(items, cells * settings.train_rows_per_cell, metric, spec.seed))
+        for done, block in read_blocks(items, metric):
             index.add(block)
             progress("build", done, items.n)
-        return IvfIndex(index, items, metric, settings)
+        return IvfIndex(index, items, metric, settings.nprobe)
 
-    def open(self, folder: Path, items: Vectors, metric: Metric, settings: EngineSettings) -> IvfIndex:
+    def open(self, folder: Path, items: Vectors, spec: IndexSpec) -> IvfIndex:
         """Read the faiss index."""
-        assert isinstance(settings, IvfSettings)
-        return IvfIndex(open_faiss(folder), items, metric, settings)
+        assert isinstance(spec.settings, IvfSettings)
+        return IvfIndex(open_faiss(folder), items, spec.metric, spec.settings.nprobe)
 
 
 @cache
-def _parameters(nprobe: int) -> Any:
+def _faiss_params(nprobe: int) -> Any:
     return faiss().SearchParametersIVF(nprobe=nprobe)
 
 
-def _training_rows(items: Vectors, wanted: int, metric: Metric, seed: int) -> FloatArray:
+def _training_rows(items: Vectors, size: int, metric: Metric, seed: int) -> FloatArray:
     rng = np.random.default_rng([seed, 1])
-    chosen = np.sort(rng.choice(items.n, min(items.n, wanted), replace=False))
-    return prepared(items.take(chosen), metric)
+    chosen = np.sort(rng.choice(items.n, min(items.n, size), replace=False))
+    return prepare_vectors(items.take(chosen), metric)

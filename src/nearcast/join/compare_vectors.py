@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nearcast.engines.base import Resources
+from nearcast.engines.base import JoinRequest, Resources
 from nearcast.knn.exact_join import exact_join
 from nearcast.measure.drift import Drift, sketch_drift, sketch_rows
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.sketches import Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import Metric, no_progress
+from nearcast.types import Metric
 
 __all__ = ["measure_drift"]
 
@@ -55,15 +55,7 @@ def _moved_share(old: Sketch, drift: Drift, side: IngestedTable, resources: Reso
         return 0.0
     step = max(1, len(drift.changed) // SOUGHT)
     sought = drift.changed[::step]
-    nearest = exact_join(
-        old.vectors[sought],
-        side.vectors,
-        1,
-        Metric.COSINE,
-        threads=resources.threads,
-        memory_bytes=resources.memory_bytes,
-        progress=no_progress,
-    )
+    nearest = exact_join(old.vectors[sought], side.vectors, JoinRequest(Metric.COSINE, 1), resources)
     own = positions_of(old.ids.take(pa.array(sought)), side.ids)
     elsewhere = (nearest.scores[:, 0] >= SAME) & (nearest.positions[:, 0] != own)
     return float(elsewhere.mean()) * len(drift.changed) / len(old.ids)

@@ -24,14 +24,14 @@ from nearcast.eligibility import (
     parse_rule,
     save_eligibility,
 )
-from nearcast.engines.base import refuse_unhonoured
+from nearcast.engines.base import require_constraints
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, verify
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
 from nearcast.mapped import map_array
-from nearcast.measure.near_duplicates import alike_groups
+from nearcast.measure.near_duplicates import group_near_duplicates
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.sources.row_source import RowSource
@@ -107,7 +107,7 @@ def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vec
     if not is_done(folder):
         with run.meter.stage("rules"):
             _write(run, inputs, originals, fresh_folder(folder))
-    refuse_unhonoured(run.engine, open_constraints(folder))
+    require_constraints(run.engine, open_constraints(folder))
     return folder
 
 
@@ -168,7 +168,7 @@ def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> l
     for like in sorted(alike, key=lambda cap: -(cap.near_duplicate_cosine or 0)):
         assert like.near_duplicate_cosine is not None
         assert originals is not None
-        groups = alike_groups(originals, like.near_duplicate_cosine, run.resources, run.listener.progress)
+        groups = group_near_duplicates(originals, like.near_duplicate_cosine, run.resources, run.listener.progress)
         found.insert(0, Cap(_within(groups, found), like.max_per_list))
     return found
 

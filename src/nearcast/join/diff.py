@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.eligibility import Rule, columns_of, failing
-from nearcast.engines.dense import EXACT
+from nearcast.engines import ENGINES
 from nearcast.errors import InputError
 from nearcast.join.compile_constraints import rules_of
 from nearcast.parquet import open_dataset
@@ -108,7 +108,7 @@ class _Side:
     def approximate(self) -> bool:
         """Whether the join may have missed items."""
         engine = self.snapshot.manifest.engine
-        return engine.name != "exact" and dict(engine.params) not in ({}, EXACT)
+        return not ENGINES[engine.name].is_exact(engine.params)
 
     @cached_property
     def lists(self) -> dict[Id, _List]:

@@ -58,7 +58,7 @@ def estimate_run(
     budget_bytes: int,
 ) -> RunEstimate:
     """Put the parts together: reading, index, join, table and truth."""
-    slots = shape.n_queries * shape.k
+    slots = shape.n_queries * shape.request.k
     seconds = {
         "read": read_seconds * INGEST_PER_SCAN,
         **engine.seconds,

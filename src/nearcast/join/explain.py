@@ -26,10 +26,10 @@ from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import Bars, admitted
 from nearcast.knn.scores import pair_scores
-from nearcast.measure.sampled_recall import exclusions
+from nearcast.measure.sampled_recall import find_own_items
 from nearcast.sources.attribute_columns import rows_of
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import IngestedTable, open_ingested_table
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.suggest import nearest_in_words, quoted
 from nearcast.table.snapshot import Candidates, Snapshot
@@ -381,15 +381,21 @@ def _eligible(made: _Made, row: int) -> npt.NDArray[np.bool_]:
     legal = np.ones(made.items.vectors.n, np.bool_)
     if rule is not None:
         legal = eligible_pairs(rule.of_queries(slice(row, row + 1)))[0]
-    own = exclusions(made.items, made.queries, np.array([row]), exclude_self=made.spec.exclude_self)
-    if own is not None and own[0] >= 0:
-        legal[own[0]] = False
+    own = _own_item(made, row)
+    if own >= 0:
+        legal[own] = False
     return legal
 
 
+def _own_item(made: _Made, row: int) -> int:
+    """Return the position of the item that exclude_self leaves out of a query's list, -1 for none."""
+    if not made.spec.exclude_self:
+        return -1
+    return int(find_own_items(Inputs(made.items, made.queries), np.array([row]))[0])
+
+
 def _barred(found: Explanation, made: _Made, row: int, place: int) -> Explanation | None:
-    own = exclusions(made.items, made.queries, np.array([row]), exclude_self=made.spec.exclude_self)
-    if own is not None and own[0] == place:
+    if place == _own_item(made, row):
         return replace(found, cause=Cause.ITSELF, words="it is the query itself, and exclude_self is set")
     rules = rules_of(made.spec)
     if not rules:

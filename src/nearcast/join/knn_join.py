@@ -1,8 +1,9 @@
-"""The kNN join for arrays in memory: no ids, no files, the same engines and the same promise."""
+"""The kNN join for arrays in memory: no ids, no files, the same engines and the same recall target."""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,9 +13,17 @@ import numpy as np
 
 from nearcast import machine
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Effort, Index, Resources, refuse_unhonoured
+from nearcast.engines.base import (
+    Engine,
+    Index,
+    IndexSpec,
+    JoinRequest,
+    Resources,
+    SearchParams,
+    require_constraints,
+)
 from nearcast.errors import InputError, SpecError
-from nearcast.join.calibrate import FEW_QUERIES, Calibration, Sample, find_effort, workload_of
+from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.knn.constraints import FREE, Constraints, crossing_items
 from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import sample_rows
@@ -28,7 +37,6 @@ from nearcast.types import (
     FloatArray,
     IntArray,
     Metric,
-    Neighbors,
     Progress,
     no_progress,
 )
@@ -36,20 +44,26 @@ from nearcast.types import (
 __all__ = ["JoinReport", "JoinResult", "knn_join"]
 
 CALIBRATION_QUERIES = 1_000
-MOST_SLOTS = 2**28  # of a list: 3 GB
+MAX_SLOTS = 2**28  # of a list: 3 GB
 
 
 @dataclass(frozen=True, slots=True)
 class JoinReport:
-    """How a join was done and what it took."""
+    """Engine, search parameters, recall and time of a join."""
 
     engine: str
-    effort: Mapping[str, int]
-    recall: float  # the promise
-    reached: float | None  # on held-out queries; None where nothing was left out
+    params: Mapping[str, int]  # search parameters
+    recall: float  # the target
+    reached: float | None  # on held-out queries; None if all items were scanned
     reached_low: float | None  # lower end of its 95% interval
     seconds: Mapping[str, float]
-    warnings: tuple[str, ...] = ()  # such as scores that cannot tell items apart
+    warnings: tuple[str, ...] = ()  # for example that many scores tie
+
+    @property
+    def effort(self) -> Mapping[str, int]:
+        """Return `params`. Deprecated name."""
+        warnings.warn("JoinReport.effort is now JoinReport.params", DeprecationWarning, stacklevel=2)
+        return self.params
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,161 +94,136 @@ def knn_join(
 ) -> JoinResult:
     """Find the k best items (m, dim) of every query (n, dim), with at least this recall.
 
-    metric: "inner_product", "cosine" or "l2" (the score is minus the squared distance). Equal scores go to
-    the smaller row. recall below 1 lets an approximate engine work less: its effort is found on sampled
-    queries against exact truth, and checked on others. exclude_self: row i of the queries never gets row i
-    of the items. k may exceed m: lists are then short. memory: what the join may take beyond the arrays.
-    constraints: which items each query may get, how many of a group, and how good; lists may then be short,
-    and recall is that among what the constraints leave. `report.warnings` says where scores cannot tell items apart.
+    metric: "inner_product", "cosine" or "l2" (the score is minus the squared distance). Equal scores go to the smaller
+    row. recall: below 1, an approximate engine may scan fewer items; its search parameters are found on sampled queries
+    against exact truth, and checked on others. exclude_self: query i never gets item i. k may exceed m: lists are then
+    short. memory: bytes that the join may use besides the arrays. constraints: eligible items per query, caps on groups
+    of items, and a minimum score; lists may then be short, and recall counts the items that the constraints allow.
+    `report.warnings` names scores that tie for many items.
 
-    Arrays of float16, float32, int8 or uint8 are taken as they are, float64 is rounded to float32. Raises
-    InputError for arrays that cannot be joined, SpecError for settings that make no sense, such as recall = 1 with an
-    effort (`nprobe`, `ef_search`, `reach`) that leaves items out. An effort forced below that is measured, and
-    `report.warnings` says where it does not keep the promise.
+    Arrays of float16, float32, int8 or uint8 are used as they are; float64 is rounded to float32. Raises InputError for
+    arrays that cannot be joined, and SpecError for invalid settings, for example recall = 1 with a search parameter
+    (`nprobe`, `ef_search`, `reach`) that leaves items out. With recall below 1 such a parameter is measured, and
+    `report.warnings` says if it misses the target.
     """
-    chosen_metric = _metric(metric)
-    query_vectors, item_vectors = _checked("queries", queries), ArrayVectors(_checked("items", items))
-    _check_together(query_vectors, item_vectors, k, recall, seed)
-    chosen = choose_engine(engine)
-    settings = parse_model(chosen.settings, dict(engine_settings or {}), f"engine_settings of {chosen.name}")
-    resources = _resources(threads, memory)
-    exclude = _own_rows(len(query_vectors), item_vectors.n) if exclude_self else None
-    _check_constraints(constraints, len(query_vectors), item_vectors.n)
-    refuse_unhonoured(chosen, constraints)
+    job = _make_job(
+        queries,
+        items,
+        JoinRequest(_parse_metric(metric), k, recall, exclude_self, constraints=constraints),
+        engine,
+        dict(engine_settings or {}),
+        _parse_resources(threads, memory),
+        seed,
+    )
+    return _run_job(job, progress)
 
+
+@dataclass(frozen=True, slots=True)
+class _ArrayJob:
+    """Validated arguments of a `knn_join`."""
+
+    queries: AnyArray
+    items: ArrayVectors
+    request: JoinRequest  # with `exclude_self` resolved
+    engine: Engine
+    spec: IndexSpec
+    resources: Resources
+
+
+def _make_job(
+    queries: AnyArray,
+    items: AnyArray,
+    request: JoinRequest,
+    engine_name: str,
+    engine_settings: dict[str, Any],
+    resources: Resources,
+    seed: int,
+) -> _ArrayJob:
+    """Validate all arguments, the arrays first. Raises InputError or SpecError."""
+    query_vectors, item_vectors = _validate_vectors("queries", queries), ArrayVectors(_validate_vectors("items", items))
+    _check_sizes(query_vectors, item_vectors, request, seed)
+    engine = choose_engine(engine_name)
+    settings = parse_model(engine.settings, engine_settings, f"engine_settings of {engine.name}")
+    if request.exclude_self:
+        request = replace(request, exclude=_own_rows(len(query_vectors), item_vectors.n))
+    _check_constraints(request.constraints, len(query_vectors), item_vectors.n)
+    require_constraints(engine, request.constraints)
+    return _ArrayJob(query_vectors, item_vectors, request, engine, IndexSpec(request.metric, settings, seed), resources)
+
+
+def _run_job(job: _ArrayJob, progress: Progress) -> JoinResult:
     started = time.perf_counter()
-    index = chosen.build(
-        item_vectors,
-        chosen_metric,
-        settings,
-        workload=workload_of(ArrayVectors(query_vectors), k, recall, seed, constraints),
-        seed=seed,
-        resources=resources,
-        progress=progress,
-    )
+    request, seed = job.request, job.spec.seed
+    workload = make_workload(ArrayVectors(job.queries), request, seed)
+    index = job.engine.build(job.items, job.spec, job.resources, workload=workload, progress=progress)
     built = time.perf_counter()
-    efforts = index.efforts(k)
-    effort, found = efforts[-1], None
-    forced = not index.is_full(effort)
-    if forced and recall == 1:
+    points = index.operating_points(request.k)
+    params, calibration = points[-1], None
+    fixed = not index.is_exact(params)  # by the settings
+    if fixed and request.recall == 1:
         raise SpecError(
-            f"recall is 1, and engine_settings of {chosen.name} force {_words(effort)}, which leaves items out: leave "
-            "that out, or promise less"
+            f"recall is 1, and engine_settings of {job.engine.name} force {_in_words(params)}, which leaves items out: "
+            "leave that out, or set recall below 1"
         )
-    if recall < 1 and (forced or (len(efforts) > 1 and len(query_vectors) >= FEW_QUERIES)):
-        samples = _Sampler(
-            index,
-            query_vectors,
-            item_vectors,
-            k,
-            chosen_metric,
-            exclude,
-            constraints,
-            resources,
-            efforts[-1] if chosen.exact and not forced else None,
-        )
-        found = samples.calibrate(efforts, recall, seed)
-        effort = found.effort
+    if request.recall < 1 and (fixed or (len(points) > 1 and len(job.queries) >= MIN_QUERIES)):
+        calibration = _calibrate(job, index)
+        params = calibration.params
     calibrated = time.perf_counter()
-    best = index.join(
-        query_vectors,
-        k,
-        effort=effort,
-        exclude=exclude,
-        constraints=constraints,
-        resources=resources,
-        progress=progress,
-    )
+    best = index.join(job.queries, request, params, job.resources, progress)
     seconds = {
         "build": built - started,
         "calibrate": calibrated - built,
         "join": time.perf_counter() - calibrated,
     }
-    report = JoinReport(chosen.name, dict(effort), recall, None, None, seconds)
-    ties = tie_warning(tied_share(best.scores), best.scores, chosen_metric)
+    report = JoinReport(job.engine.name, dict(params), request.recall, None, None, seconds)
+    ties = tie_warning(tied_share(best.scores), best.scores, request.metric)
     if ties is not None:
         report = replace(report, warnings=(ties,))
-    if found is not None and found.held_out.sample:
-        reached = found.held_out
+    if calibration is not None and calibration.held_out.sample:
+        reached = calibration.held_out
         report = replace(report, reached=reached.value, reached_low=reached.low)
-        if forced and reached.value < recall:
-            broken = (
-                f"{_words(effort)} reaches recall {reached.value:.4f}, below the {recall:g} asked for; leave it out"
+        if fixed and reached.value < request.recall:
+            missed = (
+                f"{_in_words(params)} reaches recall {reached.value:.4f}, below the target of {request.recall:g}; "
+                "leave it out of engine_settings, and it is found"
             )
-            report = replace(report, warnings=(*report.warnings, f"{broken} of engine_settings, and it is found"))
+            report = replace(report, warnings=(*report.warnings, missed))
     return JoinResult(best.positions, best.scores, best.lengths, report)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sampler:
-    """Draws samples of the queries with their exact truth."""
-
-    index: Index
-    queries: AnyArray
-    items: ArrayVectors
-    k: int
-    metric: Metric
-    exclude: IntArray | None
-    constraints: Constraints
-    resources: Resources
-    full_effort: Effort | None  # of an exact engine: its own answer is the truth, and a fast one
-
-    def calibrate(self, efforts: Any, recall: float, seed: int) -> Calibration:
-        n = len(self.queries)
-        size = min(CALIBRATION_QUERIES, max(1, n // 2))
-        choosing, checking = sample_rows(n, (size, size), seed)
-        if n == 1:
-            checking = choosing
-        return find_effort(
-            efforts, recall, self.sample(choosing), self.sample(checking), n_queries=n, n_report=2 * size
-        )
-
-    def sample(self, rows: IntArray) -> Sample:
-        queries, barred = self.queries[rows], None if self.exclude is None else self.exclude[rows]
-        held = self.constraints.of_queries(rows)
-
-        def join(effort: Effort) -> Neighbors:
-            return self.index.join(
-                queries,
-                self.k,
-                effort=effort,
-                exclude=barred,
-                constraints=held,
-                resources=self.resources,
-                progress=no_progress,
-            )
-
-        def pays(effort: Effort) -> bool:
-            return self.index.pays(queries, self.k, effort, self.resources, held)
-
-        truth = join(self.full_effort) if self.full_effort is not None else self.truth(queries, barred, held)
-        return Sample(join, truth, pays)
-
-    def truth(self, queries: AnyArray, barred: IntArray | None, held: Constraints) -> Neighbors:
-        return exact_join(
-            queries,
-            self.items,
-            self.k,
-            self.metric,
-            exclude=barred,
-            constraints=held,
-            threads=self.resources.threads,
-            memory_bytes=self.resources.memory_bytes,
-        )
+def _calibrate(job: _ArrayJob, index: Index) -> Calibration:
+    """Find the search parameters on samples of the queries."""
+    n = len(job.queries)
+    size = min(CALIBRATION_QUERIES, max(1, n // 2))
+    choosing, checking = sample_rows(n, (size, size), job.spec.seed)
+    if n == 1:
+        checking = choosing
+    samples = _make_sample(job, index, choosing), _make_sample(job, index, checking)
+    points = index.operating_points(job.request.k)
+    return calibrate(index, points, samples, job.resources, n_queries=n, n_report=2 * size)
 
 
-def _words(effort: Effort) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in effort.items())
+def _make_sample(job: _ArrayJob, index: Index, rows: IntArray) -> QuerySample:
+    """Return some of the queries with their exact neighbors."""
+    queries, request = job.queries[rows], job.request.of_queries(rows)
+    last = index.operating_points(request.k)[-1]
+    if job.engine.exact and index.is_exact(last):  # its own exact join is fast
+        return QuerySample(queries, request, index.join(queries, request, last, job.resources))
+    return QuerySample(queries, request, exact_join(queries, job.items, request, job.resources))
 
 
-def _metric(name: str) -> Metric:
+def _in_words(params: SearchParams) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in params.items())
+
+
+def _parse_metric(name: str) -> Metric:
     try:
         return Metric(name)
     except ValueError:
         raise SpecError(f"metric is {name!r}; it can be {', '.join(Metric)}") from None
 
 
-def _resources(threads: int | None, memory: int | str) -> Resources:
+def _parse_resources(threads: int | None, memory: int | str) -> Resources:
     if threads is not None and threads < 1:
         raise SpecError(f"threads is {threads}; it is at least 1, or None for all cores")
     try:
@@ -243,19 +232,19 @@ def _resources(threads: int | None, memory: int | str) -> Resources:
         raise SpecError(f"memory is {memory!r}: {error}") from None
 
 
-def _checked(side: str, vectors: AnyArray) -> AnyArray:
+def _validate_vectors(table: str, vectors: AnyArray) -> AnyArray:
     try:
-        refuse_masked(vectors, side)
+        refuse_masked(vectors, table)
         array = np.asarray(vectors)
     except ValueError as error:
-        raise InputError(f"{side} are no array ({error}); give rows of one length") from None
+        raise InputError(f"{table} are no array ({error}); give rows of one length") from None
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{side} have shape {array.shape}; give rows: (count, dimension)")
+        raise InputError(f"{table} have shape {array.shape}; give rows: (count, dimension)")
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     if array.dtype.name not in VECTOR_DTYPES:
-        raise InputError(f"{side} are {array.dtype}; give float16, float32, float64, int8 or uint8")
+        raise InputError(f"{table} are {array.dtype}; give float16, float32, float64, int8 or uint8")
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     for start in range(0, len(array), 65_536):
         block = array[start : start + 65_536]
@@ -263,21 +252,22 @@ def _checked(side: str, vectors: AnyArray) -> AnyArray:
         bad = np.flatnonzero(states == RowState.NOT_FINITE)
         if len(bad):
             raise InputError(
-                f"row {start + int(bad[0])} of {side} holds NaN or infinity (or is longer than 1e18); "
+                f"row {start + int(bad[0])} of {table} holds NaN or infinity (or is longer than 1e18); "
                 "take such rows out before the join"
             )
     return array
 
 
-def _check_together(queries: AnyArray, items: ArrayVectors, k: int, recall: float, seed: int) -> None:
+def _check_sizes(queries: AnyArray, items: ArrayVectors, request: JoinRequest, seed: int) -> None:
+    k, recall = request.k, request.recall
     if items.n == 0:
         raise InputError("items are empty: there is nothing to find")
     if queries.shape[1] != items.dim:
         raise InputError(f"queries have {queries.shape[1]} components and items {items.dim}; embed both with one model")
     if k < 1:
         raise SpecError(f"k is {k}; it is at least 1")
-    if k > MOST_SLOTS:
-        raise SpecError(f"k is {k:,}; it is at most {MOST_SLOTS:,}")
+    if k > MAX_SLOTS:
+        raise SpecError(f"k is {k:,}; it is at most {MAX_SLOTS:,}")
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if seed < 0:

@@ -16,7 +16,7 @@ from nearcast.errors import InputError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.join.task import JoinTask, read_result
-from nearcast.measure.list_quality import weights_of
+from nearcast.measure.list_quality import read_weights
 from nearcast.overfetch.budget import Edges, sell
 from nearcast.overfetch.candidates_needed import Plan, Shortage, hulls, plan_lengths, plan_of
 from nearcast.overfetch.survival import learn_survival
@@ -178,7 +178,7 @@ def _groups(inputs: Inputs, name: str) -> IntArray:
 def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     """(queries,) how often each is asked for; None where the spec names no weight."""
     name = run.spec.query_source.weight
-    return None if name is None else weights_of(name, attributes_of(inputs.queries, [name]))
+    return None if name is None else read_weights(name, attributes_of(inputs.queries, [name]))
 
 
 def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearcast import machine
-from nearcast.engines.base import JoinShape
-from nearcast.engines.exact import ExactEngine
+from nearcast.engines import choose_engine
+from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.files import fresh_folder, locked
 from nearcast.join.baseline import Baseline, Earlier
 from nearcast.join.commit_snapshot import finish_snapshot, input_facts, size_of, stop_below_promise, tidy, verdict
@@ -31,14 +31,15 @@ from nearcast.join.run_plan import Plan, enter_work
 from nearcast.join.score_terms import scored_inputs
 from nearcast.join.select_candidates import choose_lists
 from nearcast.join.stages import (
-    calibrated,
+    build_index,
+    choose_params,
     draw_samples,
-    have_index,
-    join_settings,
-    joined,
+    is_exact_join,
+    make_request,
+    make_settings,
     measure_table,
+    run_tasks,
     sample_sizes,
-    took_full_effort,
     write_table,
 )
 from nearcast.join.validate_run import (
@@ -49,7 +50,8 @@ from nearcast.join.validate_run import (
     rule_shares,
     sketched_inputs,
 )
-from nearcast.runners.local import LocalRunner, Runner
+from nearcast.runners.base import Runner
+from nearcast.runners.local import LocalRunner
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import FORMAT_VERSION
@@ -153,17 +155,18 @@ def _new_snapshot(
     checked = replace(checked, item_folder=inputs.items.folder, query_folder=inputs.queries.folder)
     constraints = have_constraints(run, inputs, run.workspace.artifacts, originals)
     check_columns(run, inputs)
-    index_folder = have_index(run, checked, inputs, constraints)
+    request = make_request(run, constraints)
+    index_folder = build_index(run, request, checked, inputs, constraints)
     check_ranker(run.spec, run.workspace.base, plan)
-    settings = join_settings(run, inputs, index_folder, constraints)
+    settings = make_settings(run, request, inputs, index_folder, constraints)
     sampled = draw_samples(run, inputs)
-    settings, calibration = calibrated(run, settings, inputs, sampled)
-    exactly = took_full_effort(settings)  # here: the join closes the index
-    tasks, continued = joined(run, settings, inputs, runner)
+    settings, calibration = choose_params(run, request, settings, inputs, sampled)
+    exact = is_exact_join(settings)  # here: the join closes the index
+    tasks, continued = run_tasks(run, settings, inputs, runner)
     folder = fresh_folder(run.workspace.work / "snapshot")
     chosen = choose_lists(run, tasks, inputs, survival, folder)
     artifacts = (*raw, checked.item_folder, checked.query_folder, index_folder)
-    measures, n_rows = write_table(run, chosen, settings, inputs, checked.report, folder)
+    measures, n_rows = write_table(run, request, chosen, inputs, checked.report, folder, exact=exact)
     facts = {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
@@ -176,19 +179,21 @@ def _new_snapshot(
         "engine": {
             "name": run.engine.name,
             "settings": run.settings.model_dump(),
-            "effort": dict(settings.effort),
+            "effort": dict(settings.params),
             "calibration": calibration,
         },
         "artifacts": sorted({p.name for p in (*artifacts, *([constraints] if constraints else []))}),
     }
     last, here = earlier.snapshot, Snapshot(folder, Manifest(facts))
-    facts |= measure_table(run, here, inputs, sampled.report, last, measures, constraints, chosen)
+    sampled_measures, sampled_facts = measure_table(run, request, here, inputs, sampled.report, last, chosen)
+    measures |= sampled_measures
+    facts |= sampled_facts
     facts["compared_with"] = earlier.facts
     facts |= chosen.facts
     with run.meter.stage("profile"):
         facts["profile"] = profile_inputs(run.spec, inputs, checked.report)
     facts["measures"] = measures
-    facts["promise"] = verdict(run, measures, exactly=exactly).as_dict()
+    facts["promise"] = verdict(run, measures, exactly=exact).as_dict()
     facts["run"] = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **run.meter.as_dict(),
@@ -217,16 +222,11 @@ def _estimated(run: RunContext, checked: Checked) -> RunEstimate:
     """Time a few of the real items with the engine and with the referee, and scale up."""
     report = checked.report
     sample = trial_vectors(checked, run.read_bytes)
-    shape = JoinShape(
-        report.items.vectors,
-        report.queries.vectors,
-        report.items.dim,
-        sample.dtype.itemsize,
-        run.spec.join_k,
-        run.spec.recall,
-    )
-    engine = run.engine.estimate(shape, sample, run.spec.metric, run.settings, run.resources)
-    exact = ExactEngine().estimate(shape, sample, run.spec.metric, ExactEngine.settings(), run.resources)
+    request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
+    shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
+    engine = run.engine.estimate(shape, sample, run.settings, run.resources)
+    reference = choose_engine("exact")
+    exact = reference.estimate(shape, sample, reference.settings(), run.resources)
     per_pair = exact.seconds["join"] / max(1, shape.n_queries * shape.n_items)
     estimate = estimate_run(
         shape,

@@ -1,99 +1,75 @@
-"""Why lists are shorter than k, found out for the short ones alone.
+"""Find why lists are shorter than k.
 
-The exact join without the least score, and the count of the eligible items, tell the causes apart.
+Counts the eligible items of the short lists' queries, and joins these queries exactly, with and without `min_score`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.engines.base import Resources
+from nearcast.engines.base import JoinRequest, Resources
 from nearcast.join.task import JoinTask, result_lengths
 from nearcast.kernels import eligible_counts
-from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_of
-from nearcast.knn.exact_join import exact_join
-from nearcast.measure.sampled_recall import exclusions
+from nearcast.measure.sampled_recall import find_own_items, find_truth
 from nearcast.sources.ingest import Inputs
 from nearcast.table.candidate_schema import Reason
-from nearcast.types import IntArray, Metric
+from nearcast.types import IntArray
 
-__all__ = ["CODES", "Shortfall", "reachable_items", "reason_codes", "short_reasons"]
+__all__ = ["CODES", "count_reachable", "find_reasons"]
 
 CODES: tuple[Reason | None, ...] = (None, *Reason)
 
 CodeArray = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
-    """What a join was asked, as far as the reasons of short lists depend on it."""
-
-    k: int
-    metric: Metric
-    exclude_self: bool
-    constraints: Constraints  # of all queries
-    complete: bool  # the engine's effort was full, and full effort is exact
-    resources: Resources
-
-
-def short_reasons(asked: Shortfall, tasks: Sequence[JoinTask], inputs: Inputs) -> CodeArray:
-    """(queries,) a number of CODES for every query; 0 for a full list."""
+def find_reasons(
+    request: JoinRequest, resources: Resources, tasks: Sequence[JoinTask], inputs: Inputs, *, exact: bool
+) -> CodeArray:
+    """Return (queries,) an index into CODES for every query; 0 for a full list. exact: of the join's parameters."""
     lengths = result_lengths(tasks, inputs.queries.vectors.n)
     codes = np.zeros(len(lengths), np.uint8)
-    short = np.flatnonzero(lengths < asked.k)
+    short = np.flatnonzero(lengths < request.k)
     if len(short):
-        codes[short] = reason_codes(asked, inputs, short, lengths[short])
+        codes[short] = _explain_lengths(request, resources, inputs, short, lengths[short], exact=exact)
     return codes
 
 
-def reason_codes(asked: Shortfall, inputs: Inputs, rows: IntArray, lengths: IntArray) -> CodeArray:
-    """(len(rows),) why the lists of these queries, of these lengths, are short."""
-    held = asked.constraints
-    every = lengths >= reachable_items(asked, inputs, rows)
+def _explain_lengths(
+    request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray, lengths: IntArray, *, exact: bool
+) -> CodeArray:
+    """Return (len(rows),) why the lists of these queries, of these lengths, are short."""
+    constraints = request.constraints
+    complete = lengths >= count_reachable(request, resources, inputs, rows)
     codes = np.full(len(rows), CODES.index(Reason.TOO_FEW_ELIGIBLE), np.uint8)
-    rest = np.flatnonzero(~every)
+    rest = np.flatnonzero(~complete)
     if not len(rest):
         return codes
-    if not asked.complete:
-        longest = _lengths(asked, held, inputs, rows[rest])
+    if not exact:
+        exact_lengths = find_truth(inputs, rows[rest], request, resources).lengths
         codes[rest] = CODES.index(Reason.NOT_PROBED)
-        rest = rest[longest <= lengths[rest]]
-    scored, capped = held.min_score is not None, bool(held.caps)
+        rest = rest[exact_lengths <= lengths[rest]]
+    scored, capped = constraints.min_score is not None, bool(constraints.caps)
     codes[rest] = CODES.index(Reason.CAPPED if capped else Reason.BELOW_MIN_SCORE)
     if scored and capped and len(rest):
-        freed = _lengths(asked, replace(held, min_score=None), inputs, rows[rest])
-        codes[rest[freed > lengths[rest]]] = CODES.index(Reason.BELOW_MIN_SCORE)
+        unscored = replace(request, constraints=replace(constraints, min_score=None))
+        longer = find_truth(inputs, rows[rest], unscored, resources).lengths > lengths[rest]
+        codes[rest[longer]] = CODES.index(Reason.BELOW_MIN_SCORE)
     return codes
 
 
-def reachable_items(asked: Shortfall, inputs: Inputs, rows: IntArray) -> IntArray:
-    """(len(rows),) how many items each of these queries may get, scores and caps aside."""
+def count_reachable(request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray) -> IntArray:
+    """Return (len(rows),) the number of items that each of these queries may get, regardless of scores and caps."""
     counts = np.full(len(rows), inputs.items.vectors.n, np.int64)
-    own = exclusions(inputs.items, inputs.queries, rows, exclude_self=asked.exclude_self)
-    barred = None if own is None else np.flatnonzero(own >= 0)
-    rule = asked.constraints.eligibility
+    rule = request.constraints.eligibility
     if rule is not None:
-        counts = eligible_counts(rule.of_queries(rows), asked.resources.threads).astype(np.int64)
-    if own is not None and barred is not None:
-        counts[barred] -= 1 if rule is None else eligible_of(rule, rows[barred], own[barred])
+        counts = eligible_counts(rule.of_queries(rows), resources.threads).astype(np.int64)
+    if request.exclude_self:
+        own = find_own_items(inputs, rows)
+        excluded = np.flatnonzero(own >= 0)
+        counts[excluded] -= 1 if rule is None else eligible_of(rule, rows[excluded], own[excluded])
     return counts
-
-
-def _lengths(asked: Shortfall, constraints: Constraints, inputs: Inputs, rows: IntArray) -> IntArray:
-    """(len(rows),) how long the exact lists would be."""
-    lengths: IntArray = exact_join(
-        inputs.queries.vectors.take(rows),
-        inputs.items.vectors,
-        asked.k,
-        asked.metric,
-        exclude=exclusions(inputs.items, inputs.queries, rows, exclude_self=asked.exclude_self),
-        constraints=constraints.of_queries(rows),
-        threads=asked.resources.threads,
-        memory_bytes=asked.resources.memory_bytes,
-    ).lengths
-    return lengths

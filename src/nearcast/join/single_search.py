@@ -1,19 +1,21 @@
-"""Search an open index with single vectors, at request time: ids and exact scores, at little more than faiss' own cost.
+"""Search an open index with single vectors at request time: ids and exact scores, at little more than faiss' own cost.
 
-Knows nothing of how the index was made, or which effort reaches what: that is `join.online`'s.
+Knows nothing of building or calibrating the index: see `join.online_index`.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from nearcast.engines.base import Effort, Index
-from nearcast.engines.faiss_common import faiss
+from nearcast.engines.base import SearchParams
+from nearcast.engines.faiss_common import FaissIndex, faiss
 from nearcast.errors import InputError
 from nearcast.kernels import ListScorer
 from nearcast.measure.recall import Recall
@@ -21,97 +23,112 @@ from nearcast.sources.matrix import LONGEST, RowState, lengths_and_states
 from nearcast.table.manifest import Manifest
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
-__all__ = ["OnlineIndex", "Searched"]
+__all__ = ["OnlineIndex", "SearchSettings"]
 
 
-class Searched(Index, Protocol):
-    """An index that can be asked for one query at a time."""
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """How an online index is searched."""
 
-    def positions(self, prepared_queries: FloatArray, k: int, effort: Effort) -> IntArray:
-        """(n, k or more) what a search of some effort finds, -1 for nothing."""
-        ...
+    engine: str
+    k: int  # list length that the parameters were found for
+    recall: float  # target
+    params: SearchParams
+    reached: Recall | None  # on held-out queries; None if every item is scanned
 
 
 class OnlineIndex:
-    """An open index. Safe to search from many threads: each search takes its caller's thread and no other."""
+    """An open index. Safe to search from many threads: each search uses its caller's thread alone."""
 
     def __init__(
-        self,
-        *,
-        engine: str,
-        index: Searched,
-        scorer: ListScorer,
-        ids: pa.Array,
-        k: int,
-        recall: float,
-        effort: Effort,
-        reached: Recall | None,
-        items_fingerprint: str,
+        self, settings: SearchSettings, index: FaissIndex, scorer: ListScorer, ids: pa.Array, *, items_fingerprint: str
     ) -> None:
-        self.name = engine
+        self.settings = settings
+        self.name = settings.engine
         self.dim = int(scorer.items.shape[1])
         self.n_items = len(ids)
-        self.k = k  # that the effort was found for
-        self.recall = recall  # aimed for
-        self.reached = reached  # on held-out queries; None at full effort
-        self.effort = effort
         self.items_fingerprint = items_fingerprint  # of a snapshot of these items: see `same_items`
         self._index = index
         self._scorer = scorer
-        self._named = _namer(ids)
-        self._harder: dict[int, Effort] = {}
+        self._lookup_ids = _id_lookup(ids)
+        self._params_of: dict[int, SearchParams] = {}  # by list length above settings.k
+
+    @property
+    def k(self) -> int:
+        """Return the list length that the search parameters were found for."""
+        return self.settings.k
+
+    @property
+    def recall(self) -> float:
+        """Return the recall target."""
+        return self.settings.recall
+
+    @property
+    def reached(self) -> Recall | None:
+        """Return the recall on held-out queries; None if every item is scanned."""
+        return self.settings.reached
+
+    @property
+    def params(self) -> SearchParams:
+        """Return the search parameters."""
+        return self.settings.params
+
+    @property
+    def effort(self) -> SearchParams:
+        """Return `params`. Deprecated name."""
+        warnings.warn("OnlineIndex.effort is now OnlineIndex.params", DeprecationWarning, stacklevel=2)
+        return self.params
 
     def same_items(self, manifest: Manifest) -> bool:
-        """Whether the snapshot with this manifest was made of the same items."""
+        """Return whether the snapshot with this manifest was made of the same items."""
         return f"items-{self.items_fingerprint}" in manifest.artifacts
 
     def search(self, vectors: AnyArray, k: int) -> tuple[list[list[Any]], list[list[float]]]:
-        """Ids and exact scores of the best items for each of the vectors (n, dim) float32, best first.
+        """Return ids and exact scores of the best items for each vector (n, dim) float32, best first.
 
-        Lists are shorter than k where there are not that many items. A k above the generator's own is searched
-        harder in proportion. InputError for vectors of another dimension, NaN or infinity, or k below 1.
+        Lists are shorter than k if there are fewer items. For a k above the generator's own, the search parameter grows
+        in proportion. Raises InputError for vectors of another dimension, NaN or infinity, or k below 1.
         """
-        queries = self._checked(vectors, k)
+        queries = self._validate_vectors(vectors, k)
         faiss().omp_set_num_threads(1)  # of this thread: other requests have the other cores
-        wanted = min(k, self.n_items)
-        effort = self._effort_for(k)
-        if self._index.is_full(effort):
-            return self._scan(queries, wanted)
-        found = self._index.positions(_unit(queries, self._scorer.metric), wanted, effort)
+        width, params = min(k, self.n_items), self._choose_params(k)
+        if self._index.is_exact(params):
+            return self._scan(queries, width)
+        rows = self._index.search(_normalize(queries, self._scorer.metric), width, params)
         ids, scores = [], []
-        for row, positions in enumerate(found):  # few: what is done once per call must not cost more than a row
+        for row, positions in enumerate(rows):  # few rows: work done once per call must not cost more than a row
             if positions.min() < 0:
                 positions = positions[positions >= 0]
             own = self._scorer.scores(queries[row : row + 1], positions)
             order = np.lexsort((positions, -own))[:k]
-            ids.append(self._named(positions[order]))
+            ids.append(self._lookup_ids(positions[order]))
             scores.append(own[order].tolist())
         return ids, scores
 
     def _scan(self, queries: FloatArray, k: int) -> tuple[list[list[Any]], list[list[float]]]:
-        """The k best of all items: exact, equal ones by position. What faiss finds with full effort is neither."""
+        """Return the k best of all items, exactly; ties by position. A full search by faiss guarantees neither."""
         every = np.arange(self.n_items)
         ids, scores = [], []
         for row in range(len(queries)):
             own = self._scorer.scores(queries[row : row + 1], every)
-            least = np.partition(own, self.n_items - k)[self.n_items - k]
-            positions = np.flatnonzero(own >= least)
+            threshold = np.partition(own, self.n_items - k)[self.n_items - k]
+            positions = np.flatnonzero(own >= threshold)
             order = positions[np.argsort(-own[positions], kind="stable")][:k]
-            ids.append(self._named(order))
+            ids.append(self._lookup_ids(order))
             scores.append(own[order].tolist())
         return ids, scores
 
-    def _effort_for(self, k: int) -> Effort:
+    def _choose_params(self, k: int) -> SearchParams:
         if k <= self.k:
-            return self.effort
-        if k not in self._harder:
-            ((name, value),) = self.effort.items()
-            efforts = self._index.efforts(k)
-            hard = math.ceil(value * k / self.k)
-            self._harder[k] = next((effort for effort in efforts if effort[name] >= hard), efforts[-1])
-        return self._harder[k]
+            return self.params
+        if k not in self._params_of:
+            ((name, value),) = self.params.items()
+            points = self._index.operating_points(k)
+            least = math.ceil(value * k / self.k)
+            self._params_of[k] = next((point for point in points if point[name] >= least), points[-1])
+        return self._params_of[k]
 
-    def _checked(self, vectors: AnyArray, k: int) -> FloatArray:
+    def _validate_vectors(self, vectors: AnyArray, k: int) -> FloatArray:
         if k < 1:
             raise InputError(f"k is {k}; it is at least 1")
         try:
@@ -131,8 +148,8 @@ class OnlineIndex:
         return queries
 
 
-def _namer(ids: pa.Array) -> Callable[[IntArray], list[Any]]:
-    """What turns positions into ids. Strings are cut from the buffers by hand: a quarter of the time of `take`."""
+def _id_lookup(ids: pa.Array) -> Callable[[IntArray], list[Any]]:
+    """Return a function from positions to ids. Strings are sliced from the buffers: a quarter of the time of `take`."""
     if pa.types.is_integer(ids.type):
         numbers = ids.to_numpy()
         return lambda positions: numbers[positions].tolist()
@@ -140,15 +157,15 @@ def _namer(ids: pa.Array) -> Callable[[IntArray], list[Any]]:
     ends = np.frombuffer(ids.buffers()[1], width)[ids.offset :]
     text = memoryview(ids.buffers()[2] or b"")
 
-    def named(positions: IntArray) -> list[Any]:
+    def slice_ids(positions: IntArray) -> list[Any]:
         pieces = zip(ends[positions].tolist(), ends[positions + 1].tolist(), strict=True)
         return [str(text[start:stop], "utf-8") for start, stop in pieces]
 
-    return named
+    return slice_ids
 
 
-def _unit(queries: FloatArray, metric: Metric) -> FloatArray:
-    """The queries as faiss searches with them: of unit length under cosine."""
+def _normalize(queries: FloatArray, metric: Metric) -> FloatArray:
+    """Return the queries as faiss takes them: of unit length under cosine."""
     if metric is not Metric.COSINE:
         return queries
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))

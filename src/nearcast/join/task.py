@@ -1,12 +1,12 @@
-"""One task of a join: a slice of the queries against the index. A pure function from files to files.
+"""One task of a join: a range of the queries against the index. A pure function from files to files.
 
-Knows nothing of runners, or of where the result goes next.
+Knows nothing of runners, or of the next use of the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nearcast.engines import ENGINES
-from nearcast.engines.base import Effort, Index, Resources
+from nearcast.engines.base import Index, IndexSpec, JoinRequest, Resources
 from nearcast.files import finish, fresh_folder, is_done, verify
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.rank import RankSettings, rank_neighbors
@@ -23,30 +23,28 @@ from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import IngestedTable, open_ingested_table
 from nearcast.types import IntArray, Metric, Neighbors, Progress
 
-__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "read_result", "result_lengths"]
+__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "open_shared_index", "read_result", "result_lengths"]
 
 
 @dataclass(frozen=True, slots=True)
 class JoinSettings:
-    """What all tasks of a join share. Plain values and paths, so that it can be sent anywhere."""
+    """Settings that all tasks of a join share: plain values and paths, so that they can be sent to any worker."""
 
     items: Path
     queries: Path
     index: Path
     engine: str
     engine_settings: tuple[tuple[str, Any], ...]
-    metric: Metric
-    k: int
-    effort: tuple[tuple[str, int], ...]
-    exclude_self: bool
-    constraints: Path | None  # folder, see join.constraints
+    request: JoinRequest  # without constraints: a task opens them from their folder
+    constraints: Path | None  # folder, see join.compile_constraints
+    params: tuple[tuple[str, int], ...]  # search parameters
     rank: RankSettings | None
     resources: Resources
 
 
 @dataclass(frozen=True, slots=True)
 class JoinTask:
-    """Queries start..stop-1 of a join, and the folder where their neighbors go."""
+    """Queries start..stop-1 of a join, and the folder of their neighbors."""
 
     number: int
     start: int
@@ -56,30 +54,24 @@ class JoinTask:
 
 
 def do_task(task: JoinTask, progress: Progress) -> None:
-    """Find the neighbors of the task's queries, and write them with a manifest that says they are done."""
+    """Find the neighbors of the task's queries; write them, then a manifest that marks the task as done."""
     common = task.settings
     queries = open_ingested_table(common.queries)
-    index, items = open_index(common.items, common.index, common.engine, common.engine_settings, common.metric)
-    exclude = shared_positions(queries.ids[task.start : task.stop], items.ids) if common.exclude_self else None
+    index, items = open_shared_index(common)
+    exclude = shared_positions(queries.ids[task.start : task.stop], items.ids) if common.request.exclude_self else None
+    constraints = open_constraints(common.constraints).of_queries(slice(task.start, task.stop))
+    request = replace(common.request, exclude=exclude, constraints=constraints)
 
-    def passed_on(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         progress(stage, task.start + done, queries.vectors.n if total else 0)
 
-    found = index.join(
-        queries.vectors.read(task.start, task.stop),
-        common.k,
-        effort=dict(common.effort),
-        exclude=exclude,
-        constraints=open_constraints(common.constraints).of_queries(slice(task.start, task.stop)),
-        resources=common.resources,
-        progress=passed_on,
-    )
+    vectors = queries.vectors.read(task.start, task.stop)
+    lists = index.join(vectors, request, dict(common.params), common.resources, report)
     fresh_folder(task.folder)
-    found = (
-        found if common.rank is None else rank_neighbors(common.rank, found, queries, items, task.start, task.folder)
-    )
-    np.save(task.folder / "positions.npy", found.positions)
-    np.save(task.folder / "scores.npy", found.scores)
+    if common.rank is not None:
+        lists = rank_neighbors(common.rank, lists, queries, items, task.start, task.folder)
+    np.save(task.folder / "positions.npy", lists.positions)
+    np.save(task.folder / "scores.npy", lists.scores)
     finish(task.folder, {"start": task.start, "stop": task.stop})
 
 
@@ -87,28 +79,35 @@ def do_task(task: JoinTask, progress: Progress) -> None:
 def open_index(
     items: Path, index: Path, engine: str, engine_settings: tuple[tuple[str, Any], ...], metric: Metric
 ) -> tuple[Index, IngestedTable]:
-    """The index and the items, opened once per process and not once per task."""
-    side = open_ingested_table(items)
+    """Open the index and its items, once per process rather than once per task."""
+    table = open_ingested_table(items)
     if is_done(index):
         verify(index, contents=False)
     chosen = ENGINES[engine]
     settings = chosen.settings.model_validate(dict(engine_settings))
-    return chosen.open(index, side.vectors, metric, settings), side
+    return chosen.open(index, table.vectors, IndexSpec(metric, settings)), table
+
+
+def open_shared_index(settings: JoinSettings) -> tuple[Index, IngestedTable]:
+    """Open the index and the items of a join, once per process."""
+    return open_index(
+        settings.items, settings.index, settings.engine, settings.engine_settings, settings.request.metric
+    )
 
 
 def read_result(folder: Path) -> Neighbors:
-    """What `do_task` has written, mapped rather than read."""
+    """Map the lists that `do_task` wrote."""
     return Neighbors(map_array(folder / "positions.npy"), map_array(folder / "scores.npy"))
 
 
 def result_lengths(tasks: Sequence[JoinTask], n: int) -> IntArray:
-    """(n,) how long the lists of all queries are, from what the tasks have written."""
+    """Return (n,) the lengths of the lists of all queries, from the results of the tasks."""
     lengths = np.zeros(n, np.int64)
     for task in tasks:
         lengths[task.start : task.stop] = read_result(task.folder).lengths
     return lengths
 
 
-def as_pairs(values: Mapping[str, Any] | Effort) -> tuple[tuple[str, Any], ...]:
-    """A mapping as a value that can be hashed and compared."""
+def as_pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return a mapping as a value that can be hashed and compared."""
     return tuple(sorted(values.items()))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.eligibility import request_time
-from nearcast.engines.base import CAPS, MIN_SCORE, RULES, refuse_kinds
+from nearcast.engines.base import CAPS, MIN_SCORE, RULES, require_constraint_kinds
 from nearcast.errors import SpecError
 from nearcast.join.compile_constraints import check_constraints, check_spec_rules, rules_of
 from nearcast.join.context import RunContext
@@ -29,7 +29,7 @@ from nearcast.join.run_plan import Plan, make_plan
 from nearcast.join.score_terms import check_terms
 from nearcast.join.select_candidates import stop_if_exposure_is_too_large
 from nearcast.knn.scores import pair_scores
-from nearcast.measure.list_quality import refuse_slices_of
+from nearcast.measure.list_quality import check_slice_type
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
 from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
 from nearcast.sources.row_source import RowSource
@@ -53,7 +53,7 @@ def open_run(run: RunContext, tables: InMemoryTables) -> tuple[Sources, Plan]:
     check_spec_rules(spec, sources)
     for name in spec.measure.slices:
         if name in sources.queries.attribute_types:
-            refuse_slices_of(name, sources.queries.attribute_types[name])
+            check_slice_type(name, sources.queries.attribute_types[name])
     ranker = ranker_identity(spec, run.workspace.base)
     sources = replace(sources, lookup_log=open_lookup_log(run))
     digests = sources.item_digests, sources.query_digests
@@ -82,7 +82,7 @@ def _check_settings(run: RunContext) -> None:
     spec = run.spec
     rules = rules_of(spec)
     bound = len(rules) > len(request_time(rules))
-    refuse_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
+    require_constraint_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
     check_store_url(spec.publish.store)
     ranker = rank_settings(spec, run.workspace.base)
     if ranker is not None:

@@ -1,30 +1,33 @@
 """Native kernels of the kNN join: arrays in, arrays out.
 
-Holds the exact join, the cell index, scores of lists, and what they are made of, each with a NumPy twin that takes over
-where the extension is missing. Knows no files, ids or specs.
+Holds the exact join, the cell index, scores of lists, and their parts. Each kernel has a NumPy fallback, used if the
+extension is missing. Knows no files, ids or specs.
 """
 
 from nearcast.kernels.index import (
-    DenseIndex,
+    add_exact_layout,
     build_index,
+    build_ruled_index,
     default_cells,
     index_arrays,
     index_of_arrays,
-    recall_of,
-    ruled_index,
+    join_exact,
+    measure_recall,
 )
 from nearcast.kernels.isa import IsaInfo, isa_info
-from nearcast.kernels.join import Joined, join_exact
+from nearcast.kernels.join import CellIndex, JoinOutput
 from nearcast.kernels.quantize import width_of
 from nearcast.kernels.rescore import ListScorer, list_scorer
-from nearcast.kernels.rule_blocks import eligible_counts, shares_under
+from nearcast.kernels.rule_blocks import eligible_counts, sample_rule_shares
 
 __all__ = [
-    "DenseIndex",
+    "CellIndex",
     "IsaInfo",
-    "Joined",
+    "JoinOutput",
     "ListScorer",
+    "add_exact_layout",
     "build_index",
+    "build_ruled_index",
     "default_cells",
     "eligible_counts",
     "index_arrays",
@@ -32,8 +35,7 @@ __all__ = [
     "isa_info",
     "join_exact",
     "list_scorer",
-    "recall_of",
-    "ruled_index",
-    "shares_under",
+    "measure_recall",
+    "sample_rule_shares",
     "width_of",
 ]

@@ -171,7 +171,7 @@ def group_centres(
         return None
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
     vectors = centres.astype(np.float32)
-    codes = quantize.coarser(quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads))
+    codes = quantize.coarsen(quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads))
     rows = Rows(vectors, codes, plain)
     n_groups = int(np.sqrt(len(centres)))
     tops = centres[:: len(centres) // n_groups][:n_groups].copy()

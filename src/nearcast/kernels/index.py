@@ -1,165 +1,61 @@
-"""The cell index of a set of items, and the pruned join with it.
+"""Build the index that a kNN join scans: items in k-means cells, in one block, or in blocks that rules distinguish.
 
-Arrays in, arrays out; saving and mapping the arrays is the caller's. With reach = infinity every cell is met and the
-join is exact.
+Arrays in, arrays out; the caller saves and maps the arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nearcast.kernels import cells as _cells
 from nearcast.kernels import isa as _isa
-from nearcast.kernels import join as _join
-from nearcast.kernels import numpy_fallback, quantize
-from nearcast.kernels.join import Joined, Progress
-from nearcast.kernels.quantize import PackedItems, Rotation
-from nearcast.knn.constraints import FREE, Constraints
+from nearcast.kernels import quantize, rule_blocks
+from nearcast.kernels.join import CellIndex, JoinOutput, Progress, check_lengths, check_pair, validate_vectors
+from nearcast.kernels.quantize import Codes, PackedItems, Rotation
 from nearcast.knn.eligible import Eligibility
+from nearcast.knn.join_request import JoinRequest, Resources
 
-CELLS_PER_ROOT = 6.5  # cells = 6.5 * sqrt(items): then choosing cells costs a fifth of meeting them
-ITEMS_PER_CELL = 24  # at least, on average: tiles of 16 are filled up with nothing
+CELLS_PER_ROOT = 6.5  # cells = 6.5 * sqrt(items): then choosing cells costs a fifth of scanning them
+MIN_ITEMS_PER_CELL = 24  # on average: tiles of 16 are padded
 SAMPLED_CENTRES = 512  # from which a query's ranks are read
-FIRST_SHARE = 0.01  # of all cells is met before the k-th score is taken
-FLOOR_SHARE = 0.1
-SLOPE = 0.5
-QUERIES_PER_JOB = 4096
-PACKED = ("packed", "centres", "sample")
+BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per block; 128 KiB of codes at 128 dimensions
+PACKED = ("packed", "centres", "sample", "exact")
 PACKED_PARTS = ("codes", "scales", "offsets", "order", "block_tiles", "block_norms", "block_residuals", "block_offsets")
 
 
-@dataclass(frozen=True, slots=True)
-class DenseIndex:
-    """Items in cells. Every field but `items` and `metric` is derived from them."""
+def join_exact(
+    queries: np.ndarray,
+    items: np.ndarray,
+    request: JoinRequest,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> JoinOutput:
+    """Return the k best items per query, exactly: a bound prunes the 8-bit scan, full-precision scores decide.
 
-    metric: str
-    items: np.ndarray  # (m, d) as given
-    item_norms: np.ndarray | None  # (m,) float64, cosine only
-    rotation: Rotation
-    packed: PackedItems | None  # one block per cell; None without native kernels, where every join is exact
-    centres: PackedItems | None  # None where every join is exact
-    sample: PackedItems | None
-    spread: float  # of items about their centres, per dimension
-
-    @property
-    def n_cells(self) -> int:
-        """Cells that hold items; 1 for an index that is only ever exact."""
-        return 1 if self.packed is None or self.centres is None else len(self.packed.block_norms)
-
-    def join(
-        self,
-        queries: np.ndarray,
-        k: int,
-        *,
-        reach: float = np.inf,
-        exclude: np.ndarray | None = None,
-        constraints: Constraints = FREE,
-        threads: int = 1,
-        memory_bytes: int | None = None,
-        per_job: int | None = None,
-        progress: Progress | None = None,
-    ) -> Joined:
-        """The k best items among the cells within reach of every query.
-
-        A query meets its best cells, and then those whose centre's score is not further than `reach` spreads below the
-        middle between its k-th score so far and its floor (what a centre at the tenth of all ranks scores). More reach
-        costs more and finds more; use calibrate() to choose it. Queries side by side should be near each other.
-        per_job: how many of them a worker takes at a time, derived where not given. Answers do not depend on it; the
-        counters do a little, since a worker fills up its last tile.
-        """
-        isa = _isa.isa_info().taken
-        queries = _join.checked_vectors(queries, "queries")
-        _join.check_pair(queries, self.items, k, self.metric)
-        exclude = _join.checked_exclude(exclude, len(queries))
-        if np.isnan(reach):
-            raise ValueError("reach is NaN; needed is a number, or infinity for an exact join")
-        if isa == _isa.TWINS or self.packed is None or len(queries) == 0:
-            return Joined(*numpy_fallback.join_exact(queries, self.items, k, self.metric, exclude, constraints))
-        codes = quantize.round_vectors(queries, self.rotation, quantize.ITEM_LEVELS, isa, threads)
-        _join.check_lengths(codes, "queries")
-        scanned = codes
-        if _isa.query_levels(isa) != quantize.ITEM_LEVELS:
-            scanned = quantize.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, threads)
-        probes = None if np.isposinf(reach) else self._probes(quantize.coarser(codes), k, reach)
-        slots = _join.slots_for(k, len(self.items))
-        per_job = per_job or _join.queries_per_job(
-            len(queries),
-            slots,
-            self.rotation.width,
-            threads,
-            memory_bytes,
-            _join.QUERIES_PER_JOB if probes is None else QUERIES_PER_JOB,
-        )
-        return _join.widened(
-            _isa.native().join(
-                isa,
-                _join.METRIC_NUMBERS[self.metric],
-                queries,
-                self.items,
-                quantize.native_queries(scanned),
-                self.packed.native,
-                self.item_norms,
-                exclude,
-                slots,
-                threads,
-                per_job,
-                False,
-                probes,
-                *_join.native_constraints(constraints, self.packed),
-                progress,
-            ),
-            k,
-        )
-
-    def _probes(self, codes: quantize.Codes, k: int, reach: float) -> object:
-        assert self.sample is not None
-        assert self.centres is not None
-        sampled = int((self.sample.order != quantize.NO_ITEM).sum())
-        first = max(FIRST_SHARE, 4 * k / len(self.items))
-        first_rank = min(sampled, max(1, round(first * sampled)))
-        floor_rank = min(sampled, max(1, round(FLOOR_SHARE * sampled)))
-        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._offsets()))
-        return _isa.native().ProbeArrays(
-            quantize.native_queries(codes),
-            self.centres.native,
-            self.sample.native,
-            first_rank,
-            floor_rank,
-            SLOPE,
-            -reach,
-            lengths * self.spread,
-        )
-
-    def _offsets(self) -> np.ndarray:
-        assert self.centres is not None
-        assert self.centres.offsets is not None
-        return self.centres.offsets[self.centres.order != quantize.NO_ITEM]
-
-    def calibrate(self, queries: np.ndarray, k: int, recall: float, *, threads: int = 1) -> float:
-        """The least reach, to 1%, at which these queries find `recall` of their true neighbours."""
-        truth = self.join(queries, k, threads=threads).positions
-        low, high = -4.0, 8.0
-        for _ in range(10):
-            reach = (low + high) / 2
-            found = self.join(queries, k, reach=reach, threads=threads).positions
-            low, high = (low, reach) if recall_of(found, truth) >= recall else (reach, high)
-        return high
+    Costs n * m * d 8-bit products, memory for 2 * m * d bytes of codes, and n * k results; fewer products if the
+    constraints exclude whole blocks. Raises ValueError for arrays that the kernels cannot take.
+    """
+    queries, items = validate_vectors(queries, "queries"), validate_vectors(items, "items")
+    check_pair(queries, items, request.k, request.metric)
+    resources = resources or Resources()
+    index = _build_blocks(items, request.metric, request.constraints.eligibility, resources.threads)
+    return index.join(queries, request, resources=resources, progress=progress)
 
 
-def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
-    """The share of true neighbours that were found."""
+def measure_recall(positions: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of the true neighbours (n, k) that are among the `positions` (n, any)."""
     real = truth >= 0
-    hits = sum(int(np.isin(t[r], f).sum()) for f, t, r in zip(found, truth, real, strict=True))
+    hits = sum(int(np.isin(t[r], f).sum()) for f, t, r in zip(positions, truth, real, strict=True))
     return hits / max(1, int(real.sum()))
 
 
 def default_cells(n_items: int) -> int:
-    """How many cells suit so many items, where cells pay at all."""
-    return max(1, min(round(CELLS_PER_ROOT * n_items**0.5), n_items // ITEMS_PER_CELL))
+    """Return the number of cells that suits so many items, if cells are cheaper at all."""
+    return max(1, min(round(CELLS_PER_ROOT * n_items**0.5), n_items // MIN_ITEMS_PER_CELL))
 
 
 def build_index(
@@ -170,60 +66,90 @@ def build_index(
     seed: int = 0,
     threads: int = 1,
     query_sample: np.ndarray | None = None,
-) -> DenseIndex:
-    """Group the items into cells; a sample of the queries to come makes the cells fit them (inner product, cosine)."""
-    items = _join.checked_vectors(items, "items")
-    _join.check_pair(items[:0], items, 1, metric)
+) -> CellIndex:
+    """Group the items into k-means cells. A sample of the queries fits the cells to them (inner product, cosine)."""
+    items = validate_vectors(items, "items")
+    check_pair(items[:0], items, 1, metric)
     isa = _isa.isa_info().taken
     rotation = quantize.make_rotation(items, metric)
-    if isa == _isa.TWINS or len(items) == 0:
-        return DenseIndex(
-            metric, items, None, rotation, None, None, None, 0.0
-        )  # joins are the referee's, without cells
-    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, threads)
-    _join.check_lengths(codes, "items")
-    rows = _cells.Rows(items, quantize.coarser(codes), rotation)
+    if isa == _isa.NUMPY or len(items) == 0:
+        return CellIndex(metric, items, None, rotation, None)  # the NumPy join needs no cells
+    codes = _round_items(items, rotation, isa, threads)
+    rows = _cells.Rows(items, quantize.coarsen(codes), rotation)
     weight = None
     if metric != "l2" and query_sample is not None and len(query_sample):
-        weight = _cells.query_weight(_join.checked_vectors(query_sample, "query_sample"))
+        weight = _cells.query_weight(validate_vectors(query_sample, "query_sample"))
     n_cells = min(cells or default_cells(len(items)), len(items))
-    cell_of, means = _cells_of(rows, n_cells, weight, seed, isa, threads)
-    order, block_tiles = quantize.order_in_blocks(cell_of, codes.residuals, len(means))
-    packed = quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, threads)
+    cell_of, means = _assign_cells(rows, n_cells, weight, seed, isa, threads)
     offsets = None
     counts = np.bincount(cell_of, minlength=len(means))
     if metric == "l2":
         offsets = np.bincount(cell_of, -0.5 * codes.norms**2, len(means)) / counts
-    spread = _spread(codes.norms, counts, means)
     stride = max(1, len(means) // SAMPLED_CENTRES)
-    return DenseIndex(
+    return CellIndex(
         metric,
         items,
-        _join.item_norms(items, metric, isa, threads),
+        _item_norms(items, metric, isa, threads),
         rotation,
-        packed,
-        _packed_centres(means, offsets, 1, rotation, isa),
-        _packed_centres(means, offsets, stride, rotation, isa),
-        spread,
+        _pack_blocks(codes, cell_of, len(means), metric, isa, threads),
+        _pack_centres(means, offsets, 1, rotation, isa),
+        _pack_centres(means, offsets, stride, rotation, isa),
+        _spread(codes.norms, counts, means),
     )
 
 
-def ruled_index(items: np.ndarray, metric: str, rule: Eligibility, *, threads: int = 1) -> DenseIndex:
-    """All items in blocks that the rule tells apart, for exact joins under it; other rules are answered rightly too."""
-    items = _join.checked_vectors(items, "items")
+def build_ruled_index(items: np.ndarray, metric: str, rule: Eligibility, *, threads: int = 1) -> CellIndex:
+    """Lay out all items in blocks that the rule distinguishes, for exact joins under it or under any other rule."""
+    return _build_blocks(validate_vectors(items, "items"), metric, rule, threads)
+
+
+def add_exact_layout(index: CellIndex, *, threads: int = 1) -> CellIndex:
+    """Return the index with all items as one block as well; the index itself if it needs or has that already."""
+    if index.n_cells == 1 or index.exact is not None:
+        return index
+    isa = _isa.isa_info().taken
+    codes = _round_items(index.items, index.rotation, isa, threads)
+    block = np.zeros(len(index.items), np.int64)
+    return replace(index, exact=_pack_blocks(codes, block, 1, index.metric, isa, threads))
+
+
+def _build_blocks(items: np.ndarray, metric: str, rule: Eligibility | None, threads: int) -> CellIndex:
+    """Lay out all items without cells: in blocks of one size, largest residuals first, or in the rule's blocks."""
     isa = _isa.isa_info().taken
     rotation = quantize.make_rotation(items, metric)
-    packed = None
-    if isa != _isa.TWINS and len(items):
-        packed = _join.pack_whole(items, rotation, metric, isa, threads, rule)
-    norms = None if packed is None else _join.item_norms(items, metric, isa, threads)
-    return DenseIndex(metric, items, norms, rotation, packed, None, None, 0.0)
+    if isa == _isa.NUMPY or len(items) == 0:
+        return CellIndex(metric, items, None, rotation, None)
+    codes = _round_items(items, rotation, isa, threads)
+    if rule is None:
+        ranks = np.empty(len(items), np.int64)
+        ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
+        blocks = ranks // BLOCK_ITEMS
+    else:
+        blocks = rule_blocks.rule_blocks(rule)
+    packed = _pack_blocks(codes, blocks, int(blocks.max()) + 1, metric, isa, threads)
+    return CellIndex(metric, items, _item_norms(items, metric, isa, threads), rotation, packed)
 
 
-def _cells_of(
+def _round_items(items: np.ndarray, rotation: Rotation, isa: str, threads: int) -> Codes:
+    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, threads)
+    check_lengths(codes, "items")
+    return codes
+
+
+def _pack_blocks(codes: Codes, blocks: np.ndarray, n_blocks: int, metric: str, isa: str, threads: int) -> PackedItems:
+    order, block_tiles = quantize.order_in_blocks(blocks, codes.residuals, n_blocks)
+    return quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, threads)
+
+
+def _item_norms(items: np.ndarray, metric: str, isa: str, threads: int) -> np.ndarray | None:
+    """Return the (m,) lengths of the items under cosine, None for the other metrics."""
+    return _isa.native().norms(isa, items, threads) if metric == "cosine" else None
+
+
+def _assign_cells(
     rows: _cells.Rows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The cell of every item and the cells' means; cells are not empty, and neighbours have numbers close by."""
+    """Return the cell of every item and the cells' means. No cell is empty; near cells have near numbers."""
     centres = _cells.train(rows, n_cells, weight, seed, isa, threads)
     groups = _cells.group_centres(centres, weight, rows.rotation, isa, threads)
     cell_of = _cells.assign(rows, centres, weight, groups, isa, threads)
@@ -241,7 +167,7 @@ def _spread(norms: np.ndarray, counts: np.ndarray, means: np.ndarray) -> float:
     return float(np.sqrt(max(within, 0.0) / means.shape[1]))
 
 
-def _packed_centres(
+def _pack_centres(
     means: np.ndarray, offsets: np.ndarray | None, stride: int, rotation: Rotation, isa: str
 ) -> PackedItems:
     taken = means[::stride]
@@ -256,8 +182,8 @@ def _packed_centres(
     )
 
 
-def index_arrays(index: DenseIndex) -> dict[str, np.ndarray]:
-    """Everything of an index but its items, as arrays by name, to be kept and mapped again by `index_of_arrays`."""
+def index_arrays(index: CellIndex) -> dict[str, np.ndarray]:
+    """Return all arrays of an index except its items, by name. `index_of_arrays` reads them back."""
     rotation = index.rotation
     arrays = {"sign": rotation.sign, "place": rotation.place, "centre": rotation.centre, "item_norms": index.item_norms}
     arrays["numbers"] = np.array([rotation.width, rotation.normalise, index.spread], np.float64)
@@ -268,8 +194,8 @@ def index_arrays(index: DenseIndex) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray]) -> DenseIndex:
-    """The index that `index_arrays` has taken apart; the arrays may be mapped from files."""
+def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray]) -> CellIndex:
+    """Return the index of these items with the arrays of `index_arrays`, which may be mapped from files."""
     width, normalise, spread = arrays["numbers"].tolist()
     rotation = Rotation(arrays["sign"], arrays["place"], arrays.get("centre"), int(width), bool(normalise))
 
@@ -277,7 +203,7 @@ def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndar
         parts: dict[str, Any] = {part: arrays.get(f"{name}.{part}") for part in PACKED_PARTS}
         return None if parts["codes"] is None else PackedItems(**parts, width=int(width))
 
-    return DenseIndex(
+    return CellIndex(
         metric,
         items,
         arrays.get("item_norms"),
@@ -286,4 +212,5 @@ def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndar
         centres=packed("centres"),
         sample=packed("sample"),
         spread=float(spread),
+        exact=packed("exact"),
     )

@@ -20,7 +20,7 @@ except ImportError as missing:  # built without a compiler: every kernel has a N
     _why_missing = str(missing)
 
 ISA_VARIABLE = "NEARCAST_ISA"
-TWINS = "numpy"
+NUMPY = "numpy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def native() -> Any:
 def isa_info() -> IsaInfo:
     """Say which instruction set is taken, which others could be, and why the rest can't."""
     if _native is None:
-        return IsaInfo(TWINS, "the native extension is missing", (TWINS,), {"native": _why_missing})
+        return IsaInfo(NUMPY, "the native extension is missing", (NUMPY,), {"native": _why_missing})
     statuses = _native.isa_statuses()
-    available = (*(name for name, runs, *_ in statuses if runs), TWINS)
+    available = (*(name for name, runs, *_ in statuses if runs), NUMPY)
     unavailable = {name: reason for name, runs, _, reason, _ in statuses if not runs}
     forced = os.environ.get(ISA_VARIABLE, "")
     if not forced:
@@ -57,6 +57,6 @@ def isa_info() -> IsaInfo:
 
 def query_levels(isa: str) -> int:
     """The largest 8-bit code of a query on this instruction set."""
-    if isa == TWINS:
+    if isa == NUMPY:
         return 127
     return next(levels for name, *_, levels in _native.isa_statuses() if name == isa)

@@ -1,7 +1,7 @@
-"""The kNN join of two sets of vectors, exact.
+"""The kNN join with a cell index: every cell for an exact join, the cells within a probe radius for a pruned one.
 
-Arrays in, arrays out: checks them, rounds them, derives batch sizes from the memory given, and runs the native join or
-its NumPy twin. Knows no ids, files or specs.
+Checks and rounds the queries, derives batch sizes from the memory, and runs the native join or its NumPy fallback.
+Knows no ids, files or specs.
 """
 
 from __future__ import annotations
@@ -14,74 +14,176 @@ import numpy as np
 
 from nearcast.kernels import isa as _isa
 from nearcast.kernels import numpy_fallback, quantize, rule_blocks
-from nearcast.knn.constraints import FREE, Constraints
-from nearcast.knn.eligible import Eligibility
+from nearcast.kernels.quantize import PackedItems, Rotation
+from nearcast.knn.constraints import Constraints
+from nearcast.knn.join_request import JoinRequest, Resources
 
-BLOCK_ITEMS = 1024  # thresholds are adapted to the items' residuals once per block; 128 KiB of codes at 128 dimensions
-QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
+INITIAL_SHARE = 0.01  # of all cells is probed before the k-th score is taken
+BASELINE_SHARE = 0.1
+SLOPE = 0.5
+EXACT_QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
+PRUNED_QUERIES_PER_JOB = 4096
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
-LARGEST_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
-MOST_DIMENSIONS = 4096
-MOST_SLOTS = 2**28  # kMostSlots in arrays.h
+MAX_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
+MAX_DIMENSIONS = 4096
+MAX_SLOTS = 2**28  # kMostSlots in arrays.h
 
 Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class JoinOutput:
     """k slots per query, best first. An empty slot has position -1 and score -inf."""
 
     positions: np.ndarray  # (n, k) int64
     scores: np.ndarray  # (n, k) float32
-    counters: dict[str, int] = field(default_factory=dict)  # what the native join did; empty for twins
+    counters: dict[str, int] = field(default_factory=dict)  # of the native join; empty from the NumPy fallback
 
 
-def checked_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
-    """The vectors, contiguous; ValueError where the kernels cannot take them."""
-    if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MOST_DIMENSIONS:
-        raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to {MOST_DIMENSIONS}")
+@dataclass(frozen=True, slots=True)
+class CellIndex:
+    """Items in cells. Every field but `items` and `metric` is derived from them."""
+
+    metric: str
+    items: np.ndarray  # (m, d) as given
+    item_norms: np.ndarray | None  # (m,) float64, cosine only
+    rotation: Rotation
+    packed: PackedItems | None  # one block per cell; None without native kernels, where every join is exact
+    centres: PackedItems | None = None  # None if every join is exact
+    sample: PackedItems | None = None  # of the centres
+    spread: float = 0.0  # of items about their centres, per dimension
+    exact: PackedItems | None = None  # all items as one block: faster than `packed` for an exact join
+
+    @property
+    def n_cells(self) -> int:
+        """Return the number of cells that hold items; 1 for an index without cells."""
+        return 1 if self.packed is None or self.centres is None else len(self.packed.block_norms)
+
+    def join(
+        self,
+        queries: np.ndarray,
+        request: JoinRequest,
+        *,
+        radius: float = np.inf,
+        resources: Resources | None = None,
+        per_job: int | None = None,
+        progress: Progress | None = None,
+    ) -> JoinOutput:
+        """Return the k best items per query among the cells within the probe radius; all cells for infinity.
+
+        Probe a query's best cells first. Then probe every cell whose centre scores at least
+        `baseline + (kth - baseline) / 2 - radius * spread`: `kth` is the query's k-th score so far, `baseline` the
+        score of a centre at a tenth of all ranks. A larger radius costs more and finds more. Neighbouring queries
+        should be near each other. per_job: queries that a worker takes at a time, derived by default. Answers do not
+        depend on it; counters do a little, since a worker fills up its last tile.
+        Raises ValueError for arrays that the kernels cannot take.
+        """
+        isa, resources = _isa.isa_info().taken, resources or Resources()
+        k = request.k
+        queries = validate_vectors(queries, "queries")
+        check_pair(queries, self.items, k, self.metric)
+        exclude = _validate_exclude(request.exclude, len(queries))
+        if np.isnan(radius):
+            raise ValueError("radius is NaN; give a number, or infinity for an exact join")
+        if isa == _isa.NUMPY or self.packed is None or len(queries) == 0:
+            return JoinOutput(
+                *numpy_fallback.join_exact(queries, self.items, k, self.metric, exclude, request.constraints)
+            )
+        exact, packed = np.isposinf(radius), self.packed
+        if exact and self.exact is not None:
+            packed = self.exact
+        codes = quantize.round_vectors(queries, self.rotation, quantize.ITEM_LEVELS, isa, resources.threads)
+        check_lengths(codes, "queries")
+        scanned = codes
+        if _isa.query_levels(isa) != quantize.ITEM_LEVELS:
+            scanned = quantize.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, resources.threads)
+        slots = min(k, max(1, len(self.items)))  # no worker allocates more slots than there are items
+        default = EXACT_QUERIES_PER_JOB if exact else PRUNED_QUERIES_PER_JOB
+        output = _isa.native().join(
+            isa,
+            METRIC_NUMBERS[self.metric],
+            queries,
+            self.items,
+            quantize.native_queries(scanned),
+            packed.native,
+            self.item_norms,
+            exclude,
+            slots,
+            resources.threads,
+            per_job or _choose_per_job(len(queries), slots, self.rotation.width, resources, default),
+            False,
+            None if exact else self._probes(quantize.coarsen(codes), k, radius),
+            *_native_constraints(request.constraints, packed),
+            progress,
+        )
+        return _pad_slots(output, k)
+
+    def _probes(self, codes: quantize.Codes, k: int, radius: float) -> object:
+        assert self.sample is not None
+        assert self.centres is not None
+        sampled = int((self.sample.order != quantize.NO_ITEM).sum())
+        initial = max(INITIAL_SHARE, 4 * k / len(self.items))
+        initial_rank = min(sampled, max(1, round(initial * sampled)))
+        baseline_rank = min(sampled, max(1, round(BASELINE_SHARE * sampled)))
+        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._offsets()))
+        return _isa.native().ProbeArrays(
+            quantize.native_queries(codes),
+            self.centres.native,
+            self.sample.native,
+            initial_rank,
+            baseline_rank,
+            SLOPE,
+            -radius,
+            lengths * self.spread,
+        )
+
+    def _offsets(self) -> np.ndarray:
+        assert self.centres is not None
+        assert self.centres.offsets is not None
+        return self.centres.offsets[self.centres.order != quantize.NO_ITEM]
+
+
+def validate_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
+    """Return the vectors as a contiguous array. Raises ValueError if the kernels cannot take them."""
+    if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MAX_DIMENSIONS:
+        raise ValueError(f"{name} have shape {vectors.shape}; needed are (n, d) with d from 1 to {MAX_DIMENSIONS}")
     if vectors.dtype not in (np.float16, np.float32, np.int8, np.uint8):
         raise ValueError(f"{name} are {vectors.dtype}; needed are float16, float32, int8 or uint8")
     return np.require(vectors, requirements=["C", "A"])
 
 
 def check_pair(queries: np.ndarray, items: np.ndarray, k: int, metric: str) -> None:
-    """ValueError where queries, items, k and metric do not go together."""
+    """Raise ValueError if queries, items, k and metric do not fit each other."""
     if queries.shape[1] != items.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions and items {items.shape[1]}")
     if metric not in METRIC_NUMBERS:
         raise ValueError(f"metric is {metric!r}; known are {', '.join(METRIC_NUMBERS)}")
-    if not 1 <= k <= MOST_SLOTS:
-        raise ValueError(f"k is {k}; needed is 1 to {MOST_SLOTS}")
+    if not 1 <= k <= MAX_SLOTS:
+        raise ValueError(f"k is {k}; needed is 1 to {MAX_SLOTS}")
     if len(items) >= int(quantize.NO_ITEM) - 2**20:
         raise ValueError(f"{len(items)} items are too many for one index; cut them into shards")
 
 
 def check_lengths(codes: quantize.Codes, name: str) -> None:
-    """ValueError where a vector is not finite, or too long to be squared in float32."""
-    bad = np.flatnonzero(~(codes.norms <= LARGEST_NORM))
+    """Raise ValueError if a vector is not finite, or too long to be squared in float32."""
+    bad = np.flatnonzero(~(codes.norms <= MAX_NORM))
     if len(bad):
         raise ValueError(
-            f"{len(bad)} {name} hold NaN, infinity or are longer than {LARGEST_NORM:g}; the first is {name}[{bad[0]}]"
+            f"{len(bad)} {name} hold NaN, infinity or are longer than {MAX_NORM:g}; the first is {name}[{bad[0]}]"
         )
 
 
-def bytes_per_query(k: int, width: int) -> int:
-    """What a worker holds for a query: its buffer, its best, its codes."""
+def _choose_per_job(n: int, k: int, width: int, resources: Resources, default: int) -> int:
+    """Return the number of queries that a worker takes at a time, within the memory."""
     limit = max(64, 3 * k + 48)  # buffer_limit in join.cpp
-    return 8 * (limit + 80) + 8 * k + width + 64
-
-
-def queries_per_job(n: int, k: int, width: int, threads: int, memory_bytes: int | None, most: int) -> int:
-    """How many queries a worker takes at a time, within the memory given."""
-    if memory_bytes is not None:
-        most = min(most, max(32, memory_bytes // (threads * bytes_per_query(k, width))))
-    share = -(-n // (4 * threads))  # at least four jobs per thread, so that none waits long for the last
+    bytes_per_query = 8 * (limit + 80) + 8 * k + width + 64  # buffer, best list, codes
+    most = min(default, max(32, resources.memory_bytes // (resources.threads * bytes_per_query)))
+    share = -(-n // (4 * resources.threads))  # at least four jobs per thread, so that none waits long for the last
     return max(1, min(most, max(96, share)))
 
 
-def checked_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
-    """The exclusions as int64; ValueError where there is not one per query."""
+def _validate_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
+    """Return the exclusions as int64. Raises ValueError unless there is one per query."""
     if exclude is None:
         return None
     if exclude.shape != (n,):
@@ -89,102 +191,18 @@ def checked_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
     return np.ascontiguousarray(exclude, dtype=np.int64)
 
 
-def slots_for(k: int, n_items: int) -> int:
-    """Return how many slots a native join fills: no worker makes room for more than there are items."""
-    return min(k, max(1, n_items))
-
-
-def widened(found: tuple[np.ndarray, np.ndarray, dict[str, int]], k: int) -> Joined:
-    """Return what a native join found with its rows filled up to k slots."""
-    positions, scores, counters = found
+def _pad_slots(output: tuple[np.ndarray, np.ndarray, dict[str, int]], k: int) -> JoinOutput:
+    """Return the output of a native join with its rows padded to k slots."""
+    positions, scores, counters = output
     missing = ((0, 0), (0, k - positions.shape[1]))
     if missing[1][1]:
         positions = np.pad(positions, missing, constant_values=-1)
         scores = np.pad(scores, missing, constant_values=-np.inf)
-    return Joined(positions, scores, counters)
+    return JoinOutput(positions, scores, counters)
 
 
-def item_norms(items: np.ndarray, metric: str, isa: str, threads: int) -> np.ndarray | None:
-    """(m,) lengths of the items under cosine, None for the other metrics."""
-    return _isa.native().norms(isa, items, threads) if metric == "cosine" else None
-
-
-def join_exact(
-    queries: np.ndarray,
-    items: np.ndarray,
-    k: int,
-    metric: str,
-    *,
-    exclude: np.ndarray | None = None,
-    constraints: Constraints = FREE,
-    threads: int = 1,
-    memory_bytes: int | None = None,
-    progress: Progress | None = None,
-) -> Joined:
-    """The k best items of every query, exactly: an 8-bit scan leaves out what a bound excludes, full scores decide.
-
-    Costs n * m * d 8-bit products, memory for 2 * m * d bytes of codes, and n * k results; fewer products where the
-    constraints bar whole blocks. memory_bytes bounds the buffers of the scan.
-    """
-    queries, items = checked_vectors(queries, "queries"), checked_vectors(items, "items")
-    check_pair(queries, items, k, metric)
-    exclude = checked_exclude(exclude, len(queries))
-    isa = _isa.isa_info().taken
-    if isa == _isa.TWINS:
-        return Joined(*numpy_fallback.join_exact(queries, items, k, metric, exclude, constraints))
-    if len(queries) == 0 or len(items) == 0:
-        return Joined(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
-    rotation = quantize.make_rotation(items, metric)
-    packed = pack_whole(items, rotation, metric, isa, threads, constraints.eligibility)
-    rounded = quantize.round_vectors(queries, rotation, _isa.query_levels(isa), isa, threads)
-    check_lengths(rounded, "queries")
-    slots = slots_for(k, len(items))
-    per_job = queries_per_job(len(queries), slots, rotation.width, threads, memory_bytes, QUERIES_PER_JOB)
-    return widened(
-        _isa.native().join(
-            isa,
-            METRIC_NUMBERS[metric],
-            queries,
-            items,
-            quantize.native_queries(rounded),
-            packed.native,
-            item_norms(items, metric, isa, threads),
-            exclude,
-            slots,
-            threads,
-            per_job,
-            False,
-            None,
-            *native_constraints(constraints, packed),
-            progress,
-        ),
-        k,
-    )
-
-
-def native_constraints(constraints: Constraints, packed: quantize.PackedItems) -> tuple[Any, Any, float]:
-    """Rule, caps and least score as the native join takes them."""
+def _native_constraints(constraints: Constraints, packed: quantize.PackedItems) -> tuple[Any, Any, float]:
+    """Return rule, caps and minimum score in the form that the native join takes."""
     rule = None if constraints.eligibility is None else rule_blocks.native_rule(constraints.eligibility, packed)
-    least = -np.inf if constraints.min_score is None else constraints.min_score
-    return rule, rule_blocks.native_caps(constraints), least
-
-
-def pack_whole(
-    items: np.ndarray,
-    rotation: quantize.Rotation,
-    metric: str,
-    isa: str,
-    threads: int,
-    eligibility: Eligibility | None = None,
-) -> quantize.PackedItems:
-    """All items in blocks: of one size with large residuals (long ones) first, or such as rules tell apart."""
-    codes = quantize.round_vectors(items, rotation, quantize.ITEM_LEVELS, isa, threads)
-    check_lengths(codes, "items")
-    if eligibility is None:
-        ranks = np.empty(len(items), np.int64)
-        ranks[np.argsort(-codes.residuals, kind="stable")] = np.arange(len(items))
-        blocks = ranks // BLOCK_ITEMS
-    else:
-        blocks = rule_blocks.rule_blocks(eligibility)
-    order, block_tiles = quantize.order_in_blocks(blocks, codes.residuals, int(blocks.max()) + 1)
-    return quantize.pack_items(codes, order, block_tiles, quantize.l2_offsets(codes, metric), isa, threads)
+    min_score = -np.inf if constraints.min_score is None else constraints.min_score
+    return rule, rule_blocks.native_caps(constraints), min_score

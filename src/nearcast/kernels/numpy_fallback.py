@@ -9,6 +9,7 @@ import numpy as np
 
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact_join import exact_join
+from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.scores import LANES, norms
 from nearcast.types import ArrayVectors, Metric
 
@@ -37,9 +38,10 @@ def join_exact(
     exclude: np.ndarray | None = None,
     constraints: Constraints = FREE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of every query by scoring every pair: the referee's own join."""
-    found = exact_join(queries, ArrayVectors(items), k, Metric(metric), exclude=exclude, constraints=constraints)
-    return found.positions, found.scores
+    """Return positions and scores of the k best items of every query: the reference join, which scores every pair."""
+    request = JoinRequest(Metric(metric), k, exclude=exclude, constraints=constraints)
+    lists = exact_join(queries, ArrayVectors(items), request)
+    return lists.positions, lists.scores
 
 
 def hadamard(blocks: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def make_rotation(items: np.ndarray, metric: str) -> Rotation:
 
 def round_vectors(vectors: np.ndarray, rotation: Rotation, levels: int, isa: str, threads: int) -> Codes:
     """Turn and round vectors to 8-bit codes on so many levels."""
-    if isa == _isa.TWINS:
+    if isa == _isa.NUMPY:
         return Codes(
             *numpy_fallback.quantise(
                 vectors, rotation.sign, rotation.place, rotation.centre, rotation.width, rotation.normalise, levels
@@ -144,7 +144,7 @@ def pack_items(
 ) -> PackedItems:
     """Tiles of the codes in this order; offsets (n,) are added to the items' inner products."""
     width = codes.codes.shape[1]
-    pack = numpy_fallback.pack if isa == _isa.TWINS else _isa.native().pack
+    pack = numpy_fallback.pack if isa == _isa.NUMPY else _isa.native().pack
     tiles = pack(codes.codes, order, threads).reshape(-1)
     real = order != NO_ITEM
     rows = np.where(real, order, 0)
@@ -170,7 +170,7 @@ def l2_offsets(codes: Codes, metric: str) -> np.ndarray | None:
     return -0.5 * codes.norms * codes.norms if metric == "l2" else None
 
 
-def coarser(codes: Codes) -> Codes:
+def coarsen(codes: Codes) -> Codes:
     """The same vectors on the levels that every instruction set can take, for choosing cells alike everywhere."""
     table = np.rint(np.arange(-128, 128) * (COMMON_LEVELS / ITEM_LEVELS)).astype(np.int8)
     by_byte = np.roll(table, -128)  # a code's bits as an unsigned byte: 0..127, then -128..-1

@@ -30,7 +30,7 @@ class ListScorer:
 
     def scores(self, query: AnyArray, positions: IntArray) -> FloatArray:
         """(n,) scores of a query (1, dim) with the items at these n positions. One query: lists differ in length."""
-        if self.isa == _isa.TWINS:
+        if self.isa == _isa.NUMPY:
             return pair_scores(np.repeat(query, len(positions), axis=0), self.items[positions], self.metric)
         scores: FloatArray = _isa.native().score_lists(
             self.isa,
@@ -51,5 +51,5 @@ def list_scorer(items: AnyArray, metric: Metric) -> ListScorer:
     items = np.ascontiguousarray(items)
     if metric is not Metric.COSINE:
         return ListScorer(items, metric, isa, np.empty(0))
-    lengths = norms(items) if isa == _isa.TWINS else _isa.native().norms(isa, items, 1)
+    lengths = norms(items) if isa == _isa.NUMPY else _isa.native().norms(isa, items, 1)
     return ListScorer(items, metric, isa, lengths)

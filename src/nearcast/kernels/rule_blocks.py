@@ -67,7 +67,7 @@ def _native_cap(cap: Cap) -> Any:
 def eligible_counts(rule: Eligibility, threads: int = 1) -> np.ndarray:
     """(n,) how many items each query may get, without a join: costs n * m bits where blocks cannot be ruled out."""
     isa = _isa.isa_info().taken
-    if isa == _isa.TWINS or rule.n_items == 0 or rule.n_queries == 0:
+    if isa == _isa.NUMPY or rule.n_items == 0 or rule.n_queries == 0:
         return _counted_by_pairs(rule)
     nothing = np.zeros(rule.n_items)
     blocks = rule_blocks(rule)
@@ -212,7 +212,7 @@ def rule_blocks(rule: Eligibility) -> np.ndarray:
     return numbers
 
 
-def shares_under(rule: Eligibility) -> tuple[float, float]:
+def sample_rule_shares(rule: Eligibility) -> tuple[float, float]:
     """The share of all pairs that an exact join meets in these blocks, and the share that is eligible, by samples."""
     if rule.n_items == 0 or rule.n_queries == 0:
         return 0.0, 0.0

@@ -1,6 +1,6 @@
-"""How good the lists of a snapshot are, on sampled queries: recall at several depths and by slice, regret, copies.
+"""Measure the lists of a snapshot on sampled queries: recall at several depths and by slice, regret, repeats.
 
-Recall is a fact here, not a hope: the lists are read from the snapshot's files, and the truth is the referee's.
+The lists are read from the snapshot's files; the truth comes from the exact reference join.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.engines.base import Resources
 from nearcast.errors import InputError
-from nearcast.knn.constraints import FREE, Constraints
+from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.drift import repeat_share
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
-from nearcast.measure.sampled_recall import SampledLists, sampled_lists, truth_of
+from nearcast.measure.sampled_recall import SampledLists, find_truth, read_sampled_lists
 from nearcast.measure.slices import (
     FEWEST,
     MOST_VALUES,
@@ -40,39 +39,28 @@ from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import FloatArray, IntArray, Metric, Neighbors, no_progress
+from nearcast.types import FloatArray, IntArray, Metric, Neighbors
 
-__all__ = ["Asked", "Quality", "likely_metric", "measure_quality", "refuse_slices_of", "weights_of"]
+__all__ = ["Quality", "check_slice_type", "guess_metric", "measure_quality", "read_weights"]
 
 DEPTHS = (1, 10)  # beside k
-WORST = 20  # queries that are named, for people to look into
-DIAGNOSED = 200  # queries that are held against the truth under other metrics
-RUNNERS_UP, RUNNERS_UP_BYTES = 50, 256 << 20  # queries of lists of one whose second best is found, and memory for it
-LIKELIER = 0.1  # so much more recall under another metric is no chance
+WORST = 20  # queries with the lowest recall that are named
+DIAGNOSED = 200  # queries that are compared with the truth under other metrics
+RUNNERS_UP, RUNNERS_UP_BYTES = 50, 256 << 20  # queries whose second best item is searched if k is 1, and its memory
+CLEARLY_MORE = 0.1  # recall under another metric; so large a difference is not chance
 
 Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What the sampled lists show."""
+    """Measures of the sampled lists."""
 
     measures: dict[str, float]
     slices: list[SliceRecall]
     lists: SampledLists
     worst: list[dict[str, Any]]  # sampled queries with the lowest recall, the lowest first: query, recall
     ties: str | None  # a warning where scores cannot tell items apart
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What was asked of a join, as far as its truth depends on it."""
-
-    metric: Metric
-    recall: float
-    exclude_self: bool
-    resources: Resources
-    constraints: Constraints = FREE
 
 
 def measure_quality(
@@ -84,83 +72,80 @@ def measure_quality(
     last: Snapshot | None,
     retrieved: SampledLists | None = None,
 ) -> Quality:
-    """Hold the lists of the queries at these positions against their true neighbors.
+    """Compare the lists of the queries at these positions with their true neighbors.
 
-    retrieved: what the join found, where a model has ranked it since: the model owes nobody the nearest.
-
-    Raises InputError for a weight that is no number of 0 or more, or an attribute that queries cannot be sliced by.
+    retrieved: the lists of the join, if a model has ranked them since; recall is measured before ranking.
+    Raises InputError for a weight that is not a number of at least 0, or an attribute that cannot make slices.
     """
     metric = Metric(spec.metric)
     width = truth.positions.shape[1]
-    lists = retrieved or sampled_lists(snapshot, inputs.items, inputs.queries, rows, metric, width)
-    columns = _columns(spec, inputs, rows)
-    weights = None if spec.query_source.weight is None else weights_of(spec.query_source.weight, columns)
+    lists = retrieved or read_sampled_lists(snapshot, inputs, rows, metric, width)
+    columns = _read_columns(spec, inputs, rows)
+    weights = None if spec.query_source.weight is None else read_weights(spec.query_source.weight, columns)
     shares = recall_per_query(lists.scores, truth)
     n = inputs.queries.vectors.n
-    measures = _intervals("recall", shares, n) | {"recall_sample": len(rows)}
+    measures = _estimate_with_interval("recall", shares, n) | {"recall_sample": len(rows)}
     for depth in (d for d in DEPTHS if d < width):
-        measures |= _intervals(f"recall_at_{depth}", recall_at(lists.scores, truth, depth), n)
+        measures |= _estimate_with_interval(f"recall_at_{depth}", recall_at(lists.scores, truth, depth), n)
     if weights is not None:
-        measures |= _intervals("recall_by_traffic", shares, n, weights)
+        measures |= _estimate_with_interval("recall_by_traffic", shares, n, weights)
     measures["score_regret"] = float(regret_per_query(lists.scores, truth).mean()) if len(rows) else 0.0
-    measures["repeats"] = _repeats(lists, inputs)
-    scores = lists.scores if spec.k > 1 else _with_runners_up(spec, inputs, rows)
+    measures["repeats"] = _measure_repeats(lists, inputs)
+    scores = lists.scores if spec.k > 1 else _score_runners_up(spec, inputs, rows)
     measures["score_ties"] = tied_share(scores)
-    slices = list(_slices(spec, inputs, rows, columns, weights))
+    slices = list(_make_slices(spec, inputs, rows, columns, weights))
     best = lists.scores[:, 0] if lists.scores.shape[1] else np.full(len(rows), -np.inf)
-    found = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
+    recalls = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
     if last is not None:
-        found += _new_items(inputs, last, lists, truth, n, spec.recall)
-    worst = _worst(shares, inputs.queries.ids.take(pa.array(rows)))
+        recalls += _new_item_recalls(inputs, last, lists, truth, n, spec.recall)
+    worst = _find_worst(shares, inputs.queries.ids.take(pa.array(rows)))
     ties = tie_warning(measures["score_ties"], scores, metric, measures["repeats"])
-    return Quality(measures, found, lists, worst, ties)
+    return Quality(measures, recalls, lists, worst, ties)
 
 
-def likely_metric(asked: Asked, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float) -> str | None:
-    """The metric that the lists look like they were made for, where recall is below what was asked; else None."""
-    if recall >= asked.recall or not len(rows):
+def guess_metric(
+    request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float
+) -> str | None:
+    """Return another metric under which the lists have clearly more recall, if recall is below the target; else None.
+
+    recall: of the lists under the request's own metric.
+    """
+    if recall >= request.recall or not len(rows):
         return None
     some = np.linspace(0, len(rows) - 1, min(len(rows), DIAGNOSED)).astype(np.int64)
-    found: dict[str, float] = {}
+    queries = inputs.queries.vectors.take(rows[some])
+    request = replace(request, k=lists.positions.shape[1], constraints=replace(request.constraints, min_score=None))
+    recalls: dict[str, float] = {}
     for metric in Metric:
-        truth = truth_of(
-            inputs.items,
-            inputs.queries,
-            rows[some],
-            lists.positions.shape[1],
-            metric,
-            exclude_self=asked.exclude_self,
-            resources=asked.resources,
-            progress=no_progress,
-            constraints=replace(asked.constraints, min_score=None),
-        )
-        queries = inputs.queries.vectors.take(rows[some])
+        truth = find_truth(inputs, rows[some], replace(request, metric=metric), resources)
         scores = rescore(queries, inputs.items.vectors, lists.positions[some], metric).scores
-        found[str(metric)] = float(recall_per_query(scores, truth).mean())
-    best = max(found, key=lambda name: found[name])
-    return best if found[best] >= found[str(asked.metric)] + LIKELIER else None
+        recalls[str(metric)] = float(recall_per_query(scores, truth).mean())
+    best = max(recalls, key=lambda name: recalls[name])
+    return best if recalls[best] >= recalls[str(request.metric)] + CLEARLY_MORE else None
 
 
-def _intervals(name: str, shares: Float64Array, n: int, weights: Float64Array | None = None) -> dict[str, float]:
-    found = estimate_recall(shares, n, weights)
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def _estimate_with_interval(
+    name: str, shares: Float64Array, n: int, weights: Float64Array | None = None
+) -> dict[str, float]:
+    recall = estimate_recall(shares, n, weights)
+    return {name: recall.value, f"{name}_low": recall.low, f"{name}_high": recall.high}
 
 
-def _columns(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> pa.Table | None:
-    """The columns of the sampled queries by which recall is told, in their order; None where there are none."""
+def _read_columns(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> pa.Table | None:
+    """Return the slice and weight columns of the sampled queries, in their order; None if there are none."""
     weight = spec.query_source.weight
     names = list(dict.fromkeys((*spec.measure.slices, *((weight,) if weight else ()))))
     return rows_of(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
 
 
-def _worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:
-    """The queries that miss most of their true neighbors; none that misses nothing. Ties go to the first."""
-    places = np.argsort(shares, kind="stable")[:WORST]
-    return [{"query": ids[int(p)].as_py(), "recall": round(float(shares[p]), 6)} for p in places if shares[p] < 1.0]
+def _find_worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:
+    """Return the queries with the lowest recall below 1, lowest first. Ties go to the first."""
+    rows = np.argsort(shares, kind="stable")[:WORST]
+    return [{"query": ids[int(p)].as_py(), "recall": round(float(shares[p]), 6)} for p in rows if shares[p] < 1.0]
 
 
-def weights_of(name: str, columns: pa.Table | None) -> Float64Array:
-    """(rows,) the traffic of queries, from a column of theirs; InputError for what is no number of 0 or more."""
+def read_weights(name: str, columns: pa.Table | None) -> Float64Array:
+    """Return (rows,) the traffic of each query. Raises InputError unless the column holds numbers of at least 0."""
     assert columns is not None
     column = columns.column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -175,7 +160,7 @@ def weights_of(name: str, columns: pa.Table | None) -> Float64Array:
     return weights
 
 
-def _slices(
+def _make_slices(
     spec: GeneratorSpec, inputs: Inputs, rows: IntArray, columns: pa.Table | None, weights: Float64Array | None
 ) -> Iterator[Slice]:
     for name in spec.measure.slices:
@@ -186,8 +171,8 @@ def _slices(
     yield from rare_slices(np.asarray(inputs.queries.vectors.take(rows), np.float32), spec.seed)
 
 
-def refuse_slices_of(name: str, kind: pa.DataType) -> None:
-    """Raise InputError for a column of this type in `measure.slices`, of which no slices can be made."""
+def check_slice_type(name: str, kind: pa.DataType) -> None:
+    """Raise InputError if a column of this type in `measure.slices` cannot make slices."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_nested(plain) or pa.types.is_binary(plain):
         raise InputError(
@@ -197,8 +182,8 @@ def refuse_slices_of(name: str, kind: pa.DataType) -> None:
 
 
 def _attribute_slices(name: str, column: pa.ChunkedArray) -> Iterator[Slice]:
-    """A slice per value, or per quarter of a number with many values."""
-    refuse_slices_of(name, column.type)
+    """Yield a slice per value, or per quarter of a number with many values."""
+    check_slice_type(name, column.type)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     encoded = column.combine_chunks().dictionary_encode()
@@ -210,34 +195,34 @@ def _attribute_slices(name: str, column: pa.ChunkedArray) -> Iterator[Slice]:
         yield from value_slices(name, pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64), labels)
 
 
-def _new_items(
-    inputs: Inputs, last: Snapshot, lists: SampledLists, truth: Neighbors, n: int, promise: float
+def _new_item_recalls(
+    inputs: Inputs, last: Snapshot, lists: SampledLists, truth: Neighbors, n: int, target: float
 ) -> list[SliceRecall]:
-    """Recall of items that the last snapshot did not have, and of those it had, over the queries that want one."""
-    wanted = np.unique(truth.positions[truth.positions >= 0])
-    ids = inputs.items.ids.take(pa.array(wanted))
+    """Return the recall of items new since the last snapshot, and of all others, over the queries that need them."""
+    listed = np.unique(truth.positions[truth.positions >= 0])
+    ids = inputs.items.ids.take(pa.array(listed))
     dataset = open_dataset(last.folder / "items")
     kind = dataset.schema.field("id").type
-    if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(wanted):
+    if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(listed):
         return []
     known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
     new = np.zeros(inputs.items.vectors.n, np.bool_)
-    new[wanted[positions_of(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
-    hits = _hits(lists, truth)
-    found: list[SliceRecall] = []
+    new[listed[positions_of(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
+    hits = _find_hits(lists, truth)
+    recalls: list[SliceRecall] = []
     for value, members in (("new", new), ("known", ~new)):
-        asked = (truth.positions >= 0) & members[np.maximum(truth.positions, 0)]
-        wanting = asked.any(axis=1)
-        if wanting.sum() >= FEWEST and new.any():
-            shares = (hits & asked).sum(axis=1)[wanting] / asked.sum(axis=1)[wanting]
-            best = lists.scores[wanting, 0].astype(np.float64)
+        true_members = (truth.positions >= 0) & members[np.maximum(truth.positions, 0)]
+        rows = true_members.any(axis=1)
+        if rows.sum() >= FEWEST and new.any():
+            shares = (hits & true_members).sum(axis=1)[rows] / true_members.sum(axis=1)[rows]
+            best = lists.scores[rows, 0].astype(np.float64)
             per_sampled = n / len(lists.scores)
-            found.append(slice_recall("items", value, shares, best, per_sampled, promise, n_slices=2))
-    return found
+            recalls.append(slice_recall("items", value, shares, best, per_sampled, target, n_slices=2))
+    return recalls
 
 
-def _hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
-    """(n, k) which true neighbors were found; one that ties with the last of them may stand in for another."""
+def _find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
+    """Return (n, k) which true neighbors are in the lists. An item that ties with the last true one counts as a hit."""
     n_items = int(max(lists.positions.max(initial=0), truth.positions.max(initial=0))) + 1
     row = np.arange(len(truth.positions))[:, None] * n_items
     there = np.isin(row + truth.positions, (row + lists.positions)[lists.positions >= 0])
@@ -247,22 +232,14 @@ def _hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
     return hits
 
 
-def _with_runners_up(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> FloatArray:
+def _score_runners_up(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> FloatArray:
     """Return the two best scores of some queries: lists of one candidate do not show whether the next one ties."""
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), RUNNERS_UP)).astype(np.int64)]
-    return truth_of(
-        inputs.items,
-        inputs.queries,
-        some,
-        2,
-        Metric(spec.metric),
-        exclude_self=spec.exclude_self,
-        resources=Resources(1, RUNNERS_UP_BYTES),
-        progress=no_progress,
-    ).scores
+    request = JoinRequest(Metric(spec.metric), 2, exclude_self=spec.exclude_self)
+    return find_truth(inputs, some, request, Resources(1, RUNNERS_UP_BYTES)).scores
 
 
-def _repeats(lists: SampledLists, inputs: Inputs) -> float:
+def _measure_repeats(lists: SampledLists, inputs: Inputs) -> float:
     seen = np.unique(lists.positions[lists.positions >= 0])
     vectors = np.asarray(inputs.items.vectors.take(seen))
     return repeat_share(lists.positions, lists.scores, vectors, seen)

@@ -1,133 +1,119 @@
-"""Measure a written table: recall on sampled queries, read back from its files, and overlap with the last snapshot.
+"""Measure a written table on sampled queries: exact neighbors, lists read back from its files, and overlap.
 
-Believes nobody: candidates are read from Parquet as a reader would, and scored again from the vectors.
+Candidates are read from Parquet as any reader reads them, and scored again from the vectors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.engines.base import Resources
-from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.exact_join import exact_join
+from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import positions_of, shared_positions
-from nearcast.sources.ingest import IngestedTable
+from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
 
-__all__ = ["SampledLists", "exclusions", "measure_overlap", "sampled_lists", "truth_of"]
+__all__ = ["SampledLists", "find_own_items", "find_truth", "measure_overlap", "read_sampled_lists", "resolve_request"]
 
-STRETCH_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
-MOST_STRETCHES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
+RANGE_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
+MAX_RANGES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
 
 Float64Array = npt.NDArray[np.float64]
 
 
-def exclusions(items: IngestedTable, queries: IngestedTable, rows: IntArray, *, exclude_self: bool) -> IntArray | None:
-    """(len(rows),) the item position that each of these queries must not get, -1 for none; None if none at all."""
-    if not exclude_self:
-        return None
-    return shared_positions(queries.ids.take(pa.array(rows)), items.ids)
+def find_own_items(inputs: Inputs, rows: IntArray) -> IntArray:
+    """Return (len(rows),) the position of the item with the id of each of these queries, -1 if there is none."""
+    return shared_positions(inputs.queries.ids.take(pa.array(rows)), inputs.items.ids)
 
 
-def truth_of(
-    items: IngestedTable,
-    queries: IngestedTable,
-    rows: IntArray,
-    k: int,
-    metric: Metric,
-    *,
-    exclude_self: bool,
-    resources: Resources,
-    progress: Progress,
-    constraints: Constraints = FREE,
+def resolve_request(request: JoinRequest, inputs: Inputs, rows: IntArray) -> JoinRequest:
+    """Return the request for the queries at these positions, with `exclude_self` resolved into item positions."""
+    exclude = find_own_items(inputs, rows) if request.exclude_self else None
+    return replace(request, exclude=exclude, constraints=request.constraints.of_queries(rows))
+
+
+def find_truth(
+    inputs: Inputs, rows: IntArray, request: JoinRequest, resources: Resources, progress: Progress = no_progress
 ) -> Neighbors:
-    """The exact neighbors of these queries; the constraints are those of all queries."""
-    return exact_join(
-        queries.vectors.take(rows),
-        items.vectors,
-        k,
-        metric,
-        exclude=exclusions(items, queries, rows, exclude_self=exclude_self),
-        constraints=constraints.of_queries(rows),
-        threads=resources.threads,
-        memory_bytes=resources.memory_bytes,
-        progress=progress,
-    )
+    """Return the exact neighbors of the queries at these positions. The request is that of all queries."""
+    queries = inputs.queries.vectors.take(rows)
+    return exact_join(queries, inputs.items.vectors, resolve_request(request, inputs, rows), resources, progress)
 
 
 @dataclass(frozen=True, slots=True)
 class SampledLists:
-    """Lists of some queries as the snapshot's files hold them, scored anew."""
+    """Lists of some queries from the snapshot's files, scored again."""
 
-    positions: IntArray  # (n, widest list), -1 for ids that are no items, and for repetitions of an item
+    positions: IntArray  # (n, widest list), -1 for unknown ids and for repetitions of an item
     scores: FloatArray  # the same shape, best first; -inf where there is no candidate
 
 
-def sampled_lists(
-    snapshot: Snapshot, items: IngestedTable, queries: IngestedTable, rows: IntArray, metric: Metric, width: int
+def read_sampled_lists(
+    snapshot: Snapshot, inputs: Inputs, rows: IntArray, metric: Metric, min_width: int
 ) -> SampledLists:
-    """The lists of the queries at these (ascending) positions, at least `width` wide."""
+    """Return the lists of the queries at these (ascending) positions, at least `min_width` wide."""
+    items, queries = inputs.items, inputs.queries
     numbers = positions_of(queries.ids.take(pa.array(rows)), queries.listed_ids)
-    found = _each_once(_positions(snapshot.rows(numbers), items, width))
-    scored = rescore(queries.vectors.take(rows), items.vectors, found, metric)
+    listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers), items, min_width))
+    scored = rescore(queries.vectors.take(rows), items.vectors, listed, metric)
     return SampledLists(scored.positions, scored.scores)
 
 
 def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress: Progress) -> dict[str, float]:
-    """overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
+    """Return overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
 
-    Both tables are sorted by query id, so a stretch of one is found in the other. Of a large table, stretches
-    spread evenly are compared.
+    Both tables are sorted by query id, so a range of one is found in the other. Of a large table, evenly spread ranges
+    are compared.
     """
     shares: list[Float64Array] = []
     kept = seen = 0
-    rows = max(1, STRETCH_SLOTS // new.manifest.k)
-    starts = _stretches(new.n_rows, rows)
+    rows = max(1, RANGE_SLOTS // new.manifest.k)
+    starts = _choose_range_starts(new.n_rows, rows)
     for number, start in enumerate(starts):
         here = new.rows(np.arange(start, min(new.n_rows, start + rows)))
         ids = here.column("query_id").combine_chunks()
         there = old.lists_between(ids[0].as_py() if start else None, _id_after(new, start + rows))
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
-        places = positions_of(there.column("query_id").combine_chunks(), ids)
-        both = np.flatnonzero(places >= 0)
+        slots = positions_of(there.column("query_id").combine_chunks(), ids)
+        both = np.flatnonzero(slots >= 0)
         kept, seen = kept + len(both), seen + len(there)
         old_rows = there.take(pa.array(both))
-        new_lists = _positions(here.take(pa.array(places[both])), items, 0)
-        shares.append(_kept_shares(_positions(old_rows, items, 0), new_lists, old_rows))
+        new_lists = _candidate_positions(here.take(pa.array(slots[both])), items, 0)
+        shares.append(_kept_shares(_candidate_positions(old_rows, items, 0), new_lists, old_rows))
         progress("overlap", number + 1, len(starts))
-    every = np.concatenate(shares) if shares else np.empty(0)
-    every = every[~np.isnan(every)]
-    return {"overlap": float(every.mean()) if len(every) else 0.0, "queries_kept": kept / max(1, seen)}
+    overlaps = np.concatenate(shares) if shares else np.empty(0)
+    overlaps = overlaps[~np.isnan(overlaps)]
+    return {"overlap": float(overlaps.mean()) if len(overlaps) else 0.0, "queries_kept": kept / max(1, seen)}
 
 
 def _id_after(snapshot: Snapshot, number: int) -> str | int | None:
-    """The query id of a row, or None where the table ends before it."""
+    """Return the query id of a row, or None if the table is shorter."""
     if number >= snapshot.n_rows:
         return None
-    found: str | int = snapshot.rows(np.array([number])).column("query_id")[0].as_py()
-    return found
+    query_id: str | int = snapshot.rows(np.array([number])).column("query_id")[0].as_py()
+    return query_id
 
 
-def _stretches(n_rows: int, rows: int) -> list[int]:
-    """Where the compared stretches of a table start: all of it when it is small, else spread evenly."""
+def _choose_range_starts(n_rows: int, rows: int) -> list[int]:
+    """Return the first rows of the ranges to compare: all ranges of a small table, else evenly spread ones."""
     starts = range(0, n_rows, rows)
-    if len(starts) <= MOST_STRETCHES:
+    if len(starts) <= MAX_RANGES:
         return list(starts)
-    chosen = np.linspace(0, len(starts) - 1, MOST_STRETCHES).astype(int)
+    chosen = np.linspace(0, len(starts) - 1, MAX_RANGES).astype(int)
     return [starts[i] for i in chosen]
 
 
 def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> Float64Array:
-    """overlap_per_query, with candidates that are no items any more counted as not kept."""
+    """Return overlap per query. Candidates that are no longer items count as not kept."""
     shares = overlap_per_query(old, new)
     known = np.count_nonzero(old != EMPTY_POSITION, axis=1)
     lengths = pc.list_value_length(old_rows.column("candidate_ids")).to_numpy()
@@ -135,20 +121,20 @@ def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> Float64Arr
         return np.where(lengths > 0, np.nan_to_num(shares) * known / lengths, np.nan)
 
 
-def _positions(rows: pa.Table, items: IngestedTable, width: int) -> IntArray:
-    """(rows, widest list) positions of the candidates among the items; ids that are no items are left empty."""
+def _candidate_positions(rows: pa.Table, items: IngestedTable, min_width: int) -> IntArray:
+    """Return (rows, longest list) item positions of the candidates; -1 for an id that is no item."""
     lists = rows.column("candidate_ids").combine_chunks()
     if lists.type.value_type != items.ids.type and pa.types.is_integer(items.ids.type):
-        return np.full((len(rows), max(width, 1)), EMPTY_POSITION, np.int64)
+        return np.full((len(rows), max(min_width, 1)), EMPTY_POSITION, np.int64)
     lengths = pc.list_value_length(lists).to_numpy()
-    positions = np.full((len(rows), int(lengths.max(initial=max(width, 1)))), EMPTY_POSITION, np.int64)
+    positions = np.full((len(rows), int(lengths.max(initial=max(min_width, 1)))), EMPTY_POSITION, np.int64)
     slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
     positions[slots] = positions_of(lists.flatten(), items.ids)
     return positions
 
 
-def _each_once(positions: IntArray) -> IntArray:
-    """The lists with repetitions of an item taken out: it must not be paid for twice."""
+def _drop_repeats(positions: IntArray) -> IntArray:
+    """Return the lists without repetitions of an item, which must count once."""
     ordered = np.sort(positions, axis=1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = EMPTY_POSITION
     return ordered

@@ -1,9 +1,9 @@
-"""The folders of kept truth: lists of a sample of queries, and the state of the items that they were found among.
+"""The folders of the truth cache: lists of a sample of queries, and the state of the items they were joined with.
 
-    <home>/lists-...   ids and vector hashes of the queries, their lists, and what bounds these
-    <home>/state-...   ids and vector hashes of all items, to tell what has changed since
+    <home>/lists-...   ids and vector hashes of the queries, their lists, and the bounds of these
+    <home>/state-...   ids and vector hashes of all items, to find the changes since
 
-A folder is believed when it is finished, undamaged, and named by what its manifest says. Knows nothing of joins.
+A folder is used if it is finished, undamaged, and named by its manifest. Knows nothing of joins.
 """
 
 from __future__ import annotations
@@ -27,19 +27,29 @@ from nearcast.sources.ingest import IngestedTable
 from nearcast.types import FileVectors, Neighbors
 from nearcast.version import __version__
 
-__all__ = ["KeptLists", "have_state", "kept_lists", "lists_folder", "open_lists", "open_state", "prune", "write_lists"]
+__all__ = [
+    "CachedLists",
+    "Note",
+    "cached_lists",
+    "ensure_state",
+    "lists_folder",
+    "open_lists",
+    "open_state",
+    "prune",
+    "write_lists",
+]
 
-KEPT = 6  # samples: a report's and two of a calibration, for two specs in turn or for two days
+MAX_SAMPLES = 6  # a report's and two of a calibration, for two specs in turn or for two days
 FORMAT = 1
 
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class KeptLists:
+class CachedLists:
     """Lists of a sample of queries."""
 
-    facts: dict[str, Any]  # what decides them; they are named by it
+    facts: dict[str, Any]  # everything that decides them; their name is its fingerprint
     ids: pa.Array  # (queries,)
     hashes: npt.NDArray[np.uint8]  # (queries, HASH_BYTES) of their vectors
     known: KnownLists
@@ -47,12 +57,12 @@ class KeptLists:
 
 
 def lists_folder(home: Path, facts: dict[str, Any]) -> Path:
-    """Where lists that are decided by these facts are."""
+    """Return the folder of the lists that these facts name."""
     return home / f"lists-{_name(facts)}"
 
 
-def write_lists(home: Path, lists: KeptLists) -> None:
-    """Keep lists."""
+def write_lists(home: Path, lists: CachedLists) -> None:
+    """Write lists into their folder."""
     folder = fresh_folder(lists_folder(home, lists.facts))
     write_ids(folder / "queries.arrow", lists.ids)
     arrays = {
@@ -67,13 +77,13 @@ def write_lists(home: Path, lists: KeptLists) -> None:
     finish(folder, {"decided_by": lists.facts, "state": lists.state})
 
 
-def open_lists(folder: Path, note: Note) -> KeptLists | None:
-    """The lists of a folder, in memory; None where there are none, or only damaged ones, which are removed."""
-    manifest = _sound(folder, "lists", note)
+def open_lists(folder: Path, note: Note) -> CachedLists | None:
+    """Return the lists of a folder, in memory; None if there are none, or if they were damaged and removed."""
+    manifest = _verify_folder(folder, "lists", note)
     if manifest is None:
         return None
     arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
-    return KeptLists(
+    return CachedLists(
         manifest["decided_by"],
         pa.concat_arrays([read_ids(folder / "queries.arrow")]),
         arrays["hashes"],
@@ -82,19 +92,19 @@ def open_lists(folder: Path, note: Note) -> KeptLists | None:
     )
 
 
-def kept_lists(home: Path, note: Note) -> Iterator[KeptLists]:
-    """All lists that are kept, the newest first."""
+def cached_lists(home: Path, note: Note) -> Iterator[CachedLists]:
+    """Yield all cached lists, newest first."""
     for folder in _newest_first(home):
         lists = open_lists(folder, note)
         if lists is not None:
             yield lists
 
 
-def have_state(home: Path, items: IngestedTable, note: Note) -> Path:
-    """Have the state of the items in a folder. Reads all vectors once where it is not there."""
+def ensure_state(home: Path, items: IngestedTable, note: Note) -> Path:
+    """Return the folder with the state of the items. Reads all vectors once if it must be written."""
     facts = {"items": items.folder.name, "nearcast": [__version__, FORMAT]}
     folder = home / f"state-{_name(facts)}"
-    if _sound(folder, "state", note) is None:
+    if _verify_folder(folder, "state", note) is None:
         fresh_folder(folder)
         write_ids(folder / "ids.arrow", items.ids)
         header = {"descr": "|u1", "fortran_order": False, "shape": (items.vectors.n, HASH_BYTES)}
@@ -107,15 +117,15 @@ def have_state(home: Path, items: IngestedTable, note: Note) -> Path:
 
 
 def open_state(folder: Path, note: Note) -> State | None:
-    """The state in a folder, mapped; None where there is none, or only a damaged one, which is removed."""
-    if _sound(folder, "state", note) is None:
+    """Return the state in a folder, mapped; None if there is none, or if it was damaged and removed."""
+    if _verify_folder(folder, "state", note) is None:
         return None
     return State(read_ids(folder / "ids.arrow"), FileVectors.open(folder / "hashes.npy"))
 
 
 def prune(home: Path) -> None:
-    """Keep the newest lists, and the states that they need."""
-    newest = _newest_first(home)[:KEPT]
+    """Remove all but the newest lists and their states."""
+    newest = _newest_first(home)[:MAX_SAMPLES]
     states = {read_manifest(folder)["state"] for folder in newest}
     for path in home.iterdir():
         if path not in newest and path.name not in states:
@@ -131,22 +141,22 @@ def _newest_first(home: Path) -> list[Path]:
     return sorted(done, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name), reverse=True)
 
 
-def _sound(folder: Path, kind: str, note: Note) -> dict[str, Any] | None:
-    """The manifest of a finished folder whose every file is as it was written; a damaged folder is removed."""
+def _verify_folder(folder: Path, kind: str, note: Note) -> dict[str, Any] | None:
+    """Return the manifest of a finished and undamaged folder, else None. Removes a damaged folder."""
     if not is_done(folder):
         return None
     try:
         manifest = verify(folder, contents=True)
         if folder.name != f"{kind}-{_name(manifest.get('decided_by', {}))}":
-            raise DamagedError(f"{folder} does not hold what its name says")
+            raise DamagedError(f"{folder} does not hold the contents that its name states")
     except DamagedError as error:
-        note(f"kept truth is thrown away, and found anew: {error}")
+        note(f"cached truth is removed, and computed again: {error}")
         _remove(folder)
         return None
     return manifest
 
 
 def _remove(folder: Path) -> None:
-    """Its manifest first: a folder that is half removed is an unfinished one."""
+    """Remove a folder, its manifest first: a folder that is half removed then counts as unfinished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nearcast.engines.base import JoinRequest
 from nearcast.join.compile_constraints import have_constraints, open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.current_tables import Place, todays_inputs, waiting_for
@@ -20,8 +21,8 @@ from nearcast.join.inputs import open_sources
 from nearcast.join.score_terms import scored_inputs
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
-from nearcast.measure.sampled_recall import truth_of
-from nearcast.measure.truth import kept_truth
+from nearcast.measure.sampled_recall import find_truth
+from nearcast.measure.truth import TruthCache
 from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.checks import count_alert
 from nearcast.monitoring.expected_range import usual
@@ -362,20 +363,22 @@ def _truth(
     removed_ids: Sequence[str | int],
 ) -> Neighbors:
     """The exact neighbors of these queries among today's items that the overlay has not removed."""
-    items, queries, metric = inputs.items, inputs.queries, Metric(run.spec.metric)
+    items = inputs.items
     removed = np.zeros(items.vectors.n, np.bool_)
     if len(removed_ids):
         places = positions_of(pa.array(removed_ids, items.ids.type), items.ids)
         removed[places[places >= 0]] = True
+    cache = TruthCache(run.workspace.home / "monitor" / "truth", run.listener.note)
     rules = open_constraints(constraints)
 
+    def report(_stage: str, done: int, total: int) -> None:
+        run.listener.progress("truth of today", done, total)
+
     def ask(some: IntArray, width: int) -> Neighbors:
-        shared: dict[str, Any] = {"exclude_self": run.spec.exclude_self, "resources": run.resources}
-        shared |= {"progress": lambda _, done, total: run.listener.progress("truth of today", done, total)}
+        request = JoinRequest(Metric(run.spec.metric), width, exclude_self=run.spec.exclude_self, constraints=rules)
         if len(some) < len(rows):  # the second round, of few queries
-            return truth_of(items, queries, some, width, metric, constraints=rules, **shared)
-        home, note = run.workspace.home / "monitor" / "truth", run.listener.note
-        return kept_truth(home, items, queries, some, width, metric, note=note, constraints=rules, **shared)
+            return find_truth(inputs, some, request, run.resources, report)
+        return cache.find(inputs, some, request, run.resources, report)
 
     return truth_without(removed, rows, depths, ask)
 

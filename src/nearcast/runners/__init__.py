@@ -1,1 +1,1 @@
-"""Runners carry tasks: a list of them in, each done somewhere, in any order. They know nothing of kNN."""
+"""Runners run lists of tasks: the contract is in `base.py`, each runner in one file. They know nothing of kNN."""

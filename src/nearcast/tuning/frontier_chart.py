@@ -7,12 +7,12 @@ from pathlib import Path
 from nearcast.figures import COLOURS, new_figure, save
 from nearcast.tuning.optimize import EXACT
 from nearcast.tuning.scaling import EXACT_POINT
-from nearcast.tuning.tuning_result import Found, Tuned
+from nearcast.tuning.tuning_result import PricedTrial, TuningResult
 
 __all__ = ["draw_frontier"]
 
 
-def draw_frontier(tuned: Tuned, path: Path) -> None:
+def draw_frontier(tuned: TuningResult, path: Path) -> None:
     """Draw what was tried into an SVG, PNG or PDF file, with the suggestion marked."""
     figure = new_figure(8, 5)
     axes = figure.subplots()
@@ -53,5 +53,5 @@ def draw_frontier(tuned: Tuned, path: Path) -> None:
     save(figure, path)
 
 
-def _name(found: Found) -> str:
+def _name(found: PricedTrial) -> str:
     return EXACT if found.trial.point == EXACT_POINT else found.trial.point.engine

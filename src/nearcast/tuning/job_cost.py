@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nearcast.engines import ENGINES
-from nearcast.engines.dense import MOST_MET
-from nearcast.tuning.scaling import EXACT_POINT, Growth, Point, build_work, items_met, query_work, settings_at
-from nearcast.tuning.trial import Job, Trial
+from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, build_work, items_met, query_work, settings_at
+from nearcast.tuning.trial import Trial, TuningJob
 
-__all__ = ["Cost", "build_and_join", "cost_of", "told_by_exact"]
+__all__ = ["JobCost", "build_and_join", "cost_of", "told_by_exact"]
 
 MOST_OVERHEAD = 0.9  # of what a query of a sample took
 CALIBRATION_JOINS = 8  # of its samples, until the effort is found
@@ -18,7 +17,7 @@ REFEREE_SLOWDOWN = 4.0  # of the NumPy join that gives engines without an exact 
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class JobCost:
     """Seconds by stage."""
 
     build: float
@@ -31,7 +30,7 @@ class Cost:
         return self.build + self.calibrate + self.join
 
 
-def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
+def cost_of(job: TuningJob, trial: Trial, promise: float) -> JobCost | None:
     """The cost of the whole job with a trial's point; None where it does not keep the promise.
 
     A run whose cells would be met too often joins exactly after all, and so it is reckoned here: by the same clock as
@@ -42,25 +41,25 @@ def cost_of(job: Job, trial: Trial, promise: float) -> Cost | None:
         return None
     build, join = both
     calibration = _calibration(job, trial.point, join / max(1, job.shape.n_queries))
-    return Cost(build, calibration, job.exact_seconds if _ends_exact(job, trial, promise) else join)
+    return JobCost(build, calibration, job.exact_seconds if _ends_exact(job, trial, promise) else join)
 
 
-def told_by_exact(job: Job, trials: Iterable[Trial]) -> Job:
+def told_by_exact(job: TuningJob, trials: Iterable[Trial]) -> TuningJob:
     """The job with what the trial of the exact point, if it is among these, tells of an exact join of everything."""
     for trial in trials:
         if trial.point == EXACT_POINT:
-            both = build_and_join(trial, job.shape.recall, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
+            both = build_and_join(trial, job.request.recall, job.shape.n_items, job.shape.n_queries, 1.0, job.growth)
             job = job if both is None else replace(job, exact_join=both[1])
     return job
 
 
-def _ends_exact(job: Job, trial: Trial, promise: float) -> bool:
+def _ends_exact(job: TuningJob, trial: Trial, promise: float) -> bool:
     """Whether the run will count that cells do not pay, by what a trial met and how that grows."""
     reached = trial.at(promise)
-    if trial.point.engine != "dense" or reached is None or reached.rows_met is None:
+    if reached is None or reached.items_scanned is None:
         return False
-    met = items_met(job.shape.n_items, reached.rows_met, trial.sample_items, job.growth)
-    return met >= MOST_MET * job.shape.n_items
+    met = items_met(job.shape.n_items, reached.items_scanned, trial.sample_items, job.growth)
+    return met >= ENGINES[trial.point.engine].max_scan_share * job.shape.n_items
 
 
 def build_and_join(
@@ -70,19 +69,19 @@ def build_and_join(
     reached, timed = trial.at(promise), trial.at(trial.timed)
     if reached is None or timed is None:
         return None
-    tried = Point(trial.point.engine, settings_at(trial.point, trial.share))
-    meant = Point(trial.point.engine, settings_at(trial.point, share))
+    tried = Configuration(trial.point.engine, settings_at(trial.point, trial.share))
+    meant = Configuration(trial.point.engine, settings_at(trial.point, share))
     build = trial.build_seconds * build_work(meant, n_items) / build_work(tried, trial.sample_items)
-    done = query_work(tried, trial.sample_items, timed.effort, timed.rows_met, trial.sample_items, growth)
-    work = query_work(meant, n_items, reached.effort, reached.rows_met, trial.sample_items, growth)
+    done = query_work(tried, trial.sample_items, timed.params, timed.items_scanned, trial.sample_items, growth)
+    work = query_work(meant, n_items, reached.params, reached.items_scanned, trial.sample_items, growth)
     resting = 0.0
     if trial.point.engine == "dense":
-        resting = growth.overhead if reached.rows_met is not None else growth.exact_overhead
+        resting = growth.overhead if reached.items_scanned is not None else growth.exact_overhead
     overhead = min(resting, MOST_OVERHEAD * trial.query_seconds)
     return build, n_queries * (overhead + (trial.query_seconds - overhead) * work / done)
 
 
-def _calibration(job: Job, point: Point, seconds_per_query: float) -> float:
+def _calibration(job: TuningJob, point: Configuration, seconds_per_query: float) -> float:
     """What finding the effort takes in the run: the truth of two samples, and some joins of them."""
     if point.settings.get("cells") == 1:
         return 0.0

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import MissingExtraError
-from nearcast.tuning.scaling import EXACT_POINT, Point
+from nearcast.tuning.scaling import EXACT_POINT, Configuration
 from nearcast.tuning.trial import Trial
 
-__all__ = ["EXACT", "Outcome", "Study", "first_points", "open_study"]
+__all__ = ["EXACT", "Study", "TrialOutcome", "first_points", "open_study"]
 
 EXACT = "dense, exact"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialOutcome:
     """What came of a proposal: a trial, or the reason why none was made, and the seconds to hold against others."""
 
     seconds: float
@@ -52,12 +52,12 @@ class Study:
         """How many proposals were judged."""
         return sum(frozen.value is not None for frozen in self._study.trials)
 
-    def begin(self, points: Sequence[Point]) -> None:
+    def begin(self, points: Sequence[Configuration]) -> None:
         """Try these first."""
         for point in points:
             self._study.enqueue_trial(_parameters(point), skip_if_exists=True)
 
-    def step(self, judge: Callable[[Point], Outcome]) -> Outcome:
+    def step(self, judge: Callable[[Configuration], TrialOutcome]) -> TrialOutcome:
         """Have one more point proposed and judged."""
         proposal = self._study.ask()
         outcome = judge(self._point(proposal))
@@ -68,28 +68,28 @@ class Study:
         self._study.tell(proposal, outcome.seconds)
         return outcome
 
-    def _point(self, proposal: Any) -> Point:
+    def _point(self, proposal: Any) -> Configuration:
         engine = proposal.suggest_categorical("engine", self._engines)
         root = math.sqrt(self._n_items)
         if engine == EXACT:
             return EXACT_POINT
         if engine == "dense":
-            return Point("dense", {"cells": proposal.suggest_int("cells", *_between(root, 1.5, 20), log=True)})
+            return Configuration("dense", {"cells": proposal.suggest_int("cells", *_between(root, 1.5, 20), log=True)})
         if engine == "faiss-ivf":
-            return Point(engine, {"nlist": proposal.suggest_int("nlist", *_between(root, 1, 16), log=True)})
+            return Configuration(engine, {"nlist": proposal.suggest_int("nlist", *_between(root, 1, 16), log=True)})
         m = proposal.suggest_int("m", 8, 48, step=8)
         construction = proposal.suggest_int("ef_construction", 40, 400, log=True)
-        return Point(engine, {"m": m, "ef_construction": construction})
+        return Configuration(engine, {"m": m, "ef_construction": construction})
 
 
-def first_points(names: Sequence[str], n_items: int) -> list[Point]:
+def first_points(names: Sequence[str], n_items: int) -> list[Configuration]:
     """Every engine at its defaults, the ones that cost least to try first."""
     root = math.sqrt(n_items)
     points = {
         EXACT: EXACT_POINT,
-        "dense": Point("dense", {"cells": max(2, round(6.5 * root))}),
-        "faiss-ivf": Point("faiss-ivf", {"nlist": max(2, round(4 * root))}),
-        "faiss-hnsw": Point("faiss-hnsw", {"m": 16, "ef_construction": 100}),
+        "dense": Configuration("dense", {"cells": max(2, round(6.5 * root))}),
+        "faiss-ivf": Configuration("faiss-ivf", {"nlist": max(2, round(4 * root))}),
+        "faiss-hnsw": Configuration("faiss-hnsw", {"m": 16, "ef_construction": 100}),
     }
     return [point for name, point in points.items() if name in names]
 
@@ -113,7 +113,7 @@ def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed
     return Study(study, engines, n_items)
 
 
-def _parameters(point: Point) -> dict[str, Any]:
+def _parameters(point: Configuration) -> dict[str, Any]:
     return {"engine": EXACT} if point == EXACT_POINT else {"engine": point.engine, **point.settings}
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearcast.engines.base import Effort
+from nearcast.engines.base import SearchParams
 
-__all__ = ["Growth", "Point", "build_work", "items_met", "query_work", "settings_at"]
+__all__ = ["Configuration", "Growth", "build_work", "items_met", "query_work", "settings_at"]
 
 TRAINED_PER_CELL = 16  # rows of k-means in `dense`
 ROUNDS = 5
@@ -22,7 +22,7 @@ PACKING = 500  # vectors that could be scanned while one item is rounded and pac
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Configuration:
     """An engine and the settings of its index, as the whole job would have them."""
 
     engine: str
@@ -35,7 +35,7 @@ class Point:
         return f"{self.engine} {words}".strip()
 
 
-EXACT_POINT = Point("dense", {"cells": 1})
+EXACT_POINT = Configuration("dense", {"cells": 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Growth:
     exact_overhead: float = 0.0  # the same in an exact join
 
 
-def settings_at(point: Point, share: float) -> dict[str, Any]:
+def settings_at(point: Configuration, share: float) -> dict[str, Any]:
     """The settings for a sample of this share of the items: as many items in a cell as in the whole."""
     scaled = dict(point.settings)
     for name in ("cells", "nlist"):
@@ -62,26 +62,26 @@ def items_met(n_items: int, rows_met: float, sampled_items: int, growth: Growth)
 
 
 def query_work(
-    point: Point, n_items: int, effort: Effort, rows_met: float | None, sampled_items: int, growth: Growth
+    point: Configuration, n_items: int, params: SearchParams, rows_met: float | None, sampled_items: int, growth: Growth
 ) -> float:
-    """Vectors that a query is held against, among n_items, with settings for so many.
+    """Return the vectors that a query is compared with, among n_items, with settings for so many.
 
-    effort, rows_met: of a sample of `sampled_items`; how many items a query met there, where the engine counts them.
+    params, rows_met: search parameters on a sample of `sampled_items`, and the items scanned per query there.
     """
     more = math.pow(n_items / sampled_items, growth.power)
     if point.engine == "faiss-hnsw":
-        ef = effort.get("ef_search", n_items)
+        ef = params.get("ef_search", n_items)
         return ef * math.log2(max(2, n_items)) if ef < sampled_items else n_items
     if point.engine == "faiss-ivf":
         cells = int(point.settings["nlist"])
-        return cells + min(1.0, more * effort["nprobe"] / cells) * n_items
+        return cells + min(1.0, more * params["nprobe"] / cells) * n_items
     cells = int(point.settings.get("cells", 1))
-    if cells == 1 or "reach" not in effort or rows_met is None:
+    if cells == 1 or "reach" not in params or rows_met is None:
         return n_items
     return cells + items_met(n_items, rows_met, sampled_items, growth)
 
 
-def build_work(point: Point, n_items: int) -> float:
+def build_work(point: Configuration, n_items: int) -> float:
     """Vectors that are held against another one while the index is built, with the settings as they are."""
     if point.engine == "faiss-hnsw":
         return n_items * math.log2(max(2, n_items))

@@ -14,7 +14,7 @@ from functools import partial
 
 from nearcast import kernels, machine
 from nearcast.engines import ENGINES
-from nearcast.engines.base import JoinShape
+from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.engines.faiss_common import faiss
 from nearcast.errors import BudgetError, MissingExtraError, SpecError
 from nearcast.files import fingerprint, locked
@@ -24,11 +24,11 @@ from nearcast.join.inputs import Checked, check_inputs, ingest_inputs, open_sour
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import parse_model
 from nearcast.tuning.job_cost import build_and_join, cost_of, told_by_exact
-from nearcast.tuning.optimize import EXACT, Outcome, Study, first_points, open_study
-from nearcast.tuning.scaling import EXACT_POINT, Growth, Point, query_work, settings_at
-from nearcast.tuning.trial import Job, Trial, held_out_recall, least_seconds, memory_of, try_point
-from nearcast.tuning.tuning_result import Check, Found, Tuned
-from nearcast.tuning.tuning_samples import Samples, Shard, draw_samples, shard
+from nearcast.tuning.optimize import EXACT, Study, TrialOutcome, first_points, open_study
+from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, query_work, settings_at
+from nearcast.tuning.trial import Trial, TuningJob, estimate_memory, least_seconds, measure_held_out, try_point
+from nearcast.tuning.tuning_result import LargerSampleCheck, PricedTrial, TuningResult
+from nearcast.tuning.tuning_samples import TuningRows, TuningSample, draw_rows, make_tuning_sample
 from nearcast.types import Metric
 from nearcast.version import __version__
 
@@ -45,7 +45,7 @@ LEAST_SECONDS = 10.0  # of a budget that is not given
 BUDGET_SHARE = 0.5  # of an exact join of everything
 
 
-def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None) -> Tuned:
+def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None) -> TuningResult:
     """Find the cheapest settings that keep the spec's promise, within its memory and about so many seconds.
 
     Raises SpecError for a promise of 1, which only exact joins keep; InputError for bad data or too few queries;
@@ -61,8 +61,8 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
     with locked(run.workspace.home / ".lock", f"generator {run.spec.name!r}"):
         began = time.perf_counter()
         checked, inputs = _inputs(run)
-        samples = draw_samples(run, inputs)
-        small = shard(run, inputs, samples, _sample_size(inputs.items.vectors.n))
+        samples = draw_rows(run, inputs)
+        small = make_tuning_sample(run, inputs, samples, _sample_size(inputs.items.vectors.n))
         job = _job(run, inputs, small)
         budget = seconds if seconds is not None else max(LEAST_SECONDS, BUDGET_SHARE * job.exact_seconds)
         _say_beforehand(job, budget, small)
@@ -71,7 +71,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
         job, best, check, asked = _checked_on_more(job, inputs, samples, small, tried)
         tried = [best if trial.point == best.point else trial for trial in tried]
         found = {trial.point.name: _found(job, trial) for trial in tried}
-        return Tuned(
+        return TuningResult(
             generator=run.spec.name,
             promise=run.spec.recall,
             n_items=job.shape.n_items,
@@ -80,7 +80,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
             ruled_out=tuple(ruled_out),
             suggestion=found[best.point.name],
             reason=_reason(job, best, tried),
-            held_out=held_out_recall(job, best.point, asked),
+            held_out=measure_held_out(job, best.point, asked),
             check=check,
             exact_seconds=job.exact_seconds,
             budget_seconds=budget,
@@ -107,33 +107,34 @@ def _sample_size(n_items: int) -> int:
     return min(n_items, max(SMALLEST_SAMPLE, min(LARGEST_SAMPLE, round(n_items * SAMPLE_SHARE))))
 
 
-def _job(run: RunContext, inputs: Inputs, small: Shard) -> Job:
+def _job(run: RunContext, inputs: Inputs, small: TuningSample) -> TuningJob:
     """The whole job, with the rate of an exact join and what of it does not grow: by the sample, and half of it."""
     items, queries, spec = inputs.items.vectors, inputs.queries.vectors, run.spec
-    shape = JoinShape(items.n, queries.n, items.dim, items.dtype.itemsize, spec.k, spec.recall)
+    request = JoinRequest(Metric(spec.metric), spec.k, spec.recall)
+    shape = JoinShape(request, items.n, queries.n, items.dim, items.dtype.itemsize)
     half = small.items.n // 2
     full_seconds, half_seconds = (_exact_seconds(run, small, n) / len(small.timed) for n in (small.items.n, half))
     per_pair = max((full_seconds - half_seconds) / (small.items.n - half), full_seconds / small.items.n / 2)
     resting = max(0.0, full_seconds - per_pair * small.items.n)
-    return Job(run, shape, per_pair, Growth(exact_overhead=resting))
+    return TuningJob(run, shape, per_pair, Growth(exact_overhead=resting))
 
 
-def _exact_seconds(run: RunContext, small: Shard, n_items: int) -> float:
-    k, items = min(run.spec.k, n_items), small.items.array[:n_items]
-    threads = run.resources.threads
-    return least_seconds(lambda: kernels.join_exact(small.timed, items, k, run.spec.metric, threads=threads))
+def _exact_seconds(run: RunContext, small: TuningSample, n_items: int) -> float:
+    items = small.items.array[:n_items]
+    request = JoinRequest(Metric(run.spec.metric), min(run.spec.k, n_items))
+    return least_seconds(partial(kernels.join_exact, small.timed, items, request, run.resources))
 
 
-def _growth(job: Job, inputs: Inputs, samples: Samples, small: Shard) -> Growth:
+def _growth(job: TuningJob, inputs: Inputs, samples: TuningRows, small: TuningSample) -> Growth:
     """How a query's work grows: cells at their default number, on the sample and on half of it."""
-    promise, half = job.shape.recall, small.items.n // 2
+    promise, half = job.request.recall, small.items.n // 2
     default = next((p for p in first_points(["dense"], job.shape.n_items)), None)
     if default is None or kernels.isa_info().taken == "numpy" or small.items.n == job.shape.n_items:
         return job.growth
-    sizes = (shard(job.run, inputs, samples, half), small)
+    sizes = (make_tuning_sample(job.run, inputs, samples, half), small)
     trials = [try_point(job, default, sample) for sample in sizes]
     first, second = (trial.at(promise) for trial in trials)
-    if first is None or second is None or not first.rows_met or not second.rows_met:
+    if first is None or second is None or not first.items_scanned or not second.items_scanned:
         return job.growth
     power = growth_between(trials[0], trials[1], promise, otherwise=job.growth.power)
     works = [_counted(trial, promise) for trial in trials]
@@ -148,27 +149,27 @@ def growth_between(first: Trial, second: Trial, promise: float, *, otherwise: fl
     otherwise: what it is taken for where one of them met nothing that was counted.
     """
     few, many = first.at(promise), second.at(promise)
-    if few is None or many is None or not few.rows_met or not many.rows_met:
+    if few is None or many is None or not few.items_scanned or not many.items_scanned:
         return otherwise
-    power = math.log(many.rows_met / few.rows_met) / math.log(second.sample_items / first.sample_items)
+    power = math.log(many.items_scanned / few.items_scanned) / math.log(second.sample_items / first.sample_items)
     return min(1.0, max(0.0, power))
 
 
 def _counted(trial: Trial, promise: float) -> float:
     """Vectors that a query of the trial's sample was held against."""
-    reached, here = trial.at(promise), Point(trial.point.engine, settings_at(trial.point, trial.share))
+    reached, here = trial.at(promise), Configuration(trial.point.engine, settings_at(trial.point, trial.share))
     assert reached is not None
-    return query_work(here, trial.sample_items, reached.effort, reached.rows_met, trial.sample_items, Growth())
+    return query_work(here, trial.sample_items, reached.params, reached.items_scanned, trial.sample_items, Growth())
 
 
-def _say_beforehand(job: Job, budget: float, small: Shard) -> None:
+def _say_beforehand(job: TuningJob, budget: float, small: TuningSample) -> None:
     job.run.listener.note(
         f"tuning takes about {budget:,.0f} s at most, on {small.items.n:,} of {job.shape.n_items:,} items; "
         f"an exact join of everything takes about {job.exact_seconds:,.0f} s"
     )
 
 
-def _study(checked: Checked, job: Job, small: Shard) -> Study:
+def _study(checked: Checked, job: TuningJob, small: TuningSample) -> Study:
     """What was learned of the same thing on a machine like this one, to be gone on with."""
     run, spec = job.run, job.run.spec
     names = list(_engines(Metric(spec.metric)))
@@ -194,7 +195,9 @@ def _engines(metric: Metric) -> Iterator[str]:
     yield from (name for name in ("faiss-ivf", "faiss-hnsw") if metric in ENGINES[name].metrics)
 
 
-def _searched(job: Job, study: Study, small: Shard, trials: int, deadline: float) -> tuple[Job, list[Trial], list[str]]:
+def _searched(
+    job: TuningJob, study: Study, small: TuningSample, trials: int, deadline: float
+) -> tuple[TuningJob, list[Trial], list[str]]:
     """Trials until there are enough of them, or no time is left; with those of an earlier tuning.
 
     The job comes back with what the exact point's trial has told.
@@ -219,46 +222,50 @@ def _searched(job: Job, study: Study, small: Shard, trials: int, deadline: float
     return job, list(tried.values()), ruled_out
 
 
-def _judged(job: Job, small: Shard, tried: dict[str, Trial], deadline: float, point: Point) -> Outcome:
+def _judged(
+    job: TuningJob, small: TuningSample, tried: dict[str, Trial], deadline: float, point: Configuration
+) -> TrialOutcome:
     """The trial of a point; an estimate in its place where it cannot win, does not fit, or was made before."""
     never = 100.0 * job.exact_seconds  # stands for what does not keep the promise
     if point.name in tried:
-        return Outcome(_seconds(job, tried[point.name], never), None)
-    memory, given = memory_of(job, point), job.run.resources.memory_bytes
+        return TrialOutcome(_seconds(job, tried[point.name], never), None)
+    memory, given = estimate_memory(job, point), job.resources.memory_bytes
     if memory > given:
-        return Outcome(never, None, f"{point.name}: it takes {memory / 1e9:.2f} GB, and {given / 1e9:.2f} are given")
+        return TrialOutcome(
+            never, None, f"{point.name}: it takes {memory / 1e9:.2f} GB, and {given / 1e9:.2f} are given"
+        )
     best = min((_seconds(job, trial, never) for trial in tried.values()), default=never)
     building = _estimated_build(job, point, small)
     if building > best:
         why = f"{point.name}: to build it takes about {building:,.0f} s, and all of the best job {best:,.0f} s"
-        return Outcome(building + best, None, why)
+        return TrialOutcome(building + best, None, why)
     if tried and building * small.share > deadline - time.perf_counter():
-        return Outcome(never, None, f"{point.name}: a trial would take longer than is left")
+        return TrialOutcome(never, None, f"{point.name}: a trial would take longer than is left")
     trial = try_point(job, point, small)
-    return Outcome(_seconds(job, trial, never), trial)
+    return TrialOutcome(_seconds(job, trial, never), trial)
 
 
-def _seconds(job: Job, trial: Trial, otherwise: float) -> float:
+def _seconds(job: TuningJob, trial: Trial, otherwise: float) -> float:
     """Of the whole job, at the promise that was asked for."""
-    cost = cost_of(job, trial, job.shape.recall)
+    cost = cost_of(job, trial, job.request.recall)
     return otherwise if cost is None else cost.seconds
 
 
-def _estimated_build(job: Job, point: Point, small: Shard) -> float:
-    engine, metric = ENGINES[point.engine], Metric(job.run.spec.metric)
+def _estimated_build(job: TuningJob, point: Configuration, small: TuningSample) -> float:
+    engine = ENGINES[point.engine]
     settings = parse_model(engine.settings, point.settings, point.name)
-    return engine.estimate(job.shape, small.items, metric, settings, job.run.resources).seconds.get("build", 0.0)
+    return engine.estimate(job.shape, small.items, settings, job.resources).seconds.get("build", 0.0)
 
 
 def _checked_on_more(
-    job: Job, inputs: Inputs, samples: Samples, small: Shard, tried: Sequence[Trial]
-) -> tuple[Job, Trial, Check | None, Shard]:
+    job: TuningJob, inputs: Inputs, samples: TuningRows, small: TuningSample, tried: Sequence[Trial]
+) -> tuple[TuningJob, Trial, LargerSampleCheck | None, TuningSample]:
     """The best point, by a larger sample too, if there is one: what it takes there was predicted, and is measured.
 
     Where it turns out to cost more than the next one was predicted to, that one is looked at as well. The job comes
     back with the growth that the larger sample shows: it is nearer to the whole.
     """
-    promise, never = job.shape.recall, float("inf")
+    promise, never = job.request.recall, float("inf")
     ranked = sorted((t for t in tried if _seconds(job, t, never) < never), key=lambda t: _seconds(job, t, never))
     if not ranked:
         raise BudgetError(
@@ -267,8 +274,8 @@ def _checked_on_more(
     size = min(job.shape.n_items, LARGER * small.items.n)
     if size == small.items.n:
         return job, ranked[0], None, small
-    larger = shard(job.run, inputs, samples, size)
-    measured: list[tuple[Trial, Check | None]] = []
+    larger = make_tuning_sample(job.run, inputs, samples, size)
+    measured: list[tuple[Trial, LargerSampleCheck | None]] = []
     for trial, following in zip(ranked[:MOST_CHECKED], [*ranked[1:], None], strict=False):
         measured.append(_measured(job, trial, larger))
         job = told_by_exact(job, [measured[-1][0]])
@@ -281,23 +288,23 @@ def _checked_on_more(
     return job, best[0], best[1], larger
 
 
-def _measured(job: Job, trial: Trial, larger: Shard) -> tuple[Trial, Check | None]:
+def _measured(job: TuningJob, trial: Trial, larger: TuningSample) -> tuple[Trial, LargerSampleCheck | None]:
     """A point on the larger sample; the trial as it was where it does not keep the promise there."""
-    promise, n = job.shape.recall, len(larger.timed)
+    promise, n = job.request.recall, len(larger.timed)
     again = try_point(job, trial.point, larger)
     predicted = build_and_join(trial, promise, larger.items.n, n, larger.share, job.growth)
     took = build_and_join(again, promise, larger.items.n, n, larger.share, job.growth)
     if predicted is None or took is None:
         return trial, None
-    return again, Check(larger.items.n, sum(predicted), sum(took))
+    return again, LargerSampleCheck(larger.items.n, sum(predicted), sum(took))
 
 
-def _found(job: Job, trial: Trial) -> Found:
-    costs = {promise: cost_of(job, trial, promise) for promise in job.promises}
-    return Found(trial, {promise: cost for promise, cost in costs.items() if cost is not None})
+def _found(job: TuningJob, trial: Trial) -> PricedTrial:
+    costs = {promise: cost_of(job, trial, promise) for promise in job.targets}
+    return PricedTrial(trial, {promise: cost for promise, cost in costs.items() if cost is not None})
 
 
-def _reason(job: Job, best: Trial, tried: Sequence[Trial]) -> str:
+def _reason(job: TuningJob, best: Trial, tried: Sequence[Trial]) -> str:
     others: dict[str, float] = {}
     for trial in tried:
         name = EXACT if trial.point == EXACT_POINT else trial.point.engine

@@ -10,14 +10,14 @@ from typing import Any
 
 from nearcast.files import write_text
 from nearcast.measure.recall import Recall
-from nearcast.tuning.job_cost import Cost
+from nearcast.tuning.job_cost import JobCost
 from nearcast.tuning.trial import Trial
 
-__all__ = ["Check", "Found", "Tuned", "save"]
+__all__ = ["LargerSampleCheck", "PricedTrial", "TuningResult", "save"]
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class LargerSampleCheck:
     """The suggestion on a larger sample: what was predicted for it from the smaller one, and what it took."""
 
     sample_items: int
@@ -26,11 +26,11 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PricedTrial:
     """A trial, and what the whole job would cost by it."""
 
     trial: Trial
-    costs: Mapping[float, Cost]  # by promise that it keeps
+    costs: Mapping[float, JobCost]  # by promise that it keeps
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -39,28 +39,28 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuningResult:
     """What tuning has found."""
 
     generator: str
     promise: float
     n_items: int
     n_queries: int
-    found: tuple[Found, ...]  # by this tuning and by earlier ones like it
+    found: tuple[PricedTrial, ...]  # by this tuning and by earlier ones like it
     ruled_out: tuple[str, ...]  # points that were not tried, and why
-    suggestion: Found
+    suggestion: PricedTrial
     reason: str
     held_out: Recall  # of the suggestion, on queries that it was not chosen on
-    check: Check | None  # None: the sample was all items
+    check: LargerSampleCheck | None  # None: the sample was all items
     exact_seconds: float  # of an exact native join of everything
     budget_seconds: float
     seconds: float  # that tuning took
     isa: str
 
     @property
-    def frontier(self) -> list[tuple[float, Found]]:
+    def frontier(self) -> list[tuple[float, PricedTrial]]:
         """(promise, what keeps it at the least cost), without promises that a higher one costs less than."""
-        cheapest: dict[float, Found] = {}
+        cheapest: dict[float, PricedTrial] = {}
         for found in self.found:
             for promise, cost in found.costs.items():
                 if promise not in cheapest or cost.seconds < cheapest[promise].costs[promise].seconds:
@@ -103,7 +103,7 @@ class Tuned:
         }
 
 
-def save(tuned: Tuned, path: Path) -> None:
+def save(tuned: TuningResult, path: Path) -> None:
     """Keep it as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tuned.as_dict(), indent=1) + "\n")
