@@ -1,4 +1,4 @@
-"""Pictures on disk: figures that are drawn with matplotlib, which is imported here and nowhere else."""
+"""Charts in files, drawn with matplotlib. Only this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nearcast.errors import MissingExtraError, SpecError
 
 __all__ = ["COLOURS", "new_figure", "save"]
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart
+# Okabe and Ito's colours: distinct under every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 FORMATS = (".svg", ".png", ".pdf")
 DOTS_PER_INCH = 130
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of this size in inches. MissingExtraError without matplotlib."""
+    """Create an empty figure; sizes in inches. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -27,9 +27,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure, in the format of the file's name: the same bytes for the same figure. SpecError for another."""
+    """Write a figure in the format that the file name ends in; equal figures give equal bytes. Raises SpecError."""
     if path.suffix.lower() not in FORMATS:
-        raise SpecError(f"{path} is no name of a picture: write one that ends in {', '.join(FORMATS)}")
+        raise SpecError(f"{path} is not the name of a chart: write one that ends in {', '.join(FORMATS)}")
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)

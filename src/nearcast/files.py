@@ -1,8 +1,7 @@
-"""Paths, atomic writes, manifests and locks: the one place that decides what "done" means.
+"""Paths, atomic writes, manifests and locks.
 
-A folder is done when its `manifest.json` is there; data files mean nothing without it. The manifest is
-written last and in one step, and it lists the size and the hash of every file beside it, so that damage is
-found by whoever opens the folder. Knows nothing of what the files hold.
+A folder is done when it has a `manifest.json`; data files without it are ignored. The manifest is written last, in one
+step. It lists size and hash of every file beside it, so that readers find damage. Knows nothing of the files' contents.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ PARTIAL = ".partial-"
 
 
 def fingerprint(value: Any) -> str:
-    """A hash of plain data (what `json` can write); equal data give equal hashes on every machine."""
+    """Hash plain data (of JSON types). Equal data give equal hashes on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def finite_json(value: Any) -> Any:
-    """Return the same plain data with null for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity by None in plain data: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -62,13 +61,13 @@ def finite_json(value: Any) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """A hash of a file's bytes. Reads about a gigabyte a second."""
+    """Hash the bytes of a file. Reads about 1 GB/s."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def path_fault(text: str) -> str | None:
-    """Say why a path that is not there can never be: a URL, or a word that a shell would have replaced; else None."""
+    """Explain why a path can never exist: it is a URL, or a shell would expand it. Returns None for other paths."""
     if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
         if url[1].lower() == "file":
             return f"{text} is a URL; write the path without {text[: url.end() - 1]}//"
@@ -85,7 +84,7 @@ def path_fault(text: str) -> str | None:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """Make an empty folder, removing whatever an unfinished attempt has left there."""
+    """Create an empty folder. Removes the files of an unfinished attempt."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -93,7 +92,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """The same file under a second name, so that it costs no disk; a copy where the disk cannot do that."""
+    """Hard-link a file, so that it takes no disk; copy it if the file system cannot."""
     try:
         os.link(source, target)
     except OSError:
@@ -101,9 +100,9 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Replace a file in one step: readers see the old text or the new one. `mode` is limited by the umask.
+    """Replace a file atomically: readers see the old text or the new text. The umask limits `mode`.
 
-    The text is written to a new file: a link that somebody has put in its place is removed, never followed.
+    Writes to a new file: a symbolic link at `path` is replaced, never followed.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     partial.unlink(missing_ok=True)
@@ -116,7 +115,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
 
 
 def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Declare a folder done: every file in it is flushed and listed, then the manifest appears."""
+    """Mark a folder as done: flush and list every file, then write the manifest."""
     listed = {}
     for path in sorted(
         p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith(PARTIAL)
@@ -130,12 +129,12 @@ def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the folder has its manifest."""
+    """Return whether a folder has its manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that is done; DamagedError where it is missing or unreadable."""
+    """Read the manifest of a folder. Raises DamagedError if it is missing or unreadable."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -149,14 +148,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
-    """The manifest, after a look at every file it lists: the size always, the bytes when `contents`.
+    """Compare every file with the manifest: the size, and with `contents` the hash. Return the manifest.
 
-    Raises DamagedError with the file's name.
+    Raises DamagedError that names the file.
     """
     manifest = read_manifest(folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         if contents and path.relative_to(folder).as_posix() not in manifest.get("files", {}):
-            raise DamagedError(f"{path} was put there by somebody else; take it away")
+            raise DamagedError(f"{path} is not listed in the manifest; remove it")
     for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():
@@ -169,9 +168,9 @@ def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise DamagedError unless `path` is a regular file, or nothing.
+    """Raise DamagedError if `path` exists and is not a regular file.
 
-    A file that is written in a place that others can guess must not lead to another file.
+    Other users can guess the paths that are written, and could place a link to another file there.
     """
     try:
         facts = path.lstat()
@@ -200,7 +199,7 @@ def _open_lock_file(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; BusyError at once when another process holds it. A killed process lets go of it."""
+    """Hold a lock file. Raises BusyError at once if another process holds it. A killed process releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(_open_lock_file(path), "a+", encoding="utf-8") as file:
         try:

@@ -1,7 +1,4 @@
-"""What this machine has, and what this process takes of it.
-
-Knows nothing of kNN; it measures, and does not decide.
-"""
+"""Measurements of the machine and of this process: cores, memory, processor. Decides nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ SAMPLE_SECONDS = 0.02
 
 
 def default_threads() -> int:
-    """The cores that this process may use: what affinity allows, not what the board holds."""
+    """Count the cores that this process may use, by its CPU affinity."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS has no affinity
@@ -27,17 +24,17 @@ def default_threads() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had now without swapping."""
+    """Return the bytes that can be allocated now without swapping."""
     return int(psutil.virtual_memory().available)
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process holds now."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def describe() -> dict[str, Any]:
-    """The machine in words, for manifests and benchmark results."""
+    """Describe the machine, for manifests and benchmark results."""
     return {
         "processor": _processor(),
         "cores": default_threads(),
@@ -48,9 +45,9 @@ def describe() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Watches the resident memory of this process while it is open: `with PeakMemory() as peak: ...`.
+    """Measures the peak resident memory of this process: `with PeakMemory() as peak: ...`.
 
-    A sampling thread, since the kernel's own high-water mark covers the whole life of the process.
+    Samples in a thread, since the kernel's high-water mark covers the whole life of the process.
     """
 
     def __init__(self) -> None:

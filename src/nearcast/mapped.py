@@ -1,7 +1,7 @@
-"""Arrays mapped from `.npy` files of ours: the size of a file is compared with its header before anything is mapped.
+"""Memory-mapped arrays from `.npy` files that nearcast wrote. Compares the file size with the header before mapping.
 
-Reading beyond the end of a mapped file ends the process, so no file is mapped by other means. Knows nothing of what the
-arrays mean.
+Reading beyond the end of a mapped file kills the process, so all files are mapped here. Knows nothing of the arrays'
+meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["map_array"]
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """Map an array read-only; an empty one is read. Raise DamagedError where the file is missing, short or no array."""
+    """Map an array read-only; read an empty one. Raises DamagedError if the file is missing, short or not an array."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # ValueError where the file is shorter than it says
     except (OSError, ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Parquet files, and folders of them, as one dataset to be read in parts."""
+"""Parquet files and folders as Arrow datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["open_dataset"]
 
 
 def open_dataset(source: Path | Sequence[str]) -> Dataset:
-    """A file, a folder, or some files. Raises what pyarrow raises for what is no Parquet."""
+    """Open a file, a folder or several files as one dataset. Raises pyarrow's errors for files that are not Parquet."""
     from pyarrow import dataset  # imports pandas where there is one, which takes half a second
 
     return dataset.dataset(source, format="parquet")

@@ -1,8 +1,8 @@
-"""A mapping that never changes, whose next state shares with it all but what differs.
+"""An immutable mapping whose next version shares all unchanged entries with it.
 
-Kept in many small dictionaries, of which a change copies the few that it is about. A persistent hash trie would share
-more; but it is made of two small objects for every three entries, each of which the collector of cycles looks at, and
-a service that answers in a millisecond waits meanwhile. Dictionaries of plain values are none of its business.
+Entries lie in many small dictionaries; an edit copies the few that it changes. A persistent hash trie would share more,
+but it has two small objects for three entries. The garbage collector visits each of them, and a service that answers in
+a millisecond waits meanwhile. The collector does not track dictionaries of plain values.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, TypeVar
 __all__ = ["Edit", "SharingMap"]
 
 BUCKETS = 2048
-NONE: dict[Any, Any] = {}  # never changed, as no bucket of a map is
+NONE: dict[Any, Any] = {}  # never changed, as no bucket of a SharingMap is changed
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 def _bucket_of(key: object) -> int:
-    number = hash(key)  # of an integer it is the integer, and ids may all be multiples of something
+    number = hash(key)  # an integer hashes to itself, and ids may be multiples of a number: mix the bits
     return (number ^ number >> 10 ^ number >> 20) % BUCKETS
 
 
 class SharingMap(Mapping[K, V]):
-    """A mapping that never changes. `edit` makes the next one."""
+    """An immutable mapping. `edit` begins its next version."""
 
     __slots__ = ("_buckets", "_size")
 
@@ -47,12 +47,12 @@ class SharingMap(Mapping[K, V]):
         return self._size
 
     def edit(self) -> Edit[K, V]:
-        """Something to be changed, which begins as this mapping."""
+        """Begin an edit with the entries of this mapping."""
         return Edit(self._buckets, self._size)
 
 
 class Edit(MutableMapping[K, V]):
-    """A mapping that is being changed. It copies what it changes, and nothing else."""
+    """A mutable mapping that starts from a SharingMap and copies only the buckets that it changes."""
 
     __slots__ = ("_buckets", "_own", "_size")
 
@@ -83,7 +83,7 @@ class Edit(MutableMapping[K, V]):
         return self._size
 
     def finish(self) -> SharingMap[K, V]:
-        """The next mapping. Changes that are made after this are not in it."""
+        """Return the next version. It does not see later changes."""
         self._own = set()
         return SharingMap(list(self._buckets), self._size)
 

@@ -1,6 +1,6 @@
-"""The nouns that every room shares: metric, neighbors, and vectors that are read in blocks.
+"""Types that all packages share: metric, neighbors, and vectors that are read in blocks.
 
-Frozen values over NumPy arrays. Knows no files but the `.npy` that vectors are kept in, no ids, no specs.
+Frozen values over NumPy arrays. Knows nothing of ids and specs; the only files are `.npy` files of vectors.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ AnyArray = npt.NDArray[Any]
 EMPTY_POSITION = -1
 
 VECTOR_DTYPES = ("float16", "float32", "int8", "uint8")
-"""What vectors are kept as. float64 input is rounded to float32 on the way in."""
+"""Types of stored vectors. float64 input is rounded to float32."""
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total) whenever `done` of `total` units of a stage are complete."""
+"""Called as progress(stage, done, total) when `done` of `total` units of a stage are complete."""
 
 
 def as_score(value: float) -> np.float32:
-    """A bound as the float32 that scores are compared with; what is beyond float32 is infinite."""
+    """Convert a bound to float32, the type of scores. Values beyond float32 become infinite."""
     with np.errstate(over="ignore"):
         return np.float32(value)
 
 
 def flat(starts: IntArray, ends: IntArray) -> IntArray:
-    """All places of these stretches, one stretch after the other."""
+    """Return all positions of these ranges (start, end), one range after the other."""
     lengths = ends - starts
     last = np.cumsum(lengths)
     if len(last) == 0:
         return last
-    places: IntArray = np.arange(last[-1]) + np.repeat(starts - (last - lengths), lengths)
-    return places
+    positions: IntArray = np.arange(last[-1]) + np.repeat(starts - (last - lengths), lengths)
+    return positions
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:
-    """Report progress to nobody."""
+    """Ignore progress."""
 
 
 class Metric(StrEnum):
-    """How two vectors are compared. A score is larger-is-better for each of them."""
+    """Metric of two vectors. Scores are larger-is-better for every metric."""
 
     INNER_PRODUCT = "inner_product"
     COSINE = "cosine"
@@ -84,26 +84,26 @@ class Neighbors:
 
     @property
     def lengths(self) -> IntArray:
-        """(n,) how many slots of each query are filled."""
+        """(n,) filled slots per query."""
         return np.asarray(np.count_nonzero(self.positions != EMPTY_POSITION, axis=1), np.int64)
 
     @classmethod
     def empty(cls, n: int, k: int) -> Neighbors:
-        """n queries with k empty slots each."""
+        """Create n queries with k empty slots each."""
         return cls(np.full((n, k), EMPTY_POSITION, np.int64), np.full((n, k), -np.inf, np.float32))
 
 
 class Vectors(Protocol):
-    """Vectors of one set, read in blocks so that they may be larger than memory."""
+    """A set of vectors, read in blocks: it may be larger than memory."""
 
     @property
     def n(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         ...
 
     @property
     def dim(self) -> int:
-        """How many components a vector has."""
+        """Components per vector."""
         ...
 
     @property
@@ -112,49 +112,49 @@ class Vectors(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """(stop - start, dim) the vectors at positions start..stop-1, in their own dtype."""
+        """Read (stop - start, dim) vectors, positions start..stop-1, in their own dtype."""
         ...
 
     def take(self, positions: IntArray) -> AnyArray:
-        """(len(positions), dim) the vectors at these positions, in this order."""
+        """Read (len(positions), dim) vectors in the order of `positions`."""
         ...
 
     def whole(self) -> AnyArray:
-        """(n, dim) all vectors as one array; mapped, not read, where they are in a file."""
+        """Return all vectors as one (n, dim) array; a file is mapped, not read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayVectors:
-    """Vectors that are in memory already."""
+    """Vectors in memory."""
 
     array: AnyArray  # (n, dim)
 
     @property
     def n(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return int(self.array.shape[0])
 
     @property
     def dim(self) -> int:
-        """How many components a vector has."""
+        """Components per vector."""
         return int(self.array.shape[1])
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The array's own dtype."""
+        """dtype of the array."""
         return self.array.dtype
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """A view of the rows start..stop-1."""
+        """Return a view of rows start..stop-1."""
         return self.array[start:stop]
 
     def take(self, positions: IntArray) -> AnyArray:
-        """A copy of these rows."""
+        """Return a copy of these rows."""
         return self.array[positions]
 
     def whole(self) -> AnyArray:
-        """The array itself."""
+        """Return the array."""
         return self.array
 
 
@@ -162,8 +162,7 @@ class ArrayVectors:
 class FileVectors:
     """Vectors in a C-ordered `.npy` file.
 
-    Every read maps the file anew and copies what was asked for, so that the pages of a large file do not
-    pile up in the process and its memory stays what the caller reads.
+    Every read maps the file again and copies the rows, so that the resident memory does not grow with the pages read.
     """
 
     path: Path
@@ -173,7 +172,7 @@ class FileVectors:
 
     @classmethod
     def open(cls, path: Path) -> FileVectors:
-        """Read the header of the file; no vectors yet."""
+        """Open a file: read its header, not its vectors. Raises DamagedError if it holds no matrix."""
         mapped = map_array(path)
         if mapped.ndim != 2:
             raise DamagedError(
@@ -182,18 +181,18 @@ class FileVectors:
         return cls(path, int(mapped.shape[0]), int(mapped.shape[1]), mapped.dtype)
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """A copy of the rows start..stop-1."""
+        """Return a copy of rows start..stop-1."""
         return np.array(self._mapped()[start:stop])
 
     def take(self, positions: IntArray) -> AnyArray:
-        """A copy of these rows, read in file order, which disks and read-ahead like better."""
+        """Return a copy of these rows. Reads them in file order, which is faster on disks."""
         order = np.argsort(positions, kind="stable")
         rows = np.empty((len(positions), self.dim), self.dtype)
         rows[order] = self._mapped()[positions[order]]
         return rows
 
     def whole(self) -> AnyArray:
-        """The file as an array that is mapped for as long as it is held."""
+        """Map the file; it stays mapped as long as the array is held."""
         return self._mapped()
 
     def _mapped(self) -> AnyArray:
@@ -205,34 +204,34 @@ class FileVectors:
 
 @dataclass(frozen=True, slots=True)
 class PartOfVectors:
-    """Some vectors of a set."""
+    """A subset of a set of vectors."""
 
     vectors: Vectors
-    positions: IntArray  # (n,) of them in the set
+    positions: IntArray  # (n,) in the set
 
     @property
     def n(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return len(self.positions)
 
     @property
     def dim(self) -> int:
-        """How many components a vector has."""
+        """Components per vector."""
         return self.vectors.dim
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The set's dtype."""
+        """dtype of the set."""
         return self.vectors.dtype
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """A copy of the rows start..stop-1 of the part."""
+        """Return a copy of rows start..stop-1 of the subset."""
         return self.vectors.take(self.positions[start:stop])
 
     def take(self, positions: IntArray) -> AnyArray:
-        """A copy of these rows of the part."""
+        """Return a copy of these rows of the subset."""
         return self.vectors.take(self.positions[positions])
 
     def whole(self) -> AnyArray:
-        """A copy of the part."""
+        """Return a copy of the subset."""
         return self.vectors.take(self.positions)

@@ -88,7 +88,7 @@ def test_a_file_that_was_cut_short_is_never_mapped(store, data, size):
 def test_a_file_that_is_missing_or_strange_is_named(store, data):
     load(store)
     (data.parent / "other").write_text("")
-    with pytest.raises(DamagedError, match="other was put there by somebody else"):
+    with pytest.raises(DamagedError, match="other is not listed in the manifest"):
         store.open(SHOP, 1, verify=True)
     (data.parent / "other").unlink()
     data.unlink()

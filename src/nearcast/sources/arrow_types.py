@@ -1,4 +1,4 @@
-"""Arrow columns as all of Arrow's functions know them: no views, dictionaries, runs or extensions."""
+"""Conversion of Arrow columns to plain types: no views, dictionaries, run-length encodings or extension types."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def check_storable(name: str, column: pa.ChunkedArray[Any]) -> None:
-    """Raise InputError for a column that a snapshot or a store cannot keep: by its type, its text, or its times."""
+    """Raise InputError if a snapshot or store cannot hold a column: by its type, text or times."""
     kind = column.type
     if any(test(kind) for test in NO_PARQUET):
-        raise InputError(f"column {name!r} is of type {kind}, which no snapshot holds; convert it, or leave it out")
+        raise InputError(f"column {name!r} is of type {kind}, which snapshots cannot hold; convert it, or leave it out")
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
             column.validate(full=True)
@@ -35,7 +35,7 @@ def check_storable(name: str, column: pa.ChunkedArray[Any]) -> None:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values that a column of this type stands for."""
+    """Return the plain type of the values of a column type."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
@@ -46,7 +46,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_column(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
-    """Return the column in the type of `plain_type`."""
+    """Convert a column to its plain type."""
     kind = plain_type(column.type)
     if isinstance(column.type, pa.BaseExtensionType):
         return plain_column(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
@@ -58,18 +58,18 @@ def plain_column(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
     return column.cast(kind)
 
 
-def refuse_twice(names: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Raise InputError where one of the wanted columns is there twice."""
-    for name in wanted:
+def refuse_twice(names: Sequence[str], required: Sequence[str], what: str) -> None:
+    """Raise InputError if a required column occurs twice."""
+    for name in required:
         if names.count(name) > 1:
             raise InputError(f"{what} has {names.count(name)} columns called {name!r}; give each its own name")
 
 
 def to_microseconds(column: Any) -> Any:
-    """Return timestamps, or dates, as timestamps in microseconds: what is below is cut off, as pandas writes it.
+    """Convert timestamps or dates to timestamps in microseconds; cut off nanoseconds, as pandas does.
 
-    Raises ArrowInvalid for a time that microseconds in 64 bits do not reach.
+    Raises ArrowInvalid for a time outside 64 bits of microseconds.
     """
     kind = column.type
-    below = pa.types.is_timestamp(kind) and kind.unit == "ns"
-    return column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=not below)
+    has_nanoseconds = pa.types.is_timestamp(kind) and kind.unit == "ns"
+    return column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=not has_nanoseconds)

@@ -1,7 +1,4 @@
-"""From an Arrow column of lists to a NumPy matrix, with a mark on every row that is no good vector.
-
-Knows nothing of ids, files or policies.
-"""
+"""Conversion of Arrow lists to a NumPy matrix, with a state for every row. Knows nothing of ids, files or policies."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
 
 __all__ = ["RowState", "common_dtype", "lengths_and_states", "list_lengths", "refuse_masked", "to_matrix"]
 
-LONGEST = 1e18  # its square is the last that float32 holds
+LONGEST = 1e18  # largest Euclidean length whose square fits float32
 
 
 class RowState(IntEnum):
-    """What is wrong with the vector of a row."""
+    """State of a row's vector: good, or the fault."""
 
     GOOD = 0
     NULL_VECTOR = 1
@@ -35,26 +32,26 @@ States = npt.NDArray[np.uint8]
 
 
 def list_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
-    """(rows,) how many components each list has, -1 for a null."""
+    """Return (rows,) the number of components of each list, -1 for a null."""
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.full(len(column), column.type.list_size, np.int64)
         lengths[column.is_null().to_numpy(zero_copy_only=False)] = -1
         return lengths
-    found: npt.NDArray[np.int64] = (
+    sizes: npt.NDArray[np.int64] = (
         pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     )
-    return found
+    return sizes
 
 
 def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
-    """(rows, dim) the lists as a matrix, and (rows,) states; rows that are null or of another length are zeros."""
+    """Return the lists as a (rows, dim) matrix, and (rows,) states. Null rows, and rows of another length, are zeros."""
     lengths = list_lengths(column)
     states = np.zeros(len(column), np.uint8)
     states[lengths < 0] = RowState.NULL_VECTOR
     states[(lengths >= 0) & (lengths != dim)] = RowState.WRONG_DIMENSION
     good = states == RowState.GOOD
     kept = column if good.all() else column.filter(pa.array(good))
-    flat = _floats(kept.flatten())
+    flat = _to_floats(kept.flatten())
     if good.all():
         return flat.reshape(-1, dim), states
     matrix = np.zeros((len(column), dim), flat.dtype)
@@ -63,7 +60,7 @@ def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
 
 
 def lengths_and_states(matrix: AnyArray, states: States) -> tuple[FloatArray, States]:
-    """(rows,) Euclidean lengths, and the states with vectors that are not finite, or zero, marked too."""
+    """Return (rows,) Euclidean lengths, and the states with not-finite and zero vectors added."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = matrix.astype(np.float32, copy=False)
         lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64)).astype(np.float32)
@@ -75,21 +72,21 @@ def lengths_and_states(matrix: AnyArray, states: States) -> tuple[FloatArray, St
 
 
 def common_dtype(kinds: set[pa.DataType]) -> np.dtype[Any]:
-    """What vectors of these element types are kept as: their own type when it is one, float32 otherwise."""
+    """Return the dtype that vectors of these element types are stored in: their own if there is one, else float32."""
     names = {np.dtype(kind.to_pandas_dtype()).name for kind in kinds}
     only = names.pop() if len(names) == 1 else ""
     return np.dtype(only if only in VECTOR_DTYPES else "float32")
 
 
 def refuse_masked(data: object, what: str) -> None:
-    """Raise InputError for a masked array, alone or in a list: Arrow and NumPy would take what is under the mask."""
-    alone = isinstance(data, np.ma.MaskedArray)
-    if alone or (isinstance(data, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in data)):
+    """Raise InputError for a masked array, alone or in a list: Arrow and NumPy ignore the mask."""
+    is_masked = isinstance(data, np.ma.MaskedArray)
+    if is_masked or (isinstance(data, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in data)):
         raise InputError(f"{what} are a masked array, whose mask would be ignored; leave those rows out, or fill them")
 
 
-def _floats(values: pa.Array) -> AnyArray:
-    """Flat components; a null among them becomes NaN."""
+def _to_floats(values: pa.Array) -> AnyArray:
+    """Return flat components; a null becomes NaN."""
     if values.null_count:
         values = values.cast(pa.float32())
         filled: AnyArray = pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False)

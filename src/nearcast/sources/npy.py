@@ -1,6 +1,5 @@
-"""Rows of a two-dimensional `.npy` file of the user, read and never mapped: a mapped file that is cut short kills.
-
-Knows nothing of ids.
+"""Rows of a two-dimensional `.npy` file of the user. Reads the file and never maps it: the user may truncate it, and
+reading a truncated map kills the process. Knows nothing of ids.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["NpyFile", "open_npy"]
 
 @dataclass(frozen=True, slots=True)
 class NpyFile:
-    """The header of a file."""
+    """An open `.npy` file: its header."""
 
     file: UserFile
     n: int
@@ -34,23 +33,24 @@ class NpyFile:
         return self.n * self.dim * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Return (stop - start, dim) the rows from start on; InputError where the file has changed."""
+        """Read rows start..stop-1, (stop - start, dim). Raises InputError if the file was changed."""
         with unchanged([self.file]), self.file.path.open("rb") as file:
             if not self.fortran_order:
-                return self._some(file, start * self.dim, (stop - start) * self.dim).reshape(stop - start, self.dim)
-            columns = [self._some(file, column * self.n + start, stop - start) for column in range(self.dim)]
+                values = self._read_values(file, start * self.dim, (stop - start) * self.dim)
+                return values.reshape(stop - start, self.dim)
+            columns = [self._read_values(file, column * self.n + start, stop - start) for column in range(self.dim)]
             return np.stack(columns, axis=1)
 
-    def _some(self, file: BinaryIO, first: int, count: int) -> AnyArray:
+    def _read_values(self, file: BinaryIO, first: int, count: int) -> AnyArray:
         file.seek(self.offset + first * self.dtype.itemsize)
-        found: AnyArray = np.fromfile(file, self.dtype, count)
-        if len(found) != count:
+        values: AnyArray = np.fromfile(file, self.dtype, count)
+        if len(values) != count:
             raise changed_error(self.file.name)
-        return found
+        return values
 
 
 def open_npy(file: UserFile) -> NpyFile:
-    """Read the header; InputError for a file that holds no matrix of numbers, or less than its header says."""
+    """Read the header. Raises InputError if the file holds no matrix of numbers, or is shorter than its header says."""
     try:
         with unchanged([file]), file.path.open("rb") as opened:
             version = np.lib.format.read_magic(opened)
@@ -65,10 +65,10 @@ def open_npy(file: UserFile) -> NpyFile:
         raise InputError(f"{shown_path(file.path)} has shape {shape}; vectors come as rows: (count, dimension)")
     if dtype.hasobject:
         raise InputError(f"{shown_path(file.path)} is not a readable .npy file: it holds Python objects, not numbers")
-    found = NpyFile(file, shape[0], shape[1], dtype, offset, fortran_order)
-    if file.state.size < offset + found.nbytes:
+    npy = NpyFile(file, shape[0], shape[1], dtype, offset, fortran_order)
+    if file.state.size < offset + npy.nbytes:
         raise InputError(
             f"{shown_path(file.path)} is not a readable .npy file: it was cut short, at {file.state.size:,} of "
-            f"{offset + found.nbytes:,} bytes; write it again"
+            f"{offset + npy.nbytes:,} bytes; write it again"
         )
-    return found
+    return npy

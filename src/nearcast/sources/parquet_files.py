@@ -1,7 +1,6 @@
-"""Parquet files of the user as one table that is read in batches, every pass in the state of the files at the first.
+"""Parquet files of the user as one table, read in batches. Every pass checks that the files have not changed.
 
-For logs, ads and links; the sources of a join read their files by `read_batches` too. Knows nothing of what the columns
-mean.
+For logs, ads and links; the sources of a join use `read_batches` too. Knows nothing of the columns' meaning.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, Over
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What the end of a Parquet file tells of it."""
+    """Facts from the footer of a Parquet file."""
 
     schema: pa.Schema
     n_rows: int
@@ -38,7 +37,7 @@ class Footer:
 
 
 def read_footer(file: UserFile) -> Footer:
-    """Read the footer of a Parquet file; InputError where it is none, was cut short, or is changed meanwhile."""
+    """Read the footer of a Parquet file. Raises InputError if it is not Parquet, is truncated, or changes meanwhile."""
     try:
         with unchanged([file]), _opened(file) as parquet:
             metadata = parquet.metadata
@@ -55,10 +54,10 @@ def read_footer(file: UserFile) -> Footer:
 def read_batches(
     file: UserFile, n_rows: int, columns: Sequence[str], rows: int, *, threads: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Read some columns of a file of n_rows rows, in order, in batches of at most `rows`.
+    """Yield columns of a file of n_rows rows, in order, in batches of at most `rows`.
 
-    Each batch is yielded only after a look whether the file is still as it was found. Raises InputError where it is
-    not, or is damaged. With one thread the first batches come sooner, and memory is what a batch takes.
+    Checks before each batch that the file has not changed. Raises InputError if it has, or is damaged. With one thread
+    the first batch comes sooner, and memory stays at one batch.
     """
     done = 0
     try:
@@ -84,31 +83,31 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ParquetFiles:
-    """One or more Parquet files with the columns of the first; the others may hold more."""
+    """One or more Parquet files as one table."""
 
     what: str  # for messages
     listing: Listing
     footers: tuple[Footer, ...]  # of listing.files
-    folders: tuple[dict[str, str | None], ...]  # of listing.files: what the names of their folders say
-    schema: pa.Schema  # of all files, widened where that loses nothing, and of the names of their folders
+    folders: tuple[dict[str, str | None], ...]  # of listing.files: columns in folder names
+    schema: pa.Schema  # of all files, widened without loss, and columns in folder names
 
     @property
     def name(self) -> str:
-        """The path as messages call it."""
+        """Path for messages."""
         return self.listing.name
 
     @property
     def n_rows(self) -> int:
-        """Rows of all files."""
+        """Rows in all files."""
         return sum(footer.n_rows for footer in self.footers)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was skipped in the folder or glob."""
+        """Notes on skipped files."""
         return self.listing.notes
 
     def tell(self, note: Callable[[str], None] | None) -> None:
-        """Pass the notes on to whoever listens."""
+        """Call `note` with each note."""
         if note is not None:
             for text in self.notes:
                 note(text)
@@ -118,11 +117,11 @@ class ParquetFiles:
         return [{"name": f.path.name, "bytes": f.state.size, "blake2b": f.hash()} for f in self.listing.files]
 
     def check(self) -> None:
-        """Raise InputError where a file has changed, or one was added, since the first look."""
+        """Raise InputError if a file was changed or added since the files were listed."""
         self.listing.check()
 
     def need_columns(self, names: Sequence[str]) -> None:
-        """Raise InputError where one of these columns is missing in a file that has rows, or is there twice."""
+        """Raise InputError if a column is missing in a file that has rows."""
         for file, footer, folders in zip(self.listing.files, self.footers, self.folders, strict=True):
             have = [*footer.schema.names, *(name for name in folders if name not in footer.schema.names)]
             for name in names if footer.n_rows or len(self.footers) == 1 else ():
@@ -130,7 +129,7 @@ class ParquetFiles:
                     raise InputError(f"{file.name} has no column {name!r}; its columns are {', '.join(have)}")
 
     def batches(self, columns: Sequence[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Read these columns of all files in order; a column that a file lacks is null there."""
+        """Yield these columns of all files in order. A column that a file lacks is null there."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         for file, footer, folders in zip(self.listing.files, self.footers, self.folders, strict=True):
             if not footer.n_rows:
@@ -142,30 +141,30 @@ class ParquetFiles:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read these columns, or all, as one table."""
-        wanted = self.schema.names if columns is None else columns
-        schema = pa.schema([self.schema.field(name) for name in wanted])
-        return pa.Table.from_batches(list(self.batches(wanted)), schema)
+        names = self.schema.names if columns is None else columns
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return pa.Table.from_batches(list(self.batches(names)), schema)
 
 
 def open_parquet(path: Path | str, base: Path, what: str, way_out: str) -> ParquetFiles:
-    """Find the Parquet files of a path (a file, a folder or a glob, relative to `base`), and read their footers.
+    """List the Parquet files of a path (a file, folder or glob, relative to `base`), and read their footers.
 
-    what: what they hold, such as "the log", for messages. Raises InputError where there is no file, or one cannot be
-    read, or columns of one name have types that do not go together.
+    what: name of the contents for messages, for example "the log". Raises InputError if there is no file, a file cannot
+    be read, or files have incompatible types in one column.
     """
     listing = list_parquet(str(path), base, what, way_out)
     footers = tuple(read_footer(file) for file in listing.files)
-    full = [place for place, footer in enumerate(footers) if footer.n_rows] or [0]
+    with_rows = [number for number, footer in enumerate(footers) if footer.n_rows] or [0]
     schemas = [
-        pa.schema([field.with_type(plain_type(field.type)).remove_metadata() for field in footers[place].schema])
-        for place in full
+        pa.schema([field.with_type(plain_type(field.type)).remove_metadata() for field in footers[number].schema])
+        for number in with_rows
     ]
-    for place, schema in zip(full, schemas, strict=True):
-        refuse_twice(schema.names, schema.names, listing.files[place].name)
+    for number, schema in zip(with_rows, schemas, strict=True):
+        refuse_twice(schema.names, schema.names, listing.files[number].name)
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"the files of {listing.name} do not go together: {_reason(error)}") from error
+        raise InputError(f"the files of {listing.name} have incompatible columns: {_reason(error)}") from error
     folders = tuple(hive_values(file.path, listing.folder) for file in listing.files)
     for name in dict.fromkeys(name for named in folders for name in named):
         if name not in schema.names:

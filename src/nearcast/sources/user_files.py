@@ -1,8 +1,8 @@
-"""Files of the user, each in the one state in which a command found it.
+"""Files of the user, and detection of changes while a command reads them.
 
-A file may be replaced, overwritten, cut short or removed while it is read, and a command reads most files more than
-once. `UserFile.check` compares the file with the state that was recorded; `unchanged` does so around a pass. Knows
-nothing of what is in a file.
+A file may be replaced, overwritten, truncated or removed meanwhile, and a command reads most files more than once.
+`UserFile.check` compares the file with its recorded state; `unchanged` does so before and after a pass. Knows nothing
+of file contents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ChangedInputError", "FileState", "UserFile", "changed_error", "shown
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What tells one state of a file from another, without a look at its contents."""
+    """Identity of a file's state, without its contents."""
 
     device: int
     inode: int
@@ -30,45 +30,45 @@ class FileState:
     mtime_ns: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> Self:
-        """Return the state that a stat has found."""
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    def of(cls, status: os.stat_result) -> Self:
+        """Build the state from a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class UserFile:
-    """A file in the state in which it was found. `name` is what messages and fingerprints call it."""
+    """A file and its recorded state. Messages and fingerprints use `name`."""
 
     def __init__(self, path: Path, name: str) -> None:
-        found = _stat(path)
+        status = _stat(path)
         self.path = path
         self.name = name
-        self.state = FileState.of(found)
-        self._ctime_ns = found.st_ctime_ns
+        self.state = FileState.of(status)
+        self._ctime_ns = status.st_ctime_ns
         self._hash: str | None = None
 
     def check(self) -> None:
-        """Raise InputError where the file is no longer in the state in which it was found.
+        """Raise InputError if the file differs from its recorded state.
 
-        A writer can set the time of modification back, but not the time of the last status change. That one also moves
-        when a file is linked or its rights change, so there the contents decide, where their hash is known.
+        A writer can reset the modification time, but not the time of the last status change. Links and changed rights
+        move that time too; then the hash of the contents decides, if it is known.
         """
         try:
-            found = _stat(self.path)
+            status = _stat(self.path)
         except InputError:
             raise changed_error(self.name) from None
-        if FileState.of(found) != self.state:
+        if FileState.of(status) != self.state:
             raise changed_error(self.name)
-        if found.st_ctime_ns != self._ctime_ns:
+        if status.st_ctime_ns != self._ctime_ns:
             if self._hash is None or self._read_hash() != self._hash:
                 raise changed_error(self.name)
-            self._ctime_ns = found.st_ctime_ns
+            self._ctime_ns = status.st_ctime_ns
 
     def hash(self) -> str:
-        """Return a hash of the contents in the state recorded; InputError where they change meanwhile."""
+        """Hash the contents. Raises InputError if the file changes meanwhile."""
         if self._hash is None:
             with unchanged([self]):
-                found = self._read_hash()
-            self._hash = found
+                contents = self._read_hash()
+            self._hash = contents
         return self._hash
 
     def _read_hash(self) -> str:
@@ -82,9 +82,9 @@ class UserFile:
 
 @contextlib.contextmanager
 def unchanged(files: Sequence[UserFile]) -> Iterator[None]:
-    """Compare files with their recorded states before and after a pass; InputError where one has changed.
+    """Compare files with their recorded states before and after the block. Raises InputError if one was changed.
 
-    An error inside is put down to the change where there was one.
+    An error in the block is replaced by that one, since the change is its likely cause.
     """
     for file in files:
         file.check()
@@ -99,16 +99,16 @@ def unchanged(files: Sequence[UserFile]) -> Iterator[None]:
 
 
 class ChangedInputError(InputError):
-    """An input did not stay as it was while it was read."""
+    """An input was changed while it was read."""
 
 
 def changed_error(name: str, why: str = "") -> ChangedInputError:
-    """Return the error for an input that did not stay as it was."""
+    """Return the error for an input that was changed while it was read."""
     return ChangedInputError(f"{name} changed while it was read; run again{f' ({why})' if why else ''}")
 
 
 def shown_path(path: Path | str, base: Path | None = None) -> str:
-    """Return a path as text that can be printed and written as UTF-8, relative to `base` where it is below it."""
+    """Format a path as UTF-8 text, relative to `base` if it is below it."""
     path = Path(path)
     if base is not None and path.is_relative_to(base):
         path = path.relative_to(base)
@@ -118,7 +118,7 @@ def shown_path(path: Path | str, base: Path | None = None) -> str:
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
-    except FileNotFoundError as error:  # whoever asks has seen it before
+    except FileNotFoundError as error:  # the file was listed before
         raise changed_error(shown_path(path), "it is gone") from error
     except PermissionError as error:
         raise InputError(
