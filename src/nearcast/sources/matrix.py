@@ -44,7 +44,7 @@ def list_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
-    """Return the lists as a (rows, dim) matrix, and (rows,) states. Null rows, and rows of another length, are zeros."""
+    """Return a (rows, dim) matrix and (rows,) states. Null rows, and rows of another length, are zeros."""
     lengths = list_lengths(column)
     states = np.zeros(len(column), np.uint8)
     states[lengths < 0] = RowState.NULL_VECTOR
