@@ -19,12 +19,12 @@ SNAPSHOT = AuditFigures(
     name="000007",
     k=10,
     measures=GOOD,
-    promised=0.95,
-    kept=True,
+    recall_target=0.95,
+    target_met=True,
     keys=100,
     payload_bytes=10_000,
     age_seconds=3600.0,
-    withdrawn=False,
+    rolled_back=False,
     current=CURRENT,
 )
 
@@ -106,8 +106,8 @@ def test_every_setting_of_the_audit_table_belongs_to_a_rule():
         ),
         (
             "withdrawn",
-            {"withdrawn": False},
-            {"withdrawn": True},
+            {"rolled_back": False},
+            {"rolled_back": True},
             "000007 was rolled back from; name it to publish it all the same, or make a new snapshot",
         ),
     ],
@@ -120,31 +120,33 @@ def test_a_rule_passes_at_its_bound_and_fails_beyond_it_saying_by_how_much(rule,
 
 
 def test_recall_is_held_to_the_promise_by_the_runs_own_verdict():
-    assert found("recall", promised=0.95, kept=True).passed
-    failed = found("recall", recall=0.955, recall_low=0.94, promised=0.95, kept=False)
+    assert found("recall", recall_target=0.95, target_met=True).passed
+    failed = found("recall", recall=0.955, recall_low=0.94, recall_target=0.95, target_met=False)
     assert not failed.passed
     assert failed.text == "recall@10 is 0.9550 with a 95% interval from 0.9400, 0.01 below the 0.95 that is asked for"
 
 
 def test_a_promise_of_one_is_kept_by_an_exact_engine_although_no_sample_proves_it():
-    exact = found("recall", recall=1.0, recall_low=0.9985, promised=1.0, kept=True)
+    exact = found("recall", recall=1.0, recall_low=0.9985, recall_target=1.0, target_met=True)
     assert exact.passed
     assert exact.text == "recall@10 is 1.0000 by an engine that is exact, as promised"
-    missed = found("recall", recall=0.9999, recall_low=0.998, promised=1.0, kept=False)
+    missed = found("recall", recall=0.9999, recall_low=0.998, recall_target=1.0, target_met=False)
     assert not missed.passed
     assert "0.002 below the 1 that is asked for" in missed.text
 
 
 def test_an_exact_engine_that_misses_fails_although_the_interval_is_above_the_promise():
-    failed = found("recall", recall=0.99, recall_low=0.98, promised=0.95, kept=False)
+    failed = found("recall", recall=0.99, recall_low=0.98, recall_target=0.95, target_met=False)
     assert not failed.passed
     assert failed.text == "recall@10 is 0.9900, and an exact engine was to miss nothing"
 
 
 def test_a_bound_of_our_own_for_recall_takes_the_place_of_the_promise():
-    assert found("recall", AuditSpec(min_recall=0.96), kept=False, promised=0.99).passed
-    assert not found("recall", AuditSpec(min_recall=0.965), kept=False, promised=0.99).passed
-    assert found("recall", AuditSpec(min_recall=1.0), recall=1.0, recall_low=0.99, promised=1.0, kept=True).passed
+    assert found("recall", AuditSpec(min_recall=0.96), target_met=False, recall_target=0.99).passed
+    assert not found("recall", AuditSpec(min_recall=0.965), target_met=False, recall_target=0.99).passed
+    assert found(
+        "recall", AuditSpec(min_recall=1.0), recall=1.0, recall_low=0.99, recall_target=1.0, target_met=True
+    ).passed
 
 
 def test_keys_have_a_least_number_whatever_is_current():

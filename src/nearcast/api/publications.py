@@ -20,6 +20,7 @@ from nearcast.publishing import publish_table as weight_tables
 from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
 from nearcast.publishing.engagement import read_log as read_engagement
+from nearcast.publishing.publication import PublishRequest
 from nearcast.publishing.targets import PublishTarget, target_of_snapshot
 from nearcast.spec import PublishSpec, parse_model
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
@@ -63,7 +64,7 @@ def publish(
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
         settings = parse_model(PublishSpec, changed, "publish")
     with opened_store(store, place) as opened:
-        order = publishing.PublishRequest(
+        order = PublishRequest(
             generator=place.generator,
             store=opened,
             choose=lambda: find_snapshot(place.out, place.generator, version),

@@ -1,6 +1,6 @@
-"""Audit a snapshot: gather its figures, beside those of the version that is current in the store, and judge them.
+"""Audit a snapshot: gather its figures and those of the current version, and apply the rules of `audit_rules.py`.
 
-The rules themselves are in `rules.py`. Reads Parquet and a store, writes nothing.
+Reads Parquet and a store; writes nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from nearcast.times import parse_utc
 
 __all__ = ["CurrentVersion", "audit_snapshot", "enforce", "validate_accepted"]
 
-SAMPLED_KEYS = 2_000  # a share is known to two points
+SAMPLED_KEYS = 2_000  # the standard error of a share is about one percentage point
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentVersion:
-    """The version that is current in a store, open."""
+    """The current version of a store, open."""
 
     version: int
     facts: VersionFacts
@@ -39,14 +39,18 @@ class CurrentVersion:
 
     @property
     def name(self) -> str:
-        """As people write it."""
+        """The version as it is displayed, such as 000007."""
         return f"{self.version:06d}"
 
 
 def audit_snapshot(
-    snapshot: Snapshot, settings: AuditSpec, against: CurrentVersion | None, *, now: float, withdrawn: bool = False
+    snapshot: Snapshot, settings: AuditSpec, against: CurrentVersion | None, *, now: float, rolled_back: bool = False
 ) -> list[Finding]:
-    """What every rule finds; `now` in seconds since 1970, `withdrawn` if the snapshot was rolled back from."""
+    """Return the finding of every rule.
+
+    against: the current version; None: nothing is published. now: seconds since 1970. rolled_back: the snapshot was
+    published and rolled back before.
+    """
     shape = read_shape(snapshot)
     manifest = snapshot.manifest
     return apply_rules(
@@ -54,24 +58,24 @@ def audit_snapshot(
             name=snapshot.name,
             k=manifest.k,
             measures=manifest.measures,
-            promised=manifest.target.recall,
-            kept=manifest.target.met,
+            recall_target=manifest.target.recall,
+            target_met=manifest.target.met,
             keys=shape.keys,
             payload_bytes=estimate_payload(snapshot, shape),
             age_seconds=now - parse_utc(manifest.run.created),
-            withdrawn=withdrawn,
-            current=_beside(snapshot, shape, against) if against else None,
+            rolled_back=rolled_back,
+            current=_compare_current(snapshot, shape, against) if against else None,
             items=shape.items,
             metric=manifest.metric,
             profile=manifest.profile,
-            rule_columns=_rule_columns(snapshot),
+            rule_columns=_find_rule_columns(snapshot),
         ),
         settings,
     )
 
 
 def validate_accepted(accept: Mapping[str, str]) -> None:
-    """SpecError for a rule that does not exist, or one that is accepted without a reason."""
+    """Raise SpecError for an unknown rule and for a rule that is accepted without a reason."""
     for rule, why in accept.items():
         if rule not in RULES:
             near = difflib.get_close_matches(rule, RULES, n=1)
@@ -82,7 +86,7 @@ def validate_accepted(accept: Mapping[str, str]) -> None:
 
 
 def enforce(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -> None:
-    """AuditError where a rule failed that is not accepted; SpecError where one is accepted that did not fail."""
+    """Raise AuditError if a rule failed that is not accepted, SpecError if an accepted rule did not fail."""
     failed = {f.rule: f for f in findings if not f.passed}
     for rule in accept:
         if rule not in failed:
@@ -91,26 +95,26 @@ def enforce(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -
     open_ones = [f for f in failed.values() if f.rule not in accept]
     if open_ones:
         lines = "".join(f"\n  {f.rule}: {f.text}" for f in open_ones)
-        way = "mend the cause, or accept a rule with --accept RULE --why TEXT"
+        way_out = "fix the cause, or accept a rule with --accept RULE --why TEXT"
         if all(finding.rule == "withdrawn" for finding in open_ones):
-            way = "run again for a new one, or publish this one all the same: nearcast publish NAME NUMBER"
+            way_out = "run again for a new one, or publish this one all the same: nearcast publish NAME NUMBER"
         raise AuditError(
-            f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n{way}",
+            f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n{way_out}",
             tuple(findings),
         )
 
 
-def _beside(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -> CurrentFigures:
+def _compare_current(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -> CurrentFigures:
     facts = current.facts
     keys = current.reader.some_keys(Space.LISTS, SAMPLED_KEYS, snapshot.version)
-    same_keys = facts.query_ids == shape.query_ids  # else no key is the same, whatever its bytes
-    ours = find_lists(snapshot, keys) if same_keys else {}
-    theirs = _lists_in_store(current, list(ours))
+    same_keys = facts.query_ids == shape.query_ids  # keys of another type are other keys, also if their bytes are equal
+    new = find_lists(snapshot, keys) if same_keys else {}
+    published = _read_published_lists(current, list(new))
     k = min(facts.k, snapshot.manifest.k)
     comparable = facts.item_ids == shape.item_ids
     shares = [
-        len(set(ids[:k]) & set(ours[key][:k])) / len(ids[:k]) if comparable else 0.0
-        for key, ids in theirs.items()
+        len(set(ids[:k]) & set(new[key][:k])) / len(ids[:k]) if comparable else 0.0
+        for key, ids in published.items()
         if ids
     ]
     return CurrentFigures(
@@ -118,15 +122,15 @@ def _beside(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -
         keys=facts.keys,
         payload_bytes=facts.payload_bytes,
         sampled=len(keys),
-        kept=len(ours),
+        kept=len(new),
         overlap=sum(shares) / len(shares) if shares else 0.0,
         compared=len(shares),
         inputs=gather_inputs(snapshot, shape, current),
     )
 
 
-def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
-    """The columns of items and queries that rules compare; not those that a rule allows to be null."""
+def _find_rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
+    """Return by table the columns that rules compare, without columns that a rule tests for null."""
     rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
     items, queries, _ = columns_of(rules)
     text = " ".join(str(rule.tree) for rule in rules)
@@ -137,7 +141,7 @@ def _rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _lists_in_store(current: CurrentVersion, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
+def _read_published_lists(current: CurrentVersion, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
     values = current.reader.get_many(Space.LISTS, keys)
     lists = decode_lists(values, current.facts.item_ids)
     if not lists.found.all():

@@ -1,7 +1,7 @@
-"""The rules of the audit: each is a measure with a bound, and a sentence that says by how much it failed.
+"""The rules of the audit: each compares a measure with a bound and says in one sentence by how much it failed.
 
-Takes figures and gives findings: where the figures come from is `audit.py`'s to know. The rules that compare inputs
-are in `input_rules.py`.
+Takes figures and returns findings. The rules that compare inputs are in `input_rules.py`. Reads no files and no stores.
+The texts are stored in the facts of a version.
 """
 
 from __future__ import annotations
@@ -18,111 +18,117 @@ __all__ = ["RULES", "AuditFigures", "AuditRule", "CurrentFigures", "Finding", "a
 HOUR = 3600.0
 
 
-def apply_rules(judged: AuditFigures, settings: AuditSpec) -> list[Finding]:
-    """What every rule finds, in the order of the table."""
-    return [rule.find(judged, settings) for rule in RULES.values()]
+def apply_rules(figures: AuditFigures, settings: AuditSpec) -> list[Finding]:
+    """Return the finding of every rule, in the order of the table."""
+    return [rule.find(figures, settings) for rule in RULES.values()]
 
 
-def _recall(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    low, value = judged.measures["recall_low"], judged.measures["recall"]
-    bound = judged.promised if settings.min_recall is None else settings.min_recall
-    # No sample proves a recall of 1: there the verdict counts, as an exact engine proves it by its bound.
-    by_promise = judged.kept and judged.promised >= bound
-    passed = by_promise if settings.min_recall is None else by_promise or low >= bound
-    what = f"recall@{judged.k} is {value:.4f}"
+def _check_recall(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    low, value = figures.measures["recall_low"], figures.measures["recall"]
+    bound = figures.recall_target if settings.min_recall is None else settings.min_recall
+    # No sample proves a recall of 1. The target check counts then: an exact engine proves it.
+    by_target = figures.target_met and figures.recall_target >= bound
+    passed = by_target if settings.min_recall is None else by_target or low >= bound
+    what = f"recall@{figures.k} is {value:.4f}"
     if passed and low < bound:
         return Finding("recall", "recall", bound, value, True, f"{what} by an engine that is exact, as promised")
     if passed:
         return Finding("recall", "recall_low", bound, low, True, f"{what}, and at least {low:.4f} with 95% confidence")
     text = f"{what}, and an exact engine was to miss nothing"
     if low < bound:
-        short = _number(bound - low)
+        short = _format_number(bound - low)
         text = f"{what} with a 95% interval from {low:.4f}, {short} below the {bound:g} that is asked for"
     return Finding("recall", "recall_low", bound, low, False, text)
 
 
-def _share(rule: str, found: float, bound: float, what: str) -> Finding:
+def _check_share(rule: str, found: float, bound: float, what: str) -> Finding:
     if found >= bound:
         return Finding(rule, rule, bound, found, True, f"{what} is {found:.2%}, and {bound:.2%} is asked for")
-    text = f"{what} is {found:.2%}, {_number(100 * (bound - found))} points below the {bound:.2%} that is asked for"
+    text = (
+        f"{what} is {found:.2%}, {_format_number(100 * (bound - found))} points below the {bound:.2%} that is asked for"
+    )
     return Finding(rule, rule, bound, found, False, text)
 
 
-def _fill_rate(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    return _share("fill_rate", judged.measures["fill_rate"], settings.min_fill_rate, "the fill rate")
+def _check_fill_rate(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    return _check_share("fill_rate", figures.measures["fill_rate"], settings.min_fill_rate, "the fill rate")
 
 
-def _fill_at(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    found = judged.measures.get("fill_at_m")
+def _check_fill_at(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    found = figures.measures.get("fill_at_m")
     if found is None:
         return Finding("fill_at_m", "fill_at_m", settings.min_fill_at, None, True, "no measure.fill_at was set")
-    return _share("fill_at_m", found, settings.min_fill_at, "the share of lists with enough candidates")
+    return _check_share("fill_at_m", found, settings.min_fill_at, "the share of lists with enough candidates")
 
 
-def _query_coverage(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    found = judged.measures["query_coverage"]
-    return _share("query_coverage", found, settings.min_query_coverage, "the query coverage")
+def _check_query_coverage(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    found = figures.measures["query_coverage"]
+    return _check_share("query_coverage", found, settings.min_query_coverage, "the query coverage")
 
 
-def _queries_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, bound = judged.current, settings.min_queries_kept
-    if beside is None:
-        return _alone("queries_kept", bound)
-    share = beside.kept / beside.sampled if beside.sampled else 1.0
-    what = f"of {beside.sampled:,} keys of {beside.name}, the share that this snapshot has too"
-    return _share("queries_kept", share, bound, what)
+def _check_queries_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, bound = figures.current, settings.min_queries_kept
+    if current is None:
+        return _pass_without_current("queries_kept", bound)
+    share = current.kept / current.sampled if current.sampled else 1.0
+    what = f"of {current.sampled:,} keys of {current.name}, the share that this snapshot has too"
+    return _check_share("queries_kept", share, bound, what)
 
 
-def _keys(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, n = judged.current, judged.keys
-    now = beside.keys if beside else 0
-    # the difference of a product and its rounding must not cost a key
+def _check_keys(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, n = figures.current, figures.keys
+    now = current.keys if current else 0
+    # rounding of the product must not cost a key
     least = max(settings.min_keys, math.ceil(now * (1 - settings.max_keys_lost) - 1e-6))
     if n < settings.min_keys:
         text = f"it has {n:,} keys, {settings.min_keys - n:,} fewer than the {settings.min_keys:,} that are asked for"
-    elif beside is None:
+    elif current is None:
         text = f"it has {n:,} keys; {NOTHING_CURRENT}"
     elif n < least:
         text = (
-            f"it has {n:,} keys where {beside.name} has {now:,}: {1 - n / now:.2%} are lost, "
+            f"it has {n:,} keys where {current.name} has {now:,}: {1 - n / now:.2%} are lost, "
             f"and at most {settings.max_keys_lost:.2%} may be"
         )
     else:
-        text = f"it has {n:,} keys, and {beside.name} has {now:,}"
+        text = f"it has {n:,} keys, and {current.name} has {now:,}"
     return Finding("keys", "keys", least, n, n >= least, text)
 
 
-def _overlap(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, bound = judged.current, settings.min_overlap
-    if beside is None:
-        return _alone("overlap", bound)
-    if beside.compared == 0 and beside.kept == beside.sampled:  # all current lists are empty
-        return Finding("overlap", "overlap", bound, None, True, f"the lists of {beside.name} hold nothing to keep")
-    found = _share("overlap", beside.overlap, bound, f"on {beside.compared:,} keys, the overlap with {beside.name}")
+def _check_overlap(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, bound = figures.current, settings.min_overlap
+    if current is None:
+        return _pass_without_current("overlap", bound)
+    if current.compared == 0 and current.kept == current.sampled:  # all current lists are empty
+        return Finding("overlap", "overlap", bound, None, True, f"the lists of {current.name} hold nothing to keep")
+    found = _check_share(
+        "overlap", current.overlap, bound, f"on {current.compared:,} keys, the overlap with {current.name}"
+    )
     if found.passed:
         return found
     hint = "queries and items of two embedding models look like this"
     return Finding("overlap", "overlap", bound, found.found, False, f"{found.text}; {hint}")
 
 
-def _age(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    bound, hours = settings.max_age_hours, max(0.0, judged.age_seconds) / HOUR
-    if judged.age_seconds < 0:
-        text = f"it was made {_hours(-judged.age_seconds / HOUR)} ahead of this machine's clock; its age counts as 0"
+def _check_age(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    bound, hours = settings.max_age_hours, max(0.0, figures.age_seconds) / HOUR
+    if figures.age_seconds < 0:
+        ahead = _format_hours(-figures.age_seconds / HOUR)
+        text = f"it was made {ahead} ahead of this machine's clock; its age counts as 0"
     elif hours <= bound:
-        text = f"it is {_hours(hours)} old, and {_hours(bound)} is allowed"
+        text = f"it is {_format_hours(hours)} old, and {_format_hours(bound)} is allowed"
     else:
-        text = f"it is {_hours(hours)} old, {_hours(hours - bound)} more than the {_hours(bound)} that is allowed"
+        more = _format_hours(hours - bound)
+        text = f"it is {_format_hours(hours)} old, {more} more than the {_format_hours(bound)} that is allowed"
     return Finding("age", "age_hours", bound, hours, hours <= bound, text)
 
 
-def _size(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, bound, size = judged.current, settings.max_size_change, judged.payload_bytes
-    if beside is None:
-        return _alone("size", bound, measure="size_change")
-    least, most = sorted((size, beside.payload_bytes))
+def _check_size(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, bound, size = figures.current, settings.max_size_change, figures.payload_bytes
+    if current is None:
+        return _pass_without_current("size", bound, measure="size_change")
+    least, most = sorted((size, current.payload_bytes))
     change = 1.0 if most == 0 else most / least if least else math.inf
-    was = f"the {beside.payload_bytes:,} of {beside.name}"
+    was = f"the {current.payload_bytes:,} of {current.name}"
     text = f"its {size:,} bytes of lists and {was} differ by a factor of {change:.6g}"
     if change > bound:
         text += f", and at most {bound:g} is allowed"
@@ -130,24 +136,24 @@ def _size(judged: AuditFigures, settings: AuditSpec) -> Finding:
     return Finding("size", "size_change", bound, found, change <= bound, text)
 
 
-def _withdrawn(judged: AuditFigures, _: AuditSpec) -> Finding:
-    if judged.withdrawn:
-        text = f"{judged.name} was rolled back from; name it to publish it all the same, or make a new snapshot"
+def _check_withdrawn(figures: AuditFigures, _: AuditSpec) -> Finding:
+    if figures.rolled_back:
+        text = f"{figures.name} was rolled back from; name it to publish it all the same, or make a new snapshot"
     else:
         text = "it was not rolled back from"
-    return Finding("withdrawn", "withdrawn", 0, int(judged.withdrawn), not judged.withdrawn, text)
+    return Finding("withdrawn", "withdrawn", 0, int(figures.rolled_back), not figures.rolled_back, text)
 
 
-def _alone(rule: str, bound: float, *, measure: str | None = None) -> Finding:
+def _pass_without_current(rule: str, bound: float, *, measure: str | None = None) -> Finding:
     return Finding(rule, measure or rule, bound, None, True, NOTHING_CURRENT)
 
 
-def _number(value: float) -> str:
-    """A difference with the digits that matter: never 0."""
+def _format_number(value: float) -> str:
+    """Format a difference with two significant digits; never as 0."""
     return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"
 
 
-def _hours(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 0.1 else f"{hours * HOUR:.0f} s"
 
 
@@ -155,19 +161,27 @@ RULES: Mapping[str, AuditRule] = {
     rule.name: rule
     for rule in (
         AuditRule(
-            "recall", ("min_recall",), "the lower end of recall's interval, against the promise or a bound", _recall
+            "recall",
+            ("min_recall",),
+            "the lower end of recall's interval, against the recall target or a bound",
+            _check_recall,
         ),
-        AuditRule("fill_rate", ("min_fill_rate",), "slots that hold a candidate", _fill_rate),
+        AuditRule("fill_rate", ("min_fill_rate",), "slots that hold a candidate", _check_fill_rate),
         AuditRule(
-            "fill_at_m", ("min_fill_at",), "lists that have `measure.fill_at` candidates, where that is set", _fill_at
+            "fill_at_m",
+            ("min_fill_at",),
+            "lists that have `measure.fill_at` candidates, where that is set",
+            _check_fill_at,
         ),
-        AuditRule("query_coverage", ("min_query_coverage",), "queries that have a candidate", _query_coverage),
-        AuditRule("queries_kept", ("min_queries_kept",), "current keys that the snapshot has too", _queries_kept),
-        AuditRule("keys", ("min_keys", "max_keys_lost"), "how many keys there are, and how many fewer than now", _keys),
-        AuditRule("overlap", ("min_overlap",), "overlap@k with the lists that are current", _overlap),
-        AuditRule("age", ("max_age_hours",), "hours since the snapshot was made", _age),
-        AuditRule("size", ("max_size_change",), "factor between its bytes and the current ones", _size),
+        AuditRule("query_coverage", ("min_query_coverage",), "queries that have a candidate", _check_query_coverage),
+        AuditRule("queries_kept", ("min_queries_kept",), "current keys that the snapshot has too", _check_queries_kept),
+        AuditRule(
+            "keys", ("min_keys", "max_keys_lost"), "how many keys there are, and how many fewer than now", _check_keys
+        ),
+        AuditRule("overlap", ("min_overlap",), "overlap@k with the lists that are current", _check_overlap),
+        AuditRule("age", ("max_age_hours",), "hours since the snapshot was made", _check_age),
+        AuditRule("size", ("max_size_change",), "factor between its bytes and the current ones", _check_size),
         *INPUT_RULES,
-        AuditRule("withdrawn", (), "a version that was rolled back from does not come back by itself", _withdrawn),
+        AuditRule("withdrawn", (), "a version that was rolled back is not published again by itself", _check_withdrawn),
     )
 }

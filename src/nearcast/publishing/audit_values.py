@@ -1,4 +1,4 @@
-"""What the rules of the audit look at, and what they find. Plain values; computes nothing."""
+"""The figures that the rules of the audit compare, and their findings. Plain values; computes nothing."""
 
 from __future__ import annotations
 
@@ -24,88 +24,88 @@ NOTHING_CURRENT = "nothing is current to compare with"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rule has found."""
+    """The finding of one audit rule."""
 
     rule: str
     measure: str
     bound: float | None
-    found: float | None  # None: there was nothing to compare with
+    found: float | None  # None: no current version to compare with
     passed: bool
     text: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the finding as plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ValueChange:
-    """How the values of one column changed, of items (or queries) that are in both versions."""
+    """The change of one column, over sampled items or queries that are in both versions."""
 
     compared: int  # rows that have a value in both
-    share: float  # that changed in the way that counts for the kind of the column
-    scaled: bool  # of numbers: three times as much or as little, all the one way; else: another value
+    share: float  # rows that changed
+    scaled: bool  # numbers: changed by a factor of 3 or more in one direction; other columns: another value
     example: str  # such as: 'DE' -> 'de'
 
 
 @dataclass(frozen=True, slots=True)
 class VectorChange:
-    """How the vectors of one table changed, of sketched ids that are in both snapshots."""
+    """The change of the vectors of one table, over sketched ids that are in both snapshots."""
 
     compared: int
-    share: float  # whose vector is another one
-    dims: tuple[int, int]  # then and now
+    share: float  # ids with another vector
+    dims: tuple[int, int]  # current and new
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentInputs:
-    """The inputs of the version that is current, beside those of the snapshot."""
+    """The inputs of the current version, compared with those of the snapshot."""
 
     items: int
-    items_kept: float  # share of its items that the snapshot has too
+    items_kept: float  # share of its items that are in the snapshot
     elapsed_seconds: float  # between the two runs
-    profile: Mapping[str, Any] | None  # of the current version; None where an older nearcast made it
+    profile: Mapping[str, Any] | None  # None: made by an older nearcast
     changes: Mapping[tuple[str, str], ValueChange]  # by table and column
-    vectors: Mapping[str, VectorChange]  # by table; empty where the current snapshot's folder is not here
+    vectors: Mapping[str, VectorChange]  # by table; empty if the folder of the current snapshot is missing
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentFigures:
-    """The version that is current, and what a sample of its keys shows."""
+    """The current version, and a comparison over a sample of its keys."""
 
     name: str  # such as 000006
     keys: int
     payload_bytes: int
-    sampled: int  # keys that were looked at
-    kept: int  # of these, keys of the snapshot too
-    overlap: float  # mean share of their current lists that the snapshot has
-    compared: int  # keys that the overlap is a mean of
+    sampled: int  # keys in the sample
+    kept: int  # sampled keys that are in the snapshot
+    overlap: float  # mean share of a current list that is in the snapshot's list
+    compared: int  # keys with a current list: the overlap is their mean
     inputs: CurrentInputs | None = None  # None: not gathered
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFigures:
-    """The figures of a snapshot that rules look at."""
+    """The figures of a snapshot that the rules compare."""
 
     name: str
     k: int
     measures: Mapping[str, float]
-    promised: float
-    kept: bool  # the run's own verdict on its promise
+    recall_target: float
+    target_met: bool  # by the run's own check
     keys: int
     payload_bytes: int
-    age_seconds: float  # negative where a clock went backwards
-    withdrawn: bool  # was rolled back from
+    age_seconds: float  # negative if a clock went backwards
+    rolled_back: bool
     current: CurrentFigures | None
     items: int = 0
     metric: str = ""
-    profile: Mapping[str, Any] | None = None  # of its inputs; None for a snapshot of an older nearcast
-    rule_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by table: what rules compare
+    profile: Mapping[str, Any] | None = None  # of its inputs; None: made by an older nearcast
+    rule_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by table: columns that rules compare
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRule:
-    """A row of the table of rules."""
+    """A row of the table of audit rules."""
 
     name: str
     settings: tuple[str, ...]  # of the spec's [audit] table

@@ -1,7 +1,7 @@
 """The rules of the audit that compare inputs: items, columns, what rules keep, vectors.
 
-A part of an export that is missing, a currency, a renamed value: the join does not see them. They are found here, by
-name of the column, before the pointer moves. Takes figures and gives findings, as `rules.py` does.
+A missing part of an export, another currency or a renamed value does not stop a join. These rules find them by column
+before the pointer moves. They take figures and return findings, as those of `audit_rules.py`; the texts are stored.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from nearcast.spec import AuditSpec
 
 __all__ = ["INPUT_RULES"]
 
-TABLES = {"items": "items", "queries": "queries"}
-FEWEST = 30  # rows of both versions; with fewer, nothing is said of single values
-FEWEST_NUMBERS = 100  # the same of numbers that are noisy
-DEVIATIONS = 4.0  # of the sampling noise, which a difference of shares must exceed
+TABLES = ("items", "queries")
+FEWEST = 30  # rows of both versions: with fewer, single values are not compared
+FEWEST_NUMBERS = 100  # the same for numbers, which vary more
+DEVIATIONS = 4.0  # standard deviations of sampling noise that a difference of shares must exceed
 MOST_NAMED = 8
-MOST_FACTOR = 2.0  # by which the share of pairs that a rule keeps may change
+MOST_FACTOR = 2.0  # largest change of the share of pairs that a rule keeps
 
 
-def _found(rule: str, bound: float | None, worst: float | None, faults: list[str], passed: str) -> Finding:
-    """A finding of all columns: passed where there are no faults."""
+def _make_finding(rule: str, bound: float | None, worst: float | None, faults: list[str], passed: str) -> Finding:
+    """Return one finding for all columns; it passes if there are no faults."""
     text = passed
     if faults:
         more = f"; and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
@@ -33,80 +33,82 @@ def _found(rule: str, bound: float | None, worst: float | None, faults: list[str
     return Finding(rule, rule, bound, worst, not faults, text)
 
 
-def _skipped(judged: AuditFigures) -> str | None:
-    """Why nothing can be compared, or None."""
-    if judged.current is None:
+def _find_skip_reason(figures: AuditFigures) -> str | None:
+    """Return why the inputs cannot be compared; None if they can."""
+    if figures.current is None:
         return NOTHING_CURRENT
-    inputs = judged.current.inputs
-    if judged.profile is None:
-        return f"{judged.name} was made without a profile of its inputs; run again to have them compared"
+    inputs = figures.current.inputs
+    if figures.profile is None:
+        return f"{figures.name} was made without a profile of its inputs; run again to have them compared"
     if inputs is None or inputs.profile is None:
-        return f"{judged.current.name} was made without a profile of its inputs: the next one can be compared"
+        return f"{figures.current.name} was made without a profile of its inputs: the next one can be compared"
     return None
 
 
-def _tables(judged: AuditFigures) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """The tables that both versions have a profile of: name, then, now."""
-    inputs = judged.current.inputs if judged.current else None
-    if inputs is None or inputs.profile is None or judged.profile is None:
+def _iterate_tables(figures: AuditFigures) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield each table that both versions have a profile of: name, current profile, new profile."""
+    inputs = figures.current.inputs if figures.current else None
+    if inputs is None or inputs.profile is None or figures.profile is None:
         return
     for name in TABLES:
-        if name in inputs.profile and name in judged.profile:
-            yield name, inputs.profile[name], judged.profile[name]
+        if name in inputs.profile and name in figures.profile:
+            yield name, inputs.profile[name], figures.profile[name]
 
 
-def _columns(judged: AuditFigures, settings: AuditSpec) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """The columns that both versions have, but for those that are not to be compared: words, then, now."""
-    for table, then, now in _tables(judged):
+def _iterate_columns(
+    figures: AuditFigures, settings: AuditSpec
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield each column of both versions that is not skipped: description, current profile, new profile."""
+    for table, then, now in _iterate_tables(figures):
         for name, before in then["attributes"].items():
             if name in now["attributes"] and name not in settings.skip_columns:
                 yield f"{name} of the {table}", before, now["attributes"][name]
 
 
-def _noise(one: float, other: float, n_one: int, n_other: int) -> float:
-    """By how much two shares of samples of these sizes may differ by chance."""
+def _compute_noise(one: float, other: float, n_one: int, n_other: int) -> float:
+    """Return the difference of two shares that sampling may cause, for samples of these sizes."""
     mean = (one + other) / 2
     return DEVIATIONS * math.sqrt(mean * (1 - mean) * (1 / max(1, n_one) + 1 / max(1, n_other)))
 
 
-def _items(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, n = judged.current, judged.items
-    if beside is None or beside.inputs is None:
+def _check_items(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, n = figures.current, figures.items
+    if current is None or current.inputs is None:
         return Finding("items", "items", None, n, True, f"it has {n:,} items; {NOTHING_CURRENT}")
-    now = beside.inputs.items
+    now = current.inputs.items
     least, most = math.floor(now * (1 - settings.max_items_lost)), math.ceil(now * (1 + settings.max_items_gained))
-    text, bound = f"it has {n:,} items, and {beside.name} has {now:,}", least
+    text, bound = f"it has {n:,} items, and {current.name} has {now:,}", least
     if n < least:
         text = (
-            f"it has {n:,} items where {beside.name} has {now:,}: {1 - n / now:.2%} are lost, and at most "
+            f"it has {n:,} items where {current.name} has {now:,}: {1 - n / now:.2%} are lost, and at most "
             f"{settings.max_items_lost:.2%} may be; look for a part of the items that is missing"
         )
     elif n > most:
         bound = most
         text = (
-            f"it has {n:,} items where {beside.name} has {now:,}: {n / max(1, now) - 1:.2%} more, and at most "
+            f"it has {n:,} items where {current.name} has {now:,}: {n / max(1, now) - 1:.2%} more, and at most "
             f"{settings.max_items_gained:.2%} may come; look for rows that are there twice"
         )
     return Finding("items", "items", bound, n, least <= n <= most, text)
 
 
-def _items_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    bound, beside = settings.min_items_kept, judged.current
-    if beside is None or beside.inputs is None or not beside.inputs.items:
+def _check_items_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    bound, current = settings.min_items_kept, figures.current
+    if current is None or current.inputs is None or not current.inputs.items:
         return Finding("items_kept", "items_kept", bound, None, True, NOTHING_CURRENT)
-    n, share = beside.inputs.items, beside.inputs.items_kept
-    text = f"of the {n:,} items of {beside.name}, {share:.2%} are in this snapshot too"
+    n, share = current.inputs.items, current.inputs.items_kept
+    text = f"of the {n:,} items of {current.name}, {share:.2%} are in this snapshot too"
     passed = share * n >= math.floor(bound * n) - 1e-6
     if not passed:
         text += f", and {bound:.2%} are asked for; look for a part of the items that is missing, or ids that changed"
     return Finding("items_kept", "items_kept", bound, share, passed, text)
 
 
-def _bad_rows(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    skipped, bound = _skipped(judged), settings.max_bad_rows
+def _check_bad_rows(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    skipped, bound = _find_skip_reason(figures), settings.max_bad_rows
     faults: list[str] = []
     worst: float | None = None
-    for table, then, now in _tables(judged):
+    for table, then, now in _iterate_tables(figures):
         for kind in sorted({*then["faults"], *now["faults"]}):
             before, after = then["faults"].get(kind, 0.0), now["faults"].get(kind, 0.0)
             worst = max(worst or 0.0, after - before)
@@ -115,28 +117,28 @@ def _bad_rows(judged: AuditFigures, settings: AuditSpec) -> Finding:
                     f"{kind} in the {table}: {before:.2%} -> {after:.2%} of the rows, and at most {bound:.2%} more may "
                     f"be; look at the export of the {table}"
                 )
-    return _found("bad_rows", bound, worst, faults, skipped or "no more rows than before fail a check")
+    return _make_finding("bad_rows", bound, worst, faults, skipped or "no more rows than before fail a check")
 
 
-def _types(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    skipped = _skipped(judged)
+def _check_types(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    skipped = _find_skip_reason(figures)
     faults = [
         f"ids of the {table}: {then['id_type']} -> {now['id_type']}; write them with the type they had"
-        for table, then, now in _tables(judged)
+        for table, then, now in _iterate_tables(figures)
         if then["id_type"] != now["id_type"]
     ]
     faults += [
         f"{what}: {then['type']} -> {now['type']}; write it with the type it had"
-        for what, then, now in _columns(judged, settings)
+        for what, then, now in _iterate_columns(figures, settings)
         if then["kind"] != now["kind"] and "null" not in then["kind"] + now["kind"]
     ]
-    return _found("types", None, len(faults), faults, skipped or "columns and ids have the types that they had")
+    return _make_finding("types", None, len(faults), faults, skipped or "columns and ids have the types that they had")
 
 
-def _empty_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    skipped, bound = _skipped(judged), settings.max_empty
-    faults, worst = list(_void_columns(judged, settings)), None
-    for table, then, now in _tables(judged):
+def _check_empty_values(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    skipped, bound = _find_skip_reason(figures), settings.max_empty
+    faults, worst = list(_list_empty_columns(figures, settings)), None
+    for table, then, now in _iterate_tables(figures):
         sizes = then["rows"], now["rows"]
         for name, before in then["attributes"].items():
             after = now["attributes"].get(name)
@@ -144,31 +146,31 @@ def _empty_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
                 continue
             more = after["empty"] - before["empty"]
             worst = max(worst or 0.0, more)
-            if more > bound + _noise(before["empty"], after["empty"], *sizes):
+            if more > bound + _compute_noise(before["empty"], after["empty"], *sizes):
                 faults.append(
                     f"{name} of the {table}: null or empty in {before['empty']:.2%} -> {after['empty']:.2%} of the "
                     f"rows, and at most {bound:.2%} more may be; look at the export of the {table}"
                 )
-    return _found("empty_values", bound, worst, faults, skipped or "no column is empty more often than before")
+    return _make_finding("empty_values", bound, worst, faults, skipped or "no column is empty more often than before")
 
 
-def _void_columns(judged: AuditFigures, settings: AuditSpec) -> Iterator[str]:
-    """Columns that a rule compares and that hold nothing, where nothing is there to compare with."""
-    if _skipped(judged) is None or judged.profile is None:
+def _list_empty_columns(figures: AuditFigures, settings: AuditSpec) -> Iterator[str]:
+    """Yield the columns that a rule compares and that have no value in any row."""
+    if _find_skip_reason(figures) is None or figures.profile is None:
         return
-    for table, names in judged.rule_columns.items():
+    for table, names in figures.rule_columns.items():
         for name in names:
-            facts = judged.profile.get(table, judged.profile["items"])["attributes"].get(name)
+            facts = figures.profile.get(table, figures.profile["items"])["attributes"].get(name)
             if facts is not None and facts["empty"] == 1.0 and name not in settings.skip_columns:
                 yield f"{name} of the {table}: null or empty in all rows, and a rule asks for it; fill it"
 
 
-def _distribution(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    skipped, bound = _skipped(judged), settings.max_drift
-    elapsed = judged.current.inputs.elapsed_seconds if judged.current and judged.current.inputs else 0.0
+def _check_distribution(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    skipped, bound = _find_skip_reason(figures), settings.max_drift
+    elapsed = figures.current.inputs.elapsed_seconds if figures.current and figures.current.inputs else 0.0
     faults: list[str] = []
     worst: float | None = None
-    for what, then, now in _columns(judged, settings):
+    for what, then, now in _iterate_columns(figures, settings):
         drift = attribute_drift(then, now, elapsed_seconds=elapsed)
         if drift is None:
             continue
@@ -178,11 +180,13 @@ def _distribution(judged: AuditFigures, settings: AuditSpec) -> Finding:
                 f"{what}: {drift.what} (PSI {drift.psi:.2f}, and at most {bound + drift.noise:.2f} is allowed for so "
                 "many rows); look at units, currency and values of the export"
             )
-    return _found("distribution", bound, worst, faults, skipped or "the values of all columns are spread as before")
+    return _make_finding(
+        "distribution", bound, worst, faults, skipped or "the values of all columns are spread as before"
+    )
 
 
-def _changed_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    inputs = judged.current.inputs if judged.current else None
+def _check_changed_values(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    inputs = figures.current.inputs if figures.current else None
     faults: list[str] = []
     worst: float | None = None
     for (table, name), change in (inputs.changes if inputs else {}).items():
@@ -190,87 +194,90 @@ def _changed_values(judged: AuditFigures, settings: AuditSpec) -> Finding:
         if name in settings.skip_columns or change.compared < (FEWEST_NUMBERS if change.scaled else FEWEST):
             continue
         worst = max(worst or 0.0, change.share)
-        if change.share > bound + _noise(change.share, bound, change.compared, change.compared) / DEVIATIONS:
-            way = "three times as much or as little, or more, the same way," if change.scaled else "another value"
+        if change.share > bound + _compute_noise(change.share, bound, change.compared, change.compared) / DEVIATIONS:
+            change_in_words = "another value"
+            if change.scaled:
+                change_in_words = "three times as much or as little, or more, the same way,"
             faults.append(
-                f"{name} of the {table}: {way} for {change.share:.2%} of the {change.compared:,} {table} of both "
-                f"versions, such as {change.example}, and at most {bound:.2%} may; look at the export of the {table}"
+                f"{name} of the {table}: {change_in_words} for {change.share:.2%} of the {change.compared:,} {table} "
+                f"of both versions, such as {change.example}, and at most {bound:.2%} may; look at the export of the "
+                f"{table}"
             )
     passed = NOTHING_CURRENT if inputs is None else "items and queries of both versions have the values they had"
-    return _found("changed_values", settings.max_values_changed, worst, faults, passed)
+    return _make_finding("changed_values", settings.max_values_changed, worst, faults, passed)
 
 
-def _pairs_kept(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    skipped, bound = _skipped(judged), settings.max_pairs_drift
+def _check_pairs_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    skipped, bound = _find_skip_reason(figures), settings.max_pairs_drift
     faults: list[str] = []
     worst: float | None = None
-    rules = (judged.profile or {}).get("rules", {})
-    then_rules = _then_rules(judged)
+    rules = (figures.profile or {}).get("rules", {})
+    then_rules = _read_current_rules(figures)
     for name, now in rules.items():
-        if now["pairs_kept"] == 0 and now["queries"] * now["items"] and judged.measures.get("fill_rate") == 0:
+        if now["pairs_kept"] == 0 and now["queries"] * now["items"] and figures.measures.get("fill_rate") == 0:
             faults.append(f"rule {name} keeps no pair at all; look at the columns that it names, or at the rule")
         then = then_rules.get(name)
-        if then is None or then.get("keep") != now["keep"]:  # a rule that was rewritten keeps other pairs on purpose
+        if then is None or then.get("keep") != now["keep"]:  # the rule itself was changed
             continue
-        value, sizes = psi_of_share(then["pairs_kept"], now["pairs_kept"]), _sizes(then, now)
+        value, sizes = psi_of_share(then["pairs_kept"], now["pairs_kept"]), _sample_sizes(then, now)
         worst = max(worst or 0.0, value)
-        if _is_far(then, now, value, bound + noise_of(2, *sizes)):
+        if _differs(then, now, value, bound + noise_of(2, *sizes)):
             faults.append(
                 f"rule {name} keeps {then['pairs_kept']:.2%} -> {now['pairs_kept']:.2%} of the pairs (PSI {value:.2f}, "
                 f"and at most {bound:g} is allowed); look at the columns that it names"
             )
         before, after = (facts["without_items_by_null"] for facts in (then, now))
-        if after - before > settings.max_empty + _noise(before, after, *sizes):
+        if after - before > settings.max_empty + _compute_noise(before, after, *sizes):
             faults.append(
                 f"rule {name} leaves {before:.2%} -> {after:.2%} of the queries without items since a value "
                 f"is null, and at most {settings.max_empty:.2%} more may be; fill it in the queries"
             )
     passed = skipped or ("rules keep as many pairs as before" if rules else "there are no rules to compare")
-    return _found("pairs_kept", bound, worst, faults, passed)
+    return _make_finding("pairs_kept", bound, worst, faults, passed)
 
 
-def _then_rules(judged: AuditFigures) -> Mapping[str, Any]:
-    inputs = judged.current.inputs if judged.current else None
+def _read_current_rules(figures: AuditFigures) -> Mapping[str, Any]:
+    inputs = figures.current.inputs if figures.current else None
     rules: Mapping[str, Any] = (inputs.profile or {}).get("rules", {}) if inputs else {}
     return rules
 
 
-def _sizes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows that the shares of pairs rest on: those of the smaller table."""
+def _sample_sizes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the sample sizes of the two shares of pairs: the rows of the smaller table."""
     return min(then["queries"], then["items"]), min(now["queries"], now["items"])
 
 
-def _is_far(then: Mapping[str, Any], now: Mapping[str, Any], value: float, bound: float) -> bool:
-    """By PSI, or for a rule that keeps few pairs by the factor, where that is no noise."""
+def _differs(then: Mapping[str, Any], now: Mapping[str, Any], value: float, bound: float) -> bool:
+    """Return whether a rule keeps another share of the pairs: by PSI, or by a factor beyond sampling noise."""
     before, after = then["pairs_kept"], now["pairs_kept"]
     far = max(before, after) > MOST_FACTOR * min(before, after)
-    return value > bound or (far and abs(after - before) > _noise(before, after, *_sizes(then, now)))
+    return value > bound or (far and abs(after - before) > _compute_noise(before, after, *_sample_sizes(then, now)))
 
 
-def _vectors(judged: AuditFigures, settings: AuditSpec) -> Finding:
-    beside, bound = judged.current, settings.max_vectors_changed
-    inputs = beside.inputs if beside else None
-    skipped = _skipped(judged)
-    if inputs is not None and beside is not None and not inputs.vectors:
-        skipped = f"the snapshot folder of {beside.name} is not here, and single vectors are in no other place"
+def _check_vectors(figures: AuditFigures, settings: AuditSpec) -> Finding:
+    current, bound = figures.current, settings.max_vectors_changed
+    inputs = current.inputs if current else None
+    skipped = _find_skip_reason(figures)
+    if inputs is not None and current is not None and not inputs.vectors:
+        skipped = f"the snapshot folder of {current.name} is not here, and single vectors are in no other place"
     faults: list[str] = []
     worst: float | None = None
-    for table, then, now in _tables(judged):
+    for table, then, now in _iterate_tables(figures):
         if then.get("embedding") != now.get("embedding"):
             skipped = f"the embedding of the {table} is {now.get('embedding')!r} now and was {then.get('embedding')!r}"
             continue
         change = inputs.vectors.get(table) if inputs else None
         if change is not None and change.compared >= FEWEST:
             worst = max(worst or 0.0, change.share)
-        faults += _vector_faults(table, then, now, judged, settings, inputs)
-    return _found("vectors", bound, worst, faults, skipped or "ids have the vectors that they had")
+        faults += _list_vector_faults(table, then, now, figures, settings, inputs)
+    return _make_finding("vectors", bound, worst, faults, skipped or "ids have the vectors that they had")
 
 
-def _vector_faults(
+def _list_vector_faults(
     table: str,
     then: Mapping[str, Any],
     now: Mapping[str, Any],
-    judged: AuditFigures,
+    figures: AuditFigures,
     settings: AuditSpec,
     inputs: CurrentInputs | None,
 ) -> Iterator[str]:
@@ -284,7 +291,7 @@ def _vector_faults(
             f"0.9), and at most {bound:.2%} may; another model, or ids and vectors are shifted against each other"
         )
     before, after = float(then.get("median_length") or 0), float(now.get("median_length") or 0)
-    if judged.metric == "cosine" or before == 0:
+    if figures.metric == "cosine" or before == 0:
         return
     factor = max(before, after) / min(before, after) if after > 0 else math.inf
     if factor > settings.max_length_change:
@@ -295,18 +302,22 @@ def _vector_faults(
 
 
 INPUT_RULES = (
-    AuditRule("items", ("max_items_lost", "max_items_gained"), "number of items, against the current one", _items),
-    AuditRule("items_kept", ("min_items_kept",), "current items that the snapshot has too", _items_kept),
-    AuditRule("bad_rows", ("max_bad_rows",), "rows that fail a check, by kind", _bad_rows),
-    AuditRule("types", (), "types of the ids and of each column", _types),
-    AuditRule("empty_values", ("max_empty",), "null or empty values of each column", _empty_values),
-    AuditRule("distribution", ("max_drift", "skip_columns"), "PSI of each column's values", _distribution),
+    AuditRule(
+        "items", ("max_items_lost", "max_items_gained"), "number of items, against the current one", _check_items
+    ),
+    AuditRule("items_kept", ("min_items_kept",), "current items that the snapshot has too", _check_items_kept),
+    AuditRule("bad_rows", ("max_bad_rows",), "rows that fail a check, by kind", _check_bad_rows),
+    AuditRule("types", (), "types of the ids and of each column", _check_types),
+    AuditRule("empty_values", ("max_empty",), "null or empty values of each column", _check_empty_values),
+    AuditRule("distribution", ("max_drift", "skip_columns"), "PSI of each column's values", _check_distribution),
     AuditRule(
         "changed_values",
         ("max_values_changed", "max_values_scaled"),
         "values of the items that both versions have",
-        _changed_values,
+        _check_changed_values,
     ),
-    AuditRule("pairs_kept", ("max_pairs_drift",), "share of all pairs that each rule keeps", _pairs_kept),
-    AuditRule("vectors", ("max_vectors_changed", "max_length_change"), "vectors of the same ids; lengths", _vectors),
+    AuditRule("pairs_kept", ("max_pairs_drift",), "share of all pairs that each rule keeps", _check_pairs_kept),
+    AuditRule(
+        "vectors", ("max_vectors_changed", "max_length_change"), "vectors of the same ids; lengths", _check_vectors
+    ),
 )

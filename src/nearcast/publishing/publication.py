@@ -1,63 +1,87 @@
-"""What came of a publish or a rollback, and who hears of it as it goes."""
+"""The request, the listener and the outcome of a publish or a rollback. Plain values; publishes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-from nearcast.publishing.audit_rules import Finding
+from nearcast.publishing.audit_values import Finding
 from nearcast.publishing.copy_snapshot import CopyFigures
+from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
+from nearcast.stores.base import Store
+from nearcast.table.snapshot import Snapshot
 
-__all__ = ["Outcome", "Publication", "PublishListener", "SilentListener"]
+__all__ = ["Outcome", "Publication", "PublishListener", "PublishRequest", "SilentListener"]
 
 Outcome = Literal["published", "already_current", "would_publish", "rolled_back"]
 
 
 class PublishListener(Protocol):
-    """Hears of a publish as it goes; `nearcast.join.listener.Listener` is one."""
+    """Receives progress and notes of a publish; `nearcast.join.listener.Listener` is one."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of a stage are complete."""
+        """Report that `done` of `total` units of a stage are complete."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Report an event in one sentence."""
         ...
 
 
 class SilentListener:
-    """Hears and says nothing."""
+    """A listener that ignores everything."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Say nothing."""
+        """Ignore the progress."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Ignore the note."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRequest:
+    """Which snapshot to publish to which store, and how."""
+
+    generator: str
+    store: Store
+    choose: Callable[[], Snapshot]  # called under the lock, so that no other process publishes a newer one meanwhile
+    settings: PublishSpec
+    audit: AuditSpec
+    serving: ServeSpec
+    accept: Mapping[str, str] = field(default_factory=dict)  # audit rules that may fail, with reasons
+    named: bool = False  # the user named the version: it may be one that was rolled back
+    repair: bool = False  # continue without parts of the store that cannot be read
+    dry_run: bool = False
+    listener: PublishListener = field(default_factory=SilentListener)
+
+    def describe(self, version: int) -> str:
+        """Return the version and its store in words."""
+        return f"version {version:06d} of {self.generator} in {self.store.url}"
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a publish or a rollback has led to."""
+    """The outcome of a publish or a rollback."""
 
     generator: str
-    store: str  # its URL
-    version: int  # that is current now; of a dry run: that would be
-    before: int | None  # that was current
+    store: str  # URL
+    version: int  # current after it; of a dry run: the version that would be current
+    before: int | None  # current before it
     outcome: Outcome
     findings: tuple[Finding, ...] = ()
     accepted: Mapping[str, str] | None = None
     copied: CopyFigures | None = None  # None: nothing had to be copied
-    copy_seconds: float | None = None  # that the copy took; of a dry run: takes at the least, None without a throttle
-    retired: tuple[int, ...] = ()  # versions that the store no longer has
-    removed_snapshots: tuple[int, ...] = ()  # versions whose folders were removed
+    copy_seconds: float | None = None  # of a dry run: the least time at the throttle, None without a throttle
+    retired: tuple[int, ...] = ()  # versions removed from the store
+    removed_snapshots: tuple[int, ...] = ()  # versions whose snapshot folders were removed
     overlay_entries_cut: int = 0
 
     @property
     def name(self) -> str:
-        """The version as people write it."""
+        """The version as it is displayed, such as 000007."""
         return f"{self.version:06d}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the outcome as plain data."""
         return asdict(self)
