@@ -45,7 +45,7 @@ RENAMED = {
     "nearcast.expansion.columns": "nearcast.table.ad_columns",
     "nearcast.expansion.funnel": "nearcast.ads.ad_funnel",
     "nearcast.expansion.links": "nearcast.table.item_links",
-    "nearcast.expansion.merging": "nearcast.ads.sum_scores",
+    "nearcast.expansion.merging": "nearcast.ads.ad_funnel",
     "nearcast.expansion.schema": "nearcast.table.expansion_schema",
     "nearcast.expansion.settings": "nearcast.table.expansion_settings",
     "nearcast.expansion.stored": "nearcast.table.load_expansion",

@@ -11,8 +11,7 @@ from funnel_reference import chosen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.ads.ad_funnel import STAGES, choose
-from nearcast.ads.sum_scores import merged, similarity
+from nearcast.ads.ad_funnel import STAGES, AdQuery, CandidateAds, merge_scores, select_ads, similarity_of_scores
 from nearcast.ads.targeting import compile_ad_rules
 from nearcast.errors import InputError
 from nearcast.table.ad_columns import column_of, seconds_of_time
@@ -109,8 +108,9 @@ def test_the_arrays_choose_what_plain_python_chooses(rows, scores, request, data
     places = np.array([c for c, linked in links.items() for _ in linked], np.int64)
     positions = np.array([list(rows).index(ad) for linked in links.values() for ad in linked], np.int64)
     live = ads_from(rows)
-    found = choose(
-        np.array(scores), places, positions, live, compile_ad_rules(TARGETING), request, settings, k=k, now=NOW
+    found = select_ads(
+        CandidateAds(np.array(scores), places, positions), live, compile_ad_rules(TARGETING), settings,
+        AdQuery(request, k, NOW),
     )  # fmt: skip
     expected = chosen(
         scores, links, rows, request, now=NOW, k=k, order=settings.order, items=settings.items, caps=settings.caps
@@ -139,16 +139,12 @@ def test_each_stage_says_how_many_candidates_and_ads_are_left():
         7: row,
     }
     settings = AdSettings(caps={"advertiser": 1}, targeting=TARGETING)
-    found = choose(
-        np.array([1.0, 0.5, 0.2]),
-        np.array([0, 0, 0, 1, 1, 1, 1, 1]),
-        np.arange(8),
+    found = select_ads(
+        CandidateAds(np.array([1.0, 0.5, 0.2]), np.array([0, 0, 0, 1, 1, 1, 1, 1]), np.arange(8)),
         ads_from(rows),
         compile_ad_rules(TARGETING),
-        {"country": "de"},
         settings,
-        k=2,
-        now=NOW,
+        AdQuery({"country": "de"}, 2, NOW),
     )
     assert [(stage.candidates, stage.ads) for stage in found.stages] == [
         (3, 0), (2, 7), (2, 6), (1, 5), (1, 4), (1, 3), (1, 2),
@@ -252,14 +248,14 @@ def test_a_value_that_its_column_cannot_hold_makes_it_a_missing_one():
 def test_merging_gives_the_best_or_the_sum_and_the_first_of_equal_members():
     scores = np.array([0.5, 1.0, 1.0, 0.25])
     groups = np.array([0, 0, 0, 1])
-    assert [part.tolist() for part in merged(groups, 2, scores, "best")] == [[1.0, 0.25], [1, 3]]
-    assert [part.tolist() for part in merged(groups, 2, scores, "sum")] == [[2.5, 0.25], [1, 3]]
+    assert [part.tolist() for part in merge_scores(groups, 2, scores, "best")] == [[1.0, 0.25], [1, 3]]
+    assert [part.tolist() for part in merge_scores(groups, 2, scores, "sum")] == [[2.5, 0.25], [1, 3]]
 
 
 def test_similarities_are_never_below_zero():
     scores = np.array([-4.0, -1.0, 0.0], np.float32)
-    assert similarity(scores, Metric.L2).tolist() == [0.2, 0.5, 1.0]
-    assert similarity(scores, Metric.COSINE).tolist() == [0.0, 0.0, 0.0]
+    assert similarity_of_scores(scores, Metric.L2).tolist() == [0.2, 0.5, 1.0]
+    assert similarity_of_scores(scores, Metric.COSINE).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_what_is_no_time_is_an_error():

@@ -1,4 +1,4 @@
-"""What is promoted for items: the settings of an expansion table, and its ads as columns that rules are asked of.
+"""The second step of a call: the ads of candidates. Expansion tables, targets and rules, budgets, caps.
 
-Arrays in, arrays out: knows nothing of stores, look-ups or HTTP.
+Knows nothing of HTTP.
 """

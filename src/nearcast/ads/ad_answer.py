@@ -1,4 +1,4 @@
-"""What an expansion answers: ads, what each is shown for, and how many were left after each stage. Values only."""
+"""The request to an expansion table and its answer. Values only."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from typing import Any
 from nearcast.ads.ad_funnel import Stage
 from nearcast.serve.lookup_data import Answer, Answers
 
-__all__ = ["Promoted"]
+__all__ = ["AdAnswer", "AdRequest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Promoted:
+class AdRequest:
+    """The options of a request for ads, apart from its candidates."""
+
+    request: Mapping[str, Any] | None = None  # plain data that targeting and rules read
+    k: int | None = None  # largest number of ads; None: the table's own
+    fields: Sequence[str] = ()  # columns of the ads to return
+    now: Any = None  # time for `starts` and `ends`: seconds since 1970, a datetime or ISO 8601; None: the present
+
+
+@dataclass(frozen=True, slots=True)
+class AdAnswer:
     """The ads of an answer, best first."""
 
     ads: Sequence[str | int]
     items: Sequence[str | int]  # the candidate that each ad is shown for
     scores: Sequence[float]
-    columns: Sequence[Mapping[str, Any]]  # of each ad, those that were asked for
+    columns: Sequence[Mapping[str, Any]]  # of each ad, the fields of the request
     stages: tuple[Stage, ...]
     table: str  # the version of the expansion table, such as 000041
     age_seconds: float  # since the table was read from its source
-    snapshot: str | None = None  # that the candidates come from; None where they were given
-    found: int = 0  # keys that the snapshot has
-    # The candidates of each key, for whoever counts; none where they were given.
+    snapshot: str | None = None  # of the candidates; None if the caller gave them
+    found: int = 0  # number of keys that the snapshot has
+    # The candidates of each key, for counters; empty if the caller gave them.
     looked_up: Sequence[Answer] | Answers = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.ads)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: a dictionary per ad."""
+        """Return plain data, with a dictionary per ad."""
         rows = zip(self.ads, self.items, self.scores, self.columns, strict=True)
         return {
             "snapshot": self.snapshot,

@@ -1,8 +1,8 @@
-"""From candidates and their ads to the k best ads that a request may see: stage after stage, each counted.
+"""From candidates and their ads to the k best ads that a request may see, with counts after each stage.
 
     candidates -> with ads -> in flight -> targeted -> in budget -> after caps -> returned
 
-Arrays in, arrays out. Knows nothing of stores, and takes the time from its caller.
+Arrays in, arrays out. Knows nothing of stores; the caller gives the time.
 """
 
 from __future__ import annotations
@@ -14,95 +14,114 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.ads.sum_scores import merged
 from nearcast.ads.targeting import AdFilter
 from nearcast.table.ad_columns import Column
 from nearcast.table.ad_set import LiveAds
 from nearcast.table.expansion_settings import AdSettings, Roles
-from nearcast.types import IntArray
+from nearcast.types import FloatArray, IntArray, Metric
 
-__all__ = ["STAGES", "Chosen", "Stage", "choose"]
+__all__ = [
+    "STAGES",
+    "AdQuery",
+    "CandidateAds",
+    "SelectedAds",
+    "Stage",
+    "merge_scores",
+    "select_ads",
+    "similarity_of_scores",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
+Filter = Callable[[IntArray], BoolArray]
 
 STAGES = ("candidates", "with_ads", "in_flight", "targeted", "in_budget", "after_caps", "returned")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is left after a stage."""
+    """Counts after a stage."""
 
     name: str
-    candidates: int  # that still have an ad; all of them at the first stage
-    ads: int  # different ones
+    candidates: int  # candidates with an ad; at the first stage all candidates
+    ads: int  # distinct ads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
+class CandidateAds:
+    """Candidates, and the pairs of a candidate and an ad of its links."""
+
+    scores: Float64Array  # (n,) of the candidates, 0 or larger
+    candidates: IntArray  # (pairs,) index of the candidate
+    positions: IntArray  # (pairs,) position of the ad
+
+
+@dataclass(frozen=True, slots=True)
+class AdQuery:
+    """The part of a request that filters and ranks ads."""
+
+    request: Mapping[str, Any]  # fields that rules read
+    k: int
+    now: float  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelectedAds:
     """The ads of an answer, best first."""
 
-    positions: IntArray  # (k or fewer,) of ads
-    candidates: IntArray  # place of the candidate that each is shown for
+    positions: IntArray  # (k or fewer,) of the ads
+    candidates: IntArray  # index of the candidate that each ad is shown for
     scores: Float64Array
     stages: tuple[Stage, ...]
 
 
-def choose(
-    scores: Float64Array,
-    places: IntArray,
-    positions: IntArray,
-    live: LiveAds,
-    eligible: AdFilter,
-    request: Mapping[str, Any],
-    settings: AdSettings,
-    *,
-    k: int,
-    now: float,
-) -> Chosen:
-    """The k best ads.
-
-    scores: (n,) of the candidates, from 0 on. places, positions: (pairs,) candidates, and an ad of each.
-    """
-    ads, of_pairs = np.unique(positions, return_inverse=True)  # conditions are asked once of each ad
-    columns, roles = live.columns, settings.columns
-    conditions: tuple[Callable[[IntArray], BoolArray] | None, ...] = (
-        None if live.paused is None else lambda rows: _not_paused(live, rows),
-        lambda rows: _in_flight(columns, roles, rows, now),
-        lambda rows: eligible.among(request, columns, rows),
-        lambda rows: _in_budget(columns, roles, rows),
-    )
-    passed = np.zeros(len(ads), np.int64)  # how many conditions, one after the other
+def select_ads(
+    pairs: CandidateAds, live: LiveAds, eligible: AdFilter, settings: AdSettings, query: AdQuery
+) -> SelectedAds:
+    """Return the k best ads that pass all filters, and counts after each stage."""
+    ads, ad_of_pairs = np.unique(pairs.positions, return_inverse=True)  # each filter runs once for an ad
+    filters = _list_filters(live, eligible, settings.columns, query)
+    passed = np.zeros(len(ads), np.int64)  # number of filters passed in a row
     left, counts = np.arange(len(ads)), []
-    for condition in conditions:
-        if condition is not None:
-            left = left[condition(ads[left])]
+    for passes in filters:
+        if passes is not None:
+            left = left[passes(ads[left])]
         passed[left] += 1
         counts.append(len(left))
-    of_pairs_passed = passed[of_pairs]
-    stages = [
-        Stage(STAGES[0], len(scores), 0),
-        *map(Stage, STAGES[1:], _candidates_left(places, of_pairs_passed, len(scores), len(conditions)), counts),
-    ]
-    pairs = np.flatnonzero(of_pairs_passed == len(conditions))
-    groups = np.searchsorted(left, of_pairs[pairs])
-    return _best(scores, places[pairs], groups, ads[left], live, settings, stages, k)
+    passed_by_pairs = passed[ad_of_pairs]
+    candidates_left = _count_candidates(pairs.candidates, passed_by_pairs, len(pairs.scores), len(filters))
+    stages = (Stage(STAGES[0], len(pairs.scores), 0), *map(Stage, STAGES[1:], candidates_left, counts))
+    kept = np.flatnonzero(passed_by_pairs == len(filters))
+    groups = np.searchsorted(left, ad_of_pairs[kept])
+    best = _rank_ads(CandidateAds(pairs.scores, pairs.candidates[kept], groups), ads[left], live, settings)
+    return _cut(best, live, settings, query.k, stages)
 
 
-def _candidates_left(places: IntArray, passed: IntArray, n: int, conditions: int) -> list[int]:
-    """How many of n candidates still have an ad after each condition: as far as their best one has come."""
-    furthest = np.zeros(n, np.int64)
-    np.maximum.at(furthest, places, passed)
-    reached: list[int] = np.cumsum(np.bincount(furthest, minlength=conditions + 1)[:0:-1])[::-1].tolist()
-    return reached
+def _list_filters(live: LiveAds, eligible: AdFilter, roles: Roles, query: AdQuery) -> tuple[Filter | None, ...]:
+    """Return the filters in the order of STAGES from the second one on; None for one that passes all ads."""
+    columns = live.columns
+    return (
+        None if live.paused is None else lambda rows: _is_running(live, rows),
+        lambda rows: _is_in_flight(columns, roles, rows, query.now),
+        lambda rows: eligible.among(query.request, columns, rows),
+        lambda rows: _is_in_budget(columns, roles, rows),
+    )
 
 
-def _not_paused(live: LiveAds, rows: IntArray) -> BoolArray:
+def _count_candidates(candidates: IntArray, passed: IntArray, n: int, filters: int) -> list[int]:
+    """Return the number of candidates that have an ad left after each filter. passed: filters passed by each pair."""
+    most_passed = np.zeros(n, np.int64)
+    np.maximum.at(most_passed, candidates, passed)
+    counts: list[int] = np.cumsum(np.bincount(most_passed, minlength=filters + 1)[:0:-1])[::-1].tolist()
+    return counts
+
+
+def _is_running(live: LiveAds, rows: IntArray) -> BoolArray:
     assert live.paused is not None
     return ~live.paused[rows]
 
 
-def _in_flight(columns: Mapping[str, Column], roles: Roles, rows: IntArray, now: float) -> BoolArray:
+def _is_in_flight(columns: Mapping[str, Column], roles: Roles, rows: IntArray, now: float) -> BoolArray:
     passes = np.ones(len(rows), np.bool_)
     begin, end = columns.get(roles.starts), columns.get(roles.ends)
     if begin is not None:
@@ -112,65 +131,84 @@ def _in_flight(columns: Mapping[str, Column], roles: Roles, rows: IntArray, now:
     return passes
 
 
-def _in_budget(columns: Mapping[str, Column], roles: Roles, rows: IntArray) -> BoolArray:
+def _is_in_budget(columns: Mapping[str, Column], roles: Roles, rows: IntArray) -> BoolArray:
     limit, used = columns.get(roles.budget), columns.get(roles.spent)
     if limit is None:
         return np.ones(len(rows), np.bool_)
-    gone = 0 if used is None else np.where(used.missing[rows], 0, used.values[rows])
-    passes: BoolArray = limit.missing[rows] | (limit.values[rows] > gone)
+    spent = 0 if used is None else np.where(used.missing[rows], 0, used.values[rows])
+    passes: BoolArray = limit.missing[rows] | (limit.values[rows] > spent)
     return passes
 
 
-def _best(
-    scores: Float64Array,
-    places: IntArray,
-    groups: IntArray,
-    ads: IntArray,
-    live: LiveAds,
-    settings: AdSettings,
-    stages: list[Stage],
-    k: int,
-) -> Chosen:
-    """Every ad once, in order, under the caps. groups: (pairs,) which of the ads each pair has."""
+def _rank_ads(pairs: CandidateAds, ads: IntArray, live: LiveAds, settings: AdSettings) -> SelectedAds:
+    """Return every ad once, best first. pairs: `positions` are indices into `ads`."""
     if len(ads) == 0:
-        empty = [Stage(name, 0, 0) for name in STAGES[5:]]
-        return Chosen(ads, ads, np.empty(0), (*stages, *empty))
-    totals, members = merged(groups, len(ads), scores[places], settings.items)
-    shown, bid = places[members], live.columns.get(settings.columns.bid)
+        return SelectedAds(ads, ads, np.empty(0), ())
+    totals, members = merge_scores(pairs.positions, len(ads), pairs.scores[pairs.candidates], settings.items)
+    bid = live.columns.get(settings.columns.bid)
     if settings.order == "similarity_times_bid" and bid is not None:
         totals = totals * np.where(bid.missing[ads], 0.0, bid.values[ads])
-    order = np.argsort(-totals, kind="stable")  # equal ones by their ads' ids
-    if settings.caps:
-        order = order[_under_caps(settings.caps, live.columns, ads[order], shown[order])]
-    for name, left in ((STAGES[5], order), (STAGES[6], order[:k])):
-        stages.append(Stage(name, _distinct(shown[left]), len(left)))
-    order = order[:k]
-    return Chosen(ads[order], shown[order], totals[order], tuple(stages))
+    order = np.argsort(-totals, kind="stable")  # equal scores: the smaller id first
+    return SelectedAds(ads[order], pairs.candidates[members][order], totals[order], ())
 
 
-def _under_caps(caps: Mapping[str, int], columns: Mapping[str, Column], ads: IntArray, shown: IntArray) -> list[int]:
-    """Places of those that are kept, the better ones being served first. What an ad has no value of is not counted."""
-    limits = [(_keys_of(name, columns, ads, shown), most, dict[Any, int]()) for name, most in caps.items()]
+def _cut(best: SelectedAds, live: LiveAds, settings: AdSettings, k: int, stages: tuple[Stage, ...]) -> SelectedAds:
+    """Apply the caps, and return the first k ads."""
+    kept: IntArray | slice = slice(None)
+    if settings.caps and len(best.positions):
+        kept = np.array(_apply_caps(settings.caps, live.columns, best), np.int64)
+    ads, candidates, scores = best.positions[kept], best.candidates[kept], best.scores[kept]
+    for name, n in ((STAGES[5], len(ads)), (STAGES[6], k)):
+        stages = (*stages, Stage(name, _count_distinct(candidates[:n]), len(ads[:n])))
+    return SelectedAds(ads[:k], candidates[:k], scores[:k], stages)
+
+
+def _apply_caps(caps: Mapping[str, int], columns: Mapping[str, Column], best: SelectedAds) -> list[int]:
+    """Return the indices of the ads that the caps allow; better ads come first. A null value is not counted."""
+    limits = [(_list_cap_values(name, columns, best), most, dict[Any, int]()) for name, most in caps.items()]
     kept = []
-    for place in range(len(ads)):
-        for keys, most, seen in limits:
-            if seen.get(keys[place], 0) >= most:
+    for index in range(len(best.positions)):
+        for values, most, counts in limits:
+            if counts.get(values[index], 0) >= most:
                 break
         else:
-            kept.append(place)
-            for keys, _, seen in limits:
-                if (key := keys[place]) is not None:
-                    seen[key] = seen.get(key, 0) + 1
+            kept.append(index)
+            for values, _, counts in limits:
+                if (value := values[index]) is not None:
+                    counts[value] = counts.get(value, 0) + 1
     return kept
 
 
-def _keys_of(name: str, columns: Mapping[str, Column], ads: IntArray, shown: IntArray) -> list[Any]:
-    """What a cap counts by, None where it does not count."""
+def _list_cap_values(name: str, columns: Mapping[str, Column], best: SelectedAds) -> list[Any]:
+    """Return the value of each ad that a cap counts by; None for null."""
     if name == "item":
-        return list(shown.tolist())
-    values, missing = columns[name].values[ads].tolist(), columns[name].missing[ads].tolist()
-    return [None if gone else value for value, gone in zip(values, missing, strict=True)]
+        return list(best.candidates.tolist())
+    column, ads = columns[name], best.positions
+    values, missing = column.values[ads].tolist(), column.missing[ads].tolist()
+    return [None if null else value for value, null in zip(values, missing, strict=True)]
 
 
-def _distinct(places: IntArray) -> int:
-    return int(np.count_nonzero(np.bincount(places)))
+def _count_distinct(indices: IntArray) -> int:
+    return int(np.count_nonzero(np.bincount(indices)))
+
+
+# ---- scores ----
+
+
+def similarity_of_scores(scores: FloatArray, metric: Metric) -> Float64Array:
+    """Return scores as numbers from 0 on: a score below 0 becomes 0; under l2 the similarity is 1 / (1 + d^2)."""
+    wide = scores.astype(np.float64)
+    return 1.0 / (1.0 - wide) if metric is Metric.L2 else np.maximum(wide, 0.0)
+
+
+def merge_scores(groups: IntArray, n: int, scores: Float64Array, how: str) -> tuple[Float64Array, IntArray]:
+    """Return (n,) the score of each group, and (n,) the index of its best member, the first of equal members.
+
+    groups: (m,) the group of each member; every group has a member. how: "best" or "sum" of the members' scores.
+    """
+    order = np.lexsort((np.arange(len(scores)), -scores, groups))
+    first = order[np.searchsorted(groups[order], np.arange(n))]
+    if how == "best":
+        return scores[first], first
+    sums: Float64Array = np.bincount(groups, scores, n).astype(np.float64, copy=False)
+    return sums, first

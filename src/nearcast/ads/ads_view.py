@@ -1,4 +1,4 @@
-"""Reading a version of an expansion table into memory, and what an overlay says of its ads. Knows nothing of calls."""
+"""A version of an expansion table in memory, and its ads under an overlay. Knows nothing of requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nearcast.table.expansion_settings import AdSettings
 from nearcast.table.item_links import Links
 from nearcast.table.load_expansion import MOST_ITEMS_HELD, read_stored
 
-__all__ = ["AdsTable", "Live", "read_table", "under_overlay"]
+__all__ = ["AdsTable", "AdsView", "apply_overlay", "read_table"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,14 +23,14 @@ class AdsTable:
 
     version: TableVersion
     ads: Ads
-    links: Links | None  # None where there are too many to be held
+    links: Links | None  # None if there are too many: they are looked up in the store
     settings: AdSettings
     eligible: AdFilter
-    as_of: float  # seconds since 1970: what an overlay said of a column before that, the table knows itself
+    as_of: float  # seconds since 1970: older values of the overlay are in the table already
 
 
 def read_table(version: TableVersion, eligible: AdFilter | None) -> AdsTable:
-    """Read the ads of a version. DamagedError where they are not what their facts say."""
+    """Read the ads of a version. Raises DamagedError if they do not fit the facts of the version."""
     what = f"{version.facts.generator} {version.snapshot}"
     stored = read_stored(version.reader, version.facts, what, most_items_held=MOST_ITEMS_HELD)
     if eligible is None:
@@ -39,33 +39,33 @@ def read_table(version: TableVersion, eligible: AdFilter | None) -> AdsTable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Live:
-    """The ads of a table under an overlay."""
+class AdsView:
+    """The ads of a table under an overlay, at one moment."""
 
     table: AdsTable
     overlay: OverlayState
     ads: LiveAds
 
 
-def under_overlay(table: AdsTable, overlay: OverlayState, before: Live | None, now: float) -> Live:
-    """The ads of a table as an overlay has them now.
+def apply_overlay(table: AdsTable, overlay: OverlayState, before: AdsView | None, now: float) -> AdsView:
+    """Return the ads of a table under an overlay.
 
-    before: the same as it was a moment ago. Only what is not in it is taken in: budgets change many times a second.
+    before: an earlier view. Only entries that differ from it are applied, since budgets change many times a second.
     """
     typed = overlay.convert(table.version.item_ids)
     if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
-        ads = with_values(unchanged(table.ads), {ad: _newer(table, typed, ad) for ad in typed.values}, now)
-        return Live(table, overlay, with_pauses(ads, typed.gone, now))
-    ads, changed = before.ads, _changed(before.overlay, overlay)
+        ads = with_values(unchanged(table.ads), {ad: _newer_values(table, typed, ad) for ad in typed.values}, now)
+        return AdsView(table, overlay, with_pauses(ads, typed.gone, now))
+    ads, changed = before.ads, _list_changes(before.overlay, overlay)
     if changed:
-        ads = with_values(ads, {ad: _newer(table, overlay, ad) for ad in changed}, now)
+        ads = with_values(ads, {ad: _newer_values(table, overlay, ad) for ad in changed}, now)
     if any(overlay.gone.get(ad) != before.overlay.gone.get(ad) for ad in changed):
         ads = with_pauses(ads, overlay.gone, now)
-    return Live(table, overlay, ads)
+    return AdsView(table, overlay, ads)
 
 
-def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
-    """The ads whose entries differ; of the next state they are known, else all are compared."""
+def _list_changes(before: OverlayState, now: OverlayState) -> Collection[str | int]:
+    """Return the ads whose entries differ. The overlay lists them if `now` directly follows `before`."""
     if (now.epoch, now.after) == (before.epoch, before.serial):
         return now.touched
     known = {*before.values, *before.gone, *now.values, *now.gone}
@@ -74,7 +74,7 @@ def _changed(before: OverlayState, now: OverlayState) -> Collection[str | int]:
     ]
 
 
-def _newer(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
-    """The values of an ad that were written after the table was read from its source."""
+def _newer_values(table: AdsTable, overlay: OverlayState, ad: str | int) -> dict[str, tuple[Any, float]]:
+    """Return the values of an ad that were written after the table was read from its source."""
     values = overlay.values.get(ad, {})
     return {name: (value, until) for name, (value, until, written) in values.items() if written > table.as_of}

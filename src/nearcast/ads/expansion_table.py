@@ -1,13 +1,12 @@
-"""An expansion table of a store, open: candidates become the ads that a request may see.
+"""An open expansion table: looks up candidates and returns the ads that a request may see.
 
-The ads are held in memory as columns, and which ads each item has, unless there are too many. It follows refreshes and
-the overlay as any look-up does: what is new is taken in on the look-up's watching thread, and a new version is read on
-one of its own, beside the old one. Knows nothing of HTTP.
+The columns of the ads are in memory, and so are the links, unless there are too many. The look-up's polling thread
+applies changes of the overlay; a new version is read on its own thread while the old one answers. Knows nothing of
+HTTP.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,31 +15,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from nearcast.ads.ad_answer import Promoted
-from nearcast.ads.ad_funnel import Chosen, choose
-from nearcast.ads.ads_view import AdsTable, Live, read_table, under_overlay
-from nearcast.ads.sum_scores import merged, similarity
+from nearcast.ads.ad_answer import AdAnswer, AdRequest
+from nearcast.ads.ads_view import AdsTable, AdsView, apply_overlay, read_table
+from nearcast.ads.candidate_lists import CandidateLists, answer_request, weight_lists
 from nearcast.ads.targeting import AdFilter, AdRules, check_fields
-from nearcast.errors import GoneError, InputError, NearcastError, NotFoundError, SpecError
+from nearcast.errors import GoneError, NearcastError, SpecError
 from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS
 from nearcast.serve.lookup import Lookup, open_lookup
-from nearcast.serve.lookup_data import Keys, LookupOptions, LookupState, encode_lookup_keys
+from nearcast.serve.lookup_data import Keys, LookupOptions, LookupState
 from nearcast.serve.table_version import TableVersion
 from nearcast.serve.view import View
 from nearcast.stores import StoreLike
-from nearcast.stores.base import Space
-from nearcast.stores.value_format import IdType, decode_lists, numbers_of_keys
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.stores.value_format import IdType
 from nearcast.table.expansion_settings import AdSettings
-from nearcast.types import FloatArray, IntArray, Metric
+from nearcast.types import Metric
 
-PASSING_SECONDS = 1.0  # until a version is tried again that the store did not give
-LATE_SECONDS = 1.0  # after the end of something in the overlay, until a request sees to it itself
+TRANSIENT_SECONDS = 1.0  # until a version is read again after a transient error of the store
+LATE_SECONDS = 1.0  # after the end of an overlay entry, until a request applies the overlay itself
 
-__all__ = ["Asked", "Expansion", "Promoted", "open_expansion"]
+__all__ = ["Expansion", "open_expansion"]
 
 
 def open_expansion(
@@ -51,10 +45,12 @@ def open_expansion(
     refresh_seconds: float = REFRESH_SECONDS,
     verify: bool = True,
 ) -> Expansion:
-    """Open an expansion table that is published, to be asked for ads. It follows every refresh and the overlay.
+    """Open a published expansion table. It follows every refresh and the overlay.
 
-    store: a URL, a path (of an LMDB store), or an open store. eligible: rules in place of the table's own targeting.
-    Raises NotFoundError where there is none, SpecError where the name is a generator's, and as `nearcast.open`.
+    store: a URL, a path (of an LMDB store), or an open store. eligible: a filter that replaces the table's own targets
+    and rules, see `AdFilter`.
+    Raises NotFoundError if the name is not published, SpecError if it is a generator's, and the errors of
+    `nearcast.open`.
     """
     lookup = open_lookup(store, name, refresh_seconds=refresh_seconds, verify=verify)
     try:
@@ -67,12 +63,12 @@ def open_expansion(
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
-    """A version that could not be read, and when to try it again."""
+class _UnreadableTable:
+    """A version that could not be read."""
 
     version: TableVersion
-    text: str
-    retry: float  # on the monotonic clock
+    text: str  # of the error
+    retry: float  # on the monotonic clock: when to read it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +82,15 @@ class Asked:
 
 
 class Expansion:
-    """An expansion table, open. Made by `nearcast.open_expansion`; safe to use from many threads."""
+    """An open expansion table, see `nearcast.open_expansion`. Safe to use from many threads."""
 
     def __init__(self, lookup: Lookup, *, eligible: AdFilter | None = None) -> None:
         self.name = lookup.generator
         self.lookup = lookup
         self._eligible = eligible
-        self._live: Live | None = None  # put in place whole by whichever thread
+        self._view: AdsView | None = None  # replaced as a whole, by any thread
         self._reading: threading.Thread | None = None
-        self._refusal: _Refusal | None = None
+        self._unreadable: _UnreadableTable | None = None
         lookup.call_after_poll(self._keep_up)
 
     def __enter__(self) -> Self:
@@ -106,35 +102,35 @@ class Expansion:
         self.close()
 
     def close(self) -> None:
-        """Stop following and let go of the store."""
+        """Stop following the store, and close it."""
         self.lookup.close()
-        self._live = None
+        self._view = None
 
     @property
     def settings(self) -> AdSettings:
-        """Those of the version that answers."""
+        """Return the settings of the version in use."""
         return self._now().table.settings
 
     @property
     def ad_ids(self) -> IdType:
-        """The type of the ids of ads."""
+        """Return the type of the ids of ads."""
         return self._now().table.version.item_ids
 
     @property
     def columns(self) -> list[str]:
-        """Columns of the ads that an answer may show."""
+        """Return the columns of the ads that a request can name in `fields`."""
         live = self._now()
         return sorted({*live.table.version.facts.columns, *live.overlay.fields})
 
     @property
     def error(self) -> str | None:
-        """Why what is newer in the store is not followed, if it is not."""
-        refusal = self._refusal
-        return refusal.text if refusal is not None else self.lookup.error
+        """Return why a newer version in the store is not followed, or None."""
+        unreadable = self._unreadable
+        return unreadable.text if unreadable is not None else self.lookup.error
 
     @property
     def state(self) -> LookupState:
-        """Where the table stands that answers."""
+        """Return the version in use, its age, and the last error."""
         live = self._now()
         version = live.table.version
         return replace(
@@ -147,7 +143,7 @@ class Expansion:
         )
 
     def refresh(self) -> None:
-        """Follow what is newer in the store before this returns."""
+        """Read what is newer in the store before this returns."""
         self.lookup.refresh()
         self._follow()
         self._keep_up()
@@ -163,113 +159,109 @@ class Expansion:
         k: int | None = None,
         fields: Sequence[str] = (),
         now: Any = None,
-    ) -> Promoted:
-        """What is promoted for these keys of a generator: both steps in one call.
+    ) -> AdAnswer:
+        """Look up the candidates of keys, and return the ads of the candidates.
 
-        weights: of the keys, from 0 on; 1 each by default. candidates_per_key: of each key only the first so many.
-        request, k, fields, now: see `Asked`. InputError for what cannot be asked, NotFoundError for a field that the
-        ads do not have, StoreError where the store cannot say. Keys that are not there are no error: see `found`.
+        weights: of the keys, 0 or larger. Default: 1 each. candidates_per_key: number of candidates used of each key.
+        request, k, fields, now: see `AdRequest`.
+        Raises InputError for an invalid request, NotFoundError for a field that the ads do not have, StoreError if the
+        store does not answer. An unknown key is no error: see `AdAnswer.found`.
         """
-        asked = Asked(request, k, fields, now)
-        return candidates.ask(lambda view: self.ads_of(view, keys, weights, candidates_per_key, asked))
+        options = AdRequest(request, k, fields, now)
+        return candidates.ask(lambda view: self.ads_of(view, keys, weights, candidates_per_key, options))
 
     def ads_of(
-        self, view: View, keys: Keys, weights: Sequence[float] | None, candidates_per_key: int | None, asked: Asked
-    ) -> Promoted:
-        """The same for one view of the generator."""
+        self,
+        view: View,
+        keys: Keys,
+        weights: Sequence[float] | None,
+        candidates_per_key: int | None,
+        request: AdRequest,
+    ) -> AdAnswer:
+        """Do the same as `ads` for one view of the generator."""
         metric = Metric(view.version.facts.metric or Metric.COSINE)
-        asked, of_rules = self._shared_out(view, asked)
-        options = LookupOptions(candidates_per_key, request=of_rules)
-        if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent question: a fifth of the time
+        request, generator_fields = self._split_request(view, request)
+        options = LookupOptions(candidates_per_key, request=generator_fields)
+        if isinstance(keys, list | tuple) and len(keys) == 1:  # the most frequent request: a fifth of the time
             answer = view.get(keys[0], options)
             one = np.array([0, len(answer.ids)])
-            lists = _lists(one, answer.ids, np.array(answer.scores), metric, weights)
-            promoted = self._promoted(lists, asked)
-            return replace(promoted, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
+            lists = weight_lists(one, answer.ids, np.array(answer.scores), metric, weights)
+            ads = self.of_lists(lists, request)
+            return replace(ads, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
         many = view.get_many(keys, options)
-        lists = _lists(many.offsets, many.ids, many.scores, metric, weights)
+        lists = weight_lists(many.offsets, many.ids, many.scores, metric, weights)
         found = int(np.count_nonzero(many.found))
-        return replace(self._promoted(lists, asked), snapshot=view.snapshot, found=found, looked_up=many)
+        return replace(self.of_lists(lists, request), snapshot=view.snapshot, found=found, looked_up=many)
 
-    def _shared_out(self, view: View, asked: Asked) -> tuple[Asked, Mapping[str, Any] | None]:
-        """What targeting is asked, and what of the request the generator's rules ask for.
+    def _split_request(self, view: View, request: AdRequest) -> tuple[AdRequest, Mapping[str, Any] | None]:
+        """Return the request with the fields that rules of the ads read, and the fields for the generator's rules.
 
-        InputError for a field of the request that neither asks for.
+        Raises InputError for a field that neither reads.
         """
-        known, rules = self.request_fields, view.version.rule_columns
-        if not asked.request:
-            return asked, None
-        of_rules = frozenset(rules.rules.request_types) if rules is not None else frozenset()
-        if known is not None:
-            check_fields(asked.request, known | of_rules)
-        kept = {name: value for name, value in asked.request.items() if known is None or name in known}
-        brought = {name: value for name, value in asked.request.items() if name in of_rules}
-        return replace(asked, request=kept), brought or None
+        ad_fields, rules = self.request_fields, view.version.rule_columns
+        if not request.request:
+            return request, None
+        generator_fields = frozenset(rules.rules.request_types) if rules is not None else frozenset()
+        if ad_fields is not None:
+            check_fields(request.request, ad_fields | generator_fields)
+        for_ads = {name: value for name, value in request.request.items() if ad_fields is None or name in ad_fields}
+        for_generator = {name: value for name, value in request.request.items() if name in generator_fields}
+        return replace(request, request=for_ads), for_generator or None
 
     @property
     def request_fields(self) -> frozenset[str] | None:
-        """The fields of a request that targeting asks for; None where rules of the caller's own judge requests."""
+        """Return the fields of a request that targets and rules read; None if a filter of the caller replaces them."""
         eligible = self._now().table.eligible
         return eligible.fields if isinstance(eligible, AdRules) else None
 
-    def of_lists(
-        self,
-        offsets: IntArray,
-        ids: pa.Array,
-        scores: FloatArray,
-        metric: Metric,
-        weights: Sequence[float] | None,
-        asked: Asked,
-    ) -> Promoted:
-        """What is promoted for candidates from anywhere: list i is ids[offsets[i]:offsets[i + 1]], best first."""
-        return self._promoted(_lists(offsets, ids, scores, metric, weights), asked)
-
-    def _promoted(self, lists: _Lists, asked: Asked) -> Promoted:
+    def of_lists(self, lists: CandidateLists, request: AdRequest) -> AdAnswer:
+        """Return the ads of candidates from any source, see `weight_lists`."""
         try:
-            return _promoted(self._now(), lists, asked)
-        except GoneError:  # of a network store: what this version says is no longer there
+            return answer_request(self._now(), lists, request)
+        except GoneError:  # the network store has deleted the version
             self.refresh()
-            return _promoted(self._now(), lists, asked)
+            return answer_request(self._now(), lists, request)
 
-    def _now(self) -> Live:
-        """The ads under the overlay, as the last round of the watching thread has left them."""
-        view, live = self.lookup.view(), self._live
-        if live is None:
+    def _now(self) -> AdsView:
+        """Return the ads under the overlay, as the last poll has left them."""
+        view, ads = self.lookup.view(), self._view
+        if ads is None:
             return self._follow()
-        if live.ads.until + LATE_SECONDS < time.time():  # there was no round
-            return self._put(live.table, view)
-        return live
+        if ads.ads.until + LATE_SECONDS < time.time():  # the polling thread is late
+            return self._apply(ads.table, view)
+        return ads
 
     def _keep_up(self) -> None:
-        """A round of the watching thread: no request has to wait until what is new has been taken in."""
-        view, live = self.lookup.view(), self._live
-        if live is None:
+        """Apply what is new after a poll, so that no request waits for it."""
+        view, ads = self.lookup.view(), self._view
+        if ads is None:
             return
-        refusal = self._refusal
-        if live.table.version is view.version:
-            self._refusal = None
-        elif refusal is None or refusal.version is not view.version or time.monotonic() >= refusal.retry:
+        unreadable = self._unreadable
+        if ads.table.version is view.version:
+            self._unreadable = None
+        elif unreadable is None or unreadable.version is not view.version or time.monotonic() >= unreadable.retry:
             self._read_in_background()
         now = time.time()
-        if live.overlay is not view.overlay or live.ads.until <= now:
-            newer = under_overlay(live.table, view.overlay, live, now)
-            if self._live is live:  # else a new table has been read meanwhile
-                self._live = newer
+        if ads.overlay is not view.overlay or ads.ads.until <= now:
+            newer = apply_overlay(ads.table, view.overlay, ads, now)
+            if self._view is ads:  # else a new table has been read meanwhile
+                self._view = newer
 
-    def _put(self, table: AdsTable, view: View) -> Live:
-        self._live = live = under_overlay(table, view.overlay, self._live, time.time())
-        return live
+    def _apply(self, table: AdsTable, view: View) -> AdsView:
+        self._view = ads = apply_overlay(table, view.overlay, self._view, time.time())
+        return ads
 
-    def _follow(self) -> Live:
-        view, live = self.lookup.view(), self._live
+    def _follow(self) -> AdsView:
+        """Read the current version if it is another one than the version in use."""
+        view, ads = self.lookup.view(), self._view
         if not view.version.facts.is_expansion:
             raise SpecError(f"{self.name!r} is a generator, and no expansion table; open it with nearcast.open")
-        if live is None or live.table.version is not view.version:
-            return self._put(read_table(view.version, self._eligible), view)
-        return live
+        if ads is None or ads.table.version is not view.version:
+            return self._apply(read_table(view.version, self._eligible), view)
+        return ads
 
     def _read_in_background(self) -> None:
-        """Read the current version. After a fork the parent's thread is not here, and counts as ended."""
+        """Start a thread that reads the current version. After a fork, the parent's thread counts as ended."""
         if self._reading is None or not self._reading.is_alive():
             self._reading = threading.Thread(target=self._read, name=f"nearcast-{self.name}-read", daemon=True)
             self._reading.start()
@@ -278,108 +270,8 @@ class Expansion:
         version = self.lookup.view().version
         try:
             self._follow()
-            self._refusal = None
-        except Exception as error:  # the old version goes on answering: a thread that dies would follow nothing more
+            self._unreadable = None
+        except Exception as error:  # the old version answers; a dead thread would follow no version
             text = str(error) if isinstance(error, NearcastError) else f"{type(error).__name__}: {error}"
-            wait = PASSING_SECONDS if isinstance(error, TRANSIENT_ERRORS) else RETRY_SECONDS
-            self._refusal = _Refusal(version, text, time.monotonic() + wait)
-
-
-Ids = IntArray | list[Any]  # numbers as an array, text as a list
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Lists:
-    """Candidates and what each counts: list i is ids[offsets[i]:offsets[i + 1]], best first."""
-
-    offsets: IntArray
-    ids: pa.Array | list[Any]
-    scores: npt.NDArray[np.float64]  # from 0 on, weighted
-
-
-def _lists(
-    offsets: IntArray,
-    ids: pa.Array | list[Any],
-    scores: npt.NDArray[Any],
-    metric: Metric,
-    weights: Sequence[float] | None,
-) -> _Lists:
-    rated = similarity(scores, metric)
-    if weights is not None:
-        rated = rated * np.repeat(_checked(weights, len(offsets) - 1), np.diff(offsets))
-    return _Lists(offsets, ids, rated)
-
-
-def _promoted(live: Live, lists: _Lists, asked: Asked) -> Promoted:
-    table, settings = live.table, live.table.settings
-    now = time.time() if asked.now is None else seconds_of_time(asked.now)
-    k = settings.k if asked.k is None else asked.k
-    if k < 1:
-        raise InputError(f"k is {k}; ask for one ad at least")
-    for name in asked.fields:
-        if name not in table.version.facts.columns and name not in live.overlay.fields:
-            held = ", ".join(table.version.facts.columns) or "none"
-            raise NotFoundError(f"the ads of {table.version.facts.generator} have no column {name!r}; they have {held}")
-    candidates, scores = _distinct(lists, settings.keys)
-    places, positions = _links(table, candidates)
-    request = asked.request or {}
-    if isinstance(table.eligible, AdRules):  # rules of the caller's own judge a request themselves
-        table.eligible.check(request, live.ads.columns)
-    chosen = choose(scores, places, positions, live.ads, table.eligible, request, settings, k=k, now=now)
-    return _told(live, candidates, chosen, asked.fields)
-
-
-def _checked(weights: Sequence[float], n: int) -> npt.NDArray[np.float64]:
-    if len(weights) != n:
-        raise InputError(f"there are {len(weights):,} weights for {n:,} keys")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-        raise InputError("a weight is below 0 or no number; weights are from 0 on")
-    return np.asarray(weights, np.float64)
-
-
-def _distinct(lists: _Lists, how: str) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Every candidate once. One list holds none twice."""
-    if len(lists.offsets) <= 2:
-        return _plain(lists.ids), lists.scores
-    assert isinstance(lists.ids, pa.Array)  # as several lists always are
-    encoded = lists.ids.dictionary_encode()
-    groups = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return _plain(encoded.dictionary), merged(groups, len(encoded.dictionary), lists.scores, how)[0]
-
-
-def _plain(ids: pa.Array | list[Any]) -> Ids:
-    if isinstance(ids, pa.Array):
-        return np.asarray(ids.to_numpy()) if pa.types.is_integer(ids.type) else list(ids.to_pylist())
-    return np.array(ids, np.int64) if ids and isinstance(ids[0], int) else ids
-
-
-def _links(table: AdsTable, candidates: Ids) -> tuple[IntArray, IntArray]:
-    """(pairs,) places of candidates, ascending, and positions of their ads."""
-    version, held = table.version, table.links
-    numbers = version.query_ids == "int64"
-    if held is not None and numbers and isinstance(candidates, np.ndarray):
-        return held.of(candidates)
-    typed, keys, known = encode_lookup_keys(candidates, version.query_ids)
-    there = np.arange(len(typed)) if known is None else known
-    if held is None:
-        lists = decode_lists(version.reader.get_many(Space.LISTS, keys), version.item_ids)
-        return np.repeat(there, np.diff(lists.offsets)), table.ads.positions(lists.ids)
-    places, positions = held.of(numbers_of_keys(keys) if numbers else keys)
-    return there[places], positions
-
-
-def _told(live: Live, candidates: Ids, chosen: Chosen, fields: Sequence[str]) -> Promoted:
-    version, table = live.table.version, live.table.ads
-    return Promoted(
-        ads=table.ids_at(chosen.positions),
-        items=_some(candidates, chosen.candidates),
-        scores=chosen.scores.tolist(),
-        columns=live.ads.rows(chosen.positions, fields) if fields else [{}] * len(chosen.positions),
-        stages=chosen.stages,
-        table=version.snapshot,
-        age_seconds=max(0.0, time.time() - live.table.as_of),
-    )
-
-
-def _some(ids: Ids, places: IntArray) -> list[Any]:
-    return list(ids[places].tolist()) if isinstance(ids, np.ndarray) else [ids[place] for place in places.tolist()]
+            wait = TRANSIENT_SECONDS if isinstance(error, TRANSIENT_ERRORS) else RETRY_SECONDS
+            self._unreadable = _UnreadableTable(version, text, time.monotonic() + wait)

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.ads.ad_answer import AdRequest
 from nearcast.ads.ad_funnel import STAGES, Stage
-from nearcast.ads.expansion_table import Asked, Expansion
+from nearcast.ads.candidate_lists import weight_lists
+from nearcast.ads.expansion_table import Expansion
 from nearcast.replaying.candidate_sources import Lists, Way
 from nearcast.replaying.request_log import Logged
 
@@ -94,8 +96,9 @@ def _answer(way: Way, logged: Logged, funnel: Funnel) -> _Answer:
         return _merged(lists, funnel.k)
     known = funnel.expansion.request_fields  # a log has columns that targeting does not ask for
     request = {name: value for name, value in logged.request.items() if known is None or name in known}
-    asked = Asked(request, funnel.k, (), logged.seconds)
-    found = funnel.expansion.of_lists(lists.offsets, lists.ids, lists.scores, way.metric, logged.weights, asked)
+    options = AdRequest(request, funnel.k, (), logged.seconds)
+    weighted = weight_lists(lists.offsets, lists.ids, lists.scores, way.metric, logged.weights)
+    found = funnel.expansion.of_lists(weighted, options)
     return _Answer(found.stages, found.items, found.ads, lists.found)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from nearcast.ads.ad_answer import Promoted
-from nearcast.ads.expansion_table import Asked, Expansion
+from nearcast.ads.ad_answer import AdAnswer, AdRequest
+from nearcast.ads.expansion_table import Expansion
 from nearcast.errors import InputError, NotFoundError
 from nearcast.serve.view import View
 from nearcast.service.ads_schemas import AdsWanted
@@ -39,11 +39,11 @@ def chosen_expansion(
         raise RefusedError(404, "unknown_expansion", f"no such expansion table is served; there are {known}") from None
 
 
-def question(expansion: Expansion, wanted: AdsWanted) -> Callable[[View], Promoted]:
+def question(expansion: Expansion, wanted: AdsWanted) -> Callable[[View], AdAnswer]:
     """What is to be asked of a view of the generator."""
-    asked = Asked(wanted.request, wanted.k, tuple(wanted.fields), wanted.now)
+    asked = AdRequest(wanted.request, wanted.k, tuple(wanted.fields), wanted.now)
 
-    def ask(view: View) -> Promoted:
+    def ask(view: View) -> AdAnswer:
         try:
             return expansion.ads_of(view, wanted.keys, wanted.weights, wanted.candidates_per_key, asked)
         except (InputError, NotFoundError) as error:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nearcast.ads.ad_answer import Promoted
+from nearcast.ads.ad_answer import AdAnswer
 from nearcast.ads.expansion_table import Expansion
 from nearcast.errors import InputError, NearcastError, NotFoundError
 from nearcast.serve.lookup import Lookup
@@ -176,7 +176,7 @@ class Service:
         self._answered(name, lists)
         return answer
 
-    async def ads(self, name: str, expansion: Expansion, wanted: AdsWanted) -> Promoted:
+    async def ads(self, name: str, expansion: Expansion, wanted: AdsWanted) -> AdAnswer:
         """What an expansion table promotes for keys of a generator."""
         served = self.generator(name)
         there = served.in_process and len(wanted.keys) <= LONG
