@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from nearcast.cli.render import candidate_list, summary
+from nearcast.cli.render import build_candidate_list, build_summary
 from nearcast.table.snapshot import find_snapshot
 
 HERE = Path(__file__).parent
@@ -24,9 +24,9 @@ def main() -> None:
     snapshot = find_snapshot(OUT, "similar-products")
     screen = Console(record=True, file=io.StringIO(), width=104, force_terminal=True, highlight=False)
     screen.print(Text("$ nearcast run generator.toml\n", style="bold green"))
-    screen.print(summary(snapshot))
+    screen.print(build_summary(snapshot, every_measure=False))
     screen.print(Text(f"\n$ nearcast lookup similar-products {AVOCADO} -k 6\n", style="bold green"))
-    screen.print(candidate_list(snapshot.lookup(AVOCADO, ("name",)).first(6), ("name",)))
+    screen.print(build_candidate_list(snapshot.lookup(AVOCADO, ("name",)).first(6), ("name",)))
     (HERE / "images").mkdir(exist_ok=True)
     svg = screen.export_svg(title="nearcast")
     svg = re.sub(r"@font-face {.*?}", "", svg, flags=re.DOTALL)  # no font from a server: the reader's own will do

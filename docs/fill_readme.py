@@ -62,7 +62,7 @@ def _join(path: Path) -> str:
     """A row per engine and recall, the fastest first, with how many times our time it took."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
-    heads = ("recall asked", "engine", "whole job", "build", "queries", "recall reached", "against ours")
+    heads = ("recall target", "engine", "total", "build", "queries", "recall", "relative time")
     cells = (
         (
             f"{row['asked']:g}",
@@ -83,8 +83,8 @@ def _end_to_end(path: Path) -> str:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     heads = (
         "engine",
-        "recall asked",
-        "stated (95% interval)",
+        "recall target",
+        "stated recall (95% interval)",
         "independent",
         "seconds",
         "peak memory",
@@ -155,9 +155,9 @@ def _rules(result: Any) -> str:
     data = result["data"]
     text = (
         f"{data['items']:,} items × {data['queries']:,} queries, k = {data['k']}, {result['isa']}, two threads; time "
-        "against the unfiltered\nexact join of the same run. Beside it what people do today, on a sample of the "
-        "queries, its time scaled to all of them: faiss searches ten\ntimes k (500) and filters afterwards, hnswlib "
-        "filters inside its search, by a function in Python "
+        "relative to the unfiltered\nexact join of the same run. Peers ran on a sample of the queries, with the time "
+        "scaled to all queries: faiss searches ten\ntimes k (500) and filters afterwards; hnswlib filters inside its "
+        "search, by a Python function "
         "(`python benchmarks/rules.py`;\n[results](benchmarks/results/rules.json)).\n\n"
     )
     peers = list(dict.fromkeys(row["peer"] for row in result["peers"]))
@@ -210,12 +210,21 @@ def _cost(result: Any) -> str:
         return "Not measured yet.\n"
     data, cores, processor = result["data"], result["machine"]["cores"], result["machine"]["processor"]
     text = (
-        f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in processor seconds of "
+        f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in CPU seconds of "
         f"{cores} cores of an {processor}. Of the searches\n"
-        "each key's first was done and counted ten times; predicted is what `nearcast advise` said before\n"
+        "each key's first ran and counts ten times; the prediction is by `nearcast advise`\n"
         "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)).\n\n"
     )
-    heads = ["way", "join or index", "publish", "look-ups or searches", "all", "predicted", "recall", "offline's share"]
+    heads = [
+        "variant",
+        "join or index",
+        "publish",
+        "look-ups or searches",
+        "total",
+        "predicted",
+        "recall",
+        "offline's share",
+    ]
     rows = []
     predictions, shares = result["comparison"]["prediction"], result["comparison"]["share_of_online"]
     for row in result["rows"]:
@@ -231,15 +240,15 @@ def _cost(result: Any) -> str:
 
 
 def _turns(result: Any) -> str:
-    """From how many requests a head of lists pays, by skew, where the index is there anyway."""
+    """Return the break-even traffic of a mix by skew, if the index exists anyway."""
     text = (
-        "\nWhere the balance turns: requests per key and day from which lists for the busiest keys, with the index\n"
-        "for the others, cost less than the index alone, by the skew of traffic (`nearcast advise`)."
+        "\nBreak-even: requests per key and day above which a mix (lists for the busiest keys, the index for the\n"
+        "others) costs less than the index alone, by the skew of traffic (`nearcast advise`)."
     )
     advised = {name: found["advice"] for name, found in result["predicted"].items()}
     kept = [name for name in advised if name.endswith("anyway")]
     if all(advised[name]["offline_pays_from"] == 0 for name in advised if name not in kept):
-        text += " Where the\nindex would be made every day, lists for all keys cost less at any traffic."
+        text += " If the\nindex is built every day, lists for all keys cost less at any traffic."
     rows = (
         [f"{turns[0]['exponent']:g}", *(f"{turn['mix_pays_from']:.2f}" for turn in turns)]
         for turns in zip(*(advised[name]["turns"] for name in kept), strict=True)

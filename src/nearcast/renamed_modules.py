@@ -26,7 +26,7 @@ RENAMED = {
     "nearcast.advising.sample": "nearcast.advising.sample_data",
     "nearcast.api.given": "nearcast.api.arguments",
     "nearcast.cli.listen": "nearcast.cli.progress",
-    "nearcast.cli.named": "nearcast.cli.snapshot_names",
+    "nearcast.cli.named": "nearcast.cli.show",
     "nearcast.cli.shared": "nearcast.cli.common",
     "nearcast.dashboard.brief": "nearcast.dashboard.overview",
     "nearcast.dashboard.lists": "nearcast.dashboard.list_explorer",

@@ -74,11 +74,11 @@ def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, F
     assert "shop snapshot 000001" in said
     assert "300 queries × 600 items, k = 10, cosine, engine dense, exact" in said
     assert "nearcast/shop/snapshots/000001" in said
-    assert "recall promised 1, kept" in said
-    assert "recall 100.00% of the true nearest, on 300 queries; 95% interval 100.00% to 100.00%" in said
+    assert "recall target 1, met" in said
+    assert "recall 100.00% of the exact neighbors, on 300 queries; 95% interval 100.00% to 100.00%" in said
     assert "fill_rate 100.00% slots that hold a candidate" in said
-    assert "cost taken estimated" in said
-    for word in ("read", "join", "table", "measure", "all", "memory", "disk"):
+    assert "cost measured estimated" in said
+    for word in ("read", "join", "table", "measure", "total", "memory", "disk"):
         assert re.search(rf"\b{word} +[\d.,]+ (s|B|kB|MB|GB)", said), word
 
 
@@ -92,7 +92,7 @@ def test_without_a_terminal_progress_is_log_lines_on_standard_error(made: tuple[
     assert "\r" not in said
     for stage in ("check items: 600 of 600", "check queries: 300 of 300", "join: 300 of 300", "table: 300 of 300"):
         assert re.search(rf"^\d\d:\d\d:\d\d {stage}, \d+\.\d s$", said, re.MULTILINE), stage
-    assert re.search(r"^estimated memory +\S+ MB of 2 GB given$", said, re.MULTILINE)
+    assert re.search(r"^estimated memory +\S+ MB of 2 GB budget$", said, re.MULTILINE)
 
 
 def test_run_json_puts_the_manifest_on_standard_output_and_nothing_else_anywhere(shop: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_broken_promise_exits_4_keeps_the_snapshot_and_says_by_how_much(own_sh
     assert kept["promise"] == {"recall": 0.99, "kept": False, "reason": reason}
     assert f"error: snapshot 000001 is below its promise: {reason}; it is kept at" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "recall promised 0.99, BROKEN" in done.stdout
+    assert "recall target 0.99, MISSED" in done.stdout
     once_more = nearcast("run", "hasty.toml", "--json", cwd=own_shop)  # nothing has changed, nor has the promise
     assert once_more.returncode == 4
     assert json.loads(once_more.stdout)["promise"]["kept"] is False
@@ -237,7 +237,7 @@ def test_show_of_an_unknown_name_lists_what_there_is(own_shop: Path) -> None:
 
 
 def test_show_says_where_it_has_looked_when_there_is_nothing(tmp_path: Path) -> None:
-    assert "nearcast holds none; run one, or say --out" in fail("show", code=7, cwd=tmp_path)
+    assert "nearcast has none; run one, or give --out" in fail("show", code=7, cwd=tmp_path)
 
 
 # snapshots
@@ -246,7 +246,7 @@ def test_show_says_where_it_has_looked_when_there_is_nothing(tmp_path: Path) -> 
 def test_snapshots_lists_every_snapshot_for_people_and_programs(shop: Path) -> None:
     said = flat(succeed("snapshots", cwd=shop).stdout)
     assert "generator snapshot made rows recall promise fill overlap took engine" in said
-    assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, kept 100.00% - \S+ s dense", said)
+    assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, met 100.00% - \S+ s dense", said)
     (row,) = json.loads(succeed("snapshots", "shop", "--json", cwd=shop).stdout)
     assert (row["generator"], row["version"], row["rows"]) == ("shop", 1, 300)
     assert row["measures"] == at.manifest(shop)["measures"]
@@ -380,11 +380,11 @@ def test_the_schema_is_json_schema_that_knows_every_setting(tmp_path: Path) -> N
     assert schema["type"] == "object"
     assert set(schema["required"]) == {"name", "metric", "k", "items"}
     assert schema["additionalProperties"] is False
-    assert {"Source", "Checks", "Measuring"} <= set(schema["$defs"])
+    assert {"SourceSpec", "ChecksSpec", "MeasureSpec"} <= set(schema["$defs"])
     assert set(schema["properties"]) >= {"name", "recall", "engine", "memory", "items", "queries", "checks"}
     for reference in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(schema)):
         assert reference in schema["$defs"]
-    assert all("description" in field for field in schema["$defs"]["Source"]["properties"].values())
+    assert all("description" in field for field in schema["$defs"]["SourceSpec"]["properties"].values())
 
 
 # errors and their exit codes
@@ -491,7 +491,7 @@ def test_a_run_that_is_interrupted_exits_130_and_says_that_it_can_be_continued(t
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert said.endswith("stopped: what was finished is kept, and the same command continues it\n")
+    assert said.endswith("stopped: finished work is kept, and the same command continues it\n")
     assert "Traceback" not in said
 
 

@@ -229,11 +229,11 @@ def test_nothing_changed_is_said_in_a_line(shop: Shop) -> None:
         again=True,
     )
     shown = command("diff", "shop", cwd=shop.folder)
-    assert "100.00% of the candidates are kept; 100.00% of the lists hold the same" in shown.stdout
+    assert "100.00% of the candidates are the same; 100.00% of the lists are unchanged" in shown.stdout
 
 
 def test_the_command_tells_causes_in_words(shop: Shop) -> None:
     shop.run()
     shop.run(rules=[RULE])
     shown = command("diff", "shop", "1", "2", cwd=shop.folder)
-    assert "rule same-kind bars it now" in shown.stdout
+    assert "rule same-kind filters it now" in shown.stdout

@@ -106,7 +106,7 @@ def test_only_one_place_makes_consoles_and_it_reads_no_markup() -> None:
         for call in calls:
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             if getattr(call.func, "id", "") == "Console":
-                assert path.name == "shared.py"
+                assert path.name == "common.py"
                 assert (given["markup"], given["emoji"]) == ("False", "False")
             assert given.get("markup", "False") == "False", path
 
@@ -171,7 +171,7 @@ def test_overlay_names_what_it_does_not_know_and_what_may_be_meant(hostile: Path
     told = succeed("overlay", "shop", "remove", "a[0]-122", "q\nq", "x", "y", "z", cwd=hostile).stderr
     assert "not in the current snapshot: 'a[0]-122'; the nearest of its 40 items are 'a[0]-12', " in told
     assert "not in the current snapshot: 'q\\nq'; its 40 items are such as" in told
-    assert "nor are 2 others" in told
+    assert "and 2 others" in told
     told = succeed("overlay", "shop", "restore", "a[0]-12", "x", cwd=hostile).stderr
     assert "restored 1 of 2" in told
     assert "'a[0]-12' was not removed; did you mean 'a[0]-122'?" in told

@@ -71,7 +71,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_healthy_generator_is_said_to_be(healthy: Path) -> None:
     done = succeed("monitor", "shop.toml", "--fail-on", "any", cwd=healthy)
-    assert "shop 000005, compared with 4 runs before" in done.stdout
+    assert "shop 000005, compared with 4 earlier runs" in done.stdout
     assert "of today's queries: fewer than 20 look-ups are recorded" in done.stdout
     assert "nothing is wrong" in done.stdout
 
@@ -86,7 +86,7 @@ def test_by_name_only_the_runs_are_checked(healthy: Path) -> None:
 def test_what_is_wrong_is_named_and_exits_with_13_where_it_was_asked_to(ill: Path) -> None:
     done = succeed("monitor", "shop.toml", cwd=ill)
     assert "queries_model" in done.stdout
-    assert "from this, most likely: " in done.stdout
+    assert "likely consequences: " in done.stdout
     message = fail("monitor", "shop.toml", "--fail-on", "queries_model", code=13, cwd=ill)
     assert "shop: queries_model; docs/monitoring.md says what to do" in message
     fail("monitor", "shop.toml", "--fail-on", "any", code=13, cwd=ill)
@@ -107,9 +107,12 @@ def test_alerts_are_posted_to_a_webhook_and_health_is_not(healthy: Path, ill: Pa
 def test_a_webhook_that_fails_is_a_warning_and_does_not_hide_the_alert(ill: Path) -> None:
     done = nearcast("monitor", "shop.toml", "--webhook", "http://127.0.0.1:9/", "--fail-on", "any", cwd=ill)
     assert done.returncode == 13
-    assert "warning: the webhook was not reached" in done.stderr
+    assert "warning: alerts were not delivered to the webhook" in done.stderr
     with listening(500) as (url, _):
-        assert "was not reached: HTTP Error 500" in succeed("monitor", "shop.toml", "--webhook", url, cwd=ill).stderr
+        assert (
+            "were not delivered to the webhook: HTTP Error 500"
+            in succeed("monitor", "shop.toml", "--webhook", url, cwd=ill).stderr
+        )
 
 
 def test_only_an_http_server_that_answers_2xx_has_taken_an_alert(ill: Path) -> None:
@@ -119,11 +122,11 @@ def test_only_an_http_server_that_answers_2xx_has_taken_an_alert(ill: Path) -> N
         assert "s3cret" not in message
     with listening(302) as (url, got):
         said = succeed("monitor", "shop.toml", "--webhook", url, cwd=ill).stderr
-        assert "was not reached: HTTP Error 302: Found" in said
+        assert "were not delivered to the webhook: HTTP Error 302: Found" in said
         assert len(got) == 1
     for dead in (url.replace("127", "user:s3cret@127"), url.replace("http", "https")):
         said = succeed("monitor", "shop.toml", "--webhook", dead, cwd=ill).stderr
-        assert "warning: the webhook was not reached" in said
+        assert "warning: alerts were not delivered to the webhook" in said
         assert "s3cret" not in said
         assert "/hook" not in said
 

@@ -1,7 +1,7 @@
-"""The command line: one file per command. Each parses, calls one function of the library, and shows the result.
+"""The command line: one module per command, which parses options, calls one function of the API and prints the result.
 
-What goes to standard output is the answer, as tables for people or with --json for programs; progress, notes
-and errors go to standard error. Every error has an exit code, listed in `nearcast.errors`.
+Results go to standard output, as tables for people or, with --json, for programs. Progress, notes and errors go to
+standard error. `nearcast.errors` lists the exit codes.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 INTERRUPTED = 130
 
-# Each is called like its module, which is imported when it is asked for: no command waits for the libraries of others.
+# A command has the name of its module. Modules are imported when needed, so that `--help` loads no heavy library.
 COMMANDS = {
     "run": "Find the nearest items of every query, and write a snapshot.",
-    "check": "Judge the inputs, and estimate what a run takes.",
-    "tune": "Find the cheapest engine that keeps the promised recall.",
+    "check": "Check the inputs, and estimate the cost of a run.",
+    "tune": "Find the cheapest engine that meets the recall target.",
     "show": "Show a snapshot: its measures, settings and lists.",
     "lookup": "Show the candidates of a key.",
     "snapshots": "List the snapshots of a generator, or of all.",
-    "explain": "Say why an item is in the list of a query, or not.",
-    "diff": "Say what changed between two snapshots, and why.",
-    "head": "Pick the keys that cover a share of the traffic.",
-    "advise": "Say what offline, online and a mix of both cost.",
-    "replay": "Send a log of requests through the whole funnel.",
+    "explain": "Explain why an item is or is not in a list.",
+    "diff": "Compare two snapshots, and explain the changes.",
+    "head": "Find the keys that cover a share of the traffic.",
+    "advise": "Compare the cost of offline, online and mixed serving.",
+    "replay": "Answer a log of requests again, offline and online.",
     "publish": "Audit a snapshot and make it current in a store.",
-    "table": "Publish what each key of a log engaged with most.",
-    "expand": "Make ads and links the current expansion table.",
-    "rollback": "Make the version before the current one current.",
-    "published": "Show what is current in a store, and its versions.",
-    "refresh": "Run, audit and publish: the command of every night.",
-    "monitor": "Say what is wrong with runs and with what is served.",
-    "dashboard": "Write one HTML page about every generator.",
-    "overlay": "Take items out of every answer at once, or change them.",
-    "serve": "Answer over HTTP from a store.",
+    "table": "Publish the most engaged items per key of a log.",
+    "expand": "Publish an expansion table: the ads of each item.",
+    "rollback": "Make the previous version current again.",
+    "published": "List the versions in a store and the current one.",
+    "refresh": "Run, audit and publish in one command.",
+    "monitor": "Check the newest run and the current version.",
+    "dashboard": "Write a dashboard of all generators as one HTML file.",
+    "overlay": "Remove items from every answer, or change their values.",
+    "serve": "Look up candidates over HTTP.",
     "spec": "Print a commented spec with every setting.",
     "info": "Show version, machine, kernels and extras.",
 }
 
 
 class _Commands(click.Group):
-    """The commands by name, imported one by one."""
+    """Group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -67,7 +67,7 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:  # it knows no names to suggest, since commands are imported when needed
+        except click.UsageError as error:  # click cannot suggest names of commands that are not imported
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`nearcast --help` lists them"
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", error.ctx) from None
@@ -80,30 +80,30 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nearcast")
 def cli() -> None:
-    """Find the nearest items for every query ahead of time, check the answer, and look it up."""
+    """Precompute the nearest items of every query, measure their recall, and look them up."""
 
 
 def main() -> None:
-    """Run the command line and exit with the code of the error, if there is one."""
+    """Run the command line; exit with the exit code of the error."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("nearcast").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
     try:
         cli.main(standalone_mode=False)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does
         sys.stderr.close()
         sys.exit(0)
     except NearcastError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # a disk that is full, a folder that may not be written: theirs to mend, not a bug of ours
-        click.echo(f"error: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
+    except OSError as error:  # a full disk or a read-only folder is not a bug of nearcast
+        click.echo(f"error: {error.strerror or error}: {error.filename or 'unknown file'}", err=True)
         sys.exit(NearcastError.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped: what was finished is kept, and the same command continues it", err=True)
+        click.echo("stopped: finished work is kept, and the same command continues it", err=True)
         sys.exit(INTERRUPTED)
 
 

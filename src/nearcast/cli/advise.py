@@ -1,4 +1,4 @@
-"""`nearcast advise`: whether a generator should be served offline, online, or as a mix, and what each costs."""
+"""`nearcast advise`: compare the cost of serving a generator offline, online, or as a mix of both."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nearcast.advising.cost_charts import draw_advice
 from nearcast.advising.costs import PER_KEY, Advice
 from nearcast.advising.recommend import Asked, Numbers
 from nearcast.api.advice import advise as ask
-from nearcast.cli.common import LocalPath, as_json, console, json_option, size, stretch
-from nearcast.cli.progress import listening
+from nearcast.cli.common import LocalPath, console, format_bytes, format_seconds, json_option, print_json, quiet_option
+from nearcast.cli.progress import show_progress
 from nearcast.types import Metric
 
 __all__ = ["advise"]
@@ -26,7 +26,7 @@ WHOLE = ("keys", "items", "dim", "k")
 
 
 def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each of the numbers, with its own description."""
+    """Add an option for each field of Numbers, with its description."""
     for name, field in reversed(Numbers.model_fields.items()):
         option = "--" + name.replace("_", "-")
         kind: Any = int if name in WHOLE else click.Choice([str(m) for m in Metric]) if name == "metric" else float
@@ -38,19 +38,24 @@ def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option("--log", type=click.Path(path_type=Path), help="Log of requests (Parquet), as for `nearcast head`.")
-@click.option("--key", default="key", show_default=True, help="Its column of keys.")
-@click.option("--time", metavar="COLUMN", help="Its column of times.")
-@click.option("--count", metavar="COLUMN", help="Its column of how often.")
+@click.option("--key", default="key", show_default=True, help="Column of the keys.")
+@click.option("--time", metavar="COLUMN", help="Column of the times.")
+@click.option("--count", metavar="COLUMN", help="Column of the number of requests of a row.")
 @_number_options
-@click.option("--online-engine", default="faiss-hnsw", show_default=True, help="The online index: or faiss-ivf.")
+@click.option(
+    "--online-engine",
+    default="faiss-hnsw",
+    show_default=True,
+    help="Engine of the online index: faiss-hnsw or faiss-ivf.",
+)
 @click.option(
     "--rates",
     type=LocalPath(dir_okay=False),
     metavar="FILE",
-    help="Rates of a machine: read, or written.",
+    help="File of the measured rates of a machine: read if it exists, else written.",
 )
 @click.option("--picture", type=LocalPath(dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file.")
-@click.option("--quiet", is_flag=True, help="No progress on standard error.")
+@quiet_option
 @json_option
 def advise(
     spec: Path | None,
@@ -65,12 +70,12 @@ def advise(
     as_json_: bool,
     **numbers: Any,
 ) -> None:
-    """Say what a use case costs offline, online and as a mix, where the balance turns, and which to take.
+    """Compare the cost of offline, online and mixed serving, with the break-even points and a recommendation.
 
-    From a SPEC (whose data are sampled), a log of requests, or numbers alone (then vectors are made up). What this
-    machine takes is measured by small real runs, once, and kept below <out>/GENERATOR/advice.
+    Uses a SPEC (its data are sampled), a log of requests, or numbers alone (with random vectors). The speed of this
+    machine is measured once, by small runs, and saved in <out>/GENERATOR/advice.
     """
-    with listening(quiet=quiet or as_json_) as listener:
+    with show_progress(quiet=quiet or as_json_) as listener:
         found = ask(
             spec,
             numbers={name: value for name, value in numbers.items() if value is not None},
@@ -85,47 +90,55 @@ def advise(
     if picture is not None:
         draw_advice(found.advice, picture)
     if as_json_:
-        as_json(found.as_dict())
+        print_json(found.as_dict())
     else:
-        console().print(_report(found))
+        console().print(_build_report(found))
 
 
-def _report(found: Asked) -> Group:
+def _build_report(found: Asked) -> Group:
     case, advice = found.case, found.advice
     head = (
         f"{case.keys:,} keys, {case.items:,} items, {case.requests_per_day:,.0f} requests a day "
         f"(Zipf exponent {found.skew:.2f}), a refresh every {case.refresh_hours:g} hours"
     )
-    parts: list[RenderableType] = [Text(head), "", _cost_table(advice), "", _rate_table(found), "", _turn_table(advice)]
+    parts: list[RenderableType] = [
+        Text(head),
+        "",
+        _build_cost_table(advice),
+        "",
+        _build_rate_table(found),
+        "",
+        _build_turn_table(advice),
+    ]
     parts += ["", Text(f"recommended: {advice.recommended}", style="bold green"), Text(advice.reason)]
     parts += [Text(f"note: {text}", style="yellow") for text in advice.warnings]
     return Group(*parts)
 
 
-def _cost_table(advice: Advice) -> Table:
+def _build_cost_table(advice: Advice) -> Table:
     spent = list(dict.fromkeys(name for cost in advice.costs for name in cost.cpu_seconds))
     priced = advice.costs[0].money is not None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in (
-        "a day",
+        "per day",
         "lists",
         *spent,
-        "all, on one core",
+        "total, one core",
         *(["cost"] if priced else []),
-        "held",
+        "memory",
         "answered",
         "stale",
     ):
-        table.add_column(name, justify="left" if name == "a day" else "right")
+        table.add_column(name, justify="left" if name == "per day" else "right")
     for cost in advice.costs:
-        parts = [stretch(cost.cpu_seconds[name]) if name in cost.cpu_seconds else "" for name in spent]
+        parts = [format_seconds(cost.cpu_seconds[name]) if name in cost.cpu_seconds else "" for name in spent]
         money = [f"{cost.money:,.4g}"] if cost.money is not None else []
-        ends = (size(1e9 * cost.gigabytes), f"{cost.coverage:.1%}", f"{cost.stale:.1%}")
+        ends = (format_bytes(1e9 * cost.gigabytes), f"{cost.coverage:.1%}", f"{cost.stale:.1%}")
         table.add_row(
             cost.way,
             f"{cost.keys:,}",
             *parts,
-            stretch(cost.total_cpu_seconds),
+            format_seconds(cost.total_cpu_seconds),
             *money,
             *ends,
             style="bold" if cost.way == advice.recommended else None,
@@ -133,31 +146,34 @@ def _cost_table(advice: Advice) -> Table:
     return table
 
 
-def _rate_table(found: Asked) -> Table:
+def _build_rate_table(found: Asked) -> Table:
     rates, case, engine = found.rates, found.case, found.advice.online_engine
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     online = rates.online[engine]
-    reached = "full effort" if online.recall is None else f"recall {online.recall:.3f}"
+    reached = "exact search" if online.recall is None else f"recall {online.recall:.3f}"
     rows = {
-        "a run, on one core": stretch(rates.run_seconds(case.keys, case.items)),
-        "a publish": stretch(rates.publish_seconds(case.keys, case.items)),
+        "a run, one core": format_seconds(rates.run_seconds(case.keys, case.items)),
+        "a publish": format_seconds(rates.publish_seconds(case.keys, case.items)),
         "a look-up": f"{rates.lookup_seconds * 1e6:,.1f} µs",
-        f"making {engine}": stretch(rates.index_seconds(engine, case.items)),
+        f"building {engine}": format_seconds(rates.index_seconds(engine, case.items)),
         "a search": f"{rates.search_seconds(engine, case.items) * 1e6:,.1f} µs at {reached}",
-        "lists for all keys pay from": f"{found.advice.offline_pays_from:,.2f} requests per key and day",
-        "one key's list pays in the mix from": f"{found.advice.list_pays_from:,.2f} requests a day of that key",
+        "lists for all keys are cheaper from": f"{found.advice.offline_pays_from:,.2f} requests per key and day",
+        "in a mix, one list is cheaper from": f"{found.advice.list_pays_from:,.2f} requests a day of its key",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _turn_table(advice: Advice) -> Table:
-    """A row per skew: from when the mix pays, then the cheapest way at some amounts of traffic."""
-    table = Table(title="cheapest by skew and requests per key and day (share of online's cost)", title_justify="left")
+def _build_turn_table(advice: Advice) -> Table:
+    """Build a table by traffic skew: break-even of the mix, then the cheapest variant by traffic."""
+    table = Table(
+        title="cheapest variant by skew and requests per key and day (share of the cost of online)",
+        title_justify="left",
+    )
     table.box, table.pad_edge = None, False
     table.add_column("Zipf exponent", justify="right")
-    table.add_column("the mix beats online from", justify="right")
+    table.add_column("mix is cheaper from", justify="right")
     for per_key in PER_KEY:
         table.add_column(f"{per_key:g}", justify="right")
     for turn in advice.turns:

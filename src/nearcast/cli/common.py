@@ -1,13 +1,15 @@
-"""What several commands share: their common options, consoles, and how figures are written."""
+"""Options, consoles and number formats that several commands use."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +19,36 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from nearcast.files import path_fault
+from nearcast.settings.base_table import parse_bytes
 
 __all__ = [
     "LocalPath",
     "NegativeIds",
-    "as_json",
-    "cell",
     "console",
+    "explicit_out",
+    "format_bytes",
+    "format_cell",
+    "format_seconds",
     "json_option",
-    "out_of",
     "out_option",
-    "size",
+    "parse_memory",
+    "pass_options",
+    "picture_option",
+    "print_json",
+    "quiet_option",
     "store_option",
-    "stretch",
 ]
 
-SHOWN_PARTS = 3  # of a list in a cell
-SHOWN_CHARACTERS = 80  # of a text in a cell
-PLAIN_WIDTH = 110  # of output that no terminal limits
+SHOWN_PARTS = 3  # elements of a list in a table cell
+SHOWN_CHARACTERS = 80  # of a text in a table cell
+PLAIN_WIDTH = 110  # columns of output that is not a terminal
 
 
 def console(*, to_stderr: bool = False) -> Console:
-    """Return where to draw: the terminal as wide as it is, anything else wide enough for a table.
+    """Return a console of the terminal's width; of PLAIN_WIDTH columns where the output is not a terminal.
 
-    No text is markup: ids, titles, rules and TOML have square brackets and colons of their own. Style with rich's Text.
+    It interprets no markup, since ids, titles, rules and TOML contain square brackets and colons. Style with rich's
+    Text.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
@@ -48,42 +56,78 @@ def console(*, to_stderr: bool = False) -> Console:
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --json."""
+    """Add the option --json."""
     return click.option("--json", "as_json_", is_flag=True, help="Print JSON for programs.")(command)
 
 
 def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --out."""
+    """Add the option --out."""
     return click.option(
         "--out",
         type=LocalPath(),
         default=Path("nearcast"),
         envvar="NEARCAST_OUT",
         show_default=True,
-        help="Folder of the snapshots, the spec's `out`. [env: NEARCAST_OUT]",
+        help="Folder of the snapshots: `out` of the spec. [env: NEARCAST_OUT]",
     )(command)
 
 
-def out_of(generator: str, out: Path) -> Path | None:
-    """Return --out; None where it is not given and GENERATOR is a spec, which says itself where its snapshots are."""
-    given = click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE
-    return out if given or not generator.endswith(".toml") else None
+def explicit_out(generator: str, out: Path) -> Path | None:
+    """Return --out, or None if the option is absent and GENERATOR is a spec, which has `out` itself."""
+    explicit = click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE
+    return out if explicit or not generator.endswith(".toml") else None
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --store."""
-    text = "lmdb:PATH, redis://HOST:PORT/DB or another store; the spec's by default."
+    """Add the option --store."""
+    text = "Store: lmdb:PATH or redis://HOST:PORT/DB. Default: the spec's."
     return click.option("--store", metavar="URL", help=text)(command)
 
 
+def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option --quiet."""
+    return click.option("--quiet", is_flag=True, help="Print no progress on standard error.")(command)
+
+
+def picture_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option --picture."""
+    kind = LocalPath(dir_okay=False)
+    return click.option("--picture", type=kind, metavar="FILE", help="Draw a .svg, .png or .pdf file.")(command)
+
+
+def pass_options(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Pass the options that are fields of the frozen dataclass `kind` as one argument, `options`."""
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def call(*context: Any, **values: Any) -> Any:
+            options = kind(**{name: values.pop(name) for name in names})
+            return command(*context, options=options, **values)
+
+        return call
+
+    return decorate
+
+
+def parse_memory(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Parse an amount of memory, as in a spec: the callback of an option. Raises BadParameter."""
+    if value is None:
+        return None
+    try:
+        return parse_bytes(int(value) if value.isdigit() else value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: {error}", param=parameter) from None
+
+
 class LocalPath(click.Path):
-    """A path that may have to be made: a URL, or `~` and `$NAME` that no shell has replaced, would make odd folders."""
+    """Path that a command may create. Refuses URLs, and `~` and `$NAME` that no shell has expanded."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As ever, after a look at the text."""
+        """Refuse a path that can never exist, then convert as click does."""
         fault = None if os.path.lexists(value) else path_fault(os.fspath(value))
         if fault:
             self.fail(fault, param, ctx)
@@ -91,48 +135,48 @@ class LocalPath(click.Path):
 
 
 class NegativeIds(click.Command):
-    """A command to which an id such as -1 is an id, and no unknown option."""
+    """Command that accepts a negative number, for example -1, as an argument: ids may be negative."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As ever, unless a number begins with a minus: no option of ours is a digit."""
+        """Ignore unknown options if an argument is a negative number. No option of ours is a digit."""
         ctx.ignore_unknown_options = any(re.fullmatch(r"-[0-9]*\.?[0-9]+(e-?[0-9]+)?", word) for word in args)
         return super().parse_args(ctx, args)
 
 
-def as_json(value: Any) -> None:
-    """Print plain data."""
-    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+def print_json(value: Any) -> None:
+    """Print plain data as JSON."""
+    click.echo(json.dumps(_replace_nonfinite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
-    """The same data with null for NaN and infinity, which JSON does not have."""
+def _replace_nonfinite(value: Any) -> Any:
+    """Replace NaN and infinity by null: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_nonfinite(inner) for key, inner in value.items()}
+    return [_replace_nonfinite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def cell(value: Any, *, full: bool = False) -> str:
-    """Return a value of the user's data as a cell: control characters escaped, and long ones cut unless `full`."""
+def format_cell(value: Any, *, full: bool = False) -> str:
+    """Format a value of the user's data for a table: escape control characters, truncate unless `full`."""
     if isinstance(value, list | tuple | np.ndarray):
         shown = value if full or len(value) <= SHOWN_PARTS else value[:SHOWN_PARTS]
         more = f", ... ({len(value):,} in all)" if len(shown) < len(value) else ""
-        return ", ".join(cell(part, full=full) for part in shown) + more
+        return ", ".join(format_cell(part, full=full) for part in shown) + more
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
     return text if full or len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
 
 
-def size(count: float) -> str:
-    """Bytes as people read them."""
+def format_bytes(count: float) -> str:
+    """Format a number of bytes, for example 1.04 MB."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= step:
             return f"{count / step:.3g} {unit}" if count < 999.5 * step else f"{count / step:,.0f} {unit}"
     return f"{count:.0f} B"
 
 
-def stretch(seconds: float) -> str:
-    """A time as people read it."""
+def format_seconds(seconds: float) -> str:
+    """Format a duration, for example 12.3 s or 4.0 min."""
     if seconds < 1:
         return f"{seconds:.2f} s"
     if seconds < 120:

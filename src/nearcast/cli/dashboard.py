@@ -1,4 +1,4 @@
-"""`nearcast dashboard`: every generator at a glance, in one file."""
+"""`nearcast dashboard`: write a dashboard of all generators as one HTML file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.cli.common import LocalPath, as_json, json_option, out_option, size
+from nearcast.cli.common import LocalPath, format_bytes, json_option, out_option, print_json
 from nearcast.dashboard.write_page import write_page
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.spec import PublishSpec
@@ -17,20 +17,20 @@ __all__ = ["dashboard"]
 @click.command()
 @click.argument("generators", nargs=-1)
 @out_option
-@click.option("--store", metavar="URL", help="Store whose overlay says what is taken out of lists; lmdb:OUT/store.")
+@click.option("--store", metavar="URL", help="Store whose overlay is shown. Default: lmdb:OUT/store.")
 @click.option(
     "--file",
     "path",
     type=LocalPath(dir_okay=False),
     metavar="FILE",
-    help="Where to write it; OUT/dashboard.html.",
+    help="File to write. Default: OUT/dashboard.html.",
 )
-@click.option("--no-lists", is_flag=True, help="Leave out the lists of sampled queries: only figures, a smaller file.")
+@click.option("--no-lists", is_flag=True, help="Leave out the candidate lists of sampled queries; the file is smaller.")
 @click.option(
     "--pictures",
     multiple=True,
     metavar="ORIGIN",
-    help="Show pictures of items from there, such as https://img.example.com; may be given several times.",
+    help="Origin whose pictures of items are shown, for example https://img.example.com. Repeatable.",
 )
 @json_option
 def dashboard(
@@ -42,9 +42,9 @@ def dashboard(
     pictures: tuple[str, ...],
     as_json_: bool,
 ) -> None:
-    """Write one HTML file that shows every generator of OUT, or GENERATORS: which is in trouble, and since when.
+    """Write one HTML file about GENERATORS, or all generators of OUT: their state, alerts and history.
 
-    It opens from disk, needs no network, and can be mailed. With lists, it holds keys and items of yours.
+    The file needs no network and no server. With candidate lists, it contains keys and items of your data.
     """
     url = resolve_store_url(PublishSpec(), out, store)
     written = write_page(
@@ -57,6 +57,6 @@ def dashboard(
     )
     count = written.stat().st_size
     if as_json_:
-        as_json({"file": str(written), "bytes": count})
+        print_json({"file": str(written), "bytes": count})
     else:
-        click.echo(f"wrote {written} ({size(count)})")
+        click.echo(f"wrote {written} ({format_bytes(count)})")

@@ -1,4 +1,4 @@
-"""`nearcast explain`: why an item is in a list, or not."""
+"""`nearcast explain`: explain why an item is or is not in a list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nearcast.api.comparing import explain as explain_pair
-from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_option
+from nearcast.cli.common import NegativeIds, console, json_option, out_option, print_json
 
 __all__ = ["explain"]
 
@@ -19,20 +19,20 @@ __all__ = ["explain"]
 @out_option
 @json_option
 def explain(generator: str, query: str, item: str, out: Path, as_json_: bool) -> None:
-    """Say why ITEM is in the list of QUERY, or not.
+    """Explain why ITEM is or is not in the list of QUERY, in the newest snapshot.
 
-    Names the one cause: the rule that bars it, the cap that dropped it, the least score, the cell that was not
-    probed, or that k others are nearer; with its exact score and rank. Looks at the newest snapshot, where it was made.
+    Prints one cause: the rule that filters it, the cap that dropped it, the minimum score, the cell that was not
+    probed, or k items with better scores; with its exact score and rank. Needs the inputs of the run.
     """
     found = explain_pair(generator, query, item, out=out)
     if as_json_:
-        as_json(found.as_dict())
+        print_json(found.as_dict())
         return
     show = console()
     show.print(f"{found.snapshot}: item {found.item!r} for query {found.query!r}")
     show.print(f"  {found.cause}: {found.words}")
     figures = [f"score {found.score:.6g}" if found.score is not None else "no score"]
-    figures += [f"rank {found.rank:,} of what the query may get"] if found.rank is not None else []
+    figures += [f"rank {found.rank:,} among eligible items"] if found.rank is not None else []
     figures += [f"the list ends at {found.last_score:.6g}"] if found.last_score is not None else []
     figures += [f"model score {found.model_score:.6g}"] if found.model_score is not None else []
     figures += (

@@ -1,4 +1,4 @@
-"""`nearcast lookup`: the candidates of one key, with names that people know."""
+"""`nearcast lookup`: print the candidates of one key, with display columns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nearcast.api.snapshots import lookup as look_up
-from nearcast.cli.common import NegativeIds, as_json, console, json_option, out_option, store_option, stretch
-from nearcast.cli.render import candidate_list
+from nearcast.cli.common import NegativeIds, console, format_seconds, json_option, out_option, print_json, store_option
+from nearcast.cli.render import build_candidate_list
 from nearcast.errors import NotFoundError
 from nearcast.publishing.targets import find_target
 from nearcast.serve.lookup import open_lookup
@@ -28,12 +28,12 @@ __all__ = ["lookup"]
 @click.argument("generator")
 @click.argument("key")
 @out_option
-@click.option("--snapshot", "version", type=int, help="Version; the newest by default.")
-@click.option("--published", is_flag=True, help="Answer from the store, as a service would, overlay included.")
+@click.option("--snapshot", "version", type=int, help="Version. Default: the newest.")
+@click.option("--published", is_flag=True, help="Look up in the store, as a service does, with the overlay.")
 @store_option
-@click.option("--columns", help="Item columns to show, comma-separated; the spec's `display` by default.")
+@click.option("--columns", help="Item columns to show, separated by commas. Default: `display` of the spec.")
 @click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
-@click.option("--full", is_flag=True, help="Show long texts and lists whole.")
+@click.option("--full", is_flag=True, help="Do not truncate long texts and lists.")
 @json_option
 def lookup(
     generator: str,
@@ -49,20 +49,20 @@ def lookup(
 ) -> None:
     """Show the candidates of KEY: ids, scores, and display columns of the items.
 
-    From the newest snapshot on disk, or with --published or --store from what is current in the store.
+    Reads the newest snapshot on disk; with --published or --store, the current version in the store.
     """
     wanted = tuple(name.strip() for name in columns.split(",")) if columns else None
     if published or store is not None:
         if version is not None:
-            raise click.UsageError("a store answers from its current version: leave out --snapshot")
+            raise click.UsageError("--snapshot does not go with a store, which has one current version; leave it out")
         _from_store(generator, key, find_target(generator, out).url(store), wanted, first, full=full, as_json_=as_json_)
         return
     found = look_up(generator, key, out=out, version=version, columns=wanted)
     found = found.first(first) if first else found
     if as_json_:
-        as_json(found.as_dict())
+        print_json(found.as_dict())
     else:
-        console().print(candidate_list(found, tuple(found.columns), full=full))
+        console().print(build_candidate_list(found, tuple(found.columns), full=full))
 
 
 def _from_store(
@@ -86,12 +86,12 @@ def _from_store(
                 f"{generator} {answer.snapshot} in {where} has no query {quoted(key)}" + (f"; {near}" if near else "")
             )
     if as_json_:
-        as_json(answer.as_dict())
+        print_json(answer.as_dict())
         return
     found = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
-    console().print(candidate_list(found, tuple(found.columns), full=full))
-    removed = f"; the overlay has taken out {answer.removed}" if answer.removed else ""
-    console().print(f"snapshot {answer.snapshot}, {stretch(answer.age_seconds)} old, in {where}{removed}")
+    console().print(build_candidate_list(found, tuple(found.columns), full=full))
+    removed = f"; the overlay removes {answer.removed} candidates" if answer.removed else ""
+    console().print(f"snapshot {answer.snapshot}, {format_seconds(answer.age_seconds)} old, in {where}{removed}")
 
 
 def _columns(answer: Answer) -> dict[str, tuple[object, ...]]:

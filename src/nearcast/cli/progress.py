@@ -1,4 +1,4 @@
-"""Show a run as it goes: bars with an ETA on a terminal, log lines elsewhere. All on standard error."""
+"""Show the progress of a run on standard error: bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
 
 from nearcast.cli.common import console
-from nearcast.cli.render import estimate_table, problem_table
+from nearcast.cli.render import build_estimate_table, build_problem_table
 from nearcast.join.listener import Listener
 
 if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
     from nearcast.sources.validate_rows import Report
 
-__all__ = ["DrawingListener", "listening"]
+__all__ = ["DrawingListener", "show_progress"]
 
 
 class DrawingListener(Listener):
-    """Draws into a live rich Progress."""
+    """Listener that draws bars and tables on a terminal."""
 
     def __init__(self, bars: Progress, screen: Console) -> None:
         super().__init__()
@@ -33,19 +33,19 @@ class DrawingListener(Listener):
         self._stages: dict[str, TaskID] = {}
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the stage's bar; a new stage gets a new one."""
+        """Update the bar of the stage; add one for a new stage."""
         if stage not in self._stages:
             self._stages[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._stages[stage], completed=done, total=total)
 
     def checked(self, report: Report) -> None:
-        """Show what the checks have found and let pass; an error says the rest."""
+        """Print the problems that do not stop the run; an error lists the others."""
         if report.problems and not report.errors:
-            self._screen.print(problem_table(report))
+            self._screen.print(build_problem_table(report))
 
     def estimated(self, estimate: RunEstimate) -> None:
-        """Show what the run will take."""
-        self._screen.print(estimate_table(estimate))
+        """Print the estimate."""
+        self._screen.print(build_estimate_table(estimate))
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
@@ -53,8 +53,8 @@ class DrawingListener(Listener):
 
 
 @contextlib.contextmanager
-def listening(*, quiet: bool) -> Iterator[Listener]:
-    """A listener for the command line, for as long as a run goes."""
+def show_progress(*, quiet: bool) -> Iterator[Listener]:
+    """Yield a listener that shows progress until the context ends."""
     if quiet:
         yield _Silent()
         return
@@ -75,29 +75,29 @@ def listening(*, quiet: bool) -> Iterator[Listener]:
 
 
 class _PlainListener(Listener):
-    """Log lines, and the same tables as on a terminal."""
+    """Listener that writes log lines, and the same tables as on a terminal."""
 
     def checked(self, report: Report) -> None:
-        """Show what the checks have found and let pass; an error says the rest."""
+        """Print the problems that do not stop the run; an error lists the others."""
         if report.problems and not report.errors:
-            console(to_stderr=True).print(problem_table(report))
+            console(to_stderr=True).print(build_problem_table(report))
 
     def estimated(self, estimate: RunEstimate) -> None:
-        """Show what the run will take."""
-        console(to_stderr=True).print(estimate_table(estimate))
+        """Print the estimate."""
+        console(to_stderr=True).print(build_estimate_table(estimate))
 
 
 class _Silent(Listener):
-    """Hears and says nothing; errors still reach standard error."""
+    """Listener that prints nothing; errors still reach standard error."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def checked(self, report: Report) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def estimated(self, estimate: RunEstimate) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Print nothing."""

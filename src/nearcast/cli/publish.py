@@ -1,4 +1,4 @@
-"""`nearcast publish`: a snapshot goes live, if it passes its audit."""
+"""`nearcast publish`: audit a snapshot and make it the current version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import cast
 import click
 
 from nearcast.api.publications import publish as publish_snapshot
-from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
-from nearcast.cli.progress import listening
-from nearcast.cli.render_publish import audit_table, outcome
+from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, quiet_option, store_option
+from nearcast.cli.progress import show_progress
+from nearcast.cli.render_publish import build_audit_table, describe_publication
 from nearcast.errors import AuditError
 from nearcast.publishing.audit_rules import Finding
 
@@ -22,12 +22,18 @@ __all__ = ["publish"]
 @click.argument("snapshot", type=click.IntRange(min=1), required=False)
 @store_option
 @out_option
-@click.option("--max-bytes-per-second", metavar="RATE", help='Throttle of the copy, such as "50MB"; the spec\'s.')
-@click.option("--accept", "rules", metavar="RULE", multiple=True, help="Publish although this rule fails; needs --why.")
-@click.option("--why", "reasons", metavar="TEXT", multiple=True, help="The reason, kept with the version.")
-@click.option("--dry-run", is_flag=True, help="Audit, and say what would be copied. Changes nothing.")
-@click.option("--repair", is_flag=True, help="Do without a pointer or a current version that cannot be read.")
-@click.option("--quiet", is_flag=True, help="No progress on standard error.")
+@click.option(
+    "--max-bytes-per-second",
+    metavar="RATE",
+    help='Limits the speed of the copy, for example "50MB". Default: the spec\'s.',
+)
+@click.option(
+    "--accept", "rules", metavar="RULE", multiple=True, help="Publish even if this rule fails. Needs --why. Repeatable."
+)
+@click.option("--why", "reasons", metavar="TEXT", multiple=True, help="Reason for --accept, stored with the version.")
+@click.option("--dry-run", is_flag=True, help="Audit, and print what would be copied. Changes nothing.")
+@click.option("--repair", is_flag=True, help="Continue if the pointer or the current version cannot be read.")
+@quiet_option
 @json_option
 def publish(
     generator: str,
@@ -42,19 +48,19 @@ def publish(
     quiet: bool,
     as_json_: bool,
 ) -> None:
-    """Audit a snapshot, the newest by default, copy it into the store, read it back, and make it current.
+    """Audit a snapshot (default: the newest), copy it into the store, verify the copy, and make it current.
 
-    GENERATOR is a name, with the settings that its snapshot was made by; a SPEC (.toml) counts as it is now.
-    Exit code 10: a rule failed, and nothing has changed. Killed at any moment, the old snapshot stays current.
+    With the name of a GENERATOR, the settings of its snapshot apply; with a SPEC (.toml), its settings as they are
+    now. Exit code 10: a rule failed and nothing has changed. If the command is killed, the old version stays current.
     """
-    accept = _paired(rules, reasons)
-    with listening(quiet=quiet or as_json_) as listener:
+    accept = _pair_reasons(rules, reasons)
+    with show_progress(quiet=quiet or as_json_) as listener:
         try:
             done = publish_snapshot(
                 generator,
                 snapshot,
                 store=store,
-                out=out_of(generator, out),
+                out=explicit_out(generator, out),
                 accept=accept,
                 dry_run=dry_run,
                 repair=repair,
@@ -65,23 +71,23 @@ def publish(
             _show_failure(cast(tuple[Finding, ...], error.findings), accept, as_json_=as_json_)
             raise
     if as_json_:
-        as_json(done.as_dict())
+        print_json(done.as_dict())
         return
     if done.findings:
-        console().print(audit_table(done.findings, done.accepted or {}))
-    console().print(outcome(done))
+        console().print(build_audit_table(done.findings, done.accepted or {}))
+    console().print(describe_publication(done))
 
 
-def _paired(rules: tuple[str, ...], reasons: tuple[str, ...]) -> dict[str, str]:
+def _pair_reasons(rules: tuple[str, ...], reasons: tuple[str, ...]) -> dict[str, str]:
     if len(rules) != len(reasons):
-        raise click.UsageError(f"each --accept has its --why: there are {len(rules)} and {len(reasons)}")
+        raise click.UsageError(f"each --accept needs one --why, got {len(rules)} and {len(reasons)}")
     if len(set(rules)) < len(rules):
-        raise click.UsageError("a rule is accepted twice")
+        raise click.UsageError("--accept names a rule twice; name it once")
     return dict(zip(rules, reasons, strict=True))
 
 
 def _show_failure(findings: tuple[Finding, ...], accept: dict[str, str], *, as_json_: bool) -> None:
     if as_json_:
-        as_json({"outcome": "refused", "findings": [finding.as_dict() for finding in findings]})
+        print_json({"outcome": "refused", "findings": [finding.as_dict() for finding in findings]})
     else:
-        console().print(audit_table(findings, accept))
+        console().print(build_audit_table(findings, accept))

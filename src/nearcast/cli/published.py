@@ -1,4 +1,4 @@
-"""`nearcast published`: what the stores hold, and which of it is current."""
+"""`nearcast published`: list the versions in a store, and which one is current."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from nearcast.api.publications import published as look
-from nearcast.cli.common import as_json, console, json_option, out_of, out_option, store_option
-from nearcast.cli.render_publish import published_table
+from nearcast.api.publications import published as list_published
+from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, store_option
+from nearcast.cli.render_publish import build_published_table
 
 __all__ = ["published"]
 
@@ -19,12 +19,12 @@ __all__ = ["published"]
 @out_option
 @json_option
 def published(generator: str | None, store: str | None, out: Path, as_json_: bool) -> None:
-    """Show versions in the store, which is current, its age, the overlay's size, and the last moves."""
-    found = look(generator, store=store, out=out if generator is None else out_of(generator, out))
+    """Show the versions in the store, the current one and its age, the size of the overlay, and the last moves."""
+    found = list_published(generator, store=store, out=out if generator is None else explicit_out(generator, out))
     if as_json_:
-        as_json([one.as_dict() for one in found])
+        print_json([one.as_dict() for one in found])
     elif found:
         for one in found:
-            console().print(published_table(one))
+            console().print(build_published_table(one))
     else:
-        console().print(f"nothing is published of what is in {store or out}")
+        console().print(f"no generator of {store or out} is published")

@@ -1,4 +1,4 @@
-"""Tables for people. Draws what it is given and computes nothing."""
+"""Format runs and snapshots as tables for people. Computes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.common import cell, size, stretch
+from nearcast.cli.common import format_bytes, format_cell, format_seconds
 from nearcast.join.context import STAGES
 from nearcast.measure.measures import COMPARED, MEASURES, format_value
 from nearcast.table.manifest import Manifest, TargetCheck
@@ -20,44 +20,52 @@ if TYPE_CHECKING:
     from nearcast.sources.validate_rows import Report, TableReport
     from nearcast.table.snapshot import Candidates, Snapshot
 
-__all__ = ["candidate_list", "estimate_table", "input_table", "problem_table", "rule_table", "snapshot_list", "summary"]
+__all__ = [
+    "build_candidate_list",
+    "build_estimate_table",
+    "build_input_table",
+    "build_problem_table",
+    "build_rule_table",
+    "build_snapshot_list",
+    "build_summary",
+]
 
 MOST_SLICES = 12
 FIRST_MEASURES = ("recall", "fill_rate", "query_coverage", "item_coverage", "overlap", "score_ties")  # after a run
-SLICE_WORDS = {  # slices that are not of a column
-    ("traffic", "head"): "the queries that together have half of the traffic",
-    ("traffic", "tail"): "the other half",
-    ("cells", "rare"): "queries that few others are like",
-    ("cells", "common"): "queries that many others are like",
+SLICE_WORDS = {  # slices that are not by a column
+    ("traffic", "head"): "queries with the most traffic: half of it in total",
+    ("traffic", "tail"): "the other half of the traffic",
+    ("cells", "rare"): "queries in cells with few other queries",
+    ("cells", "common"): "queries in cells with many other queries",
 }
-SUMMED_UP = ("recall_sample", "score_p01", "score_p99")  # shown within another row, as the ends of intervals are
+SUMMED_UP = ("recall_sample", "score_p01", "score_p99")  # shown within another row
 
 
-def problem_table(report: Report) -> Table:
-    """What the checks have found, with examples and what is done about it."""
+def build_problem_table(report: Report) -> Table:
+    """Build a table of the problems of the inputs, with examples and policies."""
     table = Table(title="checks", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("side", "kind", "policy", "what"):
+    for name in ("table", "kind", "policy", "problem"):
         table.add_column(name, style="bold red" if name == "policy" and report.errors else "")
     for p in report.problems:
         table.add_row(p.side, p.kind, p.policy, p.sentence())
     return table
 
 
-def estimate_table(estimate: RunEstimate) -> Text:
-    """What a run will take, in three lines."""
-    parts = " · ".join(f"{stage} {stretch(seconds)}" for stage, seconds in estimate.seconds.items())
+def build_estimate_table(estimate: RunEstimate) -> Text:
+    """Format the estimated time, memory and disk of a run in three lines."""
+    parts = " · ".join(f"{stage} {format_seconds(seconds)}" for stage, seconds in estimate.seconds.items())
     total = sum(estimate.seconds.values())
     return Text(
-        f"estimated time    {stretch(total)}  ({parts})\n"
-        f"estimated memory  {size(estimate.memory_bytes)} of {size(estimate.budget_bytes)} given\n"
-        f"estimated disk    {size(estimate.disk_bytes)}"
+        f"estimated time    {format_seconds(total)}  ({parts})\n"
+        f"estimated memory  {format_bytes(estimate.memory_bytes)} of {format_bytes(estimate.budget_bytes)} budget\n"
+        f"estimated disk    {format_bytes(estimate.disk_bytes)}"
     )
 
 
-def input_table(report: Report) -> Table:
-    """Both sides in figures."""
+def build_input_table(report: Report) -> Table:
+    """Build a table of the sizes and vector lengths of both tables."""
     table = Table(title="inputs", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("side", "rows", "vectors", "dim", "kept as", "length of vectors (1% · median · 99% · max)"):
+    for name in ("table", "rows", "vectors", "dim", "stored as", "length of vectors (1% · median · 99% · max)"):
         table.add_column(name, justify="right" if name in ("rows", "vectors", "dim") else "left")
     sides: list[tuple[str, TableReport]] = [("items", report.items)]
     if report.queries is not report.items:
@@ -69,10 +77,10 @@ def input_table(report: Report) -> Table:
     return table
 
 
-def rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What each rule keeps of a sample of pairs, with a note where it leaves queries nothing."""
+def build_rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Build a table of the share of sampled pairs that each rule keeps, with a note if queries get nothing."""
     table = Table(title="rules", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("rule", "pairs kept", "queries left with nothing", ""):
+    for name in ("rule", "pairs kept", "queries without items", ""):
         table.add_column(name, justify="left" if name in ("rule", "") else "right", overflow="fold")
     for name, facts in rules.items():
         null = facts["without_items_by_null"]
@@ -83,42 +91,42 @@ def rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
-    """A snapshot on one screen: the promise, the measures, and what it took beside what was estimated.
+def build_summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
+    """Build the summary of a snapshot: recall target, measures, and costs beside the estimates.
 
-    Without `every_measure` only those of FIRST_MEASURES and slices below the promise, and where the rest is.
+    Without `every_measure`: only FIRST_MEASURES and slices below the target, and the command that shows the rest.
     """
     manifest = snapshot.manifest
-    names = _measure_names(manifest)
-    first = names if every_measure else _first_measures(manifest, names)
-    parts: list[RenderableType] = [_headline(manifest, snapshot), "", _measure_table(manifest, first), ""]
+    names = _list_measures(manifest)
+    first = names if every_measure else _select_first_measures(manifest, names)
+    parts: list[RenderableType] = [_headline(manifest, snapshot), "", _build_measure_table(manifest, first), ""]
     slices = [part for part in manifest.slices if every_measure or part["below_promise"]]
     if slices:
-        parts += [_slice_table(slices), ""]
+        parts += [_build_slice_table(slices), ""]
     left = len(names) - len(first)
     if left:
         rest = f"{left} more measures: nearcast show {snapshot.generator}/{snapshot.version}"
         parts += [Text(rest, style="dim"), ""]
-    return Group(*parts, _cost_table(manifest))
+    return Group(*parts, _build_cost_table(manifest))
 
 
-def candidate_list(found: Candidates, columns: Sequence[str], *, full: bool = False) -> Group:
-    """One list, best candidate first. full: long values are not cut."""
+def build_candidate_list(found: Candidates, columns: Sequence[str], *, full: bool = False) -> Group:
+    """Build a table of one list, best candidate first. full: do not truncate long values."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rank", "id", "score", *columns):
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, (item, score) in enumerate(zip(found.ids, found.scores, strict=True)):
-        shown = [cell(found.columns[name][rank], full=full) for name in columns]
-        table.add_row(str(rank + 1), cell(item, full=True), f"{score:.4f}", *shown)
-    reason = f", short since {found.reason}" if found.reason else ""
+        shown = [format_cell(found.columns[name][rank], full=full) for name in columns]
+        table.add_row(str(rank + 1), format_cell(item, full=True), f"{score:.4f}", *shown)
+    reason = f", short list: {found.reason}" if found.reason else ""
     return Group(Text(f"{found.query!r}: {len(found.ids)} candidates{reason}"), table)
 
 
-def snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
-    """Snapshots, a row each."""
+def build_snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
+    """Build a table of snapshots, one per row."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("generator", "snapshot", "made", "rows", "recall", "promise", "fill", "overlap", "took", "engine"):
-        table.add_column(name, justify="right" if name in ("rows", "recall", "promise", "fill", "overlap") else "left")
+    for name in ("generator", "snapshot", "made", "rows", "recall", "target", "fill", "overlap", "time", "engine"):
+        table.add_column(name, justify="right" if name in ("rows", "recall", "target", "fill", "overlap") else "left")
     for snapshot in snapshots:
         m = snapshot.manifest
         measures = m.measures
@@ -128,31 +136,31 @@ def snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
             m.run.created,
             f"{snapshot.n_rows:,}",
             format_value("recall", measures["recall"]),
-            _promise_text(m.target),
+            _format_target(m.target),
             format_value("fill_rate", measures["fill_rate"]),
             format_value("overlap", measures.get("overlap")),
-            stretch(m.run.seconds_total),
+            format_seconds(m.run.seconds_total),
             m.engine.name,
         )
     return table
 
 
-def _promise_text(target: TargetCheck) -> Text:
-    return Text(f"{target.recall:g}, {'kept' if target.met else 'BROKEN'}", style="green" if target.met else "bold red")
+def _format_target(target: TargetCheck) -> Text:
+    return Text(f"{target.recall:g}, {'met' if target.met else 'MISSED'}", style="green" if target.met else "bold red")
 
 
 def _headline(manifest: Manifest, snapshot: Snapshot) -> Text:
     engine = manifest.engine
-    effort = "".join(f", {_effort_words(name, value)}" for name, value in engine.params.items())
+    params = "".join(f", {_format_param(name, value)}" for name, value in engine.params.items())
     items = manifest.inputs["items"]["vectors"]
     text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
     text.append(
         f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {manifest.k}, {manifest.metric}, "
-        f"engine {engine.name}{effort}\n{_from_here(snapshot.folder)}\n",
+        f"engine {engine.name}{params}\n{_shorten_path(snapshot.folder)}\n",
         style="not bold",
     )
-    text.append("recall promised ", style="not bold")
-    text.append(_promise_text(manifest.target))
+    text.append("recall target ", style="not bold")
+    text.append(_format_target(manifest.target))
     if manifest.target.reason:
         text.append(f" ({manifest.target.reason})", style="not bold")
     if manifest.ties:
@@ -160,28 +168,28 @@ def _headline(manifest: Manifest, snapshot: Snapshot) -> Text:
     return text
 
 
-def _effort_words(name: str, value: int) -> str:
+def _format_param(name: str, value: int) -> str:
     return name if name == "exact" else f"{name} {value:,}"
 
 
-def _from_here(path: Path) -> Path:
-    """The path as one would type it: from the current folder, if it is below that."""
+def _shorten_path(path: Path) -> Path:
+    """Return the path relative to the current folder if it is below it."""
     here = Path.cwd()
     return path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path
 
 
-def _measure_names(manifest: Manifest) -> list[str]:
-    """Return the measures that have a row of their own, in order."""
+def _list_measures(manifest: Manifest) -> list[str]:
+    """Return the measures with a row of their own, in order."""
     measures = manifest.measures
     return [n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))]
 
 
-def _first_measures(manifest: Manifest, names: Sequence[str]) -> list[str]:
-    """Return what is shown after a run; score_ties only where scores cannot tell items apart."""
+def _select_first_measures(manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """Return the measures shown after a run; score_ties only if many scores are equal."""
     return [n for n in FIRST_MEASURES if n in names and (n != "score_ties" or manifest.ties)]
 
 
-def _measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
+def _build_measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -192,7 +200,9 @@ def _measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
         if f"{name}_low" in measures:
             low, high = (format_value(f"{name}_{end}", measures[f"{name}_{end}"]) for end in ("low", "high"))
             if name == "recall":
-                meaning = f"of the true nearest, on {measures['recall_sample']:,} queries; 95% interval {low} to {high}"
+                meaning = (
+                    f"of the exact neighbors, on {measures['recall_sample']:,} queries; 95% interval {low} to {high}"
+                )
             else:
                 meaning = f"{meaning.split(':')[-1].strip()}; {low} to {high}"
         elif name == "score_p50":
@@ -206,8 +216,8 @@ def _measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
     return table
 
 
-def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
-    """Recall by slice, the worst first; the ones below the promise are marked, and names of ours explained."""
+def _build_slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
+    """Build a table of recall by slice, worst first; mark slices below the target."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("slice", "", "recall", "95% interval", "queries", "best score", ""):
         table.add_column(name, justify="right" if name in ("recall", "queries", "best score") else "left")
@@ -215,7 +225,7 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
     for part in ordered[:MOST_SLICES]:
         note = Text(SLICE_WORDS.get((part["by"], part["value"]), ""), style="dim")
         below = (
-            Text("below the promise" + (": " if note else ""), style="bold red") + note
+            Text("below the target" + (": " if note else ""), style="bold red") + note
             if part["below_promise"]
             else note
         )
@@ -229,16 +239,22 @@ def _slice_table(slices: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _cost_table(manifest: Manifest) -> Table:
+def _build_cost_table(manifest: Manifest) -> Table:
     run, estimate = manifest.run, manifest.run.estimate
     seconds, expected = run.seconds, estimate["seconds"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("cost", "taken", "estimated"):
+    for name in ("cost", "measured", "estimated"):
         table.add_column(name, justify="left" if name == "cost" else "right")
     for stage in (s for s in STAGES if s in seconds):
-        table.add_row(stage, stretch(seconds[stage]), stretch(expected[stage]) if stage in expected else "")
-    table.add_row("all", stretch(run.seconds_total), stretch(estimate["seconds_total"]), style="bold")
-    peak = f"{size(run.peak_memory_bytes)}"
-    table.add_row("memory", peak, f"{size(estimate['memory_bytes'])} of {size(estimate['budget_bytes'])} given")
-    table.add_row("disk", size(run.disk_bytes), size(estimate["disk_bytes"]))
+        table.add_row(
+            stage, format_seconds(seconds[stage]), format_seconds(expected[stage]) if stage in expected else ""
+        )
+    table.add_row("total", format_seconds(run.seconds_total), format_seconds(estimate["seconds_total"]), style="bold")
+    peak = f"{format_bytes(run.peak_memory_bytes)}"
+    table.add_row(
+        "memory",
+        peak,
+        f"{format_bytes(estimate['memory_bytes'])} of {format_bytes(estimate['budget_bytes'])} budget",
+    )
+    table.add_row("disk", format_bytes(run.disk_bytes), format_bytes(estimate["disk_bytes"]))
     return table

@@ -1,4 +1,4 @@
-"""The overlay as a table for people. Draws what it is given and computes nothing."""
+"""Format the entries of an overlay for people. Computes nothing."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from nearcast.cli.common import cell
+from nearcast.cli.common import format_cell
 
 if TYPE_CHECKING:
     from nearcast.stores.base import OverlayEntry
 
-__all__ = ["overlay_table"]
+__all__ = ["build_overlay_table"]
 
 
-def overlay_table(entries: Sequence[OverlayEntry], in_snapshot: Sequence[bool], now: float) -> Table:
-    """A row per entry. in_snapshot: whether the current version holds its item."""
+def build_overlay_table(entries: Sequence[OverlayEntry], in_snapshot: Sequence[bool], now: float) -> Table:
+    """Build a table of entries. in_snapshot: whether the current version contains the item."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("item", "what", "since", "in force", "in snapshot", "note"):
+    for name in ("item", "change", "since", "in force", "in snapshot", "note"):
         table.add_column(name, overflow="fold")
     for entry, known in zip(entries, in_snapshot, strict=True):
-        what = "gone" if entry.field is None else f"{entry.field} = {json.dumps(entry.value, ensure_ascii=False)}"
+        what = "removed" if entry.field is None else f"{entry.field} = {json.dumps(entry.value, ensure_ascii=False)}"
         table.add_row(
-            cell(entry.item, full=True),
-            cell(what),
-            _time(entry.written),
+            format_cell(entry.item, full=True),
+            format_cell(what),
+            _format_time(entry.written),
             _in_force(entry.until, now),
             "yes" if known else "no",
-            cell(entry.note, full=True),
+            format_cell(entry.note, full=True),
         )
     return table
 
 
 def _in_force(until: float | None, now: float) -> str:
     if until is None:
-        return "until taken back"
-    return f"until {_time(until)}" if until > now else f"expired {_time(until)}"
+        return "until restored"
+    return f"until {_format_time(until)}" if until > now else f"expired {_format_time(until)}"
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

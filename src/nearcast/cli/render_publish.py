@@ -1,4 +1,4 @@
-"""Tables about publishing, for people. Draws what it is given and computes nothing."""
+"""Format publications, audits and store listings for people. Computes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.common import size, stretch
+from nearcast.cli.common import format_bytes, format_seconds
 from nearcast.measure.measures import format_value
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication
     from nearcast.publishing.store_listing import PublishedGenerator, StoredVersion
 
-__all__ = ["audit_table", "outcome", "published_table"]
+__all__ = ["build_audit_table", "build_published_table", "describe_publication"]
 
 SHOWN_EVENTS = 10
 
 
-def audit_table(findings: Sequence[Finding], accepted: Mapping[str, str]) -> Table:
-    """What the audit has found, a rule in a row."""
+def build_audit_table(findings: Sequence[Finding], accepted: Mapping[str, str]) -> Table:
+    """Build a table of audit findings, one rule per row."""
     table = Table(title="audit", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("rule", "", "what"):
+    for name in ("rule", "", "finding"):
         table.add_column(name)
     for finding in findings:
         word, style = ("passed", "green") if finding.passed else ("FAILED", "bold red")
@@ -36,23 +36,23 @@ def audit_table(findings: Sequence[Finding], accepted: Mapping[str, str]) -> Tab
     return table
 
 
-def outcome(done: Publication) -> Text:
-    """What has happened, in a few lines."""
+def describe_publication(done: Publication) -> Text:
+    """Describe the outcome of a publish or rollback in a few lines."""
     name = f"{done.generator} {done.name}"
     before = f", before it {done.before:06d}" if done.before else ""
     headlines = {
         "published": f"{name} is current in {done.store}{before}",
         "rolled_back": f"{name} is current again in {done.store}{before}",
-        "already_current": f"{name} is current already in {done.store}; nothing was done",
-        "would_publish": f"{name} would become current in {done.store}{before}; nothing was done",
+        "already_current": f"{name} is current already in {done.store}; nothing to do",
+        "would_publish": f"{name} would become current in {done.store}{before}; dry run, nothing was changed",
     }
     lines = [headlines[done.outcome], *_copy_lines(done)]
     if done.retired:
-        lines.append(f"taken away: {', '.join(f'{v:06d}' for v in done.retired)}")
+        lines.append(f"versions deleted from the store: {', '.join(f'{v:06d}' for v in done.retired)}")
     if done.removed_snapshots:
-        lines.append(f"snapshots removed from disk: {', '.join(f'{v:06d}' for v in done.removed_snapshots)}")
+        lines.append(f"snapshots deleted from disk: {', '.join(f'{v:06d}' for v in done.removed_snapshots)}")
     if done.overlay_entries_cut:
-        lines.append(f"overlay entries that all versions contain by now: {done.overlay_entries_cut:,} dropped")
+        lines.append(f"overlay entries compacted, since every version contains them: {done.overlay_entries_cut:,}")
     return Text("\n".join(lines))
 
 
@@ -61,27 +61,29 @@ def _copy_lines(done: Publication) -> list[str]:
     if done.outcome not in ("published", "would_publish"):
         return []
     if done.copied is None:
-        return ["the store has every byte of it already"]
-    what = f"{done.copied.keys:,} keys and {done.copied.items:,} items, {size(done.copied.bytes)}"
+        return ["the store has all of its bytes already"]
+    what = f"{done.copied.keys:,} keys and {done.copied.items:,} items, {format_bytes(done.copied.bytes)}"
     if planned:
-        least = f", at least {stretch(done.copy_seconds)} at the throttle" if done.copy_seconds is not None else ""
+        least = (
+            f", at least {format_seconds(done.copy_seconds)} at the throttle" if done.copy_seconds is not None else ""
+        )
         return [f"would copy {what}{least}"]
-    return [f"copied and read back {what}, in {stretch(done.copy_seconds or 0)}"]
+    return [f"copied and read back {what}, in {format_seconds(done.copy_seconds or 0)}"]
 
 
-def published_table(found: PublishedGenerator) -> Group:
-    """A generator in a store: its versions, then the last moves of its pointer."""
+def build_published_table(found: PublishedGenerator) -> Group:
+    """Build the listing of a generator in a store: its versions, then the last moves of its pointer."""
     current = found.pointer.version if found.pointer else None
-    withdrawn = found.pointer.withdrawn if found.pointer else ()
+    rolled_back = found.pointer.withdrawn if found.pointer else ()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("version", "", "made", "published", "keys", "items", "payload", "recall", "accepted"):
         table.add_column(name, justify="right" if name in ("keys", "items", "payload", "recall") else "left")
     for kept in found.versions:
-        state = "current" if kept.version == current else "rolled back from" if kept.version in withdrawn else ""
+        state = "current" if kept.version == current else "rolled back" if kept.version in rolled_back else ""
         state, style = (state, "green" if state == "current" else "") if kept.version_facts else ("DAMAGED", "bold red")
         table.add_row(f"{kept.version:06d}", Text(state, style=style), *_figures(kept))
     headline = Text(f"{found.generator} in {found.store}", style="bold")
-    age = "nothing is current" if found.age_seconds is None else f"age {stretch(found.age_seconds)}"
+    age = "nothing is current" if found.age_seconds is None else f"age {format_seconds(found.age_seconds)}"
     faults = [Text(kept.fault, style="red") for kept in found.versions if kept.fault]
     overlay = f"{found.overlay_entries:,} overlay entries"
     return Group(headline, Text(f"{age}, {overlay}"), table, *faults, _events(found), "")
@@ -95,7 +97,7 @@ def _figures(kept: StoredVersion) -> list[str]:
     recall = format_value("recall", facts.measures.get("recall"))
     return [
         *(facts.created, facts.published, f"{facts.keys:,}", f"{facts.items:,}"),
-        *(size(facts.payload_bytes), recall, accepted),
+        *(format_bytes(facts.payload_bytes), recall, accepted),
     ]
 
 

@@ -8,9 +8,9 @@ from typing import cast
 import click
 
 from nearcast.api.runs import run as run_spec
-from nearcast.cli.common import as_json, console, json_option
-from nearcast.cli.progress import listening
-from nearcast.cli.render import summary
+from nearcast.cli.common import console, json_option, print_json, quiet_option
+from nearcast.cli.progress import show_progress
+from nearcast.cli.render import build_summary
 from nearcast.errors import TargetError
 from nearcast.table.snapshot import Snapshot
 
@@ -19,24 +19,25 @@ __all__ = ["run"]
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--again", is_flag=True, help="Make a new snapshot although nothing has changed.")
-@click.option("--quiet", is_flag=True, help="No progress on standard error.")
+@click.option("--again", is_flag=True, help="Make a new snapshot even if nothing has changed.")
+@quiet_option
 @json_option
 def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
-    """Check the inputs, join, write a snapshot, measure it, and say whether it is as promised.
+    """Check the inputs, join, write a snapshot, measure it, and check its recall target.
 
-    Run again after an interruption, it continues. Exit code 0 means: finished and as promised.
+    After an interruption, the same command continues. Exit code 0: finished, and the target is met. Exit code 4:
+    finished, and recall is below the target.
     """
-    broken: TargetError | None = None
-    with listening(quiet=quiet or as_json_) as listener:
+    below_target: TargetError | None = None
+    with show_progress(quiet=quiet or as_json_) as listener:
         try:
             snapshot = run_spec(spec, listener=listener, again=again).snapshot
         except TargetError as error:
-            broken = error
+            below_target = error
             snapshot = cast(Snapshot, error.snapshot)
     if as_json_:
-        as_json({"snapshot": str(snapshot.folder), **snapshot.manifest.as_dict()})
+        print_json({"snapshot": str(snapshot.folder), **snapshot.manifest.as_dict()})
     else:
-        console().print(summary(snapshot, every_measure=False))
-    if broken is not None:
-        raise broken
+        console().print(build_summary(snapshot, every_measure=False))
+    if below_target is not None:
+        raise below_target

@@ -1,4 +1,4 @@
-"""`nearcast show`: one snapshot in figures."""
+"""`nearcast show`: print the measures and costs of a snapshot."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ from pathlib import Path
 
 import click
 
-from nearcast.cli.common import as_json, console, json_option, out_option
-from nearcast.cli.render import summary
-from nearcast.cli.snapshot_names import find_named
+from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.render import build_summary
+from nearcast.errors import NotFoundError
+from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot
 
-__all__ = ["show"]
+__all__ = ["find_named", "show"]
 
 
 @click.command()
 @click.argument("snapshot", required=False)
 @out_option
-@click.option("--verify", is_flag=True, help="Compare every byte of the snapshot with its manifest first.")
+@click.option("--verify", is_flag=True, help="First compare every byte of the snapshot with its manifest.")
 @json_option
 def show(snapshot: str | None, out: Path, verify: bool, as_json_: bool) -> None:
-    """Show a snapshot: GENERATOR (its newest), GENERATOR/VERSION, or a folder."""
+    """Show a SNAPSHOT: GENERATOR (the newest), GENERATOR/VERSION, or a folder."""
     found = find_named(out, snapshot)
     if verify:
         found.verify()
     if as_json_:
-        as_json({"snapshot": str(found.folder), **found.manifest.as_dict()})
+        print_json({"snapshot": str(found.folder), **found.manifest.as_dict()})
     else:
-        console().print(summary(found, every_measure=True))
+        console().print(build_summary(found, every_measure=True))
         if verify:
-            console().print("every byte is as it was written")
+            console().print("every byte matches the manifest")
+
+
+def find_named(out: Path, name: str | None) -> Snapshot:
+    """Find a snapshot by GENERATOR (the newest), GENERATOR/VERSION, or folder.
+
+    Without a name: the newest of the only generator. Raises NotFoundError.
+    """
+    if name is None:
+        known = list_generators(out)
+        if len(known) != 1:
+            have = f"there are {', '.join(known)}" if known else f"{out} has none; run one, or give --out"
+            raise NotFoundError(f"name a generator: {have}")
+        return find_snapshot(out, known[0])
+    if (Path(name) / "manifest.json").is_file():
+        return open_snapshot(Path(name))
+    generator, _, version = name.partition("/")
+    if version and not version.isdigit():
+        raise NotFoundError(
+            f"{name!r} is not a snapshot; write GENERATOR or GENERATOR/VERSION, for example {generator}/3"
+        )
+    return find_snapshot(out, generator, int(version) if version else None)

@@ -1,4 +1,4 @@
-"""`nearcast snapshots`: what has been made."""
+"""`nearcast snapshots`: list snapshots on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nearcast.cli.common import as_json, console, json_option, out_option
-from nearcast.cli.render import snapshot_list
+from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.render import build_snapshot_list
 from nearcast.errors import NotFoundError
 from nearcast.suggest import generators_in_words
 from nearcast.table.snapshot import Snapshot, list_generators, list_snapshots
@@ -28,14 +28,14 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
     names = known if generator is None else [generator]
     found = [snapshot for name in names for snapshot in list_snapshots(out, name)]
     if generator is not None and not found:
-        have = generators_in_words(generator, known, "run one first, or say --out")
+        have = generators_in_words(generator, known, "run one first, or give --out")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {have}")
     if as_json_:
-        as_json([_listed(snapshot) for snapshot in found])
+        print_json([_listed(snapshot) for snapshot in found])
     elif found:
-        console().print(snapshot_list(found))
+        console().print(build_snapshot_list(found))
     else:
-        console().print(f"no snapshots in {out}: run a generator first, or say --out")
+        console().print(f"no snapshots in {out}: run a generator first, or give --out")
 
 
 def _listed(snapshot: Snapshot) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""`nearcast spec`: an example to start from, and the schema for editors."""
+"""`nearcast spec`: print an example spec, or the JSON schema for editors."""
 
 from __future__ import annotations
 
 import click
 
-from nearcast.cli.common import as_json
+from nearcast.cli.common import print_json
 from nearcast.spec import example, json_schema
 
 __all__ = ["spec"]
@@ -16,6 +16,6 @@ __all__ = ["spec"]
 def spec(schema: bool, as_json_: bool) -> None:
     """Print a commented generator.toml with every setting and its default."""
     if schema or as_json_:
-        as_json(json_schema())
+        print_json(json_schema())
     else:
         click.echo(example(), nl=False)
