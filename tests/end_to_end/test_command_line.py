@@ -231,7 +231,7 @@ def test_show_of_an_unknown_name_lists_what_there_is(own_shop: Path) -> None:
         "show", "shoop", code=7, cwd=own_shop
     )
     assert "shop has no snapshot 9; it has 1, 000001 to 000001" in fail("show", "shop/9", code=7, cwd=own_shop)
-    assert "write GENERATOR, GENERATOR/VERSION such as shop/3" in fail("show", "shop/new", code=7, cwd=own_shop)
+    assert "write GENERATOR or GENERATOR/VERSION, for example shop/3" in fail("show", "shop/new", code=7, cwd=own_shop)
     shutil.copytree(home / "shop" / "snapshots", home / "other" / "snapshots")
     assert "name a generator: there are other, shop" in fail("show", code=7, cwd=own_shop)
 
@@ -245,7 +245,7 @@ def test_show_says_where_it_has_looked_when_there_is_nothing(tmp_path: Path) -> 
 
 def test_snapshots_lists_every_snapshot_for_people_and_programs(shop: Path) -> None:
     said = flat(succeed("snapshots", cwd=shop).stdout)
-    assert "generator snapshot made rows recall promise fill overlap took engine" in said
+    assert "generator snapshot made rows recall target fill overlap time engine" in said
     assert re.search(r"shop 000001 \d{4}-\d\d-\d\dT\S+Z 300 100.00% 1, met 100.00% - \S+ s dense", said)
     (row,) = json.loads(succeed("snapshots", "shop", "--json", cwd=shop).stdout)
     assert (row["generator"], row["version"], row["rows"]) == ("shop", 1, 300)
