@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nearcast.ads.publish_expansion import Expanded, expand_files
+from nearcast.ads.publish_expansion import ExpansionReport, expand_files
 from nearcast.api.arguments import OUT, SpecLike, StoreLike, note, opened_store, place_in_store_of, place_of
 from nearcast.errors import AuditError
 from nearcast.history.record import record_failed_audit, record_publication
@@ -155,7 +155,7 @@ def expand(
     store: StoreLike | None = None,
     as_of: float | str | datetime | None = None,
     repair: bool = False,
-) -> Expanded:
+) -> ExpansionReport:
     """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
 
     spec: a path to a TOML file, or a mapping. store: in place of the spec's.
