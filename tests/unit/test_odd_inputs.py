@@ -21,7 +21,7 @@ from builders import source_spec, vector_column, write_parquet
 from nearcast.advising.traffic import read_traffic
 from nearcast.errors import InputError, SpecError
 from nearcast.overfetch.survival_log import read_counts
-from nearcast.publishing.engagement import LogColumns, most_engaged
+from nearcast.publishing.engagement import LogColumns, compute_weights
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.replaying.request_log import read_log
 from nearcast.sources.memory_tables import table_source
@@ -372,9 +372,9 @@ LOG_READERS = {
     "replay": (["key", "time", "weight", "engaged", "engaged_ad", "other"], read_log),
     "table": (
         ["key", "item", "time", "weight"],
-        lambda p: most_engaged(read_engagement(p, WEIGHED), WEIGHED, "people"),
+        lambda p: compute_weights(read_engagement(p, WEIGHED), WEIGHED, "people"),
     ),
-    "phrases": (["key", "item"], lambda p: most_engaged(read_engagement(p, WEIGHED), WEIGHED, "phrases")),
+    "phrases": (["key", "item"], lambda p: compute_weights(read_engagement(p, WEIGHED), WEIGHED, "phrases")),
     "survival": (["item", "survived"], lambda path: read_counts(path, pa.array(["a", "b"]))),
     "survival of integers": (["item"], lambda path: read_counts(path, pa.array([1, 2]))),
 }
@@ -408,7 +408,7 @@ def test_two_columns_of_one_name_in_a_log_are_an_error_in_files_and_in_tables(co
         lambda: read_traffic(tmp_path / "log.parquet"),
         lambda: read_log(tmp_path / "log.parquet"),
         lambda: read_log(twice),
-        lambda: most_engaged(twice, WEIGHED, "people"),
+        lambda: compute_weights(twice, WEIGHED, "people"),
         lambda: read_counts(tmp_path / "log.parquet", pa.array(["a"])),
     ):
         with pytest.raises(InputError, match=f"has 2 columns called '{column}'"):
@@ -419,4 +419,4 @@ def test_times_below_a_microsecond_are_times(tmp_path):
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table(LOG | {"time": KINDS["nanoseconds"]}), path)
     assert [day.name for day in read_traffic(path, time="time").days] == ["2026-01-01"]
-    assert len(most_engaged(read_engagement(path, WEIGHED), WEIGHED, "people")) == 3
+    assert len(compute_weights(read_engagement(path, WEIGHED), WEIGHED, "people")) == 3

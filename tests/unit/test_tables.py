@@ -20,7 +20,7 @@ from tests.published import publish
 import nearcast
 from nearcast.errors import AuditError, DamagedError, InputError, SpecError, StoreError
 from nearcast.join.listener import Listener
-from nearcast.publishing.engagement import LogColumns, most_engaged
+from nearcast.publishing.engagement import LogColumns, compute_weights
 from nearcast.stores import open_store
 
 COLUMNS = LogColumns("who", "what")
@@ -33,7 +33,7 @@ def log_of(*rows, **more):
 
 
 def weighed(log, columns=COLUMNS, table="people"):
-    rows = most_engaged(log, columns, table).to_pylist()
+    rows = compute_weights(log, columns, table).to_pylist()
     return {row["key"]: list(zip(row["items"], row["weights"], strict=True)) for row in rows}
 
 
@@ -123,7 +123,7 @@ def test_it_agrees_with_adding_up_by_hand(rows):
 )
 def test_a_log_that_cannot_be_used_says_why(log, columns, error, said):
     with pytest.raises(error, match=said):
-        most_engaged(log, columns, "people")
+        compute_weights(log, columns, "people")
 
 
 NOT_UTF8 = pa.Array.from_buffers(
@@ -159,10 +159,10 @@ AT = {"time": "t", "half_life_seconds": 10.0}
 def test_a_column_of_a_log_is_read_whatever_its_type_or_refused_by_name(columns, more, said):
     log = pa.table({"k": ["a"], "i": ["x"], **columns})
     if said is None:
-        assert most_engaged(log, LogColumns("k", "i", **more), "people")["weights"].to_pylist() in ([[1.0]], [[1.5]])
+        assert compute_weights(log, LogColumns("k", "i", **more), "people")["weights"].to_pylist() in ([[1.0]], [[1.5]])
         return
     with pytest.raises(InputError, match=said):
-        most_engaged(log, LogColumns("k", "i", **more), "people")
+        compute_weights(log, LogColumns("k", "i", **more), "people")
 
 
 # in a store

@@ -18,7 +18,7 @@ from nearcast.join.listener import Listener
 from nearcast.publishing import publish as publishing
 from nearcast.publishing import publish_table as weight_tables
 from nearcast.publishing import rollback, store_listing
-from nearcast.publishing.engagement import TOP, LogColumns, most_engaged
+from nearcast.publishing.engagement import TOP, LogColumns, compute_weights
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.publishing.publication import PublishRequest
 from nearcast.publishing.targets import PublishTarget, target_of_snapshot
@@ -119,7 +119,7 @@ def publish_table(
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
     listener = listener or Listener()
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
-    rows = most_engaged(found, columns, table)
+    rows = compute_weights(found, columns, table)
     with opened_store(store, place) as opened:
         for doubt in weight_tables.list_warnings(opened, place.generator, table, rows):
             listener.note(f"warning: {doubt}")
@@ -184,12 +184,12 @@ def published(
         places = [place_in_store_of(generator, out)]
     elif store is not None:
         with opened_store(store, PublishTarget("", Path(out or OUT))) as opened:
-            return [store_listing.list_published(opened, name, now=time.time()) for name in opened.generators()]
+            return [store_listing.read_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
         places = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
     found = []
     for place in places:
         with opened_store(store, place) as opened:
             if generator is not None or opened.pointer(place.generator) is not None:
-                found.append(store_listing.list_published(opened, place.generator, now=time.time()))
+                found.append(store_listing.read_published(opened, place.generator, now=time.time()))
     return found

@@ -1,8 +1,8 @@
-"""Cut an overlay back: forget what every version in the store says already.
+"""Compact an overlay: delete the entries that every version in the store contains already.
 
-An entry may go only when no version that can become current needs it: a rollback must not bring an item back. An item
-that was removed for good and has left the snapshots may come back into them: it is remembered for a while.
-Reads items from every version that is kept; writes to the overlay alone.
+An entry is deleted only when no version that can become current needs it: a rollback must not restore an item. A
+removed item that is in no version any more may come back in a later snapshot: its entry is kept for 90 days.
+Reads items of every version in the store; writes only to the overlay.
 """
 
 from __future__ import annotations
@@ -20,57 +20,60 @@ from nearcast.times import parse_utc
 
 __all__ = ["compact_overlay"]
 
-CLOCK_SKEW_SECONDS = 60.0  # between whoever writes to the overlay and whoever makes snapshots
-REMEMBERED_SECONDS = 90 * 86_400.0  # that an item was removed for good, after it is in no version any more
+CLOCK_SKEW_SECONDS = 60.0  # between the clocks of overlay writers and of runs
+REMOVAL_KEPT_SECONDS = 90 * 86_400.0  # at least, for an item that was removed without an end
 ITEMS_AT_ONCE = 1 << 14
 
 Columns = dict[str, Any] | None  # of an item; None: the version does not have it
 
 
 def compact_overlay(store: Store, generator: str, versions: Sequence[int], *, now: float) -> int:
-    """Forget expired, lifted and contained entries. Returns how many. NearcastError where a version cannot be read."""
+    """Delete expired, restored and contained entries; return their number.
+
+    Raises NearcastError if a version cannot be read.
+    """
     log = store.overlay(generator)
     seen = log.changes()
-    over = [entry for entry in seen.entries if _is_over(entry, now)]
-    rest = [entry for entry in seen.entries if not (_is_over(entry, now) or _is_remembered(entry, now))]
-    needless = over + (_contained_in_all(store, generator, versions, rest) if rest else [])
+    expired = [entry for entry in seen.entries if _is_expired(entry, now)]
+    rest = [entry for entry in seen.entries if not (_is_expired(entry, now) or _is_recent_removal(entry, now))]
+    needless = expired + (_find_contained_in_all(store, generator, versions, rest) if rest else [])
     if needless:
         log.purge([entry.key() for entry in needless], upto=seen.serial)
     return len(needless)
 
 
-def _is_over(entry: OverlayEntry, now: float) -> bool:
+def _is_expired(entry: OverlayEntry, now: float) -> bool:
     return entry.lifted or (entry.until is not None and entry.until < now - CLOCK_SKEW_SECONDS)
 
 
-def _is_remembered(entry: OverlayEntry, now: float) -> bool:
-    return entry.field is None and entry.until is None and entry.written > now - REMEMBERED_SECONDS
+def _is_recent_removal(entry: OverlayEntry, now: float) -> bool:
+    return entry.field is None and entry.until is None and entry.written > now - REMOVAL_KEPT_SECONDS
 
 
-def _contained_in_all(
+def _find_contained_in_all(
     store: Store, generator: str, versions: Sequence[int], entries: list[OverlayEntry]
 ) -> list[OverlayEntry]:
     for version in versions:
         if not entries:
             break
         with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-            entries = _contained(reader, read_facts(reader, generator, version), entries)
+            entries = _find_contained(reader, read_facts(reader, generator, version), entries)
     return entries if versions else []
 
 
-def _contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEntry]) -> list[OverlayEntry]:
-    """The entries whose fact a version knows: it was made later, and the item is gone or the field is equal."""
+def _find_contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEntry]) -> list[OverlayEntry]:
+    """Return the entries that a later version contains: it lacks the item, or its field has the entry's value."""
     read_inputs = parse_utc(facts.started or facts.created)
     older = [entry for entry in entries if entry.written < read_inputs - CLOCK_SKEW_SECONDS]
     found = []
     for start in range(0, len(older), ITEMS_AT_ONCE):
         some = older[start : start + ITEMS_AT_ONCE]
         held = reader.get_many(Space.ITEMS, [encode_key(entry.item) for entry in some])
-        found += [entry for entry, value in zip(some, held, strict=True) if _says_so(_columns(value), entry)]
+        found += [entry for entry, value in zip(some, held, strict=True) if _agrees(_decode_columns(value), entry)]
     return found
 
 
-def _columns(value: bytes | None) -> Columns:
+def _decode_columns(value: bytes | None) -> Columns:
     if value is None:
         return None
     try:
@@ -80,7 +83,7 @@ def _columns(value: bytes | None) -> Columns:
     return dict(columns)
 
 
-def _says_so(columns: Columns, entry: OverlayEntry) -> bool:
+def _agrees(columns: Columns, entry: OverlayEntry) -> bool:
     if columns is None:
         return True
     return entry.field is not None and entry.field in columns and columns[entry.field] == entry.value

@@ -1,6 +1,6 @@
-"""Copy a snapshot into a store's writer: lists and items, a row group at a time, under a throttle, with checksums.
+"""Copy a snapshot into a store: lists and items, one row group at a time, throttled, with checksums.
 
-Knows nothing of audits and pointers. What is written can be read back with `readback.py`.
+`compare_sample` compares the copy with rows of the snapshot. Knows nothing of audits and pointers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nearcast.publishing.snapshot_rows import (
     SnapshotShape,
     count_payload,
     count_queries,
-    item_batches,
-    list_groups,
-    query_batches,
+    iterate_items,
+    iterate_lists,
+    iterate_queries,
 )
 from nearcast.publishing.write_version import add_checksum
 from nearcast.stores.base import Pair, Reader, Space, Writer
@@ -49,7 +49,7 @@ SAMPLED_GROUPS = 32  # row groups that are read for them
 
 
 class Throttle:
-    """Lets so many bytes pass a second: `take(n)` before sending n bytes sleeps as long as it must. None: no limit."""
+    """A limit of bytes per second, as a token bucket. Call `take(n)` before sending n bytes. None: no limit."""
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class Throttle:
 
     @property
     def piece_bytes(self) -> int:
-        """How much to send at a time, so that the flow is even: a tenth of a second's worth, 8 MB at most."""
+        """Bytes to send at a time for an even flow: those of a tenth of a second, at most 8 MB."""
         if self._rate is None:
             return LARGEST_PIECE
         return max(SMALLEST_PIECE, min(LARGEST_PIECE, int(self._rate * BURST_SECONDS)))
 
     def take(self, n: float) -> None:
-        """Wait until n more bytes may pass."""
+        """Sleep until n more bytes may be sent."""
         if self._rate is None:
             return
         now = self._clock()
@@ -86,27 +86,27 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class CopyFigures:
-    """What was put into a store."""
+    """Counts, sizes and checksums of a copy."""
 
     keys: int
     items: int
-    query_rows: int  # columns of queries, which rules need at look-up; kept beside the items
+    query_rows: int  # queries whose columns are stored beside the items, for rules at look-up
     bytes: int  # of keys and values
     payload_bytes: int  # of keys, ids and scores alone
     checksum: Mapping[str, int]  # by space
 
 
 class NullWriter:
-    """A writer that keeps nothing: what a dry run copies into."""
+    """A writer that discards everything, for dry runs."""
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
-        """Forget them."""
+        """Discard the pairs."""
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Nothing is there to be finished."""
+        """Do nothing."""
 
     def discard(self) -> None:
-        """Nothing is there to be removed."""
+        """Do nothing."""
 
 
 def copy_snapshot(
@@ -116,56 +116,56 @@ def copy_snapshot(
     throttle: Throttle,
     progress: Progress,
     *,
-    still_ours: Callable[[], None] = lambda: None,
+    check_lock: Callable[[], None] = lambda: None,
 ) -> CopyFigures:
-    """Put every list and every item; `still_ours` is asked before each row group, and stops the copy by raising."""
+    """Write every list and every item. `check_lock` is called before each row group; its error ends the copy."""
     own_queries = shape.rules is not None and shape.rules["own_query_columns"]
     total = shape.keys + shape.items + (count_queries(snapshot) if own_queries else 0)
-    counter = _Counter(writer, throttle, progress, total)
+    counter = _CountingWriter(writer, throttle, progress, total)
     payload = 0
-    for group in list_groups(snapshot):
-        still_ours()
+    for group in iterate_lists(snapshot):
+        check_lock()
         payload += count_payload(group, shape)
-        counter.put(Space.LISTS, *_encoded(group, shape))
+        counter.put(Space.LISTS, *_encode_lists(group, shape))
     query_rows = 0
     if shape.rules is not None and own_queries:
-        for batch in query_batches(snapshot, list(shape.rules["queries"])):
-            still_ours()
-            keys, values = _encoded_items(batch)
+        for batch in iterate_queries(snapshot, list(shape.rules["queries"])):
+            check_lock()
+            keys, values = _encode_items(batch)
             counter.put(Space.ITEMS, [encode_query_key(key) for key in keys], values)
         query_rows = counter.counts[Space.ITEMS]
-    for batch in item_batches(snapshot):
-        still_ours()
-        counter.put(Space.ITEMS, *_encoded_items(batch))
+    for batch in iterate_items(snapshot):
+        check_lock()
+        counter.put(Space.ITEMS, *_encode_items(batch))
     counts = counter.counts
     n_items = counts[Space.ITEMS] - query_rows
     return CopyFigures(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
 
 
-def _encoded(group: pa.Table, shape: SnapshotShape) -> tuple[list[bytes], list[bytes]]:
+def _encode_lists(group: pa.Table, shape: SnapshotShape) -> tuple[list[bytes], list[bytes]]:
     ids, lists, scores = (group.column(name).combine_chunks() for name in ("query_id", "candidate_ids", "scores"))
     reasons = group.column("reason")
     short = [None] * len(ids) if reasons.null_count == len(ids) else reasons.to_pylist()
-    return _in_order(encode_keys(ids), encode_lists(lists, scores, short, shape.id_kind))
+    return _sort_pairs(encode_keys(ids), encode_lists(lists, scores, short, shape.id_kind))
 
 
-def _encoded_items(batch: pa.RecordBatch) -> tuple[list[bytes], list[bytes]]:
+def _encode_items(batch: pa.RecordBatch) -> tuple[list[bytes], list[bytes]]:
     table = pa.Table.from_batches([batch])
     columns = table.drop_columns(["id"])
     values = encode_items(columns) if columns.num_columns else [b"{}"] * len(table)
-    return _in_order(encode_keys(batch.column("id")), values)
+    return _sort_pairs(encode_keys(batch.column("id")), values)
 
 
-def _in_order(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Ascending: rows are, but for long ids, whose keys end in a hash."""
+def _sort_pairs(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Sort by key. Rows are in order already, except long ids: their keys end in a hash."""
     if max(map(len, keys), default=0) <= KEPT_OF_LONG:
         return keys, values
     pairs = sorted(zip(keys, values, strict=True), key=itemgetter(0))
     return [key for key, _ in pairs], [value for _, value in pairs]
 
 
-class _Counter:
-    """Puts pairs in pieces that the throttle asks for, and keeps count."""
+class _CountingWriter:
+    """Writes pairs in pieces of the throttle's size; counts pairs, bytes and checksums."""
 
     def __init__(self, writer: Writer, throttle: Throttle, progress: Progress, total: int) -> None:
         self.bytes = 0
@@ -174,27 +174,27 @@ class _Counter:
         self._writer, self._throttle, self._progress, self._total = writer, throttle, progress, total
 
     def put(self, space: Space, keys: list[bytes], values: list[bytes]) -> None:
-        """Put these pairs."""
+        """Write these pairs."""
         self.sums[space] = add_checksum(self.sums[space], keys, values)
         size = sum(map(len, keys)) + sum(map(len, values))
         self.bytes += size
-        for start, stop in _pieces(len(keys), size, self._throttle.piece_bytes):
+        for start, stop in _split(len(keys), size, self._throttle.piece_bytes):
             self._throttle.take(size * (stop - start) / len(keys))
             self._writer.put(space, list(zip(keys[start:stop], values[start:stop], strict=True)))
             self.counts[space] += stop - start
             self._progress("copy", sum(self.counts.values()), self._total)
 
 
-def _pieces(n: int, size: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
-    """Stretches of n pairs of about so many bytes."""
+def _split(n: int, size: int, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of pieces of n pairs with about `piece_bytes` each."""
     step = max(1, int(n * piece_bytes / size)) if size else max(1, n)
     for start in range(0, n, step):
         yield start, min(n, start + step)
 
 
 def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
-    """DamagedError where a sampled list, decoded, differs from the snapshot's row."""
-    numbers = _sample(snapshot)
+    """Raise DamagedError if a sampled list, decoded, differs from the snapshot's row."""
+    numbers = _sample_rows(snapshot)
     if len(numbers) == 0:
         return
     rows = snapshot.rows(numbers)
@@ -211,8 +211,8 @@ def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
             raise DamagedError(f"{where}: the list of {row['query_id']!r} is not that of snapshot {snapshot.name}")
 
 
-def _sample(snapshot: Snapshot) -> IntArray:
-    """Numbers of rows, ascending, drawn by the version's number."""
+def _sample_rows(snapshot: Snapshot) -> IntArray:
+    """Return row numbers, ascending. The version is the random seed."""
     n, group_rows = snapshot.n_rows, rows_per_group(snapshot.manifest.k)
     if n <= SAMPLED_KEYS:
         return np.arange(n)

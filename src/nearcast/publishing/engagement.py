@@ -1,7 +1,7 @@
-"""From an engagement log to a table of weights: for each key, the items that were engaged with most.
+"""Compute a weight table from an engagement log: per key, the items with the largest weights.
 
-Arrow tables in and out: a row of the log is one engagement, a row of the result one key with its items, the heaviest
-first. Knows nothing of stores.
+Arrow tables in and out. A row of the log is one engagement; a row of the result is one key with its items, largest
+weight first. Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -20,62 +20,62 @@ from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microsec
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.names import PHRASES, normalize_table_key
 
-__all__ = ["LogColumns", "most_engaged", "read_log"]
+__all__ = ["LogColumns", "compute_weights", "read_log"]
 
-TOP = 50  # items of a key: more than a request has places for keys
-MOST_WEIGHT = 3e38  # what a float32 can hold
-LEAST_WEIGHT = 1e-30  # a float32 below this is as good as 0, and 0 is no weight
+TOP = 50  # items per key
+MOST_WEIGHT = 3e38  # largest float32
+LEAST_WEIGHT = 1e-30  # smaller weights count as 0, and an item of weight 0 is left out
 
 
 @dataclass(frozen=True, slots=True)
 class LogColumns:
-    """What the columns of a log are called, and how engagements are weighed."""
+    """Columns of an engagement log, and how engagements are weighted."""
 
     key: str
     item: str
-    weight: str | None = None  # what an engagement counts; None: 1
-    time: str | None = None  # when it was: a timestamp, a date, or a number of seconds
-    half_life_seconds: float | None = None  # an engagement that much older counts half; None: age does not matter
-    top: int = TOP  # items of a key that are kept
+    weight: str | None = None  # weight of an engagement; None: 1
+    time: str | None = None  # a timestamp, a date, or a number of seconds
+    half_life_seconds: float | None = None  # weight is halved per this age; None: age does not matter
+    top: int = TOP  # items kept per key
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read."""
+        """The columns to read."""
         return list(dict.fromkeys(name for name in (self.key, self.item, self.weight, self.time) if name is not None))
 
 
 def read_log(path: Path, columns: LogColumns, note: Callable[[str], None] | None = None) -> pa.Table:
-    """These columns of a Parquet file, of a folder of them, or of a glob. `note` is told of files that were skipped.
+    """Read these columns of a Parquet file, a folder or a glob. Skipped files are reported to `note`.
 
-    InputError where there is no such file or column, and where a file changes while it is read.
+    Raises InputError if a file or column is missing, or if a file changes while it is read.
     """
     log = open_parquet(path, Path(), "the log", "name a Parquet file of engagements, or a folder of them")
     log.tell(note)
     if missing := [name for name in columns.names if name not in log.schema.names]:
-        raise _no_column(missing[0], log.schema.names, str(path))
+        raise _make_column_error(missing[0], log.schema.names, str(path))
     log.need_columns(columns.names)
     return log.read(columns.names)
 
 
-def most_engaged(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
-    """The heaviest items of each key: columns key, items and weights, ascending by key as a store orders them.
+def compute_weights(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
+    """Return the weight table: columns key, items and weights, ascending by key; items by descending weight.
 
-    An item's weight is the sum of weight * 2 ** (-age / half life) over the engagements of key and item, where the age
-    is counted from the newest engagement of the log: the same log gives the same table at any time. Of equal
-    weights the smaller id is first. Keys of the table `phrases` are written as `stores.tables.table_key` has them. Rows
-    without key or item are left out. Raises InputError for a log without rows, a column that there is not, or ids
-    that are neither text nor whole numbers; SpecError for settings that cannot be.
+    weight(item) = sum of weight * 2 ** (-age / half life) over the engagements of key and item. Age is counted from the
+    newest engagement of the log, so that the same log gives the same table at any time. Equal weights go to the smaller
+    id. Keys of the table `phrases` are normalized, see `stores.names.normalize_table_key`. Rows without key or item are
+    left out. Raises InputError if the log has no rows, lacks a column, or has ids that are neither text nor whole
+    numbers; SpecError for invalid settings.
     """
-    _check(columns)
+    _validate(columns)
     if missing := [name for name in columns.names if name not in log.column_names]:
-        raise _no_column(missing[0], log.column_names, "the log")
+        raise _make_column_error(missing[0], log.column_names, "the log")
     refuse_twice(log.column_names, columns.names, "the log")
     log = pa.table({name: plain_column(log.column(name)) for name in columns.names})
     log = log.filter(pc.and_(pc.is_valid(log[columns.key]), pc.is_valid(log[columns.item])))
     if len(log) == 0:
         raise InputError("the log holds no engagement that has both a key and an item")
-    keys, items = _keys(log[columns.key], table), _ids(log[columns.item], columns.item)
-    weights = _weights(log, columns)
+    keys, items = _convert_keys(log[columns.key], table), _convert_ids(log[columns.item], columns.item)
+    weights = _weight_engagements(log, columns)
     summed = (
         pa.table({"key": keys, "item": items, "weight": weights})
         .group_by(["key", "item"])
@@ -83,10 +83,10 @@ def most_engaged(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
         .sort_by([("key", "ascending"), ("weight_sum", "descending"), ("item", "ascending")])
         .combine_chunks()
     )
-    return _first_of_each(summed.filter(pc.greater(summed["weight_sum"], LEAST_WEIGHT)), columns.top)
+    return _take_top(summed.filter(pc.greater(summed["weight_sum"], LEAST_WEIGHT)), columns.top)
 
 
-def _check(columns: LogColumns) -> None:
+def _validate(columns: LogColumns) -> None:
     if columns.top < 1:
         raise SpecError(f"top is {columns.top}: keep one item of a key at least")
     if columns.half_life_seconds is not None and columns.time is None:
@@ -95,12 +95,12 @@ def _check(columns: LogColumns) -> None:
         raise SpecError(f"the half life is {columns.half_life_seconds} s: give a time above 0")
 
 
-def _no_column(name: str, known: Sequence[str], where: str) -> InputError:
+def _make_column_error(name: str, known: Sequence[str], where: str) -> InputError:
     return InputError(f"{where} has no column {name!r}; it has {', '.join(known)}")
 
 
-def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Ids as int64 or string."""
+def _convert_ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Convert ids to int64 or string."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     try:
         if pa.types.is_integer(kind):
@@ -114,8 +114,8 @@ def _ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     raise InputError(f"the column {name} is of type {column.type}: ids are text or whole numbers")
 
 
-def _keys(column: pa.ChunkedArray, table: str) -> pa.ChunkedArray:
-    ids = _ids(column, "of keys")
+def _convert_keys(column: pa.ChunkedArray, table: str) -> pa.ChunkedArray:
+    ids = _convert_ids(column, "of keys")
     if table != PHRASES:
         return ids
     coded = ids.cast(pa.string()).combine_chunks().dictionary_encode()
@@ -123,35 +123,35 @@ def _keys(column: pa.ChunkedArray, table: str) -> pa.ChunkedArray:
     return pa.chunked_array([written.take(coded.indices)])
 
 
-def _weights(log: pa.Table, columns: LogColumns) -> npt.NDArray[np.float64]:
+def _weight_engagements(log: pa.Table, columns: LogColumns) -> npt.NDArray[np.float64]:
     weights = np.ones(len(log))
     if columns.weight is not None:
-        weights = _numbers(log[columns.weight], columns.weight)
+        weights = _convert_numbers(log[columns.weight], columns.weight)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise InputError(f"the column {columns.weight} holds a weight that is no number, negative or missing")
     if columns.half_life_seconds is not None and columns.time is not None:
-        seconds = _seconds(log[columns.time], columns.time)
+        seconds = _convert_seconds(log[columns.time], columns.time)
         weights = weights * np.exp2((seconds - seconds.max()) / columns.half_life_seconds)
     return weights
 
 
-def _seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+def _convert_seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         try:
             column = to_microseconds(column).cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise InputError(f"the column {name} holds a time that cannot be one: {error}") from error
-        seconds = _numbers(column, name) / 1e6
+        seconds = _convert_numbers(column, name) / 1e6
     elif pa.types.is_boolean(column.type):
         raise InputError(f"the column {name} is of type bool: a time is a timestamp, a date or a number of seconds")
     else:
-        seconds = _numbers(column, name)
+        seconds = _convert_numbers(column, name)
     if not np.isfinite(seconds).all():
         raise InputError(f"the column {name} lacks a time; a half life needs that of every engagement")
     return seconds
 
 
-def _numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+def _convert_numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     if _is_text(column.type):
         raise InputError(f"the column {name} is of type {column.type}, and no numbers can be made of it; convert it")
     try:
@@ -165,8 +165,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
-def _first_of_each(rows: pa.Table, top: int) -> pa.Table:
-    """The first rows of each key, as lists. The rows are sorted by key."""
+def _take_top(rows: pa.Table, top: int) -> pa.Table:
+    """Return the first `top` rows of each key as lists. Rows are sorted by key."""
     if len(rows) == 0:
         raise InputError("no engagement of the log has a weight above 0")
     codes = rows["key"].combine_chunks().dictionary_encode()

@@ -208,7 +208,7 @@ def _ensure_copy(
         return None
     throttle = Throttle(request.settings.max_bytes_per_second)
     with open_writer(request.store, request.generator, snapshot.version) as writer:
-        copied = copy_snapshot(snapshot, shape, writer, throttle, request.listener.progress, still_ours=lock.check)
+        copied = copy_snapshot(snapshot, shape, writer, throttle, request.listener.progress, check_lock=lock.check)
         facts = replace(
             facts,
             keys=copied.keys,

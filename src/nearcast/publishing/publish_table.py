@@ -1,9 +1,9 @@
-"""Publish a table of weights: the order of the steps is that of a snapshot, without an audit's rules.
+"""Publish a weight table: the same steps as for a snapshot, with one check in place of the audit.
 
-    lock -> refuse what cannot be meant -> write -> read back -> point -> retire
+    lock -> validate -> write -> read back -> move the pointer -> retire
 
-Readers keep the old version until the pointer moves. Rolled back by `rollback.py` like any other generator. Knows
-nothing of logs.
+Readers keep the old version until the pointer moves. `rollback.py` rolls it back as any generator. Knows nothing of
+logs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["list_warnings", "publish_table"]
 LIST_HEAD_BYTES = 4
 KEPT_VERSIONS = 3
 MOST_LOOKED_UP = 20_000
-LEAST_SHARE = 0.5  # of the keys that are current: fewer are more likely a log that was cut short than news
+LEAST_SHARE = 0.5  # of the current keys: with fewer, the log is more likely incomplete
 
 Pairs = Mapping[Space, list[Pair]]
 
@@ -45,84 +45,83 @@ Pairs = Mapping[Space, list[Pair]]
 def publish_table(
     store: Store, generator: str, table: str, rows: pa.Table, *, fewer: bool = False, repair: bool = False
 ) -> Publication:
-    """Make these rows the current version of a table of a generator, under the name GENERATOR.TABLE.
+    """Publish a weight table under the name GENERATOR.TABLE. Does nothing if the same rows are current already.
 
-    rows: columns key, items and weights, as `engagement.most_engaged` makes them. fewer: they may have less than half
-    as many keys as what is current. repair: do without a pointer or a current version that cannot be read. Nothing is
-    done where the same rows are current already, unless to repair.
-    Raises AuditError for fewer keys, StoreError where a snapshot is published under that name, BusyError while
-    another process publishes it; then nothing has changed.
+    rows: columns key, items and weights, as `engagement.compute_weights` returns them.
+    fewer: allow less than half as many keys as the current table.
+    repair: continue without a pointer or current table that cannot be read, and publish equal rows too.
+    Raises AuditError for fewer keys, StoreError if a snapshot is published under the name, BusyError while another
+    process publishes it. Readers then see no change.
     """
     name, pairs = table_name(generator, table), _pairs(rows)
-    mark = _fingerprint(pairs)
-    with store.lock(name) as held:
+    fingerprint = _fingerprint(pairs)
+    with store.lock(name) as lock:
         notes: list[str] = []
         pointer = read_pointer(store, name, notes, repair=repair)
         current = find_last_facts(store, name, pointer, notes, repair=repair)
-        _check_kind(store, name, current)
+        _validate_kind(store, name, current)
         before = pointer.version or None if pointer else None
-        same = pointer and current and (current.fingerprint, current.version) == (mark, pointer.version)
+        same = pointer and current and (current.fingerprint, current.version) == (fingerprint, pointer.version)
         if pointer and same and not repair:
             return Publication(name, store.url, pointer.version, before, "already_current")
-        _check(name, rows, current, fewer=fewer)
+        _validate_count(name, rows, current, fewer=fewer)
         version = 1 + max([*store.versions(name), before or 0])
-        done = Publication(name, store.url, version, before, "published")
+        result = Publication(name, store.url, version, before, "published")
         started = time.perf_counter()
-        copied = _tally(pairs)
-        facts = replace(_make_facts(name, version, rows, copied), fingerprint=mark, of=generator)
-        _write(store, pairs, facts, held)
-        done = replace(done, copied=copied, copy_seconds=time.perf_counter() - started)
+        copied = _measure_pairs(pairs)
+        facts = replace(_make_facts(name, version, rows, copied), fingerprint=fingerprint, of=generator)
+        _write(store, pairs, facts, lock)
+        result = replace(result, copied=copied, copy_seconds=time.perf_counter() - started)
         last = pointer or Pointer(version=0, serial=0)
         moved = last.moved(PointerEvent("published", version, format_utc(time.time())), list_rolled_back(last, version))
-        store.point(name, moved, held)
-        return replace(done, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
+        store.point(name, moved, lock)
+        return replace(result, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
 
 
 def list_warnings(store: Store, generator: str, table: str, rows: pa.Table) -> list[str]:
-    """Return what may be a mistake in a table, a sentence each: its name, its generator, items that are no keys.
+    """Return likely mistakes, one sentence each: an unusual name, an unknown generator, items that are not its keys.
 
-    None of it keeps the table from being published: its generator may be published later. Reads the generator's
-    current keys for at most MOST_LOOKED_UP of the items.
+    They are no errors: the generator may be published later. Looks up at most MOST_LOOKED_UP of the items.
     """
-    found = []
+    warnings = []
     near = difflib.get_close_matches(table, (PHRASES, PEOPLE), n=1, cutoff=0.6)
     if near and table not in (PHRASES, PEOPLE):
-        found.append(f"requests are not resolved by a table named {table!r}; did you mean {near[0]!r}?")
+        warnings.append(f"requests are not resolved by a table named {table!r}; did you mean {near[0]!r}?")
     pointer = store.pointer(generator)
     if pointer is None:
         names = [name for name in store.generators() if "." not in name]
         close = difflib.get_close_matches(generator, names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"published there: {', '.join(names) or 'nothing'}"
-        return [*found, f"no generator {generator!r} is published in {store.url}; {hint}"]
+        return [*warnings, f"no generator {generator!r} is published in {store.url}; {hint}"]
     items = rows["items"].combine_chunks().flatten()
     distinct = items.unique()
     distinct = distinct.take(pa.array(range(0, len(distinct), 1 + len(distinct) // MOST_LOOKED_UP)))
     try:
         with contextlib.closing(store.open(generator, pointer.version, verify=False)) as reader:
-            held = reader.get_many(Space.LISTS, encode_keys(distinct))
+            values = reader.get_many(Space.LISTS, encode_keys(distinct))
             kind = read_facts(reader, generator, pointer.version).query_ids
     except (DamagedError, GoneError, StoreError) as error:
-        return [*found, f"whether the items are keys of {generator} is not known: {error}"]
-    unknown = distinct.filter(pa.array([value is None for value in held], pa.bool_()))
+        return [*warnings, f"whether the items are keys of {generator} is not known: {error}"]
+    unknown = distinct.filter(pa.array([value is None for value in values], pa.bool_()))
     if len(unknown):
         among = items.filter(pc.is_in(items, value_set=distinct))
         share = pc.mean(pc.is_in(among, value_set=unknown).cast(pa.float64())).as_py()
         examples = ", ".join(repr(item) for item in unknown[:3].to_pylist())
         types = f"; its keys are {kind}, and the items {distinct.type}" if id_type(distinct.type) != kind else ""
-        found.append(
+        warnings.append(
             f"{len(unknown):,} of {len(distinct):,} different items ({share:.1%} of the entries) are no keys of "
             f"{generator} {pointer.version:06d}, such as {examples}: they lead to no candidates{types}"
         )
-    return found
+    return warnings
 
 
-def _check_kind(store: Store, name: str, current: VersionFacts | None) -> None:
+def _validate_kind(store: Store, name: str, current: VersionFacts | None) -> None:
     """Raise StoreError if snapshots are published under this name."""
     if current is not None and not current.is_weight_table:
         raise StoreError(f"{name} in {store.url} has snapshots, and is no table; give the table another name")
 
 
-def _check(name: str, rows: pa.Table, current: VersionFacts | None, *, fewer: bool) -> None:
+def _validate_count(name: str, rows: pa.Table, current: VersionFacts | None, *, fewer: bool) -> None:
     keys = current.keys if current else 0
     least = LEAST_SHARE * keys
     if len(rows) < least and not fewer:
@@ -132,24 +131,24 @@ def _check(name: str, rows: pa.Table, current: VersionFacts | None, *, fewer: bo
         )
 
 
-def _write(store: Store, pairs: Pairs, facts: VersionFacts, held: PublishLock) -> None:
-    """Write the version and read it back; what goes wrong is cleared away."""
+def _write(store: Store, pairs: Pairs, facts: VersionFacts, lock: PublishLock) -> None:
+    """Write the version and read it back. A version that differs is removed."""
     name, version = facts.generator, facts.version
     with open_writer(store, name, version) as writer:
         for space, some in pairs.items():
             writer.put(space, some)
-        held.check()
+        lock.check()
         writer.finish(facts.to_json())
     try:
         verify_version(store, name, version, f"version {version:06d} of {name} in {store.url}", no_progress)
     except DamagedError:
-        held.check()
+        lock.check()
         store.retire(name, version)
         raise
 
 
 def _pairs(rows: pa.Table) -> Pairs:
-    """The lists by key, and the items that are in them, ascending as a store has them."""
+    """Return lists by key, and their items, each ascending by key."""
     items = rows["items"].combine_chunks()
     distinct = items.flatten().unique()
     values = encode_lists(items, rows["weights"].combine_chunks(), [None] * len(rows), id_kind(distinct))
@@ -157,15 +156,15 @@ def _pairs(rows: pa.Table) -> Pairs:
     return {Space.LISTS: lists, Space.ITEMS: sorted((key, b"{}") for key in encode_keys(distinct))}
 
 
-def _tally(pairs: Pairs) -> CopyFigures:
-    sums = {str(space): add_checksum(0, *_columns(some)) for space, some in pairs.items()}
+def _measure_pairs(pairs: Pairs) -> CopyFigures:
+    sums = {str(space): add_checksum(0, *_unzip(some)) for space, some in pairs.items()}
     total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
     lists = pairs[Space.LISTS]
     payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
     return CopyFigures(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)
 
 
-def _columns(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
+def _unzip(pairs: list[Pair]) -> tuple[list[bytes], list[bytes]]:
     return [key for key, _ in pairs], [value for _, value in pairs]
 
 
@@ -196,7 +195,7 @@ def _make_facts(name: str, version: int, rows: pa.Table, copied: CopyFigures) ->
 
 
 def _fingerprint(pairs: Pairs) -> str:
-    """A hash of all lists: of equal rows it is equal."""
+    """Return a hash of all lists. Equal rows have equal hashes."""
     hashed = hashlib.blake2b(digest_size=16)
     for key, value in pairs[Space.LISTS]:
         hashed.update(b"%d %d " % (len(key), len(value)) + key + value)

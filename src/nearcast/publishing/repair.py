@@ -1,4 +1,4 @@
-"""What `--repair` does without: a pointer, a current version or an overlay that cannot be read."""
+"""Steps of `--repair`: continue without a pointer, a current version or an overlay that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["find_last_facts", "read_pointer", "repair_damaged_overlay", "retire_
 
 
 def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> Pointer | None:
-    """Return where the pointer is. To repair, one that cannot be read begins anew, with a serial that none had."""
+    """Return the pointer. With `repair`, replace an unreadable pointer by one with version 0 and an unused serial."""
     try:
         return store.pointer(name)
     except DamagedError:
@@ -28,7 +28,7 @@ def find_last_facts(
 ) -> VersionFacts | None:
     """Return the facts of the current version, or else of the newest that can be opened; None where there is none.
 
-    DamagedError where none of them can be opened; to repair, that is as good as none.
+    Raises DamagedError if no version can be opened; with `repair` returns None then.
     """
     if pointer is None:
         return None
@@ -42,7 +42,7 @@ def find_last_facts(
 
 
 def retire_damaged(store: Store, name: str, current: int, notes: list[str]) -> None:
-    """Take older versions away that are not as they were written, so that no rollback goes to one. Under the lock."""
+    """Remove older versions whose bytes changed, so that no rollback uses them. Call it under the lock."""
     for version in store.versions(name):
         if version == current:
             continue
@@ -56,7 +56,7 @@ def retire_damaged(store: Store, name: str, current: int, notes: list[str]) -> N
 
 
 def repair_damaged_overlay(store: Store, name: str, notes: list[str]) -> None:
-    """Repair the overlay of a generator, if it is not whole."""
-    said = repair_overlay(store.overlay(name))
-    if said is not None:
-        notes.append(f"the overlay was repaired: {said}")
+    """Repair the overlay of a generator if it is damaged, and add a note then."""
+    found = repair_overlay(store.overlay(name))
+    if found is not None:
+        notes.append(f"the overlay was repaired: {found}")

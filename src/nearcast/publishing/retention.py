@@ -1,6 +1,6 @@
-"""What is kept of versions in a store and of snapshots on disk, and which of them count as rolled back from.
+"""Retention of versions in a store and of snapshots on disk; which versions count as rolled back.
 
-The current version always stays, and so does what a rollback goes to first, where more than one may stay.
+The current version always stays. So does the first target of a rollback, if two or more versions may stay.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = [
 
 
 def find_rollback_target(versions: Sequence[int], pointer: Pointer) -> int | None:
-    """The newest version older than the current one that was not rolled back from itself; None where there is none."""
+    """Return the newest older version that was not rolled back itself; None if there is none."""
     older = [v for v in versions if v < pointer.version and v not in pointer.withdrawn]
     return max(older, default=None)
 
 
 def list_rolled_back(pointer: Pointer, version: int) -> tuple[int, ...]:
-    """The versions that count as rolled back from, once the pointer has moved to this one."""
+    """Return the versions that count as rolled back after the pointer has moved to `version`."""
     left = {pointer.version} if version < pointer.version else set()
     return tuple(sorted({*pointer.withdrawn, *left} - {version}))
 
 
 def choose_kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[int]:
-    """The `keep` versions that stay: the current one, what a rollback goes to, then the newest, withdrawn ones last."""
+    """Return the `keep` versions that stay: the current one, the rollback target, the newest, rolled-back ones last."""
     target = find_rollback_target(versions, pointer)
     order = [pointer.version] if target is None else [pointer.version, target]
     order += sorted(versions, key=lambda v: (v not in pointer.withdrawn, v), reverse=True)
@@ -49,26 +49,26 @@ def choose_kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -
 
 
 def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -> list[int]:
-    """Take the versions away that are not kept. Under the lock.
+    """Remove the versions that are not kept, and return them. Call it under the lock.
 
-    One that no reader could open is nothing to go back to: it does not take the place of one that is.
+    A version that no reader can open is not kept in place of a readable one.
     """
     versions = store.versions(generator)
-    useless = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
-    kept = choose_kept_versions([v for v in versions if v not in useless], pointer, keep)
-    gone = [version for version in versions if version not in kept]
-    for version in gone:
+    unreadable = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
+    kept = choose_kept_versions([v for v in versions if v not in unreadable], pointer, keep)
+    retired = [version for version in versions if version not in kept]
+    for version in retired:
         store.retire(generator, version)
-    return gone
+    return retired
 
 
 def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> VersionFacts:
     """Return the facts of the current version, or of the newest version that can be opened.
 
-    A current version that is damaged must not keep a good one from its place. DamagedError where none can be opened.
+    A damaged current version must not prevent a new publish. Raises DamagedError if no version can be opened.
     """
     fault: DamagedError | NotFoundError | None = None
-    known = [pointer.version] if pointer.version else []  # 0 is that of a pointer that could not be read
+    known = [pointer.version] if pointer.version else []  # 0: the pointer could not be read
     for version in dict.fromkeys((*known, *reversed(store.versions(generator)))):
         try:
             with contextlib.closing(store.open(generator, version, verify=False)) as reader:
@@ -79,18 +79,18 @@ def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> Version
 
 
 def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
-    """Remove from disk what is older than the current version, but for the newest `keep` and for what the store holds.
+    """Remove snapshots older than the current one from disk, except the newest `keep` and those that the store holds.
 
-    Under the lock. The manifest goes first, so that a snapshot is there whole or not at all.
+    Returns their versions. Call it under the lock. The manifest is removed first: no reader finds half a snapshot.
     """
     home = snapshots_folder(out, generator)
     found = [snapshot.version for snapshot in list_snapshots(out, generator)]
     old = found[:-keep] if keep is not None else []
-    gone = [version for version in old if version < current and version not in held]
-    for version in gone:
+    removed = [version for version in old if version < current and version not in held]
+    for version in removed:
         (home / f"{version:06d}" / MANIFEST).unlink()
     newest = max(found, default=0)
     for folder in home.iterdir() if home.is_dir() else ():
         if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder):
             shutil.rmtree(folder)
-    return gone
+    return removed

@@ -1,4 +1,4 @@
-"""Roll back: move the pointer to a version that the store still has, after looking at every byte of it."""
+"""Roll back: move the pointer to another version in the store, after reading every byte of it."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def roll_back(
 ) -> Publication:
     """Make an older version current: the newest older one that was not rolled back from, or `to`, older or newer.
 
-    The version that is left for an older one counts as withdrawn until it is named again. Raises NotFoundError
-    where there is no such version, DamagedError where it is not as it was written; the pointer then stays.
+    The version before counts as rolled back until it is published or named again. Raises NotFoundError if there is no
+    such version, DamagedError if its bytes changed; the pointer then stays.
     """
-    hears = listener or SilentListener()
-    _published(store, generator)  # before the lock, which makes a place for the generator
-    with store.lock(generator) as held:
-        pointer = _published(store, generator)
-        version = _target(store, generator, pointer, to)
+    listener = listener or SilentListener()
+    _require_pointer(store, generator)  # before the lock, which creates the generator in the store
+    with store.lock(generator) as lock:
+        pointer = _require_pointer(store, generator)
+        version = _choose_target(store, generator, pointer, to)
         if version == pointer.version:
-            hears.note(f"{generator} {version:06d} is current already")
+            listener.note(f"{generator} {version:06d} is current already")
             return Publication(generator, store.url, version, version, "already_current")
-        version = _readable(store, pointer, generator, version, hears, named=to is not None)
+        version = _find_readable(store, pointer, generator, version, listener, named=to is not None)
         event = PointerEvent("rolled_back", version, format_utc(time.time()), f"from {pointer.version:06d}")
-        store.point(generator, pointer.moved(event, list_rolled_back(pointer, version)), held)
+        store.point(generator, pointer.moved(event, list_rolled_back(pointer, version)), lock)
     return Publication(generator, store.url, version, pointer.version, "rolled_back")
 
 
-def _readable(
-    store: Store, pointer: Pointer, generator: str, version: int, hears: PublishListener, *, named: bool
+def _find_readable(
+    store: Store, pointer: Pointer, generator: str, version: int, listener: PublishListener, *, named: bool
 ) -> int:
-    """The version, after every byte of it was read as readers do; of one that was not named, an older one that can be.
+    """Return the version after reading all of it as readers do; if it is not named, an older readable one may be it.
 
-    DamagedError where there is none.
+    Raises DamagedError if none is readable.
     """
     fault: DamagedError | None = None
     older = [v for v in store.versions(generator) if v < version and v not in pointer.withdrawn and not named]
@@ -53,16 +53,16 @@ def _readable(
             with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
                 facts = validate_facts(reader, generator, candidate, where)
                 decode_all(reader, facts, where)
-                read_back(reader, facts, where, hears.progress)
+                read_back(reader, facts, where, listener.progress)
             return candidate
         except DamagedError as error:
             fault = fault or error
-            hears.note(f"{error}: it is passed over")
+            listener.note(f"{error}: it is passed over")
     assert fault is not None, "one was tried"
     raise DamagedError(f"{fault}; {pointer.version:06d} stays current, and --to names another version") from fault
 
 
-def _published(store: Store, generator: str) -> Pointer:
+def _require_pointer(store: Store, generator: str) -> Pointer:
     pointer = store.pointer(generator)
     if pointer is None:
         known = generators_in_words(generator, store.generators(), "generators there are none")
@@ -70,7 +70,7 @@ def _published(store: Store, generator: str) -> Pointer:
     return pointer
 
 
-def _target(store: Store, generator: str, pointer: Pointer, to: int | None) -> int:
+def _choose_target(store: Store, generator: str, pointer: Pointer, to: int | None) -> int:
     versions = store.versions(generator)
     have = ", ".join(f"{v:06d}" + (" (rolled back from)" if v in pointer.withdrawn else "") for v in versions)
     if to is not None:

@@ -1,8 +1,8 @@
-"""Gather the inputs of the version that is current in a store, beside those of a snapshot that is to be published.
+"""Compare the inputs of the current version in a store with those of a snapshot to publish.
 
-Profiles come from the version's facts. Single values are compared for a sample of the snapshot's items (and queries)
-with those that the store holds; single vectors with the sketch of the current snapshot, where its folder is
-still there. Reads Parquet and a store, writes nothing.
+Profiles come from the facts of the version. Single values are compared for a sample of items and queries: the store
+holds those of the current version. Single vectors are compared by the sketch in the folder of the current snapshot, if
+it exists. Reads Parquet and a store; writes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.measure.drift import sketch_drift
 from nearcast.publishing.audit_values import CurrentInputs, ValueChange, VectorChange
-from nearcast.publishing.snapshot_rows import SnapshotShape, item_batches, query_batches
+from nearcast.publishing.snapshot_rows import SnapshotShape, iterate_items, iterate_queries
 from nearcast.sources.ids import positions_of, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
@@ -34,40 +34,40 @@ __all__ = ["gather_inputs"]
 
 SAMPLED_ROWS = 2_000
 OF_QUERIES = encode_query_key(b"")
-MOSTLY_DISTINCT = 0.5  # a column of texts with more different values than this names each row, and changes with it
-SCALE = 3.0  # a weekday does not do that to a number, a currency or a unit does
-SMALL_COUNT = 20  # a count below that trebles by itself
+MOSTLY_DISTINCT = 0.5  # a text column with a larger share of distinct values is not compared: it names rows
+SCALE = 3.0  # a change of currency or unit exceeds this factor; daily changes do not
+SMALL_COUNT = 20  # smaller counts often triple by chance
 
 
 def gather_inputs(snapshot: Snapshot, shape: SnapshotShape, current: CurrentVersion) -> CurrentInputs:
-    """Compare with the current version, of which a sample of the snapshot's items and queries is looked up."""
+    """Compare with the current version, by look-ups of a sample of the snapshot's items and queries."""
     facts, profile = current.facts, snapshot.manifest.profile or {}
     changes: dict[tuple[str, str], ValueChange] = {}
     kept = 0.0
     if facts.item_ids == shape.item_ids:
         names = [name for name in profile.get("items", {}).get("attributes", {}) if name in shape.columns]
-        rows = _sampled_rows(lambda columns: item_batches(snapshot, ["id", *columns]), names)
-        pairs = _beside(current, rows)
+        rows = _sample_rows(lambda columns: iterate_items(snapshot, ["id", *columns]), names)
+        pairs = _pair_rows(current, rows)
         kept = len(pairs) / max(1, len(rows)) * shape.items / max(1, facts.items)
-        changes |= _changes("items", pairs, profile)
+        changes |= _compare_columns("items", pairs, profile)
     own_queries = shape.rules is not None and shape.rules["own_query_columns"] and facts.query_rows
     if shape.rules is not None and own_queries and facts.query_ids == shape.query_ids:
-        rows = _sampled_rows(lambda columns: query_batches(snapshot, columns), list(shape.rules["queries"]))
-        changes |= _changes("queries", _beside(current, rows, OF_QUERIES), profile)
+        rows = _sample_rows(lambda columns: iterate_queries(snapshot, columns), list(shape.rules["queries"]))
+        changes |= _compare_columns("queries", _pair_rows(current, rows, OF_QUERIES), profile)
     return CurrentInputs(
         items=facts.items,
         items_kept=kept,
         elapsed_seconds=parse_utc(snapshot.manifest.run.created) - parse_utc(facts.created),
         profile=facts.profile,
         changes=changes,
-        vectors=_vector_changes(snapshot, current, profile),
+        vectors=_compare_vectors(snapshot, current, profile),
     )
 
 
-def _sampled_rows(
+def _sample_rows(
     read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], names: Sequence[str]
 ) -> dict[bytes, dict[str, Any]]:
-    """By key, these columns of a sample of rows, as a store has them. read: the rows of a table with these columns."""
+    """Return columns of sampled rows by key, encoded as in a store. read: yields the rows of a table, given columns."""
     rows = np.sort(sample_rows_by_hash((batch.column("id") for batch in read(())), SAMPLED_ROWS))
     found: dict[bytes, dict[str, Any]] = {}
     first = 0
@@ -82,10 +82,10 @@ def _sampled_rows(
     return found
 
 
-def _beside(
+def _pair_rows(
     current: CurrentVersion, rows: Mapping[bytes, dict[str, Any]], prefix: bytes = b""
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The columns of the rows that the current version has too: then, now."""
+    """Return (current, new) columns of the rows that the current version has too."""
     values = current.reader.get_many(Space.ITEMS, [prefix + key for key in rows])
     return [(json.loads(then), now) for then, now in zip(values, rows.values(), strict=True) if then is not None]
 
@@ -93,27 +93,29 @@ def _beside(
 # ---- single values ----
 
 
-def _changes(
+def _compare_columns(
     table: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], profile: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], ValueChange]]:
-    """By how much each column differs between the rows of the current version and those of the snapshot."""
+    """Yield by table and column how much the values of the paired rows differ."""
     attributes = profile.get(table, {}).get("attributes", {})
     for name, facts in attributes.items():
         pairs = [(before.get(name), now.get(name)) for before, now in rows]
-        change = _change_of([(b, n) for b, n in pairs if b not in (None, "", []) and n not in (None, "", [])], facts)
+        change = _compare_values(
+            [(b, n) for b, n in pairs if b not in (None, "", []) and n not in (None, "", [])], facts
+        )
         if change is not None:
             yield (table, name), change
 
 
-def _change_of(pairs: list[tuple[Any, Any]], facts: Mapping[str, Any]) -> ValueChange | None:
-    """None for a column whose single values tell nothing: times, and texts that name their row."""
+def _compare_values(pairs: list[tuple[Any, Any]], facts: Mapping[str, Any]) -> ValueChange | None:
+    """Compare pairs of values. Return None for columns of times, and for texts that name their row."""
     if not pairs or "time" in facts["kind"] or facts["kind"] in ("null", "other"):
         return None
     if facts["kind"] == "number":
-        return _scaled([(b, n) for b, n in pairs if _is_number(b) and _is_number(n)])
+        return _compare_numbers([(b, n) for b, n in pairs if _is_number(b) and _is_number(n)])
     if facts["kind"] == "text" and len({str(b) for b, _ in pairs}) > MOSTLY_DISTINCT * len(pairs):
         return None
-    differ = [pair for pair in pairs if _is_other(*pair)]
+    differ = [pair for pair in pairs if _has_changed(*pair)]
     if not differ:
         return ValueChange(len(pairs), 0.0, False, "")
     example = Counter((_short(b), _short(n)) for b, n in differ).most_common(1)[0][0]
@@ -124,8 +126,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_other(before: Any, now: Any) -> bool:
-    """Another value; of lists, one that shares none with the one before."""
+def _has_changed(before: Any, now: Any) -> bool:
+    """Return whether the value changed; a list changed if it shares no value with the list before."""
     if isinstance(before, list) and isinstance(now, list):
         return {str(value) for value in before}.isdisjoint(str(value) for value in now)
     return bool(before != now)
@@ -136,10 +138,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _scaled(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
-    """The share of values that at least trebled, less that of those that fell to a third, or the other way round.
+def _compare_numbers(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
+    """Return the share of values that grew by SCALE or more minus the share that fell by SCALE, as an absolute value.
 
-    What is noisy does both alike. Counts below 20 treble by themselves and are passed over.
+    Noise changes values in both directions. Counts below SMALL_COUNT are left out.
     """
     kept = [(b, n) for b, n in pairs if not (isinstance(n, int) and max(abs(b), abs(n)) < SMALL_COUNT) and b * n > 0]
     if not kept:
@@ -155,12 +157,14 @@ def _scaled(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
 # ---- single vectors ----
 
 
-def _vector_changes(snapshot: Snapshot, current: CurrentVersion, profile: Mapping[str, Any]) -> dict[str, VectorChange]:
-    """How vectors of ids in both sketches changed; empty where the current snapshot's folder is not there.
+def _compare_vectors(
+    snapshot: Snapshot, current: CurrentVersion, profile: Mapping[str, Any]
+) -> dict[str, VectorChange]:
+    """Return by table how the vectors of ids in both sketches changed; empty if the current folder is missing.
 
-    What a score term adds to the vectors, as a last component, is not compared: bids may change every day.
+    The last component that a score term appends is not compared: bids may change every day.
     """
-    folder = _folder_of(snapshot, current)
+    folder = _find_current_folder(snapshot, current)
     if folder is None:
         return {}
     found = {}
@@ -178,8 +182,8 @@ def _vector_changes(snapshot: Snapshot, current: CurrentVersion, profile: Mappin
     return found
 
 
-def _folder_of(snapshot: Snapshot, current: CurrentVersion) -> Path | None:
-    """The folder of the snapshot that is current, if it is the one beside this snapshot."""
+def _find_current_folder(snapshot: Snapshot, current: CurrentVersion) -> Path | None:
+    """Return the folder of the current snapshot if it is beside this snapshot; else None."""
     folder = snapshot.folder.parent / current.name
     try:
         same = open_snapshot(folder).manifest.fingerprint == current.facts.fingerprint

@@ -1,6 +1,6 @@
-"""Read a snapshot's Parquet row group by row group, as publishing needs it. Damage is told by the file's name.
+"""Read the Parquet files of a snapshot, one row group at a time. Errors name the damaged file.
 
-One row group is in memory at a time, and reading takes one core: a publish may run beside a service.
+One row group is in memory at a time and reading takes one core: a publish may run beside a service.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ __all__ = [
     "count_queries",
     "estimate_payload",
     "find_lists",
-    "item_batches",
-    "list_groups",
-    "query_batches",
+    "iterate_items",
+    "iterate_lists",
+    "iterate_queries",
     "read_shape",
 ]
 
 LISTS = ("query_id", "candidate_ids", "scores", "reason")
-ITEM_ROWS = 1 << 14  # items that are encoded at a time: some megabytes
-SAMPLED_GROUPS = 16  # their mean is the size of string ids: rules need it to a few percent
+ITEM_ROWS = 1 << 14  # items encoded at a time: some megabytes
+SAMPLED_GROUPS = 16  # row groups that the size of string ids is estimated from
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotShape:
-    """What a snapshot holds, as far as a store needs to know before it is copied."""
+    """Counts and types of a snapshot that its copy needs."""
 
     keys: int
     items: int
     query_ids: str  # int64 or string
     item_ids: str
-    id_kind: int  # how item ids are written, see stores.values
+    id_kind: int  # how item ids are encoded, see `stores.value_format`
     columns: Mapping[str, str]  # item columns and their Arrow types
     rules: Mapping[str, Any] | None = (
         None  # as `facts_of_rules` has them, and whether queries have columns of their own
@@ -54,12 +54,12 @@ class SnapshotShape:
 
 
 def read_shape(snapshot: Snapshot) -> SnapshotShape:
-    """Read from the schemas, and from the ids of the items."""
-    with _reading(snapshot):
-        queries = pq.read_schema(_files(snapshot, "candidates")[0])
-        items = pq.read_schema(_files(snapshot, "items")[0])
+    """Read the schemas and the ids of all items."""
+    with _translate_errors(snapshot):
+        queries = pq.read_schema(_list_files(snapshot, "candidates")[0])
+        items = pq.read_schema(_list_files(snapshot, "items")[0])
     kind, count = UINT32, 0
-    for batch in item_batches(snapshot, columns=("id",)):
+    for batch in iterate_items(snapshot, columns=("id",)):
         kind, count = max(kind, id_kind(batch.column("id"))), count + len(batch)
     item_ids = items.field("id").type
     return SnapshotShape(
@@ -69,85 +69,85 @@ def read_shape(snapshot: Snapshot) -> SnapshotShape:
         item_ids=id_type(item_ids),
         id_kind=kind if pa.types.is_integer(item_ids) else STRING,
         columns={field.name: str(field.type) for field in items if field.name != "id"},
-        rules=_rules_of(snapshot, items),
+        rules=_read_rules(snapshot, items),
     )
 
 
-def _rules_of(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
-    """The rules of the spec with the types that the columns have; None where there are none."""
+def _read_rules(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
+    """Return the rules of the spec with the types of their columns; None without rules."""
     rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
     if not rules:
         return None
     own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
-    with _reading(snapshot):
-        queries = pq.read_schema(_files(snapshot, "queries")[0]) if own else items
+    with _translate_errors(snapshot):
+        queries = pq.read_schema(_list_files(snapshot, "queries")[0]) if own else items
     facts = facts_of_rules(rules, items, queries)
     return {**facts, "own_query_columns": own and bool(facts["queries"])}
 
 
-def list_groups(snapshot: Snapshot, columns: Sequence[str] = LISTS) -> Iterator[pa.Table]:
-    """The rows of the candidate table, a row group at a time. `scores` are those that the lists are in order of."""
-    wanted = [snapshot.score_column if name == "scores" else name for name in columns]
-    for path in _files(snapshot, "candidates"):
-        with _reading(snapshot), pq.ParquetFile(path) as file:
+def iterate_lists(snapshot: Snapshot, columns: Sequence[str] = LISTS) -> Iterator[pa.Table]:
+    """Yield the candidate table by row group. Column `scores` has the scores that order the lists."""
+    names = [snapshot.score_column if name == "scores" else name for name in columns]
+    for path in _list_files(snapshot, "candidates"):
+        with _translate_errors(snapshot), pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 yield (
-                    file.read_row_group(number, columns=wanted, use_threads=False)
-                    .select(wanted)
+                    file.read_row_group(number, columns=names, use_threads=False)
+                    .select(names)
                     .rename_columns(list(columns))
                 )
 
 
-def item_batches(snapshot: Snapshot, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of the items, id and columns, some at a time."""
-    for path in _files(snapshot, "items"):
-        with _reading(snapshot), pq.ParquetFile(path) as file:
+def iterate_items(snapshot: Snapshot, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield batches of the items: id and columns."""
+    for path in _list_files(snapshot, "items"):
+        with _translate_errors(snapshot), pq.ParquetFile(path) as file:
             yield from file.iter_batches(ITEM_ROWS, columns=columns, use_threads=False)
 
 
 def count_queries(snapshot: Snapshot) -> int:
-    """Return how many rows `query_batches` has."""
-    with _reading(snapshot):
-        return sum(int(pq.read_metadata(path).num_rows) for path in _files(snapshot, "queries"))
+    """Return the number of rows of the query table."""
+    with _translate_errors(snapshot):
+        return sum(int(pq.read_metadata(path).num_rows) for path in _list_files(snapshot, "queries"))
 
 
-def query_batches(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of the queries, id and these columns, some at a time."""
-    for path in _files(snapshot, "queries"):
-        with _reading(snapshot), pq.ParquetFile(path) as file:
+def iterate_queries(snapshot: Snapshot, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of the queries: id and these columns."""
+    for path in _list_files(snapshot, "queries"):
+        with _translate_errors(snapshot), pq.ParquetFile(path) as file:
             yield from file.iter_batches(ITEM_ROWS, columns=["id", *columns], use_threads=False)
 
 
 def estimate_payload(snapshot: Snapshot, shape: SnapshotShape) -> int:
-    """Bytes of all keys, ids and scores. Of strings, which differ in length, from row groups spread over the table."""
+    """Estimate the bytes of all keys, ids and scores. Exact for integer ids; for strings from sampled row groups."""
     measures, k = snapshot.manifest.measures, snapshot.manifest.k
     slots = int(measures.get("surplus_slots", round(measures["fill_rate"] * snapshot.n_rows * k)))
     if shape.query_ids == "int64" and shape.id_kind != STRING:
         return 8 * shape.keys + (4 + ID_BYTES[shape.id_kind]) * slots
     rows = size = 0
-    for group in _spread_groups(snapshot):
+    for group in _sample_groups(snapshot):
         rows, size = rows + len(group), size + count_payload(group, shape)
     return round(size * snapshot.n_rows / rows) if rows else 0
 
 
 def count_payload(group: pa.Table, shape: SnapshotShape) -> int:
-    """Bytes of the keys, ids and scores of these rows."""
+    """Return the bytes of the keys, ids and scores of these rows."""
     ids = pc.list_flatten(group.column("candidate_ids"))
-    keys = 8 * len(group) if shape.query_ids == "int64" else _text_bytes(group.column("query_id"))
-    names = _text_bytes(ids) if shape.id_kind == STRING else ID_BYTES[shape.id_kind] * len(ids)
+    keys = 8 * len(group) if shape.query_ids == "int64" else _count_text_bytes(group.column("query_id"))
+    names = _count_text_bytes(ids) if shape.id_kind == STRING else ID_BYTES[shape.id_kind] * len(ids)
     return keys + 4 * len(ids) + names
 
 
 def find_lists(snapshot: Snapshot, keys: Sequence[bytes]) -> dict[bytes, list[Any]]:
-    """The candidates of those of these keys (as a store knows them) that the snapshot has."""
-    wanted = set(keys)
+    """Return the candidates of the keys that are in the snapshot. keys: as encoded for a store."""
+    requested = set(keys)
     found: dict[bytes, list[Any]] = {}
-    for path in _files(snapshot, "candidates"):
-        with _reading(snapshot), pq.ParquetFile(path) as file:
+    for path in _list_files(snapshot, "candidates"):
+        with _translate_errors(snapshot), pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 ids = file.read_row_group(number, columns=["query_id"], use_threads=False).column(0)
                 here = encode_keys(ids.combine_chunks())
-                rows = [row for row, key in enumerate(here) if key in wanted]
+                rows = [row for row, key in enumerate(here) if key in requested]
                 if rows:
                     lists = file.read_row_group(number, columns=["candidate_ids"], use_threads=False)
                     taken = lists.column(0).take(pa.array(rows)).to_pylist()
@@ -155,24 +155,24 @@ def find_lists(snapshot: Snapshot, keys: Sequence[bytes]) -> dict[bytes, list[An
     return found
 
 
-def _spread_groups(snapshot: Snapshot) -> Iterator[pa.Table]:
-    paths = list(_files(snapshot, "candidates"))
-    with _reading(snapshot):
+def _sample_groups(snapshot: Snapshot) -> Iterator[pa.Table]:
+    paths = list(_list_files(snapshot, "candidates"))
+    with _translate_errors(snapshot):
         counts = [pq.read_metadata(path).num_row_groups for path in paths]
     ends = np.cumsum(counts)
     chosen = np.unique(np.linspace(0, int(ends[-1]) - 1, SAMPLED_GROUPS).astype(np.int64)) if ends[-1] else ends[:0]
     for number in chosen:
         place = int(np.searchsorted(ends, number, side="right"))
-        with _reading(snapshot), pq.ParquetFile(paths[place]) as file:
+        with _translate_errors(snapshot), pq.ParquetFile(paths[place]) as file:
             within = int(number - (ends[place] - counts[place]))
             yield file.read_row_group(within, columns=["query_id", "candidate_ids"], use_threads=False)
 
 
-def _text_bytes(texts: pa.ChunkedArray) -> int:
+def _count_text_bytes(texts: pa.ChunkedArray) -> int:
     return int(pc.sum(pc.binary_length(texts)).as_py() or 0)
 
 
-def _files(snapshot: Snapshot, part: str) -> list[Path]:
+def _list_files(snapshot: Snapshot, part: str) -> list[Path]:
     found = sorted((snapshot.folder / part).glob("part-*.parquet"))
     if not found:
         raise DamagedError(f"{snapshot.folder / part} holds no files; restore them, or run again")
@@ -180,8 +180,8 @@ def _files(snapshot: Snapshot, part: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _reading(snapshot: Snapshot) -> Iterator[None]:
-    """What Arrow cannot read becomes a DamagedError that names the file whose bytes differ."""
+def _translate_errors(snapshot: Snapshot) -> Iterator[None]:
+    """Raise DamagedError, which names the changed file, for an error of Arrow or the file system."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

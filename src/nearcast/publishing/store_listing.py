@@ -1,4 +1,4 @@
-"""What a store holds of a generator: versions, the pointer with its events, the overlay's size. Only looks."""
+"""Describe a generator in a store: versions, the pointer with its events, the overlay's size. Writes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.suggest import generators_in_words
 from nearcast.times import parse_utc
 
-__all__ = ["PublishedGenerator", "StoredVersion", "list_published"]
+__all__ = ["PublishedGenerator", "StoredVersion", "read_published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +36,22 @@ class StoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class PublishedGenerator:
-    """What a store holds of a generator."""
+    """A generator in a store: its versions, its pointer and the size of its overlay."""
 
     generator: str
     store: str
     pointer: Pointer | None
     versions: tuple[StoredVersion, ...]
-    age_seconds: float | None  # of the current version, by its snapshot's own time
-    overlay_entries: int  # that are in force or will expire; taken back ones do not count
+    age_seconds: float | None  # since the run of the current version ended
+    overlay_entries: int  # in force; restored ones do not count
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(replace(self, versions=())) | {"versions": tuple(version.as_dict() for version in self.versions)}
 
 
-def list_published(store: Store, generator: str, *, now: float) -> PublishedGenerator:
-    """Look at a generator in a store; `now` in seconds since 1970. NotFoundError where nothing is published."""
+def read_published(store: Store, generator: str, *, now: float) -> PublishedGenerator:
+    """Read the state of a generator in a store. Raises NotFoundError if nothing is published."""
     pointer = store.pointer(generator)
     versions = tuple(_read_version(store, generator, version) for version in store.versions(generator))
     if pointer is None and not versions:

@@ -1,6 +1,6 @@
-"""Where a generator's snapshots are published, and by which settings. Opens no store.
+"""Resolve the store that a generator is published to, and the settings of publishing. Opens no store.
 
-Settings come from a spec, where one is at hand, or from what a snapshot's manifest says of the spec it was made by.
+The settings come from a spec, or from the spec in the manifest of a snapshot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["PublishTarget", "find_target", "resolve_store_url", "target_of_snaps
 
 @dataclass(frozen=True, slots=True)
 class PublishTarget:
-    """A generator's folder of snapshots, and the tables of its spec that concern publishing and serving."""
+    """The folder of a generator's snapshots, and the tables of its spec for publishing and serving."""
 
     generator: str
     out: Path
@@ -29,15 +29,15 @@ class PublishTarget:
     serve: ServeSpec = field(default_factory=ServeSpec)
 
     def url(self, override: str | None = None) -> str:
-        """The URL of its store."""
+        """Return the URL of the store."""
         return resolve_store_url(self.publish, self.out, override)
 
 
 def resolve_store_url(settings: PublishSpec, out: Path, override: str | None = None) -> str:
-    """The URL of the store: the override as it stands, else the spec's, whose relative lmdb:PATH is below `out`.
+    """Return the URL of the store: the override, else that of the spec, whose relative lmdb:PATH is below `out`.
 
-    An override comes from a person, and is relative to the current folder, as for `nearcast.open`. `~` is the home
-    folder in both. SpecError for a path with a variable, which nobody would expand.
+    A relative path in the override is relative to the current folder, as for `nearcast.open`. `~` is the home folder in
+    both. Raises SpecError for a path with an environment variable: it is not expanded.
     """
     text = settings.store if override is None else override
     scheme, colon, rest = text.partition(":")
@@ -52,30 +52,30 @@ def resolve_store_url(settings: PublishSpec, out: Path, override: str | None = N
 
 
 def target_of_spec(spec: GeneratorSpec, out: Path) -> PublishTarget:
-    """By the spec as it is now: its [publish], [audit] and [serve] tables need no new run."""
+    """Return the target by a spec. Changes of its [publish], [audit] and [serve] tables need no new run."""
     return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve)
 
 
 def target_of_snapshot(generator: str, out: Path, version: int | None = None) -> PublishTarget:
-    """By the manifest of a snapshot, the newest by default. NotFoundError where there is none."""
+    """Return the target by the manifest of a snapshot, by default the newest. Raises NotFoundError if there is none."""
     snapshot = find_snapshot(out, generator, version)
     return PublishTarget(
         generator,
         out,
-        _table(snapshot, "publish", PublishSpec),
-        _table(snapshot, "audit", AuditSpec),
-        _table(snapshot, "serve", ServeSpec),
+        _parse_table(snapshot, "publish", PublishSpec),
+        _parse_table(snapshot, "audit", AuditSpec),
+        _parse_table(snapshot, "serve", ServeSpec),
     )
 
 
 def find_target(generator: str, out: Path) -> PublishTarget:
-    """By the newest snapshot, if there is one here; with the default settings where a store is all there is."""
+    """Return the target by the newest snapshot; with default settings if there is no snapshot."""
     try:
         return target_of_snapshot(generator, out)
     except NotFoundError:
         return PublishTarget(generator, out)
 
 
-def _table(snapshot: Snapshot, name: str, model: Any) -> Any:
-    tables = snapshot.manifest.spec.get(name, {})  # a manifest of an earlier version does not have it
+def _parse_table(snapshot: Snapshot, name: str, model: Any) -> Any:
+    tables = snapshot.manifest.spec.get(name, {})  # absent in manifests of earlier versions
     return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}", recorded=True)
