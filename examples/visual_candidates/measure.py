@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from nearcast.stores.weight_tables import normalize_table_key
 from pictures_of_clothes import CATEGORIES
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +34,7 @@ from simulate import phrases
 
 import nearcast
 from nearcast.serve.lookup import Lookup
+from nearcast.stores.names import normalize_table_key
 from nearcast.table.snapshot import find_snapshot
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "pictures are drawn by matplotlib, which is not installed: pip install 'nearcast[figures]'"
+            "matplotlib draws pictures and is not installed: pip install 'nearcast[figures]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

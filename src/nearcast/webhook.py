@@ -1,8 +1,8 @@
-"""URLs that alerts are posted to: check one, shorten one for messages, and post JSON to one.
+"""Webhooks: validate a URL, shorten it for messages, and post JSON to it.
 
-A chat service's URL is a secret as a whole, so no message shows more of it than scheme, host and port. A delivery
-counts only if the server answers with a status of 2xx; redirects are not followed, since a POST redirected with 301
-or 302 arrives as a GET without its body. Knows nothing of alerts.
+The URL of a chat service is a secret, so messages show only scheme, host and port. A delivery succeeds if the server
+answers with status 2xx. Redirects are not followed, since a POST that is redirected with 301 or 302 becomes a GET
+without a body. Knows nothing of alerts.
 """
 
 from __future__ import annotations
@@ -20,59 +20,59 @@ from nearcast.files import finite_json
 
 __all__ = ["Webhook", "parse_webhook", "post_json", "shorten_url"]
 
-DELIVERY_SECONDS = 10.0  # for all of it: name look-up, connection, TLS, request and the head of the answer
+DELIVERY_SECONDS = 10.0  # total: name look-up, connection, TLS, request and the head of the response
 UNSAFE = re.compile(r"[\x00-\x20\x7f]")
-ESCAPED = "%/:?#[]@!$&'()*+,;=~-._"  # of a path or query: what is there already stays as it is
+ESCAPED = "%/:?#[]@!$&'()*+,;=~-._"  # characters of a path or query that are not escaped (again)
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """An http or https URL, ready to be requested: ASCII only, and without the user and password."""
+    """http or https URL for a request: ASCII only, without user and password."""
 
     url: str
-    authorization: str | None  # value of the header, of the URL's user and password
+    authorization: str | None  # value of the header, from user and password of the URL
     name: str  # for messages: https://hooks.example.com/...
 
 
 def parse_webhook(text: str) -> Webhook:
-    """Return the URL's parts; raise ValueError with what to write instead. The message shows no secret."""
+    """Parse the URL. Raises ValueError with the correction; the message contains no secret."""
     if UNSAFE.search(text):
         raise ValueError("the webhook's URL holds a blank or a control character; write %20 for a blank")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError(f"the webhook's URL cannot be read; {_WAY_OUT}") from None
+        raise ValueError(f"the webhook's URL cannot be read; {_CORRECTION}") from None
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https"):
-        found = f"starts with {scheme + ':'!r}" if scheme and parts.netloc + parts.path else "has no scheme"
-        raise ValueError(f"the webhook's URL {found}: write a URL that starts with https:// or http://")
+        fault = f"starts with {scheme + ':'!r}" if scheme and parts.netloc + parts.path else "has no scheme"
+        raise ValueError(f"the webhook's URL {fault}: write a URL that starts with https:// or http://")
     if not host:
-        raise ValueError(f"the webhook's URL names no host; {_WAY_OUT}")
-    place = _ascii_host(host) + (f":{port}" if port is not None else "")
+        raise ValueError(f"the webhook's URL names no host; {_CORRECTION}")
+    netloc = _encode_host(host) + (f":{port}" if port is not None else "")
     path, query = quote(parts.path or "/", safe=ESCAPED), quote(parts.query, safe=ESCAPED)
     authorization = None
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-    return Webhook(urlunsplit((scheme, place, path, query, "")), authorization, f"{scheme}://{place}/...")
+    return Webhook(urlunsplit((scheme, netloc, path, query, "")), authorization, f"{scheme}://{netloc}/...")
 
 
-_WAY_OUT = "write one such as https://hooks.example.com/alerts"
+_CORRECTION = "write a URL like https://hooks.example.com/alerts"
 
 
-def _ascii_host(host: str) -> str:
+def _encode_host(host: str) -> str:
     if ":" in host:
         return f"[{host}]"
     try:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
-        raise ValueError(f"the webhook's host {host!r} is no name of a host; {_WAY_OUT}") from None
+        raise ValueError(f"the webhook's host {host!r} is not a valid host name; {_CORRECTION}") from None
 
 
 def shorten_url(text: str) -> str:
-    """Return scheme, host and port of a URL: the rest may hold a secret."""
+    """Return scheme, host and port of a URL; the rest may contain a secret."""
     try:
         return parse_webhook(text).name
     except ValueError:
@@ -80,15 +80,15 @@ def shorten_url(text: str) -> str:
 
 
 def post_json(text: str, body: Mapping[str, Any]) -> str | None:
-    """POST plain data as JSON to the URL `text`. Return None if the server took it, else the reason why not.
+    """POST plain data as JSON to the URL `text`. Return None if the server accepts it, else the reason.
 
-    Takes at most DELIVERY_SECONDS, uses the proxies of the environment, and does not read the answer's body.
-    Raises ValueError if the URL is none that can be posted to.
+    Takes at most DELIVERY_SECONDS, uses the proxies of the environment, and does not read the body of the response.
+    Raises ValueError if the URL is invalid.
     """
     webhook = parse_webhook(text)
     data = json.dumps(finite_json(body), default=str, allow_nan=False).encode()
     outcome: list[str | None] = []
-    # On a thread of its own, since no time-out of a socket bounds the name look-up, or an answer that trickles in.
+    # On a separate thread, since a socket time-out limits neither the name look-up nor a slow response.
     sending = threading.Thread(target=lambda: outcome.append(_deliver(webhook, data)), daemon=True)
     sending.start()
     sending.join(DELIVERY_SECONDS)
@@ -103,16 +103,16 @@ def _deliver(webhook: Webhook, data: bytes) -> str | None:
     headers = {"Content-Type": "application/json", "User-Agent": "nearcast"}
     if webhook.authorization is not None:
         headers["Authorization"] = webhook.authorization
-    opener = urllib.request.OpenerDirector()  # not the usual one: that one opens files and follows redirects
+    opener = urllib.request.OpenerDirector()  # the default opener opens files and follows redirects
     for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         opener.add_handler(handler())
     try:
         request = urllib.request.Request(webhook.url, data, headers, method="POST")
         answer = opener.open(request, timeout=DELIVERY_SECONDS)
-        if answer is None:  # a proxy of the environment that no handler knows
-            return f"the proxy for {webhook.name} is none that can be used"
+        if answer is None:  # no handler supports the proxy of the environment
+            return f"the proxy for {webhook.name} is not supported"
         with answer:
-            return _reason(webhook, answer.status, answer.reason, answer.headers.get("Location"))
+            return _describe_status(webhook, answer.status, answer.reason, answer.headers.get("Location"))
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         cause = getattr(error, "reason", error)
         if isinstance(cause, ssl.SSLError):
@@ -130,11 +130,11 @@ def _verify_message(error: Any) -> str:
     return str(getattr(error, "verify_message", "") or "is it https that this port speaks?")
 
 
-def _reason(webhook: Webhook, status: int, phrase: str, location: str | None) -> str | None:
+def _describe_status(webhook: Webhook, status: int, phrase: str, location: str | None) -> str | None:
     if 200 <= status < 300:
         return None
     failure = f"HTTP Error {status}: {phrase[:100]}"
     if status in REDIRECTS:
         target = f" to {shorten_url(location)}" if location else ""
-        return f"{failure}; {webhook.name} redirects{target}, and alerts do not follow: give the URL at its end"
+        return f"{failure}; {webhook.name} redirects{target}, and alerts do not follow redirects; give the final URL"
     return f"{failure}, from {webhook.name}"

@@ -109,7 +109,7 @@ def test_a_check_that_is_named_by_fail_on_is_exit_code_13_after_the_publish(shop
 
 
 def test_from_python_a_refresh_is_the_same(shop: Path) -> None:
-    done = nearcast.refresh(shop / "shop.toml", watch_too=True)
+    done = nearcast.refresh(shop / "shop.toml", with_monitor=True)
     assert done.reused
     assert done.watched is not None
     assert done.as_dict()["publication"]["outcome"] == "already_current"

@@ -131,3 +131,16 @@ def test_a_spec_without_earlier_keys_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_spec(tmp_path / "a.toml")
+
+
+# call with the earlier argument, the earlier argument, the argument
+ARGUMENTS = [(lambda: nearcast.refresh("none.toml", watch_too=False), "watch_too", "with_monitor")]
+
+
+@pytest.mark.parametrize(("call", "old", "new"), ARGUMENTS, ids=[old for _, old, _ in ARGUMENTS])
+def test_an_earlier_argument_works_and_warns(call, old, new):
+    with (
+        pytest.warns(DeprecationWarning, match=rf"{old}=\.\.\.\) is now .*{new}="),
+        pytest.raises(SpecError, match="none"),
+    ):
+        call()

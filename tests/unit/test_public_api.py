@@ -41,6 +41,7 @@ def documented_names():
     return found
 
 
+@pytest.mark.filterwarnings("ignore:nearcast:DeprecationWarning")  # a warning mentions the earlier name
 def test_every_name_that_the_documentation_mentions_is_there():
     names = documented_names()
     assert {"NearcastError", "open", "knn_join", "errors"} <= set(names)

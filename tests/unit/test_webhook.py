@@ -87,7 +87,7 @@ WRONG = {
     "http://h:port/": "cannot be read",
     "http://h:99999/": "cannot be read",
     "http://[::1/": "cannot be read",
-    "http://b\u00fccher..example/": "no name of a host",
+    "http://b\u00fccher..example/": "not a valid host name",
 }
 
 

@@ -1,5 +1,5 @@
-"""The verbs of the command line, from Python. Each module has some of them, and imports what these need alone.
+"""The commands as Python functions, one module per topic. `nearcast` exports all of them.
 
-Those that make a snapshot take a spec: a path to a TOML file, a mapping, or a parsed one. Those that publish it take
-the name of a generator as well. `nearcast` itself has all of them by name.
+Functions that make a snapshot take a spec: a path to a TOML file, a mapping, or a GeneratorSpec. Functions that
+publish also take the name of a generator.
 """

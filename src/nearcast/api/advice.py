@@ -1,4 +1,4 @@
-"""The verbs that look at traffic: which keys are its head, what a use case costs, and what a log would be answered."""
+"""Functions about traffic: find head keys, compare the cost of serving variants, and replay a log of requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nearcast.ads.expansion_table import open_expansion
 from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.recommend import Asked, Numbers, ask
 from nearcast.advising.traffic import read_traffic
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, opened_store, resolve
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, resolve_spec
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
@@ -45,15 +45,16 @@ def head(
     column: str = "id",
     listener: Listener | None = None,
 ) -> Head:
-    """Find the keys that cover a share of a log's traffic; see `nearcast.advising.head_keys.find_head`.
+    """Find the keys that cover a share of the traffic; see `nearcast.advising.head_keys.find_head`.
 
-    log: Parquet; key, time, count: its columns, see `nearcast.advising.traffic.read_traffic`.
-    to: Parquet file that the keys are written to, in `column`: for `[queries] only`.
+    log: Parquet. key, time, count: columns of the log, see `nearcast.advising.traffic.read_traffic`.
+    by_tomorrow: cover the share of a future day instead of the log. held_out_days: last days to measure it on.
+    memory: memory for counting in bytes. to: Parquet file to write the keys to, in `column`, for `[queries] only`.
     """
-    bytes_given = {} if memory is None else {"memory_bytes": memory}
+    budget = {} if memory is None else {"memory_bytes": memory}
     listener = listener or Listener()
     traffic = read_traffic(
-        Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note, **bytes_given
+        Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note, **budget
     )
     found = find_head(traffic, coverage, by_tomorrow=by_tomorrow, held_out_days=held_out_days)
     if to is not None:
@@ -74,25 +75,26 @@ def advise(
     out: str | Path = OUT,
     listener: Listener | None = None,
 ) -> Asked:
-    """Reckon what a use case costs offline, online and as a mix, and say which; see `nearcast.advising.recommend`.
+    """Compare the cost of offline, online and mixed serving, and recommend one; see `nearcast.advising.recommend`.
 
-    spec: a generator, whose items and queries are counted and sampled. numbers: what is known otherwise, by the names
-    of `nearcast.advising.recommend.Numbers`; they win over the spec and the log. log: of requests, as for `head`.
-    rates: file of what this machine takes; measured and written where it is not there. Raises SpecError for numbers
-    that are missing or cannot be.
+    spec: a generator, whose items and queries are counted and sampled.
+    numbers: fields of `nearcast.advising.recommend.Numbers`; they override the spec and the log.
+    log: log of requests, as for `head`. key, time, count: its columns.
+    rates: file of the measured rates of this machine; read if it exists, else measured and written.
+    Raises SpecError for missing or impossible numbers.
     """
     listener, traffic = listener or Listener(), None
-    parsed, folder = (None, Path()) if spec is None else resolve(spec, None, None, None)
+    parsed, folder = (None, Path()) if spec is None else resolve_spec(spec, None, None, None)
     if log is not None:
         traffic = read_traffic(
             Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note
         )
-    given = parse_model(Numbers, dict(numbers or {}), "the numbers")
+    overrides = parse_model(Numbers, dict(numbers or {}), "the numbers")
     place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
     return ask(
         parsed,
         folder,
-        given,
+        overrides,
         traffic,
         rates=Path(rates) if rates else None,
         kept=place,
@@ -115,15 +117,16 @@ def replay(
     base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Replayed:
-    """Send a log of requests through the whole funnel, by look-up and by online search; see `docs/replay.md`.
+    """Answer a log of requests again, by look-up and by online search; see `docs/replay.md`.
 
-    log: Parquet or an Arrow table with a row per request: see `nearcast.replaying.request_log.read_log`.
-    versions: snapshots to look up in, published or not; the current one. expansion: a table of the store to go through.
-    k: length of an answer; the table's. sample: requests to draw.
-    online: the engine to search with; None leaves it out.
-    The figures are kept in the history. Raises InputError for a log that is none, NotFoundError, MissingExtraError.
+    log: Parquet or an Arrow table with one row per request, see `nearcast.replaying.request_log.read_log`.
+    versions: snapshots to look up in, published or not; default: the current one.
+    expansion: expansion table of the store to apply. k: length of an answer; default: the expansion table's.
+    candidates_per_key: candidates used per key. sample: requests to sample.
+    online: engine of the online index; None skips it.
+    Results are added to the history. Raises InputError if the log cannot be used, NotFoundError, MissingExtraError.
     """
-    parsed, folder = resolve(spec, base, None, None)
+    parsed, folder = resolve_spec(spec, base, None, None)
     place = target_of_spec(parsed, folder / parsed.out)
     asked = parsed.model_copy(update={"out": str(place.out.absolute())})
     run_context = prepare(asked, folder, listener or Listener())
@@ -133,12 +136,12 @@ def replay(
         seed=parsed.seed,
         note=run_context.listener.note,
     )
-    with contextlib.ExitStack() as held:
-        opened = held.enter_context(opened_store(store, place))
-        table = None if expansion is None else held.enter_context(open_expansion(opened, expansion))
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_target_store(store, place))
+        table = None if expansion is None else stack.enter_context(open_expansion(opened, expansion))
         several = len(versions) > 1
         looked = [
-            held.enter_context(looked_up(run_context, opened, v, f"offline {v:06d}" if several and v else "offline"))
+            stack.enter_context(looked_up(run_context, opened, v, f"offline {v:06d}" if several and v else "offline"))
             for v in versions or (None,)
         ]
         ways: list[Way] = [*looked]

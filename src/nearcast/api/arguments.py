@@ -1,4 +1,4 @@
-"""What the verbs are given: specs, generators by name, and stores, as paths or open. Shared by their modules."""
+"""Resolve arguments of the API functions: specs, generators by name, and stores as URLs or open stores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
     "StoreLike",
     "is_name",
     "load_spec",
-    "note",
-    "opened_store",
-    "place_in_store_of",
-    "place_of",
-    "resolve",
+    "open_target_store",
+    "report_failure",
+    "resolve_spec",
+    "resolve_store_target",
+    "resolve_target",
 ]
 
 SpecLike = str | Path | Mapping[str, Any] | GeneratorSpec
@@ -37,19 +37,19 @@ TABLE_IN_MEMORY = {"path": "(a table in memory)"}
 
 
 def load_spec(path: str | Path) -> GeneratorSpec:
-    """Read and check a TOML spec; SpecError lists every fault."""
+    """Read and validate a TOML spec. Raises SpecError that lists every fault."""
     return read_spec(Path(path))
 
 
-def note(listener: Listener, trouble: str | None) -> None:
-    """Tell what went wrong beside the work itself, if anything did."""
-    if trouble:
-        listener.note(trouble)
+def report_failure(listener: Listener, failure: str | None) -> None:
+    """Send the failure of a side task, such as writing the history, to the listener. None means no failure."""
+    if failure:
+        listener.note(failure)
 
 
 @contextlib.contextmanager
-def opened_store(store: StoreLike | None, place: PublishTarget) -> Iterator[Store]:
-    """The store, for as long as it is needed; one that is open already stays open."""
+def open_target_store(store: StoreLike | None, place: PublishTarget) -> Iterator[Store]:
+    """Open the store of a target and close it at the end. A store that is passed open stays open."""
     if store is None or isinstance(store, str | Path):
         with contextlib.closing(open_store(place.url(None if store is None else str(store)))) as opened:
             yield opened
@@ -57,36 +57,39 @@ def opened_store(store: StoreLike | None, place: PublishTarget) -> Iterator[Stor
         yield store
 
 
-def place_of(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
-    """Where the generator's snapshots are; NotFoundError where a name has none."""
+def resolve_target(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
+    """Find the snapshots and settings of a generator. Raises NotFoundError if a name has no snapshots."""
     if is_name(generator):
         return target_of_snapshot(str(generator), Path(out or OUT), version)
-    spec, folder = resolve(generator, None, None, None)
+    spec, folder = resolve_spec(generator, None, None, None)
     return target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
 
 
-def place_in_store_of(generator: SpecLike, out: str | Path | None) -> PublishTarget:
-    """The same where the snapshots may be on another machine."""
+def resolve_store_target(generator: SpecLike, out: str | Path | None) -> PublishTarget:
+    """Find the store of a generator, whose snapshots may be on another machine."""
     if is_name(generator):
         return find_target(str(generator), Path(out or OUT))
-    return place_of(generator, out, None)
+    return resolve_target(generator, out, None)
 
 
 def is_name(generator: SpecLike) -> bool:
-    """Whether it is the name of a generator, and no spec."""
+    """Return whether the argument is the name of a generator instead of a spec."""
     return isinstance(generator, str) and not generator.endswith(".toml")
 
 
-def resolve(
+def resolve_spec(
     spec: SpecLike, base: str | Path | None, items: object | None, queries: object | None
 ) -> tuple[GeneratorSpec, Path]:
-    """A spec, parsed, and the folder that its paths are relative to. items, queries: tables in place of its files."""
+    """Parse a spec. Return it with the folder that its paths are relative to.
+
+    items, queries: tables in memory that replace the files of the spec.
+    """
     if isinstance(spec, GeneratorSpec):
         return spec, Path(base or ".")
     if isinstance(spec, str | Path):
         return read_spec(Path(spec)), Path(base) if base else Path(spec).absolute().parent
     tables = dict(spec)
-    for side, data in (("items", items), ("queries", queries)):
+    for table, data in (("items", items), ("queries", queries)):
         if data is not None:
-            tables[side] = TABLE_IN_MEMORY | dict(tables.get(side) or {})
+            tables[table] = TABLE_IN_MEMORY | dict(tables.get(table) or {})
     return parse_model(GeneratorSpec, tables, "the spec"), Path(base or ".")

@@ -1,4 +1,4 @@
-"""The verbs that say why: of one item in one list, and of what changed between two snapshots."""
+"""Functions that explain: one item in one list, and the changes between two snapshots."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["diff", "explain"]
 def explain(
     generator: str, query: str | int, item: str | int, *, out: str | Path = OUT, version: int | None = None
 ) -> Explanation:
-    """Why an item is in the list of a query, or not, in the newest snapshot; see `nearcast.join.explain`.
+    """Explain why an item is or is not in the list of a query; see `nearcast.join.explain`.
 
-    version: a snapshot, whose inputs must still be there: those of the newest are.
+    version: the snapshot. Its inputs must still exist; those of the newest do. Default: the newest.
     """
     snapshot = find_snapshot(Path(out), generator, version)
     return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
@@ -28,7 +28,7 @@ def explain(
 def diff(
     generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
 ) -> Diff:
-    """What changed between two snapshots, the newest two by default, and why; see `nearcast.join.diff`."""
+    """Compare two snapshots (default: the newest two) and explain the changes; see `nearcast.join.diff`."""
     newer = find_snapshot(Path(out), generator, after)
     if before is None:
         older = [found for found in list_snapshots(Path(out), generator) if found.version < newer.version]

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nearcast.ads.publish_expansion import ExpansionReport, expand_files
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, note, opened_store, place_in_store_of, place_of
+from nearcast.api.arguments import (
+    OUT,
+    SpecLike,
+    StoreLike,
+    open_target_store,
+    report_failure,
+    resolve_store_target,
+    resolve_target,
+)
 from nearcast.errors import AuditError
 from nearcast.history.record import record_failed_audit, record_publication
 from nearcast.join.listener import Listener
@@ -57,13 +65,13 @@ def publish(
     Raises AuditError where a rule fails, BusyError while another process publishes the generator, NotFoundError for a
     snapshot that is not there, DamagedError for a file with other bytes than were written, StoreError.
     """
-    place = place_of(generator, out, version)
+    place = resolve_target(generator, out, version)
     find_snapshot(place.out, place.generator, version)  # before the lock, which makes a place in the store
     settings, listener = place.publish, listener or Listener()
     if max_bytes_per_second is not None:
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
         settings = parse_model(PublishSpec, changed, "publish")
-    with opened_store(store, place) as opened:
+    with open_target_store(store, place) as opened:
         order = PublishRequest(
             generator=place.generator,
             store=opened,
@@ -82,9 +90,9 @@ def publish(
         except AuditError as error:
             if not dry_run:
                 newest = find_snapshot(place.out, place.generator, version).version
-                note(listener, record_failed_audit(place.out, place.generator, newest, error))
+                report_failure(listener, record_failed_audit(place.out, place.generator, newest, error))
             raise
-    note(listener, record_publication(place.out, done))
+    report_failure(listener, record_publication(place.out, done))
     return done
 
 
@@ -115,16 +123,16 @@ def publish_table(
     repair: do without a pointer or a current table that cannot be read.
     Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
     """
-    place = place_in_store_of(generator, out)
+    place = resolve_store_target(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
     listener = listener or Listener()
     found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
     rows = compute_weights(found, columns, table)
-    with opened_store(store, place) as opened:
+    with open_target_store(store, place) as opened:
         for doubt in weight_tables.list_warnings(opened, place.generator, table, rows):
             listener.note(f"warning: {doubt}")
         done = weight_tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
-    note(listener, record_publication(place.out, done))
+    report_failure(listener, record_publication(place.out, done))
     return done
 
 
@@ -141,10 +149,10 @@ def roll_back(
     Raises NotFoundError where the store has no such version, DamagedError where it is not as it was written,
     BusyError while another process publishes the generator; then nothing has changed.
     """
-    place, listener = place_in_store_of(generator, out), listener or Listener()
-    with opened_store(store, place) as opened:
+    place, listener = resolve_store_target(generator, out), listener or Listener()
+    with open_target_store(store, place) as opened:
         done = rollback.roll_back(opened, place.generator, to, listener=listener)
-    note(listener, record_publication(place.out, done))
+    report_failure(listener, record_publication(place.out, done))
     return done
 
 
@@ -172,7 +180,7 @@ def expand(
     place = PublishTarget(
         parsed.name, folder / parsed.out, PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store)
     )
-    with opened_store(store, place) as opened:
+    with open_target_store(store, place) as opened:
         return expand_files(parsed, folder, opened, as_of=as_of, repair=repair)
 
 
@@ -181,15 +189,15 @@ def published(
 ) -> list[store_listing.PublishedGenerator]:
     """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
     if generator is not None:
-        places = [place_in_store_of(generator, out)]
+        places = [resolve_store_target(generator, out)]
     elif store is not None:
-        with opened_store(store, PublishTarget("", Path(out or OUT))) as opened:
+        with open_target_store(store, PublishTarget("", Path(out or OUT))) as opened:
             return [store_listing.read_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
         places = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
     found = []
     for place in places:
-        with opened_store(store, place) as opened:
+        with open_target_store(store, place) as opened:
             if generator is not None or opened.pointer(place.generator) is not None:
                 found.append(store_listing.read_published(opened, place.generator, now=time.time()))
     return found

@@ -1,13 +1,14 @@
-"""The verbs of every night: monitor what is served, and refresh it."""
+"""Functions of a nightly job: refresh a generator, and monitor it."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, is_name, opened_store, resolve
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, is_name, open_target_store, resolve_spec
 from nearcast.api.publications import publish
 from nearcast.api.runs import run as run_spec
 from nearcast.errors import StoreError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication
     from nearcast.table.snapshot import Snapshot
 
-__all__ = ["Refreshed", "monitor", "refresh"]
+__all__ = ["RefreshResult", "monitor", "refresh"]
 
 
 def monitor(
@@ -33,43 +34,43 @@ def monitor(
     base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Watched:
-    """Check the newest run against its promise and its usual figures, and what is served against today's items.
+    """Check the newest run, and compare the current version with today's items.
 
-    generator: a spec, whose items are today's; for a name only the runs are checked.
-    base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
-    samples: folder where services leave the keys that they were asked for; "lookups" below `out`.
-    What is found is kept in the history, <out>/history.sqlite. A store that cannot be read is an alert, and the error
-    is in `failure`. Raises NotFoundError where there is neither a run nor
-    anything published; InputError for items or queries that do not pass the checks.
+    generator: a spec, whose items are today's; with a name, only the runs are checked.
+    base: folder that paths of the spec are relative to; default: the folder of the spec file, else the current one.
+    samples: folder of the sampled keys that services write; default: "lookups" in `out`.
+    Results are added to the history, <out>/history.sqlite. A store that cannot be read is an alert, with the error in
+    `failure`. Raises NotFoundError if there is neither a run nor a published version, InputError if the inputs do not
+    pass the checks.
     """
     listener = listener or Listener()
     if is_name(generator):
         place = find_target(str(generator), Path(out or OUT))
         return watch(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
-    spec, folder = resolve(generator, base, None, None)
+    spec, folder = resolve_spec(generator, base, None, None)
     place = target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with contextlib.ExitStack() as stack:
         try:
-            opened = stack.enter_context(opened_store(store, place))
-        except StoreError as error:  # what the runs say is said all the same
+            opened = stack.enter_context(open_target_store(store, place))
+        except StoreError as error:  # the runs can be checked without the store
             at = place.out, place.generator
             return watch(*at, listener, run=None, store=None, samples=found, failure=error)
         return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
 @dataclass(frozen=True, slots=True)
-class Refreshed:
-    """What a refresh has led to."""
+class RefreshResult:
+    """Snapshot, publication and alerts of a refresh."""
 
     snapshot: Snapshot
-    reused: bool  # the inputs were those of the last snapshot: nothing was joined
+    reused: bool  # the inputs had not changed: nothing was joined
     publication: Publication
-    watched: Watched | None  # None: nobody asked for the monitor
+    watched: Watched | None  # None without monitoring
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "generator": self.snapshot.generator,
             "snapshot": str(self.snapshot.folder),
@@ -84,17 +85,21 @@ def refresh(
     spec: str | Path,
     *,
     store: StoreLike | None = None,
-    watch_too: bool = False,
+    with_monitor: bool = False,
+    watch_too: bool | None = None,
     listener: Listener | None = None,
-) -> Refreshed:
-    """Have what is served be up to date: run, audit and publish, and with `watch_too` a pass of the monitor.
+) -> RefreshResult:
+    """Run, audit and publish. Idempotent: unchanged inputs are not joined again, a current snapshot is not copied.
 
-    What is done already is not done again: with unchanged inputs nothing is joined, and a snapshot that is current is
-    not copied. Raises what `run` and `publish` raise, and then readers keep what they had: TargetError for a
-    snapshot below its promise, AuditError for one that failed its audit, BusyError while another process is at it.
+    with_monitor: then check the newest run and the current version, as `monitor` does. watch_too: its earlier name.
+    Raises TargetError if recall is below the target, AuditError if the audit fails, BusyError if another process works
+    on the generator, and the other errors of `run` and `publish`. After an error the current version does not change.
     """
-    parsed, folder = resolve(Path(spec), None, None, None)  # once: the file may change meanwhile
+    if watch_too is not None:
+        warnings.warn("refresh(watch_too=...) is now refresh(with_monitor=...)", DeprecationWarning, stacklevel=2)
+        with_monitor = watch_too
+    parsed, folder = resolve_spec(Path(spec), None, None, None)  # parse once: the file may change meanwhile
     made = run_spec(parsed, base=folder, listener=listener)
     done = publish(parsed, store=store, out=folder / parsed.out, listener=listener)
-    watched = monitor(parsed, base=folder, store=store, listener=listener) if watch_too else None
-    return Refreshed(made.snapshot, made.reused, done, watched)
+    watched = monitor(parsed, base=folder, store=store, listener=listener) if with_monitor else None
+    return RefreshResult(made.snapshot, made.reused, done, watched)

@@ -1,11 +1,11 @@
-"""The verbs that make a snapshot, or look at what one would take: run and check."""
+"""Functions that make a snapshot or estimate its cost: run and check."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nearcast.api.arguments import SpecLike, note, resolve
+from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
 from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
 from nearcast.history.publish_events import live_of, rejected_versions
@@ -34,29 +34,30 @@ def run(
 ) -> Outcome:
     """Make a snapshot of a generator: check, join, write, measure. See `nearcast.join.run.run_generator`.
 
-    items, queries: tables (Arrow, pandas, polars) or pairs (ids, vectors), in place of the spec's files.
-    base: the folder that the spec's paths are relative to; the spec file's own, else the current one.
+    items, queries: tables (Arrow, pandas, polars) or pairs (ids, vectors) that replace the files of the spec.
+    base: folder that paths of the spec are relative to; default: the folder of the spec file, else the current one.
+    again: make a new snapshot even if nothing has changed.
     """
-    parsed, folder = resolve(spec, base, items, queries)
+    parsed, folder = resolve_spec(spec, base, items, queries)
     listener = listener or Listener()
     out = folder / parsed.out
-    tables, baseline = InMemoryTables(items, queries), _baseline(out, parsed.name, listener)
+    tables, baseline = InMemoryTables(items, queries), _read_baseline(out, parsed.name, listener)
     try:
         outcome = run_generator(parsed, folder, tables=tables, listener=listener, again=again, baseline=baseline)
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
-            note(listener, record_run(out, error.snapshot))
+            report_failure(listener, record_run(out, error.snapshot))
         raise
-    note(listener, record_run(out, outcome.snapshot))
+    report_failure(listener, record_run(out, outcome.snapshot))
     return outcome
 
 
-def _baseline(out: Path, generator: str, listener: Listener) -> Baseline:
-    """What the history knows of earlier snapshots; nothing where it cannot be read."""
+def _read_baseline(out: Path, generator: str, listener: Listener) -> Baseline:
+    """Read the current and rejected versions from the history; return an empty baseline if it cannot be read."""
     try:
         moves = read(out, generator, ["publish", "rollback"])
     except NearcastError as error:
-        listener.note(f"the lists are compared with those of the newest snapshot, not of the served one: {error}")
+        listener.note(f"lists are compared with the newest snapshot instead of the current version: {error}")
         return Baseline()
     live = live_of(moves)
     return Baseline(None if live is None else live.version, frozenset(rejected_versions(moves)))
@@ -70,6 +71,6 @@ def check(
     base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> tuple[Report, RunEstimate]:
-    """Do all of a run that comes before the join: read and judge the inputs, and estimate."""
-    parsed, folder = resolve(spec, base, items, queries)
+    """Do everything of a run that comes before the join: read and check the inputs, and estimate the cost."""
+    parsed, folder = resolve_spec(spec, base, items, queries)
     return check_generator(parsed, folder, tables=InMemoryTables(items, queries), listener=listener)

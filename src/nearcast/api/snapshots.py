@@ -1,4 +1,4 @@
-"""The verbs that read snapshots: list them, and look a query up."""
+"""Functions that read snapshots: list them, and look up a query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["lookup", "snapshots"]
 
 
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:
-    """All snapshots of a generator below the folder `out`, oldest first."""
+    """Return all snapshots of a generator in the folder `out`, oldest first."""
     return list_snapshots(Path(out), generator)
 
 
@@ -22,7 +22,7 @@ def lookup(
     version: int | None = None,
     columns: tuple[str, ...] | None = None,
 ) -> Candidates:
-    """The candidates of one query, with the generator's display columns or the ones asked for."""
+    """Return the candidates of one query. columns: item columns to return; default: `display` of the spec."""
     snapshot = find_snapshot(Path(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest.spec["items"]["display"])
     return snapshot.lookup(key, shown)

@@ -1,10 +1,10 @@
-"""The verb that finds the engine and settings of a generator: tune."""
+"""Function that finds the cheapest engine and settings of a generator: tune."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nearcast.api.arguments import SpecLike, resolve
+from nearcast.api.arguments import SpecLike, resolve_spec
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
 from nearcast.spec import GeneratorSpec, parse_model
@@ -24,13 +24,14 @@ def tune(
     base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> tuple[TuningResult, Path]:
-    """Find the cheapest engine and settings that keep the promised recall; see `nearcast.tuning.tune.tune`.
+    """Find the cheapest engine and settings that meet the recall target; see `nearcast.tuning.tune.tune`.
 
-    Returns what was found, and the folder where it is kept (frontier.json).
-    trials: points to judge, those of earlier tunings included. seconds: time to take; about half an exact join's.
-    memory: bytes that the whole job may take; the spec's.
+    Return the result, and the folder that it is saved in (frontier.json).
+    trials: settings to try, including those of earlier tunings.
+    seconds: time limit; default: about half the time of an exact join.
+    memory: memory budget of the job in bytes; default: the spec's.
     """
-    parsed, folder = resolve(spec, base, None, None)
+    parsed, folder = resolve_spec(spec, base, None, None)
     free = {"engine": "auto", "engine_settings": {}} | ({} if memory is None else {"memory": memory})
     run_context = prepare(
         parse_model(GeneratorSpec, parsed.model_dump() | free, "the spec"), folder, listener or Listener()

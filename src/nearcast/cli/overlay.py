@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pyarrow as pa
 
-from nearcast.api.arguments import place_in_store_of
+from nearcast.api.arguments import resolve_store_target
 from nearcast.cli.common import NegativeIds, console, explicit_out, json_option, out_option, print_json, store_option
 from nearcast.cli.render_overlay import build_overlay_table
 from nearcast.serve.overlay import Overlay, fits, open_overlay
@@ -94,7 +94,7 @@ def _warn_clock(opened: Overlay) -> None:
 
 
 def _open(generator: str, store: str | None, out: Path) -> contextlib.AbstractContextManager[Overlay]:
-    place = place_in_store_of(generator, explicit_out(generator, out))
+    place = resolve_store_target(generator, explicit_out(generator, out))
     return open_overlay(place.url(store), place.generator)
 
 

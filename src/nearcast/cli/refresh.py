@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nearcast.api.refreshing import Refreshed
+from nearcast.api.refreshing import RefreshResult
 from nearcast.api.refreshing import refresh as refresh_spec
 from nearcast.cli.common import console, format_seconds, json_option, print_json, quiet_option, store_option
 from nearcast.cli.monitor import build_report, post_alerts, raise_on
@@ -48,7 +48,7 @@ def refresh(
     """
     with show_progress(quiet=quiet or as_json_) as listener:
         try:
-            done = refresh_spec(spec, store=store, watch_too=monitor or bool(fail_on), listener=listener)
+            done = refresh_spec(spec, store=store, with_monitor=monitor or bool(fail_on), listener=listener)
         except AuditError as error:
             if as_json_:
                 print_json({"outcome": "refused", "findings": [finding.as_dict() for finding in error.findings]})  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def refresh(
         raise_on(done.watched, fail_on)
 
 
-def _show(done: Refreshed) -> None:
+def _show(done: RefreshResult) -> None:
     snapshot, run = done.snapshot, done.snapshot.manifest.run
     if done.reused:
         made = f"snapshot {snapshot.name}, made {run.created}, is of the same inputs: nothing to join"
