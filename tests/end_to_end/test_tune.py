@@ -113,7 +113,7 @@ def test_a_sample_is_checked_by_a_larger_one_for_every_metric(tmp_path: Path, me
     assert tuned.check is not None
     assert tuned.check.sample_items == 4_000
     assert tuned.held_out.high >= 0.9
-    assert {found.trial.point.engine for found in tuned.found} >= {"dense"}
+    assert {found.trial.point.engine for found in tuned.trials} >= {"dense"}
 
 
 def test_tuning_never_sees_the_queries_that_a_run_reports_on_or_calibrates_with(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_tuning_never_sees_the_queries_that_a_run_reports_on_or_calibrates_with(
 
     spec = nearcast.load_spec(write(tmp_path, engine="dense" if NATIVE else "faiss-ivf"))
     run = prepare(spec, tmp_path, Listener())
-    _, inputs = tuning._inputs(run)
+    _, inputs = tuning._read_inputs(run)
     ours, theirs = draw_rows(run, inputs), of_a_run(run, inputs)
     tuned_on = np.concatenate([ours.chosen, ours.held_out, ours.timed])
     reported = np.concatenate([theirs.report, theirs.choosing, theirs.checking])
@@ -138,13 +138,13 @@ def test_a_budget_of_time_ends_the_search_and_says_so(tmp_path: Path) -> None:
             heard.append(text)
 
     tuned, _ = nearcast.tune(write(tmp_path), trials=200, seconds=0.5, listener=Ear())
-    assert len(tuned.found) >= 1
+    assert len(tuned.trials) >= 1
     assert any("the time is up after" in text for text in heard)
 
 
 def test_a_promise_of_1_has_nothing_to_tune(tmp_path: Path) -> None:
     write(tmp_path, recall=1.0)
-    assert "recall is 1: only exact joins keep that" in fail("tune", "shop.toml", code=2, cwd=tmp_path)
+    assert "recall is 1: only exact joins reach that" in fail("tune", "shop.toml", code=2, cwd=tmp_path)
 
 
 def test_too_few_queries_are_refused_with_a_way_out(tmp_path: Path) -> None:

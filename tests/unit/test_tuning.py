@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.measure.recall import Recall
-from nearcast.tuning.job_cost import JobCost, build_and_join, cost_of, told_by_exact
-from nearcast.tuning.optimize import first_points
+from nearcast.tuning.job_cost import JobCost, build_and_join, estimate_cost, with_exact_time
+from nearcast.tuning.optimize import first_configurations
 from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, build_work, query_work, settings_at
 from nearcast.tuning.trial import ReachedTarget, Trial, TuningJob
-from nearcast.tuning.tune import growth_between
+from nearcast.tuning.tune import estimate_growth
 from nearcast.tuning.tuning_result import PricedTrial, TuningResult
 from nearcast.types import Metric
 
@@ -83,9 +83,9 @@ def test_what_does_not_grow_is_not_scaled_up() -> None:
 
 
 def test_a_promise_that_is_not_kept_has_no_cost() -> None:
-    assert cost_of(job(), trial(), 0.99) is None
-    assert cost_of(job(), trial(reached=()), 0.9) is None
-    cost = cost_of(job(), trial(), 0.9)
+    assert estimate_cost(job(), trial(), 0.99) is None
+    assert estimate_cost(job(), trial(reached=()), 0.9) is None
+    cost = estimate_cost(job(), trial(), 0.9)
     assert cost is not None
     assert cost.seconds == cost.build + cost.calibrate + cost.join
     assert cost.calibrate > 0
@@ -94,7 +94,7 @@ def test_a_promise_that_is_not_kept_has_no_cost() -> None:
 def test_a_point_whose_run_would_end_in_an_exact_join_costs_that() -> None:
     often, rarely = (trial(reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, met),)) for met in (6_500.0, 4_000.0))
     linear = replace(job(), growth=Growth(power=1.0))  # as large a share of the whole as of the sample
-    costs = [cost_of(linear, one, 0.9) for one in (often, rarely)]
+    costs = [estimate_cost(linear, one, 0.9) for one in (often, rarely)]
     assert costs[0] is not None and costs[1] is not None  # noqa: PT018 (tells the type checker)
     assert costs[0].join == pytest.approx(linear.exact_seconds)
     assert costs[1].join != pytest.approx(linear.exact_seconds)
@@ -104,8 +104,8 @@ def test_cells_that_end_up_unused_never_look_cheaper_than_none() -> None:
     exact = trial(EXACT_POINT, reached=(ReachedTarget(0.9, 1.0, {"exact": 1}, None),))
     often = trial(reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 9_000.0),))
     for rate in (1e-12, 1e-8):  # of exact joins, by another clock
-        told = told_by_exact(replace(job(), seconds_per_pair=rate, growth=Growth(power=1.0)), [often, exact])
-        one, other = cost_of(told, exact, 0.9), cost_of(told, often, 0.9)
+        told = with_exact_time(replace(job(), seconds_per_pair=rate, growth=Growth(power=1.0)), [often, exact])
+        one, other = estimate_cost(told, exact, 0.9), estimate_cost(told, often, 0.9)
         assert one is not None
         assert other is not None
         assert other.join == one.join == told.exact_seconds
@@ -115,15 +115,15 @@ def test_cells_that_end_up_unused_never_look_cheaper_than_none() -> None:
 def test_growth_is_told_by_what_two_samples_met() -> None:
     few = trial()
     many = replace(few, sample_items=20_000, reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 1_350.0),))
-    assert growth_between(few, many, 0.9, otherwise=0.6) == pytest.approx(0.585, abs=0.001)  # 1.5 times by doubling
-    assert growth_between(few, replace(many, reached=()), 0.9, otherwise=0.6) == 0.6
+    assert estimate_growth(few, many, 0.9, default=0.6) == pytest.approx(0.585, abs=0.001)  # 1.5 times by doubling
+    assert estimate_growth(few, replace(many, reached=()), 0.9, default=0.6) == 0.6
     fewer = replace(many, reached=(ReachedTarget(0.9, 0.91, {"reach": 100}, 100.0),))
-    assert growth_between(few, fewer, 0.9, otherwise=0.6) == 0.0
+    assert estimate_growth(few, fewer, 0.9, default=0.6) == 0.0
 
 
 def test_an_exact_join_needs_no_calibration() -> None:
     exact = trial(EXACT_POINT, reached=(ReachedTarget(0.9, 1.0, {"exact": 1}, None),))
-    cost = cost_of(job(), exact, 0.9)
+    cost = estimate_cost(job(), exact, 0.9)
     assert cost is not None
     assert cost.calibrate == 0
     assert cost.join == pytest.approx(50_000 * 1e-5 * 10)  # ten times the items
@@ -134,7 +134,7 @@ def test_trials_come_back_from_plain_data_as_they_were() -> None:
 
 
 def test_every_engine_starts_at_its_defaults() -> None:
-    names = [point.engine for point in first_points(["dense, exact", "dense", "faiss-hnsw"], 10_000)]
+    names = [point.engine for point in first_configurations(["dense, exact", "dense", "faiss-hnsw"], 10_000)]
     assert names == ["dense", "dense", "faiss-hnsw"]
 
 
@@ -146,6 +146,9 @@ def test_the_frontier_leaves_out_what_a_higher_recall_costs_less_than() -> None:
     tuned = TuningResult(
         "g", 0.9, 1, 1, (steep, flat), (), flat, "", Recall(0.9, 0.9, 0.9, 1), None, 1.0, 1.0, 1.0, "avx2"
     )  # fmt: skip
+    for old, new in (("promise", "target"), ("found", "trials")):
+        with pytest.warns(DeprecationWarning, match=rf"TuningResult\.{old} is now TuningResult\.{new}"):
+            assert getattr(tuned, old) == getattr(tuned, new)
     assert [(promise, best is flat) for promise, best in tuned.frontier] == [(0.8, False), (0.99, True)]
     assert tuned.lines == 'engine = "dense"\nengine_settings = { cells = 1000 }'
     assert json.loads(json.dumps(tuned.as_dict()))["frontier"][0]["seconds"] == 1.0

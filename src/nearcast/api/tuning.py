@@ -10,7 +10,7 @@ from nearcast.join.listener import Listener
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
-from nearcast.tuning.tuning_result import TuningResult, save
+from nearcast.tuning.tuning_result import TuningResult, save_result
 
 __all__ = ["tune"]
 
@@ -38,5 +38,5 @@ def tune(
     )
     tuned = tune_job(run_context, trials=trials, seconds=seconds)
     home = run_context.workspace.home / "tuning"
-    save(tuned, home / "frontier.json")
+    save_result(tuned, home / "frontier.json")
     return tuned, home

@@ -90,7 +90,7 @@ def tune(
 
 
 def _build_report(tuned: TuningResult) -> Group:
-    head = f"{tuned.generator}: {tuned.n_queries:,} queries x {tuned.n_items:,} items, recall target {tuned.promise:g}"
+    head = f"{tuned.generator}: {tuned.n_queries:,} queries x {tuned.n_items:,} items, recall target {tuned.target:g}"
     parts: list[RenderableType] = [Text(head, style="bold"), "", _build_table(tuned)]
     parts += [Text(f"not tried: {reason}", style="dim") for reason in tuned.ruled_out[:3]]
     held, exact = tuned.held_out, format_seconds(tuned.exact_seconds)
@@ -115,10 +115,10 @@ def _build_table(tuned: TuningResult) -> Table:
     for name in ("settings", "build", "calibrate", "join", "total", "memory"):
         table.add_column(name, justify="left" if name == "settings" else "right")
     keeping = sorted(
-        (found for found in tuned.found if tuned.promise in found.costs), key=lambda f: f.costs[tuned.promise].seconds
+        (found for found in tuned.trials if tuned.target in found.costs), key=lambda f: f.costs[tuned.target].seconds
     )
     for found in keeping[:MOST_SHOWN]:
-        cost = found.costs[tuned.promise]
+        cost = found.costs[tuned.target]
         table.add_row(
             found.trial.point.name,
             *(format_seconds(part) for part in (cost.build, cost.calibrate, cost.join, cost.seconds)),

@@ -1,4 +1,4 @@
-"""The frontier as a picture: recall against the cost of the whole job, a line for each point that was tried."""
+"""The frontier as a picture: recall against the cost of the whole job, one line per configuration."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ __all__ = ["draw_frontier"]
 
 
 def draw_frontier(tuned: TuningResult, path: Path) -> None:
-    """Draw what was tried into an SVG, PNG or PDF file, with the suggestion marked."""
+    """Draw the trials into an SVG, PNG or PDF file, and mark the suggestion."""
     figure = new_figure(8, 5)
     axes = figure.subplots()
-    names = sorted({_name(found) for found in tuned.found})
+    names = sorted({_engine_label(priced) for priced in tuned.trials})
     colours = dict(zip(names, COLOURS * len(names), strict=False))
-    told: set[str] = set()
-    for found in tuned.found:
-        name = _name(found)
-        points = sorted((promise, cost.seconds) for promise, cost in found.costs.items())
+    labelled: set[str] = set()
+    for priced in tuned.trials:
+        name = _engine_label(priced)
+        points = sorted((target, cost.seconds) for target, cost in priced.costs.items())
         if points:
-            chosen = found is tuned.suggestion
+            chosen = priced is tuned.suggestion
             axes.plot(
-                [promise for promise, _ in points],
+                [target for target, _ in points],
                 [seconds for _, seconds in points],
                 "o-",
                 color=colours[name],
                 linewidth=2.5 if chosen else 0.8,
                 alpha=1.0 if chosen else 0.45,
                 markersize=3,
-                label=None if name in told else name,
+                label=None if name in labelled else name,
             )
-            told.add(name)
-    best = tuned.suggestion.costs.get(tuned.promise)
+            labelled.add(name)
+    best = tuned.suggestion.costs.get(tuned.target)
     if best is not None:
-        axes.plot([tuned.promise], [best.seconds], "*", color="black", markersize=14, label="suggested")
+        axes.plot([tuned.target], [best.seconds], "*", color="black", markersize=14, label="suggested")
         words = f"{tuned.suggestion.trial.point.name}\n{best.seconds:,.1f} s"
         axes.annotate(
-            words, (tuned.promise, best.seconds), (0, -30), textcoords="offset points", ha="center", fontsize=8
+            words, (tuned.target, best.seconds), (0, -30), textcoords="offset points", ha="center", fontsize=8
         )
     axes.set_yscale("log")
-    axes.set_xlabel("recall that is kept")
-    axes.set_ylabel("seconds of the whole job, predicted")
+    axes.set_xlabel("recall target")
+    axes.set_ylabel("predicted seconds of the whole job")
     title = f"{tuned.generator}: {tuned.n_queries:,} queries, {tuned.n_items:,} items"
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.25, which="both")
@@ -53,5 +53,5 @@ def draw_frontier(tuned: TuningResult, path: Path) -> None:
     save(figure, path)
 
 
-def _name(found: PricedTrial) -> str:
-    return EXACT if found.trial.point == EXACT_POINT else found.trial.point.engine
+def _engine_label(priced: PricedTrial) -> str:
+    return EXACT if priced.trial.point == EXACT_POINT else priced.trial.point.engine

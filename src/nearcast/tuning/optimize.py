@@ -1,7 +1,7 @@
-"""The search over engines and settings: Optuna proposes, trials judge, and everything learned is kept in a file.
+"""The search over engines and settings: Optuna proposes, trials judge, and a file stores all trials.
 
-Optuna is imported here and nowhere else. The study is named by the fingerprint of what decides it, so that a second
-tuning of the same thing goes on where the first one stopped.
+The one module that imports Optuna. The study is named by the fingerprint of its inputs, so that a second tuning of the
+same job continues the first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from nearcast.errors import MissingExtraError
 from nearcast.tuning.scaling import EXACT_POINT, Configuration
 from nearcast.tuning.trial import Trial
 
-__all__ = ["EXACT", "Study", "TrialOutcome", "first_points", "open_study"]
+__all__ = ["EXACT", "Study", "TrialOutcome", "first_configurations", "open_study"]
 
 EXACT = "dense, exact"
 
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What came of a proposal: a trial, or the reason why none was made, and the seconds to hold against others."""
+    """The outcome of a proposal: a trial or the reason against one, and the seconds to compare with others."""
 
     seconds: float
     trial: Trial | None
@@ -32,35 +32,35 @@ class TrialOutcome:
 
 
 class Study:
-    """Proposals and what came of them. Made by `open_study`."""
+    """Proposals and their outcomes. Made by `open_study`."""
 
     def __init__(self, study: Any, engines: Sequence[str], n_items: int) -> None:
         self._study = study
         self._engines = list(engines)
         self._n_items = n_items
 
-    def known(self) -> list[Trial]:
-        """The trials of earlier tunings."""
-        found = []
+    def load_trials(self) -> list[Trial]:
+        """Return the trials of earlier tunings."""
+        trials = []
         for frozen in self._study.trials:
             facts = frozen.user_attrs.get("trial")
             if facts is not None:
-                found.append(Trial.from_dict(json.loads(facts)))
-        return found
+                trials.append(Trial.from_dict(json.loads(facts)))
+        return trials
 
-    def finished(self) -> int:
-        """How many proposals were judged."""
+    def count_judged(self) -> int:
+        """Return the number of judged proposals."""
         return sum(frozen.value is not None for frozen in self._study.trials)
 
-    def begin(self, points: Sequence[Configuration]) -> None:
-        """Try these first."""
+    def enqueue(self, points: Sequence[Configuration]) -> None:
+        """Queue these configurations, to be proposed first."""
         for point in points:
             self._study.enqueue_trial(_parameters(point), skip_if_exists=True)
 
-    def step(self, judge: Callable[[Configuration], TrialOutcome]) -> TrialOutcome:
-        """Have one more point proposed and judged."""
+    def judge_next(self, judge: Callable[[Configuration], TrialOutcome]) -> TrialOutcome:
+        """Propose one more configuration and judge it."""
         proposal = self._study.ask()
-        outcome = judge(self._point(proposal))
+        outcome = judge(self._make_configuration(proposal))
         if outcome.trial is not None:
             proposal.set_user_attr("trial", json.dumps(outcome.trial.as_dict()))
         if outcome.reason is not None:
@@ -68,22 +68,22 @@ class Study:
         self._study.tell(proposal, outcome.seconds)
         return outcome
 
-    def _point(self, proposal: Any) -> Configuration:
+    def _make_configuration(self, proposal: Any) -> Configuration:
         engine = proposal.suggest_categorical("engine", self._engines)
         root = math.sqrt(self._n_items)
         if engine == EXACT:
             return EXACT_POINT
         if engine == "dense":
-            return Configuration("dense", {"cells": proposal.suggest_int("cells", *_between(root, 1.5, 20), log=True)})
+            return Configuration("dense", {"cells": proposal.suggest_int("cells", *_range_of(root, 1.5, 20), log=True)})
         if engine == "faiss-ivf":
-            return Configuration(engine, {"nlist": proposal.suggest_int("nlist", *_between(root, 1, 16), log=True)})
+            return Configuration(engine, {"nlist": proposal.suggest_int("nlist", *_range_of(root, 1, 16), log=True)})
         m = proposal.suggest_int("m", 8, 48, step=8)
         construction = proposal.suggest_int("ef_construction", 40, 400, log=True)
         return Configuration(engine, {"m": m, "ef_construction": construction})
 
 
-def first_points(names: Sequence[str], n_items: int) -> list[Configuration]:
-    """Every engine at its defaults, the ones that cost least to try first."""
+def first_configurations(names: Sequence[str], n_items: int) -> list[Configuration]:
+    """Return every engine at its defaults, cheapest trial first."""
     root = math.sqrt(n_items)
     points = {
         EXACT: EXACT_POINT,
@@ -95,7 +95,7 @@ def first_points(names: Sequence[str], n_items: int) -> list[Configuration]:
 
 
 def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed: int) -> Study:
-    """The study of this name in this file, made where it is not there. MissingExtraError without Optuna."""
+    """Open the study of this name in this file; create it if missing. Raises MissingExtraError without Optuna."""
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -117,6 +117,6 @@ def _parameters(point: Configuration) -> dict[str, Any]:
     return {"engine": EXACT} if point == EXACT_POINT else {"engine": point.engine, **point.settings}
 
 
-def _between(root: float, low: float, high: float) -> tuple[int, int]:
+def _range_of(root: float, low: float, high: float) -> tuple[int, int]:
     first = max(2, round(low * root))
     return first, max(first + 1, round(high * root))

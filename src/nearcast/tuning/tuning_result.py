@@ -1,8 +1,9 @@
-"""What tuning has found, as plain data: the trials, the frontier, and the suggestion."""
+"""The result of a tuning as plain data: the trials, the frontier, and the suggestion."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from nearcast.measure.recall import Recall
 from nearcast.tuning.job_cost import JobCost
 from nearcast.tuning.trial import Trial
 
-__all__ = ["LargerSampleCheck", "PricedTrial", "TuningResult", "save"]
+__all__ = ["LargerSampleCheck", "PricedTrial", "TuningResult", "save_result"]
 
 
 @dataclass(frozen=True, slots=True)
 class LargerSampleCheck:
-    """The suggestion on a larger sample: what was predicted for it from the smaller one, and what it took."""
+    """The suggestion on a larger sample: the time predicted from the smaller sample, and the measured time."""
 
     sample_items: int
     predicted_seconds: float  # build and join
@@ -27,69 +28,81 @@ class LargerSampleCheck:
 
 @dataclass(frozen=True, slots=True)
 class PricedTrial:
-    """A trial, and what the whole job would cost by it."""
+    """A trial, and the estimated cost of the whole job."""
 
     trial: Trial
-    costs: Mapping[float, JobCost]  # by promise that it keeps
+    costs: Mapping[float, JobCost]  # by recall target that it reaches
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        costs = {f"{promise:g}": asdict(cost) | {"seconds": cost.seconds} for promise, cost in self.costs.items()}
+        """Return plain data."""
+        costs = {f"{target:g}": asdict(cost) | {"seconds": cost.seconds} for target, cost in self.costs.items()}
         return self.trial.as_dict() | {"costs": costs}
 
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """What tuning has found."""
+    """The trials of a tuning, and the suggested configuration."""
 
     generator: str
-    promise: float
+    target: float  # recall of the spec
     n_items: int
     n_queries: int
-    found: tuple[PricedTrial, ...]  # by this tuning and by earlier ones like it
-    ruled_out: tuple[str, ...]  # points that were not tried, and why
+    trials: tuple[PricedTrial, ...]  # of this tuning, and of earlier ones of the same job
+    ruled_out: tuple[str, ...]  # configurations that were not tried, and why
     suggestion: PricedTrial
     reason: str
-    held_out: Recall  # of the suggestion, on queries that it was not chosen on
-    check: LargerSampleCheck | None  # None: the sample was all items
-    exact_seconds: float  # of an exact native join of everything
+    held_out: Recall  # of the suggestion, on held-out queries
+    check: LargerSampleCheck | None  # None if the sample was all items
+    exact_seconds: float  # of an exact native join of the whole tables
     budget_seconds: float
-    seconds: float  # that tuning took
+    seconds: float  # of the tuning
     isa: str
 
     @property
+    def promise(self) -> float:
+        """Return `target`. Deprecated name."""
+        warnings.warn("TuningResult.promise is now TuningResult.target", DeprecationWarning, stacklevel=2)
+        return self.target
+
+    @property
+    def found(self) -> tuple[PricedTrial, ...]:
+        """Return `trials`. Deprecated name."""
+        warnings.warn("TuningResult.found is now TuningResult.trials", DeprecationWarning, stacklevel=2)
+        return self.trials
+
+    @property
     def frontier(self) -> list[tuple[float, PricedTrial]]:
-        """(promise, what keeps it at the least cost), without promises that a higher one costs less than."""
+        """Return (recall target, cheapest trial that reaches it), without targets that cost more than a higher one."""
         cheapest: dict[float, PricedTrial] = {}
-        for found in self.found:
-            for promise, cost in found.costs.items():
-                if promise not in cheapest or cost.seconds < cheapest[promise].costs[promise].seconds:
-                    cheapest[promise] = found
+        for priced in self.trials:
+            for target, cost in priced.costs.items():
+                if target not in cheapest or cost.seconds < cheapest[target].costs[target].seconds:
+                    cheapest[target] = priced
         return [
-            (promise, found)
-            for promise, found in sorted(cheapest.items())
-            if not any(o > promise and f.costs[o].seconds <= found.costs[promise].seconds for o, f in cheapest.items())
+            (target, priced)
+            for target, priced in sorted(cheapest.items())
+            if not any(o > target and p.costs[o].seconds <= priced.costs[target].seconds for o, p in cheapest.items())
         ]
 
     @property
     def lines(self) -> str:
-        """The lines for the spec."""
+        """Return the lines for the spec."""
         point = self.suggestion.trial.point
         settings = ", ".join(f"{name} = {value}" for name, value in point.settings.items())
         return f'engine = "{point.engine}"\nengine_settings = {{ {settings} }}'
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: everything that a picture or a page needs."""
+        """Return plain data, enough for a picture or a page."""
         return {
             "generator": self.generator,
-            "promise": self.promise,
+            "promise": self.target,
             "n_items": self.n_items,
             "n_queries": self.n_queries,
-            "found": [found.as_dict() for found in self.found],
+            "found": [priced.as_dict() for priced in self.trials],
             "ruled_out": list(self.ruled_out),
             "frontier": [
-                {"promise": promise, "point": found.trial.point.name, "seconds": found.costs[promise].seconds}
-                for promise, found in self.frontier
+                {"promise": target, "point": priced.trial.point.name, "seconds": priced.costs[target].seconds}
+                for target, priced in self.frontier
             ],
             "suggestion": self.suggestion.as_dict(),
             "lines": self.lines,
@@ -103,7 +116,7 @@ class TuningResult:
         }
 
 
-def save(tuned: TuningResult, path: Path) -> None:
-    """Keep it as JSON."""
+def save_result(tuned: TuningResult, path: Path) -> None:
+    """Write the result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tuned.as_dict(), indent=1) + "\n")
