@@ -28,7 +28,7 @@ import nearcast
 from nearcast import machine
 from nearcast.kernels import isa_info
 from nearcast.knn.constraints import Constraints
-from nearcast.knn.eligible import All, Eligibility, Interval, Overlap, eligible_pairs
+from nearcast.knn.eligible import AllOf, BitsetOverlap, Eligibility, Interval, eligible_pairs
 from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.measure.recall import recall_per_query
@@ -119,7 +119,7 @@ def _cases(columns: dict[str, Array], n: int) -> Iterator[Case]:
             yield Case("rank within", share, Eligibility(n, m, (leaf,), 0))
         yield Case("sets overlap", share, Eligibility(n, m, (_sets(rng, n, m, share),), 0))
         both = (_after(rng, columns["released"], n, share**0.5), _sets(rng, n, m, share**0.5))
-        yield Case("released after, sets overlap", share, Eligibility(n, m, both, All((0, 1))))
+        yield Case("released after, sets overlap", share, Eligibility(n, m, both, AllOf((0, 1))))
     kinds = rng.integers(0, 100, size=m).astype(np.int32)
     asked = rng.integers(0, 100, size=n).astype(np.int32)
     yield Case("equal, 100 values", 0.01, Eligibility(n, m, (Interval(kinds, asked, asked),), 0))
@@ -133,10 +133,10 @@ def _after(rng: np.random.Generator, codes: Array, n: int, share: float) -> Inte
     return Interval(codes, low.astype(np.int32), np.full(n, codes.max(), np.int32))
 
 
-def _sets(rng: np.random.Generator, n: int, m: int, share: float) -> Overlap:
+def _sets(rng: np.random.Generator, n: int, m: int, share: float) -> BitsetOverlap:
     """Items hold values out of 64 at random, each query asks for one."""
     held = np.packbits(rng.random((m, 64)) < share, axis=1, bitorder="little").view(np.uint64)
-    return Overlap(held, (np.uint64(1) << rng.integers(0, 64, size=n).astype(np.uint64))[:, None])
+    return BitsetOverlap(held, (np.uint64(1) << rng.integers(0, 64, size=n).astype(np.uint64))[:, None])
 
 
 def _measured(

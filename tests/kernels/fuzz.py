@@ -29,8 +29,7 @@ from nearcast.errors import SpecError
 from nearcast.kernels import isa as isa_module
 from nearcast.kernels import numpy_fallback, quantize, rule_blocks
 from nearcast.knn.constraints import Constraints
-from nearcast.knn.eligible import All, Eligibility, eligible_pairs
-from nearcast.knn.eligible import Any as AnyOf
+from nearcast.knn.eligible import AllOf, AnyOf, Eligibility, eligible_pairs
 from nearcast.knn.scores import pair_scores
 from nearcast.types import Metric
 
@@ -118,16 +117,16 @@ def any_rule(rng: np.random.Generator, n: int, m: int) -> Eligibility:
     """A rule that may have no leaf, be false or true for every pair, or be deep or wide."""
     choice = rng.integers(6)
     if choice == 0:
-        return Eligibility(n, m, (), AnyOf(()) if rng.random() < 0.5 else All(()))
+        return Eligibility(n, m, (), AnyOf(()) if rng.random() < 0.5 else AllOf(()))
     rule = random_rules.rule(rng, n, m)
     if choice == 1:
-        return Eligibility(n, m, rule.leaves, All((rule.tree, AnyOf(()))))
+        return Eligibility(n, m, rule.leaves, AllOf((rule.tree, AnyOf(()))))
     if choice == 2:
-        return Eligibility(n, m, rule.leaves, AnyOf((All(()), rule.tree)))
+        return Eligibility(n, m, rule.leaves, AnyOf((AllOf(()), rule.tree)))
     if choice == 3:
         tree: Any = rule.tree
         for level in range(int(rng.integers(1, 70))):
-            tree = (All if level % 2 else AnyOf)((rule.tree, tree))
+            tree = (AllOf if level % 2 else AnyOf)((rule.tree, tree))
         return Eligibility(n, m, rule.leaves, tree)
     return rule
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests.kernels.vectors import draw_vectors
 
 from nearcast.knn.constraints import Cap, Constraints
-from nearcast.knn.eligible import All, Any, Eligibility, Interval, Overlap, Shared, eligible_pairs
+from nearcast.knn.eligible import AllOf, AnyOf, BitsetOverlap, Eligibility, Interval, ListOverlap, eligible_pairs
 from nearcast.knn.scores import pair_scores
 from nearcast.types import Metric
 
@@ -21,7 +21,7 @@ def overlap(rng, n, m, words=1, share=0.04, negated=False):
         flags = rng.random((rows, words * 64)) < share
         return np.packbits(flags, axis=1, bitorder="little").view(np.uint64)
 
-    return Overlap(bits(m), bits(n), negated)
+    return BitsetOverlap(bits(m), bits(n), negated)
 
 
 def shared(rng, n, m, negated=False):
@@ -31,7 +31,7 @@ def shared(rng, n, m, negated=False):
         flat = np.concatenate([*values, np.empty(0)]).astype(np.int32)
         return np.append(0, np.cumsum(lengths)), flat
 
-    return Shared(*lists(m), *lists(n), negated)
+    return ListOverlap(*lists(m), *lists(n), negated)
 
 
 def rule(rng, n, m):
@@ -42,7 +42,7 @@ def rule(rng, n, m):
     def tree(depth):
         if leaves and (depth == 0 or rng.random() < 0.4):
             return int(rng.integers(len(leaves)))
-        kind = All if rng.random() < 0.5 else Any
+        kind = AllOf if rng.random() < 0.5 else AnyOf
         return kind(tuple(tree(depth - 1) for _ in range(rng.integers(0, 4) if depth > 0 else 0)))
 
     return Eligibility(n, m, leaves, tree(3))

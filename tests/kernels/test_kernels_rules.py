@@ -11,8 +11,8 @@ from nearcast.eligibility import compile_rules, parse_rule
 from nearcast.errors import InputError, SpecError
 from nearcast.kernels import build_index, eligible_counts, numpy_fallback
 from nearcast.kernels import isa as isa_module
-from nearcast.knn.constraints import Cap, Constraints, crossing_items
-from nearcast.knn.eligible import All, Any, Eligibility, eligible_pairs
+from nearcast.knn.constraints import Cap, Constraints, find_crossing
+from nearcast.knn.eligible import AllOf, AnyOf, Eligibility, eligible_pairs
 from rule_cases import conditions, tables
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
@@ -133,37 +133,37 @@ def test_a_rule_cut_to_some_queries_and_items_says_the_same_of_them():
 
 
 def test_a_tree_without_parts_is_true_and_one_without_choices_false():
-    assert eligible_pairs(Eligibility(2, 3, (), All(()))).all()
-    assert not eligible_pairs(Eligibility(2, 3, (), Any(()))).any()
+    assert eligible_pairs(Eligibility(2, 3, (), AllOf(()))).all()
+    assert not eligible_pairs(Eligibility(2, 3, (), AnyOf(()))).any()
 
 
 def chain(depth):
     """Leaves 0 and 1 in turn under `depth` nested combinations."""
     tree = 0
     for level in range(depth):
-        tree = (All if level % 2 else Any)((level % 2, tree, 1))
+        tree = (AllOf if level % 2 else AnyOf)((level % 2, tree, 1))
     return tree
 
 
 TREES = {
-    "nothing": Any(()),
-    "everything": All(()),
-    "nothing in all": All((Any(()),)),
-    "nothing and a leaf": All((0, Any(()))),
-    "nothing, first, and leaves": All((Any(()), 1, 0)),
-    "nothing twice": All((Any(()), Any(()))),
-    "nothing in any": Any((Any(()),)),
-    "nothing or a leaf": Any((Any(()), 0)),
-    "everything or a leaf": Any((All(()), 0)),
-    "everything and a leaf": All((All(()), 1)),
-    "nothing below everything": All((Any((All((Any(()),)),)), 0)),
-    "nothing beside a shared list": All((Any(()), 2)),
-    "a shared list or nothing": Any((Any(()), 2)),
-    "everything or a shared list": Any((All(()), 2)),
-    "one part after another": All((All((0,)), Any((1,)))),
-    "a leaf twice": All((0, 0)),
-    "two hundred parts": Any(tuple([0, 1, 2] * 67)),
-    "two hundred combinations": All(tuple([Any((0, 1)), Any((1, 2))] * 100)),
+    "nothing": AnyOf(()),
+    "everything": AllOf(()),
+    "nothing in all": AllOf((AnyOf(()),)),
+    "nothing and a leaf": AllOf((0, AnyOf(()))),
+    "nothing, first, and leaves": AllOf((AnyOf(()), 1, 0)),
+    "nothing twice": AllOf((AnyOf(()), AnyOf(()))),
+    "nothing in any": AnyOf((AnyOf(()),)),
+    "nothing or a leaf": AnyOf((AnyOf(()), 0)),
+    "everything or a leaf": AnyOf((AllOf(()), 0)),
+    "everything and a leaf": AllOf((AllOf(()), 1)),
+    "nothing below everything": AllOf((AnyOf((AllOf((AnyOf(()),)),)), 0)),
+    "nothing beside a shared list": AllOf((AnyOf(()), 2)),
+    "a shared list or nothing": AnyOf((AnyOf(()), 2)),
+    "everything or a shared list": AnyOf((AllOf(()), 2)),
+    "one part after another": AllOf((AllOf((0,)), AnyOf((1,)))),
+    "a leaf twice": AllOf((0, 0)),
+    "two hundred parts": AnyOf(tuple([0, 1, 2] * 67)),
+    "two hundred combinations": AllOf(tuple([AnyOf((0, 1)), AnyOf((1, 2))] * 100)),
     "eighty levels": chain(80),
 }
 
@@ -175,7 +175,7 @@ def test_a_rule_of_any_shape_gives_what_sorting_all_pairs_leaves(isa, tree):
     queries, items = draw_vectors(rng, n, 8, np.float32, "plain"), draw_vectors(rng, m, 8, np.float32, "plain")
     leaves = (interval(rng, n, m), overlap(rng, n, m, share=0.2), shared(rng, n, m))
     used = Eligibility(n, m, leaves, tree)
-    if tree in (Any(()), All(())):
+    if tree in (AnyOf(()), AllOf(())):
         used = Eligibility(n, m, (), tree)  # as rules are compiled that decide nothing: without leaves
     constraints = Constraints(used)
     truth = sorted_join(queries, items, 12, "l2", None, constraints)
@@ -213,5 +213,5 @@ def test_lists_shared_by_nobody_bar_everybody(isa):
 
 def test_groups_that_cross_are_found():
     inner, outer = Cap(np.array([0, 0, 1, -1], np.int32), 1), Cap(np.array([0, 1, 1, 0], np.int32), 1)
-    assert crossing_items(inner, outer) == (0, 1)
-    assert crossing_items(inner, Cap(np.array([0, 0, 1, 1], np.int32), 1)) is None
+    assert find_crossing(inner, outer) == (0, 1)
+    assert find_crossing(inner, Cap(np.array([0, 0, 1, 1], np.int32), 1)) is None

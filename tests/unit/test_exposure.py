@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.errors import SpecError
-from nearcast.knn.exposure import admitted, cap_exposure
+from nearcast.knn.exposure import cap_exposure, find_admitted
 from nearcast.types import Neighbors
 
 
@@ -75,7 +75,7 @@ def test_the_bars_alone_give_every_query_its_list_again(made, k, most):
     found = wanted(*rows, m=m)
     capped = cap_exposure(found, k, most, n_items=m)
     numbers = np.arange(len(rows))
-    through = admitted(found.positions, found.scores, numbers, capped.bars)
+    through = find_admitted(found.positions, found.scores, numbers, capped.thresholds)
     for row, own, kept in zip(found.positions, through, capped.lists.positions.tolist(), strict=True):
         assert row[own][:k].tolist() == [p for p in kept if p >= 0]
 

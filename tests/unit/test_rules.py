@@ -21,7 +21,7 @@ from nearcast.eligibility import (
     save_eligibility,
 )
 from nearcast.errors import DamagedError, InputError, SpecError
-from nearcast.knn.eligible import Interval, Overlap, Shared, eligible_pairs
+from nearcast.knn.eligible import BitsetOverlap, Interval, ListOverlap, eligible_pairs
 from rule_cases import SCHEMA, conditions, tables
 
 
@@ -186,20 +186,21 @@ def test_rules_that_wait_for_a_request_do_not_bind_at_the_join():
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "words"), [(3, Overlap, 1), (64, Overlap, 1), (65, Overlap, 2), (257, Shared, 0)]
+    ("size", "kind", "words"),
+    [(3, BitsetOverlap, 1), (64, BitsetOverlap, 1), (65, BitsetOverlap, 2), (257, ListOverlap, 0)],
 )
 def test_few_values_are_bits_and_many_are_lists(size, kind, words):
     values = [f"v{number}" for number in range(size)]
     (leaf,) = leaves("item.v overlaps query.v", query={"v": [values, []]}, item={"v": [values[:2], values[1:]]})
     assert type(leaf) is kind
-    assert kind is Shared or leaf.items.shape == (2, words)
+    assert kind is ListOverlap or leaf.items.shape == (2, words)
 
 
 def test_values_that_only_one_side_holds_take_no_bits():
     (leaf,) = leaves(
         "item.v has query.v", query={"v": ["a", "z"]}, item={"v": [["a"], [f"v{number}" for number in range(999)]]}
     )
-    assert isinstance(leaf, Overlap)
+    assert isinstance(leaf, BitsetOverlap)
     assert leaf.items.tolist() == [[1], [0]]
 
 

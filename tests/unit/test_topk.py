@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.knn.topk import drop_excluded, from_pairs, merge
+from nearcast.knn.topk import drop_excluded, gather_pairs, merge
 from nearcast.types import Neighbors
 
 EMPTY = -np.inf
@@ -32,8 +32,8 @@ def test_merge_fills_up_with_empty_slots_when_the_parts_hold_fewer_than_k():
     assert merged.lengths.tolist() == [1]
 
 
-def test_from_pairs_gathers_triples_in_any_order_into_the_best_of_each_query():
-    found = from_pairs(
+def test_gather_pairs_gathers_triples_in_any_order_into_the_best_of_each_query():
+    found = gather_pairs(
         np.array([2, 0, 2, 0, 2]),
         np.array([5, 8, 1, 3, 9]),
         np.array([0.1, 0.7, 0.1, 0.7, 0.3], np.float32),
@@ -44,9 +44,9 @@ def test_from_pairs_gathers_triples_in_any_order_into_the_best_of_each_query():
     assert found.scores[2].tolist() == [np.float32(0.3), np.float32(0.1)]
 
 
-def test_from_pairs_without_pairs_gives_empty_lists():
+def test_gather_pairs_without_pairs_gives_empty_lists():
     nothing = np.empty(0, np.int64)
-    found = from_pairs(nothing, nothing, np.empty(0, np.float32), n=2, k=2)
+    found = gather_pairs(nothing, nothing, np.empty(0, np.float32), n=2, k=2)
     assert found.positions.tolist() == [[-1, -1], [-1, -1]]
 
 
@@ -55,9 +55,11 @@ def test_from_pairs_without_pairs_gives_empty_lists():
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(-2, 2)), unique_by=lambda t: t[:2]),
     st.integers(1, 6),
 )
-def test_from_pairs_agrees_with_sorting_in_plain_python(triples, k):
+def test_gather_pairs_agrees_with_sorting_in_plain_python(triples, k):
     rows, positions, scores = ([t[i] for t in triples] for i in range(3))
-    found = from_pairs(np.array(rows, np.int64), np.array(positions, np.int64), np.array(scores, np.float32), n=4, k=k)
+    found = gather_pairs(
+        np.array(rows, np.int64), np.array(positions, np.int64), np.array(scores, np.float32), n=4, k=k
+    )
     for row in range(4):
         expected = sorted((-s, p) for r, p, s in triples if r == row)[:k]
         assert found.positions[row, : len(expected)].tolist() == [p for _, p in expected]

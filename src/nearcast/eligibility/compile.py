@@ -29,7 +29,7 @@ from nearcast.eligibility.rule_columns import Lists, Scalars, Values, as_lists, 
 from nearcast.eligibility.rule_types import with_types
 from nearcast.eligibility.validate import check_rules
 from nearcast.knn import eligible
-from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
+from nearcast.knn.eligible import BitsetOverlap, Eligibility, Interval, Leaf, ListOverlap
 from nearcast.types import IntArray
 
 __all__ = ["compile_rules"]
@@ -39,7 +39,7 @@ Tree = eligible.Node
 
 MOST_BITS = 256  # values that an overlap of bits may tell apart; more go as lists
 WIDEST = 8  # parts of one node, so that the native evaluation has few results waiting
-TRUE, FALSE = eligible.All(()), eligible.Any(())
+TRUE, FALSE = eligible.AllOf(()), eligible.AnyOf(())
 
 
 def compile_rules(rules: Sequence[Rule], queries: pa.Table, items: pa.Table) -> Eligibility | None:
@@ -145,7 +145,7 @@ class _Compiler:
         codes = np.where(item.valid, np.searchsorted(distinct, values), -1).astype(np.int32)
         if operator == "!=":
             below, above = (self.interval(codes, distinct, asked, query.valid, sign) for sign in ("<", ">"))
-            return eligible.Any((below, above))
+            return eligible.AnyOf((below, above))
         return self.interval(codes, distinct, asked, query.valid, operator)
 
     def interval(
@@ -269,9 +269,9 @@ def _sharing(
     """The leaf that says whether lists share one of `size` values."""
     if size <= MOST_BITS:
         words = -(-size // 64)
-        return Overlap(_bits(*item, words), _bits(*query, words), negated)
+        return BitsetOverlap(_bits(*item, words), _bits(*query, words), negated)
     (item_starts, item_values), (query_starts, query_values) = _flat_lists(*item), _flat_lists(*query)
-    return Shared(item_starts, item_values, query_starts, query_values, negated)
+    return ListOverlap(item_starts, item_values, query_starts, query_values, negated)
 
 
 def _bits(rows: IntArray, codes: IntArray, n_rows: int, words: int) -> npt.NDArray[np.uint64]:
@@ -294,7 +294,7 @@ def _joined(parts: Sequence[Tree], *, every: bool) -> Tree:
     if deciding in parts:
         return deciding
     left = [part for part in parts if part != neutral]
-    kind = eligible.All if every else eligible.Any
+    kind = eligible.AllOf if every else eligible.AnyOf
     while len(left) > WIDEST:
         left = [kind(tuple(left[start : start + WIDEST])) for start in range(0, len(left), WIDEST)]
     return left[0] if len(left) == 1 else kind(tuple(left))

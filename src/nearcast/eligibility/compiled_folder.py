@@ -14,14 +14,14 @@ import numpy as np
 
 from nearcast.errors import DamagedError
 from nearcast.knn import eligible
-from nearcast.knn.eligible import Eligibility, Interval, Leaf, Overlap, Shared
+from nearcast.knn.eligible import BitsetOverlap, Eligibility, Interval, Leaf, ListOverlap
 from nearcast.mapped import map_array
 
 __all__ = ["open_eligibility", "save_eligibility"]
 
 NOTE = "eligibility.json"
 FORMAT = 1
-KINDS: dict[str, type[Leaf]] = {"interval": Interval, "overlap": Overlap, "shared": Shared}
+KINDS: dict[str, type[Leaf]] = {"interval": Interval, "overlap": BitsetOverlap, "shared": ListOverlap}
 
 
 def save_eligibility(eligibility: Eligibility, folder: Path) -> None:
@@ -77,7 +77,7 @@ def _path(folder: Path, number: int, name: str) -> Path:
 def _plain(node: eligible.Node) -> Any:
     if isinstance(node, int):
         return node
-    return {"all" if isinstance(node, eligible.All) else "any": [_plain(part) for part in node.parts]}
+    return {"all" if isinstance(node, eligible.AllOf) else "any": [_plain(part) for part in node.parts]}
 
 
 def _tree(note: Any) -> eligible.Node:
@@ -87,4 +87,4 @@ def _tree(note: Any) -> eligible.Node:
     inside = tuple(map(_tree, parts))
     if name not in ("all", "any"):
         raise ValueError(f"it joins by {name!r}")
-    return eligible.All(inside) if name == "all" else eligible.Any(inside)
+    return eligible.AllOf(inside) if name == "all" else eligible.AnyOf(inside)

@@ -29,7 +29,7 @@ from nearcast.errors import SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, verify
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
-from nearcast.knn.constraints import FREE, Cap, Constraints, crossing_items
+from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
 from nearcast.mapped import map_array
 from nearcast.measure.near_duplicates import group_near_duplicates
 from nearcast.sources.attribute_columns import attributes_of
@@ -155,7 +155,7 @@ def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> l
     named = [(cap.by, Cap(_groups(items, cap.by), cap.max_per_list)) for cap in spec.caps if cap.by is not None]
     named.sort(key=lambda pair: -int(pair[1].groups.max(initial=-1)))
     for (inner_name, inner), (outer_name, outer) in pairwise(named):
-        crossing = crossing_items(inner, outer)
+        crossing = find_crossing(inner, outer)
         if crossing is not None:
             first, second = (items.ids[place].as_py() for place in crossing)
             raise SpecError(

@@ -24,7 +24,7 @@ from nearcast.join.full_items import read_full_items
 from nearcast.join.rank import RankSettings, model_scores, rank_settings
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
-from nearcast.knn.exposure import Bars, admitted
+from nearcast.knn.exposure import AdmissionThresholds, find_admitted
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.sampled_recall import find_own_items
 from nearcast.sources.attribute_columns import rows_of
@@ -105,7 +105,7 @@ class _Made:
     queries: IngestedTable
     constraints: Constraints
     effort: Mapping[str, int]
-    full: Bars | None  # of the items that an exposure cap has filled up
+    full: AdmissionThresholds | None  # of the items that an exposure cap has filled up
     rank: RankSettings | None  # the model that ranked the lists
     rank_fault: str = ""  # why the model cannot be asked again
 
@@ -310,7 +310,7 @@ def _absent(found: Explanation, made: _Made, pool: _Pool, place: int) -> Explana
         return _ranked(found, made, pool)
     if made.full is not None:
         scores = pool.scores[order][None, :]
-        through = admitted(order[None, :], scores, np.array([pool.row]), made.full)[0]
+        through = find_admitted(order[None, :], scores, np.array([pool.row]), made.full)[0]
         if not through[order == place][0]:
             return _exposed(found, made, made.full, place)
         wide = made.spec.exposure.candidates_per_query if made.spec.exposure else 0
@@ -354,7 +354,7 @@ def _effort(made: _Made) -> str:
     return ", ".join(f"{name} {value:,}" for name, value in made.effort.items()) or "full"
 
 
-def _exposed(found: Explanation, made: _Made, full: Bars, place: int) -> Explanation:
+def _exposed(found: Explanation, made: _Made, full: AdmissionThresholds, place: int) -> Explanation:
     last = made.queries.ids[int(full.queries[place])].as_py()
     most = made.spec.exposure.max_lists_per_item if made.spec.exposure else 0
     words = (

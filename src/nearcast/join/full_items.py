@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.knn.exposure import Bars
+from nearcast.knn.exposure import AdmissionThresholds
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import IngestedTable, Inputs
 
@@ -17,7 +17,7 @@ __all__ = ["FULL_FILE", "read_full_items", "write_full_items"]
 FULL_FILE = "exposure/full.parquet"  # of a snapshot
 
 
-def write_full_items(bars: Bars, inputs: Inputs, folder: Path) -> None:
+def write_full_items(bars: AdmissionThresholds, inputs: Inputs, folder: Path) -> None:
     """One row per full item, by id: the last query that it took, and the score of the pair."""
     path = folder / FULL_FILE
     path.parent.mkdir(parents=True)
@@ -30,13 +30,13 @@ def write_full_items(bars: Bars, inputs: Inputs, folder: Path) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) -> Bars | None:
+def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) -> AdmissionThresholds | None:
     """What `write_full_items` has written, as positions; None for a snapshot without an exposure cap."""
     path = folder / FULL_FILE
     if not path.is_file():
         return None
     table = pq.read_table(path)
-    bars = Bars.free(items.vectors.n)
+    bars = AdmissionThresholds.free(items.vectors.n)
     rows = positions_of(table.column("item_id").combine_chunks().cast(items.ids.type), items.ids)
     bars.scores[rows] = table.column("last_score").to_numpy()
     bars.queries[rows] = positions_of(table.column("last_query").combine_chunks().cast(queries.ids.type), queries.ids)

@@ -24,7 +24,7 @@ from nearcast.engines.base import (
 )
 from nearcast.errors import InputError, SpecError
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
-from nearcast.knn.constraints import FREE, Constraints, crossing_items
+from nearcast.knn.constraints import FREE, Constraints, find_crossing
 from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.ties import tie_warning, tied_share
@@ -289,10 +289,10 @@ def _check_constraints(constraints: Constraints, n_queries: int, n_items: int) -
         if cap.most < 1:
             raise SpecError(f"caps[{number}] lets {cap.most} items of a group through; it is at least 1")
     for inner, outer in pairwise(constraints.caps):
-        if crossing_items(inner, outer) is not None:
+        if find_crossing(inner, outer) is not None:
             raise SpecError(
                 "groups of caps must lie within each other, the smallest first: items "
-                "{} and {} share a group of one, but not of the next".format(*crossing_items(inner, outer) or ())
+                "{} and {} share a group of one, but not of the next".format(*find_crossing(inner, outer) or ())
             )
 
 

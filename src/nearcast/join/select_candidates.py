@@ -19,7 +19,7 @@ from nearcast.join.full_items import write_full_items
 from nearcast.join.plan_overfetch import Survival, plan_surplus
 from nearcast.join.short_lists import CODES
 from nearcast.join.task import JoinTask, read_result, result_lengths
-from nearcast.knn.exposure import Bars, Exposure, admitted, cap_exposure
+from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.overfetch.candidates_needed import Plan
 from nearcast.sources.ingest import Inputs
@@ -40,12 +40,12 @@ class Chosen:
     found: list[JoinTask]
     stored: list[JoinTask]  # k wide; they are cut to `lengths`
     plan: Plan | None = None
-    bars: Bars | None = None
+    bars: AdmissionThresholds | None = None
     measures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def full(self) -> Bars:
+    def full(self) -> AdmissionThresholds:
         """What an exposure cap leaves a query to beat."""
         assert self.bars is not None
         return self.bars
@@ -82,7 +82,7 @@ class Chosen:
         Under an exposure cap: the best k that would have the query, by the bars. With surplus: as many as are planned.
         """
         if self.bars is not None:
-            truth = _first(truth, admitted(truth.positions, truth.scores, rows, self.bars), k)
+            truth = _first(truth, find_admitted(truth.positions, truth.scores, rows, self.bars), k)
         return truth if self.plan is None else cut_lists(truth, self.plan.lengths[rows])
 
 
@@ -130,10 +130,12 @@ def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -
         "exposure_fill_lost": capped.fill_lost,
         "exposure_full": capped.full_items,
     }
-    return Chosen(tasks, stored, bars=capped.bars, measures=measures, facts={"exposure": {"rounds": capped.rounds}})
+    return Chosen(
+        tasks, stored, bars=capped.thresholds, measures=measures, facts={"exposure": {"rounds": capped.rounds}}
+    )
 
 
-def _as_tasks(tasks: list[JoinTask], capped: Exposure, home: Path) -> list[JoinTask]:
+def _as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> list[JoinTask]:
     """The chosen lists, kept as the tasks keep theirs."""
     stored = []
     for task in tasks:

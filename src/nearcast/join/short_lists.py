@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nearcast.engines.base import JoinRequest, Resources
 from nearcast.join.task import JoinTask, result_lengths
 from nearcast.kernels import eligible_counts
-from nearcast.knn.eligible import eligible_of
+from nearcast.knn.eligible import are_eligible
 from nearcast.measure.sampled_recall import find_own_items, find_truth
 from nearcast.sources.ingest import Inputs
 from nearcast.table.candidate_schema import Reason
@@ -71,5 +71,5 @@ def count_reachable(request: JoinRequest, resources: Resources, inputs: Inputs, 
     if request.exclude_self:
         own = find_own_items(inputs, rows)
         excluded = np.flatnonzero(own >= 0)
-        counts[excluded] -= 1 if rule is None else eligible_of(rule, rows[excluded], own[excluded])
+        counts[excluded] -= 1 if rule is None else are_eligible(rule, rows[excluded], own[excluded])
     return counts

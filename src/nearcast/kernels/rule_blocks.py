@@ -17,8 +17,7 @@ import numpy as np
 from nearcast.kernels import isa as _isa
 from nearcast.kernels import quantize
 from nearcast.knn.constraints import Cap, Constraints
-from nearcast.knn.eligible import All, Eligibility, Interval, Node, Overlap, Shared, eligible_pairs
-from nearcast.knn.eligible import Any as AnyOf
+from nearcast.knn.eligible import AllOf, AnyOf, BitsetOverlap, Eligibility, Interval, ListOverlap, Node, eligible_pairs
 
 MASKED_SHARE = 0.35  # where fewer items than that are eligible, masks cost less than asking survivors
 SHARE_ITEMS = 256  # sampled to tell it
@@ -87,11 +86,11 @@ def _counted_by_pairs(rule: Eligibility) -> np.ndarray:
     return counts
 
 
-def split_tree(rule: Eligibility) -> tuple[All, All]:
+def split_tree(rule: Eligibility) -> tuple[AllOf, AllOf]:
     """The parts of a rule that masks can tell, and those that survivors are asked for; both must hold."""
-    parts = rule.tree.parts if isinstance(rule.tree, All) else (rule.tree,)
-    dense = [part for part in parts if not any(isinstance(rule.leaves[leaf], Shared) for leaf in leaves_of(part))]
-    return All(tuple(dense)), All(tuple(part for part in parts if part not in dense))
+    parts = rule.tree.parts if isinstance(rule.tree, AllOf) else (rule.tree,)
+    dense = [part for part in parts if not any(isinstance(rule.leaves[leaf], ListOverlap) for leaf in leaves_of(part))]
+    return AllOf(tuple(dense)), AllOf(tuple(part for part in parts if part not in dense))
 
 
 def leaves_of(node: Node) -> Iterator[int]:
@@ -103,7 +102,7 @@ def leaves_of(node: Node) -> Iterator[int]:
             yield from leaves_of(part)
 
 
-def masked_queries(rule: Eligibility, dense: All) -> np.ndarray:
+def masked_queries(rule: Eligibility, dense: AllOf) -> np.ndarray:
     """(n,) for which queries so few items are eligible that masks pay, by a sample of the items."""
     if not dense.parts:
         return np.zeros(rule.n_queries, np.bool_)
@@ -117,7 +116,7 @@ def masked_queries(rule: Eligibility, dense: All) -> np.ndarray:
 
 
 def _native_leaf(
-    leaf: Interval | Overlap | Shared, rows: np.ndarray, places: np.ndarray, packed: quantize.PackedItems
+    leaf: Interval | BitsetOverlap | ListOverlap, rows: np.ndarray, places: np.ndarray, packed: quantize.PackedItems
 ) -> Any:
     make = _isa.native().LeafArrays
     starts, filled = _block_starts(packed)
@@ -131,7 +130,7 @@ def _native_leaf(
             highest[filled] = np.maximum.reduceat(codes, starts)
         low, high = (np.ascontiguousarray(bound, np.int32) for bound in (leaf.low, leaf.high))
         return make(INTERVAL, codes=codes, low=low, high=high, block_low=lowest, block_high=highest)
-    if isinstance(leaf, Overlap):
+    if isinstance(leaf, BitsetOverlap):
         words = np.ascontiguousarray(np.where(places[:, None], leaf.items[rows], np.uint64(0)).T)
         block_words = np.zeros((n_blocks, len(words)), np.uint64)
         if len(filled):
@@ -170,7 +169,7 @@ def _steps(node: Node) -> Iterator[tuple[int, int]]:
     if isinstance(node, int):
         yield LEAF, node
         return
-    kind = ALL if isinstance(node, All) else ANY
+    kind = ALL if isinstance(node, AllOf) else ANY
     if not node.parts:
         yield kind, 0
     for number, part in enumerate(sorted(node.parts, key=depth_of, reverse=True)):
@@ -249,7 +248,7 @@ def _zone(rule: Eligibility, items: np.ndarray) -> _Zone:
             codes = leaf.codes[items]
             known = codes[codes >= 0]
             facts.append((int(known.min()), int(known.max())) if len(known) else (1, 0))
-        elif isinstance(leaf, Overlap):
+        elif isinstance(leaf, BitsetOverlap):
             facts.append(np.bitwise_or.reduce(leaf.items[items], axis=0))
         else:
             facts.append(None)
@@ -260,9 +259,9 @@ def _may_meet(asked: Eligibility, zone: _Zone) -> float:
     """The share of the sampled queries that would meet a zone."""
 
     def value(node: Node) -> Any:
-        if isinstance(node, All | AnyOf):
-            combine = np.logical_and if isinstance(node, All) else np.logical_or
-            found = np.full(asked.n_queries, isinstance(node, All))
+        if isinstance(node, AllOf | AnyOf):
+            combine = np.logical_and if isinstance(node, AllOf) else np.logical_or
+            found = np.full(asked.n_queries, isinstance(node, AllOf))
             for part in node.parts:
                 found = combine(found, value(part))
             return found
@@ -270,7 +269,7 @@ def _may_meet(asked: Eligibility, zone: _Zone) -> float:
         if isinstance(leaf, Interval):
             low, high = fact
             return (leaf.low <= high) & (leaf.high >= low) & (leaf.low <= leaf.high)
-        if isinstance(leaf, Overlap) and not leaf.negated:
+        if isinstance(leaf, BitsetOverlap) and not leaf.negated:
             return ((leaf.queries & fact) != 0).any(axis=1)
         return np.ones(asked.n_queries, np.bool_)
 
@@ -302,7 +301,7 @@ def _splits(asked: Eligibility, zone: _Zone) -> Iterator[np.ndarray]:
             places = [len(codes) * part // SPLIT_PARTS for part in SPLIT_AT]
             for bound in dict.fromkeys(np.partition(codes, places)[places].tolist()):
                 yield codes < bound if bound > codes.min() else codes <= bound
-        elif isinstance(leaf, Overlap) and not leaf.negated:
+        elif isinstance(leaf, BitsetOverlap) and not leaf.negated:
             held = leaf.items[zone.items]
             for word, bit in _frequent_bits(held):
                 yield (held[:, word] >> np.uint64(bit)) & np.uint64(1) == 1

@@ -1,6 +1,6 @@
-"""What a list must obey besides being nearest: which items a query may get, how many of a group, and how good.
+"""The constraints of a join: eligible items per query, caps on groups of items, and a minimum score.
 
-Arrays only. `keep_capped` is the definition of caps: take the best item whose groups all have room, again and again.
+Arrays only. `keep_capped` defines caps: take the best item whose groups all have room, until the list is full.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nearcast.knn.eligible import Eligibility
 from nearcast.types import IntArray
 
-__all__ = ["FREE", "Cap", "Constraints", "crossing_items", "keep_capped"]
+__all__ = ["FREE", "Cap", "Constraints", "find_crossing", "keep_capped"]
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -23,13 +23,13 @@ Int32Array = npt.NDArray[np.int32]
 class Cap:
     """A list holds at most `most` items of each group."""
 
-    groups: Int32Array  # (m,) group of each item, from 0; -1 for an item that no cap concerns
+    groups: Int32Array  # (m,) group of each item, from 0; -1 for an item without a group
     most: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constraints:
-    """All that a list must obey. Groups of several caps are nested, the smallest first; see `crossing_items`."""
+    """The constraints on each list. Groups of several caps are nested, smallest first; see `find_crossing`."""
 
     eligibility: Eligibility | None = None
     caps: tuple[Cap, ...] = ()
@@ -37,11 +37,11 @@ class Constraints:
 
     @property
     def free(self) -> bool:
-        """Whether there is nothing to obey."""
+        """Return whether there are no constraints."""
         return self.eligibility is None and not self.caps and self.min_score is None
 
     def of_queries(self, rows: IntArray | slice) -> Constraints:
-        """The same for some of the queries, in this order."""
+        """Return the constraints of some of the queries, in this order."""
         if self.eligibility is None:
             return self
         return replace(self, eligibility=self.eligibility.of_queries(rows))
@@ -50,8 +50,8 @@ class Constraints:
 FREE = Constraints()
 
 
-def crossing_items(inner: Cap, outer: Cap) -> tuple[int, int] | None:
-    """Two items of one inner group that are in different outer groups, or None where the groups are nested."""
+def find_crossing(inner: Cap, outer: Cap) -> tuple[int, int] | None:
+    """Return two items of one inner group that are in different outer groups; None if the groups are nested."""
     grouped = np.flatnonzero(inner.groups >= 0)
     order = grouped[np.argsort(inner.groups[grouped], kind="stable")]
     same = inner.groups[order][1:] == inner.groups[order][:-1]
@@ -60,18 +60,18 @@ def crossing_items(inner: Cap, outer: Cap) -> tuple[int, int] | None:
 
 
 def keep_capped(rows: IntArray, positions: IntArray, caps: Sequence[Cap]) -> npt.NDArray[np.bool_]:
-    """(m,) which of these (row, position) pairs stay. Pairs of a row come best first; rows may be mixed.
+    """Return (m,) flags of the (row, position) pairs that the caps keep. Pairs of a row come best first.
 
-    Nested caps can be applied one after the other, the smallest groups first: what stays is what taking greedily
-    under all of them at once would take.
+    Nested caps are applied one after the other, smallest groups first: the result is that of greedy selection under
+    all caps at once.
     """
     kept = np.ones(len(rows), np.bool_)
     for cap in caps:
-        places = np.flatnonzero(kept & (cap.groups[positions] >= 0))
-        keys = rows[places] * (int(cap.groups.max(initial=-1)) + 1) + cap.groups[positions[places]]
+        grouped = np.flatnonzero(kept & (cap.groups[positions] >= 0))
+        keys = rows[grouped] * (int(cap.groups.max(initial=-1)) + 1) + cap.groups[positions[grouped]]
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(ordered) else np.empty(0, np.int64)
         rank = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.append(starts, len(ordered))))
-        kept[places[order[rank >= cap.most]]] = False
+        kept[grouped[order[rank >= cap.most]]] = False
     return kept

@@ -19,7 +19,7 @@ from nearcast.knn.constraints import Cap, Constraints, keep_capped
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import norms, pair_scores
-from nearcast.knn.topk import from_pairs
+from nearcast.knn.topk import gather_pairs
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score, no_progress
 
 __all__ = ["Blocks", "blocks_for", "exact_join"]
@@ -198,7 +198,7 @@ def _rescore_and_flush(pool: _PairPool, queries: AnyArray, items: Vectors, reque
         order = np.lexsort((positions, -scores, rows))
         order = order[keep_capped(rows[order], positions[order], pool.caps)]
         rows, positions, scores = rows[order], positions[order], scores[order]
-    return from_pairs(rows, positions, scores, n=len(queries), k=request.k)
+    return gather_pairs(rows, positions, scores, n=len(queries), k=request.k)
 
 
 def _read_blocks(items: Vectors, rows: int) -> Iterator[tuple[int, AnyArray]]:

@@ -1,8 +1,8 @@
-"""An exposure cap: no item fills more than so many queries' lists.
+"""An exposure cap: limit the number of lists that one item is in.
 
-Queries and items are matched stably: each query takes the best candidates that will have it, and each item keeps the
-queries that score it highest (deferred acceptance, the queries propose). So an item is missing from a list only where
-queries that score it higher have filled it. There is one such answer that is best for every query, so it depends on no
+Queries and items are matched stably: each query takes the best candidates that accept it, and each item keeps the
+queries that score it highest (deferred acceptance, the queries propose). An item is missing from a list only if queries
+that score it higher fill its limit. The result is the one stable matching that is best for every query, whatever the
 order. Knows positions and scores only.
 """
 
@@ -16,125 +16,127 @@ import numpy.typing as npt
 from nearcast.errors import SpecError
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["Bars", "Exposure", "admitted", "cap_exposure"]
+__all__ = ["AdmissionThresholds", "CappedLists", "cap_exposure", "find_admitted"]
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bars:
-    """What a query must beat to get an item: the last query that each full item has kept."""
+class AdmissionThresholds:
+    """The score a query must exceed to get an item: that of the last query that each full item keeps."""
 
     scores: FloatArray  # (m,) -inf for an item with room
     queries: IntArray  # (m,) position of that query; at an equal score the smaller position has the item
 
     @classmethod
-    def free(cls, n_items: int) -> Bars:
-        """No item is full."""
+    def free(cls, n_items: int) -> AdmissionThresholds:
+        """Return thresholds without a full item."""
         return cls(np.full(n_items, -np.inf, np.float32), np.full(n_items, np.iinfo(np.int64).max))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Exposure:
-    """Lists in which no item appears too often, and what that costs against the k best of each query."""
+class CappedLists:
+    """Lists under an exposure cap, and their loss against the k best of each query."""
 
     lists: Neighbors  # (n, k)
-    bars: Bars
-    score_lost: float  # mean score that a slot lost, over the slots that both have
-    fill_lost: float  # share of all slots that are empty now and were not
-    full_items: int  # items that fill as many lists as they may
+    thresholds: AdmissionThresholds
+    score_lost: float  # mean loss of a slot's score, over the slots that both fill
+    fill_lost: float  # share of all slots that became empty
+    full_items: int  # items at their limit
     rounds: int
 
 
-def cap_exposure(found: Neighbors, k: int, most: int, *, n_items: int) -> Exposure:
-    """Choose k of each query's candidates (n, wide), best first, so that no item is in more than `most` lists.
+def cap_exposure(candidates: Neighbors, k: int, max_lists: int, *, n_items: int) -> CappedLists:
+    """Choose k of each query's candidates (n, width), best first, so that no item is in more than `max_lists` lists.
 
-    At equal scores an item keeps the smaller query position. Lists end short where too few of the candidates will have
-    the query; a wider `found` leaves fewer so. Memory: some arrays of (n, wide); time: a pass over them each round, and
-    rounds are as many as refusals hang on one another.
+    At equal scores an item keeps the smaller query position. A list is short if too few of its candidates accept the
+    query; wider candidates make this rarer. Memory: some arrays of (n, width). Time: a pass over them per round; the
+    number of rounds is the longest chain of refusals.
     """
-    if most < 1:
-        raise SpecError(
-            f"exposure.max_lists_per_item is {most}; an item that may be in no list is no item: give at least 1"
-        )
-    there = found.positions != EMPTY_POSITION
-    uncapped = there & (np.arange(there.shape[1]) < k)
-    contested = np.bincount(found.positions[there], minlength=n_items) > most
-    order, starts = _by_item(found, there, contested)
-    admitted_pairs, rounds = there.copy(), 0
+    if max_lists < 1:
+        raise SpecError(f"exposure.max_lists_per_item is {max_lists}; give at least 1")
+    filled = candidates.positions != EMPTY_POSITION
+    uncapped = filled & (np.arange(filled.shape[1]) < k)
+    contested = np.bincount(candidates.positions[filled], minlength=n_items) > max_lists
+    order, starts = _order_by_item(candidates, filled, contested)
+    admitted_pairs, rounds = filled.copy(), 0
     while True:
         rounds += 1
         picked = admitted_pairs & (np.cumsum(admitted_pairs, axis=1) <= k)
-        refused = order[_beyond(picked.ravel()[order], starts, most)]
+        refused = order[_find_excess(picked.ravel()[order], starts, max_lists)]
         if not len(refused):
             break
         admitted_pairs.ravel()[refused] = False
-    lists = _packed(found, picked, k)
-    bars, full = _bars(found, picked, most, n_items)
-    lost = float(_mean_score(found, uncapped, picked))
+    lists = _pack_lists(candidates, picked, k)
+    thresholds, full = _find_thresholds(candidates, picked, max_lists, n_items)
+    lost = float(_mean_score_loss(candidates, uncapped, picked))
     fill_lost = (np.count_nonzero(uncapped) - np.count_nonzero(picked)) / max(1, len(picked) * k)
-    return Exposure(lists, bars, lost, float(fill_lost), full, rounds)
+    return CappedLists(lists, thresholds, lost, float(fill_lost), full, rounds)
 
 
-def admitted(positions: IntArray, scores: FloatArray, queries: IntArray, bars: Bars) -> BoolArray:
-    """(n, wide) which candidates would have these queries (n,), empty slots aside: those that score above the bar."""
-    wall = np.append(bars.scores, np.float32(np.inf))[positions]
-    last = np.append(bars.queries, -1)[positions]
-    beats = (scores > wall) | ((scores == wall) & (queries[:, None] <= last))
-    through: BoolArray = beats & (positions != EMPTY_POSITION)
-    return through
+def find_admitted(
+    positions: IntArray, scores: FloatArray, queries: IntArray, thresholds: AdmissionThresholds
+) -> BoolArray:
+    """Return (n, width) flags of the candidates that accept these queries (n,): those above their thresholds."""
+    threshold = np.append(thresholds.scores, np.float32(np.inf))[positions]
+    last = np.append(thresholds.queries, -1)[positions]
+    above = (scores > threshold) | ((scores == threshold) & (queries[:, None] <= last))
+    admitted: BoolArray = above & (positions != EMPTY_POSITION)
+    return admitted
 
 
-def _by_item(found: Neighbors, there: BoolArray, contested: BoolArray) -> tuple[IntArray, IntArray]:
-    """Flat places of the pairs of contested items, item by item, its best query first; where each item starts."""
-    places = np.flatnonzero(there & contested[found.positions])
-    items, scores = found.positions.ravel()[places], found.scores.ravel()[places]
-    order = np.lexsort((places, -scores, items))  # places rise with the query's position
+def _order_by_item(candidates: Neighbors, filled: BoolArray, contested: BoolArray) -> tuple[IntArray, IntArray]:
+    """Return the flat indices of the pairs of contested items, by item, best query first; and each item's start."""
+    pairs = np.flatnonzero(filled & contested[candidates.positions])
+    items, scores = candidates.positions.ravel()[pairs], candidates.scores.ravel()[pairs]
+    order = np.lexsort((pairs, -scores, items))  # pairs rise with the query's position
     items = items[order]
     starts = np.flatnonzero(np.append(True, items[1:] != items[:-1])) if len(items) else np.empty(0, np.int64)
-    return places[order], starts
+    return pairs[order], starts
 
 
-def _beyond(picked: BoolArray, starts: IntArray, most: int) -> IntArray:
-    """Which of the picked pairs, ordered by item, an item has too many of."""
+def _find_excess(picked: BoolArray, starts: IntArray, max_lists: int) -> IntArray:
+    """Return the picked pairs, ordered by item, beyond the limit of their item."""
     counts = np.cumsum(picked)
     before: IntArray = np.repeat(counts[starts] - picked[starts], np.diff(np.append(starts, len(picked))))
-    return np.flatnonzero(picked & (counts - before > most))
+    return np.flatnonzero(picked & (counts - before > max_lists))
 
 
-def _packed(found: Neighbors, picked: BoolArray, k: int) -> Neighbors:
-    """The picked pairs, moved together; at most k a row."""
+def _pack_lists(candidates: Neighbors, picked: BoolArray, k: int) -> Neighbors:
+    """The picked pairs, moved together; at max_lists k a row."""
     lists = Neighbors.empty(len(picked), k)
     rows, columns = np.nonzero(picked)
     slots = (np.cumsum(picked, axis=1) - 1)[rows, columns]
-    lists.positions[rows, slots] = found.positions[rows, columns]
-    lists.scores[rows, slots] = found.scores[rows, columns]
+    lists.positions[rows, slots] = candidates.positions[rows, columns]
+    lists.scores[rows, slots] = candidates.scores[rows, columns]
     return lists
 
 
-def _bars(found: Neighbors, picked: BoolArray, most: int, n_items: int) -> tuple[Bars, int]:
+def _find_thresholds(
+    candidates: Neighbors, picked: BoolArray, max_lists: int, n_items: int
+) -> tuple[AdmissionThresholds, int]:
     rows, columns = np.nonzero(picked)
-    items, scores = found.positions[rows, columns], found.scores[rows, columns]
-    full = np.bincount(items, minlength=n_items) >= most
-    bars = Bars.free(n_items)
-    order = np.lexsort((-rows, scores, items))  # the query that an item likes least first
+    items, scores = candidates.positions[rows, columns], candidates.scores[rows, columns]
+    full = np.bincount(items, minlength=n_items) >= max_lists
+    thresholds = AdmissionThresholds.free(n_items)
+    order = np.lexsort((-rows, scores, items))  # the query with the lowest score first
     order = order[full[items[order]]]
     first = order[np.append(True, items[order][1:] != items[order][:-1])] if len(order) else order
-    bars.scores[items[first]] = scores[first]
-    bars.queries[items[first]] = rows[first]
-    return bars, int(np.count_nonzero(full))
+    thresholds.scores[items[first]] = scores[first]
+    thresholds.queries[items[first]] = rows[first]
+    return thresholds, int(np.count_nonzero(full))
 
 
-def _mean_score(found: Neighbors, uncapped: BoolArray, picked: BoolArray) -> np.float64:
-    """By how much the scores of slots fell, over the slots that are filled before and after."""
-    before = _ranked(found, uncapped)
-    after = _ranked(found, picked)
+def _mean_score_loss(candidates: Neighbors, uncapped: BoolArray, picked: BoolArray) -> np.float64:
+    """Return the mean loss of a slot's score, over the slots filled before and after."""
+    before = _rank_scores(candidates, uncapped)
+    after = _rank_scores(candidates, picked)
     width = min(before.shape[1], after.shape[1])
     both = np.isfinite(before[:, :width]) & np.isfinite(after[:, :width])
     lost = before[:, :width][both] - after[:, :width][both]
     return lost.mean() if len(lost) else np.float64(0)
 
 
-def _ranked(found: Neighbors, chosen: BoolArray) -> npt.NDArray[np.float64]:
+def _rank_scores(candidates: Neighbors, chosen: BoolArray) -> npt.NDArray[np.float64]:
     width = int(np.count_nonzero(chosen, axis=1).max(initial=0))
-    return _packed(found, chosen, width).scores.astype(np.float64)
+    return _pack_lists(candidates, chosen, width).scores.astype(np.float64)

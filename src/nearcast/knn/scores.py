@@ -1,10 +1,9 @@
-"""What the score of a query and an item is, to the last bit.
+"""Definition of the score of a query and an item, to the last bit.
 
-Whatever an engine scans with, the scores that nearcast returns are computed here, in an order of additions
-that depends on nothing but the dimension. So two machines, two engines and two batch sizes give the same
-bytes, and duplicates of a vector tie exactly.
+All scores that nearcast returns are computed here, whatever an engine scans with. The order of additions depends on the
+dimension alone. So two machines, two engines and two batch sizes give the same bytes, and equal vectors tie exactly.
 
-The definition: components are widened to float64; component i goes to lane i mod 16; each lane adds up one
+Definition: components are widened to float64; component i goes to lane i mod 16; each lane adds up one
 after the other; the 16 lanes are added as a tree (l and l + 8, then l and l + 4, ...); the sum is rounded
 to float32 at the end, and a minus zero becomes zero.
 """
@@ -25,24 +24,24 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def pair_scores(queries: AnyArray, items: AnyArray, metric: Metric) -> FloatArray:
-    """(m,) the scores of m pairs: row i of `queries` (m, dim) against row i of `items` (m, dim)."""
+    """Return (m,) the scores of m pairs: row i of `queries` (m, dim) against row i of `items` (m, dim)."""
     m, dim = queries.shape
     scores = np.empty(m, np.float32)
     step = max(1, PAIR_BYTES // (3 * 8 * max(dim, LANES)))
     for start in range(0, m, step):
         part = slice(start, start + step)
-        scores[part] = _chunk_scores(queries[part], items[part], metric)
-    scores += 0  # minus zero becomes zero: they compare equal, and their bytes should be too
+        scores[part] = _score_chunk(queries[part], items[part], metric)
+    scores += 0  # minus zero becomes zero, so that equal scores have equal bytes
     return scores
 
 
 def norms(vectors: AnyArray) -> Float64Array:
-    """(n,) Euclidean lengths, by the same order of additions as the scores."""
-    return np.sqrt(_lane_sums(vectors, vectors, differences=False))
+    """Return (n,) Euclidean lengths, with the same order of additions as the scores."""
+    return np.sqrt(_sum_lanes(vectors, vectors, differences=False))
 
 
 def rescore(queries: AnyArray, items: Vectors, positions: IntArray, metric: Metric) -> Neighbors:
-    """Score these (n, k) positions from the full vectors and put each row in order, best first.
+    """Score these (n, k) positions from the full vectors and sort each row, best first.
 
     Empty slots (-1) stay empty. Equal scores go to the smaller position.
     """
@@ -57,29 +56,29 @@ def rescore(queries: AnyArray, items: Vectors, positions: IntArray, metric: Metr
 
 
 def top_scores(positions: IntArray, scores: FloatArray, k: int) -> Neighbors:
-    """Put slots (n, any) in order, best first, and keep k of them; equal scores go to the smaller position.
+    """Sort slots (n, any), best first, and keep k of them. Equal scores go to the smaller position.
 
-    Empty slots (-1, -inf) go last whatever their number.
+    Empty slots (-1, -inf) come last.
     """
     ranked = np.where(positions < 0, np.iinfo(np.int64).max, positions)
     order = np.lexsort((ranked, -scores))[:, :k]
     return Neighbors(np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1))
 
 
-def _chunk_scores(queries: AnyArray, items: AnyArray, metric: Metric) -> FloatArray:
+def _score_chunk(queries: AnyArray, items: AnyArray, metric: Metric) -> FloatArray:
     if metric is Metric.L2:
-        return (-_lane_sums(queries, items, differences=True)).astype(np.float32)
-    products = _lane_sums(queries, items, differences=False)
+        return (-_sum_lanes(queries, items, differences=True)).astype(np.float32)
+    products = _sum_lanes(queries, items, differences=False)
     if metric is Metric.INNER_PRODUCT:
         return products.astype(np.float32)
     lengths = norms(queries) * norms(items)
-    # A zero vector has no direction: its cosine with anything is taken as 0.
+    # A zero vector has no direction: its cosine is defined as 0.
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
     return cosines.astype(np.float32)
 
 
-def _lane_sums(left: AnyArray, right: AnyArray, *, differences: bool) -> Float64Array:
-    """Row sums of left * right, or of (left - right) ** 2, in the documented order."""
+def _sum_lanes(left: AnyArray, right: AnyArray, *, differences: bool) -> Float64Array:
+    """Return row sums of left * right, or of (left - right) ** 2, in the documented order."""
     m, dim = left.shape
     lanes = np.zeros((m, LANES))
     for start in range(0, dim, LANES):

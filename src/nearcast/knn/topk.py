@@ -1,4 +1,4 @@
-"""Keeping the best: merging lists, cutting flat survivors to k a query, leaving one item out.
+"""Keep the best: merge lists, gather flat pairs into k per query, exclude an item.
 
 Knows nothing of vectors: positions and scores only.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from nearcast.knn.scores import top_scores
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["cut_lists", "drop_excluded", "from_pairs", "merge"]
+__all__ = ["cut_lists", "drop_excluded", "gather_pairs", "merge"]
 
 
 def merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
@@ -22,10 +22,10 @@ def merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
     """
     positions = np.concatenate([p.positions for p in parts], axis=1)
     scores = np.concatenate([p.scores for p in parts], axis=1)
-    return _padded(top_scores(positions, scores, k), k)
+    return _pad_lists(top_scores(positions, scores, k), k)
 
 
-def from_pairs(rows: IntArray, positions: IntArray, scores: FloatArray, *, n: int, k: int) -> Neighbors:
+def gather_pairs(rows: IntArray, positions: IntArray, scores: FloatArray, *, n: int, k: int) -> Neighbors:
     """Gather flat (row, position, score) triples, in any order, into the k best of each of n queries."""
     order = np.lexsort((positions, -scores, rows))
     rows, positions, scores = rows[order], positions[order], scores[order]
@@ -39,26 +39,26 @@ def from_pairs(rows: IntArray, positions: IntArray, scores: FloatArray, *, n: in
 
 
 def drop_excluded(neighbors: Neighbors, exclude: IntArray | None, k: int) -> Neighbors:
-    """Take each query's excluded position out of its list, then cut the lists to k.
+    """Remove each query's excluded position from its list, then cut the lists to k.
 
     `exclude` (n,) holds one position per query, or -1 for none. Lists of k + 1 become full lists of k.
     """
     if exclude is None:
-        return _padded(Neighbors(neighbors.positions[:, :k], neighbors.scores[:, :k]), k)
-    barred = (neighbors.positions == exclude[:, None]) & (exclude[:, None] >= 0)
-    positions = np.where(barred, EMPTY_POSITION, neighbors.positions)
-    scores = np.where(barred, np.float32(-np.inf), neighbors.scores)
-    return _padded(top_scores(positions, scores, k), k)
+        return _pad_lists(Neighbors(neighbors.positions[:, :k], neighbors.scores[:, :k]), k)
+    excluded = (neighbors.positions == exclude[:, None]) & (exclude[:, None] >= 0)
+    positions = np.where(excluded, EMPTY_POSITION, neighbors.positions)
+    scores = np.where(excluded, np.float32(-np.inf), neighbors.scores)
+    return _pad_lists(top_scores(positions, scores, k), k)
 
 
 def cut_lists(neighbors: Neighbors, lengths: IntArray) -> Neighbors:
-    """The first `lengths` (n,) slots of each list; the others empty."""
+    """Return the first `lengths` (n,) slots of each list; empty the others."""
     beyond = np.arange(neighbors.positions.shape[1]) >= lengths[:, None]
     positions = np.where(beyond, EMPTY_POSITION, neighbors.positions)
     return Neighbors(positions, np.where(beyond, np.float32(-np.inf), neighbors.scores))
 
 
-def _padded(neighbors: Neighbors, k: int) -> Neighbors:
+def _pad_lists(neighbors: Neighbors, k: int) -> Neighbors:
     n, width = neighbors.positions.shape
     if width >= k:
         return neighbors

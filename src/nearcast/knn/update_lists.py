@@ -1,8 +1,7 @@
-"""Exact lists that are kept longer than they are needed, and renewed when items come, go or change.
+"""Exact lists that are stored longer than needed, and updated when items are added, removed or changed.
 
-A list is known with what bounds it: every item that is not in it is worse than its bound. So after items have gone,
-what is left of a list, with the items that came merged in, is exact as far down as the bound. Arrays only; whoever
-calls knows where the items have gone.
+A list is stored with a bound: every item that is not in it scores below the bound. After removals, the rest of a list,
+with the new items merged in, is exact down to the bound. Arrays only; the caller knows the new positions of the items.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import numpy.typing as npt
 from nearcast.knn.topk import merge
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["KnownLists", "all_lists", "known_lists", "moved_lists", "renewed_lists"]
+__all__ = ["KnownLists", "bound_lists", "concat_lists", "move_lists", "update_lists"]
 
 
 @dataclass(frozen=True, slots=True)
 class KnownLists:
-    """The best items of every query, as far as they are known, and a bound on all others.
+    """The best items of every query as far as they are known, and a bound on all others.
 
-    An item that is not listed has a score below `scores`, or that very score and a position of `edges` or more. A list
-    that leaves out nothing has the bound -inf.
+    An item outside the list scores below `bound_scores`, or equal with a position of at least `bound_edges`. A list of
+    all items has the bound -inf.
     """
 
     best: Neighbors  # (n, width)
@@ -32,17 +31,17 @@ class KnownLists:
     bound_edges: IntArray  # (n,)
 
     def complete(self, k: int) -> npt.NDArray[np.bool_]:
-        """(n,) whether the first k of a list are the k best items, or all there are."""
+        """Return (n,) whether the first k of a list are the k best items, or all items."""
         return (self.best.lengths >= k) | np.isneginf(self.bound_scores)
 
     def rows(self, chosen: IntArray | npt.NDArray[np.bool_]) -> KnownLists:
-        """The lists of some of the queries."""
+        """Return the lists of some of the queries."""
         best = Neighbors(self.best.positions[chosen], self.best.scores[chosen])
         return KnownLists(best, self.bound_scores[chosen], self.bound_edges[chosen])
 
 
-def known_lists(best: Neighbors) -> KnownLists:
-    """What an exact join found. The last slot of a full list bounds all others; a shorter one holds all there are."""
+def bound_lists(best: Neighbors) -> KnownLists:
+    """Return the lists of an exact join with bounds. The last slot bounds a full list; a short list has all items."""
     n, width = best.positions.shape
     full = best.lengths == width
     scores = np.full(n, -np.inf, np.float32)
@@ -51,8 +50,8 @@ def known_lists(best: Neighbors) -> KnownLists:
     return KnownLists(best, scores, edges)
 
 
-def all_lists(parts: Sequence[KnownLists], order: IntArray) -> KnownLists:
-    """Lists of one width, of several sets of queries after each other, in another order."""
+def concat_lists(parts: Sequence[KnownLists], order: IntArray) -> KnownLists:
+    """Concatenate lists of one width, of several sets of queries, and reorder them."""
     best = Neighbors(
         np.concatenate([part.best.positions for part in parts])[order],
         np.concatenate([part.best.scores for part in parts])[order],
@@ -61,23 +60,23 @@ def all_lists(parts: Sequence[KnownLists], order: IntArray) -> KnownLists:
     return KnownLists(best, scores, np.concatenate([part.bound_edges for part in parts])[order])
 
 
-def moved_lists(known: KnownLists, positions: IntArray, edges: IntArray) -> KnownLists:
-    """The lists among the items of another time.
+def move_lists(known: KnownLists, positions: IntArray, edges: IntArray) -> KnownLists:
+    """Return the lists with the positions of a changed set of items.
 
-    positions: (n, width) where every slot's item is then, -1 where it is gone or has changed. Items that stay must keep
-    their order. edges: (n,) the bounds' edges then.
+    positions: (n, width) new position of every slot's item, -1 if it was removed or changed. Items that stay must keep
+    their order. edges: (n,) new edges of the bounds.
     """
-    gone = positions == EMPTY_POSITION
-    order = np.argsort(gone, axis=1, kind="stable")  # what stays is in order already
-    scores = np.where(gone, np.float32(-np.inf), known.best.scores)
+    removed = positions == EMPTY_POSITION
+    order = np.argsort(removed, axis=1, kind="stable")  # items that stay are sorted already
+    scores = np.where(removed, np.float32(-np.inf), known.best.scores)
     best = Neighbors(np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1))
     return KnownLists(best, known.bound_scores, edges)
 
 
-def renewed_lists(known: KnownLists, fresh: Neighbors, width: int) -> KnownLists:
-    """The lists with the items that came: their exact lists, `fresh` (n, at least width), merged in; cut to `width`.
+def update_lists(known: KnownLists, fresh: Neighbors, width: int) -> KnownLists:
+    """Merge the exact lists of the new items, `fresh` (n, at least width), into the lists; cut them to `width`.
 
-    Kept is what the bound proves: an item that was left out of the old list may come before anything that is worse.
+    Only slots above the bound stay: an unknown item may precede all others.
     """
     both = merge([known.best, fresh], width)
     bound, edge = known.bound_scores[:, None], known.bound_edges[:, None]
@@ -86,7 +85,7 @@ def renewed_lists(known: KnownLists, fresh: Neighbors, width: int) -> KnownLists
     best = Neighbors(
         np.where(proven, both.positions, EMPTY_POSITION), np.where(proven, both.scores, np.float32(-np.inf))
     )
-    full = best.lengths == width  # whatever is not listed now is worse than the last that is
+    full = best.lengths == width  # every other item is worse than the last slot
     scores = np.where(full, best.scores[:, -1], known.bound_scores).astype(np.float32)
     edges = np.where(full, best.positions[:, -1] + 1, known.bound_edges).astype(np.int64)
     return KnownLists(best, scores, edges)

@@ -99,7 +99,7 @@ def _pairs_across_groups(rows: IntArray, labels: IntArray) -> Eligibility:
     codes = labels.astype(np.int32)
     own, lowest, highest = codes[rows], np.zeros(len(rows), np.int32), np.full(len(rows), codes.max(), np.int32)
     below, above = Interval(codes, lowest, own - 1), Interval(codes, own + 1, highest)
-    return Eligibility(len(rows), len(labels), (below, above), eligible.Any((0, 1)))
+    return Eligibility(len(rows), len(labels), (below, above), eligible.AnyOf((0, 1)))
 
 
 def _link_to_leaders(vectors: Vectors, min_cosine: float) -> IntArray:

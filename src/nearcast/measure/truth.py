@@ -18,7 +18,7 @@ import pyarrow as pa
 from nearcast.files import fingerprint
 from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest, Resources
-from nearcast.knn.update_lists import KnownLists, all_lists, known_lists, moved_lists, renewed_lists
+from nearcast.knn.update_lists import KnownLists, bound_lists, concat_lists, move_lists, update_lists
 from nearcast.measure.sampled_recall import find_truth, resolve_request
 from nearcast.measure.truth_folders import (
     FORMAT,
@@ -149,13 +149,13 @@ def _complete_lists(home: Path, sample: _TruthSample, note: Note) -> KnownLists:
     missing = np.setdiff1d(np.arange(len(sample.ids)), rows)
     if not len(missing):
         return known
-    return all_lists([known, known_lists(sample.join(missing))], np.argsort(np.concatenate([rows, missing])))
+    return concat_lists([known, bound_lists(sample.join(missing))], np.argsort(np.concatenate([rows, missing])))
 
 
 def _update_cached(home: Path, sample: _TruthSample, note: Note) -> tuple[IntArray, KnownLists]:
     """Return the queries of the sample with cached lists, ascending, and these lists among the current items."""
     width = cached_width(sample.request.k)
-    nothing = np.empty(0, np.int64), known_lists(Neighbors.empty(0, width))
+    nothing = np.empty(0, np.int64), bound_lists(Neighbors.empty(0, width))
     nearest = _find_nearest(home, sample, note)
     if nearest is None:
         return nothing
@@ -169,10 +169,10 @@ def _update_cached(home: Path, sample: _TruthSample, note: Note) -> tuple[IntArr
         return nothing
     positions = np.full(slots.shape, EMPTY_POSITION, np.int64)
     positions[slots] = changes.now[listed_of]
-    known = moved_lists(known, positions, changes.before[edge_of])
+    known = move_lists(known, positions, changes.before[edge_of])
     none = Neighbors.empty(len(rows), width)
     fresh = sample.join(rows, changes.fresh) if len(changes.fresh) else none
-    return rows, renewed_lists(known, fresh, width)
+    return rows, update_lists(known, fresh, width)
 
 
 def _find_nearest(home: Path, sample: _TruthSample, note: Note) -> tuple[CachedLists, IntArray, IntArray] | None:
