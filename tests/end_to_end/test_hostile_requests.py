@@ -21,9 +21,9 @@ from tests.published import publish
 from tests.unit.test_http_app import COLUMNS, ITEMS, LISTS, Compass
 
 from nearcast.serve.lookup import open_lookup
-from nearcast.service.app import make_app
-from nearcast.service.generator_service import Served, new_service
-from nearcast.service.limits import Limits
+from nearcast.service.app import Limits, make_app
+from nearcast.service.generator_service import new_service
+from nearcast.service.served_tables import ServedGenerator
 from nearcast.stores import open_store
 
 ONE = b"/v1/generators/shop/candidates/"
@@ -48,7 +48,7 @@ def description(folder):
     """The application with an online index, and its own description of itself; {name} is always a known one."""
     store = open_store(f"lmdb:{folder / 'nearcast' / 'store'}")
     lookup = open_lookup(store, "shop")
-    service = new_service({"shop": Served(lookup, True, Compass())})
+    service = new_service({"shop": ServedGenerator(lookup, True, Compass())})
     app = make_app(service, limits=Limits(body_bytes=1 << 24))
     yield schemathesis.openapi.from_asgi("/openapi.json", app, config=SchemathesisConfig.from_dict(ALSO_REFUSALS))
     service.close()

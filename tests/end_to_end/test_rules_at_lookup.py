@@ -123,7 +123,7 @@ def test_a_service_takes_what_rules_may_know(folder: Path) -> None:
         assert "limit" in refused.text
         assert service.get("/v1/generators/shop/candidates/q00?request=nonsense").status_code == 422
         text = service.get("/metrics").text
-        assert 'nearcast_barred_candidates_total{generator="shop",rule="affordable"}' in text
+        assert 'nearcast_ineligible_candidates_total{generator="shop",rule="affordable"}' in text
         assert 'nearcast_returned_candidates_count{generator="shop"} 3.0' in text
         assert f'nearcast_returned_candidates_sum{{generator="shop"}} {30.0 + 2 * some["returned"]}' in text
         assert 'nearcast_returned_candidates_bucket{generator="shop",le="20.0"} 2.0' in text

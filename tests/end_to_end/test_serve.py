@@ -146,14 +146,14 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(folder, store, ser
     until(lambda: described().json()["error"])
     assert version_of(service.get(candidates("damaged")).json()) == 1
     assert service.get("/readyz").status_code == 200
-    assert service.metric('nearcast_not_following{generator="damaged"}') == 1
+    assert service.metric('nearcast_update_failing{generator="damaged"}') == 1
     assert str(folder) not in described().text
     until(lambda: str(file) in service.said)
     publish(store, "damaged", 3, lists(3))
     until(lambda: version_of(service.get(candidates("damaged")).json()) == 3)
     assert described().json()["error"] is None
     until(lambda: "damaged follows the store again, at 000003" in service.said)
-    assert service.metric('nearcast_refusals_total{generator="damaged"}') == 1
+    assert service.metric('nearcast_update_failures_total{generator="damaged"}') == 1
 
 
 class Shopper(threading.Thread):

@@ -116,19 +116,19 @@ def test_a_running_service_says_that_it_stays_on_an_old_table_and_follows_the_ne
         point(store, "shop.phrases", 2)
         for name in ("ads", "shop.phrases"):
             until(lambda name=name: f"{name} still answers from what it has" in service.said)
-            assert service.metric(f'nearcast_not_following{{generator="{name}"}}') == 1
+            assert service.metric(f'nearcast_update_failing{{generator="{name}"}}') == 1
             assert service.metric(f'nearcast_snapshot_version{{generator="{name}"}}') == 1
-            assert service.metric(f'nearcast_refusals_total{{generator="{name}"}}') == 1
+            assert service.metric(f'nearcast_update_failures_total{{generator="{name}"}}') == 1
         ready = service.get("/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (200, True)
         assert {text.partition(":")[0] for text in ready.json()["reasons"]} == {"ads", "shop.phrases"}
-        assert service.metric('nearcast_not_following{generator="shop"}') == 0
+        assert service.metric('nearcast_update_failing{generator="shop"}') == 0
         assert service.post(ADS_OF_A, {"keys": ["a"]}).json()["table"] == "000001"
         publish_expansion(store, "ads", ADS, LINKS)
         publish_table(store, "shop", "phrases", ROWS.set_column(0, "key", pa.array(["blue"])))
         for name in ("ads", "shop.phrases"):
             until(lambda name=name: f"{name} follows the store again, at 000003" in service.said)
-            assert service.metric(f'nearcast_not_following{{generator="{name}"}}') == 0
+            assert service.metric(f'nearcast_update_failing{{generator="{name}"}}') == 0
         assert service.post(ADS_OF_A, {"keys": ["a"]}).json()["table"] == "000003"
         assert service.get("/readyz").json() == {"ready": True, "reasons": []}
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_opened_takes_nothing_else_down_at_a_start_and_is_served_
         assert sorted(text.partition(":")[0] for text in ready.json()["reasons"]) == sorted(bad)
         for name in bad:
             assert f"warning: {name} cannot be served: " in service.said
-            assert service.metric(f'nearcast_not_following{{generator="{name}"}}') == 1
+            assert service.metric(f'nearcast_update_failing{{generator="{name}"}}') == 1
             until(lambda name=name: f"{name} cannot be opened: " in service.said)
         merged = service.post("/v1/generators/shop/merged", {"context": {"phrase": "red"}})
         assert merged.json()["error"]["code"] == "store_unavailable"
@@ -174,7 +174,7 @@ def test_what_cannot_be_opened_takes_nothing_else_down_at_a_start_and_is_served_
         until(lambda: service.post(ADS_OF_A, {"keys": ["a"], "expansion": "bad-ads"}).status_code == 200)
         until(lambda: "flipped follows the store again, at 000002" in service.said)
         assert service.metric('nearcast_keys_total{generator="flipped"}') >= 1
-        assert service.metric('nearcast_not_following{generator="bad-ads"}') == 0
+        assert service.metric('nearcast_update_failing{generator="bad-ads"}') == 0
 
 
 def test_where_nothing_can_be_opened_or_a_name_is_not_published_the_service_does_not_start(tmp_path):

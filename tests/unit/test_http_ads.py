@@ -12,10 +12,10 @@ from tests.unit.test_http_app import Client
 import nearcast
 from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.serve.lookup import open_lookup
-from nearcast.service import ads_schemas
-from nearcast.service.app import make_app
-from nearcast.service.generator_service import Served, new_service
-from nearcast.service.limits import Limits
+from nearcast.service.app import Limits, make_app
+from nearcast.service.generator_service import new_service
+from nearcast.service.response_schemas import AdsResponse
+from nearcast.service.served_tables import ServedGenerator
 from nearcast.stores import open_store
 from nearcast.table.expansion_settings import AdSettings, Target
 
@@ -40,7 +40,7 @@ def serving(store, *tables, in_process=True, **settings):
     with contextlib.ExitStack() as held:
         lookup = held.enter_context(open_lookup(store, "shop"))
         opened = {name: held.enter_context(nearcast.open_expansion(store, name)) for name in tables}
-        service = new_service({"shop": Served(lookup, in_process)}, expansions=opened)
+        service = new_service({"shop": ServedGenerator(lookup, in_process)}, expansions=opened)
         held.callback(service.close)
         yield Client(make_app(service, **settings))
 
@@ -59,7 +59,7 @@ def test_keys_and_what_is_known_of_the_request_become_ads(client):
         ("p2", "plum", {"advertiser": "n"}),
     ]
     assert [stage["ads"] for stage in answer["stages"]] == [0, 3, 3, 3, 3, 3, 2]
-    ads_schemas.AdsAnswered.model_validate(answer, strict=True)
+    AdsResponse.model_validate(answer, strict=True)
     assert [ad["ad"] for ad in client.post(PATH, {"keys": ["apple", "bread"]})["ads"]] == ["p2", "r1"]
 
 
@@ -111,7 +111,7 @@ def test_keys_and_ads_are_counted_and_keys_are_sampled(store):
     told = []
     with open_lookup(store, "shop") as lookup, nearcast.open_expansion(store, "ads") as ads:
         service = new_service(
-            {"shop": Served(lookup, True)},
+            {"shop": ServedGenerator(lookup, True)},
             expansions={"ads": ads},
             sampled=lambda name, answers: told.extend((name, answer.key, answer.found) for answer in answers),
         )

@@ -14,13 +14,14 @@ from tests.published import publish
 
 from nearcast.errors import InputError, SpecError, StoreError
 from nearcast.serve.lookup import open_lookup
+from nearcast.serve.lookup_data import Answer
 from nearcast.serve.overlay import open_overlay
-from nearcast.service import schemas
-from nearcast.service.app import make_app
-from nearcast.service.generator_service import Served, new_service
-from nearcast.service.limits import Limits, tokens_of
-from nearcast.service.metrics import METRICS
+from nearcast.service import response_schemas as schemas
+from nearcast.service.app import Limits, make_app, parse_tokens
+from nearcast.service.generator_service import new_service
+from nearcast.service.metrics import METRICS, new_metrics
 from nearcast.service.responses import encode
+from nearcast.service.served_tables import ServedGenerator
 from nearcast.stores import open_store
 
 LISTS = {
@@ -102,7 +103,7 @@ def serving(store, *names, online=None, in_process=True, **settings):
     """The service of these generators, with its client."""
     lookups = {name: open_lookup(store, name, refresh_seconds=0.01) for name in names}
     threads = {key: settings.pop(key) for key in ("threads", "most_waiting") if key in settings}
-    service = new_service({n: Served(lookup, in_process, online) for n, lookup in lookups.items()}, **threads)
+    service = new_service({n: ServedGenerator(lookup, in_process, online) for n, lookup in lookups.items()}, **threads)
     try:
         yield service, Client(make_app(service, **settings))
     finally:
@@ -433,7 +434,9 @@ def test_more_keys_or_vectors_than_allowed_are_refused(store):
             "message": "keys holds 3; one request may hold 2: send several",
         }
         assert client.post("/v1/generators/shop/search", {"vectors": [[1, 0]] * 3}, 422)["error"]["code"] == "too_many"
-        assert client.get("/openapi.json")["components"]["schemas"]["Keys"]["properties"]["keys"]["maxItems"] == 2
+        assert (
+            client.get("/openapi.json")["components"]["schemas"]["LookupRequest"]["properties"]["keys"]["maxItems"] == 2
+        )
 
 
 def test_more_candidates_than_one_answer_should_hold_are_refused(store):
@@ -502,10 +505,10 @@ def test_no_other_token_opens(store, given):
 
 
 def test_a_token_file_holds_tokens_that_a_header_can_carry():
-    assert tokens_of("one\n\n two \n", "FILE") == (b"one", b"two")
+    assert parse_tokens("one\n\n two \n", "FILE") == (b"one", b"two")
     for text in ("", " \n", "a b", "h\u00e9", "a\x00"):
         with pytest.raises(SpecError, match="FILE holds"):
-            tokens_of(text, "FILE")
+            parse_tokens(text, "FILE")
 
 
 # what is served, and how it stands
@@ -575,7 +578,7 @@ def test_a_store_that_fails_is_a_503_without_its_reason_and_is_counted(store, in
 
     with serving(store, "shop", in_process=in_process) as (service, client):
         whole = service.served["shop"]
-        service.served["shop"] = Served(Broken(whole.lookup, fail), in_process)
+        service.served["shop"] = ServedGenerator(Broken(whole.lookup, fail), in_process)
         for _ in range(3):
             answer = client.ask("GET", "/v1/generators/shop/candidates/apple")
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -598,7 +601,7 @@ def test_a_mistake_of_ours_is_a_500_that_says_nothing_of_it(store, caplog):
         raise RuntimeError("/srv/private/path")
 
     with serving(store, "shop") as (service, client):
-        service.served["shop"] = Served(Broken(service.served["shop"].lookup, fail), True)
+        service.served["shop"] = ServedGenerator(Broken(service.served["shop"].lookup, fail), True)
         answer = client.get("/v1/generators/shop/candidates/apple", 500)
         assert answer["error"] == {"code": "internal", "message": "the service has made a mistake; its log says more"}
         assert "/srv/private/path" in caplog.text
@@ -638,7 +641,7 @@ def test_a_slow_store_stops_neither_the_loop_nor_takes_more_than_it_may(store):
     with serving(store, "shop", in_process=False, threads=2, most_waiting=3) as (service, client):
         lookup = service.served["shop"].lookup
         view = lookup.view()
-        service.served["shop"] = Served(Broken(lookup, wait), False)
+        service.served["shop"] = ServedGenerator(Broken(lookup, wait), False)
         asyncio.run(asked(client.app))
         assert client.metric("nearcast_overloads_total", generator="shop") == 1
 
@@ -689,6 +692,24 @@ def test_every_metric_of_the_table_is_told_and_no_other(shop):
     assert told == {metric.name: metric.kind for metric in METRICS.values()}
 
 
+@pytest.mark.parametrize("old", [metric for metric in METRICS.values() if metric.replaced_by], ids=lambda m: m.name)
+def test_a_deprecated_metric_repeats_the_metric_that_replaces_it(old):
+    metrics = new_metrics(["shop"], dict, lambda: True, lambda: ["broken"])
+    metrics.count_update_failure("shop")
+    answer = Answer("a", True, ["x"], [1.0], None, 0, {}, "table", "a", "000001", 0.0, 4, {"adult": 3})
+    metrics.count_answers("shop", [answer])
+    lines = metrics.format_text().decode().splitlines()
+    values = {name: [line.removeprefix(name) for line in lines if line.startswith(f"{name}{{")] for name in METRICS}
+    assert values[old.name] == values[old.replaced_by] != []
+    assert f"# HELP {old.name} {old.meaning}" in lines
+
+
+def test_the_former_name_of_a_served_generator_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="ServedGenerator"):
+        from nearcast.service.generator_service import Served
+    assert Served is ServedGenerator
+
+
 def test_the_documentation_has_the_table_of_metrics(repository):
     text = (repository / "docs" / "http.md").read_text(encoding="utf-8")
     for metric in METRICS.values():
@@ -714,15 +735,18 @@ def test_every_answer_has_exactly_the_shape_that_is_described(store):
     with serving(store, "kind", "shop", online=Compass()) as (_, client):
         for query in ("", "?k=1&fields=name,price"):
             for key in ("apple", "nobody", "empty"):
-                exact(schemas.Answered, client.get(f"/v1/generators/kind/candidates/{key}{query}"))
+                exact(schemas.LookupResponse, client.get(f"/v1/generators/kind/candidates/{key}{query}"))
         body = {"keys": ["apple", "nobody", 5], "vectors": [None, [1, 0], None], "fields": ["price"]}
-        exact(schemas.AnsweredMany, client.post("/v1/generators/shop/candidates", body))
-        exact(schemas.Searched, client.post("/v1/generators/shop/search", {"vectors": [[1, 0]], "fields": ["price"]}))
-        exact(schemas.Generator, client.get("/v1/generators/shop"))
-        exact(schemas.Generators, client.get("/v1/generators"))
-        exact(schemas.Alive, client.get("/healthz"))
-        exact(schemas.Ready, client.get("/readyz"))
-        exact(schemas.Failed, client.get("/v1/generators/none", 404))
+        exact(schemas.LookupBatchResponse, client.post("/v1/generators/shop/candidates", body))
+        exact(
+            schemas.SearchResponse,
+            client.post("/v1/generators/shop/search", {"vectors": [[1, 0]], "fields": ["price"]}),
+        )
+        exact(schemas.GeneratorInfo, client.get("/v1/generators/shop"))
+        exact(schemas.GeneratorList, client.get("/v1/generators"))
+        exact(schemas.HealthResponse, client.get("/healthz"))
+        exact(schemas.ReadinessResponse, client.get("/readyz"))
+        exact(schemas.ErrorResponse, client.get("/v1/generators/none", 404))
 
 
 def test_the_description_names_every_endpoint_and_what_it_refuses(shop):

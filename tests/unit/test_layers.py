@@ -55,7 +55,7 @@ HEAVY = {
     "torch": None,
     "redis": "stores/redis_connection.py",
     "lmdb": "stores/lmdb_environment.py",
-    "fastapi": "service/app.py",
+    "fastapi": "service/openapi.py",
     "starlette": "service/app.py",
     "orjson": "service/responses.py",
     "prometheus_client": "service/metrics.py",

@@ -12,7 +12,8 @@ from tests.unit.test_http_app import exact, serving
 import nearcast
 from nearcast.errors import InputError, NotFoundError, SpecError
 from nearcast.serve.resolvers import MOST_KEYS, RESOLVERS
-from nearcast.service.merged_schemas import MOST_KNOWN, Known, MergedCandidates
+from nearcast.service.request_schemas import MAX_EXCLUDED, RequestContext
+from nearcast.service.response_schemas import MergeResponse
 from nearcast.stores import open_store
 
 NEVER = 3600.0  # seconds: nothing is looked for while a test lasts
@@ -182,7 +183,7 @@ def test_over_http_the_answer_is_the_librarys_in_the_shape_that_is_described(cli
         "fields": ["name"],
     }
     answer = client.post(MERGED, body)
-    exact(MergedCandidates, answer)
+    exact(MergeResponse, answer)
     context = body["context"] | {"session": [(1, 5)]}
     mine = pins.merged(
         [(2, 1), (3, 2.5)], context=context, k=3, by="score", min_score=0.1, exclude=[12], fields=["name"]
@@ -191,7 +192,7 @@ def test_over_http_the_answer_is_the_librarys_in_the_shape_that_is_described(cli
 
 
 def test_over_http_a_context_names_the_resolvers_that_there_are():
-    assert set(Known.model_fields) == set(RESOLVERS)
+    assert set(RequestContext.model_fields) == set(RESOLVERS)
 
 
 def test_over_http_nothing_known_is_an_empty_answer(client):
@@ -214,7 +215,7 @@ def test_over_http_a_table_that_there_is_not_is_told(store):
         ({"keys": [{"key": 1, "weight": 0}]}, "weight"),
         ({"keys": [{"key": 1}] * (MOST_KEYS + 1)}, "keys"),
         ({"context": {"weather": "rain"}}, "weather"),
-        ({"context": {"recent": [1] * (MOST_KNOWN + 1)}}, "recent"),
+        ({"context": {"recent": [1] * (MAX_EXCLUDED + 1)}}, "recent"),
         ({"context": {"session": [{"key": 1}]}}, "seconds_ago"),
         ({"context": {"session": [{"key": 1, "seconds_ago": -1}]}}, "seconds_ago"),
         ({"by": "luck"}, "by"),

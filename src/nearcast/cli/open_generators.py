@@ -22,7 +22,7 @@ from nearcast.serve.lookup import open_lookup
 from nearcast.spec import load_spec
 
 if TYPE_CHECKING:
-    from nearcast.service.generator_service import Served, Unopened
+    from nearcast.service.served_tables import ServedGenerator, UnopenedTable
     from nearcast.stores.base import Store
 
 __all__ = ["OnlineOptions", "OpenGenerators", "find_names", "open_generators"]
@@ -41,9 +41,9 @@ class OnlineOptions:
 class OpenGenerators:
     """Generators and expansion tables that are open, and those that could not be opened, by name."""
 
-    generators: dict[str, Served]
+    generators: dict[str, ServedGenerator]
     expansions: dict[str, Expansion]
-    unopened: dict[str, Unopened]
+    unopened: dict[str, UnopenedTable]
 
     @property
     def keyed(self) -> list[str]:
@@ -72,18 +72,18 @@ def open_generators(
 
     Raises NotFoundError if nothing is published under a name, and the first error if nothing can be opened.
     """
-    from nearcast.service.generator_service import Served, Unopened
+    from nearcast.service.served_tables import ServedGenerator, UnopenedTable
 
     kinds = {name: _is_expansion(store, name) for name in names}
     indexes = _open_indexes(online, [name for name in names if not kinds[name]])
 
-    def open_one(name: str) -> Served | Expansion:
+    def open_one(name: str) -> ServedGenerator | Expansion:
         if kinds[name]:
             return stack.enter_context(open_expansion(store, name, refresh_seconds=refresh_seconds))
         lookup = stack.enter_context(open_lookup(store, name, refresh_seconds=refresh_seconds))
-        return Served(lookup, store.in_process, indexes.get(name))
+        return ServedGenerator(lookup, store.in_process, indexes.get(name))
 
-    opened: dict[str, Served | Expansion] = {}
+    opened: dict[str, ServedGenerator | Expansion] = {}
     errors: dict[str, NearcastError] = {}
     for name in names:
         try:
@@ -97,10 +97,10 @@ def open_generators(
     for name, failure in errors.items():
         click.echo(f"warning: {name} cannot be served: {failure}", err=True)
     return OpenGenerators(
-        {name: one for name, one in opened.items() if isinstance(one, Served)},
+        {name: one for name, one in opened.items() if isinstance(one, ServedGenerator)},
         {name: one for name, one in opened.items() if isinstance(one, Expansion)},
         {
-            name: Unopened(str(failure), kinds[name], partial(open_one, name), partial(store.pointer, name))
+            name: UnopenedTable(str(failure), kinds[name], partial(open_one, name), partial(store.pointer, name))
             for name, failure in errors.items()
         },
     )

@@ -16,7 +16,6 @@ from nearcast.cli.common import LocalPath, out_option, parse_memory, pass_option
 from nearcast.cli.open_generators import OnlineOptions, OpenGenerators, find_names, open_generators
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES, SampleWriter
-from nearcast.service.limits import Limits, tokens_of
 from nearcast.service.responses import need_extra
 from nearcast.spec import PublishSpec
 from nearcast.stores import open_store
@@ -141,8 +140,8 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
     """
     need_extra()
     from nearcast.dashboard.live import dashboard_pages
-    from nearcast.service.app import make_app
-    from nearcast.service.metrics import leave_out_creation_times
+    from nearcast.service.app import Limits, make_app
+    from nearcast.service.metrics import disable_created_metrics
     from nearcast.service.server import bind, is_loopback, run_server
 
     tokens = read_tokens(options.token_file)
@@ -153,7 +152,7 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
         bound = stack.enter_context(bind(options.host, options.port))  # first: the port may be in use
         online = OnlineOptions(options.online, options.online_engine, options.out)
         opened = open_generators(store, names, online, options.refresh, stack)
-        leave_out_creation_times()
+        disable_created_metrics()
         service = _start_service(opened, options, stack)
         if not is_loopback(options.host) and not tokens:
             click.echo(f"warning: everybody who can reach {options.host} may ask; give --token-file", err=True)
@@ -177,10 +176,12 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
 
 def read_tokens(file: Path | None) -> tuple[bytes, ...]:
     """Return the bearer tokens of the file, else of NEARCAST_TOKEN. Not an option: others can see a command line."""
+    from nearcast.service.app import parse_tokens
+
     if file is not None:
-        return tokens_of(file.read_text(encoding="utf-8", errors="replace"), str(file))
+        return parse_tokens(file.read_text(encoding="utf-8", errors="replace"), str(file))
     variable = os.environ.get("NEARCAST_TOKEN")
-    return tokens_of(variable, "NEARCAST_TOKEN") if variable is not None else ()
+    return parse_tokens(variable, "NEARCAST_TOKEN") if variable is not None else ()
 
 
 def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitStack) -> Service:

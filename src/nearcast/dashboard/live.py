@@ -23,9 +23,10 @@ from nearcast.errors import NearcastError, NotFoundError
 from nearcast.monitoring.alert_text import LEVELS, TROUBLES
 from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
-from nearcast.service.generator_service import Service, columns_in
-from nearcast.service.pages import Page, PageRequest
+from nearcast.service.endpoint import Page, PageRequest
+from nearcast.service.generator_service import Service
 from nearcast.service.responses import RefusedError, Reply
+from nearcast.service.served_tables import list_columns
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["Explain", "dashboard_pages"]
@@ -186,7 +187,7 @@ class _Live:
     def _with_state(self, page: dict[str, Any], state: Any) -> dict[str, Any]:
         """A generator with what answers for it, and how often it was asked."""
         name, now = page["name"], time.time()
-        counted = self.service.metrics.counted
+        counted = self.service.metrics.read_counter
         asked = {what: counted(f"nearcast_{what}_total", name) for what in ("keys", "misses")} | {"since": self.began}
         page = page | {"asked": asked}
         if state is None:
@@ -259,7 +260,7 @@ def _not_following(page: dict[str, Any], since: float) -> dict[str, Any]:
 
 def _from_store(view: View, key: str, beside: Snapshot | None) -> dict[str, Any]:
     """The list as the store has it, where the folder of its snapshot is elsewhere: what was taken out is not in it."""
-    columns = columns_in(view)
+    columns = list_columns(view)
     answer = view.get(key, LookupOptions(fields=columns))
     rows = [
         {"id": item, "score": score, "columns": {n: shown(answer.columns[n][place]) for n in columns}}

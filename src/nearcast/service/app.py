@@ -1,57 +1,52 @@
-"""The service as an ASGI application: what is asked at which path, and the OpenAPI description of it.
+"""The service as an ASGI application: routes behind a guard that checks tokens, limits the URL and counts requests.
 
-FastAPI describes the routes, and Starlette serves them: what FastAPI does around an endpoint outlasts the look-up.
-`Prepared` checks a request against the model that its endpoint declares, and sends a reply that is whole.
+Starlette serves the routes and FastAPI only describes them: its own handling of an endpoint takes longer than a
+look-up. Knows nothing of look-ups.
 """
 
-# The annotations of the endpoints are read when they are declared, so this module does not put them off.
+from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+import asyncio
+import hmac
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import partial
+from typing import Any
 
-from nearcast.serve.lookup_data import LookupOptions
-from nearcast.service.ads_request import chosen_expansion
-from nearcast.service.ads_schemas import AdsAnswered, AdsWanted
-from nearcast.service.docs_page import docs_page
-from nearcast.service.endpoint import Prepared, names_in
-from nearcast.service.fallback import KeyQuery
+from nearcast.errors import SpecError
+from nearcast.service.endpoint import EndpointApp, Limits, Page, PageApp, RouteApp, Scope
+from nearcast.service.endpoints import ROUTES
 from nearcast.service.generator_service import Service
-from nearcast.service.limits import Guard, Limits
-from nearcast.service.merged_schemas import Merge, MergedCandidates, mix_of
-from nearcast.service.pages import Page, Paged
-from nearcast.service.response_bodies import plain_answer, plain_generator, plain_search, told
-from nearcast.service.responses import Asgi, RefusedError, Reply, encode, error_reply, json_reply, need_extra
-from nearcast.service.schemas import (
-    Alive,
-    Answered,
-    AnsweredMany,
-    Failed,
-    Generator,
-    Generators,
-    KeyParameters,
-    Keys,
-    Ready,
-    Search,
-    Searched,
-    check_values,
+from nearcast.service.openapi import describe_api, render_docs
+from nearcast.service.responses import (
+    CLOSE,
+    SAFE,
+    Asgi,
+    Headers,
+    Receive,
+    RefusedError,
+    Reply,
+    Send,
+    error_reply,
+    json_reply,
+    need_extra,
 )
-from nearcast.version import __version__
 
-__all__ = ["make_app"]
+__all__ = ["Guard", "Limits", "make_app", "parse_tokens"]
 
-TEXT = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
-HTML = (
+MAX_URL_BYTES = 16_384  # of path and query; keys of a table are far shorter
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})  # they reveal nothing that is served
+NEED_TOKEN: Headers = ((b"www-authenticate", b'Bearer realm="nearcast"'),)
+HTML: Headers = (
     (b"content-type", b"text/html; charset=utf-8"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
 )
-MOST_CANDIDATES = 250_000  # of one answer: some ten megabytes of JSON
-CODES = {404: "not_found", 405: "method_not_allowed"}
+ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
 
-DESCRIPTION = """Candidates that were found ahead of time, by key; and, where an online index is served, by vector.
-
-Every answer names its snapshot and age, and says where its candidates come from. Items that the overlay has taken out
-are in no answer. A key that is not there is no error: it is answered with `found` false and what stands in for it.
-"""
+Observer = Callable[[str, int, float], None]  # route, status, seconds
+log = logging.getLogger(__name__)
 
 
 def make_app(
@@ -61,24 +56,62 @@ def make_app(
     tokens: Iterable[bytes] = (),
     pages: Sequence[Page] = (),
 ) -> Asgi:
-    """The service as an application for any ASGI server. MissingExtraError where `nearcast[serve]` is not installed.
+    """Return the service as an application for any ASGI server.
 
-    tokens: bearer tokens, any of which is needed for all but /healthz, /readyz, /openapi.json and /docs; none: nobody
-    is asked for one. pages: what is served beside the endpoints, such as the page at /.
+    tokens: bearer tokens. If there are any, every path but /healthz, /readyz, /openapi.json and /docs needs one.
+    pages: further GET routes, for example the page at /.
+    Raises MissingExtraError if `nearcast[serve]` is not installed.
     """
     need_extra()
-    from fastapi import FastAPI, Path, Query
-    from fastapi.routing import APIRoute
     from starlette.applications import Starlette
-    from starlette.convertors import Convertor, register_url_convertor
     from starlette.exceptions import HTTPException
-    from starlette.responses import Response
     from starlette.routing import Route
 
     tokens = tuple(tokens)
+    _register_path_type()
+    schema = describe_api(ROUTES, limits, secured=bool(tokens))
+    apps: list[tuple[str, str, RouteApp]] = [
+        (route.method, route.path, EndpointApp(_route_name(route.path), partial(route.endpoint, service), limits))
+        for route in ROUTES
+    ]
+    apps.append(("GET", "/openapi.json", FixedApp("/openapi.json", json_reply(schema))))
+    apps.append(("GET", "/docs", FixedApp("/docs", Reply(render_docs(schema), 200, HTML))))
+    apps += [("GET", page.path, PageApp(page)) for page in pages]
+    routes = [Route(path, app, methods=[method]) for method, path, app in apps]
+    router = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_route})
+    router.router.redirect_slashes = False
+    return Guard(
+        router,
+        tokens=tokens,
+        observe=service.metrics.count_request,
+        is_draining=lambda: service.draining,
+        open_paths=frozenset(page.path for page in pages if page.open),
+    )
 
-    class Anything(Convertor[str]):
-        """The rest of a path, line breaks among it."""
+
+class FixedApp(RouteApp):
+    """A route whose response never changes."""
+
+    def __init__(self, path: str, reply: Reply) -> None:
+        super().__init__(path)
+        self._reply = reply
+
+    async def respond(self, _scope: Scope, _receive: Receive) -> Reply:
+        """Return the response."""
+        return self._reply
+
+
+def _route_name(path: str) -> str:
+    """Return the path without its path types: {key} for {key:anything}."""
+    return re.sub(r":\w+}", "}", path)
+
+
+def _register_path_type() -> None:
+    """Register the path type `anything` with Starlette: the rest of a path, line breaks included."""
+    from starlette.convertors import Convertor, register_url_convertor
+
+    class AnythingConvertor(Convertor[str]):
+        """The rest of a path."""
 
         regex = r"[\s\S]*"
 
@@ -88,220 +121,98 @@ def make_app(
         def to_string(self, value: str) -> str:
             return value
 
-    register_url_convertor("anything", Anything())
-
-    api = FastAPI(
-        title="nearcast",
-        version=__version__,
-        description=DESCRIPTION,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-
-    def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        always = (401, 414) if tokens else (414,)
-        return {status: {"model": Failed, "description": FAILURES[status]} for status in sorted((*always, *statuses))}
-
-    Name = Annotated[str, Path(description="a generator that is served")]  # noqa: N806
-    Text = Annotated[str, Path(description="a key, percent-encoded; it may hold slashes")]  # noqa: N806
-
-    @api.get(
-        "/v1/generators/{name}/candidates/{key:anything}",
-        response_model=Answered,
-        responses=failures(400, 404, 422, 503),
-        tags=["candidates"],
-    )
-    async def candidates(name: Name, key: Text, parameters: Annotated[KeyParameters, Query()]) -> Reply:
-        """The candidates of one key."""
-        request = check_values(parameters.request)
-        wanted = LookupOptions(parameters.k, parameters.min_score, names_in(parameters.fields), request)
-        answer = await service.candidates(name, KeyQuery(key, parameters.fallback_key), wanted)
-        return Reply(encode(plain_answer(answer)))
-
-    @api.post(
-        "/v1/generators/{name}/candidates",
-        response_model=AnsweredMany,
-        responses=failures(400, 404, 413, 415, 422, 503),
-        tags=["candidates"],
-    )
-    async def many_candidates(name: Name, body: Keys) -> Reply:
-        """The candidates of many keys, in the order of the request."""
-        questions = _questions(service, name, body, limits)
-        wanted = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
-        return Reply(await service.many_candidates(name, questions, wanted, told))
-
-    @api.post(
-        "/v1/generators/{name}/merged",
-        response_model=MergedCandidates,
-        responses=failures(400, 404, 413, 415, 422, 503),
-        tags=["candidates"],
-    )
-    async def merged(name: Name, body: Merge) -> Reply:
-        """The candidates of several keys as one list: of keys with weights, or of what the request knows."""
-        return json_reply((await service.merged(name, mix_of(body))).as_dict())
-
-    @api.post(
-        "/v1/generators/{name}/search",
-        response_model=Searched,
-        responses=failures(400, 404, 413, 415, 422, 503),
-        tags=["candidates"],
-    )
-    async def search(name: Name, body: Search) -> Reply:
-        """What is nearest to each vector, by the online index."""
-        online = service.online(name)
-        _check_count("vectors", len(body.vectors), body.k or service.k(name), limits)
-        if body.recall is not None and body.recall > online.recall:
-            message = f"recall is {body.recall}, and the online index of {name} is set to {online.recall}"
-            raise RefusedError(422, "recall_too_high", message)
-        vectors = service.vectors(name, body.vectors)
-        wanted = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
-        found = await service.search(name, vectors, wanted)
-        return json_reply({"engine": online.name, "recall": online.recall, **plain_search(found)})
-
-    @api.post(
-        "/v1/generators/{name}/ads",
-        response_model=AdsAnswered,
-        responses=failures(400, 404, 413, 415, 422, 503),
-        tags=["ads"],
-    )
-    async def ads(name: Name, body: AdsWanted) -> Reply:
-        """What is promoted for the candidates of these keys: looked up, expanded, under rules, budgets and caps."""
-        _check_count("keys", len(body.keys), min(body.candidates_per_key or MOST_CANDIDATES, service.k(name)), limits)
-        chosen = chosen_expansion(service.expansions, body.expansion, service.unopened_expansions)
-        return json_reply((await service.ads(name, chosen, body)).as_dict())
-
-    @api.get("/v1/generators", response_model=Generators, responses=failures(), tags=["generators"])
-    async def generators() -> Reply:
-        """What is served of each generator."""
-        states = service.states()
-        return json_reply({"generators": [plain_generator(n, service.served[n], state) for n, state in states.items()]})
-
-    @api.get("/v1/generators/{name}", response_model=Generator, responses=failures(400, 404, 503), tags=["generators"])
-    async def generator(name: Name) -> Reply:
-        """What is served of one generator."""
-        served, state = service.generator(name), service.states().get(name)
-        if state is None:
-            raise RefusedError(503, "not_ready", "no version of this generator is open")
-        return json_reply(plain_generator(name, served, state))
-
-    @api.get("/healthz", response_model=Alive, tags=["operation"])
-    async def alive() -> Reply:
-        """Whether the process answers."""
-        return json_reply({"alive": True})
-
-    @api.get(
-        "/readyz",
-        response_model=Ready,
-        responses={503: {"model": Ready, "description": "not now"}},
-        tags=["operation"],
-    )
-    async def ready() -> Reply:
-        """Whether requests may be sent here: a version is open of all that is served, and the service is not stopping.
-
-        A generator or table that could not be opened, or stays on an old version, is named and takes no other down.
-        """
-        reasons = service.reasons()
-        told = [*reasons, *service.remarks()]
-        return json_reply({"ready": not reasons, "reasons": told}, 503 if reasons else 200)
-
-    @api.get(
-        "/metrics",
-        response_model=None,
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **failures()},
-        tags=["operation"],
-    )
-    async def metrics() -> Reply:
-        """Counters and gauges, as Prometheus reads them."""
-        return Reply(service.metrics.text(), 200, TEXT)
-
-    schema = _described_api(api.openapi(), limits, secured=bool(tokens))
-    described, page = json_reply(schema), Reply(docs_page(schema), 200, HTML)
-
-    @api.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Reply:
-        """This description, for programs."""
-        return described
-
-    @api.get("/docs", include_in_schema=False)
-    async def docs() -> Reply:
-        """This description, for people."""
-        return page
-
-    async def no_route(_request: Any, error: Exception) -> Response:
-        """A path or a method that there is not."""
-        assert isinstance(error, HTTPException)
-        code = CODES.get(error.status_code, "refused")
-        message = f"{error.detail.lower()}; /docs says what there is"
-        reply = error_reply(error.status_code, code, message)
-        headers = {**dict(error.headers or {}), "content-type": "application/json"}
-        return Response(reply.body, error.status_code, headers)
-
-    routes = [
-        Route(route.path, Prepared(route.path_format, route.endpoint, limits), methods=sorted(route.methods or ()))
-        for route in api.routes
-        if isinstance(route, APIRoute)
-    ]
-    routes += [Route(page.path, Paged(page), methods=["GET"]) for page in pages]
-    served = Starlette(routes=routes, exception_handlers={HTTPException: no_route})
-    served.router.redirect_slashes = False
-    opened = frozenset(page.path for page in pages if page.open)
-    return Guard(
-        served, tokens=tokens, observe=service.metrics.request, draining=lambda: service.draining, open_paths=opened
-    )
+    register_url_convertor("anything", AnythingConvertor())
 
 
-FAILURES = {
-    400: "not percent-encoded UTF-8, or no JSON",
-    401: "no token, or another one",
-    404: "no such generator, no online index, or no such table",
-    413: "a body that is too large",
-    414: "a URL that is too long",
-    415: "a body that is not declared as JSON",
-    422: "a request that cannot be answered: the message names what is wrong with it",
-    503: "the store did not answer, or too many look-ups are waiting",
-}
+async def _refuse_route(_request: Any, error: Exception) -> Any:
+    """Return the error response for an unknown path or method."""
+    from starlette.exceptions import HTTPException
+    from starlette.responses import Response
+
+    assert isinstance(error, HTTPException)
+    code = ERROR_CODES.get(error.status_code, "refused")
+    reply = error_reply(error.status_code, code, f"{error.detail.lower()}; /docs says what there is")
+    headers = {**dict(error.headers or {}), "content-type": "application/json"}
+    return Response(reply.body, error.status_code, headers)
 
 
-def _check_count(what: str, count: int, k: int, limits: Limits) -> None:
-    """Refused where a request asks for more than one answer should hold."""
-    if count > limits.keys:
-        message = f"{what} holds {count:,}; one request may hold {limits.keys:,}: send several"
-        raise RefusedError(422, "too_many", message)
-    if count * k > MOST_CANDIDATES:
-        message = f"{count:,} {what} with k = {k:,} are more than {MOST_CANDIDATES:,} candidates: send several requests"
-        raise RefusedError(422, "too_many", message)
+def parse_tokens(text: str, where: str) -> tuple[bytes, ...]:
+    """Return the tokens of a file, one per line, so that an old token may stay valid while it is replaced.
+
+    Raises SpecError if there is none, or if one cannot be sent in an HTTP header.
+    """
+    tokens = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not tokens:
+        raise SpecError(f"{where} holds no token; write one line of letters and digits")
+    for token in tokens:
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise SpecError(f"{where} holds a token with blanks or with characters that no HTTP header can carry")
+    return tuple(token.encode() for token in tokens)
 
 
-def _questions(service: Service, name: str, body: Keys, limits: Limits) -> list[KeyQuery]:
-    """A question per key; refused where what is given per key does not go with the keys."""
-    n = len(body.keys)
-    _check_count("keys", n, min(body.k or MOST_CANDIDATES, service.k(name)), limits)
-    for what, given in (("fallback_keys", body.fallback_keys), ("vectors", body.vectors)):
-        if given is not None and len(given) != n:
-            raise RefusedError(422, "invalid", f"{what} holds {len(given):,} where there are {n:,} keys")
-    fallbacks = body.fallback_keys or [None] * n
-    vectors: list[Any] = [None] * n
-    if body.vectors is not None and service.generator(name).online is not None:
-        places = [place for place, vector in enumerate(body.vectors) if vector is not None]
-        rows = service.vectors(name, [vector for vector in body.vectors if vector is not None])
-        for place, row in zip(places, rows, strict=True):
-            vectors[place] = row
-    return [KeyQuery(k, f or (), v) for k, f, v in zip(body.keys, fallbacks, vectors, strict=True)]
+class Guard:
+    """ASGI middleware: checks the token and the length of the URL, adds headers, and observes each request."""
 
+    def __init__(
+        self,
+        app: Asgi,
+        *,
+        tokens: Iterable[bytes],
+        observe: Observer,
+        is_draining: Callable[[], bool],
+        open_paths: frozenset[str] = frozenset(),  # further paths that need no token
+    ) -> None:
+        self._app = app
+        self._tokens = tuple(tokens)
+        self._open_paths = OPEN_PATHS | open_paths
+        self._observe = observe
+        self._is_draining = is_draining
 
-def _described_api(schema: dict[str, Any], limits: Limits, *, secured: bool) -> dict[str, Any]:
-    """The description with what this service was started with."""
-    shapes = schema["components"]["schemas"]
-    for shape, what in (("Keys", "keys"), ("Search", "vectors"), ("AdsWanted", "keys")):
-        shapes[shape]["properties"][what]["maxItems"] = limits.keys
-    for theirs in ("HTTPValidationError", "ValidationError"):  # FastAPI's own refusals, which are never made
-        shapes.pop(theirs, None)
-    schema["paths"]["/v1/generators/{name}"]["get"]["responses"].pop("422", None)
-    if secured:
-        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                operation["security"] = [] if path in ("/healthz", "/readyz") else [{"token": []}]
-    return schema
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":  # the server is configured to send nothing else
+            raise NotImplementedError(scope["type"])
+        begin = time.perf_counter()
+        status = 0
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *SAFE, *(CLOSE if self._is_draining() else ())]
+            await send(message)
+
+        refused = self._check(scope)
+        try:
+            if refused is None:
+                await self._app(scope, receive, send_with_headers)
+            else:
+                await refused.send(send_with_headers)
+        except asyncio.CancelledError:  # the service has stopped waiting for this request
+            if not status:
+                stopped = error_reply(503, "stopping", "the service has stopped; send it again", CLOSE)
+                await stopped.send(send_with_headers)
+        except Exception:
+            log.exception("a request could not be answered")
+            if not status:
+                message = "the service has made a mistake; its log says more"
+                await error_reply(500, "internal", message, CLOSE).send(send_with_headers)
+        route = getattr(scope.get("endpoint"), "path", "other")
+        self._observe(route, status, time.perf_counter() - begin)
+
+    def _check(self, scope: Scope) -> Reply | None:
+        """Return the error response for a request that must not reach the application, else None."""
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL_BYTES:
+            message = f"the URL is longer than {MAX_URL_BYTES:,} bytes; send long keys in the body of a POST"
+            return RefusedError(414, "url_too_long", message, CLOSE).reply()
+        if self._tokens and scope["path"] not in self._open_paths and not self._has_token(scope["headers"]):
+            message = "a token is needed: send the header `Authorization: Bearer TOKEN`"
+            return RefusedError(401, "unauthorized", message, NEED_TOKEN).reply()
+        return None
+
+    def _has_token(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        header = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, token = header.partition(b" ")
+        # every token is compared, so that the time tells nothing
+        matches = [hmac.compare_digest(token.strip(), known) for known in self._tokens]
+        return scheme.lower() == b"bearer" and any(matches)

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from nearcast.service.limits import CLOSE, SAFE
-from nearcast.service.responses import Headers, error_reply
+from nearcast.service.responses import CLOSE, SAFE, Headers, error_reply
 
 if TYPE_CHECKING:
     Protocol = Any  # uvicorn's, which is imported where it is mixed in

@@ -14,7 +14,7 @@ from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
 from nearcast.types import FloatArray, as_score
 
-__all__ = ["CandidateList", "Key", "OnlineSearch", "read_columns", "search_online"]
+__all__ = ["CandidateList", "Key", "OnlineSearch", "SearchResult", "read_columns", "search_online"]
 
 MIN_EXTRA = 1000  # candidates that a search may over-fetch at least to replace ineligible ones
 
@@ -58,6 +58,15 @@ class CandidateList:
     reason: str | None = None
     stored: int = 0
     barred: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The candidates of each vector of a search, with the requested item columns."""
+
+    lists: list[CandidateList]
+    columns: list[dict[str, list[object]]]
+    snapshot: str
 
 
 def search_online(

@@ -1,9 +1,9 @@
-"""Run the service on uvicorn: a socket, a loop, and a stop that no request notices.
+"""Run the service on uvicorn: a socket, an event loop, and a stop that drops no request.
 
-On SIGTERM the service first stops being ready and asks each client to close its connection, while it answers as before;
-after the time given for that, it takes no more connections, ends what is under way, and returns. A second signal, or
-SIGINT, ends the first part at once, and one more the second part. Connections that the kernel has accepted by then are
-answered, and later ones are refused: none is reset. Knows nothing of look-ups.
+SIGTERM starts the first phase: the service is not ready and asks clients to close their connections, but still
+answers. After `drain_seconds` the second phase starts: it accepts no more connections, finishes the requests under
+way, and returns. A second signal, or SIGINT, ends the first phase at once, and one more ends the second. Connections
+that the kernel has accepted by then are answered and later ones are refused; none is reset. Knows nothing of look-ups.
 """
 
 from __future__ import annotations
@@ -18,44 +18,102 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nearcast.errors import SpecError
 from nearcast.service.connection import BoundedConnection, expire_regularly
 from nearcast.service.generator_service import Service
 from nearcast.service.responses import Asgi, need_extra
 
+if TYPE_CHECKING:
+    UvicornServer = Any  # uvicorn's, which is imported where it is mixed in
+else:
+    UvicornServer = object
+
 __all__ = ["bind", "is_loopback", "run_server"]
 
 BACKLOG = 2048
-IDLE_SECONDS = 75  # longer than proxies keep a connection idle, so that it is they who close it
-FINISH_SECONDS = 20  # for requests under way once no more are taken
-SWEEP_SECONDS = 1.0  # how often connections are held to their deadlines
-HANDSHAKE_SECONDS = 0.1  # for connections that are being made when no more are taken
-MOST_ROUNDS = 100_000  # of the loop, to accept what waits
-SO_ATTACH_FILTER = 26  # of Linux
-SWITCH_SECONDS = 0.001  # a long look-up on a thread lets the loop in so often
+IDLE_SECONDS = 75  # longer than proxies keep a connection idle, so that the proxy closes it first
+FINISH_SECONDS = 20  # for requests under way in the second phase
+SWEEP_SECONDS = 1.0  # between checks of the deadlines of connections
+HANDSHAKE_SECONDS = 0.1  # for TCP handshakes under way at the start of the second phase
+MAX_ROUNDS = 100_000  # of the loop, to accept waiting connections
+SO_ATTACH_FILTER = 26  # Linux constant
+SWITCH_SECONDS = 0.001  # so that a long look-up on a thread does not delay the event loop
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach the host."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket of this address, which refuses connections until it is served; port 0 takes a free one.
+    """Return a socket bound to this address. It refuses connections until it is served; port 0 takes a free port.
 
-    SpecError where the address cannot be had.
+    Raises SpecError if the address is not available.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after another has left it
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the address may have been in use a moment ago
         bound.bind((host, port))
     except OSError as error:
         bound.close()
         reason = error.strerror or error
         raise SpecError(f"{host} port {port} cannot be had ({reason}); choose another --host or --port") from error
     return bound
+
+
+class DrainingServer(UvicornServer):  # type: ignore[misc]
+    """A mixin before uvicorn's server: stops in two phases, and does not raise the signal again at the end."""
+
+    service: Service
+    drain_seconds: float
+    on_start: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
+        await super().startup(sockets)
+        self.on_start()
+
+    async def main_loop(self) -> None:
+        """Serve until `should_exit`, and enforce the deadlines of connections."""
+        deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS))
+        await super().main_loop()
+        deadlines.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept the connections that wait, then finish the requests under way."""
+        deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS / 10))
+        await accept_waiting(sockets or [])
+        await super().shutdown(sockets)
+        deadlines.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT while the server runs."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.service.draining:
+            self._stop()
+        else:
+            self.service.draining = True
+            loop.call_later(self.drain_seconds, self._end_drain)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit  # a signal while the last requests finish ends them
+        self._end_drain()
+
+    def _end_drain(self) -> None:
+        self.service.draining = True
+        self.should_exit = True
 
 
 def run_server(
@@ -67,74 +125,33 @@ def run_server(
     timeout_seconds: float,
     begun: Callable[[], None],
 ) -> None:
-    """Serve until a signal says to stop, and then end well. Belongs in the main thread.
+    """Serve until a signal, then stop without dropping a request. Call it in the main thread.
 
-    timeout_seconds: for the head of a request to arrive, then for its body, and then for its answer to be read.
-    begun: called when connections are taken.
+    timeout_seconds: limit for the head of a request to arrive, for its body to arrive, and for its answer to be read.
+    begun: called when the server accepts connections.
     """
     need_extra()
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Bounded(BoundedConnection, HttpToolsProtocol):
+    class Connection(BoundedConnection, HttpToolsProtocol):
         """Uvicorn's connection with deadlines and limits."""
 
         seconds = timeout_seconds
 
         @staticmethod
         def observe(status: int) -> None:
-            service.metrics.request("other", status, 0.0)
+            service.metrics.count_request("other", status, 0.0)
 
-    class Draining(uvicorn.Server):
-        """Uvicorn, with a stop in two parts and without raising the signal again at the end."""
+    class Server(DrainingServer, uvicorn.Server):
+        """Uvicorn's server with a graceful stop."""
 
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            begun()
-
-        async def main_loop(self) -> None:
-            deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS))
-            await super().main_loop()
-            deadlines.cancel()
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS / 10))
-            await accept_waiting(sockets or [])
-            await super().shutdown(sockets)
-            deadlines.cancel()
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
-            loop.add_signal_handler(signal.SIGINT, self._stop)
-            try:
-                yield
-            finally:
-                loop.remove_signal_handler(signal.SIGTERM)
-                loop.remove_signal_handler(signal.SIGINT)
-
-        def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-            if service.draining:
-                self._stop()
-            else:
-                service.draining = True
-                loop.call_later(drain_seconds, self._end_drain)
-
-        def _stop(self) -> None:
-            self.force_exit = self.should_exit  # a signal while the last requests are finished
-            self._end_drain()
-
-        def _end_drain(self) -> None:
-            service.draining = True
-            self.should_exit = True
-
-    async def watch() -> None:
-        service.watch()
+    async def check_tables() -> None:
+        service.check_tables()
 
     config = uvicorn.Config(
         app,
-        http=Bounded,
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -145,22 +162,24 @@ def run_server(
         proxy_headers=False,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=FINISH_SECONDS,
-        callback_notify=watch,
+        callback_notify=check_tables,
         timeout_notify=1,
     )
+    server = Server(config)
+    server.service, server.drain_seconds, server.on_start = service, drain_seconds, begun
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
-    gc.freeze()  # what is there now stays, and need not be looked through again and again
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(Draining(config).serve(sockets=[bound]))
+    gc.freeze()  # objects of the start live as long as the process: the collector need not visit them
+    with asyncio.Runner(loop_factory=_find_loop_factory()) as runner:
+        runner.run(server.serve(sockets=[bound]))
 
 
 async def accept_waiting(listening: list[socket.socket]) -> None:
-    """Let the loop accept all connections that clients believe to have, and let the kernel make no new ones.
+    """Accept all connections in the queues of these sockets, while the kernel makes no new ones.
 
-    A listening socket that is closed resets every connection in its queue. So new ones are kept out first, by a filter
-    in the kernel that drops their SYN packets (their clients are refused once the socket is closed); where there is no
-    such filter, a connection made in the last microseconds may be reset.
+    Closing a listening socket resets every connection in its queue. A kernel filter therefore drops SYN packets first;
+    those clients are refused once the socket is closed. Without such a filter, a connection made in the last
+    microseconds may be reset.
     """
     for one in listening:
         _drop_syn_packets(one)
@@ -168,7 +187,7 @@ async def accept_waiting(listening: list[socket.socket]) -> None:
     waiting = select.poll()
     for one in listening:
         waiting.register(one, select.POLLIN)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         if not waiting.poll(0):
             return
         await asyncio.sleep(0)
@@ -186,8 +205,8 @@ def _drop_syn_packets(listening: socket.socket) -> None:
         )
 
 
-def _loop_factory() -> Callable[[], Any] | None:
-    """Of uvloop where it can be installed, which is everywhere but on Windows."""
+def _find_loop_factory() -> Callable[[], Any] | None:
+    """Return the loop factory of uvloop; None on Windows, where uvloop does not exist."""
     if sys.platform == "win32":
         return None
     import uvloop

@@ -1,0 +1,194 @@
+"""The endpoints of the service: one function each, which takes the service and the validated request.
+
+`ROUTES` lists them with their paths and models. Knows nothing of ASGI or of how the models are described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from nearcast.serve.lookup_data import LookupOptions
+from nearcast.service.endpoint import Limits
+from nearcast.service.fallback import KeyQuery
+from nearcast.service.generator_service import Service
+from nearcast.service.request_schemas import (
+    AdsRequest,
+    LookupParameters,
+    LookupRequest,
+    MergeRequest,
+    SearchRequest,
+    to_merge_query,
+)
+from nearcast.service.response_schemas import (
+    AdsResponse,
+    GeneratorInfo,
+    GeneratorList,
+    HealthResponse,
+    LookupBatchResponse,
+    LookupResponse,
+    MergeResponse,
+    ReadinessResponse,
+    SearchResponse,
+    build_generator_body,
+    build_lookup_body,
+    build_search_body,
+    encode_lookup_batch,
+)
+from nearcast.service.responses import RefusedError, Reply, encode, json_reply
+
+__all__ = ["ROUTES", "EndpointRoute"]
+
+METRICS_TEXT = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
+MAX_RESPONSE_CANDIDATES = 250_000  # some ten megabytes of JSON
+
+
+async def look_up(service: Service, name: str, key: str, parameters: LookupParameters) -> Reply:
+    """Return the candidates of one key."""
+    options = parameters.options()
+    answer = await service.look_up(name, KeyQuery(key, parameters.fallback_key), options)
+    return Reply(encode(build_lookup_body(answer)))
+
+
+async def look_up_many(service: Service, name: str, body: LookupRequest, limits: Limits) -> Reply:
+    """Return the candidates of many keys, in the order of the request."""
+    queries = _build_queries(service, name, body, limits)
+    options = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
+    return Reply(await service.look_up_many(name, queries, options, encode_lookup_batch))
+
+
+async def merge(service: Service, name: str, body: MergeRequest) -> Reply:
+    """Return the candidates of several keys as one list. The keys have weights or come from the context."""
+    return json_reply((await service.merge(name, to_merge_query(body))).as_dict())
+
+
+async def search(service: Service, name: str, body: SearchRequest, limits: Limits) -> Reply:
+    """Return the nearest items of each vector, from the online index."""
+    online = service.online(name)
+    _check_size("vectors", len(body.vectors), body.k or service.k(name), limits)
+    if body.recall is not None and body.recall > online.recall:
+        message = f"recall is {body.recall}, and the online index of {name} is set to {online.recall}"
+        raise RefusedError(422, "recall_too_high", message)
+    vectors = service.convert_vectors(name, body.vectors)
+    options = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
+    result = await service.search(name, vectors, options)
+    return json_reply({"engine": online.name, "recall": online.recall, **build_search_body(result)})
+
+
+async def find_ads(service: Service, name: str, body: AdsRequest, limits: Limits) -> Reply:
+    """Return the ads for the candidates of these keys: expanded, targeted, under budgets and caps."""
+    per_key = min(body.candidates_per_key or MAX_RESPONSE_CANDIDATES, service.k(name))
+    _check_size("keys", len(body.keys), per_key, limits)
+    return json_reply((await service.find_ads(name, service.expansion(body.expansion), body)).as_dict())
+
+
+async def list_generators(service: Service) -> Reply:
+    """Return all generators that are served."""
+    bodies = [build_generator_body(name, service.served[name], state) for name, state in service.states().items()]
+    return json_reply({"generators": bodies})
+
+
+async def get_generator(service: Service, name: str) -> Reply:
+    """Return the version of one generator that is served."""
+    served, state = service.generator(name), service.states().get(name)
+    if state is None:
+        raise RefusedError(503, "not_ready", "no version of this generator is open")
+    return json_reply(build_generator_body(name, served, state))
+
+
+async def check_health(_service: Service) -> Reply:
+    """Return that the process responds."""
+    return json_reply({"alive": True})
+
+
+async def check_readiness(service: Service) -> Reply:
+    """Return whether the service takes requests: every generator has an open version and the service is not stopping.
+
+    A generator or table that could not be opened, or is served from an old version, is named. It does not make the
+    service unready.
+    """
+    problems = service.list_problems()
+    reasons = [*problems, *service.list_warnings()]
+    return json_reply({"ready": not problems, "reasons": reasons}, 503 if problems else 200)
+
+
+async def get_metrics(service: Service) -> Reply:
+    """Return counters and gauges in the text format of Prometheus."""
+    return Reply(service.metrics.format_text(), 200, METRICS_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRoute:
+    """An endpoint with its path and what OpenAPI says of it."""
+
+    method: str
+    path: str
+    endpoint: Callable[..., Awaitable[Reply]]
+    tag: str
+    model: type[BaseModel] | None  # of the response; None: text
+    errors: tuple[int, ...] | None = None  # statuses beside 401 and 414; None: no error is described
+    responses: dict[int | str, dict[str, Any]] | None = None  # further responses
+
+
+GENERATOR = "/v1/generators/{name}"
+BODY_ERRORS = (400, 404, 413, 415, 422, 503)
+ROUTES = (
+    EndpointRoute(
+        "GET", f"{GENERATOR}/candidates/{{key:anything}}", look_up, "candidates", LookupResponse, (400, 404, 422, 503)
+    ),
+    EndpointRoute("POST", f"{GENERATOR}/candidates", look_up_many, "candidates", LookupBatchResponse, BODY_ERRORS),
+    EndpointRoute("POST", f"{GENERATOR}/merged", merge, "candidates", MergeResponse, BODY_ERRORS),
+    EndpointRoute("POST", f"{GENERATOR}/search", search, "candidates", SearchResponse, BODY_ERRORS),
+    EndpointRoute("POST", f"{GENERATOR}/ads", find_ads, "ads", AdsResponse, BODY_ERRORS),
+    EndpointRoute("GET", "/v1/generators", list_generators, "generators", GeneratorList, ()),
+    EndpointRoute("GET", GENERATOR, get_generator, "generators", GeneratorInfo, (400, 404, 503)),
+    EndpointRoute("GET", "/healthz", check_health, "operation", HealthResponse),
+    EndpointRoute(
+        "GET",
+        "/readyz",
+        check_readiness,
+        "operation",
+        ReadinessResponse,
+        responses={503: {"model": ReadinessResponse, "description": "The service is not ready."}},
+    ),
+    EndpointRoute(
+        "GET",
+        "/metrics",
+        get_metrics,
+        "operation",
+        None,
+        (),
+        {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    ),
+)
+
+
+def _check_size(what: str, count: int, k: int, limits: Limits) -> None:
+    """Raise RefusedError if a request has too many keys or vectors, or asks for too many candidates in all."""
+    if count > limits.keys:
+        message = f"{what} holds {count:,}; one request may hold {limits.keys:,}: send several"
+        raise RefusedError(422, "too_many", message)
+    if count * k > MAX_RESPONSE_CANDIDATES:
+        message = f"{count:,} {what} with k = {k:,} are more than {MAX_RESPONSE_CANDIDATES:,} candidates"
+        message += ": send several requests"
+        raise RefusedError(422, "too_many", message)
+
+
+def _build_queries(service: Service, name: str, body: LookupRequest, limits: Limits) -> list[KeyQuery]:
+    """Return a query per key. Raises RefusedError if a list of values per key has another length than the keys."""
+    n = len(body.keys)
+    _check_size("keys", n, min(body.k or MAX_RESPONSE_CANDIDATES, service.k(name)), limits)
+    for what, values in (("fallback_keys", body.fallback_keys), ("vectors", body.vectors)):
+        if values is not None and len(values) != n:
+            raise RefusedError(422, "invalid", f"{what} holds {len(values):,} where there are {n:,} keys")
+    fallbacks = body.fallback_keys or [None] * n
+    vectors: list[Any] = [None] * n
+    if body.vectors is not None and service.generator(name).online is not None:
+        positions = [position for position, vector in enumerate(body.vectors) if vector is not None]
+        rows = service.convert_vectors(name, [vector for vector in body.vectors if vector is not None])
+        for position, row in zip(positions, rows, strict=True):
+            vectors[position] = row
+    return [KeyQuery(k, f or (), v) for k, f, v in zip(body.keys, fallbacks, vectors, strict=True)]

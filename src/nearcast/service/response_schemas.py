@@ -1,0 +1,296 @@
+"""Response models of the HTTP service, as OpenAPI describes them, and the functions that build such bodies.
+
+Bodies are built as plain data, because validation costs more than a look-up. Tests compare them with the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nearcast.serve.lookup_data import Answer, LookupState
+from nearcast.serve.resolvers import MOST_KEYS
+from nearcast.service.online_search import SearchResult
+from nearcast.service.responses import encode
+from nearcast.service.served_tables import ServedGenerator, list_columns
+from nearcast.stores.value_format import REASONS
+
+__all__ = [
+    "AdsResponse",
+    "ErrorResponse",
+    "GeneratorInfo",
+    "GeneratorList",
+    "HealthResponse",
+    "LookupBatchResponse",
+    "LookupResponse",
+    "MergeResponse",
+    "ReadinessResponse",
+    "SearchResponse",
+    "build_generator_body",
+    "build_lookup_body",
+    "build_search_body",
+    "encode_lookup_batch",
+]
+
+
+class _ResponseModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Candidate(BaseModel):
+    """An item with the requested columns as further fields; null if the item has no value."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | int
+    score: float | None = Field(description="Larger is better. Null for default items, which have no score.")
+
+
+Source = Literal["table", "fallback_key", "online", "default_key", "default_items", "none"]
+Reason = Literal[REASONS]  # type: ignore[valid-type]
+
+
+class LookupResponse(_ResponseModel):
+    """The candidates of a key and their source."""
+
+    key: str | int = Field(description="The requested key.")
+    found: bool = Field(description="The table has this key.")
+    source: Source = Field(description="Source of the candidates; none if there are none.")
+    source_key: str | int | None = Field(description="The key that the list belongs to.")
+    snapshot: str = Field(description="The snapshot of this answer.")
+    age_seconds: float = Field(description="Age of the snapshot.")
+    reason: Reason = Field(description="Why the stored list is short, if it is.")
+    stored: int = Field(description="Candidates in the stored lists of the key and its fallbacks.")
+    removed: int = Field(description="Candidates removed by the overlay.")
+    barred: dict[str, int] = Field(description="Ineligible candidates by rule. The first rule that filters counts.")
+    returned: int = Field(description="Candidates in this answer.")
+    candidates: list[Candidate] = Field(description="Best first.")
+
+
+class LookupBatchResponse(_ResponseModel):
+    """One answer per key, in the order of the request."""
+
+    answers: list[LookupResponse]
+
+
+class VectorCandidates(_ResponseModel):
+    """The candidates of one vector."""
+
+    removed: int = Field(description="Candidates removed by the overlay.")
+    barred: dict[str, int] = Field(description="Ineligible candidates by rule. The first rule that filters counts.")
+    candidates: list[Candidate] = Field(description="Best first.")
+
+
+class SearchResponse(_ResponseModel):
+    """The candidates of each vector, in the order of the request."""
+
+    engine: str
+    recall: float = Field(description="The recall that the index is calibrated for.")
+    snapshot: str = Field(description="The snapshot of the item columns.")
+    answers: list[VectorCandidates]
+
+
+class VersionError(_ResponseModel):
+    """Why a newer version is not served. The log of the service has the details."""
+
+    code: str
+    message: str
+
+
+class OnlineIndexInfo(_ResponseModel):
+    """An online index."""
+
+    engine: str
+    dim: int
+    recall: float = Field(description="The recall that the index is calibrated for.")
+
+
+class GeneratorInfo(_ResponseModel):
+    """The version of a generator that is served."""
+
+    name: str
+    snapshot: str
+    version: int
+    created: str = Field(description="When the snapshot was made, UTC.")
+    age_seconds: float
+    keys: int
+    items: int
+    k: int
+    metric: str
+    columns: list[str] = Field(description="Item columns that `fields` may name.")
+    overlay: int = Field(description="Overlay entries in force.")
+    promise: dict[str, Any] = Field(description="Recall target of the snapshot.")
+    measures: dict[str, Any] = Field(description="Measures of the snapshot.")
+    error: VersionError | None = Field(description="Why the newest version is not served, if it is not.")
+    online: OnlineIndexInfo | None
+
+
+class GeneratorList(_ResponseModel):
+    """All generators that are served."""
+
+    generators: list[GeneratorInfo]
+
+
+class HealthResponse(_ResponseModel):
+    """The process responds."""
+
+    alive: bool
+
+
+class ReadinessResponse(_ResponseModel):
+    """Whether the service takes requests."""
+
+    ready: bool
+    reasons: list[str] = Field(description="Why the service is not ready, and what is served from an old version.")
+
+
+class ErrorDetail(_ResponseModel):
+    """An error with a code and a message."""
+
+    code: str = Field(description="Stable code for programs.")
+    message: str = Field(description="Text for people.")
+
+
+class ErrorResponse(_ResponseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class KeyContribution(_ResponseModel):
+    """A key of a merged list and its part of the list."""
+
+    key: str | int
+    weight: float = Field(description="The weights of all keys add up to 1.")
+    origins: list[Literal["keys", "viewed", "recent", "session", "phrase", "person"]] = Field(
+        description="Parts of the request that led to the key; `keys` if it was given directly."
+    )
+    found: bool = Field(description="The table has this key.")
+    candidates: int = Field(description="Candidates of the key.")
+    promised: int = Field(description="Of the k places, those reserved for the best candidates of this key.")
+    given: int = Field(description="Candidates of the answer that are in the list of this key.")
+
+
+class MergedCandidate(BaseModel):
+    """An item of a merged list with the requested columns as further fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | int
+    score: float = Field(description="Merged score over all keys. Comparable within one answer only.")
+    keys: list[str | int] = Field(description="Keys with this candidate, the largest weight first.")
+
+
+class MergeResponse(_ResponseModel):
+    """The candidates of several keys as one list."""
+
+    snapshot: str = Field(description="The snapshot of this answer.")
+    age_seconds: float = Field(description="Age of the snapshot.")
+    removed: int = Field(description="Candidates of these keys removed by the overlay.")
+    barred: dict[str, int] = Field(description="Ineligible candidates by rule. The first rule that filters counts.")
+    keys: list[KeyContribution] = Field(description=f"The {MOST_KEYS} keys with the largest weights, in that order.")
+    candidates: list[MergedCandidate] = Field(description="Best first.")
+
+
+class StageCount(BaseModel):
+    """How many candidates and ads are left after a stage."""
+
+    name: str
+    candidates: int = Field(description="Candidates with at least one ad; all candidates at the first stage.")
+    ads: int = Field(description="Distinct ads.")
+
+
+class PromotedAd(BaseModel):
+    """An ad and the candidate that it is shown for."""
+
+    ad: str | int
+    item: str | int = Field(description="The candidate that the ad is shown for.")
+    score: float = Field(description="Larger is better.")
+    columns: dict[str, Any] = Field(description="The requested columns.")
+
+
+class AdsResponse(BaseModel):
+    """The ads of a request, with counts per stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    snapshot: str = Field(description="The snapshot of the candidates.")
+    found: int = Field(description="Keys that the snapshot has.")
+    table: str = Field(description="The version of the expansion table.")
+    age_seconds: float = Field(description="Seconds since the expansion table was read from its source.")
+    stages: list[StageCount] = Field(description="Counts after each stage, in order.")
+    ads: list[PromotedAd] = Field(description="Best first.")
+
+
+UPDATE_ERROR = {
+    "code": "not_followed",  # without the error text: it names files of the store
+    "message": "what is newer in the store is not served; the log of the service says why",
+}
+
+
+def build_lookup_body(answer: Answer) -> dict[str, Any]:
+    """Return a `LookupResponse` as plain data."""
+    return {
+        "key": answer.key,
+        "found": answer.found,
+        "source": answer.source,
+        "source_key": answer.source_key,
+        "snapshot": answer.snapshot,
+        "age_seconds": round(answer.age_seconds, 3),
+        "reason": answer.reason,
+        "stored": answer.stored,
+        "removed": answer.removed,
+        "barred": dict(answer.barred),
+        "returned": len(answer.ids),
+        "candidates": _build_candidates(answer.ids, answer.scores, answer.columns),
+    }
+
+
+def _build_candidates(ids: Iterable[Any], scores: Iterable[Any], columns: Mapping[str, Iterable[Any]]) -> list[Any]:
+    if not columns:
+        return [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
+    names = ("id", "score", *columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(ids, scores, *columns.values(), strict=True)]
+
+
+def encode_lookup_batch(answers: Iterable[Answer]) -> bytes:
+    """Return a `LookupBatchResponse` as JSON. Answers are encoded one by one, so that other threads can run between."""
+    return b'{"answers":[' + b",".join([encode(build_lookup_body(answer)) for answer in answers]) + b"]}"
+
+
+def build_search_body(result: SearchResult) -> dict[str, Any]:
+    """Return a `SearchResponse` as plain data, without the fields of the index."""
+    columns = result.columns or [{}] * len(result.lists)
+    answers = [
+        {
+            "removed": candidates.removed,
+            "barred": dict(candidates.barred),
+            "candidates": _build_candidates(candidates.ids, candidates.scores, held),
+        }
+        for candidates, held in zip(result.lists, columns, strict=True)
+    ]
+    return {"snapshot": result.snapshot, "answers": answers}
+
+
+def build_generator_body(name: str, served: ServedGenerator, state: LookupState) -> dict[str, Any]:
+    """Return a `GeneratorInfo` as plain data."""
+    facts, online = state.version_facts, served.online
+    return {
+        "name": name,
+        "snapshot": state.snapshot,
+        "version": state.version,
+        "created": facts.created,
+        "age_seconds": round(state.age_seconds, 3),
+        "keys": facts.keys,
+        "items": facts.items,
+        "k": facts.k,
+        "metric": facts.metric,
+        "columns": list_columns(served.lookup.view()),
+        "overlay": state.overlay,
+        "promise": dict(facts.promise),
+        "measures": dict(facts.measures),
+        "error": UPDATE_ERROR if state.error else None,
+        "online": {"engine": online.name, "dim": online.dim, "recall": online.recall} if online else None,
+    }
