@@ -34,10 +34,10 @@ from rich.table import Table
 
 import nearcast
 from nearcast import machine
-from nearcast.overfetch.budget import sell
-from nearcast.overfetch.candidates_needed import Plan, hulls, plan_lengths
+from nearcast.overfetch.budget import allocate_edges
+from nearcast.overfetch.candidates_needed import OverfetchPlan, compute_edges, plan_lengths
 from nearcast.overfetch.survival import learn_survival
-from nearcast.overfetch.survivor_probability import offer, reach_at
+from nearcast.overfetch.survivor_probability import compute_probability, survival_of_lists
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "similar_products"))
 import prepare
@@ -266,28 +266,28 @@ def arms(shop: Shop, requests: Requests, lists: Array, survival: Array, traffic:
     n = len(shop.ids)
     chosen = without_the_unlikely(lists, survival)
     plain, picked = needs(shop, requests, lists)[1], needs(shop, requests, chosen)[1]
-    offered, offered_picked = offer(lists, survival), offer(chosen, survival)
-    alike = offer(lists, np.full(n, float(np.average(survival[lists[lists >= 0]]))))
+    offered, offered_picked = survival_of_lists(lists, survival), survival_of_lists(chosen, survival)
+    alike = survival_of_lists(lists, np.full(n, float(np.average(survival[lists[lists >= 0]]))))
     none, ten = np.zeros(n, np.int64), np.minimum(offered.lengths, WANTED)
-    edges = hulls(offered, WANTED, none)
-    keeping = hulls(offered, WANTED, ten)
+    edges = compute_edges(offered, WANTED, none)
+    keeping = compute_edges(offered, WANTED, ten)
     picked_ten = np.minimum(offered_picked.lengths, WANTED)
-    picked_edges = hulls(offered_picked, WANTED, picked_ten)
-    alike_edges = hulls(alike, WANTED, none)
+    picked_edges = compute_edges(offered_picked, WANTED, picked_ten)
+    alike_edges = compute_edges(alike, WANTED, none)
     for size in SIZES:
         fixed = np.minimum(size, offered.lengths)
         slots = int(fixed.sum())
-        kept = sell(keeping.weighted(traffic), ten, slots)
-        free = sell(edges.weighted(traffic), none, slots)
-        selected = sell(picked_edges.weighted(traffic), picked_ten, slots)
+        kept = allocate_edges(keeping.scale(traffic), ten, slots)
+        free = allocate_edges(edges.scale(traffic), none, slots)
+        selected = allocate_edges(picked_edges.scale(traffic), picked_ten, slots)
         yield [
             Arm(f"{size} for every product", fixed, plain),
             Arm("planned, 10 kept for each", kept, plain, _predicted(offered, kept, traffic)),
             Arm("planned", free, plain, _predicted(offered, free, traffic)),
-            Arm("planned, blind to traffic", sell(edges, none, slots), plain),
-            Arm("planned, blind to survival", sell(alike_edges.weighted(traffic), none, slots), plain),
+            Arm("planned, blind to traffic", allocate_edges(edges, none, slots), plain),
+            Arm("planned, blind to survival", allocate_edges(alike_edges.scale(traffic), none, slots), plain),
             Arm("the unlikely left out, not planned", np.minimum(size, offered_picked.lengths), picked),
-            Arm("the unlikely left out, blind to traffic", sell(picked_edges, picked_ten, slots), picked),
+            Arm("the unlikely left out, blind to traffic", allocate_edges(picked_edges, picked_ten, slots), picked),
             Arm("the unlikely left out, planned", selected, picked, _predicted(offered_picked, selected, traffic)),
         ]
     yield [Arm(f"all {MOST:,}", offered.lengths, plain)]
@@ -295,8 +295,8 @@ def arms(shop: Shop, requests: Requests, lists: Array, survival: Array, traffic:
 
 def _predicted(offered: Any, lengths: Array, traffic: Array) -> float:
     """The share of requests that the plan itself expects to end short."""
-    reached = reach_at(offered, WANTED, lengths)
-    return Plan(lengths, reached, reached, np.full(len(lengths), None)).expected_below(traffic)
+    reached = compute_probability(offered, WANTED, lengths)
+    return OverfetchPlan(lengths, reached, reached, np.full(len(lengths), None)).expected_below(traffic)
 
 
 def models(shop: Shop, requests: Requests, lists: Array, survival: Array) -> dict[str, Any]:
@@ -313,11 +313,13 @@ def models(shop: Shop, requests: Requests, lists: Array, survival: Array) -> dic
     for slots in CHECKED_SLOTS:
         row = {"came_about": float((at > slots).mean())}
         for name, groups in (("apart", None), ("together", shop.advertisers)):
-            reached = reach_at(offer(lists[some, :slots], survival, groups), WANTED, np.full(len(some), slots))
+            reached = compute_probability(
+                survival_of_lists(lists[some, :slots], survival, groups), WANTED, np.full(len(some), slots)
+            )
             row[name] = float(1 - np.average(reached, weights=asked[some]))
         found[str(slots)] = row
     for name, groups in (("apart", None), ("together", shop.advertisers)):
-        plan = plan_lengths(offer(lists[some], survival, groups), WANTED, 0.95)
+        plan = plan_lengths(survival_of_lists(lists[some], survival, groups), WANTED, 0.95)
         lengths = np.zeros(len(shop.ids), np.int64)
         lengths[some] = plan.lengths
         found[f"planned for 95%, {name}"] = {

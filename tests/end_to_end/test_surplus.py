@@ -13,7 +13,7 @@ from nearcast.errors import BudgetError, InputError, SpecError, TargetError
 from nearcast.files import file_hash
 from nearcast.join.explain import explain
 from nearcast.overfetch.candidates_needed import plan_lengths
-from nearcast.overfetch.survivor_probability import offer
+from nearcast.overfetch.survivor_probability import survival_of_lists
 from nearcast.spec import GeneratorSpec, parse_model
 
 N, K = 400, 40
@@ -57,14 +57,14 @@ def test_each_query_stores_the_first_candidates_that_leave_enough_survivors(shop
     whole = positions_of(table_of(run(folder, name="whole")))
     snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
     table = table_of(snapshot)
-    plan = plan_lengths(offer(whole, survival), 5, 0.95)
+    plan = plan_lengths(survival_of_lists(whole, survival), 5, 0.95)
     assert table.column("length").to_pylist() == plan.lengths.tolist()
     for row, full, length in zip(table.column("candidate_ids").to_pylist(), whole.tolist(), plan.lengths, strict=True):
         assert row == full[:length]
     assert len(set(plan.lengths.tolist())) > 5  # stored k varies by query
     measures = snapshot.manifest.measures
     assert measures["surplus_slots"] == plan.lengths.sum()
-    assert measures["surplus_below"] == pytest.approx(1 - plan.reached.mean())
+    assert measures["surplus_below"] == pytest.approx(1 - plan.probabilities.mean())
     assert (measures["recall"], measures["fill_rate"]) == (1.0, 1.0)
     assert set(table.column("reason").to_pylist()) == {None}
     facts = snapshot.manifest.overfetch
@@ -176,8 +176,8 @@ def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
     assert lengths.min() >= 5
     assert lengths[traffic > 1].mean() > lengths[traffic == 1].mean() + 3
     plain = run(folder, name="plain", k=8, queries=queries)
-    whole = offer(positions_of(table_of(plain)), survival)
-    fixed = np.average(1 - plan_lengths(whole, 5, 1.0).reached, weights=traffic)
+    whole = survival_of_lists(positions_of(table_of(plain)), survival)
+    fixed = np.average(1 - plan_lengths(whole, 5, 1.0).probabilities, weights=traffic)
     assert snapshot.manifest.measures["surplus_below"] < fixed / 2
     assert snapshot.manifest.overfetch["short"]["too_few_slots"] > 0
     assert snapshot.manifest.measures["recall"] == 1.0  # of what was planned

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.overfetch.budget import allocate, hull_edges
+from nearcast.overfetch.budget import allocate_slots, compute_hull_edges
 
 
 @st.composite
@@ -33,14 +33,14 @@ def best_value(short, weights, slots):
 
 def edges_of(short, weights):
     at = np.broadcast_to(np.arange(short.shape[1]), short.shape)
-    return hull_edges(short, at, np.zeros(len(short), np.int64)).weighted(weights)
+    return compute_hull_edges(short, at, np.zeros(len(short), np.int64)).scale(weights)
 
 
 @settings(max_examples=200, deadline=None)
 @given(made=curves(), slots=st.integers(0, 18))
 def test_what_is_lost_against_trying_everything_is_less_than_one_edge(made, slots):
     short, weights = made
-    lengths = allocate(short, slots, weights=weights)
+    lengths = allocate_slots(short, slots, weights=weights)
     assert lengths.sum() <= slots
     best, found = best_value(short, weights, slots), value(short, weights, lengths)
     largest = edges_of(short, weights).gains.max(initial=0.0)
@@ -55,7 +55,7 @@ def test_where_an_edge_ends_nothing_is_lost_at_all(made):
     edges = edges_of(short, weights)
     order = np.lexsort((edges.queries, -edges.prices))
     for slots in np.cumsum(edges.slots[order]).tolist():
-        lengths = allocate(short, slots, weights=weights)
+        lengths = allocate_slots(short, slots, weights=weights)
         assert value(short, weights, lengths) == pytest.approx(best_value(short, weights, slots), abs=1e-9)
 
 
@@ -65,17 +65,17 @@ def test_curves_that_bend_one_way_are_shared_out_as_well_as_can_be_at_every_size
     short, weights = made
     drops = -np.sort(np.diff(short, axis=1), axis=1)  # the largest first: every edge is a single slot
     bent = 1 - np.cumsum(np.concatenate([np.zeros((len(short), 1)), drops], axis=1), axis=1)
-    lengths = allocate(bent, slots, weights=weights)
+    lengths = allocate_slots(bent, slots, weights=weights)
     assert value(bent, weights, lengths) == pytest.approx(best_value(bent, weights, slots), abs=1e-9)
 
 
 def test_the_first_slots_that_help_nothing_are_sold_with_those_that_do():
     short = np.array([[1.0, 1.0, 0.1, 0.1], [1.0, 0.8, 0.7, 0.65]])
-    assert allocate(short, 2).tolist() == [2, 0]
-    assert allocate(short, 3).tolist() == [2, 1]
-    assert allocate(short, 1).tolist() == [0, 1]  # the dear edge does not fit, the cheap one does
+    assert allocate_slots(short, 2).tolist() == [2, 0]
+    assert allocate_slots(short, 3).tolist() == [2, 1]
+    assert allocate_slots(short, 1).tolist() == [0, 1]  # the dear edge does not fit, the cheap one does
 
 
 def test_slots_that_help_nobody_stay_unsold():
-    assert allocate(np.array([[1.0, 0.0, 0.0, 0.0]]), 3).tolist() == [1]
-    assert allocate(np.array([[1.0, 0.0]]), 5, weights=np.zeros(1)).tolist() == [0]
+    assert allocate_slots(np.array([[1.0, 0.0, 0.0, 0.0]]), 3).tolist() == [1]
+    assert allocate_slots(np.array([[1.0, 0.0]]), 5, weights=np.zeros(1)).tolist() == [0]

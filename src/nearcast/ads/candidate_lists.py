@@ -33,13 +33,13 @@ from nearcast.stores.value_format import decode_lists, numbers_of_keys
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.types import IntArray, Metric
 
-__all__ = ["CandidateLists", "answer_request", "weight_lists"]
+__all__ = ["WeightedLists", "answer_request", "weight_lists"]
 
 Ids = IntArray | list[Any]  # numbers as an array, text as a list
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CandidateLists:
+class WeightedLists:
     """Lists of candidates: list i is ids[offsets[i]:offsets[i + 1]], best first."""
 
     offsets: IntArray  # (lists + 1,)
@@ -53,7 +53,7 @@ def weight_lists(
     scores: npt.NDArray[Any],
     metric: Metric,
     weights: Sequence[float] | None,
-) -> CandidateLists:
+) -> WeightedLists:
     """Return lists with their similarities times the weight of each list; without weights, 1.
 
     Raises InputError for weights below 0, or as many as there are no lists.
@@ -61,10 +61,10 @@ def weight_lists(
     similarities = similarity_of_scores(scores, metric)
     if weights is not None:
         similarities = similarities * np.repeat(_read_weights(weights, len(offsets) - 1), np.diff(offsets))
-    return CandidateLists(offsets, ids, similarities)
+    return WeightedLists(offsets, ids, similarities)
 
 
-def answer_request(view: AdsView, lists: CandidateLists, request: AdRequest) -> AdAnswer:
+def answer_request(view: AdsView, lists: WeightedLists, request: AdRequest) -> AdAnswer:
     """Return the ads of the candidates.
 
     Raises InputError for an invalid request, NotFoundError for a field that the ads do not have.
@@ -96,7 +96,7 @@ def _read_weights(weights: Sequence[float], n: int) -> npt.NDArray[np.float64]:
     return np.asarray(weights, np.float64)
 
 
-def _merge_lists(lists: CandidateLists, how: str) -> tuple[Ids, npt.NDArray[np.float64]]:
+def _merge_lists(lists: WeightedLists, how: str) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Return every candidate once, with its score. A single list has no duplicates."""
     if len(lists.offsets) <= 2:
         return _plain_ids(lists.ids), lists.scores

@@ -18,7 +18,7 @@ import numpy as np
 
 from nearcast.ads.ad_answer import AdAnswer, AdRequest
 from nearcast.ads.ads_view import AdsTable, AdsView, apply_overlay, read_table
-from nearcast.ads.candidate_lists import CandidateLists, answer_request, weight_lists
+from nearcast.ads.candidate_lists import WeightedLists, answer_request, weight_lists
 from nearcast.ads.targeting import AdFilter, AdRules, check_fields
 from nearcast.errors import GoneError, NearcastError, SpecError
 from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS
@@ -69,16 +69,6 @@ class _UnreadableTable:
     version: TableVersion
     text: str  # of the error
     retry: float  # on the monotonic clock: when to read it again
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of an expansion, whatever the candidates are."""
-
-    request: Mapping[str, Any] | None = None  # plain data that targeting is asked with
-    k: int | None = None  # ads at most; None: the table's own
-    fields: Sequence[str] = ()  # columns of the ads to add
-    now: Any = None  # by which flights are judged: seconds since 1970, a datetime or ISO 8601; None: the present
 
 
 class Expansion:
@@ -214,7 +204,7 @@ class Expansion:
         eligible = self._now().table.eligible
         return eligible.fields if isinstance(eligible, AdRules) else None
 
-    def of_lists(self, lists: CandidateLists, request: AdRequest) -> AdAnswer:
+    def of_lists(self, lists: WeightedLists, request: AdRequest) -> AdAnswer:
         """Return the ads of candidates from any source, see `weight_lists`."""
         try:
             return answer_request(self._now(), lists, request)

@@ -17,11 +17,16 @@ from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.join.task import JoinTask, read_result
 from nearcast.measure.list_quality import read_weights
-from nearcast.overfetch.budget import Edges, sell
-from nearcast.overfetch.candidates_needed import Plan, Shortage, hulls, plan_lengths, plan_of
+from nearcast.overfetch.budget import HullEdges, allocate_edges
+from nearcast.overfetch.candidates_needed import OverfetchPlan, Shortage, compute_edges, evaluate_lengths, plan_lengths
 from nearcast.overfetch.survival import learn_survival
 from nearcast.overfetch.survival_log import open_log, read_counts
-from nearcast.overfetch.survivor_probability import Float64Array, Offer, best_of_group, offer
+from nearcast.overfetch.survivor_probability import (
+    CandidateSurvival,
+    Float64Array,
+    group_survival_of,
+    survival_of_lists,
+)
 from nearcast.sources.attribute_columns import attributes_of
 from nearcast.sources.ingest import Inputs
 from nearcast.sources.parquet_files import ParquetFiles
@@ -47,7 +52,7 @@ SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 class Planned:
     """Lengths for all queries, and what there is to tell of them."""
 
-    plan: Plan
+    plan: OverfetchPlan
     measures: dict[str, float]
     facts: dict[str, Any]
 
@@ -108,12 +113,12 @@ def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, surviva
     assert asked is not None
     rates = survival.rates
     groups = None if asked.correlated_group is None else _groups(inputs, asked.correlated_group)
-    alive = None if groups is None else best_of_group(rates, groups)
+    alive = None if groups is None else group_survival_of(rates, groups)
 
-    def offers() -> Iterator[Offer]:
+    def offers() -> Iterator[CandidateSurvival]:
         for task in tasks:
             positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
-            yield offer(positions, rates, groups, alive)
+            yield survival_of_lists(positions, rates, groups, alive)
 
     traffic = _traffic(run, inputs)
     plan = _plan(asked, offers, traffic, inputs.queries.vectors.n)
@@ -128,26 +133,30 @@ def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, surviva
     return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": survival.origin}})
 
 
-def _plan(asked: OverfetchSpec, offers: Callable[[], Iterator[Offer]], traffic: Float64Array | None, n: int) -> Plan:
+def _plan(
+    asked: OverfetchSpec, offers: Callable[[], Iterator[CandidateSurvival]], traffic: Float64Array | None, n: int
+) -> OverfetchPlan:
     """The fewest slots for each query, or what the size of the table leaves it."""
     m, p = asked.at_least, asked.probability
     if n == 0:
-        return Plan(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, dtype=object))
+        return OverfetchPlan(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, dtype=object))
     if asked.slots is None:
-        return Plan.joined([plan_lengths(offered, m, p) for offered in offers()])
+        return OverfetchPlan.concatenate([plan_lengths(offered, m, p) for offered in offers()])
     least, edges, first = [], [], 0
     for offered in offers():
         least.append(np.minimum(offered.lengths, m))
-        edges.append(hulls(offered, m, least[-1], p, first_query=first))
+        edges.append(compute_edges(offered, m, least[-1], p, first_query=first))
         first += len(least[-1])
-    whole = Edges.joined(edges)
-    lengths = sell(whole if traffic is None else whole.weighted(traffic), np.concatenate(least), int(asked.slots * n))
+    whole = HullEdges.concatenate(edges)
+    lengths = allocate_edges(
+        whole if traffic is None else whole.scale(traffic), np.concatenate(least), int(asked.slots * n)
+    )
     parts, first = [], 0
     for offered in offers():
         here = lengths[first : first + len(offered.lengths)]
-        parts.append(plan_of(offered, m, p, here))
+        parts.append(evaluate_lengths(offered, m, p, here))
         first += len(here)
-    return Plan.joined(parts)
+    return OverfetchPlan.concatenate(parts)
 
 
 def _survival_column(inputs: Inputs, name: str) -> Float64Array:
@@ -181,7 +190,7 @@ def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     return None if name is None else read_weights(name, attributes_of(inputs.queries, [name]))
 
 
-def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:
+def _write_short(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:
     """The queries below the probability asked for, in order of their ids, with what is to be expected of them."""
     path.parent.mkdir(parents=True)
     rows = np.flatnonzero(plan.shortage != None)  # noqa: E711  (compares element by element)
@@ -190,12 +199,12 @@ def _write_short(plan: Plan, inputs: Inputs, path: Path) -> None:
         "reason": pa.array([str(reason) for reason in plan.shortage[rows]], pa.string()),
         "stored": plan.lengths[rows].astype(np.int32),
         "expected_survivors": plan.expected[rows],
-        "probability": plan.reached[rows],
+        "probability": plan.probabilities[rows],
     }
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
+def _facts(plan: OverfetchPlan) -> dict[str, Any]:
     """What the manifest tells of a plan."""
     short = {str(reason): int(np.count_nonzero(plan.shortage == reason)) for reason in Shortage}
     if not len(plan.lengths):

@@ -21,7 +21,7 @@ from nearcast.join.short_lists import CODES
 from nearcast.join.task import JoinTask, read_result, result_lengths
 from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
-from nearcast.overfetch.candidates_needed import Plan
+from nearcast.overfetch.candidates_needed import OverfetchPlan
 from nearcast.sources.ingest import Inputs
 from nearcast.table.candidate_schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
@@ -39,7 +39,7 @@ class Chosen:
 
     found: list[JoinTask]
     stored: list[JoinTask]  # k wide; they are cut to `lengths`
-    plan: Plan | None = None
+    plan: OverfetchPlan | None = None
     bars: AdmissionThresholds | None = None
     measures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""Counts of survival from a log of look-ups in Parquet: which item was in a list, and whether it was still good.
+"""Counts of survival from a log of look-ups in Parquet: a row per candidate, and whether it survived.
 
-Reads the file in batches and keeps counts alone. Knows nothing of how rates are made of them.
+Reads the log in batches. Knows nothing of how rates are estimated.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from nearcast.sources.parquet_files import ParquetFiles, open_parquet
 from nearcast.sources.user_files import ChangedInputError, shown_path
 from nearcast.types import IntArray
 
-__all__ = ["ITEM", "SURVIVED", "Counts", "open_log", "read_counts"]
+__all__ = ["ITEM", "SURVIVED", "SurvivalCounts", "open_log", "read_counts"]
 
 ITEM, SURVIVED = "item", "survived"
 BATCH_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Counts:
-    """What a log says of m items."""
+class SurvivalCounts:
+    """The counts of a log for m items."""
 
     survived: IntArray  # (m,)
     seen: IntArray  # (m,)
-    unknown: int  # look-ups of items that are none any more
+    unknown: int  # look-ups of ids that are no item today
 
 
 def open_log(path: Path | str, base: Path) -> ParquetFiles:
-    """Find the files of a log: a Parquet file, a folder of them, or a glob, relative to `base`.
+    """Open a log: a Parquet file, a folder of files, or a glob, relative to `base`.
 
-    Raises InputError where there is none.
+    Raises InputError if none exists.
     """
     shown = shown_path(base / path)
     way_out = f"overfetch.log names {shown}, which is not there; write look-ups to it, or use overfetch.survival"
@@ -50,15 +50,15 @@ def open_log(path: Path | str, base: Path) -> ParquetFiles:
         raise
 
 
-def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
+def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> SurvivalCounts:
     """Count the look-ups of each item in a log, opened or not, with the columns item and survived.
 
-    Raises InputError where there is no such file or column, where the ids are of another type than the items', where
-    a row leaves open whether the item survived, and where the log changes meanwhile.
+    Raises InputError for a missing file or column, ids of another type than the items', a null in `survived`, and a log
+    that changes while it is read.
     """
     rows = log if isinstance(log, ParquetFiles) else open_log(log, Path())
     path = shown_path(rows.listing.root)
-    _check(path, rows.schema, item_ids.type)
+    _validate_schema(path, rows.schema, item_ids.type)
     rows.need_columns([ITEM, SURVIVED])
     survived, seen = np.zeros(len(item_ids), np.int64), np.zeros(len(item_ids), np.int64)
     unknown = 0
@@ -66,7 +66,7 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
         outcome = batch.column(SURVIVED)
         if outcome.null_count:
             raise InputError(
-                f"{path} has look-ups with {SURVIVED} null; leave them out of the log, or say what came of it"
+                f"{path} has look-ups with {SURVIVED} null; leave them out of the log, or write true or false"
             )
         try:
             items = batch.column(ITEM).cast(item_ids.type)
@@ -80,10 +80,10 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> Counts:
         seen += np.bincount(places[known], minlength=len(seen))
         good = known & outcome.to_numpy(zero_copy_only=False)
         survived += np.bincount(places[good], minlength=len(seen))
-    return Counts(survived, seen, unknown)
+    return SurvivalCounts(survived, seen, unknown)
 
 
-def _check(path: str, schema: pa.Schema, id_type: pa.DataType) -> None:
+def _validate_schema(path: str, schema: pa.Schema, id_type: pa.DataType) -> None:
     for name in (ITEM, SURVIVED):
         if name not in schema.names:
             raise InputError(f"the log of look-ups {path} has no column {name!r}; it has {', '.join(schema.names)}")
