@@ -159,7 +159,7 @@ def test_a_broken_promise_exits_4_keeps_the_snapshot_and_says_by_how_much(own_sh
     reason = f"recall@10 is {recall:.4f} with a 95% interval from {low:.4f}, and 0.99 was promised"
     assert recall < 0.9
     assert kept["promise"] == {"recall": 0.99, "kept": False, "reason": reason}
-    assert f"error: snapshot 000001 is below its promise: {reason}; it is kept at" in done.stderr
+    assert f"error: snapshot 000001 is below its recall target: {reason}; it is kept at" in done.stderr
     assert "Traceback" not in done.stderr
     assert "recall target 0.99, MISSED" in done.stdout
     once_more = nearcast("run", "hasty.toml", "--json", cwd=own_shop)  # nothing has changed, nor has the promise

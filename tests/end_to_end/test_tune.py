@@ -118,7 +118,7 @@ def test_a_sample_is_checked_by_a_larger_one_for_every_metric(tmp_path: Path, me
 
 def test_tuning_never_sees_the_queries_that_a_run_reports_on_or_calibrates_with(tmp_path: Path) -> None:
     from nearcast.join.context import prepare
-    from nearcast.join.stages import draw_samples as of_a_run
+    from nearcast.join.plan_join import draw_samples as of_a_run
 
     spec = nearcast.load_spec(write(tmp_path, engine="dense" if NATIVE else "faiss-ivf"))
     run = prepare(spec, tmp_path, Listener())

@@ -11,7 +11,7 @@ import pytest
 from nearcast.dashboard.document import headline_of
 from nearcast.history.event_log import Event
 from nearcast.history.publish_events import live_of, rejected_versions
-from nearcast.join.baseline import Baseline
+from nearcast.join.measure_snapshot import Baseline
 from nearcast.monitoring.alert import CHECKS, Alert
 from nearcast.monitoring.alert_text import TROUBLES, count_title
 from nearcast.monitoring.checks import check_runs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.measure.drift import repeat_share, sketch_drift, sketch_rows
+from nearcast.measure.drift import compare_sketches, measure_repeats, sample_sketch_rows
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
 from nearcast.measure.slices import (
     Slice,
@@ -140,8 +140,8 @@ def test_drift_is_nothing_for_the_same_vectors_and_one_for_another_model():
     old = (rng.normal(size=(500, 16)) + 2).astype(np.float32)
     turn, _ = np.linalg.qr(rng.normal(size=(16, 16)))
     places = np.arange(500)
-    same = sketch_drift(old, old, places)
-    turned = sketch_drift(old, (old @ turn).astype(np.float32), places)
+    same = compare_sketches(old, old, places)
+    turned = compare_sketches(old, (old @ turn).astype(np.float32), places)
     assert (same.drift, same.shift, len(same.changed)) == (pytest.approx(0, abs=1e-12), 0.0, 0)
     assert turned.drift > 0.3
     assert turned.shift > 0.5
@@ -152,29 +152,29 @@ def test_longer_vectors_do_not_drift_and_zeroed_ones_have_changed():
     old = np.random.default_rng(7).normal(size=(100, 4)).astype(np.float32)
     new = old * 3
     new[:10] = 0
-    told = sketch_drift(old, new, np.arange(100))
+    told = compare_sketches(old, new, np.arange(100))
     assert told.drift == pytest.approx(0, abs=1e-6)
     assert told.changed.tolist() == list(range(10))
 
 
 def test_sketches_that_share_no_ids_or_dimension_say_nothing_of_single_vectors():
     old = np.ones((50, 4), np.float32)
-    assert np.isnan(sketch_drift(old, old, np.full(50, -1)).drift)
-    assert sketch_drift(old, np.ones((50, 5), np.float32), np.arange(50)) is None
-    assert sketch_drift(old[:0], old, np.empty(0, np.int64)) is None
+    assert np.isnan(compare_sketches(old, old, np.full(50, -1)).drift)
+    assert compare_sketches(old, np.ones((50, 5), np.float32), np.arange(50)) is None
+    assert compare_sketches(old[:0], old, np.empty(0, np.int64)) is None
 
 
 def test_a_sketch_keeps_its_ids_and_fills_up_with_others():
     kept = np.arange(0, 4_000, 8)
-    rows = sketch_rows(5_000, kept, seed=0)
+    rows = sample_sketch_rows(5_000, kept, seed=0)
     assert len(rows) == 1024
     assert len(np.unique(rows)) == 1024
     assert set(kept) <= set(rows)
-    assert sketch_rows(10, np.empty(0, np.int64), seed=0).tolist() == list(range(10))
+    assert sample_sketch_rows(10, np.empty(0, np.int64), seed=0).tolist() == list(range(10))
 
 
 def test_copies_of_an_item_in_one_list_are_counted_and_ties_of_different_items_are_not():
     vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32)
     positions = np.array([[0, 1, 3, 2], [0, 2, -1, -1]])
     scores = np.array([[1, 1, 1, 0], [0.5, 0.5, EMPTY, EMPTY]], np.float32)
-    assert repeat_share(positions, scores, vectors, np.arange(4)) == 2 / 6
+    assert measure_repeats(positions, scores, vectors, np.arange(4)) == 2 / 6

@@ -10,9 +10,9 @@ from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
 from nearcast.history.publish_events import live_of, rejected_versions
 from nearcast.history.record import record_run
-from nearcast.join.baseline import Baseline
 from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
+from nearcast.join.measure_snapshot import Baseline
 from nearcast.join.run import Outcome, check_generator, run_generator
 from nearcast.table.snapshot import Snapshot
 

@@ -1,104 +1,138 @@
-"""From finished tasks to the candidate table: positions become ids, short lists get a reason."""
+"""Write the candidate table from the results of the tasks: positions become ids, short lists get a reason."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from nearcast.files import link_file
+from nearcast.join.context import RunContext
+from nearcast.join.plan_join import JoinPlan
 from nearcast.join.rank import is_ranked, read_rank_scores
-from nearcast.join.short_lists import CODES
+from nearcast.join.select_candidates import CodeArray, SelectedLists
+from nearcast.join.short_lists import CODES, find_reasons
 from nearcast.join.task import JoinTask, read_result
 from nearcast.knn.topk import cut_lists
 from nearcast.measure.tally import Tally
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import IngestedTable
+from nearcast.sources.ingest import Inputs
+from nearcast.sources.validate_rows import Report
 from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table
 from nearcast.table.write_table import TableWriter
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
-__all__ = ["assemble"]
+__all__ = ["WrittenTable", "write_candidates", "write_table"]
 
 
-def assemble(
-    tasks: Sequence[JoinTask],
-    items: IngestedTable,
-    queries: IngestedTable,
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """The files of a candidate table, and the measures of all its rows."""
+
+    folder: Path  # of the unfinished snapshot
+    rows: int
+    measures: dict[str, float]
+
+
+def write_table(
+    run: RunContext, plan: JoinPlan, inputs: Inputs, report: Report, lists: SelectedLists, folder: Path
+) -> WrittenTable:
+    """Write the candidate table into `folder`, and link the attributes of both tables beside it."""
+    k = run.spec.k
+    tally = Tally(inputs.items.vectors.n, k, report.queries.rows, run.spec.measure.fill_at)
+    with run.meter.stage("table"):
+        request = replace(plan.request, k=k)
+        reasons = find_reasons(request, run.resources, lists.joined, inputs, exact=plan.is_exact)
+        codes = lists.reason_codes(reasons, k)
+        rows = write_candidates(folder / "candidates", lists, inputs, codes, k, tally, run.listener.progress)
+        _link_files(inputs.items.attributes, folder / "items")
+        if inputs.queries is not inputs.items:
+            _link_files(inputs.queries.attributes, folder / "queries")
+    return WrittenTable(folder, rows, tally.measures() | lists.measure(codes, rows, k))
+
+
+def write_candidates(
     folder: Path,
+    lists: SelectedLists,
+    inputs: Inputs,
+    codes: CodeArray,
     k: int,
-    reasons: npt.NDArray[np.uint8],
     tally: Tally,
     progress: Progress,
-    lengths: IntArray | None = None,
 ) -> int:
-    """Write all rows, sorted by query id, and count them into the tally. Returns the number of rows.
+    """Write all rows, sorted by query id, and add them to the tally. Returns the number of rows.
 
-    `reasons` (queries,) are numbers of `reasons.CODES`. `lengths` (queries,): so many candidates are stored; all.
+    codes: (queries,) indexes into CODES.
     """
+    items, queries, tasks = inputs.items, inputs.queries, lists.stored
     total = len(queries.listed_ids)
     ranked = bool(tasks) and is_ranked(tasks[0].folder)
     schema = candidate_schema(queries.listed_ids.type, items.ids.type, ranked=ranked)
     with TableWriter(folder, schema, k) as writer:
         for start in range(0, total, writer.group_rows):
             ids = queries.listed_ids[start : start + writer.group_rows]
-            places = positions_of(ids, queries.ids) if total != queries.vectors.n else _run(start, len(ids))
-            joined = _rows(tasks, places[places >= 0], k)
-            joined = joined if lengths is None else cut_lists(joined, lengths[places[places >= 0]])
-            neighbors = _spread(joined, places, k)
-            ranks = _rank_scores(tasks, places, k) if ranked else None
-            writer.write(candidate_table(ids, neighbors, items.ids, _reasons(reasons, places), ranks))
+            all_have_vectors = total == queries.vectors.n
+            positions = np.arange(start, start + len(ids)) if all_have_vectors else positions_of(ids, queries.ids)
+            found = positions[positions >= 0]
+            joined = _read_lists(tasks, found, k)
+            joined = joined if lists.lengths is None else cut_lists(joined, lists.lengths[found])
+            neighbors = _add_empty_lists(joined, positions, k)
+            ranks = _read_rank_scores(tasks, positions, k) if ranked else None
+            writer.write(candidate_table(ids, neighbors, items.ids, _reason_texts(codes, positions), ranks))
             tally.add(joined.positions, joined.scores, len(ids), total)
             progress("table", start + len(ids), total)
     return total
 
 
-def _run(start: int, n: int) -> IntArray:
-    return np.arange(start, start + n)
-
-
-def _rows(tasks: Sequence[JoinTask], positions: IntArray, k: int) -> Neighbors:
-    """The neighbors of these query positions (ascending), gathered from the tasks that hold them."""
-    parts = list(_pieces(tasks, positions))
+def _read_lists(tasks: Sequence[JoinTask], positions: IntArray, k: int) -> Neighbors:
+    """Read the lists of these query positions (ascending) from the results of the tasks."""
+    parts = list(_read_parts(tasks, positions))
     if not parts:
         return Neighbors.empty(0, k)
     return Neighbors(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
-def _pieces(tasks: Sequence[JoinTask], positions: IntArray) -> Iterator[Neighbors]:
+def _read_parts(tasks: Sequence[JoinTask], positions: IntArray) -> Iterator[Neighbors]:
     for task in tasks:
         first, last = np.searchsorted(positions, (task.start, task.stop))
         if first < last:
-            here = positions[first:last] - task.start
+            rows = positions[first:last] - task.start
             result = read_result(task.folder)
-            yield Neighbors(result.positions[here], result.scores[here])
+            yield Neighbors(result.positions[rows], result.scores[rows])
 
 
-def _rank_scores(tasks: Sequence[JoinTask], places: IntArray, k: int) -> FloatArray:
-    """(len(places), k) the model's scores, in the slots of the candidates."""
-    scores = np.full((len(places), k), -np.inf, np.float32)
-    there = np.flatnonzero(places >= 0)
-    positions = places[there]
+def _read_rank_scores(tasks: Sequence[JoinTask], positions: IntArray, k: int) -> FloatArray:
+    """Read (len(positions), k) a model's scores, in the slots of the candidates; -inf for position -1."""
+    scores = np.full((len(positions), k), -np.inf, np.float32)
+    slots = np.flatnonzero(positions >= 0)
+    found = positions[slots]
     for task in tasks:
-        first, last = np.searchsorted(positions, (task.start, task.stop))
+        first, last = np.searchsorted(found, (task.start, task.stop))
         if first < last:
-            scores[there[first:last]] = read_rank_scores(task.folder)[positions[first:last] - task.start]
+            scores[slots[first:last]] = read_rank_scores(task.folder)[found[first:last] - task.start]
     return scores
 
 
-def _spread(joined: Neighbors, places: IntArray, k: int) -> Neighbors:
-    """Give queries that had no vector their empty lists."""
-    if len(joined.positions) == len(places):
+def _add_empty_lists(joined: Neighbors, positions: IntArray, k: int) -> Neighbors:
+    """Add an empty list for every position -1, a query without a vector."""
+    if len(joined.positions) == len(positions):
         return joined
-    spread = Neighbors.empty(len(places), k)
-    spread.positions[places >= 0] = joined.positions
-    spread.scores[places >= 0] = joined.scores
-    return spread
+    lists = Neighbors.empty(len(positions), k)
+    lists.positions[positions >= 0] = joined.positions
+    lists.scores[positions >= 0] = joined.scores
+    return lists
 
 
-def _reasons(reasons: npt.NDArray[np.uint8], places: IntArray) -> list[str | None]:
-    """Words for the rows of queries at these places; -1 for a query without a vector."""
+def _reason_texts(codes: CodeArray, positions: IntArray) -> list[str | None]:
+    """Return the reason of each list, None for a full one. Position -1 is a query without a vector."""
     words = np.array([None if reason is None else str(reason) for reason in CODES], dtype=object)
-    listed: list[str | None] = np.where(places < 0, str(Reason.NO_VECTOR), words[reasons[places]]).tolist()
-    return listed
+    texts: list[str | None] = np.where(positions < 0, str(Reason.NO_VECTOR), words[codes[positions]]).tolist()
+    return texts
+
+
+def _link_files(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        link_file(path, target / path.name)

@@ -1,88 +1,115 @@
-"""The end of a run: the verdict on the promise, the facts of the manifest, and the snapshot made to appear."""
+"""The end of a run: check the recall target, write the manifest, commit the snapshot, remove the work."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nearcast import machine
 from nearcast.errors import TargetError
 from nearcast.files import finish
+from nearcast.join.assemble import WrittenTable
 from nearcast.join.context import RunContext, Workspace
-from nearcast.join.inputs import Sources
-from nearcast.join.run_plan import planned_fingerprint
+from nearcast.join.estimate import RunEstimate
+from nearcast.join.inputs import Checked, Sources
+from nearcast.join.plan_join import JoinPlan
+from nearcast.join.prepare_inputs import PreparedInputs
+from nearcast.join.run_plan import RunPlan, planned_fingerprint
+from nearcast.join.task import JoinResult
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
-from nearcast.table.manifest import Manifest, TargetCheck
-from nearcast.table.snapshot import Snapshot, snapshots_folder
+from nearcast.table.candidate_schema import FORMAT_VERSION
+from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
+from nearcast.table.snapshot import Snapshot, next_version, snapshots_folder
+from nearcast.times import format_utc
+from nearcast.version import __version__
 
-__all__ = ["finish_snapshot", "input_facts", "size_of", "stop_below_promise", "tidy", "verdict"]
+__all__ = ["check_target", "commit_snapshot", "draft_manifest", "raise_below_target", "record_run", "remove_work"]
 
 
-def verdict(run: RunContext, measures: Mapping[str, float], *, exactly: bool) -> TargetCheck:
-    """Whether the promise is kept: by the lower bound; with full effort there only must be no miss.
+def draft_manifest(
+    run: RunContext,
+    plan: RunPlan,
+    checked: Checked,
+    prepared: PreparedInputs,
+    join: JoinPlan,
+    table: WrittenTable,
+) -> Manifest:
+    """Return the manifest of a written table: what it was made of, before it is measured."""
+    engine = EngineRecord(run.engine.name, run.settings.model_dump(), dict(join.settings.params), join.calibration)
+    return Manifest(
+        {
+            "format": FORMAT_VERSION,
+            "generator": run.spec.name,
+            "version": next_version(run.workspace.out, run.spec.name),
+            "rows": table.rows,
+            "fingerprint": plan.fingerprint,
+            "nearcast": __version__,
+            "spec": run.spec.as_recorded(),
+            "inputs": _input_facts(checked.sources, checked.report, run.spec),
+            "engine": engine.as_dict(),
+            "artifacts": sorted(prepared.artifacts | {join.settings.index.name}),
+        }
+    )
 
-    exactly: the join left nothing out.
+
+def check_target(run: RunContext, measures: Mapping[str, float], *, exact: bool) -> TargetCheck:
+    """Check the recall target: the lower bound of recall must reach it. exact: the join scanned every item.
+
+    An exact join must have no miss at all: a sample proves a recall of 1 only if it holds all queries, but one miss
+    disproves it.
     """
-    promised, low = run.spec.recall, measures["recall_low"]
-    # No sample proves a promise of 1, unless it holds all queries: full effort does; but one miss disproves it.
-    kept = measures["recall"] == 1.0 if exactly else low >= promised
+    target, low = run.spec.recall, measures["recall_low"]
+    met = measures["recall"] == 1.0 if exact else low >= target
     reason = None
-    if not kept:
-        measured = run.spec.k if run.spec.rank is None else run.spec.join_k  # before a model has chosen
+    if not met:
+        measured_k = run.spec.k if run.spec.rank is None else run.spec.join_k  # recall is measured before ranking
         reason = (
-            f"recall@{measured} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
-            f"and {promised:g} was promised"
+            f"recall@{measured_k} is {measures['recall']:.4f} with a 95% interval from {low:.4f}, "
+            f"and {target:g} was promised"
         )
-    return TargetCheck(promised, kept, reason)
+    return TargetCheck(target, met, reason)
 
 
-def stop_below_promise(snapshot: Snapshot) -> None:
-    """Raise TargetError where the snapshot's own verdict says so."""
-    target = snapshot.manifest.target
-    if not target.met:
-        raise TargetError(
-            f"snapshot {snapshot.name} is below its promise: {target.reason}; it is kept at {snapshot.folder}; "
-            "raise the engine's effort or lower `recall`",
-            snapshot,
-        )
+def record_run(run: RunContext, estimate: RunEstimate, result: JoinResult) -> RunRecord:
+    """Return time, memory, disk and machine of the run up to now."""
+    workspace, meter = run.workspace, run.meter
+    return RunRecord(
+        created=format_utc(time.time()),
+        seconds={stage: round(value, 3) for stage, value in meter.seconds.items()},
+        cpu_seconds={stage: round(value, 3) for stage, value in meter.cpu_seconds.items()},
+        seconds_total=round(meter.elapsed, 3),
+        peak_memory_bytes=meter.peak_bytes,
+        disk_bytes=_folder_bytes(workspace.work) + _folder_bytes(workspace.artifacts),
+        estimate=estimate.as_dict(),
+        tasks=len(result.tasks),
+        tasks_continued=result.continued,
+        machine=machine.describe(),
+    )
 
 
-def input_facts(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[str, Any]:
-    """Both sides as the manifest tells of them: files, checks, figures."""
-
-    def side(source: Any, digests: Any, facts: Any) -> dict[str, Any]:
-        return {"embedding": source.embedding, "files": digests, **asdict(facts)}
-
-    facts = {"items": side(spec.items, sources.item_digests, report.items)}
-    if sources.queries is not sources.items:
-        facts["queries"] = side(spec.query_source, sources.query_digests, report.queries)
-    return facts
-
-
-def finish_snapshot(run: RunContext, folder: Path, facts: dict[str, Any]) -> Snapshot:
-    """Make the snapshot appear, whole and at once, then tidy up what it does not need."""
-    finish(folder, facts)
-    home = snapshots_folder(run.workspace.out, run.spec.name)
+def commit_snapshot(workspace: Workspace, folder: Path, manifest: Manifest) -> Snapshot:
+    """Commit the snapshot atomically, then remove the work and unused artifacts."""
+    finish(folder, manifest.facts)
+    home = snapshots_folder(workspace.out, workspace.generator)
     home.mkdir(exist_ok=True)
-    place = home / f"{facts['version']:06d}"
-    os.rename(folder, place)
-    snapshot = Snapshot(place, Manifest(facts))
-    tidy(run.workspace, snapshot)
+    target = home / f"{manifest.version:06d}"
+    os.rename(folder, target)
+    snapshot = Snapshot(target, manifest)
+    remove_work(workspace, snapshot)
     return snapshot
 
 
-def tidy(workspace: Workspace, snapshot: Snapshot) -> None:
-    """Remove the work that led to a snapshot, and the artifacts that it was not made of."""
+def remove_work(workspace: Workspace, snapshot: Snapshot) -> None:
+    """Remove the work that led to a snapshot, and all artifacts that it was not made of."""
     work, artifacts = workspace.work, workspace.artifacts
     planned = planned_fingerprint(work)
-    if work.exists() and planned in (
-        None,
-        snapshot.manifest.fingerprint,
-    ):  # None: killed while removing it
+    if work.exists() and planned in (None, snapshot.manifest.fingerprint):  # None: killed while removing it
         shutil.rmtree(work)
     if artifacts.is_dir() and not work.exists():
         for path in artifacts.iterdir():
@@ -90,6 +117,29 @@ def tidy(workspace: Workspace, snapshot: Snapshot) -> None:
                 shutil.rmtree(path)
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+def raise_below_target(snapshot: Snapshot) -> None:
+    """Raise TargetError if the snapshot's recall is below its target."""
+    target = snapshot.manifest.target
+    if not target.met:
+        raise TargetError(
+            f"snapshot {snapshot.name} is below its recall target: {target.reason}; it is kept at {snapshot.folder}; "
+            "change the engine's search parameters or lower `recall`",
+            snapshot,
+        )
+
+
+def _input_facts(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[str, Any]:
+    """Return files, checks and figures of both tables, for the manifest."""
+
+    def table_facts(source: Any, digests: Any, table_report: Any) -> dict[str, Any]:
+        return {"embedding": source.embedding, "files": digests, **asdict(table_report)}
+
+    facts = {"items": table_facts(spec.items, sources.item_digests, report.items)}
+    if sources.queries is not sources.items:
+        facts["queries"] = table_facts(spec.query_source, sources.query_digests, report.queries)
+    return facts
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Sum the sizes of all files below a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0

@@ -1,6 +1,7 @@
-"""What every list of a run must obey: compiled from the spec and the attributes of both sides, kept for the tasks.
+"""Constraints of a run, compiled from the spec and the attributes of both tables: rules, caps, min_score.
 
-A folder of arrays, named by what decides it, that every task maps. Knows nothing of engines.
+They are stored as a folder of arrays, named by the fingerprint of their inputs, and every task maps it. Knows nothing
+of engines.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ from nearcast.types import Vectors
 from nearcast.version import __version__
 
 __all__ = [
+    "build_constraints",
     "check_constraints",
     "check_spec_rules",
     "has_constraints",
-    "have_constraints",
     "open_constraints",
     "rules_of",
 ]
 
 ELIGIBILITY = "eligibility"
-ALIKE_FORMAT = "alike 2"  # changed where the same items would be grouped otherwise: earlier artifacts are then unused
+ALIKE_FORMAT = "alike 2"  # changes with the grouping, so that earlier artifacts are not used
 
 Int32Array = npt.NDArray[np.int32]
 
 
 def has_constraints(spec: GeneratorSpec) -> bool:
-    """Whether lists must obey anything besides being nearest."""
+    """Return whether the spec has rules, caps or a min_score."""
     return bool(spec.rules or spec.caps or spec.min_score is not None)
 
 
 def rules_of(spec: GeneratorSpec) -> list[Rule]:
-    """The rules of a spec, parsed; SpecError points at the word that is wrong."""
+    """Parse the rules of a spec. Raises SpecError that points at the wrong word."""
     return [parse_rule(rule.name, rule.keep) for rule in spec.rules]
 
 
 def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
-    """Check the rules against the columns of both sides before anything is read; SpecError points at the word."""
+    """Check the rules against the columns of both tables, before rows are read. Raises SpecError for the wrong word."""
     rules = rules_of(spec)
     if not rules:
         return
@@ -74,12 +75,15 @@ def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
         return pa.schema([("id", source.id_type), *source.attribute_types.items()])
 
     table = "queries" if spec.queries is not None else "items"
-    unlisted = {"item": _lines(sources.items, "items"), "query": _lines(sources.queries, table)}
+    unlisted = {
+        "item": _spec_lines(sources.items, "items"),
+        "query": _spec_lines(sources.queries, table),
+    }
     check_rules(rules, schema(sources.items), schema(sources.queries), unlisted=unlisted)
 
 
-def _lines(source: RowSource, table: str) -> dict[str, str]:
-    """For each column that the attributes of a table do not name: the line of the spec that would."""
+def _spec_lines(source: RowSource, table: str) -> dict[str, str]:
+    """Return the spec line that would add each unlisted column to the attributes."""
     listed = source.spec.attributes
     return {
         name: f"[{table}] attributes = [{', '.join(json.dumps(one) for one in (*listed, name))}]"
@@ -87,33 +91,33 @@ def _lines(source: RowSource, table: str) -> dict[str, str]:
     }
 
 
-def have_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vectors) -> Path | None:
-    """Have the compiled constraints of these sides in a folder below `home`; None where the spec has none.
+def build_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vectors) -> Path | None:
+    """Return the folder of the compiled constraints in `home`; compile them if missing. None if the spec has none.
 
-    originals: the items' vectors as they were read: whether two are near-duplicates is no matter of score terms.
-    Raises SpecError for rules that do not fit the columns, and for caps that cross or that the engine refuses.
+    originals: the items' vectors without score terms, which near-duplicates are found by.
+    Raises SpecError for rules that do not fit the columns, caps that cross, and kinds that the engine does not support.
     """
     spec = run.spec
     if not has_constraints(spec):
         return None
-    asked = [
+    settings = [
         [rule.model_dump() for rule in spec.rules],
         [cap.model_dump(by_alias=True) for cap in spec.caps],
         spec.min_score,
     ]
-    made_of = [inputs.items.folder.name, inputs.queries.folder.name, asked, __version__]
+    made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, settings, __version__]
     made_of += [ALIKE_FORMAT] if any(cap.near_duplicate_cosine is not None for cap in spec.caps) else []
     folder = home / f"constraints-{fingerprint(made_of)[:16]}"
     if not is_done(folder):
         with run.meter.stage("rules"):
-            _write(run, inputs, originals, fresh_folder(folder))
+            _write_constraints(_compile(run, inputs, originals), fresh_folder(folder))
     require_constraints(run.engine, open_constraints(folder))
     return folder
 
 
 @lru_cache(maxsize=2)
 def open_constraints(folder: Path | None) -> Constraints:
-    """What `have_constraints` has written, mapped; FREE for None."""
+    """Map the constraints that `build_constraints` wrote; FREE for None."""
     if folder is None:
         return FREE
     facts = verify(folder, contents=False)
@@ -123,12 +127,12 @@ def open_constraints(folder: Path | None) -> Constraints:
 
 
 def check_constraints(run: RunContext, inputs: Inputs) -> None:
-    """Raise as `have_constraints` does, without looking for near-duplicates, which takes the vectors."""
+    """Raise the errors of `build_constraints`, without the search for near-duplicates, which needs the vectors."""
     if has_constraints(run.spec):
-        _compiled(run, inputs, None)
+        _compile(run, inputs, None)
 
 
-def _compiled(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Constraints:
+def _compile(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Constraints:
     rules = rules_of(run.spec)
     eligibility = None
     if rules:
@@ -136,45 +140,47 @@ def _compiled(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Con
         eligibility = compile_rules(
             rules, attributes_of(inputs.queries, query_columns), attributes_of(inputs.items, item_columns)
         )
-    return Constraints(eligibility, tuple(_caps(run, inputs.items, originals)), run.spec.min_score)
+    return Constraints(eligibility, tuple(_compile_caps(run, inputs.items, originals)), run.spec.min_score)
 
 
-def _write(run: RunContext, inputs: Inputs, originals: Vectors, folder: Path) -> None:
-    held = _compiled(run, inputs, originals)
-    if held.eligibility is not None:
-        save_eligibility(held.eligibility, fresh_folder(folder / ELIGIBILITY))
-    for number, cap in enumerate(held.caps):
+def _write_constraints(constraints: Constraints, folder: Path) -> None:
+    if constraints.eligibility is not None:
+        save_eligibility(constraints.eligibility, fresh_folder(folder / ELIGIBILITY))
+    for number, cap in enumerate(constraints.caps):
         np.save(folder / f"cap-{number}.npy", cap.groups)
-    caps = [cap.most for cap in held.caps]
-    finish(folder, {"rules": held.eligibility is not None, "caps": caps, "min_score": held.min_score})
+    caps = [cap.most for cap in constraints.caps]
+    has_rules = constraints.eligibility is not None
+    finish(folder, {"rules": has_rules, "caps": caps, "min_score": constraints.min_score})
 
 
-def _caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:
-    """The caps, the smallest groups first; SpecError where groups of two of them cross."""
+def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:
+    """Compile the caps, the smallest groups first. Raises SpecError if groups of two caps cross."""
     spec = run.spec
-    named = [(cap.by, Cap(_groups(items, cap.by), cap.max_per_list)) for cap in spec.caps if cap.by is not None]
+    named = [
+        (cap.by, Cap(_group_by_column(items, cap.by), cap.max_per_list)) for cap in spec.caps if cap.by is not None
+    ]
     named.sort(key=lambda pair: -int(pair[1].groups.max(initial=-1)))
     for (inner_name, inner), (outer_name, outer) in pairwise(named):
         crossing = find_crossing(inner, outer)
         if crossing is not None:
-            first, second = (items.ids[place].as_py() for place in crossing)
+            first, second = (items.ids[position].as_py() for position in crossing)
             raise SpecError(
                 f"caps by {inner_name} and by {outer_name} cross: items {first!r} and {second!r} share their "
                 f"{inner_name} but not their {outer_name}. Only caps whose groups lie within each other can be kept "
                 "exactly; cap one of the two, or a column that combines them"
             )
-    alike = [cap for cap in spec.caps if cap.near_duplicate_cosine is not None and originals is not None]
-    found = [cap for _, cap in named]
-    for like in sorted(alike, key=lambda cap: -(cap.near_duplicate_cosine or 0)):
-        assert like.near_duplicate_cosine is not None
-        assert originals is not None
-        groups = group_near_duplicates(originals, like.near_duplicate_cosine, run.resources, run.listener.progress)
-        found.insert(0, Cap(_within(groups, found), like.max_per_list))
-    return found
+    caps = [cap for _, cap in named]
+    if originals is None:
+        return caps
+    by_cosine = [(cap.near_duplicate_cosine, cap) for cap in spec.caps if cap.near_duplicate_cosine is not None]
+    for cosine, cap in sorted(by_cosine, key=lambda pair: -pair[0]):
+        groups = group_near_duplicates(originals, cosine, run.resources, run.listener.progress)
+        caps.insert(0, Cap(_split_by_caps(groups, caps), cap.max_per_list))
+    return caps
 
 
-def _groups(items: IngestedTable, column: str) -> Int32Array:
-    """(m,) the group of every item by the value of a column; -1 where it is null."""
+def _group_by_column(items: IngestedTable, column: str) -> Int32Array:
+    """Return (m,) the group of every item by the value of a column, -1 for null."""
     values = attributes_of(items, [column]).column(column).combine_chunks()
     if pa.types.is_nested(values.type):
         raise SpecError(f"caps are by single values, and column {column!r} holds {values.type}")
@@ -183,8 +189,8 @@ def _groups(items: IngestedTable, column: str) -> Int32Array:
     return groups
 
 
-def _within(groups: Int32Array, others: list[Cap]) -> Int32Array:
-    """Groups cut where those of other caps end, so that they lie within them."""
+def _split_by_caps(groups: Int32Array, others: list[Cap]) -> Int32Array:
+    """Split groups by the groups of other caps, so that each lies within one group of every other cap."""
     for cap in others:
         pairs = np.stack([groups, np.where(groups >= 0, cap.groups, -1)], axis=1)
         numbers = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)

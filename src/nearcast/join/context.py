@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nearcast import machine
 from nearcast.engines import choose_engine
@@ -93,14 +92,15 @@ class Meter:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures up to now, by the manifest's keys."""
-        return {
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
-            "cpu_seconds": {stage: round(value, 3) for stage, value in self.cpu_seconds.items()},
-            "seconds_total": round(time.perf_counter() - self._started, 3),
-            "peak_memory_bytes": 0 if self._peak is None else self._peak.bytes,
-        }
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory of the run up to now."""
+        return 0 if self._peak is None else self._peak.bytes
 
 
 @dataclass(frozen=True, slots=True)

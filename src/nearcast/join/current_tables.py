@@ -1,7 +1,7 @@
-"""Both sides of a generator as its files are at this moment, for whoever looks at them beside the runs.
+"""The ingested tables of a generator's current files, for readers beside the runs: monitor, online index, replay.
 
-Takes what a run has ingested where that is of the same files, and ingests into a folder of its own where it is not:
-runs tidy their own artifacts, and must not take these away.
+Opens the ingestion of a run if it is of the same files. Otherwise ingests into another folder, since runs remove their
+own old artifacts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,48 +22,40 @@ from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.types import ArrayVectors
 
-__all__ = ["Place", "todays_inputs", "waiting_for"]
+__all__ = ["open_current_inputs", "wait_for_lock"]
 
 WAIT_SECONDS = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Folders of the ingested items and queries."""
-
-    items: Path
-    queries: Path
-
-
 @contextmanager
-def waiting_for(path: Path, what: str, listener: Listener) -> Iterator[None]:
-    """Hold the lock, waiting for whoever has it."""
-    with ExitStack() as held:
-        told = False
+def wait_for_lock(path: Path, what: str, listener: Listener) -> Iterator[None]:
+    """Hold a lock file; wait while another process holds it."""
+    with ExitStack() as stack:
+        noted = False
         while True:
             try:
-                held.enter_context(locked(path, what))
+                stack.enter_context(locked(path, what))
                 break
             except BusyError as error:
-                if not told:
+                if not noted:
                     listener.note(f"waiting: {error}")
-                told = True
+                noted = True
                 time.sleep(WAIT_SECONDS)
         yield
 
 
-def todays_inputs(run: RunContext, sources: Sources, home: Path) -> tuple[Place, Inputs]:
-    """Both sides as a run has left them, or as an earlier call has; ingested into `home` where neither has."""
+def open_current_inputs(run: RunContext, sources: Sources, home: Path) -> Inputs:
+    """Open the ingested tables of these sources: of a run, or of an earlier call in `home`; else ingest into `home`."""
     for folder in (run.workspace.artifacts, home):
-        place = Place(*ingested_folders(run.spec, sources, folder))
-        if not (is_done(place.items) and is_done(place.queries)):
+        item_folder, query_folder = ingested_folders(run.spec, sources, folder)
+        if not (is_done(item_folder) and is_done(query_folder)):
             continue
         try:
-            items = _mapped(open_ingested_table(place.items))
-            return place, Inputs(
-                items, items if place.queries == place.items else _mapped(open_ingested_table(place.queries))
-            )
-        except OSError:  # a run has tidied them away in this moment: they are not needed, only quicker
+            items = _map_vectors(open_ingested_table(item_folder))
+            same = query_folder == item_folder
+            queries = items if same else _map_vectors(open_ingested_table(query_folder))
+            return Inputs(items, queries, run.spec.metric)
+        except OSError:  # a run removed them at this moment: ingest again
             continue
     checked = check_inputs(
         run.spec,
@@ -73,12 +65,12 @@ def todays_inputs(run: RunContext, sources: Sources, home: Path) -> tuple[Place,
         progress=run.listener.progress,
         checked=run.listener.checked,
     )
-    sides = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    items = _mapped(sides.items)
-    inputs = Inputs(items, items if sides.queries is sides.items else _mapped(sides.queries))
-    return Place(checked.item_folder, checked.query_folder), inputs
+    inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    items = _map_vectors(inputs.items)
+    same = inputs.queries is inputs.items
+    return Inputs(items, items if same else _map_vectors(inputs.queries), inputs.metric)
 
 
-def _mapped(side: IngestedTable) -> IngestedTable:
-    """The same with its vectors mapped for as long as it is held: a run may take the file's name away."""
-    return replace(side, vectors=ArrayVectors(np.asarray(side.vectors.whole())))
+def _map_vectors(table: IngestedTable) -> IngestedTable:
+    """Map the vectors as long as the table is held: a run may remove the file meanwhile."""
+    return replace(table, vectors=ArrayVectors(np.asarray(table.vectors.whole())))

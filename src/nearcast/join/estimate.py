@@ -1,4 +1,4 @@
-"""What a run will take: seconds by stage, peak memory, disk; and whether that fits what was given."""
+"""The estimate of a run: seconds by stage, peak memory, disk; and the check against the budget."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nearcast.engines import choose_engine
+from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
+from nearcast.join.inputs import trial_vectors
+from nearcast.join.plan_join import sample_sizes
 
 if TYPE_CHECKING:
-    from nearcast.engines.base import Estimate, JoinShape
+    from nearcast.join.context import RunContext
+    from nearcast.join.inputs import Checked
 
-__all__ = ["RunEstimate", "estimate_run", "stop_if_too_large"]
+__all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
-TABLE_BYTES = 192 << 20  # working set of assembling and measuring: one row group and its ids, several times
-SECONDS_PER_SLOT = 250e-9  # to turn a slot into Parquet; measured on packages, two cores
-OTHER_DISK = 1 << 20  # manifests, headers of files
+TABLE_BYTES = 192 << 20  # working set of writing and measuring: one row group and its ids, several times
+SECONDS_PER_SLOT = 250e-9  # to write a slot to Parquet; measured on packages, two cores
+OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
-LIBRARY_BYTES = 64 << 20  # what Arrow, BLAS and faiss load and keep when they are first used
-INGEST_PER_SCAN = 1.5  # writing what a scan has read costs about half of it again
+LIBRARY_BYTES = 64 << 20  # memory that Arrow, BLAS and faiss take when first used
+INGEST_PER_SCAN = 1.5  # a scan and the ingestion take 1.5 times the scan
 
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """What a whole run will take."""
+    """Estimated cost of a run."""
 
     seconds: Mapping[str, float]  # by stage
     memory_bytes: int  # peak of the process
     disk_bytes: int
     budget_bytes: int
-    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what each keeps, on a sample of pairs
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # share of sampled pairs kept, by rule
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; what rules keep is told by a check alone."""
+        """Return plain data. Only a check has `rules`."""
         rules = {"rules": {name: dict(facts) for name, facts in self.rules.items()}} if self.rules else {}
         return rules | {
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
@@ -45,51 +50,59 @@ class RunEstimate:
         }
 
 
-def estimate_run(
-    shape: JoinShape,
-    engine: Estimate,
-    *,
-    exact_seconds_per_pair: float,
-    sampled_queries: int,
-    read_seconds: float,
-    input_bytes: int,
-    read_memory_bytes: int,
-    base_bytes: int,
-    budget_bytes: int,
-) -> RunEstimate:
-    """Put the parts together: reading, index, join, table and truth."""
+def estimate_run(run: RunContext, checked: Checked) -> RunEstimate:
+    """Time a few real items with the engine and the exact reference, and scale up to the whole run.
+
+    Reports the estimate to the listener. Raises nothing: see `require_budget`.
+    """
+    report = checked.report
+    sample = trial_vectors(checked, run.read_bytes)
+    request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
+    shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
+    engine = run.engine.estimate(shape, sample, run.settings, run.resources)
+    reference = choose_engine("exact")
+    exact = reference.estimate(shape, sample, reference.settings(), run.resources)
+    estimate = _sum_costs(run, checked, shape, engine, exact)
+    run.listener.estimated(estimate)
+    return estimate
+
+
+def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Estimate, exact: Estimate) -> RunEstimate:
+    """Add up reading, index, join, table and truth."""
     slots = shape.n_queries * shape.request.k
+    seconds_per_pair = exact.seconds["join"] / max(1, shape.n_queries * shape.n_items)
+    sampled_queries = sum(sample_sizes(run, shape.n_queries))
     seconds = {
-        "read": read_seconds * INGEST_PER_SCAN,
+        "read": run.meter.seconds.get("check", 0.0) * INGEST_PER_SCAN,
         **engine.seconds,
         "table": slots * SECONDS_PER_SLOT,
-        "measure": sampled_queries * shape.n_items * exact_seconds_per_pair,
+        "measure": sampled_queries * shape.n_items * seconds_per_pair,
     }
-    memory = base_bytes + LIBRARY_BYTES + max(engine.memory_bytes, _table_memory(slots), read_memory_bytes)
-    disk = input_bytes + engine.disk_bytes + slots * (12 + 14) + OTHER_DISK  # the tasks' arrays, then the table
-    return RunEstimate(seconds, memory, disk, budget_bytes)
+    peak = max(engine.memory_bytes, _table_memory(slots), checked.memory_bytes)
+    disk = checked.disk_bytes + engine.disk_bytes + slots * (12 + 14) + OTHER_DISK  # task results, then the table
+    return RunEstimate(seconds, run.meter.base_bytes + LIBRARY_BYTES + peak, disk, run.meter.budget_bytes)
 
 
 def _table_memory(slots: int) -> int:
-    """Peak of assembling and measuring: a row group or all of the table, whichever is less."""
+    """Estimate the peak memory of writing and measuring: a row group, or the whole table if it is smaller."""
     return min(TABLE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT)
 
 
-def stop_if_too_large(estimate: RunEstimate, engine: str, out: Path) -> None:
-    """Raise BudgetError before the work starts, not after hours of it."""
+def require_budget(estimate: RunEstimate, engine: str, out: Path) -> None:
+    """Raise BudgetError if memory or free disk are below the estimate."""
     if estimate.memory_bytes > estimate.budget_bytes:
         way_out = "raise `memory`" if engine == "exact" else 'raise `memory`, or take engine = "exact", which streams'
         raise BudgetError(
-            f"{engine} will need about {_size(estimate.memory_bytes)} of memory, and the budget is "
-            f"{_size(estimate.budget_bytes)}; {way_out}"
+            f"{engine} will need about {_format_size(estimate.memory_bytes)} of memory, and the budget is "
+            f"{_format_size(estimate.budget_bytes)}; {way_out}"
         )
     free = shutil.disk_usage(out).free
     if estimate.disk_bytes > free:
         raise BudgetError(
-            f"the run will write about {_size(estimate.disk_bytes)} to {out}, and {_size(free)} are free; "
-            "make room, or set `out` to another disk"
+            f"the run will write about {_format_size(estimate.disk_bytes)} to {out}, and {_format_size(free)} are "
+            "free; make room, or set `out` to another disk"
         )
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

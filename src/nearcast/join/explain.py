@@ -20,8 +20,8 @@ from nearcast.eligibility import columns_of, failing
 from nearcast.errors import NearcastError, NotFoundError
 from nearcast.files import is_done
 from nearcast.join.compile_constraints import open_constraints, rules_of
-from nearcast.join.full_items import read_full_items
 from nearcast.join.rank import RankSettings, model_scores, rank_settings
+from nearcast.join.select_candidates import read_full_items
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import AdmissionThresholds, find_admitted
@@ -391,7 +391,7 @@ def _own_item(made: _Made, row: int) -> int:
     """Return the position of the item that exclude_self leaves out of a query's list, -1 for none."""
     if not made.spec.exclude_self:
         return -1
-    return int(find_own_items(Inputs(made.items, made.queries), np.array([row]))[0])
+    return int(find_own_items(Inputs(made.items, made.queries, Metric(made.spec.metric)), np.array([row]))[0])
 
 
 def _barred(found: Explanation, made: _Made, row: int, place: int) -> Explanation | None:

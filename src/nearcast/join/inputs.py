@@ -156,8 +156,9 @@ def ingest_inputs(spec: GeneratorSpec, checked: Checked, *, memory_bytes: int, p
 
     items = ingest_table("items", checked.item_scan, checked.item_folder, checked.report.items)
     if checked.query_folder == checked.item_folder:
-        return Inputs(items, items)
-    return Inputs(items, ingest_table("queries", checked.query_scan, checked.query_folder, checked.report.queries))
+        return Inputs(items, items, spec.metric)
+    queries = ingest_table("queries", checked.query_scan, checked.query_folder, checked.report.queries)
+    return Inputs(items, queries, spec.metric)
 
 
 def trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:

@@ -21,11 +21,11 @@ from nearcast.errors import DamagedError, SpecError
 from nearcast.files import fingerprint, is_done, read_manifest, verify, write_text
 from nearcast.join.calibrate import calibrate, make_workload
 from nearcast.join.context import RunContext, prepare
-from nearcast.join.current_tables import Place, todays_inputs, waiting_for
+from nearcast.join.current_tables import open_current_inputs, wait_for_lock
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
+from nearcast.join.plan_join import index_inputs, index_name, make_request, make_sample
 from nearcast.join.single_search import OnlineIndex, SearchSettings
-from nearcast.join.stages import index_inputs, index_name, make_request, make_sample
 from nearcast.kernels import list_scorer
 from nearcast.measure.recall import Recall, sample_rows
 from nearcast.sources.ingest import Inputs
@@ -74,19 +74,19 @@ def open_online(
     )
     run = prepare(online_spec, base, listener or Listener())
     home = run.workspace.home / "online"
-    with waiting_for(home / ".lock", f"the online index of {spec.name!r}", run.listener):
+    with wait_for_lock(home / ".lock", f"the online index of {spec.name!r}", run.listener):
         sources = open_sources(online_spec, base, run.listener)
-        place, inputs = todays_inputs(run, sources, home)
-        request = make_request(run, None)
-        opened = _open_index(run, request, place, inputs, home, own=own)
-        params, reached = _choose_params(run, request, opened, place, inputs, home)
-        _tidy(run, home, place)
+        inputs = open_current_inputs(run, sources, home)
+        request = make_request(run.spec, inputs, None)
+        opened = _open_index(run, request, inputs, home, own=own)
+        params, reached = _choose_params(run, request, opened, inputs, home)
+        _tidy(run, home, inputs)
     return OnlineIndex(
         SearchSettings(engine, online_spec.k, recall, params, reached),
         opened.index,
         list_scorer(inputs.items.vectors.whole(), Metric(request.metric)),
         inputs.items.ids,
-        items_fingerprint=place.items.name.removeprefix("items-"),
+        items_fingerprint=inputs.items.fingerprint.removeprefix("items-"),
     )
 
 
@@ -98,16 +98,14 @@ class _OpenedIndex:
     folder: Path
 
 
-def _open_index(
-    run: RunContext, request: JoinRequest, place: Place, inputs: Inputs, home: Path, *, own: bool
-) -> _OpenedIndex:
+def _open_index(run: RunContext, request: JoinRequest, inputs: Inputs, home: Path, *, own: bool) -> _OpenedIndex:
     """Open the index of a run with this engine or of an earlier call; build it if there is none."""
     items = inputs.items.vectors
     search_param = run.engine.search_param
     assert search_param is not None
     free = run.settings.model_copy(update={search_param: None})  # found for the recall, whatever the spec fixes
-    spec = IndexSpec(run.spec.metric, free, run.spec.seed)
-    made_of = index_inputs(run, place.items)
+    spec = IndexSpec(inputs.metric, free, run.spec.seed)
+    made_of = index_inputs(run, inputs)
     folder = run.workspace.artifacts / index_name(made_of)
     if own and is_done(folder):
         try:
@@ -133,7 +131,7 @@ def _open_index(
 
 
 def _choose_params(
-    run: RunContext, request: JoinRequest, opened: _OpenedIndex, place: Place, inputs: Inputs, home: Path
+    run: RunContext, request: JoinRequest, opened: _OpenedIndex, inputs: Inputs, home: Path
 ) -> tuple[SearchParams, Recall | None]:
     """Return the cheapest search parameters that reach the recall, cached or found; exact ones if none do."""
     spec, index, made = run.spec, opened.index, opened.folder.name
@@ -141,7 +139,15 @@ def _choose_params(
     points = index.operating_points(spec.k)
     if spec.recall == 1 or n < 2:
         return points[-1], None
-    made_of = [made, place.queries.name, spec.k, spec.recall, spec.exclude_self, spec.measure.calibration, spec.seed]
+    made_of = [
+        made,
+        inputs.queries.fingerprint,
+        spec.k,
+        spec.recall,
+        spec.exclude_self,
+        spec.measure.calibration,
+        spec.seed,
+    ]
     path = home / f"effort-{made.removeprefix('index-')}-{fingerprint([*made_of, __version__])[:16]}.json"
     if path.is_file():
         return _read_params(path)
@@ -174,13 +180,13 @@ def _read_params(path: Path) -> tuple[SearchParams, Recall]:
         ) from error
 
 
-def _tidy(run: RunContext, home: Path, place: Place) -> None:
+def _tidy(run: RunContext, home: Path, inputs: Inputs) -> None:
     """Remove artifacts of other items, and copies of the artifacts of runs. Open files stay readable."""
     for path in [*home.glob("items-*"), *home.glob("queries-*")]:
-        if path not in (place.items, place.queries):
+        if path not in (inputs.items.folder, inputs.queries.folder):
             shutil.rmtree(path)
     for path in home.glob("index-*"):
-        if not is_done(path) or read_manifest(path)["made_of"][0] != place.items.name:
+        if not is_done(path) or read_manifest(path)["made_of"][0] != inputs.items.fingerprint:
             shutil.rmtree(path)
     for path in home.glob("effort-*"):
         made = f"index-{path.name.split('-')[1]}"

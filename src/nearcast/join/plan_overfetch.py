@@ -37,11 +37,11 @@ __all__ = [
     "SHORT_FILE",
     "Planned",
     "Survival",
-    "check_surplus",
+    "check_overfetch",
     "check_weights",
     "estimate_survival",
     "open_lookup_log",
-    "plan_surplus",
+    "plan_overfetch",
 ]
 
 SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
@@ -100,14 +100,14 @@ def check_weights(run: RunContext, inputs: Inputs) -> None:
     _traffic(run, inputs)
 
 
-def check_surplus(run: RunContext, inputs: Inputs) -> None:
+def check_overfetch(run: RunContext, inputs: Inputs) -> None:
     """Raise InputError if the column of correlated groups holds lists."""
     asked = run.spec.overfetch
     if asked is not None and asked.correlated_group is not None:
         _groups(inputs, asked.correlated_group)
 
 
-def plan_surplus(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival, folder: Path) -> Planned:
+def plan_overfetch(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival, folder: Path) -> Planned:
     """Plan how many candidates each query stores; list the queries without enough survivors in `folder`."""
     asked = run.spec.overfetch
     assert asked is not None

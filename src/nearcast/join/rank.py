@@ -25,7 +25,7 @@ from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.files import path_fault, read_manifest
 from nearcast.join.context import RunContext
 from nearcast.join.rank_model import onnx_ranker
-from nearcast.join.run_plan import Plan
+from nearcast.join.run_plan import RunPlan
 from nearcast.knn.scores import rescore
 from nearcast.mapped import map_array
 from nearcast.measure.sampled_recall import SampledLists
@@ -45,7 +45,7 @@ __all__ = [
     "rank_settings",
     "ranker_identity",
     "read_rank_scores",
-    "retrieved_lists",
+    "read_retrieved_lists",
     "score_pairs",
 ]
 
@@ -86,7 +86,7 @@ def ranker_identity(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
 
 
-def check_ranker(spec: GeneratorSpec, base: Path, plan: Plan) -> None:
+def check_ranker(spec: GeneratorSpec, base: Path, plan: RunPlan) -> None:
     """Raise InputError where the model's file is no longer the one that the run was planned with."""
     if spec.rank is None:
         return
@@ -161,7 +161,7 @@ def read_rank_scores(folder: Path) -> FloatArray:
     return scores
 
 
-def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledLists | None:
+def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledLists | None:
     """What the join found for the queries at these (ascending) positions, before a model ranked it; or None."""
     if run.spec.rank is None:
         return None
@@ -172,7 +172,7 @@ def retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledL
         if first < last:
             here = map_array(folder / RETRIEVED)
             positions[first:last] = here[rows[first:last] - facts["start"]]
-    scored = rescore(inputs.queries.vectors.take(rows), inputs.items.vectors, positions, run.spec.metric)
+    scored = rescore(inputs.queries.vectors.take(rows), inputs.items.vectors, positions, inputs.metric)
     return SampledLists(scored.positions, scored.scores)
 
 

@@ -17,7 +17,7 @@ from nearcast.files import fingerprint, write_text
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["Plan", "cut", "enter_work", "make_plan", "planned_fingerprint"]
+__all__ = ["RunPlan", "cut_queries", "enter_work", "make_plan", "planned_fingerprint"]
 
 TASK_BYTES = 8 << 20  # results of a task: small enough to lose, large enough that a matrix product is busy
 SMALLEST_TASK = 1_024
@@ -25,7 +25,7 @@ PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """Everything that the answer of a run depends on."""
 
     parts: Mapping[str, Any]  # named, so that a change can be told
@@ -44,9 +44,9 @@ def make_plan(
     query_digests: list[dict[str, Any]],
     ranker: Mapping[str, Any] | None = None,
     lookup_digests: list[dict[str, str]] | None = None,
-) -> Plan:
+) -> RunPlan:
     """Gather what decides the answer: settings, engine, the contents of both sides, the ranking model, our version."""
-    return Plan(
+    return RunPlan(
         {
             "settings": spec.answer_settings(),
             "engine": {"name": engine, "settings": dict(engine_settings)},
@@ -59,13 +59,13 @@ def make_plan(
     )
 
 
-def cut(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
+def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
     """Cut query positions into tasks (start, stop). Depends on the shape alone, never on the machine."""
     rows = max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
     return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
 
 
-def enter_work(folder: Path, plan: Plan) -> str | None:
+def enter_work(folder: Path, plan: RunPlan) -> str | None:
     """Make the work folder ready for a plan. Returns why earlier work was thrown away, or None.
 
     Work of the same plan stays, for the run to continue.
@@ -87,7 +87,7 @@ def enter_work(folder: Path, plan: Plan) -> str | None:
 def planned_fingerprint(folder: Path) -> str | None:
     """The fingerprint of the plan that a work folder was entered with, or None where there is none."""
     path = folder / PLAN_FILE
-    return Plan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
+    return RunPlan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""Between the join and the table: which of the candidates found are stored, under an exposure cap and planned surplus.
+"""The lists that are stored, selected from the lists of the join: exposure cap, planned over-fetch.
 
-Also what that changes about the rest of a run: what counts as short, and what the truth of a list is.
+Also the effects on later stages: which lists count as short, and what the true list of a query is. The items that an
+exposure cap has filled up are stored with the snapshot, for `explain`.
 """
 
 from __future__ import annotations
@@ -11,132 +12,169 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nearcast.errors import BudgetError
 from nearcast.files import finish, fresh_folder
 from nearcast.join.context import RunContext
-from nearcast.join.full_items import write_full_items
-from nearcast.join.plan_overfetch import Survival, plan_surplus
+from nearcast.join.plan_overfetch import Survival, plan_overfetch
 from nearcast.join.short_lists import CODES
 from nearcast.join.task import JoinTask, read_result, result_lengths
 from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.overfetch.candidates_needed import OverfetchPlan
-from nearcast.sources.ingest import Inputs
+from nearcast.sources.ids import positions_of
+from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.candidate_schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["Chosen", "choose_lists", "stop_if_exposure_is_too_large"]
+__all__ = [
+    "FULL_FILE",
+    "CodeArray",
+    "SelectedLists",
+    "read_full_items",
+    "require_exposure_memory",
+    "select_lists",
+    "write_full_items",
+]
 
-CAPPED_BYTES = 48  # of a candidate while exposure is capped: found, ordered, picked and chosen
+FULL_FILE = "exposure/full.parquet"  # of a snapshot
+CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
 
 CodeArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The lists that are stored, and what they are chosen from."""
+class SelectedLists:
+    """The lists that are stored, and the lists of the join that they are selected from."""
 
-    found: list[JoinTask]
-    stored: list[JoinTask]  # k wide; they are cut to `lengths`
-    plan: OverfetchPlan | None = None
-    bars: AdmissionThresholds | None = None
+    joined: list[JoinTask]
+    stored: list[JoinTask]  # k wide; rows are cut to `lengths`
+    plan: OverfetchPlan | None = None  # of the over-fetch
+    thresholds: AdmissionThresholds | None = None  # of the exposure cap
     measures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def full(self) -> AdmissionThresholds:
-        """What an exposure cap leaves a query to beat."""
-        assert self.bars is not None
-        return self.bars
-
-    @property
     def lengths(self) -> IntArray | None:
-        """(queries,) how many candidates each query stores; None for all."""
+        """(queries,) number of candidates to store per query; None for all."""
         return None if self.plan is None else self.plan.lengths
 
-    def reasons(self, codes: CodeArray, k: int) -> CodeArray:
-        """Reasons of the lists that are stored, from those of the lists found; one that is as planned is not short."""
-        if self.bars is not None:
-            found, stored = (result_lengths(tasks, len(codes)) for tasks in (self.found, self.stored))
-            codes = np.where(stored < np.minimum(found, k), CODES.index(Reason.CAPPED), codes).astype(np.uint8)
+    def reason_codes(self, codes: CodeArray, k: int) -> CodeArray:
+        """Derive the reason codes of stored lists from those of joined lists. A list as long as planned has none."""
+        if self.thresholds is not None:
+            joined, stored = (result_lengths(tasks, len(codes)) for tasks in (self.joined, self.stored))
+            codes = np.where(stored < np.minimum(joined, k), CODES.index(Reason.CAPPED), codes).astype(np.uint8)
         if self.plan is not None:
             stored = result_lengths(self.stored, len(codes))
-            needy = (self.plan.shortage != None) & (self.plan.lengths == stored)  # noqa: E711  (element by element)
-            codes = np.where(needy, codes, 0).astype(np.uint8)
+            is_short = (self.plan.shortage != None) & (self.plan.lengths == stored)  # noqa: E711  (element by element)
+            codes = np.where(is_short, codes, 0).astype(np.uint8)
         return codes
 
-    def measures_of(self, codes: CodeArray, n_rows: int, k: int) -> dict[str, float]:
-        """What choosing has cost, and fill by what was wanted: as planned, or k where that was not to be had."""
+    def measure(self, codes: CodeArray, n_rows: int, k: int) -> dict[str, float]:
+        """Return the measures of the selection. Fill counts against planned lengths, or k where a plan falls short."""
         if self.plan is None:
             return self.measures
-        wanted = np.where(codes > 0, k, self.plan.lengths)
-        listed = (n_rows - len(codes)) * k  # rows of queries without a vector
+        targets = np.where(codes > 0, k, self.plan.lengths)
+        without_vector = n_rows - len(codes)
         filled = int(self.plan.lengths.sum())
-        short = int(np.count_nonzero(codes)) + n_rows - len(codes)
-        return self.measures | {"fill_rate": filled / max(1, int(wanted.sum()) + listed), "short_lists": short}
+        short = int(np.count_nonzero(codes)) + without_vector
+        fill_rate = filled / max(1, int(targets.sum()) + without_vector * k)
+        return self.measures | {"fill_rate": fill_rate, "short_lists": short}
 
-    def truth(self, truth: Neighbors, rows: IntArray, k: int) -> Neighbors:
-        """What the stored lists of these queries should be, from their exact neighbors among all items.
+    def expected(self, truth: Neighbors, rows: IntArray, k: int) -> Neighbors:
+        """Return the lists that these queries should store, from their exact neighbors among all items.
 
-        Under an exposure cap: the best k that would have the query, by the bars. With surplus: as many as are planned.
+        Under an exposure cap: the best k items whose threshold the score reaches. With over-fetch: as many as planned.
         """
-        if self.bars is not None:
-            truth = _first(truth, find_admitted(truth.positions, truth.scores, rows, self.bars), k)
+        if self.thresholds is not None:
+            truth = _take_first(truth, find_admitted(truth.positions, truth.scores, rows, self.thresholds), k)
         return truth if self.plan is None else cut_lists(truth, self.plan.lengths[rows])
 
 
-def choose_lists(
+def select_lists(
     run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival | None, folder: Path
-) -> Chosen:
-    """Choose from what the tasks have found; the queries that cannot be helped are listed in the snapshot's folder."""
-    if run.spec.exposure is None and run.spec.overfetch is None:
-        return Chosen(tasks, tasks)
+) -> SelectedLists:
+    """Apply the exposure cap and the over-fetch plan to the lists of the tasks.
+
+    Writes the filled-up items, and the queries without enough survivors, into the snapshot's folder.
+    """
+    if run.spec.exposure is None and survival is None:
+        return SelectedLists(tasks, tasks)
     with run.meter.stage("choose"):
-        chosen = Chosen(tasks, tasks)
+        lists = SelectedLists(tasks, tasks)
         if run.spec.exposure is not None:
-            chosen = _capped(run, tasks, inputs, run.spec.exposure.max_lists_per_item)
-            write_full_items(chosen.full, inputs, folder)
+            lists, thresholds = _apply_exposure_cap(run, tasks, inputs, run.spec.exposure.max_lists_per_item)
+            write_full_items(thresholds, inputs, folder)
         if survival is not None:
-            planned = plan_surplus(run, chosen.stored, inputs, survival, folder)
-            measures = chosen.measures | planned.measures
-            chosen = replace(chosen, plan=planned.plan, measures=measures, facts=chosen.facts | planned.facts)
-    return chosen
+            planned = plan_overfetch(run, lists.stored, inputs, survival, folder)
+            measures = lists.measures | planned.measures
+            lists = replace(lists, plan=planned.plan, measures=measures, facts=lists.facts | planned.facts)
+    return lists
 
 
-def stop_if_exposure_is_too_large(run: RunContext, n_queries: int) -> None:
-    """Raise BudgetError where the candidates of all queries, which an exposure cap looks at, do not fit in memory."""
+def require_exposure_memory(run: RunContext, n_queries: int) -> None:
+    """Raise BudgetError if the candidates of all queries, which an exposure cap holds at once, do not fit in memory."""
     if run.spec.exposure is None:
         return
     pairs = n_queries * run.spec.join_k
-    needed, given = pairs * CAPPED_BYTES / 1e9, run.resources.memory_bytes / 1e9
-    if needed > given:
+    needed, available = pairs * CAP_BYTES / 1e9, run.resources.memory_bytes / 1e9
+    if needed > available:
         raise BudgetError(
             f"an exposure cap looks at all {pairs:,} candidates at once, which takes about {needed:.1f} GB; the budget "
-            f"leaves {given:.1f} GB: raise `memory`, or lower exposure.candidates_per_query"
+            f"leaves {available:.1f} GB: raise `memory`, or lower exposure.candidates_per_query"
         )
 
 
-def _capped(run: RunContext, tasks: list[JoinTask], inputs: Inputs, most: int) -> Chosen:
-    stop_if_exposure_is_too_large(run, inputs.queries.vectors.n)
-    found = [read_result(task.folder) for task in tasks]
-    whole = Neighbors.empty(0, run.spec.join_k)
-    if found:
-        whole = Neighbors(*(np.concatenate([getattr(f, name) for f in found]) for name in ("positions", "scores")))
-    capped = cap_exposure(whole, run.spec.k, most, n_items=inputs.items.vectors.n)
-    stored = _as_tasks(tasks, capped, run.workspace.work / "lists")
+def write_full_items(thresholds: AdmissionThresholds, inputs: Inputs, folder: Path) -> None:
+    """Write a row per filled-up item, by id: the last query that it was given to, and the score of the pair."""
+    path = folder / FULL_FILE
+    path.parent.mkdir(parents=True)
+    rows = np.flatnonzero(np.isfinite(thresholds.scores))
+    columns = {
+        "item_id": inputs.items.ids.take(pa.array(rows)),
+        "last_query": inputs.queries.ids.take(pa.array(thresholds.queries[rows])),
+        "last_score": thresholds.scores[rows],
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) -> AdmissionThresholds | None:
+    """Read the filled-up items of a snapshot as positions; None for a snapshot without an exposure cap."""
+    path = folder / FULL_FILE
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    thresholds = AdmissionThresholds.free(items.vectors.n)
+    rows = positions_of(table.column("item_id").combine_chunks().cast(items.ids.type), items.ids)
+    last_queries = table.column("last_query").combine_chunks().cast(queries.ids.type)
+    thresholds.scores[rows] = table.column("last_score").to_numpy()
+    thresholds.queries[rows] = positions_of(last_queries, queries.ids)
+    return thresholds
+
+
+def _apply_exposure_cap(
+    run: RunContext, tasks: list[JoinTask], inputs: Inputs, max_lists: int
+) -> tuple[SelectedLists, AdmissionThresholds]:
+    require_exposure_memory(run, inputs.queries.vectors.n)
+    results = [read_result(task.folder) for task in tasks]
+    joined = Neighbors.empty(0, run.spec.join_k)
+    if results:
+        joined = Neighbors(*(np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "scores")))
+    capped = cap_exposure(joined, run.spec.k, max_lists, n_items=inputs.items.vectors.n)
+    stored = _write_as_tasks(tasks, capped, run.workspace.work / "lists")
     measures = {
         "exposure_score_lost": capped.score_lost,
         "exposure_fill_lost": capped.fill_lost,
         "exposure_full": capped.full_items,
     }
-    return Chosen(
-        tasks, stored, bars=capped.thresholds, measures=measures, facts={"exposure": {"rounds": capped.rounds}}
-    )
+    facts = {"exposure": {"rounds": capped.rounds}}
+    return SelectedLists(tasks, stored, thresholds=capped.thresholds, measures=measures, facts=facts), capped.thresholds
 
 
-def _as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> list[JoinTask]:
-    """The chosen lists, kept as the tasks keep theirs."""
+def _write_as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> list[JoinTask]:
+    """Write the capped lists in the format of task results."""
     stored = []
     for task in tasks:
         folder = fresh_folder(home / f"{task.number:06d}")
@@ -147,9 +185,9 @@ def _as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> list[Jo
     return stored
 
 
-def _first(neighbors: Neighbors, kept: npt.NDArray[np.bool_], k: int) -> Neighbors:
-    """The first k of each query's slots that are kept."""
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
-    there = np.take_along_axis(kept, order, 1)
-    positions = np.where(there, np.take_along_axis(neighbors.positions, order, 1), EMPTY_POSITION)
-    return Neighbors(positions, np.where(there, np.take_along_axis(neighbors.scores, order, 1), np.float32(-np.inf)))
+def _take_first(neighbors: Neighbors, is_kept: npt.NDArray[np.bool_], k: int) -> Neighbors:
+    """Return the first k kept slots of each query."""
+    order = np.argsort(~is_kept, axis=1, kind="stable")[:, :k]
+    filled = np.take_along_axis(is_kept, order, 1)
+    positions = np.where(filled, np.take_along_axis(neighbors.positions, order, 1), EMPTY_POSITION)
+    return Neighbors(positions, np.where(filled, np.take_along_axis(neighbors.scores, order, 1), np.float32(-np.inf)))

@@ -1,6 +1,6 @@
-"""One task of a join: a range of the queries against the index. A pure function from files to files.
+"""The tasks of a join: each joins a range of the queries with the items, a pure function from files to files.
 
-Knows nothing of runners, or of the next use of the result.
+Knows nothing of the later use of the results.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ from nearcast.engines import ENGINES
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, Resources
 from nearcast.files import finish, fresh_folder, is_done, verify
 from nearcast.join.compile_constraints import open_constraints
+from nearcast.join.context import RunContext
 from nearcast.join.rank import RankSettings, rank_neighbors
+from nearcast.join.run_plan import cut_queries
 from nearcast.mapped import map_array
+from nearcast.runners.base import Runner
 from nearcast.sources.ids import shared_positions
-from nearcast.sources.ingest import IngestedTable, open_ingested_table
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.types import IntArray, Metric, Neighbors, Progress
 
-__all__ = ["JoinSettings", "JoinTask", "do_task", "open_index", "open_shared_index", "read_result", "result_lengths"]
+__all__ = [
+    "JoinResult",
+    "JoinSettings",
+    "JoinTask",
+    "do_task",
+    "open_index",
+    "open_shared_index",
+    "read_result",
+    "result_lengths",
+    "run_tasks",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,34 @@ class JoinTask:
     stop: int
     folder: Path
     settings: JoinSettings
+
+
+@dataclass(frozen=True, slots=True)
+class JoinResult:
+    """All tasks of a join, done."""
+
+    tasks: list[JoinTask]
+    continued: int  # tasks that an earlier, interrupted run had done
+
+
+def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runner) -> JoinResult:
+    """Cut the queries into tasks, and run the tasks that are not done yet."""
+    n = inputs.queries.vectors.n
+    tasks = [
+        JoinTask(number, start, stop, run.workspace.work / "tasks" / f"{number:06d}", settings)
+        for number, (start, stop) in enumerate(cut_queries(n, inputs.queries.vectors.dim, run.spec.join_k))
+    ]
+    left = [task for task in tasks if not is_done(task.folder)]
+    if len(left) < len(tasks):
+        run.listener.note(f"{len(tasks) - len(left)} of {len(tasks)} tasks were done before: continuing")
+    with run.meter.stage("join"):
+        runner.run(
+            lambda task: do_task(task, run.listener.progress),
+            left,
+            lambda task: run.listener.progress("join", task.stop, n),
+        )
+    open_index.cache_clear()  # the index may be large, and is not used after the join
+    return JoinResult(tasks, len(tasks) - len(left))
 
 
 def do_task(task: JoinTask, progress: Progress) -> None:

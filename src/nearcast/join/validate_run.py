@@ -1,7 +1,7 @@
-"""What a run refuses before its join, in one place: `nearcast check` refuses the same, with the same words.
+"""Validation of a run before its join. `nearcast check` calls the same functions, and gives the same errors.
 
-A run calls these on what it has ingested; a check on the ids and attributes alone, which `sketched_inputs` puts into a
-folder that goes away. Whatever is new and can be refused without a join belongs here.
+A run validates its ingested tables. A check validates ids and attributes alone, which `sketch_inputs` writes into a
+temporary folder. Every error that needs no join belongs here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from nearcast.errors import SpecError
 from nearcast.join.compile_constraints import check_constraints, check_spec_rules, rules_of
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, InMemoryTables, Sources, open_sources
-from nearcast.join.plan_overfetch import check_surplus, check_weights, estimate_survival, open_lookup_log
+from nearcast.join.plan_overfetch import check_overfetch, check_weights, estimate_survival, open_lookup_log
 from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.rank import load_ranker, rank_settings, ranker_identity, score_pairs
-from nearcast.join.run_plan import Plan, make_plan
-from nearcast.join.score_terms import check_terms
-from nearcast.join.select_candidates import stop_if_exposure_is_too_large
+from nearcast.join.run_plan import RunPlan, make_plan
+from nearcast.join.score_terms import check_score_terms
+from nearcast.join.select_candidates import require_exposure_memory
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import check_slice_type
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
@@ -37,15 +37,31 @@ from nearcast.sources.scan_rows import select_rows
 from nearcast.stores import check_store_url
 from nearcast.types import AnyArray, Metric
 
-__all__ = ["check_columns", "check_ranker_on_pairs", "open_run", "refuse_out", "rule_shares", "sketched_inputs"]
+__all__ = [
+    "OpenedRun",
+    "check_columns",
+    "check_ranker_on_pairs",
+    "open_run",
+    "refuse_out",
+    "rule_shares",
+    "sketch_inputs",
+]
 
-TRIED_PAIRS = 4
-NO_PLACE = (errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
+TRIAL_PAIRS = 4
+NOT_WRITABLE = (errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
 SMALL_READ = 16 << 20
 
 
-def open_run(run: RunContext, tables: InMemoryTables) -> tuple[Sources, Plan]:
-    """Open the sources and plan the run. Raises for all that settings and schemas decide, before any row is read."""
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """The sources of a run, unread, and its plan."""
+
+    sources: Sources
+    plan: RunPlan
+
+
+def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
+    """Open the sources and plan the run. Raises all errors of settings and schemas, before any row is read."""
     spec = run.spec
     _check_settings(run)
     with run.meter.stage("hash"):
@@ -58,27 +74,28 @@ def open_run(run: RunContext, tables: InMemoryTables) -> tuple[Sources, Plan]:
     sources = replace(sources, lookup_log=open_lookup_log(run))
     digests = sources.item_digests, sources.query_digests
     settings = run.settings.model_dump()
-    return sources, make_plan(spec, run.engine.name, settings, *digests, ranker, sources.lookup_digests)
+    plan = make_plan(spec, run.engine.name, settings, *digests, ranker, sources.lookup_digests)
+    return OpenedRun(sources, plan)
 
 
 def refuse_out(out: Path) -> None:
-    """Raise SpecError where no folder can be made below `out`, or below the nearest folder above it that is there."""
-    there = out
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
+    """Raise SpecError if no folder can be created in `out`, or in the nearest existing folder above it."""
+    existing = out
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".nearcast-", dir=there))
+        os.rmdir(tempfile.mkdtemp(prefix=".nearcast-", dir=existing))
     except OSError as error:
-        if error.errno not in NO_PLACE:
-            return  # such as a full disk, of which the estimate knows more
-        why = error.strerror if there.is_dir() else "it is no folder"
+        if error.errno not in NOT_WRITABLE:
+            return  # for example a full disk: the estimate checks that
+        why = error.strerror if existing.is_dir() else "it is no folder"
         raise SpecError(
-            f"out is {out}, and nothing can be written to {there}: {why}; set `out` to another folder"
+            f"out is {out}, and nothing can be written to {existing}: {why}; set `out` to another folder"
         ) from None
 
 
 def _check_settings(run: RunContext) -> None:
-    """Refuse an engine that does not support what the spec asks for, a store of no known kind, a model that is none."""
+    """Raise SpecError for a constraint that the engine does not support, a store URL, or a model that does not load."""
     spec = run.spec
     rules = rules_of(spec)
     bound = len(rules) > len(request_time(rules))
@@ -90,45 +107,45 @@ def _check_settings(run: RunContext) -> None:
 
 
 def check_columns(run: RunContext, inputs: Inputs) -> None:
-    """Refuse values that the stages after the join could not take: traffic, survival; and memory that they lack."""
+    """Raise errors of the stages after the join: InputError for weights or groups, BudgetError for memory."""
     check_weights(run, inputs)
-    check_surplus(run, inputs)
-    stop_if_exposure_is_too_large(run, inputs.queries.vectors.n)
+    check_overfetch(run, inputs)
+    require_exposure_memory(run, inputs.queries.vectors.n)
 
 
-def sketched_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
-    """Ids and attributes of both sides in `folder`, or as an earlier run has ingested them; vectors are zeros.
+def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
+    """Write ids and attributes of both tables into `folder`, with vectors of zeros, or open an earlier ingestion.
 
-    Raises for score terms, rules, caps and columns that a run would refuse.
+    Raises the errors of a run for score terms, rules, caps and columns.
     """
 
-    def side(name: str) -> IngestedTable:
-        seen = checked.item_scan if name == "items" else checked.query_scan
-        if seen is None:
+    def sketch_table(name: str) -> IngestedTable:
+        scan = checked.item_scan if name == "items" else checked.query_scan
+        if scan is None:
             return open_ingested_table(checked.item_folder if name == "items" else checked.query_folder)
-        return ingest_attributes(seen, select_rows(seen, run.spec), folder / name, memory_bytes=run.read_bytes)
+        return ingest_attributes(scan, select_rows(scan, run.spec), folder / name, memory_bytes=run.read_bytes)
 
-    items = side("items")
+    items = sketch_table("items")
     same = checked.query_folder == checked.item_folder
-    inputs = Inputs(items, items if same else side("queries"))
+    inputs = Inputs(items, items if same else sketch_table("queries"), run.spec.metric)
     estimate_survival(run.spec, inputs, checked.sources)
-    check_terms(run, inputs)
+    check_score_terms(run.spec, inputs)
     check_constraints(run, inputs)
     check_columns(run, inputs)
     return inputs
 
 
 def rule_shares(run: RunContext, inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """By rule, the share of sampled pairs that it keeps, and of queries that it leaves nothing."""
+    """Return by rule the share of sampled pairs that it keeps, and of queries that it leaves without items."""
     return profile_rules(run.spec, inputs)
 
 
 def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
-    """Ask the ranking model about a few real pairs; InputError or SpecError as the join would raise them."""
+    """Score a few real pairs with the ranking model. Raises the InputError or SpecError that the join would raise."""
     settings = rank_settings(run.spec, run.workspace.base)
-    if settings is None or run.spec.score.columns:  # score terms change the vectors that a model is given
+    if settings is None or run.spec.score.columns:  # score terms change the vectors of the model's pairs
         return
-    queries, items = _first_rows(sources.queries, dim), _first_rows(sources.items, dim)
+    queries, items = _read_first_rows(sources.queries, dim), _read_first_rows(sources.items, dim)
     n = min(len(queries[1]), len(items[1]))
     if n == 0:
         return
@@ -137,8 +154,8 @@ def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
         "query_id": queries[0].column("id").combine_chunks()[:n],
         "item_id": items[0].column("id").combine_chunks()[:n],
         "score": pa.array(scores),
-        "query_vector": _lists(queries[1][:n]),
-        "item_vector": _lists(items[1][:n]),
+        "query_vector": _to_lists(queries[1][:n]),
+        "item_vector": _to_lists(items[1][:n]),
     }
     for prefix, table in (("query", queries[0]), ("item", items[0])):
         for name in table.column_names[1:]:
@@ -146,16 +163,16 @@ def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
     score_pairs(settings, pa.RecordBatch.from_pydict(columns))
 
 
-def _lists(vectors: AnyArray) -> pa.Array:
+def _to_lists(vectors: AnyArray) -> pa.Array:
     flat = np.ascontiguousarray(vectors, np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
 
 
-def _first_rows(source: RowSource, dim: int) -> tuple[pa.Table, AnyArray]:
-    """A few rows with usable vectors: "id" and the attributes, and the vectors."""
+def _read_first_rows(source: RowSource, dim: int) -> tuple[pa.Table, AnyArray]:
+    """Read the first rows with good vectors: a table of "id" and attributes, and the vectors."""
     for batch in source.batches(vectors=True, attributes=True, memory_bytes=SMALL_READ):
         matrix, states = to_matrix(batch.vectors, dim)
-        usable = np.flatnonzero(lengths_and_states(matrix, states)[1] == RowState.GOOD)[:TRIED_PAIRS]
+        usable = np.flatnonzero(lengths_and_states(matrix, states)[1] == RowState.GOOD)[:TRIAL_PAIRS]
         rows = pa.array(usable)
         if len(usable):
             attributes = batch.attributes

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nearcast.types import FloatArray, IntArray
 
-__all__ = ["Drift", "repeat_share", "sketch_drift", "sketch_rows"]
+__all__ = ["VectorDrift", "compare_sketches", "measure_repeats", "sample_sketch_rows"]
 
 SKETCHED = 1024
 FEWEST_SHARED = 32  # ids of both sketches; with fewer, nothing is said of single vectors
@@ -20,7 +20,7 @@ CHANGED = 0.9  # a cosine below that: another vector, not the same one a little 
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class VectorDrift:
     """What two sketches differ in."""
 
     drift: float  # median of 1 - cosine between an id's vectors then and now; NaN with too few shared ids
@@ -28,7 +28,7 @@ class Drift:
     changed: IntArray  # rows of the old sketch whose ids are still there, with another vector
 
 
-def sketch_rows(n: int, kept: IntArray, seed: int) -> IntArray:
+def sample_sketch_rows(n: int, kept: IntArray, seed: int) -> IntArray:
     """Sorted positions (0..n-1) to sketch: the ones of the last sketch that are still there, and random ones."""
     shuffled = np.random.default_rng([seed, 5]).permutation(n)
     fresh = shuffled[~np.isin(shuffled, kept)]
@@ -36,7 +36,7 @@ def sketch_rows(n: int, kept: IntArray, seed: int) -> IntArray:
     return rows
 
 
-def sketch_drift(then: FloatArray, now: FloatArray, places: IntArray) -> Drift | None:
+def compare_sketches(then: FloatArray, now: FloatArray, places: IntArray) -> VectorDrift | None:
     """Compare two sketches (s, dim); None where they are of different dimension, or one is empty.
 
     places: (len(then),) the row of `now` with the same id, -1 for ids that are gone.
@@ -48,14 +48,14 @@ def sketch_drift(then: FloatArray, now: FloatArray, places: IntArray) -> Drift |
     moved = float(np.linalg.norm(new.mean(axis=0) - old.mean(axis=0)))
     both = np.flatnonzero(places >= 0)
     alike = _cosines(old[both], new[places[both]])
-    return Drift(
+    return VectorDrift(
         float(np.median(1 - alike)) if len(both) >= FEWEST_SHARED else float("nan"),
         moved / distance if distance > 0 else float(moved > 0),
         both[alike < CHANGED],
     )
 
 
-def repeat_share(positions: IntArray, scores: FloatArray, vectors: FloatArray, rows: IntArray) -> float:
+def measure_repeats(positions: IntArray, scores: FloatArray, vectors: FloatArray, rows: IntArray) -> float:
     """The share of filled slots (n, k) whose vector is also that of the candidate before, best first.
 
     rows: (items seen,) sorted positions of `vectors`. Copies of an item score alike, so they stand side by side.

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from nearcast.errors import InputError
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
-from nearcast.measure.drift import repeat_share
+from nearcast.measure.drift import measure_repeats
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
 from nearcast.measure.sampled_recall import SampledLists, find_truth, read_sampled_lists
 from nearcast.measure.slices import (
@@ -77,7 +77,7 @@ def measure_quality(
     retrieved: the lists of the join, if a model has ranked them since; recall is measured before ranking.
     Raises InputError for a weight that is not a number of at least 0, or an attribute that cannot make slices.
     """
-    metric = Metric(spec.metric)
+    metric = inputs.metric
     width = truth.positions.shape[1]
     lists = retrieved or read_sampled_lists(snapshot, inputs, rows, metric, width)
     columns = _read_columns(spec, inputs, rows)
@@ -235,11 +235,11 @@ def _find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
 def _score_runners_up(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> FloatArray:
     """Return the two best scores of some queries: lists of one candidate do not show whether the next one ties."""
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), RUNNERS_UP)).astype(np.int64)]
-    request = JoinRequest(Metric(spec.metric), 2, exclude_self=spec.exclude_self)
+    request = JoinRequest(inputs.metric, 2, exclude_self=spec.exclude_self)
     return find_truth(inputs, some, request, Resources(1, RUNNERS_UP_BYTES)).scores
 
 
 def _measure_repeats(lists: SampledLists, inputs: Inputs) -> float:
     seen = np.unique(lists.positions[lists.positions >= 0])
     vectors = np.asarray(inputs.items.vectors.take(seen))
-    return repeat_share(lists.positions, lists.scores, vectors, seen)
+    return measure_repeats(lists.positions, lists.scores, vectors, seen)

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.engines.base import JoinRequest
-from nearcast.join.compile_constraints import have_constraints, open_constraints
+from nearcast.join.compile_constraints import build_constraints, open_constraints
 from nearcast.join.context import RunContext
-from nearcast.join.current_tables import Place, todays_inputs, waiting_for
+from nearcast.join.current_tables import open_current_inputs, wait_for_lock
 from nearcast.join.inputs import open_sources
-from nearcast.join.score_terms import scored_inputs
+from nearcast.join.score_terms import apply_score_terms
 from nearcast.knn.scores import rescore
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
 from nearcast.measure.sampled_recall import find_truth
@@ -36,7 +36,7 @@ from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.stores.base import Space, Store
 from nearcast.stores.value_format import encode_key
-from nearcast.types import EMPTY_POSITION, IntArray, Metric, Neighbors
+from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = ["FEWEST_LOOKUPS", "Served", "check_served", "look_at_served"]
 
@@ -102,14 +102,13 @@ def look_at_served(run: RunContext, store: Store, samples: Path) -> Served:
     home = run.workspace.home / "monitor"
     with (
         open_lookup(store, spec.name) as lookup,
-        waiting_for(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
+        wait_for_lock(home / ".lock", f"the monitor of {spec.name!r}", run.listener),
     ):
         sources = open_sources(spec, run.workspace.base, run.listener)
-        place, inputs = todays_inputs(run, sources, home)
-        originals = inputs.items.vectors
-        run, inputs = scored_inputs(run, inputs, home)
-        constraints = have_constraints(run, inputs, home, originals)
-        _tidy(home, place, inputs, constraints)
+        ingested = open_current_inputs(run, sources, home)
+        inputs = apply_score_terms(spec, ingested, home)
+        constraints = build_constraints(run, inputs, home, ingested.items.vectors)
+        _tidy(home, ingested, inputs, constraints)
         keys, looked_up, seen = _keys(spec, inputs, samples)
         return lookup.ask(lambda view: _judged(run, inputs, constraints, view, keys, looked_up, seen))
 
@@ -254,9 +253,10 @@ def _by_usual(now: Served, before: Sequence[Mapping[str, Any]]) -> Iterator[Aler
             yield Alert(check, text, value, None, None if common is None else common.value, title=title)
 
 
-def _tidy(home: Path, place: Place, inputs: Inputs, constraints: Path | None) -> None:
+def _tidy(home: Path, ingested: Inputs, inputs: Inputs, constraints: Path | None) -> None:
     """Remove what was ingested of other days' files."""
-    kept = (place.items, place.queries, inputs.items.folder, inputs.queries.folder, constraints)
+    tables = (ingested.items, ingested.queries, inputs.items, inputs.queries)
+    kept = (*(table.folder for table in tables), constraints)
     for path in [p for kind in ("items-*", "queries-*", "scored*-*", "constraints-*") for p in home.glob(kind)]:
         if path not in kept:
             shutil.rmtree(path)
@@ -335,7 +335,7 @@ def _compare(
     truth = _truth(run, inputs, constraints, unique, depths[there][first], view.overlay.removed_now(now))
     lists = lists[there][first]
     queries = inputs.queries.vectors.take(unique)
-    scores = rescore(queries, inputs.items.vectors, lists, Metric(run.spec.metric)).scores
+    scores = rescore(queries, inputs.items.vectors, lists, inputs.metric).scores
     shares = recall_per_query(scores, truth)
     missed = _missed_new(view, inputs, lists[shares < 1], truth.positions[shares < 1])
     return _Compared(estimate_recall(shares[back], UNSEEN), missed)
@@ -375,7 +375,7 @@ def _truth(
         run.listener.progress("truth of today", done, total)
 
     def ask(some: IntArray, width: int) -> Neighbors:
-        request = JoinRequest(Metric(run.spec.metric), width, exclude_self=run.spec.exclude_self, constraints=rules)
+        request = JoinRequest(inputs.metric, width, exclude_self=run.spec.exclude_self, constraints=rules)
         if len(some) < len(rows):  # the second round, of few queries
             return find_truth(inputs, some, request, run.resources, report)
         return cache.find(inputs, some, request, run.resources, report)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.measure.drift import sketch_drift
+from nearcast.measure.drift import compare_sketches
 from nearcast.publishing.audit_values import CurrentInputs, ValueChange, VectorChange
 from nearcast.publishing.snapshot_rows import SnapshotShape, iterate_items, iterate_queries
 from nearcast.sources.ids import positions_of, sample_rows_by_hash
@@ -176,7 +176,7 @@ def _compare_vectors(
         places = positions_of(then.ids, now.ids) if known else np.full(len(then.ids), -1)
         dims = (then.vectors.shape[1], now.vectors.shape[1])
         own = profile.get(table, profile.get("items", {})).get("dim", min(dims))
-        drift = sketch_drift(then.vectors[:, :own], now.vectors[:, :own], places)
+        drift = compare_sketches(then.vectors[:, :own], now.vectors[:, :own], places)
         both = int(np.count_nonzero(places >= 0)) if drift is not None else 0
         found[table] = VectorChange(both, len(drift.changed) / both if drift is not None and both else 0.0, dims)
     return found

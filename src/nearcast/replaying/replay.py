@@ -17,7 +17,7 @@ from typing import Any
 from nearcast.errors import NotFoundError
 from nearcast.history.event_log import append
 from nearcast.join.context import RunContext
-from nearcast.join.current_tables import todays_inputs
+from nearcast.join.current_tables import open_current_inputs
 from nearcast.join.inputs import open_sources
 from nearcast.join.online_index import open_online
 from nearcast.publishing.audit import audit_snapshot
@@ -37,7 +37,6 @@ from nearcast.stores import open_store
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.value_format import IdType
 from nearcast.table.snapshot import Snapshot, find_snapshot
-from nearcast.types import Metric
 
 __all__ = ["Replayed", "looked_up", "replay", "searched"]
 
@@ -200,9 +199,9 @@ def searched(
         spec, run.workspace.base, run.workspace.home.parent, engine=engine, recall=aimed, listener=run.listener
     )
     sources = open_sources(spec, run.workspace.base, run.listener)
-    place, inputs = todays_inputs(run, sources, run.workspace.home / "online")
-    if place.items.name != f"items-{index.items_fingerprint}":
+    inputs = open_current_inputs(run, sources, run.workspace.home / "online")
+    if inputs.items.fingerprint != f"items-{index.items_fingerprint}":
         raise changed_error(sources.items.name)
     if inputs.queries.vectors.n == 0:
         raise NotFoundError(f"{spec.name} has no queries with vectors to search by")
-    return online_way(index, inputs, Metric(spec.metric), spec.k, without_self=spec.exclude_self)
+    return online_way(index, inputs, inputs.metric, spec.k, without_self=spec.exclude_self)

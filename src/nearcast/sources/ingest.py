@@ -23,7 +23,7 @@ from nearcast.sources.matrix import RowState, to_matrix
 from nearcast.sources.row_source import RowBatch
 from nearcast.sources.scan_rows import KeptRows, Scan
 from nearcast.sources.user_files import changed_error
-from nearcast.types import ArrayVectors, FileVectors, IntArray, Progress, Vectors, no_progress
+from nearcast.types import ArrayVectors, FileVectors, IntArray, Metric, Progress, Vectors, no_progress
 
 __all__ = [
     "IngestedTable",
@@ -62,6 +62,7 @@ class Inputs:
 
     items: IngestedTable
     queries: IngestedTable
+    metric: Metric  # that compares their vectors; score terms change it with the vectors
 
 
 def open_ingested_table(folder: Path) -> IngestedTable:

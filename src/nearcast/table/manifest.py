@@ -54,11 +54,11 @@ class RunRecord:
 
     created: str  # UTC, ISO 8601
     seconds: Mapping[str, float]  # by stage
-    seconds_total: float
-    estimate: Mapping[str, Any]
     cpu_seconds: Mapping[str, float]  # by stage, of all threads
+    seconds_total: float
     peak_memory_bytes: int
     disk_bytes: int
+    estimate: Mapping[str, Any]
     tasks: int
     tasks_continued: int  # done by an earlier, interrupted run
     machine: Mapping[str, Any]

@@ -12,7 +12,7 @@ from nearcast.engines.base import JoinRequest
 from nearcast.errors import InputError
 from nearcast.join.calibrate import QuerySample
 from nearcast.join.context import RunContext
-from nearcast.join.stages import sample_sizes
+from nearcast.join.plan_join import sample_sizes
 from nearcast.measure.recall import sample_rows
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Inputs

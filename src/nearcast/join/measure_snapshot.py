@@ -1,0 +1,151 @@
+"""Measures of a written snapshot: recall on sampled queries, and the changes since an earlier snapshot.
+
+Chooses the earlier snapshot, and writes the sketches that the next run compares its vectors with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.engines.base import Resources
+from nearcast.join.context import RunContext
+from nearcast.join.plan_join import JoinPlan, find_sample_truth
+from nearcast.join.rank import read_retrieved_lists
+from nearcast.join.select_candidates import SelectedLists
+from nearcast.knn.exact_join import exact_join
+from nearcast.knn.join_request import JoinRequest
+from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
+from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
+from nearcast.measure.sampled_recall import measure_overlap
+from nearcast.sources.ids import positions_of
+from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.table.sketches import Sketch, read_sketch, write_sketch
+from nearcast.table.snapshot import Snapshot
+from nearcast.types import Metric
+
+__all__ = ["Baseline", "EarlierSnapshot", "SnapshotQuality", "measure_snapshot"]
+
+PROBES = 64  # old vectors that are searched for, to see whether their ids have moved
+SAME_COSINE = 0.98  # of a vector with itself a day later; vectors of another model are less similar to all
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierSnapshot:
+    """The snapshot that the measures of change compare with."""
+
+    snapshot: Snapshot | None  # None: there is no earlier snapshot
+    served: bool  # whether look-ups read it
+
+    @property
+    def facts(self) -> dict[str, int | bool] | None:
+        """Value of the manifest's key `compared_with`."""
+        return None if self.snapshot is None else {"version": self.snapshot.version, "served": self.served}
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """State of the earlier snapshots: the served version, and versions that were refused or rolled back."""
+
+    served: int | None = None  # None: nothing is published, or the history is not known
+    rejected: frozenset[int] = frozenset()
+
+    def choose(self, snapshots: Sequence[Snapshot]) -> EarlierSnapshot:
+        """Choose from snapshots, oldest first: the served one, else the newest not rejected, else the newest."""
+        served = [snapshot for snapshot in snapshots if snapshot.version == self.served]
+        accepted = [snapshot for snapshot in snapshots if snapshot.version not in self.rejected]
+        chosen = next(iter([*served, *reversed(accepted), *reversed(snapshots)]), None)
+        return EarlierSnapshot(chosen, served=bool(served))
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotQuality:
+    """Measures of a snapshot, and facts for the manifest that are not single numbers."""
+
+    measures: dict[str, float]
+    facts: dict[str, Any]  # slices, queries with the lowest recall, a more likely metric, a warning about ties
+
+
+def measure_snapshot(
+    run: RunContext,
+    plan: JoinPlan,
+    inputs: Inputs,
+    lists: SelectedLists,
+    snapshot: Snapshot,
+    last: Snapshot | None,
+) -> SnapshotQuality:
+    """Measure recall on the report's sample, and the changes since `last`. Writes sketches into the snapshot."""
+    rows = plan.samples.report
+    with run.meter.stage("measure"):
+        truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
+        truth = lists.expected(truth, rows, run.spec.k)
+        retrieved = read_retrieved_lists(run, inputs, rows)
+        quality = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved)
+        measures = quality.measures | measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources)
+        likely = guess_metric(plan.request, run.resources, inputs, rows, quality.lists, measures["recall"])
+    if last is not None:
+        with run.meter.stage("overlap"):
+            measures |= measure_overlap(last, snapshot, inputs.items, run.listener.progress)
+    _note_warnings(run, quality)
+    facts = {
+        "slices": [part.as_dict() for part in quality.slices],
+        "worst_queries": quality.worst,
+        "likely_metric": likely,
+        "ties": quality.ties,
+    }
+    return SnapshotQuality(measures, facts)
+
+
+def _note_warnings(run: RunContext, quality: Quality) -> None:
+    if quality.ties is not None:
+        run.listener.note(quality.ties)
+    for part in quality.slices:
+        if part.below_promise:
+            run.listener.note(
+                f"recall of {part.by} {part.value} is {part.recall:.4f} ({part.low:.4f} to {part.high:.4f}, "
+                f"{part.queries:,} queries): below the recall target of {run.spec.recall:g}"
+            )
+
+
+def measure_drift(
+    folder: Path, inputs: Inputs, last: Snapshot | None, seed: int, resources: Resources
+) -> dict[str, float]:
+    """Write a sketch of each table into the snapshot's folder; compare it with the sketch of the earlier snapshot."""
+    measures: dict[str, float] = {}
+    tables = {"items": inputs.items} | ({} if inputs.queries is inputs.items else {"queries": inputs.queries})
+    for name, table in tables.items():
+        old = None if last is None else read_sketch(last.folder, name)
+        comparable = old is not None and old.ids.type == table.ids.type
+        positions = positions_of(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
+        rows = sample_sketch_rows(len(table.ids), positions[positions >= 0], seed)
+        new = Sketch(table.ids.take(pa.array(rows)), np.asarray(table.vectors.take(rows), np.float32))
+        write_sketch(folder, name, new)
+        if old is None:
+            continue
+        matches = positions_of(old.ids, new.ids) if comparable else np.full(len(old.ids), -1)
+        drift = compare_sketches(old.vectors, new.vectors, matches)
+        if drift is None:
+            continue
+        if not math.isnan(drift.drift):
+            measures[f"{name}_drift"] = drift.drift
+        measures[f"{name}_shift"] = drift.shift
+        measures[f"{name}_moved"] = _moved_share(old, drift, table, resources) if comparable else 0.0
+    return measures
+
+
+def _moved_share(old: Sketch, drift: VectorDrift, table: IngestedTable, resources: Resources) -> float:
+    """Return the share of sketched ids whose old vector belongs to another id now: ids moved, the model did not."""
+    if not len(drift.changed):
+        return 0.0
+    step = max(1, len(drift.changed) // PROBES)
+    probes = drift.changed[::step]
+    nearest = exact_join(old.vectors[probes], table.vectors, JoinRequest(Metric.COSINE, 1), resources)
+    own = positions_of(old.ids.take(pa.array(probes)), table.ids)
+    is_moved = (nearest.scores[:, 0] >= SAME_COSINE) & (nearest.positions[:, 0] != own)
+    return float(is_moved.mean()) * len(drift.changed) / len(old.ids)
