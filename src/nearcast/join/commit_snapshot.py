@@ -20,7 +20,7 @@ from nearcast.join.inputs import Checked, Sources
 from nearcast.join.plan_join import JoinPlan
 from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.join.run_plan import RunPlan, planned_fingerprint
-from nearcast.join.task import JoinResult
+from nearcast.join.task import TaskResults
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import FORMAT_VERSION
@@ -76,7 +76,7 @@ def check_target(run: RunContext, measures: Mapping[str, float], *, exact: bool)
     return TargetCheck(target, met, reason)
 
 
-def record_run(run: RunContext, estimate: RunEstimate, result: JoinResult) -> RunRecord:
+def record_run(run: RunContext, estimate: RunEstimate, result: TaskResults) -> RunRecord:
     """Return time, memory, disk and machine of the run up to now."""
     workspace, meter = run.workspace, run.meter
     return RunRecord(

@@ -27,9 +27,9 @@ from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.types import IntArray, Metric, Neighbors, Progress
 
 __all__ = [
-    "JoinResult",
     "JoinSettings",
     "JoinTask",
+    "TaskResults",
     "do_task",
     "open_index",
     "open_shared_index",
@@ -67,14 +67,14 @@ class JoinTask:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinResult:
+class TaskResults:
     """All tasks of a join, done."""
 
     tasks: list[JoinTask]
     continued: int  # tasks that an earlier, interrupted run had done
 
 
-def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runner) -> JoinResult:
+def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runner) -> TaskResults:
     """Cut the queries into tasks, and run the tasks that are not done yet."""
     n = inputs.queries.vectors.n
     tasks = [
@@ -91,7 +91,7 @@ def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: R
             lambda task: run.listener.progress("join", task.stop, n),
         )
     open_index.cache_clear()  # the index may be large, and is not used after the join
-    return JoinResult(tasks, len(tasks) - len(left))
+    return TaskResults(tasks, len(tasks) - len(left))
 
 
 def do_task(task: JoinTask, progress: Progress) -> None:
