@@ -84,7 +84,7 @@ def measure_snapshot(
     rows = plan.samples.report
     with run.meter.stage("measure"):
         truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
-        truth = lists.expected(truth, rows, run.spec.k)
+        truth = lists.derive_truth(truth, rows, run.spec.k)
         retrieved = read_retrieved_lists(run, inputs, rows)
         quality = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved)
         measures = quality.measures | measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources)

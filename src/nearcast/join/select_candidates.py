@@ -83,7 +83,7 @@ class SelectedLists:
         fill_rate = filled / max(1, int(targets.sum()) + without_vector * k)
         return self.measures | {"fill_rate": fill_rate, "short_lists": short}
 
-    def expected(self, truth: Neighbors, rows: IntArray, k: int) -> Neighbors:
+    def derive_truth(self, truth: Neighbors, rows: IntArray, k: int) -> Neighbors:
         """Return the lists that these queries should store, from their exact neighbors among all items.
 
         Under an exposure cap: the best k items whose threshold the score reaches. With over-fetch: as many as planned.
