@@ -1,10 +1,10 @@
-"""The journal beside an LMDB overlay: a second copy of what says that items are removed, and the overlay's lock.
+"""The journal beside an LMDB overlay: a second copy of the entries that remove items, and the overlay's lock.
 
     <root>/<generator>/overlay.journal      a line per entry: serial, crc32 of the entry (hexadecimal), the entry (JSON)
 
-Only `repair` reads it: when the overlay is lost or damaged, no removed item comes back. It is written before the
-overlay, is there as long as the overlay is, and so tells a lost overlay from one that was never made. Writers of the
-overlay lock it; readers share the lock. Newer values of columns are not in it: they change too often.
+Only `repair` reads it, so that no removed item comes back when the overlay is lost or damaged. It is written before the
+overlay and exists as long as the overlay: a missing overlay with a journal was lost. Writers of the overlay lock it;
+readers share the lock. Newer values of columns are not in it: they change too often.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nearcast.errors import DamagedError
 from nearcast.files import refuse_link, write_text
 from nearcast.stores.base import OverlayEntry
 
-__all__ = ["HeldJournal", "Journal", "Line", "checksum"]
+__all__ = ["Journal", "Line", "LockedJournal", "checksum"]
 
-LOCK_PATIENCE_SECONDS = 5.0  # a writer holds it for milliseconds; one that was stopped must not stop the others
+LOCK_PATIENCE_SECONDS = 5.0  # writers hold it for milliseconds; a suspended one must not block the others
 READER_PATIENCE_SECONDS = 0.25
 LOCK_PAUSE_SECONDS = 0.002
-NO_LINES = b"\n"  # a journal that was begun and has no line yet; an empty one must be begun
+NO_LINES = b"\n"  # a started journal without lines; an empty file is not started
 
 Line = tuple[int, OverlayEntry]  # serial and entry
 
@@ -40,27 +40,27 @@ def checksum(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal at a path, whether it is there or not."""
+    """The journal at a path, existing or not."""
 
     path: Path
 
     def exists(self) -> bool:
-        """Return whether an overlay was ever made here."""
+        """Return whether an overlay was ever created here."""
         return os.path.lexists(self.path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[HeldJournal]:
-        """Hold the lock of a writer; the file is made. TimeoutError where another process does not let go of it."""
+    def locked(self) -> Iterator[LockedJournal]:
+        """Hold the writer's lock; create the file. Raises TimeoutError if another process keeps the lock."""
         descriptor = self._lock(shared=False)
         assert descriptor is not None, "a writer waits for the lock, or fails"
         try:
-            yield HeldJournal(self.path, descriptor)
+            yield LockedJournal(self.path, descriptor)
         finally:
             os.close(descriptor)
 
     @contextlib.contextmanager
     def locked_by_reader(self) -> Iterator[None]:
-        """Keep writers away, where that is possible without waiting for long."""
+        """Hold the readers' lock if it is free soon; continue without it otherwise."""
         descriptor = self._lock(shared=True)
         try:
             yield
@@ -68,8 +68,8 @@ class Journal:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def move_what_is_no_file(self) -> str | None:
-        """Move a link or folder out of the journal's place. Returns what was done, None where there is none."""
+    def move_irregular_file(self) -> str | None:
+        """Move a link or folder away from the journal's path. Return a description; None if there is none."""
         try:
             refuse_link(self.path)
         except DamagedError as error:
@@ -79,7 +79,7 @@ class Journal:
         return None
 
     def read(self) -> list[Line]:
-        """Return the lines that are whole, in the order of writing; none where there is no file."""
+        """Return the undamaged lines in the order of writing; none if there is no file."""
         try:
             data = self.path.read_bytes()
         except OSError:
@@ -103,8 +103,8 @@ class Journal:
                 descriptor = os.open(self.path, flags | os.O_NONBLOCK, 0o666)
             except OSError as error:
                 if shared:
-                    return None  # a reader does without: it sees whether anything was written meanwhile
-                if error.errno == errno.ELOOP:  # the link was put there a moment ago
+                    return None  # a reader continues without it and checks for writes afterwards
+                if error.errno == errno.ELOOP:  # a link was created a moment ago
                     refuse_link(self.path)
                 raise
             try:
@@ -126,7 +126,7 @@ class Journal:
             time.sleep(LOCK_PAUSE_SECONDS)
 
     def _is_at_path(self, descriptor: int) -> bool:
-        """Return whether the file was not replaced while we waited."""
+        """Return whether the file was not replaced during the wait."""
         opened = os.fstat(descriptor)
         try:
             now = self.path.lstat()
@@ -136,39 +136,39 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class HeldJournal:
-    """The journal while its lock is held, open for writing."""
+class LockedJournal:
+    """The journal, locked and open for writing."""
 
     path: Path
     descriptor: int
 
     def is_empty(self) -> bool:
-        """Return whether it must be begun: it was lost, or the overlay is of an earlier version."""
+        """Return whether it is not started: it was lost, or the overlay is from an earlier version."""
         return os.fstat(self.descriptor).st_size == 0
 
     def has_lines(self) -> bool:
-        """Return whether more is in it than that it was begun."""
+        """Return whether it has lines."""
         return os.fstat(self.descriptor).st_size > len(NO_LINES)
 
     def begin(self, lines: Sequence[Line]) -> None:
-        """Add all lines that the overlay has; the journal is not empty afterwards, even where there are none."""
+        """Start the journal with all removals of the overlay, or with an empty line if there are none."""
         if lines:
             self.append(lines)
         elif self.is_empty():
             self._append(NO_LINES)
 
     def clear(self) -> None:
-        """Remove all that is in it."""
+        """Delete all lines."""
         os.ftruncate(self.descriptor, 0)
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Add lines and flush them to the disk. OSError, and nothing added, where the disk is full."""
+        """Add lines and flush them to disk. Raises OSError, and adds nothing, if the disk is full."""
         if lines:
-            self._append(b"".join(map(_as_line, lines)))
+            self._append(b"".join(map(_format_line, lines)))
 
     def _append(self, data: bytes) -> None:
         size = os.fstat(self.descriptor).st_size
-        if size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n":  # a broken end
+        if size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n":  # the last line is incomplete
             data = b"\n" + data
         try:
             if os.write(self.descriptor, data) < len(data):
@@ -179,11 +179,11 @@ class HeldJournal:
             raise
 
     def replace(self, lines: Sequence[Line]) -> None:
-        """Keep these lines alone."""
-        write_text(self.path, (b"".join(map(_as_line, lines)) or NO_LINES).decode())
+        """Replace all lines by these."""
+        write_text(self.path, (b"".join(map(_format_line, lines)) or NO_LINES).decode())
 
 
-def _as_line(line: Line) -> bytes:
+def _format_line(line: Line) -> bytes:
     serial, entry = line
     data = entry.to_bytes()
     return b"%d %08x %s\n" % (serial, checksum(data), data)
