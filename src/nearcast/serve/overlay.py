@@ -23,11 +23,10 @@ import numpy as np
 from nearcast.errors import BusyError, InputError, StoreError
 from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.table_version import decode_columns
 from nearcast.spec import parse_model
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import ExchangeResult, OverlayEntry, Pointer, Reader, Space, Store, repair_overlay, store_time
-from nearcast.stores.value_format import encode_key
+from nearcast.stores.value_format import decode_columns, encode_key
 from nearcast.stores.version_facts import VersionFacts, nearest_in_version, read_facts
 from nearcast.table.ad_columns import seconds_of_time
 from nearcast.table.expansion_checks import check_role, kind_of_role

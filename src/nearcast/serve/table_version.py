@@ -6,7 +6,6 @@ look-up. Knows nothing of how rules are written.
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from nearcast.eligibility.ruleset import RuleSet
 from nearcast.errors import DamagedError, SpecError
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.stores.base import Reader, Space, Store
-from nearcast.stores.value_format import IdType, encode_key, encode_query_key
+from nearcast.stores.value_format import IdType, decode_columns, encode_key, encode_query_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
 
-__all__ = ["RuleColumns", "TableVersion", "decode_columns", "open_version"]
+__all__ = ["RuleColumns", "TableVersion", "open_version"]
 
 CACHED_ITEMS = 1 << 18  # some hundred bytes each; when the cache is full it is emptied, and frequent items return soon
 NO_COLUMNS: Mapping[str, Any] = {}
@@ -120,14 +119,3 @@ class RuleColumns:
             row = NO_COLUMNS if value is None else decode_columns(value)
             items[position] = self._items[ids[position]] = self.rules.item(ids[position], row)
         return items
-
-
-def decode_columns(value: bytes) -> dict[str, Any]:
-    """Return the columns that a value of the store holds. Raises DamagedError if it is not a JSON object."""
-    try:
-        row = json.loads(value)
-        if not isinstance(row, dict):
-            raise ValueError("it is no JSON object")
-    except ValueError as error:
-        raise DamagedError(f"a value in the store holds no columns of an item ({error})") from error
-    return row

@@ -30,9 +30,9 @@ from nearcast.serve.lookup_data import (
     encode_lookup_keys,
 )
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.table_version import TableVersion, decode_columns
+from nearcast.serve.table_version import TableVersion
 from nearcast.stores.base import Pointer, Space
-from nearcast.stores.value_format import CandidateLists, decode_list, decode_lists, encode_key
+from nearcast.stores.value_format import CandidateLists, decode_columns, decode_list, decode_lists, encode_key
 from nearcast.types import FloatArray, IntArray, as_score
 
 __all__ = ["StoredLists", "View"]

@@ -1,20 +1,22 @@
 """The endpoints of the service: one function each, which takes the service and the validated request.
 
-`ROUTES` lists them with their paths and models. Knows nothing of ASGI or of how the models are described.
+`ROUTES` lists them with their paths and models. Response bodies are built as plain data, without validation. Knows
+nothing of ASGI or of how the models are described.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from nearcast.serve.lookup_data import LookupOptions
+from nearcast.serve.lookup_data import Answer, LookupOptions, LookupState
 from nearcast.service.endpoint import Limits
 from nearcast.service.fallback import KeyQuery
 from nearcast.service.generator_service import Service
+from nearcast.service.online_search import SearchResult
 from nearcast.service.request_schemas import (
     AdsRequest,
     LookupParameters,
@@ -33,12 +35,9 @@ from nearcast.service.response_schemas import (
     MergeResponse,
     ReadinessResponse,
     SearchResponse,
-    build_generator_body,
-    build_lookup_body,
-    build_search_body,
-    encode_lookup_batch,
 )
 from nearcast.service.responses import RefusedError, Reply, encode, json_reply
+from nearcast.service.served_tables import ServedGenerator, list_columns
 
 __all__ = ["ROUTES", "EndpointRoute"]
 
@@ -192,3 +191,75 @@ def _build_queries(service: Service, name: str, body: LookupRequest, limits: Lim
         for position, row in zip(positions, rows, strict=True):
             vectors[position] = row
     return [KeyQuery(k, f or (), v) for k, f, v in zip(body.keys, fallbacks, vectors, strict=True)]
+
+
+UPDATE_ERROR = {
+    "code": "not_followed",  # without the error text: it names files of the store
+    "message": "what is newer in the store is not served; the log of the service says why",
+}
+
+
+def build_lookup_body(answer: Answer) -> dict[str, Any]:
+    """Return a `LookupResponse` as plain data."""
+    return {
+        "key": answer.key,
+        "found": answer.found,
+        "source": answer.source,
+        "source_key": answer.source_key,
+        "snapshot": answer.snapshot,
+        "age_seconds": round(answer.age_seconds, 3),
+        "reason": answer.reason,
+        "stored": answer.stored,
+        "removed": answer.removed,
+        "barred": dict(answer.barred),
+        "returned": len(answer.ids),
+        "candidates": _build_candidates(answer.ids, answer.scores, answer.columns),
+    }
+
+
+def _build_candidates(ids: Iterable[Any], scores: Iterable[Any], columns: Mapping[str, Iterable[Any]]) -> list[Any]:
+    if not columns:
+        return [{"id": item, "score": score} for item, score in zip(ids, scores, strict=True)]
+    names = ("id", "score", *columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(ids, scores, *columns.values(), strict=True)]
+
+
+def encode_lookup_batch(answers: Iterable[Answer]) -> bytes:
+    """Return a `LookupBatchResponse` as JSON. Answers are encoded one by one, so that other threads can run between."""
+    return b'{"answers":[' + b",".join([encode(build_lookup_body(answer)) for answer in answers]) + b"]}"
+
+
+def build_search_body(result: SearchResult) -> dict[str, Any]:
+    """Return a `SearchResponse` as plain data, without the fields of the index."""
+    columns = result.columns or [{}] * len(result.lists)
+    answers = [
+        {
+            "removed": candidates.removed,
+            "barred": dict(candidates.barred),
+            "candidates": _build_candidates(candidates.ids, candidates.scores, held),
+        }
+        for candidates, held in zip(result.lists, columns, strict=True)
+    ]
+    return {"snapshot": result.snapshot, "answers": answers}
+
+
+def build_generator_body(name: str, served: ServedGenerator, state: LookupState) -> dict[str, Any]:
+    """Return a `GeneratorInfo` as plain data."""
+    facts, online = state.version_facts, served.online
+    return {
+        "name": name,
+        "snapshot": state.snapshot,
+        "version": state.version,
+        "created": facts.created,
+        "age_seconds": round(state.age_seconds, 3),
+        "keys": facts.keys,
+        "items": facts.items,
+        "k": facts.k,
+        "metric": facts.metric,
+        "columns": list_columns(served.lookup.view()),
+        "overlay": state.overlay,
+        "promise": dict(facts.promise),
+        "measures": dict(facts.measures),
+        "error": UPDATE_ERROR if state.error else None,
+        "online": {"engine": online.name, "dim": online.dim, "recall": online.recall} if online else None,
+    }

@@ -23,7 +23,7 @@ from nearcast.serve.view import View
 from nearcast.service.online_search import CandidateList, Key, OnlineSearch, read_columns, search_online
 from nearcast.types import FloatArray
 
-__all__ = ["SOURCES", "KeyQuery", "answer_key", "answer_keys"]
+__all__ = ["SOURCES", "KeyQuery", "answer_keys", "apply_fallback"]
 
 SOURCES = ("table", "fallback_key", "online", "default_key", "default_items", "none")
 TABLE, FALLBACK_KEY, ONLINE, DEFAULT_KEY, DEFAULT_ITEMS, NONE = SOURCES
@@ -42,11 +42,10 @@ class KeyQuery:
 Source = Callable[[list[int]], Iterator[tuple[int, CandidateList]]]
 
 
-def answer_key(view: View, query: KeyQuery, options: LookupOptions, online: OnlineSearch | None) -> Answer:
-    """Return the candidates of one key, or of its first fallback that has any."""
-    answer = view.get(query.key, options)
-    if answer.ids:
-        return answer
+def apply_fallback(
+    view: View, answer: Answer, query: KeyQuery, options: LookupOptions, online: OnlineSearch | None
+) -> Answer:
+    """Return an answer without candidates with those of the first fallback that has any."""
     answers = _apply_fallbacks(view, [answer], [query], options, online)
     return (_add_columns(view, answers, options.fields) if options.fields else answers)[0]
 

@@ -25,7 +25,7 @@ from nearcast.serve.lookup_data import Answer, Answers, LookupOptions, LookupSta
 from nearcast.serve.merged_lookup import MergedAnswer, MergeQuery, answer_merged
 from nearcast.serve.resolvers import Key, Row, reads_table
 from nearcast.serve.view import View
-from nearcast.service.fallback import KeyQuery, answer_key, answer_keys
+from nearcast.service.fallback import KeyQuery, answer_keys, apply_fallback
 from nearcast.service.metrics import new_metrics
 from nearcast.service.online_search import SearchResult, read_columns, search_online
 from nearcast.service.request_schemas import AdsRequest
@@ -70,7 +70,8 @@ class Service(ServedTables):
 
         def read(view: View) -> Answer:
             _validate_fields(view, options.fields)
-            return answer_key(view, query, options, online)
+            answer = view.get(query.key, options)
+            return answer if answer.ids else apply_fallback(view, answer, query, options, online)
 
         answer = await self._run(name, served.lookup, read, on_thread=not served.in_process or online is not None)
         self._count_answers(name, (answer,))

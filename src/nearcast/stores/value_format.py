@@ -39,6 +39,7 @@ __all__ = [
     "REASONS",
     "CandidateLists",
     "IdType",
+    "decode_columns",
     "decode_list",
     "decode_lists",
     "encode_items",
@@ -369,3 +370,14 @@ def _strings(values: Sequence[bytes], lengths: npt.NDArray[np.int64]) -> tuple[n
     except pa.ArrowInvalid as error:
         raise DamagedError(f"a value in the store is no list of candidates ({error})") from error
     return halves.view("<f4").astype(np.float32, copy=False), ids
+
+
+def decode_columns(value: bytes) -> dict[str, Any]:
+    """Return the columns that a value of the store holds. Raises DamagedError if it is not a JSON object."""
+    try:
+        row = json.loads(value)
+        if not isinstance(row, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise DamagedError(f"a value in the store holds no columns of an item ({error})") from error
+    return row
