@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ from nearcast.advising.cost_charts import draw_advice
 from nearcast.advising.costs import PER_KEY, Advice
 from nearcast.advising.recommend import Asked, Numbers
 from nearcast.api.advice import advise as ask
-from nearcast.cli.common import LocalPath, console, format_bytes, format_seconds, json_option, print_json, quiet_option
+from nearcast.cli.common import (
+    LocalPath,
+    console,
+    format_bytes,
+    format_seconds,
+    json_option,
+    pass_options,
+    print_json,
+    quiet_option,
+)
 from nearcast.cli.progress import show_progress
 from nearcast.types import Metric
 
-__all__ = ["advise"]
+__all__ = ["AdviseOptions", "advise"]
 
 WHOLE = ("keys", "items", "dim", "k")
 
@@ -33,6 +43,18 @@ def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default = "" if field.default is None else f" [default: {field.default:g}]"
         command = click.option(option, name, type=kind, help=f"{field.description}{default}")(command)
     return command
+
+
+@dataclass(frozen=True, slots=True)
+class AdviseOptions:
+    """Options of `nearcast advise`, without the numbers."""
+
+    log: Path | None
+    key: str
+    time: str | None
+    count: str | None
+    online_engine: str
+    rates: Path | None
 
 
 @click.command()
@@ -57,18 +79,9 @@ def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--picture", type=LocalPath(dir_okay=False), metavar="FILE", help="Draw a .svg, .png or .pdf file.")
 @quiet_option
 @json_option
+@pass_options(AdviseOptions)
 def advise(
-    spec: Path | None,
-    log: Path | None,
-    key: str,
-    time: str | None,
-    count: str | None,
-    online_engine: str,
-    rates: Path | None,
-    picture: Path | None,
-    quiet: bool,
-    as_json_: bool,
-    **numbers: Any,
+    spec: Path | None, options: AdviseOptions, picture: Path | None, quiet: bool, as_json_: bool, **numbers: Any
 ) -> None:
     """Compare the cost of offline, online and mixed serving, with the break-even points and a recommendation.
 
@@ -79,12 +92,12 @@ def advise(
         found = ask(
             spec,
             numbers={name: value for name, value in numbers.items() if value is not None},
-            log=log,
-            key=key,
-            time=time,
-            count=count,
-            rates=rates,
-            online_engine=online_engine,
+            log=options.log,
+            key=options.key,
+            time=options.time,
+            count=options.count,
+            rates=options.rates,
+            online_engine=options.online_engine,
             listener=listener,
         )
     if picture is not None:

@@ -95,15 +95,15 @@ def picture_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--picture", type=kind, metavar="FILE", help="Draw a .svg, .png or .pdf file.")(command)
 
 
-def pass_options(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Pass the options that are fields of the frozen dataclass `kind` as one argument, `options`."""
+def pass_options(kind: type[Any], argument: str = "options") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Pass the options that are fields of the frozen dataclass `kind` as one argument."""
     names = [field.name for field in fields(kind)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def call(*context: Any, **values: Any) -> Any:
-            options = kind(**{name: values.pop(name) for name in names})
-            return command(*context, options=options, **values)
+            options = {argument: kind(**{name: values.pop(name) for name in names})}
+            return command(*context, **options, **values)
 
         return call
 

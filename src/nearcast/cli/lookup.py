@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nearcast.api.snapshots import lookup as look_up
-from nearcast.cli.common import NegativeIds, console, format_seconds, json_option, out_option, print_json, store_option
+from nearcast.cli.common import (
+    NegativeIds,
+    console,
+    format_seconds,
+    json_option,
+    out_option,
+    pass_options,
+    print_json,
+    store_option,
+)
 from nearcast.cli.render import build_candidate_list
 from nearcast.errors import NotFoundError
 from nearcast.publishing.targets import find_target
@@ -21,7 +31,25 @@ from nearcast.table.snapshot import Candidates
 if TYPE_CHECKING:
     from nearcast.serve.lookup_data import Answer
 
-__all__ = ["lookup"]
+__all__ = ["LookupOptions", "lookup"]
+
+
+@dataclass(frozen=True, slots=True)
+class LookupOptions:
+    """Options of `nearcast lookup`."""
+
+    out: Path
+    version: int | None
+    published: bool
+    store: str | None
+    columns: str | None
+    first: int | None
+    full: bool
+
+    @property
+    def column_names(self) -> tuple[str, ...] | None:
+        """Names of the requested columns; None for the default."""
+        return tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
 
 
 @click.command(cls=NegativeIds)
@@ -35,63 +63,47 @@ __all__ = ["lookup"]
 @click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
 @click.option("--full", is_flag=True, help="Do not truncate long texts and lists.")
 @json_option
-def lookup(
-    generator: str,
-    key: str,
-    out: Path,
-    version: int | None,
-    published: bool,
-    store: str | None,
-    columns: str | None,
-    first: int | None,
-    full: bool,
-    as_json_: bool,
-) -> None:
+@pass_options(LookupOptions)
+def lookup(generator: str, key: str, options: LookupOptions, as_json_: bool) -> None:
     """Show the candidates of KEY: ids, scores, and display columns of the items.
 
     Reads the newest snapshot on disk; with --published or --store, the current version in the store.
     """
-    wanted = tuple(name.strip() for name in columns.split(",")) if columns else None
-    if published or store is not None:
-        if version is not None:
+    if options.published or options.store is not None:
+        if options.version is not None:
             raise click.UsageError("--snapshot does not go with a store, which has one current version; leave it out")
-        _from_store(generator, key, find_target(generator, out).url(store), wanted, first, full=full, as_json_=as_json_)
-        return
-    found = look_up(generator, key, out=out, version=version, columns=wanted)
-    found = found.first(first) if first else found
-    if as_json_:
-        print_json(found.as_dict())
+        answer, store = _look_up_published(generator, key, options)
+        candidates = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
+        plain = answer.as_dict()
     else:
-        console().print(build_candidate_list(found, tuple(found.columns), full=full))
+        answer, store = None, ""
+        candidates = look_up(generator, key, out=options.out, version=options.version, columns=options.column_names)
+        candidates = candidates.first(options.first) if options.first else candidates
+        plain = candidates.as_dict()
+    if as_json_:
+        print_json(plain)
+        return
+    console().print(build_candidate_list(candidates, tuple(candidates.columns), full=options.full))
+    if answer is not None:
+        removed = f"; the overlay removes {answer.removed} candidates" if answer.removed else ""
+        age = format_seconds(answer.age_seconds)
+        console().print(f"snapshot {answer.snapshot}, {age} old, in {store}{removed}")
 
 
-def _from_store(
-    generator: str,
-    key: str,
-    url: str,
-    wanted: tuple[str, ...] | None,
-    first: int | None,
-    *,
-    full: bool,
-    as_json_: bool,
-) -> None:
-    with open_lookup(url, generator, verify=False) as opened:
-        fields = tuple(opened.view().version.facts.columns) if wanted is None else wanted
-        answer = opened.get(key, k=first, fields=fields)
-        where = opened.state.store
+def _look_up_published(generator: str, key: str, options: LookupOptions) -> tuple[Answer, str]:
+    """Look up in the store; return the answer and the store's URL. Raises NotFoundError with the nearest keys."""
+    with open_lookup(find_target(generator, options.out).url(options.store), generator, verify=False) as opened:
+        names = options.column_names
+        fields = tuple(opened.view().version.facts.columns) if names is None else names
+        answer = opened.get(key, k=options.first, fields=fields)
         if not answer.found:
             version = opened.view().version
             near = nearest_in_version(version.reader, version.facts, Space.LISTS, key)
             raise NotFoundError(
-                f"{generator} {answer.snapshot} in {where} has no query {quoted(key)}" + (f"; {near}" if near else "")
+                f"{generator} {answer.snapshot} in {opened.state.store} has no query {quoted(key)}"
+                + (f"; {near}" if near else "")
             )
-    if as_json_:
-        print_json(answer.as_dict())
-        return
-    found = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
-    console().print(build_candidate_list(found, tuple(found.columns), full=full))
-    removed = f"; the overlay removes {answer.removed} candidates" if answer.removed else ""
-    console().print(f"snapshot {answer.snapshot}, {format_seconds(answer.age_seconds)} old, in {where}{removed}")
+        return answer, opened.state.store
 
 
 def _columns(answer: Answer) -> dict[str, tuple[object, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from nearcast.cli.common import (
     format_seconds,
     json_option,
     out_option,
+    pass_options,
     print_json,
     quiet_option,
     store_option,
@@ -32,7 +34,7 @@ from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Served
 from nearcast.spec import load_spec
 from nearcast.webhook import parse_webhook
 
-__all__ = ["build_report", "monitor", "raise_on"]
+__all__ = ["MonitorOptions", "build_report", "monitor", "raise_on"]
 
 MOST_DRAWN = 2_000  # events: several per day for a year
 
@@ -58,6 +60,18 @@ def validate_webhook(_context: click.Context, _parameter: click.Parameter, value
     except ValueError as error:
         raise SpecError(f"--webhook: {error}") from None
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorOptions:
+    """Options of `nearcast monitor`."""
+
+    store: str | None
+    out: Path
+    samples: Path | None
+    fail_on: tuple[str, ...]
+    webhook: str | None
+    picture: Path | None
 
 
 @click.command()
@@ -100,19 +114,9 @@ def validate_webhook(_context: click.Context, _parameter: click.Parameter, value
 )
 @quiet_option
 @json_option
+@pass_options(MonitorOptions)
 @click.pass_context
-def monitor(
-    context: click.Context,
-    generator: str,
-    store: str | None,
-    out: Path,
-    samples: Path | None,
-    fail_on: tuple[str, ...],
-    webhook: str | None,
-    picture: Path | None,
-    quiet: bool,
-    as_json_: bool,
-) -> None:
+def monitor(context: click.Context, generator: str, options: MonitorOptions, quiet: bool, as_json_: bool) -> None:
     """Check the newest run, and compare the current version with today's items.
 
     With a SPEC (.toml), lists that were looked up are compared with the exact neighbors among today's items. With the
@@ -122,19 +126,23 @@ def monitor(
     by_spec = generator.endswith(".toml")
     with show_progress(quiet=quiet or as_json_) as listener:
         watched = look(
-            generator, store=store, out=out if explicit or not by_spec else None, samples=samples, listener=listener
+            generator,
+            store=options.store,
+            out=options.out if explicit or not by_spec else None,
+            samples=options.samples,
+            listener=listener,
         )
     spec = load_spec(Path(generator)) if by_spec else None
-    if picture is not None:
-        home = out if explicit or spec is None else Path(generator).parent / spec.out
-        draw_history(read(home, watched.generator, last=MOST_DRAWN), picture)
+    if options.picture is not None:
+        home = options.out if explicit or spec is None else Path(generator).parent / spec.out
+        draw_history(read(home, watched.generator, last=MOST_DRAWN), options.picture)
     if as_json_:
         print_json(watched.as_dict())
     else:
         console().print(build_report(watched))
-    url = webhook or (spec.monitor.webhook if spec else None)
+    url = options.webhook or (spec.monitor.webhook if spec else None)
     post_alerts(url, watched)
-    raise_on(watched, fail_on)
+    raise_on(watched, options.fail_on)
 
 
 def post_alerts(url: str | None, watched: Watched) -> None:

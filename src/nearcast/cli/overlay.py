@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ import click
 import pyarrow as pa
 
 from nearcast.api.arguments import resolve_store_target
-from nearcast.cli.common import NegativeIds, console, explicit_out, json_option, out_option, print_json, store_option
+from nearcast.cli.common import (
+    NegativeIds,
+    console,
+    explicit_out,
+    json_option,
+    out_option,
+    pass_options,
+    print_json,
+    store_option,
+)
 from nearcast.cli.render_overlay import build_overlay_table
 from nearcast.serve.overlay import Overlay, fits, open_overlay
 from nearcast.suggest import nearest_keys, quoted
@@ -75,14 +84,29 @@ def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _check_compute_end(span: float | None, until: float | None) -> None:
-    if span is not None and until is not None:
-        raise click.UsageError("give --for or --until, not both")
+@dataclass(frozen=True, slots=True)
+class EntryOptions:
+    """Options of a new entry: its duration in seconds or its end, and its note."""
+
+    span: float | None
+    until: float | None
+    note: str
+
+    def __post_init__(self) -> None:
+        if self.span is not None and self.until is not None:
+            raise click.UsageError("give --for or --until, not both")
+
+    def compute_end(self, opened: Overlay) -> float | None:
+        """Return the end of the entry by the store's clock, which may differ from this machine's."""
+        return self.until if self.span is None else opened.now() + self.span
 
 
-def _compute_end(span: float | None, until: float | None, opened: Overlay) -> float | None:
-    """Return the end of an entry by the store's clock, which may differ from this machine's."""
-    return until if span is None else opened.now() + span
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Options that select the store of the overlay."""
+
+    store: str | None
+    out: Path
 
 
 def _warn_clock(opened: Overlay) -> None:
@@ -93,9 +117,9 @@ def _warn_clock(opened: Overlay) -> None:
         click.echo(f"warning: this machine's clock is {abs(ahead):.0f} s {which} the store's, which decides", err=True)
 
 
-def _open(generator: str, store: str | None, out: Path) -> contextlib.AbstractContextManager[Overlay]:
-    place = resolve_store_target(generator, explicit_out(generator, out))
-    return open_overlay(place.url(store), place.generator)
+def _open(generator: str, where: StoreOptions) -> contextlib.AbstractContextManager[Overlay]:
+    target = resolve_store_target(generator, explicit_out(generator, where.out))
+    return open_overlay(target.url(where.store), target.generator)
 
 
 @overlay.command(cls=NegativeIds)
@@ -103,20 +127,13 @@ def _open(generator: str, store: str | None, out: Path) -> contextlib.AbstractCo
 @until_options
 @store_option
 @out_option
+@pass_options(EntryOptions, "entry")
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def remove(
-    generator: str,
-    items: tuple[str, ...],
-    span: float | None,
-    until: float | None,
-    note: str,
-    store: str | None,
-    out: Path,
-) -> None:
+def remove(generator: str, items: tuple[str, ...], entry: EntryOptions, where: StoreOptions) -> None:
     """Remove items from every answer, permanently or for a time."""
-    _check_compute_end(span, until)
-    with _open(generator, store, out) as opened:
-        opened.remove(items, until=_compute_end(span, until, opened), note=note)
+    with _open(generator, where) as opened:
+        opened.remove(items, until=entry.compute_end(opened), note=entry.note)
         _warn_clock(opened)
         _report_items("removed", items, opened)
 
@@ -126,10 +143,11 @@ def remove(
 @click.option("--field", metavar="FIELD", help="Delete the newer value of this column instead.")
 @store_option
 @out_option
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def restore(generator: str, items: tuple[str, ...], field: str | None, store: str | None, out: Path) -> None:
+def restore(generator: str, items: tuple[str, ...], field: str | None, where: StoreOptions) -> None:
     """Restore removed items, or the original value of a column."""
-    with _open(generator, store, out) as opened:
+    with _open(generator, where) as opened:
         restored = set(map(str, opened.restore(items, field=field)))
         held = sorted({str(entry.item) for entry in opened.entries() if entry.field == field} | restored)
     what = "removed" if field is None else f"given a newer {field}"
@@ -146,23 +164,15 @@ def restore(generator: str, items: tuple[str, ...], field: str | None, store: st
 @until_options
 @store_option
 @out_option
+@pass_options(EntryOptions, "entry")
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def set_(
-    generator: str,
-    item: str,
-    values: tuple[str, ...],
-    span: float | None,
-    until: float | None,
-    note: str,
-    store: str | None,
-    out: Path,
-) -> None:
+def set_(generator: str, item: str, values: tuple[str, ...], entry: EntryOptions, where: StoreOptions) -> None:
     """Set newer values of columns of ITEM. VALUE is JSON, or plain text."""
-    _check_compute_end(span, until)
-    with _open(generator, store, out) as opened:
+    with _open(generator, where) as opened:
         columns = opened.version_facts().columns
         updates = [(item, *_parse_assignment(text, columns)) for text in values]
-        opened.update_many(updates, until=_compute_end(span, until, opened), note=note)
+        opened.update_many(updates, until=entry.compute_end(opened), note=entry.note)
         _warn_clock(opened)
         _report_items("updated", (item,), opened)
         _warn_unknown_columns([field for _, field, _ in updates], opened)
@@ -176,16 +186,15 @@ def set_(
 @click.option("--note", default="", help="Reason, shown by `overlay list`.")
 @store_option
 @out_option
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def add(
-    generator: str, item: str, field: str, amount: float, token: str, note: str, store: str | None, out: Path
-) -> None:
+def add(generator: str, item: str, field: str, amount: float, token: str, note: str, where: StoreOptions) -> None:
     """Add AMOUNT to a numeric column of ITEM, for example `spent`, and print the new value. It may be negative.
 
     The addition is atomic across processes. It starts from the overlay's value, else from the value in the current
     version.
     """
-    with _open(generator, store, out) as opened:
+    with _open(generator, where) as opened:
         whole = int(amount) if amount.is_integer() else amount
         click.echo(json.dumps(opened.add(item, field, whole, note=note, token=token)))
         _warn_clock(opened)
@@ -195,10 +204,11 @@ def add(
 @store_option
 @out_option
 @json_option
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
+def list_(generator: str, where: StoreOptions, as_json_: bool) -> None:
     """List the entries of the overlay, oldest first."""
-    with _open(generator, store, out) as opened:
+    with _open(generator, where) as opened:
         entries = opened.entries()
         there = opened.in_snapshot([entry.item for entry in entries])
     now = time.time()
@@ -219,10 +229,11 @@ def list_(generator: str, store: str | None, out: Path, as_json_: bool) -> None:
 @overlay.command("repair")
 @store_option
 @out_option
+@pass_options(StoreOptions, "where")
 @click.pass_obj
-def repair_(generator: str, store: str | None, out: Path) -> None:
+def repair_(generator: str, where: StoreOptions) -> None:
     """Rebuild a damaged or lost overlay from its remaining copies, and print the entries that may be lost."""
-    with _open(generator, store, out) as opened:
+    with _open(generator, where) as opened:
         losses = opened.repair()
     click.echo(f"the overlay of {generator} is not damaged" if losses is None else f"repaired: {losses}", err=True)
 

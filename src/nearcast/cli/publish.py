@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import click
 
 from nearcast.api.publications import publish as publish_snapshot
-from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, quiet_option, store_option
+from nearcast.cli.common import (
+    console,
+    explicit_out,
+    json_option,
+    out_option,
+    pass_options,
+    print_json,
+    quiet_option,
+    store_option,
+)
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import build_audit_table, describe_publication
 from nearcast.errors import AuditError
 from nearcast.publishing.audit_rules import Finding
 
-__all__ = ["publish"]
+__all__ = ["PublishOptions", "publish"]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """Options of `nearcast publish`."""
+
+    store: str | None
+    out: Path
+    max_bytes_per_second: str | None
+    rules: tuple[str, ...]
+    reasons: tuple[str, ...]
+    dry_run: bool
+    repair: bool
 
 
 @click.command()
@@ -35,36 +58,25 @@ __all__ = ["publish"]
 @click.option("--repair", is_flag=True, help="Continue if the pointer or the current version cannot be read.")
 @quiet_option
 @json_option
-def publish(
-    generator: str,
-    snapshot: int | None,
-    store: str | None,
-    out: Path,
-    max_bytes_per_second: str | None,
-    rules: tuple[str, ...],
-    reasons: tuple[str, ...],
-    dry_run: bool,
-    repair: bool,
-    quiet: bool,
-    as_json_: bool,
-) -> None:
+@pass_options(PublishOptions)
+def publish(generator: str, snapshot: int | None, options: PublishOptions, quiet: bool, as_json_: bool) -> None:
     """Audit a snapshot (default: the newest), copy it into the store, verify the copy, and make it current.
 
     With the name of a GENERATOR, the settings of its snapshot apply; with a SPEC (.toml), its settings as they are
     now. Exit code 10: a rule failed and nothing has changed. If the command is killed, the old version stays current.
     """
-    accept = _pair_reasons(rules, reasons)
+    accept = _pair_reasons(options.rules, options.reasons)
     with show_progress(quiet=quiet or as_json_) as listener:
         try:
             done = publish_snapshot(
                 generator,
                 snapshot,
-                store=store,
-                out=explicit_out(generator, out),
+                store=options.store,
+                out=explicit_out(generator, options.out),
                 accept=accept,
-                dry_run=dry_run,
-                repair=repair,
-                max_bytes_per_second=max_bytes_per_second,
+                dry_run=options.dry_run,
+                repair=options.repair,
+                max_bytes_per_second=options.max_bytes_per_second,
                 listener=listener,
             )
         except AuditError as error:
