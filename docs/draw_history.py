@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from tests.monitoring.nights import DIM, Nights  # noqa: E402
 
-from nearcast.history.event_log import Event, read  # noqa: E402
+from nearcast.history.event_log import HistoryEvent, read  # noqa: E402
 from nearcast.monitoring.history_chart import draw_history  # noqa: E402
 
 FIRST_NIGHT = 1_790_000_000.0  # a picture that is drawn again is the same
@@ -45,7 +45,7 @@ def main() -> None:
     draw_history(_a_day_apart(events), HERE / "images" / "history.svg")
 
 
-def _a_day_apart(events: list[Event]) -> list[Event]:
+def _a_day_apart(events: list[HistoryEvent]) -> list[HistoryEvent]:
     night, moved = -1, []
     for event in events:
         night += event.kind == "run"

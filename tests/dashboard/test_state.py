@@ -11,32 +11,34 @@ from nearcast.dashboard.document import document, generators_of
 from nearcast.dashboard.generator import marks_of
 from nearcast.dashboard.list_explorer import side_by_side
 from nearcast.errors import NotFoundError
-from nearcast.history.event_log import Event
+from nearcast.history.event_log import HistoryEvent
 from nearcast.monitoring.alert import CHECKS
 from nearcast.monitoring.alert_text import TROUBLES as WORDS
-from nearcast.monitoring.status import live_of, state_of
+from nearcast.monitoring.status import find_live_version, state_of
 from needs import require_module
 
 DAY = 86_400.0
 
 
-def run(version: int, day: float, *, kept: bool = True, recall: float = 0.97) -> Event:
+def run(version: int, day: float, *, kept: bool = True, recall: float = 0.97) -> HistoryEvent:
     measures = {"recall": recall, "recall_low": recall - 0.01, "recall_high": recall + 0.01}
     promise = {"recall": 0.95, "kept": kept, "reason": None if kept else f"recall is {recall}"}
     sides = {"items": {"vectors": 10, "norms": {}, "problems": {}}}
     facts = {"measures": measures, "promise": promise, "k": 10, "metric": "cosine", "sides": sides, "seconds": {}}
-    return Event("a", "run", day * DAY, version, facts | {"seconds_total": 1.0, "peak_memory_bytes": 1, "engine": {}})
+    return HistoryEvent(
+        "a", "run", day * DAY, version, facts | {"seconds_total": 1.0, "peak_memory_bytes": 1, "engine": {}}
+    )
 
 
-def publish(version: int, day: float, *, failed: str = "") -> Event:
+def publish(version: int, day: float, *, failed: str = "") -> HistoryEvent:
     findings = [{"rule": failed, "measure": failed, "passed": False, "text": "too low"}] if failed else []
     outcome = "audit_failed" if failed else "published"
-    return Event("a", "publish", day * DAY, version, {"outcome": outcome, "findings": findings})
+    return HistoryEvent("a", "publish", day * DAY, version, {"outcome": outcome, "findings": findings})
 
 
-def look(version: int, day: float, *checks: str) -> Event:
+def look(version: int, day: float, *checks: str) -> HistoryEvent:
     alerts = [{"check": c, "text": f"{c}!", "found": 1.0, "bound": 1.0, "usual": 2.0, "follows": []} for c in checks]
-    return Event("a", "monitor", day * DAY, version, {"version": version, "served": None, "alerts": alerts})
+    return HistoryEvent("a", "monitor", day * DAY, version, {"version": version, "served": None, "alerts": alerts})
 
 
 def test_every_check_of_the_monitor_has_its_words() -> None:
@@ -82,8 +84,8 @@ def test_a_run_below_its_promise_is_told_before_any_monitor_has_looked() -> None
 
 
 def test_a_rollback_is_worth_a_look_and_says_what_users_get() -> None:
-    events = [run(1, 1), publish(1, 1), run(2, 2), publish(2, 2), Event("a", "rollback", 3 * DAY, 1, {})]
-    state, live = state_of(events), live_of(events)
+    events = [run(1, 1), publish(1, 1), run(2, 2), publish(2, 2), HistoryEvent("a", "rollback", 3 * DAY, 1, {})]
+    state, live = state_of(events), find_live_version(events)
     assert state.level == "warn"
     assert live is not None
     assert (live.version, live.made) == (1, DAY)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nearcast.dashboard.document import headline_of
-from nearcast.history.event_log import Event
-from nearcast.history.publish_events import live_of, rejected_versions
+from nearcast.history.event_log import HistoryEvent
+from nearcast.history.publish_events import find_live_version, find_rejected_versions
 from nearcast.join.measure_snapshot import Baseline
 from nearcast.monitoring.alert import CHECKS, Alert
 from nearcast.monitoring.alert_text import TROUBLES, count_title
@@ -48,23 +48,25 @@ def facts(*, items: int = 2_000, recall: float = 0.97, low: float | None = None,
     return run | SETTINGS | {name: value for name, value in changes.items() if name not in measures}
 
 
-def run(version: int, day: float, **changes: Any) -> Event:
-    return Event("a", "run", day * DAY, version, facts(**changes) | {"version": version})
+def run(version: int, day: float, **changes: Any) -> HistoryEvent:
+    return HistoryEvent("a", "run", day * DAY, version, facts(**changes) | {"version": version})
 
 
-def publish(version: int, day: float, before: int | None = None, *, failed: Sequence[Mapping[str, Any]] = ()) -> Event:
+def publish(
+    version: int, day: float, before: int | None = None, *, failed: Sequence[Mapping[str, Any]] = ()
+) -> HistoryEvent:
     told = {"outcome": "audit_failed", "findings": list(failed)} if failed else {"outcome": "published"}
-    return Event("a", "publish", day * DAY, version, told | {"before": before})
+    return HistoryEvent("a", "publish", day * DAY, version, told | {"before": before})
 
 
-def roll_back(version: int, day: float, before: int) -> Event:
-    return Event("a", "rollback", day * DAY, version, {"outcome": "rolled_back", "before": before})
+def roll_back(version: int, day: float, before: int) -> HistoryEvent:
+    return HistoryEvent("a", "rollback", day * DAY, version, {"outcome": "rolled_back", "before": before})
 
 
-def look(version: int, day: float, *alerts: Alert, served: int | None = None) -> Event:
+def look(version: int, day: float, *alerts: Alert, served: int | None = None) -> HistoryEvent:
     held = None if served is None else {"version": served, "dead": 0.5}
     told = {"version": version, "served": held, "alerts": [alert.as_dict() for alert in alerts]}
-    return Event("a", "monitor", day * DAY, version, told)
+    return HistoryEvent("a", "monitor", day * DAY, version, told)
 
 
 def refusal(rule: str, text: str = "it is too low", found: float = 0.1) -> dict[str, Any]:
@@ -75,9 +77,9 @@ def alert(check: str) -> Alert:
     return Alert(check, f"{check}!", 1.0, 1.0, None)
 
 
-def nights(count: int, **changes: Any) -> list[Event]:
+def nights(count: int, **changes: Any) -> list[HistoryEvent]:
     """Healthy nights, each run, published and looked at."""
-    events: list[Event] = []
+    events: list[HistoryEvent] = []
     for n in range(1, count + 1):
         events += [run(n, n, **changes), publish(n, n + 0.1, n - 1 or None), look(n, n + 0.2, served=n)]
     return events
@@ -99,7 +101,7 @@ def test_every_check_has_a_title_an_effect_and_a_level() -> None:
 
 
 # name: (events, level, titles by check, what the sentences say, what they do not say)
-STATES: Mapping[str, tuple[list[Event], str, dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
+STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
     "nothing at all": ([], "idle", {}, ("Nothing has run yet.",), ("No monitor",)),
     "healthy": (nights(5), "ok", {}, ("Users get the newest lists, snapshot 000005",), ("not published",)),
     "never looked at": (
@@ -386,14 +388,14 @@ def test_measures_of_change_are_not_judged_where_they_compare_with_a_rejected_ru
         ([publish(1, 1), publish(2, 2, 1, failed=[refusal("keys")])], {2}, 1),
         ([publish(1, 1), publish(2, 2, 1), publish(3, 3, 2), roll_back(1, 4, 3)], {3}, 1),
         ([publish(1, 1), publish(2, 2, 1), roll_back(1, 3, 2), publish(2, 4, 1)], set(), 2),
-        ([publish(1, 1), publish(2, 2, 1), Event("a", "rollback", 3, 1, {})], {2}, 1),  # of an older nearcast
+        ([publish(1, 1), publish(2, 2, 1), HistoryEvent("a", "rollback", 3, 1, {})], {2}, 1),  # of an older nearcast
         ([publish(1, 1), publish(2, 2, 1), publish(1, 3, 2)], {2}, 1),
     ],
 )
-def test_what_is_live_and_what_was_rejected(events: list[Event], rejected: set[int], live: int) -> None:
-    found_live = live_of(events)
+def test_what_is_live_and_what_was_rejected(events: list[HistoryEvent], rejected: set[int], live: int) -> None:
+    found_live = find_live_version(events)
     assert found_live is not None
-    assert (rejected_versions(events), found_live.version) == (rejected, live)
+    assert (find_rejected_versions(events), found_live.version) == (rejected, live)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +423,7 @@ def test_a_run_is_compared_with_what_is_served_else_with_the_newest_that_was_not
         ([roll_back(3, 5, 4)], "000004 was rolled back from"),
     ],
 )
-def test_an_old_snapshot_is_explained_by_what_has_happened_since(after: list[Event], why: str) -> None:
+def test_an_old_snapshot_is_explained_by_what_has_happened_since(after: list[HistoryEvent], why: str) -> None:
     assert why_old([*nights(4), *after]) == why
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from nearcast.join.profile_inputs import _distribution, _is_empty, _kind, _plain
-from nearcast.measure.profile import attribute_drift
+from nearcast.measure.profile import compare_columns
 from nearcast.publishing.audit_rules import RULES
 from nearcast.publishing.audit_values import (
     AuditFigures,
@@ -405,7 +405,7 @@ def test_rows_that_fail_a_check_are_named_by_kind() -> None:
 
 
 def test_the_median_is_told_before_and_after() -> None:
-    drift = attribute_drift(column([12.99] * N), column([0.1299] * N))
+    drift = compare_columns(column([12.99] * N), column([0.1299] * N))
     assert drift is not None
     assert drift.what == "median 12.99 -> 0.1299"
 

@@ -18,7 +18,7 @@ from nearcast.measure import truth, truth_folders
 from nearcast.measure.sampled_recall import find_truth
 from nearcast.measure.truth import TruthCache, cached_width
 from nearcast.sources import changes
-from nearcast.sources.changes import State, changes_between, row_hashes
+from nearcast.sources.changes import TableState, compare_tables, hash_rows
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.types import ArrayVectors, Metric, no_progress
 
@@ -127,14 +127,14 @@ def test_over_days_of_changes_it_is_the_truth_of_each_day(
 )
 def test_two_states_are_compared_like_dictionaries(old, new, strings, block):
     before, after = (
-        State(one.ids, ArrayVectors(row_hashes(one.vectors.array)))
+        TableState(one.ids, ArrayVectors(hash_rows(one.vectors.array)))
         for one in (side({i: (v,) for i, v in day.items()}, strings=strings, dim=1) for day in (old, new))
     )
     old_ids, new_ids = sorted(old), sorted(new)
     asked, edges = np.arange(len(old_ids)), np.arange(len(old_ids) + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "BLOCK_IDS", block)
-        found = changes_between(before, after, asked, edges, most=100)
+        found = compare_tables(before, after, asked, edges, most=100)
     assert found.now.tolist() == [new_ids.index(i) if new.get(i) == old[i] else -1 for i in old_ids]
     assert found.fresh.tolist() == [at for at, i in enumerate(new_ids) if old.get(i) != new[i]]
     assert found.before.tolist() == [*(sum(j < i for j in new_ids) for i in old_ids), len(new_ids)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
 from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
-from nearcast.history.publish_events import live_of, rejected_versions
+from nearcast.history.publish_events import find_live_version, find_rejected_versions
 from nearcast.history.record import record_run
 from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
@@ -59,8 +59,8 @@ def _read_baseline(out: Path, generator: str, listener: Listener) -> Baseline:
     except NearcastError as error:
         listener.note(f"lists are compared with the newest snapshot instead of the current version: {error}")
         return Baseline()
-    live = live_of(moves)
-    return Baseline(None if live is None else live.version, frozenset(rejected_versions(moves)))
+    live = find_live_version(moves)
+    return Baseline(None if live is None else live.version, frozenset(find_rejected_versions(moves)))
 
 
 def check(

@@ -12,8 +12,8 @@ from typing import Any
 
 from nearcast.dashboard.series import pass_series, rounded, run_series
 from nearcast.errors import NearcastError
-from nearcast.history.event_log import Event
-from nearcast.monitoring.status import live_of, newest_runs, state_of
+from nearcast.history.event_log import HistoryEvent
+from nearcast.monitoring.status import find_live_version, newest_runs, state_of
 from nearcast.table.snapshot import find_snapshot
 
 __all__ = ["generator_page", "read_plain", "tuned_at"]
@@ -26,10 +26,10 @@ LARGEST_FILE = 4_000_000  # bytes of a frontier or a replay that is read
 HIDDEN = ("files", "artifacts")  # of a manifest: long, and of no use to a reader
 
 
-def generator_page(out: Path, name: str, events: Sequence[Event]) -> dict[str, Any]:
+def generator_page(out: Path, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any]:
     """Everything about one generator, as plain data."""
     runs = newest_runs(events)
-    state, live = state_of(events), live_of(events)
+    state, live = state_of(events), find_live_version(events)
     last = runs[-1].facts if runs else None
     return {
         "name": name,
@@ -53,7 +53,7 @@ def generator_page(out: Path, name: str, events: Sequence[Event]) -> dict[str, A
     }
 
 
-def marks_of(events: Sequence[Event]) -> list[dict[str, Any]]:
+def marks_of(events: Sequence[HistoryEvent]) -> list[dict[str, Any]]:
     """What happened and is no number: publishes, rollbacks, failed audits, alerts; oldest first."""
     marks: list[dict[str, Any]] = []
     spoken: set[str] = set()
@@ -74,13 +74,13 @@ def marks_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     return marks
 
 
-def _mark(event: Event, kind: str, text: str | None) -> dict[str, Any]:
+def _mark(event: HistoryEvent, kind: str, text: str | None) -> dict[str, Any]:
     """text: None where the version says all of it; a year has many publishes."""
     mark = {"at": round(event.seconds), "kind": kind, "version": event.version}
     return mark if text is None else mark | {"text": text}
 
 
-def _name(event: Event) -> str:
+def _name(event: HistoryEvent) -> str:
     return "a snapshot" if event.version is None else f"{event.version:06d}"
 
 
@@ -90,7 +90,7 @@ def _slices(last: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return sorted(({name: row.get(name) for name in names} for row in slices), key=lambda row: row["recall"] or 0)
 
 
-def _distributions(runs: Sequence[Event], events: Sequence[Event]) -> dict[str, Any] | None:
+def _distributions(runs: Sequence[HistoryEvent], events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
     """Scores and lengths of vectors of the newest run, beside the last run before it that nothing was said about."""
     if not runs:
         return None
@@ -100,7 +100,7 @@ def _distributions(runs: Sequence[Event], events: Sequence[Event]) -> dict[str, 
     return {"now": _shape(runs[-1]), "then": _shape(before[-1]) if before else None}
 
 
-def _shape(run: Event) -> dict[str, Any]:
+def _shape(run: HistoryEvent) -> dict[str, Any]:
     measures, sides = run.facts["measures"], run.facts["sides"]
     norms = {side: {n: rounded(facts["norms"].get(n)) for n in NORMS} for side, facts in sides.items()}
     return {
@@ -151,7 +151,7 @@ def _point(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"engine": point.get("engine"), "settings": point.get("settings") or {}}
 
 
-def _replay(out: Path, name: str, events: Sequence[Event]) -> dict[str, Any] | None:
+def _replay(out: Path, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
     """The last replay: stages with what came through offline and online.
 
     {"stages": [{"name", "offline", "online"}, ...], "requests": n, "hit_rate": {"offline", "online"}}, as the facts of

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nearcast.history.event_log import Event
+from nearcast.history.event_log import HistoryEvent
 from nearcast.monitoring.status import newest_runs
 
 __all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
@@ -38,7 +38,7 @@ def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
     return int(short) if short == int(short) and abs(short) < 1e15 else short
 
 
-def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
+def run_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
     """Columns over the runs, oldest first: `at` (seconds since 1970), and each number that some run has."""
     runs = newest_runs(events)
     numbers: dict[str, Number] = {name: _measure(name) for name in MEASURED}
@@ -60,7 +60,7 @@ def run_series(events: Sequence[Event]) -> dict[str, list[Any]]:
     return head | _columns([run.facts for run in runs], numbers)
 
 
-def pass_series(events: Sequence[Event]) -> dict[str, list[Any]]:
+def pass_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
     """Columns over the passes of the monitor that saw served lists, oldest first."""
     passes = [event for event in events if event.kind == "monitor" and event.facts.get("served")]
     numbers: dict[str, Number] = {name: _served(name) for name in SERVED}
@@ -69,7 +69,7 @@ def pass_series(events: Sequence[Event]) -> dict[str, list[Any]]:
     return head | _columns([event.facts for event in passes], numbers)
 
 
-def _longest_stages(runs: Sequence[Event]) -> list[str]:
+def _longest_stages(runs: Sequence[HistoryEvent]) -> list[str]:
     """The stages that took longest in the newest run: more lines than that cannot be told apart."""
     seconds = runs[-1].facts["seconds"] if runs else {}
     return sorted(seconds, key=lambda stage: -seconds[stage])[:MOST_STAGES]
@@ -83,7 +83,7 @@ def _columns(facts: Sequence[Mapping[str, Any]], numbers: Mapping[str, Number]) 
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
-def _depths(runs: Sequence[Event]) -> list[str]:
+def _depths(runs: Sequence[HistoryEvent]) -> list[str]:
     """Measures that come at depths of the lists, such as fill_rate_at_10, where a run has them."""
     names = dict.fromkeys(name for run in runs[-1:] for name in run.facts["measures"])
     return [name for name in names if name.startswith(("fill_rate_at_", "fill_at_"))]

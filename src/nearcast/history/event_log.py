@@ -18,7 +18,7 @@ from typing import Any
 from nearcast.errors import DamagedError
 from nearcast.files import refuse_link
 
-__all__ = ["FILE", "Event", "append", "newest", "read"]
+__all__ = ["FILE", "HistoryEvent", "append", "newest", "read"]
 
 FILE = "history.sqlite"
 FORMAT = 1
@@ -38,7 +38,7 @@ create index if not exists events_of_generator on events (generator, kind, numbe
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class HistoryEvent:
     """Something that happened to a generator. `seconds` since 1970; `facts` are plain data."""
 
     generator: str
@@ -87,7 +87,9 @@ def append(
     return None
 
 
-def read(out: Path, generator: str | None = None, kinds: Sequence[str] = (), last: int | None = None) -> list[Event]:
+def read(
+    out: Path, generator: str | None = None, kinds: Sequence[str] = (), last: int | None = None
+) -> list[HistoryEvent]:
     """The rows of a generator or of all, oldest first, of these kinds or of all; the last so many of them.
 
     None where there is no history. DamagedError where the file is no history that can be read.
@@ -107,7 +109,9 @@ def read(out: Path, generator: str | None = None, kinds: Sequence[str] = (), las
         with _open(path) as database:
             _check_format(database, path)
             rows = database.execute(f"{query} order by number desc limit ?", (*values, -1 if last is None else last))
-            found = [Event(name, kind, when, version, json.loads(facts)) for name, kind, when, version, facts in rows]
+            found = [
+                HistoryEvent(name, kind, when, version, json.loads(facts)) for name, kind, when, version, facts in rows
+            ]
     except (sqlite3.Error, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); move it away, and a new history begins") from error
     return found[::-1]

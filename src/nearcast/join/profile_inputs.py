@@ -21,7 +21,7 @@ from nearcast.eligibility import Rule, columns_of, compile_rules, request_time
 from nearcast.eligibility.rule_types import Kind, type_of_column
 from nearcast.join.compile_constraints import rules_of
 from nearcast.knn.eligible import eligible_pairs
-from nearcast.measure.profile import quantiles_of, shares_of
+from nearcast.measure.profile import compute_quantiles, compute_shares
 from nearcast.sources.ids import sample_rows_by_hash
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.sources.validate_rows import Report, TableReport
@@ -190,16 +190,16 @@ def _distribution(values: pa.Array) -> dict[str, Any]:
     """How values that are not empty are distributed."""
     kind = values.type
     if _is_list(kind):
-        lengths = {"lengths": quantiles_of(pc.list_value_length(values).to_numpy(zero_copy_only=False))}
+        lengths = {"lengths": compute_quantiles(pc.list_value_length(values).to_numpy(zero_copy_only=False))}
         flat = pc.list_slice(values, 0, LONGEST_LIST).flatten().drop_null()
         known = len(flat) and not pa.types.is_nested(flat.type)
         return lengths | (_distribution(flat) if known else {})
     if pa.types.is_boolean(kind) or _is_text(kind):
         return _frequent(values)
     if pa.types.is_duration(kind) or _kind(kind) == str(Kind.TIME):
-        return {"quantiles": quantiles_of(_microseconds(values))}
+        return {"quantiles": compute_quantiles(_microseconds(values))}
     if _kind(kind) == "number":
-        return {"quantiles": quantiles_of(_numbers(values))}
+        return {"quantiles": compute_quantiles(_numbers(values))}
     return {}
 
 
@@ -211,7 +211,7 @@ def _frequent(values: pa.Array) -> dict[str, Any]:
         texts = pc.utf8_slice_codeunits(values, 0, LONGEST_TEXT)
     counted = texts.value_counts()
     counts = dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
-    return {"distinct": len(counts), "values": shares_of(counts, len(values))}
+    return {"distinct": len(counts), "values": compute_shares(counts, len(values))}
 
 
 def _numbers(values: pa.Array) -> npt.NDArray[Any]:

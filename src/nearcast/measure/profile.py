@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Drift", "attribute_drift", "noise_of", "psi", "psi_of_share", "quantiles_of", "shares_of"]
+__all__ = [
+    "ColumnDrift",
+    "compare_columns",
+    "compute_quantiles",
+    "compute_shares",
+    "estimate_noise",
+    "psi",
+    "share_psi",
+]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -37,7 +45,7 @@ LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class ColumnDrift:
     """How far a column's values have moved."""
 
     psi: float
@@ -45,7 +53,7 @@ class Drift:
     what: str  # the largest difference in words, such as: median 12.99 -> 0.1299
 
 
-def quantiles_of(values: npt.NDArray[Any]) -> list[float] | list[int]:
+def compute_quantiles(values: npt.NDArray[Any]) -> list[float] | list[int]:
     """201 quantiles of the values (n,), which hold no NaN; fewer rows repeat. Floats keep six digits."""
     places = np.ceil(np.linspace(0, 1, QUANTILES) * len(values)).astype(np.int64) - 1
     ordered = np.sort(values)[np.maximum(places, 0)]
@@ -54,7 +62,7 @@ def quantiles_of(values: npt.NDArray[Any]) -> list[float] | list[int]:
     return [float(f"{value:.6g}") for value in np.clip(ordered, -LARGEST, LARGEST)]
 
 
-def shares_of(counts: Mapping[str, int], total: int) -> dict[str, float]:
+def compute_shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
     """The share of the most frequent values, the most frequent first; equal ones in the order of their text."""
     frequent = [pair for pair in counts.items() if pair[1] >= LEAST_SHARE * total]
     most = sorted(frequent, key=lambda pair: (-pair[1], pair[0]))[:KEPT_VALUES]
@@ -67,12 +75,12 @@ def psi(then: Float64Array, now: Float64Array) -> float:
     return float(((after - before) * np.log(after / before)).sum())
 
 
-def psi_of_share(then: float, now: float) -> float:
+def share_psi(then: float, now: float) -> float:
     """PSI of a share and of what it leaves."""
     return psi(np.array([then, 1 - then]), np.array([now, 1 - now]))
 
 
-def noise_of(bins: int, then: int, now: int) -> float:
+def estimate_noise(bins: int, then: int, now: int) -> float:
     """PSI that two samples of one distribution, of these sizes, hardly ever exceed: four deviations.
 
     PSI is about (1 / then + 1 / now) times a chi-square with bins - 1 degrees of freedom.
@@ -82,7 +90,9 @@ def noise_of(bins: int, then: int, now: int) -> float:
     return deviations * (1 / max(1, then) + 1 / max(1, now))
 
 
-def attribute_drift(then: Mapping[str, Any], now: Mapping[str, Any], *, elapsed_seconds: float = 0.0) -> Drift | None:
+def compare_columns(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, elapsed_seconds: float = 0.0
+) -> ColumnDrift | None:
     """Compare two profiles of a column, as `join.profiling` makes them; None where there is nothing to compare.
 
     elapsed_seconds: between the two runs. Times may have moved on by that and 40 days, all by the same: what is
@@ -98,7 +108,7 @@ def attribute_drift(then: Mapping[str, Any], now: Mapping[str, Any], *, elapsed_
     return max(found, key=lambda drift: drift.psi - drift.noise, default=None)
 
 
-def _drift_of(part: str, then: Mapping[str, Any], now: Mapping[str, Any], elapsed_seconds: float) -> Drift:
+def _drift_of(part: str, then: Mapping[str, Any], now: Mapping[str, Any], elapsed_seconds: float) -> ColumnDrift:
     counts = int(then["count"]), int(now["count"])
     if part == "values":
         return _value_drift(then["values"], now["values"], counts)
@@ -109,7 +119,7 @@ def _drift_of(part: str, then: Mapping[str, Any], now: Mapping[str, Any], elapse
     medians = [_written(side[MEDIAN], of_times) for side in (old, new)]
     if medians[0] == medians[1]:
         what, medians = f"{what} {medians[0]}, 90th percentile", [_written(side[180], of_times) for side in (old, new)]
-    return Drift(value, noise_of(bins, *counts), f"{what} {medians[0]} -> {medians[1]}")
+    return ColumnDrift(value, estimate_noise(bins, *counts), f"{what} {medians[0]} -> {medians[1]}")
 
 
 def _alignments(
@@ -154,17 +164,17 @@ def _bin_shares(values: npt.NDArray[Any], edges: npt.NDArray[Any], own_bin: npt.
     return found
 
 
-def _value_drift(then: Mapping[str, float], now: Mapping[str, float], counts: tuple[int, int]) -> Drift:
+def _value_drift(then: Mapping[str, float], now: Mapping[str, float], counts: tuple[int, int]) -> ColumnDrift:
     names = [name for name in sorted({*then, *now}) if max(then.get(name, 0.0), now.get(name, 0.0)) >= OWN_BIN]
     old, new = (np.array([side.get(name, 0.0) for name in names]) for side in (then, now))
     shares = [np.append(side, max(0.0, 1.0 - side.sum())) for side in (old, new)]
     value = psi(shares[0], shares[1])
     if not names:
-        return Drift(value, noise_of(1, *counts), "no value is frequent")
+        return ColumnDrift(value, estimate_noise(1, *counts), "no value is frequent")
     before, after = np.maximum(old, EMPTY_BIN), np.maximum(new, EMPTY_BIN)
     most = int(np.argmax((after - before) * np.log(after / before)))
     what = f"{names[most]!r} {old[most]:.1%} -> {new[most]:.1%}"
-    return Drift(value, noise_of(len(names) + 1, *counts), what)
+    return ColumnDrift(value, estimate_noise(len(names) + 1, *counts), what)
 
 
 def _written(value: Any, of_times: bool) -> str:

@@ -32,7 +32,7 @@ from nearcast.measure.truth_folders import (
     prune,
     write_lists,
 )
-from nearcast.sources.changes import Changes, changes_between, row_hashes
+from nearcast.sources.changes import TableChanges, compare_tables, hash_rows
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Neighbors, PartOfVectors, Progress, Vectors
@@ -124,7 +124,7 @@ def _sample_queries(
         "types": [str(kind) for kind in (queries.vectors.dtype, items.vectors.dtype, queries.ids.type, items.ids.type)],
         "nearcast": [__version__, FORMAT],
     }
-    ids, hashes = queries.ids.take(pa.array(rows)), row_hashes(vectors)
+    ids, hashes = queries.ids.take(pa.array(rows)), hash_rows(vectors)
     resolved = resolve_request(request, inputs, rows)
     return _TruthSample(items, vectors, ids, hashes, resolved, decides, resources, progress)
 
@@ -191,17 +191,17 @@ def _find_nearest(home: Path, sample: _TruthSample, note: Note) -> tuple[CachedL
 
 def _find_changes(
     home: Path, cached: CachedLists, sample: _TruthSample, listed: IntArray, edges: IntArray, note: Note
-) -> Changes | None:
+) -> TableChanges | None:
     """Return what changed about the listed items and the edges; None if a join with all items costs no more."""
     if cached.facts["items"] == sample.items.folder.name:
-        return Changes(listed, edges, np.empty(0, np.int64))
+        return TableChanges(listed, edges, np.empty(0, np.int64))
     old = open_state(home / cached.state, note)
     if old is None:
         return None
     new = open_state(ensure_state(home, sample.items, note), note)
     assert new is not None
     most = min(int(FRESH_SHARE * len(new.ids)), sample.resources.memory_bytes // FRESH_BYTES)
-    return changes_between(old, new, listed, edges, most=most)
+    return compare_tables(old, new, listed, edges, most=most)
 
 
 def _search_sorted(values: IntArray, ordered: IntArray) -> IntArray:

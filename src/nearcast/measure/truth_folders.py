@@ -21,7 +21,7 @@ import pyarrow as pa
 from nearcast.errors import DamagedError
 from nearcast.files import MANIFEST, fingerprint, finish, fresh_folder, is_done, read_manifest, verify
 from nearcast.knn.update_lists import KnownLists
-from nearcast.sources.changes import HASH_BYTES, State, hash_blocks
+from nearcast.sources.changes import HASH_BYTES, TableState, iterate_hashes
 from nearcast.sources.ids import read_ids, write_ids
 from nearcast.sources.ingest import IngestedTable
 from nearcast.types import FileVectors, Neighbors
@@ -110,17 +110,17 @@ def ensure_state(home: Path, items: IngestedTable, note: Note) -> Path:
         header = {"descr": "|u1", "fortran_order": False, "shape": (items.vectors.n, HASH_BYTES)}
         with (folder / "hashes.npy").open("wb") as out:
             np.lib.format.write_array_header_1_0(out, header)
-            for block in hash_blocks(items.vectors):
+            for block in iterate_hashes(items.vectors):
                 block.tofile(out)
         finish(folder, {"decided_by": facts})
     return folder
 
 
-def open_state(folder: Path, note: Note) -> State | None:
+def open_state(folder: Path, note: Note) -> TableState | None:
     """Return the state in a folder, mapped; None if there is none, or if it was damaged and removed."""
     if _verify_folder(folder, "state", note) is None:
         return None
-    return State(read_ids(folder / "ids.arrow"), FileVectors.open(folder / "hashes.npy"))
+    return TableState(read_ids(folder / "ids.arrow"), FileVectors.open(folder / "hashes.npy"))
 
 
 def prune(home: Path) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.figures import COLOURS, new_figure, save
-from nearcast.history.event_log import Event
+from nearcast.history.event_log import HistoryEvent
 
 __all__ = ["draw_history"]
 
 LEGEND = "times are UTC · green: published · dotted orange: rolled back · orange: stopped by its audit · ▼: an alert"
 
-Number = Callable[[Event], float | None]
+Number = Callable[[HistoryEvent], float | None]
 
 
-def draw_history(events: Sequence[Event], path: Path) -> None:
+def draw_history(events: Sequence[HistoryEvent], path: Path) -> None:
     """Draw these events of one generator, oldest first, into an SVG, PNG or PDF file. Times are UTC."""
     runs = [event for event in events if event.kind == "run"]
     passes = [event for event in events if event.kind == "monitor" and event.facts.get("served")]
@@ -60,11 +60,11 @@ VECTORS = {name: _measure(name) for name in ("items_drift", "queries_drift", "it
 SERVED = {"gone": _served("dead"), "missed": _served("misses"), "fallbacks": _served("fallbacks")}
 
 
-def _when(event: Event) -> datetime:
+def _when(event: HistoryEvent) -> datetime:
     return datetime.fromtimestamp(event.seconds, UTC)
 
 
-def _recall(axes: Any, runs: Sequence[Event], passes: Sequence[Event]) -> None:
+def _recall(axes: Any, runs: Sequence[HistoryEvent], passes: Sequence[HistoryEvent]) -> None:
     if runs:
         times = [_when(event) for event in runs]
         low, high = ([event.facts["measures"][f"recall_{end}"] for event in runs] for end in ("low", "high"))
@@ -77,19 +77,19 @@ def _recall(axes: Any, runs: Sequence[Event], passes: Sequence[Event]) -> None:
     _line(axes, passes, _served("recall"), COLOURS[1], "of what is served, today")
 
 
-def _lines(axes: Any, events: Sequence[Event], numbers: dict[str, Number]) -> None:
+def _lines(axes: Any, events: Sequence[HistoryEvent], numbers: dict[str, Number]) -> None:
     for colour, (name, number) in zip(COLOURS, numbers.items(), strict=False):
         _line(axes, events, number, colour, name)
 
 
-def _line(axes: Any, events: Sequence[Event], number: Number, colour: str, label: str) -> None:
+def _line(axes: Any, events: Sequence[HistoryEvent], number: Number, colour: str, label: str) -> None:
     points = [(_when(event), number(event)) for event in events]
     known = [(when, value) for when, value in points if value is not None]
     if known:
         axes.plot(*zip(*known, strict=True), "o-", ms=3, color=colour, label=label.replace("_", " "))
 
 
-def _mark(axes: Any, events: Sequence[Event]) -> None:
+def _mark(axes: Any, events: Sequence[HistoryEvent]) -> None:
     """Publishes, rollbacks, failed audits and passes with alerts as lines: what happened then is in the history."""
     for event in events:
         failed = event.facts.get("outcome") == "audit_failed"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
-from nearcast.history.event_log import Event, append, read
+from nearcast.history.event_log import HistoryEvent, append, read
 from nearcast.history.record import record_runs
 from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
@@ -19,8 +19,8 @@ from nearcast.monitoring.expected_range import FEWEST
 from nearcast.monitoring.root_causes import causes_first
 from nearcast.monitoring.staleness import Served, check_served, look_at_served
 from nearcast.monitoring.status import (
+    find_live_version,
     judge_runs,
-    live_of,
     lost_from,
     newest_runs,
     runs_before,
@@ -134,8 +134,8 @@ def watch(
         failure=failure,
         store=store.url if served is not None and store is not None else None,
     )
-    seen = [*events, Event(generator, "monitor", time.time(), version, watched.as_dict())]
-    live = live_of(seen)
+    seen = [*events, HistoryEvent(generator, "monitor", time.time(), version, watched.as_dict())]
+    live = find_live_version(seen)
     back = f"{live.version:06d}" if live is not None and live.rolled_back else ""
     watched = replace(watched, users_get=f"{what_users_get(seen)} {what_became(seen)}".strip(), rolled_back=back)
     trouble = append(out, generator, "monitor", version if served is None else served.version, watched.as_dict())
@@ -155,7 +155,7 @@ def _look(run: RunContext, store: Store, samples: Path, generator: str, listener
     return look_at_served(run, store, samples)
 
 
-def _with_reason(alert: Alert, events: Sequence[Event]) -> Alert:
+def _with_reason(alert: Alert, events: Sequence[HistoryEvent]) -> Alert:
     """An old snapshot with why nothing newer is served."""
     why = why_old(events) if alert.check == "age" else ""
     return replace(alert, text=f"{alert.text}: {why}") if why else alert

@@ -12,8 +12,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from nearcast.history.event_log import Event
-from nearcast.history.publish_events import Live, live_of, refused, refused_versions, rejected_versions
+from nearcast.history.event_log import HistoryEvent
+from nearcast.history.publish_events import (
+    LiveVersion,
+    find_live_version,
+    find_refused_versions,
+    find_rejected_versions,
+    is_refused,
+)
 from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.alert_text import LEVELS, TROUBLES, Level, count_title
 from nearcast.monitoring.checks import USUAL_RUNS, check_runs
@@ -21,11 +27,11 @@ from nearcast.monitoring.expected_range import FEWEST
 from nearcast.monitoring.root_causes import causes_first, refusal_first
 
 __all__ = [
-    "Live",
+    "LiveVersion",
     "State",
     "Trouble",
+    "find_live_version",
     "judge_runs",
-    "live_of",
     "lost_from",
     "newest_runs",
     "runs_before",
@@ -89,11 +95,11 @@ class State:
         return asdict(self)
 
 
-def state_of(events: Sequence[Event]) -> State:
+def state_of(events: Sequence[HistoryEvent]) -> State:
     """How the generator of these events, oldest first, stands after the last of them."""
     runs = newest_runs(events)
     passes = [event for event in events if event.kind == "monitor"]
-    live = live_of(events)
+    live = find_live_version(events)
     unwatched = bool(runs) and not _has_seen(passes, runs[-1], events)
     troubles = [*_alerts(events, runs, passes, unwatched), *_promise(runs), *_audits(events), *_rollback(live)]
     troubles = sorted(_each_once(troubles), key=lambda trouble: ORDER.index(trouble.level))
@@ -107,7 +113,7 @@ def state_of(events: Sequence[Event]) -> State:
     return State(level, LEVELS[level], tuple(troubles), *sentences, looked, unwatched, watched, sees)
 
 
-def judge_runs(events: Sequence[Event]) -> list[Alert]:
+def judge_runs(events: Sequence[HistoryEvent]) -> list[Alert]:
     """Judge the newest run of these events by the runs before it, and by what the audit has made of it.
 
     Runs that the audit has refused, or that were rolled back from, are no measure of what is usual.
@@ -115,14 +121,14 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     runs = newest_runs(events)
     if not runs:
         return []
-    rejected, newest = rejected_versions(events), runs[-1]
+    rejected, newest = find_rejected_versions(events), runs[-1]
     before = runs_before(events)[-2 * USUAL_RUNS :]
     against = (newest.facts.get("compared_with") or {}).get("version")
     against = against if against is not None else runs[-2].version if len(runs) > 1 else None
     served = _served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
     alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
-    stopped = refused_versions(events).get(newest.version or 0)
+    stopped = find_refused_versions(events).get(newest.version or 0)
     if stopped is None:
         return list(alerts)
     refusal = _refusal(events, stopped)
@@ -130,9 +136,9 @@ def judge_runs(events: Sequence[Event]) -> list[Alert]:
     return refusal_first(alerts, refusal) if of_inputs else [*alerts, refusal]
 
 
-def lost_from(store: str, events: Sequence[Event]) -> Iterator[Alert]:
+def lost_from(store: str, events: Sequence[HistoryEvent]) -> Iterator[Alert]:
     """An alert where a store holds nothing, and the history says that a version was published. store: its URL."""
-    moves = [event for event in events if event.kind in ("publish", "rollback") and not refused(event)]
+    moves = [event for event in events if event.kind in ("publish", "rollback") and not is_refused(event)]
     if not moves or moves[-1].version is None:
         return
     name, where = f"{moves[-1].version:06d}", moves[-1].facts.get("store")
@@ -144,27 +150,27 @@ def lost_from(store: str, events: Sequence[Event]) -> Iterator[Alert]:
         yield Alert("unreachable", text, None, None, None)
 
 
-def runs_before(events: Sequence[Event]) -> list[Event]:
+def runs_before(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
     """Return the runs that the newest is compared with: those that were not refused or rolled back from."""
-    rejected = rejected_versions(events)
+    rejected = find_rejected_versions(events)
     return [event for event in newest_runs(events)[:-1] if event.version not in rejected]
 
 
-def _served_facts(events: Sequence[Event]) -> Mapping[str, Any] | None:
+def _served_facts(events: Sequence[HistoryEvent]) -> Mapping[str, Any] | None:
     """The facts of the run that is served; None where it is not in the history."""
-    live = live_of(events)
+    live = find_live_version(events)
     return next((run.facts for run in newest_runs(events) if live is not None and run.version == live.version), None)
 
 
-def newest_runs(events: Sequence[Event]) -> list[Event]:
+def newest_runs(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
     """The runs in the order of their versions; of a version that was made twice the later one."""
     by_version = {event.version: event for event in events if event.kind == "run"}
     return sorted(by_version.values(), key=lambda event: event.version or 0)
 
 
-def what_users_get(events: Sequence[Event]) -> str:
+def what_users_get(events: Sequence[HistoryEvent]) -> str:
     """Return a sentence on what users get: the newest lists, or those of before."""
-    runs, live = newest_runs(events), live_of(events)
+    runs, live = newest_runs(events), find_live_version(events)
     if live is None:
         return "Nothing is published." if runs else "Nothing has run yet."
     if _is_lost(events):
@@ -178,7 +184,7 @@ def what_users_get(events: Sequence[Event]) -> str:
     return f"Users get {newest}snapshot {live.version:06d}{of}."
 
 
-def _is_lost(events: Sequence[Event]) -> bool:
+def _is_lost(events: Sequence[HistoryEvent]) -> bool:
     """Whether the last pass found nothing in the store, and nothing was published since."""
     passes = [event for event in events if event.kind == "monitor"]
     if not passes or not _is_current(passes[-1], events):
@@ -186,10 +192,10 @@ def _is_lost(events: Sequence[Event]) -> bool:
     return any(alert.get("title") == LOST for alert in passes[-1].facts["alerts"])
 
 
-def what_became(events: Sequence[Event]) -> str:
+def what_became(events: Sequence[HistoryEvent]) -> str:
     """Return why runs that are newer than what is served are not published: refused, rolled back from; "" for none."""
-    live = live_of(events)
-    stopped, rejected = refused_versions(events), rejected_versions(events)
+    live = find_live_version(events)
+    stopped, rejected = find_refused_versions(events), find_rejected_versions(events)
     newer = [run.version for run in newest_runs(events) if run.version and (live is None or run.version > live.version)]
     parts = [
         f"The audit refused {version:06d}: {', '.join(finding['rule'] for finding in _failed(stopped[version]))}."
@@ -204,28 +210,28 @@ def what_became(events: Sequence[Event]) -> str:
     return " ".join(parts[-3:])
 
 
-def _since_when(live: Live) -> str:
+def _since_when(live: LiveVersion) -> str:
     if live.only_seen:
         return f"was found in the store on {_moment(live.since)}, published from elsewhere"
     return f"is served since {_moment(live.since)}"
 
 
-def why_old(events: Sequence[Event]) -> str:
+def why_old(events: Sequence[HistoryEvent]) -> str:
     """Return why nothing newer is served, as the history has it; "" where it does not know."""
-    runs, live = newest_runs(events), live_of(events)
+    runs, live = newest_runs(events), find_live_version(events)
     if live is None or not runs:
         return ""
     newest = runs[-1].version or 0
     if newest <= live.version:
         return "no run has finished since"
-    if newest in refused_versions(events):
+    if newest in find_refused_versions(events):
         return f"the audit refused {newest:06d}"
-    if newest in rejected_versions(events):
+    if newest in find_rejected_versions(events):
         return f"{newest:06d} was rolled back from"
     return f"{newest:06d} was made since, and is not published"
 
 
-def _has_seen(passes: Sequence[Event], newest: Event, events: Sequence[Event]) -> bool:
+def _has_seen(passes: Sequence[HistoryEvent], newest: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:
     """Whether the last pass looked at the newest run. By the order of events, since clocks go backwards."""
     if not passes or passes[-1].facts.get("version") != newest.version:
         return False
@@ -233,14 +239,14 @@ def _has_seen(passes: Sequence[Event], newest: Event, events: Sequence[Event]) -
     return places[id(passes[-1])] > places[id(newest)]
 
 
-def _sees_served(passes: Sequence[Event], live: Live | None) -> bool:
+def _sees_served(passes: Sequence[HistoryEvent], live: LiveVersion | None) -> bool:
     """Whether the last pass looked at what is served now."""
     served = passes[-1].facts.get("served") if passes else None
     return bool(served is not None and (live is None or served.get("version", live.version) == live.version))
 
 
 def _alerts(
-    events: Sequence[Event], runs: Sequence[Event], passes: Sequence[Event], unwatched: bool
+    events: Sequence[HistoryEvent], runs: Sequence[HistoryEvent], passes: Sequence[HistoryEvent], unwatched: bool
 ) -> Iterator[Trouble]:
     """What is wrong with the newest run, and what the last pass has found of what is served."""
     said: list[Mapping[str, Any]] = list(passes[-1].facts["alerts"]) if passes else []
@@ -267,19 +273,19 @@ def _alerts(
         )
 
 
-def _is_current(last: Event, events: Sequence[Event]) -> bool:
+def _is_current(last: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:
     """Whether nothing was published or rolled back since this pass."""
     for event in reversed(events):
         if event is last:
             return True
-        if event.kind == "rollback" or (event.kind == "publish" and not refused(event)):
+        if event.kind == "rollback" or (event.kind == "publish" and not is_refused(event)):
             return False
     return True
 
 
-def _since(check: str, runs: Sequence[Event], passes: Sequence[Event]) -> Event:
+def _since(check: str, runs: Sequence[HistoryEvent], passes: Sequence[HistoryEvent]) -> HistoryEvent:
     """The run, or the pass over what is served, that an unbroken row of findings of this check began with."""
-    first: Event | None = None
+    first: HistoryEvent | None = None
     for earlier in reversed(passes):
         if check not in {str(other["check"]) for other in earlier.facts["alerts"]}:
             break
@@ -303,7 +309,7 @@ def _title(alert: Mapping[str, Any], title: str) -> str:
     return title.replace("jumped", "fell" if found < usual else "rose")
 
 
-def _first_below(runs: Sequence[Event]) -> Event | None:
+def _first_below(runs: Sequence[HistoryEvent]) -> HistoryEvent | None:
     """The first of the newest runs that are all below their recall target."""
     first = None
     for run in reversed(runs):
@@ -313,7 +319,7 @@ def _first_below(runs: Sequence[Event]) -> Event | None:
     return first
 
 
-def _promise(runs: Sequence[Event]) -> Iterator[Trouble]:
+def _promise(runs: Sequence[HistoryEvent]) -> Iterator[Trouble]:
     """The newest runs below their recall target."""
     first = _first_below(runs)
     if first is not None:
@@ -325,41 +331,41 @@ def _promise(runs: Sequence[Event]) -> Iterator[Trouble]:
         yield Trouble("recall", title, text, words.effect, words.level, *began, evidence=words.evidence)
 
 
-def _audits(events: Sequence[Event]) -> Iterator[Trouble]:
+def _audits(events: Sequence[HistoryEvent]) -> Iterator[Trouble]:
     """Publishes that the audit has stopped, since the last one that it has not."""
-    stopped: list[Event] = []
+    stopped: list[HistoryEvent] = []
     for event in reversed(events):
         if event.kind in ("publish", "rollback"):
-            if not refused(event):
+            if not is_refused(event):
                 break
             stopped.append(event)
     if stopped and stopped[0].facts.get("findings"):
         words, first = TROUBLES["audit"], stopped[-1]
         title, text, measure = _refused_by(stopped[0], _served_facts(events))
-        effect = words.effect if live_of(events) is not None else "Nothing is published: users get nothing."
+        effect = words.effect if find_live_version(events) is not None else "Nothing is published: users get nothing."
         yield Trouble(
             "audit", title, text, effect, words.level, first.seconds, first.version, evidence=measure or words.evidence
         )
 
 
-def _refusal(events: Sequence[Event], stopped: Event) -> Alert:
+def _refusal(events: Sequence[HistoryEvent], stopped: HistoryEvent) -> Alert:
     """An alert on a publish that the audit has stopped."""
     title, text, _ = _refused_by(stopped, _served_facts(events))
-    live = live_of(events)
+    live = find_live_version(events)
     effect = TROUBLES["audit"].effect if live is not None else "Nothing is published: users get nothing."
     since = "nothing is published" if live is None else f"{live.version:06d} {_since_when(live)}"
     found = next(iter(_failed(stopped)), {})
     return Alert("audit", f"{text}; {since}", found.get("found"), found.get("bound"), None, title=title, effect=effect)
 
 
-def _failed(event: Event) -> list[Mapping[str, Any]]:
+def _failed(event: HistoryEvent) -> list[Mapping[str, Any]]:
     """The rules that a publish has failed, those that name a cause first."""
     failed = [finding for finding in event.facts.get("findings") or () if not finding["passed"]]
     order = {rule: place for place, rule in enumerate(CAUSES)}
     return sorted(failed, key=lambda finding: order.get(finding["rule"], len(order)))
 
 
-def _refused_by(event: Event, served: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
+def _refused_by(event: HistoryEvent, served: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
     """Title, text and measure of a publish that the audit has stopped."""
     failed = _failed(event)
     name = "a snapshot" if event.version is None else f"{event.version:06d}"
@@ -384,7 +390,7 @@ def _cause(finding: Mapping[str, Any], served: Mapping[str, Any] | None) -> str:
     return text[: min((place for end in ENDS if (place := text.find(end)) > 0), default=len(text))]
 
 
-def _rollback(live: Live | None) -> Iterator[Trouble]:
+def _rollback(live: LiveVersion | None) -> Iterator[Trouble]:
     if live is not None and live.rolled_back:
         words = TROUBLES["rollback"]
         left = "" if live.left is None else f" in the place of {live.left:06d}"
@@ -402,7 +408,11 @@ def _each_once(troubles: Sequence[Trouble]) -> list[Trouble]:
 
 
 def _watched(
-    events: Sequence[Event], runs: Sequence[Event], passes: Sequence[Event], live: Live | None, unwatched: bool
+    events: Sequence[HistoryEvent],
+    runs: Sequence[HistoryEvent],
+    passes: Sequence[HistoryEvent],
+    live: LiveVersion | None,
+    unwatched: bool,
 ) -> str:
     """Return a sentence on what the monitor has looked at."""
     if not passes:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nearcast.measure.profile import attribute_drift, noise_of, psi_of_share
+from nearcast.measure.profile import compare_columns, estimate_noise, share_psi
 from nearcast.publishing.audit_values import NOTHING_CURRENT, AuditFigures, AuditRule, CurrentInputs, Finding
 from nearcast.spec import AuditSpec
 
@@ -171,7 +171,7 @@ def _check_distribution(figures: AuditFigures, settings: AuditSpec) -> Finding:
     faults: list[str] = []
     worst: float | None = None
     for what, then, now in _iterate_columns(figures, settings):
-        drift = attribute_drift(then, now, elapsed_seconds=elapsed)
+        drift = compare_columns(then, now, elapsed_seconds=elapsed)
         if drift is None:
             continue
         worst = max(worst or 0.0, drift.psi)
@@ -219,9 +219,9 @@ def _check_pairs_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
         then = then_rules.get(name)
         if then is None or then.get("keep") != now["keep"]:  # the rule itself was changed
             continue
-        value, sizes = psi_of_share(then["pairs_kept"], now["pairs_kept"]), _sample_sizes(then, now)
+        value, sizes = share_psi(then["pairs_kept"], now["pairs_kept"]), _sample_sizes(then, now)
         worst = max(worst or 0.0, value)
-        if _differs(then, now, value, bound + noise_of(2, *sizes)):
+        if _differs(then, now, value, bound + estimate_noise(2, *sizes)):
             faults.append(
                 f"rule {name} keeps {then['pairs_kept']:.2%} -> {now['pairs_kept']:.2%} of the pairs (PSI {value:.2f}, "
                 f"and at most {bound:g} is allowed); look at the columns that it names"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from nearcast.sources.ids import positions_of
 from nearcast.types import AnyArray, IntArray, Vectors
 
-__all__ = ["HASH_BYTES", "Changes", "State", "changes_between", "hash_blocks", "row_hashes"]
+__all__ = ["HASH_BYTES", "TableChanges", "TableState", "compare_tables", "hash_rows", "iterate_hashes"]
 
 HASH_BYTES = 16
 BLOCK_IDS = 1 << 16  # ids compared at a time: a few megabytes
@@ -29,7 +29,7 @@ Hashes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TableState:
     """One side at some time."""
 
     ids: pa.Array  # (n,) sorted
@@ -37,7 +37,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class TableChanges:
     """What became of the old state's rows, as far as was asked, and which rows of the new state are new."""
 
     now: IntArray  # (asked,) where an old position is now; -1 where its id is gone, or has another vector
@@ -45,21 +45,23 @@ class Changes:
     fresh: IntArray  # ascending positions now whose id is new, or has another vector
 
 
-def row_hashes(vectors: AnyArray) -> Hashes:
+def hash_rows(vectors: AnyArray) -> Hashes:
     """(n, HASH_BYTES) a hash of each row's bytes. About a microsecond a row."""
     rows = np.ascontiguousarray(vectors)
     joined = b"".join([hashlib.blake2b(row, digest_size=HASH_BYTES).digest() for row in rows])
     return np.frombuffer(joined, np.uint8).reshape(len(rows), HASH_BYTES)
 
 
-def hash_blocks(vectors: Vectors) -> Iterator[Hashes]:
+def iterate_hashes(vectors: Vectors) -> Iterator[Hashes]:
     """The hashes of all vectors, block after block."""
     rows = max(1, BLOCK_BYTES // (max(1, vectors.dim) * vectors.dtype.itemsize))
     for start in range(0, vectors.n, rows):
-        yield row_hashes(vectors.read(start, min(vectors.n, start + rows)))
+        yield hash_rows(vectors.read(start, min(vectors.n, start + rows)))
 
 
-def changes_between(old: State, new: State, asked: IntArray, edges: IntArray, *, most: int) -> Changes | None:
+def compare_tables(
+    old: TableState, new: TableState, asked: IntArray, edges: IntArray, *, most: int
+) -> TableChanges | None:
     """Compare two states of a side whose ids are of one type.
 
     asked, edges: ascending old positions without repetitions; an edge may be the old n, one past the end, before which
@@ -85,7 +87,7 @@ def changes_between(old: State, new: State, asked: IntArray, edges: IntArray, *,
         found += len(fresh[-1])
         if found > most:
             return None
-    return Changes(now, before, np.concatenate(fresh) if fresh else np.empty(0, np.int64))
+    return TableChanges(now, before, np.concatenate(fresh) if fresh else np.empty(0, np.int64))
 
 
 def _aligned(old: pa.Array, new: pa.Array) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
