@@ -220,13 +220,13 @@ def test_lists_of_many_values_keep_what_the_judge_keeps():
 
 
 def test_many_rules_nest_no_deeper_than_the_native_evaluation_can_go():
-    from nearcast.kernels.rule_blocks import DEEPEST, depth_of
+    from nearcast.kernels.rule_blocks import MAX_DEPTH, depth_of
 
     texts = [f"item.a != query.a + {number}" for number in range(80)]
     sides = {"query": {"a": [1, 5]}, "item": {"a": [1, 3]}}
     queries, items = (pa.table({"id": [0, 1], **sides[side]}) for side in ("query", "item"))
     compiled = compile_rules(rules_of(*texts), queries, items)
-    assert depth_of(compiled.tree) < DEEPEST
+    assert depth_of(compiled.tree) < MAX_DEPTH
     assert (eligible_pairs(compiled) == judged(rules_of(*texts), queries, items)).all()
 
 

@@ -1,11 +1,11 @@
-"""Cells: k-means over items, with the join's own scan doing the assignment.
+"""k-means cells of the items; the join's own scan assigns items to centres.
 
-A cell should hold items that the same queries want. Where a sample of queries is known and the score is an inner
-product, distances between items are therefore weighted by where queries point: |x - c|^2 becomes (x - c)' W (x - c)
-with W the square root of the queries' second moments. On two-catalogue data that saves a quarter of the cells' work.
+A cell should hold neighbors of the same queries. With a sample of the queries and an inner product as score, distances
+between items are therefore weighted by the queries' directions: |x - c|^2 becomes (x - c)' W (x - c), with W the square
+root of the queries' second moments. On data with two catalogues this saves a quarter of the scanned items.
 
-The weighted distance is itself an inner product plus an offset, x.(W c) - c'W c / 2, so items need no transformation.
-Arrays in, arrays out; the outcome depends on the seed and not on threads or instruction set.
+The weighted distance is an inner product plus an offset, x.(W c) - c'W c / 2, so items need no transformation. Arrays
+in, arrays out. The result depends on the seed, not on threads or instruction set.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from nearcast.knn.scores import norms
 
 ROWS_PER_CELL = 16  # of the training sample; 40 gave cells that are 2% better at three times the cost
 ROUNDS = 5
-GROUP_PROBES = 8  # groups of centres that a row meets; the nearest centre is missed for 1% of rows
-DIRECT_CELLS = 256  # so few centres are scanned whole
-WEIGHT_BITS = 16  # rounds off what linear algebra libraries disagree on
+GROUP_PROBES = 8  # groups of centres probed per row; the nearest centre is missed for 1% of rows
+DIRECT_CELLS = 256  # up to so many centres are scanned without groups
+WEIGHT_BITS = 16  # rounds away the differences of linear algebra libraries
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Vectors as k-means sees them: as given, rounded, and how to widen them."""
+class TrainingRows:
+    """Vectors for k-means: full vectors, their codes, and the rotation of the codes."""
 
     vectors: np.ndarray
     codes: Codes  # on the common levels
     rotation: Rotation
 
-    def take(self, rows: np.ndarray) -> Rows:
-        """Some of the rows."""
+    def take(self, rows: np.ndarray) -> TrainingRows:
+        """Return some of the rows."""
         c = self.codes
-        return Rows(
+        return TrainingRows(
             self.vectors[rows], Codes(c.codes[rows], c.scales[rows], c.residuals[rows], c.norms[rows]), self.rotation
         )
 
-    def wide(self) -> np.ndarray:
-        """float64, normalised and centred like the codes."""
+    def widen(self) -> np.ndarray:
+        """Return the vectors as float64, normalised and centred like the codes."""
         wide = self.vectors.astype(np.float64)
         if self.rotation.normalise:
             lengths = norms(self.vectors)
@@ -50,8 +50,8 @@ class Rows:
         return wide - self.rotation.centre if self.rotation.centre is not None else wide
 
 
-def query_weight(queries: np.ndarray) -> np.ndarray | None:
-    """W: the square root of the queries' second moments, with trace d, rounded to a grid; None if all are zero."""
+def make_query_weight(queries: np.ndarray) -> np.ndarray | None:
+    """Return W, the square root of the queries' second moments, with trace d, rounded; None if all are zero."""
     wide = queries.astype(np.float64)
     lengths = np.sqrt((wide * wide).sum(axis=1))
     if not lengths.any():
@@ -64,8 +64,8 @@ def query_weight(queries: np.ndarray) -> np.ndarray | None:
     return np.rint(weight / step) * step
 
 
-def weighted(centres: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """centres @ weight, the same on every machine: rounded to 20 bits, so that all sums are exact in any order."""
+def apply_weight(centres: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return centres @ weight, equal on every machine: rounded to 20 bits, so that sums are exact in any order."""
     if weight is None or not centres.size:
         return centres
     step = 2.0 ** (np.ceil(np.log2(max(np.abs(centres).max(), 1e-300))) - 20)
@@ -82,7 +82,7 @@ def pack_centres(
     *,
     keep_order: bool,
 ) -> PackedItems:
-    """Centres as items of a scan, one block per group; keep_order leaves them in the order given (one group)."""
+    """Pack centres as items of a scan, one block per group. keep_order keeps their order (with one group)."""
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
     codes = quantize.round_vectors(centres.astype(np.float32), plain, quantize.ITEM_LEVELS, isa, 1)
     by = np.zeros(len(centres)) if keep_order else codes.residuals
@@ -90,16 +90,16 @@ def pack_centres(
     return quantize.pack_items(codes, order, block_tiles, offsets, isa, 1)
 
 
-def assign(
-    rows: Rows,
+def assign_centres(
+    rows: TrainingRows,
     centres: np.ndarray,
     weight: np.ndarray | None,
     groups: tuple[np.ndarray, np.ndarray] | None,
     isa: str,
     threads: int,
 ) -> np.ndarray:
-    """The nearest centre of every row. groups: the group of every centre, and the groups' own centres."""
-    images = weighted(centres, weight)
+    """Return the nearest centre of every row. groups: the group of every centre, and the groups' own centres."""
+    images = apply_weight(centres, weight)
     offsets = -0.5 * numpy_fallback.lane_sums(images * centres)
     group_of = np.zeros(len(centres), np.int64) if groups is None else groups[0]
     n_groups = 1 if groups is None else len(groups[1])
@@ -107,7 +107,7 @@ def assign(
     rounded = quantize.native_queries(rows.codes)
     probes = None
     if groups is not None:
-        tops = weighted(groups[1], weight)
+        tops = apply_weight(groups[1], weight)
         top = pack_centres(
             tops,
             -0.5 * numpy_fallback.lane_sums(tops * groups[1]),
@@ -142,19 +142,19 @@ def assign(
     nearest = found[0][:, 0]
     lost = np.flatnonzero(nearest < 0)  # rows whose nearest groups hold no centre
     if len(lost):
-        nearest[lost] = 0 if groups is None else assign(rows.take(lost), centres, weight, None, isa, threads)
+        nearest[lost] = 0 if groups is None else assign_centres(rows.take(lost), centres, weight, None, isa, threads)
     return nearest
 
 
-def members(cells: np.ndarray, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows sorted by cell, and where each cell starts."""
+def sort_by_cell(cells: np.ndarray, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows sorted by cell, and the start of each cell."""
     starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=n_cells))]).astype(np.uint64)
     return np.argsort(cells, kind="stable").astype(np.uint32), starts
 
 
-def means(rows: Rows, cells: np.ndarray, fallback: np.ndarray, isa: str, threads: int) -> np.ndarray:
-    """The mean of each cell, float64; an empty cell keeps its fallback."""
-    order, starts = members(cells, len(fallback))
+def compute_means(rows: TrainingRows, cells: np.ndarray, fallback: np.ndarray, isa: str, threads: int) -> np.ndarray:
+    """Return the mean of each cell, float64; the fallback for an empty cell."""
+    order, starts = sort_by_cell(cells, len(fallback))
     sums = _isa.native().cell_sums(isa, rows.vectors, starts, order, rows.rotation.normalise, threads)
     counts = np.diff(starts.astype(np.int64))[:, None]
     centred = sums / np.maximum(counts, 1)
@@ -166,29 +166,31 @@ def means(rows: Rows, cells: np.ndarray, fallback: np.ndarray, isa: str, threads
 def group_centres(
     centres: np.ndarray, weight: np.ndarray | None, rotation: Rotation, isa: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Groups of neighbouring centres, so that a row need not meet them all."""
+    """Group neighbouring centres, so that a row is not compared with all of them. None for few centres."""
     if len(centres) <= DIRECT_CELLS:
         return None
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
     vectors = centres.astype(np.float32)
     codes = quantize.coarsen(quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads))
-    rows = Rows(vectors, codes, plain)
+    rows = TrainingRows(vectors, codes, plain)
     n_groups = int(np.sqrt(len(centres)))
     tops = centres[:: len(centres) // n_groups][:n_groups].copy()
     for _ in range(ROUNDS):
-        group_of = assign(rows, tops, weight, None, isa, threads)
-        tops = means(rows, group_of, tops, isa, threads)
-    return assign(rows, tops, weight, None, isa, threads), tops
+        group_of = assign_centres(rows, tops, weight, None, isa, threads)
+        tops = compute_means(rows, group_of, tops, isa, threads)
+    return assign_centres(rows, tops, weight, None, isa, threads), tops
 
 
-def train(rows: Rows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int) -> np.ndarray:
-    """Centres (n_cells, d) of a random sample of the rows."""
+def train_centres(
+    rows: TrainingRows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
+) -> np.ndarray:
+    """Train (n_cells, d) centres on a random sample of the rows."""
     rng = np.random.default_rng(seed)
     size = min(len(rows.vectors), n_cells * ROWS_PER_CELL)
     sample = rows.take(np.sort(rng.choice(len(rows.vectors), size, replace=False)))
-    centres = sample.take(np.sort(rng.choice(size, n_cells, replace=False))).wide()
+    centres = sample.take(np.sort(rng.choice(size, n_cells, replace=False))).widen()
     for _ in range(ROUNDS):
         groups = group_centres(centres, weight, rows.rotation, isa, threads)
-        cells = assign(sample, centres, weight, groups, isa, threads)
-        centres = means(sample, cells, centres, isa, threads)
+        cells = assign_centres(sample, centres, weight, groups, isa, threads)
+        centres = compute_means(sample, cells, centres, isa, threads)
     return centres

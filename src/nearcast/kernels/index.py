@@ -75,10 +75,10 @@ def build_index(
     if isa == _isa.NUMPY or len(items) == 0:
         return CellIndex(metric, items, None, rotation, None)  # the NumPy join needs no cells
     codes = _round_items(items, rotation, isa, threads)
-    rows = _cells.Rows(items, quantize.coarsen(codes), rotation)
+    rows = _cells.TrainingRows(items, quantize.coarsen(codes), rotation)
     weight = None
     if metric != "l2" and query_sample is not None and len(query_sample):
-        weight = _cells.query_weight(validate_vectors(query_sample, "query_sample"))
+        weight = _cells.make_query_weight(validate_vectors(query_sample, "query_sample"))
     n_cells = min(cells or default_cells(len(items)), len(items))
     cell_of, means = _assign_cells(rows, n_cells, weight, seed, isa, threads)
     offsets = None
@@ -147,19 +147,19 @@ def _item_norms(items: np.ndarray, metric: str, isa: str, threads: int) -> np.nd
 
 
 def _assign_cells(
-    rows: _cells.Rows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
+    rows: _cells.TrainingRows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cell of every item and the cells' means. No cell is empty; near cells have near numbers."""
-    centres = _cells.train(rows, n_cells, weight, seed, isa, threads)
+    centres = _cells.train_centres(rows, n_cells, weight, seed, isa, threads)
     groups = _cells.group_centres(centres, weight, rows.rotation, isa, threads)
-    cell_of = _cells.assign(rows, centres, weight, groups, isa, threads)
+    cell_of = _cells.assign_centres(rows, centres, weight, groups, isa, threads)
     filled = np.bincount(cell_of, minlength=n_cells) > 0
     by_group = np.arange(n_cells) if groups is None else np.argsort(groups[0], kind="stable")
     kept = by_group[filled[by_group]]
     number = np.full(n_cells, -1)
     number[kept] = np.arange(len(kept))
     cell_of = number[cell_of]
-    return cell_of, _cells.means(rows, cell_of, centres[kept], isa, threads)
+    return cell_of, _cells.compute_means(rows, cell_of, centres[kept], isa, threads)
 
 
 def _spread(norms: np.ndarray, counts: np.ndarray, means: np.ndarray) -> float:

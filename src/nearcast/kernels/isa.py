@@ -1,6 +1,6 @@
-"""Which instruction set the native kernels use, and why.
+"""The instruction set of the native kernels, and the reason for it.
 
-Reads the environment variable NEARCAST_ISA, once per call; knows nothing of vectors.
+Reads the environment variable NEARCAST_ISA on every call. Knows nothing of vectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _native: Any = None
 _why_missing = ""
 try:
     _native = importlib.import_module("nearcast.kernels._native")
-except ImportError as missing:  # built without a compiler: every kernel has a NumPy twin
+except ImportError as missing:  # built without a compiler: every kernel has a NumPy fallback
     _why_missing = str(missing)
 
 ISA_VARIABLE = "NEARCAST_ISA"
@@ -25,7 +25,7 @@ NUMPY = "numpy"
 
 @dataclass(frozen=True, slots=True)
 class IsaInfo:
-    """The instruction set taken, and for every set whether it can run here ("" or the reason why not)."""
+    """The instruction set in use, the available ones, and the reason why the others are not available."""
 
     taken: str
     because: str
@@ -34,12 +34,12 @@ class IsaInfo:
 
 
 def native() -> Any:
-    """The extension module; only called where isa_taken() is not "numpy"."""
+    """Return the extension module. Only called if the instruction set is not "numpy"."""
     return _native
 
 
 def isa_info() -> IsaInfo:
-    """Say which instruction set is taken, which others could be, and why the rest can't."""
+    """Return the instruction set in use, the available ones, and why the others are not. SpecError for a bad name."""
     if _native is None:
         return IsaInfo(NUMPY, "the native extension is missing", (NUMPY,), {"native": _why_missing})
     statuses = _native.isa_statuses()
@@ -56,7 +56,7 @@ def isa_info() -> IsaInfo:
 
 
 def query_levels(isa: str) -> int:
-    """The largest 8-bit code of a query on this instruction set."""
+    """Return the largest 8-bit code of a query on this instruction set."""
     if isa == NUMPY:
         return 127
     return next(levels for name, *_, levels in _native.isa_statuses() if name == isa)

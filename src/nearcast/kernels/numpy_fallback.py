@@ -1,6 +1,6 @@
-"""The NumPy twin of every native kernel: slow, short, and right.
+"""The NumPy fallback of every native kernel: slow and short.
 
-The score is the one that `knn.scores` defines; twins agree with it and with the kernels to the last bit.
+`knn.scores` defines the score; fallbacks and kernels agree with it to the last bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.scores import LANES, norms
 from nearcast.types import ArrayVectors, Metric
 
-LEAST_SCALE = 2.0**-100  # of a vector's codes; what is smaller is rounded to zero
+MIN_SCALE = 2.0**-100  # of a vector's codes; smaller scales are rounded to zero
 
 
 def lane_sums(terms: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def join_exact(
 
 
 def hadamard(blocks: np.ndarray) -> np.ndarray:
-    """Turn rows whose length is a power of two, with the same steps as the kernel."""
+    """Apply the Hadamard transform to rows whose length is a power of two, in the steps of the kernel."""
     n, size = blocks.shape
     if n == 0:
         return blocks
@@ -66,30 +66,30 @@ def quantise(
     normalise: bool,
     levels: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """8-bit codes, scales, residual lengths and lengths of the rows, after the change of basis."""
+    """Return 8-bit codes, scales, residual lengths and lengths of the rows, after the rotation."""
     wide = vectors.astype(np.float64)
     if centre is not None:
         wide = wide - centre
     if normalise:
         lengths = norms(vectors)
         wide = wide / np.where(lengths > 0, lengths, 1.0)[:, None]
-    turned = np.zeros((len(vectors), width))
-    turned[:, place] = sign * wide
+    rotated = np.zeros((len(vectors), width))
+    rotated[:, place] = sign * wide
     at = 0
     while at < width:
         size = 1 << ((width - at).bit_length() - 1)
-        turned[:, at : at + size] = hadamard(turned[:, at : at + size])
+        rotated[:, at : at + size] = hadamard(rotated[:, at : at + size])
         at += size
-    scales = (np.abs(turned).max(axis=1, initial=0.0) / levels).astype(np.float32).astype(np.float64)
-    scales[scales < LEAST_SCALE] = 0.0
+    scales = (np.abs(rotated).max(axis=1, initial=0.0) / levels).astype(np.float32).astype(np.float64)
+    scales[scales < MIN_SCALE] = 0.0
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales > 0)
-    codes = np.clip(np.rint(turned * inverse[:, None]), -levels, levels)
-    rest = turned - scales[:, None] * codes
-    return (codes.astype(np.int8), scales, np.sqrt(lane_sums(rest * rest)), np.sqrt(lane_sums(turned * turned)))
+    codes = np.clip(np.rint(rotated * inverse[:, None]), -levels, levels)
+    rest = rotated - scales[:, None] * codes
+    return (codes.astype(np.int8), scales, np.sqrt(lane_sums(rest * rest)), np.sqrt(lane_sums(rotated * rotated)))
 
 
 def pack(codes: np.ndarray, order: np.ndarray, threads: int = 1) -> np.ndarray:  # noqa: ARG001 (the kernel's)
-    """Codes + 128 as (tiles, width / 4, 16, 4); places without an item hold 128."""
+    """Pack codes + 128 as (tiles, width / 4, 16, 4); slots without an item hold 128."""
     width = codes.shape[1]
     rows = np.full((len(order), width), 128, np.uint8)
     real = order != np.uint32(0xFFFFFFFF)
@@ -98,15 +98,15 @@ def pack(codes: np.ndarray, order: np.ndarray, threads: int = 1) -> np.ndarray: 
 
 
 def interval_masks(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n,) bit i: whether low <= codes[i] <= high, for up to 64 codes."""
-    return _as_bits((codes >= low[:, None]) & (codes <= high[:, None]))
+    """Return (n,) words; bit i is set if low <= codes[i] <= high. Up to 64 codes."""
+    return _pack_bits((codes >= low[:, None]) & (codes <= high[:, None]))
 
 
 def overlap_masks(item_words: np.ndarray, query_words: np.ndarray) -> np.ndarray:
-    """(n,) bit i: whether a word of item i, column i of (words, items), shares a bit with the query's (n, words)."""
-    return _as_bits(((item_words.T[None, :, :] & query_words[:, None, :]) != 0).any(axis=2))
+    """Return (n,) words; bit i is set if item i, column i of (words, items), shares a bit with the query."""
+    return _pack_bits(((item_words.T[None, :, :] & query_words[:, None, :]) != 0).any(axis=2))
 
 
-def _as_bits(flags: np.ndarray) -> np.ndarray:
+def _pack_bits(flags: np.ndarray) -> np.ndarray:
     weights = np.uint64(1) << np.arange(flags.shape[1], dtype=np.uint64)
     return (flags * weights).sum(axis=1, dtype=np.uint64)

@@ -1,7 +1,6 @@
-"""Vectors as 8-bit codes: the rotation, the rounding and the tiles that the scan reads.
+"""Vectors as 8-bit codes: the rotation, the rounding, and the tiles that the scan reads.
 
-Arrays in, arrays out. Knows no metric beyond what it does to a vector, and no queries per se: queries are rounded like
-items, on fewer levels where an instruction set needs that.
+Arrays in, arrays out. Queries are rounded like items, on fewer levels if an instruction set needs that.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ TILE_ITEMS = 16
 NO_ITEM = np.uint32(0xFFFFFFFF)
 ITEM_LEVELS = 127
 COMMON_LEVELS = 63
-CENTRE_ROWS = 4096  # any centre is right; the mean of so many rows is as good as that of all
+CENTRE_ROWS = 4096  # any centre is correct; the mean of so many rows is as good as that of all
 METRICS = ("inner_product", "cosine", "l2")
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The change of basis before rounding; see kernels.h."""
+    """The rotation before rounding; see kernels.h."""
 
     sign: np.ndarray  # (d,) float64
     place: np.ndarray  # (d,) uint32
@@ -36,17 +35,17 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """n vectors rounded: vector is about scale * codes, in the turned basis."""
+    """n rounded vectors: a vector is about scale * codes, in the rotated basis."""
 
     codes: np.ndarray  # (n, width) int8
     scales: np.ndarray  # (n,) float64
-    residuals: np.ndarray  # (n,) float64, length of what rounding took away
+    residuals: np.ndarray  # (n,) float64, length of the rounding error
     norms: np.ndarray  # (n,) float64, length before rounding
 
 
 @dataclass(frozen=True)
 class PackedItems:
-    """Items as tiles, in blocks; an empty place of a tile has order NO_ITEM and scale NaN."""
+    """Items as tiles, in blocks. An empty slot of a tile has order NO_ITEM and scale NaN."""
 
     codes: np.ndarray  # (tiles * width * 16,) uint8
     scales: np.ndarray  # (tiles * 16,) float32
@@ -60,7 +59,7 @@ class PackedItems:
 
     @cached_property
     def native(self) -> Any:
-        """The same as a native object, made once."""
+        """Return the same as a native object, made once."""
         return _isa.native().PackedArrays(
             self.codes,
             self.scales,
@@ -75,14 +74,14 @@ class PackedItems:
 
 
 def width_of(d: int) -> int:
-    """The padded number of dimensions: whole score lanes, and whole 64-byte tile rows from there on."""
+    """Return the padded number of dimensions: 16, 32, or a multiple of 64."""
     return 16 if d <= 16 else 32 if d <= 32 else -(-d // 64) * 64
 
 
 def make_rotation(items: np.ndarray, metric: str) -> Rotation:
-    """The rotation for these items; a function of their shape, and for l2 of their centre.
+    """Return the rotation for these items: a function of their shape, and for l2 of their centre.
 
-    The signs and places come from integer arithmetic instead of a generator, so that they never change.
+    Signs and permutation come from integer arithmetic instead of a random generator, so that they never change.
     """
     d = items.shape[1]
     width = width_of(d)
@@ -96,12 +95,12 @@ def make_rotation(items: np.ndarray, metric: str) -> Rotation:
     if metric == "l2" and len(items):
         rows = items[:: max(1, len(items) // CENTRE_ROWS)]
         mean = rows.astype(np.float64).mean(axis=0)
-        centre = np.where(np.isfinite(mean), mean, 0.0)  # a NaN is reported where it is, not spread over all rows
+        centre = np.where(np.isfinite(mean), mean, 0.0)  # a NaN must be reported in its row, not spread over all rows
     return Rotation(sign, place, centre, width, metric == "cosine")
 
 
 def round_vectors(vectors: np.ndarray, rotation: Rotation, levels: int, isa: str, threads: int) -> Codes:
-    """Turn and round vectors to 8-bit codes on so many levels."""
+    """Rotate the vectors and round them to 8-bit codes on `levels` levels."""
     if isa == _isa.NUMPY:
         return Codes(
             *numpy_fallback.quantise(
@@ -124,10 +123,10 @@ def round_vectors(vectors: np.ndarray, rotation: Rotation, levels: int, isa: str
 
 
 def order_in_blocks(blocks: np.ndarray, residuals: np.ndarray, n_blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The places of items in tiles, block by block, and the first tile of each block.
+    """Return the order of items in tiles, block by block, and the first tile of each block.
 
-    Within a block the largest residuals come first, so that tiles hold likes; a residual grows with the length, so for
-    inner products the long items come first too, which raises thresholds early.
+    Within a block the largest residuals come first, so that the items of a tile are similar. A residual grows with the
+    length: for inner products the long items come first, too, which raises thresholds early.
     """
     by_block = np.lexsort((-residuals, blocks)).astype(np.uint32)
     counts = np.bincount(blocks, minlength=n_blocks)
@@ -142,7 +141,7 @@ def order_in_blocks(blocks: np.ndarray, residuals: np.ndarray, n_blocks: int) ->
 def pack_items(
     codes: Codes, order: np.ndarray, block_tiles: np.ndarray, offsets: np.ndarray | None, isa: str, threads: int
 ) -> PackedItems:
-    """Tiles of the codes in this order; offsets (n,) are added to the items' inner products."""
+    """Pack the codes into tiles in this order. offsets: (n,) are added to the items' inner products."""
     width = codes.codes.shape[1]
     pack = numpy_fallback.pack if isa == _isa.NUMPY else _isa.native().pack
     tiles = pack(codes.codes, order, threads).reshape(-1)
@@ -166,12 +165,12 @@ def pack_items(
 
 
 def l2_offsets(codes: Codes, metric: str) -> np.ndarray | None:
-    """What turns an inner product into a rank by distance: q.x - |x|^2 / 2."""
+    """Return the offsets that turn an inner product into a rank by distance, q.x - |x|^2 / 2; None unless l2."""
     return -0.5 * codes.norms * codes.norms if metric == "l2" else None
 
 
 def coarsen(codes: Codes) -> Codes:
-    """The same vectors on the levels that every instruction set can take, for choosing cells alike everywhere."""
+    """Return the codes on the levels of every instruction set, so that cells are chosen equally everywhere."""
     table = np.rint(np.arange(-128, 128) * (COMMON_LEVELS / ITEM_LEVELS)).astype(np.int8)
     by_byte = np.roll(table, -128)  # a code's bits as an unsigned byte: 0..127, then -128..-1
     return Codes(
@@ -180,6 +179,6 @@ def coarsen(codes: Codes) -> Codes:
 
 
 def native_queries(codes: Codes) -> Any:
-    """Codes as the native scan takes them, with the sums that its unsigned items call for."""
+    """Return the codes as the native scan takes them, with the sums that its unsigned items need."""
     starts = -128 * codes.codes.sum(axis=1, dtype=np.int32)
     return _isa.native().QueryArrays(codes.codes, starts, codes.scales, codes.residuals, codes.norms)

@@ -1,7 +1,7 @@
-"""Score a list of items for a query: the fast twin of `knn.scores`, to the last bit.
+"""Score a list of items for one query: the fast variant of `knn.scores`, equal to the last bit.
 
-For answers to one query at a time, where preparing costs as much as scoring: what can be known beforehand is kept in a
-`ListScorer`. Finds nothing and puts nothing in order.
+For single queries, where preparation costs as much as scoring: a `ListScorer` holds everything that can be computed
+beforehand. Does not search or sort.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ListScorer", "list_scorer"]
 
 @dataclass(frozen=True, slots=True)
 class ListScorer:
-    """Items made ready to be scored. Safe to use from many threads; a call uses the caller's alone."""
+    """Items prepared for scoring. Safe to use from many threads; a call uses the caller's thread alone."""
 
     items: AnyArray  # (m, dim) one of VECTOR_DTYPES; may be mapped
     metric: Metric
@@ -29,7 +29,7 @@ class ListScorer:
     item_norms: npt.NDArray[np.float64]  # (m,) under cosine, else empty
 
     def scores(self, query: AnyArray, positions: IntArray) -> FloatArray:
-        """(n,) scores of a query (1, dim) with the items at these n positions. One query: lists differ in length."""
+        """Return (n,) scores of a query (1, dim) with the items at these n positions."""
         if self.isa == _isa.NUMPY:
             return pair_scores(np.repeat(query, len(positions), axis=0), self.items[positions], self.metric)
         scores: FloatArray = _isa.native().score_lists(
@@ -46,7 +46,7 @@ class ListScorer:
 
 
 def list_scorer(items: AnyArray, metric: Metric) -> ListScorer:
-    """Make items ready; under cosine their lengths are taken once, 8 bytes an item."""
+    """Prepare items for scoring. Under cosine this computes their lengths, 8 bytes per item."""
     isa = _isa.isa_info().taken
     items = np.ascontiguousarray(items)
     if metric is not Metric.COSINE:

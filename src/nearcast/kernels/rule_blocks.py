@@ -1,9 +1,9 @@
-"""Eligibility as the native join takes it: leaves in tile order, summaries of blocks, and items in blocks by rule.
+"""Eligibility for the native join: leaves in tile order, summaries of blocks, and blocks that rules distinguish.
 
-Two things make rules cheap. A block whose summary (least and largest code, all bits) cannot satisfy a query is not met
-at all, so items are put into blocks that differ in what queries ask for. And of the blocks that are met, the eligible
-items of a strip are found as a mask for many queries at once, before anything is multiplied, unless so many are
-eligible that it is cheaper to ask about the few that survive the threshold.
+Two measures make rules cheap. A block whose summary (least and largest code, union of bits) cannot satisfy a query is
+not scanned, so items are laid out in blocks that differ in the attributes that queries filter by. In a scanned block,
+the eligible items of a strip are found as a bit mask for many queries at once, before any multiplication. If most items
+are eligible, the rule is evaluated after the threshold instead, for the few remaining items.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from nearcast.kernels import quantize
 from nearcast.knn.constraints import Cap, Constraints
 from nearcast.knn.eligible import AllOf, AnyOf, BitsetOverlap, Eligibility, Interval, ListOverlap, Node, eligible_pairs
 
-MASKED_SHARE = 0.35  # where fewer items than that are eligible, masks cost less than asking survivors
-SHARE_ITEMS = 256  # sampled to tell it
-LEAST_BLOCK = 256  # items; smaller blocks cost more to enter than they save
-MOST_BLOCK = 1024
+MASKED_SHARE = 0.35  # below this share of eligible items, masks cost less than evaluating the rule afterwards
+SHARE_ITEMS = 256  # sampled to estimate the share
+MIN_BLOCK = 256  # items; smaller blocks cost more to enter than they save
+MAX_BLOCK = 1024
 SPLIT_QUERIES = 256
-SPLIT_AT, SPLIT_PARTS = (1, 2, 4, 6, 7), 8  # quantiles of codes that are tried as a split
-SPLIT_BITS = 8  # most frequent bits of an overlap that are tried as a split
-WORTHWHILE = 0.97  # of the pairs met without a split; one that leaves more is not made
-COUNT_WIDTH = 16  # bytes of codes per item that nobody reads
-COUNT_PAIRS = 1 << 24  # pairs whose flags are held at a time
-DEEPEST = 64  # results that may wait in the native evaluation (kRuleDepth)
+SPLIT_AT, SPLIT_PARTS = (1, 2, 4, 6, 7), 8  # quantiles of codes to try as a split
+SPLIT_BITS = 8  # most frequent bits of an overlap to try as a split
+MAX_SPLIT_COST = 0.97  # of the pairs scanned without a split; a split that saves less is not made
+COUNT_WIDTH = 16  # bytes of unused codes per item
+COUNT_PAIRS = 1 << 24  # pairs counted at a time
+MAX_DEPTH = 64  # pending results in the native evaluation (kRuleDepth)
 
 LEAF, ALL, ANY = 0, 1, 2  # steps of a tree in postfix
 INTERVAL, OVERLAP, SHARED = 0, 1, 2  # kinds of leaves
 
 
 def native_rule(rule: Eligibility, packed: quantize.PackedItems) -> Any:
-    """The rule over items in this order, as a native object."""
-    places = packed.order != quantize.NO_ITEM
-    rows = np.where(places, packed.order, 0).astype(np.int64)
+    """Return the rule over items in this order, as a native object."""
+    filled = packed.order != quantize.NO_ITEM
+    rows = np.where(filled, packed.order, 0).astype(np.int64)
     dense, lazy = split_tree(rule)
     return _isa.native().RuleArrays(
-        [_native_leaf(leaf, rows, places, packed) for leaf in rule.leaves],
+        [_native_leaf(leaf, rows, filled, packed) for leaf in rule.leaves],
         list(_steps(dense)) if dense.parts else [],
         list(_steps(lazy)) if lazy.parts else [],
         masked_queries(rule, dense).view(np.uint8),
@@ -50,7 +50,7 @@ def native_rule(rule: Eligibility, packed: quantize.PackedItems) -> Any:
 
 
 def native_caps(constraints: Constraints) -> list[Any]:
-    """The caps as native objects."""
+    """Return the caps as native objects."""
     return [_native_cap(cap) for cap in constraints.caps]
 
 
@@ -64,10 +64,10 @@ def _native_cap(cap: Cap) -> Any:
 
 
 def eligible_counts(rule: Eligibility, threads: int = 1) -> np.ndarray:
-    """(n,) how many items each query may get, without a join: costs n * m bits where blocks cannot be ruled out."""
+    """Return (n,) the number of eligible items per query, without a join: n * m bits unless blocks are excluded."""
     isa = _isa.isa_info().taken
     if isa == _isa.NUMPY or rule.n_items == 0 or rule.n_queries == 0:
-        return _counted_by_pairs(rule)
+        return _count_by_pairs(rule)
     nothing = np.zeros(rule.n_items)
     blocks = rule_blocks(rule)
     order, block_tiles = quantize.order_in_blocks(blocks, nothing, int(blocks.max()) + 1)
@@ -77,7 +77,7 @@ def eligible_counts(rule: Eligibility, threads: int = 1) -> np.ndarray:
     return counts
 
 
-def _counted_by_pairs(rule: Eligibility) -> np.ndarray:
+def _count_by_pairs(rule: Eligibility) -> np.ndarray:
     counts = np.zeros(rule.n_queries, np.int64)
     step = max(1, COUNT_PAIRS // max(1, rule.n_items))
     for start in range(0, rule.n_queries, step):
@@ -87,14 +87,14 @@ def _counted_by_pairs(rule: Eligibility) -> np.ndarray:
 
 
 def split_tree(rule: Eligibility) -> tuple[AllOf, AllOf]:
-    """The parts of a rule that masks can tell, and those that survivors are asked for; both must hold."""
+    """Split a rule into the part for masks and the part to evaluate afterwards; both must hold."""
     parts = rule.tree.parts if isinstance(rule.tree, AllOf) else (rule.tree,)
     dense = [part for part in parts if not any(isinstance(rule.leaves[leaf], ListOverlap) for leaf in leaves_of(part))]
     return AllOf(tuple(dense)), AllOf(tuple(part for part in parts if part not in dense))
 
 
 def leaves_of(node: Node) -> Iterator[int]:
-    """The leaves of a tree, left to right."""
+    """Yield the leaves of a tree, left to right."""
     if isinstance(node, int):
         yield node
     else:
@@ -103,7 +103,7 @@ def leaves_of(node: Node) -> Iterator[int]:
 
 
 def masked_queries(rule: Eligibility, dense: AllOf) -> np.ndarray:
-    """(n,) for which queries so few items are eligible that masks pay, by a sample of the items."""
+    """Return (n,) flags of the queries with so few eligible items that masks are cheaper, by a sample of the items."""
     if not dense.parts:
         return np.zeros(rule.n_queries, np.bool_)
     sample = rule.of_items(slice(0, None, max(1, rule.n_items // SHARE_ITEMS)))
@@ -154,7 +154,7 @@ def _native_leaf(
 
 
 def _block_starts(packed: quantize.PackedItems) -> tuple[np.ndarray, np.ndarray]:
-    """The first place of each block that holds items, and these blocks."""
+    """Return the first slot of each block that holds items, and these blocks."""
     tiles = packed.block_tiles.astype(np.int64)
     filled = np.flatnonzero(np.diff(tiles))
     return tiles[filled] * quantize.TILE_ITEMS, filled
@@ -190,126 +190,128 @@ def depth_of(node: Node) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Zone:
-    """Some items, and what of each leaf is among them: (low, high) of codes, or all bits."""
+class _ItemBlock:
+    """Some items with a summary per leaf: (low, high) of codes, or the union of bits."""
 
     items: np.ndarray
-    facts: tuple[Any, ...]
+    summaries: tuple[Any, ...]
 
 
 def rule_blocks(rule: Eligibility) -> np.ndarray:
-    """(m,) a block for each item: a tree of splits by codes and bits, each one that leaves the fewest pairs to meet.
+    """Return (m,) the block of each item, by a tree of splits by codes and bits that minimize the scanned pairs.
 
-    What queries ask for is taken from a sample of them. Where no split pays, items of one zone are cut by position.
+    The filters come from a sample of the queries. A block without a useful split is cut by position.
     """
     numbers = np.empty(rule.n_items, np.int64)
     done = 0
-    for zone in _zones(rule, _asked(rule)):
-        n_blocks = -(-len(zone.items) // MOST_BLOCK)
-        numbers[zone.items] = done + np.arange(len(zone.items)) * n_blocks // max(1, len(zone.items))
+    for block in _split_items(rule, _sample_queries(rule)):
+        n_blocks = -(-len(block.items) // MAX_BLOCK)
+        numbers[block.items] = done + np.arange(len(block.items)) * n_blocks // max(1, len(block.items))
         done += n_blocks
     return numbers
 
 
 def sample_rule_shares(rule: Eligibility) -> tuple[float, float]:
-    """The share of all pairs that an exact join meets in these blocks, and the share that is eligible, by samples."""
+    """Return the share of pairs that an exact join scans in these blocks, and the eligible share, by samples."""
     if rule.n_items == 0 or rule.n_queries == 0:
         return 0.0, 0.0
-    asked = _asked(rule)
-    met = sum(len(zone.items) * _may_meet(asked, zone) for zone in _zones(rule, asked)) / rule.n_items
-    eligible = float(eligible_pairs(asked.of_items(_spread(rule.n_items, SPLIT_QUERIES * 16))).mean())
-    return met, eligible
+    sample = _sample_queries(rule)
+    scanned = (
+        sum(len(block.items) * _scanned_share(sample, block) for block in _split_items(rule, sample)) / rule.n_items
+    )
+    eligible = float(eligible_pairs(sample.of_items(_spread_evenly(rule.n_items, SPLIT_QUERIES * 16))).mean())
+    return scanned, eligible
 
 
-def _asked(rule: Eligibility) -> Eligibility:
-    return rule.of_queries(_spread(rule.n_queries, SPLIT_QUERIES))
+def _sample_queries(rule: Eligibility) -> Eligibility:
+    return rule.of_queries(_spread_evenly(rule.n_queries, SPLIT_QUERIES))
 
 
-def _zones(rule: Eligibility, asked: Eligibility) -> Iterator[_Zone]:
-    """Zones that no split makes cheaper."""
-    zones = [_zone(rule, np.arange(rule.n_items))]
-    while zones:
-        zone = zones.pop()
-        halves = _best_split(asked, zone) if len(zone.items) > LEAST_BLOCK else None
-        if halves is None:
-            yield zone
+def _split_items(rule: Eligibility, sample: Eligibility) -> Iterator[_ItemBlock]:
+    """Yield blocks of items that no split makes cheaper."""
+    blocks = [_summarize(rule, np.arange(rule.n_items))]
+    while blocks:
+        block = blocks.pop()
+        split = _find_best_split(sample, block) if len(block.items) > MIN_BLOCK else None
+        if split is None:
+            yield block
         else:
-            zones += halves
+            blocks += split
 
 
-def _spread(n: int, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64)) if n else np.empty(0, np.int64)
+def _spread_evenly(n: int, size: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, size)).astype(np.int64)) if n else np.empty(0, np.int64)
 
 
-def _zone(rule: Eligibility, items: np.ndarray) -> _Zone:
-    facts: list[Any] = []
+def _summarize(rule: Eligibility, items: np.ndarray) -> _ItemBlock:
+    summaries: list[Any] = []
     for leaf in rule.leaves:
         if isinstance(leaf, Interval):
             codes = leaf.codes[items]
             known = codes[codes >= 0]
-            facts.append((int(known.min()), int(known.max())) if len(known) else (1, 0))
+            summaries.append((int(known.min()), int(known.max())) if len(known) else (1, 0))
         elif isinstance(leaf, BitsetOverlap):
-            facts.append(np.bitwise_or.reduce(leaf.items[items], axis=0))
+            summaries.append(np.bitwise_or.reduce(leaf.items[items], axis=0))
         else:
-            facts.append(None)
-    return _Zone(items, tuple(facts))
+            summaries.append(None)
+    return _ItemBlock(items, tuple(summaries))
 
 
-def _may_meet(asked: Eligibility, zone: _Zone) -> float:
-    """The share of the sampled queries that would meet a zone."""
+def _scanned_share(sample: Eligibility, block: _ItemBlock) -> float:
+    """Return the share of the sampled queries that would scan a block."""
 
     def value(node: Node) -> Any:
         if isinstance(node, AllOf | AnyOf):
             combine = np.logical_and if isinstance(node, AllOf) else np.logical_or
-            found = np.full(asked.n_queries, isinstance(node, AllOf))
-            for part in node.parts:
-                found = combine(found, value(part))
-            return found
-        leaf, fact = asked.leaves[node], zone.facts[node]
+            flags = np.full(sample.n_queries, isinstance(node, AllOf))
+            for child in node.parts:
+                flags = combine(flags, value(child))
+            return flags
+        leaf, summary = sample.leaves[node], block.summaries[node]
         if isinstance(leaf, Interval):
-            low, high = fact
+            low, high = summary
             return (leaf.low <= high) & (leaf.high >= low) & (leaf.low <= leaf.high)
         if isinstance(leaf, BitsetOverlap) and not leaf.negated:
-            return ((leaf.queries & fact) != 0).any(axis=1)
-        return np.ones(asked.n_queries, np.bool_)
+            return ((leaf.queries & summary) != 0).any(axis=1)
+        return np.ones(sample.n_queries, np.bool_)
 
-    return float(np.mean(value(asked.tree))) if asked.n_queries else 0.0
+    return float(np.mean(value(sample.tree))) if sample.n_queries else 0.0
 
 
-def _best_split(asked: Eligibility, zone: _Zone) -> list[_Zone] | None:
-    """The two parts of the split after which the sampled queries meet the fewest items, if it is worth it."""
-    best, least = None, WORTHWHILE * len(zone.items) * _may_meet(asked, zone)
-    for inside in _splits(asked, zone):
+def _find_best_split(sample: Eligibility, block: _ItemBlock) -> list[_ItemBlock] | None:
+    """Return the parts of the split after which the sampled queries scan the fewest items; None if none is useful."""
+    best, least = None, MAX_SPLIT_COST * len(block.items) * _scanned_share(sample, block)
+    for inside in _propose_splits(sample, block):
         n_inside = int(inside.sum())
-        if not LEAST_BLOCK // 4 <= n_inside <= len(zone.items) - LEAST_BLOCK // 4:
+        if not MIN_BLOCK // 4 <= n_inside <= len(block.items) - MIN_BLOCK // 4:
             continue
-        halves = [_zone(asked, zone.items[inside]), _zone(asked, zone.items[~inside])]
-        pairs = sum(len(half.items) * _may_meet(asked, half) for half in halves)
+        split = [_summarize(sample, block.items[inside]), _summarize(sample, block.items[~inside])]
+        pairs = sum(len(half.items) * _scanned_share(sample, half) for half in split)
         if pairs < least:
-            best, least = halves, pairs
+            best, least = split, pairs
     return best
 
 
-def _splits(asked: Eligibility, zone: _Zone) -> Iterator[np.ndarray]:
-    """Ways to cut a zone in two, as flags over its items: at some quantiles of the codes, or by who has a bit.
+def _propose_splits(sample: Eligibility, block: _ItemBlock) -> Iterator[np.ndarray]:
+    """Yield splits of a block as flags over its items: at some quantiles of the codes, or by a bit.
 
-    Where every query wants the newer half, and some of the older one, the middle parts nothing and a quarter does.
+    If every query takes the newer half and some of the older half, the median separates nothing, but a quartile does.
     """
-    for leaf, fact in zip(asked.leaves, zone.facts, strict=True):
-        if isinstance(leaf, Interval) and fact[0] < fact[1]:
-            codes = leaf.codes[zone.items]
-            places = [len(codes) * part // SPLIT_PARTS for part in SPLIT_AT]
-            for bound in dict.fromkeys(np.partition(codes, places)[places].tolist()):
+    for leaf, summary in zip(sample.leaves, block.summaries, strict=True):
+        if isinstance(leaf, Interval) and summary[0] < summary[1]:
+            codes = leaf.codes[block.items]
+            ranks = [len(codes) * eighth // SPLIT_PARTS for eighth in SPLIT_AT]
+            for bound in dict.fromkeys(np.partition(codes, ranks)[ranks].tolist()):
                 yield codes < bound if bound > codes.min() else codes <= bound
         elif isinstance(leaf, BitsetOverlap) and not leaf.negated:
-            held = leaf.items[zone.items]
-            for word, bit in _frequent_bits(held):
-                yield (held[:, word] >> np.uint64(bit)) & np.uint64(1) == 1
+            words = leaf.items[block.items]
+            for word, bit in _balanced_bits(words):
+                yield (words[:, word] >> np.uint64(bit)) & np.uint64(1) == 1
 
 
-def _frequent_bits(held: np.ndarray) -> Sequence[tuple[int, int]]:
-    """The bits that most nearly half of the items have."""
-    sample = held[:: max(1, len(held) // 512)]
+def _balanced_bits(words: np.ndarray) -> Sequence[tuple[int, int]]:
+    """Return the bits that nearly half of the items have."""
+    sample = words[:: max(1, len(words) // 512)]
     bits = np.unpackbits(np.ascontiguousarray(sample).view(np.uint8), axis=1, bitorder="little").mean(axis=0)
     order = np.argsort(-np.minimum(bits, 1 - bits), kind="stable")[:SPLIT_BITS]
     return [(int(bit) // 64, int(bit) % 64) for bit in order if 0 < bits[bit] < 1]
