@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-HEADS = ("data", "recall asked", "of all queries", "suggested", "cost", "best of the sweep", "cost", "times", "tuning")
+HEADS = ("data", "recall target", "of all queries", "suggested", "cost", "best of the sweep", "cost", "times", "tuning")
 
 
 def main() -> None:
@@ -24,20 +24,21 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row per data set and promise, and in words what they were measured on."""
+    """Return a row per data set and recall target, and a line about the machine."""
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}", *(line(row) for row in result["rows"])]
     facts = result["machine"]
     machine = ", ".join(f"{value}" for value in (facts.get("processor"), f"instruction set {result['isa']}") if value)
     worst = max((row["times_best"] for row in result["rows"]), default=0.0)
     missed = sum(row["recall"] < row["promise"] for row in result["rows"])
     words = (
-        f"{machine}. Promises missed: {missed} of {len(result['rows'])}; dearest against the best: {worst:.2f} times."
+        f"{machine}. Targets missed: {missed} of {len(result['rows'])}. "
+        f"Largest cost against the best of the sweep: {worst:.2f} times."
     )
     return "\n".join([*lines, "", words, ""])
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row."""
+    """Return one row."""
     best = row["sweep"][row["best"]]["seconds"]
     cells = (
         row["data"],

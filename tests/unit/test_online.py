@@ -248,6 +248,8 @@ def test_two_recalls_have_two_efforts(tmp_path):
     spec = shop(tmp_path)
     low, high = (opened(spec, tmp_path, engine="faiss-ivf", recall=recall) for recall in (0.6, 0.98))
     assert low.params["nprobe"] < high.params["nprobe"]
+    with pytest.warns(DeprecationWarning, match=r"OnlineIndex\.effort is now OnlineIndex\.params"):
+        assert low.effort == low.params
 
 
 @pytest.mark.parametrize(
