@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import nearcast
 from nearcast.cli import cli
 from nearcast.errors import InputError, NotFoundError, StoreError
-from nearcast.serve.overlay import fits
 from nearcast.serve.overlay_state import OverlayState
+from nearcast.serve.overlay_values import fits_type
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayChanges, OverlayEntry
 from published import point, publish
@@ -343,8 +343,8 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(overlay, write, text):
     ],
 )
 def test_a_value_fits_its_column(column, good, bad):
-    assert all(fits(value, column) for value in good)
-    assert not any(fits(value, column) for value in bad)
+    assert all(fits_type(value, column) for value in good)
+    assert not any(fits_type(value, column) for value in bad)
 
 
 def test_without_a_publish_there_is_no_overlay_and_the_error_names_what_there_is(store):

@@ -28,7 +28,8 @@ from nearcast.cli.common import (
     store_option,
 )
 from nearcast.cli.render_overlay import build_overlay_table
-from nearcast.serve.overlay import Overlay, fits, open_overlay
+from nearcast.serve.overlay import Overlay, open_overlay
+from nearcast.serve.overlay_values import fits_type
 from nearcast.suggest import nearest_keys, quoted
 
 __all__ = ["overlay", "parse_duration"]
@@ -248,7 +249,7 @@ def _parse_assignment(text: str, columns: Mapping[str, str]) -> tuple[str, Any]:
     except ValueError:
         return field, written
     column = columns.get(field, "")
-    return field, written if not fits(value, column) and fits(written, column) else value
+    return field, written if not fits_type(value, column) and fits_type(written, column) else value
 
 
 def _warn_unknown_columns(fields: list[str], opened: Overlay) -> None:
