@@ -78,11 +78,11 @@ def _compile_comparison(node: Compare, expected: bool) -> Condition | None:
         left, right, operator = right, left, MIRRORED[operator]
     if not isinstance(left, Reference) or "item" in sides_of(right):
         return None
-    name, value_of = left.name, context_value(right)
+    name, value_of = left.name, _compile_value(right)
     row_by_row = _compile_row_by_row(node, expected)
 
     def condition(columns: Columns, rows: IntArray, fields: Fields) -> BoolArray:
-        value, column = value_of({"request": fields}), columns[name]
+        value, column = value_of(fields), columns[name]
         if value is None:
             return np.zeros(len(rows), np.bool_)
         if operator == "==":
@@ -103,27 +103,36 @@ def _compile_membership(node: Member, expected: bool) -> Condition | None:
     column, other = (node.left, node.right) if "item" in sides_of(node.left) else (node.right, node.left)
     if not isinstance(column, Reference) or "item" in sides_of(other):
         return None
-    name, value_of = column.name, context_value(other)
+    name, value_of = column.name, _compile_value(other)
     single = {"has": node.right, "in": node.left}.get(node.operator)
 
     def ad_value_in_list(columns: Columns, rows: IntArray, fields: Fields) -> BoolArray:
-        found = columns[name].among(rows, value_of({"request": fields}) or ())
+        found = columns[name].among(rows, value_of(fields) or ())
         return found if expected else ~(found | columns[name].missing[rows])
 
     def ad_list_has_value(columns: Columns, rows: IntArray, fields: Fields) -> BoolArray:
-        value = value_of({"request": fields})
+        value = value_of(fields)
         if value is None:
             return np.zeros(len(rows), np.bool_)
         found = columns[name].holding(rows, (value,))
         return found if expected else ~found
 
     def ad_list_overlaps(columns: Columns, rows: IntArray, fields: Fields) -> BoolArray:
-        found = columns[name].holding(rows, value_of({"request": fields}) or ())
+        found = columns[name].holding(rows, value_of(fields) or ())
         return found if expected else ~found
 
     if single is None:
         return ad_list_overlaps
     return ad_value_in_list if column is single else ad_list_has_value
+
+
+def _compile_value(node: Node) -> Callable[[Fields], Any]:
+    """Compile a value that is the same for all ads."""
+    if isinstance(node, Reference):  # most values, and this is the hot path
+        name = node.name
+        return lambda fields: fields.get(name)
+    value_of = context_value(node)
+    return lambda fields: value_of({"request": fields})
 
 
 def _compile_request_condition(node: Node, expected: bool) -> Condition:

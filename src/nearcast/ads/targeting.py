@@ -80,10 +80,11 @@ class AdRules:
         Raises InputError for a rule's field of another type. For a target, such a value equals no value of the column.
         """
         eligible = np.ones(len(rows), np.bool_)
-        fields: Mapping[str, Any] = _read_target_fields(self.targeting, request)
-        for condition in self.target_conditions:
-            eligible &= condition(columns, rows, fields)
-        if self.rules:
+        if self.target_conditions:
+            fields = _read_target_fields(self.targeting, request)
+            for condition in self.target_conditions:
+                eligible &= condition(columns, rows, fields)
+        if self.rule_conditions:
             fields = _read_rule_fields(self.request_types, request)
             for condition in self.rule_conditions:
                 eligible &= condition(columns, rows, fields)
