@@ -1,4 +1,4 @@
-"""The contract of a store, one suite for all of them. A new store is a place here, and passes this.
+"""The contract of a store, one suite for all of them. A new store is one of `KINDS`, and passes this.
 
 The store of examples/own_store is found as an installed one is: by an entry point.
 """
@@ -64,7 +64,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["lmdb", "redis", "sqlite"])
+KINDS = ["lmdb", "redis", "sqlite"]
+
+
+def test_the_suite_runs_on_every_kind_of_store():
+    assert {STORES[kind].opens for kind in KINDS if kind in STORES} == {kind.opens for kind in STORES.values()}
+
+
+@pytest.fixture(params=KINDS)
 def place(request, tmp_path, installed, monkeypatch) -> Place:
     if request.param == "redis":
         url = request.getfixturevalue("redis_url") + "?buckets=64"

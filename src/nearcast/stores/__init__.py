@@ -1,17 +1,17 @@
-"""Stores behind one contract. To add one: a file like `lmdb.py`, and a row here."""
+"""Stores behind one contract, `stores.base`. To add one: a module like `lmdb.py` and a row of STORES."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.stores.base import Store
-from nearcast.stores.redis_url import check_url
 from nearcast.suggest import generators_in_words
 
 __all__ = [
@@ -26,45 +26,56 @@ __all__ = [
 
 StoreLike = str | Path | Store  # a URL, the path of an LMDB store, or an open store
 
-# scheme of the URL: where the function is that opens such a store
+
+@dataclass(frozen=True, slots=True)
+class StoreKind:
+    """A kind of store. Functions are named as module:function and imported when used."""
+
+    opens: str  # (url) -> Store
+    validates_url: str | None = None  # (url) -> None, raises SpecError; connects to nothing
+
+
+_REDIS = StoreKind("nearcast.stores.redis:open_redis", "nearcast.stores.redis_url:check_url")
+# by scheme of the URL
 STORES = {
-    "lmdb": "nearcast.stores.lmdb:open_lmdb",
-    "redis": "nearcast.stores.redis:open_redis",
-    "rediss": "nearcast.stores.redis:open_redis",
-    "valkey": "nearcast.stores.redis:open_redis",
-    "unix": "nearcast.stores.redis:open_redis",
+    "lmdb": StoreKind("nearcast.stores.lmdb:open_lmdb"),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "valkey": _REDIS,
+    "unix": _REDIS,
 }
 
 PLUGINS = "nearcast.stores"  # entry points of other packages, by scheme
 
 
 def check_store_url(url: str) -> None:
-    """Raise SpecError for the URL of a store of no known kind. Nothing is connected to."""
-    _check_form(url)
+    """Raise SpecError for a URL of an unknown kind of store. Connects to nothing."""
+    _validate_form(url)
     scheme, colon, rest = url.partition(":")
     if not colon or "/" in scheme or len(scheme) == 1:
         return
     if not rest:
-        raise _no_place(scheme)
+        raise _make_path_error(scheme)
     if scheme not in STORES and not list(entry_points(group=PLUGINS, name=scheme)):
-        raise _unknown_kind(scheme)
-    if STORES.get(scheme) == STORES["redis"]:
-        check_url(url)
+        raise _make_kind_error(scheme)
+    kind = STORES.get(scheme)
+    if kind is not None and kind.validates_url is not None:
+        _import(kind.validates_url)(url)
 
 
-def _check_form(url: str) -> None:
-    """Raise SpecError for no URL at all, and for a server's that would be taken for a path: it may hold a password."""
+def _validate_form(url: str) -> None:
+    """Raise SpecError for an empty URL, and for a mistyped server URL that would be read as a path with a password."""
     if not url.strip():
         raise SpecError("store is empty; give a URL such as lmdb:/srv/candidates or redis://host:6379/0")
     if re.match(r"(redis|rediss|valkey|unix)//|//[^/]*@|lmdb://[^/]*@", url):
         raise SpecError("the store's URL cannot be read; write KIND://... for a server, lmdb:PATH for a folder")
 
 
-def _no_place(scheme: str) -> SpecError:
+def _make_path_error(scheme: str) -> SpecError:
     return SpecError(f"store is {scheme}: and no more; say where it is, such as lmdb:/srv/candidates")
 
 
-def _unknown_kind(scheme: str) -> SpecError:
+def _make_kind_error(scheme: str) -> SpecError:
     # The rest of the URL may hold a password.
     return SpecError(
         f"stores of the kind {scheme!r} are unknown; known kinds are {', '.join(STORES)}; a plain path is LMDB"
@@ -72,22 +83,29 @@ def _unknown_kind(scheme: str) -> SpecError:
 
 
 def open_store(url: str) -> Store:
-    """The store of a URL such as lmdb:/srv/candidates or redis://host:6379/0; a plain path is LMDB.
+    """Open the store of a URL, lmdb:/srv/candidates or redis://host:6379/0; a plain path is LMDB.
 
-    Raises SpecError for a scheme that nobody knows, StoreError where the store cannot be reached.
+    Raises SpecError for an unknown scheme, StoreError if the store cannot be reached.
     """
-    _check_form(url)
+    _validate_form(url)
     scheme, colon, rest = url.partition(":")
     if not colon or "/" in scheme or len(scheme) == 1:  # a path, or a Windows drive
         scheme, url = "lmdb", f"lmdb:{url}"
     elif not rest:
-        raise _no_place(scheme)
+        raise _make_path_error(scheme)
     if scheme in STORES:
-        module, _, name = STORES[scheme].partition(":")
-        return cast(Callable[[str], Store], getattr(import_module(module), name))(url)
+        opened: Store = _import(STORES[scheme].opens)(url)
+        return opened
     for plugin in entry_points(group=PLUGINS, name=scheme):
-        return cast(Store, plugin.load()(url))
-    raise _unknown_kind(scheme)
+        store: Store = plugin.load()(url)
+        return store
+    raise _make_kind_error(scheme)
+
+
+def _import(name: str) -> Callable[[str], Any]:
+    module, _, function = name.partition(":")
+    found: Callable[[str], Any] = getattr(import_module(module), function)
+    return found
 
 
 def resolve_store(store: StoreLike) -> Store:

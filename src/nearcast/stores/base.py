@@ -1,8 +1,11 @@
-"""The contract of a store: versions of a table as key-value pairs, a pointer to the current one, and an overlay log.
+"""The contract of a store: versions of key-value pairs, a pointer to the current version, and an overlay log.
 
-A version is written once, under a lock, and can be opened when it is finished. Readers find the current version by
-the pointer, which is moved in one step. The overlay is a log of facts about items that came after the snapshots.
-Keys and values are bytes: what they mean is `stores.values`' to say. Knows nothing of snapshots or audits.
+To add a store, implement `Store`, `Writer`, `Reader`, `OverlayLog` and `PublishLock`; add a row to `stores.STORES`, or
+an entry point in another package; run tests/contract/test_stores.py. `examples/own_store` is a complete one.
+
+A version is written once, under the publishers' lock. It can be opened when it is finished, and never changes. Readers
+find the current version by the pointer, which moves in one step. The overlay is a log of newer facts about items. Keys
+and values are bytes; `stores.value_format` says what they mean. Knows nothing of snapshots and audits.
 """
 
 from __future__ import annotations
@@ -38,15 +41,15 @@ __all__ = [
 ]
 
 Pair = tuple[bytes, bytes]
-TOKEN_SECONDS = 86_400.0  # that the token of an exchange is remembered
-MOST_EVENTS = 100  # kept in a pointer, so that it stays a few kilobytes
+TOKEN_SECONDS = 86_400.0  # how long the token of an exchange is remembered
+MOST_EVENTS = 100  # per pointer, which stays below some kilobytes
 
 
 class Space(StrEnum):
-    """What a pair of a version is about."""
+    """The two spaces of a version: each is a map of its own."""
 
-    LISTS = "lists"  # a query's key: its candidates
-    ITEMS = "items"  # an item's key: its columns
+    LISTS = "lists"  # key of a query -> its candidates
+    ITEMS = "items"  # key of an item -> its columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +58,31 @@ class PointerEvent:
 
     kind: str  # published, rolled_back
     version: int
-    when: str  # UTC, for people: order is by serial, since clocks go backwards
+    when: str  # UTC, for display; moves are ordered by serial, since clocks go backwards
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Which version is current, and how that came about."""
+    """The current version of a generator, and the last moves of the pointer."""
 
     version: int
     serial: int  # grows by one with every move
-    withdrawn: tuple[int, ...] = ()  # versions that were rolled back from
+    withdrawn: tuple[int, ...] = ()  # versions that were rolled back
     events: tuple[PointerEvent, ...] = ()  # newest last
 
     def moved(self, event: PointerEvent, withdrawn: tuple[int, ...]) -> Pointer:
-        """The pointer after one more move."""
+        """Return the pointer after one more move."""
         events = (*self.events, event)[-MOST_EVENTS:]
         return Pointer(event.version, self.serial + 1, withdrawn, events)
 
     def to_bytes(self) -> bytes:
-        """As a store keeps it."""
+        """Encode it as a store keeps it."""
         return json.dumps({"format": 1, **asdict(self)}).encode()
 
     @staticmethod
     def from_bytes(data: bytes, where: str) -> Pointer:
-        """As it was kept; DamagedError names `where`."""
+        """Decode it. Raises DamagedError, which names `where`."""
         try:
             fields = json.loads(data)
             if fields["format"] != 1:
@@ -92,27 +95,27 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class OverlayEntry:
-    """One fact about an item that snapshots may not know yet. The last one written for (item, field) counts."""
+    """A newer fact about an item. Of several entries with the same item and field the last one written counts."""
 
     item: str | int
-    field: str | None  # None: whether the item may be returned at all; value is then True (gone) or None
+    field: str | None  # None: the item itself; value is then True (removed) or None
     value: Any  # JSON data
     written: float  # seconds since 1970, by the writer's clock
-    until: float | None = None  # no longer in force from then on
-    lifted: bool = False  # taken back: as if it had never been written
+    until: float | None = None  # end of its validity; None: no end
+    lifted: bool = False  # restored: the entry counts as never written
     note: str = ""
 
     def key(self) -> bytes:
-        """What identifies the entry: item and field."""
+        """Return the key of the entry: item and field."""
         return json.dumps([self.item, self.field], ensure_ascii=False).encode()
 
     def to_bytes(self) -> bytes:
-        """As a store keeps it."""
+        """Encode it as a store keeps it."""
         return json.dumps(asdict(self), ensure_ascii=False).encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> OverlayEntry:
-        """As it was kept."""
+        """Decode it. Raises DamagedError."""
         try:
             return OverlayEntry(**json.loads(data))
         except (ValueError, TypeError) as error:
@@ -121,105 +124,108 @@ class OverlayEntry:
 
 @dataclass(frozen=True, slots=True)
 class OverlayChanges:
-    """What of an overlay log a reader has not seen yet."""
+    """The entries of an overlay log that a reader has not read yet."""
 
-    epoch: int  # another epoch than before: forget everything, and take `entries` as all there is
-    serial: int  # of the newest entry; ask for what comes after it next time
+    epoch: int  # if it differs from the last one, `entries` is the whole log: discard earlier ones
+    serial: int  # of the newest entry; pass it to the next call
     entries: tuple[OverlayEntry, ...]
 
 
 class ExchangeResult(StrEnum):
-    """What came of an exchange."""
+    """The result of `OverlayLog.exchange`."""
 
     WRITTEN = "written"
-    CHANGED = "changed"  # another entry had come in between: nothing was written
-    REPEATED = "repeated"  # it was done before: nothing was written
+    CHANGED = "changed"  # another entry was written in between; nothing is written
+    REPEATED = "repeated"  # the token was used before; nothing is written
 
 
 class OverlayLog(Protocol):
-    """The overlay of a generator. Any process may write at any time; it is not under the publishers' lock."""
+    """The overlay log of a generator. Any process may write at any time, without the publishers' lock."""
 
     def write(self, entries: Sequence[OverlayEntry]) -> None:
-        """Add entries in one step; each takes the place of an older one with the same key."""
+        """Add entries in one step; each replaces an older one with the same key."""
         ...
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
-        """What was written after `serial`; everything where the epoch is another. Cheap where nothing was."""
+        """Return the entries after `serial`; all if the epoch differs.
+
+        Called several times a second: it must be cheap if there are none.
+        """
         ...
 
     def get(self, key: bytes) -> bytes | None:
-        """The last entry with this key, as `OverlayEntry.to_bytes` wrote it; None where there is none."""
+        """Return the last entry with this key, as `OverlayEntry.to_bytes` wrote it; None if there is none."""
         ...
 
     def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> ExchangeResult:
-        """Add an entry only where `get` of its key still gives `held`, in one step: whoever lost begins anew.
+        """Add an entry if `get` of its key still returns `held`, in one step (compare and swap).
 
-        token: of an exchange, which is done once however often it is asked for within TOKEN_SECONDS; `now` is the time.
+        token: an exchange with this token is done once within TOKEN_SECONDS. now: seconds since 1970.
         """
         ...
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
-        """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
+        """Delete entries with these keys unless they were written after serial `upto`, and start a new epoch."""
         ...
 
     def repair(self) -> str | None:
-        """Make a damaged or lost overlay that can be read, of what is left. Returns what was lost; None if whole."""
+        """Rebuild a damaged or lost log from its remains. Return a description of the loss; None if it is whole."""
         ...
 
 
 class PublishLock(Protocol):
-    """A lock that is held."""
+    """The publishers' lock of a generator, held."""
 
     def check(self) -> None:
-        """BusyError where the lock was lost, as a network store may lose it."""
+        """Raise BusyError if the lock was lost. A network store may lose it."""
         ...
 
 
 class Writer(Protocol):
-    """A version under way. Nobody reads it before `finish`."""
+    """A version that is being written. Readers cannot open it before `finish`."""
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
-        """Add pairs. Keys are unique, and within a space mostly ascending over all calls (fastest so)."""
+        """Add pairs. Keys are unique; within a space they mostly ascend over all calls, which is fastest."""
         ...
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Make everything durable and then declare the version finished, with these facts about it."""
+        """Make all pairs durable, then mark the version as finished. facts: JSON data, kept with the version."""
         ...
 
     def discard(self) -> None:
-        """Remove what was written. Also safe after `finish` failed."""
+        """Remove the pairs. Also safe after a failed `finish`."""
         ...
 
 
 class Reader(Protocol):
-    """A finished version, open. Safe to use from many threads; usable until closed, even when retired meanwhile."""
+    """A finished version, open. Safe to use from many threads, and until it is closed, also if it is retired."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the writer gave to `finish`."""
+        """The facts that the writer passed to `finish`."""
         ...
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these keys, None for a key that is not there. StoreError where the store cannot say.
+        """Return the values of these keys; None for a missing key.
 
-        Never None for a key of a version that has been taken away meanwhile: that is a GoneError.
+        Raises StoreError if the store fails, GoneError if the version was retired: its keys are never reported missing.
         """
         ...
 
     def pairs(self, space: Space) -> Iterator[Pair]:
-        """All pairs, in the store's own order."""
+        """Yield all pairs, in any order."""
         ...
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
-        """Up to `count` keys spread over the version: all of them where there are not more."""
+        """Return up to `count` keys, sampled over the version; all keys if there are not more."""
         ...
 
     def check(self) -> None:
-        """DamagedError where pairs were lost since it was opened. Cheap: it is called several times a second."""
+        """Raise DamagedError if pairs were lost since it was opened. Called several times a second: cheap."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the version."""
         ...
 
 
@@ -241,76 +247,79 @@ def __getattr__(name: str) -> Any:
 
 
 def store_time(store: Store) -> float:
-    """Seconds since 1970 by a store's clock; by this machine's for a store of another package that has none."""
+    """Return seconds since 1970 by the store's clock; by this machine's clock if the store has no `now`."""
     now = getattr(store, "now", time.time)
     return float(now())
 
 
 class Store(Protocol):
-    """Where snapshots are served from."""
+    """A store: it holds the versions, the pointer and the overlay of many generators."""
 
     url: str  # without a password, for messages
-    in_process: bool  # look-ups do not wait for a network: they may be done on an event loop
+    in_process: bool  # look-ups do not wait for a network, so an event loop may call them
 
     def generators(self) -> list[str]:
-        """Generators that have a pointer, sorted."""
+        """Return the generators that have a pointer, sorted."""
         ...
 
     def lock(self, generator: str) -> AbstractContextManager[PublishLock]:
-        """The publishers' lock of a generator; BusyError at once where another process holds it."""
+        """Hold the publishers' lock of a generator. Raises BusyError at once if another process holds it."""
         ...
 
     def write(self, generator: str, version: int) -> Writer:
-        """Start a version, throwing away what an unfinished attempt has left. Only under the lock."""
+        """Start to write a version; remove what an unfinished attempt left. Call it under the lock."""
         ...
 
     def versions(self, generator: str) -> list[int]:
-        """Finished versions that can be opened, ascending."""
+        """Return the finished versions, ascending."""
         ...
 
     def open(self, generator: str, version: int, *, verify: bool) -> Reader:
-        """Open a finished version. NotFoundError where there is none; DamagedError names the file that differs.
+        """Open a finished version. Raises NotFoundError, or DamagedError, which names the damaged part.
 
-        verify: compare every byte with what was written, where the store can (about a second per gigabyte).
+        verify: compare every byte with what was written, if the store can (about a second per gigabyte).
         """
         ...
 
     def retire(self, generator: str, version: int) -> None:
-        """Take a version away, finished or not; those who have it open may finish. Only under the lock."""
+        """Remove a version, finished or not. Open readers may finish. Call it under the lock."""
         ...
 
     def pointer(self, generator: str) -> Pointer | None:
-        """Where the pointer is, or None before the first publish."""
+        """Return the pointer; None before the first publish."""
         ...
 
     def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
-        """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
+        """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
         ...
 
     def overlay(self, generator: str) -> OverlayLog:
-        """The overlay of a generator; an empty one where nothing was written."""
+        """Return the overlay log of a generator; an empty one if nothing was written."""
         ...
 
     def now(self) -> float:
-        """Seconds since 1970 by the clock that all writers of the store share, whatever their own clocks say."""
+        """Return seconds since 1970 by the clock that all writers of the store share."""
         ...
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
         ...
 
 
 def check_reader(reader: Reader) -> None:
-    """Raise DamagedError where a version has lost pairs. Readers of a store of your own may have no `check`."""
+    """Raise DamagedError if a version has lost pairs. A reader of another package may lack `check`."""
     check = getattr(reader, "check", None)
     if check is not None:
         check()
 
 
 def repair_overlay(log: OverlayLog) -> str | None:
-    """Repair an overlay, and return what was lost; None where it is whole. DamagedError where its store cannot."""
+    """Repair an overlay; return a description of the loss, None if it is whole.
+
+    Raises DamagedError if the log of another package is damaged and has no `repair`.
+    """
     repair = getattr(log, "repair", None)
     if repair is not None:
-        return str(said) if (said := repair()) is not None else None
+        return str(loss) if (loss := repair()) is not None else None
     log.changes()
     return None

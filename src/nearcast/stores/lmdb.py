@@ -1,13 +1,13 @@
-"""The embedded store: an LMDB environment per version in a folder, read by many processes through one page cache.
+"""The embedded store: one LMDB environment per version in a folder; processes share the page cache.
 
-    <root>/<generator>/.lock                        held by who publishes
+    <root>/<generator>/.lock                        publishers' lock
                        current                      the pointer, replaced in one step
                        versions/000007/data.mdb     the pairs: a named database per space
                                        manifest.json    facts, size and hash; a version without it is unfinished
-                       overlay/                     what came after the snapshots
+                       overlay/                     overlay log
 
-A version's file is never changed after its manifest is there, so readers take no locks, and one that holds a version
-open keeps it when the folder is removed. After a fork a child may go on reading; see `lmdb_environment`.
+The file of a version does not change once its manifest exists. So readers take no locks, and an open reader keeps its
+version when the folder is removed. After a fork a child may go on reading; see `lmdb_environment`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ __all__ = ["LmdbReader", "LmdbStore", "LmdbWriter", "open_lmdb"]
 
 FIRST_MAP_BYTES = 256 << 20  # doubled whenever it is full
 TRANSACTION_BYTES = 64 << 20  # pages that a transaction has changed are in memory until it is committed
-SAMPLED_KEYS = 8192  # at least so many keys of a large space are noted, evenly spread, so that none need be searched
+SAMPLED_KEYS = 8192  # at least so many keys of a large space are stored as a sample, evenly spread
 SAMPLE = "sample"
 DATABASES = (*Space, SAMPLE)
 RETIRED = ".retired-"
-LEFT_SECONDS = 3600.0  # since when nobody has worked on it
-SAME_CLOCK_SECONDS = 1.0  # file systems have coarser clocks: so far apart, two readings are of one clock
+LEFT_SECONDS = 3600.0  # older leftovers belong to no running writer
+SAME_CLOCK_SECONDS = 1.0  # two readings of one clock differ by less: clocks of file systems are coarse
 AGREED_SECONDS = 1.0  # that this machine's clock is taken for the file system's after they agreed
 STEP_SECONDS = 0.01  # by which a clock that nobody sets does not leave the monotonic one within that time
 
 
 def open_lmdb(url: str) -> LmdbStore:
-    """The store in a folder, lmdb:PATH. Nothing is made before something is written."""
+    """Open the store in a folder, lmdb:PATH. The first write creates it."""
     root = Path(url.removeprefix("lmdb:"))
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root} is a file; an LMDB store is a folder")
@@ -75,65 +75,65 @@ class LmdbStore:
         self._agreed = (-math.inf, 0.0)  # when the clocks agreed, by the monotonic clock, and how far that one is off
 
     def generators(self) -> list[str]:
-        """Generators that have a pointer, sorted."""
+        """Return the generators that have a pointer, sorted."""
         with translate_read_errors(self.root):
             found = [path.parent.name for path in self.root.glob("*/current")]
         return sorted(filter(is_generator, found))
 
     @contextlib.contextmanager
     def lock(self, generator: str) -> Iterator[PublishLock]:
-        """The publishers' lock of a generator; BusyError at once where another process holds it."""
+        """Hold the publishers' lock of a generator. Raises BusyError at once if another process holds it."""
         path = self._folder(generator) / ".lock"
         with contextlib.ExitStack() as stack:
             with translate_write_errors(path):
                 stack.enter_context(locked(path, f"{generator} in {self.url}"))
-            _sweep(path.parent)
-            held = FileHeld(generator)
+            _remove_leftovers(path.parent)
+            held = FileLock(generator)
             stack.callback(held.release)
             yield held
 
     def write(self, generator: str, version: int) -> LmdbWriter:
-        """Start a version; whatever was there of it, and of other unfinished ones, is taken away."""
+        """Start to write a version; remove unfinished versions."""
         folder = self._version(generator, version)
         self.retire(generator, version)
         with translate_write_errors(folder):
             for left in folder.parent.glob("*"):
-                if left.is_dir() and not is_done(left):  # a killed publisher's, since we hold the lock
+                if left.is_dir() and not is_done(left):  # of a killed publisher, since we hold the lock
                     shutil.rmtree(left)
             fresh_folder(folder)
         return LmdbWriter(folder)
 
     def versions(self, generator: str) -> list[int]:
-        """Finished versions, ascending."""
+        """Return the finished versions, ascending."""
         folder = self._folder(generator) / "versions"
         with translate_read_errors(folder):
             return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and is_done(path))
 
     def open(self, generator: str, version: int, *, verify: bool) -> LmdbReader:
-        """Open a finished version. NotFoundError where there is none; DamagedError names the file that differs."""
+        """Open a finished version. Raises NotFoundError, or DamagedError, which names the changed file."""
         folder = self._version(generator, version)
         try:
             if is_done(folder):
-                return _opened(folder, contents=verify)
+                return _open_version(folder, contents=verify)
         except (DamagedError, StoreError):
             if is_done(folder):
-                raise  # otherwise it was taken away while we looked
+                raise  # otherwise it was retired meanwhile
         have = ", ".join(map(str, self.versions(generator))) or "none"
         raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
 
     def retire(self, generator: str, version: int) -> None:
-        """Take a version away, finished or not; those who have it open keep it."""
+        """Remove a version, finished or not. Open readers keep it."""
         folder = self._version(generator, version)
         aside = folder.with_name(RETIRED + folder.name)
         with translate_write_errors(folder):
             if aside.exists():  # a process was killed here
                 shutil.rmtree(aside)
             if folder.exists():
-                folder.rename(aside)  # whole, so that nobody opens half of it
+                folder.rename(aside)  # in one step, so that no reader opens half of it
                 shutil.rmtree(aside)
 
     def pointer(self, generator: str) -> Pointer | None:
-        """Where the pointer is, or None before the first publish."""
+        """Return the pointer; None before the first publish."""
         path = self._folder(generator) / "current"
         with translate_read_errors(path):
             try:
@@ -143,7 +143,7 @@ class LmdbStore:
         return Pointer.from_bytes(data, str(path))
 
     def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
-        """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
+        """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
         held.check()
         path = self._folder(generator) / "current"
         with translate_write_errors(path):
@@ -151,7 +151,7 @@ class LmdbStore:
             _flush_folder(path.parent)
 
     def overlay(self, generator: str) -> OverlayLog:
-        """The overlay of a generator; an empty one where nothing was written."""
+        """Return the overlay log of a generator; an empty one if nothing was written."""
         with self._guard:
             return self._overlays.setdefault(generator, LmdbOverlay(self._folder(generator) / "overlay"))
 
@@ -175,7 +175,7 @@ class LmdbStore:
         return own
 
     def close(self) -> None:
-        """Let go of the overlays. Readers are closed one by one."""
+        """Close the overlays. Readers are closed one by one."""
         with self._guard:
             for overlay in self._overlays.values():
                 overlay.close()
@@ -189,38 +189,38 @@ class LmdbStore:
 
 
 @dataclass
-class FileHeld:
-    """A lock on a file. The system keeps it for us as long as the file is open."""
+class FileLock:
+    """A held lock on a file. The operating system keeps it while the file is open."""
 
     generator: str
     lost: bool = False
 
     def check(self) -> None:
-        """BusyError after it was let go."""
+        """Raise BusyError after `release`."""
         if self.lost:
             raise BusyError(f"the lock of {self.generator} is not held any more; take it again")
 
     def release(self) -> None:
-        """It is not ours any more."""
+        """Mark the lock as released."""
         self.lost = True
 
 
 class LmdbWriter:
-    """A version under way."""
+    """A version that is being written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / DATA
         self._samples = {space: KeySample() for space in Space}
         with translate_write_errors(self._path):
-            # No locks: nobody reads it yet, and publishers have theirs. No flushing before `finish`.
+            # No locks: it has no readers yet, and publishers have their own lock. It is flushed in `finish`.
             self._environment = load_lmdb().open(
                 str(folder), map_size=FIRST_MAP_BYTES, max_dbs=len(DATABASES), lock=False, sync=False, meminit=False
             )
             self._databases = {name: self._environment.open_db(name.encode()) for name in DATABASES}
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
-        """Add pairs; fastest when keys ascend within a space. StoreError names the file when the disk is full."""
+        """Add pairs; ascending keys within a space are fastest. Raises StoreError if the disk is full."""
         with translate_write_errors(self._path):
             for some in _split(pairs):
                 self._commit(space, some)
@@ -231,16 +231,16 @@ class LmdbWriter:
             try:
                 with self._environment.begin(db=self._databases[space], write=True) as txn:
                     _, added = txn.cursor().putmulti(pairs, append=True)
-                    if added < len(pairs):  # some are not behind all that is there
+                    if added < len(pairs):  # some keys do not come after all stored keys
                         txn.cursor().putmulti(pairs)
                 return
             except load_lmdb().MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Make everything durable and then declare the version finished, with these facts about it."""
+        """Make all pairs durable, then mark the version as finished, with its facts."""
         with translate_write_errors(self._path):
-            sampled = {space: sample.packed() for space, sample in self._samples.items()}
+            sampled = {space: sample.encode() for space, sample in self._samples.items()}
             with self._environment.begin(db=self._databases[SAMPLE], write=True) as txn:
                 for space, packed in sampled.items():
                     txn.put(space.encode(), packed)
@@ -251,7 +251,7 @@ class LmdbWriter:
                 _flush_folder(folder)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the pairs."""
         self._environment.close()
         with translate_write_errors(self._folder):
             if self._folder.exists():
@@ -260,28 +260,28 @@ class LmdbWriter:
 
 @dataclass
 class KeySample:
-    """Every 2^n-th key of a space, at least SAMPLED_KEYS of them once it is large."""
+    """Every 2^n-th key of a space: at least SAMPLED_KEYS keys of a large space."""
 
     stride: int = 1
     seen: int = 0
     keys: list[bytes] = field(default_factory=list)
 
     def add(self, pairs: Sequence[Pair]) -> None:
-        """Take the keys that are due."""
+        """Add the keys of the next pairs that belong to the sample."""
         self.keys += [key for key, _ in pairs[-self.seen % self.stride :: self.stride]]
         self.seen += len(pairs)
         while len(self.keys) >= 2 * SAMPLED_KEYS:
             del self.keys[1::2]
             self.stride *= 2
 
-    def packed(self) -> bytes:
-        """The keys, each after its length in 2 bytes; nothing for a small space, which can be read whole."""
+    def encode(self) -> bytes:
+        """Return the keys, each after its length in 2 bytes; empty for a small space, which can be read whole."""
         if self.stride == 1:
             return b""
         return b"".join(len(key).to_bytes(2, "little") + key for key in self.keys)
 
 
-def _unpacked(data: bytes) -> Iterator[bytes]:
+def _decode_sample(data: bytes) -> Iterator[bytes]:
     place = 0
     while place < len(data):
         start = place + 2
@@ -290,12 +290,12 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
 
 
 class LmdbReader:
-    """A finished version, open: one environment for all readers of it in this process."""
+    """A finished version, open. All readers of it in a process share one environment."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], shared: SharedEnvironment) -> None:
         self.facts = facts
         self._path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # tells its size, also after the folder was removed
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # gives its size, also after the folder was removed
         opened = os.fstat(self._file)
         self._size, self._written = opened.st_size, opened.st_mtime_ns
         self._shared: SharedEnvironment | None = shared
@@ -304,23 +304,23 @@ class LmdbReader:
         self._longest_key = shared.environment.max_key_size()
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these keys, None for a key that is not there."""
+        """Return the values of these keys; None for a missing key."""
         with translate_read_errors(self._path), self._begin(space) as txn:
             try:
-                return list(map(txn.get, keys))  # a quarter faster than getmulti, which makes pairs
-            except self._bad_key:  # empty or too long: LMDB cannot hold it
+                return list(map(txn.get, keys))  # a quarter faster than getmulti, which returns pairs
+            except self._bad_key:  # a key that is empty or too long for LMDB
                 return [txn.get(key) if 0 < len(key) <= self._longest_key else None for key in keys]
 
     def pairs(self, space: Space) -> Iterator[Pair]:
-        """All pairs by key."""
+        """Yield all pairs, ascending by key."""
         with translate_read_errors(self._path), self._begin(space) as txn:
             yield from txn.cursor()
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
-        """Up to `count` keys spread over the version, ascending."""
+        """Return up to `count` keys, sampled over the version, ascending."""
         with translate_read_errors(self._path), self._begin(space) as txn:
             total = txn.stat(self._databases[space])["entries"]
-            noted = list(_unpacked(txn.get(space.encode(), db=self._databases[SAMPLE]))) if count < total else []
+            noted = list(_decode_sample(txn.get(space.encode(), db=self._databases[SAMPLE]))) if count < total else []
             if len(noted) >= count:
                 return sorted(random.Random(seed).sample(noted, count))
             if count >= total:
@@ -329,20 +329,20 @@ class LmdbReader:
             return [key for place, key in enumerate(txn.cursor().iternext(values=False)) if place in places]
 
     def close(self) -> None:
-        """Let go of the environment, which its last user closes."""
+        """Release the environment; its last user closes it."""
         shared, self._shared = self._shared, None
         if shared is not None:
             os.close(self._file)
             release_environment(shared)
 
     def check(self) -> None:
-        """DamagedError where the file was cut, or written to since it was opened: what it holds now is anybody's."""
+        """Raise DamagedError if the file was cut or written since it was opened."""
         self._check_size()
         if os.fstat(self._file).st_mtime_ns != self._written:
             raise DamagedError(f"{self._path} was written to while it was open; publish with --repair if this stays")
 
     def _check_size(self) -> None:
-        """DamagedError where the file is shorter than its map: a page behind its end would end the process."""
+        """Raise DamagedError if the file is shorter than its map: access behind its end kills the process."""
         size = os.fstat(self._file).st_size
         if size < self._size:
             raise DamagedError(
@@ -357,10 +357,10 @@ class LmdbReader:
         return shared.environment.begin(db=self._databases[space])
 
 
-def _opened(folder: Path, *, contents: bool) -> LmdbReader:
+def _open_version(folder: Path, *, contents: bool) -> LmdbReader:
     path = folder / DATA
     with translate_read_errors(path):
-        # Before it is mapped: a map that is longer than its file kills the process.
+        # Before it is mapped: access behind the end of a mapped file kills the process.
         manifest = verify(folder, contents=contents)
         if "facts" not in manifest or DATA not in manifest.get("files", {}):
             raise DamagedError(f"{folder / 'manifest.json'} is no manifest of a version; publish again with --repair")
@@ -369,10 +369,10 @@ def _opened(folder: Path, *, contents: bool) -> LmdbReader:
         return LmdbReader(path, manifest["facts"], shared)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed publishers have left in a generator's folder. Under its lock, so that nobody is at it.
+def _remove_leftovers(folder: Path) -> None:
+    """Remove leftovers of killed publishers from a generator's folder. Call it under the lock.
 
-    Writers of the overlay have no lock of publishers: what they may have left must be old.
+    Writers of the overlay do not take this lock: only old leftovers of theirs are removed.
     """
     versions = folder / "versions"
     left = [folder / f"{PARTIAL}current", *versions.glob(f"{RETIRED}*"), *versions.glob(f"{PARTIAL}*")]
@@ -393,7 +393,7 @@ def _is_old(path: Path) -> bool:
 
 
 def _split(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
-    """Pieces of at most TRANSACTION_BYTES, or of one pair."""
+    """Yield pieces of at most TRANSACTION_BYTES, or of one pair."""
     start = size = 0
     for number, (key, value) in enumerate(pairs):
         size += len(key) + len(value)

@@ -1,10 +1,10 @@
 """LMDB environments: opened once per process and shared, and every error of the library translated.
 
-LMDB forbids a process to open a file twice, while two readers of one version are quite usual. So open environments
-are kept here, by the file's identity, with the number of their users.
+A process must not open an LMDB file twice, and two readers of one version are common. So open environments are kept
+here by the identity of their file, with a count of users.
 
-After a fork: environments that are read only and without locks hold nothing but a map, which the child may go on
-using. Those with locks belong to the process that opened them; a child opens its own. Knows nothing of versions.
+After a fork: a read-only environment without locks is only a map, and the child may go on using it. An environment with
+locks belongs to the process that opened it; a child opens its own. Knows nothing of versions.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 DATA, LOCK = "data.mdb", "lock.mdb"
-LOCK_BYTES = 65_664  # what LMDB takes for 1,024 readers
+LOCK_BYTES = 65_664  # size of the lock file for 1,024 readers
 DAMAGE = ("CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatchError", "BadChecksumError")
 
 Identity = tuple[int, int]  # device and inode
 
 
 def load_lmdb() -> Any:
-    """The module lmdb."""
+    """Import and return the module lmdb. Raises MissingExtraError."""
     try:
         import lmdb
     except ImportError as error:
@@ -50,24 +50,24 @@ def load_lmdb() -> Any:
 
 @contextlib.contextmanager
 def translate_read_errors(path: Path) -> Iterator[None]:
-    """Translate what goes wrong while a file is read."""
+    """Translate errors of reading a file into StoreError and DamagedError."""
     try:
         yield
     except (load_lmdb().Error, OSError) as error:
-        raise _translated(error, f"{path} cannot be read", "see that it is there and may be read") from error
+        raise _translate(error, f"{path} cannot be read", "see that it is there and may be read") from error
 
 
 @contextlib.contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """Translate what goes wrong while a file is written."""
+    """Translate errors of writing a file into StoreError and DamagedError."""
     try:
         yield
     except (load_lmdb().Error, OSError) as error:
         way_out = "see that the disk has room and that the folder may be written, and try again"
-        raise _translated(error, f"{path} cannot be written", way_out) from error
+        raise _translate(error, f"{path} cannot be written", way_out) from error
 
 
-def _translated(error: Exception, what: str, way_out: str) -> DamagedError | StoreError:
+def _translate(error: Exception, what: str, way_out: str) -> DamagedError | StoreError:
     lmdb = load_lmdb()
     if isinstance(error, tuple(getattr(lmdb, name) for name in DAMAGE if hasattr(lmdb, name))):
         return DamagedError(f"{what}: it is damaged ({error}); publish again with --repair")
@@ -76,7 +76,7 @@ def _translated(error: Exception, what: str, way_out: str) -> DamagedError | Sto
 
 @dataclass
 class SharedEnvironment:
-    """An open environment with its named databases, and how many use it."""
+    """An open environment with its named databases and the number of its users."""
 
     folder: Path
     environment: Any
@@ -90,11 +90,11 @@ class SharedEnvironment:
 
     @property
     def inherited(self) -> bool:
-        """Whether it came over a fork and must not be used any more."""
+        """Whether it was inherited by a fork and must not be used."""
         return self.locks and self.process != os.getpid()
 
     def lock_is_whole(self) -> bool:
-        """Whether the lock file is still the one that is mapped, as long as it was. Otherwise it must be let go."""
+        """Return whether the mapped lock file is unchanged; otherwise the environment must be closed."""
         try:
             facts = os.lstat(f"{self.folder}/{LOCK}")
         except OSError:
@@ -103,19 +103,19 @@ class SharedEnvironment:
 
 
 _open: dict[Identity, SharedEnvironment] = {}
-_guard = threading.RLock()  # a reader may be closed by the garbage collector, at any point of ours
+_guard = threading.RLock()  # the garbage collector may close a reader at any point of this code
 
 
-def _fresh_guard() -> None:
+def _reset_guard() -> None:
     global _guard
-    _guard = threading.RLock()  # another thread of the parent may have held it
+    _guard = threading.RLock()  # a thread of the parent may have held it
 
 
-os.register_at_fork(after_in_child=_fresh_guard)
+os.register_at_fork(after_in_child=_reset_guard)
 
 
 def file_identity(path: Path) -> Identity | None:
-    """What tells a file from another one at the same path; None where there is none."""
+    """Return device and inode of a file; None if it does not exist."""
     try:
         facts = path.stat()
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def file_identity(path: Path) -> Identity | None:
 
 
 def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **settings: Any) -> SharedEnvironment:
-    """The environment of a folder that exists, opened with these settings unless it is open already."""
+    """Return the environment of an existing folder; open it with these settings unless it is open."""
     lmdb = load_lmdb()
     with _guard:
         identity = file_identity(folder / DATA)
@@ -152,9 +152,9 @@ def open_shared(folder: Path, *, locks: bool, databases: Sequence[str] = (), **s
 
 
 def allocate_lock(path: Path) -> None:
-    """Have the whole lock file on the disk before LMDB maps it: a page without a block would end the process.
+    """Allocate the whole lock file on disk before LMDB maps it: a page without a disk block would kill the process.
 
-    Only while this process has it not open: to close a file lets go of the locks that LMDB holds on it. OSError where
+    Call it only while this process does not have it open: closing a file releases LMDB's locks on it. Raises OSError if
     the disk is full.
     """
     refuse_link(path)
@@ -169,7 +169,7 @@ def allocate_lock(path: Path) -> None:
 
 
 def release_environment(shared: SharedEnvironment) -> None:
-    """One user less; the last one closes it."""
+    """Decrease the number of users; the last one closes the environment."""
     with _guard:
         shared.users -= 1
         if shared.users > 0 or shared.inherited:

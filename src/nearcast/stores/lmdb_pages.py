@@ -1,8 +1,8 @@
-"""The pages of an LMDB file, read without a map: is every page there that a map would be asked for, and what is left?
+"""Read the pages of an LMDB file without a map: check them, read pairs, and salvage pairs of a damaged file.
 
-LMDB trusts its file. A page behind the end of the file, or an offset that leads out of a page, ends the process; so a
-file that others may have cut or damaged is looked through here before it is mapped. The format is that of LMDB 0.9 on
-machines of 64 bits, little-endian. Knows nothing of what keys and values mean.
+LMDB trusts its file. A page behind the end of the file, or an offset out of a page, kills the process. So a file that
+others may have cut or damaged is checked here before it is mapped. The format is that of LMDB 0.9 on 64-bit
+little-endian machines. Knows nothing of the meaning of keys and values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAGIC, VERSION = 0xBEEFC0DE, 1
 META = struct.Struct("<II8xQ48s48sQQ")  # magic, version, address, size of the map, two databases, last page, txn
 DATABASE = struct.Struct("<IHHQQQQQ")  # pad, flags, depth, branch, leaf and overflow pages, entries, root
 PAGE = struct.Struct("<QHHHH")  # number, pad, flags, lower and upper end of the free room
-PAGES_OF_VALUE = struct.Struct("<I")  # at the place of lower and upper: pages of a large value
+PAGES_OF_VALUE = struct.Struct("<I")  # at the offset of lower and upper: pages of a large value
 NODE = struct.Struct("<HHHH")  # size, low and high (in branches: number of the child), flags, size of the key
 NUMBER = struct.Struct("<Q")
 BRANCH, LEAF, OVERFLOW, META_PAGE = 0x01, 0x02, 0x04, 0x08
@@ -32,13 +32,13 @@ BIG_VALUE, SUB_DATABASE, DUPLICATES = 0x01, 0x02, 0x04
 HEADER_BYTES, NODE_BYTES = PAGE.size, NODE.size
 NO_PAGE = (1 << 64) - 1
 DEEPEST = 32
-ATTEMPTS = 100  # while other processes write: freed pages may be written anew under our eyes
+ATTEMPTS = 100  # while other processes write: they may reuse freed pages during a read
 
 T = TypeVar("T")
 
 
 class _BrokenPageError(Exception):
-    """Text: what is wrong, and with which page."""
+    """An invalid page. The text names the page and the fault."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class _File:
 
     @property
     def pages(self) -> int:
-        """Whole pages in it."""
+        """Number of whole pages."""
         return os.fstat(self.descriptor).st_size // self.page_bytes
 
     def read(self, number: int, count: int = 1) -> bytes:
-        """Return pages. Raise _BrokenPageError where the file ends before."""
+        """Return `count` pages. Raises _BrokenPageError if the file ends before."""
         size = count * self.page_bytes
         data = os.pread(self.descriptor, size, number * self.page_bytes)
         if len(data) < size:
@@ -71,7 +71,7 @@ class _File:
 
 
 class Tree:
-    """The pairs of one state of a file, by key."""
+    """The pairs of one committed state of a file, by key."""
 
     def __init__(self, file: _File, meta: _Meta) -> None:
         self._file = file
@@ -93,26 +93,26 @@ class Tree:
     def _below(self, number: int, depth: int, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         data = self._page(number)
         kind = LEAF if depth == 1 else BRANCH
-        places = _places(data, number, kind, self._file.page_bytes)
-        start = self._search(data, number, kind, places, first)
-        for place in places[start:]:
-            low, high, flags, begin, end = _node(data, number, kind, place, self._file.page_bytes)
+        offsets = _read_offsets(data, number, kind, self._file.page_bytes)
+        start = self._search(data, number, kind, offsets, first)
+        for offset in offsets[start:]:
+            low, high, flags, begin, end = _read_node(data, number, kind, offset, self._file.page_bytes)
             if kind == BRANCH:
                 yield from self._below(low | high << 16 | flags << 32, depth - 1, first)
             elif flags & BIG_VALUE:
                 overflow = NUMBER.unpack_from(data, end)[0]
-                yield data[begin:end], _big_value(self._file, overflow, low | high << 16)
+                yield data[begin:end], _read_large_value(self._file, overflow, low | high << 16)
             elif flags & (SUB_DATABASE | DUPLICATES):
                 raise _BrokenPageError(f"page {number} holds another database")
             else:
                 yield data[begin:end], data[end : end + (low | high << 16)]
 
-    def _search(self, data: bytes, number: int, kind: int, places: tuple[int, ...], first: bytes) -> int:
+    def _search(self, data: bytes, number: int, kind: int, offsets: tuple[int, ...], first: bytes) -> int:
         """Return the first leaf node not before the key, or the branch node whose child may hold it."""
-        low, high = (1, len(places)) if kind == BRANCH else (0, len(places))  # a branch's first key is left out
+        low, high = (1, len(offsets)) if kind == BRANCH else (0, len(offsets))  # a branch's first key is left out
         while low < high:
             middle = (low + high) // 2
-            _, _, _, begin, end = _node(data, number, kind, places[middle], self._file.page_bytes)
+            _, _, _, begin, end = _read_node(data, number, kind, offsets[middle], self._file.page_bytes)
             key = data[begin:end]
             if key < first or (kind == BRANCH and key == first):
                 low = middle + 1
@@ -130,26 +130,23 @@ class Tree:
 
 
 def read_tree(path: Path, read: Callable[[Tree], T], attempts: int = ATTEMPTS) -> T:
-    """Return what `read` finds in one state of the file, which other processes may write meanwhile.
+    """Return the result of `read` on one state of the file, which other processes may write meanwhile.
 
-    Raises DamagedError where a page is missing or not as it must be, StoreError where no state stays long enough.
+    Raises DamagedError for a missing or invalid page, StoreError if the file changes faster than it can be read.
     """
     return _read(path, lambda file, meta: read(Tree(file, meta)), attempts)
 
 
 def check_pages(path: Path) -> None:
-    """Raise DamagedError unless every page that can be reached is in the file and leads nowhere else.
-
-    Takes about 1.3 seconds for a million pairs.
-    """
-    _read(path, _walk, ATTEMPTS)
+    """Raise DamagedError unless every reachable page is in the file and valid. Takes about 1.3 s per million pairs."""
+    _read(path, _check_all, ATTEMPTS)
 
 
 def newest_transaction(path: Path) -> int:
-    """Return the number of the transaction that was committed last. DamagedError where the file does not say it."""
+    """Return the number of the last committed transaction. Raises DamagedError for an invalid header."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        return _newest_meta(path, descriptor).txn
+        return _read_newest_meta(path, descriptor).txn
     finally:
         os.close(descriptor)
 
@@ -158,17 +155,17 @@ def _read(path: Path, read: Callable[[_File, _Meta], T], attempts: int) -> T:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for _ in range(attempts):
-            meta = _newest_meta(path, descriptor)
+            meta = _read_newest_meta(path, descriptor)
             broken = ""
             try:
                 found = read(_File(descriptor, meta.page_bytes), meta)
             except (_BrokenPageError, DamagedError) as error:
-                if _newest_meta(path, descriptor) == meta:
+                if _read_newest_meta(path, descriptor) == meta:
                     raise (
-                        _damaged(path, str(error), descriptor) if isinstance(error, _BrokenPageError) else error
+                        _make_error(path, str(error), descriptor) if isinstance(error, _BrokenPageError) else error
                     ) from None
                 broken = str(error)
-            if not broken and _newest_meta(path, descriptor) == meta:
+            if not broken and _read_newest_meta(path, descriptor) == meta:
                 return found
         raise StoreError(f"{path} changes faster than it can be read; try again, or write to it less often")
     finally:
@@ -176,7 +173,7 @@ def _read(path: Path, read: Callable[[_File, _Meta], T], attempts: int) -> T:
 
 
 def salvage_pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield all pairs on pages that look whole, those of older states too. Nothing where there is no file to read."""
+    """Yield all pairs on valid pages, also of older states. Yields nothing if there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -190,30 +187,30 @@ def salvage_pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 def _salvage(path: Path, descriptor: int) -> Iterator[tuple[bytes, bytes]]:
     try:
-        page_bytes = _newest_meta(path, descriptor).page_bytes
+        page_bytes = _read_newest_meta(path, descriptor).page_bytes
     except DamagedError:
         page_bytes = os.sysconf("SC_PAGE_SIZE")
     file = _File(descriptor, page_bytes)
     for number in range(file.pages):
         with contextlib.suppress(_BrokenPageError, OSError):
-            yield from _pairs(file, number)
+            yield from _iterate_pairs(file, number)
 
 
-def _damaged(path: Path, what: str, descriptor: int) -> DamagedError:
+def _make_error(path: Path, what: str, descriptor: int) -> DamagedError:
     size = os.fstat(descriptor).st_size
     return DamagedError(f"{path} is damaged: {what} ({size:,} bytes); heal it with publish --repair")
 
 
-def _newest_meta(path: Path, descriptor: int) -> _Meta:
-    first = _meta_at(descriptor, 0)
-    second = _meta_at(descriptor, first.page_bytes if first else os.sysconf("SC_PAGE_SIZE"))
+def _read_newest_meta(path: Path, descriptor: int) -> _Meta:
+    first = _read_meta(descriptor, 0)
+    second = _read_meta(descriptor, first.page_bytes if first else os.sysconf("SC_PAGE_SIZE"))
     if first is None or second is None:  # LMDB reads the first alone to learn how large pages are
-        raise _damaged(path, "its first two pages do not say what it holds", descriptor)
+        raise _make_error(path, "its first two pages do not say what it holds", descriptor)
     return max(first, second, key=lambda meta: meta.txn)
 
 
-def _meta_at(descriptor: int, place: int) -> _Meta | None:
-    data = os.pread(descriptor, HEADER_BYTES + META.size, place)
+def _read_meta(descriptor: int, offset: int) -> _Meta | None:
+    data = os.pread(descriptor, HEADER_BYTES + META.size, offset)
     if len(data) < HEADER_BYTES + META.size:
         return None
     _, _, flags, _, _ = PAGE.unpack_from(data)
@@ -227,8 +224,8 @@ def _meta_at(descriptor: int, place: int) -> _Meta | None:
     return _Meta(page_bytes, tuple((root, depth) for *_, depth, _, _, _, _, root in databases), txn)
 
 
-def _walk(file: _File, meta: _Meta) -> None:
-    """Raise _BrokenPageError where a page that can be reached is not as it must be."""
+def _check_all(file: _File, meta: _Meta) -> None:
+    """Raise _BrokenPageError for an invalid reachable page."""
     n_pages, seen = file.pages, set[int]()
     for root, depth in meta.roots:
         if root == NO_PAGE:
@@ -244,18 +241,18 @@ def _walk(file: _File, meta: _Meta) -> None:
                 raise _BrokenPageError(f"page {number} has two parents")
             seen.add(number)
             data = file.read(number)
-            wanted = LEAF if depth_left == 1 else BRANCH
-            for low, high, flags, _, end in _nodes(data, number, wanted, file.page_bytes):
-                if wanted == BRANCH:
+            kind = LEAF if depth_left == 1 else BRANCH
+            for low, high, flags, _, end in _iterate_nodes(data, number, kind, file.page_bytes):
+                if kind == BRANCH:
                     open_pages.append((low | high << 16 | flags << 32, depth_left - 1))
                 elif flags & BIG_VALUE:
-                    _big_value(file, NUMBER.unpack_from(data, end)[0], low | high << 16)
+                    _read_large_value(file, NUMBER.unpack_from(data, end)[0], low | high << 16)
                 elif flags & (SUB_DATABASE | DUPLICATES):
                     raise _BrokenPageError(f"page {number} holds another database")
 
 
-def _places(data: bytes, number: int, kind: int, page_bytes: int) -> tuple[int, ...]:
-    """Return where the nodes of a page are."""
+def _read_offsets(data: bytes, number: int, kind: int, page_bytes: int) -> tuple[int, ...]:
+    """Return the offsets of the nodes of a page."""
     own, _, flags, lower, upper = PAGE.unpack_from(data)
     if own != number or flags & (BRANCH | LEAF | OVERFLOW | META_PAGE) != kind:
         raise _BrokenPageError(f"page {number} is another page than it should be")
@@ -264,50 +261,50 @@ def _places(data: bytes, number: int, kind: int, page_bytes: int) -> tuple[int, 
     count = (lower - HEADER_BYTES) // 2
     if count < (2 if kind == BRANCH else 1):
         raise _BrokenPageError(f"page {number} is empty")
-    places: tuple[int, ...] = struct.unpack_from(f"<{count}H", data, HEADER_BYTES)
-    return places
+    offsets: tuple[int, ...] = struct.unpack_from(f"<{count}H", data, HEADER_BYTES)
+    return offsets
 
 
-def _node(data: bytes, number: int, kind: int, place: int, page_bytes: int) -> tuple[int, int, int, int, int]:
+def _read_node(data: bytes, number: int, kind: int, offset: int, page_bytes: int) -> tuple[int, int, int, int, int]:
     """Return a node: low, high, flags, and where the key starts and ends."""
-    if not HEADER_BYTES <= place <= page_bytes - NODE_BYTES:
+    if not HEADER_BYTES <= offset <= page_bytes - NODE_BYTES:
         raise _BrokenPageError(f"page {number} leads out of itself")
-    low, high, flags, key_bytes = NODE.unpack_from(data, place)
-    start = place + NODE_BYTES
+    low, high, flags, key_bytes = NODE.unpack_from(data, offset)
+    start = offset + NODE_BYTES
     value_bytes = 0 if kind == BRANCH else 8 if flags & BIG_VALUE else low | high << 16
     if start + key_bytes + value_bytes > page_bytes:
         raise _BrokenPageError(f"page {number} holds a pair that is longer than it")
     return low, high, flags, start, start + key_bytes
 
 
-def _nodes(data: bytes, number: int, kind: int, page_bytes: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _iterate_nodes(data: bytes, number: int, kind: int, page_bytes: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield the nodes of a page, each as `_node` returns it."""
-    for place in _places(data, number, kind, page_bytes):
-        yield _node(data, number, kind, place, page_bytes)
+    for offset in _read_offsets(data, number, kind, page_bytes):
+        yield _read_node(data, number, kind, offset, page_bytes)
 
 
-def _big_value(file: _File, number: int, size: int) -> bytes:
-    """Return the value that begins on this page."""
+def _read_large_value(file: _File, number: int, size: int) -> bytes:
+    """Return the large value that starts on this page."""
     if not 2 <= number < file.pages:
         raise _BrokenPageError(f"page {number} is needed and the file has {file.pages}")
     own, _, flags, _, _ = PAGE.unpack_from(file.read(number))
     count = -(-(size + HEADER_BYTES) // file.page_bytes)
     data = file.read(number, count)
-    (held,) = PAGES_OF_VALUE.unpack_from(data, 12)  # may be more: a shorter value has taken a longer one's place
+    (held,) = PAGES_OF_VALUE.unpack_from(data, 12)  # may be larger: a shorter value replaced a longer one
     if own != number or not flags & OVERFLOW or not count <= held <= file.pages - number:
         raise _BrokenPageError(f"page {number} is another page than it should be")
     return data[HEADER_BYTES : HEADER_BYTES + size]
 
 
-def _pairs(file: _File, number: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the pairs of a page that is a leaf; nothing of others."""
+def _iterate_pairs(file: _File, number: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the pairs of a leaf page; nothing for other pages."""
     data = file.read(number)
     if PAGE.unpack_from(data)[2] & (BRANCH | LEAF | OVERFLOW | META_PAGE) != LEAF:
         return
-    for low, high, flags, start, end in _nodes(data, number, LEAF, file.page_bytes):
+    for low, high, flags, start, end in _iterate_nodes(data, number, LEAF, file.page_bytes):
         if flags & BIG_VALUE:
             try:
-                yield data[start:end], _big_value(file, NUMBER.unpack_from(data, end)[0], low | high << 16)
+                yield data[start:end], _read_large_value(file, NUMBER.unpack_from(data, end)[0], low | high << 16)
             except _BrokenPageError:
                 continue
         elif not flags & (SUB_DATABASE | DUPLICATES):
