@@ -31,10 +31,10 @@ import nearcast
 from nearcast.figures import COLOURS, new_figure, save
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
-from nearcast.replaying.candidate_sources import Lists, Way
-from nearcast.replaying.replay import looked_up, searched
-from nearcast.replaying.request_funnel import Funnel, Passed, run_funnel
-from nearcast.replaying.request_log import Logged, read_log
+from nearcast.replaying.candidate_sources import CandidateSource, RetrievedLists
+from nearcast.replaying.replay import open_lookup_source, open_online_source
+from nearcast.replaying.request_funnel import Funnel, FunnelResult, run_funnel
+from nearcast.replaying.request_log import LoggedRequest, read_log
 from nearcast.spec import GeneratorSpec
 from nearcast.stores import open_store
 from nearcast.types import Metric
@@ -53,11 +53,11 @@ POPULAR, ONLINE = "popularity", "online, k 50"
 class MostBought:
     """The same candidates for everybody: all products that have ads, by how often they were bought."""
 
-    lists: Lists
+    lists: RetrievedLists
     name: str = POPULAR
     metric: Metric = Metric.INNER_PRODUCT
 
-    def candidates(self, keys: Sequence[Any], k: int | None) -> Lists:  # noqa: ARG002
+    def candidates(self, keys: Sequence[Any], k: int | None) -> RetrievedLists:  # noqa: ARG002
         """Whatever is asked."""
         return self.lists
 
@@ -69,7 +69,7 @@ class Measured:
     name: str
     items: int  # of its index
     k: int  # candidates of a key
-    passed: Passed
+    passed: FunnelResult
     redeemed: np.ndarray  # (requests, 2) coupons found, and redeemed
     engaged: np.ndarray  # (requests, 2) shown ads whose product was bought, and slots
 
@@ -94,7 +94,9 @@ def parse_arguments() -> argparse.Namespace:
 # Measuring.
 
 
-def measure(requests: list[Logged], specs: list[GeneratorSpec], lengths: Sequence[int], data: Path) -> list[Measured]:
+def measure(
+    requests: list[LoggedRequest], specs: list[GeneratorSpec], lengths: Sequence[int], data: Path
+) -> list[Measured]:
     """Every way, one after the other. specs: of the look-ups, the one with all products last."""
     found = []
     listener = Listener()
@@ -103,12 +105,12 @@ def measure(requests: list[Logged], specs: list[GeneratorSpec], lengths: Sequenc
         held.callback(store.close)
         ads = held.enter_context(nearcast.open_expansion(store, "coupons"))
         for spec in specs:
-            table = held.enter_context(looked_up(prepare(spec, HERE, listener), store, None))
+            table = held.enter_context(open_lookup_source(prepare(spec, HERE, listener), store, None))
             items = int(table.view.version.facts["items"])
             for k in lengths:
                 passed = run_funnel(table, requests, Funnel(ads, candidates_per_key=k))
                 found.append(measured(f"offline, {items:,} items, k {k}", items, k, passed, requests))
-        online = searched(prepare(specs[-1], HERE, listener), recall=0.95, k=ONLINE_K)
+        online = open_online_source(prepare(specs[-1], HERE, listener), recall=0.95, k=ONLINE_K)
         passed = run_funnel(online, requests, Funnel(ads))
         found.append(measured(ONLINE, online.index.n_items, ONLINE_K, passed, requests))
         passed = run_funnel(most_bought(data), requests, Funnel(ads))
@@ -116,7 +118,7 @@ def measure(requests: list[Logged], specs: list[GeneratorSpec], lengths: Sequenc
     return found
 
 
-def most_bought(data: Path) -> Way:
+def most_bought(data: Path) -> CandidateSource:
     """Products with ads, by how many households' receipts they are on."""
     linked = np.unique(pq.read_table(data / "links.parquet")["product_id"].to_numpy())
     products = pq.read_table(data / "products.parquet", columns=["product_id", "purchases"])
@@ -124,10 +126,10 @@ def most_bought(data: Path) -> Way:
     kept = np.isin(ids, linked)
     order = np.argsort(-counts[kept], kind="stable")
     ids, counts = ids[kept][order], counts[kept][order]
-    return MostBought(Lists(np.array([0, len(ids)]), pa.array(ids), counts, 1))
+    return MostBought(RetrievedLists(np.array([0, len(ids)]), pa.array(ids), counts, 1))
 
 
-def measured(name: str, items: int, k: int, passed: Passed, requests: list[Logged]) -> Measured:
+def measured(name: str, items: int, k: int, passed: FunnelResult, requests: list[LoggedRequest]) -> Measured:
     redeemed = [
         (len(logged.engaged_ads & set(ads)), len(logged.engaged_ads))
         for logged, ads in zip(requests, passed.returned_ads, strict=True)
@@ -165,10 +167,10 @@ def row(way: Measured, popular: Measured, online: Measured, draws: np.ndarray) -
         "cpu_ms_per_request": passed.cpu_seconds / len(passed.lengths) * 1000,
         "redemptions": rate(way.redeemed, draws),
         "engagement": rate(way.engaged, draws),
-        "redemptions_over_popularity": lead(way.redeemed, popular.redeemed, draws),
-        "engagement_over_popularity": lead(way.engaged, popular.engaged, draws),
-        "redemptions_over_online": lead(way.redeemed, online.redeemed, draws),
-        "engagement_over_online": lead(way.engaged, online.engaged, draws),
+        "redemptions_over_popularity": estimate_lead(way.redeemed, popular.redeemed, draws),
+        "engagement_over_popularity": estimate_lead(way.engaged, popular.engaged, draws),
+        "redemptions_over_online": estimate_lead(way.redeemed, online.redeemed, draws),
+        "engagement_over_online": estimate_lead(way.engaged, online.engaged, draws),
     }
 
 
@@ -183,7 +185,7 @@ def rate(pairs: np.ndarray, draws: np.ndarray) -> list[float]:
     return [float(value), *np.quantile(share(pairs, draws), [0.025, 0.975]).tolist()]
 
 
-def lead(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> list[float]:
+def estimate_lead(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> list[float]:
     """How far one is above the other, and the ends of the 95% interval of that."""
     everybody = np.ones((1, len(one)))
     value = share(one, everybody)[0] - share(other, everybody)[0]

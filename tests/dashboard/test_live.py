@@ -77,16 +77,16 @@ def test_the_page_is_read_only_and_serves_no_other_file(service: Service) -> Non
 
 
 def test_what_cannot_be_asked_is_refused_in_words(service: Service) -> None:
-    def refused(path: str) -> tuple[int, str]:
+    def is_refused(path: str) -> tuple[int, str]:
         reply = service.get(f"/dashboard/generators/{path}", headers=HEAD)
         return reply.status_code, reply.json()["error"]["code"]
 
-    assert refused("nobody/list?key=x") == (404, "unknown_generator")
-    assert refused("things/list") == (422, "invalid")
-    assert refused("things/list?key=x&before=1e9") == (422, "invalid")
-    assert refused("things/list?key=%ff") == (400, "bad_encoding")
-    assert refused("%ff/list?key=x") == (400, "bad_encoding")
-    assert refused("things/explain?key=a&item=b") == (404, "not_found")
+    assert is_refused("nobody/list?key=x") == (404, "unknown_generator")
+    assert is_refused("things/list") == (422, "invalid")
+    assert is_refused("things/list?key=x&before=1e9") == (422, "invalid")
+    assert is_refused("things/list?key=%ff") == (400, "bad_encoding")
+    assert is_refused("%ff/list?key=x") == (400, "bad_encoding")
+    assert is_refused("things/explain?key=a&item=b") == (404, "not_found")
 
 
 def test_a_list_is_that_of_the_served_snapshot_beside_the_one_before(service: Service) -> None:
@@ -136,7 +136,7 @@ def test_the_page_asks_for_the_token_then_shows_what_is_served_live(
     page.keyboard.press("Enter")
     page.locator("table.generators").wait_for()
     assert page.locator("h1").inner_text() == "1 of 1 generator is not monitored"
-    assert "No monitor has looked yet." in page.locator("table.generators").inner_text()
+    assert "The monitor has not run yet." in page.locator("table.generators").inner_text()
     assert "live" in page.locator(".made").inner_text()
     _look_into_a_list(page)
     assert page.evaluate("window.taken") is None

@@ -12,9 +12,9 @@ from nearcast.dashboard.generator import marks_of
 from nearcast.dashboard.list_explorer import side_by_side
 from nearcast.errors import NotFoundError
 from nearcast.history.event_log import HistoryEvent
-from nearcast.monitoring.alert import CHECKS
-from nearcast.monitoring.alert_text import TROUBLES as WORDS
-from nearcast.monitoring.status import find_live_version, state_of
+from nearcast.history.publish_events import find_live_version
+from nearcast.monitoring.alert import ALERT_TEXTS, CHECKS
+from nearcast.monitoring.status import derive_status
 from needs import require_module
 
 DAY = 86_400.0
@@ -42,61 +42,61 @@ def look(version: int, day: float, *checks: str) -> HistoryEvent:
 
 
 def test_every_check_of_the_monitor_has_its_words() -> None:
-    assert set(CHECKS) <= set(WORDS)
+    assert set(CHECKS) <= set(ALERT_TEXTS)
 
 
 def test_without_events_nothing_has_run() -> None:
-    state = state_of([])
-    assert (state.level, state.seen) == ("idle", "Nothing has run yet.")
+    state = derive_status([])
+    assert (state.level, state.users_get) == ("idle", "Nothing has run yet.")
 
 
 def test_a_trouble_is_there_since_the_run_that_the_first_pass_of_an_unbroken_row_looked_at() -> None:
     events = [run(1, 1), look(1, 1.1, "copies"), run(2, 2), look(2, 2.1), run(3, 3), look(3, 3.1, "copies")]
     events += [run(4, 4), look(4, 4.1, "copies")]
-    (trouble,) = state_of(events).troubles
+    (trouble,) = derive_status(events).problems
     assert (trouble.since, trouble.version) == (3 * DAY, 3)
 
 
 def test_a_trouble_of_what_is_served_is_there_since_the_pass_that_found_it() -> None:
-    (trouble,) = state_of([run(1, 1), look(1, 2), look(1, 5, "dead"), look(1, 6, "dead")]).troubles
+    (trouble,) = derive_status([run(1, 1), look(1, 2), look(1, 5, "dead"), look(1, 6, "dead")]).problems
     assert trouble.since == 5 * DAY
 
 
 def test_a_number_that_jumped_says_which_way() -> None:
-    (trouble,) = state_of([run(1, 1), look(1, 2, "items_count")]).troubles
+    (trouble,) = derive_status([run(1, 1), look(1, 2, "items_count")]).problems
     assert trouble.title == "The number of items fell"
 
 
 def test_publishes_that_the_audit_stops_are_a_trouble_until_one_goes_through() -> None:
     events = [run(1, 1), publish(1, 1.1), run(2, 2), publish(2, 2.1, failed="overlap"), run(3, 3)]
     events.append(publish(3, 3.1, failed="overlap"))
-    state = state_of(events)
-    assert [(t.check, t.since) for t in state.troubles] == [("audit", 2.1 * DAY)]
-    assert state.seen == "Users get snapshot 000001 of 2 January 1970; 2 newer ones are not published."
-    assert state_of([*events, publish(3, 4)]).troubles == ()
+    state = derive_status(events)
+    assert [(t.check, t.since) for t in state.problems] == [("audit", 2.1 * DAY)]
+    assert state.users_get == "Users get snapshot 000001 of 2 January 1970; 2 newer ones are not published."
+    assert derive_status([*events, publish(3, 4)]).problems == ()
 
 
 def test_a_run_below_its_promise_is_told_before_any_monitor_has_looked() -> None:
-    state = state_of([run(1, 1), run(2, 2, kept=False, recall=0.9), run(3, 3, kept=False, recall=0.9)])
-    (trouble,) = state.troubles
+    state = derive_status([run(1, 1), run(2, 2, kept=False, recall=0.9), run(3, 3, kept=False, recall=0.9)])
+    (trouble,) = state.problems
     assert (trouble.check, trouble.since, trouble.version) == ("recall", 2 * DAY, 2)
-    assert state.unwatched
+    assert state.unchecked
 
 
 def test_a_rollback_is_worth_a_look_and_says_what_users_get() -> None:
     events = [run(1, 1), publish(1, 1), run(2, 2), publish(2, 2), HistoryEvent("a", "rollback", 3 * DAY, 1, {})]
-    state, live = state_of(events), find_live_version(events)
+    state, live = derive_status(events), find_live_version(events)
     assert state.level == "warn"
     assert live is not None
     assert (live.version, live.made) == (1, DAY)
 
 
 def test_the_worst_stands_first() -> None:
-    well = state_of([run(1, 1), look(1, 1)])
-    warned = state_of([run(1, 1), look(1, 1, "overlap")])
-    bad = state_of([run(1, 1), look(1, 1, "items_ids")])
-    later = state_of([run(1, 1), run(2, 2), look(2, 2, "items_ids")])
-    idle = state_of([])
+    well = derive_status([run(1, 1), look(1, 1)])
+    warned = derive_status([run(1, 1), look(1, 1, "overlap")])
+    bad = derive_status([run(1, 1), look(1, 1, "items_ids")])
+    later = derive_status([run(1, 1), run(2, 2), look(2, 2, "items_ids")])
+    idle = derive_status([])
     states = [well, idle, warned, bad, later]
     assert sorted(states, key=lambda state: state.rank) == [later, bad, warned, idle, well]
 

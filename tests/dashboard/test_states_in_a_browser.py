@@ -10,7 +10,7 @@ from tests.monitoring.test_standing import STATES
 
 from nearcast.dashboard.write_page import write_page
 from nearcast.history.event_log import append
-from nearcast.monitoring.alert_text import LEVELS
+from nearcast.monitoring.alert import LEVELS
 
 
 def test_each_planted_state_is_shown_by_its_cause_and_by_nothing_false(tab: Callable[..., Tab], tmp_path: Path) -> None:

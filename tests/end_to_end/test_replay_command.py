@@ -15,7 +15,7 @@ from shop import N_ITEMS, fail, succeed, write_shop
 
 import nearcast
 from nearcast.history.event_log import read
-from nearcast.replaying.replay import Replayed
+from nearcast.replaying.replay import ReplayReport
 
 ADS = """
 name = "offers"
@@ -149,15 +149,15 @@ def test_a_log_of_other_keys_and_items_is_named_and_counts_as_misses(tmp_path: P
     snapshot = nearcast.run(tmp_path / "mixed.toml").snapshot
     nearcast.publish(tmp_path / "mixed.toml")
 
-    def replayed(**log: object) -> Replayed:
+    def replayed(**log: object) -> ReplayReport:
         return nearcast.replay(tmp_path / "mixed.toml", pa.table(log), online=None)
 
     best = [str(snapshot.lookup(n).ids[0]) for n in range(40)]
     half = replayed(key=list(range(40)), engaged=[one if n % 2 else f"sku-{one}" for n, one in enumerate(best)])
     assert (half.ways[0].hit_rate.value, half.ways[0].hit_rate.of) == (0.5, 40)
-    assert "20 of 40 ids in `engaged` are no int64, such as 'sku-" in half.warnings[0]
+    assert "20 of 40 ids in `engaged` cannot be int64, for example 'sku-" in half.warnings[0]
     other = replayed(key=["x", "y"])
-    assert "no key of the log is a key of offline, such as 'x'" in other.warnings[0]
+    assert "no key of the log is a key of offline, for example 'x'" in other.warnings[0]
     path = tmp_path / "log.parquet"
     for keys, told in (([1, 2, 3], False), (["1", "2"], False), (["x", "1"], True), ([101, 102], True)):
         pq.write_table(pa.table({"key": keys}), path)
@@ -180,7 +180,7 @@ def test_a_snapshot_of_other_files_than_the_online_index_is_named_with_a_warning
     assert "offline: snapshot 000001" in done.stdout
     assert "the items and the queries have changed" in " ".join(done.stderr.split())
     (warning,) = json.loads(succeed("replay", "mixed.toml", "log.parquet", "--json", cwd=tmp_path).stdout)["warnings"]
-    assert "made of other files than the online index" in warning
+    assert "made from other files than the online index" in warning
     assert nearcast.replay(tmp_path / "mixed.toml", log, online=None).warnings == ()
     nearcast.run(tmp_path / "mixed.toml")
     assert nearcast.replay(tmp_path / "mixed.toml", log, versions=[2]).warnings == ()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 import nearcast
 from nearcast.errors import AuditError, TargetError
-from nearcast.monitoring.monitor_pass import Watched
+from nearcast.monitoring.monitor_pass import MonitorReport
 
 DIM = 24
 SHARDS = 4
@@ -118,7 +118,7 @@ class Nights:
     def parsed(self) -> Any:
         return nearcast.GeneratorSpec.model_validate(self.spec)
 
-    def look(self) -> Watched:
+    def look(self) -> MonitorReport:
         """A pass of the monitor."""
         (self.folder / "shop.toml").write_text(toml(self.spec))
         return nearcast.monitor(self.folder / "shop.toml")

@@ -21,8 +21,8 @@ from nearcast.cli.monitor import monitor
 from nearcast.dashboard.document import document
 from nearcast.errors import StoreError
 from nearcast.history.event_log import read
-from nearcast.monitoring.monitor_pass import Watched
-from nearcast.monitoring.surviving_neighbors import truth_without
+from nearcast.monitoring.monitor_pass import MonitorReport
+from nearcast.monitoring.recall_today import find_surviving_neighbors
 from nearcast.types import Neighbors
 
 
@@ -34,7 +34,7 @@ def begun(folder: Path, **more: Any) -> Nights:
     return shop
 
 
-def titles(watched: Watched) -> dict[str, str]:
+def titles(watched: MonitorReport) -> dict[str, str]:
     return {alert.check: alert.headline for alert in watched.alerts}
 
 
@@ -96,8 +96,8 @@ class TestOverlay:
         shop.pass_a_day(churn=0.4)
         shop.write()
         watched = shop.look()
-        assert titles(watched)["served_recall"] == "Served lists miss what is new"
-        assert "of the neighbors that they miss are items that came since" in watched.alerts[0].text
+        assert titles(watched)["served_recall"] == "Served lists miss new items"
+        assert "of the missed neighbors are new items" in watched.alerts[0].text
 
     def test_an_overlay_that_empties_the_lists_is_named(self, shop: Nights) -> None:
         with overlay_of(shop) as overlay:
@@ -105,7 +105,7 @@ class TestOverlay:
         watched = shop.look()
         assert titles(watched)["removed"] == "The overlay removes most of the served candidates"
         assert not {"served_recall", "dead"} & set(titles(watched))
-        assert "the overlay removes 2,000 items, and with them 100.0%" in watched.alerts[0].text
+        assert "the served lists of 000001 lose 100.0% of their candidates" in watched.alerts[0].text
 
 
 class TestRefusedNight:
@@ -160,9 +160,9 @@ class TestRefusedNight:
     def test_the_page_does_not_hold_the_refused_night_against_the_mended_one(self, shop: Nights) -> None:
         state = page_of(shop)["state"]
         assert [t for t in state["troubles"] if t["check"] != "audit"] == []
-        assert "has not looked at the newest run, 000006" in state["watched"]
+        assert "has not seen the newest run, 000006" in state["watched"]
         assert "The audit refused 000005" in state["became"]
-        assert "000006, the newest, waits for its publish" in state["became"]
+        assert "000006, the newest, is not published yet" in state["became"]
 
     def test_the_monitor_says_nothing_false_of_the_mended_night(self, shop: Nights) -> None:
         assert titles(shop.look()) == {}
@@ -219,13 +219,13 @@ class TestNeverMonitored:
         page = document(shop.folder / "nearcast", lists=False)
         state = page["generators"][0]["state"]
         assert (state["level"], state["word"]) == ("unknown", "Not monitored")
-        assert state["watched"] == "No monitor has looked yet."
+        assert state["watched"] == "The monitor has not run yet."
         assert page["headline"] == {"level": "unknown", "text": "1 of 1 generator is not monitored"}
 
     def test_a_first_pass_says_what_it_cannot_know(self, shop: Nights) -> None:
         said = say(shop, "shop")
-        assert "nothing is wrong, as far as one can tell: with fewer than 3 runs to compare with" in said
-        assert "what is served was not looked at" in said
+        assert "nothing is wrong, but usual values need at least 3 earlier runs" in said
+        assert "the served version was not checked" in said
 
 
 class TestAnotherSpec:
@@ -240,7 +240,7 @@ class TestAnotherSpec:
         assert titles(shop.look()) == {}
         shop.spec = shop.spec | {"k": 10, "metric": "l2"}
         watched = shop.look()
-        assert titles(watched) == {"served_spec": "What is served was made by another spec"}
+        assert titles(watched) == {"served_spec": "The served version was made by another spec"}
         assert "the metric is l2 today and cosine in the served version" in watched.alerts[0].text
         assert watched.served is not None
         assert watched.served.recall is None
@@ -252,7 +252,7 @@ class TestAnotherSpec:
         turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(DIM, DIM)))
         shop.write(queries=shop.queries @ turn)
         watched = shop.look()
-        assert titles(watched) == {"served_recall": "Served lists are not the nearest any more"}
+        assert titles(watched) == {"served_recall": "Served lists are no longer the nearest items"}
         assert watched.alerts[0].effect == "The vectors have changed since: other items are nearest now."
 
     def test_keys_of_another_type_are_said_and_stop_nothing(self, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class TestAnotherSpec:
             segment=["home"] * 600,
         )
         watched = shop.look()
-        assert titles(watched)["served_spec"] == "What is served was made by another spec"
+        assert titles(watched)["served_spec"] == "The served version was made by another spec"
         assert titles(watched)["misses"] == "Queries of today are not in the served table"
         assert "served_recall" not in titles(watched)
 
@@ -342,11 +342,11 @@ def test_a_store_that_cannot_be_read_is_an_alert_beside_what_the_runs_say(tmp_pa
     shop = begun(tmp_path)
     shop.spec = shop.spec | {"publish": {"store": "redis://127.0.0.1:9/0"}}
     watched = shop.look()
-    assert titles(watched) == {"unreachable": "What is served could not be looked at"}
+    assert titles(watched) == {"unreachable": "The store could not be read"}
     assert isinstance(watched.failure, StoreError)
     done = CliRunner().invoke(monitor, [str(shop.folder / "shop.toml")])
     assert isinstance(done.exception, StoreError)
-    assert "What is served could not be looked at" in done.output
+    assert "The store could not be read" in done.output
 
 
 def test_a_store_that_was_lost_is_told_until_something_is_published_again(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_the_truth_without_removed_items_is_that_of_a_catalogue_without_them(dat
         order = np.argsort(-scores[rows], axis=1, kind="stable")[:, :width]
         return Neighbors(order, np.take_along_axis(scores[rows], order, 1))
 
-    found = truth_without(removed, np.arange(queries), depths, ask)
+    found = find_surviving_neighbors(removed, np.arange(queries), depths, ask)
     for row in range(queries):
         left = [p for p in np.argsort(-scores[row], kind="stable") if not removed[p]][: depths[row]]
         assert found.positions[row][: len(left)].tolist() == left

@@ -159,7 +159,7 @@ def test_an_index_built_for_another_metric(healthy: Callable[..., Nights], tmp_p
         nearcast.run(shop.spec, base=tmp_path, again=True)
     found = {alert.check: alert.text for alert in shop.look().alerts}
     assert set(found) == {"metric"}
-    assert "the lists look like those of metric l2, and inner_product was asked for" in found["metric"]
+    assert "the lists look like those of metric l2, and the spec says inner_product" in found["metric"]
 
 
 def test_a_probe_count_cut_to_a_tenth(healthy: Callable[..., Nights], tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_table_three_weeks_old_over_a_catalogue_that_turns_over_5_percent_a_da
     assert 0.5 < watched.served.dead < 0.8  # 1 - 0.95 ** 21 = 0.66
     assert watched.served.refresh_seconds is not None
     assert 1 < watched.served.refresh_seconds / 86_400 < 4  # 0.95 ** 2 = 0.9, the least allowed
-    assert "make the table anew every" in next(a.text for a in watched.alerts if a.check == "dead")
+    assert "refresh the table every" in next(a.text for a in watched.alerts if a.check == "dead")
 
 
 @pytest.mark.slow

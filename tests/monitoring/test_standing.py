@@ -12,11 +12,11 @@ from nearcast.dashboard.document import headline_of
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_version, find_rejected_versions
 from nearcast.join.measure_snapshot import Baseline
-from nearcast.monitoring.alert import CHECKS, Alert
-from nearcast.monitoring.alert_text import TROUBLES, count_title
+from nearcast.monitoring.alert import ALERT_TEXTS, CHECKS, Alert, format_count_title
 from nearcast.monitoring.checks import check_runs
-from nearcast.monitoring.root_causes import causes_first
-from nearcast.monitoring.status import State, judge_runs, state_of, why_old
+from nearcast.monitoring.root_causes import fold_consequences
+from nearcast.monitoring.serving_summary import explain_age
+from nearcast.monitoring.status import GeneratorStatus, check_newest_run, derive_status
 
 DAY = 86_400.0
 SETTINGS = {"k": 10, "metric": "cosine", "settings": "a"}
@@ -85,8 +85,8 @@ def nights(count: int, **changes: Any) -> list[HistoryEvent]:
     return events
 
 
-def said(state: State) -> dict[str, str]:
-    return {trouble.check: trouble.title for trouble in state.troubles}
+def said(state: GeneratorStatus) -> dict[str, str]:
+    return {problem.check: problem.title for problem in state.problems}
 
 
 HALF_LOST = refusal("items", "it has 1,000 items where 000004 has 2,000: 50.00% are lost", 1_000)
@@ -95,9 +95,9 @@ HALF = "Half of the items are missing: 1,000 of 2,000 that are served"
 
 def test_every_check_has_a_title_an_effect_and_a_level() -> None:
     for check in CHECKS:
-        assert TROUBLES[check].title
-        assert alert(check).as_dict()["title"] == TROUBLES[check].title
-        assert alert(check).as_dict()["effect"] == TROUBLES[check].effect
+        assert ALERT_TEXTS[check].title
+        assert alert(check).as_dict()["title"] == ALERT_TEXTS[check].title
+        assert alert(check).as_dict()["effect"] == ALERT_TEXTS[check].effect
 
 
 # name: (events, level, titles by check, what the sentences say, what they do not say)
@@ -108,7 +108,7 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
         [run(1, 1), publish(1, 1.1)],
         "unknown",
         {},
-        ("No monitor has looked yet.", "000001 is served since 2 January 1970"),
+        ("The monitor has not run yet.", "000001 is served since 2 January 1970"),
         (),
     ),
     "published elsewhere, nothing else known": ([publish(3, 1)], "unknown", {}, ("Users get snapshot 000003",), ()),
@@ -116,7 +116,7 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
         [*nights(4), run(5, 5)],
         "unknown",
         {},
-        ("The monitor has not looked at the newest run, 000005", "000005, the newest, waits for its publish"),
+        ("The monitor has not seen the newest run, 000005", "000005, the newest, is not published yet"),
         (),
     ),
     "half missing, refused, nobody looked": (
@@ -201,7 +201,7 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
         [*nights(3), look(3, 3.5, alert("served_recall"), alert("dead"), served=3), run(4, 4), publish(4, 4.1, 3)],
         "unknown",
         {},
-        ("The monitor has not looked at the newest run",),
+        ("The monitor has not seen the newest run",),
         (),
     ),
     "a clock that went back": (
@@ -209,27 +209,27 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
         "ok",
         {},
         ("Users get the newest lists, snapshot 000005",),
-        ("has not looked",),
+        ("has not seen",),
     ),
     "a pass over the run alone": (
         [*nights(4), look(4, 4.5)],
         "ok",
         {},
-        ("at the run alone, not at what is served",),
+        ("over the run alone, not over the served version",),
         (),
     ),
     "a pass before the publish": (
         [*nights(4), run(5, 5), look(5, 5.1, served=4), publish(5, 5.2, 4)],
         "ok",
         {},
-        ("before what is served now was published",),
+        ("before the served version was published",),
         (),
     ),
     "two nights, half missing": (
         [run(1, 1), publish(1, 1.1), run(2, 2, items=1_000), look(2, 2.1)],
         "ok",  # as the pass has said; judged again below
         {},
-        ("with fewer than 3 earlier runs nothing is usual yet",),
+        ("usual values need at least 3 earlier runs",),
         (),
     ),
     "the folder of the newest snapshot was deleted, and its number used again": (
@@ -252,9 +252,9 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
 @pytest.mark.parametrize("name", STATES)
 def test_a_planted_state_has_its_headline_and_no_false_one(name: str) -> None:
     events, level, headlines, sayings, not_said = STATES[name]
-    state = state_of(events)
+    state = derive_status(events)
     assert (state.level, said(state)) == (level, headlines)
-    text = " ".join([state.seen, state.became, state.watched, *(t.effect for t in state.troubles)])
+    text = " ".join([state.users_get, state.newer_runs, state.monitored, *(t.effect for t in state.problems)])
     for words in sayings:
         assert words in text
     for words in not_said:
@@ -273,7 +273,7 @@ HEALTHY = [facts() for _ in range(5)]
     [
         (facts(items=1_000), "items_count", "Half of the items are missing: 1,000 of 2,000 as usual", "usual is 2,000"),
         (facts(items=2_600), "items_count", "There are 30% more items: 2,600 instead of 2,000 as usual", "is 2,600"),
-        (facts(recall=0.9), "recall", "Recall is below the target", "recall is 0.9000, 0.95 was promised"),
+        (facts(recall=0.9), "recall", "Recall is below the target", "recall is 0.9000, the target is 0.95"),
         (
             facts(recall=0.952, low=0.947),
             "recall",
@@ -283,10 +283,15 @@ HEALTHY = [facts() for _ in range(5)]
         (
             facts(overlap=0.1),
             "overlap",
-            "Only 10% of the candidates are those of before",
+            "Only 10% of the candidates were in the lists before",
             "not those of the run before",
         ),
-        (facts(repeats=0.3), "copies", "30.0% of the candidates are copies of the one before", "come in many times?"),
+        (
+            facts(repeats=0.3),
+            "copies",
+            "30.0% of the candidates are copies of the one before",
+            "in the files many times?",
+        ),
         (
             facts(recall=0.8, engine={"name": "exact", "settings": {"nprobe": 2}, "effort": {}}),
             "effort",
@@ -320,18 +325,18 @@ def test_another_model_on_both_sides_does_not_make_lists_of_strangers() -> None:
     both = found([*HEALTHY, facts(items_drift=0.9, queries_drift=0.9)])
     one = found([*HEALTHY, facts(queries_drift=0.9)])
     assert both["items_model"].as_dict()["effect"].startswith("Lists are those of the new vectors")
-    assert "nothing to do with the key" in one["queries_model"].as_dict()["effect"]
+    assert "unrelated to the key" in one["queries_model"].as_dict()["effect"]
 
 
 def test_what_is_missing_for_weeks_does_not_become_usual_while_it_is_refused() -> None:
     events = nights(4)
     for n in range(5, 30):
         events += [run(n, n, items=1_000), publish(n, n + 0.1, 4, failed=[HALF_LOST])]
-    assert {one.check: one.headline for one in judge_runs(events)} == {
+    assert {one.check: one.headline for one in check_newest_run(events)} == {
         "items_count": HALF,
         "audit": f"The audit refused 000029: h{HALF[1:]}",
     }
-    assert [t.since / DAY for t in state_of(events).troubles if t.check == "audit"] == [5.1]
+    assert [t.since / DAY for t in derive_status(events).problems if t.check == "audit"] == [5.1]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +355,12 @@ def test_what_is_missing_for_weeks_does_not_become_usual_while_it_is_refused() -
             ["items_model", "audit"],
             "Vectors of items are of another model",
         ),
-        (refusal("overlap"), {"overlap": 0.1}, ["overlap", "audit"], "Only 10% of the candidates are those of before"),
+        (
+            refusal("overlap"),
+            {"overlap": 0.1},
+            ["overlap", "audit"],
+            "Only 10% of the candidates were in the lists before",
+        ),
         (refusal("withdrawn"), {}, ["audit"], "The audit refused 000005: it was rolled back from"),
     ],
 )
@@ -358,25 +368,25 @@ def test_the_first_headline_of_a_refused_night_is_its_cause(
     failed: dict[str, Any], changes: dict[str, Any], checks: list[str], headline: str
 ) -> None:
     events = [*nights(4), run(5, 5, **changes), publish(5, 5.1, 4, failed=[failed])]
-    alerts = causes_first(judge_runs(events))
+    alerts = fold_consequences(check_newest_run(events))
     assert [one.check for one in alerts] == checks
     assert alerts[0].headline == headline
-    wrong = {one.check for one in judge_runs(events)} | {name for one in alerts for name in one.follows}
+    wrong = {one.check for one in check_newest_run(events)} | {name for one in alerts for name in one.follows}
     assert wrong >= {name for name in ("overlap",) if "overlap" in changes}
 
 
 def test_on_the_second_night_counts_are_compared_with_what_is_served() -> None:
     events = [run(1, 1), publish(1, 1.1), run(2, 2, items=1_000)]
-    assert [one.headline for one in judge_runs(events)] == [HALF]
-    assert judge_runs([*events, run(3, 3)]) == []
+    assert [one.headline for one in check_newest_run(events)] == [HALF]
+    assert check_newest_run([*events, run(3, 3)]) == []
 
 
 def test_measures_of_change_are_not_judged_where_they_compare_with_a_rejected_run() -> None:
     bad = {"overlap": 0.05, "items_moved": 0.9, "items_drift": 0.9}
     events = [*nights(4), run(5, 5), publish(5, 5.1, 4, failed=[refusal("overlap")])]
-    assert judge_runs([*events, run(6, 6, **bad)]) == []  # of an older nearcast: compared with the run before
-    assert judge_runs([*events, run(6, 6, **bad, compared_with={"version": 5, "served": False})]) == []
-    against_served = judge_runs([*events, run(6, 6, overlap=0.05, compared_with={"version": 4, "served": True})])
+    assert check_newest_run([*events, run(6, 6, **bad)]) == []  # of an older nearcast: compared with the run before
+    assert check_newest_run([*events, run(6, 6, **bad, compared_with={"version": 5, "served": False})]) == []
+    against_served = check_newest_run([*events, run(6, 6, overlap=0.05, compared_with={"version": 4, "served": True})])
     assert [one.check for one in against_served] == ["overlap"]
     assert "the lists are not those of 000004, which was served then" in against_served[0].text
 
@@ -424,7 +434,7 @@ def test_a_run_is_compared_with_what_is_served_else_with_the_newest_that_was_not
     ],
 )
 def test_an_old_snapshot_is_explained_by_what_has_happened_since(after: list[HistoryEvent], why: str) -> None:
-    assert why_old([*nights(4), *after]) == why
+    assert explain_age([*nights(4), *after]) == why
 
 
 @pytest.mark.parametrize(
@@ -439,7 +449,7 @@ def test_an_old_snapshot_is_explained_by_what_has_happened_since(after: list[His
     ],
 )
 def test_a_number_that_has_changed_is_told_with_both(now: float, before: float, title: str) -> None:
-    assert count_title("items", now, before, served=True) == title
+    assert format_count_title("items", now, before, served=True) == title
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from tests.published import publish
 import nearcast
 from nearcast.ads.publish_expansion import publish_expansion
 from nearcast.errors import InputError
-from nearcast.replaying.candidate_sources import LookUp
-from nearcast.replaying.outcome import figures_of, hits_of, lead
+from nearcast.replaying.candidate_sources import LookupSource
+from nearcast.replaying.outcome import compute_figures, estimate_lead, find_hits
 from nearcast.replaying.request_funnel import Funnel, run_funnel
 from nearcast.replaying.request_log import read_log
 from nearcast.stores import open_store
@@ -72,10 +72,10 @@ def test_a_table_that_is_no_log_is_an_error(tmp_path):
 def test_requests_go_through_candidates_alone(store):
     requests = read_log(LOG)
     with nearcast.open(store, "shop") as shop:
-        passed = run_funnel(LookUp("offline", shop.view()), requests, Funnel(None, k=2))
+        passed = run_funnel(LookupSource("offline", shop.view()), requests, Funnel(None, k=2))
     assert [list(row) for row in passed.items] == [["y", "x"], [], [], ["y", "w"]]
     assert passed.candidates.tolist() == [[3, 2], [0, 0], [0, 0], [2, 2]]
-    figures = figures_of("offline", passed, requests, 2)
+    figures = compute_figures("offline", passed, requests, 2)
     assert (figures.empty, figures.short, figures.returned) == (0.5, 0.5, 1.0)
     assert figures.missed == pytest.approx(1 / 5)
     assert (figures.hit_rate.value, figures.hit_rate.of) == (pytest.approx(1 / 3), 3)
@@ -84,9 +84,9 @@ def test_requests_go_through_candidates_alone(store):
 def test_requests_go_through_the_whole_funnel(store):
     requests = read_log(LOG)
     with nearcast.open(store, "shop") as shop, nearcast.open_expansion(store, "ads") as ads:
-        passed = run_funnel(LookUp("offline", shop.view()), requests, Funnel(ads))
+        passed = run_funnel(LookupSource("offline", shop.view()), requests, Funnel(ads))
     assert [list(row) for row in passed.returned_ads] == [[2, 1], [], [], [2]]
-    figures = figures_of("offline", passed, requests, 2)
+    figures = compute_figures("offline", passed, requests, 2)
     stages = {name: (candidates, found) for name, candidates, found in figures.stages}
     assert stages["candidates"] == (5 / 4, 0)
     assert stages["with_ads"] == stages["returned"] == (3 / 4, 3 / 4)
@@ -96,7 +96,7 @@ def test_requests_go_through_the_whole_funnel(store):
 
 def test_hits_count_only_requests_that_engaged_with_something():
     requests = read_log(LOG)
-    assert hits_of([["y"], ["q"], ["z"], ["x", "y"]], requests, lambda logged: logged.engaged).tolist() == [
+    assert find_hits([["y"], ["q"], ["z"], ["x", "y"]], requests, lambda logged: logged.engaged).tolist() == [
         True,
         False,
         True,
@@ -106,7 +106,7 @@ def test_hits_count_only_requests_that_engaged_with_something():
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_a_lead_lies_within_its_interval_and_is_nothing_over_itself(pairs):
     one, other = (np.array(column) for column in zip(*pairs, strict=True))
-    found = lead(one, other)
+    found = estimate_lead(one, other)
     assert found.low - 1e-9 <= found.value <= found.high + 1e-9
-    same = lead(one, one)
+    same = estimate_lead(one, one)
     assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -209,7 +209,7 @@ PARTICIPLES: set[str] = {
 
 # Participles that do not end in -ed.
 IRREGULAR = {
-    *("bound", "built", "chosen", "done", "drawn", "found", "given", "gone", "held", "hidden", "kept", "known", "left"),
+    *("built", "chosen", "done", "drawn", "found", "given", "gone", "held", "hidden", "kept", "known", "left"),
     *("lost", "made", "met", "meant", "said", "seen", "sent", "shown", "spoken", "spent", "taken", "told", "withdrawn"),
     *("written",),
 }

@@ -18,15 +18,15 @@ from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
 from nearcast.publishing.targets import target_of_spec
-from nearcast.replaying.compared_versions import compare_inputs
-from nearcast.replaying.replay import Replayed, looked_up, searched
+from nearcast.replaying.candidate_sources import compare_sources
+from nearcast.replaying.replay import ReplayReport, open_lookup_source, open_online_source
 from nearcast.replaying.replay import replay as replay_ways
 from nearcast.replaying.request_funnel import Funnel
 from nearcast.replaying.request_log import read_log
 from nearcast.spec import parse_model
 
 if TYPE_CHECKING:
-    from nearcast.replaying.candidate_sources import Way
+    from nearcast.replaying.candidate_sources import CandidateSource
 
 __all__ = ["advise", "head", "replay"]
 
@@ -116,7 +116,7 @@ def replay(
     store: StoreLike | None = None,
     base: str | Path | None = None,
     listener: Listener | None = None,
-) -> Replayed:
+) -> ReplayReport:
     """Answer a log of requests again, by look-up and by online search; see `docs/replay.md`.
 
     log: Parquet or an Arrow table with one row per request, see `nearcast.replaying.request_log.read_log`.
@@ -141,15 +141,17 @@ def replay(
         table = None if expansion is None else stack.enter_context(open_expansion(opened, expansion))
         several = len(versions) > 1
         looked = [
-            stack.enter_context(looked_up(run_context, opened, v, f"offline {v:06d}" if several and v else "offline"))
+            stack.enter_context(
+                open_lookup_source(run_context, opened, v, f"offline {v:06d}" if several and v else "offline")
+            )
             for v in versions or (None,)
         ]
-        ways: list[Way] = [*looked]
+        ways: list[CandidateSource] = [*looked]
         if online is not None:
             same = looked[0].view.version.facts.k  # or the longer lists would win
-            ways.append(searched(run_context, engine=online, k=candidates_per_key or same))
+            ways.append(open_online_source(run_context, engine=online, k=candidates_per_key or same))
         sources = None if online is None else open_sources(asked, folder, run_context.listener)
-        compared = compare_inputs(run_context, looked, sources)
+        compared = compare_sources(run_context, looked, sources)
         for words in compared.warnings:
             run_context.listener.note(words)
         funnel = Funnel(table, k, candidates_per_key)

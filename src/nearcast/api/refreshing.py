@@ -14,7 +14,7 @@ from nearcast.api.runs import run as run_spec
 from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
-from nearcast.monitoring.monitor_pass import Watched, watch
+from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
 from nearcast.publishing.targets import find_target, target_of_spec
 from nearcast.serve.key_sampling import SAMPLES
 
@@ -33,7 +33,7 @@ def monitor(
     samples: str | Path | None = None,
     base: str | Path | None = None,
     listener: Listener | None = None,
-) -> Watched:
+) -> MonitorReport:
     """Check the newest run, and compare the current version with today's items.
 
     generator: a spec, whose items are today's; with a name, only the runs are checked.
@@ -46,7 +46,7 @@ def monitor(
     listener = listener or Listener()
     if is_name(generator):
         place = find_target(str(generator), Path(out or OUT))
-        return watch(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
+        return run_monitor(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
     spec, folder = resolve_spec(generator, base, None, None)
     place = target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
@@ -56,8 +56,8 @@ def monitor(
             opened = stack.enter_context(open_target_store(store, place))
         except StoreError as error:  # the runs can be checked without the store
             at = place.out, place.generator
-            return watch(*at, listener, run=None, store=None, samples=found, failure=error)
-        return watch(place.out, place.generator, listener, run=run, store=opened, samples=found)
+            return run_monitor(*at, listener, run=None, store=None, samples=found, failure=error)
+        return run_monitor(place.out, place.generator, listener, run=run, store=opened, samples=found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class RefreshResult:
     snapshot: Snapshot
     reused: bool  # the inputs had not changed: nothing was joined
     publication: Publication
-    watched: Watched | None  # None without monitoring
+    watched: MonitorReport | None  # None without monitoring
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""

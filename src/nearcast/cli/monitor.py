@@ -29,8 +29,8 @@ from nearcast.errors import AlertError, SpecError
 from nearcast.history.event_log import read
 from nearcast.monitoring.alert import CHECKS, Alert
 from nearcast.monitoring.history_chart import draw_history
-from nearcast.monitoring.monitor_pass import Watched, tell
-from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Served
+from nearcast.monitoring.monitor_pass import MonitorReport, send_alerts
+from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Staleness
 from nearcast.spec import load_spec
 from nearcast.webhook import parse_webhook
 
@@ -145,14 +145,14 @@ def monitor(context: click.Context, generator: str, options: MonitorOptions, qui
     raise_on(watched, options.fail_on)
 
 
-def post_alerts(url: str | None, watched: Watched) -> None:
+def post_alerts(url: str | None, watched: MonitorReport) -> None:
     """Post the alerts to the webhook `url`, if both exist; print a warning if the delivery fails."""
-    failure = tell(url, watched, watched.alerts) if url and watched.alerts else None
+    failure = send_alerts(url, watched, watched.alerts) if url and watched.alerts else None
     if failure:
         click.echo(f"warning: alerts were not delivered to the webhook: {failure}", err=True)
 
 
-def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
+def raise_on(watched: MonitorReport, fail_on: Sequence[str]) -> None:
     """Raise the error of a failed pass, or AlertError if one of the checks `fail_on` raised an alert.
 
     fail_on: names of checks; "any" means all.
@@ -166,7 +166,7 @@ def raise_on(watched: Watched, fail_on: Sequence[str]) -> None:
         )
 
 
-def build_report(watched: Watched) -> Group:
+def build_report(watched: MonitorReport) -> Group:
     """Format the result of one pass."""
     parts: list[RenderableType] = []
     name = watched.generator if watched.version is None else f"{watched.generator} {watched.version:06d}"
@@ -192,7 +192,7 @@ def _build_alert_table(alerts: tuple[Alert, ...]) -> Table:
     return table
 
 
-def _build_served_table(served: Served) -> Table:
+def _build_served_table(served: Staleness) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("served")
     table.add_column("", justify="right")

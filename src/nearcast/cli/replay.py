@@ -23,8 +23,8 @@ from nearcast.cli.progress import show_progress
 from nearcast.replaying.funnel_chart import draw_replay
 
 if TYPE_CHECKING:
-    from nearcast.replaying.outcome import Figures, Rate
-    from nearcast.replaying.replay import Replayed
+    from nearcast.replaying.outcome import Rate, SourceFigures
+    from nearcast.replaying.replay import ReplayReport
 
 __all__ = ["ReplayOptions", "replay"]
 
@@ -92,7 +92,7 @@ def replay(spec: Path, log: Path, options: ReplayOptions, picture: Path | None, 
         console().print(line)
 
 
-def _build_table(found: Replayed) -> Table:
+def _build_table(found: ReplayReport) -> Table:
     through = f" through {found.expansion}" if found.expansion else ""
     table = Table(title=f"{found.generator}: {found.requests:,} requests{through}", title_justify="left")
     table.add_column("average of a request", no_wrap=True)
@@ -113,7 +113,7 @@ def _build_table(found: Replayed) -> Table:
     return table
 
 
-def _left(way: Figures, place: int) -> str:
+def _left(way: SourceFigures, place: int) -> str:
     _, candidates, ads = way.stages[place]
     return f"{candidates:.1f}" + (f" with {ads:.1f} ads" if ads else "")
 
@@ -122,7 +122,7 @@ def _rate(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
-def _leads(found: Replayed) -> list[str]:
+def _leads(found: ReplayReport) -> list[str]:
     first = found.ways[0].name
     return [
         f"{first} over {way}, {what}: {100 * rate.value:+.1f} points "

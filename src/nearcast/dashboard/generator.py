@@ -13,7 +13,9 @@ from typing import Any
 from nearcast.dashboard.series import pass_series, rounded, run_series
 from nearcast.errors import NearcastError
 from nearcast.history.event_log import HistoryEvent
-from nearcast.monitoring.status import find_live_version, newest_runs, state_of
+from nearcast.history.publish_events import find_live_version
+from nearcast.monitoring.serving_summary import list_newest_runs
+from nearcast.monitoring.status import derive_status
 from nearcast.table.snapshot import find_snapshot
 
 __all__ = ["generator_page", "read_plain", "tuned_at"]
@@ -28,8 +30,8 @@ HIDDEN = ("files", "artifacts")  # of a manifest: long, and of no use to a reade
 
 def generator_page(out: Path, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any]:
     """Everything about one generator, as plain data."""
-    runs = newest_runs(events)
-    state, live = state_of(events), find_live_version(events)
+    runs = list_newest_runs(events)
+    state, live = derive_status(events), find_live_version(events)
     last = runs[-1].facts if runs else None
     return {
         "name": name,

@@ -20,7 +20,7 @@ from nearcast.dashboard.overview import brief
 from nearcast.dashboard.page import PARTS, check_origin, encoded, part, shell
 from nearcast.dashboard.removals import removals_of_view
 from nearcast.errors import NearcastError, NotFoundError
-from nearcast.monitoring.alert_text import LEVELS, TROUBLES
+from nearcast.monitoring.alert import ALERT_TEXTS, LEVELS
 from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
 from nearcast.service.endpoint import Page, PageRequest
@@ -199,7 +199,7 @@ class _Live:
             seen = f"This service answers from snapshot {state.version:06d}."
             page["state"] = page["state"] | {"seen": seen, "became": ""}
             if page["state"]["level"] == "idle":  # runs, and their history, are elsewhere
-                unknown = {"level": "unknown", "word": LEVELS["unknown"], "watched": "No monitor has looked yet."}
+                unknown = {"level": "unknown", "word": LEVELS["unknown"], "watched": "The monitor has not run yet."}
                 page["state"] = page["state"] | unknown
         if not state.error:
             self.astray.pop(name, None)
@@ -238,7 +238,7 @@ def _snapshots(out: Path, name: str) -> list[Snapshot]:
 
 def _not_following(page: dict[str, Any], since: float) -> dict[str, Any]:
     """A generator whose service cannot follow its store: it is unreachable, or what is newer cannot be opened."""
-    words = TROUBLES["not_following"]
+    words = ALERT_TEXTS["not_following"]
     told = {
         "check": "not_following",
         "title": words.title,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nearcast.history.event_log import HistoryEvent
-from nearcast.monitoring.status import newest_runs
+from nearcast.monitoring.serving_summary import list_newest_runs
 
 __all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
 
@@ -40,7 +40,7 @@ def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
 
 def run_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
     """Columns over the runs, oldest first: `at` (seconds since 1970), and each number that some run has."""
-    runs = newest_runs(events)
+    runs = list_newest_runs(events)
     numbers: dict[str, Number] = {name: _measure(name) for name in MEASURED}
     for name in _depths(runs):
         numbers[name] = _measure(name)

@@ -1,1 +1,1 @@
-"""Watching: what is usual, what is not, how stale the served table is, and who is told."""
+"""Monitoring: check runs against usual values, and the served version against today's items; record and send alerts."""

@@ -1,15 +1,14 @@
-"""How a generator stands: its troubles by name, since when, and what its users get meanwhile.
+"""The status of a generator: its problems by name, since when, and which lists its users get meanwhile.
 
-The one place that derives this, from the events of the history: `nearcast monitor`, its JSON and webhook, and the page
-show what is said here. What the last pass of the monitor has found counts where it looked at the newest run; else the
-newest run is judged again, since its facts are in the history.
+`nearcast monitor`, its JSON and webhook, and the dashboard all show what this module derives from the events of the
+history. The findings of the last monitor pass count if that pass saw the newest run; else the newest run is checked
+again, since its facts are in the history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from nearcast.history.event_log import HistoryEvent
@@ -20,297 +19,245 @@ from nearcast.history.publish_events import (
     find_rejected_versions,
     is_refused,
 )
-from nearcast.monitoring.alert import Alert
-from nearcast.monitoring.alert_text import LEVELS, TROUBLES, Level, count_title
+from nearcast.monitoring.alert import ALERT_TEXTS, LEVELS, Alert, Level
 from nearcast.monitoring.checks import USUAL_RUNS, check_runs
 from nearcast.monitoring.expected_range import FEWEST
-from nearcast.monitoring.root_causes import causes_first, refusal_first
+from nearcast.monitoring.root_causes import (
+    describe_refusal,
+    fold_consequences,
+    list_failed_rules,
+    names_input,
+    put_refusal_first,
+)
+from nearcast.monitoring.serving_summary import (
+    LOST,
+    describe_served,
+    describe_since,
+    explain_newer_runs,
+    format_moment,
+    list_newest_runs,
+    was_published_since,
+)
 
 __all__ = [
-    "LiveVersion",
-    "State",
-    "Trouble",
-    "find_live_version",
-    "judge_runs",
-    "lost_from",
-    "newest_runs",
-    "runs_before",
-    "state_of",
-    "what_became",
-    "what_users_get",
-    "why_old",
+    "GeneratorProblem",
+    "GeneratorStatus",
+    "check_lost_store",
+    "check_newest_run",
+    "derive_status",
+    "list_usual_runs",
 ]
 
 ORDER: Sequence[Level] = ("bad", "warn", "unknown", "idle", "ok")
 OF_SERVED = ("served_recall", "served_spec", "dead", "removed", "age", "misses", "fallbacks", "unreachable")
-CAUSES = (  # rules of the audit that name a cause, what is furthest up the stream first
-    *("items", "items_kept", "types", "vectors", "changed_values", "distribution", "empty_values", "pairs_kept"),
-    *("bad_rows", "keys", "queries_kept", "recall"),
-)
-EVIDENCE = {"items": "items_vectors", "keys": "queries_vectors"}  # series by the measure of a rule
-SAYING = CAUSES[1:9]  # rules whose text names the column, and so makes a headline
-LOST = "The store holds nothing of what was published"
-ENDS = (", and at most", ", and ", " (PSI", "; ")  # of the part of a text that is the headline
+OF_RECALL = ("recall", "effort", "metric")  # names of a recall below its target, by the cause
+NOTHING_PUBLISHED = "Nothing is published: users get nothing."
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """One thing that is wrong. Times in seconds since 1970."""
+class GeneratorProblem:
+    """One problem of a generator. Times in seconds since 1970."""
 
     check: str
     title: str
-    text: str  # the monitor's own sentence, or the audit's
+    text: str  # the sentence of the monitor or of the audit
     effect: str
     level: Level
     since: float
-    version: int | None  # of the snapshot that it began with
+    version: int | None  # snapshot in which it was found first
     follows: tuple[str, ...] = ()
     evidence: str | None = None
     of: str = "runs"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How a generator stands."""
+class GeneratorStatus:
+    """The level of a generator, its problems, and sentences on the served version and on the monitor."""
 
     level: Level
-    word: str
-    troubles: tuple[Trouble, ...]  # the worst first
-    seen: str  # what users get, in a sentence
-    became: str  # why newer runs are not what users get, and since when the served one is
-    looked: float | None  # when the monitor last looked; None: never
-    unwatched: bool  # the newest run has not been looked at
-    watched: str  # what the monitor has looked at, in a sentence
-    sees_served: bool = False  # the figures of the last pass are those of what is served now
+    problems: tuple[GeneratorProblem, ...]  # the worst first
+    users_get: str  # sentence: the lists that users get
+    newer_runs: str  # sentence: why newer runs are not published, and since when the served version is
+    last_pass: float | None  # time of the last monitor pass; None: there was no pass
+    unchecked: bool  # no pass has seen the newest run
+    monitored: str  # sentence: what the monitor has seen
+    sees_served: bool = False  # the figures of the last pass are those of the served version
 
     @property
     def rank(self) -> tuple[Any, ...]:
-        """Sorts states: the worst first, among equals the one that began last."""
-        since = max((t.since for t in self.troubles), default=0.0)
-        bad = sum(t.level == "bad" for t in self.troubles)
-        return (ORDER.index(self.level), -bad, -len(self.troubles), -since)
+        """Sort key: the worst status first; the latest problem first among equals."""
+        since = max((problem.since for problem in self.problems), default=0.0)
+        bad = sum(problem.level == "bad" for problem in self.problems)
+        return (ORDER.index(self.level), -bad, -len(self.problems), -since)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Return plain data. The keys are a format: the dashboard reads them."""
+        return {
+            "level": self.level,
+            "word": LEVELS[self.level],
+            "troubles": tuple(asdict(problem) for problem in self.problems),
+            "seen": self.users_get,
+            "became": self.newer_runs,
+            "looked": self.last_pass,
+            "unwatched": self.unchecked,
+            "watched": self.monitored,
+            "sees_served": self.sees_served,
+        }
 
 
-def state_of(events: Sequence[HistoryEvent]) -> State:
-    """How the generator of these events, oldest first, stands after the last of them."""
-    runs = newest_runs(events)
+@dataclass(frozen=True, slots=True)
+class _Timeline:
+    """The events of one generator, with the runs, monitor passes and served version that they hold."""
+
+    events: Sequence[HistoryEvent]
+    runs: Sequence[HistoryEvent]
+    passes: Sequence[HistoryEvent]
+    live: LiveVersion | None
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether no pass saw the newest run. Compares the order of events, since clocks may go backwards."""
+        if not self.runs:
+            return False
+        if not self.passes or self.passes[-1].facts.get("version") != self.runs[-1].version:
+            return True
+        order = {id(event): number for number, event in enumerate(self.events)}
+        return order[id(self.passes[-1])] <= order[id(self.runs[-1])]
+
+    @property
+    def saw_served(self) -> bool:
+        """Whether the last pass saw the version that is served now."""
+        served = self.passes[-1].facts.get("served") if self.passes else None
+        version = None if self.live is None else self.live.version
+        return bool(served is not None and (version is None or served.get("version", version) == version))
+
+
+def derive_status(events: Sequence[HistoryEvent]) -> GeneratorStatus:
+    """Derive the status of the generator of these events (oldest first) after the last of them."""
     passes = [event for event in events if event.kind == "monitor"]
-    live = find_live_version(events)
-    unwatched = bool(runs) and not _has_seen(passes, runs[-1], events)
-    troubles = [*_alerts(events, runs, passes, unwatched), *_promise(runs), *_audits(events), *_rollback(live)]
-    troubles = sorted(_each_once(troubles), key=lambda trouble: ORDER.index(trouble.level))
-    nothing = not runs and not passes and live is None
-    quiet: Level = "idle" if nothing else "unknown" if unwatched or not passes else "ok"
-    level: Level = troubles[0].level if troubles else quiet
-    looked = passes[-1].seconds if passes else None
-    sentences = what_users_get(events), what_became(events)
-    watched = _watched(events, runs, passes, live, unwatched)
-    sees = _sees_served(passes, live) and _is_current(passes[-1], events)
-    return State(level, LEVELS[level], tuple(troubles), *sentences, looked, unwatched, watched, sees)
+    line = _Timeline(events, list_newest_runs(events), passes, find_live_version(events))
+    found = [*_list_alert_problems(line), *_find_missed_target(line.runs), *_find_refusals(events)]
+    found += _find_rollback(line.live)
+    problems = sorted(_drop_repeats(found), key=lambda problem: ORDER.index(problem.level))
+    empty = not line.runs and not passes and line.live is None
+    quiet: Level = "idle" if empty else "unknown" if line.unchecked or not passes else "ok"
+    return GeneratorStatus(
+        level=problems[0].level if problems else quiet,
+        problems=tuple(problems),
+        users_get=describe_served(events),
+        newer_runs=explain_newer_runs(events),
+        last_pass=passes[-1].seconds if passes else None,
+        unchecked=line.unchecked,
+        monitored=_describe_monitor(line),
+        sees_served=line.saw_served and not was_published_since(passes[-1], events),
+    )
 
 
-def judge_runs(events: Sequence[HistoryEvent]) -> list[Alert]:
-    """Judge the newest run of these events by the runs before it, and by what the audit has made of it.
+def check_newest_run(events: Sequence[HistoryEvent]) -> list[Alert]:
+    """Check the newest run against the runs before it, and add the audit's refusal of it, if any.
 
-    Runs that the audit has refused, or that were rolled back from, are no measure of what is usual.
+    Runs that were refused or rolled back do not count towards the usual values.
     """
-    runs = newest_runs(events)
+    runs = list_newest_runs(events)
     if not runs:
         return []
     rejected, newest = find_rejected_versions(events), runs[-1]
-    before = runs_before(events)[-2 * USUAL_RUNS :]
+    before = list_usual_runs(events)[-2 * USUAL_RUNS :]
     against = (newest.facts.get("compared_with") or {}).get("version")
     against = against if against is not None else runs[-2].version if len(runs) > 1 else None
-    served = _served_facts(events)
+    served = _read_served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
     alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
-    stopped = find_refused_versions(events).get(newest.version or 0)
-    if stopped is None:
+    refused_publish = find_refused_versions(events).get(newest.version or 0)
+    if refused_publish is None:
         return list(alerts)
-    refusal = _refusal(events, stopped)
-    of_inputs = any(finding["rule"] in CAUSES[:9] for finding in _failed(stopped)[:1])
-    return refusal_first(alerts, refusal) if of_inputs else [*alerts, refusal]
+    refusal = _make_refusal_alert(events, refused_publish)
+    return put_refusal_first(alerts, refusal) if names_input(refused_publish) else [*alerts, refusal]
 
 
-def lost_from(store: str, events: Sequence[HistoryEvent]) -> Iterator[Alert]:
-    """An alert where a store holds nothing, and the history says that a version was published. store: its URL."""
+def check_lost_store(store: str, events: Sequence[HistoryEvent]) -> Iterator[Alert]:
+    """Yield an alert about an empty store if the history says that a version was published. store: its URL."""
     moves = [event for event in events if event.kind in ("publish", "rollback") and not is_refused(event)]
     if not moves or moves[-1].version is None:
         return
     name, where = f"{moves[-1].version:06d}", moves[-1].facts.get("store")
     if where in (None, store):
-        text = f"{store} holds nothing, and {name} was published to it: was it removed, or is it another one?"
+        text = f"{store} holds nothing, and {name} was published to it: was it removed, or is it another store?"
         yield Alert("unreachable", text, None, None, None, title=LOST, effect="Users get nothing from this store.")
     else:
-        text = f"{store} holds nothing, and {name} was published to {where}; name that one by --store or in the spec"
+        text = f"{store} holds nothing, and {name} was published to {where}; name that store by --store or in the spec"
         yield Alert("unreachable", text, None, None, None)
 
 
-def runs_before(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-    """Return the runs that the newest is compared with: those that were not refused or rolled back from."""
+def list_usual_runs(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
+    """Return the runs that the newest run is compared with: those neither refused nor rolled back."""
     rejected = find_rejected_versions(events)
-    return [event for event in newest_runs(events)[:-1] if event.version not in rejected]
+    return [event for event in list_newest_runs(events)[:-1] if event.version not in rejected]
 
 
-def _served_facts(events: Sequence[HistoryEvent]) -> Mapping[str, Any] | None:
-    """The facts of the run that is served; None where it is not in the history."""
+def _read_served_facts(events: Sequence[HistoryEvent]) -> Mapping[str, Any] | None:
+    """Return the facts of the served run; None if it is not in the history."""
     live = find_live_version(events)
-    return next((run.facts for run in newest_runs(events) if live is not None and run.version == live.version), None)
+    runs = list_newest_runs(events)
+    return next((run.facts for run in runs if live is not None and run.version == live.version), None)
 
 
-def newest_runs(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-    """The runs in the order of their versions; of a version that was made twice the later one."""
-    by_version = {event.version: event for event in events if event.kind == "run"}
-    return sorted(by_version.values(), key=lambda event: event.version or 0)
-
-
-def what_users_get(events: Sequence[HistoryEvent]) -> str:
-    """Return a sentence on what users get: the newest lists, or those of before."""
-    runs, live = newest_runs(events), find_live_version(events)
-    if live is None:
-        return "Nothing is published." if runs else "Nothing has run yet."
-    if _is_lost(events):
-        return f"Users get nothing: the store holds nothing, and {live.version:06d} was published to it."
-    of = "" if live.made is None else f" of {_day(live.made)}"
-    newer = [run for run in runs if (run.version or 0) > live.version]
-    if newer:
-        later = "a newer one is" if len(newer) == 1 else f"{len(newer)} newer ones are"
-        return f"Users get snapshot {live.version:06d}{of}; {later} not published."
-    newest = "the newest lists, " if runs and runs[-1].version == live.version else ""
-    return f"Users get {newest}snapshot {live.version:06d}{of}."
-
-
-def _is_lost(events: Sequence[HistoryEvent]) -> bool:
-    """Whether the last pass found nothing in the store, and nothing was published since."""
-    passes = [event for event in events if event.kind == "monitor"]
-    if not passes or not _is_current(passes[-1], events):
-        return False
-    return any(alert.get("title") == LOST for alert in passes[-1].facts["alerts"])
-
-
-def what_became(events: Sequence[HistoryEvent]) -> str:
-    """Return why runs that are newer than what is served are not published: refused, rolled back from; "" for none."""
-    live = find_live_version(events)
-    stopped, rejected = find_refused_versions(events), find_rejected_versions(events)
-    newer = [run.version for run in newest_runs(events) if run.version and (live is None or run.version > live.version)]
-    parts = [
-        f"The audit refused {version:06d}: {', '.join(finding['rule'] for finding in _failed(stopped[version]))}."
-        for version in newer
-        if version in stopped
-    ]
-    parts += [f"{v:06d} was rolled back from." for v in newer if v in rejected and v not in stopped]
-    if newer and newer[-1] not in rejected and live is not None:
-        parts.append(f"{newer[-1]:06d}, the newest, waits for its publish.")
-    if live is not None and not _is_lost(events):
-        parts.append(f"{live.version:06d} {_since_when(live)}.")
-    return " ".join(parts[-3:])
-
-
-def _since_when(live: LiveVersion) -> str:
-    if live.only_seen:
-        return f"was found in the store on {_moment(live.since)}, published from elsewhere"
-    return f"is served since {_moment(live.since)}"
-
-
-def why_old(events: Sequence[HistoryEvent]) -> str:
-    """Return why nothing newer is served, as the history has it; "" where it does not know."""
-    runs, live = newest_runs(events), find_live_version(events)
-    if live is None or not runs:
-        return ""
-    newest = runs[-1].version or 0
-    if newest <= live.version:
-        return "no run has finished since"
-    if newest in find_refused_versions(events):
-        return f"the audit refused {newest:06d}"
-    if newest in find_rejected_versions(events):
-        return f"{newest:06d} was rolled back from"
-    return f"{newest:06d} was made since, and is not published"
-
-
-def _has_seen(passes: Sequence[HistoryEvent], newest: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:
-    """Whether the last pass looked at the newest run. By the order of events, since clocks go backwards."""
-    if not passes or passes[-1].facts.get("version") != newest.version:
-        return False
-    places = {id(event): place for place, event in enumerate(events)}
-    return places[id(passes[-1])] > places[id(newest)]
-
-
-def _sees_served(passes: Sequence[HistoryEvent], live: LiveVersion | None) -> bool:
-    """Whether the last pass looked at what is served now."""
-    served = passes[-1].facts.get("served") if passes else None
-    return bool(served is not None and (live is None or served.get("version", live.version) == live.version))
-
-
-def _alerts(
-    events: Sequence[HistoryEvent], runs: Sequence[HistoryEvent], passes: Sequence[HistoryEvent], unwatched: bool
-) -> Iterator[Trouble]:
-    """What is wrong with the newest run, and what the last pass has found of what is served."""
-    said: list[Mapping[str, Any]] = list(passes[-1].facts["alerts"]) if passes else []
-    of_run = [a for a in said if a["check"] not in (*OF_SERVED, "audit")]
-    if unwatched:
-        of_run = [alert.as_dict() for alert in causes_first(judge_runs(events)) if alert.check != "audit"]
-    of_served = [a for a in said if a["check"] in OF_SERVED and _is_current(passes[-1], events)]
+def _list_alert_problems(line: _Timeline) -> Iterator[GeneratorProblem]:
+    """Yield the problems of the newest run, and those that the last pass found in the served version."""
+    last = line.passes[-1] if line.passes else None
+    reported: list[Mapping[str, Any]] = [] if last is None else list(last.facts["alerts"])
+    of_run = [alert for alert in reported if alert["check"] not in (*OF_SERVED, "audit")]
+    if line.unchecked:
+        checked = fold_consequences(check_newest_run(line.events))
+        of_run = [alert.as_dict() for alert in checked if alert.check != "audit"]
+    current = last is not None and not was_published_since(last, line.events)
+    of_served = [alert for alert in reported if alert["check"] in OF_SERVED and current]
     for alert in [*of_run, *of_served]:
         check = str(alert["check"])
-        began = _since(check, runs, passes)
-        words = TROUBLES.get(check, TROUBLES["unknown"])
-        level: Level = "bad" if alert.get("title") == LOST else words.level
-        yield Trouble(
-            check,
-            str(alert.get("title") or _title(alert, words.title)),
-            str(alert["text"]),
-            str(alert.get("effect") or words.effect),
-            level,
-            began.seconds,
-            began.version,
-            tuple(alert.get("follows", ())),
-            words.evidence,
-            words.of,
+        began = _find_beginning(check, line)
+        words = ALERT_TEXTS.get(check, ALERT_TEXTS["unknown"])
+        yield GeneratorProblem(
+            check=check,
+            title=str(alert.get("title") or _make_title(alert, words.title)),
+            text=str(alert["text"]),
+            effect=str(alert.get("effect") or words.effect),
+            level="bad" if alert.get("title") == LOST else words.level,
+            since=began.seconds,
+            version=began.version,
+            follows=tuple(alert.get("follows", ())),
+            evidence=words.evidence,
+            of=words.of,
         )
 
 
-def _is_current(last: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:
-    """Whether nothing was published or rolled back since this pass."""
-    for event in reversed(events):
-        if event is last:
-            return True
-        if event.kind == "rollback" or (event.kind == "publish" and not is_refused(event)):
-            return False
-    return True
-
-
-def _since(check: str, runs: Sequence[HistoryEvent], passes: Sequence[HistoryEvent]) -> HistoryEvent:
-    """The run, or the pass over what is served, that an unbroken row of findings of this check began with."""
+def _find_beginning(check: str, line: _Timeline) -> HistoryEvent:
+    """Return the run, or the pass over the served version, since which a check has had findings without a break."""
     first: HistoryEvent | None = None
-    for earlier in reversed(passes):
+    for earlier in reversed(line.passes):
         if check not in {str(other["check"]) for other in earlier.facts["alerts"]}:
             break
         first = earlier
-    below = _first_below(runs)
-    if check in ("recall", "effort", "metric") and below is not None:
+    below = _find_first_below_target(line.runs)
+    if check in OF_RECALL and below is not None:
         return below
     if first is None:
-        return runs[-1] if runs else passes[-1]
+        return line.runs[-1] if line.runs else line.passes[-1]
     if check in OF_SERVED:
         return first
-    seen = first.facts.get("version")
-    return next((run for run in runs if run.version == seen), first)
+    version = first.facts.get("version")
+    return next((run for run in line.runs if run.version == version), first)
 
 
-def _title(alert: Mapping[str, Any], title: str) -> str:
-    """A number that jumped has fallen or risen; of a pass by an older nearcast."""
+def _make_title(alert: Mapping[str, Any], title: str) -> str:
+    """Return the headline of an alert that a pass of an older nearcast recorded without one."""
     found, usual = alert.get("found"), alert.get("usual")
     if found is None or usual is None:
         return title
     return title.replace("jumped", "fell" if found < usual else "rose")
 
 
-def _first_below(runs: Sequence[HistoryEvent]) -> HistoryEvent | None:
-    """The first of the newest runs that are all below their recall target."""
+def _find_first_below_target(runs: Sequence[HistoryEvent]) -> HistoryEvent | None:
+    """Return the first run of the unbroken series, up to the newest run, that is below the recall target."""
     first = None
     for run in reversed(runs):
         if run.facts["promise"]["kept"]:
@@ -319,119 +266,80 @@ def _first_below(runs: Sequence[HistoryEvent]) -> HistoryEvent | None:
     return first
 
 
-def _promise(runs: Sequence[HistoryEvent]) -> Iterator[Trouble]:
-    """The newest runs below their recall target."""
-    first = _first_below(runs)
+def _find_missed_target(runs: Sequence[HistoryEvent]) -> Iterator[GeneratorProblem]:
+    """Yield the problem that the newest runs are below their recall target."""
+    first = _find_first_below_target(runs)
     if first is not None:
-        words, measures = TROUBLES["recall"], runs[-1].facts["measures"]
-        proven = measures.get("recall_high", 0.0) < runs[-1].facts["promise"]["recall"]
+        words, newest = ALERT_TEXTS["recall"], runs[-1].facts
+        proven = newest["measures"].get("recall_high", 0.0) < newest["promise"]["recall"]
         title = words.title if proven else "The sample does not prove the recall target"
-        text = str(runs[-1].facts["promise"]["reason"])
+        text = str(newest["promise"]["reason"])
         began = (first.seconds, first.version)
-        yield Trouble("recall", title, text, words.effect, words.level, *began, evidence=words.evidence)
+        yield GeneratorProblem("recall", title, text, words.effect, words.level, *began, evidence=words.evidence)
 
 
-def _audits(events: Sequence[HistoryEvent]) -> Iterator[Trouble]:
-    """Publishes that the audit has stopped, since the last one that it has not."""
-    stopped: list[HistoryEvent] = []
+def _find_refusals(events: Sequence[HistoryEvent]) -> Iterator[GeneratorProblem]:
+    """Yield the problem that the audit has refused every publish since the last successful one."""
+    refusals: list[HistoryEvent] = []
     for event in reversed(events):
         if event.kind in ("publish", "rollback"):
             if not is_refused(event):
                 break
-            stopped.append(event)
-    if stopped and stopped[0].facts.get("findings"):
-        words, first = TROUBLES["audit"], stopped[-1]
-        title, text, measure = _refused_by(stopped[0], _served_facts(events))
-        effect = words.effect if find_live_version(events) is not None else "Nothing is published: users get nothing."
-        yield Trouble(
-            "audit", title, text, effect, words.level, first.seconds, first.version, evidence=measure or words.evidence
+            refusals.append(event)
+    if refusals and refusals[0].facts.get("findings"):
+        words, first = ALERT_TEXTS["audit"], refusals[-1]
+        refusal = describe_refusal(refusals[0], _read_served_facts(events))
+        yield GeneratorProblem(
+            check="audit",
+            title=refusal.title,
+            text=refusal.text,
+            effect=words.effect if find_live_version(events) is not None else NOTHING_PUBLISHED,
+            level=words.level,
+            since=first.seconds,
+            version=first.version,
+            evidence=refusal.measure or words.evidence,
         )
 
 
-def _refusal(events: Sequence[HistoryEvent], stopped: HistoryEvent) -> Alert:
-    """An alert on a publish that the audit has stopped."""
-    title, text, _ = _refused_by(stopped, _served_facts(events))
+def _make_refusal_alert(events: Sequence[HistoryEvent], publish: HistoryEvent) -> Alert:
+    """Return the alert about a publish that the audit refused."""
+    refusal = describe_refusal(publish, _read_served_facts(events))
     live = find_live_version(events)
-    effect = TROUBLES["audit"].effect if live is not None else "Nothing is published: users get nothing."
-    since = "nothing is published" if live is None else f"{live.version:06d} {_since_when(live)}"
-    found = next(iter(_failed(stopped)), {})
-    return Alert("audit", f"{text}; {since}", found.get("found"), found.get("bound"), None, title=title, effect=effect)
+    effect = ALERT_TEXTS["audit"].effect if live is not None else NOTHING_PUBLISHED
+    since = "nothing is published" if live is None else f"{live.version:06d} {describe_since(live)}"
+    first = next(iter(list_failed_rules(publish)), {})
+    text = f"{refusal.text}; {since}"
+    return Alert("audit", text, first.get("found"), first.get("bound"), None, title=refusal.title, effect=effect)
 
 
-def _failed(event: HistoryEvent) -> list[Mapping[str, Any]]:
-    """The rules that a publish has failed, those that name a cause first."""
-    failed = [finding for finding in event.facts.get("findings") or () if not finding["passed"]]
-    order = {rule: place for place, rule in enumerate(CAUSES)}
-    return sorted(failed, key=lambda finding: order.get(finding["rule"], len(order)))
-
-
-def _refused_by(event: HistoryEvent, served: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
-    """Title, text and measure of a publish that the audit has stopped."""
-    failed = _failed(event)
-    name = "a snapshot" if event.version is None else f"{event.version:06d}"
-    rules = ", ".join(str(finding["rule"]) for finding in failed) or "a rule"
-    text = "; ".join(f"{finding['rule']}: {finding['text']}" for finding in failed)
-    measure = EVIDENCE.get(str(failed[0]["measure"]), str(failed[0]["measure"])) if failed else None
-    return f"The audit refused {name}: {_cause(failed[0], served) if failed else rules}", text, measure
-
-
-def _cause(finding: Mapping[str, Any], served: Mapping[str, Any] | None) -> str:
-    """What a rule has found, in the words of a headline. served: the facts of the run that is served."""
-    rule, found = str(finding["rule"]), finding.get("found")
-    items = ((served or {}).get("sides", {}).get("items") or {}).get("vectors")
-    if rule == "items" and found is not None and items:
-        title = count_title("items", found, items, served=True)
-        return title[0].lower() + title[1:]
-    if rule == "withdrawn":
-        return "it was rolled back from"
-    if rule not in SAYING:
-        return rule
-    text = str(finding["text"])
-    return text[: min((place for end in ENDS if (place := text.find(end)) > 0), default=len(text))]
-
-
-def _rollback(live: LiveVersion | None) -> Iterator[Trouble]:
+def _find_rollback(live: LiveVersion | None) -> Iterator[GeneratorProblem]:
+    """Yield the problem that the served version is an earlier one after a rollback."""
     if live is not None and live.rolled_back:
-        words = TROUBLES["rollback"]
-        left = "" if live.left is None else f" in the place of {live.left:06d}"
+        words = ALERT_TEXTS["rollback"]
+        left = "" if live.left is None else f" in place of {live.left:06d}"
         text = f"snapshot {live.version:06d} was made current again{left}"
-        yield Trouble("rollback", words.title, text, words.effect, words.level, live.since, live.version)
+        yield GeneratorProblem("rollback", words.title, text, words.effect, words.level, live.since, live.version)
 
 
-def _each_once(troubles: Sequence[Trouble]) -> list[Trouble]:
-    """Each check once, the first; recall once by whatever name."""
-    found: dict[str, Trouble] = {}
-    for trouble in troubles:
-        name = "recall" if trouble.check in ("effort", "metric") else trouble.check
-        found.setdefault(name, trouble)
-    return list(found.values())
+def _drop_repeats(problems: Sequence[GeneratorProblem]) -> list[GeneratorProblem]:
+    """Keep the first problem of each check; recall counts once under all its names."""
+    first: dict[str, GeneratorProblem] = {}
+    for problem in problems:
+        first.setdefault("recall" if problem.check in OF_RECALL else problem.check, problem)
+    return list(first.values())
 
 
-def _watched(
-    events: Sequence[HistoryEvent],
-    runs: Sequence[HistoryEvent],
-    passes: Sequence[HistoryEvent],
-    live: LiveVersion | None,
-    unwatched: bool,
-) -> str:
-    """Return a sentence on what the monitor has looked at."""
-    if not passes:
-        return "No monitor has looked yet." if runs or live is not None else ""
-    last, name = passes[-1], f"{runs[-1].version or 0:06d}" if runs else ""
-    if unwatched:
-        return f"The monitor has not looked at the newest run, {name}; it last looked on {_moment(last.seconds)}."
-    parts = [f"The monitor looked on {_moment(last.seconds)}"]
+def _describe_monitor(line: _Timeline) -> str:
+    """Return a sentence on what the monitor has seen."""
+    if not line.passes:
+        return "The monitor has not run yet." if line.runs or line.live is not None else ""
+    last, name = line.passes[-1], f"{line.runs[-1].version or 0:06d}" if line.runs else ""
+    if line.unchecked:
+        return f"The monitor has not seen the newest run, {name}; its last pass was on {format_moment(last.seconds)}."
+    parts = [f"The last monitor pass was on {format_moment(last.seconds)}"]
     if not last.facts.get("served"):
-        parts.append("at the run alone, not at what is served")
-    elif not _sees_served(passes, live):
-        parts.append("before what is served now was published")
-    few = bool(runs) and len(runs_before(events)) < FEWEST
-    return ", ".join(parts) + (f"; with fewer than {FEWEST} earlier runs nothing is usual yet." if few else ".")
-
-
-def _day(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%-d %B %Y}"
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%-d %B %Y, %H:%M} UTC"
+        parts.append("over the run alone, not over the served version")
+    elif not line.saw_served:
+        parts.append("before the served version was published")
+    few = bool(line.runs) and len(list_usual_runs(line.events)) < FEWEST
+    return ", ".join(parts) + (f"; usual values need at least {FEWEST} earlier runs." if few else ".")

@@ -1,1 +1,1 @@
-"""Replay: yesterday's requests through the whole funnel, by look-up and by online search, side by side."""
+"""Replay: send logged requests through the whole funnel, by look-up and by online search, and compare the results."""

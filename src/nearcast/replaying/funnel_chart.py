@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from nearcast.figures import COLOURS, new_figure, save
-from nearcast.replaying.outcome import Figures, Rate
+from nearcast.replaying.outcome import Rate, SourceFigures
 
 __all__ = ["draw_replay"]
 
 
-def draw_replay(generator: str, requests: int, ways: Sequence[Figures], path: Path) -> None:
+def draw_replay(generator: str, requests: int, ways: Sequence[SourceFigures], path: Path) -> None:
     """Draw the figures of these ways into an SVG, PNG or PDF file."""
     figure = new_figure(9, 3.6)
     figure.suptitle(f"{generator}: {requests:,} requests replayed", x=0.01, ha="left", fontweight="bold")
@@ -28,7 +28,7 @@ def draw_replay(generator: str, requests: int, ways: Sequence[Figures], path: Pa
     save(figure, path)
 
 
-def _stages(axes: Any, ways: Sequence[Figures]) -> None:
+def _stages(axes: Any, ways: Sequence[SourceFigures]) -> None:
     names = [name for name, _, _ in ways[0].stages]
     height = 0.8 / len(ways)
     for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
@@ -43,7 +43,7 @@ def _stages(axes: Any, ways: Sequence[Figures]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _rates(axes: Any, ways: Sequence[Figures]) -> None:
+def _rates(axes: Any, ways: Sequence[SourceFigures]) -> None:
     rows: list[tuple[str, Rate, str]] = []
     for way, colour in zip(ways, COLOURS, strict=False):
         for title, rate in (("hit rate", way.hit_rate), ("ad hit rate", way.ad_hit_rate)):

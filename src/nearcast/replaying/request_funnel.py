@@ -1,6 +1,6 @@
-"""Requests through the funnel, one way: what was left after each stage, how long it took, and what came out.
+"""The request funnel: send requests through one candidate source, and count what each stage leaves.
 
-Knows nothing of where candidates come from, nor of what the outcome is compared with.
+Does not know where candidates come from, or what the results are compared with.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nearcast.ads.ad_answer import AdRequest
 from nearcast.ads.ad_funnel import STAGES, Stage
 from nearcast.ads.candidate_lists import weight_lists
 from nearcast.ads.expansion_table import Expansion
-from nearcast.replaying.candidate_sources import Lists, Way
-from nearcast.replaying.request_log import Logged
+from nearcast.replaying.candidate_sources import CandidateSource, RetrievedLists
+from nearcast.replaying.request_log import LoggedRequest
 
-__all__ = ["Funnel", "Passed", "run_funnel"]
+__all__ = ["Funnel", "FunnelResult", "run_funnel"]
 
 FloatsArray = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -29,48 +29,51 @@ WARM_UP = 20  # requests that are answered once before the clock starts
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """What requests go through."""
+    """The stages after the candidates: an expansion table, and the lengths of lists and answers."""
 
     expansion: Expansion | None  # None: the candidates themselves are returned
-    k: int | None = None  # of ads, or of candidates without an expansion
+    k: int | None = None  # ads, or candidates without an expansion
     candidates_per_key: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Passed:
-    """What came of n requests."""
+class FunnelResult:
+    """The answers to n requests, with counts per stage and times."""
 
     stages: tuple[str, ...]
-    candidates: FloatsArray  # (n, stages) that were left
-    ads: FloatsArray  # (n, stages)
-    items: Sequence[Sequence[Any]]  # returned to each, best first
-    returned_ads: Sequence[Sequence[Any]]
-    seconds: FloatsArray  # (n,) that an answer took
-    cpu_seconds: float  # of all
-    found: FloatsArray  # (n,) keys that were known
+    candidates: FloatsArray  # (n, stages) candidates left
+    ads: FloatsArray  # (n, stages) ads left
+    items: Sequence[Sequence[Any]]  # n lists of returned items, best first
+    returned_ads: Sequence[Sequence[Any]]  # n lists
+    seconds: FloatsArray  # (n,) time to answer
+    cpu_seconds: float  # of all requests
+    found: FloatsArray  # (n,) known keys
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(n,) of the answers."""
+        """(n,) lengths of the answers."""
         return np.fromiter(map(len, self.items), np.int64, len(self.items))
 
 
 def run_funnel(
-    way: Way, requests: Sequence[Logged], funnel: Funnel, progress: Progress = lambda _a, _b: None
-) -> Passed:
-    """Answer every request, one after the other, on this thread."""
-    for logged in requests[:WARM_UP]:
-        _answer(way, logged, funnel)
+    source: CandidateSource,
+    requests: Sequence[LoggedRequest],
+    funnel: Funnel,
+    progress: Progress = lambda _a, _b: None,
+) -> FunnelResult:
+    """Answer the requests one after the other, on this thread."""
+    for request in requests[:WARM_UP]:
+        _answer(source, request, funnel)
     answers, seconds, cpu = [], np.empty(len(requests)), time.thread_time()
-    for number, logged in enumerate(requests):
+    for number, request in enumerate(requests):
         started = time.perf_counter()
-        answers.append(_answer(way, logged, funnel))
+        answers.append(_answer(source, request, funnel))
         seconds[number] = time.perf_counter() - started
         if number % 200 == 199 or number + 1 == len(requests):
             progress(number + 1, len(requests))
     spent = time.thread_time() - cpu
     stages = [answer.stages for answer in answers]
-    return Passed(
+    return FunnelResult(
         stages=tuple(stage.name for stage in stages[0]),
         candidates=np.array([[stage.candidates for stage in row] for row in stages], np.float64),
         ads=np.array([[stage.ads for stage in row] for row in stages], np.float64),
@@ -83,28 +86,32 @@ def run_funnel(
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _FunnelAnswer:
+    """The answer to one request."""
+
     stages: tuple[Stage, ...]
     items: Sequence[Any]
     ads: Sequence[Any]
-    found: int
+    found: int  # known keys
 
 
-def _answer(way: Way, logged: Logged, funnel: Funnel) -> _Answer:
-    lists = way.candidates(logged.keys, funnel.candidates_per_key)
+def _answer(source: CandidateSource, request: LoggedRequest, funnel: Funnel) -> _FunnelAnswer:
+    lists = source.candidates(request.keys, funnel.candidates_per_key)
     if funnel.expansion is None:
-        return _merged(lists, funnel.k)
-    known = funnel.expansion.request_fields  # a log has columns that targeting does not ask for
-    request = {name: value for name, value in logged.request.items() if known is None or name in known}
-    options = AdRequest(request, funnel.k, (), logged.seconds)
-    weighted = weight_lists(lists.offsets, lists.ids, lists.scores, way.metric, logged.weights)
-    found = funnel.expansion.of_lists(weighted, options)
-    return _Answer(found.stages, found.items, found.ads, lists.found)
+        return _merge_lists(lists, funnel.k)
+    known = funnel.expansion.request_fields  # a log may have columns that targeting does not use
+    fields = {name: value for name, value in request.request.items() if known is None or name in known}
+    options = AdRequest(fields, funnel.k, (), request.seconds)
+    weighted = weight_lists(lists.offsets, lists.ids, lists.scores, source.metric, request.weights)
+    answer = funnel.expansion.of_lists(weighted, options)
+    return _FunnelAnswer(answer.stages, answer.items, answer.ads, lists.found)
 
 
-def _merged(lists: Lists, k: int | None) -> _Answer:
-    """The candidates of all keys, best first, each once."""
+def _merge_lists(lists: RetrievedLists, k: int | None) -> _FunnelAnswer:
+    """Return the candidates of all keys, best first, each once."""
     order = np.argsort(-lists.scores, kind="stable")
     ids = list(dict.fromkeys(lists.ids.take(order).to_pylist()))
-    kept = ids if k is None else ids[:k]
-    return _Answer((Stage(STAGES[0], len(ids), 0), Stage(STAGES[-1], len(kept), 0)), kept, [], lists.found)
+    returned = ids if k is None else ids[:k]
+    return _FunnelAnswer(
+        (Stage(STAGES[0], len(ids), 0), Stage(STAGES[-1], len(returned), 0)), returned, [], lists.found
+    )

@@ -1,6 +1,6 @@
-"""A log of requests: what was asked, when, what was known of the request, and what was engaged with afterwards.
+"""Request logs: a Parquet file with a row per request, its keys, time, fields, and the ids engaged with afterwards.
 
-A Parquet file with a row per request. Knows nothing of stores or of how requests are answered.
+Reads no store, and does not know how requests are answered.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import ChangedInputError
 from nearcast.table.ad_columns import seconds_of_time
 
-__all__ = ["Logged", "read_log"]
+__all__ = ["LoggedRequest", "read_log"]
 
 KEYS, WEIGHTS, TIME, ENGAGED, ENGAGED_ADS = "key", "weight", "time", "engaged", "engaged_ad"
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
-    """One request."""
+class LoggedRequest:
+    """One request of a log."""
 
     keys: Sequence[str | int]
     weights: Sequence[float] | None
     seconds: float | None  # since 1970
-    request: Mapping[str, Any]  # the other columns: what targeting may ask
-    engaged: frozenset[Any]  # items that were engaged with afterwards
+    request: Mapping[str, Any]  # the other columns, which targeting may use
+    engaged: frozenset[Any]  # item ids
     engaged_ads: frozenset[Any]
 
 
@@ -43,14 +43,14 @@ def read_log(
     sample: int | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
-) -> list[Logged]:
-    """The requests of a log, in its order, or a sample of them.
+) -> list[LoggedRequest]:
+    """Return the requests of a log in its order, or a sample of them.
 
-    Columns: `key`, an id or a list of ids; and where they are there `weight` (a list, one per key), `time`, `engaged`
-    and `engaged_ad` (an id or a list). All others are fields of the request. note: told of files
-    that were skipped. InputError for a log that is none, or changes while it is read.
+    Columns: `key`, an id or a list of ids; optional `weight` (a list, one per key), `time`, `engaged` and `engaged_ad`
+    (an id or a list). All other columns are fields of the request. note: called with messages about skipped files.
+    Raises InputError if the log is invalid, or changes while it is read.
     """
-    table = source if isinstance(source, pa.Table) else _read(source, note)
+    table = source if isinstance(source, pa.Table) else _read_parquet(source, note)
     if KEYS not in table.column_names:
         raise InputError(f"the log has no column {KEYS!r}; it has {', '.join(table.column_names) or 'none'}")
     refuse_twice(table.column_names, table.column_names, "the log")
@@ -63,12 +63,12 @@ def read_log(
     if sample is not None and sample < len(table):
         rows = np.sort(np.random.default_rng(seed).choice(len(table), sample, replace=False))
         table = table.take(pa.array(rows))
-    columns = {name: _values(table.column(name), name) for name in table.column_names}
-    return [_logged(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    columns = {name: _read_values(table.column(name), name) for name in table.column_names}
+    return [_read_request(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def _check_type(kind: pa.DataType, name: str) -> None:
-    """InputError for a column whose values, or lists of values, are no ids or no weights."""
+    """Raise InputError if a column holds no ids, weights, or lists of them."""
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     plain = plain_type(kind.value_type) if is_list else plain_type(kind)
     if pa.types.is_null(plain) or pa.types.is_integer(plain):
@@ -77,10 +77,10 @@ def _check_type(kind: pa.DataType, name: str) -> None:
         if not (pa.types.is_floating(plain) or pa.types.is_decimal(plain)):
             raise InputError(f"column {name!r} of the log is {kind}; weights are numbers, or lists of numbers")
     elif not (pa.types.is_string(plain) or pa.types.is_large_string(plain)):
-        raise InputError(f"column {name!r} of the log is {kind}; ids are text or whole numbers, or lists of them")
+        raise InputError(f"column {name!r} of the log is {kind}; ids are strings or integers, or lists of them")
 
 
-def _values(column: pa.ChunkedArray, name: str) -> list[Any]:
+def _read_values(column: pa.ChunkedArray, name: str) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -90,7 +90,7 @@ def _values(column: pa.ChunkedArray, name: str) -> list[Any]:
     return values
 
 
-def _read(path: Path, note: Callable[[str], None] | None) -> pa.Table:
+def _read_parquet(path: Path, note: Callable[[str], None] | None) -> pa.Table:
     try:
         log = open_parquet(path, Path(), "the log", "check the path of the log")
     except ChangedInputError:
@@ -101,22 +101,22 @@ def _read(path: Path, note: Callable[[str], None] | None) -> pa.Table:
     return log.read()
 
 
-def _logged(row: dict[str, Any]) -> Logged:
-    keys = _several(row.pop(KEYS))
+def _read_request(row: dict[str, Any]) -> LoggedRequest:
+    keys = _as_list(row.pop(KEYS))
     weights = row.pop(WEIGHTS, None)
     time = row.pop(TIME, None)
     engaged, engaged_ads = row.pop(ENGAGED, None), row.pop(ENGAGED_ADS, None)
-    return Logged(
+    return LoggedRequest(
         keys=keys,
-        weights=None if weights is None else [float(weight) for weight in _several(weights)],
+        weights=None if weights is None else [float(weight) for weight in _as_list(weights)],
         seconds=None if time is None else seconds_of_time(time),
         request=row,
-        engaged=frozenset(_several(engaged)),
-        engaged_ads=frozenset(_several(engaged_ads)),
+        engaged=frozenset(_as_list(engaged)),
+        engaged_ads=frozenset(_as_list(engaged_ads)),
     )
 
 
-def _several(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
