@@ -219,7 +219,7 @@ def test_a_model_that_is_not_there_is_a_fault_of_the_spec(tmp_path, rank, words)
 
 
 def test_caps_and_a_model_do_not_go_together(tmp_path):
-    with pytest.raises(SpecError, match="caps are kept by the join"):
+    with pytest.raises(SpecError, match="caps are applied by the join"):
         run(tmp_path, shop(tmp_path, caps=[{"by": "price", "max_per_list": 1}]))
 
 

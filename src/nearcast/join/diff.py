@@ -1,7 +1,7 @@
-"""What changed between two snapshots, and why: candidates that came and went on sampled queries, counted by cause.
+"""The difference of two snapshots: candidates that came and went on sampled queries, counted by cause.
 
-Told from the snapshots alone: their lists, the attributes that they hold, and the rules of their specs. That a vector
-has changed is read off the scores: at the old score a candidate would still have its place.
+Uses the snapshots alone: their lists, attributes and specs. A changed vector shows in the scores: with its old score
+the candidate would still be in the list.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from nearcast.times import rows_of_table
 __all__ = ["Change", "Diff", "Went", "diff_snapshots"]
 
 EXAMPLES = 3
-SPEEDS = ("memory", "threads", "out", "publish", "audit", "serve", "monitor")  # settings without effect on lists
+NO_EFFECT = ("memory", "threads", "out", "publish", "audit", "serve", "monitor")  # settings without effect on lists
 
 Id = str | int
 
 
 class Went(StrEnum):
-    """Why a candidate is in one list and not in the other; read towards the past for one that came."""
+    """Why a candidate is in one list and not in the other. For a candidate that came, the other list is the older."""
 
     ITEM = "item"  # the item itself is only in one of the snapshots
-    RULE = "rule"  # a rule bars the pair in the other
-    CROWDED = "crowded"  # at its score the other list has no place for it: others are nearer there
-    CAPPED = "capped"  # at its score it would be in the other list, and better items of its group fill a cap there
+    RULE = "rule"  # a rule of the other snapshot makes the pair ineligible
+    CROWDED = "crowded"  # its score does not reach the other list: better items fill it
+    CAPPED = "capped"  # its score reaches the other list, and better items of its group fill a cap there
     RANKED = "ranked"  # a ranking model has ordered one of the lists
-    EXPOSED = "exposed"  # neither vector changed, and an exposure cap chooses the other list
-    MISSED = "missed"  # neither vector changed, and the other join is approximate: it did not find the item
+    EXPOSED = "exposed"  # neither vector changed, and the other list has an exposure cap
+    MISSED = "missed"  # neither vector changed, and the other, approximate join did not find the item
     RESCORED = "rescored"  # its vector or the query's changed, or the score terms
-    UNCLEAR = "unclear"  # the other join is approximate, and no other list tells whether a vector changed
+    UNCLEAR = "unclear"  # the other join is approximate, and no list shows whether a vector changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What is different in the newer of two snapshots."""
+    """The differences of the newer of two snapshots."""
 
     generator: str
     before: str
@@ -74,7 +74,7 @@ class Diff:
     went: tuple[Change, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
 
@@ -87,13 +87,13 @@ class _List:
     k: int
 
     @property
-    def bar(self) -> float:
-        """What a candidate has to score to be in it."""
+    def threshold(self) -> float:
+        """Score that a candidate must exceed to be in the list; -inf for a short list."""
         return self.scores[-1] if len(self.scores) >= self.k else -np.inf
 
 
-class _Side:
-    """One of the two snapshots, as far as causes depend on it."""
+class _SnapshotSample:
+    """One of the two snapshots: its spec, and its lists of the sampled queries."""
 
     def __init__(self, snapshot: Snapshot, queries: Sequence[Id]) -> None:
         self.snapshot = snapshot
@@ -112,35 +112,35 @@ class _Side:
 
     @cached_property
     def lists(self) -> dict[Id, _List]:
-        """The lists of the sampled queries that are there."""
+        """Lists of the sampled queries that the snapshot has."""
         dataset = open_dataset(self.snapshot.folder / "candidates")
-        wanted = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
+        queries = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
         columns = ["query_id", "candidate_ids", "scores"]
-        rows = dataset.to_table(columns=columns, filter=pc.field("query_id").isin(wanted), use_threads=False)
+        rows = dataset.to_table(columns=columns, filter=pc.field("query_id").isin(queries), use_threads=False)
         return {
             row["query_id"]: _List(tuple(row["candidate_ids"]), tuple(row["scores"]), self.spec.k)
             for row in rows.to_pylist()
         }
 
-    def facts(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
-        """Attributes by id, of the ids that are there."""
+    def read_attributes(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
+        """Read attributes by id, for the ids that the snapshot has."""
         path = self.snapshot.folder / folder
         dataset = open_dataset(path if path.is_dir() else self.snapshot.folder / "items")
-        held = [name for name in names if name in dataset.schema.names]
-        wanted = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
-        table = dataset.to_table(columns=["id", *held], filter=pc.field("id").isin(wanted), use_threads=False)
+        known = [name for name in names if name in dataset.schema.names]
+        keys = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
+        table = dataset.to_table(columns=["id", *known], filter=pc.field("id").isin(keys), use_threads=False)
         return {row["id"]: row for row in rows_of_table(table)}
 
 
 def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff:
-    """Compare the lists of evenly spread queries. InputError where the snapshots' ids are of different types."""
+    """Compare the lists of evenly spread queries. Raises InputError if the snapshots' ids have different types."""
     rows = np.unique(np.linspace(0, max(0, newer.n_rows - 1), min(sample, newer.n_rows)).astype(np.int64))
-    asked = newer.rows(rows).column("query_id").to_pylist()
-    kinds = [open_dataset(side.folder / "candidates").schema for side in (older, newer)]
+    sampled = newer.rows(rows).column("query_id").to_pylist()
+    kinds = [open_dataset(snapshot.folder / "candidates").schema for snapshot in (older, newer)]
     if any(kinds[0].field(name).type != kinds[1].field(name).type for name in ("query_id", "candidate_ids")):
         raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
-    before, after = _Side(older, asked), _Side(newer, asked)
-    both = [query for query in asked if query in before.lists]
+    before, after = _SnapshotSample(older, sampled), _SnapshotSample(newer, sampled)
+    both = [query for query in sampled if query in before.lists]
     kept, unchanged, total = 0, 0, 0
     came: list[tuple[Id, Id]] = []
     went: list[tuple[Id, Id]] = []
@@ -154,19 +154,19 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
         newer.generator,
         older.name,
         newer.name,
-        tuple(_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json"))),
+        tuple(_describe_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json"))),
         len(both),
-        len(asked) - len(both),
+        len(sampled) - len(both),
         kept / total if total else 1.0,
         unchanged / len(both) if both else 1.0,
-        _by_cause(came, there=after, other=before, vectors=vectors),
-        _by_cause(went, there=before, other=after, vectors=vectors),
+        _count_by_cause(came, there=after, other=before, vectors=vectors),
+        _count_by_cause(went, there=before, other=after, vectors=vectors),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Vectors:
-    """Queries and items that scores of both snapshots prove to have kept their vectors, or not."""
+    """Queries and items whose vectors are proven equal, or changed, by the scores of both snapshots."""
 
     kept_queries: frozenset[Id]
     kept_items: frozenset[Id]
@@ -174,8 +174,8 @@ class _Vectors:
     moved_items: frozenset[Id]
 
     @classmethod
-    def compare(cls, before: _Side, after: _Side, queries: Sequence[Id]) -> _Vectors:
-        """Take both of a pair of equal scores as kept; where scores differ, the partner of a kept one has moved."""
+    def compare(cls, before: _SnapshotSample, after: _SnapshotSample, queries: Sequence[Id]) -> _Vectors:
+        """Compare pairs of both snapshots: equal scores prove equal vectors; other scores, that a partner changed."""
         same: list[tuple[Id, Id]] = []
         other: list[tuple[Id, Id]] = []
         for query in queries:
@@ -191,59 +191,66 @@ class _Vectors:
         )
 
     def moved(self, query: Id, item: Id) -> bool | None:
-        """Whether one of the two has another vector; None where nothing tells."""
+        """Return whether one of the two has another vector; None if the scores do not show it."""
         if query in self.moved_queries or item in self.moved_items:
             return True
         return False if query in self.kept_queries and item in self.kept_items else None
 
 
-def _by_cause(pairs: Sequence[tuple[Id, Id]], *, there: _Side, other: _Side, vectors: _Vectors) -> tuple[Change, ...]:
-    """Count pairs that are in the lists of one side by why they are not in those of the other."""
+def _count_by_cause(
+    pairs: Sequence[tuple[Id, Id]], *, there: _SnapshotSample, other: _SnapshotSample, vectors: _Vectors
+) -> tuple[Change, ...]:
+    """Count pairs of one snapshot's lists by the cause that the other snapshot's lists lack them."""
     item_columns, query_columns, _ = columns_of(other.rules)
     capped = [cap.by for cap in other.spec.caps if cap.by is not None]
-    asked = {item for _, item in pairs}
+    ids = {item for _, item in pairs}
     if capped:
-        asked |= {item for query, _ in pairs for item in other.lists[query].ids}
-    items = other.facts("items", list(dict.fromkeys([*item_columns, *capped])), asked) if pairs else {}
-    queries = other.facts("queries", query_columns, {query for query, _ in pairs}) if pairs else {}
+        ids |= {item for query, _ in pairs for item in other.lists[query].ids}
+    items = other.read_attributes("items", list(dict.fromkeys([*item_columns, *capped])), ids) if pairs else {}
+    queries = other.read_attributes("queries", query_columns, {query for query, _ in pairs}) if pairs else {}
     counts: Counter[str] = Counter()
     examples: dict[str, list[tuple[Id, Id]]] = {}
     for query, item in pairs:
-        cause = _cause(query, item, there, other, items, queries)
+        cause = _find_cause(query, item, there, other, items, queries)
         if cause == Went.RESCORED:
-            cause = str(_closer(query, item, there, other, items, vectors))
+            cause = str(_find_close_cause(query, item, there, other, items, vectors))
         counts[cause] += 1
         if len(examples.setdefault(cause, [])) < EXAMPLES:
             examples[cause].append((query, item))
     return tuple(Change(cause, n, n / len(pairs), tuple(examples[cause])) for cause, n in counts.most_common())
 
 
-def _cause(
+def _find_cause(
     query: Id,
     item: Id,
-    there: _Side,
-    other: _Side,
+    there: _SnapshotSample,
+    other: _SnapshotSample,
     items: Mapping[Id, dict[str, Any]],
     queries: Mapping[Id, dict[str, Any]],
 ) -> str:
     if item not in items:
         return str(Went.ITEM)
-    barring = failing(other.rules, queries.get(query, {"id": query}), items[item]) if other.rules else None
-    if barring is not None:
-        return f"{Went.RULE} {barring}"
+    rule = failing(other.rules, queries.get(query, {"id": query}), items[item]) if other.rules else None
+    if rule is not None:
+        return f"{Went.RULE} {rule}"
     listed = there.lists[query]
     score = listed.scores[listed.ids.index(item)]
-    return str(Went.CROWDED if score <= other.lists[query].bar else Went.RESCORED)
+    return str(Went.CROWDED if score <= other.lists[query].threshold else Went.RESCORED)
 
 
-def _closer(
-    query: Id, item: Id, there: _Side, other: _Side, items: Mapping[Id, dict[str, Any]], vectors: _Vectors
+def _find_close_cause(
+    query: Id,
+    item: Id,
+    there: _SnapshotSample,
+    other: _SnapshotSample,
+    items: Mapping[Id, dict[str, Any]],
+    vectors: _Vectors,
 ) -> Went:
-    """Which of the causes it is that an item is not in a list in which its score would have a place."""
+    """Find why an item is not in a list that its score would reach."""
     for cap in other.spec.caps:
         if cap.by is not None and (group := items[item].get(cap.by)) is not None:
-            held = sum(items.get(one, {}).get(cap.by) == group for one in other.lists[query].ids)
-            if held >= cap.max_per_list:
+            members = sum(items.get(one, {}).get(cap.by) == group for one in other.lists[query].ids)
+            if members >= cap.max_per_list:
                 return Went.CAPPED
     if there.spec.rank is not None or other.spec.rank is not None:
         return Went.RANKED
@@ -257,13 +264,13 @@ def _closer(
     return Went.UNCLEAR if moved is None else Went.MISSED
 
 
-def _settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What was set otherwise, in words."""
+def _describe_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Describe the settings that differ."""
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key), after.get(key)
-        if old == new or (not prefix and key in SPEEDS):
+        if old == new or (not prefix and key in NO_EFFECT):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _settings(old, new, f"{prefix}{key}.")
+            yield from _describe_settings(old, new, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key} was {old!r} and is {new!r}"

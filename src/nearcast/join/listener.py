@@ -1,4 +1,4 @@
-"""Who hears of a run as it goes: a listener, told of stages, reports and estimates. Prints nothing itself."""
+"""Progress of a run: a listener that stages report to. This one writes log lines and prints nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_SECONDS = 10.0  # between two log lines of one stage
 
 
 class Listener:
-    """Hears of a run. This one writes log lines; the command line draws instead."""
+    """Receives the progress of a run and writes log lines. The command line overrides it to draw bars."""
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
@@ -26,7 +26,7 @@ class Listener:
         self._ended: set[str] = set()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of a stage are complete."""
+        """Report that `done` of `total` units of a stage are complete."""
         now = time.monotonic()
         first, last = self._started.setdefault(stage, now), self._last.get(stage, self._started[stage])
         if stage in self._ended or (done < total and now - last < LOG_SECONDS):
@@ -42,14 +42,14 @@ class Listener:
         log.info("%s: %s of %s, %s", stage, f"{done:,}", f"{total:,}", left, extra=fields)
 
     def checked(self, report: Report) -> None:
-        """The inputs have been checked; bad ones stop the run after this."""
+        """Report the result of the input checks. Errors stop the run afterwards."""
         for problem in report.problems:
             log.warning("%s: %s [%s: %s]", problem.side, problem.sentence(), problem.kind, problem.policy)
 
     def estimated(self, estimate: RunEstimate) -> None:
-        """What the run will take is known, as far as it can be."""
+        """Report the estimated cost of the run."""
         log.info("estimate: %s", estimate.as_dict())
 
     def note(self, text: str) -> None:
-        """Something worth a line: what is continued, started afresh, chosen."""
+        """Report an event in a line of text."""
         log.info("%s", text)

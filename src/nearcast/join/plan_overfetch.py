@@ -1,4 +1,4 @@
-"""Plan the surplus of a run: survival from an attribute or a log, lengths for all queries, and who cannot be helped."""
+"""Plan the over-fetch of a run: survival from an attribute or a log, list lengths, queries without enough survivors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Lengths for all queries, and what there is to tell of them."""
+    """Planned lengths for all queries, with measures and facts for the manifest."""
 
     plan: OverfetchPlan
     measures: dict[str, float]
@@ -85,10 +85,10 @@ def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> 
     if overfetch is None:
         return None
     if overfetch.survival is not None:
-        return Survival(_survival_column(inputs, overfetch.survival), {"attribute": overfetch.survival})
+        return Survival(_read_survival(inputs, overfetch.survival), {"attribute": overfetch.survival})
     assert sources.lookup_log is not None
     counts = read_counts(sources.lookup_log, inputs.items.ids)
-    groups = None if overfetch.smoothing_group is None else _groups(inputs, overfetch.smoothing_group)
+    groups = None if overfetch.smoothing_group is None else _group_by_column(inputs, overfetch.smoothing_group)
     learned = learn_survival(counts.survived, counts.seen, groups)
     origin = {name: value for name, value in asdict(learned).items() if name != "survival"}
     origin |= {"log": sources.lookup_digests, "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
@@ -96,70 +96,71 @@ def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> 
 
 
 def check_weights(run: RunContext, inputs: Inputs) -> None:
-    """Raise InputError where the traffic of a query is no number of 0 or more."""
-    _traffic(run, inputs)
+    """Raise InputError if the weight of a query is not a number of at least 0."""
+    _read_traffic(run, inputs)
 
 
 def check_overfetch(run: RunContext, inputs: Inputs) -> None:
     """Raise InputError if the column of correlated groups holds lists."""
-    asked = run.spec.overfetch
-    if asked is not None and asked.correlated_group is not None:
-        _groups(inputs, asked.correlated_group)
+    spec = run.spec.overfetch
+    if spec is not None and spec.correlated_group is not None:
+        _group_by_column(inputs, spec.correlated_group)
 
 
 def plan_overfetch(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival, folder: Path) -> Planned:
     """Plan how many candidates each query stores; list the queries without enough survivors in `folder`."""
-    asked = run.spec.overfetch
-    assert asked is not None
+    spec = run.spec.overfetch
+    assert spec is not None
     rates = survival.rates
-    groups = None if asked.correlated_group is None else _groups(inputs, asked.correlated_group)
+    groups = None if spec.correlated_group is None else _group_by_column(inputs, spec.correlated_group)
     alive = None if groups is None else group_survival_of(rates, groups)
 
-    def offers() -> Iterator[CandidateSurvival]:
+    def survivals() -> Iterator[CandidateSurvival]:
         for task in tasks:
             positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
             yield survival_of_lists(positions, rates, groups, alive)
 
-    traffic = _traffic(run, inputs)
-    plan = _plan(asked, offers, traffic, inputs.queries.vectors.n)
-    _write_short(plan, inputs, folder / SHORT_FILE)
+    traffic = _read_traffic(run, inputs)
+    plan = _plan_lengths(spec, survivals, traffic, inputs.queries.vectors.n)
+    _write_short_queries(plan, inputs, folder / SHORT_FILE)
     slots, below = int(plan.lengths.sum()), plan.expected_below(traffic)
     if plan.n_short:
         run.listener.note(
-            f"{plan.n_short:,} queries cannot have {asked.at_least} survivors with probability {asked.probability:g}; "
+            f"{plan.n_short:,} queries cannot have {spec.at_least} survivors with probability {spec.probability:g}; "
             f"{below:.2%} of requests are expected to end below; {SHORT_FILE} in the snapshot lists them"
         )
     measures = {"surplus_slots": slots, "surplus_short": plan.n_short, "surplus_below": below}
-    return Planned(plan, measures, {"surplus": _facts(plan) | {"survival": survival.origin}})
+    return Planned(plan, measures, {"surplus": _plan_facts(plan) | {"survival": survival.origin}})
 
 
-def _plan(
-    asked: OverfetchSpec, offers: Callable[[], Iterator[CandidateSurvival]], traffic: Float64Array | None, n: int
+def _plan_lengths(
+    spec: OverfetchSpec, survivals: Callable[[], Iterator[CandidateSurvival]], traffic: Float64Array | None, n: int
 ) -> OverfetchPlan:
-    """The fewest slots for each query, or what the size of the table leaves it."""
-    m, p = asked.at_least, asked.probability
+    """Plan the fewest slots per query; with a limit of slots, share them out."""
+    m, p = spec.at_least, spec.probability
     if n == 0:
         return OverfetchPlan(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, dtype=object))
-    if asked.slots is None:
-        return OverfetchPlan.concatenate([plan_lengths(offered, m, p) for offered in offers()])
+    if spec.slots is None:
+        return OverfetchPlan.concatenate([plan_lengths(survival, m, p) for survival in survivals()])
     least, edges, first = [], [], 0
-    for offered in offers():
-        least.append(np.minimum(offered.lengths, m))
-        edges.append(compute_edges(offered, m, least[-1], p, first_query=first))
+    for survival in survivals():
+        least.append(np.minimum(survival.lengths, m))
+        edges.append(compute_edges(survival, m, least[-1], p, first_query=first))
         first += len(least[-1])
-    whole = HullEdges.concatenate(edges)
+    all_edges = HullEdges.concatenate(edges)
     lengths = allocate_edges(
-        whole if traffic is None else whole.scale(traffic), np.concatenate(least), int(asked.slots * n)
+        all_edges if traffic is None else all_edges.scale(traffic), np.concatenate(least), int(spec.slots * n)
     )
     parts, first = [], 0
-    for offered in offers():
-        here = lengths[first : first + len(offered.lengths)]
-        parts.append(evaluate_lengths(offered, m, p, here))
-        first += len(here)
+    for survival in survivals():
+        part = lengths[first : first + len(survival.lengths)]
+        parts.append(evaluate_lengths(survival, m, p, part))
+        first += len(part)
     return OverfetchPlan.concatenate(parts)
 
 
-def _survival_column(inputs: Inputs, name: str) -> Float64Array:
+def _read_survival(inputs: Inputs, name: str) -> Float64Array:
+    """Read (items,) survival from an attribute. Raises InputError for values outside 0 to 1."""
     column = attributes_of(inputs.items, [name]).column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"overfetch.survival is a probability, and column {name!r} holds {column.type}")
@@ -174,8 +175,8 @@ def _survival_column(inputs: Inputs, name: str) -> Float64Array:
     return rates
 
 
-def _groups(inputs: Inputs, name: str) -> IntArray:
-    """(items,) the group of each item by the value of an attribute; -1 where it is null."""
+def _group_by_column(inputs: Inputs, name: str) -> IntArray:
+    """Return (items,) the group of each item by the value of an attribute, -1 for null."""
     values = attributes_of(inputs.items, [name]).column(name).combine_chunks()
     if pa.types.is_nested(values.type):
         raise InputError(f"overfetch groups items by single values, and column {name!r} holds {values.type}")
@@ -184,14 +185,14 @@ def _groups(inputs: Inputs, name: str) -> IntArray:
     return groups
 
 
-def _traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
-    """(queries,) how often each is asked for; None where the spec names no weight."""
+def _read_traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
+    """Read (queries,) the weight of each query; None if the spec names no weight."""
     name = run.spec.query_source.weight
     return None if name is None else read_weights(name, attributes_of(inputs.queries, [name]))
 
 
-def _write_short(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:
-    """The queries below the probability asked for, in order of their ids, with what is to be expected of them."""
+def _write_short_queries(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:
+    """Write the queries below the required probability, by id, with their reason and expected survivors."""
     path.parent.mkdir(parents=True)
     rows = np.flatnonzero(plan.shortage != None)  # noqa: E711  (compares element by element)
     columns = {
@@ -204,8 +205,8 @@ def _write_short(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def _facts(plan: OverfetchPlan) -> dict[str, Any]:
-    """What the manifest tells of a plan."""
+def _plan_facts(plan: OverfetchPlan) -> dict[str, Any]:
+    """Return the facts of a plan for the manifest."""
     short = {str(reason): int(np.count_nonzero(plan.shortage == reason)) for reason in Shortage}
     if not len(plan.lengths):
         return {"lengths": {}, "short": short}

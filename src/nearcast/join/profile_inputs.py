@@ -1,9 +1,9 @@
-"""Measure the inputs of a run: rows, faults, the columns of both tables, and the pairs that each rule keeps.
+"""The profile of a run's inputs: rows, faults, columns of both tables, and the share of pairs that each rule keeps.
 
-The profile goes into the manifest and, when the snapshot is published, into the store: the audit compares a new
-snapshot with the profile of what is served. Reads each column once, a row group at a time. Values are those of a sample
-of rows, the ones with the smallest hashes of their ids, so that it has the same ids from day to day and depends neither
-on threads nor on memory. How to compare two profiles is known to `measure.profile`.
+It is stored in the manifest and, on publish, in the store: the audit compares it with the profile of the served
+version. Reads each column once, a row group at a time. Distributions are of a sample: the rows whose ids have the
+smallest hashes, so that it holds the same ids every day, whatever threads or memory. `measure.profile` compares two
+profiles.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[str, Any]:
-    """Measure both tables and the rules; plain data. `queries` is left out where the items are the queries."""
+    """Profile both tables and the rules. Returns plain data, without `queries` for a self-join."""
     rules = rules_of(spec)
     item_columns, query_columns, _ = columns_of(rules)
     if inputs.queries is inputs.items:
         item_columns = tuple(dict.fromkeys((*item_columns, *query_columns)))
-    items = _Sampled(inputs.items, spec.items, item_columns)
-    queries = items if inputs.queries is inputs.items else _Sampled(inputs.queries, spec.query_source, query_columns)
+    items = _TableProfiler(inputs.items, spec.items, item_columns)
+    queries = (
+        items if inputs.queries is inputs.items else _TableProfiler(inputs.queries, spec.query_source, query_columns)
+    )
     profile: dict[str, Any] = {"items": _table_facts(report.items, spec.items, items)}
     if queries is not items:
         profile["queries"] = _table_facts(report.queries, spec.query_source, queries)
@@ -58,18 +60,18 @@ def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[
 
 
 def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """The share of sampled pairs that each rule keeps, and of sampled queries that it leaves without any item."""
+    """Return by rule the share of sampled pairs that it keeps, and of sampled queries that it leaves without items."""
     rules = rules_of(spec)
     bound = [rule for rule in rules if rule not in request_time(rules)]
     item_columns, query_columns, _ = columns_of(bound)
     tables = []
-    for side, columns in ((inputs.queries, query_columns), (inputs.items, item_columns)):
-        tables.append(_rows_at(side, np.sort(_sample_rows(side.listed_ids)[:RULE_ROWS]), columns))
+    for table, columns in ((inputs.queries, query_columns), (inputs.items, item_columns)):
+        tables.append(_read_rows(table, np.sort(_sample_rows(table.listed_ids)[:RULE_ROWS]), columns))
     return {rule.name: _rule_facts(rule, *tables) for rule in bound}
 
 
-def _table_facts(report: TableReport, source: SourceSpec, sampled: _Sampled) -> dict[str, Any]:
-    """The figures of one table."""
+def _table_facts(report: TableReport, source: SourceSpec, sampled: _TableProfiler) -> dict[str, Any]:
+    """Return the figures of one table."""
     faults = {problem.kind: round(problem.count / max(1, report.rows), 6) for problem in report.problems}
     return {
         "rows": report.rows,
@@ -83,67 +85,67 @@ def _table_facts(report: TableReport, source: SourceSpec, sampled: _Sampled) -> 
     }
 
 
-class _Sampled:
-    """One pass over the attributes of a table: shares of empty values of all rows, and the values of a sample."""
+class _TableProfiler:
+    """Profiles of a table's attributes, and the sampled rows that rules are evaluated on."""
 
-    def __init__(self, side: IngestedTable, source: SourceSpec, rule_columns: Sequence[str]) -> None:
-        """rule_columns: what rules name; their values are kept for the first `RULE_ROWS` of the sample."""
+    def __init__(self, table: IngestedTable, source: SourceSpec, rule_columns: Sequence[str]) -> None:
+        """Read the attributes once. rule_columns: columns of rules, read for the first RULE_ROWS of the sample."""
         names = list(dict.fromkeys((*source.attributes, *rule_columns)))
-        self.id_type = side.listed_ids.type
-        rows = _sample_rows(side.listed_ids)
-        self.attributes = {name: _profile_column(side, name, np.sort(rows)) for name in names}
-        self.rule_rows = _rows_at(side, np.sort(rows[:RULE_ROWS]), rule_columns)
+        self.id_type = table.listed_ids.type
+        rows = _sample_rows(table.listed_ids)
+        self.attributes = {name: _profile_column(table, name, np.sort(rows)) for name in names}
+        self.rule_rows = _read_rows(table, np.sort(rows[:RULE_ROWS]), rule_columns)
 
 
 def _sample_rows(ids: pa.Array) -> IntArray:
-    """(up to SAMPLED_ROWS,) rows of the sample, the smallest hash first."""
+    """Return up to SAMPLED_ROWS row numbers, the smallest hash first."""
     pieces = (ids[start : start + HASHED_AT_ONCE] for start in range(0, len(ids), HASHED_AT_ONCE))
     return sample_rows_by_hash(pieces, SAMPLED_ROWS)
 
 
-def _groups(side: IngestedTable, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """These columns of the table a row group at a time, with the number of the first row."""
+def _read_row_groups(table: IngestedTable, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield row groups with these columns, each with the number of its first row."""
     first = 0
-    for path in sorted(side.attributes.glob("part-*.parquet")):
+    for path in sorted(table.attributes.glob("part-*.parquet")):
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                table = file.read_row_group(number, columns=list(columns), use_threads=False)
-                yield first, table
+                group = file.read_row_group(number, columns=list(columns), use_threads=False)
+                yield first, group
                 first += file.metadata.row_group(number).num_rows
 
 
-def _rows_at(side: IngestedTable, rows: IntArray, columns: Sequence[str]) -> pa.Table:
-    """ "id" and these columns of some rows (ascending)."""
+def _read_rows(table: IngestedTable, rows: IntArray, columns: Sequence[str]) -> pa.Table:
+    """Read "id" and these columns of some rows (ascending)."""
     pieces = []
-    for first, table in _groups(side, ["id", *columns]):
-        start, stop = np.searchsorted(rows, (first, first + len(table)))
-        pieces.append(table.take(pa.array(rows[start:stop] - first)))
+    for first, group in _read_row_groups(table, ["id", *columns]):
+        start, stop = np.searchsorted(rows, (first, first + len(group)))
+        pieces.append(group.take(pa.array(rows[start:stop] - first)))
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def _profile_column(side: IngestedTable, name: str, rows: IntArray) -> dict[str, Any]:
-    """The profile of one column; rows (ascending) are the sample."""
+def _profile_column(table: IngestedTable, name: str, rows: IntArray) -> dict[str, Any]:
+    """Profile one column. rows: the sample, ascending."""
     empty = total = 0
     sampled: list[pa.Array] = []
-    for first, table in _groups(side, [name]):
-        column = _plain(table.column(name))
+    for first, group in _read_row_groups(table, [name]):
+        column = _to_plain_array(group.column(name))
         missing = _is_empty(column)
         empty, total = empty + int(np.count_nonzero(missing)), total + len(column)
         start, stop = np.searchsorted(rows, (first, first + len(column)))
-        here = rows[start:stop] - first
-        sampled.append(column.take(pa.array(here[~missing[here]])))
+        in_group = rows[start:stop] - first
+        sampled.append(column.take(pa.array(in_group[~missing[in_group]])))
     values = pa.concat_arrays(sampled)
-    found: dict[str, Any] = {
+    profile: dict[str, Any] = {
         "type": str(values.type),
-        "kind": _kind(values.type),
+        "kind": _comparison_kind(values.type),
         "empty": round(empty / max(1, total), 6),
         "count": len(values),
     }
-    return found | (_distribution(values) if len(values) else {})
+    return profile | (_summarize_values(values) if len(values) else {})
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array, without a dictionary, and with lists of one kind."""
+def _to_plain_array(column: pa.ChunkedArray) -> pa.Array:
+    """Convert a column to one array without dictionary, and fixed-size lists to lists."""
     array = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -162,7 +164,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_empty(column: pa.Array) -> BoolArray:
-    """(n,) where a value is null, not a number, an empty text or an empty list."""
+    """Return (n,) whether a value is null, NaN, an empty text or an empty list."""
     missing = column.is_null(nan_is_null=True)
     if _is_list(column.type):
         missing = pc.or_(missing, pc.fill_null(pc.equal(pc.list_value_length(column), 0), True))
@@ -172,10 +174,10 @@ def _is_empty(column: pa.Array) -> BoolArray:
     return found
 
 
-def _kind(kind: pa.DataType) -> str:
-    """What values are compared as: number, text, boolean, time, a list of these, or other."""
+def _comparison_kind(kind: pa.DataType) -> str:
+    """Return the kind that values are compared as: number, text, boolean, time, a list of these, or other."""
     if _is_list(kind):
-        return f"list of {_kind(kind.value_type)}s"
+        return f"list of {_comparison_kind(kind.value_type)}s"
     if pa.types.is_null(kind):
         return "null"
     if pa.types.is_decimal(kind):
@@ -186,25 +188,25 @@ def _kind(kind: pa.DataType) -> str:
     return "number" if found.kind in (Kind.INTEGER, Kind.NUMBER, Kind.DURATION) else str(found.kind)
 
 
-def _distribution(values: pa.Array) -> dict[str, Any]:
-    """How values that are not empty are distributed."""
+def _summarize_values(values: pa.Array) -> dict[str, Any]:
+    """Summarize the distribution of values that are not empty: quantiles, or shares of frequent values."""
     kind = values.type
     if _is_list(kind):
         lengths = {"lengths": compute_quantiles(pc.list_value_length(values).to_numpy(zero_copy_only=False))}
         flat = pc.list_slice(values, 0, LONGEST_LIST).flatten().drop_null()
         known = len(flat) and not pa.types.is_nested(flat.type)
-        return lengths | (_distribution(flat) if known else {})
+        return lengths | (_summarize_values(flat) if known else {})
     if pa.types.is_boolean(kind) or _is_text(kind):
-        return _frequent(values)
-    if pa.types.is_duration(kind) or _kind(kind) == str(Kind.TIME):
-        return {"quantiles": compute_quantiles(_microseconds(values))}
-    if _kind(kind) == "number":
-        return {"quantiles": compute_quantiles(_numbers(values))}
+        return _summarize_texts(values)
+    if pa.types.is_duration(kind) or _comparison_kind(kind) == str(Kind.TIME):
+        return {"quantiles": compute_quantiles(_to_microseconds(values))}
+    if _comparison_kind(kind) == "number":
+        return {"quantiles": compute_quantiles(_to_numbers(values))}
     return {}
 
 
-def _frequent(values: pa.Array) -> dict[str, Any]:
-    """The shares of the frequent values, and how many different ones there are."""
+def _summarize_texts(values: pa.Array) -> dict[str, Any]:
+    """Return the shares of the frequent values, and the number of distinct values."""
     if pa.types.is_boolean(values.type):
         texts = values.cast(pa.string())
     else:
@@ -214,7 +216,7 @@ def _frequent(values: pa.Array) -> dict[str, Any]:
     return {"distinct": len(counts), "values": compute_shares(counts, len(values))}
 
 
-def _numbers(values: pa.Array) -> npt.NDArray[Any]:
+def _to_numbers(values: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type):
         found: npt.NDArray[Any] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
         return found
@@ -222,7 +224,7 @@ def _numbers(values: pa.Array) -> npt.NDArray[Any]:
     return wide
 
 
-def _microseconds(values: pa.Array) -> IntArray:
+def _to_microseconds(values: pa.Array) -> IntArray:
     kind = values.type
     if pa.types.is_date32(kind):
         days: IntArray = values.cast(pa.int32()).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -237,9 +239,9 @@ def _microseconds(values: pa.Array) -> IntArray:
 
 
 def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any]:
-    """The share of sampled pairs that one rule keeps, and of sampled queries that it leaves without any item.
+    """Return the share of sampled pairs that one rule keeps, and of sampled queries that it leaves without items.
 
-    `without_items_by_null` counts those of these queries that lack a value which the rule names.
+    `without_items_by_null` counts the latter queries if a column of the rule is null for them.
     """
     compiled = compile_rules([rule], queries, items)
     shape = (len(queries), len(items))
@@ -248,7 +250,7 @@ def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any
     _, query_columns, _ = columns_of([rule])
     lacking = np.zeros(len(queries), np.bool_)
     for name in query_columns:
-        lacking |= _is_empty(_plain(queries.column(name)))
+        lacking |= _is_empty(_to_plain_array(queries.column(name)))
     return {
         "keep": rule.text,
         "queries": shape[0],

@@ -1,8 +1,7 @@
-"""Let a model rank what the join has found: pairs of query and candidate go out, scores come in, the best k stay.
+"""Ranking by a model: it scores pairs of query and candidate, and the best k candidates stay.
 
-The model is a function of somebody else's, so nothing of it is believed: it may be slow, raise, or return too
-few numbers or none that can be compared. Each of these is an InputError that names the pairs. Knows nothing of how the
-candidates were found.
+The model is the user's code, so its result is validated: it may be slow, raise, or return too few or incomparable
+numbers. Each of these is an InputError that names the pairs. Knows nothing of the join.
 """
 
 from __future__ import annotations
@@ -51,48 +50,48 @@ __all__ = [
 
 Ranker = Callable[[pa.RecordBatch], Any]
 
-WAY_OUT = "mend it, or leave [rank] out of the spec; docs/ranking.md says what it gets and gives"
+WAY_OUT = "mend it, or leave [rank] out of the spec; docs/ranking.md describes its input and output"
 RANK_SCORES, RETRIEVED = "rank_scores.npy", "retrieved.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class RankSettings:
-    """What a task needs to rank. Plain values and paths, so that it can be sent anywhere."""
+    """Settings of the ranking that a task needs: plain values and paths, so that they can be sent to any worker."""
 
-    name: str  # of the function or the file, as the spec has it
+    name: str  # function or file, as in the spec
     base: Path
-    content: str  # hash of the file that it is in
-    k: int  # that stay
-    batch: int  # pairs in a call
+    content: str  # hash of its file
+    k: int  # candidates that stay
+    batch: int  # pairs per call
     timeout_seconds: float
 
 
 def rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
-    """How a generator ranks; None where it does not. SpecError where its model cannot be found."""
+    """Return the ranking settings of a spec; None without a model. Raises SpecError if the model is not found."""
     if spec.rank is None:
         return None
     name = spec.rank.function or str(spec.rank.model)
-    path = _file_of(name, base)
+    path = _find_model_file(name, base)
     content = UserFile(path, shown_path(path, base)).hash()
     return RankSettings(name, base.absolute(), content, spec.k, spec.rank.batch, spec.rank.timeout_seconds)
 
 
 def ranker_identity(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
-    """What of the model decides the answer: its name and the contents of its file; None without one.
+    """Return the name of the model and the hash of its file, which decide the result; None without a model.
 
-    What the file imports is not looked at: `rank.version` is there for that.
+    Files that it imports are not hashed: `rank.version` stands for them.
     """
     settings = rank_settings(spec, base)
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
 
 
 def check_ranker(spec: GeneratorSpec, base: Path, plan: RunPlan) -> None:
-    """Raise InputError where the model's file is no longer the one that the run was planned with."""
+    """Raise InputError if the model's file has changed since the run was planned."""
     if spec.rank is None:
         return
     name = spec.rank.function or str(spec.rank.model)
     try:
-        path = _file_of(name, base)
+        path = _find_model_file(name, base)
         content = UserFile(path, shown_path(path, base)).hash()
     except (SpecError, InputError) as error:
         raise changed_error(name, str(error)) from error
@@ -101,39 +100,39 @@ def check_ranker(spec: GeneratorSpec, base: Path, plan: RunPlan) -> None:
 
 
 def rank_neighbors(
-    settings: RankSettings, found: Neighbors, queries: IngestedTable, items: IngestedTable, start: int, folder: Path
+    settings: RankSettings, lists: Neighbors, queries: IngestedTable, items: IngestedTable, start: int, folder: Path
 ) -> Neighbors:
-    """The k best of each list by the model, in its order; equal scores go to the smaller position.
+    """Return the k best of each list by the model's scores; equal scores go to the smaller position.
 
-    Row i of `found` is of query position start + i. Into `folder` go the model's scores of those that stay, and the
-    positions of all that were found, which recall is measured on.
+    Row i of `lists` is of query position start + i. Writes into `folder` the model's scores of the candidates that
+    stay, and the positions of all candidates, for the measurement of recall.
     """
     ranker = _load(settings.name, settings.base, settings.content)
-    n, fetched = found.positions.shape
+    n, fetched = lists.positions.shape
     scores = np.full((n, fetched), -np.inf, np.float32)
     step = max(1, settings.batch // max(1, fetched))
     for first in range(0, n, step):
-        block = found.positions[first : first + step]
+        block = lists.positions[first : first + step]
         rows, slots = np.nonzero(block != EMPTY_POSITION)
         if len(rows):
-            near = found.scores[first : first + step][rows, slots]
-            batch = _pairs(queries, start + first + rows, items, block[rows, slots], near)
-            scores[first + rows, slots] = _asked(settings, ranker, batch)
-    ranked = np.where(found.positions == EMPTY_POSITION, np.iinfo(np.int64).max, found.positions)
+            near = lists.scores[first : first + step][rows, slots]
+            batch = _make_pairs(queries, start + first + rows, items, block[rows, slots], near)
+            scores[first + rows, slots] = _call_model(settings, ranker, batch)
+    ranked = np.where(lists.positions == EMPTY_POSITION, np.iinfo(np.int64).max, lists.positions)
     order = np.lexsort((ranked, -scores))[:, : settings.k]
     np.save(folder / RANK_SCORES, np.take_along_axis(scores, order, 1))
-    np.save(folder / RETRIEVED, found.positions)
-    return Neighbors(np.take_along_axis(found.positions, order, 1), np.take_along_axis(found.scores, order, 1))
+    np.save(folder / RETRIEVED, lists.positions)
+    return Neighbors(np.take_along_axis(lists.positions, order, 1), np.take_along_axis(lists.scores, order, 1))
 
 
 def load_ranker(settings: RankSettings) -> None:
-    """Load the model: SpecError where it cannot be, MissingExtraError where its library is not installed."""
+    """Load the model. Raises SpecError if it cannot be loaded, MissingExtraError without its library."""
     _load(settings.name, settings.base, settings.content)
 
 
 def score_pairs(settings: RankSettings, batch: pa.RecordBatch) -> FloatArray:
-    """(rows,) the model's scores of some pairs; InputError for what are none."""
-    return _asked(settings, _load(settings.name, settings.base, settings.content), batch)
+    """Return (rows,) the model's scores of pairs. Raises InputError for invalid scores."""
+    return _call_model(settings, _load(settings.name, settings.base, settings.content), batch)
 
 
 def model_scores(
@@ -144,25 +143,25 @@ def model_scores(
     positions: IntArray,
     scores: FloatArray,
 ) -> FloatArray:
-    """(items,) the model's scores of one query's candidates. scores: those of the join."""
+    """Return (items,) the model's scores of one query's candidates. scores: of the join."""
     ranker = _load(settings.name, settings.base, settings.content)
-    batch = _pairs(queries, np.full(len(positions), row), items, positions, scores)
-    return _asked(settings, ranker, batch)
+    batch = _make_pairs(queries, np.full(len(positions), row), items, positions, scores)
+    return _call_model(settings, ranker, batch)
 
 
 def is_ranked(folder: Path) -> bool:
-    """Whether a task has ranked its lists."""
+    """Return whether a task has ranked its lists."""
     return (folder / RANK_SCORES).is_file()
 
 
 def read_rank_scores(folder: Path) -> FloatArray:
-    """(n, k) the model's scores of a task's candidates, -inf where there is none."""
+    """Map (n, k) the model's scores of a task's candidates, -inf for an empty slot."""
     scores: FloatArray = map_array(folder / RANK_SCORES)
     return scores
 
 
 def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> SampledLists | None:
-    """What the join found for the queries at these (ascending) positions, before a model ranked it; or None."""
+    """Read the lists of these queries (ascending positions) before a model ranked them; None without a model."""
     if run.spec.rank is None:
         return None
     positions = np.full((len(rows), run.spec.join_k), EMPTY_POSITION, np.int64)
@@ -170,14 +169,14 @@ def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> Sam
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))
         if first < last:
-            here = map_array(folder / RETRIEVED)
-            positions[first:last] = here[rows[first:last] - facts["start"]]
+            retrieved = map_array(folder / RETRIEVED)
+            positions[first:last] = retrieved[rows[first:last] - facts["start"]]
     scored = rescore(inputs.queries.vectors.take(rows), inputs.items.vectors, positions, inputs.metric)
     return SampledLists(scored.positions, scored.scores)
 
 
-def _file_of(name: str, base: Path) -> Path:
-    """The file that a function or a model is in: beside the spec, else where Python finds the module."""
+def _find_model_file(name: str, base: Path) -> Path:
+    """Return the file of a function or model: in the spec's folder, else an installed module. Raises SpecError."""
     if (fault := path_fault(name)) and not os.path.lexists(base / name):
         raise SpecError(f"rank.model: {fault}")
     module, colon, _ = name.partition(":")
@@ -191,48 +190,51 @@ def _file_of(name: str, base: Path) -> Path:
         if path.is_file():
             return path
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError) as error:
         raise SpecError(f"rank.function: module {module!r} cannot be found ({error})") from error
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise SpecError(
             f"rank.function: there is no module {module!r}, neither beside the spec in {base} nor installed"
         )
-    return Path(found.origin)
+    return Path(spec.origin)
 
 
 @lru_cache(maxsize=4)
 def _load(name: str, base: Path, content: str) -> Ranker:
-    """The callable; by its contents, so that a changed file is loaded anew. InputError for other contents."""
-    path = _file_of(name, base)
+    """Load the model, once per content of its file. Raises InputError if the file has another content."""
+    path = _find_model_file(name, base)
     file = UserFile(path, shown_path(path, base))
     if file.hash() != content:
         raise changed_error(file.name)
     try:
-        return _loaded(name, base, path, content)
+        return _load_file(name, base, path, content)
     finally:
         file.check()
 
 
-def _loaded(name: str, base: Path, path: Path, content: str) -> Ranker:
+def _load_file(name: str, base: Path, path: Path, content: str) -> Ranker:
     module_name, colon, function = name.partition(":")
     if not colon:
         return onnx_ranker(path)
     try:
-        module = _beside(path, content, base) if path.is_relative_to(base) else importlib.import_module(module_name)
+        module = (
+            _import_from_folder(path, content, base)
+            if path.is_relative_to(base)
+            else importlib.import_module(module_name)
+        )
     except Exception as error:
         raise SpecError(f"rank.function: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    ranker: Ranker | None = getattr(module, function, None)
+    if not callable(ranker):
         raise SpecError(f"rank.function: {path} has no function {function!r}")
-    ranker: Ranker = found
     return ranker
 
 
-def _beside(path: Path, content: str, base: Path) -> Any:
-    """A module of the spec's own folder, under a name that no other generator's has."""
+def _import_from_folder(path: Path, content: str, base: Path) -> Any:
+    """Import a module of the spec's folder under a unique name, so that generators do not share it."""
     if str(base) not in sys.path:
-        sys.path.append(str(base))  # for what it imports itself; last, so that it hides nothing
+        sys.path.append(str(base))  # for its own imports; last, so that it hides no module
     name = f"nearcast_rank_{content}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -243,54 +245,54 @@ def _beside(path: Path, content: str, base: Path) -> Any:
     return module
 
 
-def _pairs(
+def _make_pairs(
     queries: IngestedTable, rows: IntArray, items: IngestedTable, positions: IntArray, scores: FloatArray
 ) -> pa.RecordBatch:
-    """A row per pair: both ids, the join's score, both vectors, and both sides' attributes."""
+    """Return a row per pair: both ids, the join's score, both vectors, both tables' attributes."""
     columns: dict[str, pa.Array] = {
         "query_id": queries.ids.take(pa.array(rows)),
         "item_id": items.ids.take(pa.array(positions)),
         "score": pa.array(scores),
-        "query_vector": _vectors(queries, rows),
-        "item_vector": _vectors(items, positions),
+        "query_vector": _take_vectors(queries, rows),
+        "item_vector": _take_vectors(items, positions),
     }
-    for prefix, side, places in (("query", queries, rows), ("item", items, positions)):
-        for name, column in _attributes(side.folder).items():
-            columns[f"{prefix}.{name}"] = column.take(pa.array(places))
+    for prefix, table, positions_of_rows in (("query", queries, rows), ("item", items, positions)):
+        for name, column in _read_attributes(table.folder).items():
+            columns[f"{prefix}.{name}"] = column.take(pa.array(positions_of_rows))
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _vectors(side: IngestedTable, positions: IntArray) -> pa.Array:
+def _take_vectors(table: IngestedTable, positions: IntArray) -> pa.Array:
     distinct, back = np.unique(positions, return_inverse=True)
-    flat = side.vectors.take(distinct).astype(np.float32)[back]
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), side.vectors.dim)
+    flat = table.vectors.take(distinct).astype(np.float32)[back]
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), table.vectors.dim)
 
 
 @lru_cache(maxsize=4)
-def _attributes(folder: Path) -> dict[str, pa.Array]:
-    """The attributes of a side, a value per position. All are held in memory."""
-    side = open_ingested_table(folder)
-    names = attribute_names(side)
-    table = attributes_of(side, names)
-    return {name: table[name].combine_chunks() for name in names}
+def _read_attributes(folder: Path) -> dict[str, pa.Array]:
+    """Read all attributes of a table into memory, a value per position."""
+    table = open_ingested_table(folder)
+    names = attribute_names(table)
+    columns = attributes_of(table, names)
+    return {name: columns[name].combine_chunks() for name in names}
 
 
-def _asked(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> FloatArray:
-    """(rows,) the model's scores, after every doubt."""
-    given = _in_time(settings, ranker, batch)
+def _call_model(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> FloatArray:
+    """Call the model on pairs and validate its scores. Returns (rows,) scores; raises InputError."""
+    returned = _call_in_time(settings, ranker, batch)
     try:
-        scores = np.asarray(given, np.float64)
+        scores = np.asarray(returned, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{settings.name} returned a {type(given).__name__} that is no array of numbers ({error}) for "
-            f"{_told(batch)}; {WAY_OUT}"
+            f"{settings.name} returned a {type(returned).__name__} that is no array of numbers ({error}) for "
+            f"{_describe_pairs(batch)}; {WAY_OUT}"
         ) from error
     if scores.shape == (len(batch), 1):
         scores = scores[:, 0]
     if scores.shape != (len(batch),):
         raise InputError(
             f"{settings.name} returned shape {scores.shape} for {len(batch):,} pairs, not a score per pair: "
-            f"{_told(batch)}; {WAY_OUT}"
+            f"{_describe_pairs(batch)}; {WAY_OUT}"
         )
     with np.errstate(over="ignore"):
         narrow = scores.astype(np.float32)
@@ -298,63 +300,62 @@ def _asked(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> Flo
     if len(bad):
         first = int(bad[0])
         raise InputError(
-            f"{settings.name} returned {scores[first]} for {_told(batch.slice(first, 1))}, and for {len(bad):,} of "
-            f"{len(batch):,} pairs of that call no finite number; {WAY_OUT}"
+            f"{settings.name} returned {scores[first]} for {_describe_pairs(batch.slice(first, 1))}, and for "
+            f"{len(bad):,} of {len(batch):,} pairs of that call no finite number; {WAY_OUT}"
         )
     return narrow
 
 
-def _in_time(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> Any:
-    """What the model returns; InputError where it raises, or takes too long."""
-    done, given, error = _called(ranker, batch, settings.timeout_seconds)
+def _call_in_time(settings: RankSettings, ranker: Ranker, batch: pa.RecordBatch) -> Any:
+    """Return the model's result. Raises InputError if it raises or exceeds the time limit."""
+    done, returned, error = _call_in_thread(ranker, batch, settings.timeout_seconds)
     if not done:
         raise InputError(
-            f"{settings.name} has not returned after {settings.timeout_seconds:g} s for {_told(batch)}; make it "
-            "faster, or give it more time or less to do: rank.timeout_seconds, rank.batch"
+            f"{settings.name} has not returned after {settings.timeout_seconds:g} s for {_describe_pairs(batch)}; make "
+            "it faster, or give it more time or less to do: rank.timeout_seconds, rank.batch"
         )
     if isinstance(error, NearcastError):
         raise error
     if error is not None:
-        part = _culprit(ranker, batch, settings.timeout_seconds)
-        text = f"{settings.name} raised {type(error).__name__}: {error}, for {_told(part)}; {WAY_OUT}"
+        part = _find_failing_pairs(ranker, batch, settings.timeout_seconds)
+        text = f"{settings.name} raised {type(error).__name__}: {error}, for {_describe_pairs(part)}; {WAY_OUT}"
         raise InputError(text) from error
-    return given
+    return returned
 
 
-def _called(ranker: Ranker, batch: pa.RecordBatch, seconds: float) -> tuple[bool, Any, BaseException | None]:
-    """Whether it ended in time, what it returned, and what it raised.
+def _call_in_thread(ranker: Ranker, batch: pa.RecordBatch, seconds: float) -> tuple[bool, Any, BaseException | None]:
+    """Return whether the model ended in time, its result, and its exception.
 
-    In a thread of its own: there is no other way to stop waiting for Python code. One that never returns is left
-    behind, and goes when the process does.
+    Runs in a thread, the only way to stop waiting for Python code. A thread that never returns ends with the process.
     """
-    given: list[Any] = []
+    returned: list[Any] = []
     raised: list[BaseException] = []
 
     def work() -> None:
         try:
-            given.append(ranker(batch))
+            returned.append(ranker(batch))
         except BaseException as error:  # SystemExit too: it must not look like no answer
             raised.append(error)
 
     thread = threading.Thread(target=work, name="rank", daemon=True)
     thread.start()
     thread.join(seconds)
-    return not thread.is_alive(), given[0] if given else None, raised[0] if raised else None
+    return not thread.is_alive(), returned[0] if returned else None, raised[0] if raised else None
 
 
-def _culprit(ranker: Ranker, batch: pa.RecordBatch, seconds: float) -> pa.RecordBatch:
-    """The smallest part that raises too, by halving: one pair, if the fault is in one."""
+def _find_failing_pairs(ranker: Ranker, batch: pa.RecordBatch, seconds: float) -> pa.RecordBatch:
+    """Find the smallest part that raises too, by halving: one pair if one pair is at fault."""
     while len(batch) > 1:
         middle = len(batch) // 2
         halves = (batch.slice(0, middle), batch.slice(middle))
-        failing = next((half for half in halves if _called(ranker, half, seconds)[2] is not None), None)
+        failing = next((half for half in halves if _call_in_thread(ranker, half, seconds)[2] is not None), None)
         if failing is None:
             return batch
         batch = failing
     return batch
 
 
-def _told(batch: pa.RecordBatch) -> str:
-    """The pairs in words."""
+def _describe_pairs(batch: pa.RecordBatch) -> str:
+    """Describe the pairs in words."""
     ends = [f"query {batch['query_id'][row].as_py()!r} and item {batch['item_id'][row].as_py()!r}" for row in (0, -1)]
     return ends[0] if len(batch) == 1 else f"{len(batch):,} pairs, from {ends[0]} to {ends[1]}"

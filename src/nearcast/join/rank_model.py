@@ -1,4 +1,4 @@
-"""A ranking model in an ONNX file: inputs are filled from the columns of their names. onnxruntime is imported here."""
+"""Ranking models in ONNX files. Columns fill the inputs of equal name. Only this module imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DTYPES: dict[str, Any] = {
 
 
 def onnx_ranker(path: Path) -> Callable[[pa.RecordBatch], Any]:
-    """What ranks a batch of pairs by the model's first output.
+    """Return a function that scores a batch of pairs by the model's first output.
 
-    MissingExtraError without onnxruntime, SpecError for a file that it does not read or an input of another type.
+    Raises MissingExtraError without onnxruntime, SpecError for an unreadable file or an input of another type.
     """
     try:
         import onnxruntime
@@ -36,28 +36,28 @@ def onnx_ranker(path: Path) -> Callable[[pa.RecordBatch], Any]:
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # sums in one order: the same scores on any machine of a kind
-    options.log_severity_level = 4  # its errors are told by us
+    options.log_severity_level = 4  # its errors become ours
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many kinds, all of their own
         raise SpecError(f"rank.model: {path} cannot be read by onnxruntime: {error}") from error
-    wanted = {given.name: (given.type, len(given.shape)) for given in session.get_inputs()}
-    for name, (kind, _) in wanted.items():
+    inputs = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
+    for name, (kind, _) in inputs.items():
         if kind not in DTYPES:
             raise SpecError(f"rank.model: input {name!r} of {path} is a {kind}; inputs are {', '.join(DTYPES)}")
     output = session.get_outputs()[0].name
 
     def rank(batch: pa.RecordBatch) -> Any:
-        feed = {name: _filled(batch, name, *shape) for name, shape in wanted.items()}
+        feed = {name: _fill_input(batch, name, *shape) for name, shape in inputs.items()}
         return session.run([output], feed)[0]
 
     return rank
 
 
-def _filled(batch: pa.RecordBatch, name: str, kind: str, dimensions: int) -> Any:
-    """(rows,), (rows, 1) or (rows, dim) the column as the model takes it."""
+def _fill_input(batch: pa.RecordBatch, name: str, kind: str, dimensions: int) -> Any:
+    """Return a column as the model's input: (rows,), (rows, 1) or (rows, dim)."""
     if name not in batch.schema.names:
-        raise SpecError(f"rank.model wants {name!r}, and a pair has {', '.join(batch.schema.names)}")
+        raise SpecError(f"rank.model needs the input {name!r}, and a pair has {', '.join(batch.schema.names)}")
     column = batch.column(name)
     if pa.types.is_fixed_size_list(column.type):
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

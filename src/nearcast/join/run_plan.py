@@ -1,7 +1,7 @@
-"""The plan of a run: what decides its answer, and the tasks that it is cut into.
+"""The plan of a run: everything that decides its result, and the tasks that its queries are cut into.
 
-The plan is kept in the work folder. A run that finds one with the same fingerprint continues it; any other
-plan is thrown away, and the run says what has changed.
+The plan is stored in the work folder. A run with an equal plan continues the work there; otherwise it deletes the work
+and names the differences.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from nearcast.version import __version__
 
 __all__ = ["RunPlan", "cut_queries", "enter_work", "make_plan", "planned_fingerprint"]
 
-TASK_BYTES = 8 << 20  # results of a task: small enough to lose, large enough that a matrix product is busy
+TASK_BYTES = 8 << 20  # of a task's results: small enough to lose, large enough for efficient matrix products
 SMALLEST_TASK = 1_024
 PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Everything that the answer of a run depends on."""
+    """Everything that decides the result of a run."""
 
-    parts: Mapping[str, Any]  # named, so that a change can be told
+    parts: Mapping[str, Any]  # by name, so that a difference can be named
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all parts."""
+        """Hash of all parts."""
         return fingerprint(self.parts)
 
 
@@ -45,7 +45,7 @@ def make_plan(
     ranker: Mapping[str, Any] | None = None,
     lookup_digests: list[dict[str, str]] | None = None,
 ) -> RunPlan:
-    """Gather what decides the answer: settings, engine, the contents of both sides, the ranking model, our version."""
+    """Collect what decides the result: settings, engine, hashes of tables and log, ranking model, software version."""
     return RunPlan(
         {
             "settings": spec.answer_settings(),
@@ -60,15 +60,15 @@ def make_plan(
 
 
 def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
-    """Cut query positions into tasks (start, stop). Depends on the shape alone, never on the machine."""
+    """Cut query positions into tasks (start, stop). Depends on the shape alone, not on the machine."""
     rows = max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
     return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
 
 
 def enter_work(folder: Path, plan: RunPlan) -> str | None:
-    """Make the work folder ready for a plan. Returns why earlier work was thrown away, or None.
+    """Prepare the work folder for a plan. Return why earlier work was deleted, or None.
 
-    Work of the same plan stays, for the run to continue.
+    Work of an equal plan stays, and the run continues it.
     """
     path = folder / PLAN_FILE
     reason = None
@@ -76,7 +76,7 @@ def enter_work(folder: Path, plan: RunPlan) -> str | None:
         old = json.loads(path.read_text(encoding="utf-8"))
         if old == json.loads(json.dumps(plan.parts)):
             return None
-        reason = "; ".join(_changes(old, dict(plan.parts)))
+        reason = "; ".join(_describe_changes(old, dict(plan.parts)))
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -85,16 +85,16 @@ def enter_work(folder: Path, plan: RunPlan) -> str | None:
 
 
 def planned_fingerprint(folder: Path) -> str | None:
-    """The fingerprint of the plan that a work folder was entered with, or None where there is none."""
+    """Return the fingerprint of the plan in a work folder, None if there is none."""
     path = folder / PLAN_FILE
     return RunPlan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in [*new, *(k for k in old if k not in new)]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _changes(before, after, f"{prefix}{key}.")
+            yield from _describe_changes(before, after, f"{prefix}{key}.")
         elif isinstance(after, list) and isinstance(before, list) and key in ("items", "queries"):
             known = {part["name"]: part["hash"] for part in before}
             changed = [p["name"] for p in after if known.get(p["name"]) != p["hash"]]
