@@ -85,7 +85,7 @@ def test_a_broken_promise_is_exit_code_4_each_time_and_nothing_is_published(tmp_
     settings = {"engine": "faiss-ivf", "engine_settings": {"nlist": 30, "nprobe": 1}, "recall": 0.999}
     at.write_shop(tmp_path, **settings)
     for _ in range(2):
-        assert "below its promise" in fail("refresh", "shop.toml", "--quiet", code=4, cwd=tmp_path)
+        assert "below its recall target" in fail("refresh", "shop.toml", "--quiet", code=4, cwd=tmp_path)
     assert not (tmp_path / "nearcast" / "store").exists()
 
 

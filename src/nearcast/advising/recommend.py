@@ -31,31 +31,39 @@ SIZE_STEP = 1.25  # rates of a size are good for sizes this near
 
 
 class Numbers(BaseModel):
-    """What is known of a use case. What is not given comes from the spec or the log, else from the defaults."""
+    """Numbers of a use case. Missing numbers come from the spec or the log, else from the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keys: int | None = Field(None, ge=1, description="keys that lists could be made for; the spec's queries")
-    items: int | None = Field(None, ge=1, description="items; the spec's")
-    dim: int | None = Field(None, ge=1, le=65_536, description="components of a vector; the spec's")
-    k: int | None = Field(None, ge=1, le=10_000, description="candidates per request; the spec's, else 50")
-    metric: Metric | None = Field(None, description="inner_product, cosine or l2; the spec's, else inner_product")
-    recall: float | None = Field(None, gt=0, le=1, description="recall of lists and searches; the spec's, else 0.95")
-    requests_per_day: float | None = Field(None, ge=0, description="traffic; the log's, else 10 for each key")
-    skew: float | None = Field(None, ge=0, le=5, description="Zipf exponent of the traffic; the log's own, else 1")
+    keys: int | None = Field(None, ge=1, description="Number of possible keys. Default: the spec's queries.")
+    items: int | None = Field(None, ge=1, description="Number of items. Default: the spec's.")
+    dim: int | None = Field(None, ge=1, le=65_536, description="Dimension of a vector. Default: the spec's.")
+    k: int | None = Field(None, ge=1, le=10_000, description="Candidates per request. Default: the spec's, else 50.")
+    metric: Metric | None = Field(None, description="Metric. Default: the spec's, else inner_product.")
+    recall: float | None = Field(
+        None, gt=0, le=1, description="Recall target of lists and searches. Default: the spec's, else 0.95."
+    )
+    requests_per_day: float | None = Field(
+        None, ge=0, description="Requests per day. Default: the log's, else 10 per key."
+    )
+    skew: float | None = Field(
+        None, ge=0, le=5, description="Zipf exponent of the traffic. Default: fitted to the log, else 1."
+    )
     new_share: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of the traffic for keys that have no list; held-out days of the log, else 0",
+        description="Share of the traffic for keys without a list. Default: from held-out days of the log, else 0.",
     )
-    churn_per_day: float = Field(0.0, ge=0, lt=1, description="share of the items that change or go in a day")
-    refresh_hours: float = Field(24.0, gt=0, description="hours between two refreshes of the lists")
-    online_refresh_hours: float = Field(24.0, gt=0, description="hours until the online index is made anew")
-    min_coverage: float = Field(0.95, ge=0, le=1, description="share of the requests that must be answered")
-    max_stale: float = Field(0.05, ge=0, le=1, description="share of a list that may be out of date on average")
-    price_core_hour: float | None = Field(None, ge=0, description="price of a core for an hour")
-    price_gb_month: float | None = Field(None, ge=0, description="price of a gigabyte held for a month")
+    churn_per_day: float = Field(0.0, ge=0, lt=1, description="Share of the items that change or are deleted per day.")
+    refresh_hours: float = Field(24.0, gt=0, description="Hours between two refreshes of the lists.")
+    online_refresh_hours: float = Field(24.0, gt=0, description="Hours between two builds of the online index.")
+    min_coverage: float = Field(0.95, ge=0, le=1, description="Minimum share of the requests that get an answer.")
+    max_stale: float = Field(0.05, ge=0, le=1, description="Maximum average share of outdated candidates in a list.")
+    price_core_hour: float | None = Field(None, ge=0, description="Price of one core for one hour. Default: none.")
+    price_gb_month: float | None = Field(
+        None, ge=0, description="Price of one gigabyte of memory for one month. Default: none."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,12 @@ _ROWS = (
     Measure("query_coverage", "share", "higher", "rows of the query input that have at least one candidate"),
     Measure("short_lists", "count", "lower", "queries with fewer than k candidates"),
     Measure("item_coverage", "share", "higher", "items that appear in at least one list"),
-    Measure("exposure_gini", "ratio", "lower", "how unevenly items appear: 0 all alike, 1 one item takes all"),
+    Measure(
+        "exposure_gini",
+        "ratio",
+        "lower",
+        "how unevenly items appear: 0 if all appear equally, 1 if one item takes all slots",
+    ),
     Measure("exposure_top1", "share", "lower", "slots that the most frequent 1% of items take"),
     Measure("score_p01", "score", "neither", "score that 1% of the candidates are below"),
     Measure("score_p50", "score", "neither", "median score of the candidates"),

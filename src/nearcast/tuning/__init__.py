@@ -1,1 +1,1 @@
-"""Tuning: the cheapest way to the promised recall, found on samples before the whole job is paid for."""
+"""Tuning: find the cheapest engine and settings that meet the recall target, on samples."""
