@@ -15,7 +15,7 @@ from nearcast.serve.resolvers import (
     MOST_RECENT,
     RESOLVERS,
     reads_table,
-    weighted_keys,
+    resolve_keys,
 )
 from nearcast.stores.names import normalize_table_key, table_name
 
@@ -37,7 +37,7 @@ def nothing(table, key):
 
 
 def keys_of(context, read=nothing, keys=(), **more):
-    return [(each.key, round(each.weight, 9)) for each in weighted_keys(keys, context, read, **more)]
+    return [(each.key, round(each.weight, 9)) for each in resolve_keys(keys, context, read, **more)]
 
 
 def test_every_resolver_is_known_by_its_own_name_and_tested_here():
@@ -68,7 +68,7 @@ def test_what_is_not_of_its_kind_is_refused(name, wrong):
 
 @given(st.lists(st.tuples(KEYS, WEIGHTS), max_size=8), CONTEXTS, ROWS, st.integers(1, 40))
 def test_weights_add_up_to_one_over_at_most_so_many_keys(keys, context, row, most):
-    found = weighted_keys(keys, context, lambda table, key: row, most=most)
+    found = resolve_keys(keys, context, lambda table, key: row, most=most)
     assert len(found) <= most
     assert not found or math.isclose(sum(each.weight for each in found), 1.0)
     assert len({each.key for each in found}) == len(found)
@@ -122,7 +122,7 @@ def test_each_thing_known_counts_alike_and_what_leads_to_nothing_does_not_count(
 
 
 def test_a_key_that_several_lead_to_has_the_sum_and_tells_of_each():
-    found = weighted_keys([("b", 2), ("c", 2)], {"viewed": "b"}, nothing)
+    found = resolve_keys([("b", 2), ("c", 2)], {"viewed": "b"}, nothing)
     assert [(each.key, each.weight, each.origins) for each in found] == [
         ("b", 0.75, ("keys", "viewed")),
         ("c", 0.25, ("keys",)),
@@ -130,7 +130,7 @@ def test_a_key_that_several_lead_to_has_the_sum_and_tells_of_each():
 
 
 def test_keys_that_the_generator_takes_for_one_are_one():
-    found = weighted_keys([("7", 1)], {"viewed": 7}, nothing, same=int)
+    found = resolve_keys([("7", 1)], {"viewed": 7}, nothing, normalize=int)
     assert [(each.key, each.weight, each.origins) for each in found] == [(7, 1.0, ("keys", "viewed"))]
 
 
@@ -141,19 +141,19 @@ def test_of_too_many_keys_the_heaviest_stay():
 
 def test_a_context_that_nobody_knows_names_those_that_there_are():
     with pytest.raises(SpecError, match="the context names 'weather'; what can be known is viewed, recent, session"):
-        weighted_keys([], {"weather": "rain"}, nothing)
+        resolve_keys([], {"weather": "rain"}, nothing)
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 1e10, True, "1"])
 def test_a_weight_that_is_none_is_refused(weight):
     with pytest.raises(InputError, match="weight of key 'a'"):
-        weighted_keys([("a", weight)], {}, nothing)
+        resolve_keys([("a", weight)], {}, nothing)
 
 
 @pytest.mark.parametrize("event", [("a",), ("a", 1, 2, 3), ("a", -1), ("a", float("nan")), ("a", "1"), "ab"])
 def test_an_engagement_without_an_age_is_refused(event):
     with pytest.raises(InputError, match="session"):
-        weighted_keys([], {"session": [event]}, nothing)
+        resolve_keys([], {"session": [event]}, nothing)
 
 
 def test_only_a_phrase_and_a_person_need_a_table():

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.serve.merge_lists import RANK_OFFSET, merge, promised_places
+from nearcast.serve.merge_lists import RANK_OFFSET, allocate_quotas, merge_lists
 
 
 def merged(lists, weights, k, by="rank"):
@@ -18,7 +18,7 @@ def merged(lists, weights, k, by="rank"):
     numbers = np.array([names.index(item) for row in lists for item, _ in row], np.int64)
     scores = np.array([score for row in lists for _, score in row], np.float32)
     offsets = np.append(0, np.cumsum([len(row) for row in lists])).astype(np.int64)
-    found = merge(offsets, numbers, scores, np.array(weights, np.float64), k, by)
+    found = merge_lists(offsets, numbers, scores, np.array(weights, np.float64), k, by)
     return [names[number] for number in found.items], found
 
 
@@ -60,35 +60,35 @@ def test_equal_values_keep_the_order_of_first_appearance():
 
 def test_a_light_key_keeps_its_share_where_the_heavy_one_would_take_everything():
     names, found = merged([ranked("abcdefghij"), ranked("z")], [9, 1], k=10)
-    assert found.promised.tolist() == [9, 1]
+    assert found.quotas.tolist() == [9, 1]
     assert "z" in names
     assert len(names) == 10
 
 
 def test_places_that_rounding_leaves_go_to_who_lost_most_by_it():
-    assert promised_places(np.array([5.4, 2.5, 2.1]), 10).tolist() == [5, 3, 2]
-    assert promised_places(np.array([8.0, 0.7, 0.6, 0.7]), 10).tolist() == [8, 1, 0, 1]
+    assert allocate_quotas(np.array([5.4, 2.5, 2.1]), 10).tolist() == [5, 3, 2]
+    assert allocate_quotas(np.array([8.0, 0.7, 0.6, 0.7]), 10).tolist() == [8, 1, 0, 1]
 
 
 def test_of_equal_losses_the_first_is_rounded_up():
-    assert promised_places(np.array([19.0, 1.0]), 10).tolist() == [10, 0]
-    assert promised_places(np.full(5, 1.0), 3).tolist() == [1, 1, 1, 0, 0]
+    assert allocate_quotas(np.array([19.0, 1.0]), 10).tolist() == [10, 0]
+    assert allocate_quotas(np.full(5, 1.0), 3).tolist() == [1, 1, 1, 0, 0]
 
 
 def test_a_heavy_key_does_not_take_the_places_of_many_light_ones():
     lists = [ranked("abcdefgh"), *(ranked(letter) for letter in "pqrstuv")]
     names, found = merged(lists, [3, 1, 1, 1, 1, 1, 1, 1], k=5)
-    assert found.promised.tolist() == [2, 1, 1, 1, 0, 0, 0, 0]
+    assert found.quotas.tolist() == [2, 1, 1, 1, 0, 0, 0, 0]
     assert names == ["a", "b", "p", "q", "r"]
 
 
 def test_a_share_that_is_whole_is_not_lost_to_the_last_bit_of_a_division():
     for parts in range(1, 200):
-        assert promised_places(np.full(parts, 0.1), parts).tolist() == [1] * parts
+        assert allocate_quotas(np.full(parts, 0.1), parts).tolist() == [1] * parts
 
 
 def test_a_list_without_candidates_leaves_its_share_to_the_others():
-    assert merged([ranked("abcd"), []], [1, 9], k=4)[1].promised.tolist() == [4, 0]
+    assert merged([ranked("abcd"), []], [1, 9], k=4)[1].quotas.tolist() == [4, 0]
 
 
 def test_no_lists_and_empty_lists_are_an_empty_answer():
@@ -115,8 +115,8 @@ def test_every_list_has_the_best_of_its_share_in_an_answer_without_repetition(ca
     assert set(names) <= everything
     assert (np.diff(found.values) <= 0).all()
     total = sum(weight for row, weight in case if row)
-    assert found.promised.sum() == (k if everything else 0)
-    for row, weight, promised in zip(lists, weights, found.promised.tolist(), strict=True):
+    assert found.quotas.sum() == (k if everything else 0)
+    for row, weight, promised in zip(lists, weights, found.quotas.tolist(), strict=True):
         share = Fraction(k * weight, total) if row else Fraction(0)
         assert math.floor(share) <= promised <= math.ceil(share)
         assert {item for item, _ in row[:promised]} <= set(names)
@@ -126,5 +126,5 @@ def test_every_list_has_the_best_of_its_share_in_an_answer_without_repetition(ca
 def test_only_the_ratio_of_weights_matters(case, k, by, factor):
     lists, weights = [row for row, _ in case], [weight for _, weight in case]
     here, there = merged(lists, weights, k, by), merged(lists, [factor * weight for weight in weights], k, by)
-    assert here[1].promised.tolist() == there[1].promised.tolist()
+    assert here[1].quotas.tolist() == there[1].quotas.tolist()
     assert np.allclose(here[1].values, there[1].values)

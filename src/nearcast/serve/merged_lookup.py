@@ -1,7 +1,7 @@
-"""The candidates of several keys as one list, asked of one view: what is answered, and how it comes about.
+"""Merge the candidates of several keys into one list, all from one view.
 
-Every list is under the overlay of the view before they are merged, so shares are shares of what may be shown. The
-answer says for each key what it counted and was given, and for each candidate whose it is. Knows nothing of HTTP.
+The overlay and the rules filter every list before the merge, so the quotas are of candidates that may be shown. The
+answer has the weight and the contribution of each key, and the keys of each candidate. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from nearcast.errors import InputError
 from nearcast.serve.lookup_data import Answers, LookupOptions, convert_key
-from nearcast.serve.merge_lists import By, Merged, merge
-from nearcast.serve.resolvers import MOST_KEYS, Key, ReadRow, WeightedKey, weighted_keys
+from nearcast.serve.merge_lists import By, MergedList, merge_lists
+from nearcast.serve.resolvers import MOST_KEYS, Key, ReadRow, WeightedKey, resolve_keys
 from nearcast.serve.view import View
+from nearcast.stores.value_format import IdType
 from nearcast.types import FloatArray, IntArray
 
 __all__ = ["KeyShare", "MergeQuery", "MergedAnswer", "answer_merged"]
@@ -27,43 +28,43 @@ __all__ = ["KeyShare", "MergeQuery", "MergedAnswer", "answer_merged"]
 
 @dataclass(frozen=True, slots=True)
 class MergeQuery:
-    """Which keys a request leads to, and how their candidates are wanted."""
+    """Keys with weights, a context from which more keys are derived, and options of the merged list."""
 
-    keys: Sequence[tuple[Key, float]] = ()  # outright, with weights
-    context: Mapping[str, Any] = field(default_factory=dict)  # what is known, by the names of resolvers
+    keys: Sequence[tuple[Key, float]] = ()  # given directly, with weights
+    context: Mapping[str, Any] = field(default_factory=dict)  # facts of the request, by resolver name
     k: int | None = None  # None: the generator's
     by: By = "rank"
-    min_score: float | None = None  # of a candidate in the list of its key
-    exclude: Sequence[Key] = ()  # items that are not wanted: seen already, or the keys themselves
+    min_score: float | None = None  # applies to a candidate in the list of its key
+    exclude: Sequence[Key] = ()  # items to leave out: seen before, or the keys themselves
     fields: Sequence[str] = ()
     most_keys: int = MOST_KEYS
-    request: Mapping[str, Any] | None = None  # what rules may know of it
+    request: Mapping[str, Any] | None = None  # request fields for the rules
 
 
 @dataclass(frozen=True, slots=True)
 class KeyShare:
-    """A key of the request, and its part in the answer."""
+    """A key of the request and its part of the answer."""
 
     key: Key
-    weight: float  # of all keys together: 1
-    origins: tuple[str, ...]  # the resolvers that led to it; "keys" where it was given outright
-    found: bool  # whether the snapshot has it
-    candidates: int  # that it has to offer
-    promised: int  # of the k places: so many of its best are in the answer, or all it has
-    given: int  # candidates of the answer that are its own, or its and others'
+    weight: float  # the weights of all keys add up to 1
+    origins: tuple[str, ...]  # resolvers that led to it; "keys" if it was given directly
+    found: bool  # the snapshot has the key
+    candidates: int  # candidates of the key
+    promised: int  # its quota of the k places
+    given: int  # candidates of the answer that are in its list
 
 
 @dataclass(frozen=True, slots=True)
 class MergedAnswer:
-    """Candidates of several keys, best first, as one snapshot and the overlay have them."""
+    """Candidates of several keys, best first, from one snapshot and one state of the overlay."""
 
-    keys: tuple[KeyShare, ...]  # the heaviest first
+    keys: tuple[KeyShare, ...]  # the largest weight first
     ids: Sequence[Any]
-    values: Sequence[float]  # what a candidate is worth over all keys: larger is better, comparable in one answer only
-    given_by: Sequence[tuple[int, ...]]  # per candidate the places in `keys` of those that have it
+    values: Sequence[float]  # merged values: larger is better, comparable within one answer only
+    given_by: Sequence[tuple[int, ...]]  # per candidate the indices in `keys` of the keys that have it
     columns: Mapping[str, Sequence[Any]]
-    removed: int  # candidates of these keys that the overlay has taken out
-    barred: Mapping[str, int]  # rule: candidates of these keys that it has barred
+    removed: int  # candidates of these keys that the overlay has removed
+    barred: Mapping[str, int]  # rule: candidates of these keys that it has filtered out
     snapshot: str
     age_seconds: float
 
@@ -71,7 +72,7 @@ class MergedAnswer:
         return len(self.ids)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: a dictionary per key and per candidate."""
+        """Return plain data: a dictionary per key and per candidate."""
         names = list(self.columns)
         return {
             "snapshot": self.snapshot,
@@ -88,30 +89,30 @@ class MergedAnswer:
 
 
 def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedAnswer, Answers]:
-    """The answer, and the lists that it was made of. read: how a row of a table is had.
+    """Return the answer and the lists that were merged. read: returns a row of a weight table.
 
-    Raises SpecError, InputError and NotFoundError as `Lookup.merged` says.
+    Raises the errors of `Lookup.merged`.
     """
-    _check(query)
+    _validate_query(query)
     k = view.version.facts.k if query.k is None else query.k
     query_ids = view.version.query_ids
-    keys = weighted_keys(
-        query.keys, query.context, read, most=query.most_keys, same=lambda key: _same(convert_key(key, query_ids), key)
+    keys = resolve_keys(
+        query.keys, query.context, read, most=query.most_keys, normalize=lambda key: _normalize_key(key, query_ids)
     )
     lists = view.get_many([each.key for each in keys], LookupOptions(None, query.min_score, (), query.request))
-    offsets, ids, scores = _without(lists, query.exclude, view)
+    offsets, ids, scores = _drop_items(lists, query.exclude, view)
     numbered = ids.dictionary_encode()
     numbers = numbered.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     weights = np.array([each.weight for each in keys], np.float64)
-    merged = merge(offsets, numbers, scores, weights, k, query.by)
+    merged = merge_lists(offsets, numbers, scores, weights, k, query.by)
     chosen = numbered.dictionary.take(pa.array(merged.items)).to_pylist()
-    owners = _owners(offsets, numbers, merged)
+    owners = _find_lists(offsets, numbers, merged)
     answer = MergedAnswer(
-        keys=_shares(keys, lists, offsets, merged, owners),
+        keys=_build_shares(keys, lists, offsets, merged, owners),
         ids=chosen,
         values=merged.values.tolist(),
         given_by=owners,
-        columns=_columns(view, chosen, query.fields),
+        columns=_read_columns(view, chosen, query.fields),
         removed=int(lists.removed.sum()),
         barred={rule: int(counts.sum()) for rule, counts in lists.barred.items()},
         snapshot=view.snapshot,
@@ -120,7 +121,7 @@ def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedA
     return answer, lists
 
 
-def _check(query: MergeQuery) -> None:
+def _validate_query(query: MergeQuery) -> None:
     if query.k is not None and query.k < 1:
         raise InputError(f"k is {query.k}; ask for one candidate at least")
     if query.most_keys < 1:
@@ -129,22 +130,23 @@ def _check(query: MergeQuery) -> None:
         raise InputError(f"by is {query.by!r}: lists are merged by {' or '.join(get_args(By))}")
 
 
-def _same(typed: Key | None, key: Key) -> Key:
-    return key if typed is None else typed
+def _normalize_key(key: Key, ids: IdType) -> Key:
+    converted = convert_key(key, ids)
+    return key if converted is None else converted
 
 
-def _without(lists: Answers, exclude: Iterable[Key], view: View) -> tuple[IntArray, pa.Array, FloatArray]:
-    """Offsets, ids and scores of the lists without the items that are not wanted."""
-    typed = {convert_key(item, view.version.item_ids) for item in exclude} - {None}
-    if not typed or len(lists.ids) == 0:
+def _drop_items(lists: Answers, exclude: Iterable[Key], view: View) -> tuple[IntArray, pa.Array, FloatArray]:
+    """Return offsets, ids and scores of the lists without these items."""
+    excluded = {convert_key(item, view.version.item_ids) for item in exclude} - {None}
+    if not excluded or len(lists.ids) == 0:
         return lists.offsets, lists.ids, lists.scores
-    wanted = pc.invert(pc.is_in(lists.ids, value_set=pa.array(list(typed), lists.ids.type)))
-    keep = wanted.to_numpy(zero_copy_only=False)
-    return np.append(0, np.cumsum(keep))[lists.offsets], lists.ids.filter(wanted), lists.scores[keep]
+    kept = pc.invert(pc.is_in(lists.ids, value_set=pa.array(list(excluded), lists.ids.type)))
+    keep = kept.to_numpy(zero_copy_only=False)
+    return np.append(0, np.cumsum(keep))[lists.offsets], lists.ids.filter(kept), lists.scores[keep]
 
 
-def _owners(offsets: IntArray, numbers: IntArray, merged: Merged) -> list[tuple[int, ...]]:
-    """Per candidate the lists that hold it, ascending."""
+def _find_lists(offsets: IntArray, numbers: IntArray, merged: MergedList) -> list[tuple[int, ...]]:
+    """Return per candidate the lists that hold it, ascending."""
     n = len(merged.items)
     rank = np.full(int(numbers.max(initial=-1)) + 1, n)
     rank[merged.items] = np.arange(n)
@@ -155,21 +157,21 @@ def _owners(offsets: IntArray, numbers: IntArray, merged: Merged) -> list[tuple[
     return [tuple(lists[start:end]) for start, end in pairwise([0, *ends])]
 
 
-def _shares(
+def _build_shares(
     keys: Sequence[WeightedKey],
     lists: Answers,
     offsets: IntArray,
-    merged: Merged,
+    merged: MergedList,
     owners: Sequence[tuple[int, ...]],
 ) -> tuple[KeyShare, ...]:
     given = np.bincount([place for places in owners for place in places], minlength=len(keys)).tolist()
-    columns = (lists.found.tolist(), np.diff(offsets).tolist(), merged.promised.tolist(), given)
+    columns = (lists.found.tolist(), np.diff(offsets).tolist(), merged.quotas.tolist(), given)
     return tuple(
         KeyShare(each.key, each.weight, each.origins, *row)
         for each, row in zip(keys, zip(*columns, strict=True), strict=True)
     )
 
 
-def _columns(view: View, ids: Sequence[Key], fields: Sequence[str]) -> dict[str, list[Any]]:
+def _read_columns(view: View, ids: Sequence[Key], fields: Sequence[str]) -> dict[str, list[Any]]:
     rows = view.items(ids, fields) if fields else []
     return {name: [row[name] for row in rows] for name in fields}

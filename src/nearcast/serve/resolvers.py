@@ -1,13 +1,13 @@
-"""What a request knows, as weighted keys: the item in view, the last ones, a session, a phrase, a person.
+"""Resolvers turn facts of a request into weighted keys: the item in view, recent items, a session, a phrase, a person.
 
-    viewed    the one key that somebody looks at                         weight 1
-    recent    the last keys that they engaged with, newest first         all alike
-    session   keys with their age, and how much each engagement counts   halved every half hour
-    phrase    the keys engaged with most after a search phrase           as the table `phrases` weighs them
-    person    the keys engaged with most by a person                     as the table `people` weighs them
+    viewed    the key in view                                    weight 1
+    recent    the most recent keys, newest first                 equal weights
+    session   keys with the age and the weight of each event     the weight halves every half hour
+    phrase    the most engaged keys after a search phrase        weights of the table `phrases`
+    person    the most engaged keys of a person                  weights of the table `people`
 
-A resolver is a function of what the request knows and of what its table says: it reads no store and no clock. To add
-one: a class like those below, and a row in `RESOLVERS`. `weighted_keys` puts several together.
+A resolver is a function of the fact and of a row of its weight table. It reads no store and no clock. To add one, write
+a class and add a row to `RESOLVERS`. `resolve_keys` combines all keys of a request.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ __all__ = [
     "Row",
     "WeightedKey",
     "reads_table",
-    "weighted_keys",
+    "resolve_keys",
 ]
 
 Key = str | int
-Row = Sequence[tuple[Key, float]]  # of a table: keys with their weights, the heaviest first
-ReadRow = Callable[[str, Key], Row]  # (table, key) -> its row; empty where there is none
+Row = Sequence[tuple[Key, float]]  # row of a weight table: keys with weights, the largest first
+ReadRow = Callable[[str, Key], Row]  # (table, key) -> row; empty for a missing key
 
-MOST_KEYS = 32  # of a request: more take longer to look up and have hardly a place each
+MOST_KEYS = 32  # per request; with more keys, each has hardly a place in the list
 MOST_RECENT = 10
-MOST_WEIGHT = 1e9  # so that no sum of them is infinite
-HALF_LIFE_SECONDS = 1800.0  # what somebody did half an hour ago counts half
+MOST_WEIGHT = 1e9  # so that no sum is infinite
+HALF_LIFE_SECONDS = 1800.0  # an event of half an hour ago has half the weight
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedKey:
-    """A key to look up, what it counts, and what has led to it: names of resolvers, or "keys"."""
+    """A key to look up, its weight, and its origins: names of resolvers, or "keys"."""
 
     key: Key
     weight: float
@@ -53,178 +53,190 @@ class WeightedKey:
 
 
 class Resolver(Protocol):
-    """One kind of thing that a request may know. What it is given and what it makes of it are plain values."""
+    """A kind of fact that a request may bring. Its inputs and outputs are plain values."""
 
     @property
     def name(self) -> str:
-        """What a context calls it."""
+        """Its name in a context."""
         ...
 
     @property
     def table(self) -> str | None:
-        """The table that it reads; None where the request says it all."""
+        """The weight table that it reads; None if it reads none."""
         ...
 
     def table_key(self, known: Any) -> Key | None:
-        """The key of the row that it needs; None without a table. InputError where `known` is not of its kind."""
+        """Return the key of the row that it needs; None without a table. Raises InputError for an invalid fact."""
         ...
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
-        """Keys with weights above 0, the heaviest first, none twice; an empty list where nothing is known.
+        """Return distinct keys with weights above 0, the largest first. Raises InputError for an invalid fact.
 
-        row: what the table holds under `table_key`; empty without a table. InputError as there.
+        row: the row of `table_key` in the table; empty without a table.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Viewed:
+class _ViewedResolver:
     """The key in view."""
 
     name: str = "viewed"
     table: str | None = None
 
     def table_key(self, known: Any) -> Key | None:
-        _key(known, self.name)
+        _validate_key(known, self.name)
         return None
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
-        return [(_key(known, self.name), 1.0)]
+        return [(_validate_key(known, self.name), 1.0)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Recent:
-    """The last keys, each as good as the other: who knows more about them has a session."""
+class _RecentResolver:
+    """The most recent keys, with equal weights."""
 
     name: str = "recent"
     table: str | None = None
     most: int = MOST_RECENT
 
     def table_key(self, known: Any) -> Key | None:
-        _listed(known, self.name)
+        _validate_list(known, self.name)
         return None
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
-        distinct = dict.fromkeys(_key(key, self.name) for key in _listed(known, self.name))
+        distinct = dict.fromkeys(_validate_key(key, self.name) for key in _validate_list(known, self.name))
         return [(key, 1.0) for key in list(distinct)[: self.most]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Session:
-    """Engagements with their ages: (key, seconds ago) or (key, seconds ago, what it counts). They add up."""
+class _SessionResolver:
+    """Events: (key, seconds ago) or (key, seconds ago, weight). The weights of a key add up."""
 
     name: str = "session"
     table: str | None = None
     half_life_seconds: float = HALF_LIFE_SECONDS
 
     def table_key(self, known: Any) -> Key | None:
-        _listed(known, self.name)
+        _validate_list(known, self.name)
         return None
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
-        events = [_event(event) for event in _listed(known, self.name)]
-        newest = min((age for _, age, _ in events), default=0.0)  # only ages between them matter, and none underflows
-        return _added((key, counts * 2.0 ** ((newest - age) / self.half_life_seconds)) for key, age, counts in events)
+        events = [_parse_event(event) for event in _validate_list(known, self.name)]
+        newest = min(
+            (age for _, age, _ in events), default=0.0
+        )  # weights are relative, so the newest event has weight 1 and none underflows
+        return _sum_weights(
+            (key, counts * 2.0 ** ((newest - age) / self.half_life_seconds)) for key, age, counts in events
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _FromTable:
-    """What a table holds for a phrase or a person."""
+class _TableResolver:
+    """The row of a phrase or a person in a weight table."""
 
     name: str
     table: str | None
 
     def table_key(self, known: Any) -> Key | None:
-        return normalize_table_key(str(self.table), _key(known, self.name))
+        return normalize_table_key(str(self.table), _validate_key(known, self.name))
 
     def keys(self, known: Any, row: Row) -> list[tuple[Key, float]]:
-        return _added(row)
+        return _sum_weights(row)
 
 
 RESOLVERS: Mapping[str, Resolver] = {
     resolver.name: resolver
-    for resolver in (_Viewed(), _Recent(), _Session(), _FromTable("phrase", PHRASES), _FromTable("person", PEOPLE))
+    for resolver in (
+        _ViewedResolver(),
+        _RecentResolver(),
+        _SessionResolver(),
+        _TableResolver("phrase", PHRASES),
+        _TableResolver("person", PEOPLE),
+    )
 }
 
 
 def reads_table(context: Mapping[str, Any]) -> bool:
-    """Whether a table is needed to know the keys."""
+    """Return whether the context needs a weight table."""
     return any(name in context and resolver.table is not None for name, resolver in RESOLVERS.items())
 
 
-def weighted_keys(
+def resolve_keys(
     keys: Iterable[tuple[Key, float]],
     context: Mapping[str, Any],
     read: ReadRow,
     *,
     most: int = MOST_KEYS,
-    same: Callable[[Key], Key] = lambda key: key,
+    normalize: Callable[[Key], Key] = lambda key: key,
 ) -> list[WeightedKey]:
-    """The keys of a request, the heaviest first, none twice; weights add up to 1.
+    """Return the distinct keys of a request, the largest weight first; the weights add up to 1.
 
-    keys: given outright, with their weights. context: what the request knows, by the names of resolvers; what is None
-    counts as not known. read: how a row of a table is had. same: a key as the generator has it, such as 7 for "7".
-    The keys that were given outright and those of each resolver that finds any count alike: each group's weights are
-    made to add up to the same. A key that several lead to has the sum. Only the `most` heaviest stay.
-    Raises SpecError for a context that no resolver knows, InputError for a key or weight that is none.
+    keys: given directly, with their weights. context: facts of the request by resolver name; None means unknown.
+    read: returns a row of a weight table. normalize: converts a key to the generator's type, for example "7" to 7.
+    The direct keys, and the keys of each resolver that finds any, are groups of the same total weight. A key in several
+    groups has the sum of its weights. Only the `most` keys with the largest weights stay.
+    Raises SpecError for a context that no resolver has, InputError for an invalid key or weight.
     """
-    parts = {"keys": _added((_key(key, "keys"), _weight(weight, key)) for key, weight in keys)}
+    parts = {"keys": _sum_weights((_validate_key(key, "keys"), _validate_weight(weight, key)) for key, weight in keys)}
     for name, known in context.items():
         resolver = RESOLVERS.get(name)
         if resolver is None:
             raise SpecError(f"the context names {str(name)[:50]!r}; what can be known is {', '.join(RESOLVERS)}")
         if known is not None:
-            wanted = resolver.table_key(known)
-            row = read(resolver.table, wanted) if resolver.table is not None and wanted is not None else ()
+            row_key = resolver.table_key(known)
+            row = read(resolver.table, row_key) if resolver.table is not None and row_key is not None else ()
             parts[name] = resolver.keys(known, row)
-    typed = {name: _added((same(key), weight) for key, weight in part) for name, part in parts.items() if part}
-    return _together(typed, most)
+    groups = {
+        name: _sum_weights((normalize(key), weight) for key, weight in part) for name, part in parts.items() if part
+    }
+    return _combine_groups(groups, most)
 
 
-def _together(parts: Mapping[str, Sequence[tuple[Key, float]]], most: int) -> list[WeightedKey]:
+def _combine_groups(groups: Mapping[str, Sequence[tuple[Key, float]]], most: int) -> list[WeightedKey]:
     origins: dict[Key, list[str]] = {}
     shares: list[tuple[Key, float]] = []
-    for name, part in parts.items():
-        total = math.fsum(weight for _, weight in part)
-        for key, weight in part:
+    for name, group in groups.items():
+        total = math.fsum(weight for _, weight in group)
+        for key, weight in group:
             origins.setdefault(key, []).append(name)
-            shares.append((key, weight / total / len(parts)))
-    heaviest = _added(shares)[:most]
-    total = math.fsum(weight for _, weight in heaviest)
-    return [WeightedKey(key, weight / total, tuple(origins[key])) for key, weight in heaviest]
+            shares.append((key, weight / total / len(groups)))
+    largest = _sum_weights(shares)[:most]
+    total = math.fsum(weight for _, weight in largest)
+    return [WeightedKey(key, weight / total, tuple(origins[key])) for key, weight in largest]
 
 
-def _added(pairs: Iterable[tuple[Key, float]]) -> list[tuple[Key, float]]:
-    """Each key once, with the sum of its weights: the heaviest first, equal ones as they came, without those of 0."""
+def _sum_weights(pairs: Iterable[tuple[Key, float]]) -> list[tuple[Key, float]]:
+    """Return each key once with the sum of its weights if above 0, the largest first. Equal sums keep their order."""
     sums: dict[Key, float] = {}
     for key, weight in pairs:
         sums[key] = sums.get(key, 0.0) + weight
     return sorted(((key, weight) for key, weight in sums.items() if weight > 0), key=lambda pair: -pair[1])
 
 
-def _key(key: Any, name: str) -> Key:
+def _validate_key(key: Any, name: str) -> Key:
     if not isinstance(key, str | int) or isinstance(key, bool):
         raise InputError(f"{name} holds {str(key)[:50]!r}: a key is text or a whole number")
     return key
 
 
-def _weight(weight: Any, key: Key) -> float:
+def _validate_weight(weight: Any, key: Key) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MOST_WEIGHT:
         raise InputError(f"the weight of key {str(key)[:50]!r} is {weight!r}: give a number above 0, up to 1e9")
     return float(weight)
 
 
-def _listed(known: Any, name: str) -> Sequence[Any]:
+def _validate_list(known: Any, name: str) -> Sequence[Any]:
     if isinstance(known, str | bytes | Mapping) or not isinstance(known, Sequence):
         raise InputError(f"{name} is {str(known)[:50]!r}: give a list")
     return known
 
 
-def _event(event: Any) -> tuple[Key, float, float]:
-    parts = _listed(event, "session")
+def _parse_event(event: Any) -> tuple[Key, float, float]:
+    parts = _validate_list(event, "session")
     if len(parts) not in (2, 3):
         raise InputError(f"session holds {str(event)[:50]!r}: write (key, seconds ago) or (key, seconds ago, weight)")
-    key, age = _key(parts[0], "session"), parts[1]
+    key, age = _validate_key(parts[0], "session"), parts[1]
     if isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age < math.inf:
         raise InputError(f"session holds {str(age)[:50]!r} as an age: give seconds, 0 or more")
-    return key, float(age), _weight(parts[2], key) if len(parts) == 3 else 1.0
+    return key, float(age), _validate_weight(parts[2], key) if len(parts) == 3 else 1.0
