@@ -47,7 +47,7 @@ def test_a_list_keeps_what_the_judge_keeps(texts, queries, items):
     ruleset = prepared(*texts, items=items.schema, queries=queries.schema)
     known = [ruleset.item(number, row) for number, row in enumerate(stored(items))]
     for number, (query, row) in enumerate(zip(queries.to_pylist(), stored(queries), strict=True)):
-        left, barred = ruleset.sift(ruleset.context(number, row, None), known)
+        left, barred = ruleset.filter_items(ruleset.context(number, row, None), known)
         judged = [failing(rules, finite(query), finite(item), {}) for item in items.to_pylist()]
         assert left == [place for place, name in enumerate(judged) if name is None]
         assert barred == {name: judged.count(name) for name in judged if name is not None}
@@ -58,7 +58,7 @@ def test_what_a_request_brings_stands_in_for_the_query_s_own():
     known = [ruleset.item(n, {"text": text, "num": n}) for n, text in enumerate(["a", "b", "a"])]
 
     def left(request):
-        return ruleset.sift(ruleset.context(1, {"text": "a"}, request), known)
+        return ruleset.filter_items(ruleset.context(1, {"text": "a"}, request), known)
 
     assert left({"limit": 5}) == ([0, 2], {"r0": 1})
     assert left({"limit": 1, "text": "b"}) == ([1], {"r0": 2})
@@ -69,15 +69,15 @@ def test_what_a_request_brings_stands_in_for_the_query_s_own():
 def test_newer_values_of_an_item_count():
     ruleset = prepared("item.flag")
     item = ruleset.item(7, {"flag": True})
-    assert ruleset.sift(ruleset.context(1, {}, None), [item])[0] == [0]
-    assert ruleset.sift(ruleset.context(1, {}, None), [ruleset.updated(item, {"flag": False})])[0] == []
+    assert ruleset.filter_items(ruleset.context(1, {}, None), [item])[0] == [0]
+    assert ruleset.filter_items(ruleset.context(1, {}, None), [ruleset.updated(item, {"flag": False})])[0] == []
 
 
 def test_a_list_of_exclusions_comes_with_the_request():
     ruleset = prepared("not (request.seen has item.id)")
     known = [ruleset.item(n, {}) for n in range(4)]
-    assert ruleset.sift(ruleset.context(1, {}, {"seen": [1, 3]}), known) == ([0, 2], {"r0": 2})
-    assert ruleset.sift(ruleset.context(1, {}, {}), known) == ([0, 1, 2, 3], {})
+    assert ruleset.filter_items(ruleset.context(1, {}, {"seen": [1, 3]}), known) == ([0, 2], {"r0": 2})
+    assert ruleset.filter_items(ruleset.context(1, {}, {}), known) == ([0, 1, 2, 3], {})
 
 
 @pytest.mark.parametrize(

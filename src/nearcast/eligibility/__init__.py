@@ -1,4 +1,4 @@
-"""The rules of who may see what: read, checked against both schemas, compiled for the join, applied at look-up."""
+"""Eligibility rules: parse, check against the schemas, compile for the join, and apply at look-up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rules as closures: a tree is walked once, and a request then binds what it brings, which leaves a test of one item.
+"""Rules as closures for a look-up: compile once, bind the query and the request, then test one item at a time.
 
-Values are those of `judge.plain`: whole nanoseconds for times, sets for lists, None for null. An item is a tuple of
-its values, a query and a request are dictionaries. Held to the judge by tests.
+Values are those of `pair_reference.plain`: nanoseconds for times, frozensets for lists, None for null. An item is a
+tuple of values; a query and a request are dictionaries. Tests compare the results with `pair_reference`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from nearcast.eligibility.nodes import (
     Sum,
     sides_of,
 )
-from nearcast.eligibility.pair_reference import Nanos, compared, product_of, shares, sum_of
+from nearcast.eligibility.pair_reference import Nanos, compare, product_of, share_value, sum_of
 
 __all__ = ["MIRRORED", "OPPOSITE", "Bound", "Context", "Item", "binder", "context_value"]
 
 Item = tuple[Any, ...]
-Context = Mapping[str, Mapping[str, Any]]  # query and request: their values by name
+Context = Mapping[str, Mapping[str, Any]]  # of the query and the request: values by name
 Test = Callable[[Item], bool]
 Bound = Test | bool  # a test of items, or the same for all of them
 Value = Callable[[Any], Any]
@@ -43,97 +43,97 @@ MIRRORED = {"==": "==", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
 def binder(node: Node, slots: Mapping[str, int]) -> Callable[[Context], Bound]:
-    """What makes the test of a rule's core for one context: whether the rule is true of an item.
+    """Return a function that binds a context and returns a test: whether the rule is true for an item.
 
-    slots: where in an item's tuple each column is, "id" among them.
+    node: the core of a rule. slots: index of each column in the tuple of an item, with "id".
     """
-    return _Binder(slots).bind(node, wanted=True)
+    return _Binder(slots).bind(node, expected=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Binder:
     slots: Mapping[str, int]
 
-    def bind(self, node: Node, *, wanted: bool) -> Callable[[Context], Bound]:
-        """When a condition is true, or, where not `wanted`, when it is false."""
+    def bind(self, node: Node, *, expected: bool) -> Callable[[Context], Bound]:
+        """Compile when a condition is true or, if `expected` is False, when it is false."""
         sides = sides_of(node)
         if sides == {"item"}:
             item_truth = _truth(node, self.item_value)
             alone: Test = (
-                (lambda item: item_truth(item) is True) if wanted else (lambda item: item_truth(item) is False)
+                (lambda item: item_truth(item) is True) if expected else (lambda item: item_truth(item) is False)
             )
             return lambda _: alone
         if "item" not in sides:
             truth = _truth(node, _context_value)
-            return lambda context: truth(context) is wanted
+            return lambda context: truth(context) is expected
         if isinstance(node, Not):
-            return self.bind(node.part, wanted=not wanted)
+            return self.bind(node.part, expected=not expected)
         if isinstance(node, And | Or):
-            parts = [self.bind(part, wanted=wanted) for part in node.parts]
-            return _every(parts) if isinstance(node, And) == wanted else _some(parts)
+            parts = [self.bind(part, expected=expected) for part in node.parts]
+            return _every(parts) if isinstance(node, And) == expected else _some(parts)
         if isinstance(node, Compare):
-            return self.comparison(node, wanted=wanted)
+            return self.comparison(node, expected=expected)
         assert isinstance(node, Member)
-        return self.membership(node, wanted=wanted)
+        return self.membership(node, expected=expected)
 
     def item_value(self, reference: Reference) -> Value:
         return itemgetter(self.slots[reference.name])
 
-    def comparison(self, node: Compare, *, wanted: bool) -> Callable[[Context], Bound]:
-        operator = node.operator if wanted else OPPOSITE[node.operator]
+    def comparison(self, node: Compare, *, expected: bool) -> Callable[[Context], Bound]:
+        operator = node.operator if expected else OPPOSITE[node.operator]
         left, right = node.left, node.right
         if "item" in sides_of(right):
             left, right, operator = right, left, MIRRORED[operator]
-        of_item, of_context = _value(left, self.item_value), _value(right, _context_value)
+        item_value, value_of = _value(left, self.item_value), _value(right, _context_value)
         make = COMPARISONS[operator]
 
         def bind(context: Context) -> Bound:
-            asked = of_context(context)
-            return False if asked is None else make(of_item, asked)
+            bound = value_of(context)
+            return False if bound is None else make(item_value, bound)
 
         return bind
 
-    def membership(self, node: Member, *, wanted: bool) -> Callable[[Context], Bound]:
+    def membership(self, node: Member, *, expected: bool) -> Callable[[Context], Bound]:
         left, right = node.left, node.right
-        mine, theirs = (left, right) if "item" in sides_of(left) else (right, left)
+        item_part, other_part = (left, right) if "item" in sides_of(left) else (right, left)
         single = {"has": node.right, "in": node.left}.get(node.operator)
-        of_item, of_context = _value(mine, self.item_value), _value(theirs, _context_value)
-        make = _one_of if mine is single else _has if theirs is single else _overlaps
+        item_value, value_of = _value(item_part, self.item_value), _value(other_part, _context_value)
+        make = _one_of if item_part is single else _has if other_part is single else _overlaps
 
         def bind(context: Context) -> Bound:
-            asked = of_context(context)
-            if theirs is single:
-                return False if asked is None else make(of_item, asked, wanted)
-            return make(of_item, asked or frozenset(), wanted)
+            bound = value_of(context)
+            if other_part is single:
+                return False if bound is None else make(item_value, bound, expected)
+            return make(item_value, bound or frozenset(), expected)
 
         return bind
 
 
-def _one_of(value: Value, asked: Any, wanted: bool) -> Test:
-    if wanted:
-        return lambda item: value(item) in asked  # null is in no set
-    return lambda item: (found := value(item)) is not None and found not in asked
+def _one_of(value: Value, bound: Any, expected: bool) -> Test:
+    if expected:
+        return lambda item: value(item) in bound  # null is in no set
+    return lambda item: (found := value(item)) is not None and found not in bound
 
 
-def _has(value: Value, asked: Any, wanted: bool) -> Test:
-    if wanted:
-        return lambda item: asked in (value(item) or ())
-    return lambda item: asked not in (value(item) or ())
+def _has(value: Value, bound: Any, expected: bool) -> Test:
+    if expected:
+        return lambda item: bound in (value(item) or ())
+    return lambda item: bound not in (value(item) or ())
 
 
-def _overlaps(value: Value, asked: Any, wanted: bool) -> Test:
-    if wanted:
-        return lambda item: not asked.isdisjoint(value(item) or ())
-    return lambda item: asked.isdisjoint(value(item) or ())
+def _overlaps(value: Value, bound: Any, expected: bool) -> Test:
+    if expected:
+        return lambda item: not bound.isdisjoint(value(item) or ())
+    return lambda item: bound.isdisjoint(value(item) or ())
 
 
 COMPARISONS: Mapping[str, Callable[[Value, Any], Test]] = {
-    "==": lambda value, asked: lambda item: value(item) == asked,  # what is asked is no null
-    "!=": lambda value, asked: lambda item: (found := value(item)) is not None and found != asked,
-    "<": lambda value, asked: lambda item: (found := value(item)) is not None and found < asked,
-    "<=": lambda value, asked: lambda item: (found := value(item)) is not None and found <= asked,
-    ">": lambda value, asked: lambda item: (found := value(item)) is not None and found > asked,
-    ">=": lambda value, asked: lambda item: (found := value(item)) is not None and found >= asked,
+    "==": lambda value, bound: lambda item: value(item) == bound,  # `bound` is not null
+    "!=": lambda value, bound: lambda item: (found := value(item)) is not None and found != bound,
+    "<": lambda value, bound: lambda item: (found := value(item)) is not None and found < bound,
+    "<=": lambda value, bound: lambda item: (found := value(item)) is not None and found <= bound,
+    ">": lambda value, bound: lambda item: (found := value(item)) is not None and found > bound,
+    ">=": lambda value, bound: lambda item: (found := value(item)) is not None and found >= bound,
 }
 
 
@@ -163,7 +163,7 @@ def _some(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]
     return bind
 
 
-# ---- conditions and values of one side ----
+# ---- conditions and values of one table ----
 
 
 def context_value(node: Node) -> Callable[[Context], Any]:
@@ -177,7 +177,7 @@ def _context_value(reference: Reference) -> Value:
 
 
 def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
-    """A condition of one side: True, False, or None for unknown."""
+    """Compile a condition of one table: True, False, or None for unknown."""
     if isinstance(node, Not):
         inner = _truth(node.part, value_of)
         return lambda row: None if (found := inner(row)) is None else not found
@@ -191,7 +191,7 @@ def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
         return joined
     if isinstance(node, Compare):
         left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
-        return lambda row: compared(operator, left(row), right(row))
+        return lambda row: compare(operator, left(row), right(row))
     if isinstance(node, Member):
         return _member_truth(node, value_of)
     if isinstance(node, IsNull):
@@ -202,7 +202,7 @@ def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
 
 def _member_truth(node: Member, value_of: Callable[[Reference], Value]) -> Value:
     left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
-    return lambda row: shares(operator, left(row), right(row))
+    return lambda row: share_value(operator, left(row), right(row))
 
 
 def _value(node: Node, value_of: Callable[[Reference], Value]) -> Value:

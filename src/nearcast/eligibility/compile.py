@@ -1,7 +1,7 @@
-"""Rules over whole tables, compiled to the arrays that joins evaluate. What null means is settled here.
+"""Rules over whole tables, compiled to the arrays that a join evaluates.
 
-Inside, a condition is true, false or unknown; a pair is kept where all rules are true. The compiled tree knows only
-true and not true, so each condition is compiled to when it is true, and under a `not` to when it is false.
+A condition is true, false or unknown, and a pair is eligible if all rules are true. The compiled tree has two values,
+so a condition compiles to when it is true, and under a `not` to when it is false.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from nearcast.eligibility.nodes import (
     request_time,
     sides_of,
 )
-from nearcast.eligibility.rule_columns import Lists, Scalars, Values, as_lists, coded, coded_lists, values_of
+from nearcast.eligibility.rule_columns import (
+    ListColumn,
+    Scalars,
+    Values,
+    convert_to_lists,
+    encode_list_values,
+    encode_values,
+    evaluate_values,
+)
 from nearcast.eligibility.rule_types import with_types
 from nearcast.eligibility.validate import check_rules
 from nearcast.knn import eligible
@@ -37,16 +45,16 @@ __all__ = ["compile_rules"]
 BoolArray = npt.NDArray[np.bool_]
 Tree = eligible.Node
 
-MOST_BITS = 256  # values that an overlap of bits may tell apart; more go as lists
-WIDEST = 8  # parts of one node, so that the native evaluation has few results waiting
+MOST_BITS = 256  # largest number of distinct values as a bit set; more values are stored as lists
+WIDEST = 8  # largest number of parts of a node, which limits the buffers of the native evaluation
 TRUE, FALSE = eligible.AllOf(()), eligible.AnyOf(())
 
 
 def compile_rules(rules: Sequence[Rule], queries: pa.Table, items: pa.Table) -> Eligibility | None:
-    """Which pairs the rules keep, but for those that wait for a request; None where every pair is kept.
+    """Return the eligible pairs, without rules that need a request; None if every pair is eligible.
 
-    queries, items: the columns that the rules name, and "id"; row i is position i. Costs about a sort of each column.
-    Raises SpecError for what `check_rules` refuses, InputError for values that rules cannot take.
+    queries, items: the columns that the rules name, and "id"; row i is position i. Costs about a sort per column.
+    Raises SpecError for wrong rules (see `check_rules`), InputError for values that rules do not support.
     """
     schemas = check_rules(rules, items.schema, queries.schema)
     queries, items = with_types(queries, schemas.queries), with_types(items, schemas.items)
@@ -55,13 +63,13 @@ def compile_rules(rules: Sequence[Rule], queries: pa.Table, items: pa.Table) -> 
     if not bound:
         return None
     compiler = _Compiler(queries, items)
-    leaves, tree = _numbered(compiler.tree(And(tuple(bound)), wanted=True), compiler.leaves)
+    leaves, tree = _renumber(compiler.tree(And(tuple(bound)), expected=True), compiler.leaves)
     return None if tree == TRUE else Eligibility(len(queries), len(items), leaves, tree)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Truth:
-    """Where a condition of one side is true, and where it is false; nowhere both. (rows,), or (1,) for a constant."""
+    """The rows for which a condition of one table is true, and false. (rows,), or (1,) for a constant."""
 
     true: BoolArray
     false: BoolArray
@@ -73,32 +81,32 @@ class _Compiler:
         self.leaves: list[Leaf] = []
 
     def values(self, node: Node) -> Values:
-        return values_of(node, self.tables["item" if "item" in sides_of(node) else "query"])
+        return evaluate_values(node, self.tables["item" if "item" in sides_of(node) else "query"])
 
     def leaf(self, leaf: Leaf) -> Tree:
         self.leaves.append(leaf)
         return len(self.leaves) - 1
 
-    def tree(self, node: Node, *, wanted: bool) -> Tree:
-        """When a condition is true, or, where not `wanted`, when it is false."""
+    def tree(self, node: Node, *, expected: bool) -> Tree:
+        """Compile when a condition is true or, if `expected` is False, when it is false."""
         sides = sides_of(node)
         if len(sides) < 2:
             truth = self.truth(node)
-            return self.one_side(truth.true if wanted else truth.false, "item" if "item" in sides else "query")
+            return self.one_table(truth.true if expected else truth.false, "item" if "item" in sides else "query")
         if isinstance(node, Not):
-            return self.tree(node.part, wanted=not wanted)
+            return self.tree(node.part, expected=not expected)
         if isinstance(node, And | Or):
-            parts = [self.tree(part, wanted=wanted) for part in _by_side(node)]
-            return _joined(parts, every=isinstance(node, And) == wanted)
+            parts = [self.tree(part, expected=expected) for part in _group_by_table(node)]
+            return _combine(parts, every=isinstance(node, And) == expected)
         if isinstance(node, Compare):
-            return self.comparison(node, wanted=wanted)
+            return self.comparison(node, expected=expected)
         assert isinstance(node, Member)
-        return self.membership(node, wanted=wanted)
+        return self.membership(node, expected=expected)
 
-    # ---- conditions of one side ----
+    # ---- conditions of one table ----
 
-    def one_side(self, holds: BoolArray, side: str) -> Tree:
-        """A leaf that is true where `holds` says so of the item, or of the query."""
+    def one_table(self, holds: BoolArray, side: str) -> Tree:
+        """Return a leaf that is true for the rows of one table where `holds` is true."""
         if holds.all() or not holds.any():
             return TRUE if holds.all() else FALSE
         n, m = (len(self.tables[name]) for name in ("query", "item"))
@@ -113,95 +121,95 @@ class _Compiler:
             inner = self.truth(node.part)
             return _Truth(inner.false, inner.true)
         if isinstance(node, And | Or):
-            return _all_of([self.truth(part) for part in node.parts], isinstance(node, And))
+            return _combine_truths([self.truth(part) for part in node.parts], isinstance(node, And))
         if isinstance(node, Compare):
             left, right = self.values(node.left), self.values(node.right)
             assert isinstance(left, Scalars)
             assert isinstance(right, Scalars)
-            return _known(_compared(node.operator, *coded(left, right)), left.valid & right.valid)
+            return _make_truth(_compare(node.operator, *encode_values(left, right)), left.valid & right.valid)
         if isinstance(node, Member):
             left, right = self.values(node.left), self.values(node.right)
-            known = _given(left) & _given(right)
-            return _known(_shares(as_lists(left), as_lists(right)), known)
+            known = _known_rows(left) & _known_rows(right)
+            return _make_truth(_shares(convert_to_lists(left), convert_to_lists(right)), known)
         if isinstance(node, IsNull):
             missing = ~self.values(node.value).valid
             return _Truth(missing, ~missing)
         value = self.values(node)
         assert isinstance(value, Scalars)
-        return _known(value.data, value.valid)
+        return _make_truth(value.data, value.valid)
 
-    # ---- conditions of both sides ----
+    # ---- conditions of both tables ----
 
-    def comparison(self, node: Compare, *, wanted: bool) -> Tree:
-        operator = node.operator if wanted else OPPOSITE[node.operator]
+    def comparison(self, node: Compare, *, expected: bool) -> Tree:
+        operator = node.operator if expected else OPPOSITE[node.operator]
         left, right = node.left, node.right
         if "item" in sides_of(right):
             left, right, operator = right, left, MIRRORED[operator]
         item, query = self.values(left), self.values(right)
         assert isinstance(item, Scalars)
         assert isinstance(query, Scalars)
-        values, asked = coded(item, query)
+        values, requested = encode_values(item, query)
         distinct = np.unique(values[item.valid])
         codes = np.where(item.valid, np.searchsorted(distinct, values), -1).astype(np.int32)
         if operator == "!=":
-            below, above = (self.interval(codes, distinct, asked, query.valid, sign) for sign in ("<", ">"))
+            below, above = (self.interval(codes, distinct, requested, query.valid, sign) for sign in ("<", ">"))
             return eligible.AnyOf((below, above))
-        return self.interval(codes, distinct, asked, query.valid, operator)
+        return self.interval(codes, distinct, requested, query.valid, operator)
 
     def interval(
         self,
         codes: npt.NDArray[np.int32],
         distinct: npt.NDArray[np.generic],
-        asked: npt.NDArray[np.generic],
+        requested: npt.NDArray[np.generic],
         valid: BoolArray,
         operator: str,
     ) -> Tree:
-        """Where an item's value stands to a query's as the operator says; nowhere for a null."""
-        low, high = np.zeros(len(asked), np.int64), np.full(len(asked), len(distinct) - 1, np.int64)
+        """Return a leaf for a comparison of the item's value with the query's; false for a null."""
+        low, high = np.zeros(len(requested), np.int64), np.full(len(requested), len(distinct) - 1, np.int64)
         if operator in ("<", "<=", "=="):
-            high = np.searchsorted(distinct, asked, "left" if operator == "<" else "right") - 1
+            high = np.searchsorted(distinct, requested, "left" if operator == "<" else "right") - 1
         if operator in (">", ">=", "=="):
-            low = np.searchsorted(distinct, asked, "right" if operator == ">" else "left")
+            low = np.searchsorted(distinct, requested, "right" if operator == ">" else "left")
         empty = ~valid | (low > high)
         return self.leaf(
             Interval(codes, np.where(empty, 1, low).astype(np.int32), np.where(empty, 0, high).astype(np.int32))
         )
 
-    def membership(self, node: Member, *, wanted: bool) -> Tree:
+    def membership(self, node: Member, *, expected: bool) -> Tree:
         left, right = self.values(node.left), self.values(node.right)
         item, query = (left, right) if "item" in sides_of(node.left) else (right, left)
-        item_lists, query_lists = as_lists(item), as_lists(query)
-        item_codes, query_codes, size = coded_lists(item_lists, query_lists)
+        item_lists, query_lists = convert_to_lists(item), convert_to_lists(query)
+        item_codes, query_codes, size = encode_list_values(item_lists, query_lists)
         parts: list[Tree] = []
         if size:
-            sides = _distinct(item_lists, item_codes), _distinct(query_lists, query_codes)
-            parts.append(self.leaf(_sharing(*sides, size, negated=not wanted)))
-        elif wanted:
+            sides = _distinct_pairs(item_lists, item_codes), _distinct_pairs(query_lists, query_codes)
+            parts.append(self.leaf(_make_overlap(*sides, size, negated=not expected)))
+        elif expected:
             return FALSE
-        if not wanted:  # a value that is missing is neither in a list nor outside of it
-            parts += [self.one_side(_given(item), "item"), self.one_side(_given(query), "query")]
-        return _joined(parts, every=True)
+        if not expected:  # null is neither in a list nor outside of it
+            parts += [self.one_table(_known_rows(item), "item"), self.one_table(_known_rows(query), "query")]
+        return _combine(parts, every=True)
 
 
 OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 MIRRORED = {"==": "==", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
-def _by_side(node: And | Or) -> list[Node]:
-    """The parts of a combination, those of the item alone and those of the query alone as one each."""
+def _group_by_table(node: And | Or) -> list[Node]:
+    """Return the parts of a combination; the parts of the item alone, and of the query alone, as one part each."""
     groups: dict[frozenset[str], list[Node]] = {}
-    for part in _flat(node):
+    for part in _flatten(node):
         groups.setdefault(sides_of(part), []).append(part)
     mixed = groups.pop(frozenset(("item", "query")), [])
     return [type(node)(tuple(parts)) for parts in groups.values()] + mixed
 
 
-def _flat(node: And | Or) -> list[Node]:
-    """The parts, with the parts of equal combinations among them in their place."""
-    return [found for part in node.parts for found in (_flat(part) if isinstance(part, type(node)) else [part])]
+def _flatten(node: And | Or) -> list[Node]:
+    """Return the parts, with nested combinations of the same type flattened."""
+    return [found for part in node.parts for found in (_flatten(part) if isinstance(part, type(node)) else [part])]
 
 
-def _all_of(parts: Sequence[_Truth], every: bool) -> _Truth:
+def _combine_truths(parts: Sequence[_Truth], every: bool) -> _Truth:
     true, false = parts[0].true, parts[0].false
     for part in parts[1:]:
         if every:
@@ -211,16 +219,16 @@ def _all_of(parts: Sequence[_Truth], every: bool) -> _Truth:
     return _Truth(true, false)
 
 
-def _known(holds: BoolArray, known: BoolArray) -> _Truth:
+def _make_truth(holds: BoolArray, known: BoolArray) -> _Truth:
     return _Truth(known & holds, known & ~holds)
 
 
-def _given(values: Values) -> BoolArray:
-    """Where a value is there; a list always is, since a missing one is empty."""
-    return np.ones(1, np.bool_) if isinstance(values, Lists) else values.valid
+def _known_rows(values: Values) -> BoolArray:
+    """Return the rows that are not null; a null list is an empty list."""
+    return np.ones(1, np.bool_) if isinstance(values, ListColumn) else values.valid
 
 
-def _compared(operator: str, left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> BoolArray:
+def _compare(operator: str, left: npt.NDArray[np.generic], right: npt.NDArray[np.generic]) -> BoolArray:
     found: BoolArray = {
         "==": np.equal,
         "!=": np.not_equal,
@@ -232,14 +240,14 @@ def _compared(operator: str, left: npt.NDArray[np.generic], right: npt.NDArray[n
     return found
 
 
-def _shares(left: Lists, right: Lists) -> BoolArray:
-    """(rows,) whether both lists of a row share a value; one of them may be the same for all rows."""
-    left_codes, right_codes, size = coded_lists(left, right)
+def _shares(left: ListColumn, right: ListColumn) -> BoolArray:
+    """Return (rows,) whether both lists of a row share a value; one list may be the same for all rows."""
+    left_codes, right_codes, size = encode_list_values(left, right)
     rows = max(len(left.valid), len(right.valid))
     keys: list[IntArray | None] = []
     for lists, codes in ((left, left_codes), (right, right_codes)):
         kept = codes >= 0
-        if len(lists.valid) == 1 < rows:  # codes are only of what both hold, so the other's values are all in it
+        if len(lists.valid) == 1 < rows:  # codes are of shared values, so this list has all of them
             keys.append(None)
         else:
             keys.append(lists.owners[kept] * size + codes[kept])
@@ -255,18 +263,18 @@ def _shares(left: Lists, right: Lists) -> BoolArray:
     return found
 
 
-def _distinct(lists: Lists, codes: IntArray) -> tuple[IntArray, IntArray, int]:
-    """The (row, code) pairs of lists, each once, by row and then by code; and the number of rows."""
+def _distinct_pairs(lists: ListColumn, codes: IntArray) -> tuple[IntArray, IntArray, int]:
+    """Return the distinct (row, code) pairs of lists, by row and then by code, and the number of rows."""
     kept = codes >= 0
     size = int(codes.max(initial=0)) + 1
     pairs = np.unique(lists.owners[kept] * size + codes[kept])
     return pairs // size, pairs % size, len(lists.valid)
 
 
-def _sharing(
+def _make_overlap(
     item: tuple[IntArray, IntArray, int], query: tuple[IntArray, IntArray, int], size: int, *, negated: bool
 ) -> Leaf:
-    """The leaf that says whether lists share one of `size` values."""
+    """Return the leaf for lists that share one of `size` values."""
     if size <= MOST_BITS:
         words = -(-size // 64)
         return BitsetOverlap(_bits(*item, words), _bits(*query, words), negated)
@@ -288,8 +296,8 @@ def _flat_lists(rows: IntArray, codes: IntArray, n_rows: int) -> tuple[IntArray,
 # ---- trees ----
 
 
-def _joined(parts: Sequence[Tree], *, every: bool) -> Tree:
-    """All or any of the parts, without those that decide nothing."""
+def _combine(parts: Sequence[Tree], *, every: bool) -> Tree:
+    """Return all or any of the parts, without constant parts."""
     neutral, deciding = (TRUE, FALSE) if every else (FALSE, TRUE)
     if deciding in parts:
         return deciding
@@ -300,8 +308,8 @@ def _joined(parts: Sequence[Tree], *, every: bool) -> Tree:
     return left[0] if len(left) == 1 else kind(tuple(left))
 
 
-def _numbered(tree: Tree, leaves: Sequence[Leaf]) -> tuple[tuple[Leaf, ...], Tree]:
-    """Only the leaves that the tree still asks, numbered from the left."""
+def _renumber(tree: Tree, leaves: Sequence[Leaf]) -> tuple[tuple[Leaf, ...], Tree]:
+    """Return the leaves that the tree uses, numbered from the left."""
     used: dict[int, int] = {}
 
     def visit(node: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""A compiled eligibility on disk: one array a file and a note of how they join. Opened, the arrays are mapped.
+"""A compiled eligibility on disk: a file per array, and a JSON file with the tree. Opening it maps the arrays.
 
 The same eligibility gives the same bytes. Knows nothing of rules.
 """
@@ -25,7 +25,7 @@ KINDS: dict[str, type[Leaf]] = {"interval": Interval, "overlap": BitsetOverlap, 
 
 
 def save_eligibility(eligibility: Eligibility, folder: Path) -> None:
-    """Write it into a folder, which is made where it is missing. The note comes last."""
+    """Write an eligibility to a folder, and create the folder. The JSON file is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     notes = [_save_leaf(leaf, number, folder) for number, leaf in enumerate(eligibility.leaves)]
     note = {
@@ -39,7 +39,7 @@ def save_eligibility(eligibility: Eligibility, folder: Path) -> None:
 
 
 def open_eligibility(folder: Path) -> Eligibility:
-    """What was saved there. Arrays are mapped, so processes share them. DamagedError if it is not whole."""
+    """Open a saved eligibility. Processes share the mapped arrays. Raises DamagedError if it is incomplete."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         if note["format"] != FORMAT:

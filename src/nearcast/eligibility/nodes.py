@@ -48,9 +48,9 @@ NANOSECONDS = {"days": 86_400_000_000_000, "hours": 3_600_000_000_000}
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A column of the item or the query, or a field of the request."""
+    """A column of an item, a query or an ad, or a field of the request."""
 
-    side: str  # item, query or request
+    side: str  # item, query, ad or request
     name: str
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
@@ -73,14 +73,14 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A date, or a date and a time; without a time zone it is UTC."""
+    """A constant time; without a time zone it is in UTC."""
 
     text: str  # as ISO 8601 has it
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     @property
     def nanoseconds(self) -> int:
-        """Since 1970."""
+        """Return nanoseconds since 1970."""
         return parse_time(self.text)
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Duration:
 
     @property
     def nanoseconds(self) -> int:
-        """Rounded to whole ones."""
+        """Return whole nanoseconds."""
         return round(self.amount * NANOSECONDS[self.unit])
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Terms with their signs, added from the left."""
+    """A sum of terms with signs, added from the left."""
 
     terms: tuple[tuple[int, Node], ...]
     span: Span = field(default=NOWHERE, compare=False, repr=False)
@@ -132,7 +132,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One value times or by another."""
+    """A product or a quotient of two values."""
 
     left: Node
     operator: str  # * or /
@@ -145,7 +145,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One value against another."""
+    """A comparison of two values."""
 
     operator: str  # == != < <= > >=
     left: Node
@@ -158,7 +158,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A list has a value, a value is in a list, or two lists overlap."""
+    """A membership: a list has a value, a value is in a list, or two lists overlap."""
 
     operator: str  # has, in or overlaps
     left: Node
@@ -171,7 +171,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class IsNull:
-    """Whether a value is missing."""
+    """A test for null."""
 
     value: Node
     span: Span = field(default=NOWHERE, compare=False, repr=False)
@@ -182,7 +182,7 @@ class IsNull:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The opposite; unknown stays unknown."""
+    """A negation; unknown stays unknown."""
 
     part: Node
     span: Span = field(default=NOWHERE, compare=False, repr=False)
@@ -193,7 +193,7 @@ class Not:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """All of the parts."""
+    """A conjunction."""
 
     parts: tuple[Node, ...]
     span: Span = field(default=NOWHERE, compare=False, repr=False)
@@ -204,7 +204,7 @@ class And:
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """Any of the parts."""
+    """A disjunction."""
 
     parts: tuple[Node, ...]
     span: Span = field(default=NOWHERE, compare=False, repr=False)
@@ -218,7 +218,7 @@ CONDITIONS = (Compare, Member, IsNull, Not, And, Or)
 
 
 def _inner(node: Node, *wrapped: type) -> str:
-    """A part's text, in parentheses where it would be read as something else without them."""
+    """Return the text of a part, in parentheses where the grammar needs them."""
     loose = isinstance(node, wrapped or CONDITIONS)
     return f"({node})" if loose or (wrapped and Sum in wrapped and isinstance(node, CONDITIONS)) else str(node)
 
@@ -228,7 +228,7 @@ def _quoted(text: str) -> str:
 
 
 def parts_of(node: Node) -> tuple[Node, ...]:
-    """The nodes right below."""
+    """Return the children of a node."""
     if isinstance(node, And | Or):
         return node.parts
     if isinstance(node, Not):
@@ -241,7 +241,7 @@ def parts_of(node: Node) -> tuple[Node, ...]:
 
 
 def references_of(node: Node) -> Iterator[Reference]:
-    """Every reference, in the order of the text."""
+    """Yield every reference, in the order of the text."""
     if isinstance(node, Reference):
         yield node
     for part in parts_of(node):

@@ -1,4 +1,4 @@
-"""Rules for one pair, on plain Python values: slow, short, and what all the faster ways are held to.
+"""The reference evaluation of rules: one pair, plain Python values. All faster evaluations must agree with it.
 
 A condition is True, False or None for unknown. Knows nothing of tables, arrays or compiled rules.
 """
@@ -32,13 +32,13 @@ from nearcast.times import nanoseconds_of
 __all__ = [
     "Nanos",
     "as_float",
-    "compared",
+    "compare",
     "constant_value",
     "failing",
     "holds",
     "plain",
     "product_of",
-    "shares",
+    "share_value",
     "sum_of",
 ]
 
@@ -46,14 +46,14 @@ Row = Mapping[str, Any]
 
 
 class Nanos(int):
-    """A time, or an amount of it, in nanoseconds: whole however large, where arithmetic on numbers is float64."""
+    """A time or an amount of time in whole nanoseconds. Arithmetic on numbers is float64, on these it is exact."""
 
 
 def failing(rules: Sequence[Rule], query_row: Row, item_row: Row, request: Row | None = None) -> str | None:
-    """The name of the first rule that bars a pair, or None where all of them keep it.
+    """Return the name of the first rule that filters a pair out, or None if the pair is eligible.
 
-    Rows hold the columns that the rules name, and "id"; a column that a row lacks is null. Without a request, rules
-    that ask for one are passed over.
+    Rows hold the columns that the rules name, and "id"; a missing column is null. Without a request, rules that need
+    one are skipped.
     """
     for rule in rules:
         found = holds(rule, query_row, item_row, request)
@@ -69,16 +69,16 @@ def holds(rule: Rule, query_row: Row, item_row: Row, request: Row | None = None)
     """
     try:
         return _condition(rule.core, {"query": query_row, "item": item_row, "ad": item_row, "request": request})
-    except _WaitsError:
+    except _RequestNeededError:
         return Ellipsis
 
 
-class _WaitsError(Exception):
+class _RequestNeededError(Exception):
     pass
 
 
 def plain(value: Any) -> Any:
-    """A value as rules compare it: NaN is None, times are nanoseconds, lists are sets without what is null."""
+    """Return a value as rules compare it: None for NaN, nanoseconds for times, a set without nulls for a list."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, datetime.date | datetime.timedelta):
@@ -94,20 +94,20 @@ def _condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
         return None if inner is None else not inner
     if isinstance(node, And | Or):
         parts = [_condition(part, rows) for part in node.parts]
-        decides = isinstance(node, Or)  # one True settles an or, one False an and
+        decides = isinstance(node, Or)  # one True decides an `or`, one False an `and`
         return decides if decides in parts else None if None in parts else not decides
     if isinstance(node, IsNull):
         return _value(node.value, rows) is None
     if isinstance(node, Compare):
-        return compared(node.operator, _value(node.left, rows), _value(node.right, rows))
+        return compare(node.operator, _value(node.left, rows), _value(node.right, rows))
     if isinstance(node, Member):
-        return shares(node.operator, _value(node.left, rows), _value(node.right, rows))
+        return share_value(node.operator, _value(node.left, rows), _value(node.right, rows))
     found: bool | None = _value(node, rows)
     return found
 
 
-def compared(operator: str, left: Any, right: Any) -> bool | None:
-    """A comparison of two values; unknown where one is null. Whole numbers and floats are compared by their values."""
+def compare(operator: str, left: Any, right: Any) -> bool | None:
+    """Return the result of a comparison; None if a value is null. Whole numbers and floats are compared exactly."""
     if left is None or right is None:
         return None
     found: bool = {
@@ -121,8 +121,8 @@ def compared(operator: str, left: Any, right: Any) -> bool | None:
     return found
 
 
-def shares(operator: str, left: Any, right: Any) -> bool | None:
-    """Whether a list has a value, or two lists have one in common; unknown for a value that is null."""
+def share_value(operator: str, left: Any, right: Any) -> bool | None:
+    """Return whether a list has a value, or two lists share a value; None for a single value that is null."""
     lists, single = [left, right], {"has": right, "in": left}
     if operator in single:
         if single[operator] is None:
@@ -136,7 +136,7 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Reference):
         row = rows[node.side]
         if row is None:
-            raise _WaitsError
+            raise _RequestNeededError
         return plain(row.get(node.name))
     if isinstance(node, Constant):
         return node.value
@@ -151,7 +151,7 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
 
 
 def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
-    """Values with their signs, added from the left: nanoseconds as they are, numbers as float64."""
+    """Return the sum of values with signs, from the left: exact for nanoseconds, float64 for numbers."""
     if any(value is None for _, value in terms):
         return None
     if any(isinstance(value, Nanos) for _, value in terms):
@@ -165,7 +165,7 @@ def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
 
 
 def product_of(left: Any, operator: str, right: Any) -> float | None:
-    """A product or quotient in float64; null where it is none."""
+    """Return a product or quotient in float64; None for a division by zero or NaN."""
     if left is None or right is None or (operator == "/" and right == 0):
         return None
     one, other = as_float(left), as_float(right)
@@ -174,7 +174,7 @@ def product_of(left: Any, operator: str, right: Any) -> float | None:
 
 
 def as_float(value: int | float) -> float:
-    """A number as float64; one beyond its range is infinite."""
+    """Return a number as float64; infinity for one beyond its range."""
     try:
         return float(value)
     except OverflowError:
@@ -182,5 +182,5 @@ def as_float(value: int | float) -> float:
 
 
 def constant_value(node: Node) -> Any:
-    """What an expression without references comes to; None where it is no number, as 0 / 0 is."""
+    """Return the value of an expression without references; None if it is not a number, as 0 / 0."""
     return _value(node, {})

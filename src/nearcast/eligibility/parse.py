@@ -1,7 +1,7 @@
-"""Read a rule's text: a grammar for lark, a tree of our own nodes, and errors that point at the word.
+"""Parse the text of a rule: a grammar for lark, a tree of nodes, and errors that mark the wrong word.
 
-Also puts comparisons that mix the sides in order: what is of the item to the left, all else to the right. Knows
-nothing of schemas.
+Comparisons that name both tables are rearranged: terms of the item on the left, all others on the right. Knows nothing
+of schemas.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from nearcast.times import parse_time
 
 __all__ = ["parse_rule"]
 
-LONGEST = 4000  # characters of a rule; what is longer is data, and belongs into a column
-DEEPEST = 50  # nested parts: far above what people write, far below what Python's stack holds
+LONGEST = 4000  # largest number of characters; longer rules hold data that belongs into a column
+DEEPEST = 50  # largest nesting depth, far below Python's recursion limit
 MOST_DAYS = 100_000
 TABLES = ("item", "query", "request")
 FIRST_WORD = re.compile(r"[A-Za-z_]+")
@@ -139,7 +139,7 @@ USUAL_SLIPS = {
     "IN": "write in, in lower case",
     "IS": "write is, in lower case",
 }
-CONSTANTS = {  # of other languages, and of people who compare with null
+CONSTANTS = {  # words of other languages
     **dict.fromkeys(("null", "NULL", "None", "nil", "nan", "NaN"), "VALUE is null, or VALUE is not null"),
     "True": "true",
     "TRUE": "true",
@@ -147,7 +147,7 @@ CONSTANTS = {  # of other languages, and of people who compare with null
     "FALSE": "false",
 }
 FUNCTIONS = ("date", "days", "hours")
-REWRITES = {  # functions of other languages, and how a rule says the same
+REWRITES = {  # functions of other languages, and their form in a rule
     "abs": "write two bounds: -LIMIT <= VALUE <= LIMIT",
     "between": "write LOW <= VALUE <= HIGH",
     "min": "a value is at most both of two others: VALUE <= A and VALUE <= B",
@@ -180,7 +180,7 @@ REWRITES = {  # functions of other languages, and how a rule says the same
 }  # fmt: skip
 
 
-class _WrongError(Exception):
+class _WordError(Exception):
     def __init__(self, span: Span, message: str) -> None:
         super().__init__(message)
         self.span = span
@@ -196,7 +196,7 @@ def parse_rule(name: str, text: str, tables: Sequence[str] = TABLES) -> Rule:
     try:
         tree = _parse(text, tables)
         return Rule(name, text, tree, _separate_tables(tree))
-    except _WrongError as wrong:
+    except _WordError as wrong:
         raise rule_error(name, text, wrong.span, str(wrong)) from None
 
 
@@ -204,7 +204,7 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
     from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 
     if not text.strip():
-        raise _WrongError((0, 0), f"it is empty; write a condition, such as {tables[0]}.in_stock")
+        raise _WordError((0, 0), f"it is empty; write a condition, such as {tables[0]}.in_stock")
     try:
         tree = _parser().parse(text)
     except UnexpectedCharacters as error:
@@ -222,16 +222,16 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
         if reference.side not in tables:
             start, side = reference.span[0], reference.side
             hint = suggest_name(side, tables, "known are")
-            raise _WrongError((start, start + len(side)), f"there is no {side!r}; {hint}")
+            raise _WordError((start, start + len(side)), f"there is no {side!r}; {hint}")
     return node
 
 
-def _unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _WrongError:
+def _unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _WordError:
     """Return the error for a span that the grammar does not allow: the usual fix, or the words that may follow."""
     found = text[span[0] : span[1]]
     whole = FIRST_WORD.match(text, span[0])
     if whole is not None and whole[0] in USUAL_SLIPS:
-        return _WrongError(whole.span(), f"{whole[0]!r} is not understood here; {USUAL_SLIPS[whole[0]]}")
+        return _WordError(whole.span(), f"{whole[0]!r} is not understood here; {USUAL_SLIPS[whole[0]]}")
     if set(allowed) == {"DOT", "LPAR"} and (alone := LAST_WORD.search(text[: span[0]])):
         word = alone[1]
         way = f"say whose it is: {', '.join(f'{table}.{word}' for table in tables)}; or quote a text"
@@ -239,16 +239,16 @@ def _unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _
             way = f"write {CONSTANTS[word]}"
         elif word in tables:
             way = f"say which column, such as {word}.id"
-        return _WrongError(alone.span(1), f"{word!r} stands alone; {way}")
+        return _WordError(alone.span(1), f"{word!r} stands alone; {way}")
     around = (text[span[0] : span[0] + 2], text[max(0, span[0] - 1) : span[0] + 1], found)
     slip = next((USUAL_SLIPS[word] for word in around if word in USUAL_SLIPS), None)
     if found in ('"', "'"):
-        return _WrongError(span, "the quote is not closed; end the text with the same mark")
+        return _WordError(span, "the quote is not closed; end the text with the same mark")
     what = f"{found!r} is not understood here" if found else "it ends too early"
     if slip is None:
         words = list(dict.fromkeys(IN_WORDS[name] for name in sorted(allowed) if name in IN_WORDS))
         slip = f"what may follow is {', '.join(words)}" if words else "see docs/rules.md for the language"
-    return _WrongError(span, f"{what}; {slip}")
+    return _WordError(span, f"{what}; {slip}")
 
 
 @lru_cache(maxsize=1)
@@ -259,12 +259,12 @@ def _parser() -> Any:
 
 
 def _build(tree: Any, depth: int = 0) -> Any:
-    """Our node for lark's."""
+    """Convert a tree of lark to a node."""
     if not hasattr(tree, "children"):
         return tree  # a token
     span = (tree.meta.start_pos, tree.meta.end_pos)
     if depth > DEEPEST:
-        raise _WrongError(span, f"parts are nested more than {DEEPEST} deep; split it into rules, which all must hold")
+        raise _WordError(span, f"parts are nested more than {DEEPEST} deep; split it into rules, which all must hold")
     parts = [_build(child, depth + 1) for child in tree.children if child is not None]
     return _BUILDERS[tree.data](parts, span)
 
@@ -288,9 +288,9 @@ def _number(parts: Sequence[Any], span: Span) -> Constant:
 def _as_number(text: str, span: Span) -> int | float:
     value = int(text) if text.isdigit() else float(text)
     if isinstance(value, int) and value > 2**63 - 1:
-        raise _WrongError(span, "a whole number is at most 9223372036854775807; write it with a point")
+        raise _WordError(span, "a whole number is at most 9223372036854775807; write it with a point")
     if not math.isfinite(value):
-        raise _WrongError(span, "this number is too large")
+        raise _WordError(span, "this number is too large")
     return value
 
 
@@ -300,7 +300,7 @@ def _as_text(token: str, span: Span) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _WrongError(span, "the text holds half of a character; write it anew") from None
+        raise _WordError(span, "the text holds half of a character; write it anew") from None
     return text
 
 
@@ -308,7 +308,7 @@ def _reference(parts: Sequence[Any], span: Span) -> Reference:
     side, name = parts
     plain = name.type == "WORD"
     if not plain and len(name) == 2:
-        raise _WrongError(span, "a column has a name")
+        raise _WordError(span, "a column has a name")
     return Reference(str(side), str(name) if plain else _as_text(name, span), span)
 
 
@@ -322,11 +322,11 @@ def _call(parts: Sequence[Any], span: Span) -> Node:
     if hint is None:
         near_miss = suggest_name(word, FUNCTIONS, "known are")
         hint = near_miss if near_miss.startswith("did") else f"{near_miss}; make a column of it in the source"
-    raise _WrongError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
+    raise _WordError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
 
 
 def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
-    """The value of the one argument of a call, None where it is no constant, and where it stands."""
+    """Return the value of a call's one argument, None if it is no constant, and its span."""
     if len(arguments) != 1:
         return None, span
     (argument,) = arguments
@@ -336,22 +336,22 @@ def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
 def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
     amount, inside = _argument(arguments, span)
     if isinstance(amount, bool | str) or amount is None:
-        raise _WrongError(inside, f"{unit} takes a number, such as {unit}(28)")
+        raise _WordError(inside, f"{unit} takes a number, such as {unit}(28)")
     if amount < 0:
-        raise _WrongError(inside, f"{unit} takes a number of at least 0; subtract it: -{unit}({-amount:g})")
+        raise _WordError(inside, f"{unit} takes a number of at least 0; subtract it: -{unit}({-amount:g})")
     if amount > MOST_DAYS:
-        raise _WrongError(inside, f"{unit} takes at most {MOST_DAYS}")
+        raise _WordError(inside, f"{unit} takes at most {MOST_DAYS}")
     return Duration(unit, amount, span)
 
 
 def _moment(arguments: Sequence[Any], span: Span) -> Moment:
     text, inside = _argument(arguments, span)
     if not isinstance(text, str):
-        raise _WrongError(inside, 'date takes a text, such as date("2026-11-25")')
+        raise _WordError(inside, 'date takes a text, such as date("2026-11-25")')
     try:
         parse_time(text)
     except (ValueError, OverflowError):
-        raise _WrongError(inside, 'it is no date; write it like "2026-11-25" or "2026-11-25T18:30:00Z"') from None
+        raise _WordError(inside, 'it is no date; write it like "2026-11-25" or "2026-11-25T18:30:00Z"') from None
     return Moment(text, span)
 
 
@@ -361,7 +361,7 @@ ORDERS = (("<", "<="), (">", ">="), ("==",), ("!=",))  # the comparisons that ma
 
 
 def _compare(parts: Sequence[Any], span: Span) -> Node:
-    """A comparison; `a <= x <= b` is `a <= x and x <= b`, for comparisons of one direction."""
+    """Build a comparison. A chain `a <= x <= b` is `a <= x and x <= b`; its operators have one direction."""
     values, operators = parts[::2], parts[1::2]
     pairs = [
         Compare(str(operator), left, right, span)
@@ -374,15 +374,15 @@ def _compare(parts: Sequence[Any], span: Span) -> Node:
         here = (operator.start_pos, operator.start_pos + len(operator))
         if str(operator) not in first or operator == "!=":
             way = " and ".join(map(str, pairs))
-            raise _WrongError(here, f"comparisons in a row go one way, as 1 <= VALUE <= 5 does; else write {way}")
+            raise _WordError(here, f"comparisons in a row go one way, as 1 <= VALUE <= 5 does; else write {way}")
         if not sides_of(pair):
-            raise _WrongError(here, "this compares two constants; join two comparisons by and")
+            raise _WordError(here, "this compares two constants; join two comparisons by and")
     return And(tuple(pairs), span)
 
 
 def _several(parts: Sequence[Any], span: Span) -> Several:
     if not parts:
-        raise _WrongError(span, "the list is empty, so nothing is in it; name a value at least")
+        raise _WordError(span, "the list is empty, so nothing is in it; name a value at least")
     return Several(tuple(parts), span)
 
 
@@ -411,43 +411,43 @@ _BUILDERS: Mapping[str, Any] = {
 }
 
 
-# ---- one side each ----
+# ---- one table on each side ----
 
 
 def _separate_tables(node: Node) -> Node:
-    """The same condition with the item on at most one side of each comparison."""
+    """Return the condition with the item on at most one side of each comparison."""
     if isinstance(node, And):
         return And(tuple(map(_separate_tables, node.parts)), node.span)
     if isinstance(node, Or):
         return Or(tuple(map(_separate_tables, node.parts)), node.span)
     if isinstance(node, Not):
         return Not(_separate_tables(node.part), node.span)
-    if isinstance(node, Compare) and (_mixed(node.left) or _mixed(node.right)):
+    if isinstance(node, Compare) and (_is_mixed(node.left) or _is_mixed(node.right)):
         return _move_terms(node)
     if isinstance(node, Member | IsNull):
         for part in parts_of(node):
-            if _mixed(part):
-                raise _WrongError(part.span, "this value is of the item and the query at once; ask about one of them")
+            if _is_mixed(part):
+                raise _WordError(part.span, "this value is of the item and the query at once; ask about one of them")
     return node
 
 
-def _mixed(node: Node) -> bool:
+def _is_mixed(node: Node) -> bool:
     return len(sides_of(node)) > 1
 
 
 def _move_terms(node: Compare) -> Compare:
-    """The terms of the item on the left, all others on the right."""
+    """Move the terms of the item to the left, and all others to the right."""
     terms = [*_terms(node.left, 1), *_terms(node.right, -1)]
     for _, term in terms:
-        if _mixed(term):
+        if _is_mixed(term):
             way = "only sums can be taken apart; write the item's value on one side and the query's on the other"
-            raise _WrongError(term.span, f"this value is of the item and of the query at once, and {way}")
+            raise _WordError(term.span, f"this value is of the item and of the query at once, and {way}")
     left = tuple((sign, term) for sign, term in terms if "item" in sides_of(term))
     right = tuple((-sign, term) for sign, term in terms if "item" not in sides_of(term))
     return Compare(node.operator, Sum(left, node.left.span), Sum(right, node.right.span), node.span)
 
 
 def _terms(node: Node, sign: int) -> list[tuple[int, Node]]:
-    if isinstance(node, Sum) and _mixed(node):
+    if isinstance(node, Sum) and _is_mixed(node):
         return [found for own, term in node.terms for found in _terms(term, sign * own)]
     return [(sign, node)]

@@ -1,8 +1,7 @@
-"""Values of rules over whole tables: columns as arrays, arithmetic, and codes by which two columns can be compared.
+"""The values of rules over whole tables: columns as arrays, arithmetic, and codes for comparisons of two columns.
 
-Whole numbers stay whole where they are only compared, and a whole number and a float are compared by their values;
-arithmetic is float64. Times and amounts of time are int64 microseconds, with the nanoseconds beyond them beside. NaN is
-null, and so is a division by zero. A missing list is an empty one.
+Whole numbers and floats are compared exactly; arithmetic is float64. Times and amounts of time are int64 microseconds,
+with the remaining nanoseconds beside them. NaN and a division by zero are null. A null list is an empty list.
 """
 
 from __future__ import annotations
@@ -20,7 +19,15 @@ from nearcast.eligibility.rule_types import Kind, type_of_column
 from nearcast.errors import InputError
 from nearcast.types import IntArray
 
-__all__ = ["Lists", "Scalars", "Values", "as_lists", "coded", "coded_lists", "values_of"]
+__all__ = [
+    "ListColumn",
+    "Scalars",
+    "Values",
+    "convert_to_lists",
+    "encode_list_values",
+    "encode_values",
+    "evaluate_values",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -30,17 +37,17 @@ PER_UNIT = {"s": 1_000_000, "ms": 1000, "us": 1}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalars:
-    """A value per row, or one for all rows; what is not valid is null."""
+    """A value per row, or one for all rows; not valid means null."""
 
     kind: Kind
     data: Any  # (rows,) or (1,): int64, float64, bool, or an Arrow array of large strings
     valid: BoolArray
-    nanos: IntArray | None = None  # of times: 0 to 999 beyond the microseconds; None where there are none
+    nanos: IntArray | None = None  # of times: 0 to 999 beyond the microseconds; None if all are 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lists:
-    """A list per row, or one for all: row i holds data[starts[i]:starts[i + 1]], and nothing where it is not valid."""
+class ListColumn:
+    """A list per row, or one for all rows: row i is data[starts[i]:starts[i + 1]]. A null list is empty."""
 
     kind: Kind
     starts: IntArray
@@ -50,22 +57,22 @@ class Lists:
 
     @property
     def owners(self) -> IntArray:
-        """The row of each value."""
+        """Return the row of each value."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
 
-Values = Scalars | Lists
+Values = Scalars | ListColumn
 
 
-def values_of(node: Node, table: pa.Table) -> Values:
-    """What an expression of one side is in each row of its table; constants have one row."""
+def evaluate_values(node: Node, table: pa.Table) -> Values:
+    """Evaluate an expression of one table for each row; a constant has one row."""
     if isinstance(node, Reference):
         return _column(str(node), table.column(node.name))
     if isinstance(node, Sum):
         return _sum(node, table)
     if isinstance(node, Product):
-        left, right = (_floats(values_of(part, table)) for part in (node.left, node.right))
-        return _combined(left, right, node.operator)
+        left, right = (_floats(evaluate_values(part, table)) for part in (node.left, node.right))
+        return _combine(left, right, node.operator)
     if isinstance(node, Several):
         return _several(node)
     if isinstance(node, Moment | Duration):
@@ -76,14 +83,14 @@ def values_of(node: Node, table: pa.Table) -> Values:
     return _constants([node.value])
 
 
-def _several(node: Several) -> Lists:
+def _several(node: Several) -> ListColumn:
     moments = [value.nanoseconds for value in node.values if isinstance(value, Moment)]
     starts, valid = np.array([0, len(node.values)]), np.ones(1, np.bool_)
     if moments:
         data, nanos = _split(np.array([m // 1000 for m in moments]), np.array([m % 1000 for m in moments]))
-        return Lists(Kind.TIME, starts, data, valid, nanos)
+        return ListColumn(Kind.TIME, starts, data, valid, nanos)
     found = _constants([value.value for value in node.values if isinstance(value, Constant)])
-    return Lists(found.kind, starts, found.data, valid)
+    return ListColumn(found.kind, starts, found.data, valid)
 
 
 def _constants(values: list[int | float | str | bool]) -> Scalars:
@@ -139,7 +146,7 @@ def _integers(name: str, array: pa.Array) -> IntArray:
 
 
 def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArray, IntArray | None]:
-    """(rows,) times in whole microseconds, and the nanoseconds beyond them."""
+    """Return (rows,) times in whole microseconds, and the nanoseconds beyond them."""
     if pa.types.is_date64(array.type):  # a date, whatever milliseconds of its day were written
         array = array.cast(pa.int64())
         array = pa.array(np.asarray(pc.fill_null(array, 0)) // 86_400_000, pa.int64())
@@ -153,24 +160,24 @@ def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArra
     if unit == 0:
         data, nanos = _split(data // 1000, data % 1000)
     elif (np.abs(data.astype(np.float64)) > LAST_YEAR / unit * 1.01).any():
-        raise _beyond(name)
+        raise _time_range_error(name)
     else:
         data = data * unit
     if ((data < FIRST_YEAR) | (data >= LAST_YEAR))[valid].any():
-        raise _beyond(name)
+        raise _time_range_error(name)
     return data, nanos
 
 
 def _split(micros: IntArray, nanos: IntArray) -> tuple[IntArray, IntArray | None]:
-    """Both parts of times; no nanoseconds where all of them are 0."""
+    """Return both parts of times; None for nanoseconds that are all 0."""
     return micros.astype(np.int64), nanos.astype(np.int64) if nanos.any() else None
 
 
-def _beyond(name: str) -> InputError:
+def _time_range_error(name: str) -> InputError:
     return InputError(f"{name} holds a time outside the years 1 to 9999; write null for an unknown or endless time")
 
 
-def _lists(name: str, array: pa.Array, kind: Kind) -> Lists:
+def _lists(name: str, array: pa.Array, kind: Kind) -> ListColumn:
     valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     flat = _scalars(name, array.flatten(), kind)  # without what a null list may hide
@@ -178,24 +185,24 @@ def _lists(name: str, array: pa.Array, kind: Kind) -> Lists:
     data = flat.data.filter(pa.array(flat.valid)) if kind == Kind.TEXT else flat.data[flat.valid]
     nanos = None if flat.nanos is None else flat.nanos[flat.valid]
     starts = np.append(0, np.cumsum(np.bincount(owners, minlength=len(array)))).astype(np.int64)
-    return Lists(kind, starts, data, valid, nanos)
+    return ListColumn(kind, starts, data, valid, nanos)
 
 
-def as_lists(values: Values) -> Lists:
-    """Single values as lists of one, or of none where it is null."""
-    if isinstance(values, Lists):
+def convert_to_lists(values: Values) -> ListColumn:
+    """Return single values as lists of one value; a null becomes an empty list."""
+    if isinstance(values, ListColumn):
         return values
     kept = values.data.filter(pa.array(values.valid)) if values.kind == Kind.TEXT else values.data[values.valid]
     nanos = None if values.nanos is None else values.nanos[values.valid]
     starts = np.append(0, np.cumsum(values.valid)).astype(np.int64)
-    return Lists(values.kind, starts, kept, values.valid, nanos)
+    return ListColumn(values.kind, starts, kept, values.valid, nanos)
 
 
 # ---- arithmetic ----
 
 
 def _sum(node: Sum, table: pa.Table) -> Scalars:
-    terms = [(sign, values_of(term, table)) for sign, term in node.terms]
+    terms = [(sign, evaluate_values(term, table)) for sign, term in node.terms]
     if all(isinstance(term, Scalars) and term.kind in (Kind.TIME, Kind.DURATION) for _, term in terms):
         rows = max(len(term.valid) for _, term in terms)
         total, beyond, valid = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.ones(rows, np.bool_)
@@ -209,7 +216,7 @@ def _sum(node: Sum, table: pa.Table) -> Scalars:
     for sign, term in terms:
         number = _floats(term)
         signed = number if sign > 0 else Scalars(Kind.NUMBER, -number.data, number.valid)
-        found = signed if found is None else _combined(found, signed, "+")
+        found = signed if found is None else _combine(found, signed, "+")
     assert found is not None
     return found
 
@@ -219,7 +226,7 @@ def _floats(values: Values) -> Scalars:
     return Scalars(Kind.NUMBER, values.data.astype(np.float64), values.valid)
 
 
-def _combined(left: Scalars, right: Scalars, operator: str) -> Scalars:
+def _combine(left: Scalars, right: Scalars, operator: str) -> Scalars:
     valid = left.valid & right.valid
     with np.errstate(all="ignore"):
         if operator == "+":
@@ -235,8 +242,8 @@ def _combined(left: Scalars, right: Scalars, operator: str) -> Scalars:
 # ---- codes ----
 
 
-def coded(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The flat values of both as numbers in the same order: texts by their rank among all of both, by code points."""
+def encode_values(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the flat values of both as numbers in one order. Texts become ranks by code points."""
     left, right = one.data, other.data
     if isinstance(left, np.ndarray):
         if one.nanos is None and other.nanos is None:
@@ -244,7 +251,7 @@ def coded(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any
                 return left, right
             if _fits_float(left) and _fits_float(right):
                 return left.astype(np.float64), right.astype(np.float64)
-        return _ranked(_parts(one), _parts(other))
+        return _rank(_split_numbers(one), _split_numbers(other))
     distinct = pc.drop_null(pc.unique(pa.concat_arrays([pc.unique(left), pc.unique(right)])))
     ordered = distinct.take(pc.sort_indices(distinct))
     ranks = (pc.fill_null(pc.index_in(side, ordered), -1) for side in (left, right))
@@ -253,15 +260,15 @@ def coded(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any
 
 
 def _fits_float(data: npt.NDArray[Any]) -> bool:
-    """Whether float64 holds all of these numbers exactly."""
+    """Return whether float64 holds all numbers exactly."""
     return data.dtype == np.float64 or not len(data) or (data.min() >= -(2**53) and data.max() <= 2**53)
 
 
-Parts = tuple[IntArray, npt.NDArray[np.float64]]  # (rows,) each: a number is the first, and then the second decides
+Parts = tuple[IntArray, npt.NDArray[np.float64]]  # (rows,) each; compared by the first, then by the second
 
 
-def _parts(values: Values) -> Parts:
-    """Numbers or times, exactly: the whole ones, and what is beyond them."""
+def _split_numbers(values: Values) -> Parts:
+    """Return numbers or times exactly: the whole part, and the rest."""
     data = values.data
     if data.dtype != np.float64:
         beyond = np.zeros(len(data)) if values.nanos is None else values.nanos.astype(np.float64)
@@ -274,8 +281,8 @@ def _parts(values: Values) -> Parts:
     return first, np.where(inside, data - whole, data)
 
 
-def _ranked(left: Parts, right: Parts) -> tuple[IntArray, IntArray]:
-    """The rank of each number among those of both; equal ones have the same."""
+def _rank(left: Parts, right: Parts) -> tuple[IntArray, IntArray]:
+    """Return the rank of each number among all of both; equal numbers have equal ranks."""
     first, second = (np.concatenate(both) for both in zip(left, right, strict=True))
     order = np.lexsort((second, first))
     first, second = first[order], second[order]
@@ -285,17 +292,17 @@ def _ranked(left: Parts, right: Parts) -> tuple[IntArray, IntArray]:
     return ranks[: len(left[0])], ranks[len(left[0]) :]
 
 
-def coded_lists(left: Lists, right: Lists) -> tuple[IntArray, IntArray, int]:
-    """A code for each value of both, from 0, for those that both hold somewhere; -1 for all that can never be shared.
+def encode_list_values(left: ListColumn, right: ListColumn) -> tuple[IntArray, IntArray, int]:
+    """Return a code for each value of the left, for each value of the right, and the number of codes.
 
-    Returns the codes of the left, those of the right, and how many there are.
+    Codes count from 0; a value that only one of both has gets -1.
     """
-    first, second = coded(left, right)
+    first, second = encode_values(left, right)
     shared = np.intersect1d(first, second)
-    return _places(shared, first), _places(shared, second), len(shared)
+    return _find_codes(shared, first), _find_codes(shared, second), len(shared)
 
 
-def _places(ordered: npt.NDArray[Any], values: npt.NDArray[Any]) -> IntArray:
+def _find_codes(ordered: npt.NDArray[Any], values: npt.NDArray[Any]) -> IntArray:
     if not len(ordered):
         return np.full(len(values), -1, np.int64)
     places = np.searchsorted(ordered, values)

@@ -1,4 +1,4 @@
-"""The types that the language knows, and which Arrow columns have them."""
+"""The types of the rule language, and the Arrow types of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Kind", "Type", "holds_nothing", "is_list", "type_of_column", "with_t
 
 
 class Kind(enum.StrEnum):
-    """What a value is."""
+    """The kind of a value."""
 
     INTEGER = "integer"
     NUMBER = "number"
@@ -36,31 +36,31 @@ TEMPORAL = (Kind.TIME, Kind.DURATION)
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A value, or a list of them."""
+    """The type of a value, or of a list of values."""
 
     kind: Kind
     many: bool = False
 
     @property
     def numeric(self) -> bool:
-        """Whether it is one number."""
+        """Return whether it is a single number."""
         return self.kind in NUMERIC and not self.many
 
     @property
     def temporal(self) -> bool:
-        """Whether it is one date, time or amount of time."""
+        """Return whether it is a single time or amount of time."""
         return self.kind in TEMPORAL and not self.many
 
     def __str__(self) -> str:
         return f"a list of {WORDS[self.kind][1]}" if self.many else WORDS[self.kind][0]
 
     def as_plain(self) -> str:
-        """The type as one word, such as text or [integer]."""
+        """Return the type as a word, such as text or [integer]."""
         return f"[{self.kind}]" if self.many else str(self.kind)
 
     @classmethod
     def from_plain(cls, word: str) -> Type:
-        """The type of such a word."""
+        """Return the type of a word of `as_plain`."""
         return cls(Kind(word.strip("[]")), word.startswith("["))
 
 
@@ -75,7 +75,7 @@ SCALARS: Mapping[Kind, tuple[object, ...]] = {
 
 
 def type_of_column(column: pa.DataType) -> Type | None:
-    """The type of an Arrow column, or None where the language has none for it."""
+    """Return the type of an Arrow column, or None if rules do not support it."""
     if pa.types.is_dictionary(column):
         return type_of_column(column.value_type)
     if is_list(column):
@@ -89,7 +89,7 @@ def type_of_column(column: pa.DataType) -> Type | None:
 
 
 def holds_nothing(column: pa.DataType) -> bool:
-    """Whether an Arrow column has no type since it has no value: all null, or lists that are all empty."""
+    """Return whether an Arrow column has no type because it has no value: all null, or all lists empty."""
     if pa.types.is_dictionary(column):
         return holds_nothing(column.value_type)
     return bool(pa.types.is_null(column.value_type if is_list(column) else column))
@@ -111,7 +111,7 @@ ARROW: Mapping[Kind, pa.DataType] = {
 
 
 def with_types(table: pa.Table, types: Mapping[str, Type]) -> pa.Table:
-    """The table with its columns that hold nothing as columns of nulls of these types."""
+    """Return the table with each column without values as nulls of the given type."""
     for place, field in enumerate(table.schema):
         if holds_nothing(field.type) and field.name in types:
             found = types[field.name]

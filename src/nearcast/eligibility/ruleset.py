@@ -1,7 +1,7 @@
-"""Rules as a store keeps them, applied to one list: which candidates of a key may be shown to this request.
+"""The rules of a published version, applied at look-up: which candidates of a key are eligible for a request.
 
-What comes from outside is checked against the types that were published: a field of the request that nobody asks for is
-an error with the way out. A field that is not brought is null. Knows nothing of stores.
+A request is checked against the published types: an unknown field is an error with the nearest field, and a missing
+field is null. Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nearcast.times import parse_duration, parse_time
 
 __all__ = ["RuleSet", "facts_of_rules"]
 
-MOST_VALUES = 10_000  # of a list that a request brings
+MOST_VALUES = 10_000  # of a list of a request
 EXAMPLES = {
     Kind.INTEGER: "3",
     Kind.NUMBER: "9.5",
@@ -38,9 +38,9 @@ EXAMPLES = {
 
 
 def facts_of_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: pa.Schema) -> dict[str, Any]:
-    """Rules and the types of all that they name, as plain data for a store; both schemas have an "id".
+    """Return rules and the types of the columns and fields that they name, as plain data for a store.
 
-    Raises SpecError for what `check_rules` refuses.
+    Both schemas have an "id". Raises SpecError for wrong rules (see `check_rules`).
     """
     schemas = check_rules(rules, item_schema, query_schema)
     sides = {"items": schemas.items, "queries": schemas.queries, "request": schemas.request}
@@ -53,18 +53,18 @@ def facts_of_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RuleSet:
-    """Rules of a published version, made ready by `prepare`."""
+    """The compiled rules of a published version; see `prepare`."""
 
     names: tuple[str, ...]
     item_types: Mapping[str, Type]
     query_types: Mapping[str, Type]
-    request_types: Mapping[str, Type]  # all that a request may bring
+    request_types: Mapping[str, Type]  # of all fields that a request may have
     _columns: tuple[str, ...]
     _binders: tuple[Callable[[Context], Bound], ...]
 
     @classmethod
     def prepare(cls, facts: Mapping[str, Any]) -> RuleSet:
-        """The rules that facts tell of (see `facts_of_rules`)."""
+        """Compile the rules of the facts of a version (see `facts_of_rules`)."""
         rules = [parse_rule(entry["name"], entry["keep"]) for entry in facts["rules"]]
         items, queries, request = (
             {name: Type.from_plain(word) for name, word in facts[side].items()}
@@ -76,11 +76,11 @@ class RuleSet:
         return cls(tuple(rule.name for rule in rules), items, queries, {**queries, **request}, columns, binders)
 
     def item(self, identity: Any, row: Mapping[str, Any]) -> Item:
-        """An item as tests take it. row: its columns as a store has them; what is missing or misfits is null."""
+        """Return an item as a tuple. row: its columns in the store; a missing or mistyped value is null."""
         return (identity, *[stored_value(row.get(name), self.item_types[name]) for name in self._columns])
 
     def updated(self, item: Item, values: Mapping[str, Any]) -> Item:
-        """The item with newer values of some columns, as a store has them."""
+        """Return the item with newer values of some columns."""
         found = list(item)
         for place, name in enumerate(self._columns):
             if name in values:
@@ -93,27 +93,27 @@ class RuleSet:
         row: the query's columns as a store has them. Raises InputError for a field of the request that no rule knows,
         or a value of another type.
         """
-        brought = self._brought(request) if request else {}
+        fields = self._read_request(request) if request else {}
         query: dict[str, Any] = {name: stored_value(row.get(name), kind) for name, kind in self.query_types.items()}
-        if brought:
-            query.update((name, value) for name, value in brought.items() if name in self.query_types)
+        if fields:
+            query.update((name, value) for name, value in fields.items() if name in self.query_types)
         query["id"] = key
-        return {"query": query, "request": brought}
+        return {"query": query, "request": fields}
 
-    def sift(self, context: Context, items: Sequence[Item]) -> tuple[list[int], dict[str, int]]:
-        """The places of the items that all rules keep, and how many each rule has barred that none before it had."""
-        left, barred = list(range(len(items))), {}
+    def filter_items(self, context: Context, items: Sequence[Item]) -> tuple[list[int], dict[str, int]]:
+        """Return the indices of the eligible items, and how many each rule filters out; the first rule counts."""
+        left, filtered = list(range(len(items))), {}
         for name, bind in zip(self.names, self._binders, strict=True):
             test = bind(context)
             if test is True or not left:
                 continue
             kept = [] if isinstance(test, bool) else [place for place in left if test(items[place])]
             if len(kept) < len(left):
-                barred[name] = len(left) - len(kept)
+                filtered[name] = len(left) - len(kept)
                 left = kept
-        return left, barred
+        return left, filtered
 
-    def _brought(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _read_request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
         for name, value in request.items():
             kind = self.request_types.get(name)
@@ -125,36 +125,36 @@ class RuleSet:
 
 
 def read_request_value(name: str, value: Any, kind: Type) -> Any:
-    """What a request brings, as rules see it; InputError where it is of another type."""
+    """Return a field of a request as rules read it. Raises InputError for another type."""
     if value is None:
         return None
     if not kind.many:
-        return _checked(name, value, kind)
+        return _convert_field(name, value, kind)
     if not isinstance(value, list | tuple | set | frozenset):
-        raise _wrong(name, kind)
+        raise _type_error(name, kind)
     if len(value) > MOST_VALUES:
         raise InputError(f"the request's {name!r} holds {len(value):,} values, and may hold {MOST_VALUES:,}")
     one = Type(kind.kind)
-    checked = (_checked(name, entry, one) for entry in value if entry is not None)
+    checked = (_convert_field(name, entry, one) for entry in value if entry is not None)
     return frozenset(entry for entry in checked if entry is not None)
 
 
-def _checked(name: str, value: Any, kind: Type) -> Any:
+def _convert_field(name: str, value: Any, kind: Type) -> Any:
     if not _fits(value, kind.kind):
-        raise _wrong(name, kind)
+        raise _type_error(name, kind)
     found = _read(value, kind.kind)
-    if found is None and not isinstance(value, float):  # not a number is null; a text that is no time is a mistake
-        raise _wrong(name, kind)
+    if found is None and not isinstance(value, float):  # NaN is null; a text that is no time is an error
+        raise _type_error(name, kind)
     return found
 
 
-def _wrong(name: str, kind: Type) -> InputError:
+def _type_error(name: str, kind: Type) -> InputError:
     example = f"[{EXAMPLES[kind.kind]}]" if kind.many else EXAMPLES[kind.kind]
     return InputError(f"the request's {name!r} is to be {kind}, such as {example}, or null")
 
 
 def stored_value(value: Any, kind: Type) -> Any:
-    """A column as a store has it (JSON), as rules see it. What is of another type is null, and breaks nothing."""
+    """Return a stored value (JSON) as rules read it; a value of another type is null."""
     if kind.many:
         if not isinstance(value, list):
             return None
@@ -178,7 +178,7 @@ def _fits(value: Any, kind: Kind) -> bool:
 
 
 def _read(value: Any, kind: Kind) -> Any:
-    """A value of the right type as rules see it; None for what is no number and no time."""
+    """Convert a value of the right type; None for NaN and for text that is no time."""
     if kind == Kind.TIME and isinstance(value, str):
         try:
             return Nanos(parse_time(value))

@@ -109,7 +109,7 @@ class _Checker:
         self.schemas = schemas  # by the name of the table in a rule
         self.used: dict[str, dict[str, Type]] = {table: {} for table in schemas}
         self.request: dict[str, Type] = {}
-        self.empty: dict[tuple[str, str], Type] = {}  # columns that hold nothing: what they are compared with
+        self.empty: dict[tuple[str, str], Type] = {}  # columns without values: the type that they are compared with
         self.rule: Rule
 
     def wrong(self, span: Span, message: str) -> SpecError:
@@ -120,9 +120,9 @@ class _Checker:
         self.condition(rule.tree)
 
     def settle(self, rule: Rule) -> None:
-        """Refuse a field of the request whose type nothing tells. A column that holds nothing is one of texts then."""
+        """Give a column without values the type text; raise SpecError for a field of the request without a type."""
         self.rule = rule
-        for group in _groups_of(rule.tree):
+        for group in _list_operands(rule.tree):
             if isinstance(group, Reference) and group.side != "request" and self.column(group) is None:
                 self.empty[group.side, group.name] = Type(Kind.TEXT, many=True)
                 self.check(rule)
@@ -165,7 +165,7 @@ class _Checker:
             raise self.wrong(node.span, f"it adds more than {MOST_TIMES} times; make a column of them")
 
     def pair(self, left: Node, right: Node) -> tuple[Type | None, Type | None]:
-        """The types of both sides; one that only a request knows is that of the other."""
+        """Return the types of both operands; an unknown type becomes the type of the other."""
         found = self.value(left), self.value(right)
         if found[0] is None and found[1] is not None:
             self.assume(left, found[1])
@@ -211,7 +211,7 @@ class _Checker:
     # ---- values ----
 
     def value(self, node: Node) -> Type | None:
-        """The type of a value, or None where only the request knows."""
+        """Return the type of a value, or None if it is still unknown."""
         if isinstance(node, Reference):
             return self.reference(node)
         if isinstance(node, Constant):
@@ -231,7 +231,7 @@ class _Checker:
             schema = self.schemas.get("query", NO_COLUMNS)
             same = type_of_column(schema.field(node.name).type) if node.name in schema.names else None
             same = same or self.empty.get(("query", node.name))
-            if same is not None and node.name != "id":  # a request may bring what stands in for the query's own
+            if same is not None and node.name != "id":  # a field of the request replaces the query's column
                 self.request.setdefault(node.name, same)
             return self.request.get(node.name)
         found = self.column(node)
@@ -240,7 +240,7 @@ class _Checker:
         return found
 
     def column(self, node: Reference) -> Type | None:
-        """The type of a column; None for one that holds nothing, until something tells what it is compared with."""
+        """Return the type of a column; None for a column without values that is compared with nothing yet."""
         schema = self.schemas[node.side]
         unlisted = self.unlisted.get(node.side, {})
         if node.name not in schema.names and node.name in unlisted:
@@ -310,7 +310,7 @@ class _Checker:
         return self.finite(node)
 
     def finite(self, node: Sum | Product) -> Type:
-        """Refuse arithmetic on constants that comes to no number."""
+        """Return the type of arithmetic; raise SpecError for constants whose result is no number."""
         if is_constant(node):
             found = constant_value(node)
             if found is None or not math.isfinite(found):
@@ -325,10 +325,10 @@ class _Checker:
         if found.many or not (found.kind == wanted.kind or (found.numeric and wanted.numeric)):
             raise self.wrong(node.span, f"{message}, and this is {found}")
 
-    # ---- what a request must bring ----
+    # ---- types of request fields ----
 
     def assume(self, node: Node, wanted: Type) -> None:
-        """Give fields of the request and columns that hold nothing the types by which a value is what is wanted."""
+        """Give fields of the request and columns without values the types that make a value of the wanted type."""
         if isinstance(node, Reference):
             if node.side == "request" and node.name not in self.request:
                 self.request[node.name] = wanted
@@ -352,13 +352,13 @@ class _Checker:
                 self.assume(term, Type(Kind.TIME if is_time else Kind.DURATION))
 
 
-def _groups_of(node: Node) -> Iterator[Node]:
-    """The values of a condition that have to be lists."""
+def _list_operands(node: Node) -> Iterator[Node]:
+    """Yield the operands of a condition that must be lists."""
     if isinstance(node, Member):
         yield from {"has": (node.left,), "in": (node.right,)}.get(node.operator, (node.left, node.right))
     elif isinstance(node, And | Or | Not):
         for part in parts_of(node):
-            yield from _groups_of(part)
+            yield from _list_operands(part)
 
 
 def _way_out(left: Type, right: Type) -> str:
@@ -374,7 +374,7 @@ _KINDS = {bool: Kind.BOOLEAN, int: Kind.INTEGER, float: Kind.NUMBER, str: Kind.T
 
 
 def is_constant(node: Node) -> bool:
-    """Whether a value is the same for all pairs and requests."""
+    """Return whether an expression has no references."""
     return next(references_of(node), None) is None
 
 

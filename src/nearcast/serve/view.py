@@ -151,7 +151,7 @@ class View:
         context, columns = self.rule_context(key, request), self.version.rule_columns
         if columns is None:
             return range(len(ids)), {}
-        return columns.rules.sift(context, columns.items(ids, self.overlay, now))
+        return columns.rules.filter_items(context, columns.items(ids, self.overlay, now))
 
     def get_many(self, keys: Keys, options: LookupOptions = ALL_CANDIDATES, **changes: Any) -> Answers:
         """Return the candidates of many keys as arrays; see `Lookup.get_many`. changes: fields of `options`.
