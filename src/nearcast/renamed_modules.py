@@ -165,7 +165,7 @@ RENAMED = {
 
 
 class _Redirect(Loader):
-    """Loads the new module under the old name."""
+    """Loader that returns the new module under the old name."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = RENAMED[module.__name__]
@@ -174,7 +174,7 @@ class _Redirect(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the old names; every other name is left to the finders after it."""
+    """Finder of the old names; other finders handle every other name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

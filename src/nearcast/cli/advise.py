@@ -35,7 +35,7 @@ __all__ = ["AdviseOptions", "advise"]
 WHOLE = ("keys", "items", "dim", "k")
 
 
-def _number_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _add_number_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of Numbers, with its description."""
     for name, field in reversed(Numbers.model_fields.items()):
         option = "--" + name.replace("_", "-")
@@ -63,7 +63,7 @@ class AdviseOptions:
 @click.option("--key", default="key", show_default=True, help="Column of the keys.")
 @click.option("--time", metavar="COLUMN", help="Column of the times.")
 @click.option("--count", metavar="COLUMN", help="Column of the number of requests of a row.")
-@_number_options
+@_add_number_options
 @click.option(
     "--online-engine",
     default="faiss-hnsw",
@@ -138,7 +138,7 @@ def _build_cost_table(advice: Advice) -> Table:
         *spent,
         "total, one core",
         *(["cost"] if priced else []),
-        "memory",
+        "size",
         "answered",
         "stale",
     ):

@@ -36,7 +36,7 @@ def info(as_json_: bool) -> None:
         "nearcast": __version__,
         "machine": f"{about['processor']}, {about['cores']} cores, {memory}, {about['system']}",
         "kernels": f"{isa.taken}: {isa.because}",
-        **_kernel_rows(isa),
+        **_build_kernel_rows(isa),
         "engine auto": str(engines["auto"]),
         "faiss engines": "installed" if engines["faiss"] else "not installed: pip install 'nearcast[faiss]'",
     }
@@ -45,7 +45,7 @@ def info(as_json_: bool) -> None:
     console().print(table)
 
 
-def _kernel_rows(isa: IsaInfo) -> dict[str, str]:
+def _build_kernel_rows(isa: IsaInfo) -> dict[str, str]:
     rows = {"also available": ", ".join(name for name in isa.available if name != isa.taken)}
     rows |= {f"not {name}": reason for name, reason in isa.unavailable.items()}
     return rows | ({"consequence": WITHOUT_KERNELS} if isa.taken == "numpy" else {"override with": "NEARCAST_ISA"})

@@ -73,7 +73,9 @@ def lookup(generator: str, key: str, options: LookupOptions, as_json_: bool) -> 
         if options.version is not None:
             raise click.UsageError("--snapshot does not go with a store, which has one current version; leave it out")
         answer, store = _look_up_published(generator, key, options)
-        candidates = Candidates(answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _columns(answer))
+        candidates = Candidates(
+            answer.key, tuple(answer.ids), tuple(answer.scores), answer.reason, _copy_columns(answer)
+        )
         plain = answer.as_dict()
     else:
         answer, store = None, ""
@@ -106,5 +108,5 @@ def _look_up_published(generator: str, key: str, options: LookupOptions) -> tupl
         return answer, opened.state.store
 
 
-def _columns(answer: Answer) -> dict[str, tuple[object, ...]]:
+def _copy_columns(answer: Answer) -> dict[str, tuple[object, ...]]:
     return {name: tuple(values) for name, values in answer.columns.items()}

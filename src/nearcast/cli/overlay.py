@@ -71,7 +71,7 @@ def _parse_time(_context: click.Context, _parameter: click.Parameter, value: str
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def until_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _add_end_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options --for, --until and --note."""
     command = click.option("--note", default="", help="Reason, shown by `overlay list`.")(command)
     text = "End of the entry, for example 2026-12-31T18:00:00Z; UTC if it has no zone. Default: none."
@@ -125,7 +125,7 @@ def _open(generator: str, where: StoreOptions) -> contextlib.AbstractContextMana
 
 @overlay.command(cls=NegativeIds)
 @click.argument("items", nargs=-1, required=True, metavar="ITEM...")
-@until_options
+@_add_end_options
 @store_option
 @out_option
 @pass_options(EntryOptions, "entry")
@@ -162,7 +162,7 @@ def restore(generator: str, items: tuple[str, ...], field: str | None, where: St
 @overlay.command("set", cls=NegativeIds)
 @click.argument("item")
 @click.argument("values", nargs=-1, required=True, metavar="FIELD=VALUE...")
-@until_options
+@_add_end_options
 @store_option
 @out_option
 @pass_options(EntryOptions, "entry")

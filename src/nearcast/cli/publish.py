@@ -80,7 +80,7 @@ def publish(generator: str, snapshot: int | None, options: PublishOptions, quiet
                 listener=listener,
             )
         except AuditError as error:
-            _show_failure(cast(tuple[Finding, ...], error.findings), accept, as_json_=as_json_)
+            _print_failure(cast(tuple[Finding, ...], error.findings), accept, as_json_=as_json_)
             raise
     if as_json_:
         print_json(done.as_dict())
@@ -98,7 +98,7 @@ def _pair_reasons(rules: tuple[str, ...], reasons: tuple[str, ...]) -> dict[str,
     return dict(zip(rules, reasons, strict=True))
 
 
-def _show_failure(findings: tuple[Finding, ...], accept: dict[str, str], *, as_json_: bool) -> None:
+def _print_failure(findings: tuple[Finding, ...], accept: dict[str, str], *, as_json_: bool) -> None:
     if as_json_:
         print_json({"outcome": "refused", "findings": [finding.as_dict() for finding in findings]})
     else:

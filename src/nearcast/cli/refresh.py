@@ -58,13 +58,13 @@ def refresh(
     if as_json_:
         print_json(done.as_dict())
     else:
-        _show(done)
+        _print_result(done)
     if done.watched is not None:
         post_alerts(load_spec(spec).monitor.webhook, done.watched)
         raise_on(done.watched, fail_on)
 
 
-def _show(done: RefreshResult) -> None:
+def _print_result(done: RefreshResult) -> None:
     snapshot, run = done.snapshot, done.snapshot.manifest.run
     if done.reused:
         made = f"snapshot {snapshot.name}, made {run.created}, is of the same inputs: nothing to join"

@@ -99,7 +99,7 @@ def build_summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
     manifest = snapshot.manifest
     names = _list_measures(manifest)
     first = names if every_measure else _select_first_measures(manifest, names)
-    parts: list[RenderableType] = [_headline(manifest, snapshot), "", _build_measure_table(manifest, first), ""]
+    parts: list[RenderableType] = [_build_headline(manifest, snapshot), "", _build_measure_table(manifest, first), ""]
     slices = [part for part in manifest.slices if every_measure or part["below_promise"]]
     if slices:
         parts += [_build_slice_table(slices), ""]
@@ -149,7 +149,7 @@ def _format_target(target: TargetCheck) -> Text:
     return Text(f"{target.recall:g}, {'met' if target.met else 'MISSED'}", style="green" if target.met else "bold red")
 
 
-def _headline(manifest: Manifest, snapshot: Snapshot) -> Text:
+def _build_headline(manifest: Manifest, snapshot: Snapshot) -> Text:
     engine = manifest.engine
     params = "".join(f", {_format_param(name, value)}" for name, value in engine.params.items())
     items = manifest.inputs["items"]["vectors"]

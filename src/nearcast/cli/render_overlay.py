@@ -28,14 +28,14 @@ def build_overlay_table(entries: Sequence[OverlayEntry], in_snapshot: Sequence[b
             format_cell(entry.item, full=True),
             format_cell(what),
             _format_time(entry.written),
-            _in_force(entry.until, now),
+            _format_end(entry.until, now),
             "yes" if known else "no",
             format_cell(entry.note, full=True),
         )
     return table
 
 
-def _in_force(until: float | None, now: float) -> str:
+def _format_end(until: float | None, now: float) -> str:
     if until is None:
         return "until restored"
     return f"until {_format_time(until)}" if until > now else f"expired {_format_time(until)}"

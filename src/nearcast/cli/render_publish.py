@@ -46,7 +46,7 @@ def describe_publication(done: Publication) -> Text:
         "already_current": f"{name} is current already in {done.store}; nothing to do",
         "would_publish": f"{name} would become current in {done.store}{before}; dry run, nothing was changed",
     }
-    lines = [headlines[done.outcome], *_copy_lines(done)]
+    lines = [headlines[done.outcome], *_describe_copy(done)]
     if done.retired:
         lines.append(f"versions deleted from the store: {', '.join(f'{v:06d}' for v in done.retired)}")
     if done.removed_snapshots:
@@ -56,7 +56,7 @@ def describe_publication(done: Publication) -> Text:
     return Text("\n".join(lines))
 
 
-def _copy_lines(done: Publication) -> list[str]:
+def _describe_copy(done: Publication) -> list[str]:
     planned = done.outcome == "would_publish"
     if done.outcome not in ("published", "would_publish"):
         return []
@@ -81,15 +81,15 @@ def build_published_table(found: PublishedGenerator) -> Group:
     for kept in found.versions:
         state = "current" if kept.version == current else "rolled back" if kept.version in rolled_back else ""
         state, style = (state, "green" if state == "current" else "") if kept.version_facts else ("DAMAGED", "bold red")
-        table.add_row(f"{kept.version:06d}", Text(state, style=style), *_figures(kept))
+        table.add_row(f"{kept.version:06d}", Text(state, style=style), *_format_version(kept))
     headline = Text(f"{found.generator} in {found.store}", style="bold")
     age = "nothing is current" if found.age_seconds is None else f"age {format_seconds(found.age_seconds)}"
     faults = [Text(kept.fault, style="red") for kept in found.versions if kept.fault]
     overlay = f"{found.overlay_entries:,} overlay entries"
-    return Group(headline, Text(f"{age}, {overlay}"), table, *faults, _events(found), "")
+    return Group(headline, Text(f"{age}, {overlay}"), table, *faults, _build_event_table(found), "")
 
 
-def _figures(kept: StoredVersion) -> list[str]:
+def _format_version(kept: StoredVersion) -> list[str]:
     facts = kept.version_facts
     if facts is None:
         return []
@@ -101,7 +101,7 @@ def _figures(kept: StoredVersion) -> list[str]:
     ]
 
 
-def _events(found: PublishedGenerator) -> Table:
+def _build_event_table(found: PublishedGenerator) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("when", "move", "to", "note"):
         table.add_column(name)

@@ -88,7 +88,7 @@ def replay(spec: Path, log: Path, options: ReplayOptions, picture: Path | None, 
         print_json(found.as_dict())
         return
     console().print(_build_table(found))
-    for line in (*found.compared, *_leads(found)):
+    for line in (*found.compared, *_describe_leads(found)):
         console().print(line)
 
 
@@ -99,30 +99,30 @@ def _build_table(found: ReplayReport) -> Table:
     for way in found.ways:
         table.add_column(way.name, justify="right", no_wrap=True)
     for place, (name, _, _) in enumerate(found.ways[0].stages):
-        table.add_row(name.replace("_", " "), *(_left(way, place) for way in found.ways))
+        table.add_row(name.replace("_", " "), *(_format_stage(way, place) for way in found.ways))
     table.add_section()
     table.add_row("empty answers", *(f"{way.empty:.1%}" for way in found.ways))
     if found.ways[0].short is not None:
         table.add_row("short answers", *(f"{way.short:.1%}" for way in found.ways))
     table.add_row("unknown keys", *(f"{way.missed:.1%}" for way in found.ways))
-    table.add_row("hit rate at T+1, items", *(_rate(way.hit_rate) for way in found.ways))
-    table.add_row("hit rate at T+1, ads", *(_rate(way.ad_hit_rate) for way in found.ways))
+    table.add_row("hit rate at T+1, items", *(_format_rate(way.hit_rate) for way in found.ways))
+    table.add_row("hit rate at T+1, ads", *(_format_rate(way.ad_hit_rate) for way in found.ways))
     table.add_section()
     table.add_row("median and p99, ms", *(f"{way.p50_ms:.2f}, {way.p99_ms:.2f}" for way in found.ways))
     table.add_row("total CPU seconds", *(f"{way.cpu_seconds:.2f}" for way in found.ways))
     return table
 
 
-def _left(way: SourceFigures, place: int) -> str:
+def _format_stage(way: SourceFigures, place: int) -> str:
     _, candidates, ads = way.stages[place]
     return f"{candidates:.1f}" + (f" with {ads:.1f} ads" if ads else "")
 
 
-def _rate(rate: Rate | None) -> str:
+def _format_rate(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
-def _leads(found: ReplayReport) -> list[str]:
+def _describe_leads(found: ReplayReport) -> list[str]:
     first = found.ways[0].name
     return [
         f"{first} over {way}, {what}: {100 * rate.value:+.1f} points "

@@ -31,14 +31,14 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
         have = generators_in_words(generator, known, "run one first, or give --out")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {have}")
     if as_json_:
-        print_json([_listed(snapshot) for snapshot in found])
+        print_json([_build_row(snapshot) for snapshot in found])
     elif found:
         console().print(build_snapshot_list(found))
     else:
         console().print(f"no snapshots in {out}: run a generator first, or give --out")
 
 
-def _listed(snapshot: Snapshot) -> dict[str, Any]:
+def _build_row(snapshot: Snapshot) -> dict[str, Any]:
     """Return the row of a snapshot in the JSON list."""
     facts = snapshot.manifest.as_dict()
     return {key: facts[key] for key in LISTED} | {"folder": str(snapshot.folder), "run": facts["run"]}

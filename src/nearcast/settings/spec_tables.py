@@ -125,7 +125,7 @@ class RuleSpec(SpecTable):
 
 
 class MeasureSpec(SpecTable):
-    """How the quality of the snapshot is measured."""
+    """Settings of the quality measurement of a snapshot."""
 
     sample: Whole = Field(2000, ge=1, description="Queries whose lists are compared with the exact neighbors.")
     calibration: Whole = Field(
@@ -254,7 +254,7 @@ PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
 
 
 class PublishSpec(SpecTable):
-    """Where and how snapshots are published. Does not change the candidates."""
+    """Settings of publishing. They do not change the candidates."""
 
     store: str = Field("lmdb:store", description="Store: lmdb:PATH relative to `out`, or redis://host:port/db.")
     keep: Whole = Field(3, ge=1, le=100, description="Versions kept in the store, the current one included.")
@@ -314,7 +314,7 @@ class AuditSpec(SpecTable):
 
 
 class ServeSpec(SpecTable):
-    """How a service answers for this generator."""
+    """Settings of a service that answers for this generator."""
 
     default_keys: tuple[str | int, ...] = Field(
         (), description="Keys whose lists are returned for an unknown key, in this order."
@@ -324,7 +324,7 @@ class ServeSpec(SpecTable):
 
 
 class MonitorSpec(SpecTable):
-    """What `nearcast monitor` compares, and its limits. Does not change the candidates."""
+    """Settings and limits of `nearcast monitor`. They do not change the candidates."""
 
     sample: Whole = Field(1000, ge=20, description="Served lists that are compared with today's items.")
     window_hours: float = Field(24.0, gt=0, description="Look-ups of this many last hours are sampled.")
