@@ -49,7 +49,7 @@ def _stages(ways: list[Way]) -> str:
             cells = [f"{way['candidates'][stage]:,.0f} ({way['ads'][stage]:.0f})" for stage in STAGES]
             first, shown = way["candidates"]["candidates"], way["ads"]["returned"]
             rows.append([way["name"], f"{first:,.0f}", *cells, f"{shown:.1f}"])
-    return _table(["way", "similar items", *(stage.replace("_", " ") for stage in STAGES), "shown"], rows)
+    return _table(["variant", "similar items", *(stage.replace("_", " ") for stage in STAGES), "shown"], rows)
 
 
 def _few(ways: list[Way]) -> str:
@@ -84,7 +84,7 @@ def _points(lead: list[float]) -> str:
 def _told(found: dict[str, Any]) -> str:
     price = ", ".join(f"{way['name']} {way['cpu_ms_per_request']:.1f} ms" for way in found["ways"])
     count = f"{found['requests']:,} requests, {found['redemptions']:,} redemptions"
-    return f"\n{count}. Processor time of a request: {price}.\n"
+    return f"\n{count}. CPU time of a request: {price}.\n"
 
 
 def _seasons(found: Any) -> str:
@@ -100,7 +100,7 @@ def _seasons(found: Any) -> str:
         for what in ("redemptions", "engagement")
         for name, way in found["together"][what].items()
     ]
-    head = ["", "way", "hit rate", "points over popularity", "points over online"]
+    head = ["", "variant", "hit rate", "points over popularity", "points over online"]
     weeks = ", ".join(map(str, found["weeks"]))
     redeemed = sum(found["redemptions"])
     told = f"{sum(found['requests']):,} requests at the starts of weeks {weeks}; {redeemed:,} redemptions."
