@@ -116,13 +116,13 @@ def masked_queries(rule: Eligibility, dense: AllOf) -> np.ndarray:
 
 
 def _native_leaf(
-    leaf: Interval | BitsetOverlap | ListOverlap, rows: np.ndarray, places: np.ndarray, packed: quantize.PackedItems
+    leaf: Interval | BitsetOverlap | ListOverlap, rows: np.ndarray, has_item: np.ndarray, packed: quantize.PackedItems
 ) -> Any:
     make = _isa.native().LeafArrays
     starts, filled = _block_starts(packed)
     n_blocks = len(packed.block_norms)
     if isinstance(leaf, Interval):
-        codes = np.where(places, leaf.codes[rows], -1).astype(np.int32)
+        codes = np.where(has_item, leaf.codes[rows], -1).astype(np.int32)
         lowest, highest = np.full(n_blocks, np.iinfo(np.int32).max, np.int32), np.full(n_blocks, -1, np.int32)
         if len(filled):
             known = np.where(codes < 0, np.iinfo(np.int32).max, codes)
@@ -131,7 +131,7 @@ def _native_leaf(
         low, high = (np.ascontiguousarray(bound, np.int32) for bound in (leaf.low, leaf.high))
         return make(INTERVAL, codes=codes, low=low, high=high, block_low=lowest, block_high=highest)
     if isinstance(leaf, BitsetOverlap):
-        words = np.ascontiguousarray(np.where(places[:, None], leaf.items[rows], np.uint64(0)).T)
+        words = np.ascontiguousarray(np.where(has_item[:, None], leaf.items[rows], np.uint64(0)).T)
         block_words = np.zeros((n_blocks, len(words)), np.uint64)
         if len(filled):
             block_words[filled] = np.bitwise_or.reduceat(words, starts, axis=1).T

@@ -1,4 +1,4 @@
-"""The kNN join on arrays: what a score is, how the best are kept, and the exact join that referees all others.
+"""The kNN join on arrays: the definition of a score, the request, and the exact join, the reference of all others.
 
 Arrays in, arrays out. Knows no files, ids, specs or engines.
 """

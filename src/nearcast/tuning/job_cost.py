@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from nearcast.engines import ENGINES
 from nearcast.tuning.scaling import (
     EXACT_POINT,
+    TUNED_ENGINES,
     Configuration,
     Growth,
     build_work,
@@ -82,10 +83,8 @@ def build_and_join(
     build = trial.build_seconds * build_work(meant, n_items) / build_work(tried, trial.sample_items)
     done = query_work(tried, trial.sample_items, timed.params, timed.items_scanned, trial.sample_items, growth)
     work = query_work(meant, n_items, reached.params, reached.items_scanned, trial.sample_items, growth)
-    resting = 0.0
-    if trial.point.engine == "dense":
-        resting = growth.overhead if reached.items_scanned is not None else growth.exact_overhead
-    overhead = min(resting, MAX_OVERHEAD * trial.query_seconds)
+    constant = TUNED_ENGINES[trial.point.engine].overhead(growth, reached.items_scanned)
+    overhead = min(constant, MAX_OVERHEAD * trial.query_seconds)
     return build, n_queries * (overhead + (trial.query_seconds - overhead) * work / done)
 
 

@@ -7,14 +7,13 @@ same job continues the first.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import MissingExtraError
-from nearcast.tuning.scaling import EXACT_POINT, Configuration
+from nearcast.tuning.scaling import EXACT_POINT, TUNED_ENGINES, Configuration
 from nearcast.tuning.trial import Trial
 
 __all__ = ["EXACT", "Study", "TrialOutcome", "first_configurations", "open_study"]
@@ -70,28 +69,15 @@ class Study:
 
     def _make_configuration(self, proposal: Any) -> Configuration:
         engine = proposal.suggest_categorical("engine", self._engines)
-        root = math.sqrt(self._n_items)
         if engine == EXACT:
             return EXACT_POINT
-        if engine == "dense":
-            return Configuration("dense", {"cells": proposal.suggest_int("cells", *_range_of(root, 1.5, 20), log=True)})
-        if engine == "faiss-ivf":
-            return Configuration(engine, {"nlist": proposal.suggest_int("nlist", *_range_of(root, 1, 16), log=True)})
-        m = proposal.suggest_int("m", 8, 48, step=8)
-        construction = proposal.suggest_int("ef_construction", 40, 400, log=True)
-        return Configuration(engine, {"m": m, "ef_construction": construction})
+        return Configuration(engine, TUNED_ENGINES[engine].propose_settings(proposal, self._n_items))
 
 
 def first_configurations(names: Sequence[str], n_items: int) -> list[Configuration]:
     """Return every engine at its defaults, cheapest trial first."""
-    root = math.sqrt(n_items)
-    points = {
-        EXACT: EXACT_POINT,
-        "dense": Configuration("dense", {"cells": max(2, round(6.5 * root))}),
-        "faiss-ivf": Configuration("faiss-ivf", {"nlist": max(2, round(4 * root))}),
-        "faiss-hnsw": Configuration("faiss-hnsw", {"m": 16, "ef_construction": 100}),
-    }
-    return [point for name, point in points.items() if name in names]
+    tuned = {name: Configuration(name, engine.default_settings(n_items)) for name, engine in TUNED_ENGINES.items()}
+    return [point for name, point in {EXACT: EXACT_POINT, **tuned}.items() if name in names]
 
 
 def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed: int) -> Study:
@@ -115,8 +101,3 @@ def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed
 
 def _parameters(point: Configuration) -> dict[str, Any]:
     return {"engine": EXACT} if point == EXACT_POINT else {"engine": point.engine, **point.settings}
-
-
-def _range_of(root: float, low: float, high: float) -> tuple[int, int]:
-    first = max(2, round(low * root))
-    return first, max(first + 1, round(high * root))

@@ -25,7 +25,7 @@ from nearcast.sources.ingest import Inputs
 from nearcast.spec import parse_model
 from nearcast.tuning.job_cost import build_and_join, estimate_cost, with_exact_time
 from nearcast.tuning.optimize import EXACT, Study, TrialOutcome, first_configurations, open_study
-from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, query_work, settings_at
+from nearcast.tuning.scaling import EXACT_POINT, TUNED_ENGINES, Configuration, Growth, query_work, settings_at
 from nearcast.tuning.trial import Trial, TuningJob, estimate_memory, least_seconds, measure_held_out, try_point
 from nearcast.tuning.tuning_result import LargerSampleCheck, PricedTrial, TuningResult
 from nearcast.tuning.tuning_samples import TuningRows, TuningSample, draw_rows, make_tuning_sample
@@ -192,7 +192,7 @@ def _available_engines(metric: Metric) -> Iterator[str]:
         faiss()
     except MissingExtraError:
         return
-    yield from (name for name in ("faiss-ivf", "faiss-hnsw") if metric in ENGINES[name].metrics)
+    yield from (name for name in TUNED_ENGINES if name != "dense" and metric in ENGINES[name].metrics)
 
 
 def _run_trials(
