@@ -17,7 +17,7 @@ FORBIDDEN = {
     "the parts of an engine": r"nearcast\.engines\.(dense|exact|faiss_hnsw|faiss_ivf)\b",
     "the class of an index": r"isinstance\([^)]*(DenseIndex|ExactIndex|HnswIndex|IvfIndex|CellIndex)",
     "the class of an engine": r"(DenseEngine|ExactEngine|FaissHnswEngine|FaissIvfEngine)",
-    "the name of an engine": r"engine(\.name)?\s*(==|!=|in\b|not in\b)\s*[\"'(\[{]|(==|!=)\s*\S*engine\.name|engine\.name\s*(==|!=)",
+    "the name of an engine": r"engine(\.name)?\s*(==|!=|in|not in)\s*[\"'(\[{]|engine\.name\s*[!=]=",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Estimate, JoinRequest, JoinShape
+from nearcast.engines.base import Engine, Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
 from nearcast.join.inputs import trial_vectors
 from nearcast.join.plan_join import sample_sizes
@@ -88,12 +88,14 @@ def _table_memory(slots: int) -> int:
     return min(TABLE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT)
 
 
-def require_budget(estimate: RunEstimate, engine: str, out: Path) -> None:
+def require_budget(estimate: RunEstimate, engine: Engine, out: Path) -> None:
     """Raise BudgetError if memory or free disk are below the estimate."""
     if estimate.memory_bytes > estimate.budget_bytes:
-        way_out = "raise `memory`" if engine == "exact" else 'raise `memory`, or take engine = "exact", which streams'
+        way_out = "raise `memory`"
+        if engine.persists_index:
+            way_out += ', or take engine = "exact", which streams'
         raise BudgetError(
-            f"{engine} will need about {_format_size(estimate.memory_bytes)} of memory, and the budget is "
+            f"{engine.name} will need about {_format_size(estimate.memory_bytes)} of memory, and the budget is "
             f"{_format_size(estimate.budget_bytes)}; {way_out}"
         )
     free = shutil.disk_usage(out).free

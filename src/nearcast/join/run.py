@@ -114,7 +114,7 @@ def check_generator(
     opened = open_run(run, tables or InMemoryTables())
     checked = _check_inputs(run, opened)
     estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine.name, _nearest_folder(run.workspace.out))
+    require_budget(estimate, run.engine, _nearest_folder(run.workspace.out))
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketch_inputs(run, checked, Path(folder))
         rules = rule_shares(run, inputs)
@@ -171,7 +171,7 @@ def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
 def _estimate_and_require(run: RunContext, checked: Checked) -> RunEstimate:
     with run.meter.stage("estimate"):
         estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine.name, run.workspace.out)
+    require_budget(estimate, run.engine, run.workspace.out)
     return estimate
 
 
