@@ -181,7 +181,7 @@ def test_a_retirement_that_was_interrupted_is_completed_by_the_next(store, clien
     load(store, 1)
     load(store, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(type(store), "_let_expire", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(type(store), "_expire", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store.retire(SHOP, 1)
     assert store.versions(SHOP) == [2]

@@ -1,16 +1,16 @@
-"""The store in Redis or Valkey: a version's pairs in hashes, so that taking it away is a few thousand expiries.
+"""The store in Redis or Valkey: the pairs of a version in hashes, so that retiring it is a few thousand expiries.
 
     nearcast:generators                     set: generators that have a pointer
     nearcast:<generator>:current            the pointer
-    nearcast:<generator>:lock               who publishes; runs out unless it is renewed
+    nearcast:<generator>:lock               publishers' lock; expires unless it is renewed
     nearcast:<generator>:loads              hash: load -> its version, buckets and state, while its keys do not expire
     nearcast:<generator>:versions           hash: finished version -> load
     nearcast:<generator>:v:7:facts          hash: load, buckets, lists and items (how many), facts (JSON)
     nearcast:<generator>:v:7:<load>:lists:123   hash: the pairs whose crc32(key) modulo buckets is 123; also items
 
-Every attempt to write a version is a load with a name of its own, so that one that has lost its lock cannot write into
-the next. Readers ask for the load in the facts together with the data or after it; the facts of a retired version run
-out before its data do. Not for Redis Cluster or Sentinel. Connections are `redis_connection`'s.
+Every attempt to write a version is a load with its own name: a writer that lost its lock cannot write into the next.
+Readers read the load in the facts together with the data or after it; the facts of a retired version expire before its
+data. Redis Cluster and Sentinel are not supported. Connections are in `redis_connection`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nearcast.errors import NotFoundError, StoreError
 from nearcast.stores.base import OverlayLog, Pointer, PublishLock
 from nearcast.stores.names import validate_generator
 from nearcast.stores.redis_connection import Connection
-from nearcast.stores.redis_lock import RedisHeld, holding
+from nearcast.stores.redis_lock import RedisLock, hold_lock
 from nearcast.stores.redis_overlay import RedisOverlay
 from nearcast.stores.redis_url import parse_url
 from nearcast.stores.redis_version import (
@@ -33,16 +33,16 @@ from nearcast.stores.redis_version import (
     Load,
     RedisReader,
     RedisWriter,
-    opened,
-    pieces,
+    open_version,
+    split,
 )
 
 __all__ = ["RedisStore", "open_redis"]
 
 GENERATORS = "nearcast:generators"
-LEAD_SECONDS = 60.0  # the facts of a retired version are gone so long before its data
+LEAD_SECONDS = 60.0  # the facts of a retired version expire so long before its data
 
-# KEYS: lock, pointer, generators. ARGV: what the lock must hold, pointer, generator
+# KEYS: lock, pointer, generators. ARGV: expected value of the lock, pointer, generator
 POINT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
@@ -52,7 +52,7 @@ return 1
 
 
 def open_redis(url: str) -> RedisStore:
-    """The store in the Redis of a URL. StoreError where it cannot be reached, SpecError for a Cluster or Sentinel."""
+    """Open the store at a URL. Raises StoreError if it cannot be reached, SpecError for a Cluster or Sentinel."""
     connection = Connection(parse_url(url))
     connection.check_server()
     return RedisStore(connection)
@@ -68,29 +68,29 @@ class RedisStore:
         self._connection = connection
 
     def generators(self) -> list[str]:
-        """Generators that have a pointer, sorted."""
+        """Return the generators that have a pointer, sorted."""
         return sorted(name.decode() for name in self._connection.run("SMEMBERS", GENERATORS))
 
     def lock(self, generator: str) -> AbstractContextManager[PublishLock]:
-        """The publishers' lock of a generator; BusyError at once where another process holds it."""
-        return holding(self._connection, f"{_prefix(generator)}:lock", f"{generator} in {self.url}")
+        """Hold the publishers' lock of a generator. Raises BusyError at once if another process holds it."""
+        return hold_lock(self._connection, f"{_prefix(generator)}:lock", f"{generator} in {self.url}")
 
     def write(self, generator: str, version: int) -> RedisWriter:
-        """Start a version; whatever was there of it, and of other unfinished ones, is taken away."""
+        """Start to write a version; remove unfinished versions."""
         self._refuse_eviction()
-        self._take_away(generator, version, leftovers=True)
+        self._remove(generator, version, leftovers=True)
         load = Load(_prefix(generator), secrets.token_hex(4), version, self._connection.settings.buckets)
-        self._connection.run("HSET", load.loads_key, load.name, load.record(LOADING))
+        self._connection.run("HSET", load.loads_key, load.name, load.to_record(LOADING))
         return RedisWriter(self._connection, load)
 
     def versions(self, generator: str) -> list[int]:
-        """Finished versions, ascending."""
+        """Return the finished versions, ascending."""
         return sorted(map(int, self._connection.run("HKEYS", f"{_prefix(generator)}:versions")))
 
     def open(self, generator: str, version: int, *, verify: bool) -> RedisReader:
-        """Open a finished version and see that all its buckets are there; `verify` counts its pairs.
+        """Open a finished version, and check that all its buckets exist; `verify` counts its pairs.
 
-        NotFoundError where there is none, DamagedError where a part of it was lost.
+        Raises NotFoundError, or DamagedError if a part of it was lost.
         """
         prefix = _prefix(generator)
         commands = [("HGET", f"{prefix}:versions", version), ("HGETALL", f"{prefix}:v:{version}:facts")]
@@ -98,31 +98,31 @@ class RedisStore:
         if name is None:
             have = ", ".join(map(str, self.versions(generator))) or "none"
             raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
-        return opened(self._connection, prefix, version, name.decode(), facts, verify=verify)
+        return open_version(self._connection, prefix, version, name.decode(), facts, verify=verify)
 
     def retire(self, generator: str, version: int) -> None:
-        """Take a version away, finished or not. Those who have it open can read it for the time of grace."""
-        self._take_away(generator, version, leftovers=False)
+        """Remove a version, finished or not. Open readers can read it during the time of grace."""
+        self._remove(generator, version, leftovers=False)
 
     def pointer(self, generator: str) -> Pointer | None:
-        """Where the pointer is, or None before the first publish."""
+        """Return the pointer; None before the first publish."""
         key = f"{_prefix(generator)}:current"
         data = self._connection.run("GET", key)
         return None if data is None else Pointer.from_bytes(data, f"{key} in {self.url}")
 
     def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
-        """Move the pointer in one step; BusyError, and no move, where the lock was lost."""
-        assert isinstance(held, RedisHeld), "a lock of this store"
+        """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
+        assert isinstance(held, RedisLock), "a lock of this store"
         keys = [held.key, f"{_prefix(generator)}:current", GENERATORS]
         if not self._connection.script(POINT)(keys, [held.value, pointer.to_bytes(), generator]):
-            raise held.lost()
+            raise held.make_error()
 
     def overlay(self, generator: str) -> OverlayLog:
-        """The overlay of a generator; an empty one where nothing was written."""
+        """Return the overlay log of a generator; an empty one if nothing was written."""
         return RedisOverlay(self._connection, _prefix(generator))
 
     def now(self) -> float:
-        """Seconds since 1970 by the server's clock."""
+        """Return seconds since 1970 by the server's clock."""
         seconds, micros = self._connection.run("TIME")
         return int(seconds) + int(micros) / 1e6
 
@@ -130,27 +130,27 @@ class RedisStore:
         """Close the connections."""
         self._connection.close()
 
-    def _take_away(self, generator: str, version: int, *, leftovers: bool) -> None:
-        """Retire a version; with `leftovers` also whatever a killed publisher has begun, since we hold the lock."""
+    def _remove(self, generator: str, version: int, *, leftovers: bool) -> None:
+        """Retire a version; with `leftovers` also the unfinished loads of killed publishers, since we hold the lock."""
         prefix = _prefix(generator)
         name = self._connection.run("HGET", f"{prefix}:versions", version)
-        loads = self._loads(prefix)
+        loads = self._read_loads(prefix)
         if name is not None and name.decode() not in {load.name for load, _ in loads}:  # its record was lost
             known = self._connection.run("HGET", f"{prefix}:v:{version}:facts", "buckets")
             lost = Load(prefix, name.decode(), version, int(known or self._connection.settings.buckets))
             loads.append((lost, FINISHED))
         for load, state in loads:
             if state == LOADING and (leftovers or load.version == version):
-                for names in pieces(load.buckets(), MANY):
+                for names in split(load.list_buckets(), MANY):
                     self._connection.run("UNLINK", *names)
                 self._connection.run("HDEL", load.loads_key, load.name)
             if state == FINISHED and load.version == version:
-                self._withdraw(load)
+                self._hide(load)
             if state == LEAVING or (state == FINISHED and load.version == version):
-                self._let_expire(load)
+                self._expire(load)
 
     def _refuse_eviction(self) -> None:
-        """A server that throws keys away would turn them into misses, and nobody would know."""
+        """Raise StoreError if the server may evict any key: evicted keys would look like missing ones."""
         memory = self._connection.run("INFO", "memory")
         policy = str(memory.get("maxmemory_policy"))
         if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys"):
@@ -159,26 +159,26 @@ class RedisStore:
                 f"versions too; set it to noeviction or to one of the volatile policies"
             )
 
-    def _loads(self, prefix: str) -> list[tuple[Load, str]]:
+    def _read_loads(self, prefix: str) -> list[tuple[Load, str]]:
         found = self._connection.run("HGETALL", f"{prefix}:loads")
         return [Load.from_record(prefix, name.decode(), record) for name, record in found.items()]
 
-    def _withdraw(self, load: Load) -> None:
-        """Nobody finds the version from here on, and the expiry of its facts is set."""
+    def _hide(self, load: Load) -> None:
+        """Remove the version from the list of versions, and set the expiry of its facts."""
         grace = self._connection.settings.grace
         self._connection.run_all(
             [
                 ("HDEL", load.versions_key, load.version),
-                ("HSET", load.loads_key, load.name, load.record(LEAVING)),
+                ("HSET", load.loads_key, load.name, load.to_record(LEAVING)),
                 ("PEXPIRE", load.facts_key, round(1000 * (grace - min(LEAD_SECONDS, grace / 4)))),
             ],
             at_once=True,
         )
 
-    def _let_expire(self, load: Load) -> None:
-        """Set the expiry of a version's data. Done again from the start where it was interrupted."""
+    def _expire(self, load: Load) -> None:
+        """Set the expiry of a version's data. Repeated from the start after an interruption."""
         grace = round(1000 * self._connection.settings.grace)
-        for names in pieces(load.buckets(), MANY):
+        for names in split(load.list_buckets(), MANY):
             self._connection.run_all([("PEXPIRE", name, grace) for name in names])
         self._connection.run("HDEL", load.loads_key, load.name)
 

@@ -1,7 +1,7 @@
-"""The connection to Redis or Valkey: its settings out of the URL, and every error of the library translated.
+"""The connection to Redis or Valkey. Translates every error of the library.
 
-A broken connection is made anew once; an answer that does not come in time is an error, and never waited for again.
-Knows nothing of what is kept there.
+A broken connection is opened again once. A late answer is an error, and its command is not sent again. Knows nothing of
+the data.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from functools import cached_property
 from typing import Any
 
 from nearcast.errors import MissingExtraError, SpecError, StoreError
-from nearcast.stores.redis_url import FORM, Settings
+from nearcast.stores.redis_url import FORM, RedisSettings
 
 __all__ = ["Connection"]
 
-SHOWN_CHARACTERS = 200  # of a text by the server, which may repeat a whole command
+SHOWN_CHARACTERS = 200  # of a text by the server, which may contain a whole command
 TLS_ERRORS = ("SSL", "WRONG_VERSION_NUMBER", "record layer failure", "certificate verify", "No such file")
 
 
 class Connection:
-    """Connections to one server, as many as threads use at once. Also usable after a fork."""
+    """A pool of connections to one server. Safe to use from many threads and after a fork."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
-        self._made: tuple[int, Any] | None = None  # the process that made it, and the client
+        self._made: tuple[int, Any] | None = None  # process id and client
 
     @cached_property
     def _library(self) -> Any:
@@ -40,7 +40,7 @@ class Connection:
 
     @property
     def _client(self) -> Any:
-        """This process's client. A child gets its own: locks of the inherited one may be held by no thread there."""
+        """The client of this process. A child gets its own: a lock of the inherited one may never be released."""
         made = self._made
         if made is None or made[0] != os.getpid():
             made = self._made = os.getpid(), self._new_client()
@@ -58,29 +58,29 @@ class Connection:
                 protocol=2,
                 decode_responses=False,  # keys and values are bytes, and any bytes
             )
-        except (ValueError, TypeError):  # its text may hold the password
+        except (ValueError, TypeError):  # its text may contain the password
             raise SpecError(f"{self.settings.url} is no URL of a Redis; {FORM}") from None
-        return redis.Redis(connection_pool=pool)  # does not close a pool that it was given, as a parent's must not be
+        return redis.Redis(connection_pool=pool)  # does not close a given pool: that of a parent must stay open
 
     def run(self, *command: Any) -> Any:
-        """The answer to one command."""
-        with self._translated():
+        """Send one command and return the answer."""
+        with self._translate_errors():
             return self._client.execute_command(*command)
 
     def run_all(self, commands: Sequence[Sequence[Any]], *, at_once: bool = False) -> list[Any]:
-        """The answers to several commands that are sent together; `at_once` lets nobody else come in between."""
-        with self._translated(), self._client.pipeline(transaction=at_once) as pipeline:
+        """Send several commands together and return the answers. at_once: as one transaction."""
+        with self._translate_errors(), self._client.pipeline(transaction=at_once) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             answers: list[Any] = pipeline.execute()
             return answers
 
     def script(self, text: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:
-        """A function of keys and arguments that the server runs in one step."""
+        """Return a function (keys, arguments) that runs a Lua script on the server in one step."""
         registered: list[Any] = []
 
         def call(keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-            with self._translated():
+            with self._translate_errors():
                 client = self._client
                 if not registered:
                     registered.append(client.register_script(text))
@@ -89,18 +89,18 @@ class Connection:
         return call
 
     def close(self) -> None:
-        """Close what is not in use."""
+        """Close the connections that are not in use."""
         if self._made is not None and self._made[0] == os.getpid():
             self._made[1].connection_pool.disconnect(inuse_connections=False)
 
     def check_server(self) -> None:
-        """Raise SpecError for a server that cannot hold a store: a Cluster or a Sentinel. StoreError without answer."""
+        """Raise SpecError for a Cluster or Sentinel, StoreError if there is no answer."""
         self.run("PING")
         try:
             facts = self.run("INFO")
         except StoreError as error:
             if "does not let this user" in str(error):
-                return  # a reader's rights may end here: a publisher needs INFO
+                return  # a reader may lack the right to INFO; a publisher needs it
             raise
         mode = str(facts.get("redis_mode", facts.get("server_mode", "")))
         if mode == "cluster" or facts.get("cluster_enabled") in (1, "1"):
@@ -112,19 +112,21 @@ class Connection:
             raise SpecError(f"{self.settings.url} is a Sentinel, which holds no data; give the address of the primary")
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         errors = self._library.exceptions
         try:
             yield
         except (errors.RedisError, OSError) as error:
-            raise self._in_words(error) from None  # the library's text may hold the password, or bytes of any kind
-        except (UnicodeError, ValueError, AssertionError) as error:  # the library cannot make sense of the answer
-            raise StoreError(f"{self.settings.url} {self._foreign(error)}") from None
+            raise self._make_error(error) from None  # the text of the library may contain the password, or any bytes
+        except (UnicodeError, ValueError, AssertionError) as error:  # the library cannot parse the answer
+            raise StoreError(f"{self.settings.url} {self._describe_foreign_answer(error)}") from None
 
-    def _in_words(self, error: Exception) -> StoreError | SpecError:
-        errors, text = self._library.exceptions, self._printable(error)
+    def _make_error(self, error: Exception) -> StoreError | SpecError:
+        errors, text = self._library.exceptions, self._format_text(error)
         head = text.partition(" ")[0]
-        if isinstance(error, errors.MasterDownError) or head == "MASTERDOWN":  # (a ClusterDownError, to the library)
+        if (
+            isinstance(error, errors.MasterDownError) or head == "MASTERDOWN"
+        ):  # the library raises it as a ClusterDownError
             return StoreError(
                 f"{self.settings.url} is a replica without its primary ({text}); give the address of the primary, or "
                 "try again when it is back"
@@ -133,9 +135,9 @@ class Connection:
             return SpecError(
                 f"{self.settings.url} is part of a Redis Cluster, which is not supported ({text}); give a single server"
             )
-        return StoreError(f"{self.settings.url} {self._failure(error, text)}")
+        return StoreError(f"{self.settings.url} {self._describe_failure(error, text)}")
 
-    def _failure(self, error: Exception, text: str) -> str:
+    def _describe_failure(self, error: Exception, text: str) -> str:
         errors = self._library.exceptions
         secure = self.settings.full_url.startswith("rediss:")
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError) or "WRONGPASS" in text:
@@ -156,7 +158,7 @@ class Connection:
         if isinstance(error, errors.BusyLoadingError) or "LOADING" in text:
             return "is still loading its data after a start; try again when it is done"
         if isinstance(error, errors.InvalidResponse):
-            return self._foreign(error)
+            return self._describe_foreign_answer(error)
         if isinstance(error, errors.ConnectionError | OSError):
             dropped = "closed by server" in text or "reset by peer" in text
             tls = ", or write rediss:// if it wants TLS" if dropped and not secure else ""
@@ -171,15 +173,15 @@ class Connection:
             return "has no database of that number; give a smaller one, as its setting `databases` allows"
         return f"answered with an error ({text}); see its log"
 
-    def _foreign(self, error: Exception) -> str:
-        """What to say of an answer that is not in the protocol of Redis."""
+    def _describe_foreign_answer(self, error: Exception) -> str:
+        """Describe an answer that is not in the protocol of Redis."""
         return (
-            f"does not answer as a Redis does ({self._printable(error)}); see that the port is right, and write "
+            f"does not answer as a Redis does ({self._format_text(error)}); see that the port is right, and write "
             "rediss:// if the server wants TLS"
         )
 
-    def _printable(self, error: Exception) -> str:
-        """The error's text in printable characters, not too long, and without the password."""
+    def _format_text(self, error: Exception) -> str:
+        """Return the text of an error in printable characters, shortened, without the password."""
         text = str(error)
         for secret in self.settings.secrets:
             text = text.replace(secret, "***")

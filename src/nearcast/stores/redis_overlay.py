@@ -1,15 +1,15 @@
-"""The overlay of a generator in Redis, each change of which is one step of the server.
+"""The overlay of a generator in Redis. Each change is one script on the server.
 
     <prefix>:overlay:entries    hash: key of the entry -> the entry
     <prefix>:overlay:log        sorted set: key of the entry, by serial
     <prefix>:overlay:state      hash: epoch, serial of the newest entry; count of entries, and at which epoch:serial
-    <prefix>:overlay:tokens     sorted set: token of an exchange, by until when it is remembered
+    <prefix>:overlay:tokens     sorted set: token of an exchange, by its expiry
     <prefix>:overlay:removals   hash: a second copy of the entries that remove or restore items
     nearcast:overlays           hash: generator -> serial of the newest entry of its overlay
 
-Each of them can be lost: a server may throw keys away, come back without its data, or with older ones. So they are
-held against each other whenever they are read: a lost overlay is an error and never an empty one. `repair` writes it
-anew from what is left. Knows nothing of what entries mean.
+Any of these keys can be lost: a server may evict keys, or restart without data or with older data. So every read
+compares the keys: a lost overlay is an error and never an empty one. `repair` rebuilds it from its remains. Knows
+nothing of the meaning of entries.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["RedisOverlay"]
 
 OVERLAYS = "nearcast:overlays"
 KINDS = ("entries", "log", "state", "tokens", "removals")
-RESENT_SECONDS = 60.0  # in which a command whose answer was lost may be sent again
+RESENT_SECONDS = 60.0  # a command whose answer was lost may be sent again for so long
 
-# KEYS: as above, in this order. ARGV[1]: generator. `lost` returns what is not there; nothing where all is as written.
+# KEYS: as above, in this order. ARGV[1]: generator. `lost` returns a description of the loss; nil if there is none.
 COMMON = """
 local entries, log, state, tokens, removals, overlays = unpack(KEYS)
 local function lost()
@@ -64,7 +64,7 @@ local function settle()
 end
 """
 
-# ARGV: generator, the epoch of an overlay that is new, then key, entry and whether it removes ('1') in turn
+# ARGV: generator, epoch of a new overlay, then key, entry and whether it removes ('1') in turn
 WRITE = (
     COMMON
     + """
@@ -76,8 +76,8 @@ return false
 """
 )
 
-# ARGV: generator, the epoch of an overlay that is new, key, entry, whether it removes ('1'), what the key is to hold
-# ('' for nothing), token, the time, and until when the token is remembered
+# ARGV: generator, epoch of a new overlay, key, entry, whether it removes ('1'), expected entry of the key ('' for
+# none), token, time, expiry of the token
 EXCHANGE = (
     COMMON
     + """
@@ -93,7 +93,7 @@ return {'written'}
 """
 )
 
-# ARGV: generator, the epoch that the reader knows, and the serial
+# ARGV: generator, epoch and serial of the reader
 READ = (
     COMMON
     + """
@@ -115,7 +115,7 @@ return found
 """
 )
 
-# ARGV: generator, the last serial that may go, then keys
+# ARGV: generator, last serial to delete, then keys
 PURGE = (
     COMMON
     + """
@@ -136,8 +136,8 @@ return false
 """
 )
 
-# ARGV: generator, the new epoch, a serial above all that readers know. Returns nothing where the overlay is whole, else
-# what was lost, how many entries are left, and how many were known and are not left.
+# ARGV: generator, the new epoch, a serial above those of all readers. Returns nil if the overlay is whole, else the
+# loss in words, the number of entries left, and the number of known entries that are lost.
 REPAIR = (
     COMMON
     + """
@@ -188,58 +188,58 @@ class RedisOverlay:
             flat: list[bytes | int] = []
             for entry in entries:
                 flat += [entry.key(), entry.to_bytes(), int(entry.field is None)]
-            self._check(self._write(self._keys, [self._name, _new_epoch(), *flat]))
+            self._check(self._write(self._keys, [self._name, _draw_epoch(), *flat]))
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
-        """What was written after `serial`; everything where the epoch is another. DamagedError where it was lost."""
+        """Return the entries after `serial`; all if the epoch differs. Raises DamagedError if entries are lost."""
         found = self._read(self._keys, [self._name, epoch, serial])
         self._check(found)
         now, newest, *entries = found
         return OverlayChanges(int(now), int(newest), tuple(map(OverlayEntry.from_bytes, entries)))
 
     def get(self, key: bytes) -> bytes | None:
-        """The last entry with this key, as it was written; None where there is none."""
+        """Return the bytes of the last entry with this key; None if there is none."""
         held: bytes | None = self._connection.run("HGET", self._keys[0], key)
         return held
 
     def exchange(self, entry: OverlayEntry, held: bytes | None, *, token: str = "", now: float = 0.0) -> ExchangeResult:
-        """Add an entry only where its key still holds `held`; with a token once only."""
-        # A client sends a command again when its connection breaks: one of its own keeps that from counting twice.
+        """Add an entry if its key still holds `held`; with a token only once."""
+        # A client sends a command again when its connection breaks: a random token keeps it from counting twice.
         name, remembered = (token, TOKEN_SECONDS) if token else (secrets.token_hex(16), RESENT_SECONDS)
         new = [entry.key(), entry.to_bytes(), int(entry.field is None)]
-        wanted = [held or b"", name, repr(now), repr(now + remembered)]
-        answer = self._exchange(self._keys, [self._name, _new_epoch(), *new, *wanted])
+        condition = [held or b"", name, repr(now), repr(now + remembered)]
+        answer = self._exchange(self._keys, [self._name, _draw_epoch(), *new, *condition])
         self._check(answer)
         outcome = ExchangeResult(answer[0].decode())
         return ExchangeResult.WRITTEN if outcome is ExchangeResult.REPEATED and not token else outcome
 
     def purge(self, keys: Sequence[bytes], *, upto: int) -> None:
-        """Forget entries with these keys unless they were written after serial `upto`; starts a new epoch."""
+        """Delete entries with these keys unless they were written after serial `upto`, and start a new epoch."""
         self._check(self._purge(self._keys, [self._name, upto, *keys]))
 
     def repair(self) -> str | None:
-        """Write the overlay anew from what is left of it; returns what was lost, None where it is whole."""
-        found = self._repair(self._keys, [self._name, _new_epoch(), time.time_ns() // 1_000_000])
+        """Rebuild the overlay from its remains. Return a description of the loss; None if it is whole."""
+        found = self._repair(self._keys, [self._name, _draw_epoch(), time.time_ns() // 1_000_000])
         if found is None:
             return None
-        gone, left, missing = found
+        lost, left, missing = found
         return (
-            f"{self._connection.settings.url} had lost {_text(gone)}. Written anew with the {left:,} entries that are "
-            f"left; {missing:,} that were known are lost. Look through them with `nearcast overlay NAME list`: newer "
-            f"values of columns may be lost"
+            f"{self._connection.settings.url} had lost {_decode_text(lost)}. Written anew with the {left:,} entries "
+            f"that are left; {missing:,} that were known are lost. Look through them with "
+            f"`nearcast overlay NAME list`: newer values of columns may be lost"
         )
 
     def _check(self, answer: object) -> None:
         if isinstance(answer, bytes):
             raise DamagedError(
-                f"the overlay of {self._name} in {self._connection.settings.url} has lost {_text(answer)}: the server "
-                f"threw keys away, or has older data than it had; heal it with publish --repair"
+                f"the overlay of {self._name} in {self._connection.settings.url} has lost {_decode_text(answer)}: the "
+                f"server threw keys away, or has older data than it had; heal it with publish --repair"
             )
 
 
-def _new_epoch() -> int:
-    return 1 + secrets.randbits(48)  # never what a lost overlay had
+def _draw_epoch() -> int:
+    return 1 + secrets.randbits(48)  # a lost overlay had another one
 
 
-def _text(answer: bytes) -> str:
+def _decode_text(answer: bytes) -> str:
     return answer.decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""One version in Redis: the names of its keys, how it is loaded, and how it is read.
+"""One version in Redis: names of its keys, writer and reader.
 
 Knows nothing of pointers and locks; `redis` describes the layout.
 """
@@ -17,13 +17,13 @@ from nearcast.errors import DamagedError, GoneError, StoreError
 from nearcast.stores.base import Pair, Space
 from nearcast.stores.redis_connection import Connection
 
-__all__ = ["FINISHED", "LEAVING", "LOADING", "MANY", "Load", "RedisReader", "RedisWriter", "opened", "pieces"]
+__all__ = ["FINISHED", "LEAVING", "LOADING", "MANY", "Load", "RedisReader", "RedisWriter", "open_version", "split"]
 
-PUT_BYTES = 4 << 20  # sent together while loading
-READ_KEYS = 1000  # asked for together; the server does nothing else meanwhile, for about a millisecond
-READ_BUCKETS = 16  # read whole together
-CHECKED_BUCKETS = 256  # looked for together, several times a second
-MANY = 1000  # keys in one command that removes them, or commands sent together
+PUT_BYTES = 4 << 20  # sent at a time
+READ_KEYS = 1000  # looked up at a time: the server is blocked for about a millisecond
+READ_BUCKETS = 16  # read whole at a time
+CHECKED_BUCKETS = 256  # checked at a time, several times a second
+MANY = 1000  # keys of one removal, or commands sent at a time
 
 LOADING, FINISHED, LEAVING = "loading", "finished", "leaving"
 
@@ -37,7 +37,7 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[1])
 return 1
 """
 
-# KEYS: facts. ARGV: what buckets begin with, then bucket and key in turn. Returns a value each, 0 without the bucket
+# KEYS: facts. ARGV: prefix of buckets, then bucket and key in turn. Returns a value each, 0 if the bucket is missing
 FIND = """
 local found = {}
 for i = 2, #ARGV, 2 do
@@ -64,39 +64,39 @@ class Load:
 
     @property
     def loads_key(self) -> str:
-        """Where loads are listed."""
+        """Key of the list of loads."""
         return f"{self.prefix}:loads"
 
     @property
     def versions_key(self) -> str:
-        """Where finished versions are listed."""
+        """Key of the list of finished versions."""
         return f"{self.prefix}:versions"
 
     @property
     def facts_key(self) -> str:
-        """Where the facts of the version are."""
+        """Key of the facts of the version."""
         return f"{self.prefix}:v:{self.version}:facts"
 
-    def space(self, space: Space) -> str:
-        """What the buckets of a space begin with."""
+    def prefix_of(self, space: Space) -> str:
+        """Return the prefix of the names of the buckets of a space."""
         return f"{self.prefix}:v:{self.version}:{self.name}:{space}:"
 
-    def space_buckets(self, space: Space) -> list[str]:
-        """The buckets of a space."""
-        first = self.space(space)
+    def list_space_buckets(self, space: Space) -> list[str]:
+        """Return the names of the buckets of a space."""
+        first = self.prefix_of(space)
         return [f"{first}{number}" for number in range(self.n_buckets)]
 
-    def buckets(self) -> list[str]:
-        """All buckets."""
-        return [name for space in Space for name in self.space_buckets(space)]
+    def list_buckets(self) -> list[str]:
+        """Return the names of all buckets."""
+        return [name for space in Space for name in self.list_space_buckets(space)]
 
-    def record(self, state: str) -> str:
-        """As it is listed."""
+    def to_record(self, state: str) -> str:
+        """Encode it for the list of loads."""
         return json.dumps({"version": self.version, "buckets": self.n_buckets, "state": state})
 
     @staticmethod
     def from_record(prefix: str, name: str, record: bytes) -> tuple[Load, str]:
-        """As it was listed, and its state."""
+        """Decode a load and its state. Raises DamagedError."""
         try:
             fields = json.loads(record)
             return Load(prefix, name, int(fields["version"]), int(fields["buckets"])), str(fields["state"])
@@ -107,7 +107,7 @@ class Load:
 
 
 class RedisWriter:
-    """A version under way."""
+    """A version that is being written."""
 
     def __init__(self, connection: Connection, load: Load) -> None:
         self._connection = connection
@@ -115,41 +115,41 @@ class RedisWriter:
         self._counts = dict.fromkeys(Space, 0)
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
-        """Add pairs, a few megabytes at a time. StoreError where the load was lost meanwhile."""
-        first, n_buckets = self._load.space(space), self._load.n_buckets
-        still_there = ("HEXISTS", self._load.loads_key, self._load.name)
-        for some in pieces(pairs, PUT_BYTES, lambda pair: len(pair[0]) + len(pair[1])):
+        """Add pairs, a few megabytes at a time. Raises StoreError if the load was lost meanwhile."""
+        first, n_buckets = self._load.prefix_of(space), self._load.n_buckets
+        load_exists = ("HEXISTS", self._load.loads_key, self._load.name)
+        for some in split(pairs, PUT_BYTES, lambda pair: len(pair[0]) + len(pair[1])):
             grouped: dict[int, list[bytes]] = defaultdict(list)
             for key, value in some:
                 grouped[zlib.crc32(key) % n_buckets] += (key, value)
             commands = [("HSET", f"{first}{bucket}", *flat) for bucket, flat in grouped.items()]
-            if not self._connection.run_all([*commands, still_there])[-1]:
-                raise self._lost()
+            if not self._connection.run_all([*commands, load_exists])[-1]:
+                raise self._make_lost_error()
             self._counts[space] += len(some)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """See that every pair is there, and then declare the version finished, with these facts about it."""
+        """Check that all pairs are stored, then mark the version as finished, with its facts."""
         load = self._load
         fields: dict[str, str | int | bytes] = {"format": 1, "load": load.name, "buckets": load.n_buckets}
         for space, count in self._counts.items():
-            lengths = _lengths(self._connection, load, space)
+            lengths = _count_pairs(self._connection, load, space)
             if sum(lengths) != count:
-                raise self._lost()
-            fields |= {space.value: count, _filled_field(space): _bits(lengths)}
+                raise self._make_lost_error()
+            fields |= {space.value: count, _filled_field(space): _encode_filled(lengths)}
         fields["facts"] = json.dumps(dict(facts))
         flat = [part for field in fields.items() for part in field]
         keys = [load.loads_key, load.facts_key, load.versions_key]
-        arguments = [load.name, load.record(FINISHED), load.version, *flat]
+        arguments = [load.name, load.to_record(FINISHED), load.version, *flat]
         if not self._connection.script(FINISH)(keys, arguments):
-            raise self._lost()
+            raise self._make_lost_error()
 
     def discard(self) -> None:
-        """Remove what was written."""
-        for names in pieces(self._load.buckets(), MANY):
+        """Remove the pairs."""
+        for names in split(self._load.list_buckets(), MANY):
             self._connection.run("UNLINK", *names)
         self._connection.run("HDEL", self._load.loads_key, self._load.name)
 
-    def _lost(self) -> StoreError:
+    def _make_lost_error(self) -> StoreError:
         return StoreError(
             f"{self._connection.settings.url} has lost what was loaded of version {self._load.version}: it was "
             f"started anew, or another publisher has the lock; publish again"
@@ -157,7 +157,7 @@ class RedisWriter:
 
 
 class RedisReader:
-    """A finished version. `filled` tells which buckets hold pairs: one of them that is not there was lost."""
+    """A finished version, open. filled: a bit per bucket with pairs; if such a bucket is missing, it was lost."""
 
     def __init__(
         self,
@@ -177,12 +177,12 @@ class RedisReader:
         self._lost_bucket: str | None = None
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these keys, None for a key that is not there.
+        """Return the values of these keys; None for a missing key.
 
-        Never None for a key of a version or a bucket that was taken away: that is a GoneError or a DamagedError.
+        Raises GoneError if the version was retired, DamagedError if a bucket was lost: these are never missing keys.
         """
-        first, n_buckets = self._load.space(space), self._load.n_buckets
-        if len(keys) == 1:  # a value is right wherever it comes from: only a miss may be a wrong one
+        first, n_buckets = self._load.prefix_of(space), self._load.n_buckets
+        if len(keys) == 1:  # a value is always right: only a miss must be checked
             number = zlib.crc32(keys[0]) % n_buckets
             value = self._connection.run("HGET", f"{first}{number}", keys[0])
             if value is None:
@@ -190,7 +190,7 @@ class RedisReader:
                 self._check_bucket(space, number, there=bool(there))
             return [value]
         values: list[bytes | None] = []
-        for some in pieces(keys, READ_KEYS):
+        for some in split(keys, READ_KEYS):
             numbers = [zlib.crc32(key) % n_buckets for key in some]
             arguments: list[Any] = [first]
             for number, key in zip(numbers, some, strict=True):
@@ -205,19 +205,19 @@ class RedisReader:
         return values
 
     def pairs(self, space: Space) -> Iterator[Pair]:
-        """All pairs, bucket by bucket."""
-        for numbers in pieces(range(self._load.n_buckets), READ_BUCKETS):
+        """Yield all pairs, bucket by bucket."""
+        for numbers in split(range(self._load.n_buckets), READ_BUCKETS):
             for found in self._read_buckets("HGETALL", space, numbers):
                 yield from found.items()
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
-        """Up to `count` keys, ascending: from a few buckets, since a bucket is a random part of all keys."""
+        """Return up to `count` keys, ascending, from a few buckets: each bucket is a random sample of the keys."""
         numbers = list(range(self._load.n_buckets))
         rng = random.Random(seed)
         rng.shuffle(numbers)
         enough = 4 * count if count < self._counts[space] else self._counts[space]
         keys: list[bytes] = []
-        for some in pieces(numbers, READ_BUCKETS):
+        for some in split(numbers, READ_BUCKETS):
             if len(keys) >= enough:
                 break
             for found in self._read_buckets("HKEYS", space, some):
@@ -225,45 +225,45 @@ class RedisReader:
         keys.sort()
         return keys if len(keys) <= count else sorted(rng.sample(keys, count))
 
-    def count(self) -> None:
-        """DamagedError where pairs are missing, as they are when the server has lost or thrown away some."""
+    def verify_count(self) -> None:
+        """Count the pairs. Raises DamagedError if the server has lost some."""
         for space, written in self._counts.items():
-            lengths = _lengths(self._connection, self._load, space)
+            lengths = _count_pairs(self._connection, self._load, space)
             if sum(lengths) != written:
                 raise DamagedError(
-                    f"{self._load.space(space)}* in {self._connection.settings.url} holds {sum(lengths):,} pairs where "
-                    f"{written:,} were written; publish again with --repair"
+                    f"{self._load.prefix_of(space)}* in {self._connection.settings.url} holds {sum(lengths):,} pairs "
+                    f"where {written:,} were written; publish again with --repair"
                 )
-            self._filled[space] = _bits(lengths)
+            self._filled[space] = _encode_filled(lengths)
 
     def check(self) -> None:
-        """DamagedError where some buckets, others with every call, are not there any more."""
+        """Check some buckets, others with every call. Raises DamagedError if one was lost."""
         total = len(Space) * self._load.n_buckets
         numbers = range(self._next_check, min(total, self._next_check + CHECKED_BUCKETS))
         self._next_check = numbers.stop % total
         again = [] if self._lost_bucket is None else [self._lost_bucket]
-        self._check_there([*again, *self._filled_buckets(numbers)])
+        self._check_there([*again, *self._list_filled(numbers)])
 
     def check_all(self) -> None:
-        """DamagedError where a bucket that held pairs is not there any more."""
-        for numbers in pieces(range(len(Space) * self._load.n_buckets), 8 * MANY):
-            self._check_there(self._filled_buckets(numbers))
+        """Check all buckets. Raises DamagedError if one was lost."""
+        for numbers in split(range(len(Space) * self._load.n_buckets), 8 * MANY):
+            self._check_there(self._list_filled(numbers))
 
     def close(self) -> None:
-        """Nothing is held: connections are the store's."""
+        """Do nothing: the store owns the connections."""
 
-    def _filled_buckets(self, numbers: Sequence[int]) -> list[str]:
-        """The names of those that hold pairs; numbers go on from one space to the next."""
+    def _list_filled(self, numbers: Sequence[int]) -> list[str]:
+        """Return the names of the buckets with pairs. Numbers continue from one space to the next."""
         names = []
         spaces, n_buckets = list(Space), self._load.n_buckets
         for number in numbers:
             space, number = spaces[number // n_buckets], number % n_buckets
             if self._is_filled(space, number):
-                names.append(f"{self._load.space(space)}{number}")
+                names.append(f"{self._load.prefix_of(space)}{number}")
         return names
 
     def _check_there(self, names: Sequence[str]) -> None:
-        some = list(pieces(names, MANY))
+        some = list(split(names, MANY))
         found = self._read([("EXISTS", *part) for part in some])
         for part, there in zip(some, found, strict=True):
             if there < len(part):
@@ -274,8 +274,8 @@ class RedisReader:
         self._lost_bucket = None
 
     def _read_buckets(self, command: str, space: Space, numbers: Sequence[int]) -> list[Any]:
-        """What is in these buckets, if the version is there; DamagedError where one was lost."""
-        first = self._load.space(space)
+        """Return the contents of these buckets. Raises GoneError, or DamagedError if one was lost."""
+        first = self._load.prefix_of(space)
         answers = self._read([(command, f"{first}{number}") for number in numbers])
         for number, found in zip(numbers, answers, strict=True):
             self._check_bucket(space, number, there=bool(found))
@@ -286,12 +286,12 @@ class RedisReader:
 
     def _check_bucket(self, space: Space, number: int, *, there: bool) -> None:
         if not there and self._is_filled(space, number):
-            self._raise_lost(f"{self._load.space(space)}{number}")
+            self._raise_lost(f"{self._load.prefix_of(space)}{number}")
 
     def _raise_lost(self, bucket: str) -> None:
         load = self._load
         (current,) = self._read([("HGET", load.versions_key, load.version)])
-        if current != load.name.encode():  # it is in its time of grace
+        if current != load.name.encode():  # it is retired, in its time of grace
             self._check_load(None)
         self._lost_bucket = bucket
         raise DamagedError(
@@ -300,7 +300,7 @@ class RedisReader:
         )
 
     def _read(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers, if the version was still there after the last of them."""
+        """Return the answers. Raises GoneError if the version was retired before the last of them."""
         *answers, name = self._connection.run_all([*commands, ("HGET", self._load.facts_key, "load")])
         self._check_load(name)
         return answers
@@ -311,12 +311,12 @@ class RedisReader:
             raise GoneError(f"version {self._load.version} was taken away from {url}; open the current one")
 
 
-def opened(
+def open_version(
     connection: Connection, prefix: str, version: int, name: str, fields: dict[bytes, bytes], *, verify: bool
 ) -> RedisReader:
-    """The version that these fields of its facts tell of. DamagedError where they do not, or where a bucket was lost.
+    """Open a version by the fields of its facts. Raises DamagedError if they are invalid or a bucket was lost.
 
-    verify: count its pairs.
+    verify: count the pairs.
     """
     key = f"{prefix}:v:{version}:facts"
     try:
@@ -334,23 +334,23 @@ def opened(
         text = f"{key} in {connection.settings.url} is not as it was written ({error}); publish again with --repair"
         raise DamagedError(text) from error
     reader = RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts, filled)
-    if verify or len(filled) < len(Space):  # a version that an older nearcast has written does not say what is filled
-        reader.count()
+    if verify or len(filled) < len(Space):  # an older nearcast did not store which buckets are filled
+        reader.verify_count()
     else:
         reader.check_all()
     return reader
 
 
-def _lengths(connection: Connection, load: Load, space: Space) -> list[int]:
-    """How many pairs each bucket of a space holds."""
+def _count_pairs(connection: Connection, load: Load, space: Space) -> list[int]:
+    """Return the number of pairs of each bucket of a space."""
     lengths: list[int] = []
-    for some in pieces(load.space_buckets(space), MANY):
+    for some in split(load.list_space_buckets(space), MANY):
         lengths += connection.run_all([("HLEN", name) for name in some])
     return lengths
 
 
-def _bits(lengths: Sequence[int]) -> bytes:
-    """A bit per bucket, the lowest first: whether it holds pairs."""
+def _encode_filled(lengths: Sequence[int]) -> bytes:
+    """Return a bit per bucket, lowest first: whether it has pairs."""
     bits = bytearray(-(-len(lengths) // 8))
     for number, length in enumerate(lengths):
         if length:
@@ -362,8 +362,8 @@ def _filled_field(space: Space) -> str:
     return f"{space}_filled"
 
 
-def pieces(things: Sequence[T], most: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[Sequence[T]]:
-    """Pieces of a sequence whose sizes add up to `most`, or of one thing."""
+def split(things: Sequence[T], most: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[Sequence[T]]:
+    """Yield pieces of a sequence whose sizes add up to at most `most`, or of one element."""
     start = total = 0
     for place, thing in enumerate(things):
         total += size(thing)

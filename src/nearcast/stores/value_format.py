@@ -1,4 +1,4 @@
-"""What keys and values of a store mean: ids as keys, candidate lists and item columns as values. Format 1.
+"""The format of keys and values in a store: ids as keys, candidate lists and item columns as values. Format 1.
 
     key     an int64 id: 8 bytes, big-endian, sign bit flipped, so that bytes sort as the numbers do
             a string id: its UTF-8 bytes; of more than 480, the first 448, 0xFF, and the 32 bytes of their BLAKE2b hash;
@@ -69,40 +69,40 @@ IdType = str  # "int64" or "string"
 
 
 def id_type(kind: pa.DataType) -> IdType:
-    """The type of ids as facts record it."""
+    """Return the type of ids as the facts record it."""
     return "int64" if pa.types.is_integer(kind) else "string"
 
 
 def encode_key(key: str | int) -> bytes:
-    """An id as a key: the type of the id decides which."""
+    """Encode an id as a key, by the type of the id."""
     if isinstance(key, str):
-        data = key.encode("utf-8", errors="surrogatepass")  # such a key is in no table, and that is the answer
+        data = key.encode("utf-8", errors="surrogatepass")  # such a key is in no table: the look-up misses
         if len(data) <= LONGEST_KEY:
             return data or NO_TEXT
         return data[:KEPT_OF_LONG] + b"\xff" + hashlib.blake2b(data, digest_size=32).digest()
     if not -SIGN <= key < SIGN:
-        return NO_TEXT  # in no table of numbers, whose keys have 8 bytes
+        return NO_TEXT  # never in a table of integers: its keys have 8 bytes
     return (key + SIGN).to_bytes(8, "big")
 
 
 def encode_query_key(key: bytes) -> bytes:
-    """The key under which the columns of a query are kept beside those of the items: no item has such a key."""
+    """Return the key of a query's columns in the space of items. No item has such a key."""
     return OF_QUERY + key
 
 
 def encode_keys(ids: pa.Array) -> list[bytes]:
-    """Ids as keys."""
+    """Encode ids as keys."""
     if pa.types.is_integer(ids.type):
         numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) ^ np.uint64(SIGN)
-        return _cut(numbers.astype(">u8").view(np.uint8).reshape(-1, 8))
-    offsets, texts = _texts(ids)
+        return _split_rows(numbers.astype(">u8").view(np.uint8).reshape(-1, 8))
+    offsets, texts = _encode_texts(ids)
     if int(np.diff(offsets).max(initial=0)) > LONGEST_KEY:
         return [encode_key(text) for text in ids.to_pylist()]
     return [texts[start:end] or NO_TEXT for start, end in pairwise(offsets.tolist())]
 
 
 def decode_keys(keys: Sequence[bytes], ids: IdType) -> pa.Array:
-    """Return the ids of keys, without those whose text is too long to be kept whole."""
+    """Decode keys to ids, without text ids that are too long for a key."""
     if ids != "string":
         return pa.array(numbers_of_keys([key for key in keys if len(key) == 8]), pa.int64())
     texts = [b"" if key == NO_TEXT else key for key in keys if not key.startswith(OF_QUERY)]
@@ -110,14 +110,14 @@ def decode_keys(keys: Sequence[bytes], ids: IdType) -> pa.Array:
 
 
 def numbers_of_keys(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """The ids of keys of numbers. DamagedError where there is another key among them."""
+    """Decode keys to integer ids. Raises DamagedError for another key."""
     if set(map(len, keys)) - {8}:
         raise DamagedError("the store holds a key that is no number, in a table whose keys are numbers")
     return (np.frombuffer(b"".join(keys), ">u8").astype(np.uint64) ^ np.uint64(SIGN)).view(np.int64)
 
 
 def key_of_text(text: str | int, ids: IdType) -> str | int | None:
-    """An id as people and URLs write it, in the type of the table; None where it cannot be one of its ids."""
+    """Convert an id from a URL or a command to the type of the table; None if it cannot be one of its ids."""
     if ids == "string":
         return str(text)
     if isinstance(text, int):
@@ -130,7 +130,7 @@ def key_of_text(text: str | int, ids: IdType) -> str | int | None:
 
 
 def id_kind(ids: pa.Array | pa.ChunkedArray) -> int:
-    """How ids that include these are written: the narrowest kind that holds them all."""
+    """Return the narrowest encoding that holds all these ids."""
     if not pa.types.is_integer(ids.type):
         return STRING
     if len(ids) == 0:
@@ -140,7 +140,7 @@ def id_kind(ids: pa.Array | pa.ChunkedArray) -> int:
 
 
 def encode_lists(ids: pa.ListArray, scores: pa.ListArray, reasons: Sequence[str | None], kind: int) -> list[bytes]:
-    """Candidate lists as values. Ids and scores have the same lengths; InputError for what format 1 cannot hold."""
+    """Encode candidate lists; ids and scores have equal lengths. Raises InputError if format 1 cannot hold them."""
     lengths = np.asarray(pc.list_value_length(ids).to_numpy(zero_copy_only=False), np.int64)
     if len(lengths) and lengths.max() > MOST_CANDIDATES:
         raise InputError(f"a list holds {lengths.max():,} candidates; a store takes {MOST_CANDIDATES:,} at most")
@@ -148,25 +148,25 @@ def encode_lists(ids: pa.ListArray, scores: pa.ListArray, reasons: Sequence[str 
     numbers = scores.flatten().to_numpy(zero_copy_only=False).astype("<f4", copy=False)
     starts = np.cumsum(lengths) - lengths
     if kind == STRING:
-        return _with_strings(codes, lengths, numbers.tobytes(), ids.flatten())
+        return _encode_string_lists(codes, lengths, numbers.tobytes(), ids.flatten())
     flat_ids = ids.flatten().to_numpy(zero_copy_only=False).astype("<u4" if kind == UINT32 else "<i8", copy=False)
     widths = np.unique(lengths).tolist()
     if len(widths) == 1:
         shape = (len(lengths), widths[0])
-        return _cut(_records(codes, numbers.reshape(shape), flat_ids.reshape(shape), kind))
+        return _split_rows(_encode_records(codes, numbers.reshape(shape), flat_ids.reshape(shape), kind))
     values = np.empty(len(lengths), object)
-    for width in widths:  # lists of one length are records of one size
+    for width in widths:  # lists of equal length are records of equal size
         rows = np.flatnonzero(lengths == width)
         slots = starts[rows, None] + np.arange(width)
-        values[rows] = _cut(_records(codes[rows], numbers[slots], flat_ids[slots], kind))
+        values[rows] = _split_rows(_encode_records(codes[rows], numbers[slots], flat_ids[slots], kind))
     listed: list[bytes] = values.tolist()
     return listed
 
 
-def _records(
+def _encode_records(
     codes: npt.NDArray[np.uint8], scores: npt.NDArray[Any], ids: npt.NDArray[Any], kind: int
 ) -> npt.NDArray[np.uint8]:
-    """(n, size) the bytes of n lists of one length."""
+    """Return the bytes of n lists of equal length, as (n, size)."""
     n, length = scores.shape
     records = np.empty((n, 4 + (4 + ID_BYTES[kind]) * length), np.uint8)
     records[:, 0], records[:, 1] = 16 * FORMAT + kind, codes
@@ -176,18 +176,18 @@ def _records(
     return records
 
 
-def _cut(records: npt.NDArray[np.uint8]) -> list[bytes]:
-    """(n, size) bytes as n objects, made in C."""
+def _split_rows(records: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Split (n, size) bytes into n objects; done in C."""
     if len(records) == 0:
         return []
     pieces: list[bytes] = np.ascontiguousarray(records).view(f"V{records.shape[1]}").reshape(-1).tolist()
     return pieces
 
 
-def _with_strings(
+def _encode_string_lists(
     codes: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64], scores: bytes, ids: pa.Array
 ) -> list[bytes]:
-    offsets, texts = _texts(ids)
+    offsets, texts = _encode_texts(ids)
     longest = int(np.diff(offsets).max(initial=0))
     if longest > MOST_CANDIDATES:
         raise InputError(f"an item's id has {longest:,} bytes; a store takes {MOST_CANDIDATES:,} at most")
@@ -199,12 +199,14 @@ def _with_strings(
     heads[:, 2:] = lengths.astype("<u2")[:, None].view(np.uint8)
     return [
         head + scores[4 * a : 4 * b] + sizes[2 * a : 2 * b] + texts[first:last]
-        for head, (a, b), (first, last) in zip(_cut(heads), pairwise(ends.tolist()), pairwise(places), strict=True)
+        for head, (a, b), (first, last) in zip(
+            _split_rows(heads), pairwise(ends.tolist()), pairwise(places), strict=True
+        )
     ]
 
 
-def _texts(ids: pa.Array) -> tuple[npt.NDArray[np.int64], bytes]:
-    """Where each of these strings begins and the last one ends, and the UTF-8 bytes of all."""
+def _encode_texts(ids: pa.Array) -> tuple[npt.NDArray[np.int64], bytes]:
+    """Return the offsets of the strings, (n + 1,), and the UTF-8 bytes of all."""
     ids = ids.cast(pa.large_string())
     if len(ids) == 0:
         return np.zeros(1, np.int64), b""
@@ -215,29 +217,29 @@ def _texts(ids: pa.Array) -> tuple[npt.NDArray[np.int64], bytes]:
 
 
 def encode_items(columns: pa.Table) -> list[bytes]:
-    """The columns of items as values."""
-    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain, allow_nan=False).encode
+    """Encode the columns of items as JSON."""
+    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_convert_value, allow_nan=False).encode
 
     def write(row: dict[str, Any]) -> bytes:
         try:
             return encode(row).encode()
         except ValueError:
-            return encode(_finite(row)).encode()
+            return encode(_replace_nan(row)).encode()
 
     return [write(row) for row in rows_of_table(columns)] or [b"{}"] * len(columns)
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for what is no number, as JSON has no word for it."""
+def _replace_nan(value: Any) -> Any:
+    """Replace NaN and infinities by None: JSON has no value for them."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: _replace_nan(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_replace_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(value: Any) -> Any:
-    """What JSON does not know: dates as ISO 8601, bytes as hexadecimal digits, anything else as its text."""
+def _convert_value(value: Any) -> Any:
+    """Convert a value that JSON lacks: dates to ISO 8601, bytes to hexadecimal digits, others to text."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return value.hex() if isinstance(value, bytes) else str(value)
@@ -245,7 +247,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CandidateLists:
-    """Decoded lists of n keys, flat: list i is ids[offsets[i]:offsets[i + 1]]. A missing key has an empty one."""
+    """Decoded lists of n keys, flat: list i is ids[offsets[i]:offsets[i + 1]]. A missing key has an empty list."""
 
     found: npt.NDArray[np.bool_]  # (n,)
     offsets: npt.NDArray[np.int64]  # (n + 1,)
@@ -255,14 +257,14 @@ class CandidateLists:
 
 
 def decode_list(value: bytes) -> tuple[list[Any], list[float], str | None]:
-    """Ids, scores and reason of one value. DamagedError where it is none."""
+    """Decode one list to ids, scores and reason. Raises DamagedError."""
     try:
         head, reason, n = HEADER.unpack_from(value)
-        kind = _checked(head)
+        kind = _validate_head(head)
         scores = list(struct.unpack_from(f"<{n}f", value, 4))
         start = 4 + 4 * n
         if kind == STRING:
-            return _cut_strings(value, start, n), scores, REASONS[reason]
+            return _decode_strings(value, start, n), scores, REASONS[reason]
         if start + ID_BYTES[kind] * n != len(value):
             raise ValueError(f"it has {len(value)} bytes and should have {start + ID_BYTES[kind] * n}")
         return list(struct.unpack_from(f"<{n}{'I' if kind == UINT32 else 'q'}", value, start)), scores, REASONS[reason]
@@ -270,8 +272,8 @@ def decode_list(value: bytes) -> tuple[list[Any], list[float], str | None]:
         raise DamagedError(f"a value in the store is no list of candidates ({error})") from error
 
 
-def _cut_strings(value: bytes, start: int, n: int) -> list[str]:
-    """n lengths, and then the UTF-8 bytes of all; of ASCII, cut after one decoding, which is half the work."""
+def _decode_strings(value: bytes, start: int, n: int) -> list[str]:
+    """Decode n lengths and the UTF-8 bytes after them. ASCII text is decoded once and then split: half the work."""
     ends = list(accumulate(struct.unpack_from(f"<{n}H", value, start), initial=0))
     packed = value[start + 2 * n :]
     if ends[-1] != len(packed):
@@ -282,7 +284,7 @@ def _cut_strings(value: bytes, start: int, n: int) -> list[str]:
     return [text[a:b] for a, b in pairwise(ends)]
 
 
-def _checked(head: int) -> int:
+def _validate_head(head: int) -> int:
     form, kind = divmod(head, 16)
     if form != FORMAT:
         raise ValueError(f"its format is {form}, and this version of nearcast reads {FORMAT}")
@@ -292,7 +294,7 @@ def _checked(head: int) -> int:
 
 
 def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
-    """Many values at once. DamagedError where one of them is no list."""
+    """Decode many lists at once. Raises DamagedError if a value is no list."""
     there = [value for value in values if value is not None]
     sizes = np.fromiter(map(len, there), np.int64, len(there))
     if len(there) == len(values):
@@ -303,7 +305,7 @@ def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
         raise DamagedError("a value in the store is no list of candidates: it is too short")
     data = np.frombuffer(b"".join(there), np.uint8)
     starts = np.cumsum(sizes) - sizes
-    kind = _only_kind(data[starts], ids)
+    kind = _find_kind(data[starts], ids)
     lengths = data[starts + 2].astype(np.int64) + 256 * data[starts + 3].astype(np.int64)
     _check_sizes(sizes, lengths, kind)
     reasons = np.zeros(len(values), np.uint8)
@@ -314,20 +316,20 @@ def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
     offsets[1:][found] = lengths
     np.cumsum(offsets, out=offsets)
     if kind == STRING:
-        scores, texts = _strings(there, lengths)
+        scores, texts = _decode_string_lists(there, lengths)
         return CandidateLists(found, offsets, texts, scores, reasons)
     width = ID_BYTES[kind] // 4
-    floats, numbers = _parts(data.view("<u4"), 1, lengths, width * lengths)
+    floats, numbers = _split_parts(data.view("<u4"), 1, lengths, width * lengths)
     flat_ids = numbers.view("<u4" if kind == UINT32 else "<i8").astype(np.int64, copy=False)
     return CandidateLists(
         found, offsets, pa.array(flat_ids), floats.view("<f4").astype(np.float32, copy=False), reasons
     )
 
 
-def _only_kind(heads: npt.NDArray[np.uint8], ids: IdType) -> int:
-    """The kind of ids that all lists have: those of a version are all of one."""
+def _find_kind(heads: npt.NDArray[np.uint8], ids: IdType) -> int:
+    """Return the encoding of ids, which all lists of a version share."""
     try:
-        kinds = {_checked(head) for head in np.unique(heads).tolist()}
+        kinds = {_validate_head(head) for head in np.unique(heads).tolist()}
     except ValueError as error:
         raise DamagedError(f"a value in the store is no list of candidates ({error})") from error
     if len(kinds) > 1:
@@ -342,21 +344,23 @@ def _check_sizes(sizes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], k
         raise DamagedError(f"a value in the store is cut short: {lengths[at]} candidates in {sizes[at]} bytes")
 
 
-def _parts(
+def _split_parts(
     words: npt.NDArray[Any], skipped: int, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Of records that are `skipped` words, then so many of a first part, then so many of a second: both parts, flat."""
+    """Split records of `skipped` words and two parts of given lengths; return both parts, flat."""
     counts = np.stack([np.full(len(first), skipped), first, second], axis=1).reshape(-1)
     part = np.repeat(np.tile(np.arange(3, dtype=np.uint8), len(first)), counts)
     return words[part == 1], words[part == 2]
 
 
-def _strings(values: Sequence[bytes], lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], pa.Array]:
-    """Scores and ids of lists whose ids are strings."""
+def _decode_string_lists(
+    values: Sequence[bytes], lengths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], pa.Array]:
+    """Decode lists with string ids to scores and ids."""
     ends = (4 + 6 * lengths).tolist()  # of the scores and sizes; the rest is text
     heads = b"".join([value[:end] for value, end in zip(values, ends, strict=True)])
     text = b"".join([value[end:] for value, end in zip(values, ends, strict=True)])
-    halves, sizes = _parts(np.frombuffer(heads, "<u2"), 2, 2 * lengths, lengths)
+    halves, sizes = _split_parts(np.frombuffer(heads, "<u2"), 2, 2 * lengths, lengths)
     offsets = np.append(0, np.cumsum(sizes, dtype=np.int64))
     of_lists = np.diff(offsets[np.append(0, np.cumsum(lengths))])
     there = np.fromiter(map(len, values), np.int64, len(values)) - np.array(ends, np.int64)
@@ -366,7 +370,7 @@ def _strings(values: Sequence[bytes], lengths: npt.NDArray[np.int64]) -> tuple[n
     buffers = [None, pa.py_buffer(offsets.astype(width)), pa.py_buffer(text)]
     ids = pa.Array.from_buffers(kind, len(sizes), buffers)
     try:
-        ids.validate(full=True)  # whoever reads them would fail otherwise; a tenth of the time
+        ids.validate(full=True)  # readers would fail otherwise; takes a tenth of the time
     except pa.ArrowInvalid as error:
         raise DamagedError(f"a value in the store is no list of candidates ({error})") from error
     return halves.view("<f4").astype(np.float32, copy=False), ids
