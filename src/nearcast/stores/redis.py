@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from nearcast.errors import NotFoundError, StoreError
 from nearcast.stores.base import OverlayLog, Pointer, PublishLock
 from nearcast.stores.names import validate_generator
-from nearcast.stores.redis_connection import Connection
+from nearcast.stores.redis_connection import RedisConnection
 from nearcast.stores.redis_lock import RedisLock, hold_lock
 from nearcast.stores.redis_overlay import RedisOverlay
 from nearcast.stores.redis_url import parse_url
@@ -53,7 +53,7 @@ return 1
 
 def open_redis(url: str) -> RedisStore:
     """Open the store at a URL. Raises StoreError if it cannot be reached, SpecError for a Cluster or Sentinel."""
-    connection = Connection(parse_url(url))
+    connection = RedisConnection(parse_url(url))
     connection.check_server()
     return RedisStore(connection)
 
@@ -63,7 +63,7 @@ class RedisStore:
 
     in_process = False
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: RedisConnection) -> None:
         self.url = connection.settings.url
         self._connection = connection
 

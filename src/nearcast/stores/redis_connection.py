@@ -15,13 +15,13 @@ from typing import Any
 from nearcast.errors import MissingExtraError, SpecError, StoreError
 from nearcast.stores.redis_url import FORM, RedisSettings
 
-__all__ = ["Connection"]
+__all__ = ["RedisConnection"]
 
 SHOWN_CHARACTERS = 200  # of a text by the server, which may contain a whole command
 TLS_ERRORS = ("SSL", "WRONG_VERSION_NUMBER", "record layer failure", "certificate verify", "No such file")
 
 
-class Connection:
+class RedisConnection:
     """A pool of connections to one server. Safe to use from many threads and after a fork."""
 
     def __init__(self, settings: RedisSettings) -> None:

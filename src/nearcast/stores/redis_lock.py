@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nearcast.errors import BusyError, StoreError
-from nearcast.stores.redis_connection import Connection
+from nearcast.stores.redis_connection import RedisConnection
 
 __all__ = ["RedisLock", "hold_lock"]
 
@@ -30,7 +30,7 @@ RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL'
 class RedisLock:
     """A lock that this process took. The server knows whether it still holds it."""
 
-    connection: Connection
+    connection: RedisConnection
     key: str
     value: bytes
     what: str
@@ -48,7 +48,7 @@ class RedisLock:
 
 
 @contextlib.contextmanager
-def hold_lock(connection: Connection, key: str, what: str) -> Iterator[RedisLock]:
+def hold_lock(connection: RedisConnection, key: str, what: str) -> Iterator[RedisLock]:
     """Hold the lock. Raises BusyError at once if another process holds it."""
     value = _describe_process()
     lasts = max(1, round(1000 * LASTS_TIMEOUTS * connection.settings.timeout))

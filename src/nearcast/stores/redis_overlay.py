@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from nearcast.errors import DamagedError
 from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, OverlayEntry
-from nearcast.stores.redis_connection import Connection
+from nearcast.stores.redis_connection import RedisConnection
 
 __all__ = ["RedisOverlay"]
 
@@ -175,7 +175,7 @@ return {gone, #order, missing}
 class RedisOverlay:
     """The overlay of one generator, under a prefix of keys."""
 
-    def __init__(self, connection: Connection, prefix: str) -> None:
+    def __init__(self, connection: RedisConnection, prefix: str) -> None:
         self._connection = connection
         self._name = prefix.partition(":")[2]
         self._keys = [f"{prefix}:overlay:{name}" for name in KINDS] + [OVERLAYS]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from nearcast.errors import DamagedError, GoneError, StoreError
 from nearcast.stores.base import Pair, Space
-from nearcast.stores.redis_connection import Connection
+from nearcast.stores.redis_connection import RedisConnection
 
 __all__ = ["FINISHED", "LEAVING", "LOADING", "MANY", "Load", "RedisReader", "RedisWriter", "open_version", "split"]
 
@@ -109,7 +109,7 @@ class Load:
 class RedisWriter:
     """A version that is being written."""
 
-    def __init__(self, connection: Connection, load: Load) -> None:
+    def __init__(self, connection: RedisConnection, load: Load) -> None:
         self._connection = connection
         self._load = load
         self._counts = dict.fromkeys(Space, 0)
@@ -161,7 +161,7 @@ class RedisReader:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: RedisConnection,
         load: Load,
         facts: Mapping[str, Any],
         counts: dict[Space, int],
@@ -312,7 +312,7 @@ class RedisReader:
 
 
 def open_version(
-    connection: Connection, prefix: str, version: int, name: str, fields: dict[bytes, bytes], *, verify: bool
+    connection: RedisConnection, prefix: str, version: int, name: str, fields: dict[bytes, bytes], *, verify: bool
 ) -> RedisReader:
     """Open a version by the fields of its facts. Raises DamagedError if they are invalid or a bucket was lost.
 
@@ -341,7 +341,7 @@ def open_version(
     return reader
 
 
-def _count_pairs(connection: Connection, load: Load, space: Space) -> list[int]:
+def _count_pairs(connection: RedisConnection, load: Load, space: Space) -> list[int]:
     """Return the number of pairs of each bucket of a space."""
     lengths: list[int] = []
     for some in split(load.list_space_buckets(space), MANY):
