@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nearcast.join.profile_inputs import _distribution, _is_empty, _kind, _plain
+from nearcast.join.profile_inputs import _comparison_kind, _is_empty, _summarize_values, _to_plain_array
 from nearcast.measure.profile import compare_columns
 from nearcast.publishing.audit_rules import RULES
 from nearcast.publishing.audit_values import (
@@ -35,16 +35,16 @@ DAYS = np.array([datetime.date(2026, 3, 1) - datetime.timedelta(days=int(d)) for
 
 def column(values: Any, kind: pa.DataType | None = None) -> dict[str, Any]:
     """The profile of a column with these values."""
-    array = _plain(pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values, kind)]))
+    array = _to_plain_array(pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values, kind)]))
     empty = _is_empty(array)
     there = array.filter(pa.array(~empty))
     facts = {
         "type": str(array.type),
-        "kind": _kind(array.type),
+        "kind": _comparison_kind(array.type),
         "empty": float(empty.mean()) if len(empty) else 0.0,
         "count": len(there),
     }
-    return facts | (_distribution(there) if len(there) else {})
+    return facts | (_summarize_values(there) if len(there) else {})
 
 
 def table(**attributes: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Keeper:
     def ask(self, items, queries, rows=None):
         every = np.arange(queries.vectors.n) if rows is None else rows
         request = JoinRequest(self.metric, self.k, exclude_self=self.exclude_self)
-        cache, inputs = TruthCache(self.home, self.notes.append), Inputs(items, queries)
+        cache, inputs = TruthCache(self.home, self.notes.append), Inputs(items, queries, self.metric)
         found = cache.find(inputs, every, request, self.resources, no_progress)
         scratch = find_truth(inputs, every, request, self.resources)
         np.testing.assert_array_equal(found.positions, scratch.positions)

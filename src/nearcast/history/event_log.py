@@ -1,7 +1,7 @@
-"""Keep and read the history: one SQLite file, one row per event, rows are added and never changed.
+"""The history: one SQLite file with a row per event. Rows are added and never changed.
 
-SQLite, since it is in the standard library, takes short appends of many processes whole or not at all, and any tool
-can read it. Knows nothing of what the facts mean.
+SQLite is in the standard library, appends of several processes are atomic, and many tools read it. Knows nothing of the
+facts' meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["FILE", "HistoryEvent", "append", "newest", "read"]
 
 FILE = "history.sqlite"
 FORMAT = 1
-PATIENCE_SECONDS = 10.0  # for another process that appends at the same moment
+LOCK_SECONDS = 10.0  # to wait for another process that appends
 TABLES = """
 create table if not exists events (
     number integer primary key,
@@ -39,16 +39,16 @@ create index if not exists events_of_generator on events (generator, kind, numbe
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
-    """Something that happened to a generator. `seconds` since 1970; `facts` are plain data."""
+    """An event of a generator. `seconds` since 1970; `facts` are plain data."""
 
     generator: str
     kind: str  # run, publish, rollback or monitor
     seconds: float
-    version: int | None  # of the snapshot that it is about
+    version: int | None  # of the snapshot
     facts: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "generator": self.generator,
             "kind": self.kind,
@@ -68,12 +68,12 @@ def append(
     seconds: float | None = None,
     identity: str | None = None,
 ) -> str | None:
-    """Add a row to the history of the folder `out`. Returns why it could not be, or None.
+    """Add a row to the history of the folder `out`. Return an error text, or None.
 
-    What the row tells of has happened already, so a history that cannot be written is no reason to fail.
-    identity: a second row with it is not added.
+    The event has happened already, so a history that cannot be written does not raise.
+    identity: unique; a second row with it is not added.
     """
-    if not out.is_dir():  # a machine that has the store, and not the snapshots
+    if not out.is_dir():  # a machine with the store, without the snapshots
         return None
     when = time.time() if seconds is None else seconds
     row = (generator, kind, when, version, identity, json.dumps(facts, default=str, allow_nan=False))
@@ -90,37 +90,37 @@ def append(
 def read(
     out: Path, generator: str | None = None, kinds: Sequence[str] = (), last: int | None = None
 ) -> list[HistoryEvent]:
-    """The rows of a generator or of all, oldest first, of these kinds or of all; the last so many of them.
+    """Read events, oldest first: of a generator or all, of these kinds or all, the last `last` or all.
 
-    None where there is no history. DamagedError where the file is no history that can be read.
+    Returns an empty list without a history. Raises DamagedError if the file cannot be read as a history.
     """
     path = out / FILE
     if not path.is_file():
         return []
-    holds, values = ["1 = 1"], []
+    conditions, values = ["1 = 1"], []
     if generator is not None:
-        holds.append("generator = ?")
+        conditions.append("generator = ?")
         values.append(generator)
     if kinds:
-        holds.append(f"kind in ({', '.join('?' * len(kinds))})")
+        conditions.append(f"kind in ({', '.join('?' * len(kinds))})")
         values += kinds
-    query = f"select generator, kind, seconds, version, facts from events where {' and '.join(holds)}"
+    query = f"select generator, kind, seconds, version, facts from events where {' and '.join(conditions)}"
     try:
         with _open(path) as database:
             _check_format(database, path)
             rows = database.execute(f"{query} order by number desc limit ?", (*values, -1 if last is None else last))
-            found = [
+            events = [
                 HistoryEvent(name, kind, when, version, json.loads(facts)) for name, kind, when, version, facts in rows
             ]
     except (sqlite3.Error, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); move it away, and a new history begins") from error
-    return found[::-1]
+    return events[::-1]
 
 
 def newest(out: Path) -> dict[str, int]:
-    """The generators of a history, each with the number of its newest row: a higher one says that there is news.
+    """Return the number of each generator's newest row: a higher number means new events.
 
-    Nothing where there is no history. DamagedError where the file is no history that can be read.
+    Returns an empty mapping without a history. Raises DamagedError if the file cannot be read as a history.
     """
     path = out / FILE
     if not path.is_file():
@@ -140,14 +140,14 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _check_format(database: sqlite3.Connection, path: Path) -> int:
-    found = int(database.execute("pragma user_version").fetchone()[0])
-    if found > FORMAT:
-        raise DamagedError(f"{path} is a history of format {found}, and this nearcast reads {FORMAT}; upgrade it")
-    return found
+    version = int(database.execute("pragma user_version").fetchone()[0])
+    if version > FORMAT:
+        raise DamagedError(f"{path} is a history of format {version}, and this nearcast reads {FORMAT}; upgrade it")
+    return version
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     refuse_link(path)
-    with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE_SECONDS)) as database:
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
         yield database

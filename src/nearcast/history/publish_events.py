@@ -1,6 +1,6 @@
-"""What the history tells of the published version: which is current since when, which were refused or withdrawn.
+"""Versions from the history's events: which is published since when, which were refused or rolled back from.
 
-Takes events and gives versions; reads no store. A store that another folder publishes to is not in this history.
+Reads no store. A store that another folder publishes to is not in this history.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ __all__ = ["LiveVersion", "find_live_version", "find_refused_versions", "find_re
 
 @dataclass(frozen=True, slots=True)
 class LiveVersion:
-    """What look-ups answer from, as far as the history knows."""
+    """The version that look-ups read, by the history."""
 
     version: int
     since: float
-    made: float | None  # when its snapshot was made; None where that run is not in the history
-    rolled_back: bool  # the pointer was moved to it from a newer version
-    left: int | None = None  # the version that was current before
-    only_seen: bool = False  # the monitor found it in the store; who published it, this history does not know
+    made: float | None  # when its snapshot was made; None if the history lacks that run
+    rolled_back: bool  # the pointer was moved back from a newer version
+    left: int | None = None  # the previous version
+    only_seen: bool = False  # the monitor saw it in the store; its publish is not in this history
 
 
 def find_live_version(events: Sequence[HistoryEvent]) -> LiveVersion | None:
-    """Return what is current by the last publish or rollback, or by what the monitor has found in the store since.
+    """Return the published version: by the last publish or rollback, or by a later observation of the monitor.
 
-    None where nothing was published.
+    Returns None if nothing was published.
     """
     moved = _moved_to(events)
     seen = _seen_since(events, moved)
@@ -36,12 +36,12 @@ def find_live_version(events: Sequence[HistoryEvent]) -> LiveVersion | None:
 
 
 def _seen_since(events: Sequence[HistoryEvent], moved: LiveVersion | None) -> LiveVersion | None:
-    """Another version that the last pass of the monitor has found in the same store; None where it found the same."""
+    """Return another version that the monitor has seen in the same store since; None if it saw the same."""
     first: HistoryEvent | None = None
     for event in reversed(events):
         if event.kind == "rollback" or (event.kind == "publish" and not is_refused(event)):
             if first is not None and first.facts.get("store") != event.facts.get("store"):
-                return None  # of another store, which says nothing of this one
+                return None  # of another store
             break
         served = event.facts.get("served") if event.kind == "monitor" else None
         if served and (first is None or served["version"] == first.facts["served"]["version"]):
@@ -59,7 +59,7 @@ def _seen_since(events: Sequence[HistoryEvent], moved: LiveVersion | None) -> Li
 
 
 def _moved_to(events: Sequence[HistoryEvent]) -> LiveVersion | None:
-    """What is current by the last publish or rollback."""
+    """Return the version of the last publish or rollback."""
     done = [event for event in events if event.kind in ("publish", "rollback") and not is_refused(event)]
     if not done or done[-1].version is None:
         return None
@@ -71,12 +71,12 @@ def _moved_to(events: Sequence[HistoryEvent]) -> LiveVersion | None:
 
 
 def is_refused(event: HistoryEvent) -> bool:
-    """Whether it is a publish that the audit has stopped."""
+    """Return whether the event is a publish that the audit refused."""
     return event.kind == "publish" and event.facts.get("outcome") == "audit_failed"
 
 
 def find_refused_versions(events: Sequence[HistoryEvent]) -> dict[int, HistoryEvent]:
-    """Return the versions whose last publish the audit has stopped, each with that event."""
+    """Return the versions whose last publish the audit refused, each with that event."""
     found: dict[int, HistoryEvent] = {}
     for event in events:
         if event.version is None or event.kind not in ("publish", "rollback"):
@@ -89,7 +89,7 @@ def find_refused_versions(events: Sequence[HistoryEvent]) -> dict[int, HistoryEv
 
 
 def find_rejected_versions(events: Sequence[HistoryEvent]) -> set[int]:
-    """Return the versions that the audit has refused, or that were left for an older one, and not published since."""
+    """Return the versions that the audit refused, or that were rolled back from, and that were not published since."""
     left = set[int]()
     seen = set[int]()
     for event in events:

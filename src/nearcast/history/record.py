@@ -1,4 +1,4 @@
-"""What the history keeps of runs, publishes and rollbacks, as plain data."""
+"""Records runs, publishes and rollbacks in the history, as plain data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nearcast.times import parse_utc
 
 __all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
 
-DECIDES = (  # settings of the spec: lists by others are not comparable
+DECIDES = (  # settings of the spec: lists under other values are not comparable
     *("metric", "k", "exclude_self", "min_score", "caps", "rules", "surplus", "exposure", "score", "rank"),
 )
 
 
 def record_run(out: Path, snapshot: Snapshot) -> str | None:
-    """Add a run, once. Returns why it could not be, or None."""
+    """Add a run, once. Return an error text, or None."""
     made = fingerprint([snapshot.name, snapshot.manifest.facts["run"], snapshot.manifest.fingerprint])
     return append(
         out,
@@ -36,13 +36,13 @@ def record_run(out: Path, snapshot: Snapshot) -> str | None:
 
 
 def record_runs(out: Path, generator: str) -> str | None:
-    """Add the runs whose snapshots are there and which nobody has added: of a killed run, or an older nearcast."""
-    troubles = [record_run(out, snapshot) for snapshot in list_snapshots(out, generator)]
-    return next((trouble for trouble in troubles if trouble), None)
+    """Add the runs of snapshots that the history lacks: of killed runs, or of an older nearcast."""
+    errors = [record_run(out, snapshot) for snapshot in list_snapshots(out, generator)]
+    return next((error for error in errors if error), None)
 
 
 def record_publication(out: Path, done: Publication) -> str | None:
-    """Add a publish or a rollback that has changed something."""
+    """Add a publish or rollback that changed the published version."""
     if done.outcome not in ("published", "rolled_back"):
         return None
     facts = done.as_dict() | {"accepted": dict(done.accepted or {})}
@@ -50,14 +50,14 @@ def record_publication(out: Path, done: Publication) -> str | None:
 
 
 def record_failed_audit(out: Path, generator: str, version: int | None, error: AuditError) -> str | None:
-    """Add a publish that the audit has stopped."""
+    """Add a publish that the audit refused."""
     assert isinstance(error.findings, tuple)
     findings = [finding.as_dict() for finding in error.findings]
     return append(out, generator, "publish", version, {"outcome": "audit_failed", "findings": findings})
 
 
 def run_facts(manifest: Manifest) -> dict[str, Any]:
-    """What of a snapshot's manifest is worth comparing with other runs."""
+    """Return the facts of a manifest that runs are compared by."""
     inputs, run, engine, spec = manifest.inputs, manifest.run, manifest.engine, manifest.spec
     return {
         "version": manifest.version,
@@ -69,7 +69,7 @@ def run_facts(manifest: Manifest) -> dict[str, Any]:
         "promise": dict(manifest.facts["promise"]),
         "k": manifest.k,
         "metric": manifest.metric,
-        "sides": {name: _side(inputs[name]) for name in ("items", "queries") if name in inputs},
+        "sides": {name: _table_facts(inputs[name]) for name in ("items", "queries") if name in inputs},
         "engine": {"name": engine.name, "settings": engine.settings, "effort": engine.params},
         "seconds": dict(run.seconds),
         "seconds_total": run.seconds_total,
@@ -81,7 +81,7 @@ def run_facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _side(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _table_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rows": facts["rows"],
         "vectors": facts["vectors"],

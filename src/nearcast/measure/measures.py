@@ -1,4 +1,4 @@
-"""The one table of measures: name, unit, better direction, and what it means in a line."""
+"""The table of all measures: name, unit, better direction, and meaning in a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["COMPARED", "MEASURES", "Measure", "format_value"]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A quality number that every run records."""
+    """A measure of a run."""
 
     name: str
     unit: Literal["share", "score", "count", "ratio"]
@@ -20,22 +20,25 @@ class Measure:
 
 
 def _interval(name: str, meaning: str) -> Iterator[Measure]:
-    """A recall with both ends of its 95% interval."""
+    """Yield a recall and both ends of its 95% interval."""
     yield Measure(name, "share", "higher", meaning)
     yield Measure(f"{name}_low", "share", "higher", f"lower end of the 95% interval of {name}")
     yield Measure(f"{name}_high", "share", "higher", f"upper end of the 95% interval of {name}")
 
 
-def _drift(side: str) -> Iterator[Measure]:
-    """What has happened to the vectors of a side since the snapshot that is served, else the last."""
-    yield Measure(f"{side}_drift", "ratio", "neither", f"{side}: 1 - cosine of an id's vectors then and now, median")
+def _drift(table: str) -> Iterator[Measure]:
+    """Yield the measures of a table's vectors against the served snapshot, else the last."""
+    yield Measure(f"{table}_drift", "ratio", "neither", f"{table}: median of 1 - cosine of an id's old and new vector")
     yield Measure(
-        f"{side}_shift", "ratio", "neither", f"{side}: way of the mean vector, by the vectors' distance from it"
+        f"{table}_shift",
+        "ratio",
+        "neither",
+        f"{table}: shift of the mean vector, by the vectors' distance from it",
     )
-    yield Measure(f"{side}_moved", "share", "lower", f"{side}: ids whose old vector belongs to another id now")
+    yield Measure(f"{table}_moved", "share", "lower", f"{table}: ids whose old vector belongs to another id now")
 
 
-COMPARED = "the snapshot that is served, else the last,"  # what measures of change compare with
+COMPARED = "the snapshot that is served, else the last,"  # baseline of the measures of change
 
 _ROWS = (
     Measure("recall", "share", "higher", "recall@k: true nearest items found, on a sample of queries"),
@@ -59,12 +62,12 @@ _ROWS = (
     ),
     Measure("score_ties", "share", "lower", "candidates whose score is that of the one before them: ids decide"),
     Measure("fill_rate", "share", "higher", "slots that hold a candidate"),
-    Measure("surplus_slots", "count", "neither", "candidates that are stored, as planned for survivors"),
+    Measure("surplus_slots", "count", "neither", "candidates stored by the over-fetch plan"),
     Measure("surplus_short", "count", "lower", "queries that cannot have enough survivors, listed with the reason"),
     Measure("surplus_below", "share", "lower", "requests that are expected to end with too few survivors"),
-    Measure("exposure_score_lost", "score", "lower", "what the exposure cap takes off the score of a slot, on average"),
+    Measure("exposure_score_lost", "score", "lower", "mean score per slot lost to the exposure cap"),
     Measure("exposure_fill_lost", "share", "lower", "slots that the exposure cap leaves empty"),
-    Measure("exposure_full", "count", "neither", "items that are in as many lists as they may be"),
+    Measure("exposure_full", "count", "neither", "items that are in as many lists as the exposure cap allows"),
     Measure(
         "fill_at_m",
         "share",
@@ -105,7 +108,7 @@ MEASURES: Mapping[str, Measure] = {row.name: row for row in _ROWS}
 
 
 def format_value(name: str, value: float | None) -> str:
-    """A measure as people read it: shares as percentages, counts with separators."""
+    """Format a measure for people: shares as percentages, counts with separators."""
     if value is None:
         return "-"
     unit = MEASURES[name].unit

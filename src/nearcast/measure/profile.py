@@ -1,9 +1,9 @@
-"""The profile of a column, and how far two profiles of it are apart: the population stability index (PSI).
+"""Profiles of a column, and the distance of two profiles: the population stability index (PSI).
 
     PSI = sum over bins of (now - then) * ln(now / then)
 
-Bins are the tenths of the older profile for numbers and times, and the frequent values for texts. By convention a PSI
-below 0.1 is no change, and one above 0.2 is a large one. Arrays and plain data in, figures out: knows nothing of files.
+Bins are the deciles of the older profile for numbers and times, and the frequent values for texts. By convention a PSI
+below 0.1 is no change, and above 0.2 a large change. Arrays and plain data in, figures out. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -29,59 +29,59 @@ __all__ = [
 
 Float64Array = npt.NDArray[np.float64]
 
-QUANTILES = 201  # of a column of numbers: steps of half a percent
-STEP = 20  # every so many is the edge of a bin: tenths
+QUANTILES = 201  # of a column of numbers: every half percent
+STEP = 20  # quantiles per bin: a decile
 MEDIAN = QUANTILES // 2
-MASS = 10  # quantiles that are equal: their value takes 5% of the rows or more, and is a bin of its own
-KEPT_VALUES = 100  # of a column of texts: the most frequent ones
-LEAST_SHARE = 0.002  # of a value that is kept
-OWN_BIN = 0.01  # share of a value, then or now, that makes it a bin; the others are one bin together
-EMPTY_BIN = 0.0025  # what an empty bin counts as: half a step of the quantiles
+MASS = 10  # equal quantiles: their value has at least 5% of the rows, and its own bin
+KEPT_VALUES = 100  # of a column of texts: the most frequent
+LEAST_SHARE = 0.002  # of a stored value
+OWN_BIN = 0.01  # share of a value, then or now, for its own bin; the others share one bin
+EMPTY_BIN = 0.0025  # share that an empty bin counts as: half a step of the quantiles
 NOISE_DEVIATIONS = 4.0
 DAY = 86_400_000_000  # microseconds
-MOST_ADVANCE = 40 * DAY  # by which times may have moved on, beside what has passed between the two runs
-MOST_GROWTH = 2.0  # factor by which a column of numbers may grow or shrink as a whole: a weekday, a season, a sale
+MOST_ADVANCE = 40 * DAY  # that times may advance, beside the time between the two runs
+MOST_GROWTH = 2.0  # factor by which a column of numbers may grow or shrink: a weekday, a season, a sale
 LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnDrift:
-    """How far a column's values have moved."""
+    """The distance of two profiles of a column."""
 
     psi: float
-    noise: float  # what samples of this size differ by from each other
-    what: str  # the largest difference in words, such as: median 12.99 -> 0.1299
+    noise: float  # distance of two samples of this size from one distribution
+    what: str  # the largest difference in words, for example: median 12.99 -> 0.1299
 
 
 def compute_quantiles(values: npt.NDArray[Any]) -> list[float] | list[int]:
-    """201 quantiles of the values (n,), which hold no NaN; fewer rows repeat. Floats keep six digits."""
-    places = np.ceil(np.linspace(0, 1, QUANTILES) * len(values)).astype(np.int64) - 1
-    ordered = np.sort(values)[np.maximum(places, 0)]
+    """Return 201 quantiles of values, (n,) without NaN; with fewer rows they repeat. Floats keep six digits."""
+    ranks = np.ceil(np.linspace(0, 1, QUANTILES) * len(values)).astype(np.int64) - 1
+    ordered = np.sort(values)[np.maximum(ranks, 0)]
     if np.issubdtype(ordered.dtype, np.integer):
         return [int(value) for value in ordered]
     return [float(f"{value:.6g}") for value in np.clip(ordered, -LARGEST, LARGEST)]
 
 
 def compute_shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
-    """The share of the most frequent values, the most frequent first; equal ones in the order of their text."""
+    """Return the shares of the most frequent values, the largest first; equal shares by text."""
     frequent = [pair for pair in counts.items() if pair[1] >= LEAST_SHARE * total]
     most = sorted(frequent, key=lambda pair: (-pair[1], pair[0]))[:KEPT_VALUES]
     return {value: round(count / total, 6) for value, count in most}
 
 
 def psi(then: Float64Array, now: Float64Array) -> float:
-    """PSI of two distributions over the same bins; an empty bin counts as a quarter of a percent."""
+    """Compute the PSI of two distributions over the same bins; an empty bin counts as 0.25%."""
     before, after = np.maximum(then, EMPTY_BIN), np.maximum(now, EMPTY_BIN)
     return float(((after - before) * np.log(after / before)).sum())
 
 
 def share_psi(then: float, now: float) -> float:
-    """PSI of a share and of what it leaves."""
+    """Compute the PSI of a share and its complement."""
     return psi(np.array([then, 1 - then]), np.array([now, 1 - now]))
 
 
 def estimate_noise(bins: int, then: int, now: int) -> float:
-    """PSI that two samples of one distribution, of these sizes, hardly ever exceed: four deviations.
+    """Estimate the PSI that two samples of one distribution, of these sizes, rarely exceed: four deviations.
 
     PSI is about (1 / then + 1 / now) times a chi-square with bins - 1 degrees of freedom.
     """
@@ -93,41 +93,44 @@ def estimate_noise(bins: int, then: int, now: int) -> float:
 def compare_columns(
     then: Mapping[str, Any], now: Mapping[str, Any], *, elapsed_seconds: float = 0.0
 ) -> ColumnDrift | None:
-    """Compare two profiles of a column, as `join.profiling` makes them; None where there is nothing to compare.
+    """Compare two profiles of a column from `join.profile_inputs`. Returns None if they cannot be compared.
 
-    elapsed_seconds: between the two runs. Times may have moved on by that and 40 days, all by the same: what is
-    always of today, or a month of releases, has the same shape each day.
+    elapsed_seconds: between the two runs. Times may all have advanced by that plus 40 days: columns of recent times
+    have the same shape each day.
     """
     if then["kind"] != now["kind"] or not then.get("count") or not now.get("count"):
         return None
-    found = [
-        _drift_of(part, then, now, elapsed_seconds)
+    drifts = [
+        _compare_part(part, then, now, elapsed_seconds)
         for part in ("quantiles", "lengths", "values")
         if part in then and part in now
     ]
-    return max(found, key=lambda drift: drift.psi - drift.noise, default=None)
+    return max(drifts, key=lambda drift: drift.psi - drift.noise, default=None)
 
 
-def _drift_of(part: str, then: Mapping[str, Any], now: Mapping[str, Any], elapsed_seconds: float) -> ColumnDrift:
+def _compare_part(part: str, then: Mapping[str, Any], now: Mapping[str, Any], elapsed_seconds: float) -> ColumnDrift:
     counts = int(then["count"]), int(now["count"])
     if part == "values":
-        return _value_drift(then["values"], now["values"], counts)
+        return _compare_values(then["values"], now["values"], counts)
     of_times = part == "quantiles" and "time" in then["kind"]
-    old, new = (np.array(side[part], np.int64 if of_times else np.float64) for side in (then, now))
-    value, bins = min(_number_psi(*sides) for sides in _alignments(old, new, of_times, elapsed_seconds))
+    old, new = (np.array(profile[part], np.int64 if of_times else np.float64) for profile in (then, now))
+    value, bins = min(_number_psi(*pair) for pair in _alignments(old, new, of_times, elapsed_seconds))
     what = "median length" if part == "lengths" else "median"
-    medians = [_written(side[MEDIAN], of_times) for side in (old, new)]
+    medians = [_format_median(side[MEDIAN], of_times) for side in (old, new)]
     if medians[0] == medians[1]:
-        what, medians = f"{what} {medians[0]}, 90th percentile", [_written(side[180], of_times) for side in (old, new)]
+        what, medians = (
+            f"{what} {medians[0]}, 90th percentile",
+            [_format_median(side[180], of_times) for side in (old, new)],
+        )
     return ColumnDrift(value, estimate_noise(bins, *counts), f"{what} {medians[0]} -> {medians[1]}")
 
 
 def _alignments(
     old: npt.NDArray[Any], new: npt.NDArray[Any], of_times: bool, elapsed_seconds: float
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Both rows of quantiles as they are, and with what all rows have in common on most days taken out.
+    """Yield both rows of quantiles unchanged, then with their common change removed.
 
-    Times may have moved on together; numbers may have grown or shrunk together, by a factor of 2 at most.
+    Times may all advance; numbers may all grow or shrink, by a factor of 2 at most.
     """
     yield old, new
     before, after = old[MEDIAN], new[MEDIAN]
@@ -146,7 +149,7 @@ def _six_digits(values: Float64Array) -> Float64Array:
 
 
 def _number_psi(then: npt.NDArray[Any], now: npt.NDArray[Any]) -> tuple[float, int]:
-    """PSI of two rows of quantiles over the tenths of the first, and the number of bins that hold anything."""
+    """Compute the PSI of two rows of quantiles over the deciles of the first. Return it and the number of used bins."""
     edges = np.unique(then[STEP:-1:STEP])
     repeats = np.searchsorted(then, edges, "right") - np.searchsorted(then, edges, "left")
     shares = [_bin_shares(side, edges, repeats >= MASS) for side in (then, now)]
@@ -155,16 +158,16 @@ def _number_psi(then: npt.NDArray[Any], now: npt.NDArray[Any]) -> tuple[float, i
 
 
 def _bin_shares(values: npt.NDArray[Any], edges: npt.NDArray[Any], own_bin: npt.NDArray[np.bool_]) -> Float64Array:
-    """The share of the values in each bin: between edges, and at the edges that have a bin of their own."""
+    """Return the share of the values in each bin: between edges, and at edges with their own bin."""
     below = np.searchsorted(edges, values, "left")
     at = np.minimum(below, len(edges) - 1)
     exact = (edges[at] == values) & own_bin[at] & (below < len(edges))
     counts = np.bincount(2 * below + exact, minlength=2 * len(edges) + 2)
-    found: Float64Array = counts / len(values)
-    return found
+    shares: Float64Array = counts / len(values)
+    return shares
 
 
-def _value_drift(then: Mapping[str, float], now: Mapping[str, float], counts: tuple[int, int]) -> ColumnDrift:
+def _compare_values(then: Mapping[str, float], now: Mapping[str, float], counts: tuple[int, int]) -> ColumnDrift:
     names = [name for name in sorted({*then, *now}) if max(then.get(name, 0.0), now.get(name, 0.0)) >= OWN_BIN]
     old, new = (np.array([side.get(name, 0.0) for name in names]) for side in (then, now))
     shares = [np.append(side, max(0.0, 1.0 - side.sum())) for side in (old, new)]
@@ -177,8 +180,8 @@ def _value_drift(then: Mapping[str, float], now: Mapping[str, float], counts: tu
     return ColumnDrift(value, estimate_noise(len(names) + 1, *counts), what)
 
 
-def _written(value: Any, of_times: bool) -> str:
-    """A median as people read it."""
+def _format_median(value: Any, of_times: bool) -> str:
+    """Format a median for people."""
     if not of_times:
         return f"{value:.6g}"
     try:

@@ -1,6 +1,6 @@
-"""Recall by slice: a mean hides the groups of queries that it is made of.
+"""Recall by slice: groups of the sampled queries by attribute, traffic or cell. Slices may overlap.
 
-Arrays in, figures out. Slices overlap freely: each is one way to look at the same sample.
+Arrays in, figures out.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
     "value_slices",
 ]
 
-FEWEST = 20  # sampled queries: below that an interval says nothing
+FEWEST = 20  # sampled queries of a slice: with fewer the interval is too wide
 MOST_VALUES = 20  # of one attribute; the rest is one slice
 QUARTERS = 4
 REST = "(other)"
 MISSING = "(none)"
-HEAD_SHARE = 0.5  # of the traffic, taken by the heaviest queries
+HEAD_SHARE = 0.5  # of the traffic: the heaviest queries
 RARE_SHARE = 0.1  # of the queries, in the smallest cells
 CELLS = 32
 ROUNDS = 5
@@ -46,7 +46,7 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some of the sampled queries, and what they have in common."""
+    """A group of the sampled queries with a common value."""
 
     by: str  # an attribute, or traffic, cells, items
     value: str
@@ -63,16 +63,16 @@ class SliceRecall:
     recall: float
     low: float
     high: float
-    best_score: float | None  # None: no query of it has a candidate
-    below_promise: bool  # the promise lies above an interval that is wide enough for so many slices at once
+    best_score: float | None  # None: no query has a candidate
+    below_promise: bool  # the recall target lies above an interval that accounts for the number of slices
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
 
 def value_slices(by: str, codes: IntArray, labels: Sequence[str]) -> Iterator[Slice]:
-    """A slice per value, the most frequent first, then one of the others. codes: (sampled,) labels by number, or -1."""
+    """Yield a slice per frequent value, then one of the others. codes: (sampled,) indexes of labels, -1 for null."""
     counts = np.bincount(codes[codes >= 0], minlength=len(labels))
     order = sorted(range(len(labels)), key=lambda i: (-counts[i], labels[i]))
     for code in order[:MOST_VALUES]:
@@ -82,7 +82,7 @@ def value_slices(by: str, codes: IntArray, labels: Sequence[str]) -> Iterator[Sl
 
 
 def quarter_slices(by: str, numbers: Float64Array) -> Iterator[Slice]:
-    """A slice per quarter of a number's values. numbers: (sampled,), NaN where there is none."""
+    """Yield a slice per quartile of a number. numbers: (sampled,), NaN for null."""
     known = ~np.isnan(numbers)
     if known.any():
         yield from _quarters(by, numbers, known)
@@ -100,7 +100,7 @@ def _quarters(name: str, numbers: Float64Array, known: Mask) -> Iterator[Slice]:
 
 
 def traffic_slices(weights: Float64Array) -> Iterator[Slice]:
-    """The head, which is the heaviest queries that together take half of the traffic, and the tail."""
+    """Yield the head, the heaviest queries with half of the traffic, and the tail."""
     order = np.argsort(-weights, kind="stable")
     before = np.cumsum(weights[order]) - weights[order]
     head = np.zeros(len(weights), np.bool_)
@@ -110,7 +110,7 @@ def traffic_slices(weights: Float64Array) -> Iterator[Slice]:
 
 
 def rare_slices(vectors: FloatArray, seed: int) -> Iterator[Slice]:
-    """The queries of the smallest of 32 k-means cells, a tenth of all at most: those that few others are like."""
+    """Yield the queries of the smallest of 32 k-means cells, at most a tenth of all, and the others."""
     if len(vectors) < CELLS * FEWEST // 2:
         return
     cells = _cells(vectors.astype(np.float64), seed)
@@ -123,7 +123,7 @@ def rare_slices(vectors: FloatArray, seed: int) -> Iterator[Slice]:
 
 
 def _cells(vectors: Float64Array, seed: int) -> IntArray:
-    """Lloyd's k-means on directions: a few rounds, since only the sizes of the cells matter."""
+    """Cluster directions by Lloyd's k-means, in few rounds: only the sizes of the cells matter."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = vectors / np.where(lengths > 0, lengths, 1.0)
     centres = rows[np.random.default_rng([seed, 3]).choice(len(rows), CELLS, replace=False)]
@@ -140,7 +140,7 @@ def _cells(vectors: Float64Array, seed: int) -> IntArray:
 def slice_recalls(
     slices: list[Slice], shares: Float64Array, best: Float64Array, n_queries: int, promise: float
 ) -> list[SliceRecall]:
-    """Recall of every slice that is large enough to be judged, and is not the whole sample.
+    """Estimate the recall of every slice with enough queries that is not the whole sample.
 
     shares: (sampled,) recall per query. best: (sampled,) score of the best candidate, -inf for none.
     """
@@ -162,10 +162,10 @@ def slice_recall(
     *,
     n_slices: int,
 ) -> SliceRecall:
-    """Recall of one slice, of whose queries one in `per_sampled` is in the sample.
+    """Estimate the recall of one slice; one in `per_sampled` of its queries is in the sample.
 
-    With many slices one falls below its 95% interval by chance alone; a slice is therefore only called below the
-    promise by an interval that all of them together hold in 95 of 100 cases (Bonferroni).
+    With many slices, one falls below its 95% interval by chance. So a slice is below the recall target only by an
+    interval that holds for all slices together in 95 of 100 cases (Bonferroni).
     """
     population = max(len(shares), round(per_sampled * len(shares)))
     recall = estimate_recall(shares, population)

@@ -1,4 +1,4 @@
-"""Figures of a whole table, added up part by part as it is written: fill, coverage, exposure, scores."""
+"""Measures of a whole table, added up part by part as it is written: fill, coverage, exposure, scores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nearcast.types import EMPTY_POSITION, FloatArray, IntArray
 
 __all__ = ["Tally", "gini", "overlap_per_query"]
 
-SCORE_SAMPLE = 1 << 20  # scores kept for the quantiles: enough for the 1% ends to three digits
+SCORE_SAMPLE = 1 << 20  # scores sampled for quantiles: three digits at 1% and 99%
 
 
 def gini(counts: IntArray) -> float:
-    """Gini coefficient of how often each item appears: 0 when all do alike, near 1 when one takes all."""
+    """Compute the Gini coefficient of items' appearances: 0 if all are equal, near 1 if one item has all."""
     total = int(counts.sum())
     if total == 0:
         return 0.0
@@ -25,9 +25,9 @@ def gini(counts: IntArray) -> float:
 
 
 def overlap_per_query(old: IntArray, new: IntArray) -> npt.NDArray[np.float64]:
-    """(n,) the share of each old list (n, k_old) of positions that the new list (n, k_new) still holds.
+    """Return (n,) the share of each old list, (n, k_old) positions, that the new list, (n, k_new), still holds.
 
-    Positions are of one numbering; -1 is an empty slot. Old lists that are empty count as NaN.
+    Both use the same positions; -1 is an empty slot. An empty old list gives NaN.
     """
     n = len(old)
     if n == 0:
@@ -35,16 +35,18 @@ def overlap_per_query(old: IntArray, new: IntArray) -> npt.NDArray[np.float64]:
     span = int(max(old.max(initial=0), new.max(initial=0))) + 1
     keys_old = np.arange(n)[:, None] * span + old
     keys_new = (np.arange(n)[:, None] * span + new)[new != EMPTY_POSITION]
-    kept = np.isin(keys_old, keys_new) & (old != EMPTY_POSITION)
+    still_listed = np.isin(keys_old, keys_new) & (old != EMPTY_POSITION)
     lengths = np.count_nonzero(old != EMPTY_POSITION, axis=1)
     with np.errstate(invalid="ignore"):
-        shares: npt.NDArray[np.float64] = np.count_nonzero(kept, axis=1) / np.where(lengths == 0, np.nan, lengths)
+        shares: npt.NDArray[np.float64] = np.count_nonzero(still_listed, axis=1) / np.where(
+            lengths == 0, np.nan, lengths
+        )
     return shares
 
 
 @dataclass(slots=True)
 class Tally:
-    """Adds up the rows of a table, then tells its measures."""
+    """Sums over the rows of a table, from which its measures are computed."""
 
     n_items: int
     k: int
@@ -63,21 +65,21 @@ class Tally:
         self._appearances = np.zeros(self.n_items, np.int64)
 
     def add(self, positions: IntArray, scores: FloatArray, n_rows: int, total_rows: int) -> None:
-        """Count some rows (n, k) of the table, out of `total_rows` that there will be."""
-        there = positions != EMPTY_POSITION
-        lengths = np.count_nonzero(there, axis=1)
+        """Add rows, (n, k), of a table that will have `total_rows`."""
+        filled = positions != EMPTY_POSITION
+        lengths = np.count_nonzero(filled, axis=1)
         self.n_rows += n_rows
         self.filled += int(lengths.sum())
         self.covered += int(np.count_nonzero(lengths))
         self.short += int(np.count_nonzero(lengths < self.k)) + n_rows - len(positions)
         self.sufficient += int(np.count_nonzero(lengths >= (self.fill_at or 0)))
-        self._appearances += np.bincount(positions[there], minlength=self.n_items)
+        self._appearances += np.bincount(positions[filled], minlength=self.n_items)
         step = max(1, total_rows * self.k // SCORE_SAMPLE)
-        self._scores.append(scores[::step][there[::step]])
-        self._best.append(scores[::step, 0][there[::step, 0]])
+        self._scores.append(scores[::step][filled[::step]])
+        self._best.append(scores[::step, 0][filled[::step, 0]])
 
     def measures(self) -> dict[str, float]:
-        """The figures of everything added."""
+        """Return the measures of all rows added."""
         counts = self._appearances
         top = max(1, self.n_items // 100)
         heaviest = np.partition(counts, self.n_items - top)[self.n_items - top :] if self.n_items else counts

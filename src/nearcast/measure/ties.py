@@ -1,7 +1,7 @@
-"""Scores that cannot tell items apart: how many tie, and why. Figures in, figures and words out.
+"""Ties: the share of equal scores in the lists, and a warning with the likely cause. Figures in, figures and text out.
 
-A score is one float32. Vectors that are too short, too near each other, or moved far from zero by a common offset get
-scores that are all equal, and then the order of the ids decides who is in a list.
+A score is one float32. Vectors that are too short, too similar, or far from zero by a common offset have equal scores;
+then the order of ids decides the list.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from nearcast.types import FloatArray, Metric
 
 __all__ = ["MOST_TIES", "tie_warning", "tied_share"]
 
-MOST_TIES = 0.5  # of the candidates; whole-number vectors of few dimensions stay below
+MOST_TIES = 0.5  # of the candidates; integer vectors of few dimensions have fewer
 TINY = 1e-37  # float32 holds few digits below, and none below 1e-45
-CLOSE = 1e-6  # scores that differ by less of their size differ in the last digits of float32
+CLOSE = 1e-6  # relative difference of scores that differ in the last digits of float32
 COPIES = 0.5
 
 
@@ -29,7 +29,7 @@ def tied_share(scores: FloatArray) -> float:
 
 
 def tie_warning(share: float, scores: FloatArray, metric: Metric, copies: float = 0.0) -> str | None:
-    """Return a warning with the likely cause where more than half of the candidates tie, else None.
+    """Return a warning with the likely cause if more than half of the candidates tie, else None.
 
     copies: the share of candidates with the same vector as the one before them.
     """
@@ -37,18 +37,18 @@ def tie_warning(share: float, scores: FloatArray, metric: Metric, copies: float 
         return None
     return (
         f"scores cannot tell items apart: {share:.0%} of the candidates have the score of the one before them, "
-        f"and the order of ids decides; {_cause(scores, metric, copies)}"
+        f"and the order of ids decides; {_likely_cause(scores, metric, copies)}"
     )
 
 
-def _cause(scores: FloatArray, metric: Metric, copies: float) -> str:
-    held = scores[scores > -np.inf].astype(np.float64)
-    largest = float(np.abs(held).max(initial=0.0))
+def _likely_cause(scores: FloatArray, metric: Metric, copies: float) -> str:
+    filled = scores[scores > -np.inf].astype(np.float64)
+    largest = float(np.abs(filled).max(initial=0.0))
     if copies > COPIES:
         return f"{copies:.0%} are copies of the one before them: are the vectors of the items all there?"
     if metric is not Metric.COSINE and 0.0 <= largest < TINY:
         return f"the scores are below what float32 holds (at most {largest:.1g}): multiply the vectors of both tables"
-    spread = float(np.ptp(held)) if len(held) else 0.0
+    spread = float(np.ptp(filled)) if len(filled) else 0.0
     if spread <= CLOSE * largest:
         return "the vectors are nearly the same, or share a large offset: subtract the mean vector of the items"
     return "the vectors take few values: use a model with more dimensions or finer numbers"
