@@ -17,21 +17,18 @@ from nearcast.errors import SpecError
 from nearcast.files import path_fault
 from nearcast.settings.base_table import ByteCount, Name, Share, SpecTable, Whole, parse_bytes
 from nearcast.settings.parse_spec import parse_model, read_tables
+from nearcast.settings.publish_tables import AuditSpec, MonitorSpec, PublishSpec, ServeSpec
 from nearcast.settings.spec_tables import (
     CHECK_KINDS,
-    AuditSpec,
     CapSpec,
     ChecksSpec,
     ExposureSpec,
     MeasureSpec,
-    MonitorSpec,
     OverfetchSpec,
     Policy,
-    PublishSpec,
     RankSpec,
     RuleSpec,
     ScoreSpec,
-    ServeSpec,
     SourceSpec,
     allowed_policies,
 )

@@ -31,11 +31,11 @@ from nearcast.table.snapshot import Candidates
 if TYPE_CHECKING:
     from nearcast.serve.lookup_data import Answer
 
-__all__ = ["LookupOptions", "lookup"]
+__all__ = ["LookupCommandOptions", "lookup"]
 
 
 @dataclass(frozen=True, slots=True)
-class LookupOptions:
+class LookupCommandOptions:
     """Options of `nearcast lookup`."""
 
     out: Path
@@ -63,8 +63,8 @@ class LookupOptions:
 @click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
 @click.option("--full", is_flag=True, help="Do not truncate long texts and lists.")
 @json_option
-@pass_options(LookupOptions)
-def lookup(generator: str, key: str, options: LookupOptions, as_json_: bool) -> None:
+@pass_options(LookupCommandOptions)
+def lookup(generator: str, key: str, options: LookupCommandOptions, as_json_: bool) -> None:
     """Show the candidates of KEY: ids, scores, and display columns of the items.
 
     Reads the newest snapshot on disk; with --published or --store, the current version in the store.
@@ -92,7 +92,7 @@ def lookup(generator: str, key: str, options: LookupOptions, as_json_: bool) -> 
         console().print(f"snapshot {answer.snapshot}, {age} old, in {store}{removed}")
 
 
-def _look_up_published(generator: str, key: str, options: LookupOptions) -> tuple[Answer, str]:
+def _look_up_published(generator: str, key: str, options: LookupCommandOptions) -> tuple[Answer, str]:
     """Look up in the store; return the answer and the store's URL. Raises NotFoundError with the nearest keys."""
     with open_lookup(find_target(generator, options.out).url(options.store), generator, verify=False) as opened:
         names = options.column_names

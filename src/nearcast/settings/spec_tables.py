@@ -1,4 +1,4 @@
-"""The tables of a generator's spec, one class each, with the description and default of every key.
+"""Tables of a generator's spec that decide its candidates, one class each, with the description of every key.
 
 A description says what happens, then the default where it is not a plain value.
 """
@@ -8,27 +8,22 @@ from __future__ import annotations
 import re
 from typing import Literal, Self, get_args
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
-from nearcast.settings.base_table import Name, Rate, Share, SpecTable, Whole
+from nearcast.settings.base_table import Name, Share, SpecTable, Whole
 from nearcast.types import Metric
-from nearcast.webhook import parse_webhook, shorten_url
 
 __all__ = [
     "CHECK_KINDS",
-    "AuditSpec",
     "CapSpec",
     "ChecksSpec",
     "ExposureSpec",
     "MeasureSpec",
-    "MonitorSpec",
     "OverfetchSpec",
     "Policy",
-    "PublishSpec",
     "RankSpec",
     "RuleSpec",
     "ScoreSpec",
-    "ServeSpec",
     "SourceSpec",
     "allowed_policies",
 ]
@@ -248,105 +243,6 @@ class ExposureSpec(SpecTable):
         serialization_alias="per_query",
         description="Candidates that the join finds for each query; its k are chosen from them. At least k.",
     )
-
-
-PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
-
-
-class PublishSpec(SpecTable):
-    """Settings of publishing. They do not change the candidates."""
-
-    store: str = Field("lmdb:store", description="Store: lmdb:PATH relative to `out`, or redis://host:port/db.")
-    keep: Whole = Field(3, ge=1, le=100, description="Versions kept in the store, the current one included.")
-    keep_snapshots: Whole | None = Field(
-        None, ge=1, description="Newest snapshots kept on disk after a publish. Default: all."
-    )
-    max_bytes_per_second: Rate | None = Field(
-        None, description='Limits the speed of the copy, for example "50MB". Default: no limit.'
-    )
-
-    @field_serializer("store", when_used="json")
-    def _hide_password(self, store: str) -> str:
-        """Return the URL for a manifest, with *** in place of a password."""
-        return PASSWORD_IN_URL.sub(r"\1:***@", store)
-
-
-class AuditSpec(SpecTable):
-    """Audit: limits that a snapshot must meet to be published. Some compare it with the current version."""
-
-    min_recall: Share | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Minimum of the lower end of recall's confidence interval. Default: the recall target.",
-    )
-    min_fill_rate: Share = Field(0.9, ge=0, le=1, description="Minimum share of slots that hold a candidate.")
-    min_fill_at: Share = Field(
-        0.9, ge=0, le=1, description="Minimum share of lists with `measure.fill_at` candidates, if that is set."
-    )
-    min_query_coverage: Share = Field(0.95, ge=0, le=1, description="Minimum share of queries with a candidate.")
-    min_queries_kept: Share = Field(0.9, ge=0, le=1, description="Minimum share of current keys that the snapshot has.")
-    min_keys: Whole = Field(1, ge=0, description="Minimum number of keys.")
-    max_keys_lost: Share = Field(0.1, ge=0, le=1, description="Maximum decrease of the number of keys, as a share.")
-    min_overlap: Share = Field(0.3, ge=0, le=1, description="Minimum overlap@k with the current lists. Finds a mix-up.")
-    max_age_hours: float = Field(48.0, gt=0, description="Maximum age of the snapshot.")
-    max_size_change: float = Field(2.0, ge=1, description="Maximum factor by which its bytes grow or shrink.")
-    max_items_lost: Share = Field(0.1, ge=0, le=1, description="Maximum decrease of the number of items, as a share.")
-    max_items_gained: float = Field(0.5, ge=0, description="Maximum increase of the number of items, as a share.")
-    min_items_kept: Share = Field(0.7, ge=0, le=1, description="Minimum share of served items that the snapshot has.")
-    max_bad_rows: Share = Field(0.05, ge=0, le=1, description="Maximum rise of the share of rows that fail a check.")
-    max_empty: Share = Field(
-        0.1, ge=0, le=1, description="Maximum rise of the share of null or empty values in a column."
-    )
-    max_drift: float = Field(0.25, ge=0, description="Maximum PSI between a column's values and the served ones.")
-    skip_columns: tuple[str, ...] = Field((), description="Columns that are not compared.")
-    max_values_changed: Share = Field(
-        0.5, ge=0, le=1, description="Maximum share of common rows whose text or flag differs."
-    )
-    max_values_scaled: Share = Field(
-        0.25, ge=0, le=1, description="Maximum share of common rows whose number grew or fell 3 times."
-    )
-    max_pairs_drift: float = Field(0.25, ge=0, description="Maximum PSI of the share of pairs that a rule keeps.")
-    max_vectors_changed: Share = Field(0.2, ge=0, le=1, description="Maximum share of common ids whose vector differs.")
-    max_length_change: float = Field(
-        1.5, ge=1, description="Maximum factor of change of the median vector length; not checked for cosine."
-    )
-
-
-class ServeSpec(SpecTable):
-    """Settings of a service that answers for this generator."""
-
-    default_keys: tuple[str | int, ...] = Field(
-        (), description="Keys whose lists are returned for an unknown key, in this order."
-    )
-    default_items: tuple[str | int, ...] = Field((), description="Items returned when every other fallback is empty.")
-    online_recall: Share = Field(0.95, gt=0, le=1, description="Recall target of searches by vector.")
-
-
-class MonitorSpec(SpecTable):
-    """Settings and limits of `nearcast monitor`. They do not change the candidates."""
-
-    sample: Whole = Field(1000, ge=20, description="Served lists that are compared with today's items.")
-    window_hours: float = Field(24.0, gt=0, description="Look-ups of this many last hours are sampled.")
-    min_recall_today: Share | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Minimum recall of served lists among today's items. Default: 0.9 times the recall target.",
-    )
-    max_dead: Share = Field(0.1, ge=0, le=1, description="Maximum share of served candidates that are not items today.")
-    webhook: str | None = Field(None, description="URL that alerts are posted to as JSON. Default: none.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.webhook is not None:
-            parse_webhook(self.webhook)  # raises ValueError with the correction
-        return self
-
-    @field_serializer("webhook", when_used="json")
-    def _hide_secrets(self, webhook: str | None) -> str | None:
-        """Return the URL for a manifest, without its path: a chat service's URL is a secret."""
-        return None if webhook is None else shorten_url(webhook)
 
 
 class RankSpec(SpecTable):
