@@ -20,7 +20,7 @@ from nearcast.eligibility.pair_reference import holds
 from nearcast.eligibility.ruleset import read_request_value
 from nearcast.errors import InputError, SpecError
 from nearcast.stores import open_store
-from nearcast.table.ad_set import ads_of, unchanged, with_values
+from nearcast.table.ad_set import ads_of, with_values, without_overlay
 from nearcast.table.expansion_schema import parse_ad_rules
 from nearcast.table.expansion_settings import AdSettings, Target
 from published import publish
@@ -86,7 +86,7 @@ def live_columns(rows, data):
             name = data.draw(st.sampled_from(["count", "price", "word", "tags"]))
             changes[row["id"]] = {name: (row[name], float("inf"))}
             row[name] = None
-    live = unchanged(ads_of(pa.Table.from_pylist(published, SCHEMA), id_column=True))
+    live = without_overlay(ads_of(pa.Table.from_pylist(published, SCHEMA), id_column=True))
     return with_values(live, changes, 0.0).columns
 
 

@@ -15,7 +15,7 @@ from nearcast.ads.ad_funnel import STAGES, AdQuery, CandidateAds, merge_scores, 
 from nearcast.ads.targeting import compile_ad_rules
 from nearcast.errors import InputError
 from nearcast.table.ad_columns import column_of, seconds_of_time
-from nearcast.table.ad_set import ads_of, unchanged, with_pauses, with_values
+from nearcast.table.ad_set import ads_of, with_pauses, with_values, without_overlay
 from nearcast.table.expansion_settings import AdSettings, Target
 from nearcast.types import Metric
 
@@ -82,7 +82,7 @@ def ads_from(rows):
         SCHEMA,
     )
     gone = {ad: float("inf") for ad, row in rows.items() if row["paused"]}
-    return with_pauses(unchanged(ads_of(table)), gone, NOW)
+    return with_pauses(without_overlay(ads_of(table)), gone, NOW)
 
 
 def moment(seconds):
@@ -230,7 +230,7 @@ def test_a_column_with_another_value_is_the_column_of_the_other_values(values, p
 
 def test_newer_values_are_taken_back_when_they_are_no_longer_there():
     ads = ads_of(pa.table({"id": [1, 2], "spent": [0.0, 5.0]}))
-    live = with_values(unchanged(ads), {2: {"spent": (9.0, float("inf"))}, 3: {"spent": (1.0, 1.0)}}, NOW)
+    live = with_values(without_overlay(ads), {2: {"spent": (9.0, float("inf"))}, 3: {"spent": (1.0, 1.0)}}, NOW)
     assert live.columns["spent"].values.tolist() == [0.0, 9.0]
     assert live.rows(np.array([1]), ["spent"]) == [{"spent": 9.0}]
     back = with_values(live, {2: {}}, NOW)
@@ -240,7 +240,9 @@ def test_newer_values_are_taken_back_when_they_are_no_longer_there():
 
 def test_a_value_that_its_column_cannot_hold_makes_it_a_missing_one():
     ads = ads_of(pa.table({"id": [1, 2], "spent": [0.0, 5.0]}))
-    live = with_values(unchanged(ads), {1: {"spent": ("much", float("inf"))}, 2: {"spent": (6.0, float("inf"))}}, NOW)
+    live = with_values(
+        without_overlay(ads), {1: {"spent": ("much", float("inf"))}, 2: {"spent": (6.0, float("inf"))}}, NOW
+    )
     assert live.columns["spent"].missing.tolist() == [True, False]
     assert live.columns["spent"].values[1] == 6.0
 

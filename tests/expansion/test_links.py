@@ -24,7 +24,7 @@ def test_an_items_ads_are_those_that_it_was_given_whatever_the_order(data, numbe
     positions = np.array([ad for ads in given_ads.values() for ad in ads], np.int64)
     items = list(given_ads)
     links = links_of(np.array(items, np.int64) if numbers else items, lengths, positions)
-    places, found = links.of(np.array(asked, np.int64) if numbers else asked)
+    places, found = links.find(np.array(asked, np.int64) if numbers else asked)
     expected = [(place, ad) for place, item in enumerate(asked) for ad in given_ads.get(item, [])]
     assert list(zip(places.tolist(), found.tolist(), strict=True)) == expected
 

@@ -137,7 +137,7 @@ def test_the_command_takes_as_of_and_says_whom_empty_lists_are_for(tmp_path, fil
     run = CliRunner().invoke
     said = run(cli, ["expand", str(files / "ads.toml"), "--as-of", "2026-01-02T03:04:05"])
     assert (said.exit_code, "as of 2026-01-02T03:04:05Z" in said.stdout) == (0, True)
-    assert "town: 1 ads are for everybody (no value), 1 for nobody (an empty list)" in said.stderr
+    assert "town: 1 ads match all requests (no value), 1 match none (an empty list)" in said.stderr
     late = run(cli, ["expand", str(files / "ads.toml"), "--as-of", "2999-01-01"])
     assert (type(late.exception), "yet to come" in str(late.exception)) == (InputError, True)
 

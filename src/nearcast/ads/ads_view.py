@@ -9,9 +9,9 @@ from typing import Any
 from nearcast.ads.targeting import AdFilter, compile_ad_rules
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import TableVersion
-from nearcast.table.ad_set import Ads, LiveAds, unchanged, with_pauses, with_values
+from nearcast.table.ad_set import Ads, LiveAds, with_pauses, with_values, without_overlay
 from nearcast.table.expansion_settings import AdSettings
-from nearcast.table.item_links import Links
+from nearcast.table.item_links import ItemLinks
 from nearcast.table.load_expansion import MOST_ITEMS_HELD, read_stored
 
 __all__ = ["AdsTable", "AdsView", "apply_overlay", "read_table"]
@@ -23,7 +23,7 @@ class AdsTable:
 
     version: TableVersion
     ads: Ads
-    links: Links | None  # None if there are too many: they are looked up in the store
+    links: ItemLinks | None  # None if there are too many: they are looked up in the store
     settings: AdSettings
     eligible: AdFilter
     as_of: float  # seconds since 1970: older values of the overlay are in the table already
@@ -54,7 +54,7 @@ def apply_overlay(table: AdsTable, overlay: OverlayState, before: AdsView | None
     """
     typed = overlay.convert(table.version.item_ids)
     if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
-        ads = with_values(unchanged(table.ads), {ad: _newer_values(table, typed, ad) for ad in typed.values}, now)
+        ads = with_values(without_overlay(table.ads), {ad: _newer_values(table, typed, ad) for ad in typed.values}, now)
         return AdsView(table, overlay, with_pauses(ads, typed.gone, now))
     ads, changed = before.ads, _list_changes(before.overlay, overlay)
     if changed:

@@ -117,14 +117,14 @@ def _find_links(table: AdsTable, candidates: Ids) -> tuple[IntArray, IntArray]:
     version, links = table.version, table.links
     numbers = version.query_ids == "int64"
     if links is not None and numbers and isinstance(candidates, np.ndarray):
-        return links.of(candidates)
+        return links.find(candidates)
     keys_of_table = encode_lookup_keys(candidates, version.query_ids)
     keys, positions_of_keys = keys_of_table.encoded, keys_of_table.positions
     indices = np.arange(len(keys_of_table.keys)) if positions_of_keys is None else positions_of_keys
     if links is None:
         lists = decode_lists(version.reader.get_many(Space.LISTS, keys), version.item_ids)
         return np.repeat(indices, np.diff(lists.offsets)), table.ads.positions(lists.ids)
-    found, positions = links.of(numbers_of_keys(keys) if numbers else keys)
+    found, positions = links.find(numbers_of_keys(keys) if numbers else keys)
     return indices[found], positions
 
 

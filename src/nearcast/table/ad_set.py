@@ -1,6 +1,6 @@
-"""The ads of an expansion table in memory: their ids, their columns, and what an overlay says of them since.
+"""The ads of an expansion table in memory: ids and columns, as published and under an overlay.
 
-`Ads` is a version as it was published. `LiveAds` is that and an overlay, at one moment; both never change. Knows
+`Ads` is a version as it was published. `LiveAds` is a version under an overlay at one moment. Both are immutable. Knows
 nothing of stores.
 """
 
@@ -21,9 +21,9 @@ from nearcast.table.ad_columns import Column, column_of, missing_column
 from nearcast.table.expansion_settings import Roles
 from nearcast.types import IntArray
 
-__all__ = ["Ads", "LiveAds", "ads_of", "unchanged", "with_pauses", "with_values"]
+__all__ = ["Ads", "LiveAds", "ads_of", "with_pauses", "with_values", "without_overlay"]
 
-NO_VALUE = (InputError, TypeError, ValueError, OverflowError)  # a list among words, say
+INVALID_VALUE = (InputError, TypeError, ValueError, OverflowError)  # such as a list in a column of words
 BoolArray = npt.NDArray[np.bool_]
 Id = str | int
 
@@ -32,53 +32,53 @@ Id = str | int
 class Ads:
     """n ads, in the order of their ids."""
 
-    arrays: Mapping[str, pa.Array]  # (n,) every column as it was published, the ids among them
-    ids: IntArray | None  # (n,) ascending, where ids are numbers
-    places: Mapping[Id, int]  # of each id
-    columns: Mapping[str, Column]  # those that conditions can be asked of
+    arrays: Mapping[str, pa.Array]  # (n,) every published column, with the ids
+    ids: IntArray | None  # (n,) ascending; None for ids that are text
+    positions_by_id: Mapping[Id, int]
+    columns: Mapping[str, Column]  # the columns that conditions support
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions_by_id)
 
     def ids_at(self, positions: IntArray) -> list[Any]:
-        """The ids of some ads."""
+        """Return the ids of some ads."""
         if self.ids is not None:
             return list(self.ids[positions].tolist())
         ids = self.arrays["id"]
-        return [ids[place].as_py() for place in positions.tolist()]
+        return [ids[position].as_py() for position in positions.tolist()]
 
     def positions(self, ids: pa.Array) -> IntArray:
-        """(len(ids),) where these ads are. DamagedError for one that is not there: a list holds ads of its version."""
+        """Return (len(ids),) the positions of ads. Raises DamagedError for an unknown id."""
         if self.ids is None:
-            found = np.fromiter((self.places.get(ad, -1) for ad in ids.to_pylist()), np.int64, len(ids))
+            found = np.fromiter((self.positions_by_id.get(ad, -1) for ad in ids.to_pylist()), np.int64, len(ids))
             if len(found) and found.min() < 0:
                 raise DamagedError("a list of the expansion table holds an ad that the table does not have")
             return found
-        wanted = ids.to_numpy(zero_copy_only=False)
-        positions: IntArray = np.searchsorted(self.ids, wanted).astype(np.int64, copy=False)
-        if len(wanted) and (positions.max() >= len(self.ids) or not np.array_equal(self.ids[positions], wanted)):
+        values = ids.to_numpy(zero_copy_only=False)
+        positions: IntArray = np.searchsorted(self.ids, values).astype(np.int64, copy=False)
+        if len(values) and (positions.max() >= len(self.ids) or not np.array_equal(self.ids[positions], values)):
             raise DamagedError("a list of the expansion table holds an ad that the table does not have")
         return positions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveAds:
-    """Ads under an overlay: which are paused, and which values are newer."""
+    """Ads under an overlay: paused ads and newer values."""
 
     ads: Ads
     columns: Mapping[str, Column]
-    paused: BoolArray | None  # (n,); None where none is
-    newer: SharingMap[int, Mapping[str, Any]] = field(default_factory=SharingMap)  # of a position: values by column
-    until: float = math.inf  # when something in the overlay ends, and this is no longer true
+    paused: BoolArray | None  # (n,); None if no ad is paused
+    newer: SharingMap[int, Mapping[str, Any]] = field(default_factory=SharingMap)  # by position: newer values by column
+    until: float = math.inf  # when the first entry of the overlay ends
 
     def rows(self, positions: IntArray, names: Sequence[str]) -> list[dict[str, Any]]:
-        """These columns of some ads, as plain values; None for a column that an ad has no value of."""
+        """Return columns of some ads as plain values; None for null."""
         arrays = [(name, self.ads.arrays.get(name)) for name in names]
         rows = []
-        for place in positions.tolist():
-            # One by one: to have Arrow take a handful takes it longer.
-            row = {name: None if array is None else array[place].as_py() for name, array in arrays}
-            newer = self.newer.get(place)
+        for position in positions.tolist():
+            # One by one, since `take` of Arrow is slower for a few rows.
+            row = {name: None if array is None else array[position].as_py() for name, array in arrays}
+            newer = self.newer.get(position)
             if newer:
                 row.update({name: newer[name] for name in names if name in newer})
             rows.append(row)
@@ -93,79 +93,81 @@ def ads_of(table: pa.Table, roles: Roles | None = None, *, id_column: bool = Fal
     """
     ids = table.column("id").combine_chunks()
     numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64) if pa.types.is_integer(ids.type) else None
-    places = {ad: place for place, ad in enumerate(ids.to_pylist())}
+    positions_by_id = {ad: position for position, ad in enumerate(ids.to_pylist())}
     arrays = {name: table.column(name).combine_chunks() for name in table.column_names}
     found = {name: column_of(values) for name, values in arrays.items() if name != "id" or id_column}
     columns = {name: column for name, column in found.items() if column is not None}
-    for name, kind in _limits(roles).items():
+    for name, kind in _limit_columns(roles).items():
         if name not in arrays:
             columns[name] = missing_column(len(table), kind)
-    return Ads(arrays, numbers, places, columns)
+    return Ads(arrays, numbers, positions_by_id, columns)
 
 
-def _limits(roles: Roles | None) -> dict[str, str]:
-    """The columns that limit an ad, and what they hold."""
+def _limit_columns(roles: Roles | None) -> dict[str, str]:
+    """Return the columns that limit an ad, and their kinds."""
     if roles is None:
         return {}
     return {roles.budget: "number", roles.spent: "number", roles.starts: "time", roles.ends: "time"}
 
 
-def unchanged(ads: Ads) -> LiveAds:
-    """The ads as they were published."""
+def without_overlay(ads: Ads) -> LiveAds:
+    """Return the ads without an overlay."""
     return LiveAds(ads, ads.columns, None)
 
 
 def with_pauses(live: LiveAds, gone: Mapping[Id, float], now: float) -> LiveAds:
-    """The ads, of which these are paused until a time each."""
+    """Return the ads with these paused, each until a time. gone: the time by id."""
     paused, until = np.zeros(len(live.ads), np.bool_), live.until
     for ad, end in gone.items():
-        place = live.ads.places.get(ad)
-        if place is not None and end > now:
-            paused[place] = True
+        position = live.ads.positions_by_id.get(ad)
+        if position is not None and end > now:
+            paused[position] = True
             until = min(until, end)
     return replace(live, paused=paused if paused.any() else None, until=until)
 
 
 def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, float]]], now: float) -> LiveAds:
-    """The ads, of which these have other newer values than before: all of an ad's, by column, until a time each.
+    """Return the ads with other newer values. changes: by id all newer values of an ad by column, each until a time.
 
-    A value that its column cannot hold makes it a missing one.
+    A value that its column cannot hold becomes null.
     """
-    newer, until = live.newer.edit(), live.until  # of which the next one shares what has not changed
+    newer, until = live.newer.edit(), live.until  # a copy that shares what does not change
     cells: dict[str, dict[int, Any]] = {}
     for ad, values in changes.items():
-        place = live.ads.places.get(ad)
-        if place is None:
+        position = live.ads.positions_by_id.get(ad)
+        if position is None:
             continue
-        in_force = {name: (value, end) for name, (value, end) in values.items() if end > now}
-        until = min([until, *(end for _, end in in_force.values())])
-        before, after = newer.pop(place, {}), {name: value for name, (value, _) in in_force.items()}
+        current = {name: (value, end) for name, (value, end) in values.items() if end > now}
+        until = min([until, *(end for _, end in current.values())])
+        before, after = newer.pop(position, {}), {name: value for name, (value, _) in current.items()}
         if after:
-            newer[place] = after
+            newer[position] = after
         for name in {*before, *after} & live.columns.keys():
-            cells.setdefault(name, {})[place] = after[name] if name in after else _published(live.ads, name, place)
+            cells.setdefault(name, {})[position] = (
+                after[name] if name in after else _published_value(live.ads, name, position)
+            )
     columns = dict(live.columns)
     for name, changed in cells.items():
-        columns[name] = _changed(columns[name], changed)
+        columns[name] = _replace_values(columns[name], changed)
     return replace(live, columns=columns, newer=newer.finish(), until=until)
 
 
-def _published(ads: Ads, name: str, place: int) -> Any:
+def _published_value(ads: Ads, name: str, position: int) -> Any:
     values = ads.arrays.get(name)
-    return None if values is None else values[place].as_py()
+    return None if values is None else values[position].as_py()
 
 
-def _changed(column: Column, changes: Mapping[int, Any]) -> Column:
+def _replace_values(column: Column, changes: Mapping[int, Any]) -> Column:
     try:
         return column.with_values(changes)
-    except NO_VALUE:  # the overlay checks values where they are written; by another table's types, perhaps
-        fits = {place: value if _holds(column, value) else None for place, value in changes.items()}
+    except INVALID_VALUE:  # the value was checked against the types of another version
+        fits = {position: value if _can_hold(column, value) else None for position, value in changes.items()}
         return column.with_values(fits)
 
 
-def _holds(column: Column, value: Any) -> bool:
+def _can_hold(column: Column, value: Any) -> bool:
     try:
         column.with_values({0: value})
-    except NO_VALUE:
+    except INVALID_VALUE:
         return False
     return True

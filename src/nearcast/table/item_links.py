@@ -1,4 +1,4 @@
-"""Which ads each item has, in memory: so the second step of a call asks no store. Knows nothing of stores."""
+"""The ads of each item in memory, so that a call reads no store for its second step. Knows nothing of stores."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ import numpy.typing as npt
 
 from nearcast.types import IntArray, flat
 
-__all__ = ["Links", "links_of"]
+__all__ = ["ItemLinks", "links_of"]
 
 Offsets = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Links:
+class ItemLinks:
     """The ads of n items: item i has positions[offsets[i]:offsets[i + 1]]."""
 
-    numbers: IntArray | None  # (n,) the ids of the items, ascending, where they are numbers
-    places: Mapping[bytes, int]  # of each item's key, where they are text
+    numbers: IntArray | None  # (n,) the ids of the items, ascending; None for ids that are text
+    rows: Mapping[bytes, int]  # of each item's key; empty for ids that are numbers
     offsets: Offsets  # (n + 1,)
-    positions: Positions  # of ads: four bytes a link
+    positions: Positions  # (links,) of the ads, in 4 bytes each
 
-    def of(self, items: IntArray | Sequence[bytes]) -> tuple[IntArray, IntArray]:
-        """(pairs,) places among these items, ascending, and positions of their ads. An item may have none.
+    def find(self, items: IntArray | Sequence[bytes]) -> tuple[IntArray, IntArray]:
+        """Return (pairs,) indices into `items`, ascending, and (pairs,) positions of their ads.
 
-        items: ids where ids are numbers, else keys.
+        items: ids that are numbers, else keys. An item may have no ads.
         """
         if not isinstance(items, np.ndarray):
-            found = np.fromiter((self.places.get(key, -1) for key in items), np.int64, len(items))
-            there = np.flatnonzero(found >= 0)
+            found = np.fromiter((self.rows.get(key, -1) for key in items), np.int64, len(items))
+            known = np.flatnonzero(found >= 0)
         else:
             assert self.numbers is not None
             found = np.searchsorted(self.numbers, items)
-            inside = np.flatnonzero(found < len(self.numbers))
-            there = inside[self.numbers[found[inside]] == items[inside]]
-        rows = found[there]
+            in_range = np.flatnonzero(found < len(self.numbers))
+            known = in_range[self.numbers[found[in_range]] == items[in_range]]
+        rows = found[known]
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
-        return np.repeat(there, ends - starts), self.positions[flat(starts, ends)].astype(np.int64)
+        return np.repeat(known, ends - starts), self.positions[flat(starts, ends)].astype(np.int64)
 
 
-def links_of(keys: IntArray | Sequence[bytes], lengths: IntArray, positions: IntArray) -> Links:
-    """The links of items in any order: item i has the next lengths[i] of the positions."""
+def links_of(keys: IntArray | Sequence[bytes], lengths: IntArray, positions: IntArray) -> ItemLinks:
+    """Return the links of items in any order: item i has the next lengths[i] of the positions."""
     offsets = np.append(0, np.cumsum(lengths))
     if not isinstance(keys, np.ndarray):
-        places = {key: place for place, key in enumerate(keys)}
-        return Links(None, places, offsets, positions.astype(np.int32))
+        rows = {key: row for row, key in enumerate(keys)}
+        return ItemLinks(None, rows, offsets, positions.astype(np.int32))
     order = np.argsort(keys, kind="stable")
     if not np.array_equal(order, np.arange(len(order))):
         positions = positions[flat(offsets[order], offsets[order + 1])]
         offsets = np.append(0, np.cumsum(lengths[order]))
-    return Links(keys[order], {}, offsets, positions.astype(np.int32))
+    return ItemLinks(keys[order], {}, offsets, positions.astype(np.int32))

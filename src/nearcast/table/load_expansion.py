@@ -1,6 +1,6 @@
-"""A version of an expansion table as a store has it, read into memory piece by piece: requests have their turn.
+"""Read a version of an expansion table from a store into memory, in pieces, so that requests run in between.
 
-Publishing reads a version back with the code that readers use: what they cannot open never becomes current.
+Publishing reads a version back with this code, so a version that readers cannot open never becomes current.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.ad_set import Ads, ads_of
 from nearcast.table.expansion_schema import AdRuleTypes, parse_ad_rules
 from nearcast.table.expansion_settings import AdSettings
-from nearcast.table.item_links import Links, links_of
+from nearcast.table.item_links import ItemLinks, links_of
 
 __all__ = ["MOST_ITEMS_HELD", "StoredAds", "read_stored"]
 
 ROWS_AT_ONCE = 1 << 12
 LISTS_AT_ONCE = 1 << 10
-MOST_ITEMS_HELD = 2_000_000  # with ads: which each has is held in memory, some 300 MB at most; of more it is looked up
+MOST_ITEMS_HELD = 2_000_000  # largest number of items whose links are in memory, about 300 MB; others are looked up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,20 +36,23 @@ class StoredAds:
     """A version of an expansion table, its ads in memory."""
 
     ads: Ads
-    links: Links | None  # None where there are too many to be held
+    links: ItemLinks | None  # None if there are too many: they are looked up in the store
     settings: AdSettings
     rules: AdRuleTypes
     as_of: float  # seconds since 1970: when the source was read
 
 
 def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
-    """Read the ads and links of a version. DamagedError says why `what`, such as "ads 000007", cannot be read."""
+    """Read the ads and links of a version. what: its name in errors, such as "ads 000007".
+
+    Raises DamagedError if it cannot be read.
+    """
     try:
         if facts.expansion is None or facts.as_of is None:
             raise ValueError("its facts have no 'expansion' or no 'as_of'")
         settings = parse_model(AdSettings, facts.expansion, f"the settings of {what}")
         schema = _schema(facts)
-        parts = [_parsed(rows, schema) for rows in _rows(reader)]
+        parts = [_parse_rows(rows, schema) for rows in _read_rows(reader)]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
         rules = parse_ad_rules(settings, table.schema)
         ads = ads_of(table.sort_by("id"), settings.columns, id_column="id" in rules.columns)
@@ -73,8 +76,8 @@ def _check_columns(settings: AdSettings, rules: AdRuleTypes, ads: Ads) -> None:
             raise DamagedError(f"its settings name {name!r}, which is no column that conditions support")
 
 
-def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> Links:
-    """Which ads each item has, read piece by piece."""
+def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> ItemLinks:
+    """Read the ads of each item in pieces."""
     pairs = reader.pairs(Space.LISTS)
     numbers, texts, lengths, positions = [], [], [], []
     while some := list(islice(pairs, LISTS_AT_ONCE)):
@@ -97,7 +100,7 @@ def _schema(facts: VersionFacts) -> pa.Schema:
 
 
 def _arrow_type(text: str) -> pa.DataType:
-    """The type that JSON of a column of this Arrow type is read back as."""
+    """Return the Arrow type as which the JSON of a column is read. text: the published Arrow type."""
     if text.startswith(("list", "large_list", "fixed_size_list")):
         return pa.list_(
             _arrow_type(text[text.index("<") + 1 : text.rindex(">")].split(": ", 1)[1].removesuffix(" not null"))
@@ -111,14 +114,14 @@ def _arrow_type(text: str) -> pa.DataType:
     return pa.bool_() if text == "bool" else pa.string()
 
 
-def _rows(reader: Reader) -> Iterator[list[bytes]]:
+def _read_rows(reader: Reader) -> Iterator[list[bytes]]:
     pairs = reader.pairs(Space.ITEMS)
     while rows := [value for _, value in islice(pairs, ROWS_AT_ONCE)]:
         yield rows
 
 
-def _parsed(rows: list[bytes], schema: pa.Schema) -> pa.Table:
-    """JSON rows as a table: parsed by Arrow, without the interpreter's lock."""
+def _parse_rows(rows: list[bytes], schema: pa.Schema) -> pa.Table:
+    """Parse JSON rows to a table with Arrow, which releases the GIL."""
     from pyarrow import json as arrow_json
 
     text = b"\n".join(rows)
