@@ -1,8 +1,8 @@
-"""Which Parquet files a path of the user means: a file, a folder with all that is below it, or a glob.
+"""Listing of the Parquet files of a path: a file, a folder with everything below it, or a glob.
 
-As Spark, Hive and pyarrow have it: what starts with `_` or `.` is another writer's and is skipped, save for folders
-like `_day=1`. A file is Parquet by its magic bytes, whatever its ending. Symbolic links are followed, and a folder or
-file that is reached twice is taken once. Knows nothing of columns.
+As in Spark, Hive and pyarrow, names that start with `_` or `.` are skipped, except folders like `_day=1`. A file is
+Parquet by its magic bytes, whatever its ending. Symbolic links are followed; a folder or file that is reached twice is
+read once. Knows nothing of columns.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files that a path meant when it was listed."""
+    """The files of a path at the time of listing."""
 
-    name: str  # of the path, as messages call it
+    name: str  # of the path, for messages
     root: Path
     pattern: str
     base: Path
     files: tuple[UserFile, ...]  # in the order of their paths
-    known: frozenset[Path]  # those, and what was skipped
-    notes: tuple[str, ...]  # what was skipped, and why
-    leave_out: Path | None = None  # a folder that is no part of it: what nearcast writes
+    known: frozenset[Path]  # these files, and the skipped ones
+    notes: tuple[str, ...]  # skipped files, and why
+    leave_out: Path | None = None  # a folder that is skipped: nearcast writes there
 
     @property
     def folder(self) -> Path:
-        """The folder that the path searches: itself, a glob's part before its first wildcard, or that of a file."""
+        """Folder of the path: itself, a glob's part before its first wildcard, or the folder of a file."""
         if os.path.isdir(self.root):
             return self.root
         folder = self.base
@@ -56,7 +56,7 @@ class Listing:
         return folder
 
     def check(self) -> None:
-        """Raise InputError where a Parquet file has joined the folder or glob, or a file has changed or gone."""
+        """Raise InputError if a Parquet file was added to the folder or glob, or a file was changed or removed."""
         for file in self.files:
             file.check()
         if len(self.files) == 1 and self.files[0].path == self.root:
@@ -71,16 +71,16 @@ class Listing:
 
 
 def list_parquet(pattern: str, base: Path, what: str, way_out: str, *, leave_out: Path | None = None) -> Listing:
-    """Find the Parquet files that `pattern` means, relative to `base`.
+    """List the Parquet files of `pattern`, relative to `base`.
 
-    what: what the files are, for messages. way_out: what to look at where there is none.
-    leave_out: a folder that is skipped without a word, should it be below that path.
-    Raises InputError where there is no file, one may not be read, is cut short, or is encrypted.
+    what: name of the files for messages. way_out: hint for the error if there is no file.
+    leave_out: a folder that is skipped without a note.
+    Raises InputError if there is no file, or a file is not readable, truncated or encrypted.
     """
     root = base / pattern
     name = shown_path(root, base)
     name = what if name == "." else name
-    _refuse_other_places(pattern, root, what)
+    _refuse_impossible_path(pattern, root, what)
     if _is_file(root):
         file = UserFile(root, name)
         if not _is_parquet(root):
@@ -99,14 +99,14 @@ def list_parquet(pattern: str, base: Path, what: str, way_out: str, *, leave_out
     if not files:
         skipped = f"; {'; '.join(notes)}" if notes else ""
         raise InputError(f"no Parquet file at {shown_path(root)}; {way_out}{skipped}")
-    told = tuple(f"{name}: {note}" for note in notes)
-    return Listing(name, root, pattern, base, tuple(files), frozenset(found.files), told, leave_out)
+    named = tuple(f"{name}: {note}" for note in notes)
+    return Listing(name, root, pattern, base, tuple(files), frozenset(found.files), named, leave_out)
 
 
 def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
-    """Return one file of the user; InputError where there is none, or it may not be read."""
+    """Open one file of the user. Raises InputError if it does not exist or is not readable."""
     path = base / text
-    _refuse_other_places(text, path, what)
+    _refuse_impossible_path(text, path, what)
     if not _is_file(path):
         what_is = "a folder, not a file," if os.path.isdir(path) else "no file"
         raise InputError(f"{what_is} at {shown_path(path)}; {way_out}")
@@ -114,18 +114,18 @@ def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
 
 
 def has_magic(path: Path) -> bool:
-    """Whether a file begins as a Parquet file does."""
-    return _magic(path)[0] in (MAGIC, ENCRYPTED)
+    """Return whether a file begins with the magic bytes of Parquet."""
+    return _read_magic(path)[0] in (MAGIC, ENCRYPTED)
 
 
-def _refuse_other_places(text: str, path: Path, what: str) -> None:
+def _refuse_impossible_path(text: str, path: Path, what: str) -> None:
     fault = None if os.path.lexists(path) else path_fault(text)
     if fault:
         raise InputError(f"{what}: {fault}")
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is a regular file; InputError where nobody can say."""
+    """Return whether the path is a regular file. Raises InputError if it cannot be examined."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
@@ -162,8 +162,8 @@ def _no_parquet(path: Path) -> InputError:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet; InputError for one that should be, and cannot be read."""
-    head, tail = _magic(path)
+    """Return whether a file is Parquet. Raises InputError for a Parquet file that is truncated or encrypted."""
+    head, tail = _read_magic(path)
     if ENCRYPTED in (head, tail) and head in (MAGIC, ENCRYPTED):
         raise InputError(f"{shown_path(path)} is encrypted Parquet, which is not read; write it without encryption")
     if head == tail == MAGIC:
@@ -173,8 +173,8 @@ def _is_parquet(path: Path) -> bool:
     return False
 
 
-def _magic(path: Path) -> tuple[bytes, bytes]:
-    """The first and the last four bytes of a file."""
+def _read_magic(path: Path) -> tuple[bytes, bytes]:
+    """Return the first and the last four bytes of a file."""
     try:
         with path.open("rb") as file:
             head = file.read(len(MAGIC))
@@ -188,57 +188,57 @@ def _magic(path: Path) -> tuple[bytes, bytes]:
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a walk has come across."""
+class _Walk:
+    """Files and folders that a walk has reached."""
 
     files: list[Path] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)  # folders
     special: list[Path] = field(default_factory=list)  # pipes, sockets and devices
-    twice: list[Path] = field(default_factory=list)  # other names of files that are there already
+    twice: list[Path] = field(default_factory=list)  # other names of files already reached
     broken: list[Path] = field(default_factory=list)  # links to nothing
     seen: set[tuple[int, int]] = field(default_factory=set)  # device and inode of folders and files
-    links: deque[Path] = field(default_factory=deque)  # to be followed when all else has been looked at
+    links: deque[Path] = field(default_factory=deque)  # followed after everything else
 
     def notes(self, base: Path) -> list[str]:
-        """What was not taken, in words."""
-        told = []
+        """Describe what was skipped."""
+        texts = []
         for name, kind in TABLE_LOGS.items():
             if logs := [path for path in self.hidden if path.name == name]:
-                told.append(
+                texts.append(
                     f"{_some(logs, base)} belongs to a {kind} table, and it alone says which files count; all Parquet "
                     "files are read, so export the table if it has been changed or deleted from"
                 )
         if self.hidden:
-            told.append(f"hidden folders were skipped: {_some(self.hidden, base)}")
+            texts.append(f"hidden folders were skipped: {_some(self.hidden, base)}")
         if self.special:
-            told.append(f"{_count(self.special)} neither a file nor a folder and {_was(self.special)} skipped: "
+            texts.append(f"{_count(self.special)} neither a file nor a folder and {_was(self.special)} skipped: "
                         f"{_some(self.special, base)}")  # fmt: skip
         if self.twice:
-            told.append(f"{_count(self.twice)} a second name of another and {_was(self.twice)} skipped: "
+            texts.append(f"{_count(self.twice)} a second name of another and {_was(self.twice)} skipped: "
                         f"{_some(self.twice, base)}")  # fmt: skip
         if self.broken:
-            told.append(f"{_count(self.broken)} a link to nothing and {_was(self.broken)} skipped: "
+            texts.append(f"{_count(self.broken)} a link to nothing and {_was(self.broken)} skipped: "
                         f"{_some(self.broken, base)}")  # fmt: skip
-        return told
+        return texts
 
 
-def _walk(base: Path, pattern: str, leave_out: Path | None) -> _Found:
-    """All visible files that a path means, each once; what is reached by its own name goes before links to it."""
-    found = _Found()
+def _walk(base: Path, pattern: str, leave_out: Path | None) -> _Walk:
+    """Walk all visible files of a path, each once. A file's own name goes before links to it."""
+    walk = _Walk()
     if leave_out is not None and os.path.isdir(leave_out):
-        found.seen.add(_key(leave_out.stat()))
+        walk.seen.add(_key(leave_out.stat()))
     parts = Path(pattern).parts
     if pattern.startswith("/"):
         base, parts = Path("/"), parts[1:]
-    for path in _expand(base, list(parts), frozenset(found.seen)):
-        _take(path, found, follow=not GLOB.search(pattern))
-    while found.links:
-        _take(found.links.popleft(), found, follow=True)
-    return found
+    for path in _expand(base, list(parts), frozenset(walk.seen)):
+        _visit(path, walk, follow=not GLOB.search(pattern))
+    while walk.links:
+        _visit(walk.links.popleft(), walk, follow=True)
+    return walk
 
 
 def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) -> list[Path]:
-    """The paths that a pattern names; hidden ones only where the pattern spells out their first letter."""
+    """Expand a pattern to paths. Hidden ones match only if the pattern starts with `_` or `.`."""
     if not parts:
         return [folder]
     head, rest = parts[0], parts[1:]
@@ -258,7 +258,7 @@ def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) ->
 
 
 def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
-    """A folder and all visible folders below it, each once, save for those left out."""
+    """List a folder and all visible folders below it, each once, without those left out."""
     found, waiting, links, seen = [], deque([folder]), deque[Path](), set(left_out)
     while waiting or links:
         here = waiting.popleft() if waiting else links.popleft()
@@ -276,13 +276,13 @@ def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
     return sorted(found)
 
 
-def _take(path: Path, found: _Found, *, follow: bool) -> None:
-    """Add a file, or all that is below a folder; a link waits until all else was looked at, unless `follow`."""
+def _visit(path: Path, walk: _Walk, *, follow: bool) -> None:
+    """Add a file, or everything below a folder. Links are followed later, unless `follow`."""
     waiting = deque([(path, follow)])
     while waiting:
         here, follow = waiting.popleft()
         if not follow and here.is_symlink():
-            found.links.append(here)
+            walk.links.append(here)
             continue
         try:
             now = here.stat()
@@ -295,25 +295,25 @@ def _take(path: Path, found: _Found, *, follow: bool) -> None:
                 raise InputError(
                     f"{shown_path(here)} is a link to a file that is not there; mend the link or remove it"
                 ) from error
-            found.broken.append(here)
+            walk.broken.append(here)
             continue
         key = _key(now)
         if stat.S_ISDIR(now.st_mode):
-            if key not in found.seen:
-                found.seen.add(key)
+            if key not in walk.seen:
+                walk.seen.add(key)
                 for entry in _entries(here):
                     if not _is_hidden(entry.name, is_folder=_is_folder(entry)):
                         waiting.append((Path(entry.path), False))
                     elif _is_folder(entry):
-                        found.hidden.append(Path(entry.path))
+                        walk.hidden.append(Path(entry.path))
         elif not stat.S_ISREG(now.st_mode):
-            found.special.append(here)
-        elif key in found.seen:
-            if here not in found.files:
-                found.twice.append(here)
+            walk.special.append(here)
+        elif key in walk.seen:
+            if here not in walk.files:
+                walk.twice.append(here)
         else:
-            found.seen.add(key)
-            found.files.append(here)
+            walk.seen.add(key)
+            walk.files.append(here)
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The columns of a candidate table and how rows are made of arrays. `docs/snapshot-format.md` describes it.
+"""The schema of candidate tables, and the conversion of arrays to rows. See `docs/snapshot-format.md`.
 
 Knows nothing of files.
 """
@@ -15,34 +15,34 @@ from nearcast.types import EMPTY_POSITION, FloatArray, Neighbors
 __all__ = ["FORMAT_VERSION", "Reason", "candidate_schema", "candidate_table", "rows_per_group"]
 
 FORMAT_VERSION = 1
-GROUP_SLOTS = 1 << 20  # slots in a row group: 12 MB of ids and scores, one read of a disk
+GROUP_SLOTS = 1 << 20  # slots per row group: 12 MB of ids and scores, one disk read
 LARGEST_GROUP = 1 << 16
 
 
 class Reason(StrEnum):
     """Why a list is shorter than k."""
 
-    TOO_FEW_ELIGIBLE = "too_few_eligible"  # there are not k items that the query may get
-    NOT_PROBED = "not_probed"  # the engine's effort ended before k items were seen
-    CAPPED = "capped"  # caps have filled up before k items were taken
-    BELOW_MIN_SCORE = "below_min_score"  # other items score less than the least that is wanted
-    NO_VECTOR = "no_vector"  # the query was kept without a usable vector
+    TOO_FEW_ELIGIBLE = "too_few_eligible"  # fewer than k items are eligible for the query
+    NOT_PROBED = "not_probed"  # the search parameters were too low to find k items
+    CAPPED = "capped"  # caps were full before k items were selected
+    BELOW_MIN_SCORE = "below_min_score"  # the other items score below min_score
+    NO_VECTOR = "no_vector"  # the query has no usable vector, and was kept by policy
 
 
 def rows_per_group(k: int) -> int:
-    """Rows in a row group; depends on k alone, so that the bytes of a table depend on nothing else."""
+    """Return the rows per row group. Depends on k alone, so that the bytes do not depend on the machine."""
     return max(1, min(LARGEST_GROUP, GROUP_SLOTS // k))
 
 
 def candidate_schema(query_id: pa.DataType, item_id: pa.DataType, *, ranked: bool = False) -> pa.Schema:
-    """query_id, candidate_ids, scores, length, reason; and rank_scores where a model has put the lists in order."""
+    """Return the schema: query_id, candidate_ids, scores, length, reason; with a ranking model also rank_scores."""
     scores = pa.list_(pa.field("element", pa.float32(), nullable=False))
     return pa.schema(
         [
-            pa.field("query_id", _plain(query_id), nullable=False),
+            pa.field("query_id", _short_string_type(query_id), nullable=False),
             pa.field(
                 "candidate_ids",
-                pa.list_(pa.field("element", _plain(item_id), nullable=False)),
+                pa.list_(pa.field("element", _short_string_type(item_id), nullable=False)),
                 nullable=False,
             ),
             pa.field("scores", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
@@ -61,25 +61,25 @@ def candidate_table(
     reasons: list[str | None],
     rank_scores: FloatArray | None = None,
 ) -> pa.Table:
-    """Rows of the table for n queries, best candidate first, without the empty slots.
+    """Convert the lists of n queries to table rows, best candidate first, without empty slots.
 
-    rank_scores: (n, k) a model's scores of the same slots, by which they are in order.
+    rank_scores: (n, k) a model's scores of the same slots, which order them.
     """
     schema = candidate_schema(query_ids.type, item_ids.type, ranked=rank_scores is not None)
-    there = neighbors.positions != EMPTY_POSITION
-    lengths = np.count_nonzero(there, axis=1)
+    filled = neighbors.positions != EMPTY_POSITION
+    lengths = np.count_nonzero(filled, axis=1)
     offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
-    ids = item_ids.take(pa.array(neighbors.positions[there])).cast(_plain(item_ids.type))
+    ids = item_ids.take(pa.array(neighbors.positions[filled])).cast(_short_string_type(item_ids.type))
     lists = pa.ListArray.from_arrays(offsets, ids, type=schema.field("candidate_ids").type)
-    scores = pa.ListArray.from_arrays(offsets, pa.array(neighbors.scores[there]), type=schema.field("scores").type)
-    columns = [query_ids.cast(_plain(query_ids.type)), lists, scores]
+    scores = pa.ListArray.from_arrays(offsets, pa.array(neighbors.scores[filled]), type=schema.field("scores").type)
+    columns = [query_ids.cast(_short_string_type(query_ids.type)), lists, scores]
     columns += [pa.array(lengths.astype(np.int32)), pa.array(reasons, pa.string())]
     if rank_scores is not None:
         kind = schema.field("rank_scores").type
-        columns.append(pa.ListArray.from_arrays(offsets, pa.array(rank_scores[there]), type=kind))
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(rank_scores[filled]), type=kind))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """32-bit string offsets in files: every reader knows them."""
+def _short_string_type(kind: pa.DataType) -> pa.DataType:
+    """Return string for large_string: every reader supports 32-bit offsets."""
     return pa.string() if kind == pa.large_string() else kind

@@ -1,4 +1,4 @@
-"""The sketches of a snapshot: vectors of some ids of each side, for the next snapshot to be compared with.
+"""The sketches of a snapshot: vectors of sampled ids of each table, which the next snapshot is compared with.
 
 <snapshot>/sketch/items.parquet   queries.parquet      id, vector
 """
@@ -19,28 +19,28 @@ __all__ = ["Sketch", "read_sketch", "write_sketch"]
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """Vectors of some ids of a side."""
+    """Vectors of sampled ids of a table."""
 
     ids: pa.Array  # (s,) sorted
     vectors: FloatArray  # (s, dim) float32
 
 
-def write_sketch(folder: Path, side: str, sketch: Sketch) -> None:
-    """Write the sketch of a side into a snapshot that is being made."""
-    place = folder / "sketch"
-    place.mkdir(exist_ok=True)
+def write_sketch(folder: Path, table: str, sketch: Sketch) -> None:
+    """Write the sketch of a table, "items" or "queries", into an unfinished snapshot."""
+    home = folder / "sketch"
+    home.mkdir(exist_ok=True)
     dim = sketch.vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(sketch.vectors, np.float32).ravel())
     vectors = pa.FixedSizeListArray.from_arrays(flat, dim)
-    pq.write_table(pa.table({"id": sketch.ids, "vector": vectors}), place / f"{side}.parquet", compression="zstd")
+    pq.write_table(pa.table({"id": sketch.ids, "vector": vectors}), home / f"{table}.parquet", compression="zstd")
 
 
-def read_sketch(folder: Path, side: str) -> Sketch | None:
-    """The sketch of a side of a snapshot; None where it has none, as snapshots of older versions have."""
-    path = folder / "sketch" / f"{side}.parquet"
+def read_sketch(folder: Path, table: str) -> Sketch | None:
+    """Read the sketch of a table of a snapshot; None if there is none: a snapshot of an older version."""
+    path = folder / "sketch" / f"{table}.parquet"
     if not path.is_file():
         return None
-    table = pq.read_table(path, use_threads=False).combine_chunks()
-    column = table.column("vector").combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-    return Sketch(table.column("id").combine_chunks(), vectors)
+    rows = pq.read_table(path, use_threads=False).combine_chunks()
+    column = rows.column("vector").combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(rows), column.type.list_size)
+    return Sketch(rows.column("id").combine_chunks(), vectors)

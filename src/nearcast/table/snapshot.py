@@ -1,8 +1,8 @@
-"""Snapshots of a generator on disk: find, open and read them; the next version's number.
+"""Snapshots of a generator on disk: find, open and read them, and number the next one.
 
     <out>/<generator>/snapshots/000001/   manifest.json   candidates/   items/   queries/
 
-A snapshot is there when its manifest is. Versions are numbers, since clocks go backwards.
+A snapshot is complete if it has its manifest. Versions are numbers, since clocks can go backwards.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The answer to one look-up."""
+    """The candidates of one query."""
 
     query: str | int
     ids: tuple[str | int, ...]
     scores: tuple[float, ...]
-    reason: str | None  # why the list is short, if it is
+    reason: str | None  # why the list is short; None for a full list
     columns: Mapping[str, tuple[Any, ...]]  # attribute and display columns of the candidates
 
     def first(self, k: int) -> Candidates:
-        """The best k of them."""
+        """Return the best k candidates."""
         columns = {name: values[:k] for name, values in self.columns.items()}
         return Candidates(self.query, self.ids[:k], self.scores[:k], self.reason, columns)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: one dictionary per candidate."""
+        """Return plain data: one dictionary per candidate."""
         rows = [
             {"rank": rank + 1, "id": self.ids[rank], "score": self.scores[rank]}
             | {name: values[rank] for name, values in self.columns.items()}
@@ -74,7 +74,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The version as people write it, such as 000007."""
+        """The version as people write it, for example 000007."""
         return self.folder.name
 
     @property
@@ -89,7 +89,7 @@ class Snapshot:
 
     @property
     def score_column(self) -> str:
-        """The column of the scores that lists are in the order of, and that are served: a ranking model's, if any."""
+        """Column of the scores that order the lists and are served: a ranking model's, if there is one."""
         return "rank_scores" if self.manifest.is_ranked else "scores"
 
     @property
@@ -98,59 +98,59 @@ class Snapshot:
         return self.manifest.rows
 
     def lookup(self, key: str | int, columns: tuple[str, ...] = ()) -> Candidates:
-        """The candidates of one query, with these columns of the items; NotFoundError for an unknown key.
+        """Return the candidates of one query, with these item columns. Raises NotFoundError for an unknown key.
 
-        Reads one row group of the table: for people and tests. Serving reads a store.
+        Reads one row group of the table: for people and tests. Services read a store.
         """
         dataset = open_dataset(self.folder / "candidates")
-        value = _typed(key, dataset.schema.field("query_id").type)
-        found = self._read(dataset, pc.field("query_id") == value) if value is not None else []
-        if not found:
-            raise NotFoundError(f"{self.generator} {self.name} has no query {quoted(key)}{self._near(dataset, key)}")
-        row = found[0]
+        value = _as_key(key, dataset.schema.field("query_id").type)
+        rows = self._read(dataset, pc.field("query_id") == value) if value is not None else []
+        if not rows:
+            raise NotFoundError(f"{self.generator} {self.name} has no query {quoted(key)}{self._suggest(dataset, key)}")
+        row = rows[0]
         ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
         return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
 
     def rows(self, numbers: IntArray) -> pa.Table:
-        """The rows of the table with these numbers (sorted), reading only the row groups that hold them."""
+        """Return the table rows with these numbers (sorted). Reads only their row groups."""
         group_rows = rows_per_group(self.manifest.k)
         pieces = []
         groups = numbers // group_rows
         for group in np.unique(groups):
             path = self.folder / "candidates" / f"part-{group // GROUPS_PER_FILE:05d}.parquet"
-            within = numbers[groups == group] - group * group_rows
+            in_group = numbers[groups == group] - group * group_rows
             with pq.ParquetFile(path) as file:
                 table = file.read_row_group(int(group % GROUPS_PER_FILE), use_threads=False)
-            pieces.append(table.take(pa.array(within)))
+            pieces.append(table.take(pa.array(in_group)))
         return pa.concat_tables(pieces) if pieces else open_dataset(self.folder / "candidates").schema.empty_table()
 
     def rank_scores(self, query: str | int) -> tuple[float, ...]:
-        """A ranking model's scores of a query's list, in its order; none where no model ranked it."""
+        """Return a ranking model's scores of a query's list, in its order; empty without a model."""
         dataset = open_dataset(self.folder / "candidates")
-        value = _typed(query, dataset.schema.field("query_id").type)
+        value = _as_key(query, dataset.schema.field("query_id").type)
         if "rank_scores" not in dataset.schema.names or value is None:
             return ()
         table = dataset.to_table(columns=["rank_scores"], filter=pc.field("query_id") == value)
-        found = table.column(0).to_pylist()
-        return tuple(found[0]) if found else ()
+        lists = table.column(0).to_pylist()
+        return tuple(lists[0]) if lists else ()
 
     def lists_between(self, first: str | int | None, end: str | int | None) -> pa.Table:
-        """query_id and candidate_ids of the queries with first <= id < end; None is no bound."""
+        """Return query_id and candidate_ids of the queries with first <= id < end; None: no bound."""
         dataset = open_dataset(self.folder / "candidates")
         field, kind = pc.field("query_id"), dataset.schema.field("query_id").type
         inside = pc.scalar(True)
-        for bound, holds in ((first, field.__ge__), (end, field.__lt__)):
-            value = None if bound is None else _typed(bound, kind)
+        for bound, compare in ((first, field.__ge__), (end, field.__lt__)):
+            value = None if bound is None else _as_key(bound, kind)
             if bound is not None and value is None:
                 return dataset.schema.empty_table().select(["query_id", "candidate_ids"])
-            inside = inside if value is None else inside & holds(value)
+            inside = inside if value is None else inside & compare(value)
         try:
             return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
 
     def verify(self) -> None:
-        """Compare every byte with the manifest; DamagedError names the file that differs."""
+        """Compare every byte with the manifest. Raises DamagedError that names the file."""
         verify(self.folder, contents=True)
 
     def _read(self, dataset: Any, condition: Any) -> list[dict[str, Any]]:
@@ -173,36 +173,36 @@ class Snapshot:
         dataset = open_dataset(self.folder / "items")
         for name in columns:
             if name == "id" or name not in dataset.schema.names:
-                held = ", ".join(n for n in dataset.schema.names if n != "id") or "none"
-                raise NotFoundError(f"{self.generator} {self.name} holds no item column {name!r}; it holds {held}")
-        wanted = pa.array(ids, dataset.schema.field("id").type)
+                known = ", ".join(n for n in dataset.schema.names if n != "id") or "none"
+                raise NotFoundError(f"{self.generator} {self.name} holds no item column {name!r}; it holds {known}")
+        keys = pa.array(ids, dataset.schema.field("id").type)
         try:
-            table = dataset.to_table(columns=["id", *columns], filter=pc.field("id").isin(wanted))
+            table = dataset.to_table(columns=["id", *columns], filter=pc.field("id").isin(keys))
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
-        places = pc.index_in(wanted, value_set=table.column("id").combine_chunks())
-        rows = rows_of_table(table.select(list(dict.fromkeys(columns))).take(places))
+        order = pc.index_in(keys, value_set=table.column("id").combine_chunks())
+        rows = rows_of_table(table.select(list(dict.fromkeys(columns))).take(order))
         return {name: tuple(row[name] for row in rows) for name in columns}
 
-    def _near(self, dataset: Any, key: str | int) -> str:
-        """Name the keys most like the one asked for, else a few, so that a wrong type or spelling is seen at once."""
+    def _suggest(self, dataset: Any, key: str | int) -> str:
+        """Name the keys most similar to `key`, else a few keys, to show a wrong type or spelling."""
         keys = dataset.to_table(columns=["query_id"], use_threads=False).column("query_id")
         words = nearest_in_words(key, keys, f"its {self.n_rows:,} keys")
         return f"; {words}" if words else ""
 
 
 def snapshots_folder(out: Path, generator: str) -> Path:
-    """Where the snapshots of a generator are."""
+    """Return the folder of a generator's snapshots."""
     return out / generator / "snapshots"
 
 
 def list_generators(out: Path) -> list[str]:
-    """The generators that have a snapshot in `out`."""
+    """List the generators that have a snapshot in `out`."""
     return sorted(path.parent.name for path in out.glob("*/snapshots") if any(path.iterdir()))
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """The snapshot of a folder; DamagedError where its manifest is missing or unreadable."""
+    """Open the snapshot in a folder. Raises DamagedError if its manifest is missing, unreadable or incomplete."""
     manifest = Manifest(read_manifest(folder))
     missing = manifest.missing_keys()
     if missing:
@@ -211,7 +211,7 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 
 def list_snapshots(out: Path, generator: str) -> list[Snapshot]:
-    """All finished snapshots of a generator, oldest first."""
+    """List all finished snapshots of a generator, oldest first."""
     folder = snapshots_folder(out, generator)
     if not folder.is_dir():
         return []
@@ -220,30 +220,30 @@ def list_snapshots(out: Path, generator: str) -> list[Snapshot]:
 
 
 def find_snapshot(out: Path, generator: str, version: int | None = None) -> Snapshot:
-    """One snapshot, the newest by default; NotFoundError names what there is."""
-    found = list_snapshots(out, generator)
-    if not found:
+    """Find a snapshot, the newest by default. Raises NotFoundError that names the existing ones."""
+    snapshots = list_snapshots(out, generator)
+    if not snapshots:
         known = list_generators(out)
         hint = generators_in_words(generator, known, "run a generator first")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {hint}")
     if version is None:
-        return found[-1]
-    for snapshot in found:
+        return snapshots[-1]
+    for snapshot in snapshots:
         if snapshot.version == version:
             return snapshot
-    have = f"{found[0].name} to {found[-1].name}"
-    raise NotFoundError(f"{generator} has no snapshot {version}; it has {len(found)}, {have}")
+    existing = f"{snapshots[0].name} to {snapshots[-1].name}"
+    raise NotFoundError(f"{generator} has no snapshot {version}; it has {len(snapshots)}, {existing}")
 
 
 def next_version(out: Path, generator: str) -> int:
-    """The number after the highest that was ever given a folder, finished or not."""
+    """Return the number after the highest snapshot folder, finished or not."""
     folder = snapshots_folder(out, generator)
     taken = [int(name) for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
     return max(taken, default=0) + 1
 
 
-def _typed(key: str | int, kind: pa.DataType) -> pa.Scalar | None:
-    """The key as the table's type, or None where it cannot be one of its keys."""
+def _as_key(key: str | int, kind: pa.DataType) -> pa.Scalar | None:
+    """Convert a key to the table's type; None if it cannot be one of its keys."""
     try:
         return pa.scalar(int(key) if pa.types.is_integer(kind) else str(key), kind)
     except (ValueError, pa.ArrowInvalid, OverflowError):

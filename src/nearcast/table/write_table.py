@@ -1,7 +1,4 @@
-"""Write the rows of a candidate table into Parquet files of a fixed number of rows.
-
-The bytes depend on the rows alone, not on how they are handed over.
-"""
+"""The writer of candidate tables: Parquet files with a fixed number of rows, whose bytes depend on the rows alone."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ GROUPS_PER_FILE = 64
 
 
 class TableWriter:
-    """Takes row groups in order of query id: `with TableWriter(folder, schema, k) as writer: writer.write(...)`.
+    """Writes row groups in order of query id: `with TableWriter(folder, schema, k) as writer: writer.write(...)`.
 
-    Every table but the last must have `group_rows` rows.
+    Every group but the last must have `group_rows` rows.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, k: int) -> None:
@@ -34,7 +31,7 @@ class TableWriter:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True)
-        self._open()  # a table without rows is a file with a schema
+        self._open()  # a table without rows is a file with the schema
         return self
 
     def __exit__(
