@@ -1,4 +1,4 @@
-"""The verbs that decide what is served: publish a snapshot or a table, roll back, expand, and say what is published."""
+"""The functions that change what is served: publish a snapshot or a weight table, roll back, expand; list versions."""
 
 from __future__ import annotations
 
@@ -54,31 +54,31 @@ def publish(
 ) -> Publication:
     """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
 
-    generator: a name, with the settings that its snapshot was made by; or a spec (a path ending in .toml, a mapping or
-    a parsed one), whose [publish], [audit] and [serve] tables count as they are now.
-    store: in place of the spec's; a path is relative to the current folder.
-    out: folder of the snapshots; the spec's own, or "nearcast" for a name.
-    accept: rules that may fail, and why; it is kept with the version.
-    dry_run: audit and rehearse the copy; change nothing.
-    repair: do without a pointer or a current version that cannot be read, and heal the overlay.
-    max_bytes_per_second: throttle of the copy, in place of the spec's: 50_000_000 or "50MB".
-    Raises AuditError where a rule fails, BusyError while another process publishes the generator, NotFoundError for a
-    snapshot that is not there, DamagedError for a file with other bytes than were written, StoreError.
+    generator: a name: settings come from the manifest of its snapshot. Or a spec (a path ending in .toml, a mapping or a
+    parsed spec): its [publish], [audit] and [serve] tables are used.
+    store: overrides the store of the spec; a path is relative to the current folder.
+    out: folder of the snapshots. Default: that of the spec, or "nearcast" for a name.
+    accept: audit rules that may fail, with reasons; they are stored with the version.
+    dry_run: audit, and encode the copy without writing it.
+    repair: continue without a pointer or current version that cannot be read, and repair the overlay.
+    max_bytes_per_second: throttle of the copy, such as 50_000_000 or "50MB"; overrides the spec.
+    Raises AuditError if a rule fails, BusyError while another process publishes the generator, NotFoundError if there is
+    no such snapshot, DamagedError if a file was changed, StoreError.
     """
-    place = resolve_target(generator, out, version)
-    find_snapshot(place.out, place.generator, version)  # before the lock, which makes a place in the store
-    settings, listener = place.publish, listener or Listener()
+    target = resolve_target(generator, out, version)
+    find_snapshot(target.out, target.generator, version)  # before the lock, which creates the generator in the store
+    settings, listener = target.publish, listener or Listener()
     if max_bytes_per_second is not None:
         changed = settings.model_dump() | {"max_bytes_per_second": max_bytes_per_second}
         settings = parse_model(PublishSpec, changed, "publish")
-    with open_target_store(store, place) as opened:
-        order = PublishRequest(
-            generator=place.generator,
+    with open_target_store(store, target) as opened:
+        request = PublishRequest(
+            generator=target.generator,
             store=opened,
-            choose=lambda: find_snapshot(place.out, place.generator, version),
+            choose=lambda: find_snapshot(target.out, target.generator, version),
             settings=settings,
-            audit=place.audit,
-            serving=place.serve,
+            audit=target.audit,
+            serving=target.serve,
             accept=accept or {},
             named=version is not None,
             repair=repair,
@@ -86,14 +86,14 @@ def publish(
             listener=listener,
         )
         try:
-            done = publishing.publish(order)
+            result = publishing.publish(request)
         except AuditError as error:
             if not dry_run:
-                newest = find_snapshot(place.out, place.generator, version).version
-                report_failure(listener, record_failed_audit(place.out, place.generator, newest, error))
+                newest = find_snapshot(target.out, target.generator, version).version
+                report_failure(listener, record_failed_audit(target.out, target.generator, newest, error))
             raise
-    report_failure(listener, record_publication(place.out, done))
-    return done
+    report_failure(listener, record_publication(target.out, result))
+    return result
 
 
 def publish_table(
@@ -113,27 +113,27 @@ def publish_table(
     out: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Publication:
-    """Publish a table of a generator: for each key of an engagement log the items engaged with most, with weights.
+    """Publish a weight table of a generator: per key of an engagement log, the items with the largest weights.
 
-    table: "phrases" or "people", by which requests are resolved, or a word of one's own.
-    log: a Parquet file, a folder of them, or an Arrow table; a row per engagement. It is read whole.
-    key, item, weight, time: its columns; item holds keys of the generator. half_life_seconds: an engagement that much
-    older than the newest counts half. top: items kept of a key.
-    fewer: the table may have less than half as many keys as the current one.
-    repair: do without a pointer or a current table that cannot be read.
-    Raises InputError for a log that cannot be used, AuditError for fewer keys, StoreError, BusyError.
+    table: "phrases" or "people", which resolve requests, or any other word.
+    log: a Parquet file, a folder of them, or an Arrow table, with one row per engagement. It is read whole.
+    key, item, weight, time: columns of the log; `item` has keys of the generator. half_life_seconds: the weight of an
+    engagement halves per this age, counted from the newest. top: items kept per key.
+    fewer: allow less than half as many keys as the current table.
+    repair: continue without a pointer or current table that cannot be read.
+    Raises InputError for an invalid log, AuditError for fewer keys, StoreError, BusyError.
     """
-    place = resolve_store_target(generator, out)
+    target = resolve_store_target(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
     listener = listener or Listener()
-    found = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
-    rows = compute_weights(found, columns, table)
-    with open_target_store(store, place) as opened:
-        for doubt in weight_tables.list_warnings(opened, place.generator, table, rows):
-            listener.note(f"warning: {doubt}")
-        done = weight_tables.publish_table(opened, place.generator, table, rows, fewer=fewer, repair=repair)
-    report_failure(listener, record_publication(place.out, done))
-    return done
+    engagements = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
+    rows = compute_weights(engagements, columns, table)
+    with open_target_store(store, target) as opened:
+        for warning in weight_tables.list_warnings(opened, target.generator, table, rows):
+            listener.note(f"warning: {warning}")
+        result = weight_tables.publish_table(opened, target.generator, table, rows, fewer=fewer, repair=repair)
+    report_failure(listener, record_publication(target.out, result))
+    return result
 
 
 def roll_back(
@@ -144,16 +144,16 @@ def roll_back(
     out: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Publication:
-    """Make an older version current again: the newest one that was not rolled back from, or `to`, older or newer.
+    """Make another version current: the newest older one that was not rolled back, or `to`, older or newer.
 
-    Raises NotFoundError where the store has no such version, DamagedError where it is not as it was written,
-    BusyError while another process publishes the generator; then nothing has changed.
+    Raises NotFoundError if the store has no such version, DamagedError if its bytes changed, BusyError while another
+    process publishes the generator. The current version stays then.
     """
-    place, listener = resolve_store_target(generator, out), listener or Listener()
-    with open_target_store(store, place) as opened:
-        done = rollback.roll_back(opened, place.generator, to, listener=listener)
-    report_failure(listener, record_publication(place.out, done))
-    return done
+    target, listener = resolve_store_target(generator, out), listener or Listener()
+    with open_target_store(store, target) as opened:
+        result = rollback.roll_back(opened, target.generator, to, listener=listener)
+    report_failure(listener, record_publication(target.out, result))
+    return result
 
 
 def expand(
@@ -164,40 +164,40 @@ def expand(
     as_of: float | str | datetime | None = None,
     repair: bool = False,
 ) -> ExpansionReport:
-    """Read ads and links from Parquet and make them the current expansion table; see `docs/expansion.md`.
+    """Read ads and links from Parquet and publish them as an expansion table; see `docs/expansion.md`.
 
-    spec: a path to a TOML file, or a mapping. store: in place of the spec's.
-    base: the folder that its paths are relative to; the spec file's own, else the current one.
-    as_of: when ads and links were exported: seconds since 1970, a datetime or ISO 8601, UTC where it names no zone. By
-    default when the older file was last changed. What the overlay said of an ad after that stays in force.
-    repair: do without a pointer, a current table or an overlay that cannot be read; `notes` say so.
-    Raises as `nearcast.ads.publish_expansion.publish_expansion` does.
+    spec: a path to a TOML file, or a mapping. store: overrides the store of the spec.
+    base: the folder that paths of the spec are relative to. Default: that of the spec file, else the current folder.
+    as_of: when ads and links were exported: seconds since 1970, a datetime or ISO 8601, in UTC if it has no time zone.
+    Default: the time of the last change of the older file. Later overlay entries of an ad stay in force.
+    repair: continue without a pointer, current table or overlay that cannot be read, and add a note.
+    Raises the errors of `nearcast.ads.publish_expansion.publish_expansion`.
     """
     if isinstance(spec, str | Path):
         parsed, folder = load_expansion_spec(Path(spec)), Path(base) if base is not None else Path(spec).parent
     else:
         parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
-    place = PublishTarget(
+    target = PublishTarget(
         parsed.name, folder / parsed.out, PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store)
     )
-    with open_target_store(store, place) as opened:
+    with open_target_store(store, target) as opened:
         return expand_files(parsed, folder, opened, as_of=as_of, repair=repair)
 
 
 def published(
     generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
 ) -> list[store_listing.PublishedGenerator]:
-    """What is published: of one generator, of all in a store, or of all that have snapshots in `out`."""
+    """Return what is published: of one generator, of all in a store, or of all with snapshots in `out`."""
     if generator is not None:
-        places = [resolve_store_target(generator, out)]
+        targets = [resolve_store_target(generator, out)]
     elif store is not None:
         with open_target_store(store, PublishTarget("", Path(out or OUT))) as opened:
             return [store_listing.read_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
-        places = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
-    found = []
-    for place in places:
-        with open_target_store(store, place) as opened:
-            if generator is not None or opened.pointer(place.generator) is not None:
-                found.append(store_listing.read_published(opened, place.generator, now=time.time()))
-    return found
+        targets = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+    generators = []
+    for target in targets:
+        with open_target_store(store, target) as opened:
+            if generator is not None or opened.pointer(target.generator) is not None:
+                generators.append(store_listing.read_published(opened, target.generator, now=time.time()))
+    return generators
