@@ -54,16 +54,16 @@ def publish(
 ) -> Publication:
     """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
 
-    generator: a name: settings come from the manifest of its snapshot. Or a spec (a path ending in .toml, a mapping or a
-    parsed spec): its [publish], [audit] and [serve] tables are used.
+    generator: a name, with the settings in the manifest of its snapshot; or a spec (a path ending in .toml, a mapping
+    or a parsed spec), with its [publish], [audit] and [serve] tables.
     store: overrides the store of the spec; a path is relative to the current folder.
     out: folder of the snapshots. Default: that of the spec, or "nearcast" for a name.
     accept: audit rules that may fail, with reasons; they are stored with the version.
     dry_run: audit, and encode the copy without writing it.
     repair: continue without a pointer or current version that cannot be read, and repair the overlay.
     max_bytes_per_second: throttle of the copy, such as 50_000_000 or "50MB"; overrides the spec.
-    Raises AuditError if a rule fails, BusyError while another process publishes the generator, NotFoundError if there is
-    no such snapshot, DamagedError if a file was changed, StoreError.
+    Raises AuditError if a rule fails, BusyError while another process publishes the generator, NotFoundError if
+    there is no such snapshot, DamagedError if a file was changed, StoreError.
     """
     target = resolve_target(generator, out, version)
     find_snapshot(target.out, target.generator, version)  # before the lock, which creates the generator in the store
