@@ -106,7 +106,7 @@ def measure(
         ads = held.enter_context(nearcast.open_expansion(store, "coupons"))
         for spec in specs:
             table = held.enter_context(open_lookup_source(prepare(spec, HERE, listener), store, None))
-            items = int(table.view.version.facts["items"])
+            items = table.view.version.facts.items
             for k in lengths:
                 passed = run_funnel(table, requests, Funnel(ads, candidates_per_key=k))
                 found.append(measured(f"offline, {items:,} items, k {k}", items, k, passed, requests))

@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end.service import running, until
 from tests.monitoring.nights import Nights
 
-from nearcast.serve.key_sampling import FILES_KEPT_SECONDS, LookedUp, Reservoir, SampleWriter, read_looked_up
+from nearcast.serve.key_sampling import FILES_KEPT_SECONDS, Reservoir, SampledLookup, SampleWriter, read_sampled_lookups
 from nearcast.serve.lookup_data import Answer
 
 
@@ -27,8 +27,8 @@ def test_every_look_up_is_kept_with_the_same_chance(batch: int) -> None:
     for seed in range(400):
         reservoir = Reservoir(50, seed)
         for start in range(0, 1_000, batch):
-            reservoir.offer(every[start : start + batch])
-        kept = reservoir.kept()
+            reservoir.add(every[start : start + batch])
+        kept = reservoir.sample()
         assert len(kept) == 50
         assert reservoir.seen == 1_000
         counts.update(int(one.key) for one in kept)
@@ -40,20 +40,20 @@ def test_every_look_up_is_kept_with_the_same_chance(batch: int) -> None:
 def test_few_look_ups_are_all_kept() -> None:
     reservoir = Reservoir(50, 0)
     for key in range(30):
-        reservoir.offer([answer(key)])
-    assert sorted(int(one.key) for one in reservoir.kept()) == list(range(30))
+        reservoir.add([answer(key)])
+    assert sorted(int(one.key) for one in reservoir.sample()) == list(range(30))
 
 
 def test_what_is_written_is_read_and_what_is_old_or_half_written_is_not(tmp_path: Path) -> None:
     writer = SampleWriter(tmp_path, ["shop", "other"])
-    writer.offer("shop", [answer("a"), answer("b", found=False, source="none")])
+    writer.add("shop", [answer("a"), answer("b", found=False, source="none")])
     writer.write()
     (tmp_path / "shop-1-1.json").write_text('{"generator": "shop", "until"')
     (tmp_path / "shop-2-2.json").write_text(json.dumps({"generator": "shop", "until": 5, "seen": 9, "sample": [["x"]]}))
-    rows, seen = read_looked_up(tmp_path, "shop", since=time.time() - 60, size=10)
-    assert (rows, seen) == ([LookedUp("a", True, "table"), LookedUp("b", False, "none")], 2)
-    assert read_looked_up(tmp_path, "other", since=0, size=10) == ([], 0)
-    assert read_looked_up(tmp_path / "none", "shop", since=0, size=10) == ([], 0)
+    rows, seen = read_sampled_lookups(tmp_path, "shop", since=time.time() - 60, size=10)
+    assert (rows, seen) == ([SampledLookup("a", True, "table"), SampledLookup("b", False, "none")], 2)
+    assert read_sampled_lookups(tmp_path, "other", since=0, size=10) == ([], 0)
+    assert read_sampled_lookups(tmp_path / "none", "shop", since=0, size=10) == ([], 0)
 
 
 def test_services_count_by_the_look_ups_that_they_answered(tmp_path: Path) -> None:
@@ -61,14 +61,14 @@ def test_services_count_by_the_look_ups_that_they_answered(tmp_path: Path) -> No
         sample = [[name, True, "table"]] * 1_000
         facts = {"generator": "shop", "until": time.time(), "seen": seen, "sample": sample}
         (tmp_path / f"shop-{number}-1.json").write_text(json.dumps(facts))
-    rows, seen = read_looked_up(tmp_path, "shop", since=0, size=1_000)
+    rows, seen = read_sampled_lookups(tmp_path, "shop", since=0, size=1_000)
     assert seen == 100_000
     assert 0.85 < sum(one.key == "busy" for one in rows) / len(rows) < 0.95
 
 
 def test_a_sample_can_be_read_by_its_owner_alone(tmp_path: Path) -> None:
     writer = SampleWriter(tmp_path / "lookups", ["shop"])
-    writer.offer("shop", [answer("ann")])
+    writer.add("shop", [answer("ann")])
     writer.write()
     (path,) = (tmp_path / "lookups").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_hurts_nobody(
 ) -> None:
     (tmp_path / "file").write_text("")
     writer = SampleWriter(tmp_path / "file" / "below", ["shop"])
-    writer.offer("shop", [answer("a")])
+    writer.add("shop", [answer("a")])
     writer.write()
     writer.write()
     assert len([r for r in caplog.records if "looked-up keys are not sampled" in r.message]) == 1

@@ -93,7 +93,7 @@ def do(log, step, argument):
 
 
 def polled(state, log, **how):
-    return state.apply(log.changes(-1 if state.carried else state.epoch, state.serial), **how)
+    return state.apply(log.changes(-1 if state.keeps_purged else state.epoch, state.serial), **how)
 
 
 def gone_at_once(state, items, ids, now=NOW):
@@ -117,7 +117,7 @@ def test_a_reader_that_polls_now_and_then_knows_what_the_log_says(ids):
         assert {item for item, out in zip(items, state.removed(items, NOW), strict=True) if out} == gone
         assert gone_at_once(state, items * 3, ids) == gone
         assert state.removes_any(items) >= bool(gone)
-        told = {(item, name): value for item in items for name, value in state.values_of(item, NOW).items()}
+        told = {(item, name): value for item in items for name, value in state.find_values(item, NOW).items()}
         assert told == log.values(NOW)
         assert state.size(NOW) == len(gone) + len(told)
         assert state.fields >= {name for _, name in told}
@@ -156,13 +156,15 @@ def test_a_state_that_grew_is_the_one_made_afresh_and_knows_what_its_last_change
             do(log, step, argument)
             before, state = state, polled(state, log)
             afresh = OverlayState(ids).apply(log.changes(-1, 0))
-            for name in ("gone", "values", "fields"):
+            for name in ("tombstones", "values", "fields"):
                 assert getattr(state, name) == getattr(afresh, name)
             assert gone_at_once(state, items, ids, -1.0) == gone_at_once(afresh, items, ids, -1.0)
-            if (state.epoch, state.after) == (before.epoch, before.serial):
+            if (state.epoch, state.previous_serial) == (before.epoch, before.serial):
                 for item in items:
                     same = before.values.get(item) is state.values.get(item)
-                    assert item in state.touched or (same and before.gone.get(item) == state.gone.get(item))
+                    assert item in state.changed_items or (
+                        same and before.tombstones.get(item) == state.tombstones.get(item)
+                    )
 
     check()
 
@@ -194,8 +196,8 @@ def test_an_entry_ends_by_the_clock_without_a_word_from_the_store():
     assert state.removed(["a"], 50.0) == [False]
     assert gone_at_once(state, ["a"], "string", 49.9) == {"a"}
     assert gone_at_once(state, ["a"], "string", 50.0) == set()
-    assert state.values_of("a", 59.9) == {"price": 3}
-    assert state.values_of("a", 60.0) == {}
+    assert state.find_values("a", 59.9) == {"price": 3}
+    assert state.find_values("a", 60.0) == {}
     assert [state.size(now) for now in (0, 55, 70)] == [2, 1, 0]
 
 
@@ -268,7 +270,7 @@ def test_of_changes_that_come_together_the_last_counts_and_is_listed_last():
     news = [("price", 1), ("name", "x"), ("price", 2)]
     entries = tuple(OverlayEntry(10, name, value, 0.0) for name, value in news)
     state = OverlayState("int64").apply(OverlayChanges(1, 2, entries[:2])).apply(OverlayChanges(1, 3, entries[2:]))
-    assert state.values_of(10, NOW) == {"price": 2, "name": "x"}
+    assert state.find_values(10, NOW) == {"price": 2, "name": "x"}
     assert state.entries == [entries[1], entries[2]]
 
 

@@ -55,22 +55,24 @@ def apply_overlay(table: AdsTable, overlay: OverlayState, before: AdsView | None
     typed = overlay.convert(table.version.item_ids)
     if before is None or before.table is not table or before.ads.until <= now or typed is not overlay:
         ads = with_values(without_overlay(table.ads), {ad: _newer_values(table, typed, ad) for ad in typed.values}, now)
-        return AdsView(table, overlay, with_pauses(ads, typed.gone, now))
+        return AdsView(table, overlay, with_pauses(ads, typed.tombstones, now))
     ads, changed = before.ads, _list_changes(before.overlay, overlay)
     if changed:
         ads = with_values(ads, {ad: _newer_values(table, overlay, ad) for ad in changed}, now)
-    if any(overlay.gone.get(ad) != before.overlay.gone.get(ad) for ad in changed):
-        ads = with_pauses(ads, overlay.gone, now)
+    if any(overlay.tombstones.get(ad) != before.overlay.tombstones.get(ad) for ad in changed):
+        ads = with_pauses(ads, overlay.tombstones, now)
     return AdsView(table, overlay, ads)
 
 
 def _list_changes(before: OverlayState, now: OverlayState) -> Collection[str | int]:
     """Return the ads whose entries differ. The overlay lists them if `now` directly follows `before`."""
-    if (now.epoch, now.after) == (before.epoch, before.serial):
-        return now.touched
-    known = {*before.values, *before.gone, *now.values, *now.gone}
+    if (now.epoch, now.previous_serial) == (before.epoch, before.serial):
+        return now.changed_items
+    known = {*before.values, *before.tombstones, *now.values, *now.tombstones}
     return [
-        ad for ad in known if before.values.get(ad) != now.values.get(ad) or before.gone.get(ad) != now.gone.get(ad)
+        ad
+        for ad in known
+        if before.values.get(ad) != now.values.get(ad) or before.tombstones.get(ad) != now.tombstones.get(ad)
     ]
 
 

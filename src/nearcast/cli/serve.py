@@ -192,7 +192,7 @@ def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitSta
     sampler = None if options.no_samples else SampleWriter(folder, opened.keyed)
     service = new_service(
         opened.generators,
-        sampled=None if sampler is None else sampler.offer,
+        sampled=None if sampler is None else sampler.add,
         expansions=opened.expansions,
         unopened=opened.unopened,
     )

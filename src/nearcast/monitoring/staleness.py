@@ -22,7 +22,7 @@ from nearcast.join.inputs import open_sources
 from nearcast.join.score_terms import apply_score_terms
 from nearcast.measure.recall import sample_rows
 from nearcast.monitoring.recall_today import TodaysTables, measure_recall_today
-from nearcast.serve.key_sampling import LookedUp, read_looked_up
+from nearcast.serve.key_sampling import SampledLookup, read_sampled_lookups
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.view import StoredLists, View
 from nearcast.sources.ids import positions_of
@@ -75,7 +75,7 @@ class _KeySample:
     """The keys to look up, and the look-ups that they come from, if any."""
 
     keys: list[str | int]
-    looked_up: list[LookedUp]
+    looked_up: list[SampledLookup]
     lookups: int  # look-ups that the sample represents
 
 
@@ -123,7 +123,7 @@ def _measure(today: TodaysTables, view: View, sample: _KeySample) -> Staleness:
         recall_high=None if recall is None else recall.high,
         dead=dead,
         misses=float(np.mean(~stored.found)) if len(sample.keys) else 0.0,
-        fallbacks=sum(one.stood_in for one in looked_up) / len(looked_up) if looked_up else None,
+        fallbacks=sum(one.used_fallback for one in looked_up) / len(looked_up) if looked_up else None,
         recall_when_made=made,
         refresh_seconds=None if recall is None else estimate_refresh_interval(age, made, recall.value, lowest),
         removed=len(stored.removed) / max(1, len(stored.ids)),
@@ -167,7 +167,7 @@ def _delete_other_days(home: Path, ingested: Inputs, today: TodaysTables) -> Non
 def _draw_keys(spec: GeneratorSpec, inputs: Inputs, samples: Path) -> _KeySample:
     """Draw keys from the recorded look-ups; from today's queries if there are too few."""
     size = spec.monitor.sample
-    looked_up, lookups = read_looked_up(
+    looked_up, lookups = read_sampled_lookups(
         samples, spec.name, since=time.time() - 3600 * spec.monitor.window_hours, size=size, seed=spec.seed
     )
     if len(looked_up) >= FEWEST_LOOKUPS:

@@ -273,7 +273,7 @@ class StoreFollower(ClosesOnExit):
         A server that does not respond raises StoreError, since it would not respond for the pointer either.
         """
         try:
-            changes = log.changes(epoch=-1 if overlay.carried else overlay.epoch, serial=overlay.serial)
+            changes = log.changes(epoch=-1 if overlay.keeps_purged else overlay.epoch, serial=overlay.serial)
             if changes.serial < overlay.serial:
                 raise DamagedError(
                     f"the overlay of {self.generator} went back from serial {overlay.serial} to {changes.serial}, as "
@@ -319,7 +319,7 @@ class StoreFollower(ClosesOnExit):
                 overlay = self._view.overlay.convert(version.item_ids)
                 self._view = View(version, overlay, pointer)
                 self._rejected = None
-                if overlay.carried or repaired:
+                if overlay.keeps_purged or repaired:
                     self._poll()
 
     def _replace_view(self, gone: View) -> View:

@@ -1,8 +1,7 @@
-"""The overlay in memory: which items are gone, and which columns of items have newer values. Pure values.
+"""The overlay in memory: tombstones of removed items, and newer values of columns. Immutable values.
 
-It is built up from the changes of a log. What has expired stays in it and is not in force: every question is asked
-with the time. Budgets change many times a second, so a state shares with the one before all that has not changed.
-Knows nothing of stores.
+A state is built from the changes of a log. Expired entries stay in it, so every method takes the time. Budgets change
+many times a second, so a new state shares all unchanged parts with the previous one. Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -27,160 +26,160 @@ from nearcast.types import IntArray
 __all__ = ["OverlayState"]
 
 Item = str | int
-Columns = Mapping[str, tuple[Any, float, float]]  # field: its value, until when, and when it was written
-# Which entry it is in the order of writing, and what `OverlayEntry` is made of: plain tuples, since there may be many,
-# and the collector of cycles soon leaves them alone.
-_Noted = tuple[Any, ...]
+Columns = Mapping[str, tuple[Any, float, float]]  # field: value, end, and time of writing
+# Number in the order of writing, then the fields of an `OverlayEntry`. Tuples, since there may be many entries and the
+# garbage collector soon stops tracking them.
+_EntryTuple = tuple[Any, ...]
 _as_tuple = attrgetter(*(part.name for part in fields(OverlayEntry)))
 
 FOREVER = math.inf
-NO_SIEVE = np.zeros(1, np.bool_)
-LARGEST_SIEVE_BITS = 20  # a megabyte: stays in the cache
+NO_FILTER = np.zeros(1, np.bool_)
+MAX_FILTER_BITS = 20  # one megabyte, which stays in the CPU cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sieved:
-    """The items that are gone, as arrays."""
+class _TombstoneArrays:
+    """The tombstones as arrays, to look up many items at once."""
 
-    ids: IntArray | pa.Array  # ascending where they are numbers
+    ids: IntArray | pa.Array  # ascending if they are integers
     until: npt.NDArray[np.float64]
-    sieve: npt.NDArray[np.bool_]  # see `_sieve`; of no use for texts
+    bit_filter: npt.NDArray[np.bool_]  # see `_build_filter`; unused for strings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OverlayState:
-    """All entries of a log that were not lifted, and what they amount to. `apply` makes the next one."""
+    """All entries of a log that were not restored, by item. `apply` returns the next state."""
 
     item_ids: IdType
     epoch: int = -1
     serial: int = 0
-    carried: bool = False  # holds entries that the log has forgotten already: see `apply`
-    gone: Mapping[Item, float] = field(default_factory=dict)  # item: until when
+    keeps_purged: bool = False  # holds entries that the log has purged: see `apply`
+    tombstones: Mapping[Item, float] = field(default_factory=dict)  # item: end of its removal
     values: SharingMap[Item, Columns] = field(default_factory=SharingMap)
-    fields: frozenset[str] = frozenset()  # columns that it has values of, in force or not
-    touched: frozenset[Item] = frozenset()  # items that the last changes were about
-    after: int = -1  # serial of the state that these changes were applied to; -1: it was made afresh
-    _noted: SharingMap[tuple[Item, str | None], _Noted] = field(default_factory=SharingMap)  # by item and field
-    _written: int = 0  # entries so far, of which some have taken the place of others
-    _sieved: _Sieved = field(default_factory=lambda: _sieved({}, "int64"))  # `gone`, for many items at once
+    fields: frozenset[str] = frozenset()  # columns with newer values, in force or not
+    changed_items: frozenset[Item] = frozenset()  # items of the last changes
+    previous_serial: int = -1  # of the state that the last changes were applied to; -1: built from the whole log
+    _entries: SharingMap[tuple[Item, str | None], _EntryTuple] = field(default_factory=SharingMap)  # by item and field
+    _written: int = 0  # entries so far, including replaced ones
+    _arrays: _TombstoneArrays = field(default_factory=lambda: _build_arrays({}, "int64"))
 
     @property
     def entries(self) -> list[OverlayEntry]:
-        """All of them, oldest first. Looks at every one: not for every request."""
-        return [OverlayEntry(*told) for _, *told in sorted(self._noted.values(), key=itemgetter(0))]
+        """All entries, oldest first. Reads every entry: do not call it for every request."""
+        return [OverlayEntry(*entry) for _, *entry in sorted(self._entries.values(), key=itemgetter(0))]
 
     def apply(self, changes: OverlayChanges, *, keep_purged: bool = False) -> OverlayState:
-        """The state after these changes, in the order in which they were written.
+        """Return the state after these changes, in the order of writing.
 
-        A new epoch means that the log has forgotten entries, since the current version knows better. A reader that
-        still answers from an older version keeps them (`keep_purged`), or items that are gone would come back.
+        A new epoch means that the log has purged entries which the current version contains. A reader that still uses
+        an older version keeps them (`keep_purged`), since removed items would come back otherwise.
         """
-        afresh = changes.epoch != self.epoch or self.carried
-        carried = afresh and keep_purged and bool(self._noted)
-        if not afresh and not changes.entries:
+        rebuild = changes.epoch != self.epoch or self.keeps_purged
+        keeps_purged = rebuild and keep_purged and bool(self._entries)
+        if not rebuild and not changes.entries:
             return self if changes.serial == self.serial else replace(self, serial=changes.serial)
-        goes_on = carried or not afresh
-        entries = self._noted.edit() if goes_on else SharingMap[Any, _Noted]().edit()
-        values = self.values.edit() if goes_on else SharingMap[Item, Columns]().edit()
-        same_gone = not afresh and all(entry.field is not None for entry in changes.entries)
-        gone = self.gone if same_gone else dict(self.gone) if goes_on else {}
-        noted = {
+        continues = keeps_purged or not rebuild
+        entries = self._entries.edit() if continues else SharingMap[Any, _EntryTuple]().edit()
+        values = self.values.edit() if continues else SharingMap[Item, Columns]().edit()
+        same_tombstones = not rebuild and all(entry.field is not None for entry in changes.entries)
+        tombstones = self.tombstones if same_tombstones else dict(self.tombstones) if continues else {}
+        changed = {
             (item, entry.field)
             for number, entry in enumerate(changes.entries, self._written)
-            if (item := _note(number, entry, self.item_ids, entries, gone, values)) is not None
+            if (item := _apply_entry(number, entry, self.item_ids, entries, tombstones, values)) is not None
         }
         next_values = values.finish()
-        # What budgets have no say in is not looked through again.
-        fields = self.fields | {name for _, name in noted if name is not None}
-        if afresh or any(entry.lifted for entry in changes.entries):  # a column may have lost its last value
+        # A change of a budget, the frequent case, does not search all values again.
+        fields = self.fields | {name for _, name in changed if name is not None}
+        if rebuild or any(entry.lifted for entry in changes.entries):  # a column may have lost its last value
             fields = frozenset(name for columns in next_values.values() for name in columns)
         return OverlayState(
-            *(self.item_ids, changes.epoch, changes.serial, carried, gone, next_values, fields),
-            touched=frozenset(item for item, _ in noted),
-            after=-1 if afresh else self.serial,
-            _noted=entries.finish(),
+            *(self.item_ids, changes.epoch, changes.serial, keeps_purged, tombstones, next_values, fields),
+            changed_items=frozenset(item for item, _ in changed),
+            previous_serial=-1 if rebuild else self.serial,
+            _entries=entries.finish(),
             _written=self._written + len(changes.entries),
-            _sieved=self._sieved if same_gone else _sieved(gone, self.item_ids),
+            _arrays=self._arrays if same_tombstones else _build_arrays(tombstones, self.item_ids),
         )
 
     def convert(self, item_ids: IdType) -> OverlayState:
-        """The same entries for a version whose items have ids of this type."""
+        """Return the same entries for a version whose item ids have this type."""
         if item_ids == self.item_ids:
             return self
-        again = OverlayChanges(self.epoch, self.serial, tuple(self.entries))
-        return replace(OverlayState(item_ids).apply(again), carried=self.carried)
+        changes = OverlayChanges(self.epoch, self.serial, tuple(self.entries))
+        return replace(OverlayState(item_ids).apply(changes), keeps_purged=self.keeps_purged)
 
     def size(self, now: float) -> int:
-        """Entries in force."""
+        """Return the number of entries in force."""
         held = sum(until > now for columns in self.values.values() for _, until, _ in columns.values())
-        return held + sum(until > now for until in self.gone.values())
+        return held + sum(until > now for until in self.tombstones.values())
 
     def removes_any(self, ids: Sequence[Item]) -> bool:
-        """Whether one of these items may be gone: a quick no for nearly every list."""
-        return bool(self.gone) and not self.gone.keys().isdisjoint(ids)
+        """Return whether one of these items has a tombstone, expired or not. Fast: nearly every list has none."""
+        return bool(self.tombstones) and not self.tombstones.keys().isdisjoint(ids)
 
     def removed(self, ids: Sequence[Item | None], now: float) -> list[bool]:
-        """Whether these items are gone."""
-        gone = self.gone
-        return [gone.get(item, 0.0) > now for item in ids]  # type: ignore[arg-type]
+        """Return per item whether it is removed."""
+        tombstones = self.tombstones
+        return [tombstones.get(item, 0.0) > now for item in ids]  # type: ignore[arg-type]
 
     def positions_removed(self, ids: pa.Array, now: float) -> IntArray | None:
-        """The places of those of these items that are gone, ascending; None where none is."""
-        if not self.gone or len(ids) == 0:
+        """Return the ascending positions of the removed items in `ids`; None if there are none."""
+        if not self.tombstones or len(ids) == 0:
             return None
-        gone = self._sieved
-        if isinstance(gone.ids, np.ndarray):
+        arrays = self._arrays
+        if isinstance(arrays.ids, np.ndarray):
             numbers = ids.to_numpy()
-            places = np.flatnonzero(gone.sieve[numbers & (len(gone.sieve) - 1)])
-            wanted = numbers[places]
-            known = np.searchsorted(gone.ids, wanted)
-            known[known == len(gone.ids)] = 0
-            there = gone.ids[known] == wanted
-            places, known = places[there], known[there]
+            positions = np.flatnonzero(arrays.bit_filter[numbers & (len(arrays.bit_filter) - 1)])
+            maybe = numbers[positions]
+            hits = np.searchsorted(arrays.ids, maybe)
+            hits[hits == len(arrays.ids)] = 0
+            equal = arrays.ids[hits] == maybe
+            positions, hits = positions[equal], hits[equal]
         else:
-            found = pc.index_in(ids, value_set=gone.ids.cast(ids.type))
-            places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-            known = found.drop_null().to_numpy()
-        in_force: IntArray = places[gone.until[known] > now]
+            found = pc.index_in(ids, value_set=arrays.ids.cast(ids.type))
+            positions = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+            hits = found.drop_null().to_numpy()
+        in_force: IntArray = positions[arrays.until[hits] > now]
         return in_force if len(in_force) else None
 
     def removed_now(self, now: float) -> list[Item]:
-        """Return the items that are removed at this time. Looks at every one: not for every request."""
-        return [item for item, until in self.gone.items() if until > now]
+        """Return the items that are removed at this time. Reads all tombstones: do not call it for every request."""
+        return [item for item, until in self.tombstones.items() if until > now]
 
-    def values_of(self, item: Item, now: float) -> dict[str, Any]:
-        """The columns of an item that have newer values."""
+    def find_values(self, item: Item, now: float) -> dict[str, Any]:
+        """Return the newer values of an item's columns, by column."""
         columns = self.values.get(item)
         return {name: value for name, (value, until, _) in columns.items() if until > now} if columns else {}
 
 
-def _note(
+def _apply_entry(
     number: int,
     entry: OverlayEntry,
     item_ids: IdType,
-    entries: Edit[tuple[Item, str | None], _Noted],
-    gone: Mapping[Item, float],
+    entries: Edit[tuple[Item, str | None], _EntryTuple],
+    tombstones: Mapping[Item, float],
     values: Edit[Item, Columns],
 ) -> Item | None:
-    """Take one entry in, and tell which item of the table it concerns: None where its id is none of the table's.
+    """Apply one entry. Return its item in the table's id type, or None if it cannot be an item of the table.
 
-    An id of another type than the table's is taken as people write it: "7" for 7.
+    An id of another type is converted: "7" becomes 7.
     """
-    known = convert_key(entry.item, item_ids)
-    item = entry.item if known is None else known
+    converted = convert_key(entry.item, item_ids)
+    item = entry.item if converted is None else converted
     until = FOREVER if entry.until is None else entry.until
     if entry.lifted:
         entries.pop((item, entry.field), None)
     else:
         entries[item, entry.field] = (number, *_as_tuple(entry))
-    if known is None:
+    if converted is None:
         return None
     if entry.field is None:
-        assert isinstance(gone, dict)  # a copy, where an entry says that an item is gone
-        gone.pop(item, None)
+        assert isinstance(tombstones, dict)  # `apply` passes a copy if an entry has no field
+        tombstones.pop(item, None)
         if not entry.lifted and entry.value:
-            gone[item] = until
-        return known
+            tombstones[item] = until
+        return converted
     columns = dict(values.get(item, {}))
     columns.pop(entry.field, None)
     if not entry.lifted:
@@ -189,21 +188,21 @@ def _note(
         values[item] = columns
     else:
         values.pop(item, None)
-    return known
+    return converted
 
 
-def _sieved(gone: Mapping[Item, float], item_ids: IdType) -> _Sieved:
-    until = np.fromiter(gone.values(), np.float64, len(gone))
+def _build_arrays(tombstones: Mapping[Item, float], item_ids: IdType) -> _TombstoneArrays:
+    until = np.fromiter(tombstones.values(), np.float64, len(tombstones))
     if item_ids == "string":
-        return _Sieved(pa.array(list(gone), pa.string()), until, NO_SIEVE)
-    ids = np.fromiter(gone, np.int64, len(gone))
+        return _TombstoneArrays(pa.array(list(tombstones), pa.string()), until, NO_FILTER)
+    ids = np.fromiter(tombstones, np.int64, len(tombstones))
     order = np.argsort(ids)
-    return _Sieved(ids[order], until[order], _sieve(ids))
+    return _TombstoneArrays(ids[order], until[order], _build_filter(ids))
 
 
-def _sieve(ids: IntArray) -> npt.NDArray[np.bool_]:
-    """Where the low bits of a number lead to False, it is none of these: nearly all are told so at a glance."""
-    size = 1 << min(LARGEST_SIEVE_BITS, max(8, (64 * len(ids)).bit_length()))
-    sieve = np.zeros(size, np.bool_)
-    sieve[ids & (size - 1)] = True
-    return sieve
+def _build_filter(ids: IntArray) -> npt.NDArray[np.bool_]:
+    """Return a bit filter by the low bits of an id: False means that the id is not one of these."""
+    size = 1 << min(MAX_FILTER_BITS, max(8, (64 * len(ids)).bit_length()))
+    bit_filter = np.zeros(size, np.bool_)
+    bit_filter[ids & (size - 1)] = True
+    return bit_filter

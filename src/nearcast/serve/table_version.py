@@ -94,7 +94,7 @@ class RuleColumns:
         if overlay.values and any(identity in overlay.values for identity in ids):
             update = self.rules.updated
             items = [
-                update(item, newer) if item is not None and (newer := overlay.values_of(identity, now)) else item
+                update(item, newer) if item is not None and (newer := overlay.find_values(identity, now)) else item
                 for identity, item in zip(ids, items, strict=True)
             ]
         return items  # type: ignore[return-value]  # no None is left

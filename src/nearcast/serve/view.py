@@ -239,7 +239,7 @@ class View:
         for item in converted:
             row = {} if item is None else stored.get(item, {})
             if item is not None and self.overlay.values:
-                row = row | self.overlay.values_of(item, now)
+                row = row | self.overlay.find_values(item, now)
             rows.append({name: row.get(name) for name in names})
         return rows
 

@@ -1,8 +1,8 @@
-"""One HTTP connection: deadlines, limits of the head, and refusals as JSON, around uvicorn's parsing.
+"""One HTTP connection: deadlines, limits of the request head, and errors as JSON, around uvicorn's parser.
 
-Uvicorn waits for the rest of a request for ever, answers what it cannot parse as plain text, and closes a connection
-whose client is still sending, which resets it before the answer is read. This adds a total deadline for each head, body
-and answer, RFC 9112's checks of a head, and a close that lets the client read. Knows nothing of look-ups.
+Uvicorn waits for the rest of a request without limit, answers parse errors as plain text, and closes a connection while
+the client still sends, which resets it before the client has read the answer. This module adds a total deadline for
+each head, body and answer, the checks of RFC 9112, and a close that lets the client read. Knows nothing of look-ups.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from typing import TYPE_CHECKING, Any
 from nearcast.service.responses import CLOSE, SAFE, Headers, error_reply
 
 if TYPE_CHECKING:
-    Protocol = Any  # uvicorn's, which is imported where it is mixed in
+    UvicornProtocol = Any  # uvicorn's, which is imported where it is mixed in
 else:
-    Protocol = object
+    UvicornProtocol = object
 
 __all__ = ["BoundedConnection", "expire_regularly"]
 
-MOST_HEAD_BYTES = 65_536
-LINGER_SECONDS = 2.0  # for a client to read the last answer, and to stop sending
-NEW_GRACE_SECONDS = 2.0  # at the end: for the first request of a connection that was just made
-IDLE_GRACE_SECONDS = 0.5  # at the end: for a request that is on its way on an idle connection
+MAX_HEAD_BYTES = 65_536
+LINGER_SECONDS = 2.0  # for the client to read the last answer and to stop sending
+NEW_GRACE_SECONDS = 2.0  # while the service stops: for the first request of a new connection
+IDLE_GRACE_SECONDS = 0.5  # while the service stops: for a request in flight on an idle connection
 ALLOWED: Headers = ((b"allow", b"GET, HEAD, POST"),)
 METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64} [^ ]")
 HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
-Refusal = tuple[int, str, str, Headers]
+HeadError = tuple[int, str, str, Headers]  # status, code, message, headers
 
 
-class BoundedConnection(Protocol):  # type: ignore[misc]
-    """A connection to mix in before uvicorn's: `expire` is to be called about once a second."""
+class BoundedConnection(UvicornProtocol):  # type: ignore[misc]
+    """A mixin before uvicorn's connection. Call `expire` about once a second."""
 
     seconds: float  # for each head, body and answer
-    observe: Callable[[int], None]  # called with the status of a refusal that the application does not see
+    observe: Callable[[int], None]  # called with the status of an error that the application does not see
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a head."""
+        """Wait for the head of a request."""
         self.in_head, self.started, self.served = True, False, False
         self.head_bytes, self.first = 0, b""
         self.head_until: float | None = self.loop.time() + self.seconds
         self.body_until: float | None = None
         self.answer_until = self.close_until = float("inf")
-        self.refusal: bytes | None = None  # to be sent when the answers before it are
-        self.leaving = False  # nothing more is read; the connection is closed soon
-        self.ended = False  # the client sends no more, and may still read
+        self.refusal: bytes | None = None  # sent after the answers before it
+        self.leaving = False  # nothing more is read, and the connection closes soon
+        self.ended = False  # the client sends no more, but may still read
         self.running: Any = None  # the answer under way, or the last one
         super().connection_made(transport)
-        self.closing = _Closing(self)
+        self.closing = GentleTransport(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the answer under way, which need not be that of the newest request, that nobody waits for it."""
+        """Cancel the answer under way, which may belong to an earlier request than the newest."""
         if self.running is not None:
             self.running.disconnected = True
             self.running.message_event.set()
@@ -65,14 +65,14 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         self.running = cycle
         super()._start_asgi_task(cycle, app)
 
-    # what comes in
+    # incoming data
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, unless the connection is about to be closed."""
+        """Parse data, unless the connection is closing."""
         if self.leaving:
             return
         if self.head_until is None and self.body_until is None:
-            self.head_until = self.loop.time() + self.seconds  # also for blank lines, which begin no request
+            self.head_until = self.loop.time() + self.seconds  # also for blank lines, which start no request
         if len(self.first) < 128:
             self.first += data[:128]
         in_head_before = self.in_head and self.started
@@ -82,7 +82,7 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             self._check_head_size()
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Start a request head."""
         if self.leaving:
             return
         self.in_head, self.started, self.head_bytes = True, True, 0
@@ -91,21 +91,21 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the target."""
+        """Add a part of the URL."""
         if not self.leaving:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
+        """Add a header."""
         if not self.leaving:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, unless the head is refused."""
+        """Start the answer, unless the head is refused."""
         if self.leaving:
             return
         self._check_head_size()
-        refusal = None if self.leaving else self._fault_of_head()
+        refusal = None if self.leaving else self._check_head()
         if refusal is not None:
             self.refuse(*refusal)
         if self.leaving:
@@ -115,10 +115,10 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         super().on_headers_complete()
         self.cycle.transport = self.closing
         if self.parser.should_upgrade() or self.close_until != float("inf"):
-            self.cycle.keep_alive = False  # what follows an upgrade is not parsed any more
+            self.cycle.keep_alive = False  # data after an upgrade is not parsed
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Add a part of the body."""
         if not self.leaving:
             super().on_body(body)
 
@@ -130,7 +130,7 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Begin the next answer, or wait for the next head."""
+        """Start the next answer, or wait for the next head."""
         self.served = True
         self.answer_until = self.loop.time() + self.seconds
         if self.leaving and self.refusal is None:
@@ -142,32 +142,32 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             self._send_refusal()
 
     def eof_received(self) -> Any:
-        """Finish what was asked although the client sends no more; refuse a request that ended early."""
+        """Finish the complete requests of a client that sends no more; refuse an incomplete one."""
         self.ended = True
         if self.leaving and self.refusal is None:
-            return None  # it has read all, or does not want to
+            return None  # the client has read the answer, or does not read it
         if not self.leaving and (self.started or self.body_until is not None):
             self.refuse(400, "bad_request", "the connection ended before the request was whole")
         elif self._is_answering() and self.cycle is not None:
             self.cycle.keep_alive = False
         return True if self._is_answering() or self.refusal is not None else None
 
-    # what is wrong with a head
+    # checks of the head
 
     def _check_head_size(self) -> None:
-        """Refuse a head that is too long, whether it came at once or in pieces."""
+        """Refuse a head that is too long, whether it arrives at once or in pieces."""
         if not self.started:
             return
         headers = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if max(self.head_bytes, len(self.url) + headers) <= MOST_HEAD_BYTES:
+        if max(self.head_bytes, len(self.url) + headers) <= MAX_HEAD_BYTES:
             return
-        if len(self.url) + 4096 > MOST_HEAD_BYTES or not self.headers:
+        if len(self.url) + 4096 > MAX_HEAD_BYTES or not self.headers:
             self.refuse(414, "url_too_long", "the URL is too long; send long keys in the body of a POST")
         else:
-            self.refuse(431, "head_too_large", f"the request's headers are larger than {MOST_HEAD_BYTES:,} bytes")
+            self.refuse(431, "head_too_large", f"the request's headers are larger than {MAX_HEAD_BYTES:,} bytes")
 
-    def _fault_of_head(self) -> Refusal | None:
-        """Return how to refuse the head, or None. RFC 9112, sections 3.2 and 6.1, and RFC 9110, section 10.1.1."""
+    def _check_head(self) -> HeadError | None:
+        """Return the error of the head, or None: RFC 9112, sections 3.2 and 6.1, and RFC 9110, section 10.1.1."""
         version, hosts, coding, expected = self.parser.get_http_version(), [], b"", b""
         for name, value in self.headers:
             if name == b"host":
@@ -190,7 +190,7 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             return 501, "transfer_coding", "the only transfer coding that is supported is chunked", ()
         if self.parser.get_method() == b"CONNECT":
             return 405, "method_not_allowed", "CONNECT is not allowed; /docs says what there is", ALLOWED
-        if self.parser.should_upgrade() and self._has_body():  # the parser would leave the body out
+        if self.parser.should_upgrade() and self._has_body():  # the parser would drop the body
             return 400, "upgrade", "no other protocol is supported; leave out the Upgrade header", ()
         if expected and expected != b"100-continue" and version == "1.1":
             return 417, "expectation_failed", "the only expectation that can be met is 100-continue", ()
@@ -201,7 +201,7 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         return lengths not in ([], [b"0"]) or any(name == b"transfer-encoding" for name, _ in self.headers)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Refuse what cannot be parsed. Uvicorn calls this while it handles the parser's error."""
+        """Refuse a request that cannot be parsed. Uvicorn calls this in its handler of the parser's error."""
         if self.leaving:
             return
         kind = type(sys.exception()).__name__
@@ -214,18 +214,18 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         else:
             self.refuse(400, "bad_request", "the request is not valid HTTP/1.1")
 
-    # refusing and closing
+    # errors and closing
 
     def refuse(self, status: int, code: str, message: str, headers: Headers = ()) -> None:
-        """Answer with an error once the requests before are answered, read no more, and close.
+        """Answer with an error after the answers of earlier requests, read no more, and close.
 
-        Where the request's own answer has begun already, the connection is closed without another one.
+        If the answer of this request has started already, close the connection without another answer.
         """
         if self.leaving:
             return
         self.leaving = True
         self._unset_keepalive_if_required()
-        current = self.cycle if not self.in_head else None  # the fault is in the body of a request under way
+        current = self.cycle if not self.in_head else None  # the error is in the body of a request under way
         waiting = current is not None and any(cycle is current for cycle, _ in self.pipeline)
         if current is not None:
             if current.response_started:
@@ -259,9 +259,9 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             self.close_gently()
 
     def close_gently(self) -> None:
-        """Send all that was written, then the end; close when the client has, or soon.
+        """Send all written data and the end of the stream; close when the client closes, or after `LINGER_SECONDS`.
 
-        A socket that is closed with unread data is reset, and the client may lose the answer that it did not read yet.
+        Closing a socket with unread data resets it, and the client may lose an answer that it has not read yet.
         """
         if self.transport.is_closing():
             return
@@ -276,7 +276,7 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             self.transport.write_eof()
 
     def shutdown(self) -> None:
-        """Close soon: after the answer under way, or a request that is on its way."""
+        """Close after the answer under way, or after a short grace for a request in flight."""
         if self.leaving:
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -287,19 +287,19 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
         self.close_until = now + (self.seconds if self.started else grace)
 
     def expire(self, now: float) -> None:
-        """Refuse or close whatever is past its deadline."""
+        """Refuse a request, or close the connection, if its deadline has passed."""
         closing = self.transport.is_closing()
         if closing:
             self.answer_until = min(self.answer_until, now + self.seconds)
         if self.transport.get_write_buffer_size():
             if now > self.answer_until:
-                self.transport.abort()  # the client does not read, and what is buffered would stay for ever
+                self.transport.abort()  # the client does not read, and the buffer would stay forever
         elif closing or (self.leaving and self.refusal is not None):
-            pass  # it ends by itself, after the answers before the refusal
+            pass  # the refusal follows the answers before it, and then the connection closes
         elif now > self.close_until and (self.leaving or not (self.started or self._is_answering())):
             self.transport.close()
         elif self.flow.read_paused:
-            self._wait_longer(now)  # it is we who do not read
+            self._extend_deadlines(now)  # the service has paused reading
         elif self.body_until is not None and now > self.body_until:
             self.refuse(408, "timeout", f"the body did not arrive within {self.seconds:g} s")
         elif self.head_until is not None and now > self.head_until:
@@ -308,15 +308,15 @@ class BoundedConnection(Protocol):  # type: ignore[misc]
             else:
                 self.transport.close()
 
-    def _wait_longer(self, now: float) -> None:
+    def _extend_deadlines(self, now: float) -> None:
         if self.body_until is not None:
             self.body_until = now + self.seconds
         if self.head_until is not None:
             self.head_until = now + self.seconds
 
 
-class _Closing:
-    """The transport as an answer sees it: closed gently, and writing to a client that has gone is no error."""
+class GentleTransport:
+    """The transport that an answer uses: it closes gently and ignores writes after the client has gone."""
 
     def __init__(self, connection: BoundedConnection) -> None:
         self._connection, self._transport = connection, connection.transport
@@ -333,7 +333,7 @@ class _Closing:
 
 
 async def expire_regularly(connections: set[Any], every: float) -> None:
-    """Hold all connections of a server to their deadlines, for ever."""
+    """Enforce the deadlines of all connections of a server, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(every)

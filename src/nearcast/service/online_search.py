@@ -85,7 +85,7 @@ def search_online(
     keys = keys if keys is not None else [None] * len(vectors)
     extra = max(MIN_EXTRA, 4 * k)
     if view.version.rule_columns is None:
-        extra = min(len(view.overlay.gone), extra)
+        extra = min(len(view.overlay.tombstones), extra)
         if options.request:
             view.rule_context(None, options.request)  # raises: there are no rules that read a request
     lists = [CandidateList((), ())] * len(vectors)
