@@ -31,7 +31,7 @@ from rich.table import Table
 
 import nearcast
 from nearcast import machine
-from nearcast.advising.recommend import Numbers, ask
+from nearcast.advising.recommend import AdviceQuestion, Numbers, recommend
 from nearcast.join.listener import Listener
 from nearcast.join.online_index import open_online
 from nearcast.spec import GeneratorSpec
@@ -91,7 +91,8 @@ def predict(spec: Path, folder: Path) -> dict[str, Any]:
         console.print(f"[dim]measuring rates with {engine}")
         for name, numbers in ((engine, Numbers()), (f"{engine}{KEPT}", Numbers(online_refresh_hours=NEVER))):
             advice = folder / "advice"
-            asked = ask(parsed, spec.parent, numbers, None, rates=None, kept=advice, engine=engine, listener=Listener())
+            question = AdviceQuestion(parsed, spec.parent, numbers, None, engine, rates_file=None, cache=advice)
+            asked = recommend(question, Listener())
             found[name] = asked.as_dict()
     return found
 

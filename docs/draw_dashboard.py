@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from nearcast.dashboard.document import document
-from nearcast.dashboard.page import static_page
+from nearcast.dashboard.document import build_document
+from nearcast.dashboard.page import build_static_page
 from nearcast.dashboard.removals import removals_of_store
 
 HERE = Path(__file__).parent
@@ -53,9 +53,9 @@ def main() -> None:
 
 def trouble(browser: Any, folder: Path, name: str) -> None:
     """The first screen of a history with one planted trouble."""
-    told = document(history_with(name, folder / name)) | {"made": MORNING}
+    told = build_document(history_with(name, folder / name)) | {"made": MORNING}
     path = folder / f"{name}.html"
-    path.write_bytes(static_page(told))
+    path.write_bytes(build_static_page(told))
     take(browser, path, "/", name, height=760)
     if name == "queries-of-another-model":
         take(browser, path, "/g/shop", "generator", height=1420)
@@ -68,9 +68,9 @@ def trouble(browser: Any, folder: Path, name: str) -> None:
 
 def demo(browser: Any, folder: Path) -> None:
     """The page of the demo: overview, generator, and the list of a cream cheese."""
-    told = document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
+    told = build_document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
     path = folder / "demo.html"
-    path.write_bytes(static_page(told))
+    path.write_bytes(build_static_page(told))
     take(browser, path, "/", "demo", height=560)
     keys = [str(query["key"]) for query in told["generators"][0]["explorer"]["queries"]]
     key = CHEESE if CHEESE in keys else keys[0]

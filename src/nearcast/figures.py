@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nearcast.errors import MissingExtraError, SpecError
 
-__all__ = ["COLOURS", "new_figure", "save"]
+__all__ = ["COLOURS", "new_figure", "save", "style_axes"]
 
 # Okabe and Ito's colours: distinct under every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -15,7 +15,7 @@ FORMATS = (".svg", ".png", ".pdf")
 DOTS_PER_INCH = 130
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, title: str | None = None) -> Any:
     """Create an empty figure; sizes in inches. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -23,7 +23,25 @@ def new_figure(width: float, height: float) -> Any:
         raise MissingExtraError(
             "matplotlib draws pictures and is not installed: pip install 'nearcast[figures]'"
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title is not None:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def style_axes(
+    axes: Any,
+    *,
+    grid: Literal["x", "both"] | None = None,
+    ticks: Literal["major", "both"] = "major",
+    label_size: int | None = None,
+) -> None:
+    """Hide the frame above and to the right, and draw a light grid. ticks: the ticks that have a grid line."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid is not None:
+        axes.grid(alpha=0.25, axis=grid, which=ticks)
+    if label_size is not None:
+        axes.tick_params(labelsize=label_size)
 
 
 def save(figure: Any, path: Path) -> None:

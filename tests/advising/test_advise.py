@@ -15,17 +15,18 @@ from tests.end_to_end import shop as at
 from tests.end_to_end.shop import fail, succeed
 
 import nearcast
-from nearcast.advising.costs import PER_KEY, Case, advise, staleness
-from nearcast.advising.rates import JOIN, Measured, Online, Rates, read_rates, write_rates
+from nearcast.advising.cost_advice import PER_KEY, advise
+from nearcast.advising.costs import UseCase, compute_staleness
+from nearcast.advising.rates import JOIN, CpuMeasurement, OnlineRates, Rates, read_rates, write_rates
 from nearcast.advising.skew import zipf_shares
 from nearcast.errors import DamagedError, SpecError
 
 KEYS, ITEMS = 1_000, 10_000
 
 
-def flat(seconds: float) -> Measured:
+def flat(seconds: float) -> CpuMeasurement:
     """The same at every size."""
-    return Measured((1.0, 2.0), (seconds, seconds))
+    return CpuMeasurement((1.0, 2.0), (seconds, seconds))
 
 
 # A list takes 1 ms a refresh, a look-up 10 µs, a search 1 ms; making the index takes nothing.
@@ -37,18 +38,18 @@ RATES = Rates(
     recall=1.0,
     report_queries=10,
     calibration_queries=10,
-    stages={"table": Measured((500, 1000), (0.5, 1.0))},
-    publish=Measured((1, 2), (0.0, 0.0)),
+    stages={"table": CpuMeasurement((500, 1000), (0.5, 1.0))},
+    publish=CpuMeasurement((1, 2), (0.0, 0.0)),
     lookup_seconds=1e-5,
     key_bytes=100.0,
-    online={"faiss-hnsw": Online(flat(0.0), Measured((ITEMS / 2, ITEMS), (1e-3, 1e-3)), 0.95)},
+    online={"faiss-hnsw": OnlineRates(flat(0.0), CpuMeasurement((ITEMS / 2, ITEMS), (1e-3, 1e-3)), 0.95)},
     seconds=0.0,
 )
 
 
-def case(**changed) -> Case:
+def case(**changed) -> UseCase:
     base = {"keys": KEYS, "items": ITEMS, "requests_per_day": 10.0 * KEYS, "shares": zipf_shares(KEYS, 1.0)}
-    return Case(**(base | changed))
+    return UseCase(**(base | changed))
 
 
 def test_a_day_offline_is_its_lists_and_its_look_ups():
@@ -59,8 +60,10 @@ def test_a_day_offline_is_its_lists_and_its_look_ups():
 
 
 def test_a_day_online_is_its_searches_and_its_index():
-    made = replace(RATES, online={"faiss-hnsw": Online(flat(7.0), flat(1e-3), None)})
-    rates = replace(made, online={"faiss-hnsw": Online(Measured((ITEMS / 2, ITEMS), (3.5, 7.0)), flat(1e-3), None)})
+    made = replace(RATES, online={"faiss-hnsw": OnlineRates(flat(7.0), flat(1e-3), None)})
+    rates = replace(
+        made, online={"faiss-hnsw": OnlineRates(CpuMeasurement((ITEMS / 2, ITEMS), (3.5, 7.0)), flat(1e-3), None)}
+    )
     cost = advise(case(online_refresh_hours=12), rates).cost("online")
     assert cost.cpu_seconds["index"] == pytest.approx(14.0)
     assert cost.coverage == 1
@@ -92,11 +95,11 @@ def test_more_skew_makes_the_mix_pay_at_less_traffic():
 
 
 def test_little_traffic_is_for_an_index_and_much_for_lists_and_the_reason_says_from_where():
-    index = Online(Measured((ITEMS / 2, ITEMS), (0.25, 0.5)), RATES.online["faiss-hnsw"].search, None)
+    index = OnlineRates(CpuMeasurement((ITEMS / 2, ITEMS), (0.25, 0.5)), RATES.online["faiss-hnsw"].search, None)
     rates = replace(RATES, online={"faiss-hnsw": index})
     much, little = advise(case(requests_per_day=1e6), rates), advise(case(requests_per_day=1.0), rates)
     assert (much.recommended, little.recommended) == ("offline", "online")
-    assert "lists for all keys pay from 0.51 requests per key and day" in little.reason
+    assert "lists for all keys cost less from 0.51 requests per key and day" in little.reason
     assert much.turns[0].cheapest[PER_KEY.index(100.0)] == "offline"
 
 
@@ -104,7 +107,7 @@ def test_keys_that_are_new_are_not_answered_offline_so_the_mix_is_advised():
     found = advise(case(requests_per_day=1e6, new_share=0.2), RATES)
     assert found.cost("offline").coverage == pytest.approx(0.8)
     assert found.recommended == "mix"
-    assert "lists answer 80.0% of the requests, and 95.0% are wanted" in found.warnings[0]
+    assert "lists answer 80.0% of the requests, and 95.0% are required" in found.warnings[0]
 
 
 def test_money_counts_what_is_held_too():
@@ -116,20 +119,20 @@ def test_money_counts_what_is_held_too():
 
 def test_staleness_is_the_churn_averaged_over_the_age():
     ages = np.linspace(0, 1, 100_001)
-    assert staleness(0.1, 24) == pytest.approx(float(np.mean(1 - 0.9**ages)), abs=1e-6)
-    assert staleness(0.0, 24) == 0
+    assert compute_staleness(0.1, 24) == pytest.approx(float(np.mean(1 - 0.9**ages)), abs=1e-6)
+    assert compute_staleness(0.0, 24) == 0
     found = advise(case(churn_per_day=0.5), RATES)
     assert "a refresh every" in found.warnings[0]
     hours = float(found.warnings[0].split("a refresh every ")[1].split(" ")[0])
-    assert staleness(0.5, hours) == pytest.approx(0.05, rel=0.02)
+    assert compute_staleness(0.5, hours) == pytest.approx(0.05, rel=0.02)
 
 
 def test_a_case_that_cannot_be_is_refused():
     for changed, words in (
-        ({"keys": 0}, "keys is 0"),
-        ({"churn_per_day": 1.0}, "churn is 1"),
-        ({"refresh_hours": 0.0}, "every 0 hours"),
-        ({"new_share": 2.0}, "from 0 to 1"),
+        ({"keys": 0}, "got 0"),
+        ({"churn_per_day": 1.0}, "got 1"),
+        ({"refresh_hours": 0.0}, "refresh hours must be above 0"),
+        ({"new_share": 2.0}, "share of new keys must be in"),
     ):
         with pytest.raises(SpecError, match=words):
             advise(case(**changed), RATES)
@@ -138,12 +141,12 @@ def test_a_case_that_cannot_be_is_refused():
 
 
 def test_two_sizes_make_a_line_or_a_power():
-    assert Measured((10, 20), (3.0, 5.0)).line(40) == pytest.approx(9.0)
-    assert Measured((10, 20), (3.0, 9.0)).line(40) == pytest.approx(18.0)  # a fixed part below 0 is none
-    assert Measured((10, 20), (3.0, 2.0)).line(40) == pytest.approx(4.0)  # noise: in proportion to the larger
-    assert Measured((10, 20), (1.0, 2.0)).power(40, 0, 2) == pytest.approx(4.0)
-    assert Measured((10, 20), (1.0, 16.0)).power(40, 0, 2) == pytest.approx(64.0)  # no more than the square
-    assert Measured((10, 20), (1.0, 2.0)).power(80, 0, 2, usual=0.0) == pytest.approx(4.0)  # half a say each
+    assert CpuMeasurement((10, 20), (3.0, 5.0)).fit_line(40) == pytest.approx(9.0)
+    assert CpuMeasurement((10, 20), (3.0, 9.0)).fit_line(40) == pytest.approx(18.0)  # a fixed part below 0 is none
+    assert CpuMeasurement((10, 20), (3.0, 2.0)).fit_line(40) == pytest.approx(4.0)  # noise: in proportion to the larger
+    assert CpuMeasurement((10, 20), (1.0, 2.0)).fit_power(40, 0, 2) == pytest.approx(4.0)
+    assert CpuMeasurement((10, 20), (1.0, 16.0)).fit_power(40, 0, 2) == pytest.approx(64.0)  # no more than the square
+    assert CpuMeasurement((10, 20), (1.0, 2.0)).fit_power(80, 0, 2, usual=0.0) == pytest.approx(4.0)  # half a say each
 
 
 def test_rates_are_kept_and_read_again_for_the_same_only(tmp_path):

@@ -117,7 +117,7 @@ def test_a_head_for_tomorrow_is_larger_and_one_that_cannot_be_is_refused(tmp_pat
     keys = ["a", "a", "a", "b", "a", "b", "b", "new"]
     traffic = read_traffic(log(tmp_path, keys, day=[1] * 4 + [2] * 4), time="day")
     assert find_head(traffic, 0.6, by_tomorrow=True).chosen.keys == 2
-    with pytest.raises(InputError, match=r"all keys that were ever asked for cover 75\.0%"):
+    with pytest.raises(InputError, match=r"all keys of the log cover 75\.0%"):
         find_head(traffic, 0.8, by_tomorrow=True)
     with pytest.raises(InputError, match="column of times"):
         find_head(read_traffic(log(tmp_path, keys)), 0.8, by_tomorrow=True)
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_a_log_is_named(tmp_path):
             read_traffic(path, **columns)
     with pytest.raises(InputError, match="no Parquet file"):
         read_traffic(tmp_path / "nothing*.parquet")
-    with pytest.raises(InputError, match="coverage is 90"):
+    with pytest.raises(InputError, match="got 90"):
         find_head(read_traffic(path), 90)
     with pytest.raises(BudgetError, match="give more memory, fewer days"):
         read_traffic(path, memory_bytes=10)

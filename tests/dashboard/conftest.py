@@ -10,7 +10,7 @@ import pytest
 from tests.dashboard.browser import WIDE, Tab, chromium
 from tests.dashboard.troubles import history_with
 
-from nearcast.dashboard.write_page import write_page
+from nearcast.dashboard.document import write_page
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from tests.dashboard.browser import PHONE, WIDE, Tab
 from tests.dashboard.extras import with_everything
 from tests.dashboard.hostile import SCRIPT, hostile
 
-from nearcast.dashboard.document import document
-from nearcast.dashboard.page import static_page
+from nearcast.dashboard.document import build_document
+from nearcast.dashboard.page import build_static_page
 
 MakeTab = Callable[..., Tab]
 VIEWS = ("/", "/g/shop", "/g/shop/lists")
@@ -23,13 +23,13 @@ VIEWS = ("/", "/g/shop", "/g/shop/lists")
 @pytest.fixture(scope="module")
 def full(troubled: Path) -> Any:
     """A document with every panel filled."""
-    return with_everything(document(troubled))
+    return with_everything(build_document(troubled))
 
 
 @pytest.fixture(scope="module")
 def full_file(full: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("full") / "page.html"
-    path.write_bytes(static_page(full))
+    path.write_bytes(build_static_page(full))
     return path
 
 
@@ -39,7 +39,7 @@ def key_of(full: Any) -> str:
 
 def test_the_first_screen_says_which_generator_what_and_since_when(tab: MakeTab, page_file: Path) -> None:
     page = tab().open(page_file)
-    assert page.locator("h1").inner_text() == "1 of 2 generators is in trouble"
+    assert page.locator("h1").inner_text() == "1 of 2 generators has a problem"
     card = page.locator(".cards article").first
     assert card.bounding_box()["y"] + card.bounding_box()["height"] < WIDE["height"]
     said = card.inner_text()
@@ -103,7 +103,7 @@ def test_a_mark_on_a_line_tells_its_reason_on_hover_and_in_the_list(tab: MakeTab
             break
     assert "overlap" in told or "another model" in told
     listed = page.locator("table.events").first.inner_text()
-    assert "the audit stopped 000006: overlap:" in listed
+    assert "the audit refused 000006: overlap:" in listed
     assert "alert" in listed
 
 
@@ -249,7 +249,7 @@ def test_hostile_data_in_every_field_stays_text(tab: MakeTab, full: Any, tmp_pat
                 for row in (query.get(side) or {"candidates": []})["candidates"]:
                     row["columns"] = {name: f"{value}{SCRIPT}" for name, value in row["columns"].items()}
     path = tmp_path / "hostile.html"
-    path.write_bytes(static_page(bad))
+    path.write_bytes(build_static_page(bad))
     one = tab()
     name, key = bad["generators"][0]["name"], bad["generators"][0]["explorer"]["queries"][0]["key"]
     at = f"/g/{quote(name, safe='')}"
@@ -280,6 +280,6 @@ def test_what_is_not_ours_does_not_run_even_if_it_gets_into_the_file(
 
 
 def test_the_data_of_a_page_never_ends_its_element(full: Any) -> None:
-    text = static_page(json.loads(json.dumps(hostile(full)))).decode()
+    text = build_static_page(json.loads(json.dumps(hostile(full)))).decode()
     assert SCRIPT not in text
     assert "onerror" not in text.split('id="data">')[1].split("</script>")[0]

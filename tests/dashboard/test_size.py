@@ -9,7 +9,7 @@ import pytest
 from tests.dashboard.browser import Tab
 from tests.dashboard.years import year_of
 
-from nearcast.dashboard.write_page import write_page
+from nearcast.dashboard.document import write_page
 
 DRAWN = "performance.getEntriesByName('drawn')[0].startTime"
 
@@ -22,7 +22,7 @@ def test_a_year_of_a_hundred_generators_is_below_five_megabytes_and_opens(
     path = write_page(tmp_path / "out")
     assert path.stat().st_size < 5_000_000
     page = tab().open(path)
-    assert page.locator("h1").inner_text() == "1 of 100 generators is in trouble"
+    assert page.locator("h1").inner_text() == "1 of 100 generators has a problem"
     assert page.locator(".cards h2").inner_text() == "generator-042"
     assert page.locator("table.generators tbody tr").count() == 100
     print(f"{path.stat().st_size:,} bytes, drawn after {page.evaluate(DRAWN):.0f} ms")  # pytest -s

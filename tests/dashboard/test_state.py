@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with
 
-from nearcast.dashboard.document import document, generators_of
-from nearcast.dashboard.generator import marks_of
-from nearcast.dashboard.list_explorer import side_by_side
+from nearcast.dashboard.document import build_document, list_history_generators
+from nearcast.dashboard.generator import list_marks
+from nearcast.dashboard.list_explorer import diff_ids
 from nearcast.errors import NotFoundError
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_version
@@ -104,12 +104,16 @@ def test_the_worst_stands_first() -> None:
 def test_an_alert_is_marked_when_it_begins_and_a_failed_audit_with_its_reason() -> None:
     events = [run(1, 1), look(1, 1, "copies"), look(1, 2, "copies"), look(1, 3), look(1, 4, "copies")]
     events.append(publish(1, 5, failed="overlap"))
-    assert [(mark["kind"], mark["at"] / DAY) for mark in marks_of(events)] == [("alert", 1), ("alert", 4), ("audit", 5)]
-    assert marks_of(events)[-1]["text"] == "the audit stopped 000001: overlap: too low"
+    assert [(mark["kind"], mark["at"] / DAY) for mark in list_marks(events)] == [
+        ("alert", 1),
+        ("alert", 4),
+        ("audit", 5),
+    ]
+    assert list_marks(events)[-1]["text"] == "the audit refused 000001: overlap: too low"
 
 
 def test_what_came_went_and_moved() -> None:
-    told = side_by_side(["a", "b", "c"], ["b", "a", "d"])
+    told = diff_ids(["a", "b", "c"], ["b", "a", "d"])
     assert told["came"] == [{"id": "d", "rank": 3}]
     assert told["went"] == [{"id": "c", "rank": 3}]
     assert told["moved"] == [{"id": "b", "from": 2, "to": 1}, {"id": "a", "from": 1, "to": 2}]
@@ -118,10 +122,10 @@ def test_what_came_went_and_moved() -> None:
 
 def test_a_folder_without_a_history_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no history of any generator"):
-        document(tmp_path)
+        build_document(tmp_path)
     with pytest.raises(NotFoundError, match="no history of shop"):
-        generators_of(tmp_path, ["shop"])
-    assert generators_of(tmp_path, ["shop"], served=True) == {"shop": 0}
+        list_history_generators(tmp_path, ["shop"])
+    assert list_history_generators(tmp_path, ["shop"], served=True) == {"shop": 0}
 
 
 @pytest.mark.slow
@@ -130,7 +134,7 @@ def test_a_planted_trouble_stands_first_by_its_name_with_its_night(tmp_path: Pat
     settings, check = TROUBLES[name][1:]
     if "engine" in settings:
         require_module("faiss")
-    pages = document(history_with(name, tmp_path, healthy=5, others=()), lists=False)["generators"]
+    pages = build_document(history_with(name, tmp_path, healthy=5, others=()), lists=False)["generators"]
     first = pages[0]["state"]["troubles"][0]
     assert (first["check"], first["level"]) == (check, "bad")
     assert LAST_NIGHT - DAY < first["since"] <= LAST_NIGHT + 120

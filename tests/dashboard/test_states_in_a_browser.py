@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.dashboard.browser import Tab
 from tests.monitoring.test_standing import STATES
 
-from nearcast.dashboard.write_page import write_page
+from nearcast.dashboard.document import write_page
 from nearcast.history.event_log import append
 from nearcast.monitoring.alert import LEVELS
 
@@ -21,7 +21,7 @@ def test_each_planted_state_is_shown_by_its_cause_and_by_nothing_false(tab: Call
     one, file = tab(), write_page(tmp_path)
     page = one.open(file)
     bad = sum(level == "bad" for _, level, *_ in named.values())
-    assert page.locator("h1").inner_text() == f"{bad} of {len(named)} generators are in trouble"
+    assert page.locator("h1").inner_text() == f"{bad} of {len(named)} generators have problems"
     rows = {row.locator("th a").inner_text(): row for row in page.locator("table.generators tbody tr").all()}
     for name, (_, level, titles, _, _) in named.items():
         row = rows[name]

@@ -18,7 +18,7 @@ from tests.monitoring.nights import DIM, Nights, write_parquet
 
 import nearcast
 from nearcast.cli.monitor import monitor
-from nearcast.dashboard.document import document
+from nearcast.dashboard.document import build_document
 from nearcast.errors import StoreError
 from nearcast.history.event_log import read
 from nearcast.monitoring.monitor_pass import MonitorReport
@@ -39,7 +39,7 @@ def titles(watched: MonitorReport) -> dict[str, str]:
 
 
 def page_of(shop: Nights) -> dict[str, Any]:
-    return document(shop.folder / "nearcast", lists=False)["generators"][0]
+    return build_document(shop.folder / "nearcast", lists=False)["generators"][0]
 
 
 def say(shop: Nights, *arguments: str) -> str:
@@ -216,7 +216,7 @@ class TestNeverMonitored:
         return begun(tmp_path_factory.mktemp("never"))
 
     def test_it_is_not_green(self, shop: Nights) -> None:
-        page = document(shop.folder / "nearcast", lists=False)
+        page = build_document(shop.folder / "nearcast", lists=False)
         state = page["generators"][0]["state"]
         assert (state["level"], state["word"]) == ("unknown", "Not monitored")
         assert state["watched"] == "The monitor has not run yet."

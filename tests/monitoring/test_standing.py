@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nearcast.dashboard.document import headline_of
+from nearcast.dashboard.document import build_headline
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_version, find_rejected_versions
 from nearcast.join.measure_snapshot import Baseline
@@ -455,16 +455,16 @@ def test_a_number_that_has_changed_is_told_with_both(now: float, before: float, 
 @pytest.mark.parametrize(
     ("states", "level", "text"),
     [
-        ([("ok", 0.0)], "ok", "All is well"),
-        ([("ok", 0.0)] * 3, "ok", "All 3 generators are well"),
-        ([("ok", 10.0)], "ok", "Nothing was wrong when the monitor last looked, 10 days ago"),
+        ([("ok", 0.0)], "ok", "The generator is healthy"),
+        ([("ok", 0.0)] * 3, "ok", "All 3 generators are healthy"),
+        ([("ok", 10.0)], "ok", "The last monitor pass, 10 days ago, found no problem"),
         ([("ok", 0.0), ("unknown", None)], "unknown", "1 of 2 generators is not monitored"),
         ([("idle", None)], "idle", "1 of 1 generator has not run yet"),
-        ([("ok", 0.0), ("warn", 0.0), ("unknown", None)], "warn", "1 of 3 generators deserves a look"),
-        ([("bad", 0.0), ("bad", 0.0), ("warn", 0.0)], "bad", "2 of 3 generators are in trouble"),
+        ([("ok", 0.0), ("warn", 0.0), ("unknown", None)], "warn", "1 of 3 generators has a warning"),
+        ([("bad", 0.0), ("bad", 0.0), ("warn", 0.0)], "bad", "2 of 3 generators have problems"),
     ],
 )
 def test_the_headline_of_the_page(states: list[tuple[str, float | None]], level: str, text: str) -> None:
     now = 100 * DAY
     rows = [{"level": one, "looked": None if ago is None else now - ago * DAY} for one, ago in states]
-    assert headline_of(rows, now=now) == {"level": level, "text": text}
+    assert build_headline(rows, now=now) == {"level": level, "text": text}

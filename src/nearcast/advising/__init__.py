@@ -1,1 +1,1 @@
-"""Which keys are worth a list made ahead, and whether a use case should be offline, online or both; in numbers."""
+"""Advising: find the head of the traffic, estimate the cost of offline, online and mixed serving, recommend one."""

@@ -1,7 +1,7 @@
-"""The head of the traffic: the keys that cover a share of it, what more keys would add, and what they cover tomorrow.
+"""Head keys: the fewest keys that cover a share of the traffic, and what they cover on later days.
 
-A head that was chosen on days covers those days too well. What it will cover is measured on days that it was not chosen
-on: for each of the last days, the head of the days before against the traffic of that day.
+A head covers the days that it was chosen on too well. Its coverage of later days is measured on held-out days: for each
+of the last days, the head of the days before is compared with the traffic of that day.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from nearcast.errors import InputError
 from nearcast.sources.user_files import shown_path
 from nearcast.types import IntArray
 
-__all__ = ["Head", "HeldOut", "Point", "find_head", "write_head"]
+__all__ = ["CoveragePoint", "Head", "HeldOut", "find_head", "write_head"]
 
 Float64Array = npt.NDArray[np.float64]
 
-COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # told beside the one that is asked for
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # reported beside the requested coverage
 CURVE_POINTS = 120
 THOUSAND = 1_000
-HELD_OUT_DAYS = 7  # a week has every day of one
-ROUNDING = 1e-12  # a cumulative share of 0.9 may come out a hair below
+HELD_OUT_DAYS = 7  # a week has every weekday
+ROUNDING = 1e-12  # a cumulative share of 0.9 may be a little below 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """What the n most asked keys cover."""
+class CoveragePoint:
+    """The coverage of the n most requested keys."""
 
     keys: int
     coverage: float  # share of the log's traffic
-    tomorrow: float | None  # share of the traffic of days after those that they were chosen on, averaged
-    next_thousand: float  # share of the log's traffic that the next thousand keys would add
+    tomorrow: float | None  # mean share of the traffic of the held-out days
+    next_thousand: float  # share of the log's traffic of the next 1,000 keys
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The head of the days before a day, against the traffic of that day."""
+    """The coverage of a held-out day by the head of the days before."""
 
     day: str
-    keys: int  # that cover the asked share of the days before
+    keys: int  # that cover the requested share of the days before
     coverage: float  # of the day
-    new: float  # share of the day's traffic for keys that were never asked for before: no head covers that
+    new: float  # share of the day's traffic for keys without earlier requests: no head covers it
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The keys to make lists for."""
+    """The keys to make lists for, with the coverage of other numbers of keys."""
 
-    asked: float  # the coverage that was asked for
-    by_tomorrow: bool  # it was asked of tomorrow's traffic
-    chosen: Point
-    table: tuple[Point, ...]  # at round coverages
-    curve: tuple[Point, ...]
-    held_out: tuple[HeldOut, ...]  # none without times, or with one day only
+    asked: float  # requested coverage
+    by_tomorrow: bool  # the requested coverage is that of later days
+    chosen: CoveragePoint
+    table: tuple[CoveragePoint, ...]  # at round coverages
+    curve: tuple[CoveragePoint, ...]
+    held_out: tuple[HeldOut, ...]  # empty without times, or with one day only
     n_keys: int
     requests: float
     days: int
@@ -71,42 +71,42 @@ class Head:
 
     @property
     def tomorrow(self) -> tuple[float, float, float] | None:
-        """Expected coverage of tomorrow: the mean over the held-out days, the least and the most."""
+        """Expected coverage of a later day: the mean over the held-out days, the least and the most."""
         found = [day.coverage for day in self.held_out]
         return (sum(found) / len(found), min(found), max(found)) if found else None
 
     @property
     def new_share(self) -> float | None:
-        """Share of a day's traffic for keys that were never asked for before, averaged."""
+        """Mean share of a day's traffic for keys without earlier requests."""
         return sum(day.new for day in self.held_out) / len(self.held_out) if self.held_out else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {**asdict(self), "tomorrow": self.tomorrow, "new_share": self.new_share}
 
 
 def find_head(
     traffic: Traffic, coverage: float, *, by_tomorrow: bool = False, held_out_days: int = HELD_OUT_DAYS
 ) -> Head:
-    """The fewest keys that cover a share of the traffic.
+    """Find the fewest keys that cover a share of the traffic.
 
-    by_tomorrow: of the traffic to come, as the held-out days show it; InputError where no head does that, or the log
-    has no two days. Costs a pass over the counts for each held-out day.
+    by_tomorrow: the coverage is that of the held-out days. Costs a pass over the counts for each held-out day. Raises
+    InputError if no head covers that much, or the log has fewer than two days.
     """
     if not 0 < coverage <= 1:
-        raise InputError(f"coverage is {coverage:g}; it is a share above 0 and at most 1, such as 0.9")
+        raise InputError(f"coverage must be in (0, 1], got {coverage:g}; write 0.9 for 90%")
     cumulative = np.cumsum(traffic.requests) / traffic.total
-    days = list(_held_out(traffic, coverage, held_out_days))
+    days = list(_measure_held_out_days(traffic, coverage, held_out_days))
     shares = [share for share, _ in days]
     after = np.mean(shares, axis=0) if shares else None
-    n = _by_tomorrow(after, coverage) if by_tomorrow else _least(cumulative, coverage)
+    n = _count_keys_by_tomorrow(after, coverage) if by_tomorrow else _count_keys(cumulative, coverage)
     grid = np.unique(np.append(np.geomspace(1, len(cumulative), CURVE_POINTS).astype(np.int64), n))
     return Head(
         asked=coverage,
         by_tomorrow=by_tomorrow,
-        chosen=_point(n, cumulative, after),
-        table=tuple(_point(_least(cumulative, share), cumulative, after) for share in COVERAGES),
-        curve=tuple(_point(int(keys), cumulative, after) for keys in grid),
+        chosen=_make_point(n, cumulative, after),
+        table=tuple(_make_point(_count_keys(cumulative, share), cumulative, after) for share in COVERAGES),
+        curve=tuple(_make_point(int(keys), cumulative, after) for keys in grid),
         held_out=tuple(day for _, day in days),
         n_keys=len(cumulative),
         requests=traffic.total,
@@ -116,9 +116,9 @@ def find_head(
 
 
 def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") -> None:
-    """Write the keys, most asked first, with their requests: a file that `[queries] only` takes.
+    """Write the keys with their requests, most requested first, to a Parquet file for `[queries] only`.
 
-    Raises InputError where it cannot be written.
+    Raises InputError if the file cannot be written.
     """
     n = head.chosen.keys
     keys = traffic.keys[:n]
@@ -137,45 +137,45 @@ def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") 
         raise InputError(f"{shown_path(path)} cannot be written: {error.strerror or error}") from error
 
 
-def _least(cumulative: Float64Array, share: float) -> int:
-    """The fewest first keys whose cumulative share is at least this."""
+def _count_keys(cumulative: Float64Array, share: float) -> int:
+    """Return the fewest first keys whose cumulative share is at least `share`."""
     return min(len(cumulative), int(np.searchsorted(cumulative, share - ROUNDING)) + 1)
 
 
-def _by_tomorrow(after: Float64Array | None, coverage: float) -> int:
+def _count_keys_by_tomorrow(after: Float64Array | None, coverage: float) -> int:
     if after is None:
-        raise InputError("tomorrow's coverage is measured on later days: name the log's column of times, with two days")
+        raise InputError("coverage of later days needs times: name the log's column of times, with at least two days")
     if after[-1] < coverage - ROUNDING:
         raise InputError(
-            f"no head covers {coverage:.1%} of tomorrow: all keys that were ever asked for cover {after[-1]:.1%} of a "
-            "day to come, the rest is new keys; ask for less, and search online for what is new"
+            f"no head covers {coverage:.1%} of later days: all keys of the log cover {after[-1]:.1%} of them, the rest "
+            "is new keys; use a smaller coverage, and search online for new keys"
         )
-    return _least(after, coverage)
+    return _count_keys(after, coverage)
 
 
-def _point(n: int, cumulative: Float64Array, after: Float64Array | None) -> Point:
+def _make_point(n: int, cumulative: Float64Array, after: Float64Array | None) -> CoveragePoint:
     further = min(len(cumulative), n + THOUSAND)
     added = float(cumulative[further - 1] - cumulative[n - 1])
-    return Point(n, float(cumulative[n - 1]), None if after is None else float(after[n - 1]), added)
+    return CoveragePoint(n, float(cumulative[n - 1]), None if after is None else float(after[n - 1]), added)
 
 
-def _held_out(traffic: Traffic, coverage: float, days: int) -> Iterator[tuple[Float64Array, HeldOut]]:
-    """For each of the last days: the share of it that the n first keys of the days before cover, for every n."""
+def _measure_held_out_days(traffic: Traffic, coverage: float, days: int) -> Iterator[tuple[Float64Array, HeldOut]]:
+    """Yield for each of the last days the coverage by the first n keys of the days before, for every n."""
     size, before = len(traffic.requests), np.zeros(len(traffic.requests))
     first = max(1, len(traffic.days) - days)
     for number, day in enumerate(traffic.days):
         if number >= first:
             today = np.bincount(day.keys, weights=day.requests, minlength=size)
-            order = _order(before)
+            order = _rank_keys(before)
             covered = np.cumsum(today[order]) / today.sum()
             known = int(np.count_nonzero(before))
-            covered[known:] = covered[known - 1]  # keys that were not there before are in no head
-            head = _least(np.cumsum(before[order]) / before.sum(), coverage)
+            covered[known:] = covered[known - 1]  # new keys are in no head
+            head = _count_keys(np.cumsum(before[order]) / before.sum(), coverage)
             new = float(1 - covered[known - 1])
             yield covered, HeldOut(day.name, head, float(covered[head - 1]), max(0.0, new))
         before += np.bincount(day.keys, weights=day.requests, minlength=size)
 
 
-def _order(requests: Float64Array) -> IntArray:
+def _rank_keys(requests: Float64Array) -> IntArray:
     order: IntArray = np.argsort(-requests, kind="stable")
     return order

@@ -1,6 +1,6 @@
-"""How skewed traffic is: Zipf's law over ranks, fitted to counts or laid down by an exponent. NumPy only.
+"""Skew of the traffic: Zipf's law over ranks, fitted to counts or given by an exponent. NumPy only.
 
-The n-th most asked key gets a share in proportion to n ** -exponent. An exponent of 0 is traffic without a head.
+The share of the n-th most requested key is proportional to n ** -exponent. With exponent 0 all keys are equal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Float64Array = npt.NDArray[np.float64]
 
 STEEPEST = 5.0
 HALVINGS = 50
-RANKS_KEPT = 200_000  # of a long tail; further ranks are gathered into stretches
+RANKS_KEPT = 200_000  # further ranks of a long tail are grouped into blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +25,31 @@ class Zipf:
     """A fit of Zipf's law."""
 
     exponent: float
-    distance: float  # largest gap between the cumulative shares and those of the law: 0 is a perfect fit
+    distance: float  # largest gap between the cumulative shares and those of the law; 0 is a perfect fit
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
 
 def zipf_shares(n: int, exponent: float) -> Float64Array:
-    """(n,) the share of traffic of each rank; they sum to 1."""
+    """Return (n,) the share of the traffic of each rank; their sum is 1."""
     weights = np.arange(1, n + 1, dtype=np.float64) ** -exponent
     shares: Float64Array = weights / weights.sum()
     return shares
 
 
 def fit_zipf(requests: Float64Array) -> Zipf:
-    """The exponent under which these counts (n,), largest first, are most likely (maximum likelihood over n ranks).
+    """Fit the exponent to counts (n,), largest first, by maximum likelihood over n ranks.
 
-    The likelihood is largest where the mean log rank of a request is the one that was seen; that mean falls as the
-    exponent grows, so halving an interval finds it.
+    The likelihood is largest where the law has the observed mean log rank of a request. That mean falls as the
+    exponent grows, so bisection finds it.
     """
     n = len(requests)
     if n < 2:
         return Zipf(0.0, 0.0)
-    logs, weights = _stretches(n)
-    seen = float(_sums(requests, n) @ logs / requests.sum())
+    logs, weights = _group_ranks(n)
+    seen = float(_sum_blocks(requests, n) @ logs / requests.sum())
     low, high = 0.0, STEEPEST
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -60,21 +60,21 @@ def fit_zipf(requests: Float64Array) -> Zipf:
     return Zipf(exponent, float(gaps.max()))
 
 
-def _edges(n: int) -> npt.NDArray[np.int64]:
-    """Where stretches of ranks begin: every rank at first, then ever longer ones."""
+def _find_block_starts(n: int) -> npt.NDArray[np.int64]:
+    """Return the first rank of each block: single ranks first, then longer and longer blocks."""
     if n <= RANKS_KEPT:
         return np.arange(n)
     tail = np.unique(np.geomspace(RANKS_KEPT, n, RANKS_KEPT // 10).astype(np.int64))[:-1]
     return np.concatenate([np.arange(RANKS_KEPT), tail[tail > RANKS_KEPT - 1]])
 
 
-def _stretches(n: int) -> tuple[Float64Array, Float64Array]:
-    """The log of the middle rank of each stretch, and how many ranks it has."""
-    edges = _edges(n)
+def _group_ranks(n: int) -> tuple[Float64Array, Float64Array]:
+    """Return the log of the middle rank of each block, and its number of ranks."""
+    edges = _find_block_starts(n)
     sizes = np.diff(np.append(edges, n)).astype(np.float64)
     return np.log(edges + (sizes + 1) / 2), sizes
 
 
-def _sums(requests: Float64Array, n: int) -> Float64Array:
-    sums: Float64Array = np.add.reduceat(requests, _edges(n))
+def _sum_blocks(requests: Float64Array, n: int) -> Float64Array:
+    sums: Float64Array = np.add.reduceat(requests, _find_block_starts(n))
     return sums

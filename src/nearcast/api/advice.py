@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nearcast.ads.expansion_table import open_expansion
 from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, find_head, write_head
-from nearcast.advising.recommend import Asked, Numbers, ask
+from nearcast.advising.recommend import AdviceQuestion, Numbers, Recommendation, recommend
 from nearcast.advising.traffic import read_traffic
 from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, resolve_spec
 from nearcast.join.context import prepare
@@ -74,7 +74,7 @@ def advise(
     online_engine: str = "faiss-hnsw",
     out: str | Path = OUT,
     listener: Listener | None = None,
-) -> Asked:
+) -> Recommendation:
     """Compare the cost of offline, online and mixed serving, and recommend one; see `nearcast.advising.recommend`.
 
     spec: a generator, whose items and queries are counted and sampled.
@@ -91,16 +91,16 @@ def advise(
         )
     overrides = parse_model(Numbers, dict(numbers or {}), "the numbers")
     place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
-    return ask(
-        parsed,
-        folder,
-        overrides,
-        traffic,
-        rates=Path(rates) if rates else None,
-        kept=place,
+    question = AdviceQuestion(
+        spec=parsed,
+        base=folder,
+        numbers=overrides,
+        traffic=traffic,
         engine=online_engine,
-        listener=listener,
+        rates_file=Path(rates) if rates else None,
+        cache=place,
     )
+    return recommend(question, listener)
 
 
 def replay(

@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nearcast.advising.cost_advice import PER_KEY, Advice
 from nearcast.advising.cost_charts import draw_advice
-from nearcast.advising.costs import PER_KEY, Advice
-from nearcast.advising.recommend import Asked, Numbers
+from nearcast.advising.recommend import Numbers, Recommendation
 from nearcast.api.advice import advise as ask
 from nearcast.cli.common import (
     LocalPath,
@@ -108,7 +108,7 @@ def advise(
         console().print(_build_report(found))
 
 
-def _build_report(found: Asked) -> Group:
+def _build_report(found: Recommendation) -> Group:
     case, advice = found.case, found.advice
     head = (
         f"{case.keys:,} keys, {case.items:,} items, {case.requests_per_day:,.0f} requests a day "
@@ -159,7 +159,7 @@ def _build_cost_table(advice: Advice) -> Table:
     return table
 
 
-def _build_rate_table(found: Asked) -> Table:
+def _build_rate_table(found: Recommendation) -> Table:
     rates, case, engine = found.rates, found.case, found.advice.online_engine
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     online = rates.online[engine]

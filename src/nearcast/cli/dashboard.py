@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nearcast.cli.common import LocalPath, format_bytes, json_option, out_option, print_json
-from nearcast.dashboard.write_page import write_page
+from nearcast.dashboard.document import write_page
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.spec import PublishSpec
 

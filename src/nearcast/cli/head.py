@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nearcast.advising.cost_charts import draw_head
-from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, Point
+from nearcast.advising.head_keys import HELD_OUT_DAYS, CoveragePoint, Head
 from nearcast.api.advice import head as find_head
 from nearcast.cli.common import (
     LocalPath,
@@ -124,7 +124,7 @@ def _build_point_table(head: Head) -> Table:
     return table
 
 
-def _format_point(point: Point, n_keys: int) -> tuple[str, ...]:
+def _format_point(point: CoveragePoint, n_keys: int) -> tuple[str, ...]:
     tomorrow = "" if point.tomorrow is None else f"{point.tomorrow:.1%}"
     share, added = f"{point.keys / n_keys:.1%}", f"{point.next_thousand:.2%}" if point.next_thousand > 0 else "nothing"
     return f"{point.coverage:.1%}", f"{point.keys:,}", share, tomorrow, added

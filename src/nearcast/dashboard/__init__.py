@@ -1,1 +1,1 @@
-"""The page: every generator at a glance, and any list looked into. Drawn from what is recorded; nothing is measured."""
+"""The dashboard: a page about all generators, with an explorer of lists. It shows the records and measures nothing."""

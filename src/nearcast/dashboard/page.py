@@ -1,8 +1,8 @@
-"""The page as HTML: one file that holds everything, or a shell whose parts a service hands out.
+"""The page as HTML: one self-contained file, or a shell whose parts a service delivers.
 
-Scripts and styles run by hash in the file and by address in the service; nothing else may. Data goes in as JSON that
-no script runs, and the front end writes it as text alone. The first screen has its data in one piece, and each
-generator in one of its own, which is unpacked when somebody looks at it.
+The content policy allows only these scripts and styles: by hash in the file, by address in the service. Data is
+embedded as packed JSON that is never executed, and the front end writes it as text only. The overview and each
+generator have blocks of their own; the block of a generator is unpacked when it is opened.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from nearcast.dashboard.overview import brief
+from nearcast.dashboard.series import build_overview
 from nearcast.errors import SpecError
 from nearcast.files import finite_json
 
-__all__ = ["PARTS", "Policy", "Shell", "check_origin", "encoded", "part", "shell", "static_page"]
+__all__ = [
+    "PARTS",
+    "ContentPolicy",
+    "PageShell",
+    "build_shell",
+    "build_static_page",
+    "encode_json",
+    "read_part",
+    "validate_origin",
+]
 
 SCRIPTS = (  # in this order
     "vendor/uPlot.iife.min.js",
@@ -45,16 +54,16 @@ TITLE = "nearcast"
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What a page may load and run, as the value of Content-Security-Policy."""
+class ContentPolicy:
+    """What a page may load and run: the value of Content-Security-Policy."""
 
     scripts: str
     styles: str
     connect: str = "'none'"
-    pictures: tuple[str, ...] = ()  # origins of pictures beside data: URLs
+    pictures: tuple[str, ...] = ()  # origins of pictures, besides data: URLs
 
     def text(self, *, header: bool) -> str:
-        """The policy; as a header it also forbids frames, which a meta element cannot."""
+        """Return the policy. A header also forbids frames, which a meta element cannot."""
         parts = [
             "default-src 'none'",
             f"script-src {self.scripts}",
@@ -69,54 +78,56 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Shell:
-    """The page of a service: HTML without data, and the policy to send with it."""
+class PageShell:
+    """The page of a service: HTML without data, and its content policy."""
 
     html: bytes
     policy: str
 
 
-def check_origin(origin: str) -> str:
-    """The origin of pictures, such as https://img.example.com. SpecError where it is none."""
+def validate_origin(origin: str) -> str:
+    """Return an origin of pictures, for example https://img.example.com. Raises SpecError if it is invalid."""
     parts = urlsplit(origin)
     plain = parts.scheme in ("http", "https") and parts.netloc and not (parts.path.strip("/") or parts.query)
     if not plain or any(c in origin for c in " ;,'\"*\r\n\t"):
-        raise SpecError(f"{origin!r} is no origin of pictures; write it as https://img.example.com")
+        raise SpecError(f"{origin!r} is no origin of pictures; write it like https://img.example.com")
     return f"{parts.scheme}://{parts.netloc}"
 
 
 @cache
-def part(name: str) -> bytes:
-    """A script or a style that ships with the package."""
+def read_part(name: str) -> bytes:
+    """Return a script or a style of the package."""
     return (resources.files("nearcast.dashboard") / "static").joinpath(*name.split("/")).read_bytes()
 
 
-def static_page(document: Mapping[str, Any], *, pictures: Sequence[str] = ()) -> bytes:
-    """The page with its data in one file, which needs no network."""
-    scripts = [part(name) for name in SCRIPTS]
-    styles = [part(name) for name in STYLES]
-    policy = Policy(_hashes(scripts), _hashes(styles), pictures=tuple(pictures)).text(header=False)
+def build_static_page(document: Mapping[str, Any], *, pictures: Sequence[str] = ()) -> bytes:
+    """Return the page with its data as one file that needs no network."""
+    scripts = [read_part(name) for name in SCRIPTS]
+    styles = [read_part(name) for name in STYLES]
+    policy = ContentPolicy(_hash_parts(scripts), _hash_parts(styles), pictures=tuple(pictures)).text(header=False)
     generators = document["generators"]
-    first = {**document, "generators": [brief(page) for page in generators]}
+    first = {**document, "generators": [build_overview(page) for page in generators]}
     body = [
         *(b"<style>%s</style>" % style for style in styles),
         b"</head><body>",
         _BODY,
-        _piece("data", first),
+        _embed_data("data", first),
         *(b"<script>%s</script>" % script for script in scripts),
-        *(_piece(f"generator-{place}", _stepped(page)) for place, page in enumerate(generators)),  # after what is seen
+        *(
+            _embed_data(f"generator-{number}", _use_time_steps(page)) for number, page in enumerate(generators)
+        ),  # after the first screen
         b"</body></html>\n",
     ]
-    return _head(policy) + b"\n".join(body)
+    return _build_head(policy) + b"\n".join(body)
 
 
-def shell(prefix: str, *, pictures: Sequence[str] = ()) -> Shell:
-    """The page of a service, whose parts are below `prefix`."""
-    policy = Policy("'self'", "'self'", "'self'", tuple(pictures)).text(header=True)
+def build_shell(prefix: str, *, pictures: Sequence[str] = ()) -> PageShell:
+    """Return the page of a service, whose parts are below `prefix`."""
+    policy = ContentPolicy("'self'", "'self'", "'self'", tuple(pictures)).text(header=True)
     links = "".join(f'<link rel="stylesheet" href="{prefix}{name}">' for name in STYLES)
     scripts = "".join(f'<script defer src="{prefix}{name}"></script>' for name in SCRIPTS)
-    html = _head(None) + links.encode() + scripts.encode() + b"</head><body>" + _BODY + b"</body></html>\n"
-    return Shell(html, policy)
+    html = _build_head(None) + links.encode() + scripts.encode() + b"</head><body>" + _BODY + b"</body></html>\n"
+    return PageShell(html, policy)
 
 
 _BODY = (
@@ -124,7 +135,7 @@ _BODY = (
 )
 
 
-def _head(policy: str | None) -> bytes:
+def _build_head(policy: str | None) -> bytes:
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">' if policy else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{meta}'
@@ -134,29 +145,29 @@ def _head(policy: str | None) -> bytes:
     ).encode()
 
 
-def _piece(name: str, told: Any) -> bytes:
-    """Data that no script runs, found by its name."""
-    packed = base64.b64encode(gzip.compress(encoded(told), 9, mtime=0))
+def _embed_data(name: str, data: Any) -> bytes:
+    """Return data as a script element that is never executed. name: its id."""
+    packed = base64.b64encode(gzip.compress(encode_json(data), 9, mtime=0))
     return b'<script type="application/octet-stream" id="%s">%s</script>' % (name.encode(), packed)
 
 
-def _stepped(page: Mapping[str, Any]) -> dict[str, Any]:
-    """A generator whose times are the seconds since the one before, which pack to a fraction; the front end adds up."""
-    series = {of: page[of] | {"at": _steps(page[of]["at"])} for of in ("runs", "passes")}
-    times = _steps([mark["at"] for mark in page["marks"]])
+def _use_time_steps(page: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a page whose times are differences to the time before, which pack better; the front end adds them up."""
+    series = {of: page[of] | {"at": _compute_steps(page[of]["at"])} for of in ("runs", "passes")}
+    times = _compute_steps([mark["at"] for mark in page["marks"]])
     marks = [mark | {"at": step} for mark, step in zip(page["marks"], times, strict=True)]
     return {**page, **series, "marks": marks}
 
 
-def _steps(times: Sequence[int]) -> list[int]:
+def _compute_steps(times: Sequence[int]) -> list[int]:
     return [now - before for before, now in pairwise((0, *times))]
 
 
-def _hashes(parts: Sequence[bytes]) -> str:
+def _hash_parts(parts: Sequence[bytes]) -> str:
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p).digest()).decode()}'" for p in parts)
 
 
-def encoded(document: Any) -> bytes:
-    """Plain data as JSON: null for NaN and infinity, which JSON does not have."""
+def encode_json(document: Any) -> bytes:
+    """Return plain data as JSON, with null for NaN and infinity."""
     text = json.dumps(finite_json(document), separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
     return text.encode("utf-8", "replace")

@@ -1,11 +1,11 @@
-"""What the overlay has taken out of a generator's lists, by id, in words. Looks into a store, knows no pages."""
+"""Removed items: what the overlay removes from a generator's lists, by id, in words. Reads a store, knows no pages."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from nearcast.dashboard.list_explorer import Removal
+from nearcast.dashboard.list_explorer import RemovedItems
 from nearcast.errors import NearcastError
 from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.view import View
@@ -14,57 +14,57 @@ from nearcast.stores.base import OverlayEntry, Store
 from nearcast.stores.version_facts import read_facts
 from nearcast.times import format_utc
 
-__all__ = ["removals_in", "removals_of_store", "removals_of_view"]
+__all__ = ["list_removed", "removals_of_store", "removals_of_view"]
 
 
-def removals_in(entries: list[OverlayEntry], *, now: float, integers: bool) -> Removal:
-    """The items that these entries remove now. integers: ids of the table are integers, so "7" means 7."""
+def list_removed(entries: list[OverlayEntry], *, now: float, integers: bool) -> RemovedItems:
+    """Return the items that these entries remove now. integers: the table has integer ids, so "7" means 7."""
     rules = {}
     for entry in entries:
         if entry.field is None and entry.value and not entry.lifted and (entry.until is None or entry.until > now):
             item = convert_key(entry.item, "int64" if integers else "string")
-            rules[entry.item if item is None else item] = _words(entry)
-    return Removal(rules)
+            rules[entry.item if item is None else item] = _describe_entry(entry)
+    return RemovedItems(rules)
 
 
-def _words(entry: OverlayEntry) -> str:
+def _describe_entry(entry: OverlayEntry) -> str:
     until = f"until {format_utc(entry.until)}" if entry.until is not None else "until it is lifted"
     note = f" ({entry.note})" if entry.note else ""
     return f"removed by the overlay {until}{note}"
 
 
-def removals_of_view(view: View) -> Removal:
-    """The same for what a service answers from."""
-    return removals_in(view.overlay.entries, now=time.time(), integers=view.version.item_ids == "int64")
+def removals_of_view(view: View) -> RemovedItems:
+    """Return the items that the overlay of a view removes now."""
+    return list_removed(view.overlay.entries, now=time.time(), integers=view.version.item_ids == "int64")
 
 
-def removals_of_store(url: str | None) -> Callable[[str], Removal]:
-    """What is removed of each generator in a store; nothing where there is no store or it cannot be asked."""
+def removals_of_store(url: str | None) -> Callable[[str], RemovedItems]:
+    """Return a function that reads the removed items of a generator; empty if the store cannot be read."""
 
-    def of(generator: str) -> Removal:
+    def of(generator: str) -> RemovedItems:
         if url is None:
-            return Removal()
+            return RemovedItems()
         try:
             store = open_store(url)
         except NearcastError:
-            return Removal()
+            return RemovedItems()
         try:
-            return _of(store, generator)
+            return _read_removed(store, generator)
         except NearcastError:
-            return Removal()
+            return RemovedItems()
         finally:
             store.close()
 
     return of
 
 
-def _of(store: Store, generator: str) -> Removal:
+def _read_removed(store: Store, generator: str) -> RemovedItems:
     pointer = store.pointer(generator)
     if pointer is None:
-        return Removal()
+        return RemovedItems()
     reader = store.open(generator, pointer.version, verify=False)
     try:
         integers = read_facts(reader, generator, pointer.version).item_ids == "int64"
     finally:
         reader.close()
-    return removals_in(list(store.overlay(generator).changes().entries), now=time.time(), integers=integers)
+    return list_removed(list(store.overlay(generator).changes().entries), now=time.time(), integers=integers)

@@ -1,6 +1,6 @@
-"""The numbers of runs and passes as columns, a value per event: what lines are drawn from.
+"""Series for the charts: figures of runs and monitor passes as columns, with a value per event.
 
-Values are rounded to what a line can show, but for counts; a year of a hundred generators is to fit in one file.
+Values except counts are rounded to what a chart can show, so that a year of 100 generators fits in one file.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from nearcast.history.event_log import HistoryEvent
 from nearcast.monitoring.serving_summary import list_newest_runs
 
-__all__ = ["MEASURED", "pass_series", "rounded", "run_series"]
+__all__ = ["MEASURED", "build_overview", "build_pass_series", "build_run_series", "round_number"]
 
 DIGITS = 3
 FINE, FINE_DIGITS = ("recall", "fill", "query_coverage", "promise"), 4  # shares near 1, where 0.999 is not 1
 MOST_STAGES = 6
-LARGE = 100_000_000  # a count is told as it is; bytes are not
+LARGE = 100_000_000  # integers below this are counts, and are not rounded
 MEASURED = (
     *("recall", "recall_low", "recall_high", "recall_by_traffic"),
     *("overlap", "fill_rate", "query_coverage", "item_coverage", "exposure_gini", "exposure_top1", "repeats"),
@@ -28,8 +28,8 @@ SERVED = ("recall", "recall_low", "recall_high", "dead", "misses", "fallbacks", 
 Number = Callable[[Mapping[str, Any]], Any]
 
 
-def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
-    """A number with the digits that can be shown; None for what is no finite number."""
+def round_number(value: Any, digits: int = FINE_DIGITS) -> Any:
+    """Round a number to significant digits; None for anything but a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     if isinstance(value, int) and value < LARGE:
@@ -38,80 +38,112 @@ def rounded(value: Any, digits: int = FINE_DIGITS) -> Any:
     return int(short) if short == int(short) and abs(short) < 1e15 else short
 
 
-def run_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
-    """Columns over the runs, oldest first: `at` (seconds since 1970), and each number that some run has."""
+def build_run_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
+    """Return columns over the runs, oldest first: `at` (seconds since 1970), and each figure that a run has."""
     runs = list_newest_runs(events)
-    numbers: dict[str, Number] = {name: _measure(name) for name in MEASURED}
-    for name in _depths(runs):
-        numbers[name] = _measure(name)
+    numbers: dict[str, Number] = {name: _read_measure(name) for name in MEASURED}
+    for name in _list_depth_measures(runs):
+        numbers[name] = _read_measure(name)
     numbers |= {
         "promise": lambda facts: facts["promise"]["recall"],
         "seconds": lambda facts: facts["seconds_total"],
         "memory": lambda facts: facts["peak_memory_bytes"],
         "memory_estimate": lambda facts: (facts.get("estimate") or {}).get("memory_bytes"),
     }
-    for side in ("items", "queries"):
-        numbers[f"{side}_vectors"] = _of_side(side, "vectors")
-        numbers[f"{side}_norm_p50"] = _of_side(side, "norms", "p50")
-        numbers[f"{side}_zeros"] = _zeros(side)
-    for stage in _longest_stages(runs):
-        numbers[f"stage:{stage}"] = _stage(stage)
+    for table in ("items", "queries"):
+        numbers[f"{table}_vectors"] = _read_table_fact(table, "vectors")
+        numbers[f"{table}_norm_p50"] = _read_table_fact(table, "norms", "p50")
+        numbers[f"{table}_zeros"] = _read_zeros(table)
+    for stage in _list_longest_stages(runs):
+        numbers[f"stage:{stage}"] = _read_stage(stage)
     head: dict[str, list[Any]] = {"at": [round(run.seconds) for run in runs]}
-    return head | _columns([run.facts for run in runs], numbers)
+    return head | _build_columns([run.facts for run in runs], numbers)
 
 
-def pass_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
-    """Columns over the passes of the monitor that saw served lists, oldest first."""
+def build_pass_series(events: Sequence[HistoryEvent]) -> dict[str, list[Any]]:
+    """Return columns over the monitor passes that checked the served version, oldest first."""
     passes = [event for event in events if event.kind == "monitor" and event.facts.get("served")]
-    numbers: dict[str, Number] = {name: _served(name) for name in SERVED}
-    numbers["age"] = _served("age_seconds")
+    numbers: dict[str, Number] = {name: _read_served(name) for name in SERVED}
+    numbers["age"] = _read_served("age_seconds")
     head: dict[str, list[Any]] = {"at": [round(event.seconds) for event in passes]}
-    return head | _columns([event.facts for event in passes], numbers)
+    return head | _build_columns([event.facts for event in passes], numbers)
 
 
-def _longest_stages(runs: Sequence[HistoryEvent]) -> list[str]:
-    """The stages that took longest in the newest run: more lines than that cannot be told apart."""
+def _list_longest_stages(runs: Sequence[HistoryEvent]) -> list[str]:
+    """Return the longest stages of the newest run, as many as a chart can show."""
     seconds = runs[-1].facts["seconds"] if runs else {}
     return sorted(seconds, key=lambda stage: -seconds[stage])[:MOST_STAGES]
 
 
-def _columns(facts: Sequence[Mapping[str, Any]], numbers: Mapping[str, Number]) -> dict[str, list[Any]]:
+def _build_columns(facts: Sequence[Mapping[str, Any]], numbers: Mapping[str, Number]) -> dict[str, list[Any]]:
     columns = {
-        name: [rounded(number(row), FINE_DIGITS if name.startswith(FINE) else DIGITS) for row in facts]
+        name: [round_number(number(row), FINE_DIGITS if name.startswith(FINE) else DIGITS) for row in facts]
         for name, number in numbers.items()
     }
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
-def _depths(runs: Sequence[HistoryEvent]) -> list[str]:
-    """Measures that come at depths of the lists, such as fill_rate_at_10, where a run has them."""
+def _list_depth_measures(runs: Sequence[HistoryEvent]) -> list[str]:
+    """Return the measures at depths of the lists, for example fill_rate_at_10, of the newest run."""
     names = dict.fromkeys(name for run in runs[-1:] for name in run.facts["measures"])
     return [name for name in names if name.startswith(("fill_rate_at_", "fill_at_"))]
 
 
-def _measure(name: str) -> Number:
+def _read_measure(name: str) -> Number:
     return lambda facts: facts["measures"].get(name)
 
 
-def _served(name: str) -> Number:
+def _read_served(name: str) -> Number:
     return lambda facts: facts["served"].get(name)
 
 
-def _stage(name: str) -> Number:
+def _read_stage(name: str) -> Number:
     return lambda facts: facts["seconds"].get(name)
 
 
-def _zeros(side: str) -> Number:
-    """Vectors of zeros; a run that found none does not name them."""
-    problems = _of_side(side, "problems")
+def _read_zeros(table: str) -> Number:
+    """Return a reader of the number of zero vectors; it is 0 if the run reports no such problem."""
+    problems = _read_table_fact(table, "problems")
     return lambda facts: None if problems(facts) is None else problems(facts).get("zero_vector", 0)
 
 
-def _of_side(side: str, *path: str) -> Number:
+def _read_table_fact(table: str, *path: str) -> Number:
     def number(facts: Mapping[str, Any]) -> Any:
-        value: Any = facts["sides"].get(side)
+        value: Any = facts["sides"].get(table)
         for name in path:
             value = None if value is None else value.get(name)
         return value
 
     return number
+
+
+POINTS = 75  # of a small chart, which is a hundred pixels wide
+OVERVIEW_FIELDS = ("name", "state", "rank", "live", "version", "promise", "asked")
+OVERVIEW_RUNS = (
+    *("recall", "recall_low", "recall_high", "promise", "overlap", "fill_rate", "query_coverage", "seconds", "memory"),
+)
+OVERVIEW_PASSES = ("dead", "misses", "lookups")
+
+
+def build_overview(page: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a generator's page that the overview shows, with series as short as a small chart needs.
+
+    The overview may hold a hundred generators; the rest of a page is loaded when it is opened.
+    """
+    evidence = [(problem["of"], problem["evidence"]) for problem in page["state"]["troubles"]]
+    series = {
+        of: _thin_out(page[of], [*names, *(name for table, name in evidence if table == of and name)])
+        for of, names in (("runs", OVERVIEW_RUNS), ("passes", OVERVIEW_PASSES))
+    }
+    return {name: page[name] for name in OVERVIEW_FIELDS if name in page} | series
+
+
+def _thin_out(table: Mapping[str, Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return these columns with every n-th row, the last row, and the last two rows in which a column has a value."""
+    columns = {name: table[name] for name in ("at", *names) if name in table}
+    rows = len(columns["at"])
+    selected = set(range(rows - 1, -1, -max(1, -(-rows // POINTS))))
+    for values in columns.values():
+        known = (row for row in range(rows - 1, -1, -1) if values[row] is not None)
+        selected.update(row for row, _ in zip(known, range(2), strict=False))
+    return {name: [values[row] for row in sorted(selected)] for name, values in columns.items()}

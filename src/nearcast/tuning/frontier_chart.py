@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nearcast.figures import COLOURS, new_figure, save
+from nearcast.figures import COLOURS, new_figure, save, style_axes
 from nearcast.tuning.optimize import EXACT
 from nearcast.tuning.scaling import EXACT_POINT
 from nearcast.tuning.tuning_result import PricedTrial, TuningResult
@@ -47,8 +47,7 @@ def draw_frontier(tuned: TuningResult, path: Path) -> None:
     axes.set_ylabel("predicted seconds of the whole job")
     title = f"{tuned.generator}: {tuned.n_queries:,} queries, {tuned.n_items:,} items"
     axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, grid="both", ticks="both")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, path)
 
