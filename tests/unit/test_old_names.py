@@ -144,3 +144,13 @@ def test_an_earlier_argument_works_and_warns(call, old, new):
         pytest.raises(SpecError, match="none"),
     ):
         call()
+
+
+@pytest.mark.parametrize(("module", "old", "new"), [("nearcast.dashboard.document", "document", "build_document")])
+def test_the_earlier_name_of_a_documented_function_is_the_same_function_and_warns(module, old, new):
+    home = importlib.import_module(module)
+    with pytest.warns(DeprecationWarning, match=rf"{module}.{old} is now {module}.{new}"):
+        found = getattr(home, old)
+    assert found is getattr(home, new)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = home.no_such_name

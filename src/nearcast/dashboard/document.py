@@ -165,5 +165,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import warnings
 
-    warnings.warn(f"{__name__}.document is renamed: use build_document", DeprecationWarning, stacklevel=2)
+    warnings.warn(f"{__name__}.document is now {__name__}.build_document", DeprecationWarning, stacklevel=2)
     return build_document
