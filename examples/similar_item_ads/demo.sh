@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-requests=${1:-}         # so many requests are measured; all of them by default
+requests=${1:-}         # number of requests to measure; default: all
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -18,16 +18,16 @@ for spec in generator-1000.toml generator-5000.toml generator.toml; do
 done
 rm -f nearcast-run.log
 
-say "3. nearcast expand: the coupons become current; this is done again whenever they change"
+say "3. nearcast expand: publish the coupons; repeat it after every change"
 nearcast expand ads.toml
 
-say "4. One household: what it bought last, and the coupons it would be shown"
+say "4. One household: its last purchases, and its coupons"
 python one_household.py
 
-say "5. An advertiser pauses a coupon, and another one's budget is spent: in force within a second"
+say "5. The overlay pauses a coupon, and spends the budget of another, within a second"
 python one_household.py --pause
 
-say "6. Every household's request by every way, and what they did in weeks 45-53"
+say "6. The requests of all households with every variant, against their purchases in weeks 45-53"
 python measure.py ${requests:+--requests "$requests"}
 echo
 echo "The picture is examples/similar_item_ads/nearcast/funnel.svg"

@@ -230,7 +230,7 @@ def test_an_end_is_judged_by_the_clock_of_the_store(store, url, seconds):
         overlay.remove([1], until=time.time() + 60)
     with clock(seconds):
         said = CliRunner().invoke(cli, ["overlay", "ads", "remove", "1", "--for", "60s", "--store", url])
-    assert (said.exit_code, "behind the store's, which counts" in said.stderr) == (0, True)
+    assert (said.exit_code, "behind the store's, which decides" in said.stderr) == (0, True)
     assert shown(store) == [2]
 
 
