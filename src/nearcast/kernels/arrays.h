@@ -1,5 +1,5 @@
 // Arrays of Python as the kernels take them. Nothing that Python can pass may make a kernel read or write out of bounds:
-// what a kernel relies on is checked here, and std::invalid_argument (ValueError) says what does not fit.
+// all that a kernel relies on is checked here; std::invalid_argument (ValueError) names the argument that does not fit.
 //
 // Contents (positions, starts, groups) are checked when an object is made, so that the error comes where the fault is, and
 // in every call again, since Python may have written to the arrays: a pass over 4 bytes an item, against a join's products.

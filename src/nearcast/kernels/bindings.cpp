@@ -1,6 +1,6 @@
 // Python's view of the kernels: checks shapes, releases the lock, hands pointers on.
 //
-// Private to the package: nearcast.kernels wraps every function and derives what is not asked of its callers.
+// Private to the package: nearcast.kernels wraps every function and derives its other arguments.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>

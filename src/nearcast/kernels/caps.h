@@ -1,4 +1,4 @@
-// At most so many items per group in a list: what may be taken, best first.
+// Caps: at most so many items per group in a list, best first.
 //
 // Groups of several caps must be nested (each group of one lies within one group of the next). Then the lists that obey
 // them are the independent sets of a matroid: taking greedily gives the best list, an item that better ones rule out stays

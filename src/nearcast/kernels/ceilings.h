@@ -1,4 +1,4 @@
-// How fast this processor multiplies, with and without what a scan does beside it; for the benchmark alone.
+// The rate of multiplications, with and without the other work of a scan; for the benchmark alone.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Kernels in plain C++, for every processor; the compiler turns the 16 lanes into what the processor has.
+// Kernels in plain C++, for every processor; the compiler maps the 16 lanes to the processor's vectors.
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif

@@ -1,6 +1,6 @@
-// The driver of the join: buffers, thresholds, the bound, and which queries meet which block of items.
+// The driver of the join: buffers, thresholds, the bound, and which queries scan which block of items.
 //
-// The bound. A query q is rounded to q' = s * (integers), an item x to x'. Both sit in the same turned basis, so
+// The bound. A query q is rounded to q' = s * (integers), an item x to x'. Both are in the same rotated basis, so
 //     q.x - q'.x' = (q - q').x' + q.(x - x')
 // and by Cauchy-Schwarz  |q.x - q'.x'| <= |q - q'| |x'| + |q| |x - x'|.  The residual lengths |q - q'|, |x - x'| are
 // measured when rounding, not estimated. q'.x' itself is a sum of integers without error; what follows in float32
@@ -123,7 +123,7 @@ private:
 
     // ---- the bound ----
 
-    // E of a query and a block, from what depends on the query alone (see prepare_errors).
+    // E of a query and a block, from the terms of the query alone (see prepare_errors).
     double error(size_t slot, size_t block) const {
         const PackedItems& items = job_.packed;
         const double norm = items.block_norms[block], residual = items.block_residuals[block];
@@ -192,7 +192,7 @@ private:
         return !job_.rule || may_hold(*job_.rule, begin_ + slot, block);
     }
 
-    // Lets the queries of rows_ meet one block.
+    // Scans one block for the queries of rows_.
     void meet(size_t block) {
         if (rows_.empty()) return;
         QueryPanel panel = make_panel(block);
@@ -256,7 +256,7 @@ private:
         return job_.rule && !holds(*job_.rule, query, item, position, job_.rule->masked[query] != 0);
     }
 
-    // Takes out what the query must not get, among what was written since the last look.
+    // Removes excluded items from the pairs written since the last call.
     void check_new(size_t slot) {
         float* values = values_.data() + slot * stride_;
         uint32_t* items = items_.data() + slot * stride_;
@@ -269,7 +269,7 @@ private:
         counts_[slot] = checked_[slot] = kept;
     }
 
-    // Raises the query's least value by what its buffer holds and drops what can no longer be among the k best.
+    // Raises the query's threshold to the k-th value of its buffer, and drops pairs that cannot be among the k best.
     void tighten(size_t slot) {
         survivors_ += counts_[slot] - checked_[slot];
         check_new(slot);
@@ -324,7 +324,7 @@ private:
         if (counts_[slot] > limit_ * 3 / 4) settle(slot);
     }
 
-    // Scores a buffer in full precision, keeps the k best of that and of what was scored before, and empties it.
+    // Scores a buffer in full precision, merges it into the k best of earlier buffers, and empties it.
     void settle(size_t slot) {
         const uint32_t n = counts_[slot];
         const size_t query = begin_ + slot;
@@ -443,7 +443,7 @@ private:
 
 // ---- choosing cells ----
 
-// Scans some centres for the job's queries, a few queries at a time, and hands over each query's values above its bar.
+// Scans some centres for the job's queries, a few queries at a time, and emits each query's values above its threshold.
 template <class Take>
 void Worker::scan_centres(const PackedItems& centres, const float* bars, Take take) {
     const size_t room = centres.block_tiles[centres.blocks] * kTileItems;
@@ -487,7 +487,7 @@ QueryPanel Worker::make_centre_panel(size_t first, size_t n, const float* bars) 
             slots_.data(), room};
 }
 
-// From a sample of the centres: where the query's best cells begin, and its floor.
+// From a sample of the centres: the threshold of the query's initial probes, and its baseline.
 void Worker::rank_centres() {
     lists_.firsts.resize(end_ - begin_);
     lists_.floors.resize(end_ - begin_);
@@ -501,7 +501,7 @@ void Worker::rank_centres() {
     });
 }
 
-// Lists the centres above the bars (and below the first cells, if those were met already) and lets queries meet them.
+// Lists the centres above the thresholds (and below the initial probes, if done) and scans their cells.
 void Worker::meet_cells(const float* bars, bool first_met) {
     lists_.cells.clear();
     lists_.rows.clear();
@@ -525,7 +525,7 @@ void Worker::meet_cells(const float* bars, bool first_met) {
     }
 }
 
-// The centre value that a query's further cells must reach, once its k-th score among the first is known exactly.
+// The centre value of a query's further probes, once its k-th score of the initial probes is known exactly.
 float Worker::bar_after_first(size_t slot) const {
     const size_t query = begin_ + slot;
     if (best_count_[slot] < job_.k) return -std::numeric_limits<float>::infinity();

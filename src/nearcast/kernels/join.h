@@ -15,7 +15,7 @@ namespace nearcast {
 struct PackedItems {                  // items as 8-bit tiles, in blocks (a block is a cell, or a run of the whole)
     const uint8_t* codes;             // (tiles, width / 4, 16, 4)
     const float* scales;              // (tiles * 16,) NaN: no item
-    const float* offsets;             // (tiles * 16,) what is added to an inner product (l2), or null
+    const float* offsets;             // (tiles * 16,) added to an inner product (l2), or null
     const uint32_t* order;            // (tiles * 16,) position of the item
     const uint64_t* block_tiles;      // (blocks + 1,) first tile of each block
     const double* block_norms;        // (blocks,) largest length of a rounded item
@@ -50,15 +50,15 @@ struct JoinJob {
     float min_score;                  // worse items are left out; -infinity: none are
 };
 
-// Which cells a query meets. A centre's value is its 8-bit inner product with the query, plus its offset; all of this is
-// computed alike by every instruction set, so that the cells met, and with them the result, are the same everywhere.
+// The cells that a query probes. A centre's value is its 8-bit inner product with the query, plus its offset; all of this is
+// computed alike by every instruction set, so that the probed cells, and with them the result, are the same everywhere.
 struct Probes {
     const RoundedQueries* rounded;    // the queries, rounded on the levels that every instruction set can take
     PackedItems centres;              // one per block of the items, in their order
     PackedItems sample;               // every so many-th of them, from which a query's ranks are read
-    size_t first_rank;                // centres as good as the sample's first_rank-th are met at once
-    size_t floor_rank;                // the value of the sample's floor_rank-th centre is the query's floor
-    double slope;                     // after that: centres above floor + slope * (k-th score - floor) + gap * spread
+    size_t first_rank;                // initial probes: centres as good as the sample's first_rank-th
+    size_t floor_rank;                // the value of the sample's floor_rank-th centre is the query's baseline
+    double slope;                     // then: centres above baseline + slope * (k-th score - baseline) + gap * spread
     double gap;                       // infinity: no more cells
     const double* spreads;            // (n,)
 };
@@ -66,7 +66,7 @@ struct Probes {
 struct JoinResult {
     int64_t* positions;               // (n, k)
     float* scores;                    // (n, k)
-    uint64_t counters[4];             // survivors written, buffers cut, candidates rescored, tile rows scanned
+    uint64_t counters[4];             // pairs written, buffers pruned, candidates rescored, tile rows scanned
 };
 
 // How many items each of the job's queries may get.

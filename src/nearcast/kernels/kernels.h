@@ -17,7 +17,7 @@ constexpr size_t kGroup = 4;           // dimensions that one 8-bit dot product 
 constexpr size_t kStripTiles = 4;      // tiles that a scan takes at once; 64 items stay in the first-level cache
 constexpr size_t kStripItems = kTileItems * kStripTiles;
 constexpr size_t kScoreLanes = 16;     // lanes of the full-precision score, part of its definition
-constexpr double kLeastScale = 0x1p-100;  // of a vector's codes; what is smaller is rounded to zero
+constexpr double kLeastScale = 0x1p-100;  // of a vector's codes; smaller scales are rounded to zero
 constexpr uint32_t kNoItem = 0xFFFFFFFFu;
 
 struct Vectors {                       // n rows of d elements, row-major
@@ -28,24 +28,24 @@ struct Vectors {                       // n rows of d elements, row-major
 };
 
 // The change of basis before rounding to 8 bits. Component i is multiplied by sign[i], goes to place[i], and then each
-// power-of-two block of the width is turned by a Hadamard matrix. That is orthogonal, so inner products stay, and it
-// spreads what a few large components hold over all of them, which halves the rounding error on real embeddings.
+// power-of-two block of the width is rotated by a Hadamard matrix. It is orthogonal, so inner products stay equal; it
+// spreads a few large components over all of them, which halves the rounding error on real embeddings.
 struct Rotation {
     const double* sign;                // (d,) +1 or -1
     const uint32_t* place;             // (d,) below width, all different
-    const double* centre;              // (d,) what is subtracted first, or null
+    const double* centre;              // (d,) subtracted first, or null
     size_t width;                      // d padded
     bool normalise;                    // divide by the length (cosine)
 };
 
-struct Codes {                         // what rounding made of n vectors
+struct Codes {                         // n rounded vectors
     int8_t* codes;                     // (n, width)
     double* scales;                    // (n,) vector is about scale * codes
     double* residuals;                 // (n,) length of vector - scale * codes
     double* norms;                     // (n,) length of the vector, before rounding
 };
 
-struct QueryPanel {                    // the queries that meet a run of items, padded to a multiple of query_group
+struct QueryPanel {                    // the queries that scan a run of items, padded to a multiple of query_group
     const int8_t* codes;               // (n, width) row-major
     const int32_t* starts;             // (n,) where the sum begins: -128 times the sum of the codes, as items are offset
     const float* thresholds;           // (n,) the least value that is written down; NaN writes nothing
@@ -89,7 +89,7 @@ struct KernelTable {
     int query_levels;                  // largest query code: 63 where two products must fit 16 bits, else 127
     size_t query_group;
     ScanFunction scan;
-    void (*thread_begin)(size_t width);   // null, or what a thread must do before it scans (tile configuration)
+    void (*thread_begin)(size_t width);   // null, or the setup of a thread before it scans (tile configuration)
     void (*thread_end)();
     void (*quantise)(const Vectors&, size_t begin, size_t end, const Rotation&, int levels, double* scratch, Codes&);
     void (*widen)(const Vectors&, size_t row, double* out);

@@ -56,7 +56,7 @@ void run_jobs(size_t jobs, size_t threads, const std::function<std::function<voi
     others.reserve(threads);
     try {
         for (size_t t = 1; t < threads; ++t) others.emplace_back(work, false);
-    } catch (const std::system_error&) {  // no more threads to be had: those that run do all jobs
+    } catch (const std::system_error&) {  // no more threads: the running ones do all jobs
     }
     work(true);
     for (auto& thread : others) thread.join();

@@ -9,7 +9,7 @@
 
 namespace nearcast {
 
-// make_worker is called once in each thread and gives what runs one job. The calling thread works too; report is called
+// make_worker is called once per thread and returns the function of one job. The calling thread works too; report is called
 // in it alone, with the number of finished jobs.
 void run_jobs(size_t jobs, size_t threads, const std::function<std::function<void(size_t)>()>& make_worker,
               const std::function<void(size_t)>& report);

@@ -1,6 +1,6 @@
-// Which pairs of query and item are eligible: the leaves of a compiled rule, and what a join asks of them.
+// Eligibility of pairs of a query and an item: the leaves of a compiled rule, and their evaluation in a join.
 //
-// The twin of nearcast.knn.eligible. A rule is asked three ways: whether any item of a block may be eligible for a query,
+// Equal to nearcast.knn.eligible. A rule is evaluated in three ways: whether any item of a block may be eligible for a query,
 // which items of a strip are (as bits, for all queries of a panel at once), and whether one pair is.
 #pragma once
 
@@ -55,9 +55,9 @@ RuleProgram make_program(std::vector<RuleStep> steps, size_t n_leaves);
 
 struct Rule {
     std::vector<RuleLeaf> leaves;
-    RuleProgram dense;                // what masks can tell: intervals and overlaps
-    RuleProgram lazy;                 // the rest, asked of survivors alone; both must hold
-    const uint8_t* masked;            // (n,) whether the query's strips are masked, or its survivors asked for all of it
+    RuleProgram dense;                // the part for masks: intervals and overlaps
+    RuleProgram lazy;                 // the rest, evaluated after the threshold; both must hold
+    const uint8_t* masked;            // (n,) whether the query uses masks; else the whole rule is evaluated after the threshold
     size_t places;
 };
 
@@ -66,14 +66,14 @@ constexpr size_t kRuleDepth = 64;     // of results that wait
 // Whether a block may hold an eligible item.
 bool may_hold(const Rule& rule, size_t query, size_t block);
 
-// Whether one item, at `place` in the tiles and `position` among the items, is eligible. dense_known: masks have told.
+// Whether one item, at `place` in the tiles and `position` among the items, is eligible. dense_known: the masks are applied already.
 bool holds(const Rule& rule, size_t query, size_t place, size_t position, bool dense_known);
 
 // Masks of strips for the rows of a panel: bit i of a mask is the i-th item of the strip.
 class RuleMasks {
 public:
     RuleMasks(const KernelTable& kernels, const Rule& rule, size_t room);
-    // Takes up what the queries of the panel ask for; n rows, filled up to `padded` rows that get nothing.
+    // Reads the values of the panel's queries; n rows, padded to `padded` rows without an eligible item.
     void take(const uint32_t* queries, size_t n, size_t padded);
     // Masks of the items at first..first+items-1.
     const uint64_t* of(size_t first, size_t items);
