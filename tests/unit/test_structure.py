@@ -23,54 +23,17 @@ PUBLIC_VERBS = {"knn_join", *nearcast.__all__}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-REPEATED_CLASSES: set[str] = {
-    "Asked",
-    "Changes",
-    "Chosen",
-    "Cost",
-    "DenseIndex",
-    "Drift",
-    "Event",
-    "Found",
-    "Listener",
-    "Lists",
-    "Live",
-    "Metric",
-    "Online",
-    "Outcome",
-    "Place",
-    "Plan",
-    "Point",
-    "Rule",
-    "Sample",
-    "Samples",
-    "Searched",
-    "Served",
-    "Shared",
-    "State",
-    "_Asked",
-    "_Pool",
-    "_Told",
-}
+REPEATED_CLASSES: set[str] = set()
 MANY_PARAMETERS: set[str] = {
     "__init__",
     "_best",
-    "_scan",
     "ads",
     "ask",
     "assemble",
     "choose",
-    "ensure_index",
     "estimate_run",
-    "exact_join",
-    "join",
-    "join_exact",
-    "kept_truth",
-    "measure_table",
     "publish_expansion",
     "publish_snapshot",
-    "search_or_scan",
-    "truth_of",
 }
 REPEATED_FILES: set[str] = set()
 PARTICIPLES: set[str] = {
