@@ -73,7 +73,7 @@ def test_a_generator_shows_every_panel_that_its_record_fills(tab: MakeTab, full_
     titles = page.locator("figure h3").all_inner_texts()
     for title in (
         *("Recall", "Lists kept", "Slots filled", "Coverage", "Exposure", "Seconds by stage", "Memory", "Age"),
-        *("Recall by slice", "Scores", "Lengths of vectors", "What each recall costs", "The last replay"),
+        *("Recall by slice", "Scores", "Norms of vectors", "What each recall costs", "The last replay"),
     ):
         assert title in titles
     assert page.locator("figure canvas").count() == len(titles)
@@ -154,7 +154,7 @@ def test_a_removed_candidate_stands_in_its_list_with_the_rule(tab: MakeTab, full
     page = tab().open(full_file, f"/g/shop/lists?key={key_of(full)}")
     removed = page.locator("tr.removed")
     removed.wait_for()
-    assert "taken out: removed by the overlay until 2026-03-14T00:00:00Z (out of stock)" in removed.inner_text()
+    assert "removed by the overlay until 2026-03-14T00:00:00Z (out of stock)" in removed.inner_text()
 
 
 def test_pictures_are_shown_where_items_have_them(tab: MakeTab, full: Any, full_file: Path) -> None:

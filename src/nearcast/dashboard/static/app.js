@@ -1,5 +1,5 @@
 "use strict";
-/* Where the page begins: data out of the file, or from the service with its token; then the view that the address names. */
+/* The start of the page: read the data from the file, or from the service with its token; show the view of the address. */
 (function () {
   const { html, format, overview, generator, explorer } = nearcast;
   const { render, useEffect, useRef, useState } = preact;
@@ -20,7 +20,7 @@
     else document.documentElement.dataset.theme = theme;
   }
 
-  /* A piece of data out of the file; null where the page is a service's. */
+  /* Read an embedded block of data; null on the page of a service. */
   async function piece(id) {
     const held = document.getElementById(id);
     if (!held) return null;
@@ -33,7 +33,7 @@
     return steps.map((step) => (sum += step));
   }
 
-  /* A generator out of the file, whose times are the seconds since the one before. */
+  /* Read a generator from the file; its times are differences to the time before. */
   async function fromFile(place) {
     if (document.readyState === "loading") await new Promise((go) => document.addEventListener("DOMContentLoaded", go));
     const one = await piece("generator-" + place);
@@ -51,7 +51,7 @@
     return body;
   }
 
-  /* All that is known of a generator, which the first screen has only in brief; null until it is here. */
+  /* The page of a generator, of which the overview holds a part; null until it is loaded. */
   function useWhole(doc, page, onTrouble) {
     const [whole, setWhole] = useState(null);
     useEffect(() => {
@@ -79,7 +79,7 @@
   function Locked({ onToken, wrong }) {
     const [given, setGiven] = useState("");
     return html`<main id="main"><form class="card locked" onSubmit=${(event) => (event.preventDefault(), onToken(given))}><h1>A token is needed</h1>
-      <p>This service asks for its bearer token. It stays in this tab, and goes to this service alone.</p>
+      <p>This service requires its bearer token. The token stays in this tab and is sent to this service only.</p>
       <label for="token">Token</label><input id="token" type="password" autocomplete="off" value=${given} onInput=${(event) => setGiven(event.target.value)} /><button>Open</button>
       ${wrong && html`<p role="alert" class="below">The service does not know this token.</p>`}</form></main>`;
   }
@@ -136,7 +136,7 @@
     else if (page) view = html`<${generator.Generator} key=${page.name} doc=${doc} page=${whole} theme=${shade} />`;
     else if (doc) view = html`<${overview.Overview} doc=${doc} theme=${shade} />`;
     return html`<${Bar} doc=${doc} theme=${theme} trouble=${trouble} onTheme=${(name) => (remembered("localStorage", "theme", name), setTheme(name), setThemeName(name))} />${view}
-      <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Drawn from the history; nothing is measured here. All times are UTC.</footer>`;
+      <footer>${doc ? `nearcast ${doc.nearcast}. ` : ""}Shows the history and measures nothing. All times are UTC.</footer>`;
   }
 
   async function begin() {

@@ -1,5 +1,5 @@
 "use strict";
-/* Charts: lines over time with marks, rows with intervals, small lines. All drawn by uPlot; colours come from the page's style. */
+/* Charts: lines over time with marks, rows with intervals, small lines. Drawn by uPlot; colours come from the style sheet. */
 (function () {
   const { html, format } = nearcast;
   const { useEffect, useRef, useState } = preact;
@@ -15,7 +15,7 @@
     return hex + "2e";
   }
 
-  /* The width of an element, and whether it has been on screen: what was never seen is not drawn. */
+  /* The width of an element, and whether it was on screen: a chart is drawn when it is first seen. */
   function useSeen(ref) {
     const [width, setWidth] = useState(0), observers = useRef(null);
     useEffect(() => {
@@ -162,7 +162,7 @@
     </figure>`;
   }
 
-  /* A range that shows small changes without making noise look like a fall. */
+  /* A range that shows small changes but does not exaggerate noise. */
   function limits(low, high, floor, ceiling) {
     if (low === null || high === null) return [0, 1];
     const span = Math.max(high - low, Math.abs(high) * 0.02, 0.002);
@@ -173,7 +173,7 @@
     return [bottom, top];
   }
 
-  /* A small line without axes: its shape is what it says, its last value stands beside it. */
+  /* A small line without axes; its last value is written beside it. */
   function Spark({ values, x, name = "--line-a", label, promise, theme, width = 110, height = 30 }) {
     const box = useRef(null), seen = useSeen(box);
     const known = (values || []).filter(format.there);
@@ -280,7 +280,7 @@
     ctx.restore();
   }
 
-  /* The seconds of the whole job by the recall promised, a line per point of the tuning; the chosen one is thick. */
+  /* The seconds of the whole job by recall target, a line per point of the tuning; the chosen one is thick. */
   function Frontier({ frontier, theme }) {
     const box = useRef(null), width = useSeen(box), [at, setAt] = useState(null);
     const promises = [...new Set(frontier.points.flatMap((point) => Object.keys(point.costs).map(Number)))].sort((a, b) => a - b);
@@ -310,7 +310,7 @@
     const pointed = at !== null ? frontier.points[at] : null;
     const told = (point) => name(point) + ": " + promises.filter((p) => point.costs[String(p)]).map((p) => `${format.share(p)} in ${format.stretch(point.costs[String(p)])}`).join(", ");
     return html`<figure class="chart">
-      <figcaption><h3>What each recall costs</h3><p class="hint">Seconds of the whole job for the recall promised, a line for each setting tried; lower is cheaper.</p></figcaption>
+      <figcaption><h3>What each recall costs</h3><p class="hint">Seconds of the whole job by recall target, with a line for each configuration; lower is cheaper.</p></figcaption>
       <ul class="legend">${engines.map((engine, i) => html`<li key=${engine}><i class="swatch" style=${{ color: `var(${COLOURS[i % COLOURS.length]})` }}></i>${format.text(engine)}</li>`)}<li><i class="swatch ring"></i>chosen: <b>${name(frontier.chosen)}</b></li></ul>
       <div class="canvas" ref=${box} role="img" tabindex="0" aria-label=${"What each recall costs. " + frontier.points.map(told).join("; ")} style=${{ minHeight: "260px" }}></div>
       <p class="readout">${pointed ? told(pointed) : " "}</p>

@@ -1,7 +1,7 @@
 "use strict";
-/* Look into any list: a key, its candidates, what was taken out and why, and the same list one snapshot before.
+/* The list explorer: a key, its candidates, removed items with the reason, and the same list in the snapshot before.
 
-   The page asks a service where there is one (`ask`), and has a sample of telling queries in it where there is none. */
+   The page of a service asks it (`ask`); a file holds a sample of queries. */
 (function () {
   const { html, format, overview } = nearcast;
   const { useEffect, useMemo, useRef, useState } = preact;
@@ -20,7 +20,7 @@
         return query;
       },
       explain: null,
-      title: (list) => (list && page.live && format.version(page.live.version) !== list.snapshot ? "Newest, not what users get" : "Now"),
+      title: (list) => (list && page.live && format.version(page.live.version) !== list.snapshot ? "Newest, not served" : "Now"),
       missing: "The newest snapshot has no such key.",
     };
   }
@@ -32,7 +32,7 @@
       explain: doc.explains ? async (key, id) => ask(`${at}/explain?key=${encodeURIComponent(key)}&item=${encodeURIComponent(id)}`) : null,
       versions: page.versions || [],
       title: () => "Now",
-      missing: "What is served has no such key.",
+      missing: "The served version has no such key.",
     };
   }
 
@@ -77,7 +77,7 @@
     const width = (score) => (best > least ? 8 + 92 * ((score - least) / (best - least)) : 100);
     return html`<div class="list"><h3>${title} <small>snapshot ${list.snapshot}, ${list.candidates.length} candidates${list.reason ? `; short: ${list.reason.replaceAll("_", " ")}` : ""}</small></h3>
       <div class="scroll" tabindex="0" role="region" aria-label=${title + ", a table"}><table class="candidates"><thead><tr><th scope="col">Rank</th><th scope="col">Item</th>${columns.map((column) => html`<th scope="col" key=${column}>${column}</th>`)}<th scope="col">Score</th>${tags && html`<th scope="col">Change</th>`}${source && source.explain && html`<th scope="col">Why</th>`}</tr></thead>
-      <tbody>${list.candidates.map((row, place) => html`<tr key=${place} class=${row.removed ? "removed" : ""}><td>${place + 1}</td><th scope="row">${format.text(row.id)}${row.removed && html`<small class="rule">taken out: ${row.removed}</small>`}</th>
+      <tbody>${list.candidates.map((row, place) => html`<tr key=${place} class=${row.removed ? "removed" : ""}><td>${place + 1}</td><th scope="row">${format.text(row.id)}${row.removed && html`<small class="rule">${row.removed}</small>`}</th>
         ${columns.map((column) => html`<td key=${column}><${Value} value=${row.columns[column]} /></td>`)}
         <td class="score"><i style=${{ width: width(row.score) + "%" }}></i><span>${format.there(row.score) ? row.score.toFixed(digits) : "–"}</span></td>
         ${tags && html`<td><${Tag} tag=${tags.get(String(row.id))} /></td>`}
@@ -106,7 +106,7 @@
     return html`<section class="card" aria-labelledby="found"><h2 id="found">${name(query.key, query.label)}</h2>
       ${query.why && html`<p class="hint">Chosen for this page: ${query.why}.</p>`}
       ${diff && html`<p class="summary"><b>${diff.kept}</b> kept, <span class="tag came">${diff.came.length} came</span> <span class="tag went">${diff.went.length} went</span> <span class="tag moved">${diff.moved.length} moved</span></p>`}
-      ${gone.length > 0 && html`<p class="summary">${gone.length} of them ${gone.length === 1 ? "is" : "are"} taken out when served; the rule stands beside each.</p>`}
+      ${gone.length > 0 && html`<p class="summary">${gone.length} of them ${gone.length === 1 ? "is" : "are"} removed when served; the reason is beside each.</p>`}
       <div class=${query.before ? "sides two" : "sides"}>
         ${query.before && html`<${List} title="Before" list=${query.before} columns=${columns} tags=${diff && tagsOf(diff, "before")} />`}
         <${List} title=${source.title(query.now)} list=${query.now} columns=${columns} tags=${diff && tagsOf(diff, "now")} source=${source} query=${query.key} note=${source.missing} />
@@ -142,7 +142,7 @@
       <header class="title"><h1>Lists of ${page.name}</h1></header>
       <div class="card"><${Search} source=${source} onPick=${go} />
         ${versions.length > 1 && html`<p class="beside"><label for="before">Compare with snapshot</label> <select id="before" value=${before} onChange=${(event) => setBefore(event.target.value)}><option value="">the one before</option>${versions.map((v) => html`<option key=${v} value=${v}>${format.version(v)}</option>`)}</select></p>`}
-        ${!ask && html`<p class="hint">This file holds ${explorer.queries.length} queries that tell something; the page of <code>nearcast serve</code> has all of them.</p>`}
+        ${!ask && html`<p class="hint">This file holds ${explorer.queries.length} sample queries; the page of <code>nearcast serve</code> has all of them.</p>`}
         ${[...groups].map(([why, queries]) => html`<p class="picks" key=${why}><b>${why}:</b> ${queries.map((one) => html`<a key=${String(one.key)} href=${`${overview.link(page.name)}/lists?key=${encodeURIComponent(one.key)}`} aria-current=${picked !== null && String(one.key) === picked ? "true" : undefined}>${name(one.key, one.label)}</a>`)}</p>`)}
       </div>
       ${trouble && html`<p class="card problem" role="alert">${trouble}</p>`}

@@ -1,5 +1,5 @@
 "use strict";
-/* Numbers, times and names as people read them. Everything here takes data and gives text; nothing gives HTML. */
+/* Numbers, times and names as text. Takes data and gives text, never HTML. */
 var nearcast = {};
 (function () {
   const DAY = 86400;
@@ -53,10 +53,10 @@ var nearcast = {};
     const t = new Date(1000 * seconds);
     return day(seconds) + ", " + two(t.getUTCHours()) + ":" + two(t.getUTCMinutes()) + " UTC";
   }
-  /* A time ahead of now is that of another clock. */
+  /* A time in the future comes from another clock. */
   const ago = (seconds, now) => (now - seconds < -60 ? stretch(seconds - now) + " ahead of this clock" : now - seconds < 60 ? "just now" : stretch(now - seconds) + " ago");
   const version = (n) => (there(n) ? String(n).padStart(6, "0") : "–");
-  /* Any value as text: what comes from data may be of any type, and is never taken for markup. */
+  /* Any value as text: data may have any type, and is never used as markup. */
   function text(value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "object") return JSON.stringify(value);
@@ -66,7 +66,7 @@ var nearcast = {};
     for (let i = (values || []).length - 1; i >= 0; i--) if (there(values[i])) return values[i];
     return null;
   }
-  /* Of the newest run or pass, which may not have it. */
+  /* The value of the newest run or pass; null if it has none. */
   const newest = (values) => { const value = (values || [])[(values || []).length - 1]; return there(value) ? value : null; };
   const reason = (mark) => mark.text || "published " + version(mark.version);
   const settings = (given) => Object.entries(given || {}).map(([k, v]) => k + " " + text(v)).join(", ");

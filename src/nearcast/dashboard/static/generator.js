@@ -1,5 +1,5 @@
 "use strict";
-/* One generator: how it stands, its lines over time, and everything that was recorded of it. */
+/* One generator: its status, its charts over time, and all its records. */
 (function () {
   const { html, format, panels, overview, charts } = nearcast;
   const { useState } = preact;
@@ -15,12 +15,12 @@
     const interval = r.recall_low ? `${format.share(of("recall_low"))} to ${format.share(of("recall_high"))}` : "";
     const asked = format.newest(p.lookups), beside = page.compared_with;
     return html`<dl class="figures">
-      <${Figure} name="Recall" value=${format.share(of("recall"))} bad=${promise && !promise.kept} note=${promise ? `${format.share(promise.recall)} promised · ${interval}` : interval} />
+      <${Figure} name="Recall" value=${format.share(of("recall"))} bad=${promise && !promise.kept} note=${promise ? `target ${format.share(promise.recall)} · ${interval}` : interval} />
       <${Figure} name="Filled" value=${format.share(of("fill_rate"))} note=${page.k ? `of ${page.k} slots a list` : ""} />
       <${Figure} name="Covered" value=${format.share(of("query_coverage"))} note="queries with a list" />
       <${Figure} name="Kept" value=${format.share(of("overlap"))} note=${beside ? `of ${format.version(beside.version)}${beside.served ? ", served then" : ", not served"}` : "of the run before"} />
       <${Figure} name="Age" value=${page.live && page.live.made ? format.stretch(now - page.live.made) : "–"} note=${page.live ? `snapshot ${format.version(page.live.version)} is served` : "nothing is published"} />
-      <${Figure} name="Gone" value=${format.share(page.state.sees_served ? format.newest(p.dead) : null)} note=${page.state.sees_served ? "served, but not among today’s items" : "not looked at since what is served was published"} />
+      <${Figure} name="Gone" value=${format.share(page.state.sees_served ? format.newest(p.dead) : null)} note=${page.state.sees_served ? "served, but not among today’s items" : "no monitor pass since the served version was published"} />
       <${Figure} name="Look-ups" value=${asked ? format.number(asked) : "–"} note=${!asked ? "none were sampled" : format.there(format.newest(p.misses)) ? format.share(format.newest(p.misses)) + " missed" : ""} />
       <${Figure} name="Last run" value=${format.stretch(of("seconds"))} note=${`${format.bytes(of("memory"))} · ${page.engine ? format.text(page.engine.name) : ""}`} />
     </dl>`;
@@ -28,13 +28,13 @@
 
   function Troubles({ page, now, theme }) {
     const { level, seen, became, watched, looked } = page.state;
-    const well = level !== "ok" ? "" : looked !== null && now - looked > 2 * format.DAY ? ` Nothing was wrong when the monitor last looked, ${format.ago(looked, now)}.` : " Nothing is wrong.";
+    const well = level !== "ok" ? "" : looked !== null && now - looked > 2 * format.DAY ? ` The last monitor pass, ${format.ago(looked, now)}, found no problem.` : " Nothing is wrong.";
     const any = page.state.troubles.length > 0, status = html`<p class="seen">${any ? "" : seen} ${became}${well} ${watched}</p>`;
     if (!any) return status;
     return html`${status}<ul class="troubles">${page.state.troubles.map((trouble) => html`<li key=${trouble.check} class=${"card trouble " + trouble.level}>
       <div class="split"><div><p class="what">${trouble.title}</p><p><${Since} trouble=${trouble} now=${now} /></p><p class="text">${trouble.text}</p>
-        <p class="seen"><b>What users see:</b> ${seenBy(page, trouble)}</p>
-        ${trouble.follows.length > 0 && html`<p class="also"><b>Follows from it:</b> ${trouble.follows.join(", ").replaceAll("_", " ")}</p>`}</div>
+        <p class="seen"><b>Effect on users:</b> ${seenBy(page, trouble)}</p>
+        ${trouble.follows.length > 0 && html`<p class="also"><b>Consequences:</b> ${trouble.follows.join(", ").replaceAll("_", " ")}</p>`}</div>
         <${Evidence} page=${page} trouble=${trouble} theme=${theme} /></div></li>`)}</ul>`;
   }
 
@@ -52,11 +52,11 @@
         <a class="button" href=${overview.link(page.name) + "/lists"}>Look into lists</a></header>
       <${Troubles} page=${page} now=${now} theme=${theme} />
       <${Figures} page=${page} now=${now} />
-      <div class="spans" role="group" aria-label="How far back the lines go">${SPANS.map(([name, days]) => html`<button key=${name} aria-pressed=${span === days} onClick=${() => setSpan(days)}>${name}</button>`)}
-        <p class="key"><span class="kind publish">▏published</span> <span class="kind rollback">┊ rolled back</span> <span class="kind audit">│ audit failed</span> <span class="kind alert">▼ alert</span> — hover, or use the arrow keys, for values and reasons</p></div>
+      <div class="spans" role="group" aria-label="Time range of the charts">${SPANS.map(([name, days]) => html`<button key=${name} aria-pressed=${span === days} onClick=${() => setSpan(days)}>${name}</button>`)}
+        <p class="key"><span class="kind publish">▏published</span> <span class="kind rollback">┊ rolled back</span> <span class="kind audit">│ refused by the audit</span> <span class="kind alert">▼ alert</span> — hover, or use the arrow keys, for values and reasons</p></div>
       <${Section} id="runs" title="Runs">${page.runs.at.length ? html`<${panels.Runs} ...${given} />` : html`<p class="empty">No run is in the history.</p>`}</${Section}>
-      <${Section} id="served" title="What is served"><${panels.Served} ...${given} /></${Section}>
-      ${(page.slices.length > 0 || page.distributions) && html`<${Section} id="shape" title="The newest run, closer"><${panels.Slices} ...${given} /><div class="stack"><${panels.Distributions} ...${given} /></div></${Section}>`}
+      <${Section} id="served" title="Served version"><${panels.Served} ...${given} /></${Section}>
+      ${(page.slices.length > 0 || page.distributions) && html`<${Section} id="shape" title="Newest run"><${panels.Slices} ...${given} /><div class="stack"><${panels.Distributions} ...${given} /></div></${Section}>`}
       ${page.frontier && html`<${Section} id="tuning" title="Tuning"><${panels.Tuning} ...${given} /></${Section}>`}
       ${page.replay && html`<${Section} id="replay" title="Replay"><${panels.Funnel} ...${given} /></${Section}>`}
       ${page.marks.length > 0 && html`<${Section} id="events" title="Events"><${panels.Events} page=${page} /></${Section}>`}

@@ -1,5 +1,5 @@
 "use strict";
-/* The first screen: what is wrong, with which generator, since when; and a row for each generator, the worst first. */
+/* The overview: the problems with generator and time, then a row for each generator, the worst first. */
 (function () {
   const { html, format, charts, GLYPH } = nearcast;
   const MOST_CARDS = 4;
@@ -7,11 +7,11 @@
   const PERCENT = /recall|overlap|fill|coverage|repeats|moved|top1|dead|misses|fallbacks|removed/;
   const STALE = 2 * format.DAY;
   const EVIDENCE = {
-    recall: "recall", overlap: "candidates kept of the lists compared with", repeats: "copies among the candidates", fill_rate: "slots filled", query_coverage: "queries with a list",
-    items_vectors: "items", queries_vectors: "queries", items_norm_p50: "median length of item vectors", queries_norm_p50: "median length of query vectors",
-    items_drift: "how far item vectors turned", queries_drift: "how far query vectors turned", items_moved: "items with another's vector", queries_moved: "queries with another's vector",
-    items_shift: "way of the items' mean", queries_shift: "way of the queries' mean", items_zeros: "item vectors of zeros", queries_zeros: "query vectors of zeros",
-    score_p50: "median score", seconds: "seconds of a run", memory: "memory of a run", dead: "candidates that are gone", age: "age of what is served", misses: "keys not found", fallbacks: "answered by a fallback", removed: "candidates that the overlay removes",
+    recall: "recall", overlap: "candidates that were in the lists before", repeats: "copies among the candidates", fill_rate: "slots filled", query_coverage: "queries with a list",
+    items_vectors: "items", queries_vectors: "queries", items_norm_p50: "median norm of item vectors", queries_norm_p50: "median norm of query vectors",
+    items_drift: "drift of item vectors", queries_drift: "drift of query vectors", items_moved: "items with another's vector", queries_moved: "queries with another's vector",
+    items_shift: "shift of the mean item vector", queries_shift: "shift of the mean query vector", items_zeros: "zero item vectors", queries_zeros: "zero query vectors",
+    score_p50: "median score", seconds: "seconds of a run", memory: "memory of a run", dead: "candidates that no longer exist", age: "age of the served version", misses: "keys not found", fallbacks: "answered by a fallback", removed: "candidates that the overlay removes",
   };
   function unitOf(series) {
     if (PERCENT.test(series)) return format.share;
@@ -47,17 +47,17 @@
         <p class="what">${first.title}</p>
         <p><${Since} trouble=${first} now=${now} /></p>
         <p class="text">${first.text}</p>
-        <p class="seen"><b>What users see:</b> ${seenBy(page, first)}</p>
+        <p class="seen"><b>Effect on users:</b> ${seenBy(page, first)}</p>
         ${page.state.unwatched && html`<p class="also">${page.state.watched}</p>`}
         ${others.length > 0 && html`<p class="also"><b>Also:</b> ${others.map((t) => t.title).join(" · ")}</p>`}
-        ${first.follows.length > 0 && html`<p class="also"><b>Follows from it:</b> ${first.follows.join(", ").replaceAll("_", " ")}</p>`}
+        ${first.follows.length > 0 && html`<p class="also"><b>Consequences:</b> ${first.follows.join(", ").replaceAll("_", " ")}</p>`}
       </div><${Evidence} page=${page} trouble=${first} theme=${theme} /></div>
     </article>`;
   }
-  /* The effect of a trouble only reaches users where its snapshot is the one that is served. */
+  /* A problem reaches users only if its snapshot is served. */
   function seenBy(page, trouble) {
     const served = !page.live || trouble.of === "passes" || page.version === null || page.live.version >= (trouble.version || 0);
-    return served && page.live ? `${trouble.effect} ${page.state.seen}` : `${page.live ? "Nothing of it yet. " : ""}${page.state.seen}`;
+    return served && page.live ? `${trouble.effect} ${page.state.seen}` : `${page.live ? "No effect yet. " : ""}${page.state.seen}`;
   }
 
   function Row({ page, now, theme }) {
@@ -70,12 +70,12 @@
       <th scope="row"><a href=${link(page.name)}>${page.name}</a><${Badge} level=${page.state.level} word=${page.state.word} />
         ${first && html`<small>${first.title} · since ${format.day(first.since)}</small>`}
         ${!first && page.state.level === "unknown" && html`<small>${page.state.watched}</small>`}
-        ${!first && page.state.level === "ok" && now - page.state.looked > STALE && html`<small>when the monitor last looked, ${format.ago(page.state.looked, now)}</small>`}</th>
+        ${!first && page.state.level === "ok" && now - page.state.looked > STALE && html`<small>last monitor pass: ${format.ago(page.state.looked, now)}</small>`}</th>
       <td data-label="recall"><b class=${below ? "below" : ""}>${format.share(of("recall"))}</b>
         ${runs.recall_low && html` <small class="inline">${format.share(of("recall_low"))} to ${format.share(of("recall_high"))}</small>`}
-        ${page.promise && html`<small>promised ${format.share(page.promise.recall)}</small>`}</td>
+        ${page.promise && html`<small>target ${format.share(page.promise.recall)}</small>`}</td>
       <td class="lines" data-label="recall over time"><${charts.Spark} values=${runs.recall} x=${runs.at} promise=${runs.promise} label=${page.name + ": recall over time"} theme=${theme} /></td>
-      <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with what was served, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
+      <td class="lines" data-label="lists kept"><${charts.Spark} values=${runs.overlap} x=${runs.at} name="--line-b" label=${page.name + ": overlap with the lists before, over time"} theme=${theme} /><small>${format.share(of("overlap"))}</small></td>
       <td data-label="slots filled">${format.share(of("fill_rate"))}</td>
       <td data-label="queries covered">${format.share(of("query_coverage"))}</td>
       <td data-label="age">${page.live ? html`${made ? format.stretch(now - made) : "–"}<small>${format.version(page.live.version)}</small>` : "not published"}</td>
@@ -86,8 +86,8 @@
   }
 
   const HEAD = [
-    ["Generator", "the worst first"], ["Recall", "reached, with its interval"], ["Over time", "dashed: promised"], ["Lists kept", "of what was served"],
-    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of what is served"], ["Gone", "not among today’s items"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
+    ["Generator", "the worst first"], ["Recall", "with its interval"], ["Over time", "dashed: target"], ["Lists kept", "of the lists before"],
+    ["Filled", "slots with a candidate"], ["Covered", "queries with a list"], ["Age", "of the served version"], ["Gone", "not among today’s items"], ["Look-ups", "and keys not found"], ["Last run", "time, memory"],
   ];
 
   function Overview({ doc, theme }) {
@@ -96,7 +96,7 @@
     const cards = troubled.slice(0, MOST_CARDS);
     return html`<main id="main">
       <h1 class=${"headline " + doc.headline.level}>${doc.headline.text}</h1>
-      ${cards.length > 0 && html`<section class="cards" aria-label="What is wrong">${cards.map((page) => html`<${Card} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</section>`}
+      ${cards.length > 0 && html`<section class="cards" aria-label="Problems">${cards.map((page) => html`<${Card} key=${page.name} page=${page} now=${now} theme=${theme} />`)}</section>`}
       ${troubled.length > cards.length && html`<p class="more">and ${troubled.length - cards.length} more in the table</p>`}
       <section class="card table" aria-labelledby="all"><h2 id="all">All generators</h2>
         <div class="scroll" tabindex="0" role="region" aria-label="All generators, a table"><table class="generators">

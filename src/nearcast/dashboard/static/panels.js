@@ -1,9 +1,9 @@
 "use strict";
-/* The charts and tables of one generator. Each is left out where its record has nothing for it. */
+/* The charts and tables of one generator. A chart without data is left out. */
 (function () {
   const { html, format, charts } = nearcast;
   const { Lines, Rows, Frontier } = charts;
-  const KINDS = { publish: "published", rollback: "rolled back", audit: "audit failed", alert: "alert" };
+  const KINDS = { publish: "published", rollback: "rolled back", audit: "refused by the audit", alert: "alert" };
   const line = (name, values, more) => ({ name, values, ...more });
 
   function Runs({ page, theme, from }) {
@@ -14,39 +14,39 @@
     const sides = (what) => [line("items", r["items_" + what]), line("queries", r["queries_" + what])];
     return html`
       <${Lines} ...${common} title="Recall" unit=${format.share} ceiling=${1} height=${210}
-        hint="Share of the true nearest items that the lists hold, on a sample, with its 95% interval. Dashed: what is promised."
-        lines=${[line("recall", r.recall, { band: r.recall_low && [r.recall_low, r.recall_high] }), line("promised", r.promise, { dash: [5, 4], colour: "--quiet", step: true }), line("by traffic", r.recall_by_traffic, { colour: "--line-c" })]} />
-      <${Lines} ...${common} title="Lists kept" unit=${format.share} floor=${0} ceiling=${1} height=${210} hint="Share of the candidates that the snapshot served then, or the run before, had for the same query." lines=${[line("overlap", r.overlap, { colour: "--line-b" })]} />
+        hint="Share of the true nearest items that the lists hold, on a sample, with its 95% interval. Dashed: the target."
+        lines=${[line("recall", r.recall, { band: r.recall_low && [r.recall_low, r.recall_high] }), line("target", r.promise, { dash: [5, 4], colour: "--quiet", step: true }), line("by traffic", r.recall_by_traffic, { colour: "--line-c" })]} />
+      <${Lines} ...${common} title="Lists kept" unit=${format.share} floor=${0} ceiling=${1} height=${210} hint="Share of the candidates that were in the list of the same query in the snapshot served then, or in the run before." lines=${[line("overlap", r.overlap, { colour: "--line-b" })]} />
       <${Lines} ...${common} title="Slots filled" unit=${format.share} floor=${0} ceiling=${1} hint="Share of the k slots of all lists that hold a candidate." lines=${[line("of k", r.fill_rate), ...depths.map((name) => line("of the first " + name.replace(/^.*_at_/, ""), r[name]))]} />
       <${Lines} ...${common} title="Coverage" unit=${format.share} floor=${0} ceiling=${1} hint="Queries that have a list, and items that are in some list." lines=${[line("queries", r.query_coverage), line("items", r.item_coverage)]} />
-      <${Lines} ...${common} title="Exposure" unit=${format.share} floor=${0} hint="How much of all slots the most frequent 1% of items take, and how uneven it is (Gini: 0 all alike)." lines=${[line("top 1% of items", r.exposure_top1), line("Gini", r.exposure_gini)]} />
+      <${Lines} ...${common} title="Exposure" unit=${format.share} floor=${0} hint="Share of all slots that the most frequent 1% of items take, and the inequality of exposure (Gini: 0 is equal)." lines=${[line("top 1% of items", r.exposure_top1), line("Gini", r.exposure_gini)]} />
       <${Lines} ...${common} title="Copies in the lists" unit=${format.share} floor=${0} hint="Candidates with the same vector as the one before them." lines=${[line("copies", r.repeats)]} />
-      <${Lines} ...${common} title="Vectors turned" hint="1 − cosine of the vectors of the same id, now and in the snapshot served then, or the run before, median." floor=${0} lines=${sides("drift")} />
-      <${Lines} ...${common} title="Size" hint="Vectors that were joined." lines=${sides("vectors")} />
+      <${Lines} ...${common} title="Drift of vectors" hint="Median of 1 − cosine between the two vectors of an id: now, and in the snapshot served then or the run before." floor=${0} lines=${sides("drift")} />
+      <${Lines} ...${common} title="Vectors" hint="Number of joined vectors." lines=${sides("vectors")} />
       <${Lines} ...${common} title="Seconds by stage" unit=${format.stretch} floor=${0} hint="The longest stages of each run." lines=${[line("all", r.seconds, { colour: "--ink" }), ...largest.map((name, i) => line(name.slice(6), r[name], { colour: "--line-" + "abcdef"[i] }))]} />
       <${Lines} ...${common} title="Memory" unit=${format.bytes} floor=${0} hint="Peak of the run. Dashed: the estimate made before it." lines=${[line("peak", r.memory), line("estimate", r.memory_estimate, { dash: [5, 4], colour: "--quiet" })]} />`;
   }
 
   function Served({ page, theme, from }) {
     const p = page.passes;
-    if (!p.at.length) return html`<p class="empty">No pass of <code>nearcast monitor</code> has looked at served lists yet.</p>`;
+    if (!p.at.length) return html`<p class="empty">No pass of <code>nearcast monitor</code> has checked served lists yet.</p>`;
     const common = { x: p.at, marks: page.marks.filter((mark) => mark.kind !== "publish"), theme, from };
     const share = { ...common, unit: format.share, floor: 0, ceiling: 1 };
     return html`
-      <${Lines} ...${common} title="Recall among today's items" unit=${format.share} ceiling=${1} hint="Served lists beside what is nearest today among items that the overlay has not removed." lines=${[line("recall", p.recall, { band: p.recall_low && [p.recall_low, p.recall_high] })]} />
-      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are not among today’s items, and those that the overlay removes; keys that the table does not have; answers by something else." lines=${[line("gone", p.dead), line("removed", p.removed), line("missed", p.misses), line("fallbacks", p.fallbacks)]} />
-      <${Lines} ...${common} title="Age" unit=${format.stretch} floor=${0} hint="Of the served snapshot, when the monitor looked." lines=${[line("age", p.age)]} />
-      ${p.lookups && p.lookups.some((n) => n > 0) && html`<${Lines} ...${common} title="Look-ups" floor=${0} hint="In the hours before the pass, as the services have sampled them." lines=${[line("look-ups", p.lookups)]} />`}`;
+      <${Lines} ...${common} title="Recall among today's items" unit=${format.share} ceiling=${1} hint="Served lists against the nearest of today’s items that the overlay does not remove." lines=${[line("recall", p.recall, { band: p.recall_low && [p.recall_low, p.recall_high] })]} />
+      <${Lines} ...${share} title="Gone and missed" hint="Served candidates that are not among today’s items, or that the overlay removes; keys without a list; answers by a fallback." lines=${[line("gone", p.dead), line("removed", p.removed), line("missed", p.misses), line("fallbacks", p.fallbacks)]} />
+      <${Lines} ...${common} title="Age" unit=${format.stretch} floor=${0} hint="Age of the served snapshot at the monitor pass." lines=${[line("age", p.age)]} />
+      ${p.lookups && p.lookups.some((n) => n > 0) && html`<${Lines} ...${common} title="Look-ups" floor=${0} hint="Look-ups in the hours before the pass, from the samples of the services." lines=${[line("look-ups", p.lookups)]} />`}`;
   }
 
   function Slices({ page, theme }) {
     if (!page.slices.length) return null;
     const rows = page.slices.slice(0, 40).map((slice) => ({
       name: `${format.text(slice.by)}: ${format.text(slice.value)}`, low: slice.low, mid: slice.recall, high: slice.high,
-      colour: slice.below_promise ? "--bad" : "--line-a", note: `${format.number(slice.queries)} queries${slice.below_promise ? ", below the promise" : ""}`,
+      colour: slice.below_promise ? "--bad" : "--line-a", note: `${format.number(slice.queries)} queries${slice.below_promise ? ", below the target" : ""}`,
     }));
     const many = page.slices.length > rows.length ? ` The ${rows.length} lowest of ${page.slices.length}.` : "";
-    return html`<${Rows} title="Recall by slice" hint=${"Groups of queries, the lowest first, with 95% intervals. Red: below the promise by more than chance." + many} rows=${rows} line=${page.promise && page.promise.recall} lineName="promised" theme=${theme} />`;
+    return html`<${Rows} title="Recall by slice" hint=${"Groups of queries, the lowest first, with 95% intervals. Red: below the target by more than chance." + many} rows=${rows} line=${page.promise && page.promise.recall} lineName="target" theme=${theme} />`;
   }
 
   function Distributions({ page, theme }) {
@@ -55,10 +55,10 @@
     const then = shapes.then, rows = (of) => [["now", shapes.now, "--line-a"], ...(then ? [["before", then, "--line-b"]] : [])].flatMap(([word, shape, colour]) => of(shape).filter((row) => format.there(row.mid)).map((row) => ({ ...row, name: `${row.name}, ${word}`, colour })));
     const scores = rows((s) => [{ name: "all candidates", low: s.scores.score_p01, mid: s.scores.score_p50, high: s.scores.score_p99 }, { name: "best candidate", mid: s.scores.best_score_p50 }]);
     const norms = rows((s) => Object.entries(s.norms).map(([side, n]) => ({ name: side, low: n.p01, mid: n.p50, high: n.p99 })));
-    const beside = then ? `Now is snapshot ${format.version(shapes.now.version)}; before is ${format.version(then.version)}, the last one that nothing was said about.` : "There is no healthy snapshot before it to compare with.";
+    const beside = then ? `Now is snapshot ${format.version(shapes.now.version)}; before is ${format.version(then.version)}, the last one without a problem.` : "There is no healthy snapshot before it to compare with.";
     const sorted = (list) => [...list].sort((a, b) => (a.name < b.name ? -1 : 1));
     return html`<${Rows} title="Scores" hint=${"Median, and from the lowest to the highest 1%. " + beside} rows=${sorted(scores)} unit=${format.number} theme=${theme} />
-      <${Rows} title="Lengths of vectors" hint="Median, and from the lowest to the highest 1%." rows=${sorted(norms)} unit=${format.number} theme=${theme} />`;
+      <${Rows} title="Norms of vectors" hint="Median, and from the lowest to the highest 1%." rows=${sorted(norms)} unit=${format.number} theme=${theme} />`;
   }
 
   function Tuning({ page, theme }) {
@@ -73,7 +73,7 @@
     if (!replay) return null;
     const rows = replay.stages.flatMap((stage) => [["offline", "--line-a"], ["online", "--line-b"]].filter(([side]) => format.there(stage[side])).map(([side, colour]) => ({ name: `${format.text(stage.name)}, ${side}`, mid: stage[side], colour })));
     const rates = Object.entries(replay.hit_rate || {}).filter(([, v]) => format.there(v)).map(([side, v]) => `${side} ${format.share(v)}`).join(", ");
-    return html`<${Rows} title="The last replay" hint=${`What is left after each stage, offline beside online${format.there(replay.requests) ? `, of ${format.number(replay.requests)} requests` : ""}${rates ? `; hit rate ${rates}` : ""}.`} rows=${rows} unit=${format.number} bars=${true} theme=${theme} />`;
+    return html`<${Rows} title="The last replay" hint=${`Candidates left after each stage, offline and online${format.there(replay.requests) ? `, of ${format.number(replay.requests)} requests` : ""}${rates ? `; hit rate ${rates}` : ""}.`} rows=${rows} unit=${format.number} bars=${true} theme=${theme} />`;
   }
 
   function Events({ page }) {
