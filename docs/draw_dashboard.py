@@ -29,20 +29,20 @@ from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with  # noqa:
 IMAGES = HERE / "images" / "dashboard"
 DEMO = HERE.parent / "examples" / "similar_products" / "nearcast"
 NAME = "similar-products"
-CHEESE = "79289"  # one of those that the demo's page holds
-MORNING = LAST_NIGHT + 6 * 3_600  # somebody looks at the page six hours after the night
+CHEESE = "79289"  # one of the sample queries of the demo's page
+MORNING = LAST_NIGHT + 6 * 3_600  # the page is opened six hours after the night
 COLOURS = 192  # of a palette: text and lines stay sharp, and a picture stays below 120 kB
 
 
 def main() -> None:
-    """Take those that are named, or all."""
+    """Take the named pictures, or all."""
     from playwright.sync_api import sync_playwright
 
-    wanted = sys.argv[1:] or ["demo", *TROUBLES]
+    names = sys.argv[1:] or ["demo", *TROUBLES]
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as library, tempfile.TemporaryDirectory() as folder:
         browser = library.chromium.launch(executable_path=program(), args=["--no-sandbox"])
-        for name in wanted:
+        for name in names:
             if name == "demo":
                 demo(browser, Path(folder))
             else:
@@ -52,27 +52,27 @@ def main() -> None:
 
 
 def trouble(browser: Any, folder: Path, name: str) -> None:
-    """The first screen of a history with one planted trouble."""
-    told = build_document(history_with(name, folder / name)) | {"made": MORNING}
+    """Take the overview of a history with one planted problem."""
+    data = build_document(history_with(name, folder / name)) | {"made": MORNING}
     path = folder / f"{name}.html"
-    path.write_bytes(build_static_page(told))
+    path.write_bytes(build_static_page(data))
     take(browser, path, "/", name, height=760)
     if name == "queries-of-another-model":
         take(browser, path, "/g/shop", "generator", height=1420)
         take(browser, path, "/", "phone", size=PHONE)
     if name == "effort-cut":
-        key = next(q["key"] for q in told["generators"][0]["explorer"]["queries"] if q["why"].startswith("lowest"))
+        key = next(q["key"] for q in data["generators"][0]["explorer"]["queries"] if q["why"].startswith("lowest"))
         take(browser, path, f"/g/shop/lists?key={key}", "diff-dark", scheme="dark", height=900)
     shutil.rmtree(folder / name)
 
 
 def demo(browser: Any, folder: Path) -> None:
-    """The page of the demo: overview, generator, and the list of a cream cheese."""
-    told = build_document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
+    """Take the page of the demo: overview, generator, and the list of a cream cheese."""
+    data = build_document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
     path = folder / "demo.html"
-    path.write_bytes(build_static_page(told))
+    path.write_bytes(build_static_page(data))
     take(browser, path, "/", "demo", height=560)
-    keys = [str(query["key"]) for query in told["generators"][0]["explorer"]["queries"]]
+    keys = [str(query["key"]) for query in data["generators"][0]["explorer"]["queries"]]
     key = CHEESE if CHEESE in keys else keys[0]
     take(browser, path, f"/g/{NAME}/lists?key={key}", "demo-lists", height=1000)
     take(browser, path, f"/g/{NAME}", "demo-generator", height=1300)
@@ -88,7 +88,7 @@ def take(
     scheme: str = "light",
     size: dict[str, int] | None = None,
 ) -> None:
-    """One picture, with a palette."""
+    """Take one picture, with a palette."""
     context = browser.new_context(viewport=size or {"width": 1280, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.goto(f"{path.as_uri()}#{view}")

@@ -20,12 +20,12 @@ from tests.monitoring.nights import DIM, Nights  # noqa: E402
 from nearcast.history.event_log import HistoryEvent, read  # noqa: E402
 from nearcast.monitoring.history_chart import draw_history  # noqa: E402
 
-FIRST_NIGHT = 1_790_000_000.0  # a picture that is drawn again is the same
+FIRST_NIGHT = 1_790_000_000.0  # fixed, so that the picture is reproducible
 DAY = 86_400.0
 
 
 def main() -> None:
-    """Live through the nights, and draw them a day apart."""
+    """Simulate the nights, and draw them a day apart."""
     with tempfile.TemporaryDirectory() as folder:
         shop = Nights(Path(folder))
         shop.run()
