@@ -43,7 +43,7 @@ def test_the_first_screen_says_which_generator_what_and_since_when(tab: MakeTab,
     card = page.locator(".cards article").first
     assert card.bounding_box()["y"] + card.bounding_box()["height"] < WIDE["height"]
     said = card.inner_text()
-    for words in ("Trouble", "shop", "Vectors of queries are of another model", "13 Mar 2026", "snapshot 000006"):
+    for words in ("Problem", "shop", "Vectors of queries are of another model", "13 Mar 2026", "snapshot 000006"):
         assert words in said
     assert "Users get snapshot 000005" in said
     assert "a newer one is not published" in said
@@ -55,7 +55,7 @@ def test_the_first_screen_says_which_generator_what_and_since_when(tab: MakeTab,
 def test_a_state_is_a_word_and_a_sign_beside_its_colour(tab: MakeTab, page_file: Path) -> None:
     page = tab().open(page_file)
     signs = [text.split() for text in page.locator("tbody .badge").all_inner_texts()]
-    assert signs == [["✕", "Trouble"], ["✓", "Healthy"]]
+    assert signs == [["✕", "Problem"], ["✓", "Healthy"]]
 
 
 def test_the_file_asks_nothing_of_the_network(tab: MakeTab, full_file: Path) -> None:
