@@ -294,7 +294,7 @@ def test_only_a_rule_that_failed_can_be_accepted(shop: Path) -> None:
         nearcast.publish("shop", accept={"age": "x"})
     with pytest.raises(SpecError, match="rules are recall"):
         nearcast.publish("shop", accept={"ages": "x"})
-    assert "each --accept has its --why" in fail("publish", "shop", "--accept", "age", code=2, cwd=shop)
+    assert "each --accept needs one --why" in fail("publish", "shop", "--accept", "age", code=2, cwd=shop)
     assert current(shop) is None
 
 

@@ -430,13 +430,13 @@ def test_an_empty_overlay_says_so(command):
     ("words", "text"),
     [
         (("remove",), "Missing argument"),
-        (("remove", "1", "--for", "6"), "'6' is no length of time; write it like 90s, 30m, 6h or 2d"),
-        (("remove", "1", "--for", "0h"), "'0h' is no length of time"),
-        (("remove", "1", "--until", "soon"), "'soon' is no time; write it like"),
+        (("remove", "1", "--for", "6"), "'6' is not a duration; write 90s, 30m, 6h or 2d"),
+        (("remove", "1", "--for", "0h"), "'0h' is not a duration"),
+        (("remove", "1", "--until", "soon"), "'soon' is not a time; write"),
         (("remove", "1", "--for", "6h", "--until", "2100-01-01"), "give --for or --until, not both"),
         (("set", "1"), "Missing argument"),
-        (("set", "1", "price"), "'price' gives no value to a column; write FIELD=VALUE"),
-        (("set", "1", "=5"), "gives no value to a column"),
+        (("set", "1", "price"), "'price' is not an assignment; write FIELD=VALUE"),
+        (("set", "1", "=5"), "is not an assignment"),
         (("remove", "1", "--fro", "6h"), "No such option"),
     ],
 )
