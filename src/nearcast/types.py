@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError
-from nearcast.mapped import map_array
 
 __all__ = [
     "EMPTY_POSITION",

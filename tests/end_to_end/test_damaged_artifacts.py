@@ -12,11 +12,11 @@ import pytest
 from tests.end_to_end import shop as at
 
 import nearcast
+from nearcast.artifact_files import map_array
 from nearcast.engines import ENGINES
 from nearcast.errors import DamagedError
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.task import open_index, read_result
-from nearcast.mapped import map_array
 from nearcast.sources.ids import read_ids, write_ids
 from nearcast.sources.ingest import open_ingested_table
 from nearcast.types import FileVectors, Metric

@@ -247,7 +247,7 @@ def test_an_onnx_model_ranks_by_the_columns_that_its_inputs_are_called_after(tmp
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "other.onnx"
     )
-    with pytest.raises(SpecError, match=r"wants 'item\.size', and a pair has query_id, .*item\.price"):
+    with pytest.raises(SpecError, match=r"needs the input 'item\.size', and a pair has query_id, .*item\.price"):
         run(tmp_path, shop(tmp_path, rank={"function": None, "model": "other.onnx"}))
     (tmp_path / "no.onnx").write_bytes(b"hello")
     with pytest.raises(SpecError, match="cannot be read by onnxruntime"):

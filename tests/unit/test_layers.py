@@ -18,10 +18,10 @@ PACKAGE = Path(nearcast.__file__).resolve().parent
 FLOORS = [
     {"version", "renamed_modules"},
     {"errors"},
-    {"mapped"},
+    {"artifact_files"},
     {"types", "times"},
     {"machine"},
-    {"files", "parquet", "sharing", "suggest"},
+    {"files", "sharing", "suggest"},
     {"webhook"},
     {"settings"},
     {"spec"},

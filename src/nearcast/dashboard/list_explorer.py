@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.artifact_files import open_dataset
 from nearcast.errors import NotFoundError
-from nearcast.parquet import open_dataset
 from nearcast.table.snapshot import Candidates, Snapshot
 
 __all__ = [

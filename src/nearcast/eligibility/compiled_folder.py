@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError
 from nearcast.knn import eligible
 from nearcast.knn.eligible import BitsetOverlap, Eligibility, Interval, Leaf, ListOverlap
-from nearcast.mapped import map_array
 
 __all__ = ["open_eligibility", "save_eligibility"]
 

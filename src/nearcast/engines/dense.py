@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from nearcast import kernels
+from nearcast.artifact_files import map_array
 from nearcast.engines.base import (
     CAPS,
     MIN_SCORE,
@@ -34,7 +35,6 @@ from nearcast.errors import DamagedError, SpecError
 from nearcast.kernels.join import MAX_DIMENSIONS
 from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import Constraints
-from nearcast.mapped import map_array
 from nearcast.types import AnyArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["DenseEngine", "DenseIndex", "choose_cells"]

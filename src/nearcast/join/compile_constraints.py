@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.artifact_files import map_array
 from nearcast.eligibility import (
     Rule,
     check_rules,
@@ -31,10 +32,8 @@ from nearcast.files import fingerprint, finish, fresh_folder, is_done, verify
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
-from nearcast.mapped import map_array
 from nearcast.measure.near_duplicates import group_near_duplicates
-from nearcast.sources.attribute_columns import attributes_of
-from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.sources.ingest import IngestedTable, Inputs, read_attributes
 from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.types import Vectors
@@ -138,7 +137,7 @@ def _compile(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Cons
     if rules:
         item_columns, query_columns, _ = columns_of(rules)
         eligibility = compile_rules(
-            rules, attributes_of(inputs.queries, query_columns), attributes_of(inputs.items, item_columns)
+            rules, read_attributes(inputs.queries, query_columns), read_attributes(inputs.items, item_columns)
         )
     return Constraints(eligibility, tuple(_compile_caps(run, inputs.items, originals)), run.spec.min_score)
 
@@ -181,7 +180,7 @@ def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | No
 
 def _group_by_column(items: IngestedTable, column: str) -> Int32Array:
     """Return (m,) the group of every item by the value of a column, -1 for null."""
-    values = attributes_of(items, [column]).column(column).combine_chunks()
+    values = read_attributes(items, [column]).column(column).combine_chunks()
     if pa.types.is_nested(values.type):
         raise SpecError(f"caps are by single values, and column {column!r} holds {values.type}")
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.artifact_files import open_dataset
 from nearcast.eligibility import Rule, columns_of, failing
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError
 from nearcast.join.compile_constraints import rules_of
-from nearcast.parquet import open_dataset
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import rows_of_table

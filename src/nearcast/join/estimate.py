@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
-from nearcast.join.inputs import trial_vectors
+from nearcast.join.inputs import read_trial_vectors
 from nearcast.join.plan_join import sample_sizes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def estimate_run(run: RunContext, checked: Checked) -> RunEstimate:
     Reports the estimate to the listener. Raises nothing: see `require_budget`.
     """
     report = checked.report
-    sample = trial_vectors(checked, run.read_bytes)
+    sample = read_trial_vectors(checked, run.read_bytes)
     request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
     shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
     engine = run.engine.estimate(shape, sample, run.settings, run.resources)

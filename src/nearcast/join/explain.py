@@ -27,9 +27,8 @@ from nearcast.join.scored_items import (
 )
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.exposure import AdmissionThresholds, find_admitted
-from nearcast.sources.attribute_columns import rows_of
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import IngestedTable
+from nearcast.sources.ingest import IngestedTable, read_rows
 from nearcast.suggest import nearest_in_words, quoted
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import rows_of_table
@@ -230,7 +229,7 @@ def _explain_ineligible(draft: Explanation, opened: SnapshotInputs, row: int, po
 
 
 def _read_attributes(table: IngestedTable, columns: Sequence[str], position: int) -> dict[str, Any]:
-    row: dict[str, Any] = rows_of_table(rows_of(table.attributes, table.ids.slice(position, 1), columns))[0]
+    row: dict[str, Any] = rows_of_table(read_rows(table.attributes, table.ids.slice(position, 1), columns))[0]
     return row
 
 

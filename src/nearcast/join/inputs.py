@@ -44,7 +44,7 @@ __all__ = [
     "ingest_inputs",
     "ingested_folders",
     "open_sources",
-    "trial_vectors",
+    "read_trial_vectors",
 ]
 
 TRIAL_ROWS = 65_536
@@ -161,7 +161,7 @@ def ingest_inputs(spec: GeneratorSpec, checked: Checked, *, memory_bytes: int, p
     return Inputs(items, queries, spec.metric)
 
 
-def trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
+def read_trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
     """Read the first good items into memory, at most TRIAL_ROWS, for an engine's cost estimate."""
     report = checked.report.items
     n = max(1, min(TRIAL_ROWS, report.vectors, memory_bytes // 4 // (report.dim * 8)))

@@ -16,7 +16,7 @@ from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calib
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.prepare_inputs import PreparedInputs
-from nearcast.join.rank import rank_settings
+from nearcast.join.rank import make_rank_settings
 from nearcast.join.task import JoinSettings, as_pairs, open_shared_index
 from nearcast.knn.constraints import FREE
 from nearcast.measure.recall import sample_rows
@@ -122,7 +122,7 @@ def _make_settings(run: RunContext, request: JoinRequest, prepared: PreparedInpu
         request=replace(request, constraints=FREE),
         constraints=prepared.constraints,
         params=(),
-        rank=rank_settings(run.spec, run.workspace.base),
+        rank=make_rank_settings(run.spec, run.workspace.base),
         resources=run.resources,
     )
 

@@ -27,8 +27,7 @@ from nearcast.overfetch.survivor_probability import (
     group_survival_of,
     survival_of_lists,
 )
-from nearcast.sources.attribute_columns import attributes_of
-from nearcast.sources.ingest import Inputs
+from nearcast.sources.ingest import Inputs, read_attributes
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.spec import GeneratorSpec, OverfetchSpec
 from nearcast.types import IntArray
@@ -161,7 +160,7 @@ def _plan_lengths(
 
 def _read_survival(inputs: Inputs, name: str) -> Float64Array:
     """Read (items,) survival from an attribute. Raises InputError for values outside 0 to 1."""
-    column = attributes_of(inputs.items, [name]).column(name)
+    column = read_attributes(inputs.items, [name]).column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"overfetch.survival is a probability, and column {name!r} holds {column.type}")
     rates: Float64Array = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
@@ -177,7 +176,7 @@ def _read_survival(inputs: Inputs, name: str) -> Float64Array:
 
 def _group_by_column(inputs: Inputs, name: str) -> IntArray:
     """Return (items,) the group of each item by the value of an attribute, -1 for null."""
-    values = attributes_of(inputs.items, [name]).column(name).combine_chunks()
+    values = read_attributes(inputs.items, [name]).column(name).combine_chunks()
     if pa.types.is_nested(values.type):
         raise InputError(f"overfetch groups items by single values, and column {name!r} holds {values.type}")
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
@@ -188,7 +187,7 @@ def _group_by_column(inputs: Inputs, name: str) -> IntArray:
 def _read_traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     """Read (queries,) the weight of each query; None if the spec names no weight."""
     name = run.spec.query_source.weight
-    return None if name is None else read_weights(name, attributes_of(inputs.queries, [name]))
+    return None if name is None else read_weights(name, read_attributes(inputs.queries, [name]))
 
 
 def _write_short_queries(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:

@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nearcast.artifact_files import map_array
 from nearcast.errors import InputError, NearcastError, SpecError
 from nearcast.files import path_fault, read_manifest
 from nearcast.join.context import RunContext
 from nearcast.join.rank_model import onnx_ranker
 from nearcast.join.run_plan import RunPlan
 from nearcast.knn.scores import rescore
-from nearcast.mapped import map_array
 from nearcast.measure.sampled_recall import SampledLists
-from nearcast.sources.attribute_columns import attribute_names, attributes_of
-from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.ingest import IngestedTable, Inputs, list_attributes, open_ingested_table, read_attributes
 from nearcast.sources.user_files import UserFile, changed_error, shown_path
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
@@ -37,14 +36,14 @@ from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 __all__ = [
     "RankSettings",
     "check_ranker",
+    "identify_ranker",
     "is_ranked",
     "load_ranker",
-    "model_scores",
+    "make_rank_settings",
     "rank_neighbors",
-    "rank_settings",
-    "ranker_identity",
     "read_rank_scores",
     "read_retrieved_lists",
+    "score_candidates",
     "score_pairs",
 ]
 
@@ -66,7 +65,7 @@ class RankSettings:
     timeout_seconds: float
 
 
-def rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
+def make_rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
     """Return the ranking settings of a spec; None without a model. Raises SpecError if the model is not found."""
     if spec.rank is None:
         return None
@@ -76,12 +75,12 @@ def rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
     return RankSettings(name, base.absolute(), content, spec.k, spec.rank.batch, spec.rank.timeout_seconds)
 
 
-def ranker_identity(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
+def identify_ranker(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
     """Return the name of the model and the hash of its file, which decide the result; None without a model.
 
     Files that it imports are not hashed: `rank.version` stands for them.
     """
-    settings = rank_settings(spec, base)
+    settings = make_rank_settings(spec, base)
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
 
 
@@ -135,7 +134,7 @@ def score_pairs(settings: RankSettings, batch: pa.RecordBatch) -> FloatArray:
     return _call_model(settings, _load(settings.name, settings.base, settings.content), batch)
 
 
-def model_scores(
+def score_candidates(
     settings: RankSettings,
     queries: IngestedTable,
     row: int,
@@ -272,8 +271,8 @@ def _take_vectors(table: IngestedTable, positions: IntArray) -> pa.Array:
 def _read_attributes(folder: Path) -> dict[str, pa.Array]:
     """Read all attributes of a table into memory, a value per position."""
     table = open_ingested_table(folder)
-    names = attribute_names(table)
-    columns = attributes_of(table, names)
+    names = list_attributes(table)
+    columns = read_attributes(table, names)
     return {name: columns[name].combine_chunks() for name in names}
 
 

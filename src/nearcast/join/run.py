@@ -30,7 +30,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot, measure_snapshot
 from nearcast.join.plan_join import plan_join
 from nearcast.join.prepare_inputs import prepare_inputs
-from nearcast.join.profile_inputs import profile_inputs
+from nearcast.join.profile_inputs import profile_inputs, profile_rules
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import enter_work
 from nearcast.join.select_candidates import select_lists
@@ -40,7 +40,6 @@ from nearcast.join.validate_run import (
     check_ranker_on_pairs,
     open_run,
     refuse_out,
-    rule_shares,
     sketch_inputs,
 )
 from nearcast.runners.base import Runner
@@ -117,7 +116,7 @@ def check_generator(
     require_budget(estimate, run.engine, _nearest_folder(run.workspace.out))
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketch_inputs(run, checked, Path(folder))
-        rules = rule_shares(run, inputs)
+        rules = profile_rules(run.spec, inputs)
     check_ranker_on_pairs(run, opened.sources, checked.report.items.dim)
     return checked.report, replace(estimate, rules=rules)
 

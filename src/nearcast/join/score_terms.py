@@ -20,8 +20,7 @@ import pyarrow as pa
 from nearcast.errors import InputError, SpecError
 from nearcast.files import fingerprint, finish, fresh_folder, is_done, link_file
 from nearcast.knn.scores import norms
-from nearcast.sources.attribute_columns import attributes_of
-from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table, read_attributes
 from nearcast.spec import GeneratorSpec, ScoreSpec
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
@@ -85,7 +84,7 @@ def _read_terms(items: IngestedTable, score: ScoreSpec) -> ScoreTerms:
 
 
 def _read_numbers(items: IngestedTable, name: str, missing: float | None) -> Float64Array:
-    column = attributes_of(items, [name]).column(name)
+    column = read_attributes(items, [name]).column(name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"a score term is a number, and column {name!r} of the items holds {column.type}")
     values: Float64Array = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()

@@ -6,7 +6,7 @@ causes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from nearcast.errors import NearcastError, NotFoundError
 from nearcast.files import is_done
 from nearcast.join.compile_constraints import open_constraints
-from nearcast.join.rank import RankSettings, model_scores, rank_settings
+from nearcast.join.rank import RankSettings, make_rank_settings, score_candidates
 from nearcast.join.select_candidates import read_full_items
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
@@ -133,7 +133,7 @@ def _spec_folder(spec: GeneratorSpec, artifacts: Path) -> Path:
 
 def _find_rank_settings(spec: GeneratorSpec, base: Path) -> tuple[RankSettings | None, str]:
     try:
-        return rank_settings(spec, base), ""
+        return make_rank_settings(spec, base), ""
     except NearcastError as error:
         return None, str(error)
 
@@ -146,10 +146,10 @@ def _score_with_model(
         return {}, opened.rank_fault
     queries, items = opened.inputs.queries, opened.inputs.items
     try:
-        values: Sequence[float] = model_scores(opened.rank, queries, row, items, positions, scores[positions]).tolist()
+        values = score_candidates(opened.rank, queries, row, items, positions, scores[positions])
     except NearcastError as error:
         return {}, str(error)
-    return dict(zip(positions.tolist(), values, strict=True)), ""
+    return dict(zip(positions.tolist(), values.tolist(), strict=True)), ""
 
 
 def _score_all(inputs: Inputs, row: int) -> FloatArray:

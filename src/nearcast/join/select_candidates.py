@@ -20,7 +20,7 @@ from nearcast.files import finish, fresh_folder
 from nearcast.join.context import RunContext
 from nearcast.join.plan_overfetch import Survival, plan_overfetch
 from nearcast.join.short_lists import CODES
-from nearcast.join.task import JoinTask, read_result, result_lengths
+from nearcast.join.task import JoinTask, read_lengths, read_result
 from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.overfetch.candidates_needed import OverfetchPlan
@@ -64,10 +64,10 @@ class SelectedLists:
     def reason_codes(self, codes: CodeArray, k: int) -> CodeArray:
         """Derive the reason codes of stored lists from those of joined lists. A list as long as planned has none."""
         if self.thresholds is not None:
-            joined, stored = (result_lengths(tasks, len(codes)) for tasks in (self.joined, self.stored))
+            joined, stored = (read_lengths(tasks, len(codes)) for tasks in (self.joined, self.stored))
             codes = np.where(stored < np.minimum(joined, k), CODES.index(Reason.CAPPED), codes).astype(np.uint8)
         if self.plan is not None:
-            stored = result_lengths(self.stored, len(codes))
+            stored = read_lengths(self.stored, len(codes))
             is_short = (self.plan.shortage != None) & (self.plan.lengths == stored)  # noqa: E711  (element by element)
             codes = np.where(is_short, codes, 0).astype(np.uint8)
         return codes

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.engines.base import JoinRequest, Resources
-from nearcast.join.task import JoinTask, result_lengths
+from nearcast.join.task import JoinTask, read_lengths
 from nearcast.kernels import eligible_counts
 from nearcast.knn.eligible import are_eligible
 from nearcast.measure.sampled_recall import find_own_items, find_truth
@@ -31,7 +31,7 @@ def find_reasons(
     request: JoinRequest, resources: Resources, tasks: Sequence[JoinTask], inputs: Inputs, *, exact: bool
 ) -> CodeArray:
     """Return (queries,) an index into CODES for every query; 0 for a full list. exact: of the join's parameters."""
-    lengths = result_lengths(tasks, inputs.queries.vectors.n)
+    lengths = read_lengths(tasks, inputs.queries.vectors.n)
     codes = np.zeros(len(lengths), np.uint8)
     short = np.flatnonzero(lengths < request.k)
     if len(short):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nearcast.artifact_files import map_array
 from nearcast.engines import ENGINES
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, Resources
 from nearcast.files import finish, fresh_folder, is_done, verify
@@ -20,7 +21,6 @@ from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.join.run_plan import cut_queries
-from nearcast.mapped import map_array
 from nearcast.runners.base import Runner
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
@@ -33,8 +33,8 @@ __all__ = [
     "do_task",
     "open_index",
     "open_shared_index",
+    "read_lengths",
     "read_result",
-    "result_lengths",
     "run_tasks",
 ]
 
@@ -141,7 +141,7 @@ def read_result(folder: Path) -> Neighbors:
     return Neighbors(map_array(folder / "positions.npy"), map_array(folder / "scores.npy"))
 
 
-def result_lengths(tasks: Sequence[JoinTask], n: int) -> IntArray:
+def read_lengths(tasks: Sequence[JoinTask], n: int) -> IntArray:
     """Return (n,) the lengths of the lists of all queries, from the results of the tasks."""
     lengths = np.zeros(n, np.int64)
     for task in tasks:

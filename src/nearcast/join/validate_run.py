@@ -11,7 +11,6 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +22,7 @@ from nearcast.join.compile_constraints import check_constraints, check_spec_rule
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, InMemoryTables, Sources, open_sources
 from nearcast.join.plan_overfetch import check_overfetch, check_weights, estimate_survival, open_lookup_log
-from nearcast.join.profile_inputs import profile_rules
-from nearcast.join.rank import load_ranker, rank_settings, ranker_identity, score_pairs
+from nearcast.join.rank import identify_ranker, load_ranker, make_rank_settings, score_pairs
 from nearcast.join.run_plan import RunPlan, make_plan
 from nearcast.join.score_terms import check_score_terms
 from nearcast.join.select_candidates import require_exposure_memory
@@ -43,7 +41,6 @@ __all__ = [
     "check_ranker_on_pairs",
     "open_run",
     "refuse_out",
-    "rule_shares",
     "sketch_inputs",
 ]
 
@@ -70,7 +67,7 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
     for name in spec.measure.slices:
         if name in sources.queries.attribute_types:
             check_slice_type(name, sources.queries.attribute_types[name])
-    ranker = ranker_identity(spec, run.workspace.base)
+    ranker = identify_ranker(spec, run.workspace.base)
     sources = replace(sources, lookup_log=open_lookup_log(run))
     digests = sources.item_digests, sources.query_digests
     settings = run.settings.model_dump()
@@ -101,7 +98,7 @@ def _check_settings(run: RunContext) -> None:
     bound = len(rules) > len(request_time(rules))
     require_constraint_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
     check_store_url(spec.publish.store)
-    ranker = rank_settings(spec, run.workspace.base)
+    ranker = make_rank_settings(spec, run.workspace.base)
     if ranker is not None:
         load_ranker(ranker)
 
@@ -135,14 +132,9 @@ def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     return inputs
 
 
-def rule_shares(run: RunContext, inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """Return by rule the share of sampled pairs that it keeps, and of queries that it leaves without items."""
-    return profile_rules(run.spec, inputs)
-
-
 def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
     """Score a few real pairs with the ranking model. Raises the InputError or SpecError that the join would raise."""
-    settings = rank_settings(run.spec, run.workspace.base)
+    settings = make_rank_settings(run.spec, run.workspace.base)
     if settings is None or run.spec.score.columns:  # score terms change the vectors of the model's pairs
         return
     queries, items = _read_first_rows(sources.queries, dim), _read_first_rows(sources.items, dim)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.artifact_files import open_dataset
 from nearcast.errors import InputError
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
@@ -33,10 +34,8 @@ from nearcast.measure.slices import (
     value_slices,
 )
 from nearcast.measure.ties import tie_warning, tied_share
-from nearcast.parquet import open_dataset
-from nearcast.sources.attribute_columns import rows_of
 from nearcast.sources.ids import positions_of
-from nearcast.sources.ingest import Inputs
+from nearcast.sources.ingest import Inputs, read_rows
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import FloatArray, IntArray, Metric, Neighbors
@@ -135,7 +134,7 @@ def _read_columns(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> pa.Tab
     """Return the slice and weight columns of the sampled queries, in their order; None if there are none."""
     weight = spec.query_source.weight
     names = list(dict.fromkeys((*spec.measure.slices, *((weight,) if weight else ()))))
-    return rows_of(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
+    return read_rows(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
 
 
 def _find_worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:

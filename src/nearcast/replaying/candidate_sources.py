@@ -16,7 +16,7 @@ import pyarrow as pa
 from nearcast.errors import NearcastError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
-from nearcast.join.rank import ranker_identity
+from nearcast.join.rank import identify_ranker
 from nearcast.join.run_plan import make_plan
 from nearcast.join.single_search import OnlineIndex
 from nearcast.serve.lookup_data import LookupOptions, convert_key
@@ -202,7 +202,7 @@ def _describe_changes(run: RunContext, source: LookupSource, sources: Sources) -
         changed = [table for table, hashes in then.items() if hashes != now[table]]
         return f"the {' and the '.join(changed)} have changed" if changed else ""
     digests = sources.item_digests, sources.query_digests
-    ranker = ranker_identity(run.spec, run.workspace.base)
+    ranker = identify_ranker(run.spec, run.workspace.base)
     plan = make_plan(run.spec, run.engine.name, run.settings.model_dump(), *digests, ranker)
     same = plan.fingerprint == facts.fingerprint
     return "" if same else "its snapshot is not here, and its fingerprint differs from that of today's spec and files"

@@ -6,7 +6,7 @@ budget: a larger table is read several times, a range of positions each time. Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nearcast.artifact_files import open_dataset
 from nearcast.files import finish, fresh_folder, verify
-from nearcast.sources.ids import read_ids, to_ids, write_ids
+from nearcast.sources.ids import positions_of, read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
 from nearcast.sources.row_source import RowBatch
 from nearcast.sources.scan_rows import KeptRows, Scan
@@ -32,7 +34,10 @@ __all__ = [
     "estimate_ingest_memory",
     "ingest",
     "ingest_attributes",
+    "list_attributes",
     "open_ingested_table",
+    "read_attributes",
+    "read_rows",
 ]
 
 READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
@@ -230,3 +235,24 @@ def _read_attribute_range(
 def _short_strings(ids: pa.Array) -> pa.Array:
     """Convert large_string to string: every reader supports 32-bit offsets."""
     return ids.cast(pa.string()) if ids.type == pa.large_string() else ids
+
+
+def list_attributes(table: IngestedTable) -> list[str]:
+    """List the columns of the table beside its ids."""
+    return [name for name in open_dataset(table.attributes).schema.names if name != "id"]
+
+
+def read_attributes(table: IngestedTable, names: Sequence[str]) -> pa.Table:
+    """Read columns "id" and `names` of the table's vectors, in the order of positions."""
+    rows = open_dataset(table.attributes).to_table(columns=["id", *names], use_threads=False)
+    if len(table.ids) == len(rows):
+        return rows
+    return rows.take(pa.array(positions_of(table.ids, table.listed_ids)))
+
+
+def read_rows(folder: Path, ids: pa.Array, names: Sequence[str]) -> pa.Table:
+    """Read columns "id" and `names` of the rows with these ids, in their order. folder: attributes of a table."""
+    dataset = open_dataset(folder)
+    keys = ids.cast(dataset.schema.field("id").type)
+    table = dataset.to_table(columns=["id", *names], filter=pc.field("id").isin(keys), use_threads=False)
+    return table.take(pc.index_in(keys, value_set=table.column("id").combine_chunks()))

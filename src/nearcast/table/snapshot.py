@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nearcast.artifact_files import open_dataset
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
-from nearcast.parquet import open_dataset
 from nearcast.suggest import generators_in_words, nearest_in_words, quoted
 from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.manifest import Manifest
