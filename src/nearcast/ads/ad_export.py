@@ -88,8 +88,8 @@ def _time_of_change(file: UserFile, now: float) -> float:
     changed = file.state.mtime_ns / 1e9
     if changed > now + CLOCK_SKEW_SECONDS:
         raise InputError(
-            f"{file.name} was last changed at {format_utc(changed)}, which is yet to come: the clock of whoever wrote "
-            f"it is wrong (here it is {format_utc(now)}); say when it was exported with --as-of"
+            f"{file.name} was last changed at {format_utc(changed)}, which is yet to come: the clock of its writer is "
+            f"wrong (here it is {format_utc(now)}); set the time of the export with --as-of"
         )
     return min(changed, now)
 

@@ -104,7 +104,7 @@ def publish_export(
     read_at = resolve_time(export.as_of, store_time(store))
     ads = prepare_ads(export, settings)
     pairs, left_out = group_links(export, ads)
-    with store.lock(name) as held:
+    with store.lock(name) as lock:
         notes: list[str] = []
         if repair:
             repair_damaged_overlay(store, name, notes)
@@ -118,7 +118,7 @@ def publish_export(
         version = max([*store.versions(name), pointer.version if pointer else 0]) + 1
         facts = _make_facts(name, version, ads, pairs, settings, read_at, export.changed)
         written = _write(store, name, version, ads, pairs, facts)
-        moved = _move_pointer(store, name, version, pointer, held)
+        moved = _move_pointer(store, name, version, pointer, lock)
         cut = 0
         try:
             cut = _compact_overlay(store, name)
@@ -243,10 +243,10 @@ def _exact(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def _move_pointer(store: Store, name: str, version: int, pointer: Pointer | None, held: PublishLock) -> Pointer:
+def _move_pointer(store: Store, name: str, version: int, pointer: Pointer | None, lock: PublishLock) -> Pointer:
     event = PointerEvent("published", version, format_utc(time.time()))
     moved = (pointer or Pointer(version=0, serial=0)).moved(event, pointer.withdrawn if pointer else ())
-    store.point(name, moved, held)
+    store.point(name, moved, lock)
     return moved
 
 

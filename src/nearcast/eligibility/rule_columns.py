@@ -180,7 +180,7 @@ def _time_range_error(name: str) -> InputError:
 def _lists(name: str, array: pa.Array, kind: Kind) -> ListColumn:
     valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    flat = _scalars(name, array.flatten(), kind)  # without what a null list may hide
+    flat = _scalars(name, array.flatten(), kind)  # a null list may have values; `flatten` drops them
     owners = np.repeat(np.arange(len(array)), lengths)[flat.valid]
     data = flat.data.filter(pa.array(flat.valid)) if kind == Kind.TEXT else flat.data[flat.valid]
     nanos = None if flat.nanos is None else flat.nanos[flat.valid]

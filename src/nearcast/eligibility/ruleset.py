@@ -88,10 +88,10 @@ class RuleSet:
         return tuple(found)
 
     def context(self, key: Any, row: Mapping[str, Any], request: Mapping[str, Any] | None) -> Context:
-        """A query and a request as rules see them: what the request brings stands in for the query's own.
+        """Return a query and a request as rules read them; a field of the request replaces the query's column.
 
-        row: the query's columns as a store has them. Raises InputError for a field of the request that no rule knows,
-        or a value of another type.
+        row: the query's columns in the store. Raises InputError for a field that no rule names, or a value of another
+        type.
         """
         fields = self._read_request(request) if request else {}
         query: dict[str, Any] = {name: stored_value(row.get(name), kind) for name, kind in self.query_types.items()}

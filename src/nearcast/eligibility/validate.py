@@ -40,7 +40,7 @@ from nearcast.suggest import suggest_name
 
 __all__ = ["Schemas", "check_ad_rules", "check_rules"]
 
-MOST_TIMES = 16  # added in one comparison: more could leave what 64 bits hold
+MOST_TIMES = 16  # largest number of times in one comparison: more could overflow 64 bits
 NO_COLUMNS = pa.schema([])
 OWNERS = {"item": "items", "query": "queries", "ad": "ads"}
 
@@ -156,7 +156,7 @@ class _Checker:
             return
         for side, found in ((node.left, left), (node.right, right)):
             if found.many:
-                raise self.wrong(side.span, f"{found} is asked with has, in or overlaps, not with {node.operator}")
+                raise self.wrong(side.span, f"{found} takes has, in or overlaps, not {node.operator}")
         if left.kind != right.kind and not (left.numeric and right.numeric):
             raise self.wrong(node.span, f"{left} is compared with {right}; {_way_out(left, right)}")
         if left.kind == Kind.BOOLEAN and node.operator not in ("==", "!="):
@@ -317,34 +317,34 @@ class _Checker:
                 raise self.wrong(node.span, "this comes to no number that float64 holds; write the number itself")
         return Type(Kind.NUMBER)
 
-    def expect(self, node: Node, wanted: Type, message: str) -> None:
+    def expect(self, node: Node, required: Type, message: str) -> None:
         found = self.value(node)
         if found is None:
-            self.assume(node, wanted)
-            found = self.value(node) or wanted
-        if found.many or not (found.kind == wanted.kind or (found.numeric and wanted.numeric)):
+            self.assume(node, required)
+            found = self.value(node) or required
+        if found.many or not (found.kind == required.kind or (found.numeric and required.numeric)):
             raise self.wrong(node.span, f"{message}, and this is {found}")
 
     # ---- types of request fields ----
 
-    def assume(self, node: Node, wanted: Type) -> None:
-        """Give fields of the request and columns without values the types that make a value of the wanted type."""
+    def assume(self, node: Node, required: Type) -> None:
+        """Give fields of the request and columns without values the types that make the value of the required type."""
         if isinstance(node, Reference):
             if node.side == "request" and node.name not in self.request:
-                self.request[node.name] = wanted
+                self.request[node.name] = required
             elif node.side != "request" and self.column(node) is None:
-                self.empty[node.side, node.name] = wanted
-        elif isinstance(node, Sum) and wanted.temporal:
-            self.assume_times(node, wanted)
+                self.empty[node.side, node.name] = required
+        elif isinstance(node, Sum) and required.temporal:
+            self.assume_times(node, required)
         elif isinstance(node, Sum | Product):
             for part in parts_of(node):
                 if self.value(part) is None:
                     self.assume(part, Type(Kind.NUMBER))
 
-    def assume_times(self, node: Sum, wanted: Type) -> None:
+    def assume_times(self, node: Sum, required: Type) -> None:
         found = [(sign, term, self.value(term)) for sign, term in node.terms]
         times = sum(sign for sign, _, kind in found if kind is not None and kind.kind == Kind.TIME)
-        lacking = (1 if wanted.kind == Kind.TIME else 0) - times
+        lacking = (1 if required.kind == Kind.TIME else 0) - times
         for sign, term, kind in found:
             if kind is None:
                 is_time = lacking != 0 and sign == lacking

@@ -72,7 +72,7 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> SurvivalCounts:
             items = batch.column(ITEM).cast(item_ids.type)
         except pa.ArrowException as error:
             raise InputError(
-                f"column {ITEM!r} of {path} holds what is no id ({error}); write the items' ids"
+                f"column {ITEM!r} of {path} holds a value that is no id ({error}); write the items' ids"
             ) from error
         places = pc.fill_null(pc.index_in(items, value_set=item_ids), -1).to_numpy()
         known = places >= 0

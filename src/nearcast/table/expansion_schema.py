@@ -82,10 +82,10 @@ def _convert(values: pa.Array, of_nulls: pa.DataType) -> pa.Array:
 
 
 def _convert_lists(values: pa.Array) -> pa.Array:
-    held = values.flatten()
-    if _is_list(held.type) or (pa.types.is_dictionary(held.type) and _is_list(held.type.value_type)):
+    elements = values.flatten()
+    if _is_list(elements.type) or (pa.types.is_dictionary(elements.type) and _is_list(elements.type.value_type)):
         raise _RefusedColumnError("a list of lists")
-    inner = _convert(held, pa.string())
+    inner = _convert(elements, pa.string())
     lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, inner, mask=values.is_null() if values.null_count else None)
