@@ -14,9 +14,10 @@ from nearcast.history.publish_events import find_live_version, find_rejected_ver
 from nearcast.join.measure_snapshot import Baseline
 from nearcast.monitoring.alert import ALERT_TEXTS, CHECKS, Alert, format_count_title
 from nearcast.monitoring.checks import check_runs
+from nearcast.monitoring.newest_run import check_newest_run
 from nearcast.monitoring.root_causes import fold_consequences
 from nearcast.monitoring.serving_summary import explain_age
-from nearcast.monitoring.status import GeneratorStatus, check_newest_run, derive_status
+from nearcast.monitoring.status import GeneratorStatus, derive_status
 
 DAY = 86_400.0
 SETTINGS = {"k": 10, "metric": "cosine", "settings": "a"}

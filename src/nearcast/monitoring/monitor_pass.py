@@ -17,11 +17,11 @@ from nearcast.join.listener import Listener
 from nearcast.monitoring.alert import Alert
 from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.expected_range import FEWEST
+from nearcast.monitoring.newest_run import check_lost_store, check_newest_run, list_usual_runs
 from nearcast.monitoring.root_causes import fold_consequences
 from nearcast.monitoring.served_checks import check_served
 from nearcast.monitoring.serving_summary import describe_served, explain_age, explain_newer_runs, list_newest_runs
 from nearcast.monitoring.staleness import Staleness, measure_staleness
-from nearcast.monitoring.status import check_lost_store, check_newest_run, list_usual_runs
 from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
 from nearcast.suggest import generators_in_words
