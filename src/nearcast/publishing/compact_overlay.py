@@ -67,9 +67,9 @@ def _find_contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEn
     older = [entry for entry in entries if entry.written < read_inputs - CLOCK_SKEW_SECONDS]
     found = []
     for start in range(0, len(older), ITEMS_AT_ONCE):
-        some = older[start : start + ITEMS_AT_ONCE]
-        held = reader.get_many(Space.ITEMS, [encode_key(entry.item) for entry in some])
-        found += [entry for entry, value in zip(some, held, strict=True) if _agrees(_decode_columns(value), entry)]
+        batch = older[start : start + ITEMS_AT_ONCE]
+        values = reader.get_many(Space.ITEMS, [encode_key(entry.item) for entry in batch])
+        found += [entry for entry, value in zip(batch, values, strict=True) if _agrees(_decode_columns(value), entry)]
     return found
 
 

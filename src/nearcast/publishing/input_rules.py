@@ -1,4 +1,4 @@
-"""The rules of the audit that compare inputs: items, columns, what rules keep, vectors.
+"""The rules of the audit that compare inputs: items, columns, pairs that rules keep, vectors.
 
 A missing part of an export, another currency or a renamed value does not stop a join. These rules find them by column
 before the pointer moves. They take figures and return findings, as those of `audit_rules.py`; the texts are stored.

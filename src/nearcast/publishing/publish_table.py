@@ -135,8 +135,8 @@ def _write(store: Store, pairs: Pairs, facts: VersionFacts, lock: PublishLock) -
     """Write the version and read it back. A version that differs is removed."""
     name, version = facts.generator, facts.version
     with open_writer(store, name, version) as writer:
-        for space, some in pairs.items():
-            writer.put(space, some)
+        for space, space_pairs in pairs.items():
+            writer.put(space, space_pairs)
         lock.check()
         writer.finish(facts.to_json())
     try:
@@ -157,8 +157,8 @@ def _pairs(rows: pa.Table) -> Pairs:
 
 
 def _measure_pairs(pairs: Pairs) -> CopyFigures:
-    sums = {str(space): add_checksum(0, *_unzip(some)) for space, some in pairs.items()}
-    total = sum(len(key) + len(value) for some in pairs.values() for key, value in some)
+    sums = {str(space): add_checksum(0, *_unzip(space_pairs)) for space, space_pairs in pairs.items()}
+    total = sum(len(key) + len(value) for space_pairs in pairs.values() for key, value in space_pairs)
     lists = pairs[Space.LISTS]
     payload = sum(len(key) + len(value) - LIST_HEAD_BYTES for key, value in lists)
     return CopyFigures(len(lists), len(pairs[Space.ITEMS]), 0, total, payload, sums)

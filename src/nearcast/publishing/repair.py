@@ -26,7 +26,7 @@ def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> 
 def find_last_facts(
     store: Store, name: str, pointer: Pointer | None, notes: list[str], *, repair: bool
 ) -> VersionFacts | None:
-    """Return the facts of the current version, or else of the newest that can be opened; None where there is none.
+    """Return the facts of the current version, or else of the newest readable one; None if there is none.
 
     Raises DamagedError if no version can be opened; with `repair` returns None then.
     """

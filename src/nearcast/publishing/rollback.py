@@ -65,8 +65,8 @@ def _find_readable(
 def _require_pointer(store: Store, generator: str) -> Pointer:
     pointer = store.pointer(generator)
     if pointer is None:
-        known = generators_in_words(generator, store.generators(), "generators there are none")
-        raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
+        hint = generators_in_words(generator, store.generators(), "generators there are none")
+        raise NotFoundError(f"{generator!r} was never published to {store.url}; {hint}")
     return pointer
 
 

@@ -149,8 +149,8 @@ def _compare_numbers(pairs: list[tuple[Any, Any]]) -> ValueChange | None:
     ratios = np.array([n / b for b, n in kept])
     up, down = ratios >= SCALE, ratios <= 1 / SCALE
     excess = (int(np.count_nonzero(up)) - int(np.count_nonzero(down))) / len(kept)
-    side = up if excess > 0 else down
-    example = kept[int(np.argmax(side))]
+    changed = up if excess > 0 else down
+    example = kept[int(np.argmax(changed))]
     return ValueChange(len(kept), abs(excess), True, f"{example[0]:.6g} -> {example[1]:.6g}")
 
 
@@ -172,12 +172,12 @@ def _compare_vectors(
         then, now = read_sketch(folder, table), read_sketch(snapshot.folder, table)
         if then is None or now is None:
             continue
-        known = then.ids.type == now.ids.type
-        places = positions_of(then.ids, now.ids) if known else np.full(len(then.ids), -1)
+        same_type = then.ids.type == now.ids.type
+        positions = positions_of(then.ids, now.ids) if same_type else np.full(len(then.ids), -1)
         dims = (then.vectors.shape[1], now.vectors.shape[1])
         own = profile.get(table, profile.get("items", {})).get("dim", min(dims))
-        drift = compare_sketches(then.vectors[:, :own], now.vectors[:, :own], places)
-        both = int(np.count_nonzero(places >= 0)) if drift is not None else 0
+        drift = compare_sketches(then.vectors[:, :own], now.vectors[:, :own], positions)
+        both = int(np.count_nonzero(positions >= 0)) if drift is not None else 0
         found[table] = VectorChange(both, len(drift.changed) / both if drift is not None and both else 0.0, dims)
     return found
 

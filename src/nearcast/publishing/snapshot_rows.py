@@ -162,9 +162,9 @@ def _sample_groups(snapshot: Snapshot) -> Iterator[pa.Table]:
     ends = np.cumsum(counts)
     chosen = np.unique(np.linspace(0, int(ends[-1]) - 1, SAMPLED_GROUPS).astype(np.int64)) if ends[-1] else ends[:0]
     for number in chosen:
-        place = int(np.searchsorted(ends, number, side="right"))
-        with _translate_errors(snapshot), pq.ParquetFile(paths[place]) as file:
-            within = int(number - (ends[place] - counts[place]))
+        file_index = int(np.searchsorted(ends, number, side="right"))
+        with _translate_errors(snapshot), pq.ParquetFile(paths[file_index]) as file:
+            within = int(number - (ends[file_index] - counts[file_index]))
             yield file.read_row_group(within, columns=["query_id", "candidate_ids"], use_threads=False)
 
 

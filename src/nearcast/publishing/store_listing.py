@@ -55,8 +55,8 @@ def read_published(store: Store, generator: str, *, now: float) -> PublishedGene
     pointer = store.pointer(generator)
     versions = tuple(_read_version(store, generator, version) for version in store.versions(generator))
     if pointer is None and not versions:
-        known = generators_in_words(generator, store.generators(), "generators there are none")
-        raise NotFoundError(f"{generator!r} was never published to {store.url}; {known}")
+        hint = generators_in_words(generator, store.generators(), "generators there are none")
+        raise NotFoundError(f"{generator!r} was never published to {store.url}; {hint}")
     facts = next((kept.version_facts for kept in versions if pointer and kept.version == pointer.version), None)
     age = max(0.0, now - parse_utc(facts.created)) if facts else None
     entries = store.overlay(generator).changes().entries

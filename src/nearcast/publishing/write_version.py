@@ -117,8 +117,8 @@ def decode_all(reader: Reader, facts: VersionFacts, where: str) -> None:
             return
         for space in Space:
             pairs = reader.pairs(space)
-            while some := list(islice(pairs, PAIRS_AT_ONCE)):
-                _check_values(space, [value for _, value in some], facts.item_ids)
+            while batch := list(islice(pairs, PAIRS_AT_ONCE)):
+                _check_values(space, [value for _, value in batch], facts.item_ids)
 
 
 @contextlib.contextmanager

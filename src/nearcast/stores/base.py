@@ -289,7 +289,7 @@ class Store(Protocol):
         """Return the pointer; None before the first publish."""
         ...
 
-    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
+    def point(self, generator: str, pointer: Pointer, lock: PublishLock) -> None:
         """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
         ...
 

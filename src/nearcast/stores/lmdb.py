@@ -50,8 +50,8 @@ DATABASES = (*Space, SAMPLE)
 RETIRED = ".retired-"
 LEFT_SECONDS = 3600.0  # older leftovers belong to no running writer
 SAME_CLOCK_SECONDS = 1.0  # two readings of one clock differ by less: clocks of file systems are coarse
-AGREED_SECONDS = 1.0  # that this machine's clock is taken for the file system's after they agreed
-STEP_SECONDS = 0.01  # by which a clock that nobody sets does not leave the monotonic one within that time
+AGREED_SECONDS = 1.0  # for so long after they agreed, this machine's clock replaces that of the file system
+STEP_SECONDS = 0.01  # a larger difference to the monotonic clock means that the clock was set
 
 
 def open_lmdb(url: str) -> LmdbStore:
@@ -142,9 +142,9 @@ class LmdbStore:
                 return None
         return Pointer.from_bytes(data, str(path))
 
-    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
+    def point(self, generator: str, pointer: Pointer, lock: PublishLock) -> None:
         """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
-        held.check()
+        lock.check()
         path = self._folder(generator) / "current"
         with translate_write_errors(path):
             write_text(path, pointer.to_bytes().decode())
@@ -222,8 +222,8 @@ class LmdbWriter:
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
         """Add pairs; ascending keys within a space are fastest. Raises StoreError if the disk is full."""
         with translate_write_errors(self._path):
-            for some in _split(pairs):
-                self._commit(space, some)
+            for piece in _split(pairs):
+                self._commit(space, piece)
         self._samples[space].add(pairs)
 
     def _commit(self, space: Space, pairs: Sequence[Pair]) -> None:
@@ -282,11 +282,11 @@ class KeySample:
 
 
 def _decode_sample(data: bytes) -> Iterator[bytes]:
-    place = 0
-    while place < len(data):
-        start = place + 2
-        place = start + int.from_bytes(data[place:start], "little")
-        yield data[start:place]
+    end = 0
+    while end < len(data):
+        start = end + 2
+        end = start + int.from_bytes(data[end:start], "little")
+        yield data[start:end]
 
 
 class LmdbReader:
@@ -325,8 +325,8 @@ class LmdbReader:
                 return sorted(random.Random(seed).sample(noted, count))
             if count >= total:
                 return list(txn.cursor().iternext(values=False))
-            places = set(random.Random(seed).sample(range(total), count))
-            return [key for place, key in enumerate(txn.cursor().iternext(values=False)) if place in places]
+            numbers = set(random.Random(seed).sample(range(total), count))
+            return [key for number, key in enumerate(txn.cursor().iternext(values=False)) if number in numbers]
 
     def close(self) -> None:
         """Release the environment; its last user closes it."""

@@ -110,12 +110,12 @@ class RedisStore:
         data = self._connection.run("GET", key)
         return None if data is None else Pointer.from_bytes(data, f"{key} in {self.url}")
 
-    def point(self, generator: str, pointer: Pointer, held: PublishLock) -> None:
+    def point(self, generator: str, pointer: Pointer, lock: PublishLock) -> None:
         """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
-        assert isinstance(held, RedisLock), "a lock of this store"
-        keys = [held.key, f"{_prefix(generator)}:current", GENERATORS]
-        if not self._connection.script(POINT)(keys, [held.value, pointer.to_bytes(), generator]):
-            raise held.make_error()
+        assert isinstance(lock, RedisLock), "a lock of this store"
+        keys = [lock.key, f"{_prefix(generator)}:current", GENERATORS]
+        if not self._connection.script(POINT)(keys, [lock.value, pointer.to_bytes(), generator]):
+            raise lock.make_error()
 
     def overlay(self, generator: str) -> OverlayLog:
         """Return the overlay log of a generator; an empty one if nothing was written."""

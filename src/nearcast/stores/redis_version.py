@@ -118,14 +118,14 @@ class RedisWriter:
         """Add pairs, a few megabytes at a time. Raises StoreError if the load was lost meanwhile."""
         first, n_buckets = self._load.prefix_of(space), self._load.n_buckets
         load_exists = ("HEXISTS", self._load.loads_key, self._load.name)
-        for some in split(pairs, PUT_BYTES, lambda pair: len(pair[0]) + len(pair[1])):
+        for batch in split(pairs, PUT_BYTES, lambda pair: len(pair[0]) + len(pair[1])):
             grouped: dict[int, list[bytes]] = defaultdict(list)
-            for key, value in some:
+            for key, value in batch:
                 grouped[zlib.crc32(key) % n_buckets] += (key, value)
             commands = [("HSET", f"{first}{bucket}", *flat) for bucket, flat in grouped.items()]
             if not self._connection.run_all([*commands, load_exists])[-1]:
                 raise self._make_lost_error()
-            self._counts[space] += len(some)
+            self._counts[space] += len(batch)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Check that all pairs are stored, then mark the version as finished, with its facts."""
@@ -190,10 +190,10 @@ class RedisReader:
                 self._check_bucket(space, number, there=bool(there))
             return [value]
         values: list[bytes | None] = []
-        for some in split(keys, READ_KEYS):
-            numbers = [zlib.crc32(key) % n_buckets for key in some]
+        for batch in split(keys, READ_KEYS):
+            numbers = [zlib.crc32(key) % n_buckets for key in batch]
             arguments: list[Any] = [first]
-            for number, key in zip(numbers, some, strict=True):
+            for number, key in zip(numbers, batch, strict=True):
                 arguments += (number, key)
             *found, name = self._find([self._load.facts_key], arguments)
             self._check_load(name)
@@ -217,10 +217,10 @@ class RedisReader:
         rng.shuffle(numbers)
         enough = 4 * count if count < self._counts[space] else self._counts[space]
         keys: list[bytes] = []
-        for some in split(numbers, READ_BUCKETS):
+        for batch in split(numbers, READ_BUCKETS):
             if len(keys) >= enough:
                 break
-            for found in self._read_buckets("HKEYS", space, some):
+            for found in self._read_buckets("HKEYS", space, batch):
                 keys += found
         keys.sort()
         return keys if len(keys) <= count else sorted(rng.sample(keys, count))
@@ -263,10 +263,10 @@ class RedisReader:
         return names
 
     def _check_there(self, names: Sequence[str]) -> None:
-        some = list(split(names, MANY))
-        found = self._read([("EXISTS", *part) for part in some])
-        for part, there in zip(some, found, strict=True):
-            if there < len(part):
+        parts = list(split(names, MANY))
+        counts = self._read([("EXISTS", *part) for part in parts])
+        for part, count in zip(parts, counts, strict=True):
+            if count < len(part):
                 each = self._read([("EXISTS", name) for name in part])
                 for name, one in zip(part, each, strict=True):
                     if not one:
@@ -327,8 +327,8 @@ def open_version(
         facts, n_buckets = json.loads(fields[b"facts"]), int(fields[b"buckets"])
         counts = {space: int(fields[space.encode()]) for space in Space}
         bits = {space: fields.get(_filled_field(space).encode()) for space in Space}
-        filled = {space: some for space, some in bits.items() if some is not None}
-        if any(len(some) != -(-n_buckets // 8) for some in filled.values()):
+        filled = {space: field for space, field in bits.items() if field is not None}
+        if any(len(field) != -(-n_buckets // 8) for field in filled.values()):
             raise ValueError("it does not say which buckets hold pairs")
     except (KeyError, ValueError) as error:
         text = f"{key} in {connection.settings.url} is not as it was written ({error}); publish again with --repair"
@@ -344,8 +344,8 @@ def open_version(
 def _count_pairs(connection: RedisConnection, load: Load, space: Space) -> list[int]:
     """Return the number of pairs of each bucket of a space."""
     lengths: list[int] = []
-    for some in split(load.list_space_buckets(space), MANY):
-        lengths += connection.run_all([("HLEN", name) for name in some])
+    for names in split(load.list_space_buckets(space), MANY):
+        lengths += connection.run_all([("HLEN", name) for name in names])
     return lengths
 
 
@@ -365,10 +365,10 @@ def _filled_field(space: Space) -> str:
 def split(things: Sequence[T], most: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[Sequence[T]]:
     """Yield pieces of a sequence whose sizes add up to at most `most`, or of one element."""
     start = total = 0
-    for place, thing in enumerate(things):
+    for number, thing in enumerate(things):
         total += size(thing)
-        if total > most and place > start:
-            yield things[start:place]
-            start, total = place, size(thing)
+        if total > most and number > start:
+            yield things[start:number]
+            start, total = number, size(thing)
     if len(things) > start:
         yield things[start:]
