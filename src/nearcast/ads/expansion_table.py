@@ -11,8 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from nearcast.ads.ads_view import AdsTable, AdsView, apply_overlay, read_table
 from nearcast.ads.candidate_lists import WeightedLists, answer_request, weight_lists
 from nearcast.ads.targeting import AdFilter, AdRules, check_fields
 from nearcast.errors import GoneError, NearcastError, SpecError
-from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS
+from nearcast.serve.follow_store import REFRESH_SECONDS, RETRY_SECONDS, TRANSIENT_ERRORS, ClosesOnExit
 from nearcast.serve.lookup import Lookup, open_lookup
 from nearcast.serve.lookup_data import Keys, LookupOptions, LookupState
 from nearcast.serve.table_version import TableVersion
@@ -71,7 +70,7 @@ class _UnreadableTable:
     retry: float  # on the monotonic clock: when to read it again
 
 
-class Expansion:
+class Expansion(ClosesOnExit):
     """An open expansion table, see `nearcast.open_expansion`. Safe to use from many threads."""
 
     def __init__(self, lookup: Lookup, *, eligible: AdFilter | None = None) -> None:
@@ -82,14 +81,6 @@ class Expansion:
         self._reading: threading.Thread | None = None
         self._unreadable: _UnreadableTable | None = None
         lookup.call_after_poll(self._keep_up)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop following the store, and close it."""
