@@ -276,7 +276,7 @@ def test_rules_tell_what_they_need():
         ("item.tinny == 1", "item.tinny", "did you mean 'tiny'?"),
         ("item.budget == 1", "item.budget", "write query.budget"),
         ("query.zzzzzz == 1", "query.zzzzzz", "they have id, "),
-        ("item.texts == query.text", "item.texts", "asked with has, in or overlaps"),
+        ("item.texts == query.text", "item.texts", "takes has, in or overlaps"),
         ("item.text has query.text", "item.text", "write == for one value"),
         ("item.texts has query.texts", "query.texts", "write overlaps for two lists"),
         ("item.texts overlaps query.text", "query.text", "write has or in"),
