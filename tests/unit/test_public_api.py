@@ -285,14 +285,14 @@ def test_progress_is_told_up_to_the_last_query():
 
 BAD_ARRAYS = [
     (ITEMS, np.ones((2, 3)), ["queries have 2 components", "items 3"]),
-    (ITEMS, np.ones(2), ["items have shape (2,)", "(count, dimension)"]),
-    (np.ones((1, 2, 2)), ITEMS, ["queries have shape (1, 2, 2)"]),
-    (np.ones((2, 0)), np.ones((2, 0)), ["queries have shape (2, 0)"]),
+    (ITEMS, np.ones(2), ["items must have shape (count, dimension), got (2,)"]),
+    (np.ones((1, 2, 2)), ITEMS, ["queries must have shape", "got (1, 2, 2)"]),
+    (np.ones((2, 0)), np.ones((2, 0)), ["queries must have shape", "got (2, 0)"]),
     (ITEMS, ITEMS[:0], ["items are empty"]),
-    (ITEMS, ITEMS.astype(np.int64), ["items are int64", "float16, float32, float64, int8 or uint8"]),
-    (ITEMS.astype(complex), ITEMS, ["queries are complex128"]),
-    (ITEMS > 0, ITEMS, ["queries are bool"]),
-    (np.array([["a", "b"]]), ITEMS, ["queries are"]),
+    (ITEMS, ITEMS.astype(np.int64), ["items must be float16, float32, float64, int8 or uint8, got int64"]),
+    (ITEMS.astype(complex), ITEMS, ["queries must be", "got complex128"]),
+    (ITEMS > 0, ITEMS, ["queries must be", "got bool"]),
+    (np.array([["a", "b"]]), ITEMS, ["queries must be float16"]),
     (np.array([[1, 0], [np.nan, 0]]), ITEMS, ["row 1 of queries holds NaN"]),
     (ITEMS, np.array([[1, 0], [0, 1], [0, np.inf]], np.float16), ["row 2 of items holds NaN or infinity"]),
     (ITEMS, np.array([[1e300, 0]]), ["row 0 of items", "1e18"]),
@@ -319,20 +319,20 @@ def test_the_row_of_a_bad_vector_is_counted_through_the_whole_array():
 
 
 BAD_SETTINGS = [
-    ({"k": 0}, "k is 0"),
-    ({"k": -3}, "k is -3"),
-    ({"metric": "dot"}, "metric is 'dot'; it can be inner_product, cosine, l2"),
-    ({"recall": 0}, "recall is 0"),
-    ({"recall": 1.5}, "recall is 1.5"),
-    ({"recall": float("nan")}, "recall is nan"),
+    ({"k": 0}, "k must be at least 1, got 0"),
+    ({"k": -3}, "k must be at least 1, got -3"),
+    ({"metric": "dot"}, "metric must be one of inner_product, cosine, l2, got 'dot'"),
+    ({"recall": 0}, "recall must be in (0, 1], got 0"),
+    ({"recall": 1.5}, "recall must be in (0, 1], got 1.5; write 0.015 for 1.5%"),
+    ({"recall": float("nan")}, "recall must be in (0, 1], got nan"),
     ({"engine": "fais-ivf"}, "did you mean 'faiss-ivf'?"),
     ({"engine": "faiss-ivf", "engine_settings": {"nlists": 3}}, "unknown key 'nlists'; did you mean 'nlist'?"),
     ({"engine": "faiss-ivf", "engine_settings": {"nlist": 0}}, "nlist is 0"),
     ({"engine": "exact", "engine_settings": {"m": 3}}, "engine_settings of exact: unknown key 'm'"),
     ({"memory": "lots"}, "memory is 'lots': it is not an amount"),
-    ({"threads": 0}, "threads is 0"),
-    ({"threads": -1}, "threads is -1"),
-    ({"seed": -1, "engine": "faiss-ivf"}, "seed is -1"),
+    ({"threads": 0}, "threads must be at least 1, got 0"),
+    ({"threads": -1}, "threads must be at least 1, got -1"),
+    ({"seed": -1, "engine": "faiss-ivf"}, "seed must be at least 0, got -1"),
 ]
 
 

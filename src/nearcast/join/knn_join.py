@@ -220,12 +220,12 @@ def _parse_metric(name: str) -> Metric:
     try:
         return Metric(name)
     except ValueError:
-        raise SpecError(f"metric is {name!r}; it can be {', '.join(Metric)}") from None
+        raise SpecError(f"metric must be one of {', '.join(Metric)}, got {name!r}") from None
 
 
 def _parse_resources(threads: int | None, memory: int | str) -> Resources:
     if threads is not None and threads < 1:
-        raise SpecError(f"threads is {threads}; it is at least 1, or None for all cores")
+        raise SpecError(f"threads must be at least 1, got {threads}; leave it out for all cores")
     try:
         return Resources(threads or machine.default_threads(), parse_bytes(memory))
     except ValueError as error:
@@ -237,14 +237,14 @@ def _validate_vectors(table: str, vectors: AnyArray) -> AnyArray:
         refuse_masked(vectors, table)
         array = np.asarray(vectors)
     except ValueError as error:
-        raise InputError(f"{table} are no array ({error}); give rows of one length") from None
+        raise InputError(f"{table} must be an array ({error}); give rows of one length") from None
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{table} have shape {array.shape}; give rows: (count, dimension)")
+        raise InputError(f"{table} must have shape (count, dimension), got {array.shape}")
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     if array.dtype.name not in VECTOR_DTYPES:
-        raise InputError(f"{table} are {array.dtype}; give float16, float32, float64, int8 or uint8")
+        raise InputError(f"{table} must be float16, float32, float64, int8 or uint8, got {array.dtype}")
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     for start in range(0, len(array), 65_536):
         block = array[start : start + 65_536]
@@ -253,7 +253,7 @@ def _validate_vectors(table: str, vectors: AnyArray) -> AnyArray:
         if len(bad):
             raise InputError(
                 f"row {start + int(bad[0])} of {table} holds NaN or infinity (or is longer than 1e18); "
-                "take such rows out before the join"
+                "remove such rows before the join"
             )
     return array
 
@@ -261,38 +261,39 @@ def _validate_vectors(table: str, vectors: AnyArray) -> AnyArray:
 def _check_sizes(queries: AnyArray, items: ArrayVectors, request: JoinRequest, seed: int) -> None:
     k, recall = request.k, request.recall
     if items.n == 0:
-        raise InputError("items are empty: there is nothing to find")
+        raise InputError("items are empty; give at least one")
     if queries.shape[1] != items.dim:
         raise InputError(f"queries have {queries.shape[1]} components and items {items.dim}; embed both with one model")
     if k < 1:
-        raise SpecError(f"k is {k}; it is at least 1")
+        raise SpecError(f"k must be at least 1, got {k}")
     if k > MAX_SLOTS:
-        raise SpecError(f"k is {k:,}; it is at most {MAX_SLOTS:,}")
+        raise SpecError(f"k must be at most {MAX_SLOTS:,}, got {k:,}")
     if not 0 < recall <= 1:
-        raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
+        hint = f"; write {recall / 100:g} for {recall:g}%" if 1 < recall <= 100 else ""
+        raise SpecError(f"recall must be in (0, 1], got {recall:g}{hint}")
     if seed < 0:
-        raise SpecError(f"seed is {seed}; it is at least 0")
+        raise SpecError(f"seed must be at least 0, got {seed}")
 
 
 def _check_constraints(constraints: Constraints, n_queries: int, n_items: int) -> None:
     rule = constraints.eligibility
     if rule is not None and (rule.n_queries, rule.n_items) != (n_queries, n_items):
         raise InputError(
-            f"the eligibility is for {rule.n_queries:,} queries and {rule.n_items:,} items; given are "
-            f"{n_queries:,} and {n_items:,}"
+            f"eligibility must be for {n_queries:,} queries and {n_items:,} items, got "
+            f"{rule.n_queries:,} and {rule.n_items:,}"
         )
     for number, cap in enumerate(constraints.caps):
         if cap.groups.shape != (n_items,):
             raise InputError(
-                f"caps[{number}] has groups of shape {cap.groups.shape}; needed is one an item, {n_items:,}"
+                f"caps[{number}] has groups of shape {cap.groups.shape}; give one group per item, ({n_items},)"
             )
         if cap.most < 1:
-            raise SpecError(f"caps[{number}] lets {cap.most} items of a group through; it is at least 1")
+            raise SpecError(f"caps[{number}] must allow at least 1 item per group, got {cap.most}")
     for inner, outer in pairwise(constraints.caps):
         if find_crossing(inner, outer) is not None:
             raise SpecError(
-                "groups of caps must lie within each other, the smallest first: items "
-                "{} and {} share a group of one, but not of the next".format(*find_crossing(inner, outer) or ())
+                "groups of caps must lie within each other, smallest first; items "
+                "{} and {} share a group of one cap, but not of the next".format(*find_crossing(inner, outer) or ())
             )
 
 
