@@ -1,4 +1,4 @@
-"""The command line: one module per command, which parses options, calls one function of the API and prints the result.
+"""The command line: one module per command, which parses options, calls the library and prints the result.
 
 Results go to standard output, as tables for people or, with --json, for programs. Progress, notes and errors go to
 standard error. `nearcast.errors` lists the exit codes.
