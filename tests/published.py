@@ -67,7 +67,7 @@ def point(store: Store, generator: str, version: int) -> Pointer:
     with store.lock(generator) as held:
         before = store.pointer(generator)
         event = PointerEvent("published", version, CREATED)
-        after = before.moved(event, ()) if before else Pointer(version, 1, (), (event,))
+        after = before.move(event, ()) if before else Pointer(version, 1, (), (event,))
         store.point(generator, after, held)
     return after
 

@@ -59,7 +59,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def lock(self, generator):
-        with files.locked(self.folder(generator) / ".lock", f"{generator} in {self.url}"):
+        with files.hold_lock(self.folder(generator) / ".lock", f"{generator} in {self.url}"):
             held = SqliteLock()
             try:
                 yield held

@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ __all__ = [
     "finish",
     "finite_json",
     "fresh_folder",
+    "hold_lock",
     "is_done",
     "link_file",
-    "locked",
     "path_fault",
     "read_manifest",
     "refuse_link",
@@ -198,7 +199,7 @@ def _open_lock_file(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def hold_lock(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file. Raises BusyError at once if another process holds it. A killed process releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(_open_lock_file(path), "a+", encoding="utf-8") as file:
@@ -212,6 +213,14 @@ def locked(path: Path, what: str) -> Iterator[None]:
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} since {_now()}".encode())
         yield
+
+
+def __getattr__(name: str) -> Any:
+    """Return `hold_lock` by its earlier name, for stores of other packages; delete in the second release after 0.1."""
+    if name != "locked":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.locked is now hold_lock; import that", DeprecationWarning, stacklevel=2)
+    return hold_lock
 
 
 def _now() -> str:

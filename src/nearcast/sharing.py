@@ -65,7 +65,7 @@ class Edit(MutableMapping[K, V]):
         return self._buckets[_bucket_of(key)][key]
 
     def __setitem__(self, key: K, value: V) -> None:
-        bucket = self._owned(key)
+        bucket = self._copy_bucket(key)
         before = len(bucket)
         bucket[key] = value
         self._size += len(bucket) - before
@@ -73,7 +73,7 @@ class Edit(MutableMapping[K, V]):
     def __delitem__(self, key: K) -> None:
         if key not in self:
             raise KeyError(key)
-        del self._owned(key)[key]
+        del self._copy_bucket(key)[key]
         self._size -= 1
 
     def __iter__(self) -> Iterator[K]:
@@ -87,7 +87,7 @@ class Edit(MutableMapping[K, V]):
         self._own = set()
         return SharingMap(list(self._buckets), self._size)
 
-    def _owned(self, key: K) -> dict[K, V]:
+    def _copy_bucket(self, key: K) -> dict[K, V]:
         number = _bucket_of(key)
         if number not in self._own:
             self._own.add(number)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quoted", "suggest_name"]
+__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quote_key", "suggest_name"]
 
 MOST_COMPARED = 2_000  # keys whose first and last letters are compared
 MOST_EXACTLY = 100  # of these, keys that are compared in full
@@ -54,7 +54,7 @@ def nearest_keys(key: str | int, keys: pa.Array | pa.ChunkedArray, n: int = 3) -
     return [key_of_text[text] for _, match in best for text in by_text[match]][:n]
 
 
-def quoted(key: object) -> str:
+def quote_key(key: object) -> str:
     """Quote a key for an error: escape control characters, cut off the end of a long key."""
     if not isinstance(key, str) or len(key) <= SHOWN_CHARACTERS:
         return repr(key)
@@ -64,7 +64,7 @@ def quoted(key: object) -> str:
 def nearest_in_words(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: str) -> str:
     """Return "the nearest of ALL_OF are ..."; the first keys if none is similar; "" if there are no keys."""
     near = nearest_keys(key, keys)
-    some = ", ".join(quoted(name) for name in near or keys[:3].to_pylist())
+    some = ", ".join(quote_key(name) for name in near or keys[:3].to_pylist())
     if not some:
         return ""
     return (

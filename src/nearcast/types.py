@@ -182,20 +182,20 @@ class FileVectors:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Return a copy of rows start..stop-1."""
-        return np.array(self._mapped()[start:stop])
+        return np.array(self._map_file()[start:stop])
 
     def take(self, positions: IntArray) -> AnyArray:
         """Return a copy of these rows. Reads them in file order, which is faster on disks."""
         order = np.argsort(positions, kind="stable")
         rows = np.empty((len(positions), self.dim), self.dtype)
-        rows[order] = self._mapped()[positions[order]]
+        rows[order] = self._map_file()[positions[order]]
         return rows
 
     def whole(self) -> AnyArray:
         """Map the file; it stays mapped as long as the array is held."""
-        return self._mapped()
+        return self._map_file()
 
-    def _mapped(self) -> AnyArray:
+    def _map_file(self) -> AnyArray:
         mapped = map_array(self.path)
         if mapped.shape != (self.n, self.dim) or mapped.dtype != self.dtype:
             raise DamagedError(f"{self.path} was replaced while it was read; run again")

@@ -345,7 +345,7 @@ def test_the_pointer_is_none_until_it_is_moved_and_then_where_it_was_moved_to(st
     assert store.pointer(SHOP) is None
     assert store.generators() == []
     first = Pointer(3, 1, (), (PointerEvent("published", 3, "2026-01-01T00:00:00Z", "Grüße"),))
-    second = first.moved(PointerEvent("rolled_back", 2, "2025-01-01T00:00:00Z"), withdrawn=(3,))
+    second = first.move(PointerEvent("rolled_back", 2, "2025-01-01T00:00:00Z"), withdrawn=(3,))
     for pointer in (first, second):
         with store.lock(SHOP) as held:
             store.point(SHOP, pointer, held)

@@ -15,7 +15,7 @@ from tests.end_to_end.shop import environment, fail, succeed
 
 import nearcast
 from nearcast.errors import NearcastError
-from nearcast.files import locked
+from nearcast.files import hold_lock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -96,7 +96,7 @@ def test_bad_inputs_are_exit_code_3_and_what_was_served_stays(shop: Path) -> Non
 
 
 def test_a_refresh_beside_another_one_is_exit_code_5(shop: Path) -> None:
-    with locked(shop / "nearcast" / "shop" / ".lock", "the generator"):
+    with hold_lock(shop / "nearcast" / "shop" / ".lock", "the generator"):
         fail("refresh", "shop.toml", "--quiet", code=5, cwd=shop)
 
 

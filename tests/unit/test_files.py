@@ -14,8 +14,8 @@ from nearcast.files import (
     fingerprint,
     finish,
     fresh_folder,
+    hold_lock,
     is_done,
-    locked,
     read_manifest,
     verify,
     write_text,
@@ -159,7 +159,7 @@ def test_a_fingerprint_refuses_what_has_no_plain_form():
 
 def _try_to_lock(path, answers):
     try:
-        with locked(path, "generator 'similar'"):
+        with hold_lock(path, "generator 'similar'"):
             answers.put("held")
     except BusyError as error:
         answers.put(str(error))
@@ -179,7 +179,7 @@ def in_another_process(path):
 
 def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path):
     path = tmp_path / "new" / ".lock"
-    with locked(path, "generator 'similar'"):
+    with hold_lock(path, "generator 'similar'"):
         answer = in_another_process(path)
     assert re.fullmatch(
         r"generator 'similar' is held by process \d+ since 20\S+Z; wait for it to end, or stop it", answer
@@ -187,13 +187,20 @@ def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path):
 
 
 def test_a_lock_is_free_again_after_its_holder_even_one_that_failed(tmp_path):
-    with pytest.raises(RuntimeError), locked(tmp_path / ".lock", "it"):
+    with pytest.raises(RuntimeError), hold_lock(tmp_path / ".lock", "it"):
         raise RuntimeError
     assert in_another_process(tmp_path / ".lock") == "held"
 
 
+def test_the_lock_answers_to_its_earlier_name_with_a_warning(tmp_path):
+    with pytest.warns(DeprecationWarning, match="locked is now hold_lock"):
+        locked = files.locked
+    with locked(tmp_path / ".lock", "it"):
+        assert in_another_process(tmp_path / ".lock") != "held"
+
+
 def test_two_holders_in_one_process_exclude_each_other_too(tmp_path):
-    with locked(tmp_path / ".lock", "it"), pytest.raises(BusyError), locked(tmp_path / ".lock", "it"):
+    with hold_lock(tmp_path / ".lock", "it"), pytest.raises(BusyError), hold_lock(tmp_path / ".lock", "it"):
         pass
 
 
@@ -230,7 +237,7 @@ def test_a_lock_file_that_leads_elsewhere_is_refused(tmp_path, kind):
         "pipe": lambda: os.mkfifo(lock),
     }
     make[kind]()
-    with pytest.raises(DamagedError, match=r"\.lock (is|has) "), locked(lock, "shop"):
+    with pytest.raises(DamagedError, match=r"\.lock (is|has) "), hold_lock(lock, "shop"):
         pass
     assert victim.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()

@@ -16,7 +16,7 @@ import pytest
 import reference
 from builders import METRICS, clustered, exact_join, generator
 from nearcast.errors import DamagedError, InputError, SpecError
-from nearcast.files import locked
+from nearcast.files import hold_lock
 from nearcast.join.listener import Listener
 from nearcast.join.online_index import ONLINE_ENGINES, open_online
 from nearcast.join.run import run_generator
@@ -292,7 +292,7 @@ def test_a_remembered_effort_that_cannot_be_read_names_its_file(tmp_path):
 
 def test_whoever_comes_second_waits_for_the_first(tmp_path):
     spec, heard, done = shop(tmp_path), Notes(), []
-    with locked(tmp_path / "nearcast/test/online/.lock", "the online index of 'test'"):
+    with hold_lock(tmp_path / "nearcast/test/online/.lock", "the online index of 'test'"):
         second = threading.Thread(target=lambda: done.append(opened(spec, tmp_path, recall=1.0, listener=heard)))
         second.start()
         while not heard.notes:

@@ -114,7 +114,7 @@ def test_a_reader_that_polls_now_and_then_knows_what_the_log_says(ids):
             if step == "poll":
                 state = polled(state, log)
         gone = log.gone(NOW)
-        assert {item for item, out in zip(items, state.removed(items, NOW), strict=True) if out} == gone
+        assert {item for item, out in zip(items, state.find_removed(items, NOW), strict=True) if out} == gone
         assert gone_at_once(state, items * 3, ids) == gone
         assert state.removes_any(items) >= bool(gone)
         told = {(item, name): value for item in items for name, value in state.find_values(item, NOW).items()}
@@ -192,8 +192,8 @@ def test_many_items_are_sieved_as_they_are_one_by_one(n_gone):
 def test_an_entry_ends_by_the_clock_without_a_word_from_the_store():
     entries = (OverlayEntry("a", None, True, 0.0, until=50.0), OverlayEntry("a", "price", 3, 0.0, until=60.0))
     state = OverlayState("string").apply(OverlayChanges(1, 2, entries))
-    assert state.removed(["a"], 49.9) == [True]
-    assert state.removed(["a"], 50.0) == [False]
+    assert state.find_removed(["a"], 49.9) == [True]
+    assert state.find_removed(["a"], 50.0) == [False]
     assert gone_at_once(state, ["a"], "string", 49.9) == {"a"}
     assert gone_at_once(state, ["a"], "string", 50.0) == set()
     assert state.find_values("a", 59.9) == {"price": 3}

@@ -70,7 +70,7 @@ def test_newer_values_of_an_item_count():
     ruleset = prepared("item.flag")
     item = ruleset.item(7, {"flag": True})
     assert ruleset.filter_items(ruleset.context(1, {}, None), [item])[0] == [0]
-    assert ruleset.filter_items(ruleset.context(1, {}, None), [ruleset.updated(item, {"flag": False})])[0] == []
+    assert ruleset.filter_items(ruleset.context(1, {}, None), [ruleset.update_values(item, {"flag": False})])[0] == []
 
 
 def test_a_list_of_exclusions_comes_with_the_request():

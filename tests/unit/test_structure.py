@@ -29,25 +29,10 @@ MANY_PARAMETERS: set[str] = {
 }
 REPEATED_FILES: set[str] = set()
 PARTICIPLES: set[str] = {
-    "_damaged",
-    "_mapped",
-    "_opened",
-    "_owned",
-    "_quoted",
-    "_unexpected",
     "checked",
     "estimated",
-    "joined",
-    "locked",
     "merged",
-    "moved",
-    "opened",
-    "packed",
-    "quoted",
     "removed",
-    "stored",
-    "unchanged",
-    "updated",
 }
 
 # Participles that do not end in -ed.

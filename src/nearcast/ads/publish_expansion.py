@@ -245,7 +245,7 @@ def _exact(seconds: float) -> str:
 
 def _move_pointer(store: Store, name: str, version: int, pointer: Pointer | None, lock: PublishLock) -> Pointer:
     event = PointerEvent("published", version, format_utc(time.time()))
-    moved = (pointer or Pointer(version=0, serial=0)).moved(event, pointer.withdrawn if pointer else ())
+    moved = (pointer or Pointer(version=0, serial=0)).move(event, pointer.withdrawn if pointer else ())
     store.point(name, moved, lock)
     return moved
 

@@ -25,7 +25,7 @@ from nearcast.publishing.targets import find_target
 from nearcast.serve.lookup import open_lookup
 from nearcast.stores.base import Space
 from nearcast.stores.version_facts import nearest_in_version
-from nearcast.suggest import quoted
+from nearcast.suggest import quote_key
 from nearcast.table.snapshot import Candidates
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _look_up_published(generator: str, key: str, options: LookupCommandOptions) 
             version = opened.view().version
             near = nearest_in_version(version.reader, version.facts, Space.LISTS, key)
             raise NotFoundError(
-                f"{generator} {answer.snapshot} in {opened.state.store} has no query {quoted(key)}"
+                f"{generator} {answer.snapshot} in {opened.state.store} has no query {quote_key(key)}"
                 + (f"; {near}" if near else "")
             )
         return answer, opened.state.store

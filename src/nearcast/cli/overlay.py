@@ -30,7 +30,7 @@ from nearcast.cli.common import (
 from nearcast.cli.render_overlay import build_overlay_table
 from nearcast.serve.overlay import Overlay, open_overlay
 from nearcast.serve.overlay_values import fits_type
-from nearcast.suggest import nearest_keys, quoted
+from nearcast.suggest import nearest_keys, quote_key
 
 __all__ = ["overlay", "parse_duration"]
 
@@ -155,8 +155,8 @@ def restore(generator: str, items: tuple[str, ...], field: str | None, where: St
     click.echo(f"restored {len(restored)} of {len(set(items))}", err=True)
     for item in [item for item in dict.fromkeys(items) if item not in restored][:MOST_NAMED]:
         near = nearest_keys(item, pa.array(held, pa.string()))
-        hint = f"; did you mean {quoted(near[0])}?" if near else ""
-        click.echo(f"{quoted(item)} was not {what}{hint}", err=True)
+        hint = f"; did you mean {quote_key(near[0])}?" if near else ""
+        click.echo(f"{quote_key(item)} was not {what}{hint}", err=True)
 
 
 @overlay.command("set", cls=NegativeIds)
@@ -268,6 +268,6 @@ def _report_items(action: str, items: tuple[str, ...], opened: Overlay) -> None:
     unknown = [item for item, there in zip(items, known, strict=True) if not there]
     for item in unknown[:MOST_NAMED]:
         near = opened.nearest_items(item)
-        click.echo(f"not in the current snapshot: {quoted(item)}" + (f"; {near}" if near else ""), err=True)
+        click.echo(f"not in the current snapshot: {quote_key(item)}" + (f"; {near}" if near else ""), err=True)
     if len(unknown) > MOST_NAMED:
         click.echo(f"and {len(unknown) - MOST_NAMED:,} others", err=True)

@@ -184,11 +184,11 @@ def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
     if isinstance(node, And | Or):
         parts, decides = [_truth(part, value_of) for part in node.parts], isinstance(node, Or)
 
-        def joined(row: Any) -> bool | None:
+        def combine(row: Any) -> bool | None:
             found = [part(row) for part in parts]
             return decides if decides in found else None if None in found else not decides
 
-        return joined
+        return combine
     if isinstance(node, Compare):
         left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
         return lambda row: compare(operator, left(row), right(row))

@@ -55,7 +55,7 @@ class Reference:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.side}.{self.name if PLAIN_NAME.fullmatch(self.name) else _quoted(self.name)}"
+        return f"{self.side}.{self.name if PLAIN_NAME.fullmatch(self.name) else _quote_text(self.name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Constant:
     def __str__(self) -> str:
         if isinstance(self.value, bool):
             return str(self.value).lower()
-        return _quoted(self.value) if isinstance(self.value, str) else repr(self.value)
+        return _quote_text(self.value) if isinstance(self.value, str) else repr(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Moment:
         return parse_time(self.text)
 
     def __str__(self) -> str:
-        return f"date({_quoted(self.text)})"
+        return f"date({_quote_text(self.text)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ def _inner(node: Node, *wrapped: type) -> str:
     return f"({node})" if loose or (wrapped and Sum in wrapped and isinstance(node, CONDITIONS)) else str(node)
 
 
-def _quoted(text: str) -> str:
+def _quote_text(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -209,14 +209,14 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
         tree = _parser().parse(text)
     except UnexpectedCharacters as error:
         start = error.pos_in_stream or 0
-        raise _unexpected(text, (start, start + 1), error.allowed or (), tables) from None
+        raise _explain_unexpected(text, (start, start + 1), error.allowed or (), tables) from None
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         start = len(text) if at_end else int(error.token.start_pos or 0)
         span = (start, start + (1 if at_end else len(error.token)))
-        raise _unexpected(text, span, error.accepts or (), tables) from None
+        raise _explain_unexpected(text, span, error.accepts or (), tables) from None
     except UnexpectedEOF as error:
-        raise _unexpected(text, (len(text), len(text) + 1), error.expected or (), tables) from None
+        raise _explain_unexpected(text, (len(text), len(text) + 1), error.expected or (), tables) from None
     node: Node = _build(tree)
     for reference in references_of(node):
         if reference.side not in tables:
@@ -226,7 +226,7 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
     return node
 
 
-def _unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _WordError:
+def _explain_unexpected(text: str, span: Span, allowed: Any, tables: Sequence[str]) -> _WordError:
     """Return the error for a span that the grammar does not allow: the usual fix, or the words that may follow."""
     found = text[span[0] : span[1]]
     whole = FIRST_WORD.match(text, span[0])

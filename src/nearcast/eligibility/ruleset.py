@@ -79,7 +79,7 @@ class RuleSet:
         """Return an item as a tuple. row: its columns in the store; a missing or mistyped value is null."""
         return (identity, *[stored_value(row.get(name), self.item_types[name]) for name in self._columns])
 
-    def updated(self, item: Item, values: Mapping[str, Any]) -> Item:
+    def update_values(self, item: Item, values: Mapping[str, Any]) -> Item:
         """Return the item with newer values of some columns."""
         found = list(item)
         for place, name in enumerate(self._columns):

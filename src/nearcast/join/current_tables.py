@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nearcast.errors import BusyError
-from nearcast.files import is_done, locked
+from nearcast.files import hold_lock, is_done
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, ingested_folders
 from nearcast.join.listener import Listener
@@ -34,7 +34,7 @@ def wait_for_lock(path: Path, what: str, listener: Listener) -> Iterator[None]:
         noted = False
         while True:
             try:
-                stack.enter_context(locked(path, what))
+                stack.enter_context(hold_lock(path, what))
                 break
             except BusyError as error:
                 if not noted:

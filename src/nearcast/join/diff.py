@@ -190,7 +190,7 @@ class _Vectors:
             frozenset(i for q, i in other if q in kept_queries),
         )
 
-    def moved(self, query: Id, item: Id) -> bool | None:
+    def has_moved(self, query: Id, item: Id) -> bool | None:
         """Return whether one of the two has another vector; None if the scores do not show it."""
         if query in self.moved_queries or item in self.moved_items:
             return True
@@ -254,7 +254,7 @@ def _find_close_cause(
                 return Went.CAPPED
     if there.spec.rank is not None or other.spec.rank is not None:
         return Went.RANKED
-    moved = vectors.moved(query, item)
+    moved = vectors.has_moved(query, item)
     if moved or there.spec.score != other.spec.score:
         return Went.RESCORED
     if moved is False and other.spec.exposure is not None:

@@ -29,7 +29,7 @@ from nearcast.knn.constraints import Constraints
 from nearcast.knn.exposure import AdmissionThresholds, find_admitted
 from nearcast.sources.ids import positions_of
 from nearcast.sources.ingest import IngestedTable, read_rows
-from nearcast.suggest import nearest_in_words, quoted
+from nearcast.suggest import nearest_in_words, quote_key
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import rows_of_table
 from nearcast.types import IntArray, as_score
@@ -136,8 +136,8 @@ def _find_position(table: IngestedTable, key: str | int, what: str, snapshot: Sn
     if position < 0:
         words = nearest_in_words(key, table.ids, f"its {len(table.ids):,} {PLURALS[what]}")
         raise NotFoundError(
-            f"{snapshot.generator} {snapshot.name} was made without {what} {quoted(key)}, or it had no usable vector; "
-            f"{words}"
+            f"{snapshot.generator} {snapshot.name} was made without {what} {quote_key(key)}, "
+            f"or it had no usable vector; {words}"
         )
     return position
 

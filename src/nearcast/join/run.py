@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearcast.files import fresh_folder, locked
+from nearcast.files import fresh_folder, hold_lock
 from nearcast.join.assemble import write_table
 from nearcast.join.commit_snapshot import (
     check_target,
@@ -82,7 +82,7 @@ def run_generator(
     """
     run = prepare(spec, base, listener or Listener())
     refuse_out(run.workspace.out)
-    with locked(run.workspace.home / ".lock", f"generator {spec.name!r}"), run.meter.run():
+    with hold_lock(run.workspace.home / ".lock", f"generator {spec.name!r}"), run.meter.run():
         opened = open_run(run, tables or InMemoryTables())
         snapshots = list_snapshots(run.workspace.out, spec.name)
         last = snapshots[-1] if snapshots else None

@@ -199,7 +199,7 @@ def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndar
     width, normalise, spread = arrays["numbers"].tolist()
     rotation = Rotation(arrays["sign"], arrays["place"], arrays.get("centre"), int(width), bool(normalise))
 
-    def packed(name: str) -> PackedItems | None:
+    def read_packed(name: str) -> PackedItems | None:
         parts: dict[str, Any] = {part: arrays.get(f"{name}.{part}") for part in PACKED_PARTS}
         return None if parts["codes"] is None else PackedItems(**parts, width=int(width))
 
@@ -208,9 +208,9 @@ def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndar
         items,
         arrays.get("item_norms"),
         rotation,
-        packed=packed("packed"),
-        centres=packed("centres"),
-        sample=packed("sample"),
+        packed=read_packed("packed"),
+        centres=read_packed("centres"),
+        sample=read_packed("sample"),
         spread=float(spread),
-        exact=packed("exact"),
+        exact=read_packed("exact"),
     )

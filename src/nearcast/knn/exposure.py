@@ -103,7 +103,7 @@ def _find_excess(picked: BoolArray, starts: IntArray, max_lists: int) -> IntArra
 
 
 def _pack_lists(candidates: Neighbors, picked: BoolArray, k: int) -> Neighbors:
-    """The picked pairs, moved together; at max_lists k a row."""
+    """Return the picked pairs without gaps, at most k per row."""
     lists = Neighbors.empty(len(picked), k)
     rows, columns = np.nonzero(picked)
     slots = (np.cumsum(picked, axis=1) - 1)[rows, columns]

@@ -111,13 +111,13 @@ def _name_compared(figure: RunFigure, now: Facts) -> str:
 
 
 def _has_same_settings(one: Facts, other: Facts) -> bool:
-    """Whether two runs have the same list settings; only k and metric if an older run recorded no more."""
+    """Return whether two runs have the same list settings; only k and metric if an older run recorded no more."""
     names = ("k", "metric", *(("settings",) if one.get("settings") and other.get("settings") else ()))
     return all(one.get(name) == other.get(name) for name in names)
 
 
 def _was_compared_with_same_settings(now: Facts, before: Sequence[Facts]) -> bool:
-    """Whether the newest run was compared with a run of the same settings."""
+    """Return whether the newest run was compared with a run of the same settings."""
     version = (now.get("compared_with") or {}).get("version")
     other = next((facts for facts in reversed(before) if version is not None and facts.get("version") == version), None)
     other = before[-1] if other is None and before else other
@@ -228,7 +228,7 @@ def _check_slices(now: Facts, before: Sequence[Facts]) -> Iterator[Alert]:
 
 
 def _is_far_below(row: Mapping[str, Any], target: float) -> bool:
-    """Whether a slice is below the target by more than chance explains among dozens of slices in a year of runs."""
+    """Return whether a slice is below the target by more than chance explains for dozens of slices in a year."""
     return bool(row["recall"] + SLICE_WIDTHS * (row["high"] - row["recall"]) < target)
 
 

@@ -105,7 +105,7 @@ def list_failed_rules(event: HistoryEvent) -> list[Mapping[str, Any]]:
 
 
 def names_input(event: HistoryEvent) -> bool:
-    """Whether the first failed rule of a publish is about the inputs."""
+    """Return whether the first failed rule of a publish is about the inputs."""
     return any(finding["rule"] in RULES_OF_INPUTS for finding in list_failed_rules(event)[:1])
 
 

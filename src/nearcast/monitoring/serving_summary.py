@@ -96,7 +96,7 @@ def describe_since(live: LiveVersion) -> str:
 
 
 def was_published_since(last: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:
-    """Whether a version was published or rolled back after this event."""
+    """Return whether a version was published or rolled back after this event."""
     for event in reversed(events):
         if event is last:
             return False
@@ -106,7 +106,7 @@ def was_published_since(last: HistoryEvent, events: Sequence[HistoryEvent]) -> b
 
 
 def _is_lost(events: Sequence[HistoryEvent]) -> bool:
-    """Whether the last monitor pass found an empty store, and nothing was published since."""
+    """Return whether the last monitor pass found an empty store, and nothing was published since."""
     passes = [event for event in events if event.kind == "monitor"]
     if not passes or was_published_since(passes[-1], events):
         return False

@@ -104,7 +104,7 @@ def measure_staleness(run: RunContext, store: Store, samples: Path) -> Staleness
 
 def _measure(today: TodaysTables, view: View, sample: _KeySample) -> Staleness:
     facts, now = view.version.facts, time.time()
-    stored = view.stored(sample.keys, now)
+    stored = view.get_stored(sample.keys, now)
     removed = view.overlay.removed_now(now)
     positions, dead = _find_positions(stored, today.inputs)
     compared = measure_recall_today(today, view, stored, positions, removed)

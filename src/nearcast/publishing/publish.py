@@ -260,7 +260,7 @@ def _move_pointer(request: PublishRequest, pointer: Pointer | None, result: Publ
     words = [f"accepted {rule}: {why}" for rule, why in (result.accepted or {}).items()]
     event = PointerEvent("published", result.version, format_utc(time.time()), "; ".join(words))
     last = pointer or Pointer(version=0, serial=0)
-    moved = last.moved(event, list_rolled_back(last, result.version))
+    moved = last.move(event, list_rolled_back(last, result.version))
     request.store.point(request.generator, moved, lock)
     return moved
 

@@ -73,7 +73,7 @@ def publish_table(
         _write(store, pairs, facts, lock)
         result = replace(result, copied=copied, copy_seconds=time.perf_counter() - started)
         last = pointer or Pointer(version=0, serial=0)
-        moved = last.moved(PointerEvent("published", version, format_utc(time.time())), list_rolled_back(last, version))
+        moved = last.move(PointerEvent("published", version, format_utc(time.time())), list_rolled_back(last, version))
         store.point(name, moved, lock)
         return replace(result, retired=tuple(retire_versions(store, name, moved, KEPT_VERSIONS)))
 

@@ -34,7 +34,7 @@ def roll_back(
             return Publication(generator, store.url, version, version, "already_current")
         version = _find_readable(store, pointer, generator, version, listener, named=to is not None)
         event = PointerEvent("rolled_back", version, format_utc(time.time()), f"from {pointer.version:06d}")
-        store.point(generator, pointer.moved(event, list_rolled_back(pointer, version)), lock)
+        store.point(generator, pointer.move(event, list_rolled_back(pointer, version)), lock)
     return Publication(generator, store.url, version, pointer.version, "rolled_back")
 
 

@@ -118,7 +118,7 @@ class OverlayState:
         """Return whether one of these items has a tombstone, expired or not. Fast: nearly every list has none."""
         return bool(self.tombstones) and not self.tombstones.keys().isdisjoint(ids)
 
-    def removed(self, ids: Sequence[Item | None], now: float) -> list[bool]:
+    def find_removed(self, ids: Sequence[Item | None], now: float) -> list[bool]:
         """Return per item whether it is removed."""
         tombstones = self.tombstones
         return [tombstones.get(item, 0.0) > now for item in ids]  # type: ignore[arg-type]

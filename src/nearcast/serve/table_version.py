@@ -92,7 +92,7 @@ class RuleColumns:
         if None in items:
             items = self._read_missing(ids, items)
         if overlay.values and any(identity in overlay.values for identity in ids):
-            update = self.rules.updated
+            update = self.rules.update_values
             items = [
                 update(item, newer) if item is not None and (newer := overlay.find_values(identity, now)) else item
                 for identity, item in zip(ids, items, strict=True)

@@ -84,7 +84,7 @@ class View:
         removed, stored = 0, len(ids)
         barred: Mapping[str, int] = {}
         if self.overlay.removes_any(ids):
-            kept = [position for position, gone in enumerate(self.overlay.removed(ids, now)) if not gone]
+            kept = [position for position, gone in enumerate(self.overlay.find_removed(ids, now)) if not gone]
             removed = len(ids) - len(kept)
             ids, scores = [ids[position] for position in kept], [scores[position] for position in kept]
         if version.rule_columns is not None or request:
@@ -183,7 +183,7 @@ class View:
             barred=barred,
         )
 
-    def stored(self, keys: Keys, now: float) -> StoredLists:
+    def get_stored(self, keys: Keys, now: float) -> StoredLists:
         """Return the lists of many keys as they are stored, and the candidates that the overlay removes at `now`."""
         query, lists = self._read_lists(keys)
         removed = self.overlay.positions_removed(lists.ids, now)
@@ -245,7 +245,7 @@ class View:
 
     def removed(self, ids: Sequence[str | int]) -> list[bool]:
         """Return per id whether the overlay has removed the item."""
-        return self.overlay.removed([convert_key(item, self.version.item_ids) for item in ids], time.time())
+        return self.overlay.find_removed([convert_key(item, self.version.item_ids) for item in ids], time.time())
 
     def _validate_fields(self, fields: Sequence[str]) -> Sequence[str]:
         columns = self.version.facts.columns

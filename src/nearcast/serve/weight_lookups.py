@@ -72,7 +72,7 @@ class WeightTables:
                 self._lookups[table] = lookup
         return lookup
 
-    def opened(self) -> dict[str, TableLookup]:
+    def list_opened(self) -> dict[str, TableLookup]:
         """Return the open look-ups by their names in the store."""
         return {lookup.generator: lookup for lookup in list(self._lookups.values())}
 

@@ -151,7 +151,7 @@ class ServedTables:
     def _list_open_tables(self) -> Iterator[tuple[str, TableLookup | Expansion]]:
         for name, served in list(self.served.items()):
             yield name, served.lookup
-            for table, lookup in served.lookup.tables.opened().items():
+            for table, lookup in served.lookup.tables.list_opened().items():
                 if table not in self.served:
                     yield table, lookup
         yield from list(self.expansions.items())

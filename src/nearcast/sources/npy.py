@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nearcast.errors import InputError
-from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
+from nearcast.sources.user_files import UserFile, changed_error, ensure_unchanged, shown_path
 from nearcast.types import AnyArray
 
 __all__ = ["NpyFile", "open_npy"]
@@ -34,7 +34,7 @@ class NpyFile:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Read rows start..stop-1, (stop - start, dim). Raises InputError if the file was changed."""
-        with unchanged([self.file]), self.file.path.open("rb") as file:
+        with ensure_unchanged([self.file]), self.file.path.open("rb") as file:
             if not self.fortran_order:
                 values = self._read_values(file, start * self.dim, (stop - start) * self.dim)
                 return values.reshape(stop - start, self.dim)
@@ -52,7 +52,7 @@ class NpyFile:
 def open_npy(file: UserFile) -> NpyFile:
     """Read the header. Raises InputError if the file holds no matrix of numbers, or is shorter than its header says."""
     try:
-        with unchanged([file]), file.path.open("rb") as opened:
+        with ensure_unchanged([file]), file.path.open("rb") as opened:
             version = np.lib.format.read_magic(opened)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(opened)

@@ -29,7 +29,7 @@ from nearcast.sources.row_source import (
     digest_file,
     unify_parts,
 )
-from nearcast.sources.user_files import UserFile, shown_path, unchanged
+from nearcast.sources.user_files import UserFile, ensure_unchanged, shown_path
 from nearcast.spec import SourceSpec
 
 __all__ = ["open_source"]
@@ -208,7 +208,7 @@ def _read_ids_file(file: UserFile, spec: SourceSpec) -> pa.Table:
     """Read the ids, and from Parquet the attributes, of the file that `ids` or `only` names: .npy, text or Parquet."""
     path = file.path
     try:
-        with unchanged([file]):
+        with ensure_unchanged([file]):
             if path.suffix == ".npy":
                 return pa.table({spec.id: id_array(np.load(path, allow_pickle=False), file.name)})
             if not has_magic(path) and path.suffix != ".parquet":

@@ -18,7 +18,7 @@ from nearcast.errors import InputError
 from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.parquet_listing import Listing, list_parquet
-from nearcast.sources.user_files import UserFile, changed_error, shown_path, unchanged
+from nearcast.sources.user_files import UserFile, changed_error, ensure_unchanged, shown_path
 
 __all__ = ["Footer", "ParquetFiles", "open_parquet", "read_batches", "read_footer"]
 
@@ -39,7 +39,7 @@ class Footer:
 def read_footer(file: UserFile) -> Footer:
     """Read the footer of a Parquet file. Raises InputError if it is not Parquet, is truncated, or changes meanwhile."""
     try:
-        with unchanged([file]), _opened(file) as parquet:
+        with ensure_unchanged([file]), _open_parquet(file) as parquet:
             metadata = parquet.metadata
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
@@ -61,7 +61,7 @@ def read_batches(
     """
     done = 0
     try:
-        with unchanged([file]), _opened(file) as parquet:
+        with ensure_unchanged([file]), _open_parquet(file) as parquet:
             batches = parquet.iter_batches(rows, columns=list(columns), use_threads=threads)
             while (batch := next(batches, None)) is not None:
                 file.check()
@@ -73,7 +73,7 @@ def read_batches(
         raise changed_error(file.name, f"{done:,} rows came where there were {n_rows:,}")
 
 
-def _opened(file: UserFile) -> pq.ParquetFile:
+def _open_parquet(file: UserFile) -> pq.ParquetFile:
     return pq.ParquetFile(pa.OSFile(os.fsencode(file.path)))  # bytes: a name need not be UTF-8
 
 

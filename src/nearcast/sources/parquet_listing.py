@@ -333,7 +333,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; False for a link that leads to itself."""
+    """Return whether an entry is a folder or a link to one; False for a link that leads to itself."""
     try:
         return entry.is_dir()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Files of the user, and detection of changes while a command reads them.
 
 A file may be replaced, overwritten, truncated or removed meanwhile, and a command reads most files more than once.
-`UserFile.check` compares the file with its recorded state; `unchanged` does so before and after a pass. Knows nothing
-of file contents.
+`UserFile.check` compares the file with its recorded state; `ensure_unchanged` does so before and after a pass. Knows
+nothing of file contents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 from nearcast.errors import InputError
 from nearcast.files import file_hash
 
-__all__ = ["ChangedInputError", "FileState", "UserFile", "changed_error", "shown_path", "unchanged"]
+__all__ = ["ChangedInputError", "FileState", "UserFile", "changed_error", "ensure_unchanged", "shown_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class UserFile:
     def hash(self) -> str:
         """Hash the contents. Raises InputError if the file changes meanwhile."""
         if self._hash is None:
-            with unchanged([self]):
+            with ensure_unchanged([self]):
                 contents = self._read_hash()
             self._hash = contents
         return self._hash
@@ -81,7 +81,7 @@ class UserFile:
 
 
 @contextlib.contextmanager
-def unchanged(files: Sequence[UserFile]) -> Iterator[None]:
+def ensure_unchanged(files: Sequence[UserFile]) -> Iterator[None]:
     """Compare files with their recorded states before and after the block. Raises InputError if one was changed.
 
     An error in the block is replaced by that one, since the change is its likely cause.

@@ -71,7 +71,7 @@ class Pointer:
     withdrawn: tuple[int, ...] = ()  # versions that were rolled back
     events: tuple[PointerEvent, ...] = ()  # newest last
 
-    def moved(self, event: PointerEvent, withdrawn: tuple[int, ...]) -> Pointer:
+    def move(self, event: PointerEvent, withdrawn: tuple[int, ...]) -> Pointer:
         """Return the pointer after one more move."""
         events = (*self.events, event)[-MOST_EVENTS:]
         return Pointer(event.version, self.serial + 1, withdrawn, events)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
-from nearcast.files import PARTIAL, finish, fresh_folder, is_done, locked, verify, write_text
+from nearcast.files import PARTIAL, finish, fresh_folder, hold_lock, is_done, verify, write_text
 from nearcast.stores.base import OverlayLog, Pair, Pointer, PublishLock, Space
 from nearcast.stores.lmdb_environment import (
     DATA,
@@ -86,7 +86,7 @@ class LmdbStore:
         path = self._folder(generator) / ".lock"
         with contextlib.ExitStack() as stack:
             with translate_write_errors(path):
-                stack.enter_context(locked(path, f"{generator} in {self.url}"))
+                stack.enter_context(hold_lock(path, f"{generator} in {self.url}"))
             _remove_leftovers(path.parent)
             held = FileLock(generator)
             stack.callback(held.release)

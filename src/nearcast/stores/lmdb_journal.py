@@ -49,7 +49,7 @@ class Journal:
         return os.path.lexists(self.path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[LockedJournal]:
+    def hold_lock(self) -> Iterator[LockedJournal]:
         """Hold the writer's lock; create the file. Raises TimeoutError if another process keeps the lock."""
         descriptor = self._lock(shared=False)
         assert descriptor is not None, "a writer waits for the lock, or fails"

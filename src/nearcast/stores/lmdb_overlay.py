@@ -155,7 +155,7 @@ class LmdbOverlay:
             return None
         with translate_write_errors(self.journal.path):
             moved = self.journal.move_irregular_file()
-        with translate_write_errors(self._data), self.journal.locked() as journal:
+        with translate_write_errors(self._data), self.journal.hold_lock() as journal:
             try:
                 self._check()
                 return moved
@@ -231,7 +231,7 @@ class LmdbOverlay:
             if not self._exists():
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self._create()
-            with self.journal.locked() as journal:
+            with self.journal.hold_lock() as journal:
                 environment = self._open(journal).environment
                 try:
                     environment.reader_check()  # free the slots of killed readers, which would keep old pages in use

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from nearcast.artifact_files import open_dataset
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
-from nearcast.suggest import generators_in_words, nearest_in_words, quoted
+from nearcast.suggest import generators_in_words, nearest_in_words, quote_key
 from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.manifest import Manifest
 from nearcast.table.write_table import GROUPS_PER_FILE
@@ -106,7 +106,8 @@ class Snapshot:
         value = _as_key(key, dataset.schema.field("query_id").type)
         rows = self._read(dataset, pc.field("query_id") == value) if value is not None else []
         if not rows:
-            raise NotFoundError(f"{self.generator} {self.name} has no query {quoted(key)}{self._suggest(dataset, key)}")
+            hint = self._suggest(dataset, key)
+            raise NotFoundError(f"{self.generator} {self.name} has no query {quote_key(key)}{hint}")
         row = rows[0]
         ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
         return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
@@ -147,7 +148,7 @@ class Snapshot:
         try:
             return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(error) from error
+            raise self._explain_damage(error) from error
 
     def verify(self) -> None:
         """Compare every byte with the manifest. Raises DamagedError that names the file."""
@@ -157,10 +158,10 @@ class Snapshot:
         try:
             rows: list[dict[str, Any]] = dataset.to_table(filter=condition).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(error) from error
+            raise self._explain_damage(error) from error
         return rows
 
-    def _damaged(self, error: Exception) -> DamagedError:
+    def _explain_damage(self, error: Exception) -> DamagedError:
         try:
             self.verify()
         except DamagedError as damage:
@@ -179,7 +180,7 @@ class Snapshot:
         try:
             table = dataset.to_table(columns=["id", *columns], filter=pc.field("id").isin(keys))
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(error) from error
+            raise self._explain_damage(error) from error
         order = pc.index_in(keys, value_set=table.column("id").combine_chunks())
         rows = rows_of_table(table.select(list(dict.fromkeys(columns))).take(order))
         return {name: tuple(row[name] for row in rows) for name in columns}

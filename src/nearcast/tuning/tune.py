@@ -17,7 +17,7 @@ from nearcast.engines import ENGINES
 from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.engines.faiss_common import faiss
 from nearcast.errors import BudgetError, MissingExtraError, SpecError
-from nearcast.files import fingerprint, locked
+from nearcast.files import fingerprint, hold_lock
 from nearcast.join.compile_constraints import has_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, check_inputs, ingest_inputs, open_sources
@@ -58,7 +58,7 @@ def tune(run: RunContext, *, trials: int = TRIALS, seconds: float | None = None)
         )
     if run.spec.recall == 1:
         raise SpecError("recall is 1: only exact joins reach that, so there is nothing to tune; lower it to save time")
-    with locked(run.workspace.home / ".lock", f"generator {run.spec.name!r}"):
+    with hold_lock(run.workspace.home / ".lock", f"generator {run.spec.name!r}"):
         began = time.perf_counter()
         checked, inputs = _read_inputs(run)
         samples = draw_rows(run, inputs)
