@@ -1,7 +1,7 @@
-"""An Airflow 3 DAG that refreshes a generator every night: run, audit, publish, then look at what is served.
+"""An Airflow 3 DAG that refreshes a generator every night: run, audit, publish, then monitor.
 
-Copy it into the DAGs folder. Airflow starts the command and reads its exit code, nothing more: nearcast may live in an
-environment of its own, and a heavy join does not run inside Airflow's worker. docs/scheduling.md lists the codes.
+Copy it into the DAGs folder. Airflow starts the command and reads its exit code, so nearcast can have a
+separate environment, and a large join does not run inside Airflow's worker. docs/scheduling.md lists the codes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 SPEC = os.environ.get("SHOP_SPEC", "/srv/shop/shop.toml")
 NEARCAST = os.environ.get("NEARCAST", "/opt/nearcast/bin/nearcast")
 
-BUSY = 5  # another refresh is under way, and will do
-FOR_A_PERSON = {2: "spec", 3: "inputs", 4: "promise", 9: "installation", 10: "audit", 13: "monitor"}  # no retry helps
+BUSY = 5  # another refresh is in progress and does the work
+FOR_A_PERSON = {
+    2: "spec",
+    3: "inputs",
+    4: "recall target",
+    9: "installation",
+    10: "audit",
+    13: "monitor",
+}  # no retry helps
 
 
 def nearcast(*words: str) -> None:
-    """Run a command of nearcast. What its exit code means decides whether Airflow tries again."""
+    """Run a command of nearcast. Its exit code decides whether Airflow tries again."""
     code = subprocess.run([NEARCAST, *words, "--quiet"], check=False).returncode  # its output goes to the task's log
     if code == BUSY:
-        raise AirflowSkipException("another refresh is under way")
+        raise AirflowSkipException("another refresh is in progress")
     if code in FOR_A_PERSON:
         raise AirflowFailException(f"exit code {code}, {FOR_A_PERSON[code]}: the log says what to do")
     if code != 0:
@@ -34,13 +41,13 @@ def nearcast(*words: str) -> None:
 @dag(
     schedule="17 2 * * *",
     start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
-    catchup=False,  # a refresh is of today's files: there is nothing to make up for
+    catchup=False,  # a refresh reads today's files, so missed days need no run
     max_active_runs=1,
     default_args={"retries": 3, "retry_delay": datetime.timedelta(minutes=10)},
     tags=["nearcast"],
 )
 def nearcast_shop() -> None:
-    """Refresh, then monitor; the monitor also after a failed refresh, since what is served then grows old."""
+    """Refresh, then monitor; the monitor also after a failed refresh, since the current version is then stale."""
 
     @task
     def refresh() -> None:

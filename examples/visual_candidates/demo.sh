@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Visual candidates for pins, search phrases and home feeds: vectors of pictures, one join, tables, figures, pictures.
-# Arguments go to prepare.py: ./demo.sh --pins 3000 --promoted 1000 is done in half the time.
+# Arguments go to prepare.py: ./demo.sh --pins 3000 --promoted 1000 takes half the time.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -26,17 +26,17 @@ python prepare.py "$@"
 say "2. nearcast run generator.toml: the 50 promoted pins that look most like each head pin"
 nearcast run generator.toml --quiet
 
-say "3. nearcast publish: audited, copied into a store, read back, made current"
+say "3. nearcast publish: audit, copy into a store, verify, make current"
 nearcast publish generator.toml --quiet
 
-say "4. nearcast table: what phrases and people lead to, in the same store; nothing is joined again"
+say "4. nearcast table: maps phrases and people to pins, in the same store, without another join"
 nearcast table $generator phrases data/searches.parquet --key phrase --item pin --time seconds --half-life 7d --top 20
 nearcast table $generator people data/log.parquet --key person --item pin --time seconds --half-life 3d --top 12
 
-say "5. What it is worth on the held-out day"
+say "5. Measures on the held-out day"
 python measure.py
 
-say "6. Pictures to look at"
+say "6. Draw pictures of queries and candidates"
 python pictures.py
 
 say "7. nearcast serve: a phrase and a home feed over HTTP"
