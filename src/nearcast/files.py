@@ -130,7 +130,7 @@ def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Return whether a folder has its manifest."""
+    """Return whether a folder is complete: it contains a manifest."""
     return (folder / MANIFEST).is_file()
 
 

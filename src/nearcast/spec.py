@@ -86,7 +86,7 @@ class GeneratorSpec(SpecTable):
     )
     metric: Metric = Field(description="inner_product, cosine or l2.")
     k: Whole = Field(ge=1, le=10_000, description="Candidates per query.")
-    recall: Share = Field(1.0, gt=0, le=1, description="Recall target: the recall@k that the snapshot must reach.")
+    recall: Share = Field(1.0, gt=0, le=1, description="Recall target: the minimum recall@k of the snapshot.")
     engine: str = Field("auto", description="auto, dense, exact, faiss-hnsw or faiss-ivf.")
     engine_settings: dict[str, Any] = Field(default_factory=dict, description="Settings of the named engine.")
     exclude_self: bool = Field(False, description="Never give a query the item with the same id.")
@@ -218,7 +218,7 @@ def _list_conflicts(spec: GeneratorSpec) -> Iterator[str]:
     names = [rule.name for rule in spec.rules]
     for name in names:
         if names.count(name) > 1:
-            yield f"{names.count(name)} rules are called {name!r}; give each a name of its own"
+            yield f"{names.count(name)} rules are called {name!r}; give each a different name"
     if spec.rank is not None and spec.caps:
         yield "caps are applied by the join, before the ranking model; remove caps or rank"
     if spec.rank is not None and (spec.overfetch or spec.exposure):

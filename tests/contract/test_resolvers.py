@@ -140,7 +140,7 @@ def test_of_too_many_keys_the_heaviest_stay():
 
 
 def test_a_context_that_nobody_knows_names_those_that_there_are():
-    with pytest.raises(SpecError, match="the context names 'weather'; what can be known is viewed, recent, session"):
+    with pytest.raises(SpecError, match="the context names 'weather'; known resolvers are viewed, recent, session"):
         resolve_keys([], {"weather": "rain"}, nothing)
 
 

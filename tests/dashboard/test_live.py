@@ -94,7 +94,7 @@ def test_a_list_is_that_of_the_served_snapshot_beside_the_one_before(service: Se
     assert (told["now"]["snapshot"], told["before"]["snapshot"]) == ("000002", "000001")
     assert len(told["now"]["candidates"]) == 5
     assert [row["removed"] for row in told["now"]["candidates"] if "removed" in row] == [
-        "removed by the overlay until it is lifted (sold out)"
+        "removed by the overlay until it is restored (sold out)"
     ]
     assert set(told["diff"]) == {"came", "went", "moved", "kept"}
     first = service.get("/dashboard/generators/things/list?key=item%2000&before=1", headers=HEAD).json()

@@ -230,8 +230,8 @@ def test_a_failed_audit_publishes_nothing_and_says_which_rules_and_by_how_much(s
     done = at.nearcast("publish", spec, "--json", cwd=shop)
     assert done.returncode == 10
     assert "2 of 19 rules failed" in done.stderr
-    assert "keys: it has 300 keys, 700 fewer than the 1,000 that are asked for" in done.stderr
-    assert "points below the 100.00% that is asked for" in done.stderr
+    assert "keys: it has 300 keys, 700 fewer than the required 1,000" in done.stderr
+    assert "points below the required 100.00%" in done.stderr
     refused = json.loads(done.stdout)
     failed = [f["rule"] for f in refused["findings"] if not f["passed"]]
     assert (refused["outcome"], failed) == ("refused", ["keys", "overlap"])
@@ -245,7 +245,7 @@ def test_a_snapshot_below_its_promise_does_not_go_live(shop: Path) -> None:
     hasty = {"engine": "faiss-ivf", "engine_settings": {"nprobe": 1}, "recall": 0.95}
     with pytest.raises(TargetError):
         nearcast.run(write_spec(shop, **hasty))
-    with pytest.raises(AuditError, match=r"recall: recall@10 is .* below the 0.95 that is asked for"):
+    with pytest.raises(AuditError, match=r"recall: recall@10 is .* below the required 0.95"):
         nearcast.publish("shop")
     assert current(shop) == 4
 

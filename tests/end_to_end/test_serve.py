@@ -255,7 +255,7 @@ def test_a_token_may_come_from_the_environment_and_an_empty_one_opens_nothing(mo
 def test_limits_are_those_given_and_without_a_token_the_network_is_warned_of(tmp_path, store):
     words = ("shop", "--store", store.url, "--host", "0.0.0.0", "--max-keys", 3, "--max-body", "200")
     with running(tmp_path, *words) as service:
-        assert "warning: everybody who can reach 0.0.0.0 may ask; give --token-file" in service.said
+        assert "warning: everybody who can connect to 0.0.0.0 may send requests; give --token-file" in service.said
         assert service.post("/v1/generators/shop/candidates", {"keys": [1, 2, 3]}).status_code == 200
         assert service.post("/v1/generators/shop/candidates", {"keys": [1, 2, 3, 4]}).status_code == 422
         assert service.post("/v1/generators/shop/candidates", {"keys": [1] * 99}).status_code == 413

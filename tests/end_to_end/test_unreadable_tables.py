@@ -115,7 +115,7 @@ def test_a_running_service_says_that_it_stays_on_an_old_table_and_follows_the_ne
         load(store, "shop.phrases", 2, {"red": [("a", 1.0)]}, format=9, kind=WEIGHT_TABLE)
         point(store, "shop.phrases", 2)
         for name in ("ads", "shop.phrases"):
-            until(lambda name=name: f"{name} still answers from what it has" in service.said)
+            until(lambda name=name: f"{name} still answers from the version that it has" in service.said)
             assert service.metric(f'nearcast_update_failing{{generator="{name}"}}') == 1
             assert service.metric(f'nearcast_snapshot_version{{generator="{name}"}}') == 1
             assert service.metric(f'nearcast_update_failures_total{{generator="{name}"}}') == 1

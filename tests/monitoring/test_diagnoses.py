@@ -354,7 +354,7 @@ def test_a_store_that_was_lost_is_told_until_something_is_published_again(tmp_pa
     store = shop.folder / "nearcast" / "store"
     store.rename(tmp_path / "away")
     watched = shop.look()
-    assert titles(watched) == {"unreachable": "The store holds nothing of what was published"}
+    assert titles(watched) == {"unreachable": "The store has lost all published versions"}
     assert watched.users_get == "Users get nothing: the store holds nothing, and 000001 was published to it."
     state = page_of(shop)["state"]
     assert (state["level"], state["seen"]) == ("bad", watched.users_get)

@@ -310,7 +310,7 @@ def test_without_its_model_a_list_is_still_explained_by_it(tmp_path, then):
     out = next(place for place in range(FETCH) if near[place] not in near[np.lexsort((near, PRICES[near]))][:K])
     found = explained(tmp_path, 0, out)
     assert found.cause == "ranked_lower"
-    assert "cannot be asked again" in found.words
+    assert "cannot be run again" in found.words
 
 
 def test_a_rule_and_a_least_score_come_before_the_model(tmp_path):

@@ -58,20 +58,20 @@ def test_every_setting_of_the_audit_table_belongs_to_a_rule():
             "fill_rate",
             {"fill_rate": 0.9},
             {"fill_rate": 0.85},
-            "the fill rate is 85.00%, 5.00 points below the 90.00% that is asked for",
+            "the fill rate is 85.00%, 5.00 points below the required 90.00%",
         ),
         (
             "query_coverage",
             {"query_coverage": 0.95},
             {"query_coverage": 0.9499},
-            "the query coverage is 94.99%, 0.01 points below the 95.00% that is asked for",
+            "the query coverage is 94.99%, 0.01 points below the required 95.00%",
         ),
         (
             "queries_kept",
             {"kept_keys": 90},
             {"kept_keys": 70},
-            "of 100 keys of 000006, the share that this snapshot has too is 70.00%, 20.00 points below the 90.00% that "
-            "is asked for",
+            "of 100 keys of 000006, the share that this snapshot has too is 70.00%, 20.00 points below the required "
+            "90.00%",
         ),
         (
             "keys",
@@ -83,7 +83,7 @@ def test_every_setting_of_the_audit_table_belongs_to_a_rule():
             "overlap",
             {"overlap": 0.3},
             {"overlap": 0.05},
-            "on 100 keys, the overlap with 000006 is 5.00%, 25.00 points below the 30.00% that is asked for; queries "
+            "on 100 keys, the overlap with 000006 is 5.00%, 25.00 points below the required 30.00%; queries "
             "and items of two embedding models look like this",
         ),
         (
@@ -123,7 +123,7 @@ def test_recall_is_held_to_the_promise_by_the_runs_own_verdict():
     assert found("recall", recall_target=0.95, target_met=True).passed
     failed = found("recall", recall=0.955, recall_low=0.94, recall_target=0.95, target_met=False)
     assert not failed.passed
-    assert failed.text == "recall@10 is 0.9550 with a 95% interval from 0.9400, 0.01 below the 0.95 that is asked for"
+    assert failed.text == "recall@10 is 0.9550 with a 95% interval from 0.9400, 0.01 below the required 0.95"
 
 
 def test_a_promise_of_one_is_kept_by_an_exact_engine_although_no_sample_proves_it():
@@ -132,7 +132,7 @@ def test_a_promise_of_one_is_kept_by_an_exact_engine_although_no_sample_proves_i
     assert exact.text == "recall@10 is 1.0000 by an engine that is exact, as promised"
     missed = found("recall", recall=0.9999, recall_low=0.998, recall_target=1.0, target_met=False)
     assert not missed.passed
-    assert "0.002 below the 1 that is asked for" in missed.text
+    assert "0.002 below the required 1" in missed.text
 
 
 def test_an_exact_engine_that_misses_fails_although_the_interval_is_above_the_promise():
@@ -154,7 +154,7 @@ def test_keys_have_a_least_number_whatever_is_current():
     assert found("keys", settings, keys=50, current=None).passed
     failed = found("keys", settings, keys=49, current=None)
     assert not failed.passed
-    assert failed.text == "it has 49 keys, 1 fewer than the 50 that are asked for"
+    assert failed.text == "it has 49 keys, 1 fewer than the required 50"
 
 
 def test_the_share_of_keys_that_may_be_lost_is_not_off_by_a_key_from_rounding():

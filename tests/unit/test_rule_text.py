@@ -108,7 +108,7 @@ def test_a_comparison_that_mixes_the_sides_is_put_in_order():
         ("item.price = 3", "=", "write =="),
         ("item.price <> 3", ">", "write !="),
         ("price < 3", "price", "item.price, query.price, request.price"),
-        ("item.a and item", "item", "such as item.id"),
+        ("item.a and item", "item", "for example item.id"),
         ("item.a && item.b", "&", "write and"),
         ("item.a and", None, "ends too early"),
         ("item.a b", "b", "and"),

@@ -200,7 +200,7 @@ def test_npy_vectors_without_ids_are_refused_with_the_line_to_add():
 
 
 def test_a_file_of_ids_beside_parquet_is_refused():
-    assert "items.parquet has its ids in a column" in refusal(items={"path": "items.parquet", "ids": "ids.npy"})
+    assert "in items.parquet the ids are a column" in refusal(items={"path": "items.parquet", "ids": "ids.npy"})
 
 
 @pytest.mark.parametrize("column", ["key", "emb"])

@@ -124,7 +124,7 @@ class Expansion(ClosesOnExit):
         )
 
     def refresh(self) -> None:
-        """Read what is newer in the store before this returns."""
+        """Poll the store now, and apply newer versions and overlay entries before returning."""
         self.lookup.refresh()
         self._follow()
         self._keep_up()
@@ -213,7 +213,7 @@ class Expansion(ClosesOnExit):
         return ads
 
     def _keep_up(self) -> None:
-        """Apply what is new after a poll, so that no request waits for it."""
+        """Apply the changes of a poll in advance, so that no request waits for them."""
         view, ads = self.lookup.view(), self._view
         if ads is None:
             return

@@ -60,7 +60,7 @@ class ExpansionReport:
     overlay_entries_cut: int
     as_of: float  # seconds since 1970 when ads and links were read from their source
     targeting: tuple[TargetCounts, ...] = ()
-    notes: tuple[str, ...] = ()  # for the user, such as skipped files
+    notes: tuple[str, ...] = ()  # messages for the user, for example on skipped files
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -123,7 +123,7 @@ def publish_export(
         try:
             cut = _compact_overlay(store, name)
         except (DamagedError, NotFoundError, StoreError) as error:  # the next publication can compact it
-            notes.append(f"the overlay is not cut back: {error}")
+            notes.append(f"the overlay is not compacted: {error}")
         retire_versions(store, name, moved, keep)
     return ExpansionReport(
         name=name,

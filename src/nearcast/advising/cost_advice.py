@@ -111,7 +111,7 @@ def _recommend_variant(model: CostModel, costs: Sequence[DailyCost]) -> tuple[st
 
 
 def _compare_variants(case: UseCase, costs: Sequence[DailyCost], best: DailyCost) -> Iterator[str]:
-    """Yield sentences on what the other variants cost, and why a cheaper one is not recommended."""
+    """Yield sentences on the cost of the other variants, and why a cheaper one is not recommended."""
     others = [cost for cost in costs if cost is not best]
     dearer = [cost for cost in others if cost.expense >= best.expense]
     cheaper = [cost for cost in others if cost.expense < best.expense]

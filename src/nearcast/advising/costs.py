@@ -1,4 +1,4 @@
-"""Cost model: what a day costs with offline lists, with an online index, and with a mix of both.
+"""Cost model: the cost of a day with offline lists, with an online index, and with a mix of both.
 
     offline  a list for every key: runs, publishes and look-ups. A key without a list is not answered.
     online   an index over the items, rebuilt at an interval, and a search for every request.

@@ -1,4 +1,4 @@
-"""Head keys: the fewest keys that cover a share of the traffic, and what they cover on later days.
+"""Head keys: the fewest keys that cover a share of the traffic, and their coverage of later days.
 
 A head covers the days that it was chosen on too well. Its coverage of later days is measured on held-out days: for each
 of the last days, the head of the days before is compared with the traffic of that day.

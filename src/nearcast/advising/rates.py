@@ -1,8 +1,8 @@
 """Rates of a machine: processor seconds of runs, publishes, look-ups and online searches, and their file.
 
 Rates are measured at two sizes and scaled to a third by a line or a power; `measure_rates` measures them.
-Processor seconds of all threads, not wall time: they are what is paid for, and other work on the machine changes them
-less. Does not know the traffic.
+Rates are processor seconds of all threads, not wall time: users pay for processors, and other work on the machine
+changes these figures less. Does not know the traffic.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def count_units(rates: Rates, keys: float, items: float) -> dict[str, float]:
 
 
 def write_rates(rates: Rates, path: Path, made_of: Any) -> None:
-    """Write rates to a file. made_of: what they were measured for; `read_rates` compares it."""
+    """Write rates to a file. made_of: the settings of the measurement; `read_rates` compares them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"nearcast": __version__, "made_of": made_of, "rates": rates.as_dict()}
     write_text(path, json.dumps(facts, indent=1, default=str) + "\n")

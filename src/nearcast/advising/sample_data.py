@@ -1,6 +1,6 @@
 """Sample data: a part of a generator's rows, or synthetic rows, as files of a small generator.
 
-Does not know what is measured with them.
+Knows nothing of the measurements.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read a log of requests or engagements into traffic per key and day. Streams the log and keeps only the counts.
 
-Does not know vectors, or what the traffic is used for.
+Knows nothing of vectors and costs.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def load_spec(path: str | Path) -> GeneratorSpec:
 
 
 def report_failure(listener: Listener, failure: str | None) -> None:
-    """Send the failure of a side task, such as writing the history, to the listener. None means no failure."""
+    """Send the failure of a side task (for example writing the history) to the listener. None means no failure."""
     if failure:
         listener.note(failure)
 

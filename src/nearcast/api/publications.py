@@ -1,4 +1,4 @@
-"""The functions that change what is served: publish a snapshot or a weight table, roll back, expand; list versions."""
+"""Functions that change the served versions: publish a snapshot or weight table, roll back, expand; list versions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def publish(
     accept: audit rules that may fail, with reasons; they are stored with the version.
     dry_run: audit, and encode the copy without writing it.
     repair: continue without a pointer or current version that cannot be read, and repair the overlay.
-    max_bytes_per_second: throttle of the copy, such as 50_000_000 or "50MB"; overrides the spec.
+    max_bytes_per_second: throttle of the copy, for example 50_000_000 or "50MB"; overrides the spec.
     Raises AuditError if a rule fails, BusyError while another process publishes the generator, NotFoundError if
     there is no such snapshot, DamagedError if a file was changed, StoreError.
     """
@@ -187,7 +187,7 @@ def expand(
 def published(
     generator: SpecLike | None = None, *, store: StoreLike | None = None, out: str | Path | None = None
 ) -> list[store_listing.PublishedGenerator]:
-    """Return what is published: of one generator, of all in a store, or of all with snapshots in `out`."""
+    """Return the published versions: of one generator, of all in a store, or of all with snapshots in `out`."""
     if generator is not None:
         targets = [resolve_store_target(generator, out)]
     elif store is not None:

@@ -39,7 +39,7 @@ class OnlineOptions:
 
 @dataclass(frozen=True, slots=True)
 class OpenGenerators:
-    """Generators and expansion tables that are open, and those that could not be opened, by name."""
+    """Generators and expansion tables by name: open ones, and failed ones."""
 
     generators: dict[str, ServedGenerator]
     expansions: dict[str, Expansion]

@@ -179,7 +179,7 @@ def _shorten_path(path: Path) -> Path:
 
 
 def _list_measures(manifest: Manifest) -> list[str]:
-    """Return the measures with a row of their own, in order."""
+    """Return the measures that are printed in separate rows, in order."""
     measures = manifest.measures
     return [n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))]
 

@@ -155,7 +155,9 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
         disable_created_metrics()
         service = _start_service(opened, options, stack)
         if not is_loopback(options.host) and not tokens:
-            click.echo(f"warning: everybody who can reach {options.host} may ask; give --token-file", err=True)
+            click.echo(
+                f"warning: everybody who can connect to {options.host} may send requests; give --token-file", err=True
+            )
 
         def report_start() -> None:
             host = f"[{options.host}]" if ":" in options.host else options.host

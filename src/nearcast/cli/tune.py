@@ -72,7 +72,7 @@ def tune(
     """Try engines and settings on samples, and suggest the cheapest that meets the recall target.
 
     Prints the lines to add to the spec, and does not change the spec. Trials are saved in <out>/GENERATOR/tuning; the
-    next tuning continues from them. A run meets its target without tuning, too.
+    next tuning continues from them. Tuning is optional: a run meets its recall target without it.
     """
     with show_progress(quiet=quiet or as_json_) as listener:
         tuned, folder = tune_spec(spec, trials=trials, seconds=seconds, memory=memory, listener=listener)

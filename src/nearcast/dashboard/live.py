@@ -1,6 +1,6 @@
 """Pages of a running service: the HTML shell, its scripts, its data, and lists by key.
 
-Pages only read. They work in threads of their own, never on the event loop.
+Pages only read. They run in separate threads, never on the event loop.
 """
 
 from __future__ import annotations

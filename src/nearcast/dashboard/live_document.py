@@ -1,4 +1,4 @@
-"""The dashboard document of a running service: what the folder of the snapshots records, with the service's figures."""
+"""The dashboard document of a running service: the records in the snapshot folder, with the service's figures."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The content policy allows only these scripts and styles: by hash in the file, by address in the service. Data is
 embedded as packed JSON that is never executed, and the front end writes it as text only. The overview and each
-generator have blocks of their own; the block of a generator is unpacked when it is opened.
+generator have separate blocks; the block of a generator is unpacked when a reader opens it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TITLE = "nearcast"
 
 @dataclass(frozen=True, slots=True)
 class ContentPolicy:
-    """What a page may load and run: the value of Content-Security-Policy."""
+    """The Content-Security-Policy of a page: the scripts and styles that it may load and run."""
 
     scripts: str
     styles: str

@@ -1,4 +1,4 @@
-"""Removed items: what the overlay removes from a generator's lists, by id, in words. Reads a store, knows no pages."""
+"""The items that the overlay removes from a generator's lists, by id, in words. Reads a store, knows no pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def list_removed(entries: list[OverlayEntry], *, now: float, integers: bool) -> 
 
 
 def _describe_entry(entry: OverlayEntry) -> str:
-    until = f"until {format_utc(entry.until)}" if entry.until is not None else "until it is lifted"
+    until = f"until {format_utc(entry.until)}" if entry.until is not None else "until it is restored"
     note = f" ({entry.note})" if entry.note else ""
     return f"removed by the overlay {until}{note}"
 

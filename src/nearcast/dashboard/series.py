@@ -1,6 +1,6 @@
 """Series for the charts: figures of runs and monitor passes as columns, with a value per event.
 
-Values except counts are rounded to what a chart can show, so that a year of 100 generators fits in one file.
+Values except counts are rounded to the resolution of a chart, so that a year of 100 generators fits in one file.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
     from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 
     if not text.strip():
-        raise _WordError((0, 0), f"it is empty; write a condition, such as {tables[0]}.in_stock")
+        raise _WordError((0, 0), f"it is empty; write a condition, for example {tables[0]}.in_stock")
     try:
         tree = _parser().parse(text)
     except UnexpectedCharacters as error:
@@ -238,7 +238,7 @@ def _explain_unexpected(text: str, span: Span, allowed: Any, tables: Sequence[st
         if word in CONSTANTS:
             way = f"write {CONSTANTS[word]}"
         elif word in tables:
-            way = f"say which column, such as {word}.id"
+            way = f"name a column, for example {word}.id"
         return _WordError(alone.span(1), f"{word!r} stands alone; {way}")
     around = (text[span[0] : span[0] + 2], text[max(0, span[0] - 1) : span[0] + 1], found)
     slip = next((USUAL_SLIPS[word] for word in around if word in USUAL_SLIPS), None)
@@ -336,7 +336,7 @@ def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
 def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
     amount, inside = _argument(arguments, span)
     if isinstance(amount, bool | str) or amount is None:
-        raise _WordError(inside, f"{unit} takes a number, such as {unit}(28)")
+        raise _WordError(inside, f"{unit} takes a number, for example {unit}(28)")
     if amount < 0:
         raise _WordError(inside, f"{unit} takes a number of at least 0; subtract it: -{unit}({-amount:g})")
     if amount > MOST_DAYS:
@@ -347,7 +347,7 @@ def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
 def _moment(arguments: Sequence[Any], span: Span) -> Moment:
     text, inside = _argument(arguments, span)
     if not isinstance(text, str):
-        raise _WordError(inside, 'date takes a text, such as date("2026-11-25")')
+        raise _WordError(inside, 'date takes a text, for example date("2026-11-25")')
     try:
         parse_time(text)
     except (ValueError, OverflowError):

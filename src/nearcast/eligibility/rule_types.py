@@ -55,7 +55,7 @@ class Type:
         return f"a list of {WORDS[self.kind][1]}" if self.many else WORDS[self.kind][0]
 
     def as_plain(self) -> str:
-        """Return the type as a word, such as text or [integer]."""
+        """Return the type as a word, for example text or [integer]."""
         return f"[{self.kind}]" if self.many else str(self.kind)
 
     @classmethod

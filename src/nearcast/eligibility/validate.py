@@ -100,7 +100,7 @@ def _check_names(rules: Sequence[Rule]) -> None:
     names = [rule.name for rule in rules]
     for name in names:
         if names.count(name) > 1:
-            raise SpecError(f"{names.count(name)} rules are called {name!r}; give each a name of its own")
+            raise SpecError(f"{names.count(name)} rules are called {name!r}; give each a different name")
 
 
 class _Checker:

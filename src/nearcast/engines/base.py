@@ -105,7 +105,7 @@ class Index(Protocol):
         resources: Resources,
         progress: Progress = no_progress,
     ) -> Neighbors:
-        """Return the k best items per query, of those that the scan reaches and the constraints allow."""
+        """Return the k best scanned items per query that the constraints allow."""
         ...
 
     def items_scanned(

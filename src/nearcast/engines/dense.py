@@ -97,7 +97,7 @@ class DenseIndex:
         resources: Resources,
         progress: Progress = no_progress,
     ) -> Neighbors:
-        """Scan the cells within the probe radius, and score in full what the bound leaves."""
+        """Scan the cells within the probe radius, and score in full the items that pass the bound."""
         output = self._scan(queries, request, params, resources, progress=progress)
         return Neighbors(output.positions, output.scores)
 

@@ -1,4 +1,4 @@
-"""One run of a generator: inputs checked and ingested, an index, the join cut into tasks, the table, measures.
+"""One run of a generator: validate and ingest inputs, build an index, join in tasks, write the table, measure it.
 
-`run.py` is the order of these stages; each has its own file. A task is a pure function from files to files.
+`run.py` calls these stages in order; each is in a separate file. A task is a pure function from files to files.
 """

@@ -40,7 +40,7 @@ def draft_manifest(
     join: JoinPlan,
     table: WrittenTable,
 ) -> Manifest:
-    """Return the manifest of a written table: what it was made of, before it is measured."""
+    """Return the manifest of a written table with its inputs and settings, without measures."""
     engine = EngineRecord(run.engine.name, run.settings.model_dump(), dict(join.settings.params), join.calibration)
     return Manifest(
         {

@@ -1,4 +1,4 @@
-"""Explain why an item is in a query's list, or not: the one cause, with the figures that show it.
+"""Explain why an item is in a query's list or not: one cause, with figures.
 
 Scores every item for the one query, so that ranks are exact. Knows nothing of stores: the answer of a look-up itself
 names what the overlay or the request removes.
@@ -243,7 +243,7 @@ def _explain_ranked(draft: Explanation, opened: SnapshotInputs, scored: ScoredIt
     if draft.model_score is None:
         words = (
             f"the join fetches it, at rank {rank:,} of {fetch:,}, and the model has put {opened.spec.k} others before "
-            f"it; its own model rank is not known, since the model cannot be asked again: {scored.model_fault}"
+            f"it; its own model rank is not known, since the model cannot be run again: {scored.model_fault}"
         )
         return replace(draft, cause=Cause.RANKED_LOWER, words=words)
     last = scored.last_model_score

@@ -39,7 +39,7 @@ def onnx_ranker(path: Path) -> Callable[[pa.RecordBatch], Any]:
     options.log_severity_level = 4  # its errors become ours
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many kinds, all of their own
+    except Exception as error:  # onnxruntime raises many classes without a common base
         raise SpecError(f"rank.model: {path} cannot be read by onnxruntime: {error}") from error
     inputs = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
     for name, (kind, _) in inputs.items():

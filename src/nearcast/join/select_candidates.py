@@ -1,6 +1,6 @@
 """The lists that are stored, selected from the lists of the join: exposure cap, planned over-fetch.
 
-Also the effects on later stages: which lists count as short, and what the true list of a query is. The items that an
+Also the effects on later stages: which lists count as short, and the true list of a query. The items that an
 exposure cap has filled up are stored with the snapshot, for `explain`.
 """
 

@@ -1,7 +1,7 @@
 """Score a list of items for one query: the fast variant of `knn.scores`, equal to the last bit.
 
-For single queries, where preparation costs as much as scoring: a `ListScorer` holds everything that can be computed
-beforehand. Does not search or sort.
+For single queries, where preparation costs as much as scoring. A `ListScorer` holds all precomputed values.
+Does not search or sort.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ __all__ = [
     "write_lists",
 ]
 
-MAX_SAMPLES = 6  # a report's and two of a calibration, for two specs in turn or for two days
+MAX_SAMPLES = 6  # one of a report and two of a calibration, for two specs or two days
 FORMAT = 1
 
 Note = Callable[[str], None]

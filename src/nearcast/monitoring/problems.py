@@ -75,7 +75,7 @@ def list_problems(line: Timeline) -> list[GeneratorProblem]:
 
 
 def _list_alert_problems(line: Timeline) -> Iterator[GeneratorProblem]:
-    """Yield the problems of the newest run, and those that the last pass found in the served version."""
+    """Yield the problems of the newest run, and the problems that the last pass found in the served version."""
     last = line.passes[-1] if line.passes else None
     reported: list[Mapping[str, Any]] = [] if last is None else list(last.facts["alerts"])
     of_run = [alert for alert in reported if alert["check"] not in (*OF_SERVED, "audit")]

@@ -57,7 +57,7 @@ HEADLINE_ENDS = (", and at most", ", and ", " (PSI", "; ")  # the headline is th
 
 
 def fold_consequences(alerts: Sequence[Alert]) -> list[Alert]:
-    """Return the alerts without those that follow from another alert, which names them in `follows`."""
+    """Return the alerts that do not follow from another alert. An alert lists its consequences in `follows`."""
     checks = {alert.check for alert in alerts}
     causes = [name for name in CONSEQUENCES if name in checks]
     first = [name for name in causes if not any(name in CONSEQUENCES[other] for other in causes)]

@@ -29,7 +29,7 @@ __all__ = [
     "was_published_since",
 ]
 
-LOST = "The store holds nothing of what was published"  # headline of an alert
+LOST = "The store has lost all published versions"  # headline of an alert
 
 
 def list_newest_runs(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:

@@ -1,7 +1,7 @@
 """The status of a generator: its problems by name, since when, and which lists its users get meanwhile.
 
-`nearcast monitor`, its JSON and webhook, and the dashboard all show what this room derives from the events of the
-history. The findings of the last monitor pass count if that pass saw the newest run; else the newest run is checked
+`nearcast monitor`, its JSON and webhook, and the dashboard show the status that this room derives from the events of
+the history. The findings of the last monitor pass count if that pass saw the newest run; else the newest run is checked
 again, since its facts are in the history.
 """
 
@@ -38,7 +38,7 @@ class GeneratorStatus:
     newer_runs: str  # sentence: why newer runs are not published, and since when the served version is
     last_pass: float | None  # time of the last monitor pass; None: there was no pass
     unchecked: bool  # no pass has seen the newest run
-    monitored: str  # sentence: what the monitor has seen
+    monitored: str  # sentence: when the monitor last ran, and on which version
     sees_served: bool = False  # the figures of the last pass are those of the served version
 
     @property
@@ -83,7 +83,7 @@ def derive_status(events: Sequence[HistoryEvent]) -> GeneratorStatus:
 
 
 def _describe_monitor(line: Timeline) -> str:
-    """Return a sentence on what the monitor has seen."""
+    """Return a sentence on the last monitor pass and the version that it saw."""
     if not line.passes:
         return "The monitor has not run yet." if line.runs or line.live is not None else ""
     last, name = line.passes[-1], f"{line.runs[-1].version or 0:06d}" if line.runs else ""

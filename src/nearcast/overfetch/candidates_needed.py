@@ -155,7 +155,7 @@ def _search_curve(candidates: CandidateSurvival, at_least: int, target: float) -
 
 
 def _bisect(candidates: CandidateSurvival, at_least: int, target: float) -> tuple[IntArray, Float64Array]:
-    """Bisect the curve, which never falls: with groups, a whole curve costs k times as much as a point."""
+    """Bisect the nondecreasing curve. With groups, computing the whole curve costs k times as much as one point."""
     reached = compute_probability(candidates, at_least, candidates.lengths)
     low, high = np.zeros_like(candidates.lengths), candidates.lengths.copy()
     solvable = reached >= target

@@ -39,7 +39,7 @@ class CurrentVersion:
 
     @property
     def name(self) -> str:
-        """The version as it is displayed, such as 000007."""
+        """The version as displayed, for example 000007."""
         return f"{self.version:06d}"
 
 

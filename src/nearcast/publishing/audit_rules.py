@@ -37,16 +37,14 @@ def _check_recall(figures: AuditFigures, settings: AuditSpec) -> Finding:
     text = f"{what}, and an exact engine was to miss nothing"
     if low < bound:
         short = _format_number(bound - low)
-        text = f"{what} with a 95% interval from {low:.4f}, {short} below the {bound:g} that is asked for"
+        text = f"{what} with a 95% interval from {low:.4f}, {short} below the required {bound:g}"
     return Finding("recall", "recall_low", bound, low, False, text)
 
 
 def _check_share(rule: str, found: float, bound: float, what: str) -> Finding:
     if found >= bound:
         return Finding(rule, rule, bound, found, True, f"{what} is {found:.2%}, and {bound:.2%} is asked for")
-    text = (
-        f"{what} is {found:.2%}, {_format_number(100 * (bound - found))} points below the {bound:.2%} that is asked for"
-    )
+    text = f"{what} is {found:.2%}, {_format_number(100 * (bound - found))} points below the required {bound:.2%}"
     return Finding(rule, rule, bound, found, False, text)
 
 
@@ -78,10 +76,10 @@ def _check_queries_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
 def _check_keys(figures: AuditFigures, settings: AuditSpec) -> Finding:
     current, n = figures.current, figures.keys
     now = current.keys if current else 0
-    # rounding of the product must not cost a key
+    # a rounding error of the product must not fail the rule
     least = max(settings.min_keys, math.ceil(now * (1 - settings.max_keys_lost) - 1e-6))
     if n < settings.min_keys:
-        text = f"it has {n:,} keys, {settings.min_keys - n:,} fewer than the {settings.min_keys:,} that are asked for"
+        text = f"it has {n:,} keys, {settings.min_keys - n:,} fewer than the required {settings.min_keys:,}"
     elif current is None:
         text = f"it has {n:,} keys; {NOTHING_CURRENT}"
     elif n < least:

@@ -45,7 +45,7 @@ class ValueChange:
     compared: int  # rows that have a value in both
     share: float  # rows that changed
     scaled: bool  # numbers: changed by a factor of 3 or more in one direction; other columns: another value
-    example: str  # such as: 'DE' -> 'de'
+    example: str  # for example: 'DE' -> 'de'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class CurrentInputs:
 class CurrentFigures:
     """The current version, and a comparison over a sample of its keys."""
 
-    name: str  # such as 000006
+    name: str  # for example 000006
     keys: int
     payload_bytes: int
     sampled: int  # keys in the sample

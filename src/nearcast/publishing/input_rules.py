@@ -100,7 +100,7 @@ def _check_items_kept(figures: AuditFigures, settings: AuditSpec) -> Finding:
     text = f"of the {n:,} items of {current.name}, {share:.2%} are in this snapshot too"
     passed = share * n >= math.floor(bound * n) - 1e-6
     if not passed:
-        text += f", and {bound:.2%} are asked for; look for a part of the items that is missing, or ids that changed"
+        text += f", and {bound:.2%} are required; check for missing parts of the items and for changed ids"
     return Finding("items_kept", "items_kept", bound, share, passed, text)
 
 
@@ -200,8 +200,8 @@ def _check_changed_values(figures: AuditFigures, settings: AuditSpec) -> Finding
                 change_in_words = "three times as much or as little, or more, the same way,"
             faults.append(
                 f"{name} of the {table}: {change_in_words} for {change.share:.2%} of the {change.compared:,} {table} "
-                f"of both versions, such as {change.example}, and at most {bound:.2%} may; look at the export of the "
-                f"{table}"
+                f"of both versions (for example {change.example}), and at most {bound:.2%} may; "
+                f"look at the export of the {table}"
             )
     passed = NOTHING_CURRENT if inputs is None else "items and queries of both versions have the values they had"
     return _make_finding("changed_values", settings.max_values_changed, worst, faults, passed)

@@ -79,7 +79,7 @@ class Publication:
 
     @property
     def name(self) -> str:
-        """The version as it is displayed, such as 000007."""
+        """The version as displayed, for example 000007."""
         return f"{self.version:06d}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def publish(request: PublishRequest) -> Publication:
     """Publish a snapshot; a dry run only audits it and encodes its rows.
 
     Raises AuditError if a rule fails that is not accepted, BusyError if another process publishes the generator,
-    DamagedError if the snapshot or the copy differs from what was written, StoreError if the store fails. Readers then
-    see no change.
+    DamagedError if the snapshot or the copy does not match its checksums, StoreError if the store fails. Readers see no
+    change after an error.
     """
     validate_accepted(request.accept)
     if request.dry_run:

@@ -79,9 +79,9 @@ def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> Version
 
 
 def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
-    """Remove snapshots older than the current one from disk, except the newest `keep` and those that the store holds.
+    """Remove snapshots older than the current one from disk, except the newest `keep` and the versions in the store.
 
-    Returns their versions. Call it under the lock. The manifest is removed first: no reader finds half a snapshot.
+    Returns their versions. Call it under the lock. The manifest is removed first: no reader finds a partial snapshot.
     """
     home = snapshots_folder(out, generator)
     found = [snapshot.version for snapshot in list_snapshots(out, generator)]

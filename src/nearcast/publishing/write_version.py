@@ -38,7 +38,7 @@ PAIRS_AT_ONCE = 1 << 12
 
 @contextlib.contextmanager
 def open_writer(store: Store, name: str, version: int) -> Iterator[Writer]:
-    """Open a writer of a version; the caller finishes it. An error before that discards what was written."""
+    """Open a writer of a version; the caller finishes it. An error before that discards the data."""
     writer = store.write(name, version)
     try:
         yield writer
@@ -89,14 +89,14 @@ def add_checksum(total: int, keys: Sequence[bytes], values: Sequence[bytes]) -> 
 def read_back(reader: Reader, facts: VersionFacts, where: str, progress: Progress) -> None:
     """Read all pairs. Raises DamagedError if their number or their checksum differs from the facts."""
     if facts.checksum is None:
-        raise DamagedError(f"{where} does not say what was written; publish it again")
+        raise DamagedError(f"{where} has no checksum; publish it again")
     expected = {Space.LISTS: facts.keys, Space.ITEMS: facts.items + facts.query_rows}
     for done, space in enumerate(Space):
         total, count = compute_checksum(reader.pairs(space))
         if count != expected[space]:
             raise DamagedError(f"{where} holds {count:,} {space} where {expected[space]:,} were written")
         if total != facts.checksum[space]:
-            raise DamagedError(f"{where}: the checksum of its {space} is not that of what was written")
+            raise DamagedError(f"{where}: the checksum of its {space} differs from the checksum in its facts")
         progress("read back", done + 1, len(Space))
 
 

@@ -79,7 +79,7 @@ class ReplayReport:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Return what the history records: the candidates left after each stage by source, and the report."""
+        """Return the facts for the history: the candidates left after each stage by source, and the report."""
         names = [name for name, _, _ in self.ways[0].stages]
         stages = [
             {"name": name, **{figures.name: figures.stages[number][1] for figures in self.ways}}

@@ -1,6 +1,6 @@
-"""The request funnel: send requests through one candidate source, and count what each stage leaves.
+"""The request funnel: send requests through one candidate source, and count the candidates after each stage.
 
-Does not know where candidates come from, or what the results are compared with.
+Knows nothing of the candidate sources and of comparisons.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Answers from a store: `lookup.py` follows what is published, `overlay.py` says what is newer than a snapshot."""
+"""Answers from a store: `lookup.py` follows the published versions, `overlay.py` writes newer changes."""

@@ -46,7 +46,7 @@ class ClosesOnExit:
         self.close()
 
     def close(self) -> None:
-        """Release what the object holds."""
+        """Release the resources of the object."""
         raise NotImplementedError
 
 
@@ -277,7 +277,7 @@ class StoreFollower(ClosesOnExit):
             if changes.serial < overlay.serial:
                 raise DamagedError(
                     f"the overlay of {self.generator} went back from serial {overlay.serial} to {changes.serial}, as "
-                    "it does in an older copy of the store; what was removed since stays removed here; restore the "
+                    "it does in an older copy of the store; later removals stay in force here; restore the "
                     "newest copy, or heal it with publish --repair"
                 )
             return changes, None
@@ -353,9 +353,9 @@ def _describe_lost_pairs(view: View, *, is_current: bool) -> str | None:
         return str(error)
     except GoneError:
         if is_current:
-            return f"{view.snapshot} is current, but what the store said of it is lost; publish again with --repair"
+            return f"{view.snapshot} is current, but the store has lost its facts; publish again with --repair"
     except StoreError:
-        pass  # the next poll will tell
+        pass  # the next poll reports it
     return None
 
 

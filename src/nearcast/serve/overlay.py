@@ -110,7 +110,7 @@ class Overlay(ClosesOnExit):
         self._write(changes, until, note, facts)
 
     def roles(self) -> tuple[str, ...]:
-        """Return the role columns of an expansion table, also those that it does not have; empty for a generator."""
+        """Return the role columns of an expansion table, including absent ones; empty for a generator."""
         return list_role_columns(self.version_facts())
 
     def add(self, item: Item, field: str, amount: float, *, note: str = "", token: str = "") -> float:
@@ -183,7 +183,7 @@ class Overlay(ClosesOnExit):
     def repair(self) -> str | None:
         """Make a damaged or lost overlay readable again, with the entries that are left.
 
-        Returns what was damaged and what may be lost; None if it is intact.
+        Returns a description of the damage and of possible losses; None if the overlay is intact.
         """
         return repair_overlay(self._store.overlay(self.generator))
 

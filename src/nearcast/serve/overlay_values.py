@@ -1,6 +1,6 @@
 """Values that overlay entries may give to columns: their conversion, their validation, and sums of numbers.
 
-What an overlay knows of expansion tables is here: their role columns (bid, budget, spent, starts, ends) take money and
+Also the overlay's rules for expansion tables: their role columns (bid, budget, spent, starts, ends) take money and
 times, and a version holds values up to its `as_of`. Knows nothing of stores.
 """
 
@@ -138,7 +138,7 @@ def _is_time(text: str) -> bool:
 
 
 def list_role_columns(facts: VersionFacts) -> tuple[str, ...]:
-    """Return the role columns of an expansion table, also those that it does not have; empty for a generator."""
+    """Return the role columns of an expansion table, including absent ones; empty for a generator."""
     return tuple(facts.expansion["columns"].values()) if facts.expansion else ()
 
 

@@ -182,7 +182,7 @@ def resolve_keys(
     for name, known in context.items():
         resolver = RESOLVERS.get(name)
         if resolver is None:
-            raise SpecError(f"the context names {str(name)[:50]!r}; what can be known is {', '.join(RESOLVERS)}")
+            raise SpecError(f"the context names {str(name)[:50]!r}; known resolvers are {', '.join(RESOLVERS)}")
         if known is not None:
             row_key = resolver.table_key(known)
             row = read(resolver.table, row_key) if resolver.table is not None and row_key is not None else ()

@@ -1,4 +1,4 @@
-"""Look-ups of a generator's weight tables, each opened at its first use. Knows nothing of what the tables mean."""
+"""Look-ups of a generator's weight tables, each opened at its first use. Knows nothing of the meaning of the tables."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class KeyQuery:
     vector: FloatArray | None = None  # (dim,)
 
 
-# positions of queries -> (position, candidates) for those that the source has an answer for
+# positions of queries -> (position, candidates) for each query that the source can answer
 Source = Callable[[list[int]], Iterator[tuple[int, CandidateList]]]
 
 

@@ -134,7 +134,9 @@ class ReadinessResponse(_ResponseModel):
     """Whether the service takes requests."""
 
     ready: bool
-    reasons: list[str] = Field(description="Why the service is not ready, and what is served from an old version.")
+    reasons: list[str] = Field(
+        description="Causes of not being ready, and warnings on tables served from an old version."
+    )
 
 
 class ErrorDetail(_ResponseModel):

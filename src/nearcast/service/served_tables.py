@@ -157,7 +157,7 @@ class ServedTables:
         yield from list(self.expansions.items())
 
     def list_warnings(self) -> list[str]:
-        """Return what is not served, or from an old version, without making the service unready. Names no files."""
+        """Return warnings on tables that are outdated or not open. The service stays ready. Names no files."""
         warnings = [f"{name}: no version could be opened" for name in self.list_unopened()]
         outdated = [name for name, table in self._list_open_tables() if table.error]
         return warnings + [f"{name}: what is newer in the store is not served" for name in outdated]
@@ -179,7 +179,7 @@ class ServedTables:
         return problems
 
     def check_tables(self) -> None:
-        """Log each new error of following the store, once, and its end; try to open what could not be opened."""
+        """Log each new error of following the store once, and its end; retry tables that could not be opened."""
         self._reopen()
         for name, text in self._list_failures().items():
             if name not in self.served:
@@ -189,7 +189,7 @@ class ServedTables:
             if error and not logged.following:
                 self.metrics.count_update_failure(name)
             if error and error != logged.following:
-                log.warning("%s still answers from what it has: %s", name, error)
+                log.warning("%s still answers from the version that it has: %s", name, error)
             if logged.following and not error:
                 log.warning("%s follows the store again, at %s", name, table.state.snapshot)
             logged.following = error

@@ -43,7 +43,7 @@ SWITCH_SECONDS = 0.001  # so that a long look-up on a thread does not delay the 
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the host."""
+    """Return whether the host is a loopback address."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 

@@ -40,7 +40,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
 class SpecTable(BaseModel):
     """Table of a spec: frozen, refuses unknown keys, accepts the earlier name of a renamed key with a FutureWarning.
 
-    A renamed field has its earlier name as `serialization_alias`. Manifests and fingerprints are written with it
+    The `serialization_alias` of a renamed field is its earlier name. Manifests and fingerprints are written with it
     (`model_dump(by_alias=True)`), so that their bytes do not change.
 
     Validation context: `where` names the file in warnings; `recorded` reads a manifest, without warnings.

@@ -93,7 +93,7 @@ def _explain_common_fault(fault: Any, path: list[str]) -> str | None:
     if kind in ("model_type", "dict_type"):
         return f"it is a table: write [{'.'.join(path)}] and its settings below"
     if kind == "tuple_type" and path == ["rules"]:
-        return "write each rule as a table of its own: [[rules]], with its name and keep below"
+        return "write each rule as a separate table: [[rules]], with name and keep below"
     if kind == "tuple_type":
         return f"write it as a list: [{fault['input']!r}]".replace("'", '"')
     if kind == "string_type":

@@ -34,7 +34,7 @@ class PublishSpec(SpecTable):
 
 
 class AuditSpec(SpecTable):
-    """Audit: limits that a snapshot must meet to be published. Some compare it with the current version."""
+    """Audit: limits for publishing a snapshot. Some compare it with the current version."""
 
     min_recall: Share | None = Field(
         None,

@@ -68,7 +68,7 @@ class SourceSpec(SpecTable):
         if self.path.endswith(".npy") and self.ids is None:
             raise ValueError(f'{self.path} holds vectors without ids; name their file: ids = "ids.npy"')
         if not self.path.endswith(".npy") and self.ids is not None:
-            raise ValueError(f"ids goes with a .npy file of vectors; {self.path} has its ids in a column")
+            raise ValueError(f"ids goes with a .npy file of vectors; in {self.path} the ids are a column")
         for reserved in {self.id, self.vector} & set(self.columns):
             raise ValueError(f"{reserved!r} is the id or vector column already; remove it from the attributes")
         if "id" in self.columns:

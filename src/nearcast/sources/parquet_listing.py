@@ -200,7 +200,7 @@ class _Walk:
     links: deque[Path] = field(default_factory=deque)  # followed after everything else
 
     def notes(self, base: Path) -> list[str]:
-        """Describe what was skipped."""
+        """Describe skipped files."""
         texts = []
         for name, kind in TABLE_LOGS.items():
             if logs := [path for path in self.hidden if path.name == name]:

@@ -78,7 +78,7 @@ class Part:
     vector_type: pa.DataType
     row_bytes: int  # estimated memory of one row when read
     attribute_types: Mapping[str, pa.DataType]  # of attribute and display columns, as batches hold them
-    columns: tuple[str, ...]  # all columns, also those that the spec does not name
+    columns: tuple[str, ...]  # all columns of the source, also columns that the spec does not name
 
 
 @dataclass(frozen=True, slots=True)

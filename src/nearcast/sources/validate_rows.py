@@ -220,7 +220,7 @@ def _describe_empty(report: TableReport) -> str:
     if report.dim == 0 and any(problem.kind == "wrong_dimension" for problem in report.problems):
         return "all vectors are empty: none has a component; check the job that wrote them"
     rows = "the 1 row" if report.rows == 1 else f"the {report.rows:,} rows"
-    return f"none of {rows} read can be joined; what was found wrong with them says why"
+    return f"none of {rows} read can be joined; see the other problems for the causes"
 
 
 def _describe_embeddings(items: str | None, queries: str | None) -> str:

@@ -66,13 +66,13 @@ def check_store_url(url: str) -> None:
 def _validate_form(url: str) -> None:
     """Raise SpecError for an empty URL, and for a mistyped server URL that would be read as a path with a password."""
     if not url.strip():
-        raise SpecError("store is empty; give a URL such as lmdb:/srv/candidates or redis://host:6379/0")
+        raise SpecError("store is empty; give a URL, for example lmdb:/srv/candidates or redis://host:6379/0")
     if re.match(r"(redis|rediss|valkey|unix)//|//[^/]*@|lmdb://[^/]*@", url):
         raise SpecError("the store's URL cannot be read; write KIND://... for a server, lmdb:PATH for a folder")
 
 
 def _make_path_error(scheme: str) -> SpecError:
-    return SpecError(f"store is {scheme}: and no more; say where it is, such as lmdb:/srv/candidates")
+    return SpecError(f"store is {scheme}: without a path; give one, for example lmdb:/srv/candidates")
 
 
 def _make_kind_error(scheme: str) -> SpecError:

@@ -5,7 +5,7 @@ an entry point in another package; run tests/contract/test_stores.py. `examples/
 
 A version is written once, under the publishers' lock. It can be opened when it is finished, and never changes. Readers
 find the current version by the pointer, which moves in one step. The overlay is a log of newer facts about items. Keys
-and values are bytes; `stores.value_format` says what they mean. Knows nothing of snapshots and audits.
+and values are bytes; `stores.value_format` encodes them. Knows nothing of snapshots and audits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOST_EVENTS = 100  # per pointer, which stays below some kilobytes
 
 
 class Space(StrEnum):
-    """The two spaces of a version: each is a map of its own."""
+    """The two spaces of a version. Each is a separate map."""
 
     LISTS = "lists"  # key of a query -> its candidates
     ITEMS = "items"  # key of an item -> its columns
@@ -267,7 +267,7 @@ class Store(Protocol):
         ...
 
     def write(self, generator: str, version: int) -> Writer:
-        """Start to write a version; remove what an unfinished attempt left. Call it under the lock."""
+        """Start to write a version; remove leftovers of an unfinished attempt. Call it under the lock."""
         ...
 
     def versions(self, generator: str) -> list[int]:
@@ -275,9 +275,9 @@ class Store(Protocol):
         ...
 
     def open(self, generator: str, version: int, *, verify: bool) -> Reader:
-        """Open a finished version. Raises NotFoundError, or DamagedError, which names the damaged part.
+        """Open a finished version. Raises NotFoundError, or DamagedError with the name of the damaged part.
 
-        verify: compare every byte with what was written, if the store can (about a second per gigabyte).
+        verify: compare every byte with the checksums, if the store has them (about a second per gigabyte).
         """
         ...
 

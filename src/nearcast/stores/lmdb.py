@@ -158,7 +158,7 @@ class LmdbStore:
     def now(self) -> float:
         """Return the seconds since 1970 by the clock of the file system, which all processes share.
 
-        A file is made for that once a second, and whenever this machine's clock was set: it costs as much as a write.
+        Creates a file once a second, and after a step of this machine's clock. That costs as much as a write.
         """
         (when, ahead), own, monotonic = self._agreed, time.time(), time.monotonic()
         if monotonic - when < AGREED_SECONDS and abs(own - monotonic - ahead) < STEP_SECONDS:
@@ -213,7 +213,7 @@ class LmdbWriter:
         self._path = folder / DATA
         self._samples = {space: KeySample() for space in Space}
         with translate_write_errors(self._path):
-            # No locks: it has no readers yet, and publishers have their own lock. It is flushed in `finish`.
+            # No LMDB locks: no reader can open it yet, and the publishers' lock excludes writers. `finish` flushes.
             self._environment = load_lmdb().open(
                 str(folder), map_size=FIRST_MAP_BYTES, max_dbs=len(DATABASES), lock=False, sync=False, meminit=False
             )

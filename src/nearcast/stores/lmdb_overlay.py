@@ -174,7 +174,7 @@ class LmdbOverlay:
         return (
             f"{what}. Written anew with the {len(found):,} entries that were found, {removals:,} of which remove or "
             f"restore items. Look through them with `nearcast overlay NAME list`: newer values of columns may be "
-            f"lost, and what was forgotten may be back. What was damaged is kept in {aside}"
+            f"lost, and forgotten entries may be back. The damaged files are in {aside}"
         )
 
     def close(self) -> None:
@@ -210,8 +210,7 @@ class LmdbOverlay:
                 if attempt + 1 < CHECKS:
                     time.sleep(CHECK_SECONDS)  # `repair` may be between its two steps
         raise DamagedError(
-            f"{path} is missing, and with it what was removed or changed; heal it with publish --repair, or put the "
-            "file back"
+            f"{path} is missing, with all removals and changes; heal it with publish --repair, or put the file back"
         )
 
     def _must_exist(self) -> bool:
@@ -249,7 +248,7 @@ class LmdbOverlay:
             with contextlib.suppress(OSError):  # another process was faster
                 fresh.rename(self.folder)
         if not self._exists():
-            raise DamagedError(f"{self.folder} cannot be made; see what is in its place")
+            raise DamagedError(f"{self.folder} cannot be created; check what occupies its path")
 
     def _create_folder(self, lines: Sequence[Line], serial: int) -> Path:
         """Create a new folder beside the overlay with these entries. serial: of the newest entry, if there are none."""

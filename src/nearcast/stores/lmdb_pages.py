@@ -205,7 +205,7 @@ def _read_newest_meta(path: Path, descriptor: int) -> _Meta:
     first = _read_meta(descriptor, 0)
     second = _read_meta(descriptor, first.page_bytes if first else os.sysconf("SC_PAGE_SIZE"))
     if first is None or second is None:  # LMDB reads the first alone to learn how large pages are
-        raise _make_error(path, "its first two pages do not say what it holds", descriptor)
+        raise _make_error(path, "its first two pages are not LMDB meta pages", descriptor)
     return max(first, second, key=lambda meta: meta.txn)
 
 
@@ -257,7 +257,7 @@ def _read_offsets(data: bytes, number: int, kind: int, page_bytes: int) -> tuple
     if own != number or flags & (BRANCH | LEAF | OVERFLOW | META_PAGE) != kind:
         raise _BrokenPageError(f"page {number} is another page than it should be")
     if not HEADER_BYTES <= lower <= upper <= page_bytes or lower % 2:
-        raise _BrokenPageError(f"page {number} has no room for what it lists")
+        raise _BrokenPageError(f"page {number} has bounds outside the page")
     count = (lower - HEADER_BYTES) // 2
     if count < (2 if kind == BRANCH else 1):
         raise _BrokenPageError(f"page {number} is empty")

@@ -42,7 +42,7 @@ def validate_generator(name: str) -> str:
 
 
 def format_version(version: int) -> str:
-    """Return a version as it is displayed, such as 000007. Raises SpecError for a number below 1."""
+    """Return a version as displayed, for example 000007. Raises SpecError for a number below 1."""
     if version < 1:
         raise SpecError(f"version is {version}: versions are whole numbers from 1")
     return f"{version:06d}"
@@ -51,7 +51,7 @@ def format_version(version: int) -> str:
 def table_name(generator: str, table: str) -> str:
     """Return the name of a weight table in a store. Raises SpecError if the table's name is not one word."""
     if not table or "." in table:
-        raise SpecError(f"table is {table!r}: use one word, such as {PHRASES} or {PEOPLE}")
+        raise SpecError(f"table is {table!r}: use one word, for example {PHRASES} or {PEOPLE}")
     return validate_generator(f"{generator}.{table}")
 
 

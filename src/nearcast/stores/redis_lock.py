@@ -43,7 +43,7 @@ class RedisLock:
 
     def make_error(self, now: bytes | None = None) -> BusyError:
         """Return the error for a lost lock. now: the current value of the key."""
-        whose = f"is held by {_read_holder(now)} now" if now else "ran out or was let go"
+        whose = f"is held by {_read_holder(now)} now" if now else "expired or was released"
         return BusyError(f"the lock of {self.what} {whose}; start again")
 
 

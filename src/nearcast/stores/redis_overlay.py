@@ -64,7 +64,7 @@ local function settle()
 end
 """
 
-# ARGV: generator, epoch of a new overlay, then key, entry and whether it removes ('1') in turn
+# ARGV: generator, epoch of a new overlay, then triples: key, entry, '1' if the entry removes the item
 WRITE = (
     COMMON
     + """

@@ -37,7 +37,7 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[1])
 return 1
 """
 
-# KEYS: facts. ARGV: prefix of buckets, then bucket and key in turn. Returns a value each, 0 if the bucket is missing
+# KEYS: facts. ARGV: prefix of buckets, then pairs of bucket and key. Returns a value per pair, 0 for a missing bucket
 FIND = """
 local found = {}
 for i = 2, #ARGV, 2 do
@@ -151,7 +151,7 @@ class RedisWriter:
 
     def _make_lost_error(self) -> StoreError:
         return StoreError(
-            f"{self._connection.settings.url} has lost what was loaded of version {self._load.version}: it was "
+            f"{self._connection.settings.url} has lost the loaded data of version {self._load.version}: it was "
             f"started anew, or another publisher has the lock; publish again"
         )
 
@@ -331,7 +331,7 @@ def open_version(
         if any(len(field) != -(-n_buckets // 8) for field in filled.values()):
             raise ValueError("it does not say which buckets hold pairs")
     except (KeyError, ValueError) as error:
-        text = f"{key} in {connection.settings.url} is not as it was written ({error}); publish again with --repair"
+        text = f"{key} in {connection.settings.url} is damaged ({error}); publish again with --repair"
         raise DamagedError(text) from error
     reader = RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts, filled)
     if verify or len(filled) < len(Space):  # an older nearcast did not store which buckets are filled

@@ -53,7 +53,7 @@ class VersionFacts:
 
     generator: str
     version: int
-    snapshot: str  # such as 000007
+    snapshot: str  # for example 000007
     created: str  # when the run ended
     query_ids: IdType
     item_ids: IdType
@@ -77,7 +77,7 @@ class VersionFacts:
     items: int = 0
     query_rows: int = 0  # columns of queries, kept beside the items for the rules
     payload_bytes: int = 0  # of keys, ids and scores
-    checksum: Mapping[str, int] | None = None  # by space; None: the version cannot be compared with what was written
+    checksum: Mapping[str, int] | None = None  # by space; None: the version cannot be verified
     of: str | None = None  # of a weight table: its generator
     links: int = 0  # of an expansion table: pairs of item and ad
     expansion: Mapping[str, Any] | None = None  # of an expansion table: its settings

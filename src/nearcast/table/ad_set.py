@@ -1,6 +1,6 @@
 """The ads of an expansion table in memory: ids and columns, as published and under an overlay.
 
-`Ads` is a version as it was published. `LiveAds` is a version under an overlay at one moment. Both are immutable. Knows
+`Ads` is a published version. `LiveAds` is a version under an overlay at one moment. Both are immutable. Knows
 nothing of stores.
 """
 
@@ -23,7 +23,7 @@ from nearcast.types import IntArray
 
 __all__ = ["Ads", "LiveAds", "ads_of", "with_pauses", "with_values", "without_overlay"]
 
-INVALID_VALUE = (InputError, TypeError, ValueError, OverflowError)  # such as a list in a column of words
+INVALID_VALUE = (InputError, TypeError, ValueError, OverflowError)  # for example a list in a column of words
 BoolArray = npt.NDArray[np.bool_]
 Id = str | int
 

@@ -43,7 +43,7 @@ class StoredAds:
 
 
 def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_held: int = MOST_ITEMS_HELD) -> StoredAds:
-    """Read the ads and links of a version. what: its name in errors, such as "ads 000007".
+    """Read the ads and links of a version. what: its name in errors, for example "ads 000007".
 
     Raises DamagedError if it cannot be read.
     """

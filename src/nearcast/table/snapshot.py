@@ -2,7 +2,7 @@
 
     <out>/<generator>/snapshots/000001/   manifest.json   candidates/   items/   queries/
 
-A snapshot is complete if it has its manifest. Versions are numbers, since clocks can go backwards.
+A snapshot is complete if it contains a manifest. Versions are numbers, since clocks can go backwards.
 """
 
 from __future__ import annotations
