@@ -108,8 +108,8 @@ def figures(seasons: list[Season]) -> dict[str, Any]:
         found[what] = {
             name: {
                 "rate": measure.rate(mine, draws),
-                "over_popularity": measure.lead(mine, pairs[measure.POPULAR], draws),
-                "over_online": measure.lead(mine, pairs[measure.ONLINE], draws),
+                "over_popularity": measure.estimate_lead(mine, pairs[measure.POPULAR], draws),
+                "over_online": measure.estimate_lead(mine, pairs[measure.ONLINE], draws),
             }
             for name, mine in pairs.items()
         }
