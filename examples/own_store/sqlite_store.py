@@ -1,4 +1,4 @@
-"""A store of your own, in SQLite: a file per version, a file for the pointer, and a database for the overlay.
+"""An own store, in SQLite: a file per version, a file for the pointer, and a database for the overlay.
 
     <root>/<generator>/versions/000007/pairs.db, manifest.json     current     overlay.db     .lock
 
@@ -21,7 +21,7 @@ from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, 
 from nearcast.stores.names import format_version, is_generator, validate_generator
 
 PAGE = 1000  # rows that a reader takes at once
-WAIT = 30.0  # seconds for another process that writes to the overlay
+WAIT = 30.0  # seconds to wait for another process that writes to the overlay
 OVERLAY = """
 create table if not exists entries (key blob primary key, serial integer not null unique, entry blob not null);
 create table if not exists state (epoch integer not null, serial integer not null);
@@ -30,13 +30,13 @@ create table if not exists tokens (token text primary key, until real not null)
 
 
 def open_sqlite(url):
-    """The store in the folder of a URL, sqlite:PATH."""
+    """Open the store in the folder of a URL, sqlite:PATH."""
     return SqliteStore(Path(url.removeprefix("sqlite:")).absolute())
 
 
 @contextlib.contextmanager
 def translated(path):
-    """Errors of SQLite and of the system as errors of a store, with the name of the file."""
+    """Raise errors of SQLite and of the system as store errors that name the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -70,7 +70,7 @@ class SqliteStore:
         folder = self.folder(generator) / "versions" / format_version(version)
         with translated(folder):
             for left in folder.parent.glob("*"):
-                if left == folder or not files.is_done(left):  # we hold the lock: nobody is at work on it
+                if left == folder or not files.is_done(left):  # we hold the lock: no other process writes it
                     shutil.rmtree(left)
             return Writer(files.fresh_folder(folder))
 
@@ -89,8 +89,8 @@ class SqliteStore:
     def retire(self, generator, version):
         folder = self.folder(generator) / "versions" / format_version(version)
         with translated(folder):
-            (folder / files.MANIFEST).unlink(missing_ok=True)  # first, so that nobody opens half of it
-            shutil.rmtree(folder, ignore_errors=not folder.exists())  # who has the file open keeps it
+            (folder / files.MANIFEST).unlink(missing_ok=True)  # first, so that no reader opens an incomplete version
+            shutil.rmtree(folder, ignore_errors=not folder.exists())  # a process with an open file can still read it
 
     def pointer(self, generator):
         path = self.folder(generator) / "current"
@@ -114,7 +114,7 @@ class SqliteStore:
 
 
 class SqliteLock:
-    """The lock on a file, which the system keeps for us."""
+    """The lock on a file. The system releases it when the process ends."""
 
     lost = False
 
@@ -124,7 +124,7 @@ class SqliteLock:
 
 
 class Writer:
-    """A version under way: nobody opens it before its manifest is there."""
+    """Writer of one version. No reader opens the version before its manifest exists."""
 
     def __init__(self, folder):
         self.path = folder / "pairs.db"
@@ -148,7 +148,7 @@ class Writer:
 
 
 class Reader:
-    """A finished version, open: one connection, which threads use in turn. It keeps the file when that is removed."""
+    """Reader of a finished version: one connection, one thread at a time. It outlives the removal of the file."""
 
     def __init__(self, path, facts):
         self.path, self.facts, self.turn = path, facts, threading.Lock()
@@ -175,14 +175,14 @@ class Reader:
         return sorted(random.Random(seed).sample(keys, min(count, len(keys))))
 
     def check(self):
-        pass  # SQLite finds out while it reads
+        pass  # SQLite finds damage while it reads
 
     def close(self):
         self.database.close()
 
 
 class Overlay:
-    """The log of a generator. SQLite lets one process write at a time, and makes others wait."""
+    """The overlay log of a generator. SQLite lets one process write at a time; others wait."""
 
     def __init__(self, path):
         self.path = path
@@ -190,7 +190,7 @@ class Overlay:
     @contextlib.contextmanager
     def begin(self, how):
         with translated(self.path), contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as database:
-            database.isolation_level = None  # transactions are ours
+            database.isolation_level = None  # begin and commit explicitly
             database.execute(f"begin {how}")
             if how == "immediate":
                 for statement in OVERLAY.split(";"):
@@ -221,7 +221,7 @@ class Overlay:
             return OverlayChanges(0, 0, ())
         with self.begin("deferred") as database:
             if not database.execute("select 1 from sqlite_master").fetchall():
-                return OverlayChanges(0, 0, ())  # another process is about to make it
+                return OverlayChanges(0, 0, ())  # another process is creating it
             now, newest = self.state(database)
             after = serial if now == epoch else 0
             rows = database.execute("select entry from entries where serial > ? order by serial", (after,))
@@ -260,4 +260,4 @@ class Overlay:
             self.keep(database, epoch + 1, serial)
 
     def repair(self):
-        self.changes()  # a file that cannot be read is an error: put back a copy of it, or remove it
+        self.changes()  # raises an error if the file cannot be read: restore a copy of it, or remove it

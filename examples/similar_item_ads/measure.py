@@ -1,13 +1,13 @@
-"""Measure the recipe: what a request has left after each stage, and what households did with what they were shown.
+"""Measure similar-item ads: candidates and ads left after each stage, and the hit rates of the shown ads.
 
-Every request goes through the same expansion table by several ways: candidates looked up in tables of several index
-sizes, with several k; searched for in an online index; and the same most bought products for everybody. Two figures:
+Every request goes through the same expansion table with several candidate sources: tables of several sizes, with
+several k; an online index; and the most bought products for all households. Two measures:
 
-    redemptions   the share of the coupons that households redeemed later that is among the ads they were shown
-    engagement    the share of the slots whose ad is for a product that the household bought in the held-out weeks;
-                  a slot that stays empty counts as a miss
+    redemptions   the share of the coupons redeemed later that were shown
+    engagement    the share of the slots with an ad for a product that the household bought in the held-out weeks;
+                  an empty slot is a miss
 
-Intervals and differences: households drawn again, the same draws for every way. Writes ways.json and funnel.svg.
+Intervals are by resampling households, with the same draws for every source. Writes ways.json and funnel.svg.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from nearcast.types import Metric
 HERE = Path(__file__).parent
 SPECS = ("generator-1000.toml", "generator-5000.toml", "generator.toml")
 LENGTHS = (10, 50, 200)
-SLOTS = 20  # ads that a request has room for: k of ads.toml
-ONLINE_K = 50  # what the online search returns
+SLOTS = 20  # ads per request: k of ads.toml
+ONLINE_K = 50  # candidates of an online search
 RESAMPLES = 2000
 SEED = 45
 POPULAR, ONLINE = "popularity", "online, k 50"
@@ -51,20 +51,20 @@ POPULAR, ONLINE = "popularity", "online, k 50"
 
 @dataclass(frozen=True, slots=True)
 class MostBought:
-    """The same candidates for everybody: all products that have ads, by how often they were bought."""
+    """Candidate source that returns all products with ads, most bought first, for every request."""
 
     lists: RetrievedLists
     name: str = POPULAR
     metric: Metric = Metric.INNER_PRODUCT
 
     def candidates(self, keys: Sequence[Any], k: int | None) -> RetrievedLists:  # noqa: ARG002
-        """Whatever is asked."""
+        """Return the same lists for all keys."""
         return self.lists
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A way of answering, measured."""
+    """The measures of a candidate source."""
 
     name: str
     items: int  # of its index
@@ -85,8 +85,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the recipe.")
-    parser.add_argument("--requests", type=int, help="requests to draw; all")
+    parser = argparse.ArgumentParser(description="Measure similar-item ads.")
+    parser.add_argument("--requests", type=int, help="number of requests to sample (default: all)")
     parser.add_argument("--picture", type=Path, default=HERE / "nearcast" / "funnel.svg")
     return parser.parse_args()
 
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(
     requests: list[LoggedRequest], specs: list[GeneratorSpec], lengths: Sequence[int], data: Path
 ) -> list[Measured]:
-    """Every way, one after the other. specs: of the look-ups, the one with all products last."""
+    """Measure every candidate source. specs: the generators of the look-ups; the last one has all products."""
     found = []
     listener = Listener()
     with ExitStack() as held:
@@ -119,7 +119,7 @@ def measure(
 
 
 def most_bought(data: Path) -> CandidateSource:
-    """Products with ads, by how many households' receipts they are on."""
+    """Return a source of the products with ads, ordered by the number of purchases."""
     linked = np.unique(pq.read_table(data / "links.parquet")["product_id"].to_numpy())
     products = pq.read_table(data / "products.parquet", columns=["product_id", "purchases"])
     ids, counts = products["product_id"].to_numpy(), products["purchases"].to_numpy().astype(np.float32)
@@ -180,13 +180,13 @@ def share(pairs: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def rate(pairs: np.ndarray, draws: np.ndarray) -> list[float]:
-    """The share, and the ends of its 95% interval."""
+    """Return the share and the ends of its 95% interval."""
     value = share(pairs, np.ones((1, len(pairs))))[0]
     return [float(value), *np.quantile(share(pairs, draws), [0.025, 0.975]).tolist()]
 
 
 def estimate_lead(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> list[float]:
-    """How far one is above the other, and the ends of the 95% interval of that."""
+    """Return the difference of two shares and the ends of its 95% interval."""
     everybody = np.ones((1, len(one)))
     value = share(one, everybody)[0] - share(other, everybody)[0]
     ends = np.quantile(share(one, draws) - share(other, draws), [0.025, 0.975])
@@ -235,7 +235,7 @@ def points(lead: list[float]) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """The funnel of the widest table beside the online search; and too few ads by k and size of the index."""
+    """Draw the funnel of the largest table and of online search, and requests with too few ads by k and index size."""
     figure = new_figure(9.5, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     offline = [way for way in found["ways"] if way["name"].startswith("offline")]

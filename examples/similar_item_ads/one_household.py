@@ -1,4 +1,4 @@
-"""Show what one household bought last and the ads that it is given; with --pause, the overlay at work."""
+"""Print the last purchases of a household and its ads. --pause: measure the time of an overlay update."""
 
 from __future__ import annotations
 
@@ -23,33 +23,37 @@ console = Console(width=118)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--household", type=int, help="whose request; one of the first with many ads by default")
-    parser.add_argument("--pause", action="store_true", help="pause its first ad, spend the budget of its second")
+    parser.add_argument(
+        "--household", type=int, help="household of the request (default: the first one with the most campaigns)"
+    )
+    parser.add_argument(
+        "--pause", action="store_true", help="pause the first ad, and set the budget of the second to spent"
+    )
     arguments = parser.parse_args()
     requests = pq.read_table(HERE / "data" / "requests.parquet")
-    wanted = arguments.household if arguments.household is not None else busiest(requests)
-    asked = requests.filter(pc.equal(requests["household"], wanted)).to_pylist()[0]
+    household = arguments.household if arguments.household is not None else busiest(requests)
+    row = requests.filter(pc.equal(requests["household"], household)).to_pylist()[0]
     with nearcast.open(STORE, "similar-items") as similar, nearcast.open_expansion(STORE, "coupons") as coupons:
 
         def answer() -> object:
             return coupons.ads(
                 similar,
-                asked["key"],
-                request={"campaigns": asked["campaigns"]},
+                row["key"],
+                request={"campaigns": row["campaigns"]},
                 fields=["advertiser", "bid", "ends"],
-                now=asked["time"],
+                now=row["time"],
             )
 
         first = answer()
         if not arguments.pause:
-            show(asked, first, similar)
+            show(row, first, similar)
             return
         pause(first.ads[0], first.ads[1])
         try:
             started = time.monotonic()
             while set(first.ads[:2]) & set(answer().ads):
                 if time.monotonic() > started + 10:
-                    raise SystemExit("the overlay is not in force after ten seconds")
+                    raise SystemExit("the overlay was not applied after ten seconds")
                 time.sleep(0.02)
             took = time.monotonic() - started
             console.print(f"{first.ads[0]} is paused and {first.ads[1]} has no budget left: gone after {took:.2f} s")
@@ -58,7 +62,7 @@ def main() -> None:
 
 
 def busiest(requests) -> int:
-    """The household that the most campaigns were sent to; the first among equals."""
+    """Return the household with the most campaigns; of equal counts, the first."""
     counts = pc.list_value_length(requests["campaigns"]).to_numpy()
     return requests["household"][int(counts.argmax())].as_py()
 
@@ -75,13 +79,13 @@ def restore(paused: str, spent: str) -> None:
         overlay.restore([spent], field="spent")
 
 
-def show(asked, answer, similar) -> None:
-    names = {row["id"]: row["name"] for row in named(similar, [*asked["key"], *answer.items])}
-    console.print(f"Household {asked['household']} bought last:")
-    for product in asked["key"][:SHOWN]:
+def show(row, answer, similar) -> None:
+    names = {row["id"]: row["name"] for row in named(similar, [*row["key"], *answer.items])}
+    console.print(f"Household {row['household']} bought last:")
+    for product in row["key"][:SHOWN]:
         console.print(f"  {names[product]}", highlight=False, soft_wrap=True)
     stages = ", ".join(f"{s.name.replace('_', ' ')} {s.candidates}" for s in answer.stages[:-1])
-    console.print(f"  and {len(asked['key']) - SHOWN} more. Similar items left: {stages}", highlight=False)
+    console.print(f"  and {len(row['key']) - SHOWN} more. Similar items left: {stages}", highlight=False)
     table = Table("coupon", "shown for", "advertiser", "until", "score")
     for ad, item, score, columns in zip(answer.ads[:SHOWN], answer.items, answer.scores, answer.columns, strict=False):
         table.add_row(ad, names[item][:60], str(columns["advertiser"]), f"{columns['ends']:%d %b}", f"{score:.2f}")

@@ -1,12 +1,9 @@
-"""Write the ads of the recipe, what each is promoted for, and the requests that it is measured on.
+"""Write the ads, the links from products to ads, and the requests for the evaluation.
 
-Reads coupons, campaigns and redemptions of the Complete Journey data, and what similar_products/prepare.py wrote. An ad
-is a coupon in a campaign; it is promoted for every product that it can be redeemed for. Real are the products, the
-flight dates, which households a campaign was sent to, and the redemptions. Simulated, since the data has none, are
-budgets, spending and bids: drawn at random with a fixed seed. The advertiser is the maker of most of the coupon's
-products.
-
-Knows nothing of vectors, joins or how good the answers turn out to be.
+Reads coupons, campaigns and redemptions of the Complete Journey data, and the files of similar_products/prepare.py. An
+ad is a coupon in a campaign, with a link from every product that it can be redeemed for. Products, flight dates, the
+households of a campaign and redemptions are real. Budgets, spending and bids are simulated (random, with a fixed seed),
+since the data has none. The advertiser is the manufacturer of most of the coupon's products.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write ads, links and requests.")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="folder of products.parquet")
-    parser.add_argument("--learn-until", type=int, default=44, help="last week that anything is learned from")
+    parser.add_argument("--learn-until", type=int, default=44, help="last week to learn from (default 44)")
     return parser.parse_args()
 
 
@@ -61,12 +58,12 @@ def packaged(name: str, columns: list[str]) -> pa.Table:
 
 
 def seconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Times as seconds since 1970."""
+    """Return times as seconds since 1970."""
     return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).to_numpy()
 
 
 def first_moment(week: int) -> int:
-    """Midnight of the day on which a week's first purchase was made."""
+    """Return midnight of the day of the first purchase of a week."""
     transactions = packaged("transactions", ["week", "transaction_timestamp"])
     in_week = transactions.filter(pc.equal(transactions["week"], week))
     return int(seconds(in_week["transaction_timestamp"]).min()) // DAY * DAY
@@ -76,7 +73,7 @@ def first_moment(week: int) -> int:
 
 
 def ads_and_links(products: pa.Table, now: int) -> tuple[pa.Table, pa.Table]:
-    """A row per ad of a campaign that has begun by now or will; and a row per ad and product that it is good for."""
+    """Return a row per ad of a current or later campaign, and a row per ad and product that it can be redeemed for."""
     campaigns = packaged("campaign_descriptions", ["campaign_id", "campaign_type", "start_date", "end_date"])
     keys = ["coupon_upc", "product_id", "campaign_id"]
     coupons = packaged("coupons", keys).group_by(keys, use_threads=False).aggregate([])  # a pair is there several times
@@ -97,7 +94,7 @@ def ad_names(coupons: pa.ChunkedArray, campaigns: pa.ChunkedArray) -> pa.Array:
 
 
 def advertisers(coupons: pa.Table) -> pa.Table:
-    """The maker of most of each ad's products; the smaller number among equals."""
+    """Return the manufacturer of most products of each ad; of equal counts, the smaller number."""
     counts = coupons.group_by(["ad", "manufacturer_id"]).aggregate([("product_id", "count")])
     order = [("ad", "ascending"), ("product_id_count", "descending"), ("manufacturer_id", "ascending")]
     counts = counts.sort_by(order).group_by("ad", use_threads=False).aggregate([("manufacturer_id", "first")])
@@ -105,7 +102,7 @@ def advertisers(coupons: pa.Table) -> pa.Table:
 
 
 def with_money(ads: pa.Table) -> pa.Table:
-    """Budgets, spending and bids, which are simulated: one ad in nine has spent its budget."""
+    """Simulate budgets, spending and bids. One ad in nine has spent its budget."""
     rng = np.random.default_rng(SEED)
     budget = np.round(rng.lognormal(6, 0.8, len(ads)), 2)
     spent = np.round(budget * np.minimum(1, rng.random(len(ads)) / 0.89), 2)
@@ -131,7 +128,7 @@ def with_money(ads: pa.Table) -> pa.Table:
 
 
 def requests_of(data: Path, now: int, ads: pa.Table, learn_until: int) -> pa.Table:
-    """A request per household that some campaign was sent to: what it bought last, and what it did afterwards."""
+    """Return a request per household with a campaign: its last purchases, and its later purchases and redemptions."""
     products = pq.read_table(data / "products.parquet", columns=["product_id"])["product_id"].to_numpy()
     audience = lists_of(packaged("campaigns", ["household_id", "campaign_id"]), "household_id", "campaign_id")
     transactions = packaged("transactions", ["household_id", "product_id", "week", "transaction_timestamp"])
@@ -156,7 +153,7 @@ def requests_of(data: Path, now: int, ads: pa.Table, learn_until: int) -> pa.Tab
 
 
 def last_bought(transactions: pa.Table, known: set[int]) -> dict[int, list[int]]:
-    """Of each household the products that it bought last, each once, the last one first."""
+    """Return the last purchased products of each household, each once, newest first."""
     order = [("transaction_timestamp", "descending"), ("product_id", "ascending")]
     found: dict[int, dict[int, None]] = {}
     rows = transactions.sort_by(order)
@@ -168,7 +165,7 @@ def last_bought(transactions: pa.Table, known: set[int]) -> dict[int, list[int]]
 
 
 def redemptions(now: int, known: set[str]) -> dict[int, list[str]]:
-    """The ads, of those that run now, that each household redeemed from now on."""
+    """Return the ads of the current campaigns that each household redeems later."""
     table = packaged("coupon_redemptions", ["household_id", "coupon_upc", "campaign_id", "redemption_date"])
     table = table.filter(pa.array(seconds(table["redemption_date"]) >= now))
     named = table.append_column("ad", ad_names(table["coupon_upc"], table["campaign_id"]))
@@ -182,7 +179,7 @@ def lists_of(table: pa.Table, key: str, value: str) -> dict[int, list]:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write beside the target and rename, so that a half-written file never has the real name."""
+    """Write a temporary file and rename it, so that an incomplete file never has the final name."""
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial)
     os.replace(partial, path)

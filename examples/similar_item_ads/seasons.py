@@ -1,12 +1,11 @@
-"""Is it so in other months too? The recipe at the start of three large campaigns, its figures put together.
+"""Measure similar-item ads at the starts of three large campaigns, and combine the measures.
 
     python seasons.py [--weeks 20 34 45]
 
-At each start everything is learned anew from the weeks before, joined, published and asked, and the nine weeks from
-then on say what households did. A household counts once in each season; intervals draw households again, with all of
-their seasons, since somebody who likes coupons likes them all year. Nothing of the recipe was chosen while looking at
-the weeks from 20 on; the number of products that a request knows was chosen in week 34, and the rest in 45 to 53.
-Writes seasons.json.
+For each start, vectors are learned from the weeks before, joined and published. Requests are sent at the start and
+evaluated on the nine weeks after it. A household counts once in each season. Intervals are by resampling households
+with all of their seasons, since a household behaves similarly all year. The number of products of a request was chosen
+on the season of week 34, k = 100 on that of week 20, and other choices on weeks 45 to 53. Writes seasons.json.
 """
 
 from __future__ import annotations
@@ -40,8 +39,10 @@ Season = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the recipe in several seasons.")
-    parser.add_argument("--weeks", type=int, nargs="+", default=list(WEEKS), help="weeks at whose start is asked")
+    parser = argparse.ArgumentParser(description="Measure similar-item ads in several seasons.")
+    parser.add_argument(
+        "--weeks", type=int, nargs="+", default=list(WEEKS), help="weeks at whose start requests are sent"
+    )
     arguments = parser.parse_args()
     seasons = [season(week) for week in arguments.weeks]
     found = {
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def season(week: int) -> Season:
-    """What every way found in one season: (requests, 2) hits and chances by way, and whose requests they were."""
+    """Measure one season. Return (requests, 2) hits and chances by source, and the households of the requests."""
     folder = f"data/from-week-{week}"
     learned = ["--learn-until", str(week - 1)]
     until = ["--hold-out-until", str(week - 1 + HELD_OUT_WEEKS)]
@@ -82,14 +83,14 @@ def python(*words: str) -> None:
 
 
 def settings(file: str, folder: str, week: int) -> dict[str, Any]:
-    """A spec of the recipe with this season's data."""
+    """Return a spec with the data of this season."""
     text = (HERE / file).read_text(encoding="utf-8")
     spec = tomllib.loads(text.replace('"data/', f'"{folder}/'))
     return spec | {"out": f"nearcast/from-week-{week}"}
 
 
 def short(name: str) -> str:
-    """The name of a way without the number of products, which differs between seasons."""
+    """Return the name of a source without its number of products, which differs between seasons."""
     first, _, last = name.partition(",")
     return name if first != "offline" else f"offline,{last.rpartition(',')[2]}"
 
@@ -98,7 +99,7 @@ def short(name: str) -> str:
 
 
 def figures(seasons: list[Season]) -> dict[str, Any]:
-    """Of each figure and way: the rate, and how far it is above popularity and above online, each with its interval."""
+    """Return each measure of each source, and its difference from popularity and from online, with intervals."""
     households = np.unique(np.concatenate([each["households"] for each in seasons]))
     n = len(households)
     draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
@@ -117,7 +118,7 @@ def figures(seasons: list[Season]) -> dict[str, Any]:
 
 
 def by_household(seasons: list[Season], households: np.ndarray, what: str, name: str) -> np.ndarray:
-    """(households, 2) hits and chances of all seasons."""
+    """Return (households, 2) hits and chances of all seasons."""
     sums = np.zeros((len(households), 2))
     for each in seasons:
         np.add.at(sums, np.searchsorted(households, each["households"]), each[what][name])

@@ -1,6 +1,6 @@
-"""Ask the service for the candidates of a product, and print them by name.
+"""Request the candidates of a product from the service, and print their names.
 
-Knows one URL of the service, and nothing of how candidates are stored or found.
+Uses one URL of the service and no nearcast code.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from candidate_files import read_products
 from rich.console import Console
 
 GENERATOR = "similar-products"
-PATIENCE_SECONDS = 10.0  # for the service to follow a new snapshot; a fraction of a second is usual
+PATIENCE_SECONDS = 10.0  # limit for the service to follow a new snapshot; usually a fraction of a second
 
 
 def main() -> None:
     arguments = parse_arguments()
     answer = ask(arguments.service, arguments.product, arguments.first)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not wanted(answer, arguments.snapshot, arguments.without) and time.monotonic() < deadline:
+    while not is_expected(answer, arguments.snapshot, arguments.without) and time.monotonic() < deadline:
         time.sleep(0.05)
         answer = ask(arguments.service, arguments.product, arguments.first)
-    if not wanted(answer, arguments.snapshot, arguments.without):
-        sys.exit(f"the service does not follow: it answers from {answer['snapshot']}, {ids_of(answer)}")
+    if not is_expected(answer, arguments.snapshot, arguments.without):
+        sys.exit(f"the service did not follow: it answers from {answer['snapshot']}, {ids_of(answer)}")
     if arguments.best:
         print(answer["candidates"][0]["id"])
     else:
@@ -37,19 +37,19 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Candidates of a product, asked for over HTTP.")
-    parser.add_argument("service", help="such as http://127.0.0.1:8080")
+    parser = argparse.ArgumentParser(description="Print the candidates of a product, over HTTP.")
+    parser.add_argument("service", help="URL, for example http://127.0.0.1:8080")
     parser.add_argument("product", type=int)
-    parser.add_argument("--first", type=int, default=5, help="candidates to ask for (default 5)")
-    parser.add_argument("--best", action="store_true", help="print the id of the best candidate, and no more")
-    parser.add_argument("--snapshot", help="wait until it answers from this snapshot, such as 000002")
+    parser.add_argument("--first", type=int, default=5, help="number of candidates (default 5)")
+    parser.add_argument("--best", action="store_true", help="print only the id of the best candidate")
+    parser.add_argument("--snapshot", help="wait until the service answers from this snapshot, for example 000002")
     parser.add_argument("--without", type=int, help="wait until this product is not in the answer")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="prepare.py's folder")
     return parser.parse_args()
 
 
 def ask(service: str, product: int, first: int) -> dict[str, Any]:
-    """The answer for one key, with the column `name` of the candidates."""
+    """Return the answer for one key, with the column `name` of the candidates."""
     url = f"{service}/v1/generators/{GENERATOR}/candidates/{product}?k={first}&fields=name"
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -59,7 +59,7 @@ def ask(service: str, product: int, first: int) -> dict[str, Any]:
         sys.exit(f"{url} is not answered: {error}")
 
 
-def wanted(answer: dict[str, Any], snapshot: str | None, without: int | None) -> bool:
+def is_expected(answer: dict[str, Any], snapshot: str | None, without: int | None) -> bool:
     return answer["snapshot"] == (snapshot or answer["snapshot"]) and without not in ids_of(answer)
 
 
@@ -74,7 +74,7 @@ def name_of(data: Path, product: int) -> str:
 
 
 def show(answer: dict[str, Any], name: str) -> None:
-    """The product and its candidates, best first, and where they come from."""
+    """Print the product and its candidates, best first, and the snapshot that they are from."""
     console = Console(width=100, highlight=False)
     lines = [f"{candidate['id']:>9}  {candidate['name']}" for candidate in answer["candidates"]]
     paused = f", {answer['removed']} paused and left out" if answer["removed"] else ""

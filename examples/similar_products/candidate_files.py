@@ -1,6 +1,6 @@
 """Read a candidate table of similar products, and the products themselves, as arrays.
 
-Knows the columns of both Parquet files; knows nothing of how they were made or what they are good for.
+Holds the column names of both Parquet files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Ints = npt.NDArray[np.int64]
 class CandidateTable:
     """The candidates of query i are entries starts[i] to starts[i + 1] of both arrays, best first."""
 
-    queries: Ints  # ids, rising
+    queries: Ints  # ids, ascending
     starts: Ints  # one more than there are queries
     candidates: Ints  # ids
     scores: npt.NDArray[np.float32]
 
     def of(self, query: int) -> Ints:
-        """The candidates of one query by its id, best first; none when the table lacks the query."""
+        """Return the candidates of a query by its id, best first; none if the table does not have the query."""
         row = int(np.searchsorted(self.queries, query))
         if row == len(self.queries) or self.queries[row] != query:
             return self.candidates[:0]
@@ -52,7 +52,7 @@ def read_candidates(folder: Path) -> CandidateTable:
 
 
 def read_products(data: Path, columns: list[str]) -> pa.Table:
-    """Columns of the products that prepare.py wrote, rising by product_id."""
+    """Return columns of the products that prepare.py wrote, ascending by product_id."""
     path = data / "products.parquet"
     if not path.exists():
         raise SystemExit(f"{path} is missing; run prepare.py first")

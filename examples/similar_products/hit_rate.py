@@ -1,19 +1,17 @@
-"""Measure whether the candidates hold what households went on to buy: the engagement hit rate.
+"""Measure the engagement hit rate: the share of later purchases that are among the candidates.
 
-For every household that bought something in the learning weeks and something in the held-out weeks, we draw
-up N products and ask which share of its held-out products is among them. The pairs of household and product
-count alike, so large shoppers weigh more; a product never sold before counts as missed by everyone.
+For every household with purchases in the learning weeks and in the held-out weeks, each rule returns N products. The
+hit rate is the share of its held-out products among them. Every pair of household and product counts once, so
+households with many purchases have more weight. A product that was never sold before is a miss for every rule.
 
-Candidates: the lists of all products the household had bought are merged. A product scores, summed over the
-lists that hold it, its score divided by the best score of that list, times log(1 + how often the household
-bought the list's own product). Popularity: the same N products for all, those that most households bought.
-Buying again: the household's own products, the most bought first. Equal products go by the smaller id.
+Candidates: the lists of all products that the household bought are merged. The score of a product is the sum over its
+lists of (score / best score of the list) * log(1 + purchases of the query product by the household). Popularity: the N
+products that most households bought, for all households. Buying again: the household's own products, most bought first.
+Equal scores go to the smaller id.
 
-We ask twice: about everything bought, and only about products new to the household, where each rule has to
-leave out what the household bought before. The second question is the test of retrieval. How the lists are
-merged was chosen on weeks 45-48, never on the held-out weeks.
-
-Knows nothing of vectors or of how the candidates were found.
+There are two questions: all purchases, and only products that are new to the household. For the second, every rule
+leaves out products that the household bought before; it is the test of retrieval. The merge was chosen on weeks 45-48,
+not on the held-out weeks.
 """
 
 from __future__ import annotations
@@ -41,31 +39,31 @@ Flags = npt.NDArray[np.bool_]
 SIZES = (100, 500)
 RULES = ("candidates", "popularity", "buying again")
 QUESTIONS = ("everything", "new")
-RESAMPLES = 2000  # another seed moves the end of an interval by less than 0.0005
+RESAMPLES = 2000  # another seed changes the ends of an interval by less than 0.0005
 SEED = 49
 NOWHERE = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
 class Shopping:
-    """What was bought before and after, for the households that did both; columns are product positions."""
+    """Purchases before and after, for households with both. Columns are product positions."""
 
     before: csr_array  # purchases, households x products
     after: csr_array  # 1 where bought in the held-out weeks
-    unknown_after: Floats  # per household: products bought after that nobody had bought before
+    unknown_after: Floats  # per household: later purchases of products without earlier purchases
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Per household: how many of its held-out products were asked for, and found among the N first."""
+    """Per household: the number of held-out products, and how many are among the first N."""
 
     found: Floats  # households x SIZES
-    asked: Floats  # households
+    held_out: Floats  # households
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """The hit rate of one rule, and what it has over popularity, each with its 95% interval."""
+    """The hit rate of a rule and its difference from popularity, each with its 95% interval."""
 
     question: str
     rule: str
@@ -94,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The share of later purchases found among the candidates.")
     parser.add_argument("candidates", type=Path, help="folder of a snapshot")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="prepare.py's folder")
-    parser.add_argument("--json", action="store_true", help="print for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
 
 
@@ -114,7 +112,7 @@ def read_shopping(data: Path, ids: Ints) -> Shopping:
 
 
 def matrix(households: Ints, ids: Ints, rows: Ints, columns: Ints, values: npt.NDArray[np.float32]) -> csr_array:
-    """Households x products; entries of other households and other products are left out."""
+    """Return the matrix households x products, without other households and products."""
     kept = np.isin(rows, households) & np.isin(columns, ids)
     places = (np.searchsorted(households, rows[kept]), np.searchsorted(ids, columns[kept]))
     entries = csr_array((values[kept], places), shape=(len(households), len(ids)))
@@ -123,7 +121,7 @@ def matrix(households: Ints, ids: Ints, rows: Ints, columns: Ints, values: npt.N
 
 
 def list_weights(table: CandidateTable, ids: Ints) -> csr_array:
-    """Products x candidates: each score as a share of the best score of its list, never below 0."""
+    """Return the matrix products x candidates: score / best score of the list, at least 0."""
     if not (np.isin(table.queries, ids).all() and np.isin(table.candidates, ids).all()):
         raise SystemExit("the snapshot holds products that products.parquet lacks; make the snapshot again")
     lengths = np.diff(table.starts)
@@ -137,28 +135,28 @@ def list_weights(table: CandidateTable, ids: Ints) -> csr_array:
 
 
 def tally(shopping: Shopping, lists: csr_array) -> dict[tuple[str, str], Tally]:
-    """Ask both questions of every rule; a Tally for each question and rule. About 3 s."""
+    """Count the hits of every rule for both questions. About 3 s."""
     n_households, n_products = shopping.before.shape
     keys = [(question, rule) for question in QUESTIONS for rule in RULES]
     found = {key: np.zeros((n_households, len(SIZES))) for key in keys}
-    asked = {question: shopping.unknown_after.copy() for question in QUESTIONS}
+    held_out = {question: shopping.unknown_after.copy() for question in QUESTIONS}
     known = np.zeros(n_products, dtype=np.bool_)  # bought before by the household at hand
     places = np.full(n_products, NOWHERE)
     for household, rankings in enumerate(rankings_by_household(shopping.before, lists)):
-        mine, wanted = row_indices(shopping.before, household), row_indices(shopping.after, household)
+        mine, targets = row_indices(shopping.before, household), row_indices(shopping.after, household)
         known[mine] = True
-        new = wanted[~known[wanted]]
-        asked["everything"][household] += len(wanted)
-        asked["new"][household] += len(new)
+        new = targets[~known[targets]]
+        held_out["everything"][household] += len(targets)
+        held_out["new"][household] += len(new)
         for rule, ranking in zip(RULES, rankings, strict=True):
-            found["everything", rule][household] = found_among(ranking, wanted, places)
+            found["everything", rule][household] = found_among(ranking, targets, places)
             found["new", rule][household] = found_among(ranking[~known[ranking]], new, places)
         known[mine] = False
-    return {(question, rule): Tally(found[question, rule], asked[question]) for question, rule in keys}
+    return {(question, rule): Tally(found[question, rule], held_out[question]) for question, rule in keys}
 
 
 def rankings_by_household(before: csr_array, lists: csr_array) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """For each household the positions of products in the order of each rule of RULES."""
+    """Return, for each household, product positions in the order of each rule of RULES."""
     weights = before.copy()
     weights.data = np.log1p(weights.data)
     merged = csr_array(weights @ lists)
@@ -179,16 +177,16 @@ def row_indices(entries: csr_array, row: int) -> Ints:
 
 
 def best_first(positions: Ints, scores: npt.NDArray[np.float32]) -> Ints:
-    """Positions by falling score; rising positions come in, so equal scores go to the smaller one."""
+    """Return positions by descending score. Input positions are ascending, so equal scores go to the smaller one."""
     order = np.argsort(-scores, kind="stable")
     return positions[order]
 
 
-def found_among(ranking: Ints, wanted: Ints, places: Ints) -> Ints:
-    """How many of the wanted are among the first N, for each N of SIZES. `places` is scratch space."""
+def found_among(ranking: Ints, targets: Ints, places: Ints) -> Ints:
+    """Return how many of `targets` are among the first N, for each N of SIZES. `places` is scratch space."""
     ranking = ranking[: max(SIZES)]
     places[ranking] = np.arange(len(ranking))
-    found: Ints = (places[wanted][:, None] < np.array(SIZES)).sum(axis=0)
+    found: Ints = (places[targets][:, None] < np.array(SIZES)).sum(axis=0)
     places[ranking] = NOWHERE
     return found
 
@@ -197,18 +195,18 @@ def found_among(ranking: Ints, wanted: Ints, places: Ints) -> Ints:
 
 
 def all_rates(tallies: dict[tuple[str, str], Tally]) -> Iterator[Rate]:
-    """Every rate once; buying again cannot find what is new, so it is not asked."""
+    """Return all rates. Buying again cannot find new products, so it has no rate for the second question."""
     for (question, rule), one in tallies.items():
         if (question, rule) != ("new", "buying again"):
             yield from rates(question, rule, one, tallies[question, "popularity"])
 
 
 def rates(question: str, rule: str, one: Tally, popularity: Tally) -> Iterator[Rate]:
-    """Rates for each size; intervals by drawing households again, the same draws for both rules."""
-    n = len(one.asked)
+    """Return rates for each size, with intervals by resampling households, with the same draws for both rules."""
+    n = len(one.held_out)
     draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
-    asked = (draws @ one.asked)[:, None]
-    ours, theirs = draws @ one.found / asked, draws @ popularity.found / asked
+    held_out = (draws @ one.held_out)[:, None]
+    ours, theirs = draws @ one.found / held_out, draws @ popularity.found / held_out
     for column, size in enumerate(SIZES):
         rate = share(one, column)
         lead = rate - share(popularity, column)
@@ -217,7 +215,7 @@ def rates(question: str, rule: str, one: Tally, popularity: Tally) -> Iterator[R
 
 
 def share(one: Tally, column: int) -> float:
-    return float(one.found[:, column].sum() / one.asked.sum())
+    return float(one.found[:, column].sum() / one.held_out.sum())
 
 
 def middle_95(values: Floats) -> tuple[float, float]:
@@ -229,10 +227,10 @@ def middle_95(values: Floats) -> tuple[float, float]:
 
 
 def as_json(rates: list[Rate], tallies: dict[tuple[str, str], Tally]) -> dict[str, object]:
-    asked = {question: tallies[question, "candidates"].asked for question in QUESTIONS}
+    held_out = {question: tallies[question, "candidates"].held_out for question in QUESTIONS}
     return {
-        "households": len(asked["everything"]),
-        "held_out_pairs": {question: int(counts.sum()) for question, counts in asked.items()},
+        "households": len(held_out["everything"]),
+        "held_out_pairs": {question: int(counts.sum()) for question, counts in held_out.items()},
         "rates": [asdict(rate) for rate in rates],
     }
 
@@ -240,10 +238,10 @@ def as_json(rates: list[Rate], tallies: dict[tuple[str, str], Tally]) -> dict[st
 def show(rates: list[Rate], tallies: dict[tuple[str, str], Tally], seconds: float) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     for question, title in (("everything", "Everything bought"), ("new", "New to the household")):
-        asked = tallies[question, "candidates"].asked
+        held_out = tallies[question, "candidates"].held_out
         about = [rate for rate in rates if rate.question == question]
-        console.print(drawn(f"{title}: {int(asked.sum()):,} later purchases", about))
-    n_households = len(tallies["new", "candidates"].asked)
+        console.print(drawn(f"{title}: {int(held_out.sum()):,} later purchases", about))
+    n_households = len(tallies["new", "candidates"].held_out)
     console.print(f"{n_households:,} households; 95% intervals over households; {seconds:.1f} s", style="dim")
 
 
@@ -265,7 +263,7 @@ def rate_text(rate: Rate) -> str:
 
 
 def lead_text(rate: Rate) -> str:
-    """The lead in percentage points: '+0.6 (+0.4 to +0.8)'."""
+    """Format a difference in percentage points: '+0.6 (+0.4 to +0.8)'."""
     if rate.rule == "popularity":
         return ""
     low, high = (100 * end for end in rate.over_popularity_interval)

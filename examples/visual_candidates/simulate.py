@@ -1,9 +1,9 @@
-"""Make up two weeks of engagement with pins. Nobody really did any of this: it is drawn by chance, from a fixed seed.
+"""Simulate two weeks of engagement with pins, at random, from a fixed seed.
 
-What is real in such logs and is imitated: few pins have most of the views (popularity falls as 1 / rank), popularity
-moves from day to day, a fifth of the pins are new within the fortnight, people have tastes, a search phrase is spelled
-in several ways and followed by some engagement that has nothing to do with it. The held-out day is the last one.
-Knows categories and grey values of pins; knows nothing of vectors.
+These properties of real logs are simulated. Few pins have most of the views (popularity is proportional to 1 / rank).
+Popularity changes from day to day. A fifth of the pins are new within the two weeks. People have favourite categories.
+A search phrase has several spellings, and some engagement after it is unrelated. The last day is held out. Uses
+categories and grey values of pins, not vectors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ DAY_SECONDS = 86_400
 NEW_SHARE = 0.2  # of the pins appear within the fortnight
 DAILY_SPREAD = 0.5  # of the logarithm of a pin's popularity, from one day to another
 FAVOURITES = 2  # categories that a person likes
-TASTE = 0.8  # of what a person looks at is of these
-STRAY = 0.1  # of what is engaged with after a phrase has nothing to do with it
-SHOUTED = 0.2  # of phrases are typed in another spelling
+TASTE = 0.8  # share of a person's views that is of these
+STRAY = 0.1  # share of the engagement after a phrase that is unrelated
+SHOUTED = 0.2  # share of the phrases in another spelling
 WORDS = (
     *(("t-shirt", "tee"), ("trousers", "pants"), ("pullover", "jumper"), ("dress", "summer dress")),
     *(("coat", "winter coat"), ("sandals", "open shoes"), ("shirt", "blouse"), ("sneakers", "running shoes")),
@@ -35,23 +35,23 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """What somebody may search for."""
+    """A search phrase."""
 
     text: str
     category: int
-    tone: int  # place in TONES
+    tone: int  # index in TONES
 
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """The log, and what it was drawn from."""
+    """The log and the parameters that it was drawn from."""
 
     log: pa.Table  # day, seconds, person, phrase (null for a view), pin
     favourites: Ints  # (people, FAVOURITES) categories
 
 
 def phrases() -> list[Phrase]:
-    """All phrases: two words for each category, in three tones."""
+    """Return all phrases: two words for each category, in three tones."""
     return [
         Phrase(tone + word, category, number)
         for category, words in enumerate(WORDS)
@@ -61,7 +61,7 @@ def phrases() -> list[Phrase]:
 
 
 def simulate(categories: Ints, darkness: Floats, *, people: int, views: int, searches: int, seed: int) -> Simulated:
-    """Views and searches per day, for pins of these categories and of this darkness (0 is white)."""
+    """Simulate views and searches per day, for pins of these categories and of this darkness (0 is white)."""
     rng = np.random.default_rng(seed)
     n = len(categories)
     popularity = 1.0 / (1.0 + rng.permutation(n))
@@ -81,8 +81,8 @@ def _views(
 ) -> pa.Table:
     people = rng.integers(0, len(favourites), count)
     liked = favourites[people, rng.integers(0, FAVOURITES, count)]
-    wanted = np.where(rng.random(count) < TASTE, liked, rng.integers(0, len(WORDS), count))
-    return _rows(rng, day, people, [None] * count, _drawn(rng, popularity, categories, wanted))
+    event_groups = np.where(rng.random(count) < TASTE, liked, rng.integers(0, len(WORDS), count))
+    return _rows(rng, day, people, [None] * count, _drawn(rng, popularity, categories, event_groups))
 
 
 def _searches(
@@ -101,19 +101,19 @@ def _searches(
     groups = categories * len(TONES) + tones
     wanted_tone = np.array([phrase.tone for phrase in known])[chosen]
     wanted_tone = np.where(wanted_tone > 0, wanted_tone, rng.integers(1, 3, count))
-    wanted = np.array([phrase.category for phrase in known])[chosen]
-    wanted = np.where(rng.random(count) < STRAY, rng.integers(0, len(WORDS), count), wanted)
-    pins = _drawn(rng, popularity, groups, wanted * len(TONES) + wanted_tone)
+    event_groups = np.array([phrase.category for phrase in known])[chosen]
+    event_groups = np.where(rng.random(count) < STRAY, rng.integers(0, len(WORDS), count), event_groups)
+    pins = _drawn(rng, popularity, groups, event_groups * len(TONES) + wanted_tone)
     shouted = rng.random(count) < SHOUTED
     texts = [known[at].text.upper() if loud else known[at].text for at, loud in zip(chosen, shouted, strict=True)]
     return _rows(rng, day, rng.integers(0, people, count), texts, pins)
 
 
-def _drawn(rng: np.random.Generator, popularity: Floats, groups: Ints, wanted: Ints) -> Ints:
-    """A pin of each wanted group, the popular ones more often."""
-    pins = np.empty(len(wanted), np.int64)
-    for group in np.unique(wanted):
-        places = np.flatnonzero(wanted == group)
+def _drawn(rng: np.random.Generator, popularity: Floats, groups: Ints, event_groups: Ints) -> Ints:
+    """Draw a pin of each given group; popular pins more often."""
+    pins = np.empty(len(event_groups), np.int64)
+    for group in np.unique(event_groups):
+        places = np.flatnonzero(event_groups == group)
         members = np.flatnonzero(groups == group)
         shares = popularity[members]
         pins[places] = rng.choice(members, len(places), p=shares / shares.sum())
