@@ -37,7 +37,7 @@ from nearcast import machine
 from nearcast.overfetch.budget import allocate_edges
 from nearcast.overfetch.candidates_needed import OverfetchPlan, compute_edges, plan_lengths
 from nearcast.overfetch.survival import learn_survival
-from nearcast.overfetch.survivor_probability import compute_probability, survival_of_lists
+from nearcast.overfetch.survivor_probability import compute_probability, gather_survival
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "similar_products"))
 import prepare
@@ -266,8 +266,8 @@ def arms(shop: Shop, requests: Requests, lists: Array, survival: Array, traffic:
     n = len(shop.ids)
     chosen = without_the_unlikely(lists, survival)
     plain, picked = needs(shop, requests, lists)[1], needs(shop, requests, chosen)[1]
-    offered, offered_picked = survival_of_lists(lists, survival), survival_of_lists(chosen, survival)
-    alike = survival_of_lists(lists, np.full(n, float(np.average(survival[lists[lists >= 0]]))))
+    offered, offered_picked = gather_survival(lists, survival), gather_survival(chosen, survival)
+    alike = gather_survival(lists, np.full(n, float(np.average(survival[lists[lists >= 0]]))))
     none, ten = np.zeros(n, np.int64), np.minimum(offered.lengths, WANTED)
     edges = compute_edges(offered, WANTED, none)
     keeping = compute_edges(offered, WANTED, ten)
@@ -314,12 +314,12 @@ def models(shop: Shop, requests: Requests, lists: Array, survival: Array) -> dic
         row = {"came_about": float((at > slots).mean())}
         for name, groups in (("apart", None), ("together", shop.advertisers)):
             reached = compute_probability(
-                survival_of_lists(lists[some, :slots], survival, groups), WANTED, np.full(len(some), slots)
+                gather_survival(lists[some, :slots], survival, groups), WANTED, np.full(len(some), slots)
             )
             row[name] = float(1 - np.average(reached, weights=asked[some]))
         found[str(slots)] = row
     for name, groups in (("apart", None), ("together", shop.advertisers)):
-        plan = plan_lengths(survival_of_lists(lists[some], survival, groups), WANTED, 0.95)
+        plan = plan_lengths(gather_survival(lists[some], survival, groups), WANTED, 0.95)
         lengths = np.zeros(len(shop.ids), np.int64)
         lengths[some] = plan.lengths
         found[f"planned for 95%, {name}"] = {

@@ -19,7 +19,7 @@ from PIL import Image
 
 from nearcast.dashboard.document import build_document
 from nearcast.dashboard.page import build_static_page
-from nearcast.dashboard.removals import removals_of_store
+from nearcast.dashboard.removals import make_removals_reader
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
@@ -68,7 +68,7 @@ def trouble(browser: Any, folder: Path, name: str) -> None:
 
 def demo(browser: Any, folder: Path) -> None:
     """Take the page of the demo: overview, generator, and the list of a cream cheese."""
-    data = build_document(DEMO, removals=removals_of_store(f"lmdb:{DEMO / 'store'}"))
+    data = build_document(DEMO, removals=make_removals_reader(f"lmdb:{DEMO / 'store'}"))
     path = folder / "demo.html"
     path.write_bytes(build_static_page(data))
     take(browser, path, "/", "demo", height=560)

@@ -20,7 +20,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def _bucket_of(key: object) -> int:
+def _hash_key(key: object) -> int:
     number = hash(key)  # an integer hashes to itself, and ids may be multiples of a number: mix the bits
     return (number ^ number >> 10 ^ number >> 20) % BUCKETS
 
@@ -35,10 +35,10 @@ class SharingMap(Mapping[K, V]):
         self._size = size
 
     def __getitem__(self, key: K) -> V:
-        return self._buckets[_bucket_of(key)][key]
+        return self._buckets[_hash_key(key)][key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._buckets[_bucket_of(key)]
+        return key in self._buckets[_hash_key(key)]
 
     def __iter__(self) -> Iterator[K]:
         return chain.from_iterable(self._buckets)
@@ -62,7 +62,7 @@ class Edit(MutableMapping[K, V]):
         self._size = size
 
     def __getitem__(self, key: K) -> V:
-        return self._buckets[_bucket_of(key)][key]
+        return self._buckets[_hash_key(key)][key]
 
     def __setitem__(self, key: K, value: V) -> None:
         bucket = self._copy_bucket(key)
@@ -88,7 +88,7 @@ class Edit(MutableMapping[K, V]):
         return SharingMap(list(self._buckets), self._size)
 
     def _copy_bucket(self, key: K) -> dict[K, V]:
-        number = _bucket_of(key)
+        number = _hash_key(key)
         if number not in self._own:
             self._own.add(number)
             self._buckets[number] = dict(self._buckets[number])

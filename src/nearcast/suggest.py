@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["generators_in_words", "nearest_in_words", "nearest_keys", "quote_key", "suggest_name"]
+__all__ = ["describe_generators", "describe_nearest", "nearest_keys", "quote_key", "suggest_name"]
 
 MOST_COMPARED = 2_000  # keys whose first and last letters are compared
 MOST_EXACTLY = 100  # of these, keys that are compared in full
@@ -61,7 +61,7 @@ def quote_key(key: object) -> str:
     return f"{key[:SHOWN_CHARACTERS]!r}... ({len(key):,} characters)"
 
 
-def nearest_in_words(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: str) -> str:
+def describe_nearest(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: str) -> str:
     """Return "the nearest of ALL_OF are ..."; the first keys if none is similar; "" if there are no keys."""
     near = nearest_keys(key, keys)
     some = ", ".join(quote_key(name) for name in near or keys[:3].to_pylist())
@@ -74,13 +74,13 @@ def nearest_in_words(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: s
     )
 
 
-def generators_in_words(name: str, known: Sequence[str], otherwise: str) -> str:
+def describe_generators(name: str, known: Sequence[str], otherwise: str) -> str:
     """List the generators, or the nearest to `name` if there are many. Returns `otherwise` if there are none."""
     if not known:
         return otherwise
     if len(known) <= MOST_LISTED:
         return f"generators there are {', '.join(known)}"
-    return nearest_in_words(name, pa.array(known, pa.string()), f"the {len(known):,} generators there")
+    return describe_nearest(name, pa.array(known, pa.string()), f"the {len(known):,} generators there")
 
 
 def suggest_name(word: str, known: Iterable[str], prefix: str) -> str:

@@ -20,11 +20,11 @@ __all__ = [
     "NanoDelta",
     "NanoTime",
     "format_utc",
-    "nanoseconds_of",
     "parse_duration",
     "parse_time",
     "parse_utc",
-    "rows_of_table",
+    "to_nanoseconds",
+    "to_rows",
 ]
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -78,7 +78,7 @@ class NanoDelta(datetime.timedelta):
         return f"{text if '.' in text else text + '.000000'}{self.nanoseconds:03d}"
 
 
-def nanoseconds_of(value: datetime.date | datetime.timedelta) -> int:
+def to_nanoseconds(value: datetime.date | datetime.timedelta) -> int:
     """Convert a date, time or duration to nanoseconds. Times count from 1970; without a zone they are UTC."""
     if isinstance(value, datetime.timedelta):
         whole = datetime.timedelta(value.days, value.seconds, value.microseconds)
@@ -92,7 +92,7 @@ def nanoseconds_of(value: datetime.date | datetime.timedelta) -> int:
 
 def parse_time(text: str) -> int:
     """Parse a date or time in ISO 8601 to nanoseconds since 1970, cutting finer digits. Raises ValueError."""
-    moment = nanoseconds_of(datetime.datetime.fromisoformat(text))
+    moment = to_nanoseconds(datetime.datetime.fromisoformat(text))
     fraction = FRACTION.search(text)
     return moment + (int(fraction[1].ljust(9, "0")[6:9]) if fraction else 0)
 
@@ -121,7 +121,7 @@ def parse_utc(text: str) -> float:
     return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def rows_of_table(table: pa.Table) -> list[dict[str, Any]]:
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Convert a table to rows of Python values: the same with and without pandas, nanoseconds included."""
     columns = [_to_values(table.column(number)) for number in range(table.num_columns)]
     names = table.column_names

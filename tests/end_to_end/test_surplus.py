@@ -13,7 +13,7 @@ from nearcast.errors import BudgetError, InputError, SpecError, TargetError
 from nearcast.files import file_hash
 from nearcast.join.explain import explain
 from nearcast.overfetch.candidates_needed import plan_lengths
-from nearcast.overfetch.survivor_probability import survival_of_lists
+from nearcast.overfetch.survivor_probability import gather_survival
 from nearcast.spec import GeneratorSpec, parse_model
 
 N, K = 400, 40
@@ -44,7 +44,7 @@ def table_of(snapshot):
     return pq.read_table(snapshot.folder / "candidates")
 
 
-def positions_of(table):
+def find_positions(table):
     lists = table.column("candidate_ids").to_pylist()
     wide = np.full((len(lists), max(len(row) for row in lists)), -1)
     for number, row in enumerate(lists):
@@ -54,10 +54,10 @@ def positions_of(table):
 
 def test_each_query_stores_the_first_candidates_that_leave_enough_survivors(shop):
     folder, survival = shop
-    whole = positions_of(table_of(run(folder, name="whole")))
+    whole = find_positions(table_of(run(folder, name="whole")))
     snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
     table = table_of(snapshot)
-    plan = plan_lengths(survival_of_lists(whole, survival), 5, 0.95)
+    plan = plan_lengths(gather_survival(whole, survival), 5, 0.95)
     assert table.column("length").to_pylist() == plan.lengths.tolist()
     for row, full, length in zip(table.column("candidate_ids").to_pylist(), whole.tolist(), plan.lengths, strict=True):
         assert row == full[:length]
@@ -176,7 +176,7 @@ def test_a_table_of_a_given_size_goes_to_the_queries_with_traffic(shop):
     assert lengths.min() >= 5
     assert lengths[traffic > 1].mean() > lengths[traffic == 1].mean() + 3
     plain = run(folder, name="plain", k=8, queries=queries)
-    whole = survival_of_lists(positions_of(table_of(plain)), survival)
+    whole = gather_survival(find_positions(table_of(plain)), survival)
     fixed = np.average(1 - plan_lengths(whole, 5, 1.0).probabilities, weights=traffic)
     assert snapshot.manifest.measures["surplus_below"] < fixed / 2
     assert snapshot.manifest.overfetch["short"]["too_few_slots"] > 0
@@ -197,7 +197,7 @@ def test_no_item_is_in_more_lists_than_it_may_be_and_recall_knows_of_it(shop):
         run(folder, k=10),
         run(folder, name="c", k=10, exposure={"max_lists_per_item": 12, "candidates_per_query": 60}),
     )
-    counts = [np.bincount(positions_of(table_of(s)).ravel() + 1, minlength=N + 1)[1:] for s in (plain, capped)]
+    counts = [np.bincount(find_positions(table_of(s)).ravel() + 1, minlength=N + 1)[1:] for s in (plain, capped)]
     assert counts[0].max() > 12
     assert counts[1].max() == 12
     measures = capped.manifest.measures
@@ -219,7 +219,7 @@ def test_a_cap_and_a_surplus_work_together(shop):
     folder, _ = shop
     asked = {"at_least": 3, "survival": "survival"}
     snapshot = run(folder, k=15, exposure={"max_lists_per_item": 20, "candidates_per_query": 60}, overfetch=asked)
-    lists = positions_of(table_of(snapshot))
+    lists = find_positions(table_of(snapshot))
     assert np.bincount(lists.ravel() + 1)[1:].max() <= 20
     assert snapshot.manifest.measures["recall"] == 1.0
     assert snapshot.manifest.measures["surplus_slots"] == np.count_nonzero(lists >= 0)
@@ -234,7 +234,7 @@ def causes(folder, snapshot, query):
 def test_explain_tells_a_planned_end_from_what_the_join_has_missed(shop):
     folder, _ = shop
     snapshot = run(folder, overfetch={"at_least": 5, "survival": "survival"})
-    whole = positions_of(table_of(run(folder, name="whole")))[150]
+    whole = find_positions(table_of(run(folder, name="whole")))[150]
     stored = table_of(snapshot).to_pylist()[150]["candidate_ids"]
     assert len(stored) < K
     for item, cause in causes(folder, snapshot, 150).items():
@@ -245,7 +245,7 @@ def test_explain_tells_a_planned_end_from_what_the_join_has_missed(shop):
 def test_explain_names_the_exposure_cap_and_the_last_query_that_got_the_item(shop):
     folder, _ = shop
     snapshot = run(folder, k=10, exposure={"max_lists_per_item": 12, "candidates_per_query": N})
-    lists = positions_of(table_of(snapshot))
+    lists = find_positions(table_of(snapshot))
     full = pq.read_table(snapshot.folder / "exposure" / "full.parquet").to_pylist()
     assert len(full) == snapshot.manifest.measures["exposure_full"]
     query = 150

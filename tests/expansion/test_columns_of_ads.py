@@ -12,7 +12,7 @@ import pytest
 
 import nearcast
 from nearcast.ads.publish_expansion import publish_expansion
-from nearcast.eligibility import facts_of_rules, parse_rule
+from nearcast.eligibility import parse_rule, serialize_rules
 from nearcast.errors import InputError
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry
@@ -296,7 +296,7 @@ def test_a_request_is_judged_by_every_field_that_it_brings(store):
 
 def test_fields_that_the_generators_rules_ask_for_reach_them_and_the_others_reach_targeting(tmp_path):
     schema = pa.schema([("id", pa.string()), ("shop", pa.string())])
-    rules = facts_of_rules([parse_rule("shops", "item.shop == request.shop")], schema, schema)
+    rules = serialize_rules([parse_rule("shops", "item.shop == request.shop")], schema, schema)
     items = {"x": {"shop": "one"}, "y": {"shop": "two"}}
     with contextlib.closing(open_store(f"lmdb:{tmp_path}")) as store:
         lists = {"a": [("x", 0.9), ("y", 0.8)]}

@@ -11,10 +11,10 @@ from funnel_reference import chosen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.ads.ad_funnel import STAGES, AdQuery, CandidateAds, merge_scores, select_ads, similarity_of_scores
+from nearcast.ads.ad_funnel import STAGES, AdQuery, CandidateAds, convert_scores, merge_scores, select_ads
 from nearcast.ads.targeting import compile_ad_rules
 from nearcast.errors import InputError
-from nearcast.table.ad_columns import column_of, seconds_of_time
+from nearcast.table.ad_columns import to_column, to_seconds
 from nearcast.table.ad_set import ads_of, with_pauses, with_values, without_overlay
 from nearcast.table.expansion_settings import AdSettings, Target
 from nearcast.types import Metric
@@ -173,7 +173,7 @@ def test_an_ad_without_a_value_is_for_everybody_and_one_with_a_value_for_nobody_
     ],
 )
 def test_numbers_are_compared_with_numbers_and_with_nothing_else(test, given, fits):
-    column = column_of(pa.array([1, 2, 3]))
+    column = to_column(pa.array([1, 2, 3]))
     found = compile_ad_rules((Target(column="n", test=test, request="n"),)).among(
         {"n": given}, {"n": column}, np.arange(3)
     )
@@ -181,7 +181,7 @@ def test_numbers_are_compared_with_numbers_and_with_nothing_else(test, given, fi
 
 
 def test_dates_are_compared_with_times_however_they_are_written():
-    column = column_of(pa.array([datetime.date(2026, 1, 1), datetime.date(2026, 1, 3)]))
+    column = to_column(pa.array([datetime.date(2026, 1, 1), datetime.date(2026, 1, 3)]))
     for written in ("2026-01-02", "2026-01-02T00:00:00Z", 1_767_312_000, datetime.datetime(2026, 1, 2)):
         found = compile_ad_rules((Target(column="d", test="at_most", request="at"),)).among(
             {"at": written}, {"d": column}, np.arange(2)
@@ -190,7 +190,7 @@ def test_dates_are_compared_with_times_however_they_are_written():
 
 
 def test_lists_are_asked_whether_they_share_a_value():
-    column = column_of(pa.array([["a", "b"], ["c"], [], None]))
+    column = to_column(pa.array([["a", "b"], ["c"], [], None]))
     targets = compile_ad_rules((Target(column="l", test="overlaps", request="l"),))
     assert targets.among({"l": ["b", "c"]}, {"l": column}, np.arange(4)).tolist() == [True, True, False, True]
     assert targets.among({"l": []}, {"l": column}, np.arange(4)).tolist() == [False, False, False, True]
@@ -198,7 +198,7 @@ def test_lists_are_asked_whether_they_share_a_value():
 
 
 def test_a_request_of_the_wrong_shape_is_an_error_that_names_the_field():
-    column = column_of(pa.array(["a"]))
+    column = to_column(pa.array(["a"]))
     with pytest.raises(InputError, match=r"request\.c is to be a list"):
         compile_ad_rules((Target(column="c", test="in", request="c"),)).among({"c": "a"}, {"c": column}, np.arange(1))
     with pytest.raises(InputError, match=r"request\.c is to be one value"):
@@ -216,8 +216,8 @@ def test_a_request_of_the_wrong_shape_is_an_error_that_names_the_field():
 )  # fmt: skip
 def test_a_column_with_another_value_is_the_column_of_the_other_values(values, place, new):
     rows = np.arange(len(values))
-    changed = column_of(pa.array(values)).with_values({place: new})
-    expected = column_of(pa.array([new if row == place else value for row, value in enumerate(values)]))
+    changed = to_column(pa.array(values)).with_values({place: new})
+    expected = to_column(pa.array([new if row == place else value for row, value in enumerate(values)]))
     assert changed.missing.tolist() == expected.missing.tolist()
     for value in [*values, new]:
         if value is None:
@@ -256,11 +256,11 @@ def test_merging_gives_the_best_or_the_sum_and_the_first_of_equal_members():
 
 def test_similarities_are_never_below_zero():
     scores = np.array([-4.0, -1.0, 0.0], np.float32)
-    assert similarity_of_scores(scores, Metric.L2).tolist() == [0.2, 0.5, 1.0]
-    assert similarity_of_scores(scores, Metric.COSINE).tolist() == [0.0, 0.0, 0.0]
+    assert convert_scores(scores, Metric.L2).tolist() == [0.2, 0.5, 1.0]
+    assert convert_scores(scores, Metric.COSINE).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_what_is_no_time_is_an_error():
     for value in ("tomorrow", [], None):
         with pytest.raises(InputError, match="is no time"):
-            seconds_of_time(value)
+            to_seconds(value)

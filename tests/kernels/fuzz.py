@@ -395,7 +395,7 @@ def fuzz_quantise(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[A
 
 
 def fuzz_pack(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
-    codes = rng.integers(-127, 128, size=(max(1, rows(rng)), quantize.width_of(width(rng)))).astype(np.int8)
+    codes = rng.integers(-127, 128, size=(max(1, rows(rng)), quantize.pad_width(width(rng)))).astype(np.int8)
     order = rng.integers(len(codes), size=16 * rows(rng, 6)).astype(np.uint32)
     order[rng.random(len(order)) < 0.3] = quantize.NO_ITEM
     call = Call(native.pack, [codes, order, int(rng.integers(0, 4))])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import reference
 from builders import METRICS, JoinCase, exact_join, join_cases
-from nearcast.knn.exact_join import blocks_for
+from nearcast.knn.exact_join import choose_blocks
 from nearcast.knn.join_request import Resources
 from nearcast.types import ArrayVectors, FileVectors, Metric
 
@@ -118,7 +118,7 @@ def test_an_error_while_reading_items_is_passed_on():
 
 
 def test_blocks_shrink_with_the_budget_and_stay_within_it():
-    large, small = blocks_for(64, 10, Resources(2, 1 << 30)), blocks_for(64, 10, Resources(2, 4 << 20))
+    large, small = choose_blocks(64, 10, Resources(2, 1 << 30)), choose_blocks(64, 10, Resources(2, 4 << 20))
     assert small.query_rows < large.query_rows
     assert small.bytes_per_thread * 2 <= 4 << 20
-    assert blocks_for(64, 10, Resources(2, 1)).query_rows >= 1
+    assert choose_blocks(64, 10, Resources(2, 1)).query_rows >= 1

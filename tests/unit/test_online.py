@@ -63,7 +63,7 @@ def opened(spec, folder, **settings):
     return open_online(spec, folder, folder / "nearcast", **settings)
 
 
-def positions_of(ids):
+def find_positions(ids):
     return [int(i) // 7 if isinstance(i, int) else int(i.removeprefix("item-")) for i in ids]
 
 
@@ -78,7 +78,7 @@ def test_single_searches_reach_the_recall_with_exact_scores(tmp_path, engine, me
     found = np.full((200, K), -np.inf, np.float32)
     for row in range(200):
         (listed,), (scores,) = online.search(queries[row : row + 1], K)
-        places = positions_of(listed)
+        places = find_positions(listed)
         assert len(set(places)) == len(places)
         assert scores == every[row, places].tolist()
         assert np.lexsort((places, -np.array(scores))).tolist() == list(range(len(places)))
@@ -185,7 +185,7 @@ def test_copies_of_a_vector_are_all_found_the_smallest_id_first(tmp_path, engine
     copies = np.flatnonzero((items == items[17]).all(axis=1))
     online = opened(shop(tmp_path, items=items), tmp_path, engine=engine)
     (ids,), (scores,) = online.search(items[17:18], K)
-    assert positions_of(ids) == copies[:K].tolist()
+    assert find_positions(ids) == copies[:K].tolist()
     assert scores == [0.0] * K
 
 
@@ -239,7 +239,7 @@ def test_at_full_effort_a_search_is_the_exact_one_with_equal_scores_by_id(tmp_pa
     truth = exact_join(queries, ArrayVectors(items), 30, Metric(metric), threads=1)
     for k in (1, K, 30):  # the last is above the generator's own
         ids, scores = online.search(queries, k)
-        assert [positions_of(row) for row in ids] == truth.positions[:, :k].tolist()
+        assert [find_positions(row) for row in ids] == truth.positions[:, :k].tolist()
         assert scores == truth.scores[:, :k].tolist()
     assert len(online.search(queries[:1], 1000)[0][0]) == 400
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nearcast.eligibility import (
     check_rules,
-    columns_of,
+    collect_columns,
     compile_rules,
     failing,
     item_only,
@@ -25,7 +25,7 @@ from nearcast.knn.eligible import BitsetOverlap, Interval, ListOverlap, eligible
 from rule_cases import SCHEMA, conditions, tables
 
 
-def rules_of(*texts):
+def parse_rules(*texts):
     return [parse_rule(f"r{number}", text) for number, text in enumerate(texts)]
 
 
@@ -44,14 +44,14 @@ def judged(rules, queries, items):
 def pairs(text, *, query, item):
     """What one rule keeps of columns given as lists, as rows of 0 and 1."""
     queries, items = (pa.table({"id": range(len(next(iter(side.values())))), **side}) for side in (query, item))
-    found = kept(rules_of(text), queries, items)
-    assert (found == judged(rules_of(text), queries, items)).all()
+    found = kept(parse_rules(text), queries, items)
+    assert (found == judged(parse_rules(text), queries, items)).all()
     return found.astype(int).tolist()
 
 
 def refusal(*texts, items=SCHEMA, queries=SCHEMA):
     with pytest.raises(SpecError) as caught:
-        check_rules(rules_of(*texts), items, queries)
+        check_rules(parse_rules(*texts), items, queries)
     return str(caught.value)
 
 
@@ -61,7 +61,7 @@ def refusal(*texts, items=SCHEMA, queries=SCHEMA):
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(conditions(), min_size=1, max_size=3), tables(), tables())
 def test_compiled_rules_keep_the_pairs_that_the_judge_keeps(texts, queries, items):
-    rules = rules_of(*texts)
+    rules = parse_rules(*texts)
     assert (kept(rules, queries, items) == judged(rules, queries, items)).all()
 
 
@@ -71,7 +71,7 @@ def test_columns_that_hold_nothing_need_no_type(texts, queries, items, data):
     names = data.draw(st.lists(st.sampled_from(SCHEMA.names[1:]), min_size=1, max_size=4, unique=True))
     known = [without_values(table, names, typed=True) for table in (queries, items)]
     untyped = [without_values(table, names, typed=False) for table in (queries, items)]
-    assert (kept(rules_of(*texts), *known) == kept(rules_of(*texts), *untyped)).all()
+    assert (kept(parse_rules(*texts), *known) == kept(parse_rules(*texts), *untyped)).all()
 
 
 def without_values(table, names, *, typed):
@@ -150,7 +150,7 @@ def test_never_oneself():
 
 
 def test_every_rule_must_hold_and_the_first_that_does_not_is_named():
-    rules = rules_of("item.a > 0", "item.b > 0")
+    rules = parse_rules("item.a > 0", "item.b > 0")
     rows = [{"a": 1, "b": 1}, {"a": 1, "b": 0}, {"a": 0, "b": 0}, {"a": None, "b": 1}, {}]
     assert [failing(rules, {}, row) for row in rows] == [None, "r1", "r0", "r0", "r0"]
 
@@ -160,7 +160,7 @@ def test_every_rule_must_hold_and_the_first_that_does_not_is_named():
 
 def leaves(*texts, query, item):
     queries, items = (pa.table({"id": range(len(next(iter(side.values())))), **side}) for side in (query, item))
-    compiled = compile_rules(rules_of(*texts), queries, items)
+    compiled = compile_rules(parse_rules(*texts), queries, items)
     return [] if compiled is None else list(compiled.leaves)
 
 
@@ -216,18 +216,18 @@ def test_lists_of_many_values_keep_what_the_judge_keeps():
         "query.v has item.id",
         "item.id not in query.v",
     ):
-        assert (kept(rules_of(text), queries, items) == judged(rules_of(text), queries, items)).all()
+        assert (kept(parse_rules(text), queries, items) == judged(parse_rules(text), queries, items)).all()
 
 
 def test_many_rules_nest_no_deeper_than_the_native_evaluation_can_go():
-    from nearcast.kernels.rule_blocks import MAX_DEPTH, depth_of
+    from nearcast.kernels.rule_blocks import MAX_DEPTH, compute_depth
 
     texts = [f"item.a != query.a + {number}" for number in range(80)]
     sides = {"query": {"a": [1, 5]}, "item": {"a": [1, 3]}}
     queries, items = (pa.table({"id": [0, 1], **sides[side]}) for side in ("query", "item"))
-    compiled = compile_rules(rules_of(*texts), queries, items)
-    assert depth_of(compiled.tree) < MAX_DEPTH
-    assert (eligible_pairs(compiled) == judged(rules_of(*texts), queries, items)).all()
+    compiled = compile_rules(parse_rules(*texts), queries, items)
+    assert compute_depth(compiled.tree) < MAX_DEPTH
+    assert (eligible_pairs(compiled) == judged(parse_rules(*texts), queries, items)).all()
 
 
 def test_what_is_saved_is_opened_again_byte_for_byte(tmp_path):
@@ -235,7 +235,7 @@ def test_what_is_saved_is_opened_again_byte_for_byte(tmp_path):
     table = pa.table(
         {"id": range(5), "a": rng.integers(5, size=5), "v": [[1, 2], [3], [], None, [2]], "s": [list(range(300))] * 5}
     )
-    rules = rules_of("item.a <= query.a", "not item.v overlaps query.v or item.a == 3", "item.s overlaps query.s")
+    rules = parse_rules("item.a <= query.a", "not item.v overlaps query.v or item.a == 3", "item.s overlaps query.s")
     compiled = compile_rules(rules, table, table)
     save_eligibility(compiled, tmp_path / "one")
     save_eligibility(compile_rules(rules, table, table), tmp_path / "two")
@@ -251,7 +251,7 @@ def test_what_is_saved_is_opened_again_byte_for_byte(tmp_path):
 
 def test_what_is_damaged_is_told(tmp_path):
     table = pa.table({"id": [1, 2], "a": [1, 2]})
-    save_eligibility(compile_rules(rules_of("item.a == query.a"), table, table), tmp_path)
+    save_eligibility(compile_rules(parse_rules("item.a == query.a"), table, table), tmp_path)
     next(tmp_path.glob("*-codes.npy")).unlink()
     with pytest.raises(DamagedError, match="run again"):
         open_eligibility(tmp_path)
@@ -261,8 +261,10 @@ def test_what_is_damaged_is_told(tmp_path):
 
 
 def test_rules_tell_what_they_need():
-    rules = rules_of("item.a > 1 and not item.flag", "item.a < query.b and item.id != query.id", "item.c == request.d")
-    assert columns_of(rules) == (("a", "flag", "c"), ("b",), ("d",))
+    rules = parse_rules(
+        "item.a > 1 and not item.flag", "item.a < query.b and item.id != query.id", "item.c == request.d"
+    )
+    assert collect_columns(rules) == (("a", "flag", "c"), ("b",), ("d",))
     assert item_only(rules) == (rules[0],)
     assert request_time(rules) == (rules[2],)
 
@@ -314,7 +316,7 @@ def test_two_rules_of_one_name_are_refused():
 
 
 def test_fields_of_a_request_have_the_type_of_what_they_are_compared_with():
-    rules = rules_of(
+    rules = parse_rules(
         "item.texts has request.country",
         "item.num <= request.limit * 1.5",
         "request.today - item.day <= days(30)",
@@ -343,13 +345,13 @@ def test_fields_of_a_request_have_the_type_of_what_they_are_compared_with():
 def test_a_time_that_no_calendar_has_is_refused_with_the_way_out():
     table = pa.table({"id": [1], "at": pa.array([2**62], pa.timestamp("s"))})
     with pytest.raises(InputError, match="write null"):
-        compile_rules(rules_of("item.at > query.at"), table, table)
+        compile_rules(parse_rules("item.at > query.at"), table, table)
 
 
 def test_a_whole_number_beyond_64_bits_is_refused_with_the_way_out():
     table = pa.table({"id": [1], "n": pa.array([2**64 - 1], pa.uint64())})
     with pytest.raises(InputError, match="cast it to double"):
-        compile_rules(rules_of("item.n > query.n"), table, table)
+        compile_rules(parse_rules("item.n > query.n"), table, table)
 
 
 # ---- numbers and times of two types are compared by their values ----

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nearcast.eligibility import RuleSet, facts_of_rules, failing, parse_rule
+from nearcast.eligibility import RuleSet, failing, parse_rule, serialize_rules
 from nearcast.errors import InputError
 from nearcast.stores.value_format import encode_items
 from rule_cases import SCHEMA, conditions, tables
 
 
-def rules_of(*texts):
+def parse_rules(*texts):
     return [parse_rule(f"r{number}", text) for number, text in enumerate(texts)]
 
 
 def prepared(*texts, items=SCHEMA, queries=SCHEMA):
     """As a store would give the rules back: through JSON."""
-    return RuleSet.prepare(json.loads(json.dumps(facts_of_rules(rules_of(*texts), items, queries))))
+    return RuleSet.prepare(json.loads(json.dumps(serialize_rules(parse_rules(*texts), items, queries))))
 
 
 def stored(table):
@@ -43,7 +43,7 @@ def finite(row):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(conditions(), min_size=1, max_size=3), tables(), tables())
 def test_a_list_keeps_what_the_judge_keeps(texts, queries, items):
-    rules = rules_of(*texts)
+    rules = parse_rules(*texts)
     ruleset = prepared(*texts, items=items.schema, queries=queries.schema)
     known = [ruleset.item(number, row) for number, row in enumerate(stored(items))]
     for number, (query, row) in enumerate(zip(queries.to_pylist(), stored(queries), strict=True)):

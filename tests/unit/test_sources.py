@@ -10,7 +10,7 @@ import pytest
 from builders import generator, ingested, source_spec, table, vector_column, write_parquet
 from nearcast.errors import InputError
 from nearcast.files import verify
-from nearcast.sources.ids import order_of, positions_of, read_ids, repeats, shared_positions, write_ids
+from nearcast.sources.ids import argsort_ids, find_positions, read_ids, repeats, shared_positions, write_ids
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
 from nearcast.sources.scan_rows import scan_rows
@@ -402,14 +402,14 @@ def test_a_scan_reads_in_small_batches_under_a_small_budget(tmp_path):
 
 def test_ids_are_found_at_their_positions():
     ids = pa.array(["a", "b", "c"], pa.large_string())
-    assert positions_of(pa.array(["c", "x", "a"]), ids).tolist() == [2, -1, 0]
+    assert find_positions(pa.array(["c", "x", "a"]), ids).tolist() == [2, -1, 0]
     assert shared_positions(pa.array([1, 2]), ids).tolist() == [-1, -1]
     assert shared_positions(pa.array(["b"], pa.large_string()), ids).tolist() == [1]
 
 
 def test_equal_ids_keep_the_order_of_their_rows_and_nulls_go_last():
     ids = pa.array(["b", None, "a", "b", None, "a"], pa.large_string())
-    order = order_of(ids)
+    order = argsort_ids(ids)
     assert order.tolist() == [2, 5, 0, 3, 1, 4]
     assert repeats(ids, order).tolist() == [False, False, False, True, False, True]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearcast.suggest import generators_in_words, nearest_keys
+from nearcast.suggest import describe_generators, nearest_keys
 
 KEYS = pa.array([f"customer-{number:05d}" for number in range(0, 50_000, 7)] + ["Apple", "fig", "m\u00fcsli", ""])
 
@@ -60,10 +60,10 @@ def test_a_key_with_one_letter_changed_is_found(key, data):
 
 def test_of_many_generators_the_nearest_are_named_and_of_few_all():
     few = [f"shop-{n}" for n in range(10)]
-    assert generators_in_words("x", few, "none") == f"generators there are {', '.join(few)}"
+    assert describe_generators("x", few, "none") == f"generators there are {', '.join(few)}"
     many = [f"shop-{n}" for n in range(1000)]
-    assert generators_in_words("shopp-77", many, "none").startswith(
+    assert describe_generators("shopp-77", many, "none").startswith(
         "the nearest of the 1,000 generators there are 'shop-77'"
     )
-    assert len(generators_in_words("q", many, "none")) < 100
-    assert generators_in_words("q", [], "none") == "none"
+    assert len(describe_generators("q", many, "none")) < 100
+    assert describe_generators("q", [], "none") == "none"

@@ -9,7 +9,7 @@ import sys
 import pyarrow as pa
 import pytest
 
-from nearcast.times import nanoseconds_of, parse_duration, parse_time, rows_of_table
+from nearcast.times import parse_duration, parse_time, to_nanoseconds, to_rows
 
 MIDNIGHT = 1_795_564_800_000_000_000
 TEXT = "2026-11-25T00:00:00.000000001"
@@ -29,13 +29,13 @@ def table():
 
 
 def test_rows_keep_nanoseconds():
-    rows = rows_of_table(table())
+    rows = to_rows(table())
     assert [row["n"] for row in rows] == [1, 2, 3, 4]
     for name in ("at", "zoned"):
-        found = [None if row[name] is None else nanoseconds_of(row[name]) for row in rows]
+        found = [None if row[name] is None else to_nanoseconds(row[name]) for row in rows]
         assert found == [MIDNIGHT + 1, MIDNIGHT, None, MIDNIGHT - 1]
-    assert [None if row["took"] is None else nanoseconds_of(row["took"]) for row in rows] == [1, 0, None, -1]
-    assert [nanoseconds_of(one) for one in rows[0]["many"] if one is not None] == [MIDNIGHT + 1]
+    assert [None if row["took"] is None else to_nanoseconds(row["took"]) for row in rows] == [1, 0, None, -1]
+    assert [to_nanoseconds(one) for one in rows[0]["many"] if one is not None] == [MIDNIGHT + 1]
     assert [row["many"] for row in rows[1:3]] == [[], None]
 
 
@@ -48,12 +48,12 @@ def test_rows_are_the_same_without_pandas():
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, NoPandas())\n"
         "import pyarrow as pa\n"
-        "from nearcast.times import rows_of_table\n"
+        "from nearcast.times import to_rows\n"
         f"table = pa.table({{'at': pa.array([{MIDNIGHT + 1}], pa.timestamp('ns'))}})\n"
-        "print(rows_of_table(table)[0]['at'].isoformat())"
+        "print(to_rows(table)[0]['at'].isoformat())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == TEXT == rows_of_table(table())[0]["at"].isoformat()
+    assert done.stdout.strip() == TEXT == to_rows(table())[0]["at"].isoformat()
 
 
 @pytest.mark.parametrize("step", [0, 1, 999, 1000, 123_456_789])
@@ -65,8 +65,8 @@ def test_a_time_that_is_written_is_read_again(step, zone):
 
 @pytest.mark.parametrize("amount", [0, 1, -1, 999, 10**9, -(10**9) - 1, 86_400 * 10**9 * 3 + 5])
 def test_an_amount_of_time_that_is_written_is_read_again(amount):
-    (row,) = rows_of_table(pa.table({"took": pa.array([amount], pa.duration("ns"))}))
-    assert parse_duration(str(row["took"])) == nanoseconds_of(row["took"]) == amount
+    (row,) = to_rows(pa.table({"took": pa.array([amount], pa.duration("ns"))}))
+    assert parse_duration(str(row["took"])) == to_nanoseconds(row["took"]) == amount
 
 
 def test_an_amount_of_time_that_pandas_has_written_is_read():
@@ -74,8 +74,8 @@ def test_an_amount_of_time_that_pandas_has_written_is_read():
 
     for amount in (pd.Timedelta(1, "ns"), pd.Timedelta("-1 days +02:03:04.5"), pd.Timedelta(0)):
         assert parse_duration(amount.isoformat()) == amount.value
-        assert nanoseconds_of(amount) == amount.value
+        assert to_nanoseconds(amount) == amount.value
 
 
 def test_a_date_is_its_midnight():
-    assert nanoseconds_of(datetime.date(2026, 11, 25)) == MIDNIGHT == parse_time("2026-11-25")
+    assert to_nanoseconds(datetime.date(2026, 11, 25)) == MIDNIGHT == parse_time("2026-11-25")

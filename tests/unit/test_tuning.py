@@ -14,7 +14,7 @@ from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.measure.recall import Recall
 from nearcast.tuning.job_cost import JobCost, build_and_join, estimate_cost, with_exact_time
 from nearcast.tuning.optimize import first_configurations
-from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, build_work, query_work, settings_at
+from nearcast.tuning.scaling import EXACT_POINT, Configuration, Growth, build_work, query_work, scale_settings
 from nearcast.tuning.trial import ReachedTarget, Trial, TuningJob
 from nearcast.tuning.tune import estimate_growth
 from nearcast.tuning.tuning_result import PricedTrial, TuningResult
@@ -43,11 +43,11 @@ def job(recall: float = 0.9) -> TuningJob:
 
 
 def test_a_sample_has_as_many_items_in_a_cell_as_the_whole() -> None:
-    assert settings_at(DENSE, 0.1) == {"cells": 100}
-    assert settings_at(IVF, 0.5) == {"nlist": 500}
-    assert settings_at(EXACT_POINT, 0.1) == {"cells": 1}
-    assert settings_at(HNSW, 0.1) == dict(HNSW.settings)
-    assert settings_at(DENSE, 0.0001) == {"cells": 2}
+    assert scale_settings(DENSE, 0.1) == {"cells": 100}
+    assert scale_settings(IVF, 0.5) == {"nlist": 500}
+    assert scale_settings(EXACT_POINT, 0.1) == {"cells": 1}
+    assert scale_settings(HNSW, 0.1) == dict(HNSW.settings)
+    assert scale_settings(DENSE, 0.0001) == {"cells": 2}
 
 
 @given(st.floats(0, 1), st.integers(10_001, 10**7))

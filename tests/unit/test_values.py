@@ -25,7 +25,7 @@ from nearcast.stores.value_format import (
     encode_lists,
     id_kind,
     id_type,
-    key_of_text,
+    parse_key,
 )
 
 INT64S = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -238,16 +238,16 @@ def test_what_can_be_no_key_is_the_key_of_nothing():
 
 @given(number=INT64S)
 def test_a_number_is_understood_as_people_write_it(number):
-    assert key_of_text(str(number), "int64") == key_of_text(number, "int64") == number
-    assert key_of_text(number, "string") == str(number)
+    assert parse_key(str(number), "int64") == parse_key(number, "int64") == number
+    assert parse_key(number, "string") == str(number)
 
 
 @pytest.mark.parametrize(
     "text", ["", "-", "--1", "+1", " 1", "1.0", "1e3", "٣", "²", "x", "9" * 19, "-" + "9" * 19, "1" * 5000]
 )
 def test_what_is_no_number_is_no_key(text):
-    assert key_of_text(text, "int64") is None
-    assert key_of_text(text, "string") == text
+    assert parse_key(text, "int64") is None
+    assert parse_key(text, "string") == text
 
 
 def test_ids_are_written_in_the_narrowest_kind():

@@ -20,7 +20,7 @@ from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import UserFile
 from nearcast.stores.value_format import id_type
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.table.ad_columns import to_seconds
 from nearcast.table.expansion_checks import check_settings, check_values
 from nearcast.table.expansion_schema import convert_columns
 from nearcast.table.expansion_settings import AdSettings, ExpansionSpec
@@ -98,7 +98,7 @@ def resolve_time(as_of: Moment | None, now: float) -> float:
     """Return a time as seconds since 1970; now for None. Raises InputError for an invalid time or one in the future."""
     if as_of is None:
         return now
-    seconds = seconds_of_time(as_of)
+    seconds = to_seconds(as_of)
     if not math.isfinite(seconds) or seconds < 0:
         raise InputError(f"as_of is {as_of!r}, which is no time; write it like 2026-12-31T18:00:00Z")
     if seconds > now + CLOCK_TOLERANCE_SECONDS:

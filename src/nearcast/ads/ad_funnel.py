@@ -26,9 +26,9 @@ __all__ = [
     "CandidateAds",
     "SelectedAds",
     "Stage",
+    "convert_scores",
     "merge_scores",
     "select_ads",
-    "similarity_of_scores",
 ]
 
 BoolArray = npt.NDArray[np.bool_]
@@ -195,7 +195,7 @@ def _count_distinct(indices: IntArray) -> int:
 # ---- scores ----
 
 
-def similarity_of_scores(scores: FloatArray, metric: Metric) -> Float64Array:
+def convert_scores(scores: FloatArray, metric: Metric) -> Float64Array:
     """Return scores as numbers from 0 on: a score below 0 becomes 0; under l2 the similarity is 1 / (1 + d^2)."""
     wide = scores.astype(np.float64)
     return 1.0 / (1.0 - wide) if metric is Metric.L2 else np.maximum(wide, 0.0)

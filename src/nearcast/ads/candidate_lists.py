@@ -20,17 +20,17 @@ from nearcast.ads.ad_funnel import (
     AdQuery,
     CandidateAds,
     SelectedAds,
+    convert_scores,
     merge_scores,
     select_ads,
-    similarity_of_scores,
 )
 from nearcast.ads.ads_view import AdsTable, AdsView
 from nearcast.ads.targeting import AdRules
 from nearcast.errors import InputError, NotFoundError
 from nearcast.serve.lookup_data import encode_lookup_keys
 from nearcast.stores.base import Space
-from nearcast.stores.value_format import decode_lists, numbers_of_keys
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.stores.value_format import decode_integer_keys, decode_lists
+from nearcast.table.ad_columns import to_seconds
 from nearcast.types import IntArray, Metric
 
 __all__ = ["WeightedLists", "answer_request", "weight_lists"]
@@ -58,7 +58,7 @@ def weight_lists(
 
     Raises InputError for weights below 0, or as many as there are no lists.
     """
-    similarities = similarity_of_scores(scores, metric)
+    similarities = convert_scores(scores, metric)
     if weights is not None:
         similarities = similarities * np.repeat(_read_weights(weights, len(offsets) - 1), np.diff(offsets))
     return WeightedLists(offsets, ids, similarities)
@@ -70,7 +70,7 @@ def answer_request(view: AdsView, lists: WeightedLists, request: AdRequest) -> A
     Raises InputError for an invalid request, NotFoundError for a field that the ads do not have.
     """
     table, settings = view.table, view.table.settings
-    now = time.time() if request.now is None else seconds_of_time(request.now)
+    now = time.time() if request.now is None else to_seconds(request.now)
     k = settings.k if request.k is None else request.k
     if k < 1:
         raise InputError(f"k is {k}; ask for one ad at least")
@@ -124,7 +124,7 @@ def _find_links(table: AdsTable, candidates: Ids) -> tuple[IntArray, IntArray]:
     if links is None:
         lists = decode_lists(version.reader.get_many(Space.LISTS, keys), version.item_ids)
         return np.repeat(indices, np.diff(lists.offsets)), table.ads.positions(lists.ids)
-    found, positions = links.find(numbers_of_keys(keys) if numbers else keys)
+    found, positions = links.find(decode_integer_keys(keys) if numbers else keys)
     return indices[found], positions
 
 

@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.eligibility.closures import MIRRORED, OPPOSITE, binder, context_value
-from nearcast.eligibility.nodes import And, Compare, IsNull, Member, Node, Not, Or, Reference, references_of, sides_of
+from nearcast.eligibility.nodes import (
+    And,
+    Compare,
+    IsNull,
+    Member,
+    Node,
+    Not,
+    Or,
+    Reference,
+    collect_tables,
+    walk_references,
+)
 from nearcast.table.ad_columns import Column
 from nearcast.types import IntArray
 
@@ -36,7 +47,7 @@ def compile_condition(node: Node) -> Condition:
 
 def _compile(node: Node, expected: bool) -> Condition:
     """Compile when the condition is true or, if `expected` is False, when it is false."""
-    if "item" not in sides_of(node):
+    if "item" not in collect_tables(node):
         return _compile_request_condition(node, expected)
     if isinstance(node, Not):
         return _compile(node.part, not expected)
@@ -74,9 +85,9 @@ def _compile_comparison(node: Compare, expected: bool) -> Condition | None:
     """Compile the comparison of one ad column with a value that is the same for all ads; None for other comparisons."""
     operator = node.operator if expected else OPPOSITE[node.operator]
     left, right = node.left, node.right
-    if "item" in sides_of(right):
+    if "item" in collect_tables(right):
         left, right, operator = right, left, MIRRORED[operator]
-    if not isinstance(left, Reference) or "item" in sides_of(right):
+    if not isinstance(left, Reference) or "item" in collect_tables(right):
         return None
     name, value_of = left.name, _compile_value(right)
     row_by_row = _compile_row_by_row(node, expected)
@@ -100,8 +111,8 @@ def _compile_comparison(node: Compare, expected: bool) -> Condition | None:
 
 def _compile_membership(node: Member, expected: bool) -> Condition | None:
     """Compile the membership of one ad column; None where both operands are of the ad, or one is an expression."""
-    column, other = (node.left, node.right) if "item" in sides_of(node.left) else (node.right, node.left)
-    if not isinstance(column, Reference) or "item" in sides_of(other):
+    column, other = (node.left, node.right) if "item" in collect_tables(node.left) else (node.right, node.left)
+    if not isinstance(column, Reference) or "item" in collect_tables(other):
         return None
     name, value_of = column.name, _compile_value(other)
     single = {"has": node.right, "in": node.left}.get(node.operator)
@@ -147,7 +158,7 @@ def _compile_request_condition(node: Node, expected: bool) -> Condition:
 
 def _compile_row_by_row(node: Node, expected: bool) -> Condition:
     """Compile any condition for one ad at a time; about a microsecond an ad."""
-    names = list(dict.fromkeys(found.name for found in references_of(node) if found.side == "ad"))
+    names = list(dict.fromkeys(found.name for found in walk_references(node) if found.side == "ad"))
     bind = binder(node if expected else Not(node), {name: slot for slot, name in enumerate(names)})
 
     def condition(columns: Columns, rows: IntArray, fields: Fields) -> BoolArray:

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from nearcast.ads.evaluate_rules import BoolArray, Columns, Condition, compile_condition
-from nearcast.eligibility.nodes import Compare, IsNull, Member, Node, Or, Reference, Rule, references_of
+from nearcast.eligibility.nodes import Compare, IsNull, Member, Node, Or, Reference, Rule, walk_references
 from nearcast.eligibility.pair_reference import Nanos
 from nearcast.eligibility.rule_types import Kind, Type
 from nearcast.eligibility.ruleset import read_request_value
 from nearcast.errors import InputError
 from nearcast.suggest import suggest_name
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.table.ad_columns import to_seconds
 from nearcast.table.expansion_settings import Target
 from nearcast.types import IntArray
 
@@ -57,7 +57,7 @@ class AdRules:
     @property
     def columns(self) -> frozenset[str]:
         """Return the columns of the ads that targets and rules read."""
-        references = (found for rule in self.rules for found in references_of(rule.tree))
+        references = (found for rule in self.rules for found in walk_references(rule.tree))
         named = (found.name for found in references if found.side == "ad")
         return frozenset((*named, *(target.column for target in self.targeting)))
 
@@ -125,7 +125,7 @@ def _check_type(target: Target, value: Any, holds: Kind) -> None:
     values = _read_list(target, value) if takes_list else _read_single(target, value)
     if holds is Kind.TIME:  # numbers are seconds since 1970
         for one in values if takes_list else [values]:
-            seconds_of_time(one)
+            to_seconds(one)
     else:
         read_request_value(target.request, values, Type(holds, takes_list))
 

@@ -17,7 +17,7 @@ from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, 
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
-from nearcast.publishing.targets import target_of_spec
+from nearcast.publishing.targets import read_spec_target
 from nearcast.replaying.candidate_sources import compare_sources
 from nearcast.replaying.replay import ReplayReport, open_lookup_source, open_online_source
 from nearcast.replaying.replay import replay as replay_ways
@@ -127,7 +127,7 @@ def replay(
     Results are added to the history. Raises InputError if the log cannot be used, NotFoundError, MissingExtraError.
     """
     parsed, folder = resolve_spec(spec, base, None, None)
-    place = target_of_spec(parsed, folder / parsed.out)
+    place = read_spec_target(parsed, folder / parsed.out)
     asked = parsed.model_copy(update={"out": str(place.out.absolute())})
     run_context = prepare(asked, folder, listener or Listener())
     requests = read_log(

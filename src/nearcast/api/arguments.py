@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.publishing.targets import PublishTarget, find_target, target_of_snapshot, target_of_spec
+from nearcast.publishing.targets import PublishTarget, find_target, read_snapshot_target, read_spec_target
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.spec import load_spec as read_spec
 from nearcast.stores import StoreLike, open_store
@@ -60,9 +60,9 @@ def open_target_store(store: StoreLike | None, place: PublishTarget) -> Iterator
 def resolve_target(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
     """Find the snapshots and settings of a generator. Raises NotFoundError if a name has no snapshots."""
     if is_name(generator):
-        return target_of_snapshot(str(generator), Path(out or OUT), version)
+        return read_snapshot_target(str(generator), Path(out or OUT), version)
     spec, folder = resolve_spec(generator, None, None, None)
-    return target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+    return read_spec_target(spec, Path(out) if out is not None else folder / spec.out)
 
 
 def resolve_store_target(generator: SpecLike, out: str | Path | None) -> PublishTarget:

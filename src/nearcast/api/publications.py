@@ -29,7 +29,7 @@ from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, compute_weights
 from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.publishing.publication import PublishRequest
-from nearcast.publishing.targets import PublishTarget, target_of_snapshot
+from nearcast.publishing.targets import PublishTarget, read_snapshot_target
 from nearcast.spec import PublishSpec, parse_model
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
@@ -194,7 +194,7 @@ def published(
         with open_target_store(store, PublishTarget("", Path(out or OUT))) as opened:
             return [store_listing.read_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
-        targets = [target_of_snapshot(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+        targets = [read_snapshot_target(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
     generators = []
     for target in targets:
         with open_target_store(store, target) as opened:

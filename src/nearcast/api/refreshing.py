@@ -15,7 +15,7 @@ from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
 from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
-from nearcast.publishing.targets import find_target, target_of_spec
+from nearcast.publishing.targets import find_target, read_spec_target
 from nearcast.serve.key_sampling import SAMPLES
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def monitor(
         place = find_target(str(generator), Path(out or OUT))
         return run_monitor(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
     spec, folder = resolve_spec(generator, base, None, None)
-    place = target_of_spec(spec, Path(out) if out is not None else folder / spec.out)
+    place = read_spec_target(spec, Path(out) if out is not None else folder / spec.out)
     run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
     found = Path(samples) if samples is not None else place.out / SAMPLES
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ import click
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.render import build_snapshot_list
 from nearcast.errors import NotFoundError
-from nearcast.suggest import generators_in_words
+from nearcast.suggest import describe_generators
 from nearcast.table.snapshot import Snapshot, list_generators, list_snapshots
 
 __all__ = ["snapshots"]
@@ -28,7 +28,7 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
     names = known if generator is None else [generator]
     found = [snapshot for name in names for snapshot in list_snapshots(out, name)]
     if generator is not None and not found:
-        have = generators_in_words(generator, known, "run one first, or give --out")
+        have = describe_generators(generator, known, "run one first, or give --out")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {have}")
     if as_json_:
         print_json([_build_row(snapshot) for snapshot in found])

@@ -10,7 +10,7 @@ from typing import Any
 from nearcast.dashboard.generator import build_generator_page, read_tuning_time
 from nearcast.dashboard.list_explorer import RemovedItems
 from nearcast.dashboard.page import build_static_page, validate_origin
-from nearcast.dashboard.removals import removals_of_store
+from nearcast.dashboard.removals import make_removals_reader
 from nearcast.dashboard.sample_queries import sample_queries
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.files import write_text
@@ -154,7 +154,9 @@ def write_page(
         raise NotFoundError(f"nothing has run in {out}; run a generator first, or name its folder with --out")
     if not target.parent.is_dir():
         raise SpecError(f"{target.parent} is no folder; make it, or name another file")
-    document = build_document(out, generators, lists=lists, removals=removals_of_store(store)) | {"pictures": origins}
+    document = build_document(out, generators, lists=lists, removals=make_removals_reader(store)) | {
+        "pictures": origins
+    }
     write_text(target, build_static_page(document, pictures=origins).decode())
     return target
 

@@ -16,7 +16,7 @@ from nearcast.dashboard.list_explorer import (
     list_display_columns,
     read_labels,
 )
-from nearcast.dashboard.removals import removals_of_view
+from nearcast.dashboard.removals import list_view_removals
 from nearcast.dashboard.series import build_overview
 from nearcast.monitoring.alert import ALERT_TEXTS, LEVELS
 from nearcast.serve.lookup_data import LookupOptions
@@ -116,7 +116,7 @@ class LiveDocument:
         if snapshot is None:
             return _compare_stored_list(view, key, other)
         columns = list_display_columns(snapshot)
-        lists = compare_key(snapshot, other, key, columns, removals_of_view(view))
+        lists = compare_key(snapshot, other, key, columns, list_view_removals(view))
         label = read_labels(snapshot, [lists["key"]]).get(lists["key"], "") if lists["now"] else ""
         return lists | {"columns": list(columns), "label": label}
 

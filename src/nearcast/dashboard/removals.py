@@ -14,7 +14,7 @@ from nearcast.stores.base import OverlayEntry, Store
 from nearcast.stores.version_facts import read_facts
 from nearcast.times import format_utc
 
-__all__ = ["list_removed", "removals_of_store", "removals_of_view"]
+__all__ = ["list_removed", "list_view_removals", "make_removals_reader"]
 
 
 def list_removed(entries: list[OverlayEntry], *, now: float, integers: bool) -> RemovedItems:
@@ -33,12 +33,12 @@ def _describe_entry(entry: OverlayEntry) -> str:
     return f"removed by the overlay {until}{note}"
 
 
-def removals_of_view(view: View) -> RemovedItems:
+def list_view_removals(view: View) -> RemovedItems:
     """Return the items that the overlay of a view removes now."""
     return list_removed(view.overlay.entries, now=time.time(), integers=view.version.item_ids == "int64")
 
 
-def removals_of_store(url: str | None) -> Callable[[str], RemovedItems]:
+def make_removals_reader(url: str | None) -> Callable[[str], RemovedItems]:
     """Return a function that reads the removed items of a generator; empty if the store cannot be read."""
 
     def of(generator: str) -> RemovedItems:

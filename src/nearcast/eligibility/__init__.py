@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from nearcast.eligibility.compile import compile_rules
 from nearcast.eligibility.compiled_folder import open_eligibility, save_eligibility
-from nearcast.eligibility.nodes import Rule, columns_of, item_only, request_time
+from nearcast.eligibility.nodes import Rule, collect_columns, item_only, request_time
 from nearcast.eligibility.pair_reference import failing
 from nearcast.eligibility.parse import parse_rule
-from nearcast.eligibility.ruleset import RuleSet, facts_of_rules
+from nearcast.eligibility.ruleset import RuleSet, serialize_rules
 from nearcast.eligibility.validate import check_rules
 
 __all__ = [
     "Rule",
     "RuleSet",
     "check_rules",
-    "columns_of",
+    "collect_columns",
     "compile_rules",
-    "facts_of_rules",
     "failing",
     "item_only",
     "open_eligibility",
     "parse_rule",
     "request_time",
     "save_eligibility",
+    "serialize_rules",
 ]

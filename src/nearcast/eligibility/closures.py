@@ -26,9 +26,9 @@ from nearcast.eligibility.nodes import (
     Reference,
     Several,
     Sum,
-    sides_of,
+    collect_tables,
 )
-from nearcast.eligibility.pair_reference import Nanos, compare, product_of, share_value, sum_of
+from nearcast.eligibility.pair_reference import Nanos, compare, compute_product, compute_sum, share_value
 
 __all__ = ["MIRRORED", "OPPOSITE", "Bound", "Context", "Item", "binder", "context_value"]
 
@@ -56,7 +56,7 @@ class _Binder:
 
     def bind(self, node: Node, *, expected: bool) -> Callable[[Context], Bound]:
         """Compile when a condition is true or, if `expected` is False, when it is false."""
-        sides = sides_of(node)
+        sides = collect_tables(node)
         if sides == {"item"}:
             item_truth = _truth(node, self.item_value)
             alone: Test = (
@@ -82,7 +82,7 @@ class _Binder:
     def comparison(self, node: Compare, *, expected: bool) -> Callable[[Context], Bound]:
         operator = node.operator if expected else OPPOSITE[node.operator]
         left, right = node.left, node.right
-        if "item" in sides_of(right):
+        if "item" in collect_tables(right):
             left, right, operator = right, left, MIRRORED[operator]
         item_value, value_of = _value(left, self.item_value), _value(right, _context_value)
         make = COMPARISONS[operator]
@@ -95,7 +95,7 @@ class _Binder:
 
     def membership(self, node: Member, *, expected: bool) -> Callable[[Context], Bound]:
         left, right = node.left, node.right
-        item_part, other_part = (left, right) if "item" in sides_of(left) else (right, left)
+        item_part, other_part = (left, right) if "item" in collect_tables(left) else (right, left)
         single = {"has": node.right, "in": node.left}.get(node.operator)
         item_value, value_of = _value(item_part, self.item_value), _value(other_part, _context_value)
         make = _one_of if item_part is single else _has if other_part is single else _overlaps
@@ -210,10 +210,10 @@ def _value(node: Node, value_of: Callable[[Reference], Value]) -> Value:
         return value_of(node)
     if isinstance(node, Sum):
         terms = [(sign, _value(term, value_of)) for sign, term in node.terms]
-        return lambda row: sum_of([(sign, term(row)) for sign, term in terms])
+        return lambda row: compute_sum([(sign, term(row)) for sign, term in terms])
     if isinstance(node, Product):
         left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
-        return lambda row: product_of(left(row), operator, right(row))
+        return lambda row: compute_product(left(row), operator, right(row))
     found = _literal(node)
     return lambda _: found
 

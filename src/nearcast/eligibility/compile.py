@@ -22,8 +22,8 @@ from nearcast.eligibility.nodes import (
     Not,
     Or,
     Rule,
+    collect_tables,
     request_time,
-    sides_of,
 )
 from nearcast.eligibility.rule_columns import (
     ListColumn,
@@ -81,7 +81,7 @@ class _Compiler:
         self.leaves: list[Leaf] = []
 
     def values(self, node: Node) -> Values:
-        return evaluate_values(node, self.tables["item" if "item" in sides_of(node) else "query"])
+        return evaluate_values(node, self.tables["item" if "item" in collect_tables(node) else "query"])
 
     def leaf(self, leaf: Leaf) -> Tree:
         self.leaves.append(leaf)
@@ -89,7 +89,7 @@ class _Compiler:
 
     def tree(self, node: Node, *, expected: bool) -> Tree:
         """Compile when a condition is true or, if `expected` is False, when it is false."""
-        sides = sides_of(node)
+        sides = collect_tables(node)
         if len(sides) < 2:
             truth = self.truth(node)
             return self.one_table(truth.true if expected else truth.false, "item" if "item" in sides else "query")
@@ -143,7 +143,7 @@ class _Compiler:
     def comparison(self, node: Compare, *, expected: bool) -> Tree:
         operator = node.operator if expected else OPPOSITE[node.operator]
         left, right = node.left, node.right
-        if "item" in sides_of(right):
+        if "item" in collect_tables(right):
             left, right, operator = right, left, MIRRORED[operator]
         item, query = self.values(left), self.values(right)
         assert isinstance(item, Scalars)
@@ -177,7 +177,7 @@ class _Compiler:
 
     def membership(self, node: Member, *, expected: bool) -> Tree:
         left, right = self.values(node.left), self.values(node.right)
-        item, query = (left, right) if "item" in sides_of(node.left) else (right, left)
+        item, query = (left, right) if "item" in collect_tables(node.left) else (right, left)
         item_lists, query_lists = convert_to_lists(item), convert_to_lists(query)
         item_codes, query_codes, size = encode_list_values(item_lists, query_lists)
         parts: list[Tree] = []
@@ -199,7 +199,7 @@ def _group_by_table(node: And | Or) -> list[Node]:
     """Return the parts of a combination; the parts of the item alone, and of the query alone, as one part each."""
     groups: dict[frozenset[str], list[Node]] = {}
     for part in _flatten(node):
-        groups.setdefault(sides_of(part), []).append(part)
+        groups.setdefault(collect_tables(part), []).append(part)
     mixed = groups.pop(frozenset(("item", "query")), [])
     return [type(node)(tuple(parts)) for parts in groups.values()] + mixed
 

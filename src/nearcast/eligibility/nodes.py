@@ -31,13 +31,13 @@ __all__ = [
     "Several",
     "Span",
     "Sum",
-    "columns_of",
+    "collect_columns",
+    "collect_tables",
+    "get_parts",
     "item_only",
-    "parts_of",
-    "references_of",
     "request_time",
     "rule_error",
-    "sides_of",
+    "walk_references",
 ]
 
 Span = tuple[int, int]
@@ -227,7 +227,7 @@ def _quote_text(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def parts_of(node: Node) -> tuple[Node, ...]:
+def get_parts(node: Node) -> tuple[Node, ...]:
     """Return the children of a node."""
     if isinstance(node, And | Or):
         return node.parts
@@ -240,17 +240,17 @@ def parts_of(node: Node) -> tuple[Node, ...]:
     return (node.value,) if isinstance(node, IsNull) else ()
 
 
-def references_of(node: Node) -> Iterator[Reference]:
+def walk_references(node: Node) -> Iterator[Reference]:
     """Yield every reference, in the order of the text."""
     if isinstance(node, Reference):
         yield node
-    for part in parts_of(node):
-        yield from references_of(part)
+    for part in get_parts(node):
+        yield from walk_references(part)
 
 
-def sides_of(node: Node) -> frozenset[str]:
+def collect_tables(node: Node) -> frozenset[str]:
     """Return the tables that a node names: "item" (or an ad), and "query", which includes the request."""
-    return frozenset("item" if found.side in ("item", "ad") else "query" for found in references_of(node))
+    return frozenset("item" if found.side in ("item", "ad") else "query" for found in walk_references(node))
 
 
 # ---- rules ----
@@ -269,14 +269,14 @@ class Rule:
         return str(self.tree)
 
 
-def columns_of(rules: Sequence[Rule]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def collect_columns(rules: Sequence[Rule]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the columns of the items, the columns of the queries and the fields of the request that rules name.
 
     Ids are left out. Each name occurs once, in the order of the rules.
     """
     named: dict[str, dict[str, None]] = {"item": {}, "query": {}, "request": {}}
     for rule in rules:
-        for reference in references_of(rule.tree):
+        for reference in walk_references(rule.tree):
             if (reference.side, reference.name) not in (("item", "id"), ("query", "id")):
                 named[reference.side][reference.name] = None
     return tuple(named["item"]), tuple(named["query"]), tuple(named["request"])
@@ -284,12 +284,12 @@ def columns_of(rules: Sequence[Rule]) -> tuple[tuple[str, ...], tuple[str, ...],
 
 def item_only(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Return the rules that name the item alone: an engine without rules can leave such items out of its index."""
-    return tuple(rule for rule in rules if all(reference.side == "item" for reference in references_of(rule.tree)))
+    return tuple(rule for rule in rules if all(reference.side == "item" for reference in walk_references(rule.tree)))
 
 
 def request_time(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Return the rules that name a field of the request. The join skips them; the look-up applies them."""
-    return tuple(rule for rule in rules if any(reference.side == "request" for reference in references_of(rule.tree)))
+    return tuple(rule for rule in rules if any(reference.side == "request" for reference in walk_references(rule.tree)))
 
 
 def rule_error(name: str, text: str, span: Span, message: str) -> SpecError:

@@ -27,19 +27,19 @@ from nearcast.eligibility.nodes import (
     Several,
     Sum,
 )
-from nearcast.times import nanoseconds_of
+from nearcast.times import to_nanoseconds
 
 __all__ = [
     "Nanos",
     "as_float",
     "compare",
+    "compute_product",
+    "compute_sum",
     "constant_value",
     "failing",
     "holds",
     "plain",
-    "product_of",
     "share_value",
-    "sum_of",
 ]
 
 Row = Mapping[str, Any]
@@ -82,7 +82,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, datetime.date | datetime.timedelta):
-        return Nanos(nanoseconds_of(value)) if value == value else None
+        return Nanos(to_nanoseconds(value)) if value == value else None
     if isinstance(value, list | tuple | set | frozenset):
         return frozenset(found for entry in value if (found := plain(entry)) is not None)
     return value
@@ -145,12 +145,12 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Several):
         return frozenset(_value(value, rows) for value in node.values)
     if isinstance(node, Sum):
-        return sum_of([(sign, _value(term, rows)) for sign, term in node.terms])
+        return compute_sum([(sign, _value(term, rows)) for sign, term in node.terms])
     assert isinstance(node, Product)
-    return product_of(_value(node.left, rows), node.operator, _value(node.right, rows))
+    return compute_product(_value(node.left, rows), node.operator, _value(node.right, rows))
 
 
-def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
+def compute_sum(terms: Sequence[tuple[int, Any]]) -> Any:
     """Return the sum of values with signs, from the left: exact for nanoseconds, float64 for numbers."""
     if any(value is None for _, value in terms):
         return None
@@ -164,7 +164,7 @@ def sum_of(terms: Sequence[tuple[int, Any]]) -> Any:
     return total
 
 
-def product_of(left: Any, operator: str, right: Any) -> float | None:
+def compute_product(left: Any, operator: str, right: Any) -> float | None:
     """Return a product or quotient in float64; None for a division by zero or NaN."""
     if left is None or right is None or (operator == "/" and right == 0):
         return None

@@ -29,10 +29,10 @@ from nearcast.eligibility.nodes import (
     Several,
     Span,
     Sum,
-    parts_of,
-    references_of,
+    collect_tables,
+    get_parts,
     rule_error,
-    sides_of,
+    walk_references,
 )
 from nearcast.errors import SpecError
 from nearcast.suggest import suggest_name
@@ -218,7 +218,7 @@ def _parse(text: str, tables: Sequence[str]) -> Node:
     except UnexpectedEOF as error:
         raise _explain_unexpected(text, (len(text), len(text) + 1), error.expected or (), tables) from None
     node: Node = _build(tree)
-    for reference in references_of(node):
+    for reference in walk_references(node):
         if reference.side not in tables:
             start, side = reference.span[0], reference.side
             hint = suggest_name(side, tables, "known are")
@@ -375,7 +375,7 @@ def _compare(parts: Sequence[Any], span: Span) -> Node:
         if str(operator) not in first or operator == "!=":
             way = " and ".join(map(str, pairs))
             raise _WordError(here, f"comparisons in a row go one way, as 1 <= VALUE <= 5 does; else write {way}")
-        if not sides_of(pair):
+        if not collect_tables(pair):
             raise _WordError(here, "this compares two constants; join two comparisons by and")
     return And(tuple(pairs), span)
 
@@ -425,14 +425,14 @@ def _separate_tables(node: Node) -> Node:
     if isinstance(node, Compare) and (_is_mixed(node.left) or _is_mixed(node.right)):
         return _move_terms(node)
     if isinstance(node, Member | IsNull):
-        for part in parts_of(node):
+        for part in get_parts(node):
             if _is_mixed(part):
                 raise _WordError(part.span, "this value is of the item and the query at once; ask about one of them")
     return node
 
 
 def _is_mixed(node: Node) -> bool:
-    return len(sides_of(node)) > 1
+    return len(collect_tables(node)) > 1
 
 
 def _move_terms(node: Compare) -> Compare:
@@ -442,8 +442,8 @@ def _move_terms(node: Compare) -> Compare:
         if _is_mixed(term):
             way = "only sums can be taken apart; write the item's value on one side and the query's on the other"
             raise _WordError(term.span, f"this value is of the item and of the query at once, and {way}")
-    left = tuple((sign, term) for sign, term in terms if "item" in sides_of(term))
-    right = tuple((-sign, term) for sign, term in terms if "item" not in sides_of(term))
+    left = tuple((sign, term) for sign, term in terms if "item" in collect_tables(term))
+    right = tuple((-sign, term) for sign, term in terms if "item" not in collect_tables(term))
     return Compare(node.operator, Sum(left, node.left.span), Sum(right, node.right.span), node.span)
 
 

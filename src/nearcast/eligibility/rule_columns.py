@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.eligibility.nodes import Constant, Duration, Moment, Node, Product, Reference, Several, Sum
-from nearcast.eligibility.rule_types import Kind, type_of_column
+from nearcast.eligibility.rule_types import Kind, convert_arrow_type
 from nearcast.errors import InputError
 from nearcast.types import IntArray
 
@@ -110,7 +110,7 @@ def _column(name: str, column: pa.ChunkedArray | pa.Array) -> Values:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # an empty one, or strings above 2 GB
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    found = type_of_column(array.type)
+    found = convert_arrow_type(array.type)
     assert found is not None, name
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()

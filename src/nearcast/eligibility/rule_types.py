@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-__all__ = ["Kind", "Type", "holds_nothing", "is_list", "type_of_column", "with_types"]
+__all__ = ["Kind", "Type", "convert_arrow_type", "holds_nothing", "is_list", "with_types"]
 
 
 class Kind(enum.StrEnum):
@@ -74,12 +74,12 @@ SCALARS: Mapping[Kind, tuple[object, ...]] = {
 }
 
 
-def type_of_column(column: pa.DataType) -> Type | None:
+def convert_arrow_type(column: pa.DataType) -> Type | None:
     """Return the type of an Arrow column, or None if rules do not support it."""
     if pa.types.is_dictionary(column):
-        return type_of_column(column.value_type)
+        return convert_arrow_type(column.value_type)
     if is_list(column):
-        inner = type_of_column(column.value_type)
+        inner = convert_arrow_type(column.value_type)
         usable = inner is not None and not inner.many and inner.kind not in (Kind.BOOLEAN, Kind.DURATION)
         return Type(inner.kind, many=True) if inner is not None and usable else None
     for kind, tests in SCALARS.items():

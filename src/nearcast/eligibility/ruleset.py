@@ -24,7 +24,7 @@ from nearcast.errors import InputError
 from nearcast.suggest import suggest_name
 from nearcast.times import parse_duration, parse_time
 
-__all__ = ["RuleSet", "facts_of_rules"]
+__all__ = ["RuleSet", "serialize_rules"]
 
 MOST_VALUES = 10_000  # of a list of a request
 EXAMPLES = {
@@ -37,7 +37,7 @@ EXAMPLES = {
 }
 
 
-def facts_of_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: pa.Schema) -> dict[str, Any]:
+def serialize_rules(rules: Sequence[Rule], item_schema: pa.Schema, query_schema: pa.Schema) -> dict[str, Any]:
     """Return rules and the types of the columns and fields that they name, as plain data for a store.
 
     Both schemas have an "id". Raises SpecError for wrong rules (see `check_rules`).
@@ -64,7 +64,7 @@ class RuleSet:
 
     @classmethod
     def prepare(cls, facts: Mapping[str, Any]) -> RuleSet:
-        """Compile the rules of the facts of a version (see `facts_of_rules`)."""
+        """Compile the rules of the facts of a version (see `serialize_rules`)."""
         rules = [parse_rule(entry["name"], entry["keep"]) for entry in facts["rules"]]
         items, queries, request = (
             {name: Type.from_plain(word) for name, word in facts[side].items()}

@@ -29,12 +29,12 @@ from nearcast.eligibility.nodes import (
     Several,
     Span,
     Sum,
-    parts_of,
-    references_of,
+    get_parts,
     rule_error,
+    walk_references,
 )
 from nearcast.eligibility.pair_reference import constant_value
-from nearcast.eligibility.rule_types import Kind, Type, holds_nothing, type_of_column
+from nearcast.eligibility.rule_types import Kind, Type, convert_arrow_type, holds_nothing
 from nearcast.errors import SpecError
 from nearcast.suggest import suggest_name
 
@@ -85,7 +85,7 @@ def _check(
 ) -> _Checker:
     _check_names(rules)
     checker = _Checker(schemas, unlisted)
-    for _ in range(1 + sum(1 for rule in rules for _ in references_of(rule.tree))):
+    for _ in range(1 + sum(1 for rule in rules for _ in walk_references(rule.tree))):
         known = dict(checker.request), dict(checker.empty)
         for rule in rules:
             checker.check(rule)
@@ -126,7 +126,7 @@ class _Checker:
             if isinstance(group, Reference) and group.side != "request" and self.column(group) is None:
                 self.empty[group.side, group.name] = Type(Kind.TEXT, many=True)
                 self.check(rule)
-        for reference in sorted(references_of(rule.tree), key=lambda found: found.side == "request"):
+        for reference in sorted(walk_references(rule.tree), key=lambda found: found.side == "request"):
             if reference.side != "request" and self.column(reference) is None:
                 kind = self.schemas[reference.side].field(reference.name).type
                 self.empty[reference.side, reference.name] = Type(Kind.TEXT, many=not pa.types.is_null(kind))
@@ -139,7 +139,7 @@ class _Checker:
 
     def condition(self, node: Node) -> None:
         if isinstance(node, And | Or | Not):
-            for part in parts_of(node):
+            for part in get_parts(node):
                 self.condition(part)
         elif isinstance(node, Compare):
             self.comparison(node)
@@ -229,7 +229,7 @@ class _Checker:
     def reference(self, node: Reference) -> Type | None:
         if node.side == "request":
             schema = self.schemas.get("query", NO_COLUMNS)
-            same = type_of_column(schema.field(node.name).type) if node.name in schema.names else None
+            same = convert_arrow_type(schema.field(node.name).type) if node.name in schema.names else None
             same = same or self.empty.get(("query", node.name))
             if same is not None and node.name != "id":  # a field of the request replaces the query's column
                 self.request.setdefault(node.name, same)
@@ -251,7 +251,7 @@ class _Checker:
             )
         if node.name not in schema.names:
             raise self.wrong(node.span, f"the {OWNERS[node.side]} have no column {node.name!r}; {self.elsewhere(node)}")
-        found = type_of_column(schema.field(node.name).type)
+        found = convert_arrow_type(schema.field(node.name).type)
         if found is None and holds_nothing(schema.field(node.name).type):
             return self.empty.get((node.side, node.name))
         if found is None:
@@ -337,7 +337,7 @@ class _Checker:
         elif isinstance(node, Sum) and required.temporal:
             self.assume_times(node, required)
         elif isinstance(node, Sum | Product):
-            for part in parts_of(node):
+            for part in get_parts(node):
                 if self.value(part) is None:
                     self.assume(part, Type(Kind.NUMBER))
 
@@ -357,7 +357,7 @@ def _list_operands(node: Node) -> Iterator[Node]:
     if isinstance(node, Member):
         yield from {"has": (node.left,), "in": (node.right,)}.get(node.operator, (node.left, node.right))
     elif isinstance(node, And | Or | Not):
-        for part in parts_of(node):
+        for part in get_parts(node):
             yield from _list_operands(part)
 
 
@@ -375,9 +375,9 @@ _KINDS = {bool: Kind.BOOLEAN, int: Kind.INTEGER, float: Kind.NUMBER, str: Kind.T
 
 def is_constant(node: Node) -> bool:
     """Return whether an expression has no references."""
-    return next(references_of(node), None) is None
+    return next(walk_references(node), None) is None
 
 
 def _count(node: Node) -> int:
-    parts = parts_of(node)
+    parts = get_parts(node)
     return sum(map(_count, parts)) if parts else 1

@@ -191,8 +191,8 @@ class DenseEngine:
         pairs = len(output.positions) * len(block)
         per_pair = (time.perf_counter() - started) / pairs
         work = _pairs_by_stage(shape, settings.cells)
-        size = shape.n_items * (kernels.width_of(shape.dim) + shape.dim * shape.item_bytes)
-        layouts = shape.n_items * kernels.width_of(shape.dim) if "build" in work and settings.reach is None else 0
+        size = shape.n_items * (kernels.pad_width(shape.dim) + shape.dim * shape.item_bytes)
+        layouts = shape.n_items * kernels.pad_width(shape.dim) if "build" in work and settings.reach is None else 0
         return Estimate(
             {stage: per_pair * pairs for stage, pairs in work.items()}, 2 * size + _working_bytes(shape), size + layouts
         )
@@ -236,7 +236,7 @@ class DenseEngine:
         assert isinstance(spec.settings, DenseSettings)
         try:
             arrays = {path.stem: map_array(path) for path in folder.glob("*.npy")}
-            return DenseIndex(kernels.index_of_arrays(items.whole(), spec.metric, arrays), spec.settings)
+            return DenseIndex(kernels.restore_index(items.whole(), spec.metric, arrays), spec.settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold a saved index ({error}); remove it and run again") from error
 
@@ -252,7 +252,7 @@ def _refuse_wide(dim: int) -> None:
 def _working_bytes(shape: JoinShape) -> int:
     """Return the bytes of a task's query codes, buffers, results, and lists of probed cells."""
     queries = min(shape.n_queries, QUERIES_AT_ONCE)
-    buffers = 8 * (5 * shape.request.k + 208) + 4 * kernels.width_of(shape.dim)
+    buffers = 8 * (5 * shape.request.k + 208) + 4 * kernels.pad_width(shape.dim)
     cells = 8 * kernels.default_cells(shape.n_items) // 4  # a query that needs many probes a quarter of them
     return MIN_WORKING_BYTES + queries * (buffers + cells)
 

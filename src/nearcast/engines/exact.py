@@ -22,7 +22,7 @@ from nearcast.engines.base import (
     SearchParams,
     Workload,
 )
-from nearcast.knn.exact_join import blocks_for, exact_join
+from nearcast.knn.exact_join import choose_blocks, exact_join
 from nearcast.types import AnyArray, ArrayVectors, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["ExactEngine"]
@@ -105,7 +105,7 @@ class ExactEngine:
         n_queries = min(len(block), TRIAL_QUERIES)
         per_pair = max(all_ - few, all_ / 8) / (n_queries * max(1, len(block) - half))
         start = max(0.0, all_ / n_queries - per_pair * len(block))
-        blocks = blocks_for(shape.dim, request.k, resources)
+        blocks = choose_blocks(shape.dim, request.k, resources)
         return Estimate(
             {"join": (start + per_pair * shape.n_items) * shape.n_queries},
             blocks.bytes_per_thread * resources.threads + WORKING_BYTES,

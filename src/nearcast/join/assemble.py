@@ -17,7 +17,7 @@ from nearcast.join.short_lists import CODES, find_reasons
 from nearcast.join.task import JoinTask, read_result
 from nearcast.knn.topk import cut_lists
 from nearcast.measure.tally import Tally
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.sources.validate_rows import Report
 from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table
@@ -74,7 +74,7 @@ def write_candidates(
         for start in range(0, total, writer.group_rows):
             ids = queries.listed_ids[start : start + writer.group_rows]
             all_have_vectors = total == queries.vectors.n
-            positions = np.arange(start, start + len(ids)) if all_have_vectors else positions_of(ids, queries.ids)
+            positions = np.arange(start, start + len(ids)) if all_have_vectors else find_positions(ids, queries.ids)
             found = positions[positions >= 0]
             joined = _read_lists(tasks, found, k)
             joined = joined if lists.lengths is None else cut_lists(joined, lists.lengths[found])

@@ -20,7 +20,7 @@ from nearcast.artifact_files import map_array
 from nearcast.eligibility import (
     Rule,
     check_rules,
-    columns_of,
+    collect_columns,
     compile_rules,
     open_eligibility,
     parse_rule,
@@ -45,7 +45,7 @@ __all__ = [
     "check_spec_rules",
     "has_constraints",
     "open_constraints",
-    "rules_of",
+    "parse_rules",
 ]
 
 ELIGIBILITY = "eligibility"
@@ -59,14 +59,14 @@ def has_constraints(spec: GeneratorSpec) -> bool:
     return bool(spec.rules or spec.caps or spec.min_score is not None)
 
 
-def rules_of(spec: GeneratorSpec) -> list[Rule]:
+def parse_rules(spec: GeneratorSpec) -> list[Rule]:
     """Parse the rules of a spec. Raises SpecError that points at the wrong word."""
     return [parse_rule(rule.name, rule.keep) for rule in spec.rules]
 
 
 def check_spec_rules(spec: GeneratorSpec, sources: Sources) -> None:
     """Check the rules against the columns of both tables, before rows are read. Raises SpecError for the wrong word."""
-    rules = rules_of(spec)
+    rules = parse_rules(spec)
     if not rules:
         return
 
@@ -132,10 +132,10 @@ def check_constraints(run: RunContext, inputs: Inputs) -> None:
 
 
 def _compile(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Constraints:
-    rules = rules_of(run.spec)
+    rules = parse_rules(run.spec)
     eligibility = None
     if rules:
-        item_columns, query_columns, _ = columns_of(rules)
+        item_columns, query_columns, _ = collect_columns(rules)
         eligibility = compile_rules(
             rules, read_attributes(inputs.queries, query_columns), read_attributes(inputs.items, item_columns)
         )

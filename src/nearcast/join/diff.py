@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.artifact_files import open_dataset
-from nearcast.eligibility import Rule, columns_of, failing
+from nearcast.eligibility import Rule, collect_columns, failing
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError
-from nearcast.join.compile_constraints import rules_of
+from nearcast.join.compile_constraints import parse_rules
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Snapshot
-from nearcast.times import rows_of_table
+from nearcast.times import to_rows
 
 __all__ = ["Change", "Diff", "Went", "diff_snapshots"]
 
@@ -102,7 +102,7 @@ class _SnapshotSample:
 
     @cached_property
     def rules(self) -> list[Rule]:
-        return rules_of(self.spec)
+        return parse_rules(self.spec)
 
     @property
     def approximate(self) -> bool:
@@ -129,7 +129,7 @@ class _SnapshotSample:
         known = [name for name in names if name in dataset.schema.names]
         keys = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
         table = dataset.to_table(columns=["id", *known], filter=pc.field("id").isin(keys), use_threads=False)
-        return {row["id"]: row for row in rows_of_table(table)}
+        return {row["id"]: row for row in to_rows(table)}
 
 
 def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff:
@@ -201,7 +201,7 @@ def _count_by_cause(
     pairs: Sequence[tuple[Id, Id]], *, there: _SnapshotSample, other: _SnapshotSample, vectors: _Vectors
 ) -> tuple[Change, ...]:
     """Count pairs of one snapshot's lists by the cause that the other snapshot's lists lack them."""
-    item_columns, query_columns, _ = columns_of(other.rules)
+    item_columns, query_columns, _ = collect_columns(other.rules)
     capped = [cap.by for cap in other.spec.caps if cap.by is not None]
     ids = {item for _, item in pairs}
     if capped:

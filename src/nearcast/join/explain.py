@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nearcast.eligibility import columns_of, failing
+from nearcast.eligibility import collect_columns, failing
 from nearcast.errors import NotFoundError
-from nearcast.join.compile_constraints import rules_of
+from nearcast.join.compile_constraints import parse_rules
 from nearcast.join.scored_items import (
     ScoredItems,
     SnapshotInputs,
@@ -27,11 +27,11 @@ from nearcast.join.scored_items import (
 )
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.exposure import AdmissionThresholds, find_admitted
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, read_rows
-from nearcast.suggest import nearest_in_words, quote_key
+from nearcast.suggest import describe_nearest, quote_key
 from nearcast.table.snapshot import Snapshot
-from nearcast.times import rows_of_table
+from nearcast.times import to_rows
 from nearcast.types import IntArray, as_score
 
 __all__ = ["Cause", "Explanation", "LeftOut", "explain"]
@@ -116,7 +116,7 @@ def explain(
         rank=None,
         last_score=listed.scores[-1] if listed.scores and opened.spec.rank is None else None,
     )
-    row = int(positions_of(pa.array([listed.query], queries.ids.type), queries.ids)[0])
+    row = int(find_positions(pa.array([listed.query], queries.ids.type), queries.ids)[0])
     if row < 0:
         return replace(draft, cause=Cause.NO_VECTOR, words="the query has no usable vector, and so no list")
     scored = score_items(snapshot, opened, listed, row)
@@ -130,11 +130,11 @@ def _find_position(table: IngestedTable, key: str | int, what: str, snapshot: Sn
     """Return the position of an id. Raises NotFoundError that names the nearest ids."""
     try:
         value = int(key) if pa.types.is_integer(table.ids.type) else str(key)
-        position = int(positions_of(pa.array([value], table.ids.type), table.ids)[0])
+        position = int(find_positions(pa.array([value], table.ids.type), table.ids)[0])
     except (ValueError, OverflowError, pa.ArrowInvalid):
         position = -1
     if position < 0:
-        words = nearest_in_words(key, table.ids, f"its {len(table.ids):,} {PLURALS[what]}")
+        words = describe_nearest(key, table.ids, f"its {len(table.ids):,} {PLURALS[what]}")
         raise NotFoundError(
             f"{snapshot.generator} {snapshot.name} was made without {what} {quote_key(key)}, "
             f"or it had no usable vector; {words}"
@@ -212,10 +212,10 @@ def _explain_ineligible(draft: Explanation, opened: SnapshotInputs, row: int, po
     """Explain an item that exclude_self or a rule excludes; None for an eligible item."""
     if position == find_excluded_item(opened, row):
         return replace(draft, cause=Cause.ITSELF, words="it is the query itself, and exclude_self is set")
-    rules = rules_of(opened.spec)
+    rules = parse_rules(opened.spec)
     if not rules:
         return None
-    item_columns, query_columns, _ = columns_of(rules)
+    item_columns, query_columns, _ = collect_columns(rules)
     query = _read_attributes(opened.inputs.queries, query_columns, row)
     item = _read_attributes(opened.inputs.items, item_columns, position)
     name = failing(rules, query, item)
@@ -229,7 +229,7 @@ def _explain_ineligible(draft: Explanation, opened: SnapshotInputs, row: int, po
 
 
 def _read_attributes(table: IngestedTable, columns: Sequence[str], position: int) -> dict[str, Any]:
-    row: dict[str, Any] = rows_of_table(read_rows(table.attributes, table.ids.slice(position, 1), columns))[0]
+    row: dict[str, Any] = to_rows(read_rows(table.attributes, table.ids.slice(position, 1), columns))[0]
     return row
 
 

@@ -19,7 +19,7 @@ from nearcast.sources.ingest import (
     ingest,
     open_ingested_table,
 )
-from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
+from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
 from nearcast.sources.parquet_files import ParquetFiles
@@ -171,7 +171,7 @@ def read_trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
     batches = checked.sources.items.batches(vectors=True, attributes=False, memory_bytes=memory_bytes // 4)
     for batch in batches:
         matrix, states = to_matrix(batch.vectors, report.dim)
-        usable = np.isin(lengths_and_states(matrix, states)[1], (RowState.GOOD, RowState.ZERO_VECTOR))
+        usable = np.isin(compute_lengths(matrix, states)[1], (RowState.GOOD, RowState.ZERO_VECTOR))
         pieces.append(matrix[usable].astype(report.dtype, copy=False))
         if sum(len(piece) for piece in pieces) >= n:
             break

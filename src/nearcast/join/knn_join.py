@@ -28,7 +28,7 @@ from nearcast.knn.constraints import FREE, Constraints, find_crossing
 from nearcast.knn.exact_join import exact_join
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.ties import tie_warning, tied_share
-from nearcast.sources.matrix import RowState, lengths_and_states, refuse_masked
+from nearcast.sources.matrix import RowState, compute_lengths, refuse_masked
 from nearcast.spec import parse_bytes, parse_model
 from nearcast.types import (
     VECTOR_DTYPES,
@@ -248,7 +248,7 @@ def _validate_vectors(table: str, vectors: AnyArray) -> AnyArray:
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     for start in range(0, len(array), 65_536):
         block = array[start : start + 65_536]
-        states = lengths_and_states(block, np.zeros(len(block), np.uint8))[1]
+        states = compute_lengths(block, np.zeros(len(block), np.uint8))[1]
         bad = np.flatnonzero(states == RowState.NOT_FINITE)
         if len(bad):
             raise InputError(

@@ -24,7 +24,7 @@ from nearcast.knn.join_request import JoinRequest
 from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
 from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
 from nearcast.measure.sampled_recall import measure_overlap
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.sketches import Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
@@ -122,13 +122,13 @@ def measure_drift(
     for name, table in tables.items():
         old = None if last is None else read_sketch(last.folder, name)
         comparable = old is not None and old.ids.type == table.ids.type
-        positions = positions_of(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
+        positions = find_positions(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
         rows = sample_sketch_rows(len(table.ids), positions[positions >= 0], seed)
         new = Sketch(table.ids.take(pa.array(rows)), np.asarray(table.vectors.take(rows), np.float32))
         write_sketch(folder, name, new)
         if old is None:
             continue
-        matches = positions_of(old.ids, new.ids) if comparable else np.full(len(old.ids), -1)
+        matches = find_positions(old.ids, new.ids) if comparable else np.full(len(old.ids), -1)
         drift = compare_sketches(old.vectors, new.vectors, matches)
         if drift is None:
             continue
@@ -146,6 +146,6 @@ def _moved_share(old: Sketch, drift: VectorDrift, table: IngestedTable, resource
     step = max(1, len(drift.changed) // PROBES)
     probes = drift.changed[::step]
     nearest = exact_join(old.vectors[probes], table.vectors, JoinRequest(Metric.COSINE, 1), resources)
-    own = positions_of(old.ids.take(pa.array(probes)), table.ids)
+    own = find_positions(old.ids.take(pa.array(probes)), table.ids)
     is_moved = (nearest.scores[:, 0] >= SAME_COSINE) & (nearest.positions[:, 0] != own)
     return float(is_moved.mean()) * len(drift.changed) / len(old.ids)

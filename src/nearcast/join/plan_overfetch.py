@@ -24,8 +24,8 @@ from nearcast.overfetch.survival_log import open_log, read_counts
 from nearcast.overfetch.survivor_probability import (
     CandidateSurvival,
     Float64Array,
-    group_survival_of,
-    survival_of_lists,
+    compute_group_survival,
+    gather_survival,
 )
 from nearcast.sources.ingest import Inputs, read_attributes
 from nearcast.sources.parquet_files import ParquetFiles
@@ -112,12 +112,12 @@ def plan_overfetch(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survi
     assert spec is not None
     rates = survival.rates
     groups = None if spec.correlated_group is None else _group_by_column(inputs, spec.correlated_group)
-    alive = None if groups is None else group_survival_of(rates, groups)
+    alive = None if groups is None else compute_group_survival(rates, groups)
 
     def survivals() -> Iterator[CandidateSurvival]:
         for task in tasks:
             positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
-            yield survival_of_lists(positions, rates, groups, alive)
+            yield gather_survival(positions, rates, groups, alive)
 
     traffic = _read_traffic(run, inputs)
     plan = _plan_lengths(spec, survivals, traffic, inputs.queries.vectors.n)

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nearcast.eligibility import Rule, columns_of, compile_rules, request_time
-from nearcast.eligibility.rule_types import Kind, type_of_column
-from nearcast.join.compile_constraints import rules_of
+from nearcast.eligibility import Rule, collect_columns, compile_rules, request_time
+from nearcast.eligibility.rule_types import Kind, convert_arrow_type
+from nearcast.join.compile_constraints import parse_rules
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.measure.profile import compute_quantiles, compute_shares
 from nearcast.sources.ids import sample_rows_by_hash
@@ -42,8 +42,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[str, Any]:
     """Profile both tables and the rules. Returns plain data, without `queries` for a self-join."""
-    rules = rules_of(spec)
-    item_columns, query_columns, _ = columns_of(rules)
+    rules = parse_rules(spec)
+    item_columns, query_columns, _ = collect_columns(rules)
     if inputs.queries is inputs.items:
         item_columns = tuple(dict.fromkeys((*item_columns, *query_columns)))
     items = _TableProfiler(inputs.items, spec.items, item_columns)
@@ -61,9 +61,9 @@ def profile_inputs(spec: GeneratorSpec, inputs: Inputs, report: Report) -> dict[
 
 def profile_rules(spec: GeneratorSpec, inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Return by rule the share of sampled pairs that it keeps, and of sampled queries that it leaves without items."""
-    rules = rules_of(spec)
+    rules = parse_rules(spec)
     bound = [rule for rule in rules if rule not in request_time(rules)]
-    item_columns, query_columns, _ = columns_of(bound)
+    item_columns, query_columns, _ = collect_columns(bound)
     tables = []
     for table, columns in ((inputs.queries, query_columns), (inputs.items, item_columns)):
         tables.append(_read_rows(table, np.sort(_sample_rows(table.listed_ids)[:RULE_ROWS]), columns))
@@ -159,7 +159,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    found = type_of_column(kind)
+    found = convert_arrow_type(kind)
     return found is not None and found.kind is Kind.TEXT and not found.many
 
 
@@ -182,7 +182,7 @@ def _comparison_kind(kind: pa.DataType) -> str:
         return "null"
     if pa.types.is_decimal(kind):
         return "number"
-    found = type_of_column(kind)
+    found = convert_arrow_type(kind)
     if found is None:
         return "other"
     return "number" if found.kind in (Kind.INTEGER, Kind.NUMBER, Kind.DURATION) else str(found.kind)
@@ -247,7 +247,7 @@ def _rule_facts(rule: Rule, queries: pa.Table, items: pa.Table) -> dict[str, Any
     shape = (len(queries), len(items))
     kept = np.ones(shape, np.bool_) if compiled is None else eligible_pairs(compiled)
     without: BoolArray = np.logical_not(kept.any(axis=1))
-    _, query_columns, _ = columns_of([rule])
+    _, query_columns, _ = collect_columns([rule])
     lacking = np.zeros(len(queries), np.bool_)
     for name in query_columns:
         lacking |= _is_empty(_to_plain_array(queries.column(name)))

@@ -24,7 +24,7 @@ from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import AdmissionThresholds
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.sampled_recall import find_own_items
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs, open_ingested_table
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.table.snapshot import Candidates, Snapshot
@@ -109,7 +109,7 @@ def score_items(snapshot: Snapshot, opened: SnapshotInputs, listed: Candidates, 
     if opened.constraints.min_score is not None:
         fetched = fetched[scores[fetched] >= as_score(opened.constraints.min_score)]
     # an approximate join may have fetched items beyond the exact best
-    listed_positions = positions_of(pa.array(listed.ids, inputs.items.ids.type), inputs.items.ids)
+    listed_positions = find_positions(pa.array(listed.ids, inputs.items.ids.type), inputs.items.ids)
     positions = np.array(list(dict.fromkeys([*fetched.tolist(), *listed_positions.tolist()])), np.int64)
     model, fault = _score_with_model(opened, row, positions, scores)
     if model and not np.allclose([model[p] for p in listed_positions.tolist()], stored, rtol=1e-5, atol=0):

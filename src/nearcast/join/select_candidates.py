@@ -24,7 +24,7 @@ from nearcast.join.task import JoinTask, read_lengths, read_result
 from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.overfetch.candidates_needed import OverfetchPlan
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.candidate_schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
@@ -147,10 +147,10 @@ def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) 
         return None
     table = pq.read_table(path)
     thresholds = AdmissionThresholds.free(items.vectors.n)
-    rows = positions_of(table.column("item_id").combine_chunks().cast(items.ids.type), items.ids)
+    rows = find_positions(table.column("item_id").combine_chunks().cast(items.ids.type), items.ids)
     last_queries = table.column("last_query").combine_chunks().cast(queries.ids.type)
     thresholds.scores[rows] = table.column("last_score").to_numpy()
-    thresholds.queries[rows] = positions_of(last_queries, queries.ids)
+    thresholds.queries[rows] = find_positions(last_queries, queries.ids)
     return thresholds
 
 

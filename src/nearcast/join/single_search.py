@@ -19,7 +19,7 @@ from nearcast.engines.faiss_common import FaissIndex, faiss
 from nearcast.errors import InputError
 from nearcast.kernels import ListScorer
 from nearcast.measure.recall import Recall
-from nearcast.sources.matrix import LONGEST, RowState, lengths_and_states
+from nearcast.sources.matrix import LONGEST, RowState, compute_lengths
 from nearcast.table.manifest import Manifest
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
@@ -141,7 +141,7 @@ class OnlineIndex:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"vectors have shape {queries.shape}; these items take (count, {self.dim})")
         if not product < LONGEST**2:  # one product for all rows; a closer look where it is odd
-            states = lengths_and_states(queries, np.zeros(len(queries), np.uint8))[1]
+            states = compute_lengths(queries, np.zeros(len(queries), np.uint8))[1]
             bad = np.flatnonzero(states == RowState.NOT_FINITE)
             if len(bad):
                 raise InputError(f"vector {bad[0]} holds NaN or infinity, or is longer than {LONGEST:g}")

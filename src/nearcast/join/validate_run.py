@@ -18,7 +18,7 @@ import pyarrow as pa
 from nearcast.eligibility import request_time
 from nearcast.engines.base import CAPS, MIN_SCORE, RULES, require_constraint_kinds
 from nearcast.errors import SpecError
-from nearcast.join.compile_constraints import check_constraints, check_spec_rules, rules_of
+from nearcast.join.compile_constraints import check_constraints, check_spec_rules, parse_rules
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, InMemoryTables, Sources, open_sources
 from nearcast.join.plan_overfetch import check_overfetch, check_weights, estimate_survival, open_lookup_log
@@ -29,7 +29,7 @@ from nearcast.join.select_candidates import require_exposure_memory
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import check_slice_type
 from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
-from nearcast.sources.matrix import RowState, lengths_and_states, to_matrix
+from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.scan_rows import select_rows
 from nearcast.stores import check_store_url
@@ -94,7 +94,7 @@ def refuse_out(out: Path) -> None:
 def _check_settings(run: RunContext) -> None:
     """Raise SpecError for a constraint that the engine does not support, a store URL, or a model that does not load."""
     spec = run.spec
-    rules = rules_of(spec)
+    rules = parse_rules(spec)
     bound = len(rules) > len(request_time(rules))
     require_constraint_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
     check_store_url(spec.publish.store)
@@ -164,7 +164,7 @@ def _read_first_rows(source: RowSource, dim: int) -> tuple[pa.Table, AnyArray]:
     """Read the first rows with good vectors: a table of "id" and attributes, and the vectors."""
     for batch in source.batches(vectors=True, attributes=True, memory_bytes=SMALL_READ):
         matrix, states = to_matrix(batch.vectors, dim)
-        usable = np.flatnonzero(lengths_and_states(matrix, states)[1] == RowState.GOOD)[:TRIAL_PAIRS]
+        usable = np.flatnonzero(compute_lengths(matrix, states)[1] == RowState.GOOD)[:TRIAL_PAIRS]
         rows = pa.array(usable)
         if len(usable):
             attributes = batch.attributes

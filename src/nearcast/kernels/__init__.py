@@ -10,13 +10,13 @@ from nearcast.kernels.index import (
     build_ruled_index,
     default_cells,
     index_arrays,
-    index_of_arrays,
     join_exact,
     measure_recall,
+    restore_index,
 )
 from nearcast.kernels.isa import IsaInfo, isa_info
 from nearcast.kernels.join import CellIndex, JoinOutput
-from nearcast.kernels.quantize import width_of
+from nearcast.kernels.quantize import pad_width
 from nearcast.kernels.rescore import ListScorer, list_scorer
 from nearcast.kernels.rule_blocks import eligible_counts, sample_rule_shares
 
@@ -31,11 +31,11 @@ __all__ = [
     "default_cells",
     "eligible_counts",
     "index_arrays",
-    "index_of_arrays",
     "isa_info",
     "join_exact",
     "list_scorer",
     "measure_recall",
+    "pad_width",
+    "restore_index",
     "sample_rule_shares",
-    "width_of",
 ]

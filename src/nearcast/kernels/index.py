@@ -183,7 +183,7 @@ def _pack_centres(
 
 
 def index_arrays(index: CellIndex) -> dict[str, np.ndarray]:
-    """Return all arrays of an index except its items, by name. `index_of_arrays` reads them back."""
+    """Return all arrays of an index except its items, by name. `restore_index` reads them back."""
     rotation = index.rotation
     arrays = {"sign": rotation.sign, "place": rotation.place, "centre": rotation.centre, "item_norms": index.item_norms}
     arrays["numbers"] = np.array([rotation.width, rotation.normalise, index.spread], np.float64)
@@ -194,7 +194,7 @@ def index_arrays(index: CellIndex) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def index_of_arrays(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray]) -> CellIndex:
+def restore_index(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray]) -> CellIndex:
     """Return the index of these items with the arrays of `index_arrays`, which may be mapped from files."""
     width, normalise, spread = arrays["numbers"].tolist()
     rotation = Rotation(arrays["sign"], arrays["place"], arrays.get("centre"), int(width), bool(normalise))

@@ -73,7 +73,7 @@ class PackedItems:
         )
 
 
-def width_of(d: int) -> int:
+def pad_width(d: int) -> int:
     """Return the padded number of dimensions: 16, 32, or a multiple of 64."""
     return 16 if d <= 16 else 32 if d <= 32 else -(-d // 64) * 64
 
@@ -84,7 +84,7 @@ def make_rotation(items: np.ndarray, metric: str) -> Rotation:
     Signs and permutation come from integer arithmetic instead of a random generator, so that they never change.
     """
     d = items.shape[1]
-    width = width_of(d)
+    width = pad_width(d)
     i = np.arange(d, dtype=np.uint64)
     sign = 1.0 - 2.0 * ((i * np.uint64(2654435761) >> np.uint64(13)) & np.uint64(1)).astype(np.float64)
     step = np.uint64(int(width * 0.618) | 1)

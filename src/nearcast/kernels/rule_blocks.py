@@ -89,17 +89,19 @@ def _count_by_pairs(rule: Eligibility) -> np.ndarray:
 def split_tree(rule: Eligibility) -> tuple[AllOf, AllOf]:
     """Split a rule into the part for masks and the part to evaluate afterwards; both must hold."""
     parts = rule.tree.parts if isinstance(rule.tree, AllOf) else (rule.tree,)
-    dense = [part for part in parts if not any(isinstance(rule.leaves[leaf], ListOverlap) for leaf in leaves_of(part))]
+    dense = [
+        part for part in parts if not any(isinstance(rule.leaves[leaf], ListOverlap) for leaf in walk_leaves(part))
+    ]
     return AllOf(tuple(dense)), AllOf(tuple(part for part in parts if part not in dense))
 
 
-def leaves_of(node: Node) -> Iterator[int]:
+def walk_leaves(node: Node) -> Iterator[int]:
     """Yield the leaves of a tree, left to right."""
     if isinstance(node, int):
         yield node
     else:
         for part in node.parts:
-            yield from leaves_of(part)
+            yield from walk_leaves(part)
 
 
 def masked_queries(rule: Eligibility, dense: AllOf) -> np.ndarray:
@@ -172,17 +174,17 @@ def _steps(node: Node) -> Iterator[tuple[int, int]]:
     kind = ALL if isinstance(node, AllOf) else ANY
     if not node.parts:
         yield kind, 0
-    for number, part in enumerate(sorted(node.parts, key=depth_of, reverse=True)):
+    for number, part in enumerate(sorted(node.parts, key=compute_depth, reverse=True)):
         yield from _steps(part)
         if number:
             yield kind, 2
 
 
-def depth_of(node: Node) -> int:
+def compute_depth(node: Node) -> int:
     """Return how many results wait at most while the steps of the tree are evaluated."""
     if isinstance(node, int) or not node.parts:
         return 1
-    depths = sorted(map(depth_of, node.parts), reverse=True)
+    depths = sorted(map(compute_depth, node.parts), reverse=True)
     return max([depths[0], *(depth + 1 for depth in depths[1:])])
 
 

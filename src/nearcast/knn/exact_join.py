@@ -22,7 +22,7 @@ from nearcast.knn.scores import norms, pair_scores
 from nearcast.knn.topk import gather_pairs
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score, no_progress
 
-__all__ = ["Blocks", "blocks_for", "exact_join"]
+__all__ = ["Blocks", "choose_blocks", "exact_join"]
 
 QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays near the core
 ITEM_ROWS = 2_048
@@ -52,7 +52,7 @@ class _ScanBlock:
     lengths: FloatArray  # (rows,) their lengths, rounded up
 
 
-def blocks_for(dim: int, k: int, resources: Resources) -> Blocks:
+def choose_blocks(dim: int, k: int, resources: Resources) -> Blocks:
     """Choose block sizes so that the worker threads stay within the memory."""
     query_rows, item_rows = QUERY_ROWS, ITEM_ROWS
     while True:
@@ -77,7 +77,7 @@ def exact_join(
     """
     n = queries.shape[0]
     best = Neighbors.empty(n, request.k)
-    blocks = blocks_for(items.dim, request.k, resources)
+    blocks = choose_blocks(items.dim, request.k, resources)
     if n == 0 or items.n == 0:
         return best
     jobs = [slice(start, min(n, start + blocks.query_rows)) for start in range(0, n, blocks.query_rows)]

@@ -34,7 +34,7 @@ from nearcast.measure.slices import (
     value_slices,
 )
 from nearcast.measure.ties import tie_warning, tied_share
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs, read_rows
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
@@ -206,7 +206,7 @@ def _new_item_recalls(
         return []
     known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
     new = np.zeros(inputs.items.vectors.n, np.bool_)
-    new[listed[positions_of(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
+    new[listed[find_positions(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
     hits = _find_hits(lists, truth)
     recalls: list[SliceRecall] = []
     for value, members in (("new", new), ("known", ~new)):

@@ -16,7 +16,7 @@ from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
-from nearcast.sources.ids import positions_of, shared_positions
+from nearcast.sources.ids import find_positions, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
@@ -61,7 +61,7 @@ def read_sampled_lists(
 ) -> SampledLists:
     """Return the lists of the queries at these (ascending) positions, at least `min_width` wide."""
     items, queries = inputs.items, inputs.queries
-    numbers = positions_of(queries.ids.take(pa.array(rows)), queries.listed_ids)
+    numbers = find_positions(queries.ids.take(pa.array(rows)), queries.listed_ids)
     listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers), items, min_width))
     scored = rescore(queries.vectors.take(rows), items.vectors, listed, metric)
     return SampledLists(scored.positions, scored.scores)
@@ -83,7 +83,7 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress
         there = old.lists_between(ids[0].as_py() if start else None, _id_after(new, start + rows))
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
-        slots = positions_of(there.column("query_id").combine_chunks(), ids)
+        slots = find_positions(there.column("query_id").combine_chunks(), ids)
         both = np.flatnonzero(slots >= 0)
         kept, seen = kept + len(both), seen + len(there)
         old_rows = there.take(pa.array(both))
@@ -129,7 +129,7 @@ def _candidate_positions(rows: pa.Table, items: IngestedTable, min_width: int) -
     lengths = pc.list_value_length(lists).to_numpy()
     positions = np.full((len(rows), int(lengths.max(initial=max(min_width, 1)))), EMPTY_POSITION, np.int64)
     slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
-    positions[slots] = positions_of(lists.flatten(), items.ids)
+    positions[slots] = find_positions(lists.flatten(), items.ids)
     return positions
 
 

@@ -33,7 +33,7 @@ from nearcast.measure.truth_folders import (
     write_lists,
 )
 from nearcast.sources.changes import TableChanges, compare_tables, hash_rows
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Neighbors, PartOfVectors, Progress, Vectors
 from nearcast.version import __version__
@@ -181,7 +181,7 @@ def _find_nearest(home: Path, sample: _TruthSample, note: Note) -> tuple[CachedL
     for cached in cached_lists(home, note):
         if cached.facts["decides"] != sample.decides:
             continue
-        cached_rows = positions_of(sample.ids, cached.ids)
+        cached_rows = find_positions(sample.ids, cached.ids)
         rows = np.flatnonzero(cached_rows >= 0)
         rows = rows[(cached.hashes[cached_rows[rows]] == sample.hashes[rows]).all(axis=1)]
         if len(rows) > (0 if best is None else len(best[1])):

@@ -24,7 +24,7 @@ from nearcast.monitoring.serving_summary import describe_served, explain_age, ex
 from nearcast.monitoring.staleness import Staleness, measure_staleness
 from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
-from nearcast.suggest import generators_in_words
+from nearcast.suggest import describe_generators
 from nearcast.table.snapshot import list_generators
 from nearcast.webhook import post_json
 
@@ -115,7 +115,7 @@ def run_monitor(
         found = check_served(served, run.spec, [facts for facts in before if facts])
         alerts = _drop_repeated_counts([*alerts, *(_add_reason(alert, events) for alert in found)])
     if not runs and served is None and failure is None:
-        known = generators_in_words(generator, list_generators(out), "run it first, or name its folder with --out")
+        known = describe_generators(generator, list_generators(out), "run it first, or name its folder with --out")
         raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; {known}")
     version = runs[-1].version if runs else None
     report = MonitorReport(

@@ -22,7 +22,7 @@ from nearcast.measure.sampled_recall import find_truth
 from nearcast.measure.truth import TruthCache
 from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.view import StoredLists, View
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_key, id_type
@@ -92,7 +92,7 @@ def _find_query_rows(inputs: Inputs, view: View, stored: StoredLists) -> IntArra
     known = np.flatnonzero(np.array([key is not None for key in keys], np.bool_))
     ids = pa.array([keys[number] for number in known], inputs.queries.ids.type)
     rows = np.full(len(keys), EMPTY_POSITION, np.int64)
-    rows[known] = positions_of(ids, inputs.queries.ids)
+    rows[known] = find_positions(ids, inputs.queries.ids)
     return rows
 
 
@@ -112,7 +112,7 @@ def _find_truth_today(
     run, inputs, items = today.run, today.inputs, today.inputs.items
     removed = np.zeros(items.vectors.n, np.bool_)
     if len(removed_ids):
-        positions = positions_of(pa.array(removed_ids, items.ids.type), items.ids)
+        positions = find_positions(pa.array(removed_ids, items.ids.type), items.ids)
         removed[positions[positions >= 0]] = True
     cache = TruthCache(run.workspace.home / "monitor" / "truth", run.listener.note)
     rules = open_constraints(today.constraints)

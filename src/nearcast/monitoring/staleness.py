@@ -25,7 +25,7 @@ from nearcast.monitoring.recall_today import TodaysTables, measure_recall_today
 from nearcast.serve.key_sampling import SampledLookup, read_sampled_lookups
 from nearcast.serve.lookup import open_lookup
 from nearcast.serve.view import StoredLists, View
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.stores.base import Store
@@ -187,7 +187,7 @@ def _find_positions(stored: StoredLists, inputs: Inputs) -> tuple[IntArray, floa
     positions = np.full((len(lengths), max(1, int(lengths.max(initial=1)))), EMPTY_POSITION, np.int64)
     if pa.types.is_integer(stored.ids.type) != pa.types.is_integer(inputs.items.ids.type):
         return positions, 1.0 if left.any() else 0.0
-    flat = np.where(left, positions_of(stored.ids, inputs.items.ids), EMPTY_POSITION)
+    flat = np.where(left, find_positions(stored.ids, inputs.items.ids), EMPTY_POSITION)
     slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
     positions[slots] = flat
     return positions, int(np.count_nonzero(left & (flat == EMPTY_POSITION))) / max(1, int(left.sum()))

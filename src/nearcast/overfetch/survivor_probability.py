@@ -19,10 +19,10 @@ from nearcast.types import EMPTY_POSITION, AnyArray, IntArray
 __all__ = [
     "CandidateSurvival",
     "compute_curve",
+    "compute_group_survival",
     "compute_probability",
-    "group_survival_of",
+    "gather_survival",
     "split_rows",
-    "survival_of_lists",
 ]
 
 Float64Array = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ class CandidateSurvival:
         return CandidateSurvival(self.survival[rows], self.lengths[rows], groups, alive)
 
 
-def survival_of_lists(
+def gather_survival(
     positions: IntArray, survival: AnyArray, groups: IntArray | None = None, group_survival: AnyArray | None = None
 ) -> CandidateSurvival:
     """Return the survival of the candidates of lists (n, k) of item positions; -1 is an empty slot, and comes last.
@@ -68,14 +68,14 @@ def survival_of_lists(
     if group_survival is None:
         if rates.ndim == 2:
             raise SpecError("survival of each slot with groups needs group_survival; give it, or survival of each item")
-        group_survival = group_survival_of(rates, groups)
+        group_survival = compute_group_survival(rates, groups)
     alive = np.append(_validate_probabilities(np.asarray(group_survival, np.float64)), 1.0)[positions]
     own = np.append(groups, -1)[positions]
     alone = own < 0
     return replace(found, groups=own, group_survival=np.where(alone, 1.0, np.maximum(alive, found.survival)))
 
 
-def group_survival_of(rates: Float64Array, groups: IntArray) -> Float64Array:
+def compute_group_survival(rates: Float64Array, groups: IntArray) -> Float64Array:
     """Return (m,) the largest survival in each item's group; 1 for an item without a group."""
     best = np.zeros(int(groups.max(initial=-1)) + 2)
     np.maximum.at(best, groups, rates)

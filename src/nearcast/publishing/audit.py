@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nearcast.eligibility import columns_of, parse_rule
+from nearcast.eligibility import collect_columns, parse_rule
 from nearcast.eligibility.nodes import Reference
 from nearcast.errors import AuditError, DamagedError, SpecError
 from nearcast.publishing.audit_rules import RULES, apply_rules
@@ -132,7 +132,7 @@ def _compare_current(snapshot: Snapshot, shape: SnapshotShape, current: CurrentV
 def _find_rule_columns(snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
     """Return by table the columns that rules compare, without columns that a rule tests for null."""
     rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
-    items, queries, _ = columns_of(rules)
+    items, queries, _ = collect_columns(rules)
     text = " ".join(str(rule.tree) for rule in rules)
     named = {"items": [("item", name) for name in items], "queries": [("query", name) for name in queries]}
     return {

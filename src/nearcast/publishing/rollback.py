@@ -10,7 +10,7 @@ from nearcast.publishing.publication import Publication, PublishListener, Silent
 from nearcast.publishing.retention import find_rollback_target, list_rolled_back
 from nearcast.publishing.write_version import decode_all, read_back, validate_facts
 from nearcast.stores.base import Pointer, PointerEvent, Store
-from nearcast.suggest import generators_in_words
+from nearcast.suggest import describe_generators
 from nearcast.times import format_utc
 
 __all__ = ["roll_back"]
@@ -65,7 +65,7 @@ def _find_readable(
 def _require_pointer(store: Store, generator: str) -> Pointer:
     pointer = store.pointer(generator)
     if pointer is None:
-        hint = generators_in_words(generator, store.generators(), "generators there are none")
+        hint = describe_generators(generator, store.generators(), "generators there are none")
         raise NotFoundError(f"{generator!r} was never published to {store.url}; {hint}")
     return pointer
 

@@ -20,7 +20,7 @@ from nearcast.errors import DamagedError, NotFoundError
 from nearcast.measure.drift import compare_sketches
 from nearcast.publishing.audit_values import CurrentInputs, ValueChange, VectorChange
 from nearcast.publishing.snapshot_rows import SnapshotShape, iterate_items, iterate_queries
-from nearcast.sources.ids import positions_of, sample_rows_by_hash
+from nearcast.sources.ids import find_positions, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
 from nearcast.table.sketches import read_sketch
@@ -173,7 +173,7 @@ def _compare_vectors(
         if then is None or now is None:
             continue
         same_type = then.ids.type == now.ids.type
-        positions = positions_of(then.ids, now.ids) if same_type else np.full(len(then.ids), -1)
+        positions = find_positions(then.ids, now.ids) if same_type else np.full(len(then.ids), -1)
         dims = (then.vectors.shape[1], now.vectors.shape[1])
         own = profile.get(table, profile.get("items", {})).get("dim", min(dims))
         drift = compare_sketches(then.vectors[:, :own], now.vectors[:, :own], positions)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nearcast.eligibility import facts_of_rules, parse_rule
+from nearcast.eligibility import parse_rule, serialize_rules
 from nearcast.errors import DamagedError
 from nearcast.stores.value_format import ID_BYTES, STRING, UINT32, encode_keys, id_kind, id_type
 from nearcast.table.snapshot import Snapshot
@@ -48,9 +48,7 @@ class SnapshotShape:
     item_ids: str
     id_kind: int  # how item ids are encoded, see `stores.value_format`
     columns: Mapping[str, str]  # item columns and their Arrow types
-    rules: Mapping[str, Any] | None = (
-        None  # as `facts_of_rules` has them, and whether queries have columns of their own
-    )
+    rules: Mapping[str, Any] | None = None  # from `serialize_rules`, and whether queries hold columns
 
 
 def read_shape(snapshot: Snapshot) -> SnapshotShape:
@@ -81,7 +79,7 @@ def _read_rules(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
     own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
     with _translate_errors(snapshot):
         queries = pq.read_schema(_list_files(snapshot, "queries")[0]) if own else items
-    facts = facts_of_rules(rules, items, queries)
+    facts = serialize_rules(rules, items, queries)
     return {**facts, "own_query_columns": own and bool(facts["queries"])}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.version_facts import VersionFacts, read_facts
-from nearcast.suggest import generators_in_words
+from nearcast.suggest import describe_generators
 from nearcast.times import parse_utc
 
 __all__ = ["PublishedGenerator", "StoredVersion", "read_published"]
@@ -55,7 +55,7 @@ def read_published(store: Store, generator: str, *, now: float) -> PublishedGene
     pointer = store.pointer(generator)
     versions = tuple(_read_version(store, generator, version) for version in store.versions(generator))
     if pointer is None and not versions:
-        hint = generators_in_words(generator, store.generators(), "generators there are none")
+        hint = describe_generators(generator, store.generators(), "generators there are none")
         raise NotFoundError(f"{generator!r} was never published to {store.url}; {hint}")
     facts = next((kept.version_facts for kept in versions if pointer and kept.version == pointer.version), None)
     age = max(0.0, now - parse_utc(facts.created)) if facts else None

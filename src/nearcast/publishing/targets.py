@@ -15,7 +15,7 @@ from nearcast.files import path_fault
 from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
-__all__ = ["PublishTarget", "find_target", "resolve_store_url", "target_of_snapshot", "target_of_spec"]
+__all__ = ["PublishTarget", "find_target", "read_snapshot_target", "read_spec_target", "resolve_store_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ def resolve_store_url(settings: PublishSpec, out: Path, override: str | None = N
     return f"lmdb:{path}"
 
 
-def target_of_spec(spec: GeneratorSpec, out: Path) -> PublishTarget:
+def read_spec_target(spec: GeneratorSpec, out: Path) -> PublishTarget:
     """Return the target by a spec. Changes of its [publish], [audit] and [serve] tables need no new run."""
     return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve)
 
 
-def target_of_snapshot(generator: str, out: Path, version: int | None = None) -> PublishTarget:
+def read_snapshot_target(generator: str, out: Path, version: int | None = None) -> PublishTarget:
     """Return the target by the manifest of a snapshot, by default the newest. Raises NotFoundError if there is none."""
     snapshot = find_snapshot(out, generator, version)
     return PublishTarget(
@@ -71,7 +71,7 @@ def target_of_snapshot(generator: str, out: Path, version: int | None = None) ->
 def find_target(generator: str, out: Path) -> PublishTarget:
     """Return the target by the newest snapshot; with default settings if there is no snapshot."""
     try:
-        return target_of_snapshot(generator, out)
+        return read_snapshot_target(generator, out)
     except NotFoundError:
         return PublishTarget(generator, out)
 

@@ -18,7 +18,7 @@ from nearcast.errors import InputError
 from nearcast.sources.arrow_types import plain_type, refuse_twice
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.sources.user_files import ChangedInputError
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.table.ad_columns import to_seconds
 
 __all__ = ["LoggedRequest", "read_log"]
 
@@ -109,7 +109,7 @@ def _read_request(row: dict[str, Any]) -> LoggedRequest:
     return LoggedRequest(
         keys=keys,
         weights=None if weights is None else [float(weight) for weight in _as_list(weights)],
-        seconds=None if time is None else seconds_of_time(time),
+        seconds=None if time is None else to_seconds(time),
         request=row,
         engaged=frozenset(_as_list(engaged)),
         engaged_ads=frozenset(_as_list(engaged_ads)),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.stores.value_format import REASONS, IdType, encode_key, encode_keys, key_of_text
+from nearcast.stores.value_format import REASONS, IdType, encode_key, encode_keys, parse_key
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.types import FloatArray, IntArray
 
@@ -188,7 +188,7 @@ def convert_key(key: Any, ids: IdType) -> str | int | None:
         key = key.item()
     if not isinstance(key, str | int) or isinstance(key, bool):
         return None
-    return key_of_text(key, ids)
+    return parse_key(key, ids)
 
 
 def encode_lookup_keys(keys: Keys, ids: IdType) -> EncodedKeys:

@@ -19,8 +19,8 @@ from nearcast.errors import InputError
 from nearcast.spec import parse_model
 from nearcast.stores.base import OverlayEntry
 from nearcast.stores.version_facts import VersionFacts
-from nearcast.table.ad_columns import seconds_of_time
-from nearcast.table.expansion_checks import check_role, kind_of_role
+from nearcast.table.ad_columns import to_seconds
+from nearcast.table.expansion_checks import check_role, find_role
 from nearcast.table.expansion_settings import AdSettings
 
 __all__ = [
@@ -61,7 +61,7 @@ def to_json_value(value: Any) -> Any:
 
 def parse_until(until: Until, now: float) -> float | None:
     """Return the end of an entry in seconds since 1970. Raises InputError if it is no time or has passed."""
-    end = None if until is None else seconds_of_time(until)
+    end = None if until is None else to_seconds(until)
     if end is None:
         return None
     if not math.isfinite(end):
@@ -98,7 +98,7 @@ def validate_value(facts: VersionFacts, field: str, value: Any) -> None:
     """Raise InputError for a value that the column cannot hold: look-ups would treat it as missing."""
     columns = facts.columns
     if facts.expansion:
-        role = kind_of_role(parse_model(AdSettings, facts.expansion, "the settings"), field)
+        role = find_role(parse_model(AdSettings, facts.expansion, "the settings"), field)
         if role is not None and (field not in columns or isinstance(value, int | float)):
             check_role(field, role, value)
             return
@@ -131,7 +131,7 @@ def _is_usable(value: Any, column: str) -> bool:
 
 def _is_time(text: str) -> bool:
     try:
-        seconds_of_time(text)
+        to_seconds(text)
     except InputError:
         return False
     return True

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.ids import positions_of
+from nearcast.sources.ids import find_positions
 from nearcast.types import AnyArray, IntArray, Vectors
 
 __all__ = ["HASH_BYTES", "TableChanges", "TableState", "compare_tables", "hash_rows", "iterate_hashes"]
@@ -72,7 +72,7 @@ def compare_tables(
     fresh: list[IntArray] = []
     n_fresh = 0
     for (lo, hi), (start, stop) in _align_blocks(old.ids, new.ids):
-        matches = positions_of(new.ids[start:stop], old.ids[lo:hi])  # a block has one range of ids
+        matches = find_positions(new.ids[start:stop], old.ids[lo:hi])  # a block has one range of ids
         known = np.flatnonzero(matches >= 0)
         same = (old.hashes.read(lo, hi)[matches[known]] == new.hashes.read(start, stop)[known]).all(axis=1)
         kept = np.full(hi - lo, -1, np.int64)

@@ -18,9 +18,9 @@ from nearcast.errors import DamagedError
 from nearcast.types import IntArray
 
 __all__ = [
+    "argsort_ids",
+    "find_positions",
     "hash_ids",
-    "order_of",
-    "positions_of",
     "read_ids",
     "repeats",
     "sample_rows_by_hash",
@@ -32,7 +32,7 @@ __all__ = [
 HASH_BASE = 0x5851F42D4C957F2D
 
 
-def order_of(ids: pa.Array) -> IntArray:
+def argsort_ids(ids: pa.Array) -> IntArray:
     """Return (n,) row numbers in the order of ids. Equal ids keep the order of rows; nulls go last."""
     order: IntArray = pc.array_sort_indices(ids).to_numpy().astype(np.int64)
     return order
@@ -48,7 +48,7 @@ def repeats(ids: pa.Array, order: IntArray) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def positions_of(keys: pa.Array, ids: pa.Array) -> IntArray:
+def find_positions(keys: pa.Array, ids: pa.Array) -> IntArray:
     """Return (len(keys),) the position of each key in `ids`, -1 for a missing key."""
     positions: IntArray = (
         pc.fill_null(pc.index_in(keys.cast(ids.type), value_set=ids), -1).to_numpy(zero_copy_only=False)
@@ -60,7 +60,7 @@ def shared_positions(query_ids: pa.Array, item_ids: pa.Array) -> IntArray:
     """Return (queries,) the position of the item with the query's id, -1 if there is none."""
     if query_ids.type != item_ids.type:
         return np.full(len(query_ids), -1, np.int64)
-    return positions_of(query_ids, item_ids)
+    return find_positions(query_ids, item_ids)
 
 
 def to_ids(positions: IntArray, ids: pa.Array) -> pa.Array:

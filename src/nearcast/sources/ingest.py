@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
 from nearcast.files import finish, fresh_folder, verify
-from nearcast.sources.ids import positions_of, read_ids, to_ids, write_ids
+from nearcast.sources.ids import find_positions, read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
 from nearcast.sources.row_source import RowBatch
 from nearcast.sources.scan_rows import KeptRows, Scan
@@ -247,7 +247,7 @@ def read_attributes(table: IngestedTable, names: Sequence[str]) -> pa.Table:
     rows = open_dataset(table.attributes).to_table(columns=["id", *names], use_threads=False)
     if len(table.ids) == len(rows):
         return rows
-    return rows.take(pa.array(positions_of(table.ids, table.listed_ids)))
+    return rows.take(pa.array(find_positions(table.ids, table.listed_ids)))
 
 
 def read_rows(folder: Path, ids: pa.Array, names: Sequence[str]) -> pa.Table:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nearcast.errors import InputError
 from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
 
-__all__ = ["RowState", "common_dtype", "lengths_and_states", "list_lengths", "refuse_masked", "to_matrix"]
+__all__ = ["RowState", "common_dtype", "compute_lengths", "list_lengths", "refuse_masked", "to_matrix"]
 
 LONGEST = 1e18  # largest Euclidean length whose square fits float32
 
@@ -59,7 +59,7 @@ def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
     return matrix, states
 
 
-def lengths_and_states(matrix: AnyArray, states: States) -> tuple[FloatArray, States]:
+def compute_lengths(matrix: AnyArray, states: States) -> tuple[FloatArray, States]:
     """Return (rows,) Euclidean lengths, and the states with not-finite and zero vectors added."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = matrix.astype(np.float32, copy=False)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.ids import order_of, repeats
-from nearcast.sources.matrix import RowState, common_dtype, lengths_and_states, list_lengths, to_matrix
+from nearcast.sources.ids import argsort_ids, repeats
+from nearcast.sources.matrix import RowState, common_dtype, compute_lengths, list_lengths, to_matrix
 from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.types import FloatArray, IntArray, Progress, no_progress
@@ -85,14 +85,14 @@ def _scan_with_dimension(
         lengths.update(dict(zip(*(part.tolist() for part in np.unique(sizes, return_counts=True)), strict=True)))
         dim = int(sizes[0]) if dim is None and len(sizes) else dim
         matrix, batch_states = to_matrix(batch.vectors, dim or 1)
-        norm, batch_states = lengths_and_states(matrix, batch_states)
+        norm, batch_states = compute_lengths(matrix, batch_states)
         ids.append(batch.ids)
         states.append(batch_states)
         norms.append(norm)
         done += len(batch_states)
         progress(done, source.n_rows)
     all_ids = pa.concat_arrays(ids) if ids else pa.array([], source.id_type)
-    order = order_of(all_ids)
+    order = argsort_ids(all_ids)
     return Scan(
         source,
         all_ids,

@@ -12,7 +12,7 @@ from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.stores.base import Store
-from nearcast.suggest import generators_in_words
+from nearcast.suggest import describe_generators
 
 __all__ = [
     "STORES",
@@ -131,5 +131,5 @@ def make_unpublished_error(store: Store, generator: str) -> NotFoundError:
     lost = describe_lost_pointer(store, generator)
     if lost is not None:
         return NotFoundError(lost)
-    hint = generators_in_words(generator, store.generators(), "publish one first")
+    hint = describe_generators(generator, store.generators(), "publish one first")
     return NotFoundError(f"nothing is published of {generator!r} in {store.url}; {hint}")

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError, InputError
-from nearcast.times import rows_of_table
+from nearcast.times import to_rows
 
 __all__ = [
     "FORMAT",
@@ -40,6 +40,7 @@ __all__ = [
     "CandidateLists",
     "IdType",
     "decode_columns",
+    "decode_integer_keys",
     "decode_list",
     "decode_lists",
     "encode_items",
@@ -49,8 +50,7 @@ __all__ = [
     "encode_query_key",
     "id_kind",
     "id_type",
-    "key_of_text",
-    "numbers_of_keys",
+    "parse_key",
 ]
 
 FORMAT = 1
@@ -104,19 +104,19 @@ def encode_keys(ids: pa.Array) -> list[bytes]:
 def decode_keys(keys: Sequence[bytes], ids: IdType) -> pa.Array:
     """Decode keys to ids, without text ids that are too long for a key."""
     if ids != "string":
-        return pa.array(numbers_of_keys([key for key in keys if len(key) == 8]), pa.int64())
+        return pa.array(decode_integer_keys([key for key in keys if len(key) == 8]), pa.int64())
     texts = [b"" if key == NO_TEXT else key for key in keys if not key.startswith(OF_QUERY)]
     return pa.array([text.decode() for text in texts if b"\xff" not in text], pa.string())
 
 
-def numbers_of_keys(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+def decode_integer_keys(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
     """Decode keys to integer ids. Raises DamagedError for another key."""
     if set(map(len, keys)) - {8}:
         raise DamagedError("the store holds a key that is no number, in a table whose keys are numbers")
     return (np.frombuffer(b"".join(keys), ">u8").astype(np.uint64) ^ np.uint64(SIGN)).view(np.int64)
 
 
-def key_of_text(text: str | int, ids: IdType) -> str | int | None:
+def parse_key(text: str | int, ids: IdType) -> str | int | None:
     """Convert an id from a URL or a command to the type of the table; None if it cannot be one of its ids."""
     if ids == "string":
         return str(text)
@@ -226,7 +226,7 @@ def encode_items(columns: pa.Table) -> list[bytes]:
         except ValueError:
             return encode(_replace_nan(row)).encode()
 
-    return [write(row) for row in rows_of_table(columns)] or [b"{}"] * len(columns)
+    return [write(row) for row in to_rows(columns)] or [b"{}"] * len(columns)
 
 
 def _replace_nan(value: Any) -> Any:

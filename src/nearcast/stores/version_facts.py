@@ -14,7 +14,7 @@ from typing import Any, Self
 from nearcast.errors import DamagedError
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import IdType, decode_keys
-from nearcast.suggest import nearest_in_words
+from nearcast.suggest import describe_nearest
 
 __all__ = ["EXPANSION", "FACTS_FORMAT", "WEIGHT_TABLE", "VersionFacts", "nearest_in_version", "read_facts"]
 
@@ -67,7 +67,7 @@ class VersionFacts:
     k: int = 0
     id_kind: int | None = None  # how item ids are written, see `value_format`
     columns: Mapping[str, str] = field(default_factory=dict)  # item columns and their Arrow types
-    rules: Mapping[str, Any] | None = None  # see `eligibility.facts_of_rules`; None: no rules
+    rules: Mapping[str, Any] | None = None  # see `eligibility.serialize_rules`; None: no rules
     measures: Mapping[str, Any] = field(default_factory=dict)
     promise: Mapping[str, Any] = field(default_factory=dict)  # the recall target and its check
     profile: Mapping[str, Any] | None = None  # of the inputs; None: made by an older nearcast
@@ -152,4 +152,4 @@ def nearest_in_version(reader: Reader, facts: VersionFacts, space: Space, key: s
         noun, count, ids = "items", facts.items, facts.item_ids
     keys = decode_keys(reader.some_keys(space, MAX_KEYS_COMPARED, seed=0), ids)
     some = "some of " if len(keys) == MAX_KEYS_COMPARED else ""
-    return nearest_in_words(key, keys, f"{some}its {count or len(keys):,} {noun}")
+    return describe_nearest(key, keys, f"{some}its {count or len(keys):,} {noun}")

@@ -21,7 +21,7 @@ from nearcast.eligibility.rule_types import Kind, is_list
 from nearcast.errors import InputError
 from nearcast.types import IntArray, flat
 
-__all__ = ["Column", "column_of", "missing_column", "seconds_of_time"]
+__all__ = ["Column", "missing_column", "to_column", "to_seconds"]
 
 BoolArray = npt.NDArray[np.bool_]
 Rows = IntArray
@@ -109,7 +109,7 @@ class Column:
         """Return a value as a number of this column, times in seconds; None for one that the column cannot hold."""
         if self.kind == "time":
             try:
-                return value / 10**9 if isinstance(value, Nanos) else seconds_of_time(value)
+                return value / 10**9 if isinstance(value, Nanos) else to_seconds(value)
             except InputError:
                 return None
         return value if isinstance(value, int | float) else None
@@ -172,7 +172,7 @@ class Column:
         return replace(self, values=np.concatenate(pieces), words=words, starts=starts.astype(np.int64))
 
 
-def seconds_of_time(value: Any) -> float:
+def to_seconds(value: Any) -> float:
     """Return a time as seconds since 1970. value: seconds, a date, a datetime or ISO 8601 text; UTC without a zone."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -188,10 +188,10 @@ def seconds_of_time(value: Any) -> float:
     return (value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)).timestamp()
 
 
-def column_of(values: pa.Array) -> Column | None:
+def to_column(values: pa.Array) -> Column | None:
     """Return an Arrow array as a column; None for a type that conditions do not support."""
     if pa.types.is_dictionary(values.type):
-        return column_of(values.dictionary_decode())
+        return to_column(values.dictionary_decode())
     kind, nothing = values.type, np.empty(0, np.int64)
     missing = values.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nearcast.errors import DamagedError, InputError
 from nearcast.sharing import SharingMap
-from nearcast.table.ad_columns import Column, column_of, missing_column
+from nearcast.table.ad_columns import Column, missing_column, to_column
 from nearcast.table.expansion_settings import Roles
 from nearcast.types import IntArray
 
@@ -95,7 +95,7 @@ def ads_of(table: pa.Table, roles: Roles | None = None, *, id_column: bool = Fal
     numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64) if pa.types.is_integer(ids.type) else None
     positions_by_id = {ad: position for position, ad in enumerate(ids.to_pylist())}
     arrays = {name: table.column(name).combine_chunks() for name in table.column_names}
-    found = {name: column_of(values) for name, values in arrays.items() if name != "id" or id_column}
+    found = {name: to_column(values) for name, values in arrays.items() if name != "id" or id_column}
     columns = {name: column for name, column in found.items() if column is not None}
     for name, kind in _limit_columns(roles).items():
         if name not in arrays:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from nearcast.eligibility.rule_types import Kind, Type
 from nearcast.errors import InputError
 from nearcast.suggest import suggest_name
-from nearcast.table.ad_columns import seconds_of_time
+from nearcast.table.ad_columns import to_seconds
 from nearcast.table.expansion_schema import (
     LIST_TESTS,
     ORDER_TESTS,
@@ -27,7 +27,7 @@ from nearcast.table.expansion_schema import (
 )
 from nearcast.table.expansion_settings import MONEY_ROLES, TIME_ROLES, AdSettings, Target
 
-__all__ = ["check_role", "check_settings", "check_values", "kind_of_role"]
+__all__ = ["check_role", "check_settings", "check_values", "find_role"]
 
 MONEY = "whole numbers, floats or decimals"
 TIMES = "timestamps, dates, or seconds since 1970 as numbers"
@@ -171,7 +171,7 @@ def _raise_for_rows(ads: pa.Table, name: str, wrong: Any, fix: str) -> None:
     raise InputError(f"{name} of ad {ad!r} (row {first + 1:,}){more} is {value}; {fix}")
 
 
-def kind_of_role(settings: AdSettings, name: str) -> str | None:
+def find_role(settings: AdSettings, name: str) -> str | None:
     """Return the role of a column: bid, budget, spent, starts or ends; None for another column."""
     return next((role for role in (*MONEY_ROLES, *TIME_ROLES) if getattr(settings.columns, role) == name), None)
 
@@ -190,6 +190,6 @@ def check_role(name: str, role: str, value: Any) -> None:
         raise InputError(f"{name} is {value!r}, and takes seconds since 1970; is it in milliseconds?")
     else:
         try:
-            seconds_of_time(value)
+            to_seconds(value)
         except InputError as error:
             raise InputError(f"{name} is {value!r}, and takes a time ({error})") from None

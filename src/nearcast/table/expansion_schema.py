@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from nearcast.eligibility.nodes import Rule
 from nearcast.eligibility.parse import parse_rule
-from nearcast.eligibility.rule_types import ARROW, Kind, Type, type_of_column
+from nearcast.eligibility.rule_types import ARROW, Kind, Type, convert_arrow_type
 from nearcast.eligibility.validate import check_ad_rules
 from nearcast.errors import InputError
 from nearcast.table.expansion_settings import MONEY_ROLES, TIME_ROLES, AdSettings
@@ -225,5 +225,5 @@ def rule_type(kind: pa.DataType) -> Type | None:
             return Type(Kind.TEXT, many=True)  # all lists are empty
         element = rule_type(inner)
         return None if element is None or element.many else Type(element.kind, many=True)
-    found = type_of_column(kind)
+    found = convert_arrow_type(kind)
     return None if found is not None and found.kind is Kind.DURATION else found

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nearcast.types import IntArray, flat
 
-__all__ = ["ItemLinks", "links_of"]
+__all__ = ["ItemLinks", "build_links"]
 
 Offsets = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int32]
@@ -43,7 +43,7 @@ class ItemLinks:
         return np.repeat(known, ends - starts), self.positions[flat(starts, ends)].astype(np.int64)
 
 
-def links_of(keys: IntArray | Sequence[bytes], lengths: IntArray, positions: IntArray) -> ItemLinks:
+def build_links(keys: IntArray | Sequence[bytes], lengths: IntArray, positions: IntArray) -> ItemLinks:
     """Return the links of items in any order: item i has the next lengths[i] of the positions."""
     offsets = np.append(0, np.cumsum(lengths))
     if not isinstance(keys, np.ndarray):

@@ -17,12 +17,12 @@ import pyarrow as pa
 from nearcast.errors import DamagedError, GoneError, NearcastError, StoreError
 from nearcast.spec import parse_model
 from nearcast.stores.base import Reader, Space
-from nearcast.stores.value_format import decode_lists, numbers_of_keys
+from nearcast.stores.value_format import decode_integer_keys, decode_lists
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.ad_set import Ads, ads_of
 from nearcast.table.expansion_schema import AdRuleTypes, parse_ad_rules
 from nearcast.table.expansion_settings import AdSettings
-from nearcast.table.item_links import ItemLinks, links_of
+from nearcast.table.item_links import ItemLinks, build_links
 
 __all__ = ["MOST_ITEMS_HELD", "StoredAds", "read_stored"]
 
@@ -84,14 +84,14 @@ def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> ItemLinks:
         lists = decode_lists([value for _, value in some], facts.item_ids)
         keys = [key for key, _ in some]
         if facts.query_ids == "int64":
-            numbers.append(numbers_of_keys(keys))
+            numbers.append(decode_integer_keys(keys))
         else:
             texts += keys
         lengths.append(np.diff(lists.offsets))
         positions.append(ads.positions(lists.ids))
     nothing = np.empty(0, np.int64)
     items = np.concatenate([nothing, *numbers]) if facts.query_ids == "int64" else texts
-    return links_of(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
+    return build_links(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
 
 
 def _schema(facts: VersionFacts) -> pa.Schema:

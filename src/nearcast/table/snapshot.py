@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from nearcast.artifact_files import open_dataset
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import is_done, read_manifest, verify
-from nearcast.suggest import generators_in_words, nearest_in_words, quote_key
+from nearcast.suggest import describe_generators, describe_nearest, quote_key
 from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.manifest import Manifest
 from nearcast.table.write_table import GROUPS_PER_FILE
-from nearcast.times import rows_of_table
+from nearcast.times import to_rows
 from nearcast.types import IntArray
 
 __all__ = [
@@ -182,13 +182,13 @@ class Snapshot:
         except (pa.ArrowInvalid, OSError) as error:
             raise self._explain_damage(error) from error
         order = pc.index_in(keys, value_set=table.column("id").combine_chunks())
-        rows = rows_of_table(table.select(list(dict.fromkeys(columns))).take(order))
+        rows = to_rows(table.select(list(dict.fromkeys(columns))).take(order))
         return {name: tuple(row[name] for row in rows) for name in columns}
 
     def _suggest(self, dataset: Any, key: str | int) -> str:
         """Name the keys most similar to `key`, else a few keys, to show a wrong type or spelling."""
         keys = dataset.to_table(columns=["query_id"], use_threads=False).column("query_id")
-        words = nearest_in_words(key, keys, f"its {self.n_rows:,} keys")
+        words = describe_nearest(key, keys, f"its {self.n_rows:,} keys")
         return f"; {words}" if words else ""
 
 
@@ -225,7 +225,7 @@ def find_snapshot(out: Path, generator: str, version: int | None = None) -> Snap
     snapshots = list_snapshots(out, generator)
     if not snapshots:
         known = list_generators(out)
-        hint = generators_in_words(generator, known, "run a generator first")
+        hint = describe_generators(generator, known, "run a generator first")
         raise NotFoundError(f"no snapshot of {generator!r} in {out}; {hint}")
     if version is None:
         return snapshots[-1]

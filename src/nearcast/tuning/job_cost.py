@@ -14,7 +14,7 @@ from nearcast.tuning.scaling import (
     build_work,
     query_work,
     scale_scanned,
-    settings_at,
+    scale_settings,
 )
 from nearcast.tuning.trial import Trial, TuningJob
 
@@ -78,8 +78,8 @@ def build_and_join(
     reached, timed = trial.at(target), trial.at(trial.timed)
     if reached is None or timed is None:
         return None
-    tried = Configuration(trial.point.engine, settings_at(trial.point, trial.share))
-    meant = Configuration(trial.point.engine, settings_at(trial.point, share))
+    tried = Configuration(trial.point.engine, scale_settings(trial.point, trial.share))
+    meant = Configuration(trial.point.engine, scale_settings(trial.point, share))
     build = trial.build_seconds * build_work(meant, n_items) / build_work(tried, trial.sample_items)
     done = query_work(tried, trial.sample_items, timed.params, timed.items_scanned, trial.sample_items, growth)
     work = query_work(meant, n_items, reached.params, reached.items_scanned, trial.sample_items, growth)

@@ -22,7 +22,7 @@ __all__ = [
     "build_work",
     "query_work",
     "scale_scanned",
-    "settings_at",
+    "scale_settings",
 ]
 
 TRAINED_PER_CELL = 16  # rows of k-means in `dense`
@@ -56,7 +56,7 @@ class Growth:
     exact_overhead: float = 0.0  # constant seconds per query of an exact join
 
 
-def settings_at(point: Configuration, share: float) -> dict[str, Any]:
+def scale_settings(point: Configuration, share: float) -> dict[str, Any]:
     """Return the settings for a sample of this share of the items, with equal items per cell."""
     scaled = dict(point.settings)
     for name in ("cells", "nlist"):

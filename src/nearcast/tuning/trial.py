@@ -16,7 +16,7 @@ from nearcast.join.calibrate import WORKLOAD_SAMPLE, QuerySample, RecallCurve
 from nearcast.join.context import RunContext
 from nearcast.measure.recall import Recall, estimate_recall
 from nearcast.spec import parse_model
-from nearcast.tuning.scaling import Configuration, Growth, settings_at
+from nearcast.tuning.scaling import Configuration, Growth, scale_settings
 from nearcast.tuning.tuning_samples import TuningSample
 from nearcast.types import ArrayVectors
 
@@ -127,7 +127,7 @@ class Trial:
 def try_point(job: TuningJob, point: Configuration, sample: TuningSample) -> Trial:
     """Build an index of the sample's items, find the operating point per recall target, and time the spec's target."""
     began = time.perf_counter()
-    small = Configuration(point.engine, settings_at(point, sample.share))
+    small = Configuration(point.engine, scale_settings(point, sample.share))
     index, build_seconds = _build_sample_index(job, small, sample)
     points = index.operating_points(sample.chosen.request.k)
     reached = tuple(
@@ -156,7 +156,7 @@ def try_point(job: TuningJob, point: Configuration, sample: TuningSample) -> Tri
 
 def measure_held_out(job: TuningJob, point: Configuration, sample: TuningSample) -> Recall:
     """Return the recall on the held-out queries, with its 95% interval."""
-    small = Configuration(point.engine, settings_at(point, sample.share))
+    small = Configuration(point.engine, scale_settings(point, sample.share))
     index, _ = _build_sample_index(job, small, sample)
     points, target = index.operating_points(sample.chosen.request.k), job.request.recall
     numbers = _find_points(index, points, sample.chosen, (target,), job.resources)

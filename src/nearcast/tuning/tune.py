@@ -25,7 +25,7 @@ from nearcast.sources.ingest import Inputs
 from nearcast.spec import parse_model
 from nearcast.tuning.job_cost import build_and_join, estimate_cost, with_exact_time
 from nearcast.tuning.optimize import EXACT, Study, TrialOutcome, first_configurations, open_study
-from nearcast.tuning.scaling import EXACT_POINT, TUNED_ENGINES, Configuration, Growth, query_work, settings_at
+from nearcast.tuning.scaling import EXACT_POINT, TUNED_ENGINES, Configuration, Growth, query_work, scale_settings
 from nearcast.tuning.trial import Trial, TuningJob, estimate_memory, least_seconds, measure_held_out, try_point
 from nearcast.tuning.tuning_result import LargerSampleCheck, PricedTrial, TuningResult
 from nearcast.tuning.tuning_samples import TuningRows, TuningSample, draw_rows, make_tuning_sample
@@ -157,7 +157,7 @@ def estimate_growth(first: Trial, second: Trial, target: float, *, default: floa
 
 def _count_work(trial: Trial, target: float) -> float:
     """Return the vectors that a query of the trial's sample was compared with."""
-    reached, here = trial.at(target), Configuration(trial.point.engine, settings_at(trial.point, trial.share))
+    reached, here = trial.at(target), Configuration(trial.point.engine, scale_settings(trial.point, trial.share))
     assert reached is not None
     return query_work(here, trial.sample_items, reached.params, reached.items_scanned, trial.sample_items, Growth())
 
