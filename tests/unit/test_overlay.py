@@ -299,7 +299,7 @@ REFUSED = [
     (lambda o: o.remove([10, "x"]), "'x' is no id of an item of shop: its ids are of type int64"),
     (lambda o: o.remove([10, 2**63]), "9223372036854775808 is no id of an item"),
     (lambda o: o.remove([10, True]), "True is no id of an item"),
-    (lambda o: o.remove("10"), r"items is '10': give a list of ids, such as \['10'\]"),
+    (lambda o: o.remove("10"), r"items is '10': give a list of ids, for example \['10'\]"),
     (lambda o: o.restore("10"), "give a list of ids"),
     (lambda o: o.remove([10], until=1), "until is 1970-01-01T00:00:01Z: that has passed"),
     (lambda o: o.remove([10], until=float("nan")), "until is no time: nan"),

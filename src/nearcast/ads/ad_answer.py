@@ -31,7 +31,7 @@ class AdAnswer:
     scores: Sequence[float]
     columns: Sequence[Mapping[str, Any]]  # of each ad, the fields of the request
     stages: tuple[Stage, ...]
-    table: str  # the version of the expansion table, such as 000041
+    table: str  # the version of the expansion table, for example 000041
     age_seconds: float  # since the table was read from its source
     snapshot: str | None = None  # of the candidates; None if the caller gave them
     found: int = 0  # number of keys that the snapshot has

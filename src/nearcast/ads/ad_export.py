@@ -35,7 +35,7 @@ Moment = float | str | datetime  # seconds since 1970, ISO 8601 or a datetime
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdExport:
-    """Ads and links as they were exported at one moment."""
+    """Ads and links of one export."""
 
     ads: pa.Table  # a row per ad
     links: pa.Table  # a row per item and ad; a pair may occur twice

@@ -36,7 +36,7 @@ __all__ = ["ExpansionReport", "expand_files", "publish_expansion", "publish_expo
 
 @dataclass(frozen=True, slots=True)
 class TargetCounts:
-    """The number of ads for everybody and for nobody by one column of the targets."""
+    """The number of ads that match every request, and no request, by one column of the targets."""
 
     column: str
     everybody: int  # ads with a null column
@@ -153,7 +153,7 @@ def expand_files(
 
 
 def _count_targets(ads: pa.Table, settings: AdSettings) -> tuple[TargetCounts, ...]:
-    """Count the ads for everybody and for nobody, by each column of the targets."""
+    """Count the ads that match every request, and no request, by each column of the targets."""
     counts = []
     for name in dict.fromkeys(target.column for target in settings.targeting):
         column = ads.column(name)

@@ -1,6 +1,6 @@
 """Who may see an ad: rules over columns of the ads and fields of the request, evaluated for some ads at once.
 
-A target of the settings is short for a rule in which a null column stands for everybody:
+A target of the settings is short for a rule in which a null column matches every request:
 `{column = "tags", test = "has", request = "tag"}` is `ad.tags is null or ad.tags has request.tag`. Both compile to the
 same conditions. `AdFilter` is the seam for rules that are written in Python.
 """

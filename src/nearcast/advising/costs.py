@@ -85,7 +85,7 @@ class DailyCost:
 
     @property
     def expense(self) -> float:
-        """What variants are compared by: money if there are prices, else processor seconds."""
+        """The measure for comparing variants: money if there are prices, else processor seconds."""
         return self.total_cpu_seconds if self.money is None else self.money
 
     def as_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ MOST_CALIBRATED = 4  # a calibration's samples are at most this part of the quer
 
 @dataclass(frozen=True, slots=True)
 class CpuMeasurement:
-    """Processor seconds at two sizes. The unit of a size is the one that the seconds grow with."""
+    """Processor seconds at two sizes. The unit of a size is the unit that the seconds grow with."""
 
     units: tuple[float, float]
     seconds: tuple[float, float]

@@ -1,6 +1,6 @@
 """Open the generators and expansion tables that `nearcast serve` answers for, with their online indexes.
 
-What cannot be opened is reported and retried by the service; the rest is served.
+The service reports and retries tables that cannot be opened, and serves the others.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def find_names(requested: Sequence[str], store: Store) -> list[str]:
 def open_generators(
     store: Store, names: Sequence[str], online: OnlineOptions, refresh_seconds: float, stack: ExitStack
 ) -> OpenGenerators:
-    """Open every name; `stack` closes them. Report what cannot be opened.
+    """Open every name; `stack` closes them. Report names that cannot be opened.
 
     Raises NotFoundError if nothing is published under a name, and the first error if nothing can be opened.
     """

@@ -54,7 +54,7 @@ class PublishOptions:
     "--accept", "rules", metavar="RULE", multiple=True, help="Publish even if this rule fails. Needs --why. Repeatable."
 )
 @click.option("--why", "reasons", metavar="TEXT", multiple=True, help="Reason for --accept, stored with the version.")
-@click.option("--dry-run", is_flag=True, help="Audit, and print what would be copied. Changes nothing.")
+@click.option("--dry-run", is_flag=True, help="Audit, and print the size of the copy. Changes nothing.")
 @click.option("--repair", is_flag=True, help="Continue if the pointer or the current version cannot be read.")
 @quiet_option
 @json_option

@@ -131,7 +131,7 @@ USUAL_SLIPS = {
     "**": "it knows + - * and /: write a product",
     ";": "one rule is one expression: join two by and",
     "between": "write LOW <= VALUE <= HIGH",
-    "like": "texts are compared whole, by == or in; make a column of what you look for",
+    "like": "texts are compared whole, by == or in; make a column of the parts",
     "contains": "write LIST has VALUE",
     "AND": "write and, in lower case",
     "OR": "write or, in lower case",
@@ -247,7 +247,7 @@ def _explain_unexpected(text: str, span: Span, allowed: Any, tables: Sequence[st
     what = f"{found!r} is not understood here" if found else "it ends too early"
     if slip is None:
         words = list(dict.fromkeys(IN_WORDS[name] for name in sorted(allowed) if name in IN_WORDS))
-        slip = f"what may follow is {', '.join(words)}" if words else "see docs/rules.md for the language"
+        slip = f"expected {', '.join(words)}" if words else "see docs/rules.md for the language"
     return _WordError(span, f"{what}; {slip}")
 
 
@@ -300,7 +300,7 @@ def _as_text(token: str, span: Span) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _WordError(span, "the text holds half of a character; write it anew") from None
+        raise _WordError(span, "the text holds half of a character; write it again") from None
     return text
 
 
@@ -427,7 +427,9 @@ def _separate_tables(node: Node) -> Node:
     if isinstance(node, Member | IsNull):
         for part in get_parts(node):
             if _is_mixed(part):
-                raise _WordError(part.span, "this value is of the item and the query at once; ask about one of them")
+                raise _WordError(
+                    part.span, "this value depends on the item and the query; write a condition on one of them"
+                )
     return node
 
 
@@ -441,7 +443,7 @@ def _move_terms(node: Compare) -> Compare:
     for _, term in terms:
         if _is_mixed(term):
             way = "only sums can be taken apart; write the item's value on one side and the query's on the other"
-            raise _WordError(term.span, f"this value is of the item and of the query at once, and {way}")
+            raise _WordError(term.span, f"this value depends on the item and the query; {way}")
     left = tuple((sign, term) for sign, term in terms if "item" in collect_tables(term))
     right = tuple((-sign, term) for sign, term in terms if "item" not in collect_tables(term))
     return Compare(node.operator, Sum(left, node.left.span), Sum(right, node.right.span), node.span)

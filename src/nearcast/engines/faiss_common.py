@@ -186,7 +186,7 @@ class FaissEngine:
         return False
 
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
-        """Return the pairs of an exact join: the work of a search is not known beforehand."""
+        """Return the pairs of an exact join, an upper bound: the work of a search is not known in advance."""
         return {"join": float(shape.n_queries) * shape.n_items}
 
 

@@ -1,7 +1,7 @@
 """Explain why an item is in a query's list or not: one cause, with figures.
 
-Scores every item for the one query, so that ranks are exact. Knows nothing of stores: the answer of a look-up itself
-names what the overlay or the request removes.
+Scores every item for the one query, so that ranks are exact. Knows nothing of stores: the answer of a look-up names
+the items that the overlay or the request removes.
 """
 
 from __future__ import annotations

@@ -127,8 +127,9 @@ def check_inputs(
     progress: Progress,
     checked: Callable[[Report], None],
 ) -> Checked:
-    """Scan the tables that were not ingested before, and report both. Raises InputError if a policy says so.
+    """Scan the tables that were not ingested before, and report both.
 
+    Raises InputError for a problem whose policy is "error".
     checked: called with the report before the error is raised.
     """
     item_folder, query_folder = ingested_folders(spec, sources, artifacts)

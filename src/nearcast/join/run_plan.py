@@ -45,7 +45,7 @@ def make_plan(
     ranker: Mapping[str, Any] | None = None,
     lookup_digests: list[dict[str, str]] | None = None,
 ) -> RunPlan:
-    """Collect what decides the result: settings, engine, hashes of tables and log, ranking model, software version."""
+    """Collect the facts that decide the result: settings, engine, hashes of tables and log, ranking model, software."""
     return RunPlan(
         {
             "settings": spec.answer_settings(),

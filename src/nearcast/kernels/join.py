@@ -24,7 +24,7 @@ SLOPE = 0.5
 EXACT_QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 PRUNED_QUERIES_PER_JOB = 4096
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
-MAX_NORM = 2.1e18  # twice what inputs may have, since l2 moves them to their centre; products are still float32
+MAX_NORM = 2.1e18  # twice the limit of inputs, since l2 moves them to their centre; products are still float32
 MAX_DIMENSIONS = 4096
 MAX_SLOTS = 2**28  # kMostSlots in arrays.h
 

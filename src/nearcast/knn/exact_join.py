@@ -56,7 +56,7 @@ def choose_blocks(dim: int, k: int, resources: Resources) -> Blocks:
     """Choose block sizes so that the worker threads stay within the memory."""
     query_rows, item_rows = QUERY_ROWS, ITEM_ROWS
     while True:
-        # scores and their mask, both blocks as float32, one item block as it was read, survivors of a block
+        # scores and their mask, both blocks as float32, one item block in the type of the table, survivors of a block
         size = query_rows * item_rows * 6 + (query_rows + item_rows) * dim * 8 + query_rows * k * POOL_LISTS * 64
         if size * resources.threads <= resources.memory_bytes or query_rows <= 16:
             return Blocks(query_rows, item_rows, size)

@@ -20,7 +20,7 @@ __all__ = ["KnownLists", "bound_lists", "concat_lists", "move_lists", "update_li
 
 @dataclass(frozen=True, slots=True)
 class KnownLists:
-    """The best items of every query as far as they are known, and a bound on all others.
+    """The best known items of every query, and a bound on the scores of all others.
 
     An item outside the list scores below `bound_scores`, or equal with a position of at least `bound_edges`. A list of
     all items has the bound -inf.

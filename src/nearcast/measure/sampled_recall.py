@@ -68,7 +68,7 @@ def read_sampled_lists(
 
 
 def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress: Progress) -> dict[str, float]:
-    """Return overlap@k with an older snapshot over the queries of both, and the share of its queries that are kept.
+    """Return overlap@k with an older snapshot over the queries of both, and the share of its queries that both contain.
 
     Both tables are sorted by query id, so a range of one is found in the other. Of a large table, evenly spread ranges
     are compared.

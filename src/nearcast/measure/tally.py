@@ -1,4 +1,4 @@
-"""Measures of a whole table, added up part by part as it is written: fill, coverage, exposure, scores."""
+"""Measures of a whole table, added up part by part during the write: fill, coverage, exposure, scores."""
 
 from __future__ import annotations
 

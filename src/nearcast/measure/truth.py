@@ -192,7 +192,7 @@ def _find_nearest(home: Path, sample: _TruthSample, note: Note) -> tuple[CachedL
 def _find_changes(
     home: Path, cached: CachedLists, sample: _TruthSample, listed: IntArray, edges: IntArray, note: Note
 ) -> TableChanges | None:
-    """Return what changed about the listed items and the edges; None if a join with all items costs no more."""
+    """Return the changes of the listed items and the edges; None if a join with all items costs no more."""
     if cached.facts["items"] == sample.items.folder.name:
         return TableChanges(listed, edges, np.empty(0, np.int64))
     old = open_state(home / cached.state, note)

@@ -146,7 +146,7 @@ def _read_served(run: RunContext, store: Store, samples: Path, generator: str, l
 
 
 def _add_sentences(report: MonitorReport, events: Sequence[HistoryEvent]) -> MonitorReport:
-    """Add what users get after this pass, which may be the first to see a version in the store."""
+    """Add the state of the served version after this pass, which may be the first to see a version in the store."""
     seen = [*events, HistoryEvent(report.generator, "monitor", time.time(), report.version, report.as_dict())]
     live = find_live_version(seen)
     back = f"{live.version:06d}" if live is not None and live.rolled_back else ""

@@ -39,7 +39,7 @@ def list_newest_runs(events: Sequence[HistoryEvent]) -> list[HistoryEvent]:
 
 
 def describe_served(events: Sequence[HistoryEvent]) -> str:
-    """Return a sentence on what users get: the newest lists, older lists, or nothing."""
+    """Return a sentence on the lists that users get: the newest, older ones, or none."""
     runs, live = list_newest_runs(events), find_live_version(events)
     if live is None:
         return "Nothing is published." if runs else "Nothing has run yet."

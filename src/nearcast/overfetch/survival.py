@@ -18,7 +18,7 @@ from nearcast.types import IntArray
 
 __all__ = ["SurvivalEstimate", "learn_survival", "shrink"]
 
-WEAKEST, STRONGEST = 1.0, 1e6  # bounds of the strength, in look-ups: less would trust a single look-up
+WEAKEST, STRONGEST = 1.0, 1e6  # bounds of the strength, in look-ups: with less, a single look-up decides
 UNSEEN_RATE = 0.5  # without a single look-up
 KEPT_OPEN = 1e-6  # distance of a rate from 0 and 1, since both can change
 

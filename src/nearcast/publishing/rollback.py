@@ -41,7 +41,7 @@ def roll_back(
 def _find_readable(
     store: Store, pointer: Pointer, generator: str, version: int, listener: PublishListener, *, named: bool
 ) -> int:
-    """Return the version after reading all of it as readers do; if it is not named, an older readable one may be it.
+    """Return the version after reading all of it as readers do. Unless it is named, try older versions too.
 
     Raises DamagedError if none is readable.
     """

@@ -159,7 +159,7 @@ def make_online_source(
 
 @dataclass(frozen=True, slots=True)
 class SourceComparison:
-    """What each source answers from, in words, and warnings if they answer from different files."""
+    """The data behind each source, in words, and warnings if they answer from different files."""
 
     ways: tuple[str, ...] = ()  # one sentence per source
     warnings: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ class ReplayReport:
     expansion: str | None
     ways: tuple[SourceFigures, ...]  # one per source
     leads: dict[str, dict[str, Rate | None]]  # hit rate of the first source minus that of each other one
-    compared: tuple[str, ...] = ()  # what each source answers from, in words
+    compared: tuple[str, ...] = ()  # the data behind each source, in words
     warnings: tuple[str, ...] = ()  # reasons why the sources are not comparable
 
     def as_dict(self) -> dict[str, Any]:

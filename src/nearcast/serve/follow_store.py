@@ -345,7 +345,7 @@ _FOLLOWERS: weakref.WeakSet[StoreFollower] = weakref.WeakSet()
 def _describe_lost_pairs(view: View, *, is_current: bool) -> str | None:
     """Return an error text if the store has lost pairs of the open version, else None.
 
-    is_current: the pointer names this version, so nobody may delete it.
+    is_current: the pointer names this version, so no process may delete it.
     """
     try:
         check_reader(view.version.reader)

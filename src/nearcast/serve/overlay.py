@@ -85,7 +85,7 @@ class Overlay(ClosesOnExit):
         return self._cached_facts[1]
 
     def remove(self, items: Sequence[Item], *, until: Until = None, note: str = "") -> None:
-        """Remove items from every answer, for good or until a time.
+        """Remove items from every answer, permanently or until a time.
 
         until: seconds since 1970, a datetime or ISO 8601; UTC if it has no time zone. Items need not be in the
         snapshot. Raises InputError for an id of another type than the table's or a time that has passed; then nothing
@@ -238,5 +238,5 @@ def _choose_time(facts: VersionFacts, now: float) -> float:
 
 def _validate_list(items: Sequence[Item]) -> Sequence[Item]:
     if isinstance(items, str):
-        raise InputError(f"items is {items!r}: give a list of ids, such as [{items!r}]")
+        raise InputError(f"items is {items!r}: give a list of ids, for example [{items!r}]")
     return items

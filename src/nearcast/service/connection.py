@@ -155,7 +155,7 @@ class BoundedConnection(UvicornProtocol):  # type: ignore[misc]
     # checks of the head
 
     def _check_head_size(self) -> None:
-        """Refuse a head that is too long, whether it arrives at once or in pieces."""
+        """Refuse a head that is too long, in one piece or in several."""
         if not self.started:
             return
         headers = sum(len(name) + len(value) + 4 for name, value in self.headers)

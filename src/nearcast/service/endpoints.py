@@ -121,7 +121,7 @@ async def get_metrics(service: Service) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoute:
-    """An endpoint with its path and what OpenAPI says of it."""
+    """An endpoint with its path and its OpenAPI description."""
 
     method: str
     path: str

@@ -261,7 +261,7 @@ def _collect_deprecated_counters(prometheus: Any, families: Mapping[str, Any]) -
 
 
 def disable_created_metrics() -> None:
-    """Leave out the `_created` series of this process. They double the text and nobody uses them."""
+    """Leave out the `_created` series of this process. They double the text and have no use."""
     import prometheus_client as prometheus
 
     prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]

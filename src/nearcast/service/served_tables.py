@@ -1,7 +1,7 @@
-"""Generators and expansion tables that one process serves: opening, health, and reopening of what could not be opened.
+"""Generators and expansion tables that one process serves: opening, health, and retries.
 
 A table that cannot be opened, or cannot follow the store, is reported and does not affect the others. Knows nothing
-of how requests are answered.
+of requests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Base class of all spec tables, the types of their values, and the earlier names of renamed keys.
 
-Knows no table in particular.
+Knows nothing of single tables.
 """
 
 from __future__ import annotations

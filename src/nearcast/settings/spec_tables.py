@@ -1,6 +1,6 @@
 """Tables of a generator's spec that decide its candidates, one class each, with the description of every key.
 
-A description says what happens, then the default where it is not a plain value.
+A description states the effect, then the default where it is not a plain value.
 """
 
 from __future__ import annotations

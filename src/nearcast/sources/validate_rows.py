@@ -32,7 +32,7 @@ __all__ = [
 
 EXAMPLES = 3
 NORM_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-# what rows of each state have, in words
+# the problem of the rows in each state, in words
 STATE_TEXTS = {
     RowState.NULL_VECTOR: "no vector",
     RowState.WRONG_DIMENSION: "a vector whose length is not {dim}, the length of most",

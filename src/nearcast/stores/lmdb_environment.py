@@ -1,10 +1,10 @@
 """LMDB environments: opened once per process and shared, and every error of the library translated.
 
-A process must not open an LMDB file twice, and two readers of one version are common. So open environments are kept
-here by the identity of their file, with a count of users.
+A process must not open an LMDB file twice, and two readers of one version are common. So this
+module holds open environments by the identity of their file, with a count of users.
 
-After a fork: a read-only environment without locks is only a map, and the child may go on using it. An environment with
-locks belongs to the process that opened it; a child opens its own. Knows nothing of versions.
+After a fork: a read-only environment without locks is only a map, and the child may continue to use it. An environment
+with locks belongs to the process that opened it; a child opens another. Knows nothing of versions.
 """
 
 from __future__ import annotations

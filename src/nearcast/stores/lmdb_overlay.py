@@ -149,7 +149,7 @@ class LmdbOverlay:
     def repair(self) -> str | None:
         """Rebuild a damaged or lost overlay from its journal and pages. Return a description; None if it is whole.
 
-        The damaged files are kept beside it. Raises StoreError if the disk is full; nothing has changed then.
+        The damaged files are moved beside it. Raises StoreError if the disk is full; nothing has changed then.
         """
         if not self._must_exist():
             return None
@@ -184,7 +184,7 @@ class LmdbOverlay:
             release_environment(shared)
 
     def _read(self, read: Callable[[Tree], T], nothing: T) -> T:
-        """Return the result of `read` on the newest state; `nothing` if there was never a write."""
+        """Return the result of `read` on the newest state; `nothing` if no entry was ever written."""
         path = self._data
         with translate_read_errors(path):
             if not self._exists():

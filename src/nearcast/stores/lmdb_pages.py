@@ -1,8 +1,8 @@
 """Read the pages of an LMDB file without a map: check them, read pairs, and salvage pairs of a damaged file.
 
-LMDB trusts its file. A page behind the end of the file, or an offset out of a page, kills the process. So a file that
-others may have cut or damaged is checked here before it is mapped. The format is that of LMDB 0.9 on 64-bit
-little-endian machines. Knows nothing of the meaning of keys and values.
+LMDB does not validate its file. A page behind the end of the file, or an offset out of a page, kills the process.
+This module checks a file that may be truncated or damaged before it is mapped. Format: LMDB 0.9 on 64-bit little-endian
+machines. Knows nothing of the meaning of keys and values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The candidate table: its schema, writing it, and the snapshots that it is kept in.
+"""The candidate table: schema, writer, and the snapshots that hold it.
 
 A snapshot is never edited. Knows nothing of engines, or of how candidates were found.
 """

@@ -131,7 +131,7 @@ def with_values(live: LiveAds, changes: Mapping[Id, Mapping[str, tuple[Any, floa
 
     A value that its column cannot hold becomes null.
     """
-    newer, until = live.newer.edit(), live.until  # a copy that shares what does not change
+    newer, until = live.newer.edit(), live.until  # a copy that shares unchanged parts
     cells: dict[str, dict[int, Any]] = {}
     for ad, values in changes.items():
         position = live.ads.positions_by_id.get(ad)

@@ -38,7 +38,7 @@ class _Settings(BaseModel):
 
 
 class Target(_Settings):
-    """A condition on a column of the ads and a field of the request. An ad with a null column is for everybody."""
+    """A condition on a column of the ads and a field of the request. An ad with a null column matches every request."""
 
     column: Column = Field(description="a column of the ads")
     test: Literal["equals", "in", "has", "overlaps", "at_least", "at_most"] = Field(

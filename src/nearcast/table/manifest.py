@@ -1,4 +1,4 @@
-"""The manifest of a snapshot, typed: how the snapshot was made and what was measured.
+"""The manifest of a snapshot, typed: inputs, settings and measures.
 
 `Manifest` reads and writes the JSON of manifest.json unchanged; it keeps the keys of other versions. See
 `docs/snapshot-format.md` for the keys. Knows nothing of folders.
