@@ -551,7 +551,7 @@ def test_a_store_says_where_it_is(store, place):
 def test_an_unknown_kind_of_store_is_refused():
     with pytest.raises(SpecError, match="known kinds are lmdb, redis"):
         open_store("cassandra://host")
-    with pytest.raises(SpecError, match="say where it is"):
+    with pytest.raises(SpecError, match="without a path; give one"):
         open_store("redis:")
     assert set(STORES) >= {"lmdb", "redis"}
 
