@@ -1,9 +1,9 @@
-"""What one core of this machine can do: 8-bit products per second alone, with loads, with stores, with compares.
+"""Measure one core of this machine: 8-bit products per second alone, with loads, with stores, with compares.
 
     python benchmarks/ceilings.py [--seconds 0.5] [--json FILE]
 
 Random data, 128 dimensions, blocks that stay in the first cache levels; processor time of the best of five runs, so
-that neighbours on the machine distort it little. The exact join is to reach half of "with loads".
+that other work on the machine has little effect. The goal for the exact join is half of "with loads".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOOPS = ("multiplications alone", "with loads", "with loads and stores", "with l
 
 
 def rate(isa: str, loop: int, seconds: float) -> float:
-    """Products per second of processor time."""
+    """Return products per second of processor time."""
     run = isa_module.native().ceiling
     rounds = 1000
     while True:

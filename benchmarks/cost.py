@@ -1,12 +1,12 @@
-"""A day of traffic, offline and online, in processor seconds measured in process; and what `nearcast advise` predicted.
+"""Measure a day of traffic, offline and online, in processor seconds, and compare with `nearcast advise`.
 
     python benchmarks/cost.py --data ../shared/data/packages [--quick] [--all]
 
-Both sides answer the same day: 10 requests for every key of the packages data, at recall 0.95. Offline: `nearcast run`,
+Both variants answer the same day: 10 requests for every key of the packages data, at recall 0.95. Offline: run,
 publish, and a look-up for every request. Online: the index is made (faiss-hnsw, faiss-ivf) and searched. Every look-up
-of the day is done; of the searches, the first for each key (--all: all of them), and the others are reckoned at its
-price, since their vectors are the same. The rates behind the prediction are measured before, on samples. Writes
-results/cost.json. Some ten minutes on two free cores; --quick, on a part of the data, two; --all, half an hour.
+of the day runs. Of the searches, the first one for each key runs (--all: all of them), and the others count the same
+time, since their vectors are the same. The rates behind the prediction are measured before, on samples. Writes
+results/cost.json. Takes about ten minutes on two idle cores; --quick, on a part of the data, two; --all, half an hour.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nearcast.spec import GeneratorSpec
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 ENGINES = ("faiss-hnsw", "faiss-ivf")
 PER_KEY, RECALL, K = 10, 0.95, 50
-LARGEST_SHARE, LARGEST_ERROR = 0.10, 0.25  # what is promised: of online's seconds; of a prediction
+LARGEST_SHARE, LARGEST_ERROR = 0.10, 0.25  # goals: share of online's seconds; error of a prediction
 QUICK = (40_000, 10_000)  # items, queries
 KEPT, NEVER = ", the index there anyway", 1e9  # hours
 AGREED = 200  # keys whose lists of both sides are compared
@@ -49,14 +49,14 @@ Row = dict[str, Any]
 
 
 def cpu(do: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds of this process, all threads, and what came of it."""
+    """Return processor seconds of all threads of this process, and the result of the call."""
     began = time.process_time()
     done = do()
     return time.process_time() - began, done
 
 
 def each(do: Callable[[Any], Any], asked: Sequence[Any]) -> float:
-    """Processor seconds of doing it for all of them; no answer is kept, as none is by who serves."""
+    """Return processor seconds of one call per element. Answers are not kept, as in a service."""
 
     def all_of_them() -> None:
         for one in asked:
@@ -66,7 +66,7 @@ def each(do: Callable[[Any], Any], asked: Sequence[Any]) -> float:
 
 
 def write_spec(data: Path, folder: Path, sizes: tuple[int, int] | None) -> Path:
-    """The generator; of the first rows where so much is too much."""
+    """Write the spec of the generator; with --quick, for the first rows only."""
     if sizes is not None:
         small = folder / "data"
         small.mkdir(exist_ok=True)
@@ -82,9 +82,9 @@ def write_spec(data: Path, folder: Path, sizes: tuple[int, int] | None) -> Path:
 
 
 def predict(spec: Path, folder: Path) -> dict[str, Any]:
-    """What advise says of the day, an engine each, from rates measured on samples; and with an index that is there.
+    """Return the prediction of `advise` per engine, from rates measured on samples, with and without the index cost.
 
-    An index that is kept anyway, for other uses or by small updates, costs nothing here: then the balance turns.
+    An index that exists anyway, for other uses, costs nothing here.
     """
     parsed, found = nearcast.load_spec(spec), {}
     for engine in ENGINES:
@@ -98,13 +98,13 @@ def predict(spec: Path, folder: Path) -> dict[str, Any]:
 
 
 def day_of(keys: Sequence[str]) -> list[str]:
-    """The requests of the day, in no order."""
+    """Return the requests of the day, in random order."""
     order = np.random.default_rng(3).permutation(len(keys) * PER_KEY) % len(keys)
     return [keys[place] for place in order.tolist()]
 
 
 def offline(spec: Path) -> tuple[Row, list[str], dict[str, list[Any]]]:
-    """Run, publish, and every look-up of the day."""
+    """Run, publish, and look up every request of the day."""
     run, outcome = cpu(lambda: nearcast.run(spec))
     publish, _ = cpu(lambda: nearcast.publish(str(spec)))
     keys = pq.read_table(outcome.snapshot.folder / "candidates", columns=["query_id"])["query_id"].to_pylist()
@@ -164,7 +164,7 @@ def vectors_of(spec: GeneratorSpec, keys: Sequence[str]) -> np.ndarray[Any, Any]
 
 
 def compare(rows: Sequence[Row], predicted: dict[str, Any]) -> Row:
-    """Offline against online, and both against what was predicted."""
+    """Compare offline with online, and both with the prediction."""
     measured = {row["way"]: row["total"] for row in rows}
     found: Row = {"share_of_online": {}, "prediction": {}}
     for engine in ENGINES:

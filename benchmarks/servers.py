@@ -1,7 +1,4 @@
-"""Real servers to measure, each held to one core: redis-server and `nearcast serve`, with the processor time they take.
-
-Knows how they are started and stopped, and nothing of what is asked of them.
-"""
+"""Start and stop redis-server and `nearcast serve`, each on one core, and measure their processor time."""
 
 from __future__ import annotations
 
@@ -45,14 +42,14 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as found:
         found.bind((HERE, 0))
         return int(found.getsockname()[1])
 
 
 def cores() -> tuple[int, int]:
-    """A core for what is measured, and another one for whoever measures; the same where there is only one."""
+    """Return one core for the server and another for the client; the same core if there is only one."""
     if not hasattr(os, "sched_getaffinity"):
         return 0, 0
     allowed = sorted(os.sched_getaffinity(0))
@@ -60,7 +57,7 @@ def cores() -> tuple[int, int]:
 
 
 def hold(core: int) -> None:
-    """Hold this process, and those it starts, to a core."""
+    """Pin this process and its children to a core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
 

@@ -1,10 +1,10 @@
-"""Publishing and serving, measured: loads, look-ups in process and over HTTP, beside plain Redis and online search.
+"""Measure publishing and serving: loads, look-ups in process and over HTTP, next to plain Redis and online search.
 
     python benchmarks/serving.py --data ../shared/data/packages [--parts load lookup http redis online] [--quick]
 
-The table of all parts but `online` is made up: 1,000,000 keys of 50 candidates with 64-bit ids. `online` joins the
-packages data, publishes the table, and answers the same keys by look-up and by an online index. What is measured has
-one core, and whoever measures another. Prints tables; writes results/serving.json as rows come in, with every repeat.
+All parts but `online` use a synthetic table: 1,000,000 keys of 50 candidates with 64-bit ids. `online` joins the
+packages data, publishes the table, and answers the same keys by look-up and by an online index. The server has one
+core and the client another. Prints tables; writes results/serving.json as rows come in, with every repeat.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured."""
+    """Sizes of the benchmark."""
 
     keys: int = 1_000_000
     k: int = 50
@@ -244,7 +244,7 @@ def http_part(bench: Bench) -> None:
 
 
 def check_answers(port: int, paths: Sequence[str], k: int) -> None:
-    """Stop where the answers are not what is to be measured: whole lists of keys that are there."""
+    """Stop if an answer is not a complete list of an existing key."""
     connection = http.client.HTTPConnection(servers.HERE, port)
     for path in paths[:CHECKED]:
         connection.request("GET", path)
@@ -255,7 +255,7 @@ def check_answers(port: int, paths: Sequence[str], k: int) -> None:
 
 
 def over_http(bench: Bench, server: servers.Server, lines: Sequence[str], requests: Sequence[bytes]) -> Row:
-    """The most that a server answers, and how long it takes at half of that."""
+    """Measure the maximal request rate of a server, and the response times at half of it."""
     file = bench.folder / "requests.txt"
     file.write_text("\n".join(lines) + "\n")
     seconds, repeats = bench.scale.http_seconds, bench.scale.repeats

@@ -1,11 +1,11 @@
-"""Ten minutes of load on `nearcast serve` while snapshots are published, rolled back, and items taken out.
+"""Run ten minutes of load on `nearcast serve` while snapshots are published and rolled back, and items removed.
 
     python benchmarks/soak.py [--seconds 600] [--quick]
 
-Every 20 s `nearcast publish` makes a new version current, odd and even ones with scores of their own, and once a minute
-`nearcast rollback` goes back; twice a second items are taken out through the overlay, and put back 10 s later. Every
-answer is looked at: whether it is whole, of one version only, and without what was gone a second before it was asked
-for. The memory and the open files of the server are sampled. Prints a summary; writes results/soak.json.
+Every 20 s `nearcast publish` makes a new version current, with different scores in odd and even versions. Once a minute
+`nearcast rollback` goes back. Twice a second the overlay removes items, and restores them 10 s later. Every answer is
+checked: it must be complete, from one version only, and without items that were removed a second before the request.
+The memory and the open files of the server are sampled. Prints a summary; writes results/soak.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ console = Console(width=120)
 
 @dataclass(slots=True)
 class Findings:
-    """What the answers have shown."""
+    """Errors found in the answers."""
 
     versions: dict[str, int] = field(default_factory=dict)
     removed: int = 0  # candidates that the overlay took out
@@ -74,7 +74,7 @@ class Findings:
 
 
 class Watcher:
-    """Looks at every answer."""
+    """Checks every answer."""
 
     def __init__(self, keys: list[int]) -> None:
         self.keys = keys
@@ -110,7 +110,7 @@ class Watcher:
 
 
 class Disturber(threading.Thread):
-    """Publishes, rolls back and removes items until it is told to stop. What goes wrong there is kept."""
+    """Publishes, rolls back and removes items until it is stopped. Keeps the errors."""
 
     def __init__(self, folder: Path, watcher: Watcher, given: argparse.Namespace, n_items: int) -> None:
         super().__init__(daemon=True)
@@ -259,7 +259,7 @@ def is_flat(samples: list[dict[str, float]]) -> tuple[bool, dict[str, float]]:
 
 
 def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Do it, and say what was seen."""
+    """Run the load, and return the findings."""
     n_keys, n_items = (5_000, 2_000) if given.quick else (100_000, 20_000)
     for version in (1, 2):
         tables.make_snapshot(

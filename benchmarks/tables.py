@@ -1,4 +1,4 @@
-"""Candidate tables made up for the benchmarks of serving: snapshots as a run leaves them, without the run.
+"""Write synthetic snapshots for the serving benchmarks, without a run.
 
 Keys and items have 64-bit ids with gaps; a list holds k different items, best first. Equal arguments give equal lists.
 """

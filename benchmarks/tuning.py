@@ -1,12 +1,12 @@
-"""Whether tune + run keep the promise on all queries, and what they cost beside the best point of a full sweep.
+"""Measure whether tune + run meet the recall target on all queries, and their cost relative to a full sweep.
 
     python benchmarks/tuning.py --data ../shared/data/packages [--sets packages glove-cosine glove-l2 products]
 
-For every data set and promise: tune, put what it suggests into the spec, run, and hold every list against exact truth.
-The sweep runs the same job with each of a ladder of cells and exactly; cost is build + calibration + join. Also draws
-the report's sample again and again, to see how often the stated interval holds the true recall. Writes
-results/tuning.json as rows come in, and leaves the rows of other data sets in it, so that one set can be measured at a
-time; rows of another machine or instruction set are thrown away. Then: python docs/fill_tuning.py
+For every data set and target: tune, put the suggestion into the spec, run, and compare every list with exact neighbors.
+The sweep runs the same job with several numbers of cells and exactly; cost is build + calibration + join. Also
+repeats the sample of the report, to count how often the stated interval contains the true recall. Writes
+results/tuning.json row by row, and keeps the rows of other data sets, so that data sets can be measured one at a time.
+Rows of another machine or instruction set are deleted. Then: python docs/fill_tuning.py
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def held(shares: np.ndarray[Any, Any]) -> float:
 
 
 def study(pair: data.Pair, promise: float, truth: data.Truth, folder: Path) -> dict[str, Any]:
-    """Tune and run at one promise, and the sweep beside it."""
+    """Tune and run for one target, and run the sweep."""
     n_items = len(np.load(pair.items, mmap_mode="r"))
     shutil.rmtree(folder / "out" / pair.name / "tuning", ignore_errors=True)
     shutil.rmtree(folder / "out" / pair.name / "artifacts" / "truth", ignore_errors=True)  # no promise helps the next
@@ -168,7 +168,7 @@ def study(pair: data.Pair, promise: float, truth: data.Truth, folder: Path) -> d
 
 
 def show(rows: list[dict[str, Any]]) -> Table:
-    """The rows as people read them."""
+    """Print the rows."""
     table = Table(box=None, pad_edge=False)
     for name in (
         "data",
@@ -217,7 +217,7 @@ def begun(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Every data set and promise that was asked for."""
+    """Measure the requested data sets and targets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with items.parquet and queries.parquet; GloVe without")
     parser.add_argument("--products", type=Path, default=PRODUCTS, help="products.parquet of the example")

@@ -1,15 +1,14 @@
-"""The two-step call, measured: a key's candidates become the ads that a request may see, over HTTP and in process.
+"""Measure the two-step call, from keys to candidates to ads, over HTTP and in process.
 
     python benchmarks/two_step.py [--quick]
 
-A made-up table of 1,000,000 keys × 50 candidates, and 100,000 ads on its items with countries, ages, flights, budgets,
-bids and advertisers. `nearcast serve` has one core, and whoever asks another one: 200 requests a second at random
-moments. Asked thrice: at rest; while budgets are written to the overlay 20 times a second; and while the table of ads
-is published anew besides. Prints a table; writes results/two_step.json, with every repeat.
+A synthetic table of 1,000,000 keys × 50 candidates, and 100,000 ads on its items with countries, ages, flights,
+budgets, bids and advertisers. `nearcast serve` has one core and the client another: 200 requests a second at random
+moments. Three cases: at rest; while budgets are written to the overlay 20 times a second; and while the table of ads is
+also published again. Prints a table; writes results/two_step.json, with every repeat.
 
-A virtual machine's cores may be taken from it for milliseconds at a time, which no server can make up for. So it is
-told how much was taken during each repeat, and repeats are made until enough of them were left alone, up to thrice as
-many; where there are none, all of them count.
+The host of a virtual machine may take its cores for some milliseconds. So this share is recorded for each repeat, and
+repeats continue until enough of them were undisturbed, up to three times as many. If there are none, all of them count.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured."""
+    """Sizes of the benchmark."""
 
     keys: int = 1_000_000
     k: int = 50
@@ -117,7 +116,7 @@ def make_ads(scale: Scale, now: float) -> tuple[pa.Table, pa.Table]:
 
 
 def requests_of(keys: np.ndarray[Any, Any]) -> list[Row]:
-    """Bodies: one key each, and what is known of who asks."""
+    """Return request bodies, each with one key and the request fields."""
     rng = np.random.default_rng(12)
     chosen = rng.choice(keys, min(ASKED, len(keys)), replace=False)
     return [
@@ -155,7 +154,7 @@ def in_process(url: str, bodies: list[Row], calls: int) -> Row:
 
 
 def write_budgets(url: str, first: int, n: int, stop: Any) -> None:
-    """Say again and again what was spent, until told to stop."""
+    """Write spending to the overlay until stopped."""
     rng = np.random.default_rng(13)
     with nearcast.overlay(url, ADS) as overlay:
         while not stop.wait(BUDGETS_EVERY):
@@ -216,7 +215,7 @@ def over_http(server: servers.Server, bodies: list[Row], scale: Scale, core: int
 
 
 def check(port: int, bodies: list[Row], k: int) -> None:
-    """Stop where the answers are not what is to be measured: all candidates there, and ads among them."""
+    """Stop if an answer lacks candidates or ads."""
     connection = http.client.HTTPConnection(servers.HERE, port)
     ads = 0
     for body in bodies[:50]:

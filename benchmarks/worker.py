@@ -1,7 +1,7 @@
-"""A child process that loads the vectors, does what it is told, and reports seconds, recall and peak memory.
+"""Child process that loads the vectors, runs commands, and reports seconds, recall and peak memory.
 
-One child per engine and build, so that thread pools and memory do not mix. Its peak is that of its own life (the
-kernel's high-water mark), with the vectors that it joins and the truth that it is held against.
+One child per engine and build, so that thread pools and memory do not mix. The peak is of the whole child (the
+kernel's high-water mark), including its vectors and the exact neighbors.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ OPENING_SECONDS = 120  # a child that has not loaded its vectors by then is stuc
 
 
 class ChildError(Exception):
-    """A child could not do what it was told: a library that is missing, fails, or does not run on this processor."""
+    """A command of a child failed: a library is missing, fails, or does not run on this processor."""
 
 
 class Worker:
-    """A child process; ask it, one thing at a time."""
+    """Handle of a child process that runs one command at a time."""
 
     def __init__(self, pair: data.Pair, k: int, threads: int, truth: Path | None = None) -> None:
         self._arguments = (pair, k, threads, truth)
@@ -130,6 +130,7 @@ class _Child:
         )
         times = watch.read()
         report = asdict(found.report)
+        report["effort"] = report.pop("params")  # the key of earlier results
         row = {
             **times,
             "build_seconds": sum(s for stage, s in report["seconds"].items() if stage != "join"),

@@ -1,9 +1,9 @@
-"""Take the screenshots of docs/dashboard.md: the page of the demo that `make demo` has left, and ten planted troubles.
+"""Take the screenshots of docs/dashboard.md: the dashboard of the demo after `make demo`, and ten injected problems.
 
     python docs/draw_dashboard.py                  all of them
     python docs/draw_dashboard.py demo effort-cut  some of them
 
-Needs Chromium, playwright and pillow, and for the demo's pictures the folder that `make demo` leaves.
+Needs Chromium, playwright and pillow, and the folder of `make demo` for the pictures of the demo.
 """
 
 from __future__ import annotations

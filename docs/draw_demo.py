@@ -1,4 +1,4 @@
-"""Draw the demo's output as docs/images/demo.svg, from the snapshot that `make demo` has left."""
+"""Draw the demo's output as docs/images/demo.svg, from the snapshot of `make demo`."""
 
 from __future__ import annotations
 

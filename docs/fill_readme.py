@@ -52,14 +52,14 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _shown(output: str, first: str, end: str) -> str:
-    """The part of the demo's output from one heading to another."""
+    """Return the part of the demo's output between two headings."""
     shown = output[output.index(first) : output.index(end)]
     lines = [line.rstrip() for line in shown.splitlines()]
     return "```\n" + "\n".join(lines).strip() + "\n```\n"
 
 
 def _join(path: Path) -> str:
-    """A row per engine and recall, the fastest first, with how many times our time it took."""
+    """Return a row per engine and recall, the fastest first, with the time relative to nearcast."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
     heads = ("recall target", "engine", "total", "build", "queries", "recall", "relative time")
@@ -79,7 +79,7 @@ def _join(path: Path) -> str:
 
 
 def _end_to_end(path: Path) -> str:
-    """A row per run."""
+    """Return a row per run."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     heads = (
         "engine",
@@ -149,7 +149,7 @@ def _serving(parts: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _rules(result: Any) -> str:
-    """Our rows, and beside each rule what the peers reach."""
+    """Return a row per rule, with the results of the peers."""
     if result is None:
         return "Not measured yet.\n"
     data = result["data"]
@@ -176,7 +176,7 @@ def _rules(result: Any) -> str:
 
 
 def _two_step(result: Any) -> str:
-    """A row for each state of the tables."""
+    """Return a row per case."""
     if result is None:
         return "Not measured yet.\n"
     heads = ("meanwhile", "p50", "p99", "p99.9", "of a core, a request", "errors")
@@ -205,7 +205,7 @@ def _of_peer(row: Any, base: float) -> str:
 
 
 def _cost(result: Any) -> str:
-    """A row per way, and what was predicted."""
+    """Return a row per variant, with the prediction."""
     if result is None:
         return "Not measured yet.\n"
     data, cores, processor = result["data"], result["machine"]["cores"], result["machine"]["processor"]

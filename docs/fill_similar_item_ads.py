@@ -1,6 +1,6 @@
-"""Put the figures that `make ads` has left into docs/similar_item_ads.md, and its picture beside the others.
+"""Put the figures and the picture of `make ads` into docs/similar_item_ads.md.
 
-Those of several seasons too, where `python seasons.py` has left some.
+The figures of several seasons too, if `python seasons.py` has run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _told(found: dict[str, Any]) -> str:
 
 
 def _seasons(found: Any) -> str:
-    """All seasons together, a row per figure and way."""
+    """Return the table of all seasons, a row per measure and source."""
     rows = [
         [
             what,

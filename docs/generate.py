@@ -1,4 +1,4 @@
-"""Write the generated pages: the command line, the spec, the measures. `--check` only says whether they are true."""
+"""Write the generated pages: command line, spec, measures. `--check` only reports whether they are up to date."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`.
 
 
 def command_line() -> str:
-    """Every command with its help, as the terminal shows it."""
+    """Return the page of the command line: every command with its help text."""
     context = click.Context(cli, info_name="nearcast")
     pages = ["# The command line\n\n", NOTE]
     pages.append(f"```\n{cli.get_help(context)}\n```\n")
@@ -35,13 +35,13 @@ def command_line() -> str:
 
 
 def spec_page() -> str:
-    """The commented example spec."""
+    """Return the page of the spec: the commented example."""
     intro = "`nearcast spec` prints this; `nearcast spec --schema` prints the JSON schema for editors.\n\n"
     return f"# The spec of a generator\n\n{NOTE}{intro}```toml\n{example()}```\n"
 
 
 def measures_page() -> str:
-    """The table of measures."""
+    """Return the page of measures."""
     rows = "".join(f"| `{m.name}` | {m.unit} | {m.better} | {m.meaning} |\n" for m in MEASURES.values())
     return f"# Measures\n\n{NOTE}| measure | unit | better | meaning |\n|---|---|---|---|\n{rows}\n{PROFILE}"
 

@@ -48,7 +48,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
 def show(answer: dict[str, Any]) -> None:
     """Print the keys with the largest weights, then the candidates, best first."""
     for share in answer["keys"][:3]:
-        words = f"promised {share['promised']}, gave {share['given']}" if share["found"] else "not in the head"
+        words = f"quota {share['promised']}, in the answer {share['given']}" if share["found"] else "not in the head"
         print(f"  key {share['key']:>6}  weight {share['weight']:.2f}  {words}")
     more = len(answer["keys"]) - 3
     print(f"  and {more} more keys" if more > 0 else "")
