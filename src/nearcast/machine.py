@@ -36,7 +36,7 @@ def resident_memory() -> int:
 def describe() -> dict[str, Any]:
     """Describe the machine, for manifests and benchmark results."""
     return {
-        "processor": _processor(),
+        "processor": _read_processor(),
         "cores": default_threads(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "system": f"{platform.system()} {platform.machine()}",
@@ -72,7 +72,7 @@ class PeakMemory:
             self.bytes = max(self.bytes, int(process.memory_info().rss))
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -49,7 +49,7 @@ def nearest_keys(key: str | int, keys: pa.Array | pa.ChunkedArray, n: int = 3) -
     for text in key_of_text:
         by_text.setdefault(text.strip().lower(), []).append(text)
     ends = sorted(by_text, key=lambda text: (-_shared_ends(plain, text), text))[:MOST_EXACTLY]
-    scored = [(max(_shared_ends(plain, text), _ratio(plain, text)), text) for text in ends]
+    scored = [(max(_shared_ends(plain, text), _compare(plain, text)), text) for text in ends]
     best = sorted((pair for pair in scored if pair[0] >= CUTOFF), key=lambda pair: (-pair[0], pair[1]))
     return [key_of_text[text] for _, match in best for text in by_text[match]][:n]
 
@@ -92,7 +92,7 @@ def suggest_name(word: str, known: Iterable[str], prefix: str) -> str:
     return f"{prefix} {', '.join(known)}" if known else "there are none"
 
 
-def _ratio(one: str, other: str) -> float:
+def _compare(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 

@@ -222,7 +222,7 @@ def _make_facts(
         snapshot=f"{version:06d}",
         started=format_utc(as_of),
         created=format_utc(as_of),
-        as_of=_exact(as_of),
+        as_of=_format_exact(as_of),
         published=format_utc(time.time()),
         query_ids=id_type(pairs.items.type),
         item_ids=id_type(pairs.ads.type),
@@ -238,7 +238,7 @@ def _make_facts(
     )
 
 
-def _exact(seconds: float) -> str:
+def _format_exact(seconds: float) -> str:
     """Return a time to the microsecond, since an overlay may be written in the same second."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 

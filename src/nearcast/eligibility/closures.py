@@ -58,19 +58,19 @@ class _Binder:
         """Compile when a condition is true or, if `expected` is False, when it is false."""
         sides = collect_tables(node)
         if sides == {"item"}:
-            item_truth = _truth(node, self.item_value)
+            item_truth = _compile_truth(node, self.item_value)
             alone: Test = (
                 (lambda item: item_truth(item) is True) if expected else (lambda item: item_truth(item) is False)
             )
             return lambda _: alone
         if "item" not in sides:
-            truth = _truth(node, _context_value)
+            truth = _compile_truth(node, _context_value)
             return lambda context: truth(context) is expected
         if isinstance(node, Not):
             return self.bind(node.part, expected=not expected)
         if isinstance(node, And | Or):
             parts = [self.bind(part, expected=expected) for part in node.parts]
-            return _every(parts) if isinstance(node, And) == expected else _some(parts)
+            return _bind_every(parts) if isinstance(node, And) == expected else _bind_some(parts)
         if isinstance(node, Compare):
             return self.comparison(node, expected=expected)
         assert isinstance(node, Member)
@@ -84,7 +84,7 @@ class _Binder:
         left, right = node.left, node.right
         if "item" in collect_tables(right):
             left, right, operator = right, left, MIRRORED[operator]
-        item_value, value_of = _value(left, self.item_value), _value(right, _context_value)
+        item_value, value_of = _compile_value(left, self.item_value), _compile_value(right, _context_value)
         make = COMPARISONS[operator]
 
         def bind(context: Context) -> Bound:
@@ -97,7 +97,7 @@ class _Binder:
         left, right = node.left, node.right
         item_part, other_part = (left, right) if "item" in collect_tables(left) else (right, left)
         single = {"has": node.right, "in": node.left}.get(node.operator)
-        item_value, value_of = _value(item_part, self.item_value), _value(other_part, _context_value)
+        item_value, value_of = _compile_value(item_part, self.item_value), _compile_value(other_part, _context_value)
         make = _one_of if item_part is single else _has if other_part is single else _overlaps
 
         def bind(context: Context) -> Bound:
@@ -137,7 +137,7 @@ COMPARISONS: Mapping[str, Callable[[Value, Any], Test]] = {
 }
 
 
-def _every(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]:
+def _bind_every(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]:
     def bind(context: Context) -> Bound:
         bound = [part(context) for part in parts]
         tests = [test for test in bound if not isinstance(test, bool)]
@@ -150,7 +150,7 @@ def _every(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound
     return bind
 
 
-def _some(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]:
+def _bind_some(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]:
     def bind(context: Context) -> Bound:
         bound = [part(context) for part in parts]
         tests = [test for test in bound if not isinstance(test, bool)]
@@ -168,7 +168,7 @@ def _some(parts: list[Callable[[Context], Bound]]) -> Callable[[Context], Bound]
 
 def context_value(node: Node) -> Callable[[Context], Any]:
     """Return a function that computes a value without columns of the item; None for null."""
-    return _value(node, _context_value)
+    return _compile_value(node, _context_value)
 
 
 def _context_value(reference: Reference) -> Value:
@@ -176,13 +176,13 @@ def _context_value(reference: Reference) -> Value:
     return lambda context: context[side].get(name)
 
 
-def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
+def _compile_truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
     """Compile a condition of one table: True, False, or None for unknown."""
     if isinstance(node, Not):
-        inner = _truth(node.part, value_of)
+        inner = _compile_truth(node.part, value_of)
         return lambda row: None if (found := inner(row)) is None else not found
     if isinstance(node, And | Or):
-        parts, decides = [_truth(part, value_of) for part in node.parts], isinstance(node, Or)
+        parts, decides = [_compile_truth(part, value_of) for part in node.parts], isinstance(node, Or)
 
         def combine(row: Any) -> bool | None:
             found = [part(row) for part in parts]
@@ -190,37 +190,37 @@ def _truth(node: Node, value_of: Callable[[Reference], Value]) -> Value:
 
         return combine
     if isinstance(node, Compare):
-        left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
+        left, right, operator = _compile_value(node.left, value_of), _compile_value(node.right, value_of), node.operator
         return lambda row: compare(operator, left(row), right(row))
     if isinstance(node, Member):
         return _member_truth(node, value_of)
     if isinstance(node, IsNull):
-        value = _value(node.value, value_of)
+        value = _compile_value(node.value, value_of)
         return lambda row: value(row) is None
-    return _value(node, value_of)
+    return _compile_value(node, value_of)
 
 
 def _member_truth(node: Member, value_of: Callable[[Reference], Value]) -> Value:
-    left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
+    left, right, operator = _compile_value(node.left, value_of), _compile_value(node.right, value_of), node.operator
     return lambda row: share_value(operator, left(row), right(row))
 
 
-def _value(node: Node, value_of: Callable[[Reference], Value]) -> Value:
+def _compile_value(node: Node, value_of: Callable[[Reference], Value]) -> Value:
     if isinstance(node, Reference):
         return value_of(node)
     if isinstance(node, Sum):
-        terms = [(sign, _value(term, value_of)) for sign, term in node.terms]
+        terms = [(sign, _compile_value(term, value_of)) for sign, term in node.terms]
         return lambda row: compute_sum([(sign, term(row)) for sign, term in terms])
     if isinstance(node, Product):
-        left, right, operator = _value(node.left, value_of), _value(node.right, value_of), node.operator
+        left, right, operator = _compile_value(node.left, value_of), _compile_value(node.right, value_of), node.operator
         return lambda row: compute_product(left(row), operator, right(row))
-    found = _literal(node)
+    found = _read_literal(node)
     return lambda _: found
 
 
-def _literal(node: Node) -> Any:
+def _read_literal(node: Node) -> Any:
     if isinstance(node, Several):
-        return frozenset(_literal(value) for value in node.values)
+        return frozenset(_read_literal(value) for value in node.values)
     if isinstance(node, Moment | Duration):
         return Nanos(node.nanoseconds)
     assert isinstance(node, Constant)

@@ -130,7 +130,7 @@ class _Compiler:
         if isinstance(node, Member):
             left, right = self.values(node.left), self.values(node.right)
             known = _known_rows(left) & _known_rows(right)
-            return _make_truth(_shares(convert_to_lists(left), convert_to_lists(right)), known)
+            return _make_truth(_find_shared(convert_to_lists(left), convert_to_lists(right)), known)
         if isinstance(node, IsNull):
             missing = ~self.values(node.value).valid
             return _Truth(missing, ~missing)
@@ -240,7 +240,7 @@ def _compare(operator: str, left: npt.NDArray[np.generic], right: npt.NDArray[np
     return found
 
 
-def _shares(left: ListColumn, right: ListColumn) -> BoolArray:
+def _find_shared(left: ListColumn, right: ListColumn) -> BoolArray:
     """Return (rows,) whether both lists of a row share a value; one list may be the same for all rows."""
     left_codes, right_codes, size = encode_list_values(left, right)
     rows = max(len(left.valid), len(right.valid))
@@ -277,12 +277,12 @@ def _make_overlap(
     """Return the leaf for lists that share one of `size` values."""
     if size <= MOST_BITS:
         words = -(-size // 64)
-        return BitsetOverlap(_bits(*item, words), _bits(*query, words), negated)
+        return BitsetOverlap(_pack_bits(*item, words), _pack_bits(*query, words), negated)
     (item_starts, item_values), (query_starts, query_values) = _flat_lists(*item), _flat_lists(*query)
     return ListOverlap(item_starts, item_values, query_starts, query_values, negated)
 
 
-def _bits(rows: IntArray, codes: IntArray, n_rows: int, words: int) -> npt.NDArray[np.uint64]:
+def _pack_bits(rows: IntArray, codes: IntArray, n_rows: int, words: int) -> npt.NDArray[np.uint64]:
     bits = np.zeros((n_rows, words), np.uint64)
     np.bitwise_or.at(bits, (rows, codes // 64), np.uint64(1) << (codes % 64).astype(np.uint64))
     return bits

@@ -33,7 +33,7 @@ def save_eligibility(eligibility: Eligibility, folder: Path) -> None:
         "n_queries": eligibility.n_queries,
         "n_items": eligibility.n_items,
         "leaves": notes,
-        "tree": _plain(eligibility.tree),
+        "tree": _to_plain(eligibility.tree),
     }
     (folder / NOTE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -45,7 +45,7 @@ def open_eligibility(folder: Path) -> Eligibility:
         if note["format"] != FORMAT:
             raise ValueError(f"its format is {note['format']}, and this version reads {FORMAT}")
         leaves = tuple(_open_leaf(leaf, number, folder) for number, leaf in enumerate(note["leaves"]))
-        return Eligibility(int(note["n_queries"]), int(note["n_items"]), leaves, _tree(note["tree"]))
+        return Eligibility(int(note["n_queries"]), int(note["n_items"]), leaves, _parse_tree(note["tree"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder} holds no whole eligibility ({error}); remove it and run again") from error
 
@@ -57,34 +57,34 @@ def _save_leaf(leaf: Leaf, number: int, folder: Path) -> dict[str, Any]:
         if isinstance(value, bool):
             note[field.name] = value
         else:
-            np.save(_path(folder, number, field.name), np.ascontiguousarray(value), allow_pickle=False)
+            np.save(_make_path(folder, number, field.name), np.ascontiguousarray(value), allow_pickle=False)
     return note
 
 
 def _open_leaf(note: dict[str, Any], number: int, folder: Path) -> Leaf:
     kind = KINDS[note["kind"]]
     values: dict[str, Any] = {
-        field.name: note[field.name] if field.name in note else map_array(_path(folder, number, field.name))
+        field.name: note[field.name] if field.name in note else map_array(_make_path(folder, number, field.name))
         for field in fields(kind)
     }
     return kind(**values)
 
 
-def _path(folder: Path, number: int, name: str) -> Path:
+def _make_path(folder: Path, number: int, name: str) -> Path:
     return folder / f"{number:03d}-{name}.npy"
 
 
-def _plain(node: eligible.Node) -> Any:
+def _to_plain(node: eligible.Node) -> Any:
     if isinstance(node, int):
         return node
-    return {"all" if isinstance(node, eligible.AllOf) else "any": [_plain(part) for part in node.parts]}
+    return {"all" if isinstance(node, eligible.AllOf) else "any": [_to_plain(part) for part in node.parts]}
 
 
-def _tree(note: Any) -> eligible.Node:
+def _parse_tree(note: Any) -> eligible.Node:
     if isinstance(note, int):
         return note
     name, parts = next(iter(note.items()))
-    inside = tuple(map(_tree, parts))
+    inside = tuple(map(_parse_tree, parts))
     if name not in ("all", "any"):
         raise ValueError(f"it joins by {name!r}")
     return eligible.AllOf(inside) if name == "all" else eligible.AnyOf(inside)

@@ -126,7 +126,7 @@ class Sum:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        words = "".join(f" {'-' if sign < 0 else '+'} {_inner(term, Sum)}" for sign, term in self.terms)
+        words = "".join(f" {'-' if sign < 0 else '+'} {_format_part(term, Sum)}" for sign, term in self.terms)
         return words.removeprefix(" + ") if self.terms[0][0] > 0 else "-" + words.removeprefix(" - ")
 
 
@@ -140,7 +140,7 @@ class Product:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{_inner(self.left, Sum)} {self.operator} {_inner(self.right, Sum, Product)}"
+        return f"{_format_part(self.left, Sum)} {self.operator} {_format_part(self.right, Sum, Product)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Compare:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{_inner(self.left)} {self.operator} {_inner(self.right)}"
+        return f"{_format_part(self.left)} {self.operator} {_format_part(self.right)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class Member:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{_inner(self.left)} {self.operator} {_inner(self.right)}"
+        return f"{_format_part(self.left)} {self.operator} {_format_part(self.right)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class IsNull:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{_inner(self.value)} is null"
+        return f"{_format_part(self.value)} is null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Not:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"not {_inner(self.part, And, Or)}"
+        return f"not {_format_part(self.part, And, Or)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class And:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return " and ".join(_inner(part, And, Or) for part in self.parts)
+        return " and ".join(_format_part(part, And, Or) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +210,14 @@ class Or:
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return " or ".join(_inner(part, Or) for part in self.parts)
+        return " or ".join(_format_part(part, Or) for part in self.parts)
 
 
 Node = Reference | Constant | Moment | Duration | Several | Sum | Product | Compare | Member | IsNull | Not | And | Or
 CONDITIONS = (Compare, Member, IsNull, Not, And, Or)
 
 
-def _inner(node: Node, *wrapped: type) -> str:
+def _format_part(node: Node, *wrapped: type) -> str:
     """Return the text of a part, in parentheses where the grammar needs them."""
     loose = isinstance(node, wrapped or CONDITIONS)
     return f"({node})" if loose or (wrapped and Sum in wrapped and isinstance(node, CONDITIONS)) else str(node)

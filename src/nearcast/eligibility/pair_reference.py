@@ -68,7 +68,7 @@ def holds(rule: Rule, query_row: Row, item_row: Row, request: Row | None = None)
     item_row: the columns of the item, or of the ad for a rule of an expansion table.
     """
     try:
-        return _condition(rule.core, {"query": query_row, "item": item_row, "ad": item_row, "request": request})
+        return _check_condition(rule.core, {"query": query_row, "item": item_row, "ad": item_row, "request": request})
     except _RequestNeededError:
         return Ellipsis
 
@@ -88,21 +88,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
+def _check_condition(node: Node, rows: Mapping[str, Row | None]) -> bool | None:
     if isinstance(node, Not):
-        inner = _condition(node.part, rows)
+        inner = _check_condition(node.part, rows)
         return None if inner is None else not inner
     if isinstance(node, And | Or):
-        parts = [_condition(part, rows) for part in node.parts]
+        parts = [_check_condition(part, rows) for part in node.parts]
         decides = isinstance(node, Or)  # one True decides an `or`, one False an `and`
         return decides if decides in parts else None if None in parts else not decides
     if isinstance(node, IsNull):
-        return _value(node.value, rows) is None
+        return _evaluate_value(node.value, rows) is None
     if isinstance(node, Compare):
-        return compare(node.operator, _value(node.left, rows), _value(node.right, rows))
+        return compare(node.operator, _evaluate_value(node.left, rows), _evaluate_value(node.right, rows))
     if isinstance(node, Member):
-        return share_value(node.operator, _value(node.left, rows), _value(node.right, rows))
-    found: bool | None = _value(node, rows)
+        return share_value(node.operator, _evaluate_value(node.left, rows), _evaluate_value(node.right, rows))
+    found: bool | None = _evaluate_value(node, rows)
     return found
 
 
@@ -132,7 +132,7 @@ def share_value(operator: str, left: Any, right: Any) -> bool | None:
     return not first.isdisjoint(second)
 
 
-def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
+def _evaluate_value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Reference):
         row = rows[node.side]
         if row is None:
@@ -143,11 +143,11 @@ def _value(node: Node, rows: Mapping[str, Row | None]) -> Any:
     if isinstance(node, Moment | Duration):
         return Nanos(node.nanoseconds)
     if isinstance(node, Several):
-        return frozenset(_value(value, rows) for value in node.values)
+        return frozenset(_evaluate_value(value, rows) for value in node.values)
     if isinstance(node, Sum):
-        return compute_sum([(sign, _value(term, rows)) for sign, term in node.terms])
+        return compute_sum([(sign, _evaluate_value(term, rows)) for sign, term in node.terms])
     assert isinstance(node, Product)
-    return compute_product(_value(node.left, rows), node.operator, _value(node.right, rows))
+    return compute_product(_evaluate_value(node.left, rows), node.operator, _evaluate_value(node.right, rows))
 
 
 def compute_sum(terms: Sequence[tuple[int, Any]]) -> Any:
@@ -183,4 +183,4 @@ def as_float(value: int | float) -> float:
 
 def constant_value(node: Node) -> Any:
     """Return the value of an expression without references; None if it is not a number, as 0 / 0."""
-    return _value(node, {})
+    return _evaluate_value(node, {})

@@ -325,7 +325,7 @@ def _call(parts: Sequence[Any], span: Span) -> Node:
     raise _WordError((word.start_pos, word.end_pos), f"there is no function {str(word)!r}; {hint}")
 
 
-def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
+def _read_argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
     """Return the value of a call's one argument, None if it is no constant, and its span."""
     if len(arguments) != 1:
         return None, span
@@ -334,7 +334,7 @@ def _argument(arguments: Sequence[Any], span: Span) -> tuple[Any, Span]:
 
 
 def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
-    amount, inside = _argument(arguments, span)
+    amount, inside = _read_argument(arguments, span)
     if isinstance(amount, bool | str) or amount is None:
         raise _WordError(inside, f"{unit} takes a number, for example {unit}(28)")
     if amount < 0:
@@ -345,7 +345,7 @@ def _duration(unit: str, arguments: Sequence[Any], span: Span) -> Duration:
 
 
 def _moment(arguments: Sequence[Any], span: Span) -> Moment:
-    text, inside = _argument(arguments, span)
+    text, inside = _read_argument(arguments, span)
     if not isinstance(text, str):
         raise _WordError(inside, 'date takes a text, for example date("2026-11-25")')
     try:
@@ -439,7 +439,7 @@ def _is_mixed(node: Node) -> bool:
 
 def _move_terms(node: Compare) -> Compare:
     """Move the terms of the item to the left, and all others to the right."""
-    terms = [*_terms(node.left, 1), *_terms(node.right, -1)]
+    terms = [*_collect_terms(node.left, 1), *_collect_terms(node.right, -1)]
     for _, term in terms:
         if _is_mixed(term):
             way = "only sums can be taken apart; write the item's value on one side and the query's on the other"
@@ -449,7 +449,7 @@ def _move_terms(node: Compare) -> Compare:
     return Compare(node.operator, Sum(left, node.left.span), Sum(right, node.right.span), node.span)
 
 
-def _terms(node: Node, sign: int) -> list[tuple[int, Node]]:
+def _collect_terms(node: Node, sign: int) -> list[tuple[int, Node]]:
     if isinstance(node, Sum) and _is_mixed(node):
-        return [found for own, term in node.terms for found in _terms(term, sign * own)]
+        return [found for own, term in node.terms for found in _collect_terms(term, sign * own)]
     return [(sign, node)]

@@ -67,33 +67,33 @@ Values = Scalars | ListColumn
 def evaluate_values(node: Node, table: pa.Table) -> Values:
     """Evaluate an expression of one table for each row; a constant has one row."""
     if isinstance(node, Reference):
-        return _column(str(node), table.column(node.name))
+        return _convert_column(str(node), table.column(node.name))
     if isinstance(node, Sum):
         return _sum(node, table)
     if isinstance(node, Product):
-        left, right = (_floats(evaluate_values(part, table)) for part in (node.left, node.right))
+        left, right = (_convert_floats(evaluate_values(part, table)) for part in (node.left, node.right))
         return _combine(left, right, node.operator)
     if isinstance(node, Several):
-        return _several(node)
+        return _convert_several(node)
     if isinstance(node, Moment | Duration):
         kind = Kind.TIME if isinstance(node, Moment) else Kind.DURATION
         data, nanos = _split(np.array([node.nanoseconds // 1000]), np.array([node.nanoseconds % 1000]))
         return Scalars(kind, data, np.ones(1, np.bool_), nanos)
     assert isinstance(node, Constant)
-    return _constants([node.value])
+    return _convert_constants([node.value])
 
 
-def _several(node: Several) -> ListColumn:
+def _convert_several(node: Several) -> ListColumn:
     moments = [value.nanoseconds for value in node.values if isinstance(value, Moment)]
     starts, valid = np.array([0, len(node.values)]), np.ones(1, np.bool_)
     if moments:
         data, nanos = _split(np.array([m // 1000 for m in moments]), np.array([m % 1000 for m in moments]))
         return ListColumn(Kind.TIME, starts, data, valid, nanos)
-    found = _constants([value.value for value in node.values if isinstance(value, Constant)])
+    found = _convert_constants([value.value for value in node.values if isinstance(value, Constant)])
     return ListColumn(found.kind, starts, found.data, valid)
 
 
-def _constants(values: list[int | float | str | bool]) -> Scalars:
+def _convert_constants(values: list[int | float | str | bool]) -> Scalars:
     valid = np.ones(len(values), np.bool_)
     if isinstance(values[0], bool):
         return Scalars(Kind.BOOLEAN, np.array(values, np.bool_), valid)
@@ -106,7 +106,7 @@ def _constants(values: list[int | float | str | bool]) -> Scalars:
 # ---- columns ----
 
 
-def _column(name: str, column: pa.ChunkedArray | pa.Array) -> Values:
+def _convert_column(name: str, column: pa.ChunkedArray | pa.Array) -> Values:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # an empty one, or strings above 2 GB
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
@@ -115,28 +115,28 @@ def _column(name: str, column: pa.ChunkedArray | pa.Array) -> Values:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if not found.many:
-        return _scalars(name, array, found.kind)
+        return _convert_scalars(name, array, found.kind)
     if pa.types.is_fixed_size_list(array.type):
         array = array.cast(pa.large_list(array.type.value_type))
-    return _lists(name, array, found.kind)
+    return _convert_lists(name, array, found.kind)
 
 
-def _scalars(name: str, array: pa.Array, kind: Kind) -> Scalars:
+def _convert_scalars(name: str, array: pa.Array, kind: Kind) -> Scalars:
     valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     if kind == Kind.TEXT:
         return Scalars(kind, array.cast(pa.large_string()), valid)
     if kind in (Kind.TIME, Kind.DURATION):
-        data, nanos = _microseconds(name, array, valid)
+        data, nanos = _convert_times(name, array, valid)
         return Scalars(kind, data, valid, nanos)
     if kind == Kind.BOOLEAN:
         return Scalars(kind, pc.fill_null(array, False).to_numpy(zero_copy_only=False), valid)
     if kind == Kind.INTEGER:
-        return Scalars(kind, _integers(name, array), valid)
+        return Scalars(kind, _convert_integers(name, array), valid)
     data = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
     return Scalars(kind, data, valid & ~np.isnan(data))
 
 
-def _integers(name: str, array: pa.Array) -> IntArray:
+def _convert_integers(name: str, array: pa.Array) -> IntArray:
     try:
         whole = array.cast(pa.int64())
     except pa.ArrowInvalid as error:
@@ -145,7 +145,7 @@ def _integers(name: str, array: pa.Array) -> IntArray:
     return data
 
 
-def _microseconds(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArray, IntArray | None]:
+def _convert_times(name: str, array: pa.Array, valid: BoolArray) -> tuple[IntArray, IntArray | None]:
     """Return (rows,) times in whole microseconds, and the nanoseconds beyond them."""
     if pa.types.is_date64(array.type):  # a date, whatever milliseconds of its day were written
         array = array.cast(pa.int64())
@@ -177,10 +177,10 @@ def _time_range_error(name: str) -> InputError:
     return InputError(f"{name} holds a time outside the years 1 to 9999; write null for an unknown or endless time")
 
 
-def _lists(name: str, array: pa.Array, kind: Kind) -> ListColumn:
+def _convert_lists(name: str, array: pa.Array, kind: Kind) -> ListColumn:
     valid = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    flat = _scalars(name, array.flatten(), kind)  # a null list may have values; `flatten` drops them
+    flat = _convert_scalars(name, array.flatten(), kind)  # a null list may have values; `flatten` drops them
     owners = np.repeat(np.arange(len(array)), lengths)[flat.valid]
     data = flat.data.filter(pa.array(flat.valid)) if kind == Kind.TEXT else flat.data[flat.valid]
     nanos = None if flat.nanos is None else flat.nanos[flat.valid]
@@ -214,14 +214,14 @@ def _sum(node: Sum, table: pa.Table) -> Scalars:
         return Scalars(Kind.TIME, data, valid, nanos)
     found: Scalars | None = None
     for sign, term in terms:
-        number = _floats(term)
+        number = _convert_floats(term)
         signed = number if sign > 0 else Scalars(Kind.NUMBER, -number.data, number.valid)
         found = signed if found is None else _combine(found, signed, "+")
     assert found is not None
     return found
 
 
-def _floats(values: Values) -> Scalars:
+def _convert_floats(values: Values) -> Scalars:
     assert isinstance(values, Scalars)
     return Scalars(Kind.NUMBER, values.data.astype(np.float64), values.valid)
 

@@ -185,11 +185,11 @@ def _read(value: Any, kind: Kind) -> Any:
         except (ValueError, OverflowError):
             return None
     if kind == Kind.DURATION and not isinstance(value, datetime.timedelta):
-        return _duration(value)
+        return _parse_duration(value)
     return plain(value)
 
 
-def _duration(value: float | str) -> Nanos | None:
+def _parse_duration(value: float | str) -> Nanos | None:
     if isinstance(value, str):
         found = parse_duration(value)
         return None if found is None else Nanos(found)

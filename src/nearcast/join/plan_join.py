@@ -165,12 +165,12 @@ def _choose_params(
     words = ", ".join(name if name == "exact" else f"{name} {value:,}" for name, value in params.items())
     run.listener.note(
         f"{words} reaches recall {held_out.value:.4f} on {held_out.sample:,} held-out queries; "
-        f"the join will take {_about(calibration.seconds_per_query * n)}"
+        f"the join will take {_format_seconds(calibration.seconds_per_query * n)}"
     )
     return replace(settings, params=as_pairs(params)), _calibration_facts(calibration)
 
 
-def _about(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
 
 

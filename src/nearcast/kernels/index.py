@@ -94,7 +94,7 @@ def build_index(
         _pack_blocks(codes, cell_of, len(means), metric, isa, threads),
         _pack_centres(means, offsets, 1, rotation, isa),
         _pack_centres(means, offsets, stride, rotation, isa),
-        _spread(codes.norms, counts, means),
+        _compute_spread(codes.norms, counts, means),
     )
 
 
@@ -162,7 +162,7 @@ def _assign_cells(
     return cell_of, _cells.compute_means(rows, cell_of, centres[kept], isa, threads)
 
 
-def _spread(norms: np.ndarray, counts: np.ndarray, means: np.ndarray) -> float:
+def _compute_spread(norms: np.ndarray, counts: np.ndarray, means: np.ndarray) -> float:
     within = (norms**2).mean() - (counts * (means**2).sum(axis=1)).sum() / len(norms)
     return float(np.sqrt(max(within, 0.0) / means.shape[1]))
 

@@ -112,20 +112,20 @@ class CellIndex:
             resources.threads,
             per_job or _choose_per_job(len(queries), slots, self.rotation.width, resources, default),
             False,
-            None if exact else self._probes(quantize.coarsen(codes), k, radius),
+            None if exact else self._make_probes(quantize.coarsen(codes), k, radius),
             *_native_constraints(request.constraints, packed),
             progress,
         )
         return _pad_slots(output, k)
 
-    def _probes(self, codes: quantize.Codes, k: int, radius: float) -> object:
+    def _make_probes(self, codes: quantize.Codes, k: int, radius: float) -> object:
         assert self.sample is not None
         assert self.centres is not None
         sampled = int((self.sample.order != quantize.NO_ITEM).sum())
         initial = max(INITIAL_SHARE, 4 * k / len(self.items))
         initial_rank = min(sampled, max(1, round(initial * sampled)))
         baseline_rank = min(sampled, max(1, round(BASELINE_SHARE * sampled)))
-        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._offsets()))
+        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._compute_offsets()))
         return _isa.native().ProbeArrays(
             quantize.native_queries(codes),
             self.centres.native,
@@ -137,7 +137,7 @@ class CellIndex:
             lengths * self.spread,
         )
 
-    def _offsets(self) -> np.ndarray:
+    def _compute_offsets(self) -> np.ndarray:
         assert self.centres is not None
         assert self.centres.offsets is not None
         return self.centres.offsets[self.centres.order != quantize.NO_ITEM]

@@ -47,7 +47,7 @@ def compare_sketches(then: FloatArray, now: FloatArray, matches: IntArray) -> Ve
     distance = float(np.sqrt(((old - old.mean(axis=0)) ** 2).sum(axis=1).mean()))
     moved = float(np.linalg.norm(new.mean(axis=0) - old.mean(axis=0)))
     both = np.flatnonzero(matches >= 0)
-    cosines = _cosines(old[both], new[matches[both]])
+    cosines = _compute_cosines(old[both], new[matches[both]])
     return VectorDrift(
         float(np.median(1 - cosines)) if len(both) >= FEWEST_SHARED else float("nan"),
         moved / distance if distance > 0 else float(moved > 0),
@@ -70,7 +70,7 @@ def measure_repeats(positions: IntArray, scores: FloatArray, vectors: FloatArray
     return float(np.count_nonzero(same)) / max(1, filled)
 
 
-def _cosines(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _compute_cosines(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return (n,) the cosine of each pair of rows: 1 for two zero vectors, 0 for a zero vector and another."""
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     both_zero = ~one.any(axis=1) & ~other.any(axis=1)

@@ -114,7 +114,7 @@ def _compare_part(part: str, then: Mapping[str, Any], now: Mapping[str, Any], el
         return _compare_values(then["values"], now["values"], counts)
     of_times = part == "quantiles" and "time" in then["kind"]
     old, new = (np.array(profile[part], np.int64 if of_times else np.float64) for profile in (then, now))
-    value, bins = min(_number_psi(*pair) for pair in _alignments(old, new, of_times, elapsed_seconds))
+    value, bins = min(_number_psi(*pair) for pair in _align(old, new, of_times, elapsed_seconds))
     what = "median length" if part == "lengths" else "median"
     medians = [_format_median(side[MEDIAN], of_times) for side in (old, new)]
     if medians[0] == medians[1]:
@@ -125,7 +125,7 @@ def _compare_part(part: str, then: Mapping[str, Any], now: Mapping[str, Any], el
     return ColumnDrift(value, estimate_noise(bins, *counts), f"{what} {medians[0]} -> {medians[1]}")
 
 
-def _alignments(
+def _align(
     old: npt.NDArray[Any], new: npt.NDArray[Any], of_times: bool, elapsed_seconds: float
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     """Yield both rows of quantiles unchanged, then with their common change removed.

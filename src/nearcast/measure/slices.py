@@ -85,11 +85,11 @@ def quarter_slices(by: str, numbers: Float64Array) -> Iterator[Slice]:
     """Yield a slice per quartile of a number. numbers: (sampled,), NaN for null."""
     known = ~np.isnan(numbers)
     if known.any():
-        yield from _quarters(by, numbers, known)
+        yield from _split_quarters(by, numbers, known)
     yield Slice(by, MISSING, ~known)
 
 
-def _quarters(name: str, numbers: Float64Array, known: Mask) -> Iterator[Slice]:
+def _split_quarters(name: str, numbers: Float64Array, known: Mask) -> Iterator[Slice]:
     bounds = np.unique(np.quantile(numbers[known], np.linspace(0, 1, QUARTERS + 1)))
     if len(bounds) == 1:
         yield Slice(name, f"{bounds[0]:g}", known)

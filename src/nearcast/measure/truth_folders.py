@@ -58,7 +58,7 @@ class CachedLists:
 
 def lists_folder(home: Path, facts: dict[str, Any]) -> Path:
     """Return the folder of the lists that these facts name."""
-    return home / f"lists-{_name(facts)}"
+    return home / f"lists-{_make_name(facts)}"
 
 
 def write_lists(home: Path, lists: CachedLists) -> None:
@@ -103,7 +103,7 @@ def cached_lists(home: Path, note: Note) -> Iterator[CachedLists]:
 def ensure_state(home: Path, items: IngestedTable, note: Note) -> Path:
     """Return the folder with the state of the items. Reads all vectors once if it must be written."""
     facts = {"items": items.folder.name, "nearcast": [__version__, FORMAT]}
-    folder = home / f"state-{_name(facts)}"
+    folder = home / f"state-{_make_name(facts)}"
     if _verify_folder(folder, "state", note) is None:
         fresh_folder(folder)
         write_ids(folder / "ids.arrow", items.ids)
@@ -132,7 +132,7 @@ def prune(home: Path) -> None:
             _remove(path)
 
 
-def _name(facts: dict[str, Any]) -> str:
+def _make_name(facts: dict[str, Any]) -> str:
     return fingerprint(facts)[:16]
 
 
@@ -147,7 +147,7 @@ def _verify_folder(folder: Path, kind: str, note: Note) -> dict[str, Any] | None
         return None
     try:
         manifest = verify(folder, contents=True)
-        if folder.name != f"{kind}-{_name(manifest.get('decided_by', {}))}":
+        if folder.name != f"{kind}-{_make_name(manifest.get('decided_by', {}))}":
             raise DamagedError(f"{folder} does not hold the contents that its name states")
     except DamagedError as error:
         note(f"cached truth is removed, and computed again: {error}")

@@ -118,7 +118,7 @@ def _compare_values(pairs: list[tuple[Any, Any]], facts: Mapping[str, Any]) -> V
     differ = [pair for pair in pairs if _has_changed(*pair)]
     if not differ:
         return ValueChange(len(pairs), 0.0, False, "")
-    example = Counter((_short(b), _short(n)) for b, n in differ).most_common(1)[0][0]
+    example = Counter((_shorten(b), _shorten(n)) for b, n in differ).most_common(1)[0][0]
     return ValueChange(len(pairs), len(differ) / len(pairs), False, " -> ".join(example))
 
 
@@ -133,7 +133,7 @@ def _has_changed(before: Any, now: Any) -> bool:
     return bool(before != now)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -102,7 +102,7 @@ def read_back(reader: Reader, facts: VersionFacts, where: str, progress: Progres
 
 def validate_facts(reader: Reader, name: str, version: int, where: str) -> VersionFacts:
     """Return the facts, after preparing the rules as readers do. Raises DamagedError, which names `where`."""
-    with _unusable(where):
+    with _translate_errors(where):
         facts = read_facts(reader, name, version)
         if facts.rules:
             RuleSet.prepare(facts.rules)
@@ -111,7 +111,7 @@ def validate_facts(reader: Reader, name: str, version: int, where: str) -> Versi
 
 def decode_all(reader: Reader, facts: VersionFacts, where: str) -> None:
     """Decode every list and every row. Raises DamagedError, which names `where`, if a reader could not use them."""
-    with _unusable(where):
+    with _translate_errors(where):
         if facts.is_expansion:
             read_stored(reader, facts, where)
             return
@@ -122,7 +122,7 @@ def decode_all(reader: Reader, facts: VersionFacts, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _unusable(where: str) -> Iterator[None]:
+def _translate_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (DamagedError, InputError, SpecError, KeyError, ValueError, TypeError) as error:

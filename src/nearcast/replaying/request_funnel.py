@@ -63,11 +63,11 @@ def run_funnel(
 ) -> FunnelResult:
     """Answer the requests one after the other, on this thread."""
     for request in requests[:WARM_UP]:
-        _answer(source, request, funnel)
+        _send_request(source, request, funnel)
     answers, seconds, cpu = [], np.empty(len(requests)), time.thread_time()
     for number, request in enumerate(requests):
         started = time.perf_counter()
-        answers.append(_answer(source, request, funnel))
+        answers.append(_send_request(source, request, funnel))
         seconds[number] = time.perf_counter() - started
         if number % 200 == 199 or number + 1 == len(requests):
             progress(number + 1, len(requests))
@@ -95,7 +95,7 @@ class _FunnelAnswer:
     found: int  # known keys
 
 
-def _answer(source: CandidateSource, request: LoggedRequest, funnel: Funnel) -> _FunnelAnswer:
+def _send_request(source: CandidateSource, request: LoggedRequest, funnel: Funnel) -> _FunnelAnswer:
     lists = source.candidates(request.keys, funnel.candidates_per_key)
     if funnel.expansion is None:
         return _merge_lists(lists, funnel.k)

@@ -104,7 +104,7 @@ class View:
             scores=scores,
             reason=reason,
             removed=removed,
-            columns=self._columns(ids, fields) if fields else {},
+            columns=self._read_columns(ids, fields) if fields else {},
             source=TABLE,
             source_key=converted,
             snapshot=version.snapshot,
@@ -194,7 +194,7 @@ class View:
         query = encode_lookup_keys(keys, self.version.query_ids)
         values = self.version.reader.get_many(Space.LISTS, query.encoded)
         if query.positions is not None:
-            values = _spread(values, query.positions, len(query.keys))
+            values = _spread_values(values, query.positions, len(query.keys))
         return query, decode_lists(values, self.version.item_ids)
 
     def _find_ineligible(
@@ -256,7 +256,7 @@ class View:
                 raise NotFoundError(f"{what} holds no item column {name!r}; it holds {held}")
         return fields
 
-    def _columns(self, ids: Sequence[Any], fields: Sequence[str]) -> dict[str, list[Any]]:
+    def _read_columns(self, ids: Sequence[Any], fields: Sequence[str]) -> dict[str, list[Any]]:
         rows = self.items(ids, fields)
         return {name: [row[name] for row in rows] for name in fields}
 
@@ -267,7 +267,7 @@ def _validate_k(k: int) -> int:
     return k
 
 
-def _spread(values: list[bytes | None], positions: IntArray, n: int) -> list[bytes | None]:
+def _spread_values(values: list[bytes | None], positions: IntArray, n: int) -> list[bytes | None]:
     spread: list[bytes | None] = [None] * n
     for position, value in zip(positions.tolist(), values, strict=True):
         spread[position] = value

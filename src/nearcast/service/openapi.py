@@ -114,57 +114,57 @@ def render_docs(schema: Mapping[str, Any]) -> bytes:
     parts.append('<p>For programs: <a href="openapi.json">openapi.json</a></p>')
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            parts.extend(_operation(path, method, operation))
+            parts.extend(_render_operation(path, method, operation))
     parts.append("<h1>Schemas</h1>")
     for name, model in schema["components"]["schemas"].items():
         parts.append(f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>')
-        parts.append(_table(_properties(model)))
+        parts.append(_draw_table(_list_properties(model)))
     return "".join(parts).encode()
 
 
-def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
+def _render_operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2><b>{method.upper()}</b>{escape(path)}</h2><p>{escape(operation.get('description', ''))}</p>"
     arguments = [
-        (p["name"], _type(p["schema"]), p.get("description") or p["schema"].get("description", ""))
+        (p["name"], _render_type(p["schema"]), p.get("description") or p["schema"].get("description", ""))
         for p in operation.get("parameters", ())
     ]
     if "requestBody" in operation:
-        arguments.append(("body", _content(operation["requestBody"]), "JSON"))
+        arguments.append(("body", _render_content(operation["requestBody"]), "JSON"))
     if arguments:
-        yield _table(arguments)
+        yield _draw_table(arguments)
     responses = operation["responses"].items()
-    yield _table([(status, _content(response), response["description"]) for status, response in responses])
+    yield _draw_table([(status, _render_content(response), response["description"]) for status, response in responses])
 
 
-def _content(holder: Mapping[str, Any]) -> str:
-    return ", ".join(_type(kind.get("schema", {})) for kind in holder.get("content", {}).values())
+def _render_content(holder: Mapping[str, Any]) -> str:
+    return ", ".join(_render_type(kind.get("schema", {})) for kind in holder.get("content", {}).values())
 
 
-def _properties(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _list_properties(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     required = model.get("required", ())
     return [
-        (name + ("" if name in required else " (optional)"), _type(field), field.get("description", ""))
+        (name + ("" if name in required else " (optional)"), _render_type(field), field.get("description", ""))
         for name, field in model.get("properties", {}).items()
     ]
 
 
-def _type(schema: Mapping[str, Any]) -> str:
+def _render_type(schema: Mapping[str, Any]) -> str:
     """Return a type as HTML. Models are links."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'
     for union in ("anyOf", "allOf"):
         if union in schema:
-            return " or ".join(dict.fromkeys(_type(one) for one in schema[union]))
+            return " or ".join(dict.fromkeys(_render_type(one) for one in schema[union]))
     if "enum" in schema:
         return ", ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"])
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
+        return f"list of {_render_type(schema.get('items', {}))}"
     bounds = [f"{word} {schema[key]:,}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in schema]
     return " ".join([escape(str(schema.get("type", "anything"))), *bounds])
 
 
-def _table(rows: list[tuple[str, str, str]]) -> str:
+def _draw_table(rows: list[tuple[str, str, str]]) -> str:
     cells = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{kind}</td><td>{escape(text)}</td></tr>"
         for name, kind, text in rows

@@ -47,7 +47,7 @@ def read_footer(file: UserFile) -> Footer:
                 parquet.schema_arrow, metadata.num_rows, values, sum(group.total_byte_size for group in groups)
             )
     except UNREADABLE as error:
-        where, why = shown_path(file.path), _reason(error)
+        where, why = shown_path(file.path), _get_reason(error)
         raise InputError(f"{where} is not a readable Parquet file, or was cut short ({why}); write it again") from error
 
 
@@ -68,7 +68,7 @@ def read_batches(
                 done += len(batch)
                 yield batch
     except UNREADABLE as error:
-        raise InputError(f"{shown_path(file.path)} is damaged ({_reason(error)}); write it again") from error
+        raise InputError(f"{shown_path(file.path)} is damaged ({_get_reason(error)}); write it again") from error
     if done != n_rows:
         raise changed_error(file.name, f"{done:,} rows came where there were {n_rows:,}")
 
@@ -77,7 +77,7 @@ def _open_parquet(file: UserFile) -> pq.ParquetFile:
     return pq.ParquetFile(pa.OSFile(os.fsencode(file.path)))  # bytes: a name need not be UTF-8
 
 
-def _reason(error: Exception) -> str:
+def _get_reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -164,7 +164,7 @@ def open_parquet(path: Path | str, base: Path, what: str, way_out: str) -> Parqu
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"the files of {listing.name} have incompatible columns: {_reason(error)}") from error
+        raise InputError(f"the files of {listing.name} have incompatible columns: {_get_reason(error)}") from error
     folders = tuple(hive_values(file.path, listing.folder) for file in listing.files)
     for name in dict.fromkeys(name for named in folders for name in named):
         if name not in schema.names:
@@ -187,5 +187,5 @@ def _as_schema(
             column = plain_column(pa.chunked_array([batch.column(field.name)])).cast(field.type)
             columns.append(column.chunk(0) if column.num_chunks else pa.nulls(0, field.type))
         except pa.ArrowException as error:
-            raise InputError(f"{file.name}: column {field.name!r} is no {field.type}: {_reason(error)}") from error
+            raise InputError(f"{file.name}: column {field.name!r} is no {field.type}: {_get_reason(error)}") from error
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))

@@ -133,10 +133,10 @@ def _is_file(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return False
-        raise _unreadable(path, error) from error
+        raise _make_error(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
+def _make_error(path: Path, error: OSError) -> InputError:
     if isinstance(error, FileNotFoundError):  # it was listed a moment ago
         return changed_error(shown_path(path), "it is gone")
     if isinstance(error, PermissionError):
@@ -184,7 +184,7 @@ def _read_magic(path: Path) -> tuple[bytes, bytes]:
             file.seek(size - len(MAGIC))
             return head, file.read(len(MAGIC))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _make_error(path, error) from error
 
 
 @dataclass(slots=True)
@@ -226,7 +226,7 @@ def _walk(base: Path, pattern: str, leave_out: Path | None) -> _Walk:
     """Walk all visible files of a path, each once. A file's own name goes before links to it."""
     walk = _Walk()
     if leave_out is not None and os.path.isdir(leave_out):
-        walk.seen.add(_key(leave_out.stat()))
+        walk.seen.add(_file_key(leave_out.stat()))
     parts = Path(pattern).parts
     if pattern.startswith("/"):
         base, parts = Path("/"), parts[1:]
@@ -247,17 +247,17 @@ def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) ->
     if head == "**":
         if not rest:
             return [folder]
-        return [path for inner in _folders(folder, seen) for path in _expand(inner, rest, seen)]
+        return [path for inner in _list_folders(folder, seen) for path in _expand(inner, rest, seen)]
     named = [
         entry
-        for entry in _entries(folder)
+        for entry in _list_entries(folder)
         if fnmatch.fnmatchcase(entry.name, head)
         and (head[0] in "_." or not _is_hidden(entry.name, is_folder=_is_folder(entry)))
     ]
     return [path for entry in named for path in _expand(Path(entry.path), rest, seen) if not rest or _is_folder(entry)]
 
 
-def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
+def _list_folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
     """List a folder and all visible folders below it, each once, without those left out."""
     found, waiting, links, seen = [], deque([folder]), deque[Path](), set(left_out)
     while waiting or links:
@@ -266,11 +266,11 @@ def _folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
             now = here.stat()
         except OSError:
             continue
-        if not stat.S_ISDIR(now.st_mode) or _key(now) in seen:
+        if not stat.S_ISDIR(now.st_mode) or _file_key(now) in seen:
             continue
-        seen.add(_key(now))
+        seen.add(_file_key(now))
         found.append(here)
-        for entry in _entries(here):
+        for entry in _list_entries(here):
             if _is_folder(entry) and not _is_hidden(entry.name, is_folder=True):
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))
     return sorted(found)
@@ -288,7 +288,7 @@ def _visit(path: Path, walk: _Walk, *, follow: bool) -> None:
             now = here.stat()
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                raise _unreadable(here, error) from error
+                raise _make_error(here, error) from error
             if not here.is_symlink():
                 raise changed_error(shown_path(here), "it is gone") from error
             if _claims_parquet(here):
@@ -297,11 +297,11 @@ def _visit(path: Path, walk: _Walk, *, follow: bool) -> None:
                 ) from error
             walk.broken.append(here)
             continue
-        key = _key(now)
+        key = _file_key(now)
         if stat.S_ISDIR(now.st_mode):
             if key not in walk.seen:
                 walk.seen.add(key)
-                for entry in _entries(here):
+                for entry in _list_entries(here):
                     if not _is_hidden(entry.name, is_folder=_is_folder(entry)):
                         waiting.append((Path(entry.path), False))
                     elif _is_folder(entry):
@@ -316,11 +316,11 @@ def _visit(path: Path, walk: _Walk, *, follow: bool) -> None:
             walk.files.append(here)
 
 
-def _key(found: os.stat_result) -> tuple[int, int]:
+def _file_key(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -329,7 +329,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return []
-        raise _unreadable(folder, error) from error
+        raise _make_error(folder, error) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -339,7 +339,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return False
-        raise _unreadable(Path(entry.path), error) from error
+        raise _make_error(Path(entry.path), error) from error
 
 
 def _count(paths: list[Path]) -> str:

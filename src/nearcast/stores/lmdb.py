@@ -94,7 +94,7 @@ class LmdbStore:
 
     def write(self, generator: str, version: int) -> LmdbWriter:
         """Start to write a version; remove unfinished versions."""
-        folder = self._version(generator, version)
+        folder = self._version_folder(generator, version)
         self.retire(generator, version)
         with translate_write_errors(folder):
             for left in folder.parent.glob("*"):
@@ -111,7 +111,7 @@ class LmdbStore:
 
     def open(self, generator: str, version: int, *, verify: bool) -> LmdbReader:
         """Open a finished version. Raises NotFoundError, or DamagedError, which names the changed file."""
-        folder = self._version(generator, version)
+        folder = self._version_folder(generator, version)
         try:
             if is_done(folder):
                 return _open_version(folder, contents=verify)
@@ -123,7 +123,7 @@ class LmdbStore:
 
     def retire(self, generator: str, version: int) -> None:
         """Remove a version, finished or not. Open readers keep it."""
-        folder = self._version(generator, version)
+        folder = self._version_folder(generator, version)
         aside = folder.with_name(RETIRED + folder.name)
         with translate_write_errors(folder):
             if aside.exists():  # a process was killed here
@@ -184,7 +184,7 @@ class LmdbStore:
     def _folder(self, generator: str) -> Path:
         return self.root / validate_generator(generator)
 
-    def _version(self, generator: str, version: int) -> Path:
+    def _version_folder(self, generator: str, version: int) -> Path:
         return self._folder(generator) / "versions" / format_version(version)
 
 

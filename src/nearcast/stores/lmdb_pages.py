@@ -88,17 +88,17 @@ class Tree:
             return
         if not 0 < self._depth <= DEEPEST:
             raise _BrokenPageError(f"a tree of depth {self._depth}")
-        yield from self._below(self._root, self._depth, first)
+        yield from self._walk_below(self._root, self._depth, first)
 
-    def _below(self, number: int, depth: int, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-        data = self._page(number)
+    def _walk_below(self, number: int, depth: int, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+        data = self._read_page(number)
         kind = LEAF if depth == 1 else BRANCH
         offsets = _read_offsets(data, number, kind, self._file.page_bytes)
         start = self._search(data, number, kind, offsets, first)
         for offset in offsets[start:]:
             low, high, flags, begin, end = _read_node(data, number, kind, offset, self._file.page_bytes)
             if kind == BRANCH:
-                yield from self._below(low | high << 16 | flags << 32, depth - 1, first)
+                yield from self._walk_below(low | high << 16 | flags << 32, depth - 1, first)
             elif flags & BIG_VALUE:
                 overflow = NUMBER.unpack_from(data, end)[0]
                 yield data[begin:end], _read_large_value(self._file, overflow, low | high << 16)
@@ -120,7 +120,7 @@ class Tree:
                 high = middle
         return low - 1 if kind == BRANCH else low
 
-    def _page(self, number: int) -> bytes:
+    def _read_page(self, number: int) -> bytes:
         known = self._file.known
         if number not in known:
             if number < 2:

@@ -83,7 +83,7 @@ class Column:
 
     def within(self, rows: Rows, value: Any, *, above: bool) -> BoolArray:
         """Return (rows,) whether the column is at least the value (above), or at most the value; False for null."""
-        bound = self._bound(value, above) if self.kind in ("number", "time") else None
+        bound = self._find_bound(value, above) if self.kind in ("number", "time") else None
         if bound is None:
             return np.zeros(len(rows), np.bool_)
         values = self.values[rows]
@@ -116,10 +116,10 @@ class Column:
 
     def _exact(self, value: Any) -> Any:
         """Return the number of the column's type that equals the value; None if there is none."""
-        at_least, at_most = self._bound(value, above=True), self._bound(value, above=False)
+        at_least, at_most = self._find_bound(value, above=True), self._find_bound(value, above=False)
         return at_least if at_least == at_most else None
 
-    def _bound(self, value: Any, above: bool) -> Any:
+    def _find_bound(self, value: Any, above: bool) -> Any:
         """Return the smallest number of the column's type that is not below the value, or the largest not above it.
 
         NumPy compares int64 with float64 as float64, where 2^53 and 2^53 + 1 are equal; so large numbers are converted

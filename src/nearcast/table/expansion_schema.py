@@ -147,7 +147,7 @@ def _convert_bytes(values: pa.Array) -> pa.Array:
     return pa.array([None if value is None else value.hex() for value in values.to_pylist()], pa.string())
 
 
-def _any(*tests: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
+def _match(*tests: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
     return lambda kind: any(test(kind) for test in tests)
 
 
@@ -157,10 +157,10 @@ CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.
     (pa.types.is_integer, _convert_integers),
     (pa.types.is_floating, lambda values: values.cast(pa.float64())),
     (pa.types.is_decimal, _convert_decimals),
-    (_any(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view), _convert_texts),
-    (_any(pa.types.is_timestamp, pa.types.is_date), _convert_times),
+    (_match(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view), _convert_texts),
+    (_match(pa.types.is_timestamp, pa.types.is_date), _convert_times),
     (
-        _any(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view),
+        _match(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view),
         _convert_bytes,
     ),
 )

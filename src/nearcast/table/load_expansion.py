@@ -51,7 +51,7 @@ def read_stored(reader: Reader, facts: VersionFacts, what: str, *, most_items_he
         if facts.expansion is None or facts.as_of is None:
             raise ValueError("its facts have no 'expansion' or no 'as_of'")
         settings = parse_model(AdSettings, facts.expansion, f"the settings of {what}")
-        schema = _schema(facts)
+        schema = _make_schema(facts)
         parts = [_parse_rows(rows, schema) for rows in _read_rows(reader)]
         table = pa.concat_tables(parts) if parts else schema.empty_table()
         rules = parse_ad_rules(settings, table.schema)
@@ -94,7 +94,7 @@ def _read_links(reader: Reader, facts: VersionFacts, ads: Ads) -> ItemLinks:
     return build_links(items, np.concatenate([nothing, *lengths]), np.concatenate([nothing, *positions]))
 
 
-def _schema(facts: VersionFacts) -> pa.Schema:
+def _make_schema(facts: VersionFacts) -> pa.Schema:
     columns = [pa.field(name, _arrow_type(text)) for name, text in facts.columns.items()]
     return pa.schema([pa.field("id", pa.int64() if facts.item_ids == "int64" else pa.string()), *columns])
 

@@ -54,7 +54,7 @@ class Study:
     def enqueue(self, points: Sequence[Configuration]) -> None:
         """Queue these configurations, to be proposed first."""
         for point in points:
-            self._study.enqueue_trial(_parameters(point), skip_if_exists=True)
+            self._study.enqueue_trial(_list_parameters(point), skip_if_exists=True)
 
     def judge_next(self, judge: Callable[[Configuration], TrialOutcome]) -> TrialOutcome:
         """Propose one more configuration and judge it."""
@@ -99,5 +99,5 @@ def open_study(path: Path, name: str, engines: Sequence[str], n_items: int, seed
     return Study(study, engines, n_items)
 
 
-def _parameters(point: Configuration) -> dict[str, Any]:
+def _list_parameters(point: Configuration) -> dict[str, Any]:
     return {"engine": EXACT} if point == EXACT_POINT else {"engine": point.engine, **point.settings}
