@@ -20,7 +20,7 @@ ads: .venv/installed ## similar-item ads on real purchases and coupons: the funn
 visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and home feeds; needs dataset-fashion-mnist
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
-test: .venv/installed ## the tests of every commit; what is skipped, and why, is said at the end
+test: .venv/installed ## the tests of every commit; the last lines list skipped tests with the reason
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed ## the slow tests alone
@@ -28,8 +28,8 @@ test-slow: .venv/installed ## the slow tests alone
 
 test-all: test test-slow ## all tests: nightly, and before a release
 
-# Kernels of their own, built with ASan and UBSan. Python is not: the sanitizers are loaded before it, and every array
-# comes from their allocator, with guarded bytes around it.
+# A second build of the kernels, with ASan and UBSan. Python is built without them: the sanitizers are preloaded, and every
+# array comes from their allocator, with guard bytes around it.
 SANITIZED := build/sanitized
 FUZZ_SECONDS ?= 600
 SANITIZE = NEARCAST_SANITIZED="$(abspath $(SANITIZED))" PYTHONMALLOC=malloc \
@@ -60,7 +60,7 @@ check: .venv/installed ## format, lint, types, generated pages
 docs: .venv/installed ## write the generated pages
 	$(BIN)/python docs/generate.py
 
-# Airflow has a hundred dependencies with opinions of their own: it never shares an environment with us.
+# Airflow pins about a hundred dependencies, so it has a separate environment.
 .airflow/installed:
 	$(PYTHON) -m venv .airflow
 	.airflow/bin/pip install --quiet --upgrade "pip>=25.1"
