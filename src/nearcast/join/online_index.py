@@ -60,7 +60,9 @@ def open_online(
     if not 0 < recall <= 1:
         raise SpecError(f"recall is {recall}; it is above 0 and at most 1")
     if spec.score.columns:
-        raise SpecError("an online index goes by vectors alone, and this generator has a [score]; leave one out")
+        raise SpecError(
+            "an online index searches by vectors alone, and this generator has a [score]; remove one of them"
+        )
     faiss()  # before any work
     own = spec.engine == engine
     online_spec = spec.model_copy(

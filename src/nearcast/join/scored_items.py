@@ -79,8 +79,8 @@ def open_snapshot_inputs(snapshot: Snapshot, artifacts: Path, base: Path | None)
     missing = [name for name in names if not name.startswith("index-") and not is_done(artifacts / name)]
     if missing:
         raise NotFoundError(
-            f"what {snapshot.generator} {snapshot.name} was made of is gone ({missing[0]}): only the newest snapshot "
-            "can be explained, where it was made"
+            f"the artifacts of {snapshot.generator} {snapshot.name} were deleted ({missing[0]}): only the newest "
+            "snapshot can be explained, where it was made"
         )
     folders = {name.partition("-")[0]: artifacts / name for name in names}
     items = open_ingested_table(folders.get("scoreditems", folders["items"]))

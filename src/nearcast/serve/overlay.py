@@ -119,7 +119,7 @@ class Overlay(ClosesOnExit):
         It adds to the overlay's value, or else to the current version's, so additions of all writers add up.
         amount: a number; a negative one subtracts. Decimals add up exactly: 0.1 and 0.2 are 0.3.
         token: identifies this step, for example a request id: within a day it is applied once, however often it is
-        sent. Raises InputError for an item without such a number, StoreError if the store cannot say whether the step
+        sent. Raises InputError for an item without such a number, StoreError if it is unknown whether the step
         was applied.
         """
         converted, amount = self._convert_id(item, self.version_facts()), to_json_value(amount)

@@ -145,7 +145,7 @@ def read_facts(reader: Reader, generator: str, version: int) -> VersionFacts:
 def nearest_in_version(reader: Reader, facts: VersionFacts, space: Space, key: str | int) -> str:
     """Return "the nearest of its 1,000 keys are ...", or "" for an empty version.
 
-    Compares at most MAX_KEYS_COMPARED keys, drawn at random from a larger version, and says so.
+    Compares at most MAX_KEYS_COMPARED keys, drawn at random from a larger version. The text names the sample.
     """
     noun, count, ids = "keys", facts.keys, facts.query_ids
     if space is Space.ITEMS:

@@ -218,7 +218,7 @@ def _run_trials(
             ruled_out.append(outcome.reason)
         job.run.listener.progress("tune", done, trials)
     if done < trials:
-        job.run.listener.note(f"the time is up after {done} of {trials} trials; tuning again goes on from here")
+        job.run.listener.note(f"the time is up after {done} of {trials} trials; the next tuning continues from them")
     return job, list(tried.values()), ruled_out
 
 
