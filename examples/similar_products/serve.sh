@@ -57,4 +57,4 @@ python ask.py "$url" "$product" --snapshot "$(printf %06d "$first")" --without "
 
 stop
 echo
-echo "The service has said goodbye: $(tail -n 1 "$log")"
+echo "The service: $(tail -n 1 "$log")"
