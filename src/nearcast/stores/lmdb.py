@@ -34,6 +34,7 @@ from nearcast.stores.lmdb_environment import (
     load_lmdb,
     open_shared,
     release_environment,
+    translate_read_error,
     translate_read_errors,
     translate_write_errors,
 )
@@ -300,16 +301,19 @@ class LmdbReader:
         self._size, self._written = opened.st_size, opened.st_mtime_ns
         self._shared: SharedEnvironment | None = shared
         self._databases = shared.databases
-        self._bad_key = load_lmdb().BadValsizeError
+        self._lmdb_error, self._bad_key = load_lmdb().Error, load_lmdb().BadValsizeError
         self._longest_key = shared.environment.max_key_size()
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of these keys; None for a missing key."""
-        with translate_read_errors(self._path), self._begin(space) as txn:
-            try:
-                return list(map(txn.get, keys))  # a quarter faster than getmulti, which returns pairs
-            except self._bad_key:  # a key that is empty or too long for LMDB
-                return [txn.get(key) if 0 < len(key) <= self._longest_key else None for key in keys]
+        try:  # no `with translate_read_errors`: entering a generator costs 1 of the 14 microseconds of a look-up
+            with self._begin(space) as txn:
+                try:
+                    return list(map(txn.get, keys))  # a quarter faster than getmulti, which returns pairs
+                except self._bad_key:  # a key that is empty or too long for LMDB
+                    return [txn.get(key) if 0 < len(key) <= self._longest_key else None for key in keys]
+        except (self._lmdb_error, OSError) as error:
+            raise translate_read_error(self._path, error) from error
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs, ascending by key."""

@@ -28,6 +28,7 @@ __all__ = [
     "load_lmdb",
     "open_shared",
     "release_environment",
+    "translate_read_error",
     "translate_read_errors",
     "translate_write_errors",
 ]
@@ -54,7 +55,12 @@ def translate_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (load_lmdb().Error, OSError) as error:
-        raise _translate(error, f"{path} cannot be read", "see that it is there and may be read") from error
+        raise translate_read_error(path, error) from error
+
+
+def translate_read_error(path: Path, error: Exception) -> DamagedError | StoreError:
+    """Return the error to raise for an error of LMDB or of the file system while a file is read."""
+    return _translate(error, f"{path} cannot be read", "see that it is there and may be read")
 
 
 @contextlib.contextmanager
