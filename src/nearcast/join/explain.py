@@ -256,10 +256,9 @@ def _explain_ranked(draft: Explanation, opened: SnapshotInputs, scored: ScoredIt
         return replace(draft, cause=Cause.RANKED_LOWER, words=words)
     words = (
         f"it belongs into the list, at join rank {rank:,} and model rank {draft.model_rank:,}, and the join did not "
-        f"find it for the model: its cell was not probed with {_describe_params(opened)}. Raise `recall`, or the "
-        "engine's search parameters"
+        "find it for the model: its cell was not probed"
     )
-    return replace(draft, cause=Cause.NOT_PROBED, words=words)
+    return _explain_not_probed(draft, opened, words)
 
 
 def _explain_exposed(
@@ -300,11 +299,8 @@ def _explain_outranked(
             f"survivors with probability {overfetch.probability:g} gives this query no more candidates"
         )
         return replace(draft, cause=Cause.ENOUGH, words=words)
-    words = (
-        f"it belongs into the list, at rank {draft.rank:,}, and the join did not probe its cell with "
-        f"{_describe_params(opened)}. Raise `recall`, or the engine's search parameters"
-    )
-    return replace(draft, cause=Cause.NOT_PROBED, words=words)
+    words = f"it belongs into the list, at rank {draft.rank:,}, and the join did not probe its cell"
+    return _explain_not_probed(draft, opened, words)
 
 
 def _explain_full_list(
@@ -315,10 +311,9 @@ def _explain_full_list(
     if draft.last_score is not None and own > as_score(draft.last_score):
         words = (
             f"{k} others come first, but the join has missed some of them and this one, which scores more than the "
-            f"last of the list: their cells were not probed with {_describe_params(opened)}. Raise `recall`, or the "
-            "engine's search parameters"
+            "last of the list: their cells were not probed"
         )
-        return replace(draft, cause=Cause.NOT_PROBED, words=words)
+        return _explain_not_probed(draft, opened, words)
     words = (
         f"{k} others come first: it scores {own:.6g}, rank {draft.rank:,} of {n_eligible:,} eligible items, and the "
         f"last of the best {k} scores {kth:.6g}"
@@ -326,9 +321,11 @@ def _explain_full_list(
     return replace(draft, cause=Cause.NEARER, words=words)
 
 
-def _describe_params(opened: SnapshotInputs) -> str:
-    """Return the search parameters of the join in words."""
-    return ", ".join(f"{name} {value:,}" for name, value in opened.params.items()) or "the default parameters"
+def _explain_not_probed(draft: Explanation, opened: SnapshotInputs, words: str) -> Explanation:
+    """Explain an item whose cell the join did not probe: `words`, the search parameters, and the way out."""
+    params = ", ".join(f"{name} {value:,}" for name, value in opened.params.items()) or "the default parameters"
+    words = f"{words} with {params}. Raise `recall`, or the engine's search parameters"
+    return replace(draft, cause=Cause.NOT_PROBED, words=words)
 
 
 def _find_full_group(constraints: Constraints, selected: Sequence[int], item: int) -> list[int]:

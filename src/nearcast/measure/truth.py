@@ -94,7 +94,7 @@ class _TruthSample:
         sample = fingerprint([[str(one) for one in self.ids.to_pylist()], self.hashes.tobytes().hex()])
         return {
             "decides": self.decides,
-            "items": self.items.folder.name,
+            "items": self.items.fingerprint,
             "sample": sample,
             "width": cached_width(self.request.k),
         }
@@ -193,7 +193,7 @@ def _find_changes(
     home: Path, cached: CachedLists, sample: _TruthSample, listed: IntArray, edges: IntArray, note: Note
 ) -> TableChanges | None:
     """Return the changes of the listed items and the edges; None if a join with all items costs no more."""
-    if cached.facts["items"] == sample.items.folder.name:
+    if cached.facts["items"] == sample.items.fingerprint:
         return TableChanges(listed, edges, np.empty(0, np.int64))
     old = open_state(home / cached.state, note)
     if old is None:

@@ -102,7 +102,7 @@ def cached_lists(home: Path, note: Note) -> Iterator[CachedLists]:
 
 def ensure_state(home: Path, items: IngestedTable, note: Note) -> Path:
     """Return the folder with the state of the items. Reads all vectors once if it must be written."""
-    facts = {"items": items.folder.name, "nearcast": [__version__, FORMAT]}
+    facts = {"items": items.fingerprint, "nearcast": [__version__, FORMAT]}
     folder = home / f"state-{_make_name(facts)}"
     if _verify_folder(folder, "state", note) is None:
         fresh_folder(folder)
