@@ -34,8 +34,10 @@ if TYPE_CHECKING:
         NearcastError,
         NotFoundError,
         SpecError,
+        StorageError,
         StoreError,
         TargetError,
+        WorkerError,
     )
     from nearcast.join.knn_join import JoinReport, JoinResult, knn_join
     from nearcast.serve.lookup import open_lookup as open
@@ -57,8 +59,10 @@ __all__ = [
     "NearcastError",
     "NotFoundError",
     "SpecError",
+    "StorageError",
     "StoreError",
     "TargetError",
+    "WorkerError",
     "__version__",
     "advise",
     "check",
@@ -97,8 +101,10 @@ _HOMES = {
     "NearcastError": "nearcast.errors",
     "NotFoundError": "nearcast.errors",
     "SpecError": "nearcast.errors",
+    "StorageError": "nearcast.errors",
     "StoreError": "nearcast.errors",
     "TargetError": "nearcast.errors",
+    "WorkerError": "nearcast.errors",
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.knn_join",
     "JoinResult": "nearcast.join.knn_join",

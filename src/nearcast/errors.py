@@ -12,7 +12,9 @@ NearcastError                 1  base class; catch it to catch every error of ne
 ├── AuditError               10  a snapshot failed its audit and was not published
 ├── StoreError               11  a store cannot be reached, or failed a command
 ├── GoneError                12  a version was deleted from a store while it was read
-└── AlertError               13  the monitor found an alert that --fail-on names
+├── AlertError               13  the monitor found an alert that --fail-on names
+├── StorageError             14  a bucket or folder cannot be reached, or refused an operation: try again later
+└── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
 
 Knows nothing of how an error is shown: the command line does that.
 """
@@ -34,8 +36,10 @@ __all__ = [
     "NearcastError",
     "NotFoundError",
     "SpecError",
+    "StorageError",
     "StoreError",
     "TargetError",
+    "WorkerError",
 ]
 
 RENAMED = {"PromiseError": "TargetError"}  # earlier names: they work for one minor release, with a warning
@@ -132,3 +136,15 @@ class AlertError(NearcastError):
     """Alert of the monitor that --fail-on names."""
 
     exit_code = 13
+
+
+class StorageError(NearcastError):
+    """Storage that cannot be reached, or that refused an operation. Another attempt may succeed."""
+
+    exit_code = 14
+
+
+class WorkerError(NearcastError):
+    """Worker that cannot take part in a run, or a task that failed in every attempt."""
+
+    exit_code = 15

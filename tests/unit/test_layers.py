@@ -22,7 +22,7 @@ FLOORS = [
     {"types", "times"},
     {"machine"},
     {"files", "sharing", "suggest"},
-    {"webhook"},
+    {"webhook", "storage"},
     {"settings"},
     {"spec"},
     {"knn"},

@@ -42,7 +42,6 @@ from nearcast.join.validate_run import (
     refuse_out,
     sketch_inputs,
 )
-from nearcast.runners.base import Runner
 from nearcast.runners.local import LocalRunner
 from nearcast.sources.ingest import Inputs
 from nearcast.sources.validate_rows import Report
@@ -67,7 +66,7 @@ def run_generator(
     *,
     tables: InMemoryTables | None = None,
     listener: Listener | None = None,
-    runner: Runner | None = None,
+    runner: LocalRunner | None = None,
     again: bool = False,
     baseline: Baseline | None = None,
 ) -> Outcome:
@@ -121,7 +120,7 @@ def check_generator(
     return checked.report, replace(estimate, rules=rules)
 
 
-def _make_snapshot(run: RunContext, opened: OpenedRun, earlier: EarlierSnapshot, runner: Runner) -> Snapshot:
+def _make_snapshot(run: RunContext, opened: OpenedRun, earlier: EarlierSnapshot, runner: LocalRunner) -> Snapshot:
     _discard_other_work(run, opened)
     checked = _check_inputs(run, opened)
     estimate = _estimate_and_require(run, checked)

@@ -21,7 +21,7 @@ from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.rank import RankSettings, rank_neighbors
 from nearcast.join.run_plan import cut_queries
-from nearcast.runners.base import Runner
+from nearcast.runners.local import LocalRunner
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.types import IntArray, Metric, Neighbors, Progress
@@ -74,7 +74,7 @@ class TaskResults:
     continued: int  # tasks that an earlier, interrupted run had done
 
 
-def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: Runner) -> TaskResults:
+def run_tasks(run: RunContext, settings: JoinSettings, inputs: Inputs, runner: LocalRunner) -> TaskResults:
     """Cut the queries into tasks, and run the tasks that are not done yet."""
     n = inputs.queries.vectors.n
     tasks = [

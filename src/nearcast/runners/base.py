@@ -1,21 +1,61 @@
-"""The contract of a runner: run a list of tasks, each once, in any order and in any place."""
+"""The contract of a runner: run the task calls of a stage, in any order and in any place, until each is committed.
+
+A task call is plain data, so that it can be sent to any worker: the name of a task function, its arguments as JSON, and
+the name of the artifact that the task commits. A task may run any number of times, also at once: the artifact is
+committed once. Knows nothing of kNN: the task functions are found by `TaskHost`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-__all__ = ["Runner"]
+__all__ = ["Perform", "Runner", "TaskCall", "TaskOutcome", "WorkArea"]
 
-Task = TypeVar("Task")
+
+@dataclass(frozen=True, slots=True)
+class TaskCall:
+    """One call of a task function."""
+
+    name: str  # of the artifact in the work area that marks the task as done, for example "join/000042"
+    kind: str  # name of the task function
+    args: Mapping[str, Any]  # JSON values
+
+
+@dataclass(frozen=True, slots=True)
+class WorkArea:
+    """The locations that the tasks of a run share, as URLs or absolute paths. Sent to every worker."""
+
+    artifacts: str  # tables, indexes, constraints: later runs use them again
+    results: str  # results of tasks: removed with the run
+    plan: Mapping[str, Any] = field(default_factory=dict)  # what workers verify: version, format, kernels; limits
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """The end of a task: its small facts, or an error that another attempt would meet again."""
+
+    name: str
+    facts: Mapping[str, Any]  # of the committed artifact; empty after an error
+    error: Mapping[str, Any] | None = None  # class, text and exit code of a NearcastError
+    seconds: float = 0.0  # wall time of the attempt; 0 if it was done before
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0  # peak resident memory of the worker during the attempt
+
+
+Perform = Callable[[WorkArea, TaskCall], TaskOutcome]
+"""Runs one call in the worker's process and returns its outcome. It is importable by name in every worker."""
 
 
 class Runner(Protocol):
-    """Runs every task of a list once. Tasks are independent and may run in any order, also side by side."""
+    """Runs task calls on workers."""
 
-    def run(self, function: Callable[[Task], None], tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
-        """Call `function(task)` for each task, and `done(task)` in the caller's process after it.
+    name: str
 
-        An error of a task stops the run and is raised here; tasks that did not start stay undone.
+    def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
+        """Yield the outcome of each call as it ends. After an outcome with an error, no further call is started.
+
+        Raises StorageError or WorkerError if a call failed in every attempt for a reason that may pass.
         """
         ...

@@ -1,0 +1,75 @@
+"""The contract of a storage: whole objects by name, below one root, in a local folder or in a bucket.
+
+A name is a relative path with `/`, without `.` and `..`. An object appears whole or not at all. `create` and `replace`
+are the only conditional steps; everything that must happen once goes through them. Knows nothing of contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Storage", "StoredObject"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """Facts about an object."""
+
+    name: str
+    size: int  # bytes
+    etag: str  # changes whenever the object is written
+    modified: float  # seconds since 1970, by the storage's clock
+
+
+class Storage(Protocol):
+    """Objects below one root. Safe to use from several threads."""
+
+    url: str  # of the root: "s3://bucket/prefix", or an absolute local path
+    local: Path | None  # the root folder of a local storage: its objects are plain files there
+
+    def read(self, name: str, *, etag: str | None = None) -> bytes:
+        """Return an object. Raises NotFoundError if it is missing, StorageError if its etag is another one."""
+        ...
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], *, etag: str | None = None) -> list[bytes]:
+        """Return the bytes start..stop-1 of each (start, stop), read side by side."""
+        ...
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Return facts about an object, None if it is missing."""
+        ...
+
+    def list_objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects in the folder `prefix` and below, in the order of their names."""
+        ...
+
+    def list_folders(self, prefix: str = "") -> list[str]:
+        """Return the names of the folders directly in the folder `prefix`, in order."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, or replace it, atomically."""
+        ...
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a file of this machine as an object, in parts if it is large."""
+        ...
+
+    def download(self, name: str, path: Path, *, etag: str | None = None) -> None:
+        """Write an object into a file of this machine. Raises the errors of `read`."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object unless the name is taken, atomically among all writers. Return whether this call wrote it."""
+        ...
+
+    def replace(self, name: str, data: bytes, etag: str) -> bool:
+        """Replace an object if its etag is still this one, atomically. Return whether this call wrote it."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete an object; nothing happens if it is missing."""
+        ...
