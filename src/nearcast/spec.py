@@ -1,7 +1,7 @@
 """The spec of a generator as one frozen value, its example and its JSON schema.
 
-`answer_settings()` holds the settings that decide the candidates and enters the fingerprint. Memory, threads and
-output paths are not part of it. Knows nothing of the data: the sources check that files and columns exist.
+`answer_settings()` holds the settings that decide the candidates and enters the fingerprint. Memory, threads, runners
+and output paths are not part of it. Knows nothing of the data: the sources check that files and columns exist.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nearcast.files import path_fault
 from nearcast.settings.base_table import ByteCount, Name, Share, SpecTable, Whole, parse_bytes
 from nearcast.settings.parse_spec import parse_model, read_tables
 from nearcast.settings.publish_tables import AuditSpec, MonitorSpec, PublishSpec, ServeSpec
+from nearcast.settings.run_tables import SHARD_KEYS, RunSpec
 from nearcast.settings.spec_tables import (
     CHECK_KINDS,
     CapSpec,
@@ -48,6 +49,7 @@ __all__ = [
     "PublishSpec",
     "RankSpec",
     "RuleSpec",
+    "RunSpec",
     "ScoreSpec",
     "ServeSpec",
     "SourceSpec",
@@ -67,6 +69,7 @@ SHOWN: dict[str, type[BaseModel]] = {
     "checks": ChecksSpec,
     "score": ScoreSpec,
     "measure": MeasureSpec,
+    "run": RunSpec,
     "publish": PublishSpec,
     "audit": AuditSpec,
     "serve": ServeSpec,
@@ -117,6 +120,7 @@ class GeneratorSpec(SpecTable):
     rank: RankSpec | None = Field(None, description="Ranks the join's candidates by a model. Default: off.")
     checks: ChecksSpec = ChecksSpec()
     measure: MeasureSpec = MeasureSpec()
+    run: RunSpec = RunSpec()
     publish: PublishSpec = PublishSpec()
     audit: AuditSpec = AuditSpec()
     serve: ServeSpec = ServeSpec()
@@ -143,18 +147,22 @@ class GeneratorSpec(SpecTable):
         return self.queries or self.items
 
     def as_recorded(self) -> dict[str, Any]:
-        """Return plain data for a manifest, with the earlier names of renamed keys."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return plain data for a manifest, with the earlier names of renamed keys.
+
+        Of [run] it has what changes the candidates, so that every runner writes the same manifest.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude={"run"}) | self._answer_settings_of_run()
 
     def answer_settings(self) -> dict[str, Any]:
         """Return the settings that decide the candidates as plain data, for the fingerprint."""
-        return self.model_dump(
+        settings = self.model_dump(
             mode="json",
             by_alias=True,
             exclude={
                 "memory": True,
                 "threads": True,
                 "out": True,
+                "run": True,
                 "publish": True,
                 "audit": True,
                 "serve": True,
@@ -165,6 +173,21 @@ class GeneratorSpec(SpecTable):
                 "queries": {"path", "ids", "only"},
             },
         )
+        return settings | self._answer_settings_of_run()
+
+    def with_run(self, **changes: Any) -> Self:
+        """Return the spec with other settings of [run]. Raises SpecError for values that do not fit.
+
+        A number of shards replaces `shard_bytes`, and the other way round.
+        """
+        tables = self.run.model_dump()
+        if any(key in changes for key in SHARD_KEYS):
+            tables |= dict.fromkeys(SHARD_KEYS)
+        return self.model_copy(update={"run": parse_model(RunSpec, tables | changes, "run")})
+
+    def _answer_settings_of_run(self) -> dict[str, Any]:
+        settings = self.run.answer_settings(self.recall)
+        return {"run": settings} if settings else {}
 
 
 def load_spec(path: Path) -> GeneratorSpec:

@@ -15,6 +15,7 @@ from nearcast.spec import (
     GeneratorSpec,
     MeasureSpec,
     OverfetchSpec,
+    RunSpec,
     SourceSpec,
     example,
     json_schema,
@@ -177,6 +178,16 @@ WRONG = [
     ({"checks": {"embedding": "drop"}}, "checks.embedding is 'drop'"),
     ({"measure": {"sample": 0}}, "measure.sample is 0"),
     ({"measure": {"calibration": 3}}, "measure.calibration is 3"),
+    ({"run": {"runner": "dask"}}, "run.runner is 'dask'"),
+    ({"run": {"workers": 0}}, "run.workers is 0"),
+    ({"run": {"shards": 0}}, "run.shards is 0"),
+    ({"run": {"shards": 2.5}}, "run.shards is 2.5"),
+    ({"run": {"shard_bytes": "1kB"}}, "run.shard_bytes is '1kB'"),
+    ({"run": {"worker_memory": "much"}}, "run.worker_memory is 'much'"),
+    ({"run": {"price_core_hour": -1}}, "run.price_core_hour is -1"),
+    ({"run": {"price_gb_month": float("nan")}}, "run.price_gb_month is nan"),
+    ({"run": {"price_million_requests": "5 EUR"}}, "run.price_million_requests is '5 EUR'"),
+    ({"run": {"shards": 2, "shard_bytes": "1GB"}}, "shards and shard_bytes both set the number of shards"),
 ]
 
 
@@ -287,10 +298,42 @@ def test_the_fingerprint_does_not_change_with_the_place_of_ids_or_queries():
     assert answer_fingerprint(items=npy, queries=npy) == answer_fingerprint(items=moved, queries=moved)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"runner": "spark"},
+        {"workers": 7},
+        {"worker_memory": "1GB"},
+        {"price_core_hour": 0.04},
+        {"shards": 1},
+    ],
+)
+def test_where_a_run_happens_changes_neither_the_fingerprint_nor_the_manifest(changed):
+    assert answer_fingerprint(run=changed, recall=0.9) == answer_fingerprint(recall=0.9)
+    assert parse(run=changed, recall=0.9).as_recorded() == parse(recall=0.9).as_recorded()
+    assert "run" not in parse(run=changed).as_recorded()
+
+
+@pytest.mark.parametrize("changed", [{"shards": 3}, {"shard_bytes": "1GB"}])
+def test_shards_change_the_fingerprint_below_recall_1_alone(changed):
+    assert answer_fingerprint(run=changed) == answer_fingerprint()
+    assert answer_fingerprint(run=changed, recall=0.9) != answer_fingerprint(recall=0.9)
+    recorded = parse(run=changed, recall=0.9).as_recorded()
+    assert parse_model(GeneratorSpec, recorded, "manifest.json", recorded=True).run == parse(run=changed).run
+
+
+def test_options_replace_settings_of_the_run():
+    spec = parse(run={"runner": "ray", "shard_bytes": "1GB"})
+    assert spec.with_run(runner="spark").run == RunSpec(runner="spark", shard_bytes=10**9)
+    assert spec.with_run(shards=4).run == RunSpec(runner="ray", shards=4)
+    with pytest.raises(SpecError, match="workers is 0"):
+        spec.with_run(workers=0)
+
+
 def test_every_setting_is_either_in_the_fingerprint_or_known_not_to_decide_the_answer():
     recorded = {field.serialization_alias or name for name, field in GeneratorSpec.model_fields.items()}
     assert recorded - set(parse().answer_settings()) == {
-        *("memory", "threads", "out", "monitor"),
+        *("memory", "threads", "out", "monitor", "run"),
         *("publish", "audit", "serve"),
     }
 
@@ -306,7 +349,7 @@ def test_the_example_shows_every_setting_with_its_default():
     uncommented = re.sub(r"^# (\w+ = (?!\.\.\. ))", r"\1", example(), flags=re.MULTILINE)
     assert uncommented != example()
     assert parse_model(GeneratorSpec, tomllib.loads(uncommented), "the example with its comments off") == as_it_stands
-    for model in (GeneratorSpec, SourceSpec, ChecksSpec, MeasureSpec, OverfetchSpec, ExposureSpec):
+    for model in (GeneratorSpec, SourceSpec, ChecksSpec, MeasureSpec, OverfetchSpec, ExposureSpec, RunSpec):
         for key in model.model_fields:
             assert re.search(rf"^(# )?{key} = |^(# )?\[{key}\]|^#   {key} = ", example(), flags=re.MULTILINE), key
 
