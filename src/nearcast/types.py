@@ -28,6 +28,7 @@ __all__ = [
     "Neighbors",
     "PartOfVectors",
     "Progress",
+    "RangeOfVectors",
     "Vectors",
     "as_score",
     "flat",
@@ -235,3 +236,39 @@ class PartOfVectors:
     def whole(self) -> AnyArray:
         """Return a copy of the subset."""
         return self.vectors.take(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class RangeOfVectors:
+    """The vectors start..stop-1 of a set, without a copy where the set needs none."""
+
+    vectors: Vectors
+    start: int
+    stop: int
+
+    @property
+    def n(self) -> int:
+        """Number of vectors."""
+        return self.stop - self.start
+
+    @property
+    def dim(self) -> int:
+        """Components per vector."""
+        return self.vectors.dim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the set."""
+        return self.vectors.dtype
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """Read rows start..stop-1 of the range."""
+        return self.vectors.read(self.start + start, min(self.start + stop, self.stop))
+
+    def take(self, positions: IntArray) -> AnyArray:
+        """Return a copy of these rows of the range."""
+        return self.vectors.take(self.start + positions)
+
+    def whole(self) -> AnyArray:
+        """Return the range as a contiguous view of the whole set."""
+        return self.vectors.whole()[self.start : self.stop]

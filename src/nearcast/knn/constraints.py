@@ -26,6 +26,10 @@ class Cap:
     groups: Int32Array  # (m,) group of each item, from 0; -1 for an item without a group
     most: int
 
+    def of_items(self, start: int, stop: int) -> Cap:
+        """Return the cap of the items start..stop-1. Groups keep their numbers."""
+        return Cap(self.groups[start:stop], self.most)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constraints:
@@ -45,6 +49,21 @@ class Constraints:
         if self.eligibility is None:
             return self
         return replace(self, eligibility=self.eligibility.of_queries(rows))
+
+    def of_items(self, start: int, stop: int) -> Constraints:
+        """Return the constraints on lists of the items start..stop-1."""
+        eligibility = None if self.eligibility is None else self.eligibility.of_items(slice(start, stop))
+        return replace(self, eligibility=eligibility, caps=tuple(cap.of_items(start, stop) for cap in self.caps))
+
+    @property
+    def max_per_group(self) -> tuple[int, ...]:
+        """Return the limit of each cap."""
+        return tuple(cap.most for cap in self.caps)
+
+    def find_groups(self, positions: IntArray) -> tuple[IntArray, ...]:
+        """Return the groups of items for each cap, in the shape of `positions`; -1 for none and for position -1."""
+        empty = positions < 0
+        return tuple(np.where(empty, -1, cap.groups[np.where(empty, 0, positions)]) for cap in self.caps)
 
 
 FREE = Constraints()
