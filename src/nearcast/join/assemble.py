@@ -47,9 +47,9 @@ def write_table(
         reasons = find_reasons(request, run.resources, lists.joined, inputs, exact=plan.is_exact)
         codes = lists.reason_codes(reasons, k)
         rows = write_candidates(folder / "candidates", lists, inputs, codes, k, tally, run.listener.progress)
-        _link_files(inputs.items.attributes, folder / "items")
+        _link_files(inputs.items.attribute_files, folder / "items")
         if inputs.queries is not inputs.items:
-            _link_files(inputs.queries.attributes, folder / "queries")
+            _link_files(inputs.queries.attribute_files, folder / "queries")
     return WrittenTable(folder, rows, tally.measures() | lists.measure(codes, rows, k))
 
 
@@ -132,7 +132,7 @@ def _reason_texts(codes: CodeArray, positions: IntArray) -> list[str | None]:
     return texts
 
 
-def _link_files(source: Path, target: Path) -> None:
+def _link_files(files: Sequence[Path], target: Path) -> None:
     target.mkdir()
-    for path in sorted(source.iterdir()):
-        link_file(path, target / path.name)
+    for number, path in enumerate(files):
+        link_file(path, target / f"part-{number:05d}.parquet")

@@ -134,7 +134,7 @@ def _find_position(table: IngestedTable, key: str | int, what: str, snapshot: Sn
     except (ValueError, OverflowError, pa.ArrowInvalid):
         position = -1
     if position < 0:
-        words = describe_nearest(key, table.ids, f"its {len(table.ids):,} {PLURALS[what]}")
+        words = describe_nearest(key, table.ids.slice(), f"its {len(table.ids):,} {PLURALS[what]}")
         raise NotFoundError(
             f"{snapshot.generator} {snapshot.name} was made without {what} {quote_key(key)}, "
             f"or it had no usable vector; {words}"
@@ -229,7 +229,7 @@ def _explain_ineligible(draft: Explanation, opened: SnapshotInputs, row: int, po
 
 
 def _read_attributes(table: IngestedTable, columns: Sequence[str], position: int) -> dict[str, Any]:
-    row: dict[str, Any] = to_rows(read_rows(table.attributes, table.ids.slice(position, 1), columns))[0]
+    row: dict[str, Any] = to_rows(read_rows(table, table.ids.slice(position, 1), columns))[0]
     return row
 
 

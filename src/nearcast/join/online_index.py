@@ -87,7 +87,7 @@ def open_online(
         SearchSettings(engine, online_spec.k, recall, params, reached),
         opened.index,
         list_scorer(inputs.items.vectors.whole(), Metric(request.metric)),
-        inputs.items.ids,
+        inputs.items.ids.slice(),
         items_fingerprint=inputs.items.fingerprint.removeprefix("items-"),
     )
 

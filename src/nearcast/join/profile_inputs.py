@@ -106,7 +106,7 @@ def _sample_rows(ids: pa.Array) -> IntArray:
 def _read_row_groups(table: IngestedTable, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """Yield row groups with these columns, each with the number of its first row."""
     first = 0
-    for path in sorted(table.attributes.glob("part-*.parquet")):
+    for path in table.attribute_files:
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 group = file.read_row_group(number, columns=list(columns), use_threads=False)

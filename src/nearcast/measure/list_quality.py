@@ -134,7 +134,7 @@ def _read_columns(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> pa.Tab
     """Return the slice and weight columns of the sampled queries, in their order; None if there are none."""
     weight = spec.query_source.weight
     names = list(dict.fromkeys((*spec.measure.slices, *((weight,) if weight else ()))))
-    return read_rows(inputs.queries.attributes, inputs.queries.ids.take(pa.array(rows)), names) if names else None
+    return read_rows(inputs.queries, inputs.queries.ids.take(pa.array(rows)), names) if names else None
 
 
 def _find_worst(shares: Float64Array, ids: pa.Array) -> list[dict[str, Any]]:

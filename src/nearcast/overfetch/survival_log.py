@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.sources.ids import SearchedIds, find_positions
 from nearcast.sources.parquet_files import ParquetFiles, open_parquet
 from nearcast.sources.user_files import ChangedInputError, shown_path
 from nearcast.types import IntArray
@@ -50,7 +50,7 @@ def open_log(path: Path | str, base: Path) -> ParquetFiles:
         raise
 
 
-def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> SurvivalCounts:
+def read_counts(log: Path | ParquetFiles, item_ids: pa.Array | SearchedIds) -> SurvivalCounts:
     """Count the look-ups of each item in a log, opened or not, with the columns item and survived.
 
     Raises InputError for a missing file or column, ids of another type than the items', a null in `survived`, and a log
@@ -74,7 +74,7 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array) -> SurvivalCounts:
             raise InputError(
                 f"column {ITEM!r} of {path} holds a value that is no id ({error}); write the items' ids"
             ) from error
-        places = pc.fill_null(pc.index_in(items, value_set=item_ids), -1).to_numpy()
+        places = find_positions(items, item_ids)
         known = places >= 0
         unknown += int(np.count_nonzero(~known))
         seen += np.bincount(places[known], minlength=len(seen))

@@ -7,16 +7,14 @@ not be stored. Knows nothing of joins.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.ids import find_positions
+from nearcast.sources.ids import find_positions, lower_bound
 from nearcast.types import AnyArray, IntArray, Vectors
 
 __all__ = ["HASH_BYTES", "TableChanges", "TableState", "compare_tables", "hash_rows", "iterate_hashes"]
@@ -80,7 +78,7 @@ def compare_tables(
         part = slice(*np.searchsorted(positions, [lo, hi]))
         now[part] = kept[positions[part] - lo]
         for edge in range(*np.searchsorted(edges, [lo, hi])):
-            before[edge] = _lower_bound(new.ids, old.ids[int(edges[edge])], start, stop)
+            before[edge] = lower_bound(new.ids, old.ids[int(edges[edge])].as_py(), start, stop)
         changed = np.ones(stop - start, np.bool_)
         changed[known[same]] = False
         fresh.append(np.flatnonzero(changed) + start)
@@ -97,12 +95,7 @@ def _align_blocks(old: pa.Array, new: pa.Array) -> Iterator[tuple[tuple[int, int
         far, ahead = min(len(old), lo + BLOCK_IDS), min(len(new), start + BLOCK_IDS)
         cuts = [ids[at] for ids, at in ((old, far), (new, ahead)) if at < len(ids)]
         if cuts:
-            cut = min(cuts, key=lambda one: one.as_py())
-            far, ahead = _lower_bound(old, cut, lo, far), _lower_bound(new, cut, start, ahead)
+            cut = min(one.as_py() for one in cuts)
+            far, ahead = lower_bound(old, cut, lo, far), lower_bound(new, cut, start, ahead)
         yield (lo, far), (start, ahead)
         lo, start = far, ahead
-
-
-def _lower_bound(ids: pa.Array, key: pa.Scalar[Any], start: int, stop: int) -> int:
-    """Return the first position in start..stop whose id is not smaller. Strings are ordered by their UTF-8 bytes."""
-    return bisect_left(ids, key.as_py(), start, stop, key=lambda one: one.as_py())

@@ -6,8 +6,10 @@ nothing of vectors.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,12 @@ from nearcast.errors import DamagedError
 from nearcast.types import IntArray
 
 __all__ = [
+    "SearchedIds",
     "argsort_ids",
     "find_positions",
+    "find_sorted",
     "hash_ids",
+    "lower_bound",
     "read_ids",
     "repeats",
     "sample_rows_by_hash",
@@ -30,6 +35,7 @@ __all__ = [
 ]
 
 HASH_BASE = 0x5851F42D4C957F2D
+FEW_KEYS = 16  # a hash table of the ids is slower for fewer keys than a 16th of them
 
 
 def argsort_ids(ids: pa.Array) -> IntArray:
@@ -48,15 +54,60 @@ def repeats(ids: pa.Array, order: IntArray) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def find_positions(keys: pa.Array, ids: pa.Array) -> IntArray:
+class SearchedIds(Protocol):
+    """Sorted ids that are too many for one array, and search themselves."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def type(self) -> pa.DataType:
+        """int64 or large_string."""
+        ...
+
+    def find(self, keys: pa.Array) -> IntArray:
+        """Return (len(keys),) the position of each key, -1 for a missing one."""
+        ...
+
+
+def find_positions(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
     """Return (len(keys),) the position of each key in `ids`, -1 for a missing key."""
+    if not isinstance(ids, pa.Array | pa.ChunkedArray):
+        return ids.find(keys)
     positions: IntArray = (
         pc.fill_null(pc.index_in(keys.cast(ids.type), value_set=ids), -1).to_numpy(zero_copy_only=False)
     ).astype(np.int64)
     return positions
 
 
-def shared_positions(query_ids: pa.Array, item_ids: pa.Array) -> IntArray:
+def find_sorted(keys: pa.Array, ids: pa.Array) -> IntArray:
+    """Return (len(keys),) the position of each key in sorted ids of the same type, -1 for a missing key.
+
+    keys: without nulls. Few keys are searched for by halving; many strings through a hash table of `ids`.
+    """
+    if len(ids) == 0 or len(keys) == 0:
+        return np.full(len(keys), -1, np.int64)
+    if pa.types.is_integer(ids.type):
+        wanted, values = (part.to_numpy(zero_copy_only=False) for part in (keys, ids))
+        at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+        return np.where(values[at] == wanted, at, -1)
+    if len(keys) * FEW_KEYS > len(ids):
+        return find_positions(keys, ids)
+    low, high = np.zeros(len(keys), np.int64), np.full(len(keys), len(ids), np.int64)
+    while (low < high).any():
+        middle = np.minimum((low + high) // 2, len(ids) - 1)
+        is_less = pc.less(ids.take(pa.array(middle)), keys).to_numpy(zero_copy_only=False) & (low < high)
+        low, high = np.where(is_less, middle + 1, low), np.where(is_less, high, np.minimum(high, middle))
+    at = np.minimum(low, len(ids) - 1)
+    is_found = pc.equal(ids.take(pa.array(at)), keys).to_numpy(zero_copy_only=False)
+    return np.where(is_found, at, -1)
+
+
+def lower_bound(ids: pa.Array, key: Any, start: int, stop: int) -> int:
+    """Return the first position in start..stop of sorted ids whose id is not smaller than `key`."""
+    return bisect_left(ids, key, start, stop, key=lambda one: one.as_py())  # code points sort as UTF-8 bytes do
+
+
+def shared_positions(query_ids: pa.Array, item_ids: pa.Array | SearchedIds) -> IntArray:
     """Return (queries,) the position of the item with the query's id, -1 if there is none."""
     if query_ids.type != item_ids.type:
         return np.full(len(query_ids), -1, np.int64)

@@ -6,7 +6,7 @@ budget: a larger table is read several times, a range of positions each time. Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
 from nearcast.files import finish, fresh_folder, verify
-from nearcast.sources.ids import find_positions, read_ids, to_ids, write_ids
+from nearcast.sources.ids import argsort_ids, find_positions, read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
+from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors, cut_at, edges_of, list_range_files
 from nearcast.sources.row_source import RowBatch
 from nearcast.sources.scan_rows import KeptRows, Scan
 from nearcast.sources.user_files import changed_error
@@ -43,6 +44,7 @@ __all__ = [
 READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
 ATTRIBUTE_FILE_ROWS = 1 << 20
 ATTRIBUTE_GROUP_ROWS = 1 << 14
+ID_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,27 @@ class IngestedTable:
 
     folder: Path
     vectors: Vectors
-    ids: pa.Array  # (vectors.n,) sorted
-    listed_ids: pa.Array  # sorted; `ids`, and ids of rows that are listed without a vector
-    attributes: Path  # folder of Parquet files: id and attribute columns, sorted by id
+    ids: pa.Array | RangedIds  # (vectors.n,) sorted
+    listed_ids: pa.Array | RangedIds  # sorted; `ids`, and ids of rows that are listed without a vector
+    attributes: Path  # folder of Parquet files: id and attribute columns, sorted by id. See `attribute_files`
+    ranges: IdRanges | None = None  # of a table in several ranges; its attributes are in their folders
 
     @property
     def fingerprint(self) -> str:
         """Identity of the contents: equal for equal rows, columns, policies and score terms. Names the folder."""
         return self.folder.name
+
+    @property
+    def attribute_files(self) -> list[Path]:
+        """Parquet files of ids and attributes, in the order of ids. Downloads ranges that are elsewhere."""
+        if self.ranges is None:
+            return sorted(self.attributes.glob("*.parquet"))
+        return list_range_files(self.ranges)
+
+    @property
+    def artifact_names(self) -> set[str]:
+        """Names of the folders below the root of artifacts that hold the table."""
+        return {self.folder.name} | ({name.split("/")[0] for name in self.ranges.names} if self.ranges else set())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +85,39 @@ class Inputs:
     metric: Metric  # that compares their vectors; score terms change it with the vectors
 
 
-def open_ingested_table(folder: Path) -> IngestedTable:
-    """Open a table that `ingest` wrote. Raises DamagedError if a file is missing or has another size."""
-    verify(folder, contents=False)
+def open_ingested_table(folder: Path, open_range: Callable[[str], Path] | None = None) -> IngestedTable:
+    """Open a table that was ingested. Raises DamagedError if a file is missing or has another size.
+
+    open_range: returns the local folder of a range by its name. Default: folders beside the table's.
+    """
+    facts = verify(folder, contents=False)
+    if "ranges" in facts:
+        return _open_ranges(folder, facts, open_range or (lambda name: folder.parent / name))
     return IngestedTable(
         folder,
         FileVectors.open(folder / "vectors.npy"),
         read_ids(folder / "ids.arrow"),
         read_ids(folder / "listed.arrow"),
         folder / "attributes",
+    )
+
+
+def _open_ranges(folder: Path, facts: Mapping[str, Any], open_range: Callable[[str], Path]) -> IngestedTable:
+    stored = facts["ranges"]
+    ranges = IdRanges(
+        tuple(stored["names"]),
+        pa.array(stored["bounds"], ID_TYPES[stored["id_type"]]),
+        np.array(stored["vectors"], np.int64),
+        np.array(stored["listed"], np.int64),
+        open_range,
+    )
+    return IngestedTable(
+        folder,
+        RangedVectors(ranges, max(facts["side"]["dim"], 1), np.dtype(facts["side"]["dtype"]), folder.parent),
+        RangedIds(ranges, ranges.vectors, "ids.arrow"),
+        RangedIds(ranges, ranges.listed, "listed.arrow"),
+        folder / "attributes",
+        ranges,
     )
 
 
@@ -239,20 +278,45 @@ def _short_strings(ids: pa.Array) -> pa.Array:
 
 def list_attributes(table: IngestedTable) -> list[str]:
     """List the columns of the table beside its ids."""
-    return [name for name in open_dataset(table.attributes).schema.names if name != "id"]
+    files = table.attribute_files if table.ranges is None else list_range_files(table.ranges, [0])
+    return [name for name in pq.read_schema(files[0]).names if name != "id"]
 
 
-def read_attributes(table: IngestedTable, names: Sequence[str]) -> pa.Table:
-    """Read columns "id" and `names` of the table's vectors, in the order of positions."""
-    rows = open_dataset(table.attributes).to_table(columns=["id", *names], use_threads=False)
-    if len(table.ids) == len(rows):
-        return rows
-    return rows.take(pa.array(find_positions(table.ids, table.listed_ids)))
+def read_attributes(table: IngestedTable, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
+    """Read columns "id" and `names` of the table's vectors start..stop-1, in the order of positions. Default: all.
+
+    Takes the memory of the rows that are read: for a table in ranges, read slices.
+    """
+    stop = table.vectors.n if stop is None else stop
+    if table.ranges is None:
+        rows = open_dataset(table.attributes).to_table(columns=["id", *names], use_threads=False)
+        if len(table.ids) != len(rows):
+            rows = rows.take(pa.array(find_positions(table.ids, table.listed_ids)))
+        return rows if (start, stop) == (0, len(rows)) else rows.slice(start, stop - start)
+    parts = [
+        _read_range_rows(table.ranges.open(number), names).slice(first, last - first)
+        for number, first, last in cut_at(edges_of(table.ranges.vectors), start, stop)
+    ]
+    return pa.concat_tables(parts) if parts else _read_range_rows(table.ranges.open(0), names).slice(0, 0)
 
 
-def read_rows(folder: Path, ids: pa.Array, names: Sequence[str]) -> pa.Table:
-    """Read columns "id" and `names` of the rows with these ids, in their order. folder: attributes of a table."""
-    dataset = open_dataset(folder)
+def _read_range_rows(folder: Path, names: Sequence[str]) -> pa.Table:
+    """Read columns "id" and `names` of a range's vectors, in the order of positions."""
+    rows = open_dataset(folder / "attributes").to_table(columns=["id", *names], use_threads=False)
+    ids = read_ids(folder / "ids.arrow")
+    return (
+        rows if len(ids) == len(rows) else rows.take(pa.array(find_positions(ids, read_ids(folder / "listed.arrow"))))
+    )
+
+
+def read_rows(table: IngestedTable, ids: pa.Array, names: Sequence[str]) -> pa.Table:
+    """Read columns "id" and `names` of the rows with these listed ids, in their order."""
+    files = table.attribute_files
+    if table.ranges is not None:
+        ordered = ids.cast(table.listed_ids.type)
+        cuts = table.ranges.split(ordered.take(pa.array(argsort_ids(ordered))))
+        files = list_range_files(table.ranges, [int(number) for number in np.flatnonzero(np.diff(cuts))] or [0])
+    dataset = open_dataset([str(path) for path in files])
     keys = ids.cast(dataset.schema.field("id").type)
-    table = dataset.to_table(columns=["id", *names], filter=pc.field("id").isin(keys), use_threads=False)
-    return table.take(pc.index_in(keys, value_set=table.column("id").combine_chunks()))
+    rows = dataset.to_table(columns=["id", *names], filter=pc.field("id").isin(keys), use_threads=False)
+    return rows.take(pc.index_in(keys, value_set=rows.column("id").combine_chunks()))
