@@ -2,7 +2,7 @@
 
 A task call is plain data, so that it can be sent to any worker: the name of a task function, its arguments as JSON, and
 the name of the artifact that the task commits. A task may run any number of times, also at once: the artifact is
-committed once. Knows nothing of kNN: the task functions are found by `TaskHost`.
+committed once. Knows nothing of kNN: `perform` finds the task functions.
 """
 
 from __future__ import annotations
@@ -49,13 +49,19 @@ Perform = Callable[[WorkArea, TaskCall], TaskOutcome]
 
 
 class Runner(Protocol):
-    """Runs task calls on workers."""
+    """Runs task calls on workers. The workers live until `close`: a run has several stages, each a call of `run`."""
 
     name: str
 
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
         """Yield the outcome of each call as it ends. After an outcome with an error, no further call is started.
 
-        Raises StorageError or WorkerError if a call failed in every attempt for a reason that may pass.
+        Raises the NearcastError of the last attempt (as a rule StorageError or WorkerError) if a call failed in every
+        attempt for a reason that may pass; WorkerError if a call ended its worker or raised any other exception in
+        every attempt. The calls that are running when an error is raised or yielded are stopped or forgotten.
         """
+        ...
+
+    def close(self) -> None:
+        """Stop the workers that this runner started. May be called twice."""
         ...

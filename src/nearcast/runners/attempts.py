@@ -1,0 +1,54 @@
+"""The attempts of calls: which are tried again, when, and which error ends a run. Starts nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from nearcast.errors import NearcastError, WorkerError
+from nearcast.runners.base import TaskCall
+
+__all__ = ["MOST_ATTEMPTS", "CallQueue"]
+
+MOST_ATTEMPTS = 4
+FIRST_PAUSE = 0.25  # seconds before a call is tried again; doubles with each attempt
+
+
+class CallQueue:
+    """Calls that wait for a worker, in order; a call that failed waits again after a pause."""
+
+    def __init__(self, calls: Sequence[TaskCall], *, most_attempts: int = MOST_ATTEMPTS) -> None:
+        self.waiting = deque(calls)
+        self.failures: dict[str, int] = {}  # by name of the call
+        self.most_attempts = most_attempts
+        self._paused: list[tuple[float, TaskCall]] = []
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self._paused)
+
+    def take(self) -> TaskCall | None:
+        """Return the next call, None if there is none or all are paused."""
+        now = time.monotonic()
+        self.waiting.extendleft(call for ready, call in self._paused if ready <= now)
+        self._paused = [(ready, call) for ready, call in self._paused if ready > now]
+        return self.waiting.popleft() if self.waiting else None
+
+    def seconds_to_next(self) -> float | None:
+        """Return the seconds until a paused call is ready, None if none is paused."""
+        return max(0.0, min(ready for ready, _ in self._paused) - time.monotonic()) if self._paused else None
+
+    def fail(self, call: TaskCall, error: NearcastError) -> None:
+        """Count a failed attempt and queue the call again. Raises the error if this was the last attempt."""
+        count = self.failures[call.name] = self.failures.get(call.name, 0) + 1
+        if count >= self.most_attempts:
+            raise _name_call(error, call, count)
+        self._paused.append((time.monotonic() + FIRST_PAUSE * 2 ** (count - 1), call))
+
+
+def _name_call(error: NearcastError, call: TaskCall, count: int) -> NearcastError:
+    kind = type(error) if type(error).__init__ is NearcastError.__init__ else WorkerError
+    named = kind(f"task {call.name} failed in all {count} attempts: {error}")
+    for note in getattr(error, "__notes__", []):
+        named.add_note(note)
+    return named

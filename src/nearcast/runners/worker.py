@@ -1,0 +1,146 @@
+"""The worker's part in a run: its preflight, the resources of its host, and the measurement of a task.
+
+A worker takes part only if it writes the same bytes as the others. Takes threads and memory from its own host, never
+from the driver. Knows nothing of kNN.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nearcast import machine
+from nearcast.errors import BudgetError, InputError, MissingExtraError, SpecError, TargetError, WorkerError
+from nearcast.kernels import isa_info
+from nearcast.runners.base import TaskOutcome
+from nearcast.runners.call_messages import describe_error
+from nearcast.settings.base_table import parse_bytes
+from nearcast.version import __version__
+
+__all__ = [
+    "ANY_KERNELS",
+    "MEMORY_VARIABLE",
+    "THREADS_VARIABLE",
+    "HostResources",
+    "describe_worker",
+    "host_resources",
+    "require_same_worker",
+    "run_task",
+]
+
+THREADS_VARIABLE = "NEARCAST_THREADS"
+MEMORY_VARIABLE = "NEARCAST_MEMORY"
+ARTIFACT_FORMAT = 1  # of tables, indexes and task results that workers exchange
+NATIVE, NUMPY, ANY_KERNELS = "native", "numpy", "any"
+
+# Errors that another attempt would meet again: the spec or the input has to change.
+LASTING_ERRORS = (BudgetError, InputError, MissingExtraError, SpecError, TargetError)
+
+
+@dataclass(frozen=True, slots=True)
+class HostResources:
+    """Threads and memory that this worker may use."""
+
+    threads: int
+    memory_bytes: int  # of the whole process, Python and its libraries included: as `memory` of a spec
+
+
+def describe_worker() -> dict[str, Any]:
+    """Return what must be equal on all workers of a run: version, artifact format, kernels. Part of the plan."""
+    try:
+        taken = isa_info().taken
+    except SpecError as error:
+        raise WorkerError(f"this worker cannot choose its kernels: {error}") from error
+    return {"version": __version__, "format": ARTIFACT_FORMAT, "kernels": NUMPY if taken == "numpy" else NATIVE}
+
+
+def require_same_worker(plan: Mapping[str, Any]) -> None:
+    """Raise WorkerError if this worker might write other bytes than the plan's driver. Keys that are missing match.
+
+    Any native instruction set gives the same bytes. The NumPy fallback gives other bytes below recall 1; a plan for
+    which that does not matter has `kernels = "any"`.
+    """
+    here = describe_worker()
+    host = f"worker {os.uname().nodename} process {os.getpid()}"
+    for key, name in (("version", "nearcast"), ("format", "the artifact format")):
+        if plan.get(key, here[key]) != here[key]:
+            raise WorkerError(
+                f"{host} has {name} {here[key]}, and the plan was made by {plan[key]}; install nearcast "
+                f"{plan.get('version', 'of the driver')} on every worker, or plan again with {here['version']}"
+            )
+    wanted = plan.get("kernels", ANY_KERNELS)
+    if wanted in (ANY_KERNELS, here["kernels"]):
+        return
+    if wanted == NATIVE:
+        raise WorkerError(
+            f"{host} has no native kernels ({isa_info().because}), and the plan was made with them: below recall 1 its "
+            "results would differ; install nearcast there with a compiler (`nearcast info` shows the kernels), unset "
+            "NEARCAST_ISA, or leave this worker out"
+        )
+    raise WorkerError(
+        f"{host} has native kernels, and the plan was made by the NumPy fallback: below recall 1 its results would "
+        "differ; plan on a machine with native kernels, or set NEARCAST_ISA=numpy on every worker"
+    )
+
+
+def host_resources(threads: int | None = None) -> HostResources:
+    """Return the threads and the memory that this worker may use on its host.
+
+    threads: cores that an engine reserved for this task. Environment variables NEARCAST_THREADS and NEARCAST_MEMORY
+    ("4GB") come first; then the cores reserved; then the limits of the container (cgroup) and the machine. The default
+    memory is half of what is available, times the worker's share of the cores. Raises WorkerError for a bad variable.
+    """
+    limits = machine.container_limits()
+    cores = min(machine.default_threads(), limits.cores or machine.default_threads())
+    chosen = _read_threads() or min(threads or cores, cores)
+    memory = _read_memory()
+    if memory is None:
+        free = machine.resident_memory() + machine.available_memory()
+        memory = min(free, limits.memory_bytes or free) * min(chosen, cores) // (2 * cores)
+    return HostResources(chosen, memory)
+
+
+def run_task(name: str, function: Callable[[], Mapping[str, Any]]) -> TaskOutcome:
+    """Call a function that returns the facts of an artifact, and measure it.
+
+    Errors of the spec and of the input become part of the outcome: another attempt would meet them again. All other
+    exceptions are raised, so that the runner tries again.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    facts: Mapping[str, Any] = {}
+    fault = None
+    with machine.PeakMemory() as peak:
+        try:
+            facts = function()
+        except LASTING_ERRORS as error:
+            fault = describe_error(error)
+    return TaskOutcome(
+        name,
+        facts,
+        fault,
+        seconds=time.perf_counter() - wall,
+        cpu_seconds=time.process_time() - cpu,
+        peak_bytes=peak.bytes,
+    )
+
+
+def _read_threads() -> int | None:
+    text = os.environ.get(THREADS_VARIABLE, "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise WorkerError(f"{THREADS_VARIABLE} must be a number of threads, at least 1, got {text!r}")
+    return int(text)
+
+
+def _read_memory() -> int | None:
+    text = os.environ.get(MEMORY_VARIABLE, "")
+    if not text:
+        return None
+    try:
+        return parse_bytes(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise WorkerError(f'{MEMORY_VARIABLE} must be an amount of memory such as "4GB", got {text!r}') from error
