@@ -12,7 +12,7 @@ import pyarrow as pa
 from nearcast.errors import InputError
 from nearcast.sources.column_roles import id_array, list_array, require_columns
 from nearcast.sources.matrix import refuse_masked
-from nearcast.sources.row_source import MAX_BATCH_ROWS, RowSource, describe_part, unify_parts
+from nearcast.sources.row_source import MAX_BATCH_ROWS, RowSource, RowSpan, describe_part, unify_parts
 from nearcast.sources.user_files import UserFile, changed_error
 from nearcast.spec import SourceSpec
 
@@ -34,6 +34,11 @@ class TableReader:
         """Yield slices of the columns."""
         for start in range(0, len(self._table), max_rows):
             yield self._table.select(list(columns)).slice(start, max_rows)
+
+    def read_span(self, columns: Sequence[str], max_rows: int, span: RowSpan) -> Iterator[pa.Table]:
+        """Yield slices of the columns of a span."""
+        for start in range(span.start, span.stop, max_rows):
+            yield self._table.select(list(columns)).slice(start, min(max_rows, span.stop - start))
 
     def digest(self) -> dict[str, Any]:
         """Return name, bytes and hash of the table."""

@@ -24,6 +24,7 @@ from nearcast.sources.row_source import (
     IdFilter,
     Part,
     RowSource,
+    RowSpan,
     common_type,
     describe_part,
     digest_file,
@@ -58,12 +59,24 @@ class ParquetReader:
 
     files: tuple[UserFile, ...]  # one
     n_rows: int
+    groups: tuple[int, ...]  # rows of each row group
     folder_columns: Mapping[str, tuple[str | None, pa.DataType]]  # value and type by column
 
     def read(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.Table]:
         """Yield tables of the columns; values of folder names are repeated in every row."""
+        yield from self._read(columns, max_rows, self.n_rows, None)
+
+    def read_span(self, columns: Sequence[str], max_rows: int, span: RowSpan) -> Iterator[pa.Table]:
+        """Yield tables of the columns of some row groups."""
+        starts = np.cumsum((0, *self.groups))
+        numbers = np.flatnonzero((starts[:-1] >= span.start) & (starts[1:] <= span.stop)).tolist()
+        yield from self._read(columns, max_rows, span.stop - span.start, numbers)
+
+    def _read(
+        self, columns: Sequence[str], max_rows: int, n_rows: int, groups: Sequence[int] | None
+    ) -> Iterator[pa.Table]:
         own = [name for name in dict.fromkeys(columns) if name not in self.folder_columns]
-        for batch in read_batches(self.files[0], self.n_rows, own, max_rows):
+        for batch in read_batches(self.files[0], n_rows, own, max_rows, groups=groups):
             table = pa.Table.from_batches([batch])
             for name in dict.fromkeys(columns):
                 if name in self.folder_columns:
@@ -94,10 +107,15 @@ class NpyReader:
 
     def read(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.Table]:
         """Yield tables of the columns."""
-        for start in range(0, self.vectors.n, max_rows):
-            table = self.rows.slice(start, max_rows)
+        yield from self.read_span(columns, max_rows, RowSpan(0, 0, self.vectors.n))
+
+    def read_span(self, columns: Sequence[str], max_rows: int, span: RowSpan) -> Iterator[pa.Table]:
+        """Yield tables of the columns of a span."""
+        for start in range(span.start, span.stop, max_rows):
+            stop = min(span.stop, start + max_rows)
+            table = self.rows.slice(start, stop - start)
             if self.spec.vector in columns:
-                block = self.vectors.read(start, min(self.vectors.n, start + max_rows))
+                block = self.vectors.read(start, stop)
                 table = table.append_column(self.spec.vector, list_array(block, self.spec.path))
             self.ids_file.check()
             yield table.select(list(dict.fromkeys(columns)))
@@ -136,7 +154,7 @@ def _open_parquet_parts(listing: Listing, spec: SourceSpec) -> tuple[tuple[Part,
                 name: (values[name], types[name]) for name in spec.columns if _is_folder_column(name, footer, values)
             }
             try:
-                part = _open_parquet_part(ParquetReader((file,), footer.n_rows, columns), footer, spec)
+                part = _open_parquet_part(ParquetReader((file,), footer.n_rows, footer.groups, columns), footer, spec)
             except InputError:
                 if with_rows or len(listing.files) == 1:
                     raise
@@ -160,7 +178,8 @@ def _open_parquet_part(reader: ParquetReader, footer: Footer, spec: SourceSpec) 
     schema = footer.schema
     for name, (_, kind) in reader.folder_columns.items():
         schema = schema.append(pa.field(name, kind))
-    return describe_part(reader.files[0].name, footer.n_rows, schema, stored_bytes, spec, reader)
+    part = describe_part(reader.files[0].name, footer.n_rows, schema, stored_bytes, spec, reader)
+    return replace(part, groups=footer.groups)
 
 
 def _has_types_of(part: Part, first: Part) -> bool:

@@ -34,6 +34,7 @@ class Footer:
     n_rows: int
     values: int  # in all columns, counted as Parquet stores them
     bytes: int  # of all columns, decompressed
+    groups: tuple[int, ...] = ()  # rows of each row group
 
 
 def read_footer(file: UserFile) -> Footer:
@@ -44,7 +45,11 @@ def read_footer(file: UserFile) -> Footer:
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
             return Footer(
-                parquet.schema_arrow, metadata.num_rows, values, sum(group.total_byte_size for group in groups)
+                parquet.schema_arrow,
+                metadata.num_rows,
+                values,
+                sum(group.total_byte_size for group in groups),
+                tuple(group.num_rows for group in groups),
             )
     except UNREADABLE as error:
         where, why = shown_path(file.path), _get_reason(error)
@@ -52,17 +57,24 @@ def read_footer(file: UserFile) -> Footer:
 
 
 def read_batches(
-    file: UserFile, n_rows: int, columns: Sequence[str], rows: int, *, threads: bool = False
+    file: UserFile,
+    n_rows: int,
+    columns: Sequence[str],
+    rows: int,
+    *,
+    groups: Sequence[int] | None = None,
+    threads: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Yield columns of a file of n_rows rows, in order, in batches of at most `rows`.
 
+    groups: numbers of the row groups that are read, of n_rows rows together. Default: all.
     Checks before each batch that the file has not changed. Raises InputError if it has, or is damaged. With one thread
     the first batch comes sooner, and memory stays at one batch.
     """
     done = 0
     try:
         with ensure_unchanged([file]), _open_parquet(file) as parquet:
-            batches = parquet.iter_batches(rows, columns=list(columns), use_threads=threads)
+            batches = parquet.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=threads)
             while (batch := next(batches, None)) is not None:
                 file.check()
                 done += len(batch)

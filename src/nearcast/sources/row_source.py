@@ -7,6 +7,7 @@ int64 or large_string, vectors as Arrow lists. Validates columns and types; `val
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.machine import default_threads
 from nearcast.sources.arrow_types import check_storable, plain_column, plain_type
 from nearcast.sources.column_roles import is_vector_type, name_type, one_array, plain_id_type, require_columns
 from nearcast.sources.parquet_listing import Listing
@@ -27,6 +29,7 @@ __all__ = [
     "RowBatch",
     "RowReader",
     "RowSource",
+    "RowSpan",
     "common_type",
     "describe_part",
     "digest_file",
@@ -35,6 +38,7 @@ __all__ = [
 
 BATCH_BYTES = 64 << 20  # larger batches are not read any faster
 MAX_BATCH_ROWS = 65_536
+ID_BYTES = 256  # assumed memory of an id, where ids alone are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class RowReader(Protocol):
         """Yield these columns of all rows, in tables of at most `max_rows`."""
         ...
 
+    def read_span(self, columns: Sequence[str], max_rows: int, span: RowSpan) -> Iterator[pa.Table]:
+        """Yield these columns of a span of rows, in tables of at most `max_rows`."""
+        ...
+
     def digest(self) -> dict[str, Any]:
         """Return name, bytes and hash of the contents (keys `name`, `bytes`, `blake2b`)."""
         ...
@@ -65,6 +73,15 @@ class RowReader(Protocol):
     def check_contents(self) -> None:
         """Raise InputError if a table in memory differs from its first digest. Nothing for files."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """A span of the rows of one part. In a part with row groups it begins and ends where they do."""
+
+    part: int  # number of the part
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +96,7 @@ class Part:
     row_bytes: int  # estimated memory of one row when read
     attribute_types: Mapping[str, pa.DataType]  # of attribute and display columns, as batches hold them
     columns: tuple[str, ...]  # all columns of the source, also columns that the spec does not name
+    groups: tuple[int, ...] = ()  # rows of each row group; none where a span may begin at any row
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +138,11 @@ class RowSource:
         return sum(part.n_rows for part in self.parts)
 
     @property
+    def spans(self) -> tuple[RowSpan, ...]:
+        """All rows: a span per part."""
+        return tuple(RowSpan(number, 0, part.n_rows) for number, part in enumerate(self.parts))
+
+    @property
     def id_type(self) -> pa.DataType:
         """Type of the ids of all parts: int64 or large_string."""
         return self.parts[0].id_type
@@ -142,7 +165,8 @@ class RowSource:
 
     def digests(self) -> list[dict[str, Any]]:
         """Return name, size and hash of every part. Equal digests mean equal rows."""
-        digests = [part.reader.digest() for part in self.parts]
+        with ThreadPoolExecutor(min(len(self.parts), default_threads())) as pool:
+            digests = list(pool.map(lambda part: part.reader.digest(), self.parts))
         digests += [] if self.only is None else [digest_file(self.only.file)]
         self.check()
         return digests
@@ -165,21 +189,31 @@ class RowSource:
         for part in self.parts:
             part.reader.check_contents()
 
-    def batches(self, *, vectors: bool, attributes: bool, memory_bytes: int) -> Iterator[RowBatch]:
-        """Yield all rows in order, in batches of about `memory_bytes` at most.
+    def batches(
+        self, *, vectors: bool, attributes: bool, memory_bytes: int, spans: Sequence[RowSpan] | None = None
+    ) -> Iterator[RowBatch]:
+        """Yield all rows in order, or the rows of some spans, in batches of about `memory_bytes` at most.
 
-        Raises InputError if a file was changed since the source was opened.
+        Raises InputError if a file that is read was changed since the source was opened; without spans, also if any
+        file was added.
         """
         columns = [self.spec.id]
         columns += [self.spec.vector] if vectors else []
         columns += self.spec.columns if attributes else []
         only = None if self.only is None else self.only.as_type(self.id_type)
-        for part in self.parts:
-            max_rows = max(1, min(MAX_BATCH_ROWS, min(BATCH_BYTES, memory_bytes) // part.row_bytes))
-            for table in part.reader.read(columns, max_rows):
+        for span in self.spans if spans is None else spans:
+            part = self.parts[span.part]
+            row_bytes = part.row_bytes if len(columns) > 1 else min(part.row_bytes, ID_BYTES)
+            max_rows = max(1, min(MAX_BATCH_ROWS, min(BATCH_BYTES, memory_bytes) // row_bytes))
+            is_whole = (span.start, span.stop) == (0, part.n_rows)
+            reader = part.reader
+            for table in reader.read(columns, max_rows) if is_whole else reader.read_span(columns, max_rows, span):
                 batch = self._make_batch(table.combine_chunks(), part, vectors, attributes)
                 yield batch if only is None else _filter_batch(batch, only)
-        self.check()
+        if spans is None:
+            self.check()
+        elif self.only is not None:
+            self.only.file.check()
 
     def where(self, row: int) -> str:
         """Return the part and the row in it, counted from 0. With `only`: the row among the rows it keeps."""
