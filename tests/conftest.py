@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nearcast import machine
+from s3_server import s3_server, s3_url
 from servers import proxy, redis_server, redis_url
 
-__all__ = ["proxy", "redis_server", "redis_url"]  # fixtures
+__all__ = ["proxy", "redis_server", "redis_url", "s3_server", "s3_url"]  # fixtures
 
 HERE = Path(__file__).resolve().parent
 

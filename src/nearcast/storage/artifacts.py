@@ -9,17 +9,21 @@ local file system, else a copy in the host's cache, downloaded once per host und
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from nearcast.files import MANIFEST, finish, is_done, read_manifest
+from nearcast.errors import NotFoundError
+from nearcast.files import MANIFEST, PARTIAL, finish, is_done, read_manifest
+from nearcast.storage.folder_lock import hold_folder
+from nearcast.storage.host_cache import HostCache
+from nearcast.storage.open_storage import is_url, open_storage
 
-__all__ = ["Artifacts", "LocalArtifacts", "Write"]
+__all__ = ["Artifacts", "LocalArtifacts", "Write", "open_artifacts"]
 
 ATTEMPT = ".attempt-"
 
@@ -61,7 +65,7 @@ class Artifacts(Protocol):
 
 
 class LocalArtifacts:
-    """Artifacts in folders of a local file system. The commit is a rename, which fails if the name is taken."""
+    """Artifacts in folders of a local file system. The commit is a rename under a lock of the folder above."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -76,8 +80,11 @@ class LocalArtifacts:
 
     def open(self, name: str) -> Path:
         """Return the folder."""
-        read_manifest(self.root / name)
-        return self.root / name
+        folder = self.root / name
+        if not is_done(folder):
+            raise NotFoundError(f"{folder} is not finished or does not exist; run the step that writes it")
+        read_manifest(folder)
+        return folder
 
     def ensure(self, name: str, write: Write) -> Path:
         """Return the folder; write it if it is missing."""
@@ -86,43 +93,107 @@ class LocalArtifacts:
             return target
         with self._attempt(target) as folder:
             finish(folder, write(folder))
-            with contextlib.suppress(OSError):  # another attempt was first, or an unfinished folder of earlier releases
-                os.rename(folder, target)
-            if not is_done(target):
-                shutil.rmtree(target)
-                os.rename(folder, target)
+            _commit(folder, target)
         return target
 
     @contextlib.contextmanager
     def _attempt(self, target: Path) -> Iterator[Path]:
+        """Yield a folder beside the target, locked while this process lives, and remove it unless it was renamed."""
         folder = target.with_name(f"{ATTEMPT}{target.name}-{secrets.token_hex(4)}")
         folder.mkdir(parents=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            with contextlib.suppress(OSError):  # NFS cannot lock folders: there the age alone decides
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
         finally:
+            os.close(lock)
             if folder.exists():
                 shutil.rmtree(folder)
 
     def list_names(self, prefix: str = "") -> list[str]:
         """List the folders with a manifest."""
-        home = self.root / prefix
-        found = (path.parent.relative_to(self.root).as_posix() for path in home.rglob(MANIFEST))
-        return sorted(name for name in found if ATTEMPT not in name)
+        names = []
+        for folder, folders, files in os.walk(self.root / prefix):  # a folder that goes away meanwhile is left out
+            folders[:] = [name for name in folders if not name.startswith(ATTEMPT)]
+            if MANIFEST in files:
+                names.append(Path(folder).relative_to(self.root).as_posix())
+        return sorted(names)
 
     def remove(self, name: str) -> None:
-        """Remove a folder, manifests first."""
+        """Remove a folder, manifests first, and its attempts."""
         folder = self.root / name
         for path in sorted(folder.rglob(MANIFEST)):
             path.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, *folder.parent.glob(f"{ATTEMPT}{folder.name}-*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def sweep(self, prefix: str = "", *, older_than: float = 86_400.0) -> int:
-        """Remove folders of attempts by their modification time."""
-        old = [
-            path
-            for path in (self.root / prefix).rglob(f"{ATTEMPT}*")
-            if path.is_dir() and time.time() - path.stat().st_mtime > older_than
+        """Remove folders of attempts by the newest modification time in them, unless a process of this host holds one.
+
+        Times are those of the file system, which may be another host's.
+        """
+        home = self.root / prefix
+        found = [
+            Path(place) / name for place, folders, _ in os.walk(home) for name in folders if name.startswith(ATTEMPT)
         ]
+        if not found:
+            return 0
+        now = _file_system_time(home)
+        old = [path for path in found if now - _newest(path) > older_than and not _is_held(path)]
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
         return len(old)
+
+
+def open_artifacts(location: str | os.PathLike[str], cache: HostCache | None = None) -> Artifacts:
+    """Open the artifacts at a local path or a URL. `cache` holds local copies of those at a URL."""
+    if is_url(location):
+        from nearcast.storage.bucket_artifacts import BucketArtifacts
+
+        return BucketArtifacts(open_storage(location), cache or HostCache())
+    return LocalArtifacts(Path(location))
+
+
+def _commit(folder: Path, target: Path) -> None:
+    """Rename an attempt to its artifact unless another attempt was first."""
+    with hold_folder(target.parent):
+        if is_done(target):
+            return
+        if target.exists():  # unfinished, of an earlier release
+            os.rename(target, target.with_name(f"{ATTEMPT}{target.name}-{secrets.token_hex(4)}"))
+        os.rename(folder, target)
+
+
+def _file_system_time(folder: Path) -> float:
+    path = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+    path.touch()
+    try:
+        return path.stat().st_mtime
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _newest(folder: Path) -> float:
+    times = [0.0]
+    for place, _, files in os.walk(folder):
+        for path in (place, *(os.path.join(place, file) for file in files)):
+            with contextlib.suppress(OSError):
+                times.append(os.stat(path).st_mtime)
+    return max(times)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False

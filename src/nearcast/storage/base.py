@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Storage", "StoredObject"]
+from nearcast.errors import StorageError
+
+__all__ = ["Storage", "StoredObject", "check_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class StoredObject:
 
     name: str
     size: int  # bytes
-    etag: str  # changes whenever the object is written
+    etag: str  # changes when the content changes; may be the same for equal bytes
     modified: float  # seconds since 1970, by the storage's clock
 
 
@@ -47,7 +49,10 @@ class Storage(Protocol):
         ...
 
     def list_folders(self, prefix: str = "") -> list[str]:
-        """Return the names of the folders directly in the folder `prefix`, in order."""
+        """Return the last parts of the names of the folders directly in the folder `prefix`, in order.
+
+        A folder is there while an object is in it or below it.
+        """
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -63,7 +68,11 @@ class Storage(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object unless the name is taken, atomically among all writers. Return whether this call wrote it."""
+        """Write an object unless the name is taken, atomically among all writers. Return whether this call wrote it.
+
+        `data` should hold something that no other writer has, such as the id of an attempt: after a lost reply, the
+        object is read back, and equal bytes count as written by this call.
+        """
         ...
 
     def replace(self, name: str, data: bytes, etag: str) -> bool:
@@ -73,3 +82,20 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Delete an object; nothing happens if it is missing."""
         ...
+
+
+def check_name(name: str, *, folder: bool = False) -> str:
+    """Return a valid name. Raises StorageError for another one, such as an absolute path. "" is the root folder."""
+    if folder and name == "":
+        return name
+    parts = name.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or "\0" in name
+        or "\\" in name
+        or parts[-1].startswith(".partial-")
+    ):
+        raise StorageError(
+            f"{name!r} cannot be the name of an object; write a relative path with / and without . and .."
+        )
+    return name

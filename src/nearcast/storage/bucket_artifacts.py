@@ -1,0 +1,201 @@
+"""Artifacts in object storage: an attempt uploads its files, then one of them is named by `done.json`.
+
+    <name>/attempt-<id>/<file>...    the files of an attempt, among them its manifest.json
+    <name>/done.json                 attempt, facts, sizes and hashes of the files; put if absent, never replaced
+
+Readers get a folder of the host's cache. Files that no `done.json` names are orphans and are swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import DamagedError, NearcastError, NotFoundError, StorageError
+from nearcast.files import MANIFEST, file_hash, finish, read_manifest
+from nearcast.storage.artifacts import Write
+from nearcast.storage.base import Storage, StoredObject, check_name
+from nearcast.storage.host_cache import HostCache, entry_key
+
+__all__ = ["BucketArtifacts"]
+
+DONE = "done.json"
+ATTEMPT = "attempt-"
+TRIES = 3  # of an opening whose artifact is removed and written again meanwhile
+
+
+class BucketArtifacts:
+    """Artifacts below the root of a storage."""
+
+    def __init__(self, storage: Storage, cache: HostCache) -> None:
+        self.url = storage.url
+        self.storage = storage
+        self.cache = cache
+
+    def facts(self, name: str) -> dict[str, Any] | None:
+        """Read `done.json`."""
+        done = self._read_done(name)
+        return None if done is None else dict(done["facts"])
+
+    def open(self, name: str) -> Path:
+        """Return the folder in the cache; download and verify the files if they are not there."""
+        for last in (False,) * (TRIES - 1) + (True,):
+            done = self._read_done(name)
+            if done is None:
+                raise NotFoundError(f"{self.url}/{name} is not finished or does not exist; run the step that writes it")
+            try:
+                return self._localize(name, done)
+            except NotFoundError as error:
+                again = self._read_done(name)
+                if last or (again is not None and again["attempt"] == done["attempt"]):
+                    raise DamagedError(
+                        f"{error}, but {self.url}/{name}/{DONE} names it; remove {self.url}/{name} and run again"
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def ensure(self, name: str, write: Write) -> Path:
+        """Return the folder in the cache; write and upload an attempt if there is no artifact."""
+        check_name(name)
+        if self._read_done(name) is not None:
+            return self.open(name)
+        with self.cache.scratch() as folder:
+            facts = write(folder)
+            finish(folder, facts)
+            attempt = f"{ATTEMPT}{secrets.token_hex(8)}"
+            done: dict[str, Any] = {"attempt": attempt, "facts": facts, "files": _list_files(folder)}
+            self._upload(name, folder, done)
+            data = json.dumps(done, sort_keys=True, ensure_ascii=False, indent=1).encode()
+            # After an error here nobody knows whether the attempt was committed: its files stay.
+            if self.storage.create(f"{name}/{DONE}", data):
+                return self.cache.adopt(entry_key(self.url, name, attempt), folder, _is_whole(done))
+        self._discard(name, done)
+        return self.open(name)
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        """List the names with a `done.json`."""
+        found = (each.name for each in self.storage.list_objects(prefix))
+        return sorted(name for name in map(_name_of_done, found) if name is not None)
+
+    def remove(self, name: str) -> None:
+        """Remove the objects of an artifact or of all artifacts in a folder, each `done.json` first."""
+        found = [each.name for each in self.storage.list_objects(name)]
+        for each in sorted(found, key=lambda path: _name_of_done(path) is None):
+            self.storage.delete(each)
+
+    def sweep(self, prefix: str = "", *, older_than: float = 86_400.0) -> int:
+        """Remove the files of attempts that lost or were never committed, by the clock of the storage."""
+        attempts: dict[tuple[str, str], list[StoredObject]] = defaultdict(list)
+        for each in self.storage.list_objects(prefix):
+            if (found := _attempt_of(each.name)) is not None:
+                attempts[found].append(each)
+        if not attempts:
+            return 0
+        now, swept = self._storage_time(prefix), 0
+        for (name, attempt), files in attempts.items():
+            if now - max(each.modified for each in files) <= older_than:
+                continue
+            done = self._read_done(name)
+            if done is not None and done["attempt"] == attempt:
+                continue
+            for each in files:
+                self.storage.delete(each.name)
+            swept += 1
+        return swept
+
+    def _read_done(self, name: str) -> dict[str, Any] | None:
+        try:
+            data = self.storage.read(f"{check_name(name)}/{DONE}")
+        except NotFoundError:
+            return None
+        try:
+            done: dict[str, Any] = json.loads(data)
+            for file, facts in done["files"].items():
+                check_name(file)
+                facts["bytes"] + 0, facts["blake2b"] + ""
+            check_name(done["attempt"])
+            dict(done["facts"])
+        except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
+            raise DamagedError(
+                f"{self.url}/{name}/{DONE} cannot be read ({error}); remove {self.url}/{name} and run again"
+            ) from error
+        return done
+
+    def _localize(self, name: str, done: Mapping[str, Any]) -> Path:
+        size = sum(facts["bytes"] for facts in done["files"].values())
+        key = entry_key(self.url, name, done["attempt"])
+        return self.cache.open_entry(key, _is_whole(done), lambda folder: self._download(name, done, folder), size)
+
+    def _download(self, name: str, done: Mapping[str, Any], folder: Path) -> None:
+        for file, facts in done["files"].items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = f"{name}/{done['attempt']}/{file}"
+            for last in (False, True):
+                self.storage.download(source, path)
+                if path.stat().st_size == facts["bytes"] and file_hash(path) == facts["blake2b"]:
+                    break
+                if last:
+                    raise DamagedError(
+                        f"{self.url}/{source} is not what was uploaded: its hash is not the one in {DONE}; remove "
+                        f"{self.url}/{name} and run again"
+                    )
+
+    def _upload(self, name: str, folder: Path, done: Mapping[str, Any]) -> None:
+        try:
+            for file in done["files"]:
+                self.storage.upload(f"{name}/{done['attempt']}/{file}", folder / file)
+        except BaseException:
+            self._discard(name, done)
+            raise
+
+    def _discard(self, name: str, done: Mapping[str, Any]) -> None:
+        """Remove the files of an attempt that cannot win any more. What is left by an error is swept later."""
+        with contextlib.suppress(NearcastError):
+            for file in done["files"]:
+                self.storage.delete(f"{name}/{done['attempt']}/{file}")
+
+    def _storage_time(self, prefix: str) -> float:
+        name = "/".join(part for part in (prefix, f"clock-{secrets.token_hex(8)}") if part)
+        self.storage.write(name, b"")
+        try:
+            facts = self.storage.stat(name)
+        finally:
+            self.storage.delete(name)
+        return facts.modified if facts is not None else 0.0
+
+
+def _is_whole(done: Mapping[str, Any]) -> Any:
+    def compare(folder: Path) -> bool:
+        try:
+            return all((folder / file).stat().st_size == facts["bytes"] for file, facts in done["files"].items())
+        except OSError:
+            return False
+
+    return compare
+
+
+def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = folder / MANIFEST
+    listed: dict[str, dict[str, Any]] = dict(read_manifest(folder)["files"])
+    listed[MANIFEST] = {"bytes": manifest.stat().st_size, "blake2b": file_hash(manifest)}
+    return listed
+
+
+def _name_of_done(path: str) -> str | None:
+    """Return the artifact of a `done.json`, None for another object."""
+    name, _, last = path.rpartition("/")
+    return name if last == DONE and _attempt_of(path) is None and name else None
+
+
+def _attempt_of(path: str) -> tuple[str, str] | None:
+    """Return artifact and attempt of a file of an attempt."""
+    parts = path.split("/")
+    for i, part in enumerate(parts[:-1]):
+        if part.startswith(ATTEMPT) and i > 0:
+            return "/".join(parts[:i]), part
+    return None
