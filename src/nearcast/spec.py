@@ -153,6 +153,10 @@ class GeneratorSpec(SpecTable):
         """
         return self.model_dump(mode="json", by_alias=True, exclude={"run"}) | self._answer_settings_of_run()
 
+    def as_planned(self) -> dict[str, Any]:
+        """Return plain data for the plan of a run: `as_recorded` with all of [run]."""
+        return self.as_recorded() | {"run": self.run.model_dump(mode="json")}
+
     def answer_settings(self) -> dict[str, Any]:
         """Return the settings that decide the candidates as plain data, for the fingerprint."""
         settings = self.model_dump(

@@ -26,6 +26,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "run": "Find the nearest items of every query, and write a snapshot.",
     "check": "Check the inputs, and estimate the cost of a run.",
+    "plan": "Compute what a run costs before anything runs.",
     "tune": "Find the cheapest engine that meets the recall target.",
     "show": "Show a snapshot: its measures, settings and lists.",
     "lookup": "Show the candidates of a key.",

@@ -17,7 +17,7 @@ from nearcast.files import fingerprint, write_text
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["RunPlan", "cut_queries", "enter_work", "make_plan", "planned_fingerprint"]
+__all__ = ["RunPlan", "count_split_rows", "cut_queries", "enter_work", "make_plan", "planned_fingerprint"]
 
 TASK_BYTES = 8 << 20  # of a task's results: small enough to lose, large enough for efficient matrix products
 SMALLEST_TASK = 1_024
@@ -61,8 +61,13 @@ def make_plan(
 
 def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
     """Cut query positions into tasks (start, stop). Depends on the shape alone, not on the machine."""
-    rows = max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
+    rows = count_split_rows(dim, k)
     return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
+
+
+def count_split_rows(dim: int, k: int) -> int:
+    """Return the number of queries of a task."""
+    return max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
 
 
 def enter_work(folder: Path, plan: RunPlan) -> str | None:
