@@ -14,7 +14,7 @@ from nearcast.engines.base import IndexSpec, JoinRequest, Resources, Workload
 from nearcast.engines.sharded_index import SHARD_K, IndexShard, ShardedIndex
 from nearcast.join.calibrate import QuerySample, calibrate
 from nearcast.knn.constraints import FREE, Constraints
-from nearcast.knn.item_shards import cut_items, merge_shards
+from nearcast.knn.item_shards import ShardLists, cut_items, merge_lists
 from nearcast.types import ArrayVectors, FileVectors, Metric, Neighbors, RangeOfVectors
 from needs import require_module
 
@@ -130,12 +130,11 @@ def test_progress_of_the_shards_is_that_of_one_join():
 
 
 def test_merging_lists_under_caps_counts_a_group_of_two_shards_as_one():
-    def lists(positions, scores):
-        return Neighbors(np.array([positions]), np.array([scores], np.float32))
+    def lists(positions, scores, groups):
+        return ShardLists(Neighbors(np.array([positions]), np.array([scores], np.float32)), (np.array([groups]),))
 
-    parts = [lists([0, 1], [0.9, 0.1]), lists([5, 6], [0.8, 0.7])]
-    groups = [[np.array([[4, -1]]), np.array([[4, 7]])]]
-    merged = merge_shards(parts, 3, groups, [1])
+    parts = [lists([0, 1], [0.9, 0.1], [4, -1]), lists([5, 6], [0.8, 0.7], [4, 7])]
+    merged = merge_lists(parts, 3, [1])
     assert merged.positions.tolist() == [[0, 6, 1]]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nearcast.engines.base import Index, JoinRequest, Resources, SearchParams
-from nearcast.knn.item_shards import merge_shards, move_positions, restrict_request
-from nearcast.types import AnyArray, IntArray, Neighbors, Progress, no_progress
+from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
+from nearcast.types import AnyArray, Neighbors, Progress, no_progress
 
 __all__ = ["SHARD_K", "IndexShard", "ShardedIndex"]
 
@@ -82,22 +82,20 @@ class ShardedIndex:
         progress: Progress = no_progress,
     ) -> Neighbors:
         """Join the queries with one shard after the other, and merge the lists under the caps."""
-        constraints, n, points = request.constraints, len(queries), self._find_points(request.k)
-        asked = replace(request, k=params.get(SHARD_K, request.k))
-        parts: list[Neighbors] = []
-        groups: list[tuple[IntArray, ...]] = []
-        for number, index in self._open_each():
+        n, points, done_shards = len(queries), self._find_points(request.k), 0
 
-            def report(stage: str, done: int, _total: int) -> None:
-                progress(stage, (len(parts) * n + done) // len(self.shards), n)
+        def report(stage: str, done: int, _total: int) -> None:
+            progress(stage, (done_shards * n + done) // len(self.shards), n)
 
-            shard = self.shards[number]
-            own = restrict_request(asked, shard.start, shard.stop)
-            lists = index.join(queries, own, points.of_shard(number, params), resources, report)
-            parts.append(move_positions(lists, shard.start))
-            groups.append(constraints.find_groups(parts[-1].positions))
-        by_cap = [[of_part[cap] for of_part in groups] for cap in range(len(constraints.max_per_group))]
-        return merge_shards(parts, request.k, by_cap, constraints.max_per_group)
+        def join_each() -> Iterator[ShardLists]:
+            nonlocal done_shards
+            for number, index in self._open_each():
+                own = self._restrict(number, request, params)
+                lists = index.join(queries, own, points.of_shard(number, params), resources, report)
+                done_shards += 1
+                yield place_lists(lists, self.shards[number].start, request.constraints)
+
+        return merge_lists(join_each(), request.k, request.constraints.max_per_group)
 
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
@@ -105,8 +103,7 @@ class ShardedIndex:
         """Return the mean number of items scanned per query in all shards; None if the engine does not count."""
         total, points = 0.0, self._find_points(request.k)
         for number, index in self._open_each():
-            shard = self.shards[number]
-            own = restrict_request(replace(request, k=params.get(SHARD_K, request.k)), shard.start, shard.stop)
+            own = self._restrict(number, request, params)
             scanned = index.items_scanned(queries, own, points.of_shard(number, params), resources)
             if scanned is None:
                 return None
@@ -131,6 +128,10 @@ class ShardedIndex:
             target = folder / f"{number:05d}"
             target.mkdir()
             index.save(target, resources)
+
+    def _restrict(self, number: int, request: JoinRequest, params: SearchParams) -> JoinRequest:
+        shard = self.shards[number]
+        return restrict_request(replace(request, k=params.get(SHARD_K, request.k)), shard.start, shard.stop)
 
     def _open_each(self) -> Iterator[tuple[int, Index]]:
         """Open the shards one after the other, the one that is open already first; drop each before the next."""

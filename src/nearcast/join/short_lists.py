@@ -18,7 +18,7 @@ from nearcast.knn.eligible import are_eligible
 from nearcast.measure.sampled_recall import find_own_items, find_truth
 from nearcast.sources.ingest import Inputs
 from nearcast.table.candidate_schema import Reason
-from nearcast.types import IntArray
+from nearcast.types import EMPTY_POSITION, IntArray
 
 __all__ = ["CODES", "count_reachable", "find_reasons"]
 
@@ -53,23 +53,26 @@ def _explain_lengths(
         exact_lengths = find_truth(inputs, rows[rest], request, resources).lengths
         codes[rest] = CODES.index(Reason.NOT_PROBED)
         rest = rest[exact_lengths <= lengths[rest]]
-    scored, capped = constraints.min_score is not None, bool(constraints.caps)
+    scored, capped = constraints.min_score is not None, bool(constraints.max_per_group)
     codes[rest] = CODES.index(Reason.CAPPED if capped else Reason.BELOW_MIN_SCORE)
     if scored and capped and len(rest):
-        unscored = replace(request, constraints=replace(constraints, min_score=None))
+        unscored = replace(request, constraints=constraints.without_min_score())
         longer = find_truth(inputs, rows[rest], unscored, resources).lengths > lengths[rest]
         codes[rest[longer]] = CODES.index(Reason.BELOW_MIN_SCORE)
     return codes
 
 
 def count_reachable(request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray) -> IntArray:
-    """Return (len(rows),) the number of items that each of these queries may get, regardless of scores and caps."""
-    counts = np.full(len(rows), inputs.items.vectors.n, np.int64)
-    rule = request.constraints.eligibility
-    if rule is not None:
-        counts = eligible_counts(rule.of_queries(rows), resources.threads).astype(np.int64)
-    if request.exclude_self:
-        own = find_own_items(inputs, rows)
-        excluded = np.flatnonzero(own >= 0)
-        counts[excluded] -= 1 if rule is None else are_eligible(rule, rows[excluded], own[excluded])
+    """Return (len(rows),) the number of items that each of these queries may get, regardless of scores and caps.
+
+    Counts range by range where the rules are compiled by shard.
+    """
+    counts = np.zeros(len(rows), np.int64)
+    own = find_own_items(inputs, rows) if request.exclude_self else np.full(len(rows), EMPTY_POSITION)
+    constraints = request.constraints.of_queries(rows)
+    for start, stop in constraints.ranges(inputs.items.vectors.n):
+        rule = constraints.of_items(start, stop).eligibility
+        counts += stop - start if rule is None else eligible_counts(rule, resources.threads).astype(np.int64)
+        excluded = np.flatnonzero((own >= start) & (own < stop))
+        counts[excluded] -= 1 if rule is None else are_eligible(rule, excluded, own[excluded] - start)
     return counts

@@ -50,6 +50,14 @@ class Constraints:
             return self
         return replace(self, eligibility=self.eligibility.of_queries(rows))
 
+    def ranges(self, n_items: int) -> Sequence[tuple[int, int]]:
+        """Return the ranges of items that `of_items` may be called for, in order: all items at once."""
+        return [(0, n_items)]
+
+    def without_min_score(self) -> Constraints:
+        """Return the constraints without a minimum score."""
+        return replace(self, min_score=None)
+
     def of_items(self, start: int, stop: int) -> Constraints:
         """Return the constraints on lists of the items start..stop-1."""
         eligibility = None if self.eligibility is None else self.eligibility.of_items(slice(start, stop))

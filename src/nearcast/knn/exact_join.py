@@ -17,12 +17,24 @@ from threadpoolctl import threadpool_limits
 
 from nearcast.knn.constraints import Cap, Constraints, keep_capped
 from nearcast.knn.eligible import eligible_pairs
+from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import norms, pair_scores
 from nearcast.knn.topk import gather_pairs
-from nearcast.types import AnyArray, FloatArray, IntArray, Metric, Neighbors, Progress, Vectors, as_score, no_progress
+from nearcast.types import (
+    AnyArray,
+    FloatArray,
+    IntArray,
+    Metric,
+    Neighbors,
+    Progress,
+    RangeOfVectors,
+    Vectors,
+    as_score,
+    no_progress,
+)
 
-__all__ = ["Blocks", "choose_blocks", "exact_join"]
+__all__ = ["Blocks", "choose_blocks", "exact_join", "join_ranges"]
 
 QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays near the core
 ITEM_ROWS = 2_048
@@ -100,6 +112,28 @@ def exact_join(
                 future.cancel()
             wait(futures, return_when=FIRST_EXCEPTION)
     return best
+
+
+def join_ranges(
+    queries: AnyArray,
+    items: Vectors,
+    request: JoinRequest,
+    resources: Resources = DEFAULT_RESOURCES,
+    progress: Progress = no_progress,
+) -> Neighbors:
+    """Return what `exact_join` returns, for constraints that are compiled for a range of items at a time."""
+    constraints = request.constraints
+    ranges = list(constraints.ranges(items.n))
+    if ranges == [(0, items.n)] or not ranges:
+        return exact_join(queries, items, restrict_request(request, 0, items.n), resources, progress)
+
+    def join_range(start: int, stop: int) -> ShardLists:
+        own = restrict_request(request, start, stop)
+        lists = exact_join(queries, RangeOfVectors(items, start, stop), own, resources, progress)
+        return place_lists(lists, start, constraints)
+
+    parts = (join_range(start, stop) for start, stop in ranges)
+    return merge_lists(parts, request.k, constraints.max_per_group)
 
 
 def _join_block(queries: AnyArray, items: Vectors, request: JoinRequest, item_rows: int) -> Neighbors:

@@ -21,17 +21,17 @@ greedy algorithm", 1971.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nearcast.knn.constraints import Cap, keep_capped
+from nearcast.knn.constraints import Cap, Constraints, keep_capped
 from nearcast.knn.join_request import JoinRequest
-from nearcast.knn.topk import gather_pairs, merge
+from nearcast.knn.topk import merge
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["cut_items", "merge_shards", "move_positions", "restrict_request"]
+__all__ = ["ShardLists", "cut_items", "merge_lists", "place_lists", "restrict_request"]
 
 
 def cut_items(n_items: int, shards: int) -> list[tuple[int, int]]:
@@ -47,36 +47,59 @@ def restrict_request(request: JoinRequest, start: int, stop: int) -> JoinRequest
     return replace(request, exclude=exclude, constraints=request.constraints.of_items(start, stop))
 
 
-def move_positions(lists: Neighbors, start: int) -> Neighbors:
-    """Return the lists of a shard with the positions among all items. start: first position of the shard."""
-    return Neighbors(np.where(lists.positions == EMPTY_POSITION, EMPTY_POSITION, lists.positions + start), lists.scores)
+def place_lists(lists: Neighbors, start: int, constraints: Constraints) -> ShardLists:
+    """Return the lists of a shard among all items. start: first position of the shard; constraints: of all items."""
+    positions = np.where(lists.positions == EMPTY_POSITION, EMPTY_POSITION, lists.positions + start)
+    return ShardLists(Neighbors(positions, lists.scores), constraints.find_groups(positions))
 
 
-def merge_shards(
-    parts: Sequence[Neighbors],
-    k: int,
-    groups: Sequence[Sequence[IntArray]] = (),
-    max_per_group: Sequence[int] = (),
-) -> Neighbors:
-    """Return the k best items per query under the caps, from the lists of the shards, in any order.
+@dataclass(frozen=True, slots=True)
+class ShardLists:
+    """Lists of a part of the items, with positions among all items, and the groups of their slots."""
 
-    parts: lists with positions among all items, k or the whole shard long, that obey the caps. groups: for each cap,
-    smallest groups first, and each part, the (n, width) groups of its slots, -1 for none; groups of equal number are
-    one group, whatever their shards.
-    """
-    if not max_per_group:
-        return merge(parts, k)
-    positions = np.concatenate([part.positions for part in parts], axis=1)
-    scores = np.concatenate([part.scores for part in parts], axis=1)
-    ranked = np.where(positions == EMPTY_POSITION, np.iinfo(np.int64).max, positions)
-    order = np.lexsort((ranked, -scores))
-    positions, scores = np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
-    rows, slots = np.nonzero(positions != EMPTY_POSITION)
-    caps = []
-    for parts_of_cap, most in zip(groups, max_per_group, strict=True):
-        of_slots = np.take_along_axis(np.concatenate(parts_of_cap, axis=1), order, 1)[rows, slots]
-        numbers = np.unique(of_slots, return_inverse=True)[1].reshape(-1)
-        caps.append(Cap(np.where(of_slots < 0, -1, numbers).astype(np.int32), most))
-    kept = keep_capped(rows, np.arange(len(rows)), caps)
-    rows, slots = rows[kept], slots[kept]
-    return gather_pairs(rows, positions[rows, slots], scores[rows, slots], n=len(positions), k=k)
+    lists: Neighbors  # (n, any)
+    groups: tuple[IntArray, ...] = ()  # of each cap, smallest groups first: (n, any), -1 for none
+
+    def merge(self, others: Sequence[ShardLists], k: int, max_per_group: Sequence[int]) -> ShardLists:
+        """Return the k best items per query of these lists and others, under the caps.
+
+        The lists are of disjoint parts of the items, obey the caps, and are k or the whole part long. Groups of equal
+        number are one group, whatever their parts.
+        """
+        parts = [self, *others]
+        if not max_per_group:
+            return ShardLists(merge([part.lists for part in parts], k))
+        positions = np.concatenate([part.lists.positions for part in parts], axis=1)
+        scores = np.concatenate([part.lists.scores for part in parts], axis=1)
+        ranked = np.where(positions == EMPTY_POSITION, np.iinfo(np.int64).max, positions)
+        order = np.lexsort((ranked, -scores))
+        rows, slots = np.nonzero(np.take_along_axis(positions, order, 1) != EMPTY_POSITION)  # best first in each row
+        slots = order[rows, slots]
+        groups = [np.concatenate([part.groups[cap] for part in parts], axis=1) for cap in range(len(max_per_group))]
+        caps = [_number_cap(of_cap[rows, slots], most) for of_cap, most in zip(groups, max_per_group, strict=True)]
+        kept = keep_capped(rows, np.arange(len(rows)), caps)
+        rows, slots = rows[kept], slots[kept]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(positions)))[rows]
+        rows, slots, rank = rows[rank < k], slots[rank < k], rank[rank < k]
+        best = Neighbors.empty(len(positions), k)
+        best.positions[rows, rank], best.scores[rows, rank] = positions[rows, slots], scores[rows, slots]
+        merged = []
+        for of_cap in groups:
+            merged.append(np.full(best.positions.shape, -1, np.int64))
+            merged[-1][rows, rank] = of_cap[rows, slots]
+        return ShardLists(best, tuple(merged))
+
+
+def merge_lists(parts: Iterable[ShardLists], k: int, max_per_group: Sequence[int]) -> Neighbors:
+    """Return the k best items per query of all shards, at least one, under the caps. Holds two lists at a time."""
+    merged: ShardLists | None = None
+    for part in parts:
+        merged = part.merge([], k, max_per_group) if merged is None else merged.merge([part], k, max_per_group)
+    assert merged is not None
+    return merged.lists
+
+
+def _number_cap(groups: IntArray, most: int) -> Cap:
+    """Return a cap over slots, with groups that are numbered without gaps."""
+    numbers = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    return Cap(np.where(groups < 0, -1, numbers).astype(np.int32), most)

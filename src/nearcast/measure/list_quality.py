@@ -113,7 +113,7 @@ def guess_metric(
         return None
     some = np.linspace(0, len(rows) - 1, min(len(rows), DIAGNOSED)).astype(np.int64)
     queries = inputs.queries.vectors.take(rows[some])
-    request = replace(request, k=lists.positions.shape[1], constraints=replace(request.constraints, min_score=None))
+    request = replace(request, k=lists.positions.shape[1], constraints=request.constraints.without_min_score())
     recalls: dict[str, float] = {}
     for metric in Metric:
         truth = find_truth(inputs, rows[some], replace(request, metric=metric), resources)

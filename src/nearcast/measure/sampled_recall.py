@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.knn.exact_join import exact_join
+from nearcast.knn.exact_join import join_ranges
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
@@ -43,9 +43,12 @@ def resolve_request(request: JoinRequest, inputs: Inputs, rows: IntArray) -> Joi
 def find_truth(
     inputs: Inputs, rows: IntArray, request: JoinRequest, resources: Resources, progress: Progress = no_progress
 ) -> Neighbors:
-    """Return the exact neighbors of the queries at these positions. The request is that of all queries."""
-    queries = inputs.queries.vectors.take(rows)
-    return exact_join(queries, inputs.items.vectors, resolve_request(request, inputs, rows), resources, progress)
+    """Return the exact neighbors of the queries at these positions. The request is that of all queries.
+
+    Items whose constraints are compiled by shard are joined shard by shard, and the lists are merged.
+    """
+    queries, items = inputs.queries.vectors.take(rows), inputs.items.vectors
+    return join_ranges(queries, items, resolve_request(request, inputs, rows), resources, progress)
 
 
 @dataclass(frozen=True, slots=True)
