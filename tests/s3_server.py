@@ -1,18 +1,18 @@
 """An S3 server for tests: moto on a free port of 127.0.0.1, which can be stopped and started again.
 
 Import the fixtures `s3_server` (one server for a session) and `s3_url` (an empty folder in its bucket) where needed.
-A restarted server has lost its objects, unless it is restarted with `keep=True`, which puts them back.
+A restarted server has lost its objects, unless it is restarted with `keep=True`: then it has them before it listens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import secrets
+import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from needs import require_module
 from servers import HERE, PATIENCE, free_port
 
 BUCKET = "bucket"
+PROCESS = Path(__file__).with_name("s3_process.py")
 
 
 class S3Server:
@@ -40,9 +41,11 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         return environment_of(self.endpoint)
 
-    def start(self) -> S3Server:
-        """Start it, wait until it answers, and make the bucket."""
-        command = [sys.executable, "-m", "moto.server", "-H", HERE, "-p", str(self.port)]
+    def start(self, objects: dict[str, bytes] | None = None) -> S3Server:
+        """Start it with these objects in its bucket and wait until it answers."""
+        kept = self._log.with_suffix(".objects")
+        kept.write_bytes(pickle.dumps(objects or {}))
+        command = [sys.executable, str(PROCESS), str(self.port), BUCKET, str(kept)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -60,13 +63,11 @@ class S3Server:
             self._process = None
 
     def restart(self, *, keep: bool = False, pause: float = 0.0) -> None:
-        """Kill it, wait, and start it on the same port: empty, or with the objects that it had."""
+        """Kill it, wait, and start it on the same port: empty, or with the objects that it had when this was called."""
         kept = self.read_all() if keep else {}
         self.kill()
         time.sleep(pause)
-        self.start()
-        for key, data in kept.items():
-            self._request("PUT", f"/{BUCKET}/{urllib.parse.quote(key)}", data)
+        self.start(kept)
 
     def read_all(self) -> dict[str, bytes]:
         """Return all objects of the bucket."""
@@ -79,15 +80,9 @@ class S3Server:
             return {key: bytes(obstore.get(store, key).bytes()) for key in keys}
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            self._request("PUT", f"/{BUCKET}", b"")
+        with contextlib.suppress(OSError), socket.create_connection((HERE, self.port), timeout=1):
             return True
         return False
-
-    def _request(self, method: str, path: str, data: bytes) -> None:
-        request = urllib.request.Request(self.endpoint + path, data=data, method=method)
-        with urllib.request.urlopen(request, timeout=10):
-            pass
 
 
 def environment_of(endpoint: str) -> dict[str, str]:

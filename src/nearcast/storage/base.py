@@ -79,6 +79,13 @@ class Storage(Protocol):
         """Replace an object if its etag is still this one, atomically. Return whether this call wrote it."""
         ...
 
+    def probe(self) -> None:
+        """Check that `create` and `replace` are conditional here. Raises StorageError if they are not.
+
+        Both do so before their first call. Costs six small requests once per process and root.
+        """
+        ...
+
     def delete(self, name: str) -> None:
         """Delete an object; nothing happens if it is missing."""
         ...

@@ -63,6 +63,7 @@ class BucketArtifacts:
         check_name(name)
         if self._read_done(name) is not None:
             return self.open(name)
+        self.storage.probe()  # before the work
         with self.cache.scratch() as folder:
             facts = write(folder)
             finish(folder, facts)

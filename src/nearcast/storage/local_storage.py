@@ -123,6 +123,9 @@ class LocalStorage:
             _sync_folder(path.parent)
             return True
 
+    def probe(self) -> None:
+        """Do nothing: a local file system has links and renames."""
+
     def delete(self, name: str) -> None:
         """Remove a file."""
         path = self._path(name)

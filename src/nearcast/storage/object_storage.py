@@ -131,13 +131,34 @@ class ObjectStorage:
 
     def create(self, name: str, data: bytes) -> bool:
         """Put an object with If-None-Match. Reads it back where the reply was lost or a conflict was reported."""
-        self._probe()
+        self.probe()
         return self._create(name, data)
 
     def replace(self, name: str, data: bytes, etag: str) -> bool:
         """Put an object with If-Match. Reads it back where the reply was lost."""
-        self._probe()
+        self.probe()
         return self._replace(name, data, etag)
+
+    def probe(self) -> None:
+        """Check that the server refuses to overwrite under a condition, once per process."""
+        key = (self.url, os.environ.get("AWS_ENDPOINT_URL", ""))
+        if key in _proven:
+            return
+        name = f"probe-{secrets.token_hex(8)}"
+        try:
+            made = self._create(name, b"first" + name.encode())
+            overwritten = made and self._create(name, b"second" + name.encode())
+            facts = self.stat(name)
+            replaced = facts is not None and self._replace(name, b"third" + name.encode(), '"0123456789abcdef"')
+        finally:
+            with contextlib.suppress(StorageError):
+                self.delete(name)
+        if not made or facts is None or overwritten or replaced:
+            raise StorageError(
+                f"{self.url} ignores conditional puts (If-None-Match, If-Match): two workers could both commit; use a "
+                "server that has them, such as a newer release"
+            )
+        _proven.add(key)
 
     def delete(self, name: str) -> None:
         """Delete an object."""
@@ -199,27 +220,6 @@ class ObjectStorage:
         with contextlib.suppress(NotFoundError):
             return unsure and self.read(name) == data
         return False
-
-    def _probe(self) -> None:
-        """Check that the server refuses to overwrite under a condition. Raises StorageError if it does not."""
-        key = (self.url, os.environ.get("AWS_ENDPOINT_URL", ""))
-        if key in _proven:
-            return
-        name = f"probe-{secrets.token_hex(8)}"
-        try:
-            made = self._create(name, b"first" + name.encode())
-            overwritten = made and self._create(name, b"second" + name.encode())
-            facts = self.stat(name)
-            replaced = facts is not None and self._replace(name, b"third" + name.encode(), '"0123456789abcdef"')
-        finally:
-            with contextlib.suppress(StorageError):
-                self.delete(name)
-        if not made or facts is None or overwritten or replaced:
-            raise StorageError(
-                f"{self.url} ignores conditional puts (If-None-Match, If-Match): two workers could both commit; use a "
-                "server that has them, such as a newer release"
-            )
-        _proven.add(key)
 
     def _get(self, name: str, etag: str | None, part: tuple[int, int] | None) -> bytes:
         obstore = _import_obstore()
