@@ -14,7 +14,6 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from nearcast.errors import SpecError
-from nearcast.files import path_fault
 from nearcast.settings.base_table import ByteCount, Name, Share, SpecTable, Whole, parse_bytes
 from nearcast.settings.parse_spec import parse_model, read_tables
 from nearcast.settings.publish_tables import AuditSpec, MonitorSpec, PublishSpec, ServeSpec
@@ -33,6 +32,7 @@ from nearcast.settings.spec_tables import (
     SourceSpec,
     allowed_policies,
 )
+from nearcast.storage.locations import location_fault
 from nearcast.types import Metric
 
 __all__ = [
@@ -98,7 +98,10 @@ class GeneratorSpec(SpecTable):
         None, description='Memory budget, for example "4GB". Default: half of the free memory.'
     )
     threads: Whole | None = Field(None, ge=1, le=1024, description="Worker threads. Default: all cores.")
-    out: str = Field("nearcast", description="Folder of the snapshots of all generators, relative to this file.")
+    out: str = Field(
+        "nearcast",
+        description="Location of the snapshots: a folder relative to this file, or s3://, gs://, az://BUCKET/FOLDER.",
+    )
     items: SourceSpec = Field(description="Item table: the candidates.")
     queries: SourceSpec | None = Field(None, description="Query table. Default: the items are the queries.")
     min_score: float | None = Field(
@@ -128,7 +131,7 @@ class GeneratorSpec(SpecTable):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if fault := path_fault(self.out):
+        if fault := location_fault(self.out):
             raise ValueError(f"out: {fault}")
         for fault in (*_list_attribute_faults(self), *_list_count_faults(self), *_list_conflicts(self)):
             raise ValueError(fault)

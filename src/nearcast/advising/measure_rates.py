@@ -159,7 +159,7 @@ def _measure_run(sample: SampleGenerator, home: Path) -> _SampleRun:
     took[JOIN] = took.pop("build", 0.0) + took.pop(
         "join", 0.0
     )  # cells cost a build and save a join, so both are one stage
-    keys = pq.read_table(snapshot.folder / "candidates", columns=["query_id"])["query_id"]
+    keys = pq.read_table(snapshot.fetch("candidates"), columns=["query_id"])["query_id"]
     return _SampleRun(
         keys=snapshot.n_rows,
         items=snapshot.manifest.inputs["items"]["vectors"],

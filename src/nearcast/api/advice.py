@@ -13,7 +13,7 @@ from nearcast.ads.expansion_table import open_expansion
 from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.recommend import AdviceQuestion, Numbers, Recommendation, recommend
 from nearcast.advising.traffic import read_traffic
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, resolve_spec
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, resolve_out, resolve_spec
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
@@ -24,6 +24,7 @@ from nearcast.replaying.replay import replay as replay_ways
 from nearcast.replaying.request_funnel import Funnel
 from nearcast.replaying.request_log import read_log
 from nearcast.spec import parse_model
+from nearcast.storage.locations import absolute_location, host_folder, parse_location
 
 if TYPE_CHECKING:
     from nearcast.replaying.candidate_sources import CandidateSource
@@ -90,7 +91,9 @@ def advise(
             Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note
         )
     overrides = parse_model(Numbers, dict(numbers or {}), "the numbers")
-    place = Path(out) if parsed is None else folder / parsed.out / parsed.name / "advice"
+    place = host_folder(parse_location(out))
+    if parsed is not None:
+        place = host_folder(resolve_out(None, parsed, folder)) / parsed.name / "advice"
     question = AdviceQuestion(
         spec=parsed,
         base=folder,
@@ -127,8 +130,8 @@ def replay(
     Results are added to the history. Raises InputError if the log cannot be used, NotFoundError, MissingExtraError.
     """
     parsed, folder = resolve_spec(spec, base, None, None)
-    place = read_spec_target(parsed, folder / parsed.out)
-    asked = parsed.model_copy(update={"out": str(place.out.absolute())})
+    place = read_spec_target(parsed, resolve_out(None, parsed, folder))
+    asked = parsed.model_copy(update={"out": absolute_location(place.out)})
     run_context = prepare(asked, folder, listener or Listener())
     requests = read_log(
         Path(log) if isinstance(log, str | Path) else log,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nearcast.publishing.targets import PublishTarget, find_target, read_snapshot_target, read_spec_target
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.spec import load_spec as read_spec
+from nearcast.storage.locations import Location, parse_location, resolve_location
 from nearcast.stores import StoreLike, open_store
 from nearcast.stores.base import Store
 
@@ -24,6 +25,7 @@ __all__ = [
     "load_spec",
     "open_target_store",
     "report_failure",
+    "resolve_out",
     "resolve_spec",
     "resolve_store_target",
     "resolve_target",
@@ -60,16 +62,21 @@ def open_target_store(store: StoreLike | None, place: PublishTarget) -> Iterator
 def resolve_target(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
     """Find the snapshots and settings of a generator. Raises NotFoundError if a name has no snapshots."""
     if is_name(generator):
-        return read_snapshot_target(str(generator), Path(out or OUT), version)
+        return read_snapshot_target(str(generator), parse_location(out or OUT), version)
     spec, folder = resolve_spec(generator, None, None, None)
-    return read_spec_target(spec, Path(out) if out is not None else folder / spec.out)
+    return read_spec_target(spec, resolve_out(out, spec, folder))
 
 
 def resolve_store_target(generator: SpecLike, out: str | Path | None) -> PublishTarget:
     """Find the store of a generator, whose snapshots may be on another machine."""
     if is_name(generator):
-        return find_target(str(generator), Path(out or OUT))
+        return find_target(str(generator), parse_location(out or OUT))
     return resolve_target(generator, out, None)
+
+
+def resolve_out(out: str | Path | None, spec: GeneratorSpec, folder: Path) -> Location:
+    """Return the location of the snapshots: the argument, else `out` of the spec, which is relative to its folder."""
+    return resolve_location(folder, spec.out) if out is None else parse_location(out)
 
 
 def is_name(generator: SpecLike) -> bool:

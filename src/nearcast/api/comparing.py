@@ -9,6 +9,7 @@ from nearcast.errors import NotFoundError
 from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.explain import Explanation
 from nearcast.join.explain import explain as explain_pair
+from nearcast.storage.locations import host_folder, parse_location
 from nearcast.table.snapshot import find_snapshot, list_snapshots
 
 __all__ = ["diff", "explain"]
@@ -21,18 +22,18 @@ def explain(
 
     version: the snapshot. Its inputs must still exist; those of the newest do. Default: the newest.
     """
-    snapshot = find_snapshot(Path(out), generator, version)
-    return explain_pair(snapshot, Path(out) / generator / "artifacts", query, item)
+    snapshot = find_snapshot(parse_location(out), generator, version)
+    return explain_pair(snapshot, host_folder(parse_location(out)) / generator / "artifacts", query, item)
 
 
 def diff(
     generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
 ) -> Diff:
     """Compare two snapshots (default: the newest two) and explain the changes; see `nearcast.join.diff`."""
-    newer = find_snapshot(Path(out), generator, after)
+    newer = find_snapshot(parse_location(out), generator, after)
     if before is None:
-        older = [found for found in list_snapshots(Path(out), generator) if found.version < newer.version]
+        older = [found for found in list_snapshots(parse_location(out), generator) if found.version < newer.version]
         if not older:
             raise NotFoundError(f"{generator} has no snapshot before {newer.name} to compare it with")
         return diff_snapshots(older[-1], newer, sample)
-    return diff_snapshots(find_snapshot(Path(out), generator, before), newer, sample)
+    return diff_snapshots(find_snapshot(parse_location(out), generator, before), newer, sample)

@@ -31,6 +31,7 @@ from nearcast.publishing.engagement import read_log as read_engagement
 from nearcast.publishing.publication import PublishRequest
 from nearcast.publishing.targets import PublishTarget, read_snapshot_target
 from nearcast.spec import PublishSpec, parse_model
+from nearcast.storage.locations import parse_location, resolve_location
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
 
@@ -178,7 +179,9 @@ def expand(
     else:
         parsed, folder = parse_model(ExpansionSpec, spec, "the spec"), Path(base or ".")
     target = PublishTarget(
-        parsed.name, folder / parsed.out, PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store)
+        parsed.name,
+        resolve_location(folder, parsed.out),
+        PublishSpec() if parsed.store is None else PublishSpec(store=parsed.store),
     )
     with open_target_store(store, target) as opened:
         return expand_files(parsed, folder, opened, as_of=as_of, repair=repair)
@@ -191,10 +194,13 @@ def published(
     if generator is not None:
         targets = [resolve_store_target(generator, out)]
     elif store is not None:
-        with open_target_store(store, PublishTarget("", Path(out or OUT))) as opened:
+        with open_target_store(store, PublishTarget("", parse_location(out or OUT))) as opened:
             return [store_listing.read_published(opened, name, now=time.time()) for name in opened.generators()]
     else:
-        targets = [read_snapshot_target(name, Path(out or OUT)) for name in list_generators(Path(out or OUT))]
+        targets = [
+            read_snapshot_target(name, parse_location(out or OUT))
+            for name in list_generators(parse_location(out or OUT))
+        ]
     generators = []
     for target in targets:
         with open_target_store(store, target) as opened:

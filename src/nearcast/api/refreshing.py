@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, is_name, open_target_store, resolve_spec
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, is_name, open_target_store, resolve_out, resolve_spec
 from nearcast.api.publications import publish
 from nearcast.api.runs import run as run_spec
 from nearcast.errors import StoreError
@@ -17,6 +17,7 @@ from nearcast.join.listener import Listener
 from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
 from nearcast.publishing.targets import find_target, read_spec_target
 from nearcast.serve.key_sampling import SAMPLES
+from nearcast.storage.locations import absolute_location, host_folder, parse_location
 
 if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication
@@ -45,12 +46,14 @@ def monitor(
     """
     listener = listener or Listener()
     if is_name(generator):
-        place = find_target(str(generator), Path(out or OUT))
-        return run_monitor(place.out, place.generator, listener, run=None, store=None, samples=place.out / SAMPLES)
+        place = find_target(str(generator), parse_location(out or OUT))
+        return run_monitor(
+            place.out, place.generator, listener, run=None, store=None, samples=host_folder(place.out) / SAMPLES
+        )
     spec, folder = resolve_spec(generator, base, None, None)
-    place = read_spec_target(spec, Path(out) if out is not None else folder / spec.out)
-    run = prepare(spec.model_copy(update={"out": str(place.out.absolute())}), folder, listener)
-    found = Path(samples) if samples is not None else place.out / SAMPLES
+    place = read_spec_target(spec, resolve_out(out, spec, folder))
+    run = prepare(spec.model_copy(update={"out": absolute_location(place.out)}), folder, listener)
+    found = Path(samples) if samples is not None else host_folder(place.out) / SAMPLES
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(open_target_store(store, place))
@@ -73,7 +76,7 @@ class RefreshResult:
         """Return plain data."""
         return {
             "generator": self.snapshot.generator,
-            "snapshot": str(self.snapshot.folder),
+            "snapshot": self.snapshot.url,
             "version": self.snapshot.version,
             "reused": self.reused,
             "publication": self.publication.as_dict(),
@@ -100,6 +103,6 @@ def refresh(
         with_monitor = watch_too
     parsed, folder = resolve_spec(Path(spec), None, None, None)  # parse once: the file may change meanwhile
     made = run_spec(parsed, base=folder, listener=listener)
-    done = publish(parsed, store=store, out=folder / parsed.out, listener=listener)
+    done = publish(parsed, store=store, out=resolve_out(None, parsed, folder), listener=listener)
     watched = monitor(parsed, base=folder, store=store, listener=listener) if with_monitor else None
     return RefreshResult(made.snapshot, made.reused, done, watched)

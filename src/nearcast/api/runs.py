@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
+from nearcast.api.arguments import SpecLike, report_failure, resolve_out, resolve_spec
 from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
 from nearcast.history.publish_events import find_live_version, find_rejected_versions
@@ -14,6 +14,7 @@ from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline
 from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.storage.locations import Location
 from nearcast.table.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(
     """
     parsed, folder = resolve_spec(spec, base, items, queries)
     listener = listener or Listener()
-    out = folder / parsed.out
+    out = resolve_out(None, parsed, folder)
     tables, baseline = InMemoryTables(items, queries), _read_baseline(out, parsed.name, listener)
     try:
         outcome = run_generator(parsed, folder, tables=tables, listener=listener, again=again, baseline=baseline)
@@ -52,7 +53,7 @@ def run(
     return outcome
 
 
-def _read_baseline(out: Path, generator: str, listener: Listener) -> Baseline:
+def _read_baseline(out: Location, generator: str, listener: Listener) -> Baseline:
     """Read the current and rejected versions from the history; return an empty baseline if it cannot be read."""
     try:
         moves = read(out, generator, ["publish", "rollback"])

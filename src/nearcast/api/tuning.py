@@ -8,6 +8,7 @@ from nearcast.api.arguments import SpecLike, resolve_spec
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.table.snapshot import open_home
 from nearcast.tuning.tune import TRIALS
 from nearcast.tuning.tune import tune as tune_job
 from nearcast.tuning.tuning_result import TuningResult, save_result
@@ -39,4 +40,7 @@ def tune(
     tuned = tune_job(run_context, trials=trials, seconds=seconds)
     home = run_context.workspace.home / "tuning"
     save_result(tuned, home / "frontier.json")
+    if isinstance(run_context.workspace.out, str):  # the dashboard reads it there
+        name = f"{parsed.name}/tuning/frontier.json"
+        open_home(run_context.workspace.out).write_file(name, (home / "frontier.json").read_bytes())
     return tuned, home

@@ -20,10 +20,12 @@ from rich.console import Console
 
 from nearcast.files import path_fault
 from nearcast.settings.base_table import parse_bytes
+from nearcast.storage.locations import Location, location_fault, parse_location
 
 __all__ = [
     "LocalPath",
     "NegativeIds",
+    "OutLocation",
     "console",
     "explicit_out",
     "format_bytes",
@@ -64,15 +66,16 @@ def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option --out."""
     return click.option(
         "--out",
-        type=LocalPath(),
-        default=Path("nearcast"),
+        type=OutLocation(),
+        default="nearcast",
         envvar="NEARCAST_OUT",
         show_default=True,
-        help="Folder of the snapshots: `out` of the spec. [env: NEARCAST_OUT]",
+        help="Location of the snapshots: `out` of the spec, a folder or s3://, gs://, az://BUCKET/FOLDER. "
+        "[env: NEARCAST_OUT]",
     )(command)
 
 
-def explicit_out(generator: str, out: Path) -> Path | None:
+def explicit_out(generator: str, out: Location) -> Location | None:
     """Return --out, or None if the option is absent and GENERATOR is a spec, which has `out` itself."""
     explicit = click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE
     return out if explicit or not generator.endswith(".toml") else None
@@ -132,6 +135,19 @@ class LocalPath(click.Path):
         if fault:
             self.fail(fault, param, ctx)
         return super().convert(value, param, ctx)
+
+
+class OutLocation(click.ParamType[Location]):
+    """Location of snapshots: a local folder, which a command may create, or the URL of a folder in a bucket."""
+
+    name = "location"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """Return a Path for a folder, a text for a URL. Refuses a location that can never exist."""
+        fault = None if os.path.lexists(value) else location_fault(os.fspath(value))
+        if fault:
+            self.fail(fault, param, ctx)
+        return parse_location(value)
 
 
 class NegativeIds(click.Command):

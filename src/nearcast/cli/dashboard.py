@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from nearcast.cli.common import LocalPath, format_bytes, json_option, out_option, print_json
-from nearcast.dashboard.document import write_page
+from nearcast.dashboard.document import FILE, write_page
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.spec import PublishSpec
+from nearcast.storage.locations import Location
+from nearcast.table.snapshot import open_home
 
 __all__ = ["dashboard"]
 
@@ -35,7 +37,7 @@ __all__ = ["dashboard"]
 @json_option
 def dashboard(
     generators: tuple[str, ...],
-    out: Path,
+    out: Location,
     store: str | None,
     path: Path | None,
     no_lists: bool,
@@ -46,16 +48,18 @@ def dashboard(
 
     The file needs no network and no server. With candidate lists, it contains keys and items of your data.
     """
-    url = resolve_store_url(PublishSpec(), out, store)
+    local = None if isinstance(out, str) else resolve_store_url(PublishSpec(), out)
+    if local is not None and not (Path(out) / "store").exists():
+        local = None
     written = write_page(
         out,
         path,
         generators=generators,
-        store=url if store is not None or (out / "store").exists() else None,
+        store=local if store is None else resolve_store_url(PublishSpec(), out, store),
         lists=not no_lists,
         pictures=pictures,
     )
-    count = written.stat().st_size
+    count = written.stat().st_size if isinstance(written, Path) else open_home(out).describe_file(FILE)[1]
     if as_json_:
         print_json({"file": str(written), "bytes": count})
     else:

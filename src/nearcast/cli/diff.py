@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from nearcast.api.comparing import diff as compare
 from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.storage.locations import Location
 
 if TYPE_CHECKING:
     from nearcast.join.diff import Change, Diff
@@ -54,7 +54,7 @@ WORDS = {
     help="Maximum number of queries to compare.",
 )
 @json_option
-def diff(generator: str, before: int | None, after: int | None, out: Path, sample: int, as_json_: bool) -> None:
+def diff(generator: str, before: int | None, after: int | None, out: Location, sample: int, as_json_: bool) -> None:
     """Compare snapshots BEFORE and AFTER (default: the newest two), and explain the changes.
 
     Counts added and removed candidates of evenly sampled queries by cause: new or deleted items, rules that filter

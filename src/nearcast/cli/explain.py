@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from nearcast.api.comparing import explain as explain_pair
 from nearcast.cli.common import NegativeIds, console, json_option, out_option, print_json
+from nearcast.storage.locations import Location
 
 __all__ = ["explain"]
 
@@ -18,7 +17,7 @@ __all__ = ["explain"]
 @click.argument("item")
 @out_option
 @json_option
-def explain(generator: str, query: str, item: str, out: Path, as_json_: bool) -> None:
+def explain(generator: str, query: str, item: str, out: Location, as_json_: bool) -> None:
     """Explain why ITEM is or is not in the list of QUERY, in the newest snapshot.
 
     Prints one cause: the rule that filters it, the cap that dropped it, the minimum score, the cell that was not

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +22,7 @@ from nearcast.cli.render import build_candidate_list
 from nearcast.errors import NotFoundError
 from nearcast.publishing.targets import find_target
 from nearcast.serve.lookup import open_lookup
+from nearcast.storage.locations import Location
 from nearcast.stores.base import Space
 from nearcast.stores.version_facts import nearest_in_version
 from nearcast.suggest import quote_key
@@ -38,7 +38,7 @@ __all__ = ["LookupCommandOptions", "lookup"]
 class LookupCommandOptions:
     """Options of `nearcast lookup`."""
 
-    out: Path
+    out: Location
     version: int | None
     published: bool
     store: str | None

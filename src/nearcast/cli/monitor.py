@@ -32,6 +32,7 @@ from nearcast.monitoring.history_chart import draw_history
 from nearcast.monitoring.monitor_pass import MonitorReport, send_alerts
 from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Staleness
 from nearcast.spec import load_spec
+from nearcast.storage.locations import Location, resolve_location
 from nearcast.webhook import parse_webhook
 
 __all__ = ["MonitorOptions", "build_report", "monitor", "raise_on"]
@@ -67,7 +68,7 @@ class MonitorOptions:
     """Options of `nearcast monitor`."""
 
     store: str | None
-    out: Path
+    out: Location
     samples: Path | None
     fail_on: tuple[str, ...]
     webhook: str | None
@@ -120,7 +121,7 @@ def monitor(context: click.Context, generator: str, options: MonitorOptions, qui
     """Check the newest run, and compare the current version with today's items.
 
     With a SPEC (.toml), lists that were looked up are compared with the exact neighbors among today's items. With the
-    name of a GENERATOR, only its runs are checked. Results are added to OUT/history.sqlite.
+    name of a GENERATOR, only its runs are checked. Results are added to the history in OUT.
     """
     explicit = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
     by_spec = generator.endswith(".toml")
@@ -134,7 +135,7 @@ def monitor(context: click.Context, generator: str, options: MonitorOptions, qui
         )
     spec = load_spec(Path(generator)) if by_spec else None
     if options.picture is not None:
-        home = options.out if explicit or spec is None else Path(generator).parent / spec.out
+        home = options.out if explicit or spec is None else resolve_location(Path(generator).parent, spec.out)
         draw_history(read(home, watched.generator, last=MOST_DRAWN), options.picture)
     if as_json_:
         print_json(watched.as_dict())

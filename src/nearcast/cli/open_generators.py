@@ -20,6 +20,7 @@ from nearcast.errors import NearcastError, NotFoundError, SpecError
 from nearcast.publishing.retention import find_newest_facts
 from nearcast.serve.lookup import open_lookup
 from nearcast.spec import load_spec
+from nearcast.storage.locations import Location
 
 if TYPE_CHECKING:
     from nearcast.service.served_tables import ServedGenerator, UnopenedTable
@@ -34,7 +35,7 @@ class OnlineOptions:
 
     specs: tuple[Path, ...]
     engine: str
-    out: Path  # folder of the snapshots; the indexes are cached below it
+    out: Location  # folder of the snapshots; the indexes are cached below it
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +29,7 @@ from nearcast.cli.common import (
 from nearcast.cli.render_overlay import build_overlay_table
 from nearcast.serve.overlay import Overlay, open_overlay
 from nearcast.serve.overlay_values import fits_type
+from nearcast.storage.locations import Location
 from nearcast.suggest import nearest_keys, quote_key
 
 __all__ = ["overlay", "parse_duration"]
@@ -107,7 +107,7 @@ class StoreOptions:
     """Options that select the store of the overlay."""
 
     store: str | None
-    out: Path
+    out: Location
 
 
 def _warn_clock(opened: Overlay) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import click
@@ -23,6 +22,7 @@ from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import build_audit_table, describe_publication
 from nearcast.errors import AuditError
 from nearcast.publishing.audit_rules import Finding
+from nearcast.storage.locations import Location
 
 __all__ = ["PublishOptions", "publish"]
 
@@ -32,7 +32,7 @@ class PublishOptions:
     """Options of `nearcast publish`."""
 
     store: str | None
-    out: Path
+    out: Location
     max_bytes_per_second: str | None
     rules: tuple[str, ...]
     reasons: tuple[str, ...]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from nearcast.api.publications import published as list_published
 from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, store_option
 from nearcast.cli.render_publish import build_published_table
+from nearcast.storage.locations import Location
 
 __all__ = ["published"]
 
@@ -18,7 +17,7 @@ __all__ = ["published"]
 @store_option
 @out_option
 @json_option
-def published(generator: str | None, store: str | None, out: Path, as_json_: bool) -> None:
+def published(generator: str | None, store: str | None, out: Location, as_json_: bool) -> None:
     """Show the versions in the store, the current one and its age, the size of the overlay, and the last moves."""
     found = list_published(generator, store=store, out=out if generator is None else explicit_out(generator, out))
     if as_json_:

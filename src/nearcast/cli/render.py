@@ -156,7 +156,7 @@ def _build_headline(manifest: Manifest, snapshot: Snapshot) -> Text:
     text = Text(f"{snapshot.generator} snapshot {snapshot.name}", style="bold")
     text.append(
         f"\n{snapshot.n_rows:,} queries × {items:,} items, k = {manifest.k}, {manifest.metric}, "
-        f"engine {engine.name}{params}\n{_shorten_path(snapshot.folder)}\n",
+        f"engine {engine.name}{params}\n{_shorten_path(snapshot.url)}\n",
         style="not bold",
     )
     text.append("recall target ", style="not bold")
@@ -172,10 +172,10 @@ def _format_param(name: str, value: int) -> str:
     return name if name == "exact" else f"{name} {value:,}"
 
 
-def _shorten_path(path: Path) -> Path:
-    """Return the path relative to the current folder if it is below it."""
-    here = Path.cwd()
-    return path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path
+def _shorten_path(where: str) -> str:
+    """Return a local path relative to the current folder if it is below it."""
+    here, path = Path.cwd(), Path(where)
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else where
 
 
 def _list_measures(manifest: Manifest) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from nearcast.api.publications import roll_back
 from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, quiet_option, store_option
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import describe_publication
+from nearcast.storage.locations import Location
 
 __all__ = ["rollback"]
 
@@ -25,7 +24,7 @@ __all__ = ["rollback"]
 @out_option
 @quiet_option
 @json_option
-def rollback(generator: str, to: int | None, store: str | None, out: Path, quiet: bool, as_json_: bool) -> None:
+def rollback(generator: str, to: int | None, store: str | None, out: Location, quiet: bool, as_json_: bool) -> None:
     """Make the version before the current one current again. Each call goes one version further back.
 
     The version that was current counts as rolled back: it is published again only if `nearcast publish` names it.

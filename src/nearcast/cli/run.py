@@ -36,7 +36,7 @@ def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
             below_target = error
             snapshot = cast(Snapshot, error.snapshot)
     if as_json_:
-        print_json({"snapshot": str(snapshot.folder), **snapshot.manifest.as_dict()})
+        print_json({"snapshot": snapshot.url, **snapshot.manifest.as_dict()})
     else:
         console().print(build_summary(snapshot, every_measure=False))
     if below_target is not None:

@@ -18,6 +18,7 @@ from nearcast.publishing.targets import resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.service.responses import need_extra
 from nearcast.spec import PublishSpec
+from nearcast.storage.locations import Location, host_folder
 from nearcast.stores import open_store
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ServeOptions:
     """Options of `nearcast serve`."""
 
     store: str | None
-    out: Path
+    out: Location
     host: str
     port: int
     token_file: Path | None
@@ -190,7 +191,7 @@ def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitSta
     """Start the service and its key sampler; `stack` closes both."""
     from nearcast.service.generator_service import new_service
 
-    folder = options.samples or options.out / SAMPLES
+    folder = options.samples or host_folder(options.out) / SAMPLES
     sampler = None if options.no_samples else SampleWriter(folder, opened.keyed)
     service = new_service(
         opened.generators,
@@ -205,7 +206,7 @@ def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitSta
     return service
 
 
-def _make_explainer(out: Path) -> Explain:
+def _make_explainer(out: Location) -> Explain:
     """Return a function for the dashboard that explains why an item is or is not in a list."""
 
     def explain_pair(generator: str, key: str, item: str, version: int) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ import click
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.render import build_summary
 from nearcast.errors import NotFoundError
+from nearcast.storage.locations import Location
+from nearcast.storage.open_storage import is_url
 from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot
 
 __all__ = ["find_named", "show"]
@@ -19,20 +21,20 @@ __all__ = ["find_named", "show"]
 @out_option
 @click.option("--verify", is_flag=True, help="First compare every byte of the snapshot with its manifest.")
 @json_option
-def show(snapshot: str | None, out: Path, verify: bool, as_json_: bool) -> None:
+def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> None:
     """Show a SNAPSHOT: GENERATOR (the newest), GENERATOR/VERSION, or a folder."""
     found = find_named(out, snapshot)
     if verify:
         found.verify()
     if as_json_:
-        print_json({"snapshot": str(found.folder), **found.manifest.as_dict()})
+        print_json({"snapshot": found.url, **found.manifest.as_dict()})
     else:
         console().print(build_summary(found, every_measure=True))
         if verify:
             console().print("every byte matches the manifest")
 
 
-def find_named(out: Path, name: str | None) -> Snapshot:
+def find_named(out: Location, name: str | None) -> Snapshot:
     """Find a snapshot by GENERATOR (the newest), GENERATOR/VERSION, or folder.
 
     Without a name: the newest of the only generator. Raises NotFoundError.
@@ -43,7 +45,7 @@ def find_named(out: Path, name: str | None) -> Snapshot:
             have = f"there are {', '.join(known)}" if known else f"{out} has none; run one, or give --out"
             raise NotFoundError(f"name a generator: {have}")
         return find_snapshot(out, known[0])
-    if (Path(name) / "manifest.json").is_file():
+    if not is_url(name) and (Path(name) / "manifest.json").is_file():
         return open_snapshot(Path(name))
     generator, _, version = name.partition("/")
     if version and not version.isdigit():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.render import build_snapshot_list
 from nearcast.errors import NotFoundError
+from nearcast.storage.locations import Location
 from nearcast.suggest import describe_generators
 from nearcast.table.snapshot import Snapshot, list_generators, list_snapshots
 
@@ -22,7 +22,7 @@ LISTED = ("generator", "version", "rows", "fingerprint", "measures", "promise")
 @click.argument("generator", required=False)
 @out_option
 @json_option
-def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
+def snapshots(generator: str | None, out: Location, as_json_: bool) -> None:
     """List the snapshots of GENERATOR, or of all generators, oldest first."""
     known = list_generators(out)
     names = known if generator is None else [generator]
@@ -41,4 +41,4 @@ def snapshots(generator: str | None, out: Path, as_json_: bool) -> None:
 def _build_row(snapshot: Snapshot) -> dict[str, Any]:
     """Return the row of a snapshot in the JSON list."""
     facts = snapshot.manifest.as_dict()
-    return {key: facts[key] for key in LISTED} | {"folder": str(snapshot.folder), "run": facts["run"]}
+    return {key: facts[key] for key in LISTED} | {"folder": snapshot.url, "run": facts["run"]}

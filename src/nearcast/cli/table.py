@@ -21,6 +21,7 @@ from nearcast.cli.overlay import parse_duration
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import describe_publication
 from nearcast.publishing.engagement import TOP
+from nearcast.storage.locations import Location
 
 __all__ = ["TableOptions", "table"]
 
@@ -38,7 +39,7 @@ class TableOptions:
     fewer: bool
     repair: bool
     store: str | None
-    out: Path
+    out: Location
 
 
 @click.command()

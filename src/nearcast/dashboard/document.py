@@ -17,7 +17,8 @@ from nearcast.files import write_text
 from nearcast.history.event_log import newest, read
 from nearcast.history.record import record_runs
 from nearcast.measure.measures import MEASURES
-from nearcast.table.snapshot import list_generators
+from nearcast.storage.locations import Location
+from nearcast.table.snapshot import list_generators, open_home
 from nearcast.version import __version__
 
 __all__ = [
@@ -40,7 +41,7 @@ MOST_QUERIES = 400  # of every kind, for all generators: lists are the largest p
 FindRemoved = Callable[[str], RemovedItems]
 
 
-def list_history_generators(out: Path, only: Sequence[str] = (), *, served: bool = False) -> dict[str, int]:
+def list_history_generators(out: Location, only: Sequence[str] = (), *, served: bool = False) -> dict[str, int]:
     """Return the generators that have run here or have a history, each with the number of its newest event.
 
     Tables of a generator, published under GENERATOR.TABLE, are not listed. served: the generators in `only` are served
@@ -62,7 +63,7 @@ def list_history_generators(out: Path, only: Sequence[str] = (), *, served: bool
 class PageCache:
     """The pages of generators. A page is rebuilt only if its history has grown: a year of runs is slow to read."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Location) -> None:
         self._out = out
         self._pages: dict[str, tuple[Any, dict[str, Any]]] = {}
 
@@ -76,7 +77,7 @@ class PageCache:
 
 
 def build_document(
-    out: Path, only: Sequence[str] = (), *, removals: FindRemoved | None = None, lists: bool = True
+    out: Location, only: Sequence[str] = (), *, removals: FindRemoved | None = None, lists: bool = True
 ) -> dict[str, Any]:
     """Return everything that the page shows of these generators, or of all, as plain data.
 
@@ -133,32 +134,35 @@ def _sort_key(page: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def write_page(
-    out: Path,
+    out: Location,
     path: Path | None = None,
     *,
     generators: Sequence[str] = (),
     store: str | None = None,
     lists: bool = True,
     pictures: Sequence[str] = (),
-) -> Path:
-    """Write one self-contained HTML file about these generators of a folder, or about all, and return its path.
+) -> Location:
+    """Write one self-contained HTML file about these generators, or about all of `out`, and return its location.
 
-    path: default is <out>/dashboard.html. store: URL of the store whose overlay marks removed items. lists: include
-    lists of sample queries, the largest part of the file. pictures: origins from which pictures may be loaded, for
-    example https://img.example.com; without any, the file needs no network. Raises NotFoundError if nothing has run in
-    `out`, SpecError for an invalid origin.
+    path: of a local file; default is <out>/dashboard.html. store: URL of the store whose overlay marks removed items.
+    lists: include lists of sample queries, the largest part of the file. pictures: origins from which pictures may be
+    loaded, for example https://img.example.com; without any, the file needs no network. Raises NotFoundError if nothing
+    has run in `out`, SpecError for an invalid origin.
     """
-    target = out / FILE if path is None else path
+    home = open_home(out)
     origins = [validate_origin(origin) for origin in pictures]
-    if not out.is_dir():
+    if not home.exists():
         raise NotFoundError(f"nothing has run in {out}; run a generator first, or name its folder with --out")
-    if not target.parent.is_dir():
-        raise SpecError(f"{target.parent} is no folder; make it, or name another file")
+    if path is not None and not path.parent.is_dir():
+        raise SpecError(f"{path.parent} is no folder; make it, or name another file")
     document = build_document(out, generators, lists=lists, removals=make_removals_reader(store)) | {
         "pictures": origins
     }
-    write_text(target, build_static_page(document, pictures=origins).decode())
-    return target
+    page = build_static_page(document, pictures=origins)
+    if path is None:
+        return home.write_file(FILE, page)
+    write_text(path, page.decode())
+    return path
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nearcast.dashboard.series import build_pass_series, build_run_series, round_number
@@ -16,19 +15,20 @@ from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_version
 from nearcast.monitoring.serving_summary import list_newest_runs
 from nearcast.monitoring.status import derive_status
-from nearcast.table.snapshot import find_snapshot
+from nearcast.storage.locations import Location
+from nearcast.table.snapshot import find_snapshot, open_home
 
 __all__ = ["build_generator_page", "read_json", "read_tuning_time"]
 
 MOST_MARKS = 400
-FRONTIER = "frontier.json"
+FRONTIER = "tuning/frontier.json"
 SCORES = ("score_p01", "score_p50", "score_p99", "best_score_p50")
 NORMS = ("min", "p01", "p25", "p50", "p75", "p99", "max")
 LARGEST_FILE = 4_000_000  # bytes of a frontier or a replay that is read
 HIDDEN = ("files", "artifacts")  # keys of a manifest that are long and not useful to a reader
 
 
-def build_generator_page(out: Path, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any]:
+def build_generator_page(out: Location, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any]:
     """Return the page of one generator as plain data."""
     runs = list_newest_runs(events)
     status, live = derive_status(events), find_live_version(events)
@@ -112,25 +112,23 @@ def _describe_distribution(run: HistoryEvent) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON of a file; None if it is missing, too large or no JSON."""
+def read_json(out: Location, name: str) -> Any:
+    """Return the JSON of a small file in `out`; None if it is missing, too large or no JSON."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = open_home(out).read_file(name)
+        return None if data is None or len(data) > LARGEST_FILE else json.loads(data)
+    except ValueError:
         return None
 
 
-def read_tuning_time(out: Path, name: str) -> float:
+def read_tuning_time(out: Location, name: str) -> float:
     """Return when the last tuning was written, since the history does not record it; 0 if there is none."""
-    path = out / name / "tuning" / FRONTIER
-    return path.stat().st_mtime if path.is_file() else 0.0
+    return open_home(out).describe_file(f"{name}/{FRONTIER}")[0]
 
 
-def _read_frontier(out: Path, name: str) -> dict[str, Any] | None:
+def _read_frontier(out: Location, name: str) -> dict[str, Any] | None:
     """Return the points of the last tuning, each with its settings and its seconds by recall target."""
-    facts = read_json(out / name / "tuning" / FRONTIER)
+    facts = read_json(out, f"{name}/{FRONTIER}")
     if not isinstance(facts, dict) or not isinstance(facts.get("found"), list):
         return None
     points = []
@@ -153,19 +151,19 @@ def _read_point(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"engine": point.get("engine"), "settings": point.get("settings") or {}}
 
 
-def _read_replay(out: Path, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
+def _read_replay(out: Location, name: str, events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
     """Return the last replay: candidates left after each stage by source.
 
     {"stages": [{"name", "offline", "online"}, ...], "requests": n, "hit_rate": {"offline", "online"}}, from the last
     event `replay`, or from <out>/<generator>/replay.json.
     """
     facts: Any = next((event.facts for event in reversed(events) if event.kind == "replay"), None)
-    facts = read_json(out / name / "replay.json") if facts is None else facts
+    facts = read_json(out, f"{name}/replay.json") if facts is None else facts
     stages = facts.get("stages") if isinstance(facts, Mapping) else None
     return dict(facts) if isinstance(stages, list) and stages else None
 
 
-def _read_manifest(out: Path, name: str, version: int | None) -> dict[str, Any] | None:
+def _read_manifest(out: Location, name: str, version: int | None) -> dict[str, Any] | None:
     try:
         manifest = find_snapshot(out, name, version).manifest.as_dict()
     except NearcastError:

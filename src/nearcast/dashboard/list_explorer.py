@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.artifact_files import open_dataset
 from nearcast.errors import NotFoundError
 from nearcast.table.snapshot import Candidates, Snapshot
 
@@ -44,7 +43,7 @@ def list_display_columns(snapshot: Snapshot) -> tuple[str, ...]:
     """Return the display columns of the items in the spec, else its attributes."""
     items = snapshot.manifest.spec.get("items") or {}
     names = items.get("display") or items.get("attributes") or ()
-    held = open_dataset(snapshot.folder / "items").schema.names
+    held = snapshot.dataset("items").schema.names
     return tuple(name for name in names if name in held)
 
 
@@ -117,7 +116,7 @@ def diff_ids(before: Sequence[Any], now: Sequence[Any]) -> dict[str, Any]:
 
 def find_keys(snapshot: Snapshot, text: str, limit: int = 12) -> list[dict[str, Any]]:
     """Return keys that begin with a text, then keys whose display columns hold it; with a label each."""
-    table = open_dataset(snapshot.folder / "candidates")
+    table = snapshot.dataset("candidates")
     ids = table.to_table(columns=["query_id"], filter=_match_prefix(table, text)).column("query_id")
     found = ids.slice(0, limit).to_pylist()
     if len(found) < limit and len(text) > 1:
@@ -158,8 +157,7 @@ def read_labels(snapshot: Snapshot, keys: Sequence[Any]) -> dict[Any, str]:
 
 
 def _open_query_columns(snapshot: Snapshot) -> Any:
-    folder = snapshot.folder / "queries"
-    return open_dataset(folder if folder.is_dir() else snapshot.folder / "items")
+    return snapshot.dataset("queries" if snapshot.has("queries") else "items")
 
 
 def _list_label_columns(snapshot: Snapshot, dataset: Any) -> list[str]:

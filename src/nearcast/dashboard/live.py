@@ -10,7 +10,6 @@ import gzip
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nearcast.dashboard.live_document import LiveDocument
@@ -19,6 +18,7 @@ from nearcast.errors import NearcastError, NotFoundError
 from nearcast.service.endpoint import Page, PageRequest
 from nearcast.service.generator_service import Service
 from nearcast.service.responses import RefusedError, Reply
+from nearcast.storage.locations import Location
 
 __all__ = ["Explain", "dashboard_pages"]
 
@@ -42,7 +42,7 @@ class Explain(Protocol):
 
 
 def dashboard_pages(
-    service: Service, out: Path, *, pictures: Sequence[str] = (), explain: Explain | None = None
+    service: Service, out: Location, *, pictures: Sequence[str] = (), explain: Explain | None = None
 ) -> list[Page]:
     """Return the pages of a service whose snapshots are in `out`. explain: offered on the page if there is one.
 

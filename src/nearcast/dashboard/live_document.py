@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from nearcast.dashboard.document import PageCache, build_headline, list_history_generators, wrap_pages
@@ -23,6 +22,7 @@ from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
 from nearcast.service.generator_service import Service
 from nearcast.service.served_tables import list_columns
+from nearcast.storage.locations import Location
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["LiveDocument"]
@@ -33,7 +33,7 @@ FRESH_SECONDS = 5.0  # the document is rebuilt after this time
 class LiveDocument:
     """The document of the generators that a service answers for. Blocks: its methods run in threads."""
 
-    def __init__(self, service: Service, out: Path, pictures: Sequence[str], *, explains: bool) -> None:
+    def __init__(self, service: Service, out: Location, pictures: Sequence[str], *, explains: bool) -> None:
         self._service = service
         self._out = out
         self._fixed = {"live": True, "explains": explains, "pictures": list(pictures)}

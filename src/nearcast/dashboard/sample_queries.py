@@ -6,13 +6,13 @@ Random queries, those with the lowest recall (recorded by the run), the shortest
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nearcast.dashboard.list_explorer import RemovedItems, compare_key, list_display_columns, read_labels
 from nearcast.errors import NearcastError
+from nearcast.storage.locations import Location
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
 __all__ = ["WHY", "sample_queries"]
@@ -26,7 +26,7 @@ WHY: Mapping[str, str] = {
 }
 
 
-def sample_queries(out: Path, name: str, each: int, removal: RemovedItems | None = None) -> dict[str, Any] | None:
+def sample_queries(out: Location, name: str, each: int, removal: RemovedItems | None = None) -> dict[str, Any] | None:
     """Return up to `each` queries of every kind, with their lists now and before; None if there is no snapshot."""
     snapshots = list_snapshots(out, name)
     if not snapshots:

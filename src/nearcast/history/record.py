@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from nearcast.errors import AuditError
 from nearcast.files import fingerprint
 from nearcast.history.event_log import append
 from nearcast.publishing.publication import Publication
+from nearcast.storage.locations import Location
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 from nearcast.times import parse_utc
@@ -21,7 +21,7 @@ DECIDES = (  # settings of the spec: lists under other values are not comparable
 )
 
 
-def record_run(out: Path, snapshot: Snapshot) -> str | None:
+def record_run(out: Location, snapshot: Snapshot) -> str | None:
     """Add a run, once. Return an error text, or None."""
     made = fingerprint([snapshot.name, snapshot.manifest.facts["run"], snapshot.manifest.fingerprint])
     return append(
@@ -35,13 +35,13 @@ def record_run(out: Path, snapshot: Snapshot) -> str | None:
     )
 
 
-def record_runs(out: Path, generator: str) -> str | None:
+def record_runs(out: Location, generator: str) -> str | None:
     """Add the runs of snapshots that the history lacks: of killed runs, or of an older nearcast."""
     errors = [record_run(out, snapshot) for snapshot in list_snapshots(out, generator)]
     return next((error for error in errors if error), None)
 
 
-def record_publication(out: Path, done: Publication) -> str | None:
+def record_publication(out: Location, done: Publication) -> str | None:
     """Add a publish or rollback that changed the published version."""
     if done.outcome not in ("published", "rolled_back"):
         return None
@@ -49,7 +49,7 @@ def record_publication(out: Path, done: Publication) -> str | None:
     return append(out, done.generator, "publish" if done.outcome == "published" else "rollback", done.version, facts)
 
 
-def record_failed_audit(out: Path, generator: str, version: int | None, error: AuditError) -> str | None:
+def record_failed_audit(out: Location, generator: str, version: int | None, error: AuditError) -> str | None:
     """Add a publish that the audit refused."""
     assert isinstance(error.findings, tuple)
     findings = [finding.as_dict() for finding in error.findings]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any
 
 from nearcast import machine
 from nearcast.errors import TargetError
-from nearcast.files import finish
 from nearcast.join.assemble import WrittenTable
 from nearcast.join.context import RunContext, Workspace
 from nearcast.join.estimate import RunEstimate
@@ -25,7 +23,8 @@ from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
-from nearcast.table.snapshot import Snapshot, next_version, snapshots_folder
+from nearcast.table.snapshot import Snapshot, next_version
+from nearcast.table.snapshot import commit_snapshot as commit_folder
 from nearcast.times import format_utc
 from nearcast.version import __version__
 
@@ -95,12 +94,7 @@ def record_run(run: RunContext, estimate: RunEstimate, result: TaskResults) -> R
 
 def commit_snapshot(workspace: Workspace, folder: Path, manifest: Manifest) -> Snapshot:
     """Commit the snapshot atomically, then remove the work and unused artifacts."""
-    finish(folder, manifest.facts)
-    home = snapshots_folder(workspace.out, workspace.generator)
-    home.mkdir(exist_ok=True)
-    target = home / f"{manifest.version:06d}"
-    os.rename(folder, target)
-    snapshot = Snapshot(target, manifest)
+    snapshot = commit_folder(workspace.out, workspace.generator, folder, manifest.facts)
     remove_work(workspace, snapshot)
     return snapshot
 
@@ -122,7 +116,7 @@ def raise_below_target(snapshot: Snapshot) -> None:
     target = snapshot.manifest.target
     if not target.met:
         raise TargetError(
-            f"snapshot {snapshot.name} is below its recall target: {target.reason}; it is kept at {snapshot.folder}; "
+            f"snapshot {snapshot.name} is below its recall target: {target.reason}; it is kept at {snapshot.url}; "
             "change the engine's search parameters or lower `recall`",
             snapshot,
         )

@@ -15,6 +15,7 @@ from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listener import Listener
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.storage.locations import Location, host_folder, resolve_location
 
 __all__ = ["STAGES", "Meter", "RunContext", "Workspace", "prepare"]
 
@@ -42,13 +43,13 @@ class Workspace:
     """The folders of one generator."""
 
     base: Path  # paths of the spec are relative to it
-    out: Path  # holds the folders of all generators
+    out: Location  # holds the folders of all generators; may be in a bucket
     generator: str
 
     @property
     def home(self) -> Path:
-        """Folder of the generator."""
-        return self.out / self.generator
+        """Folder of the generator on this host: for work, locks and caches."""
+        return host_folder(self.out) / self.generator
 
     @property
     def artifacts(self) -> Path:
@@ -127,7 +128,7 @@ def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
     Raises BudgetError if the smallest blocks do not fit into the memory, SpecError for settings or an `out` that
     cannot be used.
     """
-    _refuse_name_not_utf8(base / spec.out)
+    _refuse_name_not_utf8(resolve_location(base, spec.out))
     engine = choose_engine(spec.engine)
     settings = parse_model(engine.settings, spec.engine_settings, f"engine_settings of {engine.name}")
     base_bytes = machine.resident_memory()
@@ -143,14 +144,16 @@ def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
         engine,
         settings,
         Resources(spec.threads or machine.default_threads(), work_bytes),
-        Workspace(base, base / spec.out, spec.name),
+        Workspace(base, resolve_location(base, spec.out), spec.name),
         Meter(base_bytes, budget),
         listener,
     )
 
 
-def _refuse_name_not_utf8(out: Path) -> None:
+def _refuse_name_not_utf8(out: Location) -> None:
     """Raise SpecError for a folder name that is not UTF-8: Arrow cannot write there."""
+    if not isinstance(out, Path):
+        return
     try:
         str(out.absolute()).encode()
     except UnicodeEncodeError:

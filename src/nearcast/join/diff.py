@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.artifact_files import open_dataset
 from nearcast.eligibility import Rule, collect_columns, failing
 from nearcast.engines import ENGINES
 from nearcast.errors import InputError
@@ -113,7 +112,7 @@ class _SnapshotSample:
     @cached_property
     def lists(self) -> dict[Id, _List]:
         """Lists of the sampled queries that the snapshot has."""
-        dataset = open_dataset(self.snapshot.folder / "candidates")
+        dataset = self.snapshot.dataset("candidates")
         queries = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
         columns = ["query_id", "candidate_ids", "scores"]
         rows = dataset.to_table(columns=columns, filter=pc.field("query_id").isin(queries), use_threads=False)
@@ -124,8 +123,7 @@ class _SnapshotSample:
 
     def read_attributes(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
         """Read attributes by id, for the ids that the snapshot has."""
-        path = self.snapshot.folder / folder
-        dataset = open_dataset(path if path.is_dir() else self.snapshot.folder / "items")
+        dataset = self.snapshot.dataset(folder if self.snapshot.has(folder) else "items")
         known = [name for name in names if name in dataset.schema.names]
         keys = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
         table = dataset.to_table(columns=["id", *known], filter=pc.field("id").isin(keys), use_threads=False)
@@ -136,7 +134,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff
     """Compare the lists of evenly spread queries. Raises InputError if the snapshots' ids have different types."""
     rows = np.unique(np.linspace(0, max(0, newer.n_rows - 1), min(sample, newer.n_rows)).astype(np.int64))
     sampled = newer.rows(rows).column("query_id").to_pylist()
-    kinds = [open_dataset(snapshot.folder / "candidates").schema for snapshot in (older, newer)]
+    kinds = [snapshot.dataset("candidates").schema for snapshot in (older, newer)]
     if any(kinds[0].field(name).type != kinds[1].field(name).type for name in ("query_id", "candidate_ids")):
         raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
     before, after = _SnapshotSample(older, sampled), _SnapshotSample(newer, sampled)

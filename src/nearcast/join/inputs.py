@@ -34,6 +34,7 @@ from nearcast.sources.validate_rows import (
     require_same_id_types,
 )
 from nearcast.spec import GeneratorSpec, SourceSpec
+from nearcast.storage.locations import host_folder, resolve_location
 from nearcast.types import ArrayVectors, Progress
 
 __all__ = [
@@ -96,7 +97,7 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
     Raises InputError if a file changes meanwhile.
     """
     tables = tables or InMemoryTables()
-    out = base / spec.out
+    out = host_folder(resolve_location(base, spec.out))
     item_source = _open(spec.items, base, tables.items, "items", out)
     own_queries = spec.queries is not None or tables.queries is not None
     query_source = _open(spec.query_source, base, tables.queries, "queries", out) if own_queries else item_source

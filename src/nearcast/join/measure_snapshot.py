@@ -26,7 +26,7 @@ from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
 from nearcast.measure.sampled_recall import measure_overlap
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.table.sketches import Sketch, read_sketch, write_sketch
+from nearcast.table.sketches import SKETCH, Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import Metric
 
@@ -120,7 +120,7 @@ def measure_drift(
     measures: dict[str, float] = {}
     tables = {"items": inputs.items} | ({} if inputs.queries is inputs.items else {"queries": inputs.queries})
     for name, table in tables.items():
-        old = None if last is None else read_sketch(last.folder, name)
+        old = None if last is None else read_sketch(last.fetch(SKETCH), name)
         comparable = old is not None and old.ids.type == table.ids.type
         positions = find_positions(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
         rows = sample_sketch_rows(len(table.ids), positions[positions >= 0], seed)

@@ -30,6 +30,7 @@ from nearcast.kernels import list_scorer
 from nearcast.measure.recall import Recall, sample_rows
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
+from nearcast.storage.locations import Location, absolute_location, parse_location
 from nearcast.types import Metric
 from nearcast.version import __version__
 
@@ -43,7 +44,7 @@ UNSEEN = 1 << 62  # future queries: the sample is never all of them
 def open_online(
     spec: GeneratorSpec,
     base: Path,
-    out: Path,
+    out: Location,
     *,
     engine: str = "faiss-hnsw",
     recall: float = 0.95,
@@ -71,7 +72,7 @@ def open_online(
             "engine_settings": spec.engine_settings if own else {},
             "recall": recall,
             "exclude_self": spec.exclude_self or spec.queries is None,  # a sampled query must not find itself
-            "out": str(Path(out).absolute()),
+            "out": absolute_location(parse_location(out)),
         }
     )
     run = prepare(online_spec, base, listener or Listener())

@@ -112,7 +112,7 @@ def check_generator(
     opened = open_run(run, tables or InMemoryTables())
     checked = _check_inputs(run, opened)
     estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, _nearest_folder(run.workspace.out))
+    require_budget(estimate, run.engine, _nearest_folder(run.workspace.home))
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketch_inputs(run, checked, Path(folder))
         rules = profile_rules(run.spec, inputs)
@@ -169,7 +169,7 @@ def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
 def _estimate_and_require(run: RunContext, checked: Checked) -> RunEstimate:
     with run.meter.stage("estimate"):
         estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, run.workspace.out)
+    require_budget(estimate, run.engine, run.workspace.home)
     return estimate
 
 

@@ -89,7 +89,7 @@ def open_snapshot_inputs(snapshot: Snapshot, artifacts: Path, base: Path | None)
     spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}", recorded=True)
     by_product = spec.score.columns and spec.metric is Metric.COSINE  # score terms scale vectors to unit length
     inputs = Inputs(items, queries, Metric.INNER_PRODUCT if by_product else spec.metric)
-    thresholds = read_full_items(snapshot.folder, items, queries)
+    thresholds = read_full_items(snapshot, items, queries)
     rank, fault = _find_rank_settings(spec, base or _spec_folder(spec, artifacts))
     constraints = open_constraints(folders.get("constraints"))
     return SnapshotInputs(spec, inputs, constraints, snapshot.manifest.engine.params, thresholds, rank, fault)

@@ -27,6 +27,7 @@ from nearcast.overfetch.candidates_needed import OverfetchPlan
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.candidate_schema import Reason
+from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = [
@@ -39,7 +40,8 @@ __all__ = [
     "write_full_items",
 ]
 
-FULL_FILE = "exposure/full.parquet"  # of a snapshot
+EXPOSURE = "exposure"  # the part of a snapshot with an exposure cap
+FULL_FILE = "full.parquet"
 CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
 
 CodeArray = npt.NDArray[np.uint8]
@@ -129,7 +131,7 @@ def require_exposure_memory(run: RunContext, n_queries: int) -> None:
 
 def write_full_items(thresholds: AdmissionThresholds, inputs: Inputs, folder: Path) -> None:
     """Write a row per filled-up item, by id: the last query that it was given to, and the score of the pair."""
-    path = folder / FULL_FILE
+    path = folder / EXPOSURE / FULL_FILE
     path.parent.mkdir(parents=True)
     rows = np.flatnonzero(np.isfinite(thresholds.scores))
     columns = {
@@ -140,9 +142,9 @@ def write_full_items(thresholds: AdmissionThresholds, inputs: Inputs, folder: Pa
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_full_items(folder: Path, items: IngestedTable, queries: IngestedTable) -> AdmissionThresholds | None:
+def read_full_items(snapshot: Snapshot, items: IngestedTable, queries: IngestedTable) -> AdmissionThresholds | None:
     """Read the filled-up items of a snapshot as positions; None for a snapshot without an exposure cap."""
-    path = folder / FULL_FILE
+    path = snapshot.fetch(EXPOSURE) / FULL_FILE
     if not path.is_file():
         return None
     table = pq.read_table(path)

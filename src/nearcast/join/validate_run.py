@@ -32,7 +32,9 @@ from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, op
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.scan_rows import select_rows
+from nearcast.storage.locations import Location
 from nearcast.stores import check_store_url
+from nearcast.table.snapshot import open_home
 from nearcast.types import AnyArray, Metric
 
 __all__ = [
@@ -75,8 +77,14 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
     return OpenedRun(sources, plan)
 
 
-def refuse_out(out: Path) -> None:
-    """Raise SpecError if no folder can be created in `out`, or in the nearest existing folder above it."""
+def refuse_out(out: Location) -> None:
+    """Raise SpecError if no folder can be created in `out`, or in the nearest existing folder above it.
+
+    Raises StorageError for a bucket that does not exist, cannot be reached, or can be overwritten under a condition.
+    """
+    if not isinstance(out, Path):
+        open_home(out).check_writable()
+        return
     existing = out
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.artifact_files import open_dataset
 from nearcast.errors import InputError
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
@@ -200,7 +199,7 @@ def _new_item_recalls(
     """Return the recall of items new since the last snapshot, and of all others, over the queries that need them."""
     listed = np.unique(truth.positions[truth.positions >= 0])
     ids = inputs.items.ids.take(pa.array(listed))
-    dataset = open_dataset(last.folder / "items")
+    dataset = last.dataset("items")
     kind = dataset.schema.field("id").type
     if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(listed):
         return []

@@ -22,6 +22,7 @@ from nearcast.monitoring.root_causes import fold_consequences
 from nearcast.monitoring.served_checks import check_served
 from nearcast.monitoring.serving_summary import describe_served, explain_age, explain_newer_runs, list_newest_runs
 from nearcast.monitoring.staleness import Staleness, measure_staleness
+from nearcast.storage.locations import Location
 from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
 from nearcast.suggest import describe_generators
@@ -79,7 +80,7 @@ class MonitorReport:
 
 
 def run_monitor(
-    out: Path,
+    out: Location,
     generator: str,
     listener: Listener,
     *,

@@ -132,7 +132,7 @@ def _open_current(
 def _validate_same(request: PublishRequest, current: CurrentVersion, snapshot: Snapshot) -> None:
     if current.facts.fingerprint != snapshot.manifest.fingerprint:
         raise StoreError(
-            f"{request.describe(current.version)} is current, and is not the snapshot in {snapshot.folder}: two "
+            f"{request.describe(current.version)} is current, and is not the snapshot in {snapshot.url}: two "
             "folders of snapshots publish to one store; give one of the generators another store or another name"
         )
 
@@ -268,7 +268,7 @@ def _move_pointer(request: PublishRequest, pointer: Pointer | None, result: Publ
 def _clean_up(request: PublishRequest, result: Publication, pointer: Pointer | None, snapshot: Snapshot) -> Publication:
     """Compact the overlay; remove old versions and snapshots. Every step may be repeated."""
     assert pointer is not None, "something is current"
-    store, generator, out = request.store, request.generator, snapshot.folder.parents[2]
+    store, generator, out = request.store, request.generator, snapshot.out
     if request.repair:
         notes: list[str] = []
         retire_damaged(store, generator, pointer.version, notes)

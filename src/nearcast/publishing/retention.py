@@ -1,4 +1,4 @@
-"""Retention of versions in a store and of snapshots on disk; which versions count as rolled back.
+"""Retention of versions in a store and of snapshots; which versions count as rolled back.
 
 The current version always stays. So does the first target of a rollback, if two or more versions may stay.
 """
@@ -6,16 +6,14 @@ The current version always stays. So does the first target of a rollback, if two
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.files import MANIFEST, is_done
 from nearcast.publishing.write_version import unreadable_versions
+from nearcast.storage.locations import Location
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.version_facts import VersionFacts, read_facts
-from nearcast.table.snapshot import list_snapshots, snapshots_folder
+from nearcast.table.snapshot import open_home
 
 __all__ = [
     "choose_kept_versions",
@@ -78,19 +76,16 @@ def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> Version
     raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault or 'it has none'}")
 
 
-def remove_snapshots(out: Path, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
-    """Remove snapshots older than the current one from disk, except the newest `keep` and the versions in the store.
+def remove_snapshots(out: Location, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
+    """Remove snapshots older than the current one, except the newest `keep` and the versions in the store.
 
     Returns their versions. Call it under the lock. The manifest is removed first: no reader finds a partial snapshot.
     """
-    home = snapshots_folder(out, generator)
-    found = [snapshot.version for snapshot in list_snapshots(out, generator)]
+    home = open_home(out)
+    found = home.list_versions(generator)
     old = found[:-keep] if keep is not None else []
     removed = [version for version in old if version < current and version not in held]
     for version in removed:
-        (home / f"{version:06d}" / MANIFEST).unlink()
-    newest = max(found, default=0)
-    for folder in home.iterdir() if home.is_dir() else ():
-        if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder):
-            shutil.rmtree(folder)
+        home.remove(generator, version)
+    home.sweep(generator)
     return removed

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,8 @@ from nearcast.publishing.snapshot_rows import SnapshotShape, iterate_items, iter
 from nearcast.sources.ids import find_positions, sample_rows_by_hash
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
-from nearcast.table.sketches import read_sketch
-from nearcast.table.snapshot import Snapshot, open_snapshot
+from nearcast.table.sketches import SKETCH, read_sketch
+from nearcast.table.snapshot import Snapshot, open_home
 from nearcast.times import parse_utc
 
 if TYPE_CHECKING:
@@ -164,12 +163,12 @@ def _compare_vectors(
 
     The last component that a score term appends is not compared: bids may change every day.
     """
-    folder = _find_current_folder(snapshot, current)
-    if folder is None:
+    served = _find_current_snapshot(snapshot, current)
+    if served is None:
         return {}
     found = {}
     for table in ("items", "queries"):
-        then, now = read_sketch(folder, table), read_sketch(snapshot.folder, table)
+        then, now = read_sketch(served.fetch(SKETCH), table), read_sketch(snapshot.fetch(SKETCH), table)
         if then is None or now is None:
             continue
         same_type = then.ids.type == now.ids.type
@@ -182,11 +181,10 @@ def _compare_vectors(
     return found
 
 
-def _find_current_folder(snapshot: Snapshot, current: CurrentVersion) -> Path | None:
-    """Return the folder of the current snapshot if it is beside this snapshot; else None."""
-    folder = snapshot.folder.parent / current.name
+def _find_current_snapshot(snapshot: Snapshot, current: CurrentVersion) -> Snapshot | None:
+    """Return the current snapshot if it is beside this snapshot; else None."""
     try:
-        same = open_snapshot(folder).manifest.fingerprint == current.facts.fingerprint
+        served = open_home(snapshot.out).open(snapshot.generator, current.version)
     except (DamagedError, NotFoundError, OSError):
         return None
-    return folder if same else None
+    return served if served.manifest.fingerprint == current.facts.fingerprint else None

@@ -76,7 +76,7 @@ def _read_rules(snapshot: Snapshot, items: pa.Schema) -> dict[str, Any] | None:
     rules = [parse_rule(rule["name"], rule["keep"]) for rule in snapshot.manifest.spec.get("rules", ())]
     if not rules:
         return None
-    own = (snapshot.folder / "queries").is_dir()  # otherwise queries are the items
+    own = snapshot.has("queries")  # otherwise queries are the items
     with _translate_errors(snapshot):
         queries = pq.read_schema(_list_files(snapshot, "queries")[0]) if own else items
     facts = serialize_rules(rules, items, queries)
@@ -171,9 +171,9 @@ def _count_text_bytes(texts: pa.ChunkedArray) -> int:
 
 
 def _list_files(snapshot: Snapshot, part: str) -> list[Path]:
-    found = sorted((snapshot.folder / part).glob("part-*.parquet"))
+    found = sorted(snapshot.fetch(part).glob("part-*.parquet"))
     if not found:
-        raise DamagedError(f"{snapshot.folder / part} holds no files; restore them, or run again")
+        raise DamagedError(f"{snapshot.url}/{part} holds no files; restore them, or run again")
     return found
 
 
@@ -184,4 +184,4 @@ def _translate_errors(snapshot: Snapshot) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         snapshot.verify()
-        raise DamagedError(f"{snapshot.folder} cannot be read: {error}") from error
+        raise DamagedError(f"{snapshot.url} cannot be read: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.files import path_fault
 from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
+from nearcast.storage.locations import Location, parse_location
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
 __all__ = ["PublishTarget", "find_target", "read_snapshot_target", "read_spec_target", "resolve_store_url"]
@@ -20,10 +21,10 @@ __all__ = ["PublishTarget", "find_target", "read_snapshot_target", "read_spec_ta
 
 @dataclass(frozen=True, slots=True)
 class PublishTarget:
-    """The folder of a generator's snapshots, and the tables of its spec for publishing and serving."""
+    """The location of a generator's snapshots, and the tables of its spec for publishing and serving."""
 
     generator: str
-    out: Path
+    out: Location
     publish: PublishSpec = field(default_factory=PublishSpec)
     audit: AuditSpec = field(default_factory=AuditSpec)
     serve: ServeSpec = field(default_factory=ServeSpec)
@@ -33,30 +34,36 @@ class PublishTarget:
         return resolve_store_url(self.publish, self.out, override)
 
 
-def resolve_store_url(settings: PublishSpec, out: Path, override: str | None = None) -> str:
+def resolve_store_url(settings: PublishSpec, out: Location, override: str | None = None) -> str:
     """Return the URL of the store: the override, else that of the spec, whose relative lmdb:PATH is below `out`.
 
     A relative path in the override is relative to the current folder, as for `nearcast.open`. `~` is the home folder in
-    both. Raises SpecError for a path with an environment variable: it is not expanded.
+    both. Raises SpecError for a path with an environment variable, which is not expanded, or below a bucket.
     """
     text = settings.store if override is None else override
     scheme, colon, rest = text.partition(":")
     if colon and scheme != "lmdb" and "/" not in scheme:
         return text
     path = Path(rest if colon and scheme == "lmdb" else text).expanduser()
-    path = path if override is not None else out / path
+    if override is None and not path.is_absolute():
+        if not isinstance(place := parse_location(out), Path):
+            raise SpecError(
+                f"store: lmdb:{path} is relative to `out`, which is {place}; a store cannot be in a bucket: give an "
+                "absolute path, lmdb:/PATH, or redis://HOST:PORT/DB"
+            )
+        path = place / path
     fault = None if os.path.lexists(path) else path_fault(str(path))
     if fault:
         raise SpecError(f"store: {fault}")
     return f"lmdb:{path}"
 
 
-def read_spec_target(spec: GeneratorSpec, out: Path) -> PublishTarget:
+def read_spec_target(spec: GeneratorSpec, out: Location) -> PublishTarget:
     """Return the target by a spec. Changes of its [publish], [audit] and [serve] tables need no new run."""
     return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve)
 
 
-def read_snapshot_target(generator: str, out: Path, version: int | None = None) -> PublishTarget:
+def read_snapshot_target(generator: str, out: Location, version: int | None = None) -> PublishTarget:
     """Return the target by the manifest of a snapshot, by default the newest. Raises NotFoundError if there is none."""
     snapshot = find_snapshot(out, generator, version)
     return PublishTarget(
@@ -68,7 +75,7 @@ def read_snapshot_target(generator: str, out: Path, version: int | None = None) 
     )
 
 
-def find_target(generator: str, out: Path) -> PublishTarget:
+def find_target(generator: str, out: Location) -> PublishTarget:
     """Return the target by the newest snapshot; with default settings if there is no snapshot."""
     try:
         return read_snapshot_target(generator, out)
@@ -78,4 +85,4 @@ def find_target(generator: str, out: Path) -> PublishTarget:
 
 def _parse_table(snapshot: Snapshot, name: str, model: Any) -> Any:
     tables = snapshot.manifest.spec.get(name, {})  # absent in manifests of earlier versions
-    return parse_model(model, tables, f"{snapshot.folder / 'manifest.json'}, spec.{name}", recorded=True)
+    return parse_model(model, tables, f"{snapshot.url}/manifest.json, spec.{name}", recorded=True)

@@ -192,7 +192,7 @@ def _describe_changes(run: RunContext, source: LookupSource, sources: Sources) -
     """Return how today's files differ from the files of the version; "" if they are the same."""
     facts = source.view.version.facts
     try:
-        manifest = find_snapshot(run.workspace.home.parent, run.spec.name, source.view.version.number).manifest
+        manifest = find_snapshot(run.workspace.out, run.spec.name, source.view.version.number).manifest
     except NearcastError:
         manifest = None
     if manifest is not None and manifest.fingerprint == facts.fingerprint:

@@ -123,7 +123,7 @@ def replay(
         compared=compared.ways,
         warnings=(*compared.warnings, *mismatches),
     )
-    warning = append(run.workspace.home.parent, run.spec.name, "replay", version, report.facts())
+    warning = append(run.workspace.out, run.spec.name, "replay", version, report.facts())
     if warning:
         run.listener.note(warning)
     return report, results
@@ -186,7 +186,7 @@ def open_lookup_source(
         if number is not None and number in store.versions(generator):
             opened = open_version(store, generator, number, verify=False)
         else:
-            snapshot = find_snapshot(run.workspace.home.parent, generator, number)
+            snapshot = find_snapshot(run.workspace.out, generator, number)
             run.listener.note(f"{snapshot.name} is not in the store; it is staged for the replay")
             staged = stack.enter_context(_stage_snapshot(snapshot))
             opened = open_version(staged, generator, snapshot.version, verify=False)
@@ -214,7 +214,7 @@ def open_online_source(
     spec = run.spec if k is None else run.spec.model_copy(update={"k": k})
     target = recall if recall is not None else spec.serve.online_recall
     index = open_online(
-        spec, run.workspace.base, run.workspace.home.parent, engine=engine, recall=target, listener=run.listener
+        spec, run.workspace.base, run.workspace.out, engine=engine, recall=target, listener=run.listener
     )
     sources = open_sources(spec, run.workspace.base, run.listener)
     inputs = open_current_inputs(run, sources, run.workspace.home / "online")

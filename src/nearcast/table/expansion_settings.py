@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from nearcast.errors import SpecError
-from nearcast.files import path_fault
 from nearcast.spec import RuleSpec, parse_model, read_tables
+from nearcast.storage.locations import location_fault
 
 __all__ = [
     "MONEY_ROLES",
@@ -116,7 +116,7 @@ class ExpansionSpec(_Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if fault := path_fault(self.out):
+        if fault := location_fault(self.out):
             raise ValueError(f"out: {fault}")
         return self
 

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from nearcast.types import FloatArray
 
-__all__ = ["Sketch", "read_sketch", "write_sketch"]
+__all__ = ["SKETCH", "Sketch", "read_sketch", "write_sketch"]
+
+SKETCH = "sketch"  # the part of a snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Sketch:
 
 def write_sketch(folder: Path, table: str, sketch: Sketch) -> None:
     """Write the sketch of a table, "items" or "queries", into an unfinished snapshot."""
-    home = folder / "sketch"
+    home = folder / SKETCH
     home.mkdir(exist_ok=True)
     dim = sketch.vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(sketch.vectors, np.float32).ravel())
@@ -36,8 +38,11 @@ def write_sketch(folder: Path, table: str, sketch: Sketch) -> None:
 
 
 def read_sketch(folder: Path, table: str) -> Sketch | None:
-    """Read the sketch of a table of a snapshot; None if there is none: a snapshot of an older version."""
-    path = folder / "sketch" / f"{table}.parquet"
+    """Read the sketch of a table; None if there is none: a snapshot of an older version.
+
+    folder: of the snapshot's part SKETCH, from `Snapshot.fetch`.
+    """
+    path = folder / f"{table}.parquet"
     if not path.is_file():
         return None
     rows = pq.read_table(path, use_threads=False).combine_chunks()

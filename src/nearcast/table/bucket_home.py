@@ -1,0 +1,237 @@
+"""The home of snapshots in a bucket. Nothing is renamed and nothing is locked: two objects are created once.
+
+A commit takes a version by creating `attempt.json` in its folder, uploads the files, and creates `manifest.json`, which
+makes the snapshot visible. Whoever sweeps overwrites `attempt.json` first, and an attempt that finds it overwritten
+starts again with another version: it looks before and after it creates the manifest. So no swept snapshot stays
+committed, without any lock, however slow a process is and whatever its clock says. The overwritten `attempt.json` keeps
+the highest version taken: two processes never write to one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import BusyError, DamagedError, NotFoundError
+from nearcast.files import MANIFEST, finish, read_manifest
+from nearcast.storage.base import Storage
+from nearcast.storage.host_cache import HostCache
+from nearcast.storage.locations import Location
+from nearcast.table.bucket_parts import ATTEMPT, BucketParts
+from nearcast.table.manifest import Manifest
+from nearcast.table.snapshot_home import manifest_text, parse_manifest
+from nearcast.table.snapshot_reader import Snapshot
+
+__all__ = ["BucketHome"]
+
+MOST_ATTEMPTS = 1_000  # versions that other processes may take meanwhile
+ABANDONED_SECONDS = 86_400.0  # an attempt that has written nothing for so long was killed
+READS = 16  # small objects at a time
+SWEPT = b'{"swept": true}'
+
+
+class BucketHome:
+    """Snapshots in a bucket. Safe to use from several threads."""
+
+    def __init__(self, storage: Storage, out: Location, cache: HostCache) -> None:
+        self.out = out
+        self._storage = storage
+        self._cache = cache
+        self._opened: dict[str, tuple[str, Snapshot]] = {}  # by name: etag of the manifest, snapshot
+
+    def list_generators(self) -> list[str]:
+        """List the folders that hold a folder of snapshots."""
+        names = self._storage.list_folders()
+        return [name for name, found in zip(names, self._map(self._list_taken, names), strict=True) if found]
+
+    def list_versions(self, generator: str) -> list[int]:
+        """Look for the manifest of each folder, in parallel."""
+        taken = self._list_taken(generator)
+        found = self._map(lambda version: self._storage.stat(f"{_name(generator, version)}/{MANIFEST}"), taken)
+        return [version for version, manifest in zip(taken, found, strict=True) if manifest is not None]
+
+    def list_snapshots(self, generator: str) -> list[Snapshot]:
+        """Read the manifests in parallel. A snapshot that is removed meanwhile is left out."""
+        found = self._map(lambda version: self._open_if_there(generator, version), self._list_taken(generator))
+        return [snapshot for snapshot in found if snapshot is not None]
+
+    def next_version(self, generator: str) -> int:
+        """Look at the names of the folders."""
+        return max(self._list_taken(generator), default=0) + 1
+
+    def open(self, generator: str, version: int) -> Snapshot:
+        """Read the manifest."""
+        snapshot = self._open_if_there(generator, version)
+        if snapshot is None:
+            where = f"{self._storage.url}/{_name(generator, version)}"
+            raise DamagedError(f"{where} has no {MANIFEST}: it was never finished; run again")
+        return snapshot
+
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+        """Take a version, upload the files, create the manifest."""
+        finish(folder, facts)
+        files = read_manifest(folder)["files"]
+        known = set(self.list_versions(generator))
+        for _ in range(MOST_ATTEMPTS):
+            version, token = self._take_version(generator, facts)
+            name = _name(generator, version)
+            self._map(lambda file, name=name: self._storage.upload(f"{name}/{file}", folder / file), sorted(files))
+            text = manifest_text({**facts, "version": version, "files": files})
+            if self._create_manifest(name, token, text):
+                snapshot = self.open(generator, version)
+                assert isinstance(snapshot.parts, BucketParts)
+                snapshot.parts.adopt(folder)
+                self._sweep(generator, facts["fingerprint"])
+                return snapshot
+            self._delete_folder(name)
+            for other in sorted(set(self.list_versions(generator)) - known):
+                snapshot = self.open(generator, other)
+                if snapshot.manifest.fingerprint == facts["fingerprint"]:
+                    return snapshot
+        raise BusyError(f"{self._storage.url}/{generator}: {MOST_ATTEMPTS} versions were taken meanwhile; run again")
+
+    def remove(self, generator: str, version: int) -> None:
+        """Delete the manifest, then all other objects."""
+        name = _name(generator, version)
+        self._storage.delete(f"{name}/{MANIFEST}")
+        self._delete_folder(name)
+        self._forget(name)
+
+    def sweep(self, generator: str) -> int:
+        """Remove attempts without a manifest that have written nothing for a day."""
+        return self._sweep(generator, None)
+
+    def exists(self) -> bool:
+        """Return True."""
+        return True
+
+    def check_writable(self) -> None:
+        """Create and delete an object: a commit hours later needs credentials, and a server with conditional puts."""
+        name = f"probe-{secrets.token_hex(8)}"
+        self._storage.create(name, name.encode())
+        self._storage.delete(name)
+
+    def read_file(self, name: str) -> bytes | None:
+        """Read the object."""
+        try:
+            return self._storage.read(name)
+        except NotFoundError:
+            return None
+
+    def write_file(self, name: str, data: bytes) -> Location:
+        """Replace the object."""
+        self._storage.write(name, data)
+        return f"{self._storage.url}/{name}"
+
+    def describe_file(self, name: str) -> tuple[float, int]:
+        """Read the facts of the object."""
+        found = self._storage.stat(name)
+        return (0.0, 0) if found is None else (found.modified, found.size)
+
+    def _list_taken(self, generator: str) -> list[int]:
+        """Return the numbers of all folders of snapshots, finished or not."""
+        return sorted(int(name) for name in self._storage.list_folders(f"{generator}/snapshots") if name.isdigit())
+
+    def _open_if_there(self, generator: str, version: int) -> Snapshot | None:
+        name = _name(generator, version)
+        found = self._storage.stat(f"{name}/{MANIFEST}")
+        etag, snapshot = self._opened.get(name, ("", None))
+        if found is None:
+            self._forget(name)
+            return None
+        if snapshot is None or etag != found.etag:
+            try:
+                manifest = self._read_manifest(name)
+            except NotFoundError:  # removed at this moment
+                return None
+            parts = BucketParts(self._storage, name, self.out, manifest.facts["files"], self._cache)
+            snapshot = Snapshot(self._cache.root / "snapshots" / Path(name).name, manifest, parts)
+            self._opened[name] = (found.etag, snapshot)
+        return snapshot
+
+    def _forget(self, name: str) -> None:
+        """Let the cache evict the files of a removed snapshot."""
+        _, snapshot = self._opened.pop(name, ("", None))
+        if snapshot is not None and isinstance(snapshot.parts, BucketParts):
+            for part in snapshot.parts.list_parts():
+                with contextlib.suppress(KeyError):  # not in use
+                    self._cache.release({snapshot.parts.entry_key(part)})
+
+    def _read_manifest(self, name: str) -> Manifest:
+        where = f"{self._storage.url}/{name}/{MANIFEST}"
+        data = self._storage.read(f"{name}/{MANIFEST}")
+        try:
+            facts = json.loads(data)
+        except ValueError as error:
+            raise DamagedError(f"{where} cannot be read ({error}); remove it and run again") from error
+        if not isinstance(facts, dict):
+            raise DamagedError(f"{where} does not hold a manifest; remove it and run again")
+        return parse_manifest(facts, where)
+
+    def _take_version(self, generator: str, facts: Mapping[str, Any]) -> tuple[int, bytes]:
+        """Create `attempt.json` in a folder of its own. Return the version and the contents."""
+        token = json.dumps({"attempt": secrets.token_hex(16), "fingerprint": facts["fingerprint"]}).encode()
+        version = self.next_version(generator)
+        while not self._storage.create(f"{_name(generator, version)}/{ATTEMPT}", token):
+            version = max(version + 1, self.next_version(generator))
+        return version, token
+
+    def _create_manifest(self, name: str, token: bytes, text: str) -> bool:
+        """Commit. Return False if the attempt was swept; its manifest is not there then."""
+        if not self._holds(name, token):
+            return False
+        self._storage.create(f"{name}/{MANIFEST}", text.encode())  # nobody else creates it: the folder is ours
+        if not self._holds(name, token):
+            self._storage.delete(f"{name}/{MANIFEST}")
+            return False
+        return True
+
+    def _holds(self, name: str, token: bytes) -> bool:
+        try:
+            return self._storage.read(f"{name}/{ATTEMPT}") == token
+        except NotFoundError:
+            return False
+
+    def _sweep(self, generator: str, committed: str | None) -> int:
+        """Remove abandoned attempts. committed: fingerprint whose other attempts are removed at once."""
+        removed, finished = 0, self.list_versions(generator)
+        for version in set(self._list_taken(generator)) - set(finished):
+            name = _name(generator, version)
+            if not (self._is_abandoned(name) or (committed and self._fingerprint_of(name) == committed)):
+                continue
+            self._storage.write(f"{name}/{ATTEMPT}", SWEPT)
+            if self._storage.stat(f"{name}/{MANIFEST}") is None:  # looked at after that: it can't be committed any more
+                self._delete_folder(name, keep_attempt=version > max(finished, default=0))
+                removed += 1
+        return removed
+
+    def _is_abandoned(self, name: str) -> bool:
+        newest = max((found.modified for found in self._storage.list_objects(name)), default=0.0)
+        return time.time() - newest > ABANDONED_SECONDS
+
+    def _fingerprint_of(self, name: str) -> str | None:
+        with contextlib.suppress(NotFoundError, ValueError, KeyError, TypeError):
+            return str(json.loads(self._storage.read(f"{name}/{ATTEMPT}"))["fingerprint"])
+        return None
+
+    def _delete_folder(self, name: str, *, keep_attempt: bool = False) -> None:
+        kept = {f"{name}/{ATTEMPT}"} if keep_attempt else set()
+        found = [found.name for found in self._storage.list_objects(name) if found.name not in kept]
+        self._map(self._storage.delete, found)
+
+    def _map(self, call: Any, values: Sequence[Any]) -> list[Any]:
+        """Call for each value, some at a time."""
+        if len(values) <= 1:
+            return [call(value) for value in values]
+        with ThreadPoolExecutor(min(READS, len(values)), "nearcast-bucket") as pool:
+            return list(pool.map(call, values))
+
+
+def _name(generator: str, version: int) -> str:
+    return f"{generator}/snapshots/{version:06d}"

@@ -1,0 +1,207 @@
+"""The home of snapshots: everything that differs between an `out` in a local folder and one in a bucket.
+
+    <out>/<generator>/snapshots/000001/   manifest.json   candidates/   items/   queries/   sketch/
+
+A snapshot is complete if it contains a manifest, which is written last and once. Versions are numbers, since clocks can
+go backwards. Callers pass a location to the functions of `snapshot.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from nearcast.errors import DamagedError
+from nearcast.files import MANIFEST, finish, is_done, read_manifest, write_text
+from nearcast.storage.locations import Location
+from nearcast.table.manifest import Manifest
+from nearcast.table.snapshot_reader import Snapshot
+
+__all__ = ["LocalHome", "SnapshotHome", "open_snapshot", "parse_manifest"]
+
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+class SnapshotHome(Protocol):
+    """The snapshots and small files of all generators below one location."""
+
+    out: Location
+
+    def list_generators(self) -> list[str]:
+        """List the generators that have a snapshot, finished or not."""
+        ...
+
+    def list_versions(self, generator: str) -> list[int]:
+        """List the versions of the finished snapshots, in order."""
+        ...
+
+    def list_snapshots(self, generator: str) -> list[Snapshot]:
+        """Open all finished snapshots, oldest first."""
+        ...
+
+    def next_version(self, generator: str) -> int:
+        """Return the number after the highest snapshot, finished or not."""
+        ...
+
+    def open(self, generator: str, version: int) -> Snapshot:
+        """Open a snapshot. Raises DamagedError if its manifest is missing, unreadable or incomplete."""
+        ...
+
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+        """Commit the files of a folder as the next version, with these facts as its manifest.
+
+        Any number of processes may commit at once: each gets a version of its own, or the snapshot of its fingerprint
+        that another process has committed meanwhile. The folder may be moved.
+        """
+        ...
+
+    def remove(self, generator: str, version: int) -> None:
+        """Remove a snapshot, its manifest first: no reader finds a partial snapshot."""
+        ...
+
+    def sweep(self, generator: str) -> int:
+        """Remove what killed commits and removals left. Return the number of removed folders."""
+        ...
+
+    def exists(self) -> bool:
+        """Return whether the location exists; True for a bucket, where folders are only names."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise StorageError if nothing can be committed here."""
+        ...
+
+    def read_file(self, name: str) -> bytes | None:
+        """Return a small file, for example "tuning/frontier.json" of a generator; None if it is missing."""
+        ...
+
+    def write_file(self, name: str, data: bytes) -> Location:
+        """Write a small file atomically; return where it is."""
+        ...
+
+    def describe_file(self, name: str) -> tuple[float, int]:
+        """Return when a small file was written, in seconds since 1970, and its bytes; zeros if it is missing."""
+        ...
+
+
+class LocalHome:
+    """Snapshots in a local folder. The committing step is a rename."""
+
+    def __init__(self, out: Path) -> None:
+        self.out: Location = out
+        self._root = out
+
+    def _folder(self, generator: str) -> Path:
+        return self._root / generator / "snapshots"
+
+    def list_generators(self) -> list[str]:
+        """List the folders with a folder of snapshots that is not empty."""
+        return sorted(path.parent.name for path in self._root.glob("*/snapshots") if any(path.iterdir()))
+
+    def list_versions(self, generator: str) -> list[int]:
+        """List the folders that hold a manifest."""
+        folder = self._folder(generator)
+        if not folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and is_done(path))
+
+    def list_snapshots(self, generator: str) -> list[Snapshot]:
+        """Read the manifests."""
+        return [self.open(generator, version) for version in self.list_versions(generator)]
+
+    def next_version(self, generator: str) -> int:
+        """Look at the names of the folders."""
+        folder = self._folder(generator)
+        taken = [int(name) for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
+        return max(taken, default=0) + 1
+
+    def open(self, generator: str, version: int) -> Snapshot:
+        """Read the manifest."""
+        return open_snapshot(self._folder(generator) / f"{version:06d}")
+
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+        """Write the manifest into the folder, and rename the folder."""
+        home = self._folder(generator)
+        version = self.next_version(generator)
+        manifest = {**facts, "version": version}
+        finish(folder, manifest)
+        home.mkdir(exist_ok=True, parents=True)
+        while True:
+            target = home / f"{version:06d}"
+            try:
+                os.rename(folder, target)
+                return Snapshot(target, Manifest(manifest))
+            except OSError as error:  # another process was first: the folder exists and is not empty
+                if error.errno not in TAKEN:
+                    raise
+            version = self.next_version(generator)
+            manifest = {**facts, "version": version}
+            listed = read_manifest(folder)["files"]
+            write_text(folder / MANIFEST, manifest_text({**manifest, "files": listed}))
+
+    def remove(self, generator: str, version: int) -> None:
+        """Remove the manifest, then the folder."""
+        folder = self._folder(generator) / f"{version:06d}"
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+    def sweep(self, generator: str) -> int:
+        """Remove folders without a manifest that are older than the newest snapshot. Call it under the lock."""
+        home, newest = self._folder(generator), max(self.list_versions(generator), default=0)
+        left = [
+            folder
+            for folder in (home.iterdir() if home.is_dir() else ())
+            if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder)
+        ]
+        for folder in left:
+            shutil.rmtree(folder)
+        return len(left)
+
+    def exists(self) -> bool:
+        """Return whether the folder exists."""
+        return self._root.is_dir()
+
+    def check_writable(self) -> None:
+        """Do nothing: the first write of a run raises an error before any work."""
+
+    def read_file(self, name: str) -> bytes | None:
+        """Read the file."""
+        try:
+            return (self._root / name).read_bytes()
+        except OSError:
+            return None
+
+    def write_file(self, name: str, data: bytes) -> Location:
+        """Replace the file."""
+        write_text(self._root / name, data.decode())
+        return self._root / name
+
+    def describe_file(self, name: str) -> tuple[float, int]:
+        """Read the status of the file."""
+        path = self._root / name
+        return (path.stat().st_mtime, path.stat().st_size) if path.is_file() else (0.0, 0)
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """Open the snapshot in a folder. Raises DamagedError if its manifest is missing, unreadable or incomplete."""
+    manifest = parse_manifest(read_manifest(folder), str(folder / MANIFEST))
+    return Snapshot(folder.resolve(), manifest)
+
+
+def parse_manifest(facts: Mapping[str, Any], where: str) -> Manifest:
+    """Return the manifest. Raises DamagedError if keys are missing."""
+    manifest = Manifest(facts)
+    missing = manifest.missing_keys()
+    if missing:
+        raise DamagedError(f"{where} lacks {', '.join(missing)}; restore it, or run again")
+    return manifest
+
+
+def manifest_text(facts: Mapping[str, Any]) -> str:
+    """Return the text of a manifest, as `files.finish` writes it."""
+    return json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
