@@ -116,7 +116,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path,
 
 def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/tasks/*/manifest.json")
+    kill_when(spec, "work/join/*/manifest.json")
     spec.write_text(spec.read_text().replace("k = 10", "k = 7"))
     error = finish(spec)
     assert "k was 10 and is 7" in error
@@ -124,7 +124,7 @@ def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
 
 def test_a_changed_input_starts_afresh_and_names_the_file(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/tasks/*/manifest.json")
+    kill_when(spec, "work/join/*/manifest.json")
     table = pq.read_table(tmp_path / "g" / "items.parquet").slice(1)
     pq.write_table(table, tmp_path / "g" / "items.parquet")
     assert "items changed: items.parquet" in finish(spec)
@@ -132,7 +132,7 @@ def test_a_changed_input_starts_afresh_and_names_the_file(tmp_path: Path) -> Non
 
 def test_a_continued_run_says_how_much_was_done_before(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/tasks/*/manifest.json")
+    kill_when(spec, "work/join/*/manifest.json")
     assert "tasks were done before: continuing" in finish(spec)
     manifest = json.loads((tmp_path / "g/nearcast/g/snapshots/000001/manifest.json").read_text())
     assert manifest["run"]["tasks_continued"] > 0

@@ -496,7 +496,7 @@ def test_a_run_that_is_interrupted_exits_130_and_says_that_it_can_be_continued(t
 
 
 def test_the_rest_of_a_work_folder_whose_removal_was_killed_is_removed_by_the_next_run(own_shop: Path) -> None:
-    rest = own_shop / "nearcast" / "shop" / "work" / "tasks" / "000007"
+    rest = own_shop / "nearcast" / "shop" / "work" / "join" / "000007"
     rest.mkdir(parents=True)  # the plan was removed first, and this was to follow
     (rest / "scores.npy").write_bytes(b"half")
     succeed("run", "shop.toml", cwd=own_shop)

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.engines.base import Index, Resources
-from nearcast.files import finish, fresh_folder, is_done
+from nearcast.storage.artifacts import Artifacts
 
 __all__ = ["ensure_index"]
 
 
-def ensure_index(folder: Path, manifest: dict[str, Any], resources: Resources, build: Callable[[], Index]) -> bool:
-    """Build and save the index unless `folder` holds a finished one. Return whether it did.
+def ensure_index(
+    artifacts: Artifacts, name: str, manifest: dict[str, Any], resources: Resources, build: Callable[[], Index]
+) -> Path:
+    """Return the folder of a saved index; build and save it if there is none.
 
     The built index is dropped: every join opens it from the folder, here or on another machine.
     """
-    if is_done(folder):
-        return True
-    fresh_folder(folder)
-    build().save(folder, resources)
-    finish(folder, manifest)
-    return False
+
+    def write(folder: Path) -> dict[str, Any]:
+        build().save(folder, resources)
+        return manifest
+
+    return artifacts.ensure(name, write)

@@ -5,22 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nearcast import machine
 from nearcast.errors import TargetError
-from nearcast.join.assemble import WrittenTable
+from nearcast.files import MANIFEST, fresh_folder, link_file
 from nearcast.join.context import RunContext, Workspace
-from nearcast.join.estimate import RunEstimate
-from nearcast.join.inputs import Checked, Sources
-from nearcast.join.plan_join import JoinPlan
-from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.join.run_plan import RunPlan, planned_fingerprint
-from nearcast.join.task import TaskResults
-from nearcast.sources.validate_rows import Report
-from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
 from nearcast.table.snapshot import Snapshot, next_version
@@ -32,29 +24,25 @@ __all__ = ["check_target", "commit_snapshot", "draft_manifest", "raise_below_tar
 
 
 def draft_manifest(
-    run: RunContext,
-    plan: RunPlan,
-    checked: Checked,
-    prepared: PreparedInputs,
-    join: JoinPlan,
-    table: WrittenTable,
-) -> Manifest:
-    """Return the manifest of a written table with its inputs and settings, without measures."""
-    engine = EngineRecord(run.engine.name, run.settings.model_dump(), dict(join.settings.params), join.calibration)
-    return Manifest(
-        {
-            "format": FORMAT_VERSION,
-            "generator": run.spec.name,
-            "version": next_version(run.workspace.out, run.spec.name),
-            "rows": table.rows,
-            "fingerprint": plan.fingerprint,
-            "nearcast": __version__,
-            "spec": run.spec.as_recorded(),
-            "inputs": _input_facts(checked.sources, checked.report, run.spec),
-            "engine": engine.as_dict(),
-            "artifacts": sorted(prepared.artifacts | {join.settings.index.name}),
-        }
-    )
+    run: RunContext, plan: RunPlan, inputs: Mapping[str, Any], join: Mapping[str, Any], table: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the facts of a written table with its inputs and settings, without measures.
+
+    inputs, join, table: facts of the tasks that checked the inputs, planned the join and wrote the table.
+    """
+    engine = EngineRecord(run.engine.name, run.settings.model_dump(), join["params"], join["calibration"])
+    return {
+        "format": FORMAT_VERSION,
+        "generator": run.spec.name,
+        "version": next_version(run.workspace.out, run.spec.name),
+        "rows": table["rows"],
+        "fingerprint": plan.fingerprint,
+        "nearcast": __version__,
+        "spec": run.spec.as_recorded(),
+        "inputs": inputs["inputs"],
+        "engine": engine.as_dict(),
+        "artifacts": table["artifacts"],
+    }
 
 
 def check_target(run: RunContext, measures: Mapping[str, float], *, exact: bool) -> TargetCheck:
@@ -75,7 +63,7 @@ def check_target(run: RunContext, measures: Mapping[str, float], *, exact: bool)
     return TargetCheck(target, met, reason)
 
 
-def record_run(run: RunContext, estimate: RunEstimate, result: TaskResults) -> RunRecord:
+def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continued: int) -> RunRecord:
     """Return time, memory, disk and machine of the run up to now."""
     workspace, meter = run.workspace, run.meter
     return RunRecord(
@@ -85,16 +73,21 @@ def record_run(run: RunContext, estimate: RunEstimate, result: TaskResults) -> R
         seconds_total=round(meter.elapsed, 3),
         peak_memory_bytes=meter.peak_bytes,
         disk_bytes=_folder_bytes(workspace.work) + _folder_bytes(workspace.artifacts),
-        estimate=estimate.as_dict(),
-        tasks=len(result.tasks),
-        tasks_continued=result.continued,
+        estimate=estimate,
+        tasks=tasks,
+        tasks_continued=continued,
         machine=machine.describe(),
     )
 
 
 def commit_snapshot(workspace: Workspace, folder: Path, manifest: Manifest) -> Snapshot:
-    """Commit the snapshot atomically, then remove the work and unused artifacts."""
-    snapshot = commit_folder(workspace.out, workspace.generator, folder, manifest.facts)
+    """Commit the files of `folder` as a snapshot atomically, then remove the work and unused artifacts."""
+    draft = fresh_folder(workspace.work / "snapshot")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        copy = draft / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        link_file(path, copy)
+    snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts)
     remove_work(workspace, snapshot)
     return snapshot
 
@@ -120,18 +113,6 @@ def raise_below_target(snapshot: Snapshot) -> None:
             "change the engine's search parameters or lower `recall`",
             snapshot,
         )
-
-
-def _input_facts(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[str, Any]:
-    """Return files, checks and figures of both tables, for the manifest."""
-
-    def table_facts(source: Any, digests: Any, table_report: Any) -> dict[str, Any]:
-        return {"embedding": source.embedding, "files": digests, **asdict(table_report)}
-
-    facts = {"items": table_facts(spec.items, sources.item_digests, report.items)}
-    if sources.queries is not sources.items:
-        facts["queries"] = table_facts(spec.query_source, sources.query_digests, report.queries)
-    return facts
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -10,6 +10,7 @@ import json
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from nearcast.eligibility import (
 )
 from nearcast.engines.base import require_constraints
 from nearcast.errors import SpecError
-from nearcast.files import fingerprint, finish, fresh_folder, is_done, verify
+from nearcast.files import fingerprint, fresh_folder, verify
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
@@ -36,6 +37,7 @@ from nearcast.measure.near_duplicates import group_near_duplicates
 from nearcast.sources.ingest import IngestedTable, Inputs, read_attributes
 from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
+from nearcast.storage.artifacts import Artifacts
 from nearcast.types import Vectors
 from nearcast.version import __version__
 
@@ -90,8 +92,8 @@ def _spec_lines(source: RowSource, table: str) -> dict[str, str]:
     }
 
 
-def build_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Vectors) -> Path | None:
-    """Return the folder of the compiled constraints in `home`; compile them if missing. None if the spec has none.
+def build_constraints(run: RunContext, inputs: Inputs, artifacts: Artifacts, originals: Vectors) -> Path | None:
+    """Return the folder of the compiled constraints; compile them if missing. None if the spec has none.
 
     originals: the items' vectors without score terms, which near-duplicates are found by.
     Raises SpecError for rules that do not fit the columns, caps that cross, and kinds that the engine does not support.
@@ -106,10 +108,9 @@ def build_constraints(run: RunContext, inputs: Inputs, home: Path, originals: Ve
     ]
     made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, settings, __version__]
     made_of += [ALIKE_FORMAT] if any(cap.near_duplicate_cosine is not None for cap in spec.caps) else []
-    folder = home / f"constraints-{fingerprint(made_of)[:16]}"
-    if not is_done(folder):
-        with run.meter.stage("rules"):
-            _write_constraints(_compile(run, inputs, originals), fresh_folder(folder))
+    with run.meter.stage("rules"):
+        name = f"constraints-{fingerprint(made_of)[:16]}"
+        folder = artifacts.ensure(name, lambda folder: _write_constraints(_compile(run, inputs, originals), folder))
     require_constraints(run.engine, open_constraints(folder))
     return folder
 
@@ -142,14 +143,14 @@ def _compile(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Cons
     return Constraints(eligibility, tuple(_compile_caps(run, inputs.items, originals)), run.spec.min_score)
 
 
-def _write_constraints(constraints: Constraints, folder: Path) -> None:
+def _write_constraints(constraints: Constraints, folder: Path) -> dict[str, Any]:
     if constraints.eligibility is not None:
         save_eligibility(constraints.eligibility, fresh_folder(folder / ELIGIBILITY))
     for number, cap in enumerate(constraints.caps):
         np.save(folder / f"cap-{number}.npy", cap.groups)
     caps = [cap.most for cap in constraints.caps]
     has_rules = constraints.eligibility is not None
-    finish(folder, {"rules": has_rules, "caps": caps, "min_score": constraints.min_score})
+    return {"rules": has_rules, "caps": caps, "min_score": constraints.min_score}
 
 
 def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listener import Listener
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.storage.artifacts import Artifacts, LocalArtifacts
 from nearcast.storage.locations import Location, host_folder, resolve_location
 
 __all__ = ["STAGES", "Meter", "RunContext", "Workspace", "prepare"]
@@ -77,6 +78,7 @@ class Meter:
         self.cpu_seconds: dict[str, float] = {}  # of all threads of the process
         self._started = time.perf_counter()
         self._peak: machine.PeakMemory | None = None
+        self._worker_peak = 0
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -90,8 +92,23 @@ class Meter:
         """Add the time of the block to a stage."""
         started, cpu = time.perf_counter(), time.process_time()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu
+        self.add(name, time.perf_counter() - started, time.process_time() - cpu)
+
+    def add(self, stage: str, seconds: float, cpu_seconds: float) -> None:
+        """Add the time of work in another process to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.cpu_seconds[stage] = self.cpu_seconds.get(stage, 0.0) + cpu_seconds
+
+    def copy_stages(self) -> dict[str, tuple[float, float]]:
+        """Return wall and CPU seconds by stage up to now."""
+        return {name: (self.seconds[name], self.cpu_seconds[name]) for name in self.seconds}
+
+    def stages_since(self, earlier: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Return wall and CPU seconds by stage since an earlier copy."""
+        now = self.copy_stages()
+        before = {name: earlier.get(name, (0.0, 0.0)) for name in now}
+        spent = {name: (now[name][0] - before[name][0], now[name][1] - before[name][1]) for name in now}
+        return {name: pair for name, pair in spent.items() if name not in earlier or pair[0] > 0}
 
     @property
     def elapsed(self) -> float:
@@ -100,8 +117,12 @@ class Meter:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak resident memory of the run up to now."""
-        return 0 if self._peak is None else self._peak.bytes
+        """Peak resident memory of the run up to now, of the largest of its processes."""
+        return max(self._worker_peak, 0 if self._peak is None else self._peak.bytes)
+
+    def note_peak(self, peak_bytes: int) -> None:
+        """Note the peak resident memory of a worker process."""
+        self._worker_peak = max(self._worker_peak, peak_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,8 @@ class RunContext:
     settings: EngineSettings
     resources: Resources
     workspace: Workspace
+    artifacts: Artifacts  # tables, indexes and constraints, which later runs may use again
+    results: Artifacts  # of the tasks of this run
     meter: Meter
     listener: Listener
 
@@ -122,9 +145,17 @@ class RunContext:
         return min(LARGEST_READ, self.resources.memory_bytes // 2)
 
 
-def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
+def prepare(
+    spec: GeneratorSpec,
+    base: Path,
+    listener: Listener,
+    *,
+    artifacts: str | None = None,
+    results: str | None = None,
+) -> RunContext:
     """Choose the engine, parse its settings and derive the resources.
 
+    artifacts, results: locations of the run's artifacts; default: in the folder of the generator.
     Raises BudgetError if the smallest blocks do not fit into the memory, SpecError for settings or an `out` that
     cannot be used.
     """
@@ -139,12 +170,15 @@ def prepare(spec: GeneratorSpec, base: Path, listener: Listener) -> RunContext:
             f"memory is {budget / 1e6:.0f} MB, and Python with its libraries takes {base_bytes / 1e6:.0f} MB of it; "
             f"give at least {(base_bytes + SMALLEST_WORK) / 1e6:.0f} MB"
         )
+    workspace = Workspace(base, resolve_location(base, spec.out), spec.name)
     return RunContext(
         spec,
         engine,
         settings,
         Resources(spec.threads or machine.default_threads(), work_bytes),
-        Workspace(base, resolve_location(base, spec.out), spec.name),
+        workspace,
+        LocalArtifacts(workspace.artifacts if artifacts is None else Path(artifacts)),
+        LocalArtifacts(workspace.work if results is None else Path(results)),
         Meter(base_bytes, budget),
         listener,
     )

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from nearcast.errors import BusyError
-from nearcast.files import hold_lock, is_done
+from nearcast.files import hold_lock
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, ingested_folders
+from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, ingested_names
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.types import ArrayVectors
 
 __all__ = ["open_current_inputs", "wait_for_lock"]
@@ -46,26 +47,27 @@ def wait_for_lock(path: Path, what: str, listener: Listener) -> Iterator[None]:
 
 def open_current_inputs(run: RunContext, sources: Sources, home: Path) -> Inputs:
     """Open the ingested tables of these sources: of a run, or of an earlier call in `home`; else ingest into `home`."""
-    for folder in (run.workspace.artifacts, home):
-        item_folder, query_folder = ingested_folders(run.spec, sources, folder)
-        if not (is_done(item_folder) and is_done(query_folder)):
+    own = LocalArtifacts(home)
+    item_name, query_name = ingested_names(run.spec, sources)
+    for artifacts in (run.artifacts, own):
+        if artifacts.facts(item_name) is None or artifacts.facts(query_name) is None:
             continue
         try:
-            items = _map_vectors(open_ingested_table(item_folder))
-            same = query_folder == item_folder
-            queries = items if same else _map_vectors(open_ingested_table(query_folder))
+            items = _map_vectors(open_ingested_table(artifacts.open(item_name)))
+            same = query_name == item_name
+            queries = items if same else _map_vectors(open_ingested_table(artifacts.open(query_name)))
             return Inputs(items, queries, run.spec.metric)
         except OSError:  # a run removed them at this moment: ingest again
             continue
     checked = check_inputs(
         run.spec,
         sources,
-        home,
+        own,
         memory_bytes=run.read_bytes,
         progress=run.listener.progress,
         checked=run.listener.checked,
     )
-    inputs = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    inputs = ingest_inputs(run.spec, checked, own, memory_bytes=run.read_bytes, progress=run.listener.progress)
     items = _map_vectors(inputs.items)
     same = inputs.queries is inputs.items
     return Inputs(items, items if same else _map_vectors(inputs.queries), inputs.metric)

@@ -56,7 +56,7 @@ def estimate_run(run: RunContext, checked: Checked) -> RunEstimate:
     Reports the estimate to the listener. Raises nothing: see `require_budget`.
     """
     report = checked.report
-    sample = read_trial_vectors(checked, run.read_bytes)
+    sample = read_trial_vectors(checked, run.artifacts, run.read_bytes)
     request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
     shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
     engine = run.engine.estimate(shape, sample, run.settings, run.resources)

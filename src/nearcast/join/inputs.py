@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.files import fingerprint, is_done, read_manifest
+from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import (
     IngestedTable,
     Inputs,
     estimate_ingest_disk,
     estimate_ingest_memory,
-    ingest,
     open_ingested_table,
+    write_table_files,
 )
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.memory_tables import table_source
@@ -34,6 +34,7 @@ from nearcast.sources.validate_rows import (
     require_same_id_types,
 )
 from nearcast.spec import GeneratorSpec, SourceSpec
+from nearcast.storage.artifacts import Artifacts
 from nearcast.storage.locations import host_folder, resolve_location
 from nearcast.types import ArrayVectors, Progress
 
@@ -42,8 +43,9 @@ __all__ = [
     "InMemoryTables",
     "Sources",
     "check_inputs",
+    "describe_inputs",
     "ingest_inputs",
-    "ingested_folders",
+    "ingested_names",
     "open_sources",
     "read_trial_vectors",
 ]
@@ -57,6 +59,11 @@ class InMemoryTables:
 
     items: object | None = None  # None: the spec's files
     queries: object | None = None
+
+    @property
+    def any(self) -> bool:
+        """Return whether a table is in memory."""
+        return self.items is not None or self.queries is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,8 @@ class Checked:
     report: Report
     item_scan: Scan | None
     query_scan: Scan | None
-    item_folder: Path
-    query_folder: Path
+    item_name: str  # of the artifact
+    query_name: str
     disk_bytes: int  # estimated for the ingestion
     memory_bytes: int  # estimated peak of the ingestion
 
@@ -111,18 +118,18 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
     return Sources(item_source, query_source, item_digests, query_digests)
 
 
-def ingested_folders(spec: GeneratorSpec, sources: Sources, artifacts: Path) -> tuple[Path, Path]:
-    """Return the folders of the ingested items and queries, named by the fingerprint of their contents."""
-    items = artifacts / f"items-{_fingerprint_table(spec, spec.items, sources.item_digests)}"
+def ingested_names(spec: GeneratorSpec, sources: Sources) -> tuple[str, str]:
+    """Return the artifact names of the ingested items and queries: fingerprints of their contents."""
+    items = f"items-{_fingerprint_table(spec, spec.items, sources.item_digests)}"
     if sources.queries is sources.items:
         return items, items
-    return items, artifacts / f"queries-{_fingerprint_table(spec, spec.query_source, sources.query_digests)}"
+    return items, f"queries-{_fingerprint_table(spec, spec.query_source, sources.query_digests)}"
 
 
 def check_inputs(
     spec: GeneratorSpec,
     sources: Sources,
-    artifacts: Path,
+    artifacts: Artifacts,
     *,
     memory_bytes: int,
     progress: Progress,
@@ -133,42 +140,62 @@ def check_inputs(
     Raises InputError for a problem whose policy is "error".
     checked: called with the report before the error is raised.
     """
-    item_folder, query_folder = ingested_folders(spec, sources, artifacts)
-    item_scan, items = _scan_or_reuse("items", sources.items, item_folder, spec, memory_bytes, progress)
+    item_name, query_name = ingested_names(spec, sources)
+    item_scan, items = _scan_or_reuse("items", sources.items, artifacts.facts(item_name), spec, memory_bytes, progress)
     query_scan, queries = item_scan, items
     if sources.queries is not sources.items:
-        query_scan, queries = _scan_or_reuse("queries", sources.queries, query_folder, spec, memory_bytes, progress)
+        facts = artifacts.facts(query_name)
+        query_scan, queries = _scan_or_reuse("queries", sources.queries, facts, spec, memory_bytes, progress)
     report = report_inputs(items, queries, spec)
     checked(report)
     raise_on_errors(report)
     scans = [s for s in {id(item_scan): item_scan, id(query_scan): query_scan}.values() if s is not None]
     disk_bytes = sum(estimate_ingest_disk(scan, select_rows(scan, spec)) for scan in scans)
     memory = max((estimate_ingest_memory(scan, memory_bytes) for scan in scans), default=0)
-    return Checked(sources, report, item_scan, query_scan, item_folder, query_folder, disk_bytes, memory)
+    return Checked(sources, report, item_scan, query_scan, item_name, query_name, disk_bytes, memory)
 
 
-def ingest_inputs(spec: GeneratorSpec, checked: Checked, *, memory_bytes: int, progress: Progress) -> Inputs:
-    """Ingest items and queries, or open them if they are ingested already."""
+def ingest_inputs(
+    spec: GeneratorSpec, checked: Checked, artifacts: Artifacts, *, memory_bytes: int, progress: Progress
+) -> Inputs:
+    """Ingest items and queries into artifacts, or open them if they are ingested already."""
 
-    def ingest_table(name: str, scan: Scan | None, folder: Path, report: TableReport) -> IngestedTable:
+    def ingest_table(table: str, scan: Scan | None, name: str, report: TableReport) -> IngestedTable:
         if scan is None:
-            return open_ingested_table(folder)
-        manifest, kept = {"side": asdict(report)}, select_rows(scan, spec)
-        return ingest(scan, kept, folder, manifest, memory_bytes=memory_bytes, table=name, progress=progress)
+            return open_ingested_table(artifacts.open(name))
+        kept = select_rows(scan, spec)
 
-    items = ingest_table("items", checked.item_scan, checked.item_folder, checked.report.items)
-    if checked.query_folder == checked.item_folder:
+        def write(folder: Path) -> dict[str, Any]:
+            write_table_files(scan, kept, folder, memory_bytes=memory_bytes, table=table, progress=progress)
+            return {"side": asdict(report)}
+
+        return open_ingested_table(artifacts.ensure(name, write))
+
+    items = ingest_table("items", checked.item_scan, checked.item_name, checked.report.items)
+    if checked.query_name == checked.item_name:
         return Inputs(items, items, spec.metric)
-    queries = ingest_table("queries", checked.query_scan, checked.query_folder, checked.report.queries)
+    queries = ingest_table("queries", checked.query_scan, checked.query_name, checked.report.queries)
     return Inputs(items, queries, spec.metric)
 
 
-def read_trial_vectors(checked: Checked, memory_bytes: int) -> ArrayVectors:
+def describe_inputs(sources: Sources, report: Report, spec: GeneratorSpec) -> dict[str, Any]:
+    """Return files, checks and figures of both tables, for the manifest."""
+
+    def table_facts(source: Any, digests: Any, table_report: Any) -> dict[str, Any]:
+        return {"embedding": source.embedding, "files": digests, **asdict(table_report)}
+
+    facts = {"items": table_facts(spec.items, sources.item_digests, report.items)}
+    if sources.queries is not sources.items:
+        facts["queries"] = table_facts(spec.query_source, sources.query_digests, report.queries)
+    return facts
+
+
+def read_trial_vectors(checked: Checked, artifacts: Artifacts, memory_bytes: int) -> ArrayVectors:
     """Read the first good items into memory, at most TRIAL_ROWS, for an engine's cost estimate."""
     report = checked.report.items
     n = max(1, min(TRIAL_ROWS, report.vectors, memory_bytes // 4 // (report.dim * 8)))
     if checked.item_scan is None:
-        return ArrayVectors(np.array(open_ingested_table(checked.item_folder).vectors.read(0, n)))
+        return ArrayVectors(np.array(open_ingested_table(artifacts.open(checked.item_name)).vectors.read(0, n)))
     pieces: list[np.ndarray[Any, Any]] = []
     batches = checked.sources.items.batches(vectors=True, attributes=False, memory_bytes=memory_bytes // 4)
     for batch in batches:
@@ -185,11 +212,19 @@ def _open(spec: SourceSpec, base: Path, data: object | None, name: str, out: Pat
 
 
 def _scan_or_reuse(
-    table: str, source: RowSource, folder: Path, spec: GeneratorSpec, memory_bytes: int, progress: Progress
+    table: str,
+    source: RowSource,
+    facts: dict[str, Any] | None,
+    spec: GeneratorSpec,
+    memory_bytes: int,
+    progress: Progress,
 ) -> tuple[Scan | None, TableReport]:
-    """Return the scan and report of a table; no scan, and the stored report, if the table is ingested already."""
-    if is_done(folder):
-        return None, TableReport.from_dict(read_manifest(folder)["side"])
+    """Return the scan and report of a table; no scan, and the stored report, if the table is ingested already.
+
+    facts: of the ingested table; None if there is none.
+    """
+    if facts is not None:
+        return None, TableReport.from_dict(facts["side"])
     scan = scan_rows(source, memory_bytes=memory_bytes, table=table, progress=progress)
     return scan, report_table(table, scan, spec)
 

@@ -30,6 +30,7 @@ from nearcast.kernels import list_scorer
 from nearcast.measure.recall import Recall, sample_rows
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.storage.locations import Location, absolute_location, parse_location
 from nearcast.types import Metric
 from nearcast.version import __version__
@@ -122,14 +123,14 @@ def _open_index(run: RunContext, request: JoinRequest, inputs: Inputs, home: Pat
         if "build_threads" in type(free).model_fields:  # the bytes of an online index need not be reproducible
             threads = {"build_threads": run.resources.threads}
             build_spec = replace(spec, settings=free.model_copy(update=threads))
-    folder = home / index_name(made_of)
+    name = index_name(made_of)
 
     def build() -> Index:
         workload = make_workload(inputs.queries.vectors, request, run.spec.seed)
         return run.engine.build(items, build_spec, run.resources, workload=workload, progress=run.listener.progress)
 
     with run.meter.stage("build"):
-        ensure_index(folder, {"made_of": made_of}, run.resources, build)
+        folder = ensure_index(LocalArtifacts(home), name, {"made_of": made_of}, run.resources, build)
     return _OpenedIndex(cast(FaissIndex, run.engine.open(folder, items, spec)), folder)
 
 

@@ -5,20 +5,18 @@ Everything that the tasks share is decided here. Knows nothing of tables or snap
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nearcast.engines.base import Index, IndexSpec, JoinRequest
+from nearcast.engines.base import Index, IndexSpec, JoinRequest, SearchParams
 from nearcast.engines.index_folder import ensure_index
 from nearcast.files import fingerprint
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
+from nearcast.join.open_index import open_run_index
 from nearcast.join.prepare_inputs import PreparedInputs
-from nearcast.join.rank import make_rank_settings
-from nearcast.join.task import JoinSettings, as_pairs, open_shared_index
-from nearcast.knn.constraints import FREE
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.sampled_recall import resolve_request
 from nearcast.measure.truth import TruthCache
@@ -34,6 +32,7 @@ __all__ = [
     "find_sample_truth",
     "index_inputs",
     "index_name",
+    "join_index",
     "make_request",
     "make_sample",
     "plan_join",
@@ -52,10 +51,11 @@ class SampleRows:
 
 @dataclass(frozen=True, slots=True)
 class JoinPlan:
-    """The settings of a join's tasks, and the decisions that led to them."""
+    """What the tasks of a join share, and the decisions that led to it."""
 
     request: JoinRequest
-    settings: JoinSettings
+    index: str  # name of the artifact; no such artifact for an engine that persists no index
+    params: SearchParams
     samples: SampleRows
     calibration: dict[str, Any] | None  # facts for the manifest; None if parameters were not calibrated
     is_exact: bool  # the join scans every item
@@ -72,33 +72,34 @@ def plan_join(run: RunContext, prepared: PreparedInputs) -> JoinPlan:
     """Build the index if it is missing, draw the samples, and choose the search parameters."""
     inputs = prepared.inputs
     request = make_request(run.spec, inputs, prepared.constraints)
-    settings = _make_settings(run, request, prepared, _build_index(run, request, prepared))
+    name = join_index(run, request, prepared)
     samples = draw_samples(run, inputs)
-    settings, calibration = _choose_params(run, request, settings, inputs, samples)
-    index, _ = open_shared_index(settings)
-    return JoinPlan(request, settings, samples, calibration, index.is_exact(dict(settings.params)))
+    index, _ = open_run_index(run, inputs.items, name, request.metric)
+    params, calibration = _choose_params(run, request, index, inputs, samples)
+    return JoinPlan(request, name, params, samples, calibration, index.is_exact(params))
 
 
-def _build_index(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> Path:
-    """Return the index folder; build the index if it is missing. An engine without an index writes no folder."""
+def join_index(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> str:
+    """Return the artifact name of the index; build it if it is missing. An engine may persist no index."""
     inputs, constraints = prepared.inputs, prepared.constraints
     made_of = index_inputs(run, inputs)
-    workload = make_workload(inputs.queries.vectors, request, run.spec.seed)
     if run.engine.fits_workload:
         made_of += [inputs.queries.fingerprint, request.k, request.recall]
         made_of += [] if constraints is None else [constraints.name]
-    folder = run.workspace.artifacts / index_name(made_of)
+    name = index_name(made_of)
     if not run.engine.persists_index:
-        return folder
+        return name
     spec, items = IndexSpec(inputs.metric, run.settings, run.spec.seed), inputs.items.vectors
 
     def build() -> Index:
+        workload = make_workload(inputs.queries.vectors, request, run.spec.seed)
         return run.engine.build(items, spec, run.resources, workload=workload, progress=run.listener.progress)
 
+    if run.artifacts.facts(name) is not None:
+        run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
     with run.meter.stage("build"):
-        if ensure_index(folder, {"made_of": made_of}, run.resources, build):
-            run.listener.note(f"the {run.engine.name} index of an earlier run is used again")
-    return folder
+        ensure_index(run.artifacts, name, {"made_of": made_of}, run.resources, build)
+    return name
 
 
 def index_inputs(run: RunContext, inputs: Inputs) -> list[Any]:
@@ -109,22 +110,6 @@ def index_inputs(run: RunContext, inputs: Inputs) -> list[Any]:
 def index_name(made_of: list[Any]) -> str:
     """Return the folder name of an index: equal for equal inputs."""
     return f"index-{fingerprint([*made_of, __version__])[:16]}"
-
-
-def _make_settings(run: RunContext, request: JoinRequest, prepared: PreparedInputs, index_folder: Path) -> JoinSettings:
-    """Return the settings that all tasks share, without search parameters."""
-    return JoinSettings(
-        items=prepared.inputs.items.folder,
-        queries=prepared.inputs.queries.folder,
-        index=index_folder,
-        engine=run.engine.name,
-        engine_settings=as_pairs(run.settings.model_dump()),
-        request=replace(request, constraints=FREE),
-        constraints=prepared.constraints,
-        params=(),
-        rank=make_rank_settings(run.spec, run.workspace.base),
-        resources=run.resources,
-    )
 
 
 def _needs_calibration(run: RunContext, n_queries: int) -> bool:
@@ -146,28 +131,27 @@ def draw_samples(run: RunContext, inputs: Inputs) -> SampleRows:
 
 
 def _choose_params(
-    run: RunContext, request: JoinRequest, settings: JoinSettings, inputs: Inputs, samples: SampleRows
-) -> tuple[JoinSettings, dict[str, Any] | None]:
-    """Return the settings with the cheapest search parameters that reach the recall target, and the calibration."""
+    run: RunContext, request: JoinRequest, index: Index, inputs: Inputs, samples: SampleRows
+) -> tuple[SearchParams, dict[str, Any] | None]:
+    """Return the cheapest search parameters that reach the recall target, and facts about the calibration."""
     if not run.engine.persists_index:
-        return settings, None
-    index, _ = open_shared_index(settings)
+        return {}, None
     points, n = index.operating_points(request.k), inputs.queries.vectors.n
     if len(points) == 1 or not _needs_calibration(run, n):
-        return replace(settings, params=as_pairs(points[-1])), None
+        return dict(points[-1]), None
     with run.meter.stage("calibrate"):
         choosing = make_sample(run, request, index, inputs, samples.choosing, run.workspace.truths)
         checking = make_sample(run, request, index, inputs, samples.checking, run.workspace.truths)
         calibration = calibrate(
             index, points, (choosing, checking), run.resources, n_queries=n, n_report=len(samples.report)
         )
-    params, held_out = calibration.params, calibration.held_out
+    params, held_out = dict(calibration.params), calibration.held_out
     words = ", ".join(name if name == "exact" else f"{name} {value:,}" for name, value in params.items())
     run.listener.note(
         f"{words} reaches recall {held_out.value:.4f} on {held_out.sample:,} held-out queries; "
         f"the join will take {_format_seconds(calibration.seconds_per_query * n)}"
     )
-    return replace(settings, params=as_pairs(params)), _calibration_facts(calibration)
+    return params, _calibration_facts(calibration)
 
 
 def _format_seconds(seconds: float) -> str:

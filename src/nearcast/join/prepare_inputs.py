@@ -7,8 +7,7 @@ from pathlib import Path
 
 from nearcast.join.compile_constraints import build_constraints
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, ingest_inputs
-from nearcast.join.plan_overfetch import Survival, estimate_survival
+from nearcast.join.plan_overfetch import Survival
 from nearcast.join.score_terms import apply_score_terms
 from nearcast.join.validate_run import check_columns
 from nearcast.sources.ingest import Inputs
@@ -32,15 +31,12 @@ class PreparedInputs:
         return {table.folder.name for table in tables} | ({self.constraints.name} if self.constraints else set())
 
 
-def prepare_inputs(run: RunContext, checked: Checked) -> PreparedInputs:
-    """Ingest the tables, apply score terms, compile the constraints, and check the columns of later stages.
+def prepare_inputs(run: RunContext, ingested: Inputs, survival: Survival | None) -> PreparedInputs:
+    """Apply score terms, compile the constraints, and check the columns of later stages.
 
     Raises InputError or SpecError for columns, terms, rules and caps that the run cannot use.
     """
-    with run.meter.stage("read"):
-        ingested = ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
-        survival = estimate_survival(run.spec, ingested, checked.sources)
-    inputs = apply_score_terms(run.spec, ingested, run.workspace.artifacts)
-    constraints = build_constraints(run, inputs, run.workspace.artifacts, ingested.items.vectors)
+    inputs = apply_score_terms(run.spec, ingested, run.artifacts)
+    constraints = build_constraints(run, inputs, run.artifacts, ingested.items.vectors)
     check_columns(run, inputs)
     return PreparedInputs(ingested, inputs, constraints, survival)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearcast.files import fresh_folder, hold_lock
-from nearcast.join.assemble import write_table
+from nearcast.files import hold_lock
 from nearcast.join.commit_snapshot import (
     check_target,
     commit_snapshot,
@@ -27,14 +26,11 @@ from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, require_budget
 from nearcast.join.inputs import Checked, InMemoryTables, check_inputs
 from nearcast.join.listener import Listener
-from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot, measure_snapshot
-from nearcast.join.plan_join import plan_join
-from nearcast.join.prepare_inputs import prepare_inputs
-from nearcast.join.profile_inputs import profile_inputs, profile_rules
-from nearcast.join.rank import check_ranker
+from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot
+from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
-from nearcast.join.select_candidates import select_lists
-from nearcast.join.task import run_tasks
+from nearcast.join.run_stages import StageCounts, run_stages
+from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import (
     OpenedRun,
     check_ranker_on_pairs,
@@ -42,10 +38,11 @@ from nearcast.join.validate_run import (
     refuse_out,
     sketch_inputs,
 )
+from nearcast.runners.base import Runner
 from nearcast.runners.local import LocalRunner
-from nearcast.sources.ingest import Inputs
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
+from nearcast.storage.artifacts import Artifacts
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
@@ -66,7 +63,7 @@ def run_generator(
     *,
     tables: InMemoryTables | None = None,
     listener: Listener | None = None,
-    runner: LocalRunner | None = None,
+    runner: Runner | None = None,
     again: bool = False,
     baseline: Baseline | None = None,
 ) -> Outcome:
@@ -91,7 +88,8 @@ def run_generator(
             outcome = Outcome(last, reused=True)
         else:
             earlier = (baseline or Baseline()).choose(snapshots)
-            outcome = Outcome(_make_snapshot(run, opened, earlier, runner or LocalRunner()), reused=False)
+            snapshot = _make_snapshot(run, opened, tables or InMemoryTables(), earlier, runner or LocalRunner())
+            outcome = Outcome(snapshot, reused=False)
     raise_below_target(outcome.snapshot)
     return outcome
 
@@ -120,32 +118,35 @@ def check_generator(
     return checked.report, replace(estimate, rules=rules)
 
 
-def _make_snapshot(run: RunContext, opened: OpenedRun, earlier: EarlierSnapshot, runner: LocalRunner) -> Snapshot:
+def _make_snapshot(
+    run: RunContext, opened: OpenedRun, tables: InMemoryTables, earlier: EarlierSnapshot, runner: Runner
+) -> Snapshot:
     _discard_other_work(run, opened)
-    checked = _check_inputs(run, opened)
-    estimate = _estimate_and_require(run, checked)
-    prepared = prepare_inputs(run, checked)
-    inputs, report = prepared.inputs, checked.report
-    join = plan_join(run, prepared)
-    check_ranker(run.spec, run.workspace.base, opened.plan)
-    result = run_tasks(run, join.settings, inputs, runner)
-    folder = fresh_folder(run.workspace.work / "snapshot")
-    lists = select_lists(run, result.tasks, inputs, prepared.survival, folder)
-    table = write_table(run, join, inputs, report, lists, folder)
-    draft = draft_manifest(run, opened.plan, checked, prepared, join, table)
-    quality = measure_snapshot(run, join, inputs, lists, Snapshot(folder, draft), earlier.snapshot)
-    measures = table.measures | quality.measures
+    version = None if earlier.snapshot is None else earlier.snapshot.version
+    context = TaskContext(run, opened.plan, tables, version, opened)
+    counts = run_stages(context, runner)
+    return _commit(context, earlier, counts)
+
+
+def _commit(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts) -> Snapshot:
+    """Check the recall target, and commit the files of the last stage as a snapshot."""
+    run, results = context.run, context.run.results
+    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "finish"))
     facts = {
-        **draft.facts,
-        **quality.facts,
+        **draft_manifest(run, context.plan, inputs, join, table),
+        **table["facts"],
         "compared_with": earlier.facts,
-        **lists.facts,
-        "profile": _profile(run, prepared.inputs, report),
-        "measures": measures,
-        "promise": check_target(run, measures, exact=join.is_exact).as_dict(),
-        "run": record_run(run, estimate, result).as_dict(),
+        "measures": table["measures"],
+        "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
+        "run": record_run(run, inputs["estimate"], counts.tasks, counts.continued).as_dict(),
     }
-    return commit_snapshot(run.workspace, folder, Manifest(facts))
+    return commit_snapshot(run.workspace, results.open("finish"), Manifest(facts))
+
+
+def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:
+    facts = results.facts(name)
+    assert facts is not None, name
+    return facts
 
 
 def _discard_other_work(run: RunContext, opened: OpenedRun) -> None:
@@ -159,23 +160,11 @@ def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
         return check_inputs(
             run.spec,
             opened.sources,
-            run.workspace.artifacts,
+            run.artifacts,
             memory_bytes=run.read_bytes,
             progress=run.listener.progress,
             checked=run.listener.checked,
         )
-
-
-def _estimate_and_require(run: RunContext, checked: Checked) -> RunEstimate:
-    with run.meter.stage("estimate"):
-        estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, run.workspace.home)
-    return estimate
-
-
-def _profile(run: RunContext, inputs: Inputs, report: Report) -> dict[str, Any]:
-    with run.meter.stage("profile"):
-        return profile_inputs(run.spec, inputs, report)
 
 
 def _nearest_folder(path: Path) -> Path:

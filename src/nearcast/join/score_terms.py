@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import InputError, SpecError
-from nearcast.files import fingerprint, finish, fresh_folder, is_done, link_file
+from nearcast.files import fingerprint, link_file
 from nearcast.knn.scores import norms
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table, read_attributes
 from nearcast.spec import GeneratorSpec, ScoreSpec
+from nearcast.storage.artifacts import Artifacts
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
 
@@ -40,8 +42,8 @@ class ScoreTerms:
     factor: Float64Array | None  # (m,)
 
 
-def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, home: Path) -> Inputs:
-    """Write both tables with the score terms in their vectors into folders of `home`. Return them with their metric.
+def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, artifacts: Artifacts) -> Inputs:
+    """Write both tables with the score terms in their vectors as artifacts. Return them with their metric.
 
     Without terms, returns `inputs`. Raises InputError for a term that is null, not finite, or a factor below 0;
     SpecError for a factor under l2.
@@ -52,11 +54,12 @@ def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, home: Path) -> Inputs
     metric = inputs.metric
     made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, spec.score.model_dump(), metric]
 
-    def folder(table: str) -> Path:
-        return home / f"scored{table}-{fingerprint([table, *made_of, __version__])[:16]}"
+    def write(table: IngestedTable, kind: str, blocks: Iterator[AnyArray]) -> IngestedTable:
+        name = f"scored{kind}-{fingerprint([kind, *made_of, __version__])[:16]}"
+        return open_ingested_table(artifacts.ensure(name, lambda folder: _write_scored_table(table, folder, blocks)))
 
-    items = _write_scored_table(inputs.items, folder("items"), _score_items(inputs.items, terms, metric))
-    queries = _write_scored_table(inputs.queries, folder("queries"), _score_queries(inputs.queries, terms, metric))
+    items = write(inputs.items, "items", _score_items(inputs.items, terms, metric))
+    queries = write(inputs.queries, "queries", _score_queries(inputs.queries, terms, metric))
     # exclude_self compares ids, so a self-join may have two tables from here on
     return Inputs(items, queries, Metric.INNER_PRODUCT if metric is Metric.COSINE else metric)
 
@@ -132,11 +135,8 @@ def _read_blocks(table: IngestedTable, metric: Metric) -> Iterator[tuple[slice, 
         yield slice(start, stop), block
 
 
-def _write_scored_table(table: IngestedTable, folder: Path, blocks: Iterator[AnyArray]) -> IngestedTable:
+def _write_scored_table(table: IngestedTable, folder: Path, blocks: Iterator[AnyArray]) -> dict[str, Any]:
     """Write a table with other vectors; ids and attributes are hard links to the same files."""
-    if is_done(folder):
-        return open_ingested_table(folder)
-    fresh_folder(folder)
     (folder / "attributes").mkdir()
     for path in [*table.folder.glob("*.arrow"), *table.attributes.iterdir()]:
         link_file(path, folder / path.relative_to(table.folder))
@@ -146,5 +146,4 @@ def _write_scored_table(table: IngestedTable, folder: Path, blocks: Iterator[Any
         np.lib.format.write_array_header_1_0(out, header)
         for block in chain([first], blocks):
             np.ascontiguousarray(block, np.float32).tofile(out)
-    finish(folder, {"of": table.fingerprint})
-    return open_ingested_table(folder)
+    return {"of": table.fingerprint}

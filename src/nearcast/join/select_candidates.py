@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.errors import BudgetError
-from nearcast.files import finish, fresh_folder
+from nearcast.files import fresh_folder
 from nearcast.join.context import RunContext
 from nearcast.join.plan_overfetch import Survival, plan_overfetch
 from nearcast.join.short_lists import CODES
@@ -32,6 +32,7 @@ from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = [
     "FULL_FILE",
+    "SCRATCH",
     "CodeArray",
     "SelectedLists",
     "read_full_items",
@@ -42,6 +43,7 @@ __all__ = [
 
 EXPOSURE = "exposure"  # the part of a snapshot with an exposure cap
 FULL_FILE = "full.parquet"
+SCRATCH = "selected-lists"  # folder that the caller removes after the last use of the lists
 CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
 
 CodeArray = npt.NDArray[np.uint8]
@@ -100,14 +102,15 @@ def select_lists(
 ) -> SelectedLists:
     """Apply the exposure cap and the over-fetch plan to the lists of the tasks.
 
-    Writes the filled-up items, and the queries without enough survivors, into the snapshot's folder.
+    Writes the filled-up items, and the queries without enough survivors, into the snapshot's folder; and the lists of
+    an exposure cap into its folder SCRATCH, which the caller removes.
     """
     if run.spec.exposure is None and survival is None:
         return SelectedLists(tasks, tasks)
     with run.meter.stage("choose"):
         lists = SelectedLists(tasks, tasks)
         if run.spec.exposure is not None:
-            lists, thresholds = _apply_exposure_cap(run, tasks, inputs, run.spec.exposure.max_lists_per_item)
+            lists, thresholds = _apply_exposure_cap(run, tasks, inputs, folder)
             write_full_items(thresholds, inputs, folder)
         if survival is not None:
             planned = plan_overfetch(run, lists.stored, inputs, survival, folder)
@@ -157,15 +160,17 @@ def read_full_items(snapshot: Snapshot, items: IngestedTable, queries: IngestedT
 
 
 def _apply_exposure_cap(
-    run: RunContext, tasks: list[JoinTask], inputs: Inputs, max_lists: int
+    run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path
 ) -> tuple[SelectedLists, AdmissionThresholds]:
+    assert run.spec.exposure is not None
+    max_lists = run.spec.exposure.max_lists_per_item
     require_exposure_memory(run, inputs.queries.vectors.n)
     results = [read_result(task.folder) for task in tasks]
     joined = Neighbors.empty(0, run.spec.join_k)
     if results:
         joined = Neighbors(*(np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "scores")))
     capped = cap_exposure(joined, run.spec.k, max_lists, n_items=inputs.items.vectors.n)
-    stored = _write_as_tasks(tasks, capped, run.workspace.work / "lists")
+    stored = _write_as_tasks(tasks, capped, folder / SCRATCH)
     measures = {
         "exposure_score_lost": capped.score_lost,
         "exposure_fill_lost": capped.fill_lost,
@@ -182,7 +187,6 @@ def _write_as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> l
         folder = fresh_folder(home / f"{task.number:06d}")
         np.save(folder / "positions.npy", capped.lists.positions[task.start : task.stop])
         np.save(folder / "scores.npy", capped.lists.scores[task.start : task.stop])
-        finish(folder, {"start": task.start, "stop": task.stop})
         stored.append(replace(task, folder=folder))
     return stored
 

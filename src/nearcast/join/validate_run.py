@@ -127,11 +127,11 @@ def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     def sketch_table(name: str) -> IngestedTable:
         scan = checked.item_scan if name == "items" else checked.query_scan
         if scan is None:
-            return open_ingested_table(checked.item_folder if name == "items" else checked.query_folder)
+            return open_ingested_table(run.artifacts.open(checked.item_name if name == "items" else checked.query_name))
         return ingest_attributes(scan, select_rows(scan, run.spec), folder / name, memory_bytes=run.read_bytes)
 
     items = sketch_table("items")
-    same = checked.query_folder == checked.item_folder
+    same = checked.query_name == checked.item_name
     inputs = Inputs(items, items if same else sketch_table("queries"), run.spec.metric)
     estimate_survival(run.spec, inputs, checked.sources)
     check_score_terms(run.spec, inputs)

@@ -28,6 +28,7 @@ from nearcast.serve.view import StoredLists, View
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.stores.base import Store
 from nearcast.types import EMPTY_POSITION, IntArray
 
@@ -94,8 +95,8 @@ def measure_staleness(run: RunContext, store: Store, samples: Path) -> Staleness
     ):
         sources = open_sources(spec, run.workspace.base, run.listener)
         ingested = open_current_inputs(run, sources, home)
-        inputs = apply_score_terms(spec, ingested, home)
-        constraints = build_constraints(run, inputs, home, ingested.items.vectors)
+        inputs = apply_score_terms(spec, ingested, LocalArtifacts(home))
+        constraints = build_constraints(run, inputs, LocalArtifacts(home), ingested.items.vectors)
         today = TodaysTables(run, inputs, constraints)
         _delete_other_days(home, ingested, today)
         sample = _draw_keys(spec, inputs, samples)

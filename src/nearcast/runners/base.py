@@ -42,6 +42,7 @@ class TaskOutcome:
     seconds: float = 0.0  # wall time of the attempt; 0 if it was done before
     cpu_seconds: float = 0.0
     peak_bytes: int = 0  # peak resident memory of the worker during the attempt
+    stages: Mapping[str, Sequence[float]] = field(default_factory=dict)  # wall and CPU seconds by stage of the attempt
 
 
 Perform = Callable[[WorkArea, TaskCall], TaskOutcome]

@@ -6,30 +6,18 @@ A task uses all threads inside, and so shares one index and its caches. Two task
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from nearcast.errors import SpecError, StorageError
 from nearcast.runners.attempts import CallQueue
 from nearcast.runners.base import Perform, TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.runner_options import refuse_unknown_options
 
-__all__ = ["InProcessRunner", "LocalRunner", "make_local_runner"]
-
-Task = TypeVar("Task")
+__all__ = ["LocalRunner", "make_local_runner"]
 
 
 class LocalRunner:
-    """Runs tasks one after the other in this process."""
-
-    def run(self, function: Callable[[Task], None], tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
-        """Call `function(task)`, then `done(task)`, in order."""
-        for task in tasks:
-            function(task)
-            done(task)
-
-
-class InProcessRunner:
     """Runs task calls one after the other in this process. Every exception but StorageError is raised at once."""
 
     name = "local"
@@ -55,9 +43,9 @@ class InProcessRunner:
         """Do nothing: there are no workers."""
 
 
-def make_local_runner(workers: int | None, options: Mapping[str, Any]) -> InProcessRunner:
+def make_local_runner(workers: int | None, options: Mapping[str, Any]) -> LocalRunner:
     """Return the runner. Raises SpecError for options or several workers."""
     refuse_unknown_options("local", options, ())
     if workers not in (None, 1):
         raise SpecError(f"runner 'local' has one worker, got {workers}; use 'processes'")
-    return InProcessRunner()
+    return LocalRunner()

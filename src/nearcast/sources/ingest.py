@@ -39,6 +39,7 @@ __all__ = [
     "open_ingested_table",
     "read_attributes",
     "read_rows",
+    "write_table_files",
 ]
 
 READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
@@ -148,7 +149,21 @@ def ingest(
 
     table: "items" or "queries", for progress. Raises InputError if the source changed since the scan.
     """
-    fresh_folder(folder)
+    write_table_files(scan, kept, fresh_folder(folder), memory_bytes=memory_bytes, table=table, progress=progress)
+    finish(folder, manifest)
+    return open_ingested_table(folder)
+
+
+def write_table_files(
+    scan: Scan,
+    kept: KeptRows,
+    folder: Path,
+    *,
+    memory_bytes: int,
+    table: str,
+    progress: Progress = no_progress,
+) -> None:
+    """Write the files of an ingested table into an empty folder. Raises the errors of `ingest`."""
     (folder / "attributes").mkdir()
     write_ids(folder / "ids.arrow", to_ids(kept.vector_rows, scan.ids))
     write_ids(folder / "listed.arrow", to_ids(kept.listed_rows, scan.ids))
@@ -156,8 +171,6 @@ def ingest(
     _write_attributes(scan, kept.listed_rows, folder / "attributes", memory_bytes)
     scan.source.check()
     scan.source.check_contents()
-    finish(folder, manifest)
-    return open_ingested_table(folder)
 
 
 def ingest_attributes(scan: Scan, kept: KeptRows, folder: Path, *, memory_bytes: int) -> IngestedTable:

@@ -95,12 +95,14 @@ def _read_inputs(run: RunContext) -> tuple[Checked, Inputs]:
     checked = check_inputs(
         run.spec,
         sources,
-        run.workspace.artifacts,
+        run.artifacts,
         memory_bytes=run.read_bytes,
         progress=run.listener.progress,
         checked=run.listener.checked,
     )
-    return checked, ingest_inputs(run.spec, checked, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    return checked, ingest_inputs(
+        run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress
+    )
 
 
 def _sample_size(n_items: int) -> int:
@@ -174,7 +176,7 @@ def _open_job_study(checked: Checked, job: TuningJob, small: TuningSample) -> St
     run, spec = job.run, job.run.spec
     names = list(_available_engines(Metric(spec.metric)))
     decides = [
-        [checked.item_folder.name, checked.query_folder.name, small.items.n, names],
+        [checked.item_name, checked.query_name, small.items.n, names],
         [spec.metric, spec.k, spec.recall, spec.exclude_self, spec.seed, spec.measure.sample, spec.measure.calibration],
         [run.resources.threads, kernels.isa_info().taken, machine.describe()["processor"], __version__, TRIAL_FORMAT],
     ]

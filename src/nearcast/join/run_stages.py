@@ -1,0 +1,98 @@
+"""The stages of a run, and the driver that runs their tasks on a runner.
+
+A stage is a list of task calls. Each list is computed from the plan and the facts of earlier stages, so that every
+worker can compute it. The driver holds facts, never rows. What is committed is not run again: a run continues there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nearcast.join.perform_task import perform_in, perform_task, raise_error
+from nearcast.join.run_tasks import list_join_calls
+from nearcast.join.task_context import TaskContext
+from nearcast.runners.base import Runner, TaskCall, TaskOutcome, WorkArea
+from nearcast.runners.local import LocalRunner
+
+__all__ = ["STAGES", "RunStage", "StageCounts", "make_area", "run_stages"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStage:
+    """A stage of a run: its name, and its calls."""
+
+    name: str
+    list_calls: Callable[[TaskContext], Sequence[TaskCall]]
+    in_driver: Callable[[TaskContext], bool] = lambda _context: False  # whether only the driver has what the tasks need
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """The number of tasks of a run's join, and how many of them an earlier, interrupted run had done."""
+
+    tasks: int = 0
+    continued: int = 0
+
+
+def _one_call(name: str, **args: Any) -> Callable[[TaskContext], Sequence[TaskCall]]:
+    return lambda _context: [TaskCall(name, name, args)]
+
+
+STAGES: tuple[RunStage, ...] = (
+    RunStage("ingest", _one_call("ingest"), in_driver=lambda context: context.tables.any),
+    RunStage("prepare", _one_call("prepare")),
+    RunStage("plan", _one_call("plan")),
+    RunStage("join", list_join_calls),
+    RunStage("finish", lambda context: [TaskCall("finish", "finish", {"earlier": context.earlier})]),
+)
+
+
+def make_area(context: TaskContext) -> WorkArea:
+    """Return what a worker needs to take part in a run."""
+    run = context.run
+    plan = {
+        "spec": run.spec.as_recorded(),
+        "base": str(run.workspace.base.absolute()),
+        "parts": dict(context.plan.parts),
+    }
+    return WorkArea(run.artifacts.url, run.results.url, plan)
+
+
+def run_stages(context: TaskContext, runner: Runner, stages: Sequence[RunStage] = STAGES) -> StageCounts:
+    """Run every task that is not committed yet, stage by stage. Raises the error of a task."""
+    counts = StageCounts()
+    for stage in stages:
+        calls = stage.list_calls(context)
+        done = set(context.run.results.list_names(stage.name)) if len(calls) > 1 else set()
+        left = [call for call in calls if call.name not in done and context.run.results.facts(call.name) is None]
+        if stage.name == "join":
+            counts = StageCounts(len(calls), len(calls) - len(left))
+        if left and len(left) < len(calls):
+            context.run.listener.note(f"{len(calls) - len(left)} of {len(calls)} tasks were done before: continuing")
+        _run_calls(context, LocalRunner() if stage.in_driver(context) else runner, stage, left)
+    return counts
+
+
+def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Sequence[TaskCall]) -> None:
+    """Run calls, and add up their time and memory."""
+    if not calls:
+        return
+    is_local = runner.name == "local"
+    run, started = context.run, time.perf_counter()
+    perform = (lambda _area, call: perform_in(context, call)) if is_local else perform_task
+    outcomes: list[TaskOutcome] = []
+    for outcome in runner.run(perform, make_area(context), calls):
+        if outcome.error is not None:
+            raise_error(outcome.error)
+        outcomes.append(replace(outcome, facts={}))
+        run.listener.progress(stage.name, len(outcomes), len(calls)) if not is_local else None
+    if is_local:
+        return
+    wall = time.perf_counter() - started
+    for outcome in outcomes:
+        run.meter.note_peak(outcome.peak_bytes)
+        for name, (seconds, cpu_seconds) in outcome.stages.items():
+            run.meter.add(name, seconds * min(1.0, wall / max(1e-9, sum(o.seconds for o in outcomes))), cpu_seconds)

@@ -1,0 +1,213 @@
+"""The task functions of a run: each writes one artifact into an empty folder, from the plan and earlier artifacts.
+
+    ingest -> prepare -> plan -> join -> finish
+
+They return small facts, which later tasks and the driver read. The folder is committed by the caller.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.artifact_files import map_array
+from nearcast.join.assemble import write_table
+from nearcast.join.estimate import estimate_run, require_budget
+from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
+from nearcast.join.join_queries import join_queries
+from nearcast.join.measure_snapshot import measure_snapshot
+from nearcast.join.plan_join import JoinPlan, draw_samples, make_request, plan_join
+from nearcast.join.plan_overfetch import Survival, estimate_survival
+from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
+from nearcast.join.profile_inputs import profile_inputs
+from nearcast.join.rank import check_ranker
+from nearcast.join.run_plan import cut_queries
+from nearcast.join.select_candidates import SCRATCH, select_lists
+from nearcast.join.task import JoinTask
+from nearcast.join.task_context import TaskContext
+from nearcast.runners.base import TaskCall
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.validate_rows import Report, TableReport
+from nearcast.table.manifest import Manifest
+from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.types import Metric
+
+__all__ = ["do_finish", "do_ingest", "do_join", "do_plan", "do_prepare", "list_join_calls"]
+
+SURVIVAL = "survival.npy"
+
+
+def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
+    """Check both tables, estimate the run, and ingest the tables into artifacts.
+
+    Raises InputError for bad rows, BudgetError if the run does not fit.
+    """
+    run = context.run
+    opened = context.open_sources()
+    with run.meter.stage("check"):
+        checked = check_inputs(
+            run.spec,
+            opened.sources,
+            run.artifacts,
+            memory_bytes=run.read_bytes,
+            progress=run.listener.progress,
+            checked=run.listener.checked,
+        )
+    with run.meter.stage("estimate"):
+        estimate = estimate_run(run, checked)
+    require_budget(estimate, run.engine, run.workspace.out)
+    with run.meter.stage("read"):
+        ingest_inputs(run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    return {
+        "tables": [checked.item_name, checked.query_name],
+        "report": checked.report.as_dict(),
+        "inputs": describe_inputs(opened.sources, checked.report, run.spec),
+        "estimate": estimate.as_dict(),
+    }
+
+
+def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Apply score terms, compile the constraints, and estimate the survival of the items."""
+    run = context.run
+    ingested = _open_ingested(context)
+    survival = None
+    if run.spec.overfetch is not None:
+        with run.meter.stage("read"):
+            survival = estimate_survival(run.spec, ingested, context.open_sources().sources)
+    if survival is not None:
+        np.save(folder / SURVIVAL, survival.rates)
+    prepared = prepare_inputs(run, ingested, survival)
+    return {
+        "tables": [prepared.inputs.items.fingerprint, prepared.inputs.queries.fingerprint],
+        "metric": str(prepared.inputs.metric),
+        "constraints": None if prepared.constraints is None else prepared.constraints.name,
+        "survival": None if survival is None else survival.origin,
+    }
+
+
+def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
+    """Build the index, and choose the search parameters."""
+    plan = plan_join(context.run, open_prepared(context))
+    check_ranker(context.run.spec, context.run.workspace.base, context.plan)
+    return {
+        "index": plan.index,
+        "params": dict(plan.params),
+        "calibration": plan.calibration,
+        "is_exact": plan.is_exact,
+    }
+
+
+def list_join_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per range of the queries."""
+    report = read_report(context)
+    vectors = report.queries.vectors, _joined_dim(context, report)
+    ranges = cut_queries(*vectors, context.run.spec.join_k)
+    return [
+        TaskCall(f"join/{number:06d}", "join", {"start": start, "stop": stop})
+        for number, (start, stop) in enumerate(ranges)
+    ]
+
+
+def do_join(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Join a range of the queries with all items."""
+    rows = int(args["start"]), int(args["stop"])
+    with context.run.meter.stage("join"):
+        join_queries(context.run, open_prepared(context), open_plan(context), rows, folder)
+    return {"start": rows[0], "stop": rows[1]}
+
+
+def do_finish(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Select the lists, write the candidate table, and measure it.
+
+    args: `earlier`, the version of the snapshot that the measures of change compare with, or None.
+    """
+    run = context.run
+    prepared, plan, report = open_prepared(context), open_plan(context), read_report(context)
+    inputs = prepared.inputs
+    tasks = [
+        JoinTask(number, call.args["start"], call.args["stop"], run.results.open(call.name))
+        for number, call in enumerate(list_join_calls(context))
+    ]
+    lists = select_lists(run, tasks, inputs, prepared.survival, folder)
+    table = write_table(run, plan, inputs, report, lists, folder)
+    draft = Manifest({"k": run.spec.k, "rows": table.rows, "spec": run.spec.as_recorded()})
+    out, name, version = run.workspace.out, run.spec.name, args["earlier"]
+    earlier = None if version is None else find_snapshot(out, name, version)
+    quality = measure_snapshot(run, plan, inputs, lists, Snapshot(folder, draft), earlier)
+    with run.meter.stage("profile"):
+        profile = profile_inputs(run.spec, inputs, report)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    return {
+        "rows": table.rows,
+        "artifacts": sorted(prepared.artifacts | {plan.index}),
+        "facts": {**quality.facts, **lists.facts, "profile": profile},
+        "measures": table.measures | quality.measures,
+    }
+
+
+def read_report(context: TaskContext) -> Report:
+    """Return the report of the inputs."""
+    facts = _facts(context, "ingest")["report"]
+    items = TableReport.from_dict(facts["items"])
+    names = _facts(context, "ingest")["tables"]
+    queries = items if names[0] == names[1] else TableReport.from_dict(facts["queries"])
+    return Report(items, queries, ())
+
+
+def open_prepared(context: TaskContext) -> PreparedInputs:
+    """Open the tables and constraints of the join."""
+    if "prepared" not in context.kept:
+        run, facts = context.run, _facts(context, "prepare")
+        ingested = _open_ingested(context)
+        inputs = _open_inputs(context, facts["tables"], Metric(facts["metric"]))
+        constraints = None if facts["constraints"] is None else run.artifacts.open(facts["constraints"])
+        survival = None
+        if facts["survival"] is not None:
+            survival = Survival(np.asarray(map_array(run.results.open("prepare") / SURVIVAL)), facts["survival"])
+        context.kept["prepared"] = PreparedInputs(ingested, inputs, constraints, survival)
+    prepared: PreparedInputs = context.kept["prepared"]
+    return prepared
+
+
+def open_plan(context: TaskContext) -> JoinPlan:
+    """Return the plan of the join."""
+    if "plan" not in context.kept:
+        prepared, facts = open_prepared(context), _facts(context, "plan")
+        request = make_request(context.run.spec, prepared.inputs, prepared.constraints)
+        samples = draw_samples(context.run, prepared.inputs)
+        context.kept["plan"] = JoinPlan(
+            request, facts["index"], facts["params"], samples, facts["calibration"], facts["is_exact"]
+        )
+    plan: JoinPlan = context.kept["plan"]
+    return plan
+
+
+def _facts(context: TaskContext, name: str) -> dict[str, Any]:
+    """Return the facts of a finished task."""
+    if name not in context.kept:
+        facts = context.run.results.facts(name)
+        assert facts is not None, f"task {name} is not finished"
+        context.kept[name] = facts
+    found: dict[str, Any] = context.kept[name]
+    return found
+
+
+def _joined_dim(context: TaskContext, report: Report) -> int:
+    """Return the dimension of the joined vectors: score terms may add a component."""
+    return report.queries.dim + (1 if context.run.spec.score.add is not None else 0)
+
+
+def _open_ingested(context: TaskContext) -> Inputs:
+    return _open_inputs(context, _facts(context, "ingest")["tables"], context.run.spec.metric)
+
+
+def _open_inputs(context: TaskContext, names: list[str], metric: Metric) -> Inputs:
+    def open_table(name: str) -> IngestedTable:
+        return open_ingested_table(context.run.artifacts.open(name))
+
+    items = open_table(names[0])
+    return Inputs(items, items if names[0] == names[1] else open_table(names[1]), metric)

@@ -1,0 +1,38 @@
+"""The values that a task function gets: the run on this host, the plan, and inputs that only the driver may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nearcast.join.context import RunContext
+from nearcast.join.inputs import InMemoryTables
+from nearcast.join.run_plan import RunPlan
+from nearcast.join.validate_run import OpenedRun, open_run
+from nearcast.sources.user_files import changed_error
+
+__all__ = ["TaskContext"]
+
+
+@dataclass(slots=True)
+class TaskContext:
+    """A run as a worker sees it. One object per process and run; it keeps what several tasks open."""
+
+    run: RunContext
+    plan: RunPlan
+    tables: InMemoryTables = field(default_factory=InMemoryTables)  # of the driver; empty in other processes
+    earlier: int | None = None  # version of the snapshot that the measures of change compare with
+    opened: OpenedRun | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def open_sources(self) -> OpenedRun:
+        """Open the inputs, or return the ones that the driver has opened.
+
+        Raises InputError if they differ from those that the run was planned for.
+        """
+        if self.opened is None:
+            opened = open_run(self.run, self.tables)
+            if opened.plan.fingerprint != self.plan.fingerprint:
+                raise changed_error("the inputs", "they differ from those that the run was planned for")
+            self.opened = opened
+        return self.opened
