@@ -15,7 +15,7 @@ from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listener import Listener
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
-from nearcast.storage.artifacts import Artifacts, LocalArtifacts
+from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location, host_folder, resolve_location
 
 __all__ = ["STAGES", "Meter", "RunContext", "Workspace", "prepare"]
@@ -177,8 +177,8 @@ def prepare(
         settings,
         Resources(spec.threads or machine.default_threads(), work_bytes),
         workspace,
-        LocalArtifacts(workspace.artifacts if artifacts is None else Path(artifacts)),
-        LocalArtifacts(workspace.work if results is None else Path(results)),
+        open_artifacts(artifacts or workspace.artifacts),
+        open_artifacts(results or workspace.work),
         Meter(base_bytes, budget),
         listener,
     )

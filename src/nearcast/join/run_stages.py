@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nearcast.join.perform_task import perform_in, perform_task, raise_error
+from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import Runner, TaskCall, TaskOutcome, WorkArea
+from nearcast.runners.call_messages import restore_error
 from nearcast.runners.local import LocalRunner
+from nearcast.runners.worker import ANY_KERNELS, describe_worker
 
 __all__ = ["STAGES", "RunStage", "StageCounts", "make_area", "run_stages"]
 
@@ -54,6 +56,8 @@ def make_area(context: TaskContext) -> WorkArea:
     """Return what a worker needs to take part in a run."""
     run = context.run
     plan = {
+        **describe_worker(),
+        **({"kernels": ANY_KERNELS} if run.spec.recall == 1 else {}),
         "spec": run.spec.as_recorded(),
         "base": str(run.workspace.base.absolute()),
         "parts": dict(context.plan.parts),
@@ -86,7 +90,7 @@ def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Seq
     outcomes: list[TaskOutcome] = []
     for outcome in runner.run(perform, make_area(context), calls):
         if outcome.error is not None:
-            raise_error(outcome.error)
+            raise restore_error(outcome.error)
         outcomes.append(replace(outcome, facts={}))
         run.listener.progress(stage.name, len(outcomes), len(calls)) if not is_local else None
     if is_local:

@@ -59,7 +59,7 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
         )
     with run.meter.stage("estimate"):
         estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, run.workspace.out)
+    require_budget(estimate, run.engine, run.workspace.home)
     with run.meter.stage("read"):
         ingest_inputs(run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress)
     return {

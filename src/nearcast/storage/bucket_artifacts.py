@@ -64,7 +64,9 @@ class BucketArtifacts:
         if self._read_done(name) is not None:
             return self.open(name)
         self.storage.probe()  # before the work
-        with self.cache.scratch() as folder:
+        with self.cache.scratch() as entry:
+            folder = entry / _last_part(name)
+            folder.mkdir()
             facts = write(folder)
             finish(folder, facts)
             attempt = f"{ATTEMPT}{secrets.token_hex(8)}"
@@ -73,7 +75,8 @@ class BucketArtifacts:
             data = json.dumps(done, sort_keys=True, ensure_ascii=False, indent=1).encode()
             # After an error here nobody knows whether the attempt was committed: its files stay.
             if self.storage.create(f"{name}/{DONE}", data):
-                return self.cache.adopt(entry_key(self.url, name, attempt), folder, _is_whole(done))
+                key = entry_key(self.url, name, attempt)
+                return self.cache.adopt(key, entry, _is_whole(name, done)) / _last_part(name)
         self._discard(name, done)
         return self.open(name)
 
@@ -129,7 +132,11 @@ class BucketArtifacts:
     def _localize(self, name: str, done: Mapping[str, Any]) -> Path:
         size = sum(facts["bytes"] for facts in done["files"].values())
         key = entry_key(self.url, name, done["attempt"])
-        return self.cache.open_entry(key, _is_whole(done), lambda folder: self._download(name, done, folder), size)
+
+        def fill(entry: Path) -> None:
+            self._download(name, done, entry / _last_part(name))
+
+        return self.cache.open_entry(key, _is_whole(name, done), fill, size) / _last_part(name)
 
     def _download(self, name: str, done: Mapping[str, Any], folder: Path) -> None:
         for file, facts in done["files"].items():
@@ -170,8 +177,14 @@ class BucketArtifacts:
         return facts.modified if facts is not None else 0.0
 
 
-def _is_whole(done: Mapping[str, Any]) -> Any:
-    def compare(folder: Path) -> bool:
+def _last_part(name: str) -> str:
+    """Return the name of an artifact's folder in its cache entry: code that opens it reads the name of the folder."""
+    return name.rpartition("/")[2]
+
+
+def _is_whole(name: str, done: Mapping[str, Any]) -> Any:
+    def compare(entry: Path) -> bool:
+        folder = entry / _last_part(name)
         try:
             return all((folder / file).stat().st_size == facts["bytes"] for file, facts in done["files"].items())
         except OSError:
