@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nearcast.errors import InputError, StorageError
 from nearcast.files import file_hash
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
@@ -76,8 +78,10 @@ def _kill_first(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, A
         folder = Path(place.results) / "join" / f".attempt-{call.args['number']}-{attempt}"
         folder.mkdir(parents=True)
         (folder / "rows").write_bytes(b"half of the rows")
-        if call.args["parent"]:
-            os.kill(os.getppid(), signal.SIGKILL)
+        if call.args.get("executor"):
+            executor = next(parent for parent in psutil.Process().parents() if parent.name() == "java")
+            executor.kill()
+            time.sleep(30)  # until its Python workers end, too
         os.kill(os.getpid(), signal.SIGKILL)
     return _write(place, call, attempt)
 

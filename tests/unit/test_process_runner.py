@@ -26,7 +26,7 @@ def test_two_of_twelve_calls_killed_by_sigkill_are_run_by_new_workers_with_the_s
     place, quiet = area(tmp_path / "killed"), area(tmp_path / "quiet")
     with ProcessRunner(2) as runner:
         list(runner.run(perform, quiet, calls(12)))
-        outcomes = list(runner.run(perform, place, calls(12, "kill first", victims=[3, 8], times=1, parent=False)))
+        outcomes = list(runner.run(perform, place, calls(12, "kill first", victims=[3, 8], times=1)))
     assert len(outcomes) == 12
     assert attempts(place) == {call.name: 2 if call.args["number"] in (3, 8) else 1 for call in calls(12)}
     assert committed(place, killed=2) == committed(quiet)
@@ -41,7 +41,7 @@ def test_a_call_that_ends_its_worker_in_each_of_4_attempts_is_an_error_with_call
             match=r"task join/000001 failed in all 4 attempts: its worker process was ended by SIGKILL, prob",
         ),
     ):
-        list(runner.run(perform, place, calls(3, "kill first", victims=[1], times=99, parent=False)))
+        list(runner.run(perform, place, calls(3, "kill first", victims=[1], times=99)))
     assert attempts(place)["join/000001"] == 4
 
 

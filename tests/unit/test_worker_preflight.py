@@ -14,8 +14,15 @@ from nearcast.errors import InputError, NearcastError, SpecError, StorageError, 
 from nearcast.machine import ContainerLimits, container_limits
 from nearcast.runners.attempts import CallQueue
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
-from nearcast.runners.call_messages import describe_error, encode_call, perform_message, read_reply, restore_error
-from nearcast.runners.worker import describe_worker, host_resources, require_same_worker, run_task
+from nearcast.runners.call_messages import (
+    describe_error,
+    encode_area,
+    encode_call,
+    perform_message,
+    read_reply,
+    restore_error,
+)
+from nearcast.runners.worker import describe_worker, host_resources, require_same_worker, reserve_cores, run_task
 from runner_tasks import calls
 
 GIB = 1 << 30
@@ -86,7 +93,9 @@ def host(monkeypatch):
 
 
 def seen(threads=None):
-    resources = host_resources(threads)
+    reserve_cores(threads)
+    resources = host_resources()
+    reserve_cores(None)
     return resources.threads, resources.memory_bytes / GIB
 
 
@@ -214,14 +223,14 @@ def sum_up(place: WorkArea, call: TaskCall) -> TaskOutcome:
 def test_a_call_and_its_outcome_survive_the_way_to_a_worker_and_back():
     place, call = WorkArea("/a", "s3://b/r", {"k": 5}), TaskCall("join/000001", "sum", {"numbers": [1, 2, 3]})
     name = f"{sum_up.__module__}:sum_up"
-    reply = read_reply(perform_message(encode_call(name, place, call)))
+    reply = read_reply(perform_message(encode_area(name, place), encode_call(call)))
     assert reply.outcome == sum_up(place, call)
     assert reply.error is None
 
 
 @pytest.mark.parametrize("name", ["no_such_module:perform", "json:no_such_function"])
 def test_a_worker_that_lacks_the_function_says_what_to_install(name):
-    reply = read_reply(perform_message(encode_call(name, WorkArea("/a", "/b"), TaskCall("a", "b", {}))))
+    reply = read_reply(perform_message(encode_area(name, WorkArea("/a", "/b")), encode_call(TaskCall("a", "b", {}))))
     assert isinstance(reply.error, WorkerError)
     assert "cannot import" in str(reply.error)
     assert "install the same packages on every worker" in str(reply.error)

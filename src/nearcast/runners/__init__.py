@@ -19,6 +19,8 @@ __all__ = ["RUNNERS", "make_runner"]
 RUNNERS = {
     "local": "nearcast.runners.local:make_local_runner",
     "processes": "nearcast.runners.processes:make_process_runner",
+    "ray": "nearcast.runners.ray_runner:make_ray_runner",
+    "spark": "nearcast.runners.spark_runner:make_spark_runner",
 }
 
 

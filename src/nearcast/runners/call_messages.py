@@ -22,6 +22,7 @@ from nearcast.runners.base import Perform, TaskCall, TaskOutcome, WorkArea
 __all__ = [
     "CallReply",
     "describe_error",
+    "encode_area",
     "encode_call",
     "find_perform",
     "name_perform",
@@ -65,21 +66,24 @@ def find_perform(name: str) -> Perform:
     return found
 
 
-def encode_call(perform: str, area: WorkArea, call: TaskCall) -> str:
-    """Return one line of JSON that a worker passes to `perform_message`."""
+def encode_area(perform: str, area: WorkArea) -> str:
+    """Return what the calls of a stage share, as one line of JSON for `perform_message`."""
     shared = {"artifacts": area.artifacts, "results": area.results, "plan": dict(area.plan)}
-    return json.dumps(
-        {"perform": perform, "area": shared, "call": {"name": call.name, "kind": call.kind, "args": dict(call.args)}}
-    )
+    return json.dumps({"perform": perform, "area": shared})
 
 
-def perform_message(line: str) -> str:
-    """Run the call of a message in this process. Return the reply as one line of JSON; raises no exception."""
+def encode_call(call: TaskCall) -> str:
+    """Return a call as one line of JSON for `perform_message`."""
+    return json.dumps({"name": call.name, "kind": call.kind, "args": dict(call.args)})
+
+
+def perform_message(shared: str, call: str) -> str:
+    """Run an encoded call in this process. Return the reply as one line of JSON; raises no exception."""
     worker = f"{os.uname().nodename} process {os.getpid()}"
     try:
-        message = json.loads(line)
-        perform = find_perform(message["perform"])
-        outcome = perform(WorkArea(**message["area"]), TaskCall(**message["call"]))
+        stage = json.loads(shared)
+        perform = find_perform(stage["perform"])
+        outcome = perform(WorkArea(**stage["area"]), TaskCall(**json.loads(call)))
         return json.dumps({"worker": worker, "outcome": _encode_outcome(outcome)})
     except Exception as error:
         trace = "".join(traceback.format_exception(error))[-MOST_TRACE:]

@@ -31,7 +31,7 @@ def main(reply_fd: int) -> None:
     from nearcast.runners.call_messages import perform_message  # after the watching thread has started
 
     while True:
-        reply = perform_message(lines.get()).encode() + b"\n"
+        reply = perform_message(*json.loads(lines.get())).encode() + b"\n"
         while reply:
             reply = reply[os.write(reply_fd, reply) :]
 

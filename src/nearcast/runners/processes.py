@@ -21,7 +21,7 @@ from typing import Any, Self
 from nearcast.errors import WorkerError
 from nearcast.runners.attempts import CallQueue
 from nearcast.runners.base import Perform, TaskCall, TaskOutcome, WorkArea
-from nearcast.runners.call_messages import encode_call, name_perform, read_reply
+from nearcast.runners.call_messages import encode_area, encode_call, name_perform, read_reply
 from nearcast.runners.runner_options import refuse_unknown_options
 from nearcast.runners.worker import MEMORY_VARIABLE, THREADS_VARIABLE, HostResources, host_resources
 
@@ -68,11 +68,11 @@ class ProcessRunner:
 
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
         """Yield outcomes as they arrive. See `Runner.run`."""
-        name, queue = name_perform(perform), CallQueue(calls)
+        shared, queue = encode_area(name_perform(perform), area), CallQueue(calls)
         finished = False
         try:
             while queue or any(worker.call for worker in self._pool):
-                self._hand_out(name, area, queue)
+                self._hand_out(shared, queue)
                 for worker in self._wait(queue.seconds_to_next()):
                     outcome = self._receive(worker, queue)
                     if outcome is None:
@@ -92,7 +92,7 @@ class ProcessRunner:
         """Stop all workers."""
         self._stop(list(self._pool))
 
-    def _hand_out(self, name: str, area: WorkArea, queue: CallQueue) -> None:
+    def _hand_out(self, shared: str, queue: CallQueue) -> None:
         """Give a call to every free worker; start workers as long as there are fewer than allowed."""
         while len(self._pool) < self.workers or any(worker.call is None for worker in self._pool):
             call = queue.take()
@@ -100,7 +100,7 @@ class ProcessRunner:
                 return
             worker = next((worker for worker in self._pool if worker.call is None), None) or self._start()
             worker.call = call
-            worker.send(encode_call(name, area, call))
+            worker.send(json.dumps([shared, encode_call(call)]))
 
     def _start(self) -> WorkerProcess:
         share = self._share = self._share or host_resources()

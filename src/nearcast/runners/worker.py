@@ -28,6 +28,7 @@ __all__ = [
     "describe_worker",
     "host_resources",
     "require_same_worker",
+    "reserve_cores",
     "run_task",
 ]
 
@@ -38,6 +39,8 @@ NATIVE, NUMPY, ANY_KERNELS = "native", "numpy", "any"
 
 # Errors that another attempt would meet again: the spec or the input has to change.
 LASTING_ERRORS = (BudgetError, InputError, MissingExtraError, SpecError, TargetError)
+
+_reserved: list[int] = []  # cores that an engine reserved for this process; empty if none did
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +89,21 @@ def require_same_worker(plan: Mapping[str, Any]) -> None:
     )
 
 
-def host_resources(threads: int | None = None) -> HostResources:
+def reserve_cores(cores: int | None) -> None:
+    """Record the cores that an engine reserved for the task of this worker, for `host_resources`."""
+    _reserved[:] = [] if cores is None else [max(1, cores)]
+
+
+def host_resources() -> HostResources:
     """Return the threads and the memory that this worker may use on its host.
 
-    threads: cores that an engine reserved for this task. Environment variables NEARCAST_THREADS and NEARCAST_MEMORY
-    ("4GB") come first; then the cores reserved; then the limits of the container (cgroup) and the machine. The default
-    memory is half of what is available, times the worker's share of the cores. Raises WorkerError for a bad variable.
+    Environment variables NEARCAST_THREADS and NEARCAST_MEMORY ("4GB") come first; then the cores that an engine
+    reserved; then the limits of the container (cgroup) and the machine. The default memory is half of what is
+    available, times the worker's share of the cores. Raises WorkerError for a bad variable.
     """
     limits = machine.container_limits()
     cores = min(machine.default_threads(), limits.cores or machine.default_threads())
-    chosen = _read_threads() or min(threads or cores, cores)
+    chosen = _read_threads() or min([cores, *_reserved])
     memory = _read_memory()
     if memory is None:
         free = machine.resident_memory() + machine.available_memory()
