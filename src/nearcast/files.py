@@ -27,6 +27,7 @@ from nearcast.errors import BusyError, DamagedError
 __all__ = [
     "MANIFEST",
     "PARTIAL",
+    "bucket_url",
     "file_hash",
     "fingerprint",
     "finish",
@@ -44,6 +45,16 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+SAME_SCHEMES = {
+    "s3a": "s3",
+    "s3n": "s3",
+    "gcs": "gs",
+    "abfs": "az",
+    "abfss": "az",
+    "azure": "az",
+    "wasb": "az",
+    "wasbs": "az",
+}
 
 
 def fingerprint(value: Any) -> str:
@@ -67,11 +78,33 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def path_fault(text: str) -> str | None:
-    """Explain why a path can never exist: it is a URL, or a shell would expand it. Returns None for other paths."""
+def bucket_url(path: str | Path, base: Path | None = None) -> str | None:
+    """Return the URL if a path names a bucket or objects in it, s3://bucket/name, else None.
+
+    Restores the second slash that pathlib removes; a local folder `s3:` in `base` then has priority.
+    """
+    text = os.fspath(path)
+    url = re.match(r"(s3|gs|az):(/+)", text, re.IGNORECASE)
+    if url is None or (url[2] == "/" and os.path.lexists((base or Path()) / text[: url.end(1) + 1])):
+        return None
+    return f"{url[1].lower()}://{text[url.end() :]}"
+
+
+def path_fault(text: str, *, buckets: bool = False) -> str | None:
+    """Explain why a path can never exist: it is a URL, or a shell would expand it. Returns None for other paths.
+
+    buckets: s3://, gs:// and az:// are supported.
+    """
+    if buckets and bucket_url(text):
+        return None
     if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
-        if url[1].lower() == "file":
+        scheme = url[1].lower()
+        if scheme == "file":
             return f"{text} is a URL; write the path without {text[: url.end() - 1]}//"
+        if buckets:
+            same = SAME_SCHEMES.get(scheme)
+            hint = f"write {same}://" if same else "put it into s3://, gs:// or az://, mount it, or copy it here first"
+            return f"{text} is not on this machine, and {url[1]}:// is not supported; {hint}"
         return (
             f"{text} is not on this machine, and {url[1]}:// is not supported: files are read from local or mounted "
             "folders; mount it, or copy it here first"

@@ -71,21 +71,21 @@ def read_export(
     links = open_parquet(spec.links.path, base, "[links] path", fix)
     tables = ads.read(), links.read()
     ads.check()
-    oldest = min((*ads.listing.files, *links.listing.files), key=lambda file: file.state.mtime_ns)
+    oldest = min((*ads.listing.files, *links.listing.files), key=lambda file: file.mtime_ns)
     export = AdExport(
         *tables,
         ad_id=spec.ads.id,
         link_item=spec.links.item,
         link_ad=spec.links.ad,
         as_of=_time_of_change(oldest, now) if as_of is None else as_of,
-        changed=oldest.state.mtime_ns if as_of is None else None,
+        changed=oldest.mtime_ns if as_of is None else None,
     )
     return export, (*ads.notes, *links.notes)
 
 
 def _time_of_change(file: UserFile, now: float) -> float:
     """Return when a file was changed, at most now. Raises InputError for a time in the future."""
-    changed = file.state.mtime_ns / 1e9
+    changed = file.mtime_ns / 1e9
     if changed > now + CLOCK_SKEW_SECONDS:
         raise InputError(
             f"{file.name} was last changed at {format_utc(changed)}, which is yet to come: the clock of its writer is "

@@ -22,14 +22,15 @@ import pyarrow as pa
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import InputError, NearcastError, SpecError
-from nearcast.files import path_fault, read_manifest
+from nearcast.files import bucket_url, path_fault, read_manifest
 from nearcast.join.context import RunContext
 from nearcast.join.rank_model import onnx_ranker
 from nearcast.join.run_plan import RunPlan
 from nearcast.knn.scores import rescore
 from nearcast.measure.sampled_recall import SampledLists
 from nearcast.sources.ingest import IngestedTable, Inputs, list_attributes, open_ingested_table, read_attributes
-from nearcast.sources.user_files import UserFile, changed_error, shown_path
+from nearcast.sources.parquet_listing import open_user_file
+from nearcast.sources.user_files import ChangedInputError, LocalFile, UserFile, changed_error, shown_path
 from nearcast.spec import GeneratorSpec
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
@@ -70,8 +71,7 @@ def make_rank_settings(spec: GeneratorSpec, base: Path) -> RankSettings | None:
     if spec.rank is None:
         return None
     name = spec.rank.function or str(spec.rank.model)
-    path = _find_model_file(name, base)
-    content = UserFile(path, shown_path(path, base)).hash()
+    content = _open_model_file(name, base).hash()
     return RankSettings(name, base.absolute(), content, spec.k, spec.rank.batch, spec.rank.timeout_seconds)
 
 
@@ -90,12 +90,12 @@ def check_ranker(spec: GeneratorSpec, base: Path, plan: RunPlan) -> None:
         return
     name = spec.rank.function or str(spec.rank.model)
     try:
-        path = _find_model_file(name, base)
-        content = UserFile(path, shown_path(path, base)).hash()
+        file = _open_model_file(name, base)
+        content = file.hash()
     except (SpecError, InputError) as error:
         raise changed_error(name, str(error)) from error
     if plan.parts["ranker"]["blake2b"] != content:
-        raise changed_error(shown_path(path, base))
+        raise changed_error(file.name)
 
 
 def rank_neighbors(
@@ -174,9 +174,22 @@ def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> Sam
     return SampledLists(scored.positions, scored.scores)
 
 
+def _open_model_file(name: str, base: Path) -> UserFile:
+    """Return the file of a function or model. Raises SpecError if there is none."""
+    if bucket_url(name, base) is None:
+        path = _find_model_file(name, base)
+        return LocalFile(path, shown_path(path, base))
+    try:
+        return open_user_file(name, base, "rank.model", "check `model` in [rank]")
+    except ChangedInputError:
+        raise
+    except InputError as error:
+        raise SpecError(f"rank.model: {error}") from error
+
+
 def _find_model_file(name: str, base: Path) -> Path:
     """Return the file of a function or model: in the spec's folder, else an installed module. Raises SpecError."""
-    if (fault := path_fault(name)) and not os.path.lexists(base / name):
+    if (fault := path_fault(name, buckets=True)) and not os.path.lexists(base / name):
         raise SpecError(f"rank.model: {fault}")
     module, colon, _ = name.partition(":")
     if not colon:
@@ -202,20 +215,22 @@ def _find_model_file(name: str, base: Path) -> Path:
 @lru_cache(maxsize=4)
 def _load(name: str, base: Path, content: str) -> Ranker:
     """Load the model, once per content of its file. Raises InputError if the file has another content."""
-    path = _find_model_file(name, base)
-    file = UserFile(path, shown_path(path, base))
+    file = _open_model_file(name, base)
     if file.hash() != content:
         raise changed_error(file.name)
     try:
-        return _load_file(name, base, path, content)
+        return _load_file(name, base, file, content)
     finally:
         file.check()
 
 
-def _load_file(name: str, base: Path, path: Path, content: str) -> Ranker:
+def _load_file(name: str, base: Path, file: UserFile, content: str) -> Ranker:
+    if not isinstance(file.path, Path):
+        return onnx_ranker(file.read(), file.shown)
+    path = file.path
     module_name, colon, function = name.partition(":")
     if not colon:
-        return onnx_ranker(path)
+        return onnx_ranker(path, str(path))
     try:
         module = (
             _import_from_folder(path, content, base)

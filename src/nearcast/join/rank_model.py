@@ -23,9 +23,10 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def onnx_ranker(path: Path) -> Callable[[pa.RecordBatch], Any]:
+def onnx_ranker(model: Path | bytes, path: str) -> Callable[[pa.RecordBatch], Any]:
     """Return a function that scores a batch of pairs by the model's first output.
 
+    model: the file or its contents. A model with data in other files must be a file. path: its name for messages.
     Raises MissingExtraError without onnxruntime, SpecError for an unreadable file or an input of another type.
     """
     try:
@@ -38,7 +39,9 @@ def onnx_ranker(path: Path) -> Callable[[pa.RecordBatch], Any]:
     options.intra_op_num_threads = 1  # sums in one order: the same scores on any machine of a kind
     options.log_severity_level = 4  # its errors become ours
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime raises many classes without a common base
         raise SpecError(f"rank.model: {path} cannot be read by onnxruntime: {error}") from error
     inputs = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}

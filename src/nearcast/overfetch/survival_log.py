@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import InputError
+from nearcast.files import bucket_url
 from nearcast.sources.ids import SearchedIds, find_positions
 from nearcast.sources.parquet_files import ParquetFiles, open_parquet
-from nearcast.sources.user_files import ChangedInputError, shown_path
+from nearcast.sources.parquet_listing import show_location
+from nearcast.sources.user_files import ChangedInputError
 from nearcast.types import IntArray
 
 __all__ = ["ITEM", "SURVIVED", "SurvivalCounts", "open_log", "read_counts"]
@@ -34,18 +36,18 @@ class SurvivalCounts:
 
 
 def open_log(path: Path | str, base: Path) -> ParquetFiles:
-    """Open a log: a Parquet file, a folder of files, or a glob, relative to `base`.
+    """Open a log: a Parquet file, a folder of files, or a glob, relative to `base`, or a URL.
 
     Raises InputError if none exists.
     """
-    shown = shown_path(base / path)
+    shown = show_location(path, base)
     way_out = f"overfetch.log names {shown}, which is not there; write look-ups to it, or use overfetch.survival"
     try:
         return open_parquet(path, base, "overfetch.log", way_out)
     except ChangedInputError:
         raise
     except InputError as error:
-        if os.path.lexists(base / path):
+        if bucket_url(path, base) is None and os.path.lexists(base / path):
             raise InputError(f"the log of look-ups {shown} is no Parquet: {error}") from error
         raise
 
@@ -57,7 +59,7 @@ def read_counts(log: Path | ParquetFiles, item_ids: pa.Array | SearchedIds) -> S
     that changes while it is read.
     """
     rows = log if isinstance(log, ParquetFiles) else open_log(log, Path())
-    path = shown_path(rows.listing.root)
+    path = rows.listing.shown
     _validate_schema(path, rows.schema, item_ids.type)
     rows.need_columns([ITEM, SURVIVED])
     survived, seen = np.zeros(len(item_ids), np.int64), np.zeros(len(item_ids), np.int64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import PurePath
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 WHOLE = re.compile(r"-?[0-9]{1,18}")  # 18 digits fit int64
 
 
-def hive_values(path: Path, base: Path) -> dict[str, str | None]:
+def hive_values(path: PurePath, base: PurePath) -> dict[str, str | None]:
     """Parse the `name=value` folders of a path below `base`. Percent-decodes values; Hive's name of null gives None."""
     folders = (path.relative_to(base) if path.is_relative_to(base) else path).parent.parts
     values: dict[str, str | None] = {}

@@ -5,12 +5,12 @@ reading a truncated map kills the process. Knows nothing of ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from nearcast.errors import InputError
-from nearcast.sources.user_files import UserFile, changed_error, ensure_unchanged, shown_path
+from nearcast.sources.user_files import UserFile, changed_error, ensure_unchanged
 from nearcast.types import AnyArray
 
 __all__ = ["NpyFile", "open_npy"]
@@ -34,41 +34,40 @@ class NpyFile:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Read rows start..stop-1, (stop - start, dim). Raises InputError if the file was changed."""
-        with ensure_unchanged([self.file]), self.file.path.open("rb") as file:
-            if not self.fortran_order:
-                values = self._read_values(file, start * self.dim, (stop - start) * self.dim)
-                return values.reshape(stop - start, self.dim)
-            columns = [self._read_values(file, column * self.n + start, stop - start) for column in range(self.dim)]
-            return np.stack(columns, axis=1)
+        if not self.fortran_order:
+            return self._read_values([(start * self.dim, stop * self.dim)])[0].reshape(stop - start, self.dim)
+        columns = [(column * self.n + start, column * self.n + stop) for column in range(self.dim)]
+        return np.stack(self._read_values(columns), axis=1)
 
-    def _read_values(self, file: BinaryIO, first: int, count: int) -> AnyArray:
-        file.seek(self.offset + first * self.dtype.itemsize)
-        values: AnyArray = np.fromfile(file, self.dtype, count)
-        if len(values) != count:
+    def _read_values(self, ranges: list[tuple[int, int]]) -> list[AnyArray]:
+        size = self.dtype.itemsize
+        with ensure_unchanged([self.file]):
+            parts = self.file.read_ranges([(self.offset + a * size, self.offset + b * size) for a, b in ranges])
+        if any(len(part) != (b - a) * size for part, (a, b) in zip(parts, ranges, strict=True)):
             raise changed_error(self.file.name)
-        return values
+        return [np.frombuffer(part, self.dtype) for part in parts]
 
 
 def open_npy(file: UserFile) -> NpyFile:
     """Read the header. Raises InputError if the file holds no matrix of numbers, or is shorter than its header says."""
     try:
-        with ensure_unchanged([file]), file.path.open("rb") as opened:
+        with ensure_unchanged([file]), file.open() as opened:
             version = np.lib.format.read_magic(opened)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(opened)
             offset = opened.tell()
     except PermissionError as error:
-        raise InputError(f"{shown_path(file.path)} may not be read: permission denied") from error
+        raise InputError(f"{file.shown} may not be read: permission denied") from error
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{shown_path(file.path)} is not a readable .npy file: {error}") from error
+        raise InputError(f"{file.shown} is not a readable .npy file: {error}") from error
     if len(shape) != 2:
-        raise InputError(f"{shown_path(file.path)} has shape {shape}; vectors come as rows: (count, dimension)")
+        raise InputError(f"{file.shown} has shape {shape}; vectors come as rows: (count, dimension)")
     if dtype.hasobject:
-        raise InputError(f"{shown_path(file.path)} is not a readable .npy file: it holds Python objects, not numbers")
+        raise InputError(f"{file.shown} is not a readable .npy file: it holds Python objects, not numbers")
     npy = NpyFile(file, shape[0], shape[1], dtype, offset, fortran_order)
-    if file.state.size < offset + npy.nbytes:
+    if file.size < offset + npy.nbytes:
         raise InputError(
-            f"{shown_path(file.path)} is not a readable .npy file: it was cut short, at {file.state.size:,} of "
+            f"{file.shown} is not a readable .npy file: it was cut short, at {file.size:,} of "
             f"{offset + npy.nbytes:,} bytes; write it again"
         )
     return npy

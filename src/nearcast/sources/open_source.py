@@ -5,6 +5,7 @@ Reads schemas and headers, not rows. Knows nothing of tables in memory.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from nearcast.sources.arrow_types import plain_column, plain_type
 from nearcast.sources.column_roles import id_array, list_array, one_array, plain_id_type, require_columns
 from nearcast.sources.hive import constant_column, hive_type, hive_values
 from nearcast.sources.npy import NpyFile, open_npy
-from nearcast.sources.parquet_files import Footer, ParquetFiles, open_parquet, read_batches, read_footer
-from nearcast.sources.parquet_listing import Listing, has_magic, list_parquet, local_file
+from nearcast.sources.parquet_files import Footer, ParquetFiles, open_listed, read_batches, read_footer
+from nearcast.sources.parquet_listing import Listing, has_magic, list_one, list_parquet, map_files, open_user_file
 from nearcast.sources.row_source import (
     IdFilter,
     Part,
@@ -27,10 +28,9 @@ from nearcast.sources.row_source import (
     RowSpan,
     common_type,
     describe_part,
-    digest_file,
     unify_parts,
 )
-from nearcast.sources.user_files import UserFile, ensure_unchanged, shown_path
+from nearcast.sources.user_files import UserFile, check_between_reads, digest_file, ensure_unchanged
 from nearcast.spec import SourceSpec
 
 __all__ = ["open_source"]
@@ -39,7 +39,7 @@ WAY_OUT = "check `path` (it is relative to the spec's own folder)"
 LIST_DECODE_BYTES = 24  # measured: reading 65,536 lists of 128 float16 takes 226 MB at its peak
 
 
-def open_source(spec: SourceSpec, base: Path, *, leave_out: Path | None = None) -> RowSource:
+def open_source(spec: SourceSpec, base: Path, *, leave_out: Path | str | None = None) -> RowSource:
     """Open the files of a source, relative to `base`, and read their schemas.
 
     leave_out: a folder that is skipped below the source's path, since runs write there.
@@ -117,14 +117,16 @@ class NpyReader:
             if self.spec.vector in columns:
                 block = self.vectors.read(start, stop)
                 table = table.append_column(self.spec.vector, list_array(block, self.spec.path))
-            self.ids_file.check()
+            check_between_reads(self.ids_file)
             yield table.select(list(dict.fromkeys(columns)))
 
     def digest(self) -> dict[str, Any]:
         """Return the name of the vectors' file, and bytes and hashes of both files."""
-        size = self.vectors.file.state.size + self.ids_file.state.size
-        blake2b = self.vectors.file.hash() + self.ids_file.hash()
-        return {"name": self.spec.path, "bytes": size, "blake2b": blake2b}
+        files = self.vectors.file, self.ids_file
+        blake2b = "".join(file.hash() for file in files)
+        etags = [file.identity()["etag"] for file in files if file.identity()]
+        marked = {"etag": " ".join(etags)} if etags else {}
+        return {"name": self.spec.path, "bytes": sum(file.size for file in files), "blake2b": blake2b, **marked}
 
     def check_contents(self) -> None:
         """Do nothing: every pass compares the files' states."""
@@ -132,7 +134,7 @@ class NpyReader:
 
 def _open_id_filter(spec: SourceSpec, base: Path) -> IdFilter:
     """Read the ids of the file that `only` names."""
-    file = local_file(str(spec.only), base, "only", "check `only` (it is relative to the spec's own folder)")
+    file = open_user_file(str(spec.only), base, "only", "check `only` (it is relative to the spec's own folder)")
     table = _read_ids_file(file, spec.model_copy(update={"attributes": (), "display": (), "weight": None}))
     id_type = plain_id_type(table.schema.field(spec.id).type, file.name, spec.id)
     return IdFilter(file, id_type, one_array(plain_column(table.column(0))))
@@ -140,7 +142,7 @@ def _open_id_filter(spec: SourceSpec, base: Path) -> IdFilter:
 
 def _open_parquet_parts(listing: Listing, spec: SourceSpec) -> tuple[tuple[Part, ...], list[str]]:
     """Open a part per file. Return the parts, and notes on skipped files: without rows, and of other types."""
-    footers = [read_footer(file) for file in listing.files]
+    footers = map_files(read_footer, listing.files)
     folders = [hive_values(file.path, listing.base) for file in listing.files]
     types = {name: _folder_column_type(name, footers, folders) for name in spec.columns}
     parts: list[Part] = []
@@ -212,11 +214,11 @@ def _folder_column_type(
 
 
 def _open_npy_part(spec: SourceSpec, base: Path) -> Part:
-    vectors = open_npy(local_file(spec.path, base, "path", WAY_OUT))
-    ids_file = local_file(str(spec.ids), base, "ids", "check `ids` (it is relative to the spec's own folder)")
+    vectors = open_npy(open_user_file(spec.path, base, "path", WAY_OUT))
+    ids_file = open_user_file(str(spec.ids), base, "ids", "check `ids` (it is relative to the spec's own folder)")
     rows = _read_ids_file(ids_file, spec)
     if len(rows) != vectors.n:
-        raise InputError(f"{shown_path(ids_file.path)} has {len(rows)} ids for the {vectors.n} vectors of {spec.path}")
+        raise InputError(f"{ids_file.shown} has {len(rows)} ids for the {vectors.n} vectors of {spec.path}")
     vector_type = list_array(np.empty((0, vectors.dim), vectors.dtype), spec.path).type
     schema = rows.schema.append(pa.field(spec.vector, vector_type))
     reader = NpyReader(vectors, ids_file, rows, spec)
@@ -225,23 +227,25 @@ def _open_npy_part(spec: SourceSpec, base: Path) -> Part:
 
 def _read_ids_file(file: UserFile, spec: SourceSpec) -> pa.Table:
     """Read the ids, and from Parquet the attributes, of the file that `ids` or `only` names: .npy, text or Parquet."""
-    path = file.path
+    suffix = file.path.suffix
     try:
         with ensure_unchanged([file]):
-            if path.suffix == ".npy":
-                return pa.table({spec.id: id_array(np.load(path, allow_pickle=False), file.name)})
-            if not has_magic(path) and path.suffix != ".parquet":
-                return pa.table({spec.id: pa.array(path.read_text(encoding="utf-8").splitlines())})
+            if suffix == ".npy":
+                opened = io.BytesIO(file.read()) if file.reads_are_checked else file.open()
+                return pa.table({spec.id: id_array(np.load(opened, allow_pickle=False), file.name)})
+            if not has_magic(file) and suffix != ".parquet":
+                return pa.table({spec.id: pa.array(file.read().decode("utf-8").splitlines())})
         parquet = _open_one_parquet(file)
     except PermissionError as error:
-        raise InputError(f"{shown_path(file.path)} may not be read: permission denied") from error
+        raise InputError(f"{file.shown} may not be read: permission denied") from error
     except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
-        raise InputError(f"{shown_path(file.path)} is not a readable file of ids: {error}") from error
+        raise InputError(f"{file.shown} is not a readable file of ids: {error}") from error
     require_columns(file.name, parquet.schema.names, {"id": spec.id}, spec.columns)
     return parquet.read(list(dict.fromkeys((spec.id, *spec.columns))))
 
 
 def _open_one_parquet(file: UserFile) -> ParquetFiles:
-    parquet = open_parquet(file.path.name, file.path.parent, file.name, WAY_OUT)
+    folder = file.path.parent
+    parquet = open_listed(list_one(file, folder, folder), WAY_OUT)
     file.check()
-    return replace(parquet, listing=replace(parquet.listing, files=(file,)))
+    return parquet

@@ -5,7 +5,6 @@ For logs, ads and links; the sources of a join use `read_batches` too. Knows not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import pyarrow.parquet as pq
 from nearcast.errors import InputError
 from nearcast.sources.arrow_types import plain_column, plain_type, refuse_twice
 from nearcast.sources.hive import constant_column, hive_type, hive_values
-from nearcast.sources.parquet_listing import Listing, list_parquet
-from nearcast.sources.user_files import UserFile, changed_error, ensure_unchanged, shown_path
+from nearcast.sources.parquet_listing import Listing, list_parquet, map_files
+from nearcast.sources.user_files import UserFile, changed_error, check_between_reads, digest_file, ensure_unchanged
 
-__all__ = ["Footer", "ParquetFiles", "open_parquet", "read_batches", "read_footer"]
+__all__ = ["Footer", "ParquetFiles", "open_listed", "open_parquet", "read_batches", "read_footer"]
 
 BATCH_ROWS = 1 << 17
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError)
@@ -52,8 +51,9 @@ def read_footer(file: UserFile) -> Footer:
                 tuple(group.num_rows for group in groups),
             )
     except UNREADABLE as error:
-        where, why = shown_path(file.path), _get_reason(error)
-        raise InputError(f"{where} is not a readable Parquet file, or was cut short ({why}); write it again") from error
+        raise InputError(
+            f"{file.shown} is not a readable Parquet file, or was cut short ({_get_reason(error)}); write it again"
+        ) from error
 
 
 def read_batches(
@@ -76,17 +76,17 @@ def read_batches(
         with ensure_unchanged([file]), _open_parquet(file) as parquet:
             batches = parquet.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=threads)
             while (batch := next(batches, None)) is not None:
-                file.check()
+                check_between_reads(file)
                 done += len(batch)
                 yield batch
     except UNREADABLE as error:
-        raise InputError(f"{shown_path(file.path)} is damaged ({_get_reason(error)}); write it again") from error
+        raise InputError(f"{file.shown} is damaged ({_get_reason(error)}); write it again") from error
     if done != n_rows:
         raise changed_error(file.name, f"{done:,} rows came where there were {n_rows:,}")
 
 
 def _open_parquet(file: UserFile) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.OSFile(os.fsencode(file.path)))  # bytes: a name need not be UTF-8
+    return pq.ParquetFile(file.open(), pre_buffer=False)  # buffers of all row groups would stay until the end
 
 
 def _get_reason(error: Exception) -> str:
@@ -126,7 +126,7 @@ class ParquetFiles:
 
     def digests(self) -> list[dict[str, Any]]:
         """Return name, size and hash of every file."""
-        return [{"name": f.path.name, "bytes": f.state.size, "blake2b": f.hash()} for f in self.listing.files]
+        return [digest_file(file, file.path.name) for file in self.listing.files]
 
     def check(self) -> None:
         """Raise InputError if a file was changed or added since the files were listed."""
@@ -159,13 +159,17 @@ class ParquetFiles:
 
 
 def open_parquet(path: Path | str, base: Path, what: str, way_out: str) -> ParquetFiles:
-    """List the Parquet files of a path (a file, folder or glob, relative to `base`), and read their footers.
+    """List the Parquet files of a path (a file, folder or glob, relative to `base`, or a URL); read their footers.
 
     what: name of the contents for messages, for example "the log". Raises InputError if there is no file, a file cannot
     be read, or files have incompatible types in one column.
     """
-    listing = list_parquet(str(path), base, what, way_out)
-    footers = tuple(read_footer(file) for file in listing.files)
+    return open_listed(list_parquet(str(path), base, what, way_out), what)
+
+
+def open_listed(listing: Listing, what: str) -> ParquetFiles:
+    """Read the footers of listed files. Raises InputError as `open_parquet` does."""
+    footers = tuple(map_files(read_footer, listing.files))
     with_rows = [number for number, footer in enumerate(footers) if footer.n_rows] or [0]
     schemas = [
         pa.schema([field.with_type(plain_type(field.type)).remove_metadata() for field in footers[number].schema])

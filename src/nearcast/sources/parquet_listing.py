@@ -1,33 +1,35 @@
-"""Listing of the Parquet files of a path: a file, a folder with everything below it, or a glob.
+"""Listing of the Parquet files of a path: a file, a folder with everything below it, or a glob; also in a bucket.
 
-As in Spark, Hive and pyarrow, names that start with `_` or `.` are skipped, except folders like `_day=1`. A file is
-Parquet by its magic bytes, whatever its ending. Symbolic links are followed; a folder or file that is reached twice is
-read once. Knows nothing of columns.
+A file is Parquet by its magic bytes, whatever its ending. Knows nothing of columns.
 """
 
 from __future__ import annotations
 
-import errno
-import fnmatch
 import os
-import re
-import stat
-from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from nearcast.errors import InputError
-from nearcast.files import path_fault
-from nearcast.sources.user_files import UserFile, changed_error, shown_path
+from nearcast.files import bucket_url, path_fault
+from nearcast.sources.bucket_files import BucketFile, Location, find_object, open_bucket, parse_location
+from nearcast.sources.bucket_listing import walk_bucket
+from nearcast.sources.listing_rules import claims_parquet, describe_skipped, note_hidden
+from nearcast.sources.local_listing import find_folder, is_file, walk_files
+from nearcast.sources.user_files import LocalFile, UserFile, changed_error, shown_path
+from nearcast.storage.base import Storage
 
-__all__ = ["Listing", "has_magic", "list_parquet", "local_file"]
+__all__ = ["Listing", "has_magic", "list_one", "list_parquet", "map_files", "open_user_file", "show_location"]
 
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"
 SMALLEST = 12  # bytes of a Parquet file: magic, length of the footer, magic
-ENDINGS = (".parquet", ".parq", ".pq")
-GLOB = re.compile(r"[*?\[]")
-TABLE_LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
-SHOWN = 3
+REQUESTS = 16  # side by side, to a bucket
+
+File = TypeVar("File", bound=UserFile)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,322 +37,178 @@ class Listing:
     """The files of a path at the time of listing."""
 
     name: str  # of the path, for messages
-    root: Path
-    pattern: str
-    base: Path
+    shown: str  # the whole path, for messages
+    base: PurePath  # folders below it may hold columns, or all folders if the path is not below it
+    folder: PurePath  # of the path: itself, a glob's part before its first wildcard, or the folder of a file
     files: tuple[UserFile, ...]  # in the order of their paths
-    known: frozenset[Path]  # these files, and the skipped ones
     notes: tuple[str, ...]  # skipped files, and why
-    leave_out: Path | None = None  # a folder that is skipped: nearcast writes there
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the path: itself, a glob's part before its first wildcard, or the folder of a file."""
-        if os.path.isdir(self.root):
-            return self.root
-        folder = self.base
-        for part in Path(self.pattern).parts[:-1]:
-            if GLOB.search(part) and not os.path.isdir(folder / part):
-                break
-            folder = folder / part
-        return folder
+    recheck: Callable[[], None]
 
     def check(self) -> None:
         """Raise InputError if a Parquet file was added to the folder or glob, or a file was changed or removed."""
-        for file in self.files:
-            file.check()
-        if len(self.files) == 1 and self.files[0].path == self.root:
-            return
-        try:
-            new = sorted(set(_walk(self.base, self.pattern, self.leave_out).files) - self.known)
-        except InputError as error:
-            raise changed_error(self.name, str(error)) from error
-        for path in new:
-            if _claims_parquet(path) or has_magic(path):
-                raise changed_error(self.name, f"{shown_path(path, self.base)} is new")
+        self.recheck()
 
 
-def list_parquet(pattern: str, base: Path, what: str, way_out: str, *, leave_out: Path | None = None) -> Listing:
-    """List the Parquet files of `pattern`, relative to `base`.
+def list_parquet(pattern: str, base: Path, what: str, way_out: str, *, leave_out: Path | str | None = None) -> Listing:
+    """List the Parquet files of `pattern`, relative to `base`, or of a URL.
 
     what: name of the files for messages. way_out: hint for the error if there is no file.
     leave_out: a folder that is skipped without a note.
     Raises InputError if there is no file, or a file is not readable, truncated or encrypted.
     """
+    if url := bucket_url(pattern, base):
+        return _list_bucket(url, way_out, leave_out)
     root = base / pattern
     name = shown_path(root, base)
     name = what if name == "." else name
     _refuse_impossible_path(pattern, root, what)
-    if _is_file(root):
-        file = UserFile(root, name)
-        if not _is_parquet(root):
-            raise _no_parquet(root)
-        return Listing(name, root, pattern, base, (file,), frozenset({root}), ())
-    found = _walk(base, pattern, leave_out)
-    notes = list(found.notes(base))
-    files, others = [], []
-    for path in sorted(found.files):
-        if _is_parquet(path):
-            files.append(UserFile(path, shown_path(path, base)))
-        else:
-            others.append(path)
-    if others:
-        notes.append(f"{_count(others)} no Parquet and {_was(others)} skipped: {_some(others, base)}")
-    if not files:
-        skipped = f"; {'; '.join(notes)}" if notes else ""
-        raise InputError(f"no Parquet file at {shown_path(root)}; {way_out}{skipped}")
-    named = tuple(f"{name}: {note}" for note in notes)
-    return Listing(name, root, pattern, base, tuple(files), frozenset(found.files), named, leave_out)
+    if is_file(root):
+        return list_one(LocalFile(root, name), base, find_folder(root, base, pattern))
+    skipped_folder = leave_out if isinstance(leave_out, Path) else None
+    found = walk_files(base, pattern, skipped_folder)
+    files = _split([LocalFile(path, shown_path(path, base)) for path in sorted(found.files)])
+    recheck = partial(_recheck_local, files[0], frozenset(found.files), pattern, base, skipped_folder, name)
+    folders = base, find_folder(root, base, pattern)
+    return _make_listing(name, shown_path(root), folders, files, found.notes(base), recheck, way_out)
 
 
-def local_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
-    """Open one file of the user. Raises InputError if it does not exist or is not readable."""
+def list_one(file: UserFile, base: PurePath, folder: PurePath) -> Listing:
+    """Return the listing of one file. Raises InputError if it is no Parquet."""
+    if not _is_parquet(file):
+        raise _no_parquet(file)
+    return Listing(file.name, file.shown, base, folder, (file,), (), file.check)
+
+
+def open_user_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
+    """Open one file of the user, relative to `base`, or of a URL. Raises InputError if it does not exist."""
+    if url := bucket_url(text, base):
+        location = parse_location(url)
+        if found := find_object(location, open_bucket(location.bucket)):
+            return found
+        raise InputError(f"no object at {location.url}; {way_out}")
     path = base / text
     _refuse_impossible_path(text, path, what)
-    if not _is_file(path):
+    if not is_file(path):
         what_is = "a folder, not a file," if os.path.isdir(path) else "no file"
         raise InputError(f"{what_is} at {shown_path(path)}; {way_out}")
-    return UserFile(path, shown_path(path, base))
+    return LocalFile(path, shown_path(path, base))
 
 
-def has_magic(path: Path) -> bool:
+def show_location(text: str | Path, base: Path) -> str:
+    """Return the whole path or URL of a text of the user, for messages."""
+    return bucket_url(text, base) or shown_path(base / text)
+
+
+def has_magic(file: UserFile) -> bool:
     """Return whether a file begins with the magic bytes of Parquet."""
-    return _read_magic(path)[0] in (MAGIC, ENCRYPTED)
+    return _read_magic(file)[0] in (MAGIC, ENCRYPTED)
+
+
+def map_files(work: Callable[[UserFile], Value], files: Sequence[UserFile]) -> list[Value]:
+    """Return the results of `work` for all files, side by side where files are in a bucket."""
+    if all(isinstance(file, LocalFile) for file in files):
+        return [work(file) for file in files]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(work, files))
+
+
+def _list_bucket(url: str, way_out: str, leave_out: Path | str | None) -> Listing:
+    location = parse_location(url)
+    storage = open_bucket(location.bucket)
+    file = find_object(location, storage)
+    out = None if leave_out is None else bucket_url(leave_out)
+    prefix = f"{location.bucket}/"
+    skipped_folder = out.removeprefix(prefix).rstrip("/") if out and out.startswith(prefix) else None
+    walk = None
+    if file is not None and file.size == 0:  # may mark a folder
+        walk = walk_bucket(storage, location.name, skipped_folder)
+    if file is not None and not (walk and walk.files):
+        return list_one(file, PurePosixPath(), file.path.parent)
+    walk = walk or walk_bucket(storage, location.name, skipped_folder)
+    files = _split([BucketFile(storage, found, location.bucket) for found in walk.files])
+    known = frozenset(found.name for found in walk.files)
+    recheck = partial(_recheck_bucket, storage, files[0], known, location, skipped_folder)
+    notes = note_hidden([f"{location.bucket}/{name}" for name in walk.hidden])
+    folders = PurePosixPath(), walk.folder
+    return _make_listing(location.url, location.url, folders, files, notes, recheck, way_out)
+
+
+def _make_listing(
+    name: str,
+    shown: str,
+    folders: tuple[PurePath, PurePath],  # base and folder of the listing
+    files: tuple[Sequence[UserFile], Sequence[UserFile]],  # Parquet, and others
+    notes: Sequence[str],
+    recheck: Callable[[], None],
+    way_out: str,
+) -> Listing:
+    parquet, others = files
+    notes = [*notes, *describe_skipped([file.name for file in others], "no Parquet")]
+    if not parquet:
+        skipped = f"; {'; '.join(notes)}" if notes else ""
+        raise InputError(f"no Parquet file at {shown}; {way_out}{skipped}")
+    return Listing(name, shown, *folders, tuple(parquet), tuple(f"{name}: {note}" for note in notes), recheck)
+
+
+def _recheck_local(
+    files: Sequence[UserFile], known: frozenset[Path], pattern: str, base: Path, leave_out: Path | None, name: str
+) -> None:
+    for file in files:
+        file.check()
+    try:
+        new = sorted(set(walk_files(base, pattern, leave_out).files) - known)
+    except InputError as error:
+        raise changed_error(name, str(error)) from error
+    for path in new:
+        if claims_parquet(path.name) or has_magic(LocalFile(path, shown_path(path, base))):
+            raise changed_error(name, f"{shown_path(path, base)} is new")
+
+
+def _recheck_bucket(
+    storage: Storage, files: Sequence[BucketFile], known: frozenset[str], location: Location, leave_out: str | None
+) -> None:
+    """List again: one request for a thousand objects."""
+    found = {each.name: each for each in walk_bucket(storage, location.name, leave_out).files}
+    for file in files:
+        file.compare(found.pop(file.key, None))
+    for key in sorted(found.keys() - known):
+        new = BucketFile(storage, found[key], location.bucket)
+        if claims_parquet(key) or has_magic(new):
+            raise changed_error(location.url, f"{new.name} is new")
+
+
+def _split(files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Return the Parquet files, and the others."""
+    is_parquet = map_files(_is_parquet, files)
+    pairs = list(zip(files, is_parquet, strict=True))
+    return [file for file, yes in pairs if yes], [file for file, yes in pairs if not yes]
 
 
 def _refuse_impossible_path(text: str, path: Path, what: str) -> None:
-    fault = None if os.path.lexists(path) else path_fault(text)
+    fault = None if os.path.lexists(path) else path_fault(text, buckets=True)
     if fault:
         raise InputError(f"{what}: {fault}")
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether the path is a regular file. Raises InputError if it cannot be examined."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
-        return False
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise _make_error(path, error) from error
-
-
-def _make_error(path: Path, error: OSError) -> InputError:
-    if isinstance(error, FileNotFoundError):  # it was listed a moment ago
-        return changed_error(shown_path(path), "it is gone")
-    if isinstance(error, PermissionError):
-        return InputError(f"{shown_path(path)} may not be read: permission denied; give this user the right to")
-    return InputError(f"{shown_path(path)} cannot be read: {error.strerror or error}")
-
-
-def _is_hidden(name: str, *, is_folder: bool) -> bool:
-    if name.endswith("._COPYING_"):  # Hadoop is still writing it
-        return True
-    return name.startswith(("_", ".")) and not (is_folder and "=" in name)
-
-
-def _claims_parquet(path: Path) -> bool:
-    return path.name.lower().endswith(ENDINGS)
-
-
-def _no_parquet(path: Path) -> InputError:
-    where = shown_path(path)
+def _no_parquet(file: UserFile) -> InputError:
     return InputError(
-        f"{where} is not a readable Parquet file, or was cut short or is still written to; write it again"
+        f"{file.shown} is not a readable Parquet file, or was cut short or is still written to; write it again"
     )
 
 
-def _is_parquet(path: Path) -> bool:
+def _is_parquet(file: UserFile) -> bool:
     """Return whether a file is Parquet. Raises InputError for a Parquet file that is truncated or encrypted."""
-    head, tail = _read_magic(path)
+    head, tail = _read_magic(file)
     if ENCRYPTED in (head, tail) and head in (MAGIC, ENCRYPTED):
-        raise InputError(f"{shown_path(path)} is encrypted Parquet, which is not read; write it without encryption")
+        raise InputError(f"{file.shown} is encrypted Parquet, which is not read; write it without encryption")
     if head == tail == MAGIC:
         return True
-    if head == MAGIC or _claims_parquet(path):
-        raise _no_parquet(path)
+    if head == MAGIC or claims_parquet(file.path.name):
+        raise _no_parquet(file)
     return False
 
 
-def _read_magic(path: Path) -> tuple[bytes, bytes]:
+def _read_magic(file: UserFile) -> tuple[bytes, bytes]:
     """Return the first and the last four bytes of a file."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(MAGIC))
-            size = file.seek(0, os.SEEK_END)
-            if size < SMALLEST:
-                return head, b""
-            file.seek(size - len(MAGIC))
-            return head, file.read(len(MAGIC))
-    except OSError as error:
-        raise _make_error(path, error) from error
-
-
-@dataclass(slots=True)
-class _Walk:
-    """Files and folders that a walk has reached."""
-
-    files: list[Path] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)  # folders
-    special: list[Path] = field(default_factory=list)  # pipes, sockets and devices
-    twice: list[Path] = field(default_factory=list)  # other names of files already reached
-    broken: list[Path] = field(default_factory=list)  # links to nothing
-    seen: set[tuple[int, int]] = field(default_factory=set)  # device and inode of folders and files
-    links: deque[Path] = field(default_factory=deque)  # followed after everything else
-
-    def notes(self, base: Path) -> list[str]:
-        """Describe skipped files."""
-        texts = []
-        for name, kind in TABLE_LOGS.items():
-            if logs := [path for path in self.hidden if path.name == name]:
-                texts.append(
-                    f"{_some(logs, base)} belongs to a {kind} table, and it alone says which files count; all Parquet "
-                    "files are read, so export the table if it has been changed or deleted from"
-                )
-        if self.hidden:
-            texts.append(f"hidden folders were skipped: {_some(self.hidden, base)}")
-        if self.special:
-            texts.append(f"{_count(self.special)} neither a file nor a folder and {_was(self.special)} skipped: "
-                        f"{_some(self.special, base)}")  # fmt: skip
-        if self.twice:
-            texts.append(f"{_count(self.twice)} a second name of another and {_was(self.twice)} skipped: "
-                        f"{_some(self.twice, base)}")  # fmt: skip
-        if self.broken:
-            texts.append(f"{_count(self.broken)} a link to nothing and {_was(self.broken)} skipped: "
-                        f"{_some(self.broken, base)}")  # fmt: skip
-        return texts
-
-
-def _walk(base: Path, pattern: str, leave_out: Path | None) -> _Walk:
-    """Walk all visible files of a path, each once. A file's own name goes before links to it."""
-    walk = _Walk()
-    if leave_out is not None and os.path.isdir(leave_out):
-        walk.seen.add(_file_key(leave_out.stat()))
-    parts = Path(pattern).parts
-    if pattern.startswith("/"):
-        base, parts = Path("/"), parts[1:]
-    for path in _expand(base, list(parts), frozenset(walk.seen)):
-        _visit(path, walk, follow=not GLOB.search(pattern))
-    while walk.links:
-        _visit(walk.links.popleft(), walk, follow=True)
-    return walk
-
-
-def _expand(folder: Path, parts: list[str], seen: frozenset[tuple[int, int]]) -> list[Path]:
-    """Expand a pattern to paths. Hidden ones match only if the pattern starts with `_` or `.`."""
-    if not parts:
-        return [folder]
-    head, rest = parts[0], parts[1:]
-    if not GLOB.search(head) or ("[" in head and os.path.lexists(folder / head)):
-        return _expand(folder / head, rest, seen) if os.path.lexists(folder / head) else []
-    if head == "**":
-        if not rest:
-            return [folder]
-        return [path for inner in _list_folders(folder, seen) for path in _expand(inner, rest, seen)]
-    named = [
-        entry
-        for entry in _list_entries(folder)
-        if fnmatch.fnmatchcase(entry.name, head)
-        and (head[0] in "_." or not _is_hidden(entry.name, is_folder=_is_folder(entry)))
-    ]
-    return [path for entry in named for path in _expand(Path(entry.path), rest, seen) if not rest or _is_folder(entry)]
-
-
-def _list_folders(folder: Path, left_out: frozenset[tuple[int, int]]) -> list[Path]:
-    """List a folder and all visible folders below it, each once, without those left out."""
-    found, waiting, links, seen = [], deque([folder]), deque[Path](), set(left_out)
-    while waiting or links:
-        here = waiting.popleft() if waiting else links.popleft()
-        try:
-            now = here.stat()
-        except OSError:
-            continue
-        if not stat.S_ISDIR(now.st_mode) or _file_key(now) in seen:
-            continue
-        seen.add(_file_key(now))
-        found.append(here)
-        for entry in _list_entries(here):
-            if _is_folder(entry) and not _is_hidden(entry.name, is_folder=True):
-                (links if entry.is_symlink() else waiting).append(Path(entry.path))
-    return sorted(found)
-
-
-def _visit(path: Path, walk: _Walk, *, follow: bool) -> None:
-    """Add a file, or everything below a folder. Links are followed later, unless `follow`."""
-    waiting = deque([(path, follow)])
-    while waiting:
-        here, follow = waiting.popleft()
-        if not follow and here.is_symlink():
-            walk.links.append(here)
-            continue
-        try:
-            now = here.stat()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                raise _make_error(here, error) from error
-            if not here.is_symlink():
-                raise changed_error(shown_path(here), "it is gone") from error
-            if _claims_parquet(here):
-                raise InputError(
-                    f"{shown_path(here)} is a link to a file that is not there; mend the link or remove it"
-                ) from error
-            walk.broken.append(here)
-            continue
-        key = _file_key(now)
-        if stat.S_ISDIR(now.st_mode):
-            if key not in walk.seen:
-                walk.seen.add(key)
-                for entry in _list_entries(here):
-                    if not _is_hidden(entry.name, is_folder=_is_folder(entry)):
-                        waiting.append((Path(entry.path), False))
-                    elif _is_folder(entry):
-                        walk.hidden.append(Path(entry.path))
-        elif not stat.S_ISREG(now.st_mode):
-            walk.special.append(here)
-        elif key in walk.seen:
-            if here not in walk.files:
-                walk.twice.append(here)
-        else:
-            walk.seen.add(key)
-            walk.files.append(here)
-
-
-def _file_key(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return []
-        raise _make_error(folder, error) from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one; False for a link that leads to itself."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise _make_error(Path(entry.path), error) from error
-
-
-def _count(paths: list[Path]) -> str:
-    return "1 file is" if len(paths) == 1 else f"{len(paths):,} files are"
-
-
-def _was(paths: list[Path]) -> str:
-    return "was" if len(paths) == 1 else "were"
-
-
-def _some(paths: list[Path], base: Path) -> str:
-    shown = [shown_path(path, base) for path in sorted(paths)[:SHOWN]]
-    more = len(paths) - SHOWN
-    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+    head, tail = file.read_ends(len(MAGIC))
+    return head, b"" if file.size < SMALLEST else tail

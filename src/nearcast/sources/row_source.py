@@ -19,7 +19,7 @@ from nearcast.machine import default_threads
 from nearcast.sources.arrow_types import check_storable, plain_column, plain_type
 from nearcast.sources.column_roles import is_vector_type, name_type, one_array, plain_id_type, require_columns
 from nearcast.sources.parquet_listing import Listing
-from nearcast.sources.user_files import UserFile
+from nearcast.sources.user_files import UserFile, digest_file
 from nearcast.spec import SourceSpec
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "RowSpan",
     "common_type",
     "describe_part",
-    "digest_file",
     "unify_parts",
 ]
 
@@ -67,7 +66,7 @@ class RowReader(Protocol):
         ...
 
     def digest(self) -> dict[str, Any]:
-        """Return name, bytes and hash of the contents (keys `name`, `bytes`, `blake2b`)."""
+        """Return name, bytes and hash (keys `name`, `bytes`, `blake2b`); `etag` if the hash is of etag and size."""
         ...
 
     def check_contents(self) -> None:
@@ -174,8 +173,8 @@ class RowSource:
     def check(self) -> None:
         """Raise InputError if a file was changed, added or removed since the source was opened."""
         if self.listing is not None:
-            self.listing.check()
-        for part in self.parts:
+            self.listing.check()  # the files of all parts
+        for part in self.parts if self.listing is None else ():
             for file in part.reader.files:
                 file.check()
         if self.only is not None:
@@ -236,11 +235,6 @@ class RowSource:
         for name, column in columns.items():
             check_storable(name, column)
         return RowBatch(ids, lists, pa.table(columns))
-
-
-def digest_file(file: UserFile) -> dict[str, Any]:
-    """Return name, bytes and hash of a file."""
-    return {"name": file.name, "bytes": file.state.size, "blake2b": file.hash()}
 
 
 def describe_part(
