@@ -106,8 +106,8 @@ def path_fault(text: str, *, buckets: bool = False) -> str | None:
             hint = f"write {same}://" if same else "put it into s3://, gs:// or az://, mount it, or copy it here first"
             return f"{text} is not on this machine, and {url[1]}:// is not supported; {hint}"
         return (
-            f"{text} is not on this machine, and {url[1]}:// is not supported: files are read from local or mounted "
-            "folders; mount it, or copy it here first"
+            f"{text} is not on this machine, and {url[1]}:// is not supported here: write a path of this machine, "
+            "which may be in a mounted folder"
         )
     if text.startswith("~"):
         whole = os.path.expanduser(text)

@@ -178,8 +178,8 @@ def test_a_duplicate_id_is_told_with_both_its_places(tmp_path):
 
 
 ELSEWHERE = [
-    "s3://bucket/x",
-    "gs://bucket/x",
+    "s3a://bucket/x",
+    "gcs://bucket/x",
     "hdfs://host:8020/x",
     "https://host/x",
     "file:///x",

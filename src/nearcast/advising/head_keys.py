@@ -7,6 +7,7 @@ of the last days, the head of the days before is compared with the traffic of th
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import pyarrow.parquet as pq
 from nearcast.advising.skew import Zipf, fit_zipf
 from nearcast.advising.traffic import Traffic
 from nearcast.errors import InputError
+from nearcast.files import bucket_url
+from nearcast.sources.bucket_files import open_bucket, parse_location
 from nearcast.sources.user_files import shown_path
 from nearcast.types import IntArray
 
@@ -115,10 +118,10 @@ def find_head(
     )
 
 
-def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") -> None:
-    """Write the keys with their requests, most requested first, to a Parquet file for `[queries] only`.
+def write_head(traffic: Traffic, head: Head, path: Path | str, *, column: str = "id") -> None:
+    """Write the keys with their requests, most requested first, to a Parquet file or a URL for `[queries] only`.
 
-    Raises InputError if the file cannot be written.
+    Raises InputError if the file cannot be written, StorageError for a URL.
     """
     n = head.chosen.keys
     keys = traffic.keys[:n]
@@ -129,12 +132,26 @@ def write_head(traffic: Traffic, head: Head, path: Path, *, column: str = "id") 
             "share": traffic.requests[:n] / traffic.total,
         }
     )
+    if url := bucket_url(path):
+        _upload_head(table, url)
+        return
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(os.fsencode(path), "wb") as file:  # bytes: a name need not be UTF-8
             pq.write_table(table, file, compression="zstd")
     except OSError as error:
         raise InputError(f"{shown_path(path)} cannot be written: {error.strerror or error}") from error
+
+
+def _upload_head(table: pa.Table, url: str) -> None:
+    location = parse_location(url)
+    if not location.name or location.name.endswith("/"):
+        raise InputError(f"{url} names no object; write it like {url.rstrip('/')}/keys.parquet")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "keys.parquet")
+        pq.write_table(table, path, compression="zstd")
+        open_bucket(location.bucket).upload(location.name, path)
 
 
 def _count_keys(cumulative: Float64Array, share: float) -> int:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from nearcast.sources.open_source import open_source
 from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
-from nearcast.storage.locations import host_folder, resolve_location
+from nearcast.storage.locations import resolve_location
 
 __all__ = ["READ_BYTES", "SampleGenerator", "SampledTables", "SyntheticTable", "open_tables", "write_sample"]
 
@@ -65,12 +65,9 @@ class SampleGenerator:
 
 def open_tables(spec: GeneratorSpec, base: Path) -> SampledTables:
     """Open the sources of a spec."""
-    items = open_source(spec.items, base, leave_out=host_folder(resolve_location(base, spec.out)))
-    queries = (
-        None
-        if spec.queries is None
-        else open_source(spec.queries, base, leave_out=host_folder(resolve_location(base, spec.out)))
-    )
+    out = resolve_location(base, spec.out)
+    items = open_source(spec.items, base, leave_out=out)
+    queries = None if spec.queries is None else open_source(spec.queries, base, leave_out=out)
     batch = next(items.batches(vectors=True, attributes=False, memory_bytes=1 << 20))
     return SampledTables(items, queries, int(pc.max(pc.list_value_length(batch.vectors)).as_py()))
 

@@ -57,7 +57,7 @@ class Traffic:
 
 
 def read_traffic(
-    path: Path,
+    path: Path | str,
     *,
     key: str = "key",
     time: str | None = None,
@@ -68,11 +68,11 @@ def read_traffic(
 ) -> Traffic:
     """Count the requests of each key, and of each day if the log has times.
 
-    path: a Parquet file, a folder of them or a glob. key: column of integers or strings. time: column of timestamps
-    (days are UTC), dates, ISO 8601 text, or whole numbers of days or weeks. count: column of counts; default: each row
-    is one request. note: called with messages about skipped files. Memory grows with the number of keys per day, not
-    with the rows. Raises BudgetError beyond `memory_bytes`, InputError for a missing column, a type that is no key or
-    time, or a count below 0.
+    path: a Parquet file, a folder of them, a glob, or a URL. key: column of integers or strings. time: column of
+    timestamps (days are UTC), dates, ISO 8601 text, or whole numbers of days or weeks. count: column of counts;
+    default: each row is one request. note: called with messages about skipped files. Memory grows with the number of
+    keys per day, not with the rows. Raises BudgetError beyond `memory_bytes`, InputError for a missing column, a type
+    that is no key or time, or a count below 0.
     """
     data = open_parquet(path, Path(), "the log", "check the path of the log")
     data.tell(note)
@@ -99,7 +99,7 @@ def read_traffic(
     return _sort_traffic(merged, format_day, total, without_key)
 
 
-def _read_rows(batch: pa.RecordBatch, key: str, time: str | None, count: str | None, path: Path) -> pa.Table:
+def _read_rows(batch: pa.RecordBatch, key: str, time: str | None, count: str | None, path: Path | str) -> pa.Table:
     """Return key, day and requests of the rows with a key."""
     days = pa.array(np.zeros(len(batch), np.int64)) if time is None else _read_days(batch.column(time), time, path)
     times = pa.array(np.ones(len(batch))) if count is None else _read_counts(batch.column(count), count, path)
@@ -107,7 +107,7 @@ def _read_rows(batch: pa.RecordBatch, key: str, time: str | None, count: str | N
     return table.filter(pc.and_(pc.is_valid(table["key"]), pc.is_valid(table["day"])))
 
 
-def _read_keys(column: pa.Array, name: str, path: Path) -> pa.Array:
+def _read_keys(column: pa.Array, name: str, path: Path | str) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
         try:
@@ -119,7 +119,7 @@ def _read_keys(column: pa.Array, name: str, path: Path) -> pa.Array:
     raise InputError(f"{path}: keys in {name!r} are {kind}; keys are strings or integers, like the ids of queries")
 
 
-def _read_days(column: pa.Array, name: str, path: Path) -> pa.Array:
+def _read_days(column: pa.Array, name: str, path: Path | str) -> pa.Array:
     """Return days since 1970, or the whole numbers of the column."""
     kind = column.type
     try:
@@ -142,7 +142,7 @@ def _read_days(column: pa.Array, name: str, path: Path) -> pa.Array:
     raise InputError(f"{path}: times in {name!r} are {kind}; they are timestamps, dates, or whole numbers of days")
 
 
-def _read_counts(column: pa.Array, name: str, path: Path) -> pa.Array:
+def _read_counts(column: pa.Array, name: str, path: Path | str) -> pa.Array:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"{path}: counts in {name!r} are {column.type}; a count is a number of 0 or more")
     values = pc.fill_null(column.cast(pa.float64(), safe=False), 0.0).to_numpy(zero_copy_only=False)
@@ -164,7 +164,9 @@ def _rename_columns(found: pa.Table) -> pa.Table:
     return found.select(["key", "day", "requests_sum"]).rename_columns(["key", "day", "requests"])
 
 
-def _merge_counts(merged: pa.Table | None, waiting: list[pa.Table], memory_bytes: int, path: Path) -> pa.Table | None:
+def _merge_counts(
+    merged: pa.Table | None, waiting: list[pa.Table], memory_bytes: int, path: Path | str
+) -> pa.Table | None:
     parts = [part for part in (merged, *waiting) if part is not None]
     if not parts:
         return None

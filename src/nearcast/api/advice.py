@@ -13,7 +13,7 @@ from nearcast.ads.expansion_table import open_expansion
 from nearcast.advising.head_keys import HELD_OUT_DAYS, Head, find_head, write_head
 from nearcast.advising.recommend import AdviceQuestion, Numbers, Recommendation, recommend
 from nearcast.advising.traffic import read_traffic
-from nearcast.api.arguments import OUT, SpecLike, StoreLike, open_target_store, resolve_out, resolve_spec
+from nearcast.api.arguments import OUT, SpecLike, StoreLike, input_path, open_target_store, resolve_out, resolve_spec
 from nearcast.join.context import prepare
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
@@ -48,18 +48,18 @@ def head(
 ) -> Head:
     """Find the keys that cover a share of the traffic; see `nearcast.advising.head_keys.find_head`.
 
-    log: Parquet. key, time, count: columns of the log, see `nearcast.advising.traffic.read_traffic`.
+    log: Parquet, a path or a URL. key, time, count: columns of the log, see `nearcast.advising.traffic.read_traffic`.
     by_tomorrow: cover the share of a future day instead of the log. held_out_days: last days to measure it on.
-    memory: memory for counting in bytes. to: Parquet file to write the keys to, in `column`, for `[queries] only`.
+    memory: memory for counting in bytes. to: file or URL to write the keys to, in `column`, for `[queries] only`.
     """
     budget = {} if memory is None else {"memory_bytes": memory}
     listener = listener or Listener()
     traffic = read_traffic(
-        Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note, **budget
+        input_path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note, **budget
     )
     found = find_head(traffic, coverage, by_tomorrow=by_tomorrow, held_out_days=held_out_days)
     if to is not None:
-        write_head(traffic, found, Path(to), column=column)
+        write_head(traffic, found, input_path(to), column=column)
     return found
 
 
@@ -88,7 +88,7 @@ def advise(
     parsed, folder = (None, Path()) if spec is None else resolve_spec(spec, None, None, None)
     if log is not None:
         traffic = read_traffic(
-            Path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note
+            input_path(log), key=key, time=time, count=count, progress=listener.progress, note=listener.note
         )
     overrides = parse_model(Numbers, dict(numbers or {}), "the numbers")
     place = host_folder(parse_location(out))
@@ -134,7 +134,7 @@ def replay(
     asked = parsed.model_copy(update={"out": absolute_location(place.out)})
     run_context = prepare(asked, folder, listener or Listener())
     requests = read_log(
-        Path(log) if isinstance(log, str | Path) else log,
+        input_path(log) if isinstance(log, str | Path) else log,
         sample=sample,
         seed=parsed.seed,
         note=run_context.listener.note,

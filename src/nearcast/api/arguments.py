@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nearcast.files import bucket_url
 from nearcast.publishing.targets import PublishTarget, find_target, read_snapshot_target, read_spec_target
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.spec import load_spec as read_spec
@@ -21,6 +22,7 @@ __all__ = [
     "OUT",
     "SpecLike",
     "StoreLike",
+    "input_path",
     "is_name",
     "load_spec",
     "open_target_store",
@@ -41,6 +43,11 @@ TABLE_IN_MEMORY = {"path": "(a table in memory)"}
 def load_spec(path: str | Path) -> GeneratorSpec:
     """Read and validate a TOML spec. Raises SpecError that lists every fault."""
     return read_spec(Path(path))
+
+
+def input_path(path: str | Path) -> str | Path:
+    """Return the URL of data in a bucket, else a path."""
+    return bucket_url(path) or Path(path)
 
 
 def report_failure(listener: Listener, failure: str | None) -> None:

@@ -15,6 +15,7 @@ from nearcast.api.arguments import (
     OUT,
     SpecLike,
     StoreLike,
+    input_path,
     open_target_store,
     report_failure,
     resolve_store_target,
@@ -117,7 +118,7 @@ def publish_table(
     """Publish a weight table of a generator: per key of an engagement log, the items with the largest weights.
 
     table: "phrases" or "people", which resolve requests, or any other word.
-    log: a Parquet file, a folder of them, or an Arrow table, with one row per engagement. It is read whole.
+    log: a Parquet file, a folder of them, a URL, or an Arrow table, with one row per engagement. It is read whole.
     key, item, weight, time: columns of the log; `item` has keys of the generator. half_life_seconds: the weight of an
     engagement halves per this age, counted from the newest. top: items kept per key.
     fewer: allow less than half as many keys as the current table.
@@ -127,7 +128,7 @@ def publish_table(
     target = resolve_store_target(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
     listener = listener or Listener()
-    engagements = log if isinstance(log, pa.Table) else read_engagement(Path(str(log)), columns, listener.note)
+    engagements = log if isinstance(log, pa.Table) else read_engagement(input_path(str(log)), columns, listener.note)
     rows = compute_weights(engagements, columns, table)
     with open_target_store(store, target) as opened:
         for warning in weight_tables.list_warnings(opened, target.generator, table, rows):

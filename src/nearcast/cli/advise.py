@@ -18,6 +18,7 @@ from nearcast.advising.cost_charts import draw_advice
 from nearcast.advising.recommend import Numbers, Recommendation
 from nearcast.api.advice import advise as ask
 from nearcast.cli.common import (
+    InputPath,
     LocalPath,
     console,
     format_bytes,
@@ -49,7 +50,7 @@ def _add_number_options(command: Callable[..., Any]) -> Callable[..., Any]:
 class AdviseOptions:
     """Options of `nearcast advise`, without the numbers."""
 
-    log: Path | None
+    log: Path | str | None
     key: str
     time: str | None
     count: str | None
@@ -59,7 +60,7 @@ class AdviseOptions:
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@click.option("--log", type=click.Path(path_type=Path), help="Log of requests (Parquet), as for `nearcast head`.")
+@click.option("--log", type=InputPath(), help="Log of requests (Parquet), as for `nearcast head`.")
 @click.option("--key", default="key", show_default=True, help="Column of the keys.")
 @click.option("--time", metavar="COLUMN", help="Column of the times.")
 @click.option("--count", metavar="COLUMN", help="Column of the number of requests of a row.")

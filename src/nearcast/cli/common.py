@@ -18,11 +18,12 @@ import numpy as np
 from click.core import ParameterSource
 from rich.console import Console
 
-from nearcast.files import path_fault
+from nearcast.files import bucket_url, path_fault
 from nearcast.settings.base_table import parse_bytes
 from nearcast.storage.locations import Location, location_fault, parse_location
 
 __all__ = [
+    "InputPath",
     "LocalPath",
     "NegativeIds",
     "OutLocation",
@@ -124,14 +125,20 @@ def parse_memory(_context: click.Context, parameter: click.Parameter, value: str
 
 
 class LocalPath(click.Path):
-    """Path that a command may create. Refuses URLs, and `~` and `$NAME` that no shell has expanded."""
+    """Path that a command may create. Refuses URLs, and `~` and `$NAME` that no shell has expanded.
 
-    def __init__(self, **options: Any) -> None:
+    buckets: URLs of buckets are returned as text.
+    """
+
+    def __init__(self, *, buckets: bool = False, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
+        self._buckets = buckets
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse a path that can never exist, then convert as click does."""
-        fault = None if os.path.lexists(value) else path_fault(os.fspath(value))
+        if self._buckets and (url := bucket_url(value)):
+            return url
+        fault = None if os.path.lexists(value) else path_fault(os.fspath(value), buckets=self._buckets)
         if fault:
             self.fail(fault, param, ctx)
         return super().convert(value, param, ctx)
@@ -148,6 +155,17 @@ class OutLocation(click.ParamType[Location]):
         if fault:
             self.fail(fault, param, ctx)
         return parse_location(value)
+
+
+class InputPath(click.Path):
+    """Path of the user's data: a Path, or the text of an s3://, gs:// or az:// URL. Reading refuses other URLs."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Leave a URL as it is: a Path would join its slashes."""
+        return bucket_url(value) or super().convert(value, param, ctx)
 
 
 class NegativeIds(click.Command):

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from nearcast.api.publications import expand as make_current
-from nearcast.cli.common import format_bytes, format_seconds, json_option, print_json, store_option
+from nearcast.cli.common import LocalPath, format_bytes, format_seconds, json_option, print_json, store_option
 from nearcast.times import format_utc
 
 __all__ = ["expand"]
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("spec", type=LocalPath(exists=True, dir_okay=False))
 @click.option(
     "--as-of",
     metavar="TIME",

@@ -14,6 +14,7 @@ from nearcast.advising.cost_charts import draw_head
 from nearcast.advising.head_keys import HELD_OUT_DAYS, CoveragePoint, Head
 from nearcast.api.advice import head as find_head
 from nearcast.cli.common import (
+    InputPath,
     LocalPath,
     console,
     json_option,
@@ -38,13 +39,13 @@ class HeadOptions:
     time: str | None
     count: str | None
     days: int
-    to: Path | None
+    to: Path | str | None
     column: str
     memory: int | None
 
 
 @click.command()
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("log", type=InputPath())
 @click.option("--coverage", type=float, default=0.9, show_default=True, help="Share of the traffic to cover.")
 @click.option("--tomorrow", "by_tomorrow", is_flag=True, help="Cover that share of a future day instead of the log.")
 @click.option("--key", default="key", show_default=True, help="Column of the keys.")
@@ -58,14 +59,19 @@ class HeadOptions:
     show_default=True,
     help="Number of last days to hold out.",
 )
-@click.option("--to", type=LocalPath(dir_okay=False), metavar="FILE", help="Write the keys to this Parquet file.")
+@click.option(
+    "--to",
+    type=LocalPath(dir_okay=False, buckets=True),
+    metavar="FILE",
+    help="Write the keys to this Parquet file or URL.",
+)
 @click.option("--column", default="id", show_default=True, help="Column of the keys in that file: the queries' `id`.")
 @picture_option
 @click.option("--memory", metavar="SIZE", callback=parse_memory, help='Memory for counting, for example "4GB".')
 @quiet_option
 @json_option
 @pass_options(HeadOptions)
-def head(log: Path, options: HeadOptions, picture: Path | None, quiet: bool, as_json_: bool) -> None:
+def head(log: Path | str, options: HeadOptions, picture: Path | None, quiet: bool, as_json_: bool) -> None:
     """Find the fewest keys that cover a share of the traffic of LOG (Parquet: a file, a folder or a glob).
 
     Shows how much more keys add, and the expected coverage of tomorrow: measured on each of the last days, with the
@@ -93,7 +99,7 @@ def head(log: Path, options: HeadOptions, picture: Path | None, quiet: bool, as_
         console().print(_build_report(found, options.to))
 
 
-def _build_report(head: Head, to: Path | None) -> Group:
+def _build_report(head: Head, to: Path | str | None) -> Group:
     of_what = "a future day" if head.by_tomorrow else "the log"
     days = f", {head.days:,} days" if head.days else ""
     parts: list[RenderableType] = [

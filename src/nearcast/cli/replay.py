@@ -11,6 +11,8 @@ from rich.table import Table
 
 from nearcast.api.advice import replay as replay_log
 from nearcast.cli.common import (
+    InputPath,
+    LocalPath,
     console,
     json_option,
     pass_options,
@@ -44,8 +46,8 @@ class ReplayOptions:
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("spec", type=LocalPath(exists=True, dir_okay=False))
+@click.argument("log", type=InputPath())
 @click.option(
     "--snapshot", "versions", type=int, multiple=True, help="Version to replay. Repeatable. Default: the current one."
 )
@@ -63,7 +65,9 @@ class ReplayOptions:
 @json_option
 @quiet_option
 @pass_options(ReplayOptions)
-def replay(spec: Path, log: Path, options: ReplayOptions, picture: Path | None, as_json_: bool, quiet: bool) -> None:
+def replay(
+    spec: Path, log: Path | str, options: ReplayOptions, picture: Path | None, as_json_: bool, quiet: bool
+) -> None:
     """Replay the requests of LOG against snapshots of SPEC's generator and against an online index.
 
     LOG is Parquet with one row per request: key (an id or a list of ids), and optionally weight, time, engaged and

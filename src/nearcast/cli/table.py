@@ -9,6 +9,7 @@ import click
 
 from nearcast.api.publications import publish_table
 from nearcast.cli.common import (
+    InputPath,
     console,
     explicit_out,
     json_option,
@@ -45,7 +46,7 @@ class TableOptions:
 @click.command()
 @click.argument("generator")
 @click.argument("table", metavar="TABLE")
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("log", type=InputPath())
 @click.option("--key", required=True, metavar="COLUMN", help="Column of the keys: phrases, people, ...")
 @click.option("--item", required=True, metavar="COLUMN", help="Column of the engaged items: keys of GENERATOR.")
 @click.option("--weight", metavar="COLUMN", help="Column of the weight of an engagement. Default: 1 each.")
@@ -63,7 +64,7 @@ class TableOptions:
 @out_option
 @json_option
 @pass_options(TableOptions)
-def table(generator: str, table: str, log: Path, options: TableOptions, as_json_: bool) -> None:
+def table(generator: str, table: str, log: Path | str, options: TableOptions, as_json_: bool) -> None:
     """Publish TABLE of GENERATOR: for each key, the items of LOG with the most engagement, and their weights.
 
     LOG is a Parquet file, or a folder of them, with one row per engagement. Requests are resolved by the tables

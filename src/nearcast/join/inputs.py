@@ -104,7 +104,7 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
     Raises InputError if a file changes meanwhile.
     """
     tables = tables or InMemoryTables()
-    out = host_folder(resolve_location(base, spec.out))
+    out = resolve_location(base, spec.out)
     item_source = _open(spec.items, base, tables.items, "items", out)
     own_queries = spec.queries is not None or tables.queries is not None
     query_source = _open(spec.query_source, base, tables.queries, "queries", out) if own_queries else item_source
@@ -207,7 +207,7 @@ def read_trial_vectors(checked: Checked, artifacts: Artifacts, memory_bytes: int
     return ArrayVectors(np.concatenate(pieces)[:n])
 
 
-def _open(spec: SourceSpec, base: Path, data: object | None, name: str, out: Path) -> RowSource:
+def _open(spec: SourceSpec, base: Path, data: object | None, name: str, out: Path | str) -> RowSource:
     return open_source(spec, base, leave_out=out) if data is None else table_source(spec, data, name)
 
 

@@ -44,7 +44,7 @@ class LogColumns:
         return list(dict.fromkeys(name for name in (self.key, self.item, self.weight, self.time) if name is not None))
 
 
-def read_log(path: Path, columns: LogColumns, note: Callable[[str], None] | None = None) -> pa.Table:
+def read_log(path: Path | str, columns: LogColumns, note: Callable[[str], None] | None = None) -> pa.Table:
     """Read these columns of a Parquet file, a folder or a glob. Skipped files are reported to `note`.
 
     Raises InputError if a file or column is missing, or if a file changes while it is read.

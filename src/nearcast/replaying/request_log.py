@@ -38,7 +38,7 @@ class LoggedRequest:
 
 
 def read_log(
-    source: Path | pa.Table,
+    source: Path | str | pa.Table,
     *,
     sample: int | None = None,
     seed: int = 0,
@@ -90,7 +90,7 @@ def _read_values(column: pa.ChunkedArray, name: str) -> list[Any]:
     return values
 
 
-def _read_parquet(path: Path, note: Callable[[str], None] | None) -> pa.Table:
+def _read_parquet(path: Path | str, note: Callable[[str], None] | None) -> pa.Table:
     try:
         log = open_parquet(path, Path(), "the log", "check the path of the log")
     except ChangedInputError:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nearcast.errors import SpecError
-from nearcast.files import path_fault
+from nearcast.files import bucket_url, path_fault
 from nearcast.settings.base_table import SMALLEST_BUDGET
 
 __all__ = ["parse_model", "read_tables"]
@@ -22,6 +22,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def read_tables(path: Path, hint: str) -> dict[str, Any]:
     """Read the tables of a TOML file. Raises SpecError with `hint` if the file cannot be read or parsed."""
+    if url := bucket_url(path):
+        raise SpecError(f"{url} is in a bucket, and a spec is a local file: copy it here; paths in it may be URLs")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -246,6 +246,6 @@ def _read_ids_file(file: UserFile, spec: SourceSpec) -> pa.Table:
 
 def _open_one_parquet(file: UserFile) -> ParquetFiles:
     folder = file.path.parent
-    parquet = open_listed(list_one(file, folder, folder), WAY_OUT)
+    parquet = open_listed(list_one(file, folder, folder), file.name)
     file.check()
     return parquet
