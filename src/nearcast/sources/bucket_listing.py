@@ -67,7 +67,7 @@ def _read_tree(storage: Storage, prefix: str) -> _Folder:
         elif found.name != prefix:
             _add(root, found)
     for found in empty:
-        if not _marks_folder(storage, root, found) and found.name != prefix:
+        if found.name != prefix and not _marks_folder(storage, root, found):
             _add(root, found)
     return root
 
@@ -81,12 +81,13 @@ def _add(root: _Folder, found: StoredObject) -> None:
 
 def _marks_folder(storage: Storage, root: _Folder, found: StoredObject) -> bool:
     """Return whether an empty object marks a folder. A listing cuts the slash of `items/`: no name finds it."""
-    if found.name.endswith(FOLDER_MARK):
+    name = found.name.rpartition("/")[2]
+    if name.endswith(FOLDER_MARK):
         return True
     folder: _Folder | None = root
     for part in found.name.split("/"):
         folder = None if folder is None else folder.folders.get(part)
-    return folder is not None or storage.stat(found.name) is None
+    return folder is not None or (not is_hidden(name, is_folder=False) and storage.stat(found.name) is None)
 
 
 def _find_folder(folder: _Folder, parts: list[str]) -> _Folder:

@@ -89,14 +89,14 @@ class AdSettings(_Settings):
 class AdSource(_Settings):
     """The ads: a Parquet file with a row per ad. Every column can be returned, overlaid and used by rules."""
 
-    path: str = Field(description="a path relative to this file")
+    path: str = Field(description="a path relative to this file, or a URL")
     id: Column = Field("ad", description="column of the ad's id: whole numbers or text")
 
 
 class LinkSource(_Settings):
     """The ads of each item: a Parquet file with a row per pair of item and ad."""
 
-    path: str = Field(description="a path relative to this file")
+    path: str = Field(description="a path relative to this file, or a URL")
     item: Column = Field("item", description="column of the item's id, as in the generator")
     ad: Column = Field("ad", description="column of the ad's id")
 
