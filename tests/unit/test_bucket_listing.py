@@ -14,10 +14,24 @@ from nearcast.sources.hive import hive_values
 from nearcast.sources.parquet_listing import list_parquet
 from nearcast.storage.local_storage import LocalStorage
 
-NAMES = ("a", "b.parquet", "c.PQ", "_SUCCESS", ".hidden", "_x=1", "day=2", "_delta_log", "x[1]", "é %20+#", "p._COPYING_")
+NAMES = (
+    "a",
+    "b.parquet",
+    "c.PQ",
+    "_SUCCESS",
+    ".hidden",
+    "_x=1",
+    "day=2",
+    "_delta_log",
+    "x[1]",
+    "é %20+#",
+    "p._COPYING_",
+)
 PARTS = st.sampled_from(NAMES)
 TREES = st.lists(st.tuples(st.lists(PARTS, min_size=1, max_size=4), st.booleans()), min_size=1, max_size=8)
-PATTERNS = st.lists(st.sampled_from(["*", "**", "a", "day=*", "_*", "x[1]", "*.parquet", "day=2", "?"]), min_size=1, max_size=4)
+PATTERNS = st.lists(
+    st.sampled_from(["*", "**", "a", "day=*", "_*", "x[1]", "*.parquet", "day=2", "?"]), min_size=1, max_size=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +54,23 @@ def describe(pattern, base, leave_out):
     local = not str(pattern).startswith("s3:")
 
     def plain(text):
-        return str(text).replace("s3://bucket/", "").replace("s3://bucket", "").replace(f"{base}/", "").replace(str(base), "")
+        return (
+            str(text)
+            .replace("s3://bucket/", "")
+            .replace("s3://bucket", "")
+            .replace(f"{base}/", "")
+            .replace(str(base), "")
+        )
 
     try:
         found = list_parquet(pattern, base, "path", "check it", leave_out=leave_out)
     except InputError as error:
         return plain(error)
     folder = found.folder.relative_to(base) if local else found.folder
-    files = [(plain(file.name), hive_values(file.path, found.base), hive_values(file.path, found.folder)) for file in found.files]
+    files = [
+        (plain(file.name), hive_values(file.path, found.base), hive_values(file.path, found.folder))
+        for file in found.files
+    ]
     return files, [plain(note).lstrip(": ") for note in found.notes], str(folder)
 
 

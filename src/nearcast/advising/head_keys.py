@@ -22,7 +22,7 @@ from nearcast.advising.skew import Zipf, fit_zipf
 from nearcast.advising.traffic import Traffic
 from nearcast.errors import InputError
 from nearcast.files import bucket_url
-from nearcast.sources.bucket_files import open_bucket, parse_location
+from nearcast.sources.bucket_files import open_bucket, parse_bucket_path
 from nearcast.sources.user_files import shown_path
 from nearcast.types import IntArray
 
@@ -145,7 +145,7 @@ def write_head(traffic: Traffic, head: Head, path: Path | str, *, column: str = 
 
 
 def _upload_head(table: pa.Table, url: str) -> None:
-    location = parse_location(url)
+    location = parse_bucket_path(url)
     if not location.name or location.name.endswith("/"):
         raise InputError(f"{url} names no object; write it like {url.rstrip('/')}/keys.parquet")
     with tempfile.TemporaryDirectory() as folder:

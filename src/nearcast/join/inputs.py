@@ -35,7 +35,7 @@ from nearcast.sources.validate_rows import (
 )
 from nearcast.spec import GeneratorSpec, SourceSpec
 from nearcast.storage.artifacts import Artifacts
-from nearcast.storage.locations import host_folder, resolve_location
+from nearcast.storage.locations import resolve_location
 from nearcast.types import ArrayVectors, Progress
 
 __all__ = [

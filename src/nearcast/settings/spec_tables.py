@@ -34,7 +34,10 @@ Policy = Literal["error", "drop", "keep"]
 class SourceSpec(SpecTable):
     """Source of the query table or the item table."""
 
-    path: str = Field(description="Parquet file, folder or glob, or one .npy file of vectors: relative to this file, or a URL (s3, gs, az).")
+    path: str = Field(
+        description="Parquet file, folder or glob, or one .npy file of vectors. Relative to this file, or an s3://, "
+        "gs:// or az:// URL."
+    )
     id: str = Field("id", description="Column of the ids: strings or integers.")
     vector: str = Field("vector", description="Column of the vectors: lists of float16, float32 or float64.")
     ids: str | None = Field(
@@ -190,8 +193,8 @@ class OverfetchSpec(SpecTable):
     survival: str | None = Field(None, description="Item attribute: the probability that the item survives.")
     log: str | None = Field(
         None,
-        description="Parquet log of look-ups to learn survival from, with columns item and survived: a path or a URL; instead "
-        "of `survival`.",
+        description="Parquet log of look-ups to learn survival from, with columns item and survived: a path or a URL; "
+        "instead of `survival`.",
     )
     smoothing_group: str | None = Field(
         None,
@@ -253,7 +256,9 @@ class RankSpec(SpecTable):
         description='Model as "module:function": a module beside this file, or an installed one. See docs/ranking.md.',
     )
     model: str | None = Field(
-        None, description="Model as an ONNX file, relative to this file, or a URL; instead of `function`. Needs nearcast[onnx]."
+        None,
+        description="Model as an ONNX file, relative to this file, or a URL; instead of `function`. Needs "
+        "nearcast[onnx].",
     )
     fetch: Whole = Field(ge=1, le=10_000, description="Candidates that the join finds for each query. At least k.")
     version: str = Field("", description="Change it when the model changes but its own file does not.")

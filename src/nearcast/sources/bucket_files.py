@@ -20,7 +20,7 @@ from nearcast.sources.user_files import changed_error
 from nearcast.storage.base import Storage, StoredObject
 from nearcast.storage.open_storage import open_storage
 
-__all__ = ["BucketFile", "Location", "find_object", "open_bucket", "parse_location"]
+__all__ = ["BucketFile", "BucketPath", "find_object", "open_bucket", "parse_bucket_path"]
 
 PIECE_BYTES = 8 << 20  # of one request; larger ones are not faster
 PIECES = 8  # requests side by side: one alone gets a fraction of the bandwidth
@@ -29,7 +29,7 @@ WHOLE_BYTES = 4 << 20  # smaller objects are read in one request
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class BucketPath:
     """A bucket and a name in it, which may be a glob; empty for the whole bucket."""
 
     bucket: str  # s3://bucket
@@ -41,7 +41,7 @@ class Location:
         return f"{self.bucket}/{self.name}" if self.name else self.bucket
 
 
-def parse_location(url: str) -> Location:
+def parse_bucket_path(url: str) -> BucketPath:
     """Split a URL into bucket and name. Nothing in it is decoded. Raises InputError if it names no bucket."""
     scheme, _, rest = url.partition("://")
     bucket, _, name = rest.partition("/")
@@ -51,7 +51,7 @@ def parse_location(url: str) -> Location:
         raise InputError(
             f"{url} has an empty part, `.` or `..` in its name, which cannot be read from a bucket; rename the objects"
         )
-    return Location(f"{scheme}://{bucket}", name)
+    return BucketPath(f"{scheme}://{bucket}", name)
 
 
 def open_bucket(bucket: str) -> Storage:
@@ -59,7 +59,7 @@ def open_bucket(bucket: str) -> Storage:
     return open_storage(bucket)
 
 
-def find_object(location: Location, storage: Storage) -> BucketFile | None:
+def find_object(location: BucketPath, storage: Storage) -> BucketFile | None:
     """Return the object of this name, None if there is none."""
     if not location.name or location.name.endswith("/"):
         return None

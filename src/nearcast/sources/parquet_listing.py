@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from nearcast.errors import InputError
 from nearcast.files import bucket_url, path_fault
-from nearcast.sources.bucket_files import BucketFile, Location, find_object, open_bucket, parse_location
+from nearcast.sources.bucket_files import BucketFile, BucketPath, find_object, open_bucket, parse_bucket_path
 from nearcast.sources.bucket_listing import walk_bucket
 from nearcast.sources.listing_rules import claims_parquet, describe_skipped, note_hidden
 from nearcast.sources.local_listing import find_folder, is_file, walk_files
@@ -82,7 +82,7 @@ def list_one(file: UserFile, base: PurePath, folder: PurePath) -> Listing:
 def open_user_file(text: str, base: Path, what: str, way_out: str) -> UserFile:
     """Open one file of the user, relative to `base`, or of a URL. Raises InputError if it does not exist."""
     if url := bucket_url(text, base):
-        location = parse_location(url)
+        location = parse_bucket_path(url)
         if found := find_object(location, open_bucket(location.bucket)):
             return found
         raise InputError(f"no object at {location.url}; {way_out}")
@@ -113,7 +113,7 @@ def map_files(work: Callable[[UserFile], Value], files: Sequence[UserFile]) -> l
 
 
 def _list_bucket(url: str, way_out: str, leave_out: Path | str | None) -> Listing:
-    location = parse_location(url)
+    location = parse_bucket_path(url)
     storage = open_bucket(location.bucket)
     file = find_object(location, storage)
     out = None if leave_out is None else bucket_url(leave_out)
@@ -165,7 +165,7 @@ def _recheck_local(
 
 
 def _recheck_bucket(
-    storage: Storage, files: Sequence[BucketFile], known: frozenset[str], location: Location, leave_out: str | None
+    storage: Storage, files: Sequence[BucketFile], known: frozenset[str], location: BucketPath, leave_out: str | None
 ) -> None:
     """List again: one request for a thousand objects."""
     found = {each.name: each for each in walk_bucket(storage, location.name, leave_out).files}
