@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,10 @@ from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline
 from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.runners import make_runner
+from nearcast.runners.base import Runner
+from nearcast.settings.run_tables import RunSpec
+from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.storage.locations import Location
 from nearcast.table.snapshot import Snapshot
 
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
     from nearcast.sources.validate_rows import Report
 
-__all__ = ["check", "run"]
+__all__ = ["check", "read_baseline", "run"]
 
 
 def run(
@@ -32,19 +38,27 @@ def run(
     base: str | Path | None = None,
     listener: Listener | None = None,
     again: bool = False,
+    runner: str | Runner | None = None,
+    workers: int | None = None,
+    shards: int | None = None,
 ) -> Outcome:
     """Make a snapshot of a generator: check, join, write, measure. See `nearcast.join.run.run_generator`.
 
     items, queries: tables (Arrow, pandas, polars) or pairs (ids, vectors) that replace the files of the spec.
     base: folder that paths of the spec are relative to; default: the folder of the spec file, else the current one.
     again: make a new snapshot even if nothing has changed.
+    runner, workers, shards: instead of those of [run] in the spec; `runner` is a name or an open runner.
     """
     parsed, folder = resolve_spec(spec, base, items, queries)
+    parsed = _override_run(parsed, runner if isinstance(runner, str) else None, workers, shards)
     listener = listener or Listener()
     out = resolve_out(None, parsed, folder)
-    tables, baseline = InMemoryTables(items, queries), _read_baseline(out, parsed.name, listener)
+    tables, baseline = InMemoryTables(items, queries), read_baseline(out, parsed.name, listener)
     try:
-        outcome = run_generator(parsed, folder, tables=tables, listener=listener, again=again, baseline=baseline)
+        with open_runner(parsed, None if isinstance(runner, str) else runner) as opened:
+            outcome = run_generator(
+                parsed, folder, tables=tables, listener=listener, runner=opened, again=again, baseline=baseline
+            )
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
             report_failure(listener, record_run(out, error.snapshot))
@@ -53,7 +67,27 @@ def run(
     return outcome
 
 
-def _read_baseline(out: Location, generator: str, listener: Listener) -> Baseline:
+@contextlib.contextmanager
+def open_runner(spec: GeneratorSpec, runner: Runner | None = None) -> Iterator[Runner]:
+    """Yield the runner of a spec, and close it at the end. A runner that is passed open stays open."""
+    if runner is not None:
+        yield runner
+        return
+    with contextlib.closing(make_runner(spec.run.runner, spec.run.workers)) as opened:
+        yield opened
+
+
+def _override_run(spec: GeneratorSpec, runner: str | None, workers: int | None, shards: int | None) -> GeneratorSpec:
+    """Return the spec with other settings of [run]. Raises SpecError for values that the spec refuses."""
+    given = {"runner": runner, "workers": workers, "shards": shards}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return spec
+    settings = spec.run.model_dump() | changes | ({"shard_bytes": None} if shards is not None else {})
+    return spec.model_copy(update={"run": parse_model(RunSpec, settings, "the settings of the run")})
+
+
+def read_baseline(out: Location, generator: str, listener: Listener) -> Baseline:
     """Read the current and rejected versions from the history; return an empty baseline if it cannot be read."""
     try:
         moves = read(out, generator, ["publish", "rollback"])

@@ -12,7 +12,9 @@ from nearcast import machine
 from nearcast.errors import TargetError
 from nearcast.files import MANIFEST, fresh_folder, link_file
 from nearcast.join.context import RunContext, Workspace
-from nearcast.join.run_plan import RunPlan, planned_fingerprint
+from nearcast.join.run_plan import planned_fingerprint
+from nearcast.join.task_context import TaskContext
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
 from nearcast.table.snapshot import Snapshot, next_version
@@ -24,21 +26,22 @@ __all__ = ["check_target", "commit_snapshot", "draft_manifest", "raise_below_tar
 
 
 def draft_manifest(
-    run: RunContext, plan: RunPlan, inputs: Mapping[str, Any], join: Mapping[str, Any], table: Mapping[str, Any]
+    context: TaskContext, inputs: Mapping[str, Any], join: Mapping[str, Any], table: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the facts of a written table with its inputs and settings, without measures.
 
     inputs, join, table: facts of the tasks that checked the inputs, planned the join and wrote the table.
     """
+    run = context.run
     engine = EngineRecord(run.engine.name, run.settings.model_dump(), join["params"], join["calibration"])
     return {
         "format": FORMAT_VERSION,
         "generator": run.spec.name,
         "version": next_version(run.workspace.out, run.spec.name),
         "rows": table["rows"],
-        "fingerprint": plan.fingerprint,
+        "fingerprint": context.plan.fingerprint,
         "nearcast": __version__,
-        "spec": run.spec.as_recorded(),
+        "spec": context.spec.as_recorded(),
         "inputs": inputs["inputs"],
         "engine": engine.as_dict(),
         "artifacts": table["artifacts"],
@@ -80,20 +83,33 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
     )
 
 
-def commit_snapshot(workspace: Workspace, folder: Path, manifest: Manifest) -> Snapshot:
+def commit_snapshot(run: RunContext, folder: Path, manifest: Manifest) -> Snapshot:
     """Commit the files of `folder` as a snapshot atomically, then remove the work and unused artifacts."""
+    workspace = run.workspace
     draft = fresh_folder(workspace.work / "snapshot")
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         copy = draft / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         link_file(path, copy)
     snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts)
-    remove_work(workspace, snapshot)
+    shutil.rmtree(draft, ignore_errors=True)
+    remove_work(run, snapshot)
     return snapshot
 
 
-def remove_work(workspace: Workspace, snapshot: Snapshot) -> None:
+def remove_work(run: RunContext, snapshot: Snapshot) -> None:
     """Remove the work that led to a snapshot, and all artifacts that it was not made of."""
+    if run.results.url == LocalArtifacts(run.workspace.work).url:
+        _remove_local_work(run.workspace, snapshot)
+        return
+    run.results.remove("")
+    run.artifacts.sweep()
+    for name in run.artifacts.list_names():
+        if name not in snapshot.manifest.artifacts:
+            run.artifacts.remove(name)
+
+
+def _remove_local_work(workspace: Workspace, snapshot: Snapshot) -> None:
     work, artifacts = workspace.work, workspace.artifacts
     planned = planned_fingerprint(work)
     if work.exists() and planned in (None, snapshot.manifest.fingerprint):  # None: killed while removing it

@@ -98,12 +98,19 @@ def require_budget(estimate: RunEstimate, engine: Engine, out: Path) -> None:
             f"{engine.name} will need about {_format_size(estimate.memory_bytes)} of memory, and the budget is "
             f"{_format_size(estimate.budget_bytes)}; {way_out}"
         )
-    free = shutil.disk_usage(out).free
+    free = shutil.disk_usage(_nearest_folder(out)).free
     if estimate.disk_bytes > free:
         raise BudgetError(
             f"the run will write about {_format_size(estimate.disk_bytes)} to {out}, and {_format_size(free)} are "
             "free; make room, or set `out` to another disk"
         )
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the folder, or the nearest existing folder above it."""
+    while not path.is_dir():
+        path = path.parent
+    return path
 
 
 def _format_size(count: int) -> str:

@@ -18,7 +18,7 @@ from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
 
-__all__ = ["TASKS", "perform_in", "perform_task"]
+__all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
 
 TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
 
@@ -33,7 +33,6 @@ TASKS: dict[str, TaskFunction] = {
 
 def perform_task(area: WorkArea, call: TaskCall) -> TaskOutcome:
     """Run a call in a worker. Errors of the input or the spec come back as values; others are raised."""
-    require_same_worker(area.plan)
     return perform_in(_open_context(json.dumps([area.artifacts, area.results, dict(area.plan)], sort_keys=True)), call)
 
 
@@ -54,12 +53,21 @@ def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
     return replace(outcome, stages=context.run.meter.stages_since(before))
 
 
+def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskContext:
+    """Open the run of a plan on this host, with the threads and the memory of the host.
+
+    Raises WorkerError if this worker may not take part in the run.
+    """
+    plan = area.plan
+    require_same_worker(plan)
+    spec = parse_model(GeneratorSpec, plan["spec"], "the spec of the plan", recorded=True)
+    own = host_resources()
+    limited = spec.model_copy(update={"threads": own.threads, "memory": own.memory_bytes, "out": plan["out"]})
+    run = prepare(limited, Path(plan["base"]), listener or Listener(), artifacts=area.artifacts, results=area.results)
+    return TaskContext(run, RunPlan(plan["parts"]), earlier=plan["earlier"], planned=spec)
+
+
 @lru_cache(maxsize=1)
 def _open_context(area: str) -> TaskContext:
     """Open a run in this process; the last one stays open."""
-    artifacts, results, plan = json.loads(area)
-    spec = parse_model(GeneratorSpec, plan["spec"], "the spec of the plan", recorded=True)
-    own = host_resources()
-    spec = spec.model_copy(update={"threads": own.threads, "memory": own.memory_bytes})
-    run = prepare(spec, Path(plan["base"]), Listener(), artifacts=artifacts, results=results)
-    return TaskContext(run, RunPlan(plan["parts"]))
+    return open_worker_run(WorkArea(*json.loads(area)))

@@ -27,9 +27,11 @@ from nearcast.join.estimate import RunEstimate, estimate_run, require_budget
 from nearcast.join.inputs import Checked, InMemoryTables, check_inputs
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot
+from nearcast.join.perform_task import open_worker_run
 from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
+from nearcast.join.shared_plan import SharedPlan
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import (
     OpenedRun,
@@ -42,11 +44,12 @@ from nearcast.runners.base import Runner
 from nearcast.runners.local import LocalRunner
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
-from nearcast.storage.artifacts import Artifacts
+from nearcast.storage.artifacts import Artifacts, open_artifacts
+from nearcast.storage.open_storage import join_location
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
-__all__ = ["Outcome", "check_generator", "run_generator"]
+__all__ = ["Outcome", "check_generator", "commit_run", "gather", "run_generator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def run_generator(
         last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest.fingerprint == opened.plan.fingerprint and not again:
             run.listener.note(f"nothing has changed since snapshot {last.name}: it is the answer")
-            remove_work(run.workspace, last)  # the run that made it may have been killed before it did
+            remove_work(run, last)  # the run that made it may have been killed before it did
             outcome = Outcome(last, reused=True)
         else:
             earlier = (baseline or Baseline()).choose(snapshots)
@@ -110,7 +113,7 @@ def check_generator(
     opened = open_run(run, tables or InMemoryTables())
     checked = _check_inputs(run, opened)
     estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, _nearest_folder(run.workspace.home))
+    require_budget(estimate, run.engine, run.workspace.home)
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketch_inputs(run, checked, Path(folder))
         rules = profile_rules(run.spec, inputs)
@@ -121,26 +124,47 @@ def check_generator(
 def _make_snapshot(
     run: RunContext, opened: OpenedRun, tables: InMemoryTables, earlier: EarlierSnapshot, runner: Runner
 ) -> Snapshot:
-    _discard_other_work(run, opened)
+    run = _place_work(run, opened, runner)
     version = None if earlier.snapshot is None else earlier.snapshot.version
     context = TaskContext(run, opened.plan, tables, version, opened)
     counts = run_stages(context, runner)
-    return _commit(context, earlier, counts)
+    return commit_run(context, earlier, counts)
 
 
-def _commit(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts) -> Snapshot:
+def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None) -> Outcome:
+    """Run what is left of a shared run, and commit its snapshot; return the snapshot if that is done already.
+
+    Raises TargetError if the finished snapshot is below its recall target.
+    """
+    context = open_worker_run(shared.area, listener)
+    run = context.run
+    with run.meter.run():
+        snapshots = list_snapshots(run.workspace.out, run.spec.name)
+        last = snapshots[-1] if snapshots else None
+        if last is not None and last.manifest.fingerprint == context.plan.fingerprint:
+            outcome = Outcome(last, reused=True)
+        else:
+            by_version = {snapshot.version: snapshot for snapshot in snapshots}
+            earlier = EarlierSnapshot(by_version.get(context.earlier or -1), shared.plan["earlier_is_served"])
+            counts = run_stages(context, runner or LocalRunner())
+            outcome = Outcome(commit_run(context, earlier, counts), reused=False)
+    raise_below_target(outcome.snapshot)
+    return outcome
+
+
+def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts) -> Snapshot:
     """Check the recall target, and commit the files of the last stage as a snapshot."""
     run, results = context.run, context.run.results
     inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "finish"))
     facts = {
-        **draft_manifest(run, context.plan, inputs, join, table),
+        **draft_manifest(context, inputs, join, table),
         **table["facts"],
         "compared_with": earlier.facts,
         "measures": table["measures"],
         "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
         "run": record_run(run, inputs["estimate"], counts.tasks, counts.continued).as_dict(),
     }
-    return commit_snapshot(run.workspace, results.open("finish"), Manifest(facts))
+    return commit_snapshot(run, results.open("finish"), Manifest(facts))
 
 
 def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:
@@ -149,10 +173,21 @@ def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:
     return facts
 
 
-def _discard_other_work(run: RunContext, opened: OpenedRun) -> None:
+def _place_work(run: RunContext, opened: OpenedRun, runner: Runner) -> RunContext:
+    """Return the run with artifacts that the workers can reach: in the bucket of `out` for workers on other hosts.
+
+    Throws away earlier unfinished work of another plan on this host. In a bucket, every plan has its own folder.
+    """
+    out = run.workspace.out
+    if not runner.on_this_host and isinstance(out, str):
+        home = join_location(out, run.spec.name)
+        work = join_location(home, f"work/{opened.plan.fingerprint}")
+        artifacts, results = open_artifacts(join_location(home, "artifacts")), open_artifacts(work)
+        return replace(run, artifacts=artifacts, results=results)
     changed = enter_work(run.workspace.work, opened.plan)
     if changed:
         run.listener.note(f"earlier unfinished work is thrown away, since {changed}")
+    return run
 
 
 def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
@@ -165,10 +200,3 @@ def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
             progress=run.listener.progress,
             checked=run.listener.checked,
         )
-
-
-def _nearest_folder(path: Path) -> Path:
-    """Return the folder, or the nearest existing folder above it."""
-    while not path.is_dir():
-        path = path.parent
-    return path

@@ -17,7 +17,15 @@ from nearcast.files import fingerprint, write_text
 from nearcast.spec import GeneratorSpec
 from nearcast.version import __version__
 
-__all__ = ["RunPlan", "count_split_rows", "cut_queries", "enter_work", "make_plan", "planned_fingerprint"]
+__all__ = [
+    "RunPlan",
+    "count_split_rows",
+    "cut_queries",
+    "describe_changes",
+    "enter_work",
+    "make_plan",
+    "planned_fingerprint",
+]
 
 TASK_BYTES = 8 << 20  # of a task's results: small enough to lose, large enough for efficient matrix products
 SMALLEST_TASK = 1_024
@@ -81,7 +89,7 @@ def enter_work(folder: Path, plan: RunPlan) -> str | None:
         old = json.loads(path.read_text(encoding="utf-8"))
         if old == json.loads(json.dumps(plan.parts)):
             return None
-        reason = "; ".join(_describe_changes(old, dict(plan.parts)))
+        reason = "; ".join(describe_changes(old, dict(plan.parts)))
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -95,11 +103,12 @@ def planned_fingerprint(folder: Path) -> str | None:
     return RunPlan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
 
 
-def _describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield what differs between the parts of two plans, in words."""
     for key in [*new, *(k for k in old if k not in new)]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _describe_changes(before, after, f"{prefix}{key}.")
+            yield from describe_changes(before, after, f"{prefix}{key}.")
         elif isinstance(after, list) and isinstance(before, list) and key in ("items", "queries"):
             known = {part["name"]: part["hash"] for part in before}
             changed = [p["name"] for p in after if known.get(p["name"]) != p["hash"]]

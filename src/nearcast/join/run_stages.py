@@ -18,6 +18,7 @@ from nearcast.runners.base import Runner, TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.call_messages import restore_error
 from nearcast.runners.local import LocalRunner
 from nearcast.runners.worker import ANY_KERNELS, describe_worker
+from nearcast.storage.locations import absolute_location
 
 __all__ = ["STAGES", "RunStage", "StageCounts", "make_area", "run_stages"]
 
@@ -58,8 +59,10 @@ def make_area(context: TaskContext) -> WorkArea:
     plan = {
         **describe_worker(),
         **({"kernels": ANY_KERNELS} if run.spec.recall == 1 else {}),
-        "spec": run.spec.as_recorded(),
+        "spec": context.spec.as_planned(),
         "base": str(run.workspace.base.absolute()),
+        "out": absolute_location(run.workspace.out),
+        "earlier": context.earlier,
         "parts": dict(context.plan.parts),
     }
     return WorkArea(run.artifacts.url, run.results.url, plan)
@@ -84,7 +87,7 @@ def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Seq
     """Run calls, and add up their time and memory."""
     if not calls:
         return
-    is_local = runner.name == "local"
+    is_local = isinstance(runner, LocalRunner)
     run, started = context.run, time.perf_counter()
     perform = (lambda _area, call: perform_in(context, call)) if is_local else perform_task
     outcomes: list[TaskOutcome] = []

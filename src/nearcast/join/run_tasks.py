@@ -134,7 +134,7 @@ def do_finish(context: TaskContext, args: Mapping[str, Any], folder: Path) -> di
     ]
     lists = select_lists(run, tasks, inputs, prepared.survival, folder)
     table = write_table(run, plan, inputs, report, lists, folder)
-    draft = Manifest({"k": run.spec.k, "rows": table.rows, "spec": run.spec.as_recorded()})
+    draft = Manifest({"k": run.spec.k, "rows": table.rows, "spec": context.spec.as_recorded()})
     out, name, version = run.workspace.out, run.spec.name, args["earlier"]
     earlier = None if version is None else find_snapshot(out, name, version)
     quality = measure_snapshot(run, plan, inputs, lists, Snapshot(folder, draft), earlier)

@@ -10,6 +10,7 @@ from nearcast.join.inputs import InMemoryTables
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.validate_run import OpenedRun, open_run
 from nearcast.sources.user_files import changed_error
+from nearcast.spec import GeneratorSpec
 
 __all__ = ["TaskContext"]
 
@@ -23,7 +24,13 @@ class TaskContext:
     tables: InMemoryTables = field(default_factory=InMemoryTables)  # of the driver; empty in other processes
     earlier: int | None = None  # version of the snapshot that the measures of change compare with
     opened: OpenedRun | None = None
+    planned: GeneratorSpec | None = None  # the spec without the limits of this host; None: the run's own
     kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> GeneratorSpec:
+        """Return the spec as the user wrote it."""
+        return self.planned or self.run.spec
 
     def open_sources(self) -> OpenedRun:
         """Open the inputs, or return the ones that the driver has opened.

@@ -53,6 +53,7 @@ class Runner(Protocol):
     """Runs task calls on workers. The workers live until `close`: a run has several stages, each a call of `run`."""
 
     name: str
+    on_this_host: bool  # whether all workers are on the driver's host, and share its local files
 
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
         """Yield the outcome of each call as it ends. After an outcome with an error, no further call is started.

@@ -21,6 +21,7 @@ class LocalRunner:
     """Runs task calls one after the other in this process. Every exception but StorageError is raised at once."""
 
     name = "local"
+    on_this_host = True
 
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
         """Yield outcomes in the order of the calls, those tried again last. See `Runner.run`."""

@@ -52,6 +52,7 @@ class ProcessRunner:
     """Runs tasks in worker processes. Starts them with the first call; `close` stops them."""
 
     name = "processes"
+    on_this_host = True
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or DEFAULT_WORKERS

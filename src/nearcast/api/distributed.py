@@ -1,0 +1,54 @@
+"""Functions for runs that several hosts share through a storage: plan, and gather the snapshot at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
+from nearcast.api.runs import read_baseline
+from nearcast.errors import TargetError
+from nearcast.history.record import record_run
+from nearcast.join.listener import Listener
+from nearcast.join.run import Outcome, gather
+from nearcast.join.shared_plan import SharedPlan, read_plan, write_plan
+from nearcast.storage.locations import Location, parse_location, resolve_location
+from nearcast.table.snapshot import Snapshot, list_snapshots
+
+if TYPE_CHECKING:
+    from nearcast.runners.base import Runner
+
+__all__ = ["gather_run", "plan_run"]
+
+
+def plan_run(
+    spec: SpecLike, work: Location, *, base: str | Path | None = None, listener: Listener | None = None
+) -> SharedPlan:
+    """Check the settings and identify the inputs of a run, and write its plan to the location `work`.
+
+    An equal plan that is there already is kept, with its finished tasks. Raises SpecError if another one is there.
+    """
+    parsed, folder = resolve_spec(spec, base, None, None)
+    listener = listener or Listener()
+    out = resolve_location(folder, parsed.out)
+    earlier = read_baseline(out, parsed.name, listener).choose(list_snapshots(out, parsed.name))
+    return write_plan(parsed, folder, work, earlier=earlier, listener=listener)
+
+
+def gather_run(work: Location, *, runner: Runner | None = None, listener: Listener | None = None) -> Outcome:
+    """Run the tasks of a plan that are not done, and commit the snapshot.
+
+    runner: runs those tasks; by default this process. If the snapshot is committed already, it is returned.
+    Raises TargetError if the snapshot is below its recall target; it is kept.
+    """
+    shared, listener = read_plan(parse_location(work)), listener or Listener()
+    out = parse_location(shared.plan["out"])
+    try:
+        outcome = gather(shared, listener, runner)
+    except TargetError as error:
+        if isinstance(error.snapshot, Snapshot):
+            report_failure(listener, record_run(out, error.snapshot))
+        raise
+    if not outcome.reused:
+        report_failure(listener, record_run(out, outcome.snapshot))
+    return outcome

@@ -1,0 +1,102 @@
+"""The plan of a run that workers share through a storage: written once, read by every worker and by the last step.
+
+    <work>/plan.json   artifacts/   results/
+
+The plan holds the spec, the identities of the inputs, and what every worker must have in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import DamagedError, NotFoundError, SpecError
+from nearcast.files import fingerprint
+from nearcast.join.context import prepare
+from nearcast.join.inputs import InMemoryTables
+from nearcast.join.listener import Listener
+from nearcast.join.measure_snapshot import EarlierSnapshot
+from nearcast.join.run_plan import describe_changes
+from nearcast.join.run_stages import make_area
+from nearcast.join.task_context import TaskContext
+from nearcast.join.validate_run import open_run
+from nearcast.runners.base import WorkArea
+from nearcast.spec import GeneratorSpec
+from nearcast.storage.locations import Location, absolute_location, parse_location
+from nearcast.storage.open_storage import join_location, open_storage
+
+__all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "write_plan"]
+
+PLAN_OBJECT = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPlan:
+    """A plan as it is stored."""
+
+    work: str  # location
+    plan: Mapping[str, Any]
+
+    @property
+    def area(self) -> WorkArea:
+        """Return the locations of the run, with the plan."""
+        return WorkArea(join_location(self.work, "artifacts"), join_location(self.work, "results"), self.plan)
+
+    @property
+    def generator(self) -> str:
+        """Return the name of the generator."""
+        return str(self.plan["spec"]["name"])
+
+
+def write_plan(
+    spec: GeneratorSpec,
+    base: Path,
+    work: Location,
+    *,
+    earlier: EarlierSnapshot,
+    listener: Listener,
+) -> SharedPlan:
+    """Check the settings, identify the inputs, and write the plan unless an equal one is there.
+
+    Raises the errors of a run that need no rows; SpecError if another plan is at this location.
+    """
+    root = absolute_location(parse_location(work))
+    area = SharedPlan(root, {}).area
+    run = prepare(spec, base, listener, artifacts=area.artifacts, results=area.results)
+    opened = open_run(run, InMemoryTables())
+    context = TaskContext(run, opened.plan)
+    context.earlier = None if earlier.snapshot is None else earlier.snapshot.version
+    facts = {**make_area(context).plan, "earlier_is_served": earlier.served}
+    storage = open_storage(root)
+    storage.probe()
+    text = json.dumps(facts, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    if not storage.create(PLAN_OBJECT, text.encode()):
+        _refuse_other_plan(read_plan(work), facts)
+        listener.note(f"an equal plan is at {root} already: its finished tasks are used")
+    return read_plan(work)
+
+
+def read_plan(work: Location) -> SharedPlan:
+    """Read the plan at a location. Raises NotFoundError if there is none."""
+    root = absolute_location(parse_location(work))
+    try:
+        facts = json.loads(open_storage(root).read(PLAN_OBJECT))
+        SharedPlan(root, facts).generator, facts["parts"], facts["out"], facts["earlier"]
+    except NotFoundError:
+        raise NotFoundError(f"no plan at {root}; `nearcast plan SPEC --work {root}` writes one") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{root}/{PLAN_OBJECT} cannot be read ({error}); remove it and plan again") from error
+    return SharedPlan(root, facts)
+
+
+def _refuse_other_plan(found: SharedPlan, facts: Mapping[str, Any]) -> None:
+    """Raise SpecError if the stored plan has another result than this one."""
+    old, new = dict(found.plan["parts"]), json.loads(json.dumps(facts["parts"]))
+    if fingerprint(old) != fingerprint(new):
+        changes = "; ".join(describe_changes(old, new))
+        raise SpecError(
+            f"{found.work} holds the plan of another run ({changes}); choose an empty location, or remove it"
+        )
