@@ -12,10 +12,21 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nearcast import machine
+from object_servers import azurite_endpoint, azurite_url, seaweed_endpoint, seaweed_url
 from s3_server import s3_server, s3_url
 from servers import proxy, redis_server, redis_url
 
-__all__ = ["proxy", "redis_server", "redis_url", "s3_server", "s3_url"]  # fixtures
+__all__ = [  # fixtures
+    "azurite_endpoint",
+    "azurite_url",
+    "proxy",
+    "redis_server",
+    "redis_url",
+    "s3_server",
+    "s3_url",
+    "seaweed_endpoint",
+    "seaweed_url",
+]
 
 HERE = Path(__file__).resolve().parent
 

@@ -20,7 +20,8 @@ from nearcast.storage.artifacts import Artifacts, LocalArtifacts, open_artifacts
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.open_storage import open_storage
 
-KINDS = ["local", "s3"]
+KINDS = ["local", "s3", "seaweedfs", "azurite"]
+URLS = {"s3": "s3_url", "seaweedfs": "seaweed_url", "azurite": "azurite_url"}  # fixtures
 WORKER = Path(__file__).with_name("artifact_worker.py")
 
 
@@ -40,7 +41,7 @@ class Place:
 
 @pytest.fixture(params=KINDS)
 def place(request, tmp_path) -> Place:
-    location = str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3_url")
+    location = str(tmp_path / "root") if request.param == "local" else request.getfixturevalue(URLS[request.param])
     return Place(location, tmp_path)
 
 

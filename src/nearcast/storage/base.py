@@ -51,7 +51,7 @@ class Storage(Protocol):
     def list_folders(self, prefix: str = "") -> list[str]:
         """Return the last parts of the names of the folders directly in the folder `prefix`, in order.
 
-        A folder is there while an object is in it or below it.
+        A folder is there while an object is in it or below it; a few servers also keep empty folders.
         """
         ...
 

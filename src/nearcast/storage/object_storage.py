@@ -149,7 +149,7 @@ class ObjectStorage:
             made = self._create(name, b"first" + name.encode())
             overwritten = made and self._create(name, b"second" + name.encode())
             facts = self.stat(name)
-            replaced = facts is not None and self._replace(name, b"third" + name.encode(), '"0123456789abcdef"')
+            replaced = facts is not None and self._replace(name, b"third" + name.encode(), "0123456789abcdef")
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(name)
@@ -200,12 +200,12 @@ class ObjectStorage:
 
         def put() -> bool:
             nonlocal unsure
-            version: Any = {"e_tag": etag}
+            version: Any = {"e_tag": _quote(etag)}
             if self._location.scheme == "gs":  # compares generations, which lists do not have
                 found = self._head(name)
-                if found is None or found["e_tag"] != etag:
+                if found is None or self._facts(name, found).etag != etag:
                     return False
-                version = {"e_tag": etag, "version": found["version"]}
+                version = {"e_tag": _quote(etag), "version": found["version"]}
             try:
                 obstore.put(self._client(), check_name(name), data, mode=version, use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError):
@@ -232,7 +232,7 @@ class ObjectStorage:
         if part is not None:
             options["range"] = part
         if etag is not None:
-            options["if_match"] = etag
+            options["if_match"] = _quote(etag)
 
         def get() -> bytes:
             try:
@@ -324,7 +324,8 @@ class ObjectStorage:
             raise self._error("opening", "", read_fault(error, where.scheme, where.bucket), 1) from error
 
     def _facts(self, name: str, found: Any) -> StoredObject:
-        return StoredObject(name, int(found["size"]), found["e_tag"] or "", found["last_modified"].timestamp())
+        etag = (found["e_tag"] or "").strip('"')  # lists of Azure have no quotes, its headers have them
+        return StoredObject(name, int(found["size"]), etag, found["last_modified"].timestamp())
 
     def _name(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -335,6 +336,10 @@ class ObjectStorage:
     def _error(self, action: str, name: str, fault: Fault, tries: int) -> StorageError:
         often = f" (tried {tries} times)" if tries > 1 else ""
         return StorageError(f"{action} {self._name(name)} failed{often}: {fault.text}")
+
+
+def _quote(etag: str) -> str:
+    return etag if etag.startswith("W/") else f'"{etag}"'
 
 
 def _import_obstore() -> Any:
