@@ -68,6 +68,18 @@ def test_workers_divide_the_cores_and_the_memory_and_live_for_all_stages_of_a_ru
     assert os.getpid() not in {fact["pid"] for fact in facts}
 
 
+def test_a_stage_of_one_call_has_all_cores_and_the_whole_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARCAST_THREADS", "6")
+    monkeypatch.setenv("NEARCAST_MEMORY", "1200MB")
+    with ProcessRunner(3) as runner:
+        stages = [list(runner.run(perform, area(tmp_path), calls(n, "describe"))) for n in (6, 1, 2)]
+    assert [{(one.facts["threads"], one.facts["memory"]) for one in stage} for stage in stages] == [
+        {(2, 400_000_000)},
+        {(6, 1_200_000_000)},
+        {(3, 600_000_000)},
+    ]
+
+
 def test_there_are_no_more_threads_than_cores_however_many_workers(tmp_path, monkeypatch):
     monkeypatch.setenv("NEARCAST_THREADS", "2")
     with ProcessRunner(4) as runner:

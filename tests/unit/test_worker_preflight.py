@@ -22,7 +22,14 @@ from nearcast.runners.call_messages import (
     read_reply,
     restore_error,
 )
-from nearcast.runners.worker import describe_worker, host_resources, require_same_worker, reserve_cores, run_task
+from nearcast.runners.worker import (
+    _measure_host,
+    describe_worker,
+    host_resources,
+    require_same_worker,
+    reserve_cores,
+    run_task,
+)
 from runner_tasks import calls
 
 GIB = 1 << 30
@@ -93,9 +100,11 @@ def host(monkeypatch):
 
 
 def seen(threads=None):
+    _measure_host.cache_clear()
     reserve_cores(threads)
     resources = host_resources()
     reserve_cores(None)
+    _measure_host.cache_clear()
     return resources.threads, resources.memory_bytes / GIB
 
 

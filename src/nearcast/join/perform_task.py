@@ -15,7 +15,7 @@ from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import do_finish, do_ingest, do_join, do_plan, do_prepare
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
-from nearcast.runners.worker import host_resources, require_same_worker, run_task
+from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
 
 __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
@@ -33,7 +33,8 @@ TASKS: dict[str, TaskFunction] = {
 
 def perform_task(area: WorkArea, call: TaskCall) -> TaskOutcome:
     """Run a call in a worker. Errors of the input or the spec come back as values; others are raised."""
-    return perform_in(_open_context(json.dumps([area.artifacts, area.results, dict(area.plan)], sort_keys=True)), call)
+    described = json.dumps([area.artifacts, area.results, dict(area.plan)], sort_keys=True)
+    return perform_in(_open_context(described, host_resources()), call)
 
 
 def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
@@ -68,6 +69,6 @@ def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskCon
 
 
 @lru_cache(maxsize=1)
-def _open_context(area: str) -> TaskContext:
-    """Open a run in this process; the last one stays open."""
+def _open_context(area: str, _own: HostResources) -> TaskContext:
+    """Open a run in this process; the last one stays open, as long as the resources are the same."""
     return open_worker_run(WorkArea(*json.loads(area)))

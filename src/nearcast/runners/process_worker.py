@@ -31,7 +31,9 @@ def main(reply_fd: int) -> None:
     from nearcast.runners.call_messages import perform_message  # after the watching thread has started
 
     while True:
-        reply = perform_message(*json.loads(lines.get())).encode() + b"\n"
+        call = json.loads(lines.get())
+        os.environ.update(call["variables"])
+        reply = perform_message(*call["message"]).encode() + b"\n"
         while reply:
             reply = reply[os.write(reply_fd, reply) :]
 

@@ -1,7 +1,8 @@
 """Run tasks in several processes of this machine, which share its cores and its memory.
 
-Each worker runs one call at a time and lives until the runner is closed, so that it opens an index once. A worker that
-dies (SIGKILL, out of memory) is replaced and its call tried again. Knows nothing of kNN.
+Each worker runs one call at a time and lives until the runner is closed, so that it opens an index once. A stage with
+fewer calls than workers gives each of them more cores. A worker that dies (SIGKILL, out of memory) is replaced and its
+call tried again. Knows nothing of kNN.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class ProcessRunner:
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
         """Yield outcomes as they arrive. See `Runner.run`."""
         shared, queue = encode_area(name_perform(perform), area), CallQueue(calls)
+        variables = self._divide(len(calls))
         finished = False
         try:
             while queue or any(worker.call for worker in self._pool):
-                self._hand_out(shared, queue)
+                self._hand_out(shared, variables, queue)
                 for worker in self._wait(queue.seconds_to_next()):
                     outcome = self._receive(worker, queue)
                     if outcome is None:
@@ -93,7 +95,7 @@ class ProcessRunner:
         """Stop all workers."""
         self._stop(list(self._pool))
 
-    def _hand_out(self, shared: str, queue: CallQueue) -> None:
+    def _hand_out(self, shared: str, variables: Mapping[str, str], queue: CallQueue) -> None:
         """Give a call to every free worker; start workers as long as there are fewer than allowed."""
         while len(self._pool) < self.workers or any(worker.call is None for worker in self._pool):
             call = queue.take()
@@ -101,14 +103,19 @@ class ProcessRunner:
                 return
             worker = next((worker for worker in self._pool if worker.call is None), None) or self._start()
             worker.call = call
-            worker.send(json.dumps([shared, encode_call(call)]))
+            worker.send(json.dumps({"variables": variables, "message": [shared, encode_call(call)]}))
+
+    def _divide(self, calls: int) -> dict[str, str]:
+        """Return the environment variables of a worker while so many calls run at once."""
+        whole = self._share = self._share or host_resources()
+        parts = max(1, min(self.workers, calls))
+        return {
+            THREADS_VARIABLE: str(max(1, whole.threads // parts)),
+            MEMORY_VARIABLE: str(whole.memory_bytes // parts),
+        }
 
     def _start(self) -> WorkerProcess:
-        share = self._share = self._share or host_resources()
-        variables = {
-            THREADS_VARIABLE: str(max(1, share.threads // self.workers)),
-            MEMORY_VARIABLE: str(share.memory_bytes // self.workers),
-        }
+        variables = self._divide(self.workers)
         variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", variables[THREADS_VARIABLE])
         read_end, write_end = os.pipe()
         try:

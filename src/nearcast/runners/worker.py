@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nearcast import machine
@@ -101,14 +102,20 @@ def host_resources() -> HostResources:
     reserved; then the limits of the container (cgroup) and the machine. The default memory is half of what is
     available, times the worker's share of the cores. Raises WorkerError for a bad variable.
     """
+    return _measure_host(os.environ.get(THREADS_VARIABLE, ""), os.environ.get(MEMORY_VARIABLE, ""), tuple(_reserved))
+
+
+@lru_cache(maxsize=16)
+def _measure_host(threads: str, memory: str, reserved: tuple[int, ...]) -> HostResources:
+    """Measure once per process: all tasks of a worker get the same resources."""
     limits = machine.container_limits()
     cores = min(machine.default_threads(), limits.cores or machine.default_threads())
-    chosen = _read_threads() or min([cores, *_reserved])
-    memory = _read_memory()
-    if memory is None:
+    chosen = _parse_threads(threads) or min([cores, *reserved])
+    budget = _parse_memory(memory)
+    if budget is None:
         free = machine.resident_memory() + machine.available_memory()
-        memory = min(free, limits.memory_bytes or free) * min(chosen, cores) // (2 * cores)
-    return HostResources(chosen, memory)
+        budget = min(free, limits.memory_bytes or free) * min(chosen, cores) // (2 * cores)
+    return HostResources(chosen, budget)
 
 
 def run_task(name: str, function: Callable[[], Mapping[str, Any]]) -> TaskOutcome:
@@ -135,8 +142,7 @@ def run_task(name: str, function: Callable[[], Mapping[str, Any]]) -> TaskOutcom
     )
 
 
-def _read_threads() -> int | None:
-    text = os.environ.get(THREADS_VARIABLE, "")
+def _parse_threads(text: str) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -144,8 +150,7 @@ def _read_threads() -> int | None:
     return int(text)
 
 
-def _read_memory() -> int | None:
-    text = os.environ.get(MEMORY_VARIABLE, "")
+def _parse_memory(text: str) -> int | None:
     if not text:
         return None
     try:
