@@ -6,6 +6,7 @@ Keys and items have 64-bit ids with gaps; a list holds k different items, best f
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nearcast.files import finish, fresh_folder
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import candidate_schema, candidate_table, rows_per_group
 from nearcast.table.snapshot import Snapshot, open_snapshot, snapshots_folder
-from nearcast.table.write_table import TableWriter
+from nearcast.table.write_table import cut_files, file_name, write_file
 from nearcast.types import Neighbors
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -51,11 +52,17 @@ def make_snapshot(
     """A finished snapshot. best: the highest score. moved: the share of lists that this seed makes anew."""
     folder = fresh_folder(snapshots_folder(out, generator) / f"{version:06d}")
     keys, items = key_ids(n_keys), pa.array(item_ids(n_items))
-    with TableWriter(folder / "candidates", candidate_schema(pa.int64(), pa.int64()), k) as writer:
-        for number, start in enumerate(range(0, n_keys, rows_per_group(k))):
-            some = keys[start : start + rows_per_group(k)]
-            neighbors = _lists(len(some), k, n_items, number, seed, best, moved)
-            writer.write(candidate_table(pa.array(some), neighbors, items, [None] * len(some)))
+    (folder / "candidates").mkdir()
+
+    def write_groups(start: int, stop: int) -> Iterator[pa.Table]:
+        for first in range(start, stop, rows_per_group(k)):
+            some = keys[first : min(stop, first + rows_per_group(k))]
+            neighbors = _lists(len(some), k, n_items, first // rows_per_group(k), seed, best, moved)
+            yield candidate_table(pa.array(some), neighbors, items, [None] * len(some))
+
+    for number, rows in enumerate(cut_files(n_keys, k)):
+        path = folder / "candidates" / file_name(number)
+        write_file(path, candidate_schema(pa.int64(), pa.int64()), k, write_groups(*rows))
     _write_items(folder / "items", items)
     finish(folder, _manifest(generator, version, n_keys, k))
     return open_snapshot(folder)

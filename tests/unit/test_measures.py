@@ -1,15 +1,28 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nearcast.measure.appearances import AppearanceCounter, add_up_appearances
 from nearcast.measure.measures import MEASURES, format_value
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
-from nearcast.measure.tally import Tally, gini, overlap_per_query
+from nearcast.measure.table_parts import PartTally, measure_table
+from nearcast.measure.tally import (
+    MOST_SCORES,
+    SCORE_SAMPLE,
+    CountHistogram,
+    PartSums,
+    TableShape,
+    gini,
+    overlap_per_query,
+)
+from nearcast.table.candidate_schema import rows_per_group
 from nearcast.types import Neighbors
 
 EMPTY = -np.inf
@@ -185,17 +198,24 @@ def test_an_empty_old_list_has_no_overlap_to_speak_of():
     assert overlap_per_query(np.empty((0, 2), np.int64), np.empty((0, 3), np.int64)).tolist() == []
 
 
-def tallied(positions, values, *, n_items, k, n_input, n_rows=None):
-    tally = Tally(n_items, k, n_input)
-    rows = n_rows or len(positions)
-    tally.add(np.array(positions), np.array(values, np.float32), rows, rows)
-    return tally.measures()
+def tallied(folder, positions, values, *, n_items, k, n_input, n_rows=None, parts=(1,)):
+    """Measures of a table of row groups, cut into parts of so many groups each."""
+    positions, values = [np.array(group) for group in positions], [np.array(group, np.float32) for group in values]
+    shape = TableShape(n_rows or sum(map(len, positions)), n_items, k, rows_per_group(k))
+    sums, folders, group = PartSums(), [], 0
+    for number, groups in enumerate(parts):
+        tally = PartTally(folder / str(number), shape, group)
+        for _ in range(groups):
+            tally.add(positions[group], values[group], n_rows or len(positions[group]))
+            group += 1
+        sums += tally.save()
+        folders.append(folder / str(number))
+    return measure_table(shape, n_input, sums, folders)
 
 
-def test_a_table_is_counted_by_hand():
-    found = tallied(
-        [[0, 1], [0, -1], [-1, -1]], [[3, 2], [1, EMPTY], [EMPTY, EMPTY]], n_items=4, k=2, n_input=5, n_rows=4
-    )
+def test_a_table_is_counted_by_hand(tmp_path):
+    positions, values = [[0, 1], [0, -1], [-1, -1]], [[3, 2], [1, EMPTY], [EMPTY, EMPTY]]
+    found = tallied(tmp_path, [positions], [values], n_items=4, k=2, n_input=5, n_rows=4)
     assert found["fill_rate"] == 3 / 8  # four rows of two slots; one row has no vector and so no list
     assert found["query_coverage"] == 2 / 5  # of the five rows of the input
     assert found["short_lists"] == 3
@@ -205,25 +225,70 @@ def test_a_table_is_counted_by_hand():
     assert (found["score_p50"], found["best_score_p50"]) == (2.0, 2.0)
 
 
-def test_a_table_added_in_parts_has_the_measures_of_the_whole():
-    rng = np.random.default_rng(2)
-    positions, values = rng.integers(-1, 50, (300, 5)), rng.normal(size=(300, 5)).astype(np.float32)
-    whole, parts = Tally(50, 5, 300), Tally(50, 5, 300)
-    whole.add(positions, values, 300, 300)
-    for start in range(0, 300, 70):
-        stop = min(300, start + 70)
-        parts.add(positions[start:stop], values[start:stop], stop - start, 300)
-    assert parts.measures() == pytest.approx(whole.measures())
+@settings(max_examples=40)
+@given(data=st.data(), n_items=st.integers(0, 60), groups=st.integers(0, 6), seed=st.integers(0, 99))
+def test_a_table_has_the_same_measures_however_it_is_cut_into_parts(tmp_path_factory, data, n_items, groups, seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 30, groups)
+    positions = [rng.integers(-1, n_items, (size, 5)) for size in sizes]
+    values = [np.where(p < 0, EMPTY, rng.normal(size=p.shape)).astype(np.float32) for p in positions]
+    cuts = sorted({0, groups, *data.draw(st.lists(st.integers(0, groups), max_size=4))})
+    several = [stop - start for start, stop in pairwise(cuts)]
+    shape = {"n_items": n_items, "k": 5, "n_input": 300}
+    whole = tallied(tmp_path_factory.mktemp("whole"), positions, values, **shape, parts=[groups])
+    assert tallied(tmp_path_factory.mktemp("parts"), positions, values, **shape, parts=several) == whole
 
 
-def test_an_empty_table_has_measures_and_no_score_quantiles():
-    found = Tally(3, 2, 0).measures()
+@given(st.lists(st.integers(0, 1_000), max_size=40))
+def test_the_exposure_of_a_histogram_is_that_of_its_counts(counts):
+    values, found = np.array(counts, np.int64), CountHistogram.of_counts(np.array(counts, np.int64))
+    total, n = sum(counts), len(counts)
+    by_definition = sum((2 * (i + 1) - n - 1) * x for i, x in enumerate(sorted(counts)))
+    assert found.gini() == (float(Fraction(by_definition, n * total)) if total else 0.0)
+    assert (found.n_items, found.appearances, found.n_appearing) == (n, total, np.count_nonzero(values))
+    for most in (0, 1, n // 2, n + 1):
+        assert found.heaviest(most) == sum(sorted(counts, reverse=True)[:most])
+
+
+@settings(max_examples=40)
+@given(
+    range_items=st.integers(1, 9), n_items=st.integers(0, 30), calls=st.lists(st.integers(0, 40), max_size=5), dense=...
+)
+def test_appearances_are_counted_alike_in_any_ranges_and_any_calls(
+    tmp_path_factory, range_items, n_items, calls, dense: bool
+):
+    rng = np.random.default_rng(len(calls))
+    added = [rng.integers(0, n_items, size) if n_items else np.empty(0, np.int64) for size in calls]
+    folder = tmp_path_factory.mktemp("appearances")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nearcast.measure.appearances.DENSE_ITEMS", 1_000 if dense else 0)
+        counter = AppearanceCounter(folder, n_items, range_items)
+        for positions in added:
+            counter.add(positions)
+        counter.save()
+    found = add_up_appearances([folder, folder], n_items, range_items)
+    expected = CountHistogram.of_counts(2 * np.bincount(np.concatenate([[], *added]).astype(int), minlength=n_items))
+    assert (found.counts.tolist(), found.items.tolist()) == (expected.counts.tolist(), expected.items.tolist())
+    assert sorted(path.name for path in (folder / "appearances").iterdir()) == ["counts.npy", "items.npy", "starts.npy"]
+
+
+def test_the_sample_of_scores_of_a_large_table_is_bounded_and_spread_over_its_row_groups():
+    for n_rows, k in ((10**4, 50), (10**9, 50), (10**9, 1_000), (10**10, 10_000)):
+        group_rows = rows_per_group(k)
+        shape = TableShape(n_rows, 10**8, k, group_rows)
+        sampled = -(-n_rows // group_rows // shape.group_step) * -(-group_rows // shape.row_step) * k
+        assert min(n_rows * k, SCORE_SAMPLE) // 2 <= sampled <= 3 * MOST_SCORES
+        assert shape.group_step == 1 or n_rows * k > 10**10  # tables of one machine are sampled as they ever were
+
+
+def test_an_empty_table_has_measures_and_no_score_quantiles(tmp_path):
+    found = tallied(tmp_path, [], [], n_items=3, k=2, n_input=0, parts=[0])
     assert (found["fill_rate"], found["query_coverage"], found["item_coverage"]) == (0, 0, 0)
     assert "score_p50" not in found
 
 
-def test_every_measure_that_is_computed_has_a_row_in_the_table():
-    found = tallied([[0]], [[1.0]], n_items=1, k=1, n_input=1)
+def test_every_measure_that_is_computed_has_a_row_in_the_table(tmp_path):
+    found = tallied(tmp_path, [[[0]]], [[[1.0]]], n_items=1, k=1, n_input=1)
     assert set(found) <= set(MEASURES)
     for name, row in MEASURES.items():
         assert row.name == name

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import InputError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
-from nearcast.join.task import JoinTask, read_result
+from nearcast.join.joined_lists import JoinedLists
 from nearcast.measure.list_quality import read_weights
 from nearcast.overfetch.budget import HullEdges, allocate_edges
 from nearcast.overfetch.candidates_needed import OverfetchPlan, Shortage, compute_edges, evaluate_lengths, plan_lengths
@@ -106,7 +106,7 @@ def check_overfetch(run: RunContext, inputs: Inputs) -> None:
         _group_by_column(inputs, spec.correlated_group)
 
 
-def plan_overfetch(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival, folder: Path) -> Planned:
+def plan_overfetch(run: RunContext, lists: JoinedLists, inputs: Inputs, survival: Survival, folder: Path) -> Planned:
     """Plan how many candidates each query stores; list the queries without enough survivors in `folder`."""
     spec = run.spec.overfetch
     assert spec is not None
@@ -115,8 +115,8 @@ def plan_overfetch(run: RunContext, tasks: list[JoinTask], inputs: Inputs, survi
     alive = None if groups is None else compute_group_survival(rates, groups)
 
     def survivals() -> Iterator[CandidateSurvival]:
-        for task in tasks:
-            positions = np.asarray(read_result(task.folder).positions[:, : run.spec.k])
+        for part in lists.ranges:
+            positions = lists.read(np.arange(part.start, part.stop)).positions[:, : run.spec.k]
             yield gather_survival(positions, rates, groups, alive)
 
     traffic = _read_traffic(run, inputs)
@@ -193,7 +193,7 @@ def _read_traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
 def _write_short_queries(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:
     """Write the queries below the required probability, by id, with their reason and expected survivors."""
     path.parent.mkdir(parents=True)
-    rows = np.flatnonzero(plan.shortage != None)  # noqa: E711  (compares element by element)
+    rows = np.flatnonzero(plan.is_short)
     columns = {
         "query_id": inputs.queries.ids.take(pa.array(rows)),
         "reason": pa.array([str(reason) for reason in plan.shortage[rows]], pa.string()),

@@ -7,6 +7,7 @@ exposure cap has filled up are stored with the snapshot, for `explain`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import pyarrow.parquet as pq
 from nearcast.errors import BudgetError
 from nearcast.files import fresh_folder
 from nearcast.join.context import RunContext
+from nearcast.join.joined_lists import JoinedLists, ListRange
 from nearcast.join.plan_overfetch import Survival, plan_overfetch
-from nearcast.join.short_lists import CODES
-from nearcast.join.task import JoinTask, read_lengths, read_result
-from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
+from nearcast.join.short_lists import CODES, CodeArray
+from nearcast.join.task import JoinTask
+from nearcast.knn.exposure import AdmissionThresholds, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
-from nearcast.overfetch.candidates_needed import OverfetchPlan
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.candidate_schema import Reason
@@ -32,9 +33,13 @@ from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = [
     "FULL_FILE",
+<<<<<<< HEAD
     "SCRATCH",
     "CodeArray",
+=======
+>>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
     "SelectedLists",
+    "StoredLengths",
     "read_full_items",
     "require_exposure_memory",
     "select_lists",
@@ -46,46 +51,50 @@ FULL_FILE = "full.parquet"
 SCRATCH = "selected-lists"  # folder that the caller removes after the last use of the lists
 CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
 
-CodeArray = npt.NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLengths:
+    """The number of candidates that an over-fetch plan stores for each query."""
+
+    lengths: IntArray  # (queries,)
+    is_short: npt.NDArray[np.bool_]  # (queries,) below the wanted probability
 
 
 @dataclass(frozen=True, slots=True)
 class SelectedLists:
     """The lists that are stored, and the lists of the join that they are selected from."""
 
-    joined: list[JoinTask]
-    stored: list[JoinTask]  # k wide; rows are cut to `lengths`
-    plan: OverfetchPlan | None = None  # of the over-fetch
+    joined: JoinedLists
+    stored: JoinedLists  # k wide; rows are cut to the planned lengths
+    plan: StoredLengths | None = None  # of the over-fetch
     thresholds: AdmissionThresholds | None = None  # of the exposure cap
     measures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def lengths(self) -> IntArray | None:
-        """(queries,) number of candidates to store per query; None for all."""
-        return None if self.plan is None else self.plan.lengths
+    def cut(self, stored: Neighbors, positions: IntArray) -> Neighbors:
+        """Cut stored lists of these queries to their planned lengths."""
+        return stored if self.plan is None else cut_lists(stored, self.plan.lengths[positions])
 
-    def reason_codes(self, codes: CodeArray, k: int) -> CodeArray:
-        """Derive the reason codes of stored lists from those of joined lists. A list as long as planned has none."""
+    def reason_codes(
+        self, codes: CodeArray, positions: IntArray, joined: IntArray, stored: IntArray, k: int
+    ) -> CodeArray:
+        """Derive the reason codes of stored lists from those of joined lists. A list as long as planned has none.
+
+        positions: (n,) of the queries. joined, stored: (n,) lengths of their lists, before these are cut.
+        """
         if self.thresholds is not None:
-            joined, stored = (read_lengths(tasks, len(codes)) for tasks in (self.joined, self.stored))
             codes = np.where(stored < np.minimum(joined, k), CODES.index(Reason.CAPPED), codes).astype(np.uint8)
         if self.plan is not None:
-            stored = read_lengths(self.stored, len(codes))
-            is_short = (self.plan.shortage != None) & (self.plan.lengths == stored)  # noqa: E711  (element by element)
+            is_short = self.plan.is_short[positions] & (self.plan.lengths[positions] == stored)
             codes = np.where(is_short, codes, 0).astype(np.uint8)
         return codes
 
-    def measure(self, codes: CodeArray, n_rows: int, k: int) -> dict[str, float]:
-        """Return the measures of the selection. Fill counts against planned lengths, or k where a plan falls short."""
-        if self.plan is None:
-            return self.measures
-        targets = np.where(codes > 0, k, self.plan.lengths)
-        without_vector = n_rows - len(codes)
-        filled = int(self.plan.lengths.sum())
-        short = int(np.count_nonzero(codes)) + without_vector
-        fill_rate = filled / max(1, int(targets.sum()) + without_vector * k)
-        return self.measures | {"fill_rate": fill_rate, "short_lists": short}
+    def target_lengths(self, codes: CodeArray, positions: IntArray, k: int) -> IntArray | None:
+        """Return the candidates that these lists should have: the planned number, or k where the plan falls short.
+
+        None: k each. codes: of their stored lists.
+        """
+        return None if self.plan is None else np.where(codes > 0, k, self.plan.lengths[positions])
 
     def derive_truth(self, truth: Neighbors, rows: IntArray, k: int) -> Neighbors:
         """Return the lists that these queries should store, from their exact neighbors among all items.
@@ -94,7 +103,7 @@ class SelectedLists:
         """
         if self.thresholds is not None:
             truth = _take_first(truth, find_admitted(truth.positions, truth.scores, rows, self.thresholds), k)
-        return truth if self.plan is None else cut_lists(truth, self.plan.lengths[rows])
+        return self.cut(truth, rows)
 
 
 def select_lists(
@@ -105,17 +114,25 @@ def select_lists(
     Writes the filled-up items, and the queries without enough survivors, into the snapshot's folder; and the lists of
     an exposure cap into its folder SCRATCH, which the caller removes.
     """
+    joined = JoinedLists.of_tasks(tasks, run.spec.k if run.spec.rank is not None else run.spec.join_k)
     if run.spec.exposure is None and survival is None:
-        return SelectedLists(tasks, tasks)
+        return SelectedLists(joined, joined)
     with run.meter.stage("choose"):
-        lists = SelectedLists(tasks, tasks)
+        lists = SelectedLists(joined, joined)
         if run.spec.exposure is not None:
+<<<<<<< HEAD
             lists, thresholds = _apply_exposure_cap(run, tasks, inputs, folder)
             write_full_items(thresholds, inputs, folder)
+=======
+            lists = _apply_exposure_cap(run, lists, inputs, run.spec.exposure.max_lists_per_item)
+            assert lists.thresholds is not None
+            write_full_items(lists.thresholds, inputs, folder)
+>>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
         if survival is not None:
             planned = plan_overfetch(run, lists.stored, inputs, survival, folder)
             measures = lists.measures | planned.measures
-            lists = replace(lists, plan=planned.plan, measures=measures, facts=lists.facts | planned.facts)
+            plan = StoredLengths(planned.plan.lengths, planned.plan.is_short)
+            lists = replace(lists, plan=plan, measures=measures, facts=lists.facts | planned.facts)
     return lists
 
 
@@ -159,36 +176,51 @@ def read_full_items(snapshot: Snapshot, items: IngestedTable, queries: IngestedT
     return thresholds
 
 
+<<<<<<< HEAD
 def _apply_exposure_cap(
     run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path
 ) -> tuple[SelectedLists, AdmissionThresholds]:
     assert run.spec.exposure is not None
     max_lists = run.spec.exposure.max_lists_per_item
+=======
+def _apply_exposure_cap(run: RunContext, lists: SelectedLists, inputs: Inputs, max_lists: int) -> SelectedLists:
+>>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
     require_exposure_memory(run, inputs.queries.vectors.n)
-    results = [read_result(task.folder) for task in tasks]
-    joined = Neighbors.empty(0, run.spec.join_k)
-    if results:
-        joined = Neighbors(*(np.concatenate([getattr(r, name) for r in results]) for name in ("positions", "scores")))
+    joined = lists.joined.read(np.arange(inputs.queries.vectors.n))
     capped = cap_exposure(joined, run.spec.k, max_lists, n_items=inputs.items.vectors.n)
+<<<<<<< HEAD
     stored = _write_as_tasks(tasks, capped, folder / SCRATCH)
+=======
+    stored = _write_ranges(lists.joined, capped.lists, run.workspace.work / "lists")
+>>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
     measures = {
         "exposure_score_lost": capped.score_lost,
         "exposure_fill_lost": capped.fill_lost,
         "exposure_full": capped.full_items,
     }
     facts = {"exposure": {"rounds": capped.rounds}}
-    return SelectedLists(tasks, stored, thresholds=capped.thresholds, measures=measures, facts=facts), capped.thresholds
+    return SelectedLists(lists.joined, stored, thresholds=capped.thresholds, measures=measures, facts=facts)
 
 
-def _write_as_tasks(tasks: list[JoinTask], capped: CappedLists, home: Path) -> list[JoinTask]:
-    """Write the capped lists in the format of task results."""
+def _write_ranges(joined: JoinedLists, capped: Neighbors, home: Path) -> JoinedLists:
+    """Write the capped lists in the ranges of the joined lists, in the format of task results."""
     stored = []
+<<<<<<< HEAD
     for task in tasks:
         folder = fresh_folder(home / f"{task.number:06d}")
         np.save(folder / "positions.npy", capped.lists.positions[task.start : task.stop])
         np.save(folder / "scores.npy", capped.lists.scores[task.start : task.stop])
         stored.append(replace(task, folder=folder))
     return stored
+=======
+    for number, part in enumerate(joined.ranges):
+        folder = fresh_folder(home / f"{number:06d}")
+        np.save(folder / "positions.npy", capped.positions[part.start : part.stop])
+        np.save(folder / "scores.npy", capped.scores[part.start : part.stop])
+        finish(folder, {"start": part.start, "stop": part.stop})
+        stored.append(ListRange(part.start, part.stop, partial(Path, folder)))
+    return JoinedLists(tuple(stored), capped.positions.shape[1])
+>>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
 
 
 def _take_first(neighbors: Neighbors, is_kept: npt.NDArray[np.bool_], k: int) -> Neighbors:

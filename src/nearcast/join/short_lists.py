@@ -5,14 +5,12 @@ Counts the eligible items of the short lists' queries, and joins these queries e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nearcast.engines.base import JoinRequest, Resources
-from nearcast.join.task import JoinTask, read_lengths
 from nearcast.kernels import eligible_counts
 from nearcast.knn.eligible import are_eligible
 from nearcast.measure.sampled_recall import find_own_items, find_truth
@@ -20,22 +18,29 @@ from nearcast.sources.ingest import Inputs
 from nearcast.table.candidate_schema import Reason
 from nearcast.types import EMPTY_POSITION, IntArray
 
-__all__ = ["CODES", "count_reachable", "find_reasons"]
+__all__ = ["CODES", "CodeArray", "count_reachable", "find_reasons"]
 
 CODES: tuple[Reason | None, ...] = (None, *Reason)
+
+SMALLEST_BLOCK = 512  # queries that are explained at once: the block of the exact join
 
 CodeArray = npt.NDArray[np.uint8]
 
 
 def find_reasons(
-    request: JoinRequest, resources: Resources, tasks: Sequence[JoinTask], inputs: Inputs, *, exact: bool
+    request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray, lengths: IntArray, *, exact: bool
 ) -> CodeArray:
-    """Return (queries,) an index into CODES for every query; 0 for a full list. exact: of the join's parameters."""
-    lengths = read_lengths(tasks, inputs.queries.vectors.n)
+    """Return (len(rows),) an index into CODES for the joined lists of these queries; 0 for a full list.
+
+    rows: query positions. lengths: of their lists. exact: of the join's parameters. Vectors are read in blocks.
+    """
     codes = np.zeros(len(lengths), np.uint8)
     short = np.flatnonzero(lengths < request.k)
-    if len(short):
-        codes[short] = _explain_lengths(request, resources, inputs, short, lengths[short], exact=exact)
+    row_bytes = inputs.queries.vectors.dim * 8 + request.k * 32
+    step = max(SMALLEST_BLOCK, resources.memory_bytes // 8 // row_bytes)
+    for start in range(0, len(short), step):
+        some = short[start : start + step]
+        codes[some] = _explain_lengths(request, resources, inputs, rows[some], lengths[some], exact=exact)
     return codes
 
 

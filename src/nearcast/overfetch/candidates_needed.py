@@ -50,9 +50,15 @@ class OverfetchPlan:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     @property
+    def is_short(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether a query is below the wanted probability."""
+        below: npt.NDArray[np.bool_] = (self.shortage != None).astype(np.bool_)  # noqa: E711  (element by element)
+        return below
+
+    @property
     def n_short(self) -> int:
         """Return the number of queries below the wanted probability."""
-        return int(np.count_nonzero(self.shortage != None))  # noqa: E711  (compares element by element)
+        return int(np.count_nonzero(self.is_short))
 
     def expected_below(self, weights: Float64Array | None = None) -> float:
         """Return the expected share of short requests, or of short queries without weights."""
