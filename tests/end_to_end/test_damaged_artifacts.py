@@ -16,8 +16,8 @@ from nearcast.artifact_files import map_array
 from nearcast.engines import ENGINES
 from nearcast.errors import DamagedError
 from nearcast.join.compile_constraints import open_constraints
+from nearcast.join.joined_lists import read_result
 from nearcast.join.open_index import open_index
-from nearcast.join.task import read_result
 from nearcast.sources.ids import read_ids, write_ids
 from nearcast.sources.ingest import open_ingested_table
 from nearcast.types import FileVectors, Metric

@@ -10,7 +10,7 @@ from typing import Any
 
 from nearcast import machine
 from nearcast.errors import TargetError
-from nearcast.files import MANIFEST, fresh_folder, link_file
+from nearcast.files import fresh_folder, link_file
 from nearcast.join.context import RunContext, Workspace
 from nearcast.join.run_plan import planned_fingerprint
 from nearcast.join.task_context import TaskContext
@@ -83,12 +83,12 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
     )
 
 
-def commit_snapshot(run: RunContext, folder: Path, manifest: Manifest) -> Snapshot:
-    """Commit the files of `folder` as a snapshot atomically, then remove the work and unused artifacts."""
+def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manifest) -> Snapshot:
+    """Commit files, by their names in the snapshot, atomically. Then remove the work and unused artifacts."""
     workspace = run.workspace
     draft = fresh_folder(workspace.work / "snapshot")
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        copy = draft / path.relative_to(folder)
+    for name, path in files.items():
+        copy = draft / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         link_file(path, copy)
     snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts)

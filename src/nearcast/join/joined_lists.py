@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from nearcast.artifact_files import map_array
 from nearcast.join.rank import is_ranked, read_rank_scores
-from nearcast.join.task import JoinTask, read_result
 from nearcast.types import FloatArray, IntArray, Neighbors
 
-__all__ = ["JoinedLists", "ListRange"]
+__all__ = ["JoinedLists", "ListRange", "read_result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +30,6 @@ class JoinedLists:
 
     ranges: tuple[ListRange, ...]
     width: int  # slots per query
-
-    @classmethod
-    def of_tasks(cls, tasks: Iterable[JoinTask], width: int) -> JoinedLists:
-        """Return the lists that these tasks wrote into local folders."""
-        return cls(tuple(ListRange(task.start, task.stop, partial(Path, task.folder)) for task in tasks), width)
 
     @property
     def is_ranked(self) -> bool:
@@ -63,3 +57,8 @@ class JoinedLists:
             first, last = np.searchsorted(positions, (part.start, part.stop))
             if first < last:
                 yield part.open_folder(), positions[first:last] - part.start
+
+
+def read_result(folder: Path) -> Neighbors:
+    """Map the lists that a task of the join wrote."""
+    return Neighbors(map_array(folder / "positions.npy"), map_array(folder / "scores.npy"))

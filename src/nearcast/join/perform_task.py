@@ -9,10 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nearcast.join.choose_stage import do_choose
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
+from nearcast.join.measure_stage import do_measure
 from nearcast.join.run_plan import RunPlan
-from nearcast.join.run_tasks import do_finish, do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.run_tasks import do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
@@ -27,7 +30,9 @@ TASKS: dict[str, TaskFunction] = {
     "prepare": do_prepare,
     "plan": do_plan,
     "join": do_join,
-    "finish": do_finish,
+    "choose": do_choose,
+    "table": do_table,
+    "measure": do_measure,
 }
 
 

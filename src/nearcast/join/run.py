@@ -32,6 +32,7 @@ from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
 from nearcast.join.shared_plan import SharedPlan
+from nearcast.join.snapshot_files import list_snapshot_files
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import (
     OpenedRun,
@@ -153,9 +154,9 @@ def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None)
 
 
 def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts) -> Snapshot:
-    """Check the recall target, and commit the files of the last stage as a snapshot."""
+    """Check the recall target, and commit the files of the stages as a snapshot."""
     run, results = context.run, context.run.results
-    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "finish"))
+    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "measure"))
     facts = {
         **draft_manifest(context, inputs, join, table),
         **table["facts"],
@@ -164,7 +165,7 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
         "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
         "run": record_run(run, inputs["estimate"], counts.tasks, counts.continued).as_dict(),
     }
-    return commit_snapshot(run, results.open("finish"), Manifest(facts))
+    return commit_snapshot(run, list_snapshot_files(context), Manifest(facts))
 
 
 def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nearcast.join.choose_stage import list_choose_calls
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
+from nearcast.join.table_stage import list_table_calls
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import Runner, TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.call_messages import restore_error
@@ -49,7 +51,9 @@ STAGES: tuple[RunStage, ...] = (
     RunStage("prepare", _one_call("prepare")),
     RunStage("plan", _one_call("plan")),
     RunStage("join", list_join_calls),
-    RunStage("finish", lambda context: [TaskCall("finish", "finish", {"earlier": context.earlier})]),
+    RunStage("choose", list_choose_calls),
+    RunStage("table", list_table_calls),
+    RunStage("measure", lambda context: [TaskCall("measure", "measure", {"earlier": context.earlier})]),
 )
 
 

@@ -1,13 +1,12 @@
 """The task functions of a run: each writes one artifact into an empty folder, from the plan and earlier artifacts.
 
-    ingest -> prepare -> plan -> join -> finish
+    ingest -> prepare -> plan -> join; later stages are in modules of their own
 
 They return small facts, which later tasks and the driver read. The folder is committed by the caller.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,31 @@ from typing import Any
 import numpy as np
 
 from nearcast.artifact_files import map_array
-from nearcast.join.assemble import write_table
 from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
-from nearcast.join.measure_snapshot import measure_snapshot
 from nearcast.join.plan_join import JoinPlan, draw_samples, make_request, plan_join
 from nearcast.join.plan_overfetch import Survival, estimate_survival
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
-from nearcast.join.profile_inputs import profile_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import cut_queries
-from nearcast.join.select_candidates import SCRATCH, select_lists
-from nearcast.join.task import JoinTask
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.validate_rows import Report, TableReport
-from nearcast.table.manifest import Manifest
-from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.types import Metric
 
-__all__ = ["do_finish", "do_ingest", "do_join", "do_plan", "do_prepare", "list_join_calls"]
+__all__ = [
+    "do_ingest",
+    "do_join",
+    "do_plan",
+    "do_prepare",
+    "joined_tables",
+    "list_join_calls",
+    "open_plan",
+    "open_prepared",
+    "read_report",
+]
 
 SURVIVAL = "survival.npy"
 
@@ -120,33 +122,10 @@ def do_join(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict
     return {"start": rows[0], "stop": rows[1]}
 
 
-def do_finish(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Select the lists, write the candidate table, and measure it.
-
-    args: `earlier`, the version of the snapshot that the measures of change compare with, or None.
-    """
-    run = context.run
-    prepared, plan, report = open_prepared(context), open_plan(context), read_report(context)
-    inputs = prepared.inputs
-    tasks = [
-        JoinTask(number, call.args["start"], call.args["stop"], run.results.open(call.name))
-        for number, call in enumerate(list_join_calls(context))
-    ]
-    lists = select_lists(run, tasks, inputs, prepared.survival, folder)
-    table = write_table(run, plan, inputs, report, lists, folder)
-    draft = Manifest({"k": run.spec.k, "rows": table.rows, "spec": context.spec.as_recorded()})
-    out, name, version = run.workspace.out, run.spec.name, args["earlier"]
-    earlier = None if version is None else find_snapshot(out, name, version)
-    quality = measure_snapshot(run, plan, inputs, lists, Snapshot(folder, draft), earlier)
-    with run.meter.stage("profile"):
-        profile = profile_inputs(run.spec, inputs, report)
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    return {
-        "rows": table.rows,
-        "artifacts": sorted(prepared.artifacts | {plan.index}),
-        "facts": {**quality.facts, **lists.facts, "profile": profile},
-        "measures": table.measures | quality.measures,
-    }
+def joined_tables(context: TaskContext) -> dict[str, str]:
+    """Return the names of the artifacts that are joined: "items", and "queries" unless they are the items."""
+    items, queries = _facts(context, "prepare")["tables"]
+    return {"items": items} if items == queries else {"items": items, "queries": queries}
 
 
 def read_report(context: TaskContext) -> Report:

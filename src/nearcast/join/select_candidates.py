@@ -6,7 +6,8 @@ exposure cap has filled up are stored with the snapshot, for `explain`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nearcast.artifact_files import map_array
 from nearcast.errors import BudgetError
 from nearcast.files import fresh_folder
 from nearcast.join.context import RunContext
 from nearcast.join.joined_lists import JoinedLists, ListRange
 from nearcast.join.plan_overfetch import Survival, plan_overfetch
 from nearcast.join.short_lists import CODES, CodeArray
-from nearcast.join.task import JoinTask
-from nearcast.knn.exposure import AdmissionThresholds, cap_exposure, find_admitted
+from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
@@ -33,13 +34,9 @@ from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = [
     "FULL_FILE",
-<<<<<<< HEAD
-    "SCRATCH",
-    "CodeArray",
-=======
->>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
     "SelectedLists",
     "StoredLengths",
+    "open_selected",
     "read_full_items",
     "require_exposure_memory",
     "select_lists",
@@ -48,7 +45,7 @@ __all__ = [
 
 EXPOSURE = "exposure"  # the part of a snapshot with an exposure cap
 FULL_FILE = "full.parquet"
-SCRATCH = "selected-lists"  # folder that the caller removes after the last use of the lists
+SNAPSHOT_FILES = "snapshot"  # folder of the files that become part of the snapshot
 CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
 
 
@@ -107,33 +104,51 @@ class SelectedLists:
 
 
 def select_lists(
-    run: RunContext, tasks: list[JoinTask], inputs: Inputs, survival: Survival | None, folder: Path
-) -> SelectedLists:
-    """Apply the exposure cap and the over-fetch plan to the lists of the tasks.
+    run: RunContext, joined: JoinedLists, inputs: Inputs, survival: Survival | None, folder: Path
+) -> dict[str, Any]:
+    """Apply the exposure cap and the over-fetch plan to the lists of the join; write into `folder` what follows.
 
-    Writes the filled-up items, and the queries without enough survivors, into the snapshot's folder; and the lists of
-    an exposure cap into its folder SCRATCH, which the caller removes.
+    Lists and lengths, from which later tasks read their rows; and, for the snapshot, the filled-up items and the
+    queries without enough survivors. Returns measures and facts for the manifest.
     """
-    joined = JoinedLists.of_tasks(tasks, run.spec.k if run.spec.rank is not None else run.spec.join_k)
-    if run.spec.exposure is None and survival is None:
+    measures: dict[str, float] = {}
+    facts: dict[str, Any] = {}
+    stored = joined
+    if run.spec.exposure is not None:
+        require_exposure_memory(run, inputs.queries.vectors.n)
+        whole = joined.read(np.arange(inputs.queries.vectors.n))
+        n_items = inputs.items.vectors.n
+        capped = cap_exposure(whole, run.spec.k, run.spec.exposure.max_lists_per_item, n_items=n_items)
+        write_full_items(capped.thresholds, inputs, folder / SNAPSHOT_FILES)
+        stored = _write_lists(joined, capped, folder)
+        measures |= {
+            "exposure_score_lost": capped.score_lost,
+            "exposure_fill_lost": capped.fill_lost,
+            "exposure_full": capped.full_items,
+        }
+        facts["exposure"] = {"rounds": capped.rounds}
+    if survival is not None:
+        planned = plan_overfetch(run, stored, inputs, survival, folder / SNAPSHOT_FILES)
+        np.save(folder / "lengths.npy", planned.plan.lengths)
+        np.save(folder / "is_short.npy", planned.plan.is_short)
+        measures, facts = measures | planned.measures, facts | planned.facts
+    return {"measures": measures, "facts": facts}
+
+
+def open_selected(joined: JoinedLists, folder: Path | None, facts: Mapping[str, Any], k: int) -> SelectedLists:
+    """Open what `select_lists` wrote; arrays are mapped. folder: None where nothing was selected."""
+    if folder is None:
         return SelectedLists(joined, joined)
-    with run.meter.stage("choose"):
-        lists = SelectedLists(joined, joined)
-        if run.spec.exposure is not None:
-<<<<<<< HEAD
-            lists, thresholds = _apply_exposure_cap(run, tasks, inputs, folder)
-            write_full_items(thresholds, inputs, folder)
-=======
-            lists = _apply_exposure_cap(run, lists, inputs, run.spec.exposure.max_lists_per_item)
-            assert lists.thresholds is not None
-            write_full_items(lists.thresholds, inputs, folder)
->>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
-        if survival is not None:
-            planned = plan_overfetch(run, lists.stored, inputs, survival, folder)
-            measures = lists.measures | planned.measures
-            plan = StoredLengths(planned.plan.lengths, planned.plan.is_short)
-            lists = replace(lists, plan=plan, measures=measures, facts=lists.facts | planned.facts)
-    return lists
+    stored, plan, thresholds = joined, None, None
+    if (folder / "thresholds").is_dir():
+        thresholds = AdmissionThresholds(*(map_array(path) for path in _threshold_files(folder)))
+        ranges = enumerate(joined.ranges)
+        stored = JoinedLists(
+            tuple(ListRange(part.start, part.stop, partial(_lists_folder, folder, n)) for n, part in ranges), k
+        )
+    if (folder / "lengths.npy").is_file():
+        plan = StoredLengths(map_array(folder / "lengths.npy"), map_array(folder / "is_short.npy"))
+    return SelectedLists(joined, stored, plan, thresholds, facts["measures"], facts["facts"])
 
 
 def require_exposure_memory(run: RunContext, n_queries: int) -> None:
@@ -176,51 +191,27 @@ def read_full_items(snapshot: Snapshot, items: IngestedTable, queries: IngestedT
     return thresholds
 
 
-<<<<<<< HEAD
-def _apply_exposure_cap(
-    run: RunContext, tasks: list[JoinTask], inputs: Inputs, folder: Path
-) -> tuple[SelectedLists, AdmissionThresholds]:
-    assert run.spec.exposure is not None
-    max_lists = run.spec.exposure.max_lists_per_item
-=======
-def _apply_exposure_cap(run: RunContext, lists: SelectedLists, inputs: Inputs, max_lists: int) -> SelectedLists:
->>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
-    require_exposure_memory(run, inputs.queries.vectors.n)
-    joined = lists.joined.read(np.arange(inputs.queries.vectors.n))
-    capped = cap_exposure(joined, run.spec.k, max_lists, n_items=inputs.items.vectors.n)
-<<<<<<< HEAD
-    stored = _write_as_tasks(tasks, capped, folder / SCRATCH)
-=======
-    stored = _write_ranges(lists.joined, capped.lists, run.workspace.work / "lists")
->>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
-    measures = {
-        "exposure_score_lost": capped.score_lost,
-        "exposure_fill_lost": capped.fill_lost,
-        "exposure_full": capped.full_items,
-    }
-    facts = {"exposure": {"rounds": capped.rounds}}
-    return SelectedLists(lists.joined, stored, thresholds=capped.thresholds, measures=measures, facts=facts)
-
-
-def _write_ranges(joined: JoinedLists, capped: Neighbors, home: Path) -> JoinedLists:
-    """Write the capped lists in the ranges of the joined lists, in the format of task results."""
+def _write_lists(joined: JoinedLists, capped: CappedLists, folder: Path) -> JoinedLists:
+    """Write the capped lists in the ranges of the joined lists, and the thresholds of the items."""
     stored = []
-<<<<<<< HEAD
-    for task in tasks:
-        folder = fresh_folder(home / f"{task.number:06d}")
-        np.save(folder / "positions.npy", capped.lists.positions[task.start : task.stop])
-        np.save(folder / "scores.npy", capped.lists.scores[task.start : task.stop])
-        stored.append(replace(task, folder=folder))
-    return stored
-=======
     for number, part in enumerate(joined.ranges):
-        folder = fresh_folder(home / f"{number:06d}")
-        np.save(folder / "positions.npy", capped.positions[part.start : part.stop])
-        np.save(folder / "scores.npy", capped.scores[part.start : part.stop])
-        finish(folder, {"start": part.start, "stop": part.stop})
-        stored.append(ListRange(part.start, part.stop, partial(Path, folder)))
-    return JoinedLists(tuple(stored), capped.positions.shape[1])
->>>>>>> 09b7b59 (A candidate table is written and tallied file by file, each in bounded memory; the tallies of any files add up to the same measures)
+        home = fresh_folder(_lists_folder(folder, number))
+        np.save(home / "positions.npy", capped.lists.positions[part.start : part.stop])
+        np.save(home / "scores.npy", capped.lists.scores[part.start : part.stop])
+        stored.append(ListRange(part.start, part.stop, partial(Path, home)))
+    fresh_folder(folder / "thresholds")
+    score_file, query_file = _threshold_files(folder)
+    np.save(score_file, capped.thresholds.scores)
+    np.save(query_file, capped.thresholds.queries)
+    return JoinedLists(tuple(stored), capped.lists.positions.shape[1])
+
+
+def _lists_folder(folder: Path, number: int) -> Path:
+    return folder / "lists" / f"{number:06d}"
+
+
+def _threshold_files(folder: Path) -> tuple[Path, Path]:
+    return folder / "thresholds" / "scores.npy", folder / "thresholds" / "queries.npy"
 
 
 def _take_first(neighbors: Neighbors, is_kept: npt.NDArray[np.bool_], k: int) -> Neighbors:

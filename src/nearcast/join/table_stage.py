@@ -8,26 +8,30 @@ writes the file, and its part of the tally.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from nearcast.join.choose_stage import open_lists
+from nearcast.join.run_tasks import open_plan, open_prepared, read_report
 from nearcast.join.select_candidates import SelectedLists
 from nearcast.join.short_lists import CODES, find_reasons
+from nearcast.join.task_context import TaskContext
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.measure.table_parts import PartTally
 from nearcast.measure.tally import TableShape
+from nearcast.runners.base import TaskCall
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table
+from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_table, rows_per_group
 from nearcast.table.write_table import GROUPS_PER_FILE, cut_files, file_name, write_file
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
-__all__ = ["TableSource", "write_table_part"]
+__all__ = ["TableSource", "do_table", "list_table_calls", "table_shape", "write_table_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,29 @@ class TableSource:
     request: JoinRequest  # of all queries, for k candidates, with constraints
     exact: bool  # the join scanned every item
     shape: TableShape
+
+
+def list_table_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per file of the table."""
+    files = cut_files(read_report(context).queries.listed, context.run.spec.k)
+    return [TaskCall(f"table/{number:06d}", "table", {"number": number}) for number in range(len(files))]
+
+
+def do_table(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write one file of the table."""
+    run, plan = context.run, open_plan(context)
+    request = replace(plan.request, k=run.spec.k)
+    inputs = open_prepared(context).inputs
+    source = TableSource(inputs, open_lists(context), request, plan.is_exact, table_shape(context))
+    with run.meter.stage("table"):
+        return write_table_part(source, int(args["number"]), folder, run.resources, run.listener.progress)
+
+
+def table_shape(context: TaskContext) -> TableShape:
+    """Return the size of the table."""
+    report, spec = read_report(context), context.run.spec
+    rows, items = report.queries.listed, report.items.vectors
+    return TableShape(rows, items, spec.k, rows_per_group(spec.k), spec.measure.fill_at)
 
 
 def write_table_part(

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
-from nearcast.files import finish, fresh_folder, verify
+from nearcast.files import finish, fresh_folder, read_manifest, verify
 from nearcast.sources.ids import argsort_ids, find_positions, read_ids, to_ids, write_ids
 from nearcast.sources.matrix import RowState, to_matrix
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors, cut_at, edges_of, list_range_files
@@ -33,6 +33,7 @@ __all__ = [
     "Inputs",
     "estimate_ingest_disk",
     "estimate_ingest_memory",
+    "find_attribute_files",
     "ingest",
     "ingest_attributes",
     "list_attributes",
@@ -101,6 +102,13 @@ def open_ingested_table(folder: Path, open_range: Callable[[str], Path] | None =
         read_ids(folder / "listed.arrow"),
         folder / "attributes",
     )
+
+
+def find_attribute_files(folder: Path, open_range: Callable[[str], Path]) -> list[Path]:
+    """Return the Parquet files of a table's ids and attributes, in the order of ids, without opening the table."""
+    ranges = read_manifest(folder).get("ranges")
+    folders = [folder] if ranges is None else [open_range(name) for name in ranges["names"]]
+    return [path for home in folders for path in sorted((home / "attributes").glob("*.parquet"))]
 
 
 def _open_ranges(folder: Path, facts: Mapping[str, Any], open_range: Callable[[str], Path]) -> IngestedTable:

@@ -1,0 +1,108 @@
+"""The stage `measure`: one task that adds up the tallies of the table's files, and measures the table on samples.
+
+Reads row groups, ranges of items and samples, never a whole table. The files of the table stay in their results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nearcast.artifact_files import open_dataset
+from nearcast.join.choose_stage import open_lists
+from nearcast.join.measure_snapshot import measure_snapshot
+from nearcast.join.profile_inputs import profile_inputs
+from nearcast.join.run_tasks import open_plan, open_prepared, read_report
+from nearcast.join.table_stage import list_table_calls, table_shape
+from nearcast.join.task_context import TaskContext
+from nearcast.measure.table_parts import measure_table
+from nearcast.measure.tally import PartSums
+from nearcast.storage.artifacts import Artifacts
+from nearcast.storage.locations import Location
+from nearcast.table.manifest import Manifest
+from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.table.write_table import file_name
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+__all__ = ["TableResults", "do_measure"]
+
+
+def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Measure the table; write sketches of both tables.
+
+    args: `earlier`, the version of the snapshot that the measures of change compare with, or None.
+    """
+    run = context.run
+    prepared, plan, report, lists = (
+        open_prepared(context),
+        open_plan(context),
+        read_report(context),
+        open_lists(context),
+    )
+    inputs, shape, calls = prepared.inputs, table_shape(context), list_table_calls(context)
+    with run.meter.stage("table"):
+        sums, parts = PartSums(), []
+        for call in calls:
+            facts = run.results.facts(call.name)
+            assert facts is not None, f"task {call.name} is not finished"
+            sums += PartSums(**facts["sums"])
+            parts.append(run.results.open(call.name) / "tally")
+        measures = measure_table(shape, report.queries.rows, sums, parts) | lists.measures
+    draft = Manifest({"k": run.spec.k, "rows": shape.n_rows, "spec": context.spec.as_recorded()})
+    table = Snapshot(folder, draft, TableResults(run.results, folder, run.workspace.out))
+    version = args["earlier"]
+    earlier = None if version is None else find_snapshot(run.workspace.out, run.spec.name, version)
+    quality = measure_snapshot(run, plan, inputs, lists, table, earlier)
+    with run.meter.stage("profile"):
+        profile = profile_inputs(run.spec, inputs, report)
+    return {
+        "rows": shape.n_rows,
+        "artifacts": sorted(prepared.artifacts | {plan.index}),
+        "facts": {**quality.facts, **lists.facts, "profile": profile},
+        "measures": measures | quality.measures,
+    }
+
+
+class TableResults:
+    """The files of a table that is no snapshot yet, as `SnapshotParts`: each is in the result of its task."""
+
+    def __init__(self, results: Artifacts, folder: Path, out: Location) -> None:
+        """folder: holds the other parts."""
+        self._results = results
+        self._folder = folder
+        self.out: Location = out
+        self.local = True
+        self.url = results.url
+
+    def has(self, part: str) -> bool:
+        """Return whether the folder holds the part."""
+        return part == "candidates" or (self._folder / part).is_dir()
+
+    def fetch(self, part: str) -> Path:
+        """Return the folder of a part, but for the candidates: they are in several."""
+        assert part != "candidates"
+        return self._folder / part
+
+    def dataset(self, part: str, near: pa.Scalar | None = None) -> Dataset:  # noqa: ARG002
+        """Open the first file of the candidates, for the schema; or another part."""
+        return open_dataset(self._find_file(0) if part == "candidates" else self.fetch(part))
+
+    @contextlib.contextmanager
+    def open_file(self, part: str, number: int) -> Iterator[pq.ParquetFile]:
+        """Open a file of the candidates. Downloads the result of its task."""
+        assert part == "candidates"
+        with pq.ParquetFile(self._find_file(number)) as file:
+            yield file
+
+    def verify(self) -> None:
+        """Do nothing: results are verified when they are opened."""
+
+    def _find_file(self, number: int) -> Path:
+        return self._results.open(f"table/{number:06d}") / "candidates" / file_name(number)
