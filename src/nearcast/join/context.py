@@ -46,6 +46,12 @@ class Workspace:
     base: Path  # paths of the spec are relative to it
     out: Location  # holds the folders of all generators; may be in a bucket
     generator: str
+    models: Path | None = None  # folder of the ranking model, where it was sent to this host; None: `base`
+
+    @property
+    def model_base(self) -> Path:
+        """Folder that the ranking model's name is relative to."""
+        return self.models or self.base
 
     @property
     def home(self) -> Path:

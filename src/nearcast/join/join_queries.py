@@ -39,7 +39,7 @@ def join_queries(
         run.listener.progress(stage, start + done, queries.vectors.n if total else 0)
 
     lists = index.join(queries.vectors.read(start, stop), request, plan.params, run.resources, report)
-    rank = make_rank_settings(run.spec, run.workspace.base)
+    rank = make_rank_settings(run.spec, run.workspace.model_base)
     if rank is not None:
         lists = rank_neighbors(rank, lists, queries, items, start, folder)
     np.save(folder / "positions.npy", lists.positions)

@@ -15,6 +15,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
@@ -70,6 +71,9 @@ def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskCon
     own = host_resources()
     limited = spec.model_copy(update={"threads": own.threads, "memory": own.memory_bytes, "out": plan["out"]})
     run = prepare(limited, Path(plan["base"]), listener or Listener(), artifacts=area.artifacts, results=area.results)
+    if (ranker := plan["parts"].get("ranker")) is not None:
+        models = find_model_folder(spec, run.workspace.base, ranker["blake2b"], run.results)
+        run = replace(run, workspace=replace(run.workspace, models=models))
     return TaskContext(run, RunPlan(plan["parts"]), earlier=plan["earlier"], planned=spec)
 
 

@@ -32,6 +32,7 @@ from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
 from nearcast.join.shared_plan import SharedPlan
+from nearcast.join.ship_model import ship_model
 from nearcast.join.snapshot_files import list_snapshot_files
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import (
@@ -128,6 +129,8 @@ def _make_snapshot(
     run = _place_work(run, opened, runner)
     version = None if earlier.snapshot is None else earlier.snapshot.version
     context = TaskContext(run, opened.plan, tables, version, opened)
+    if not runner.on_this_host:
+        ship_model(run.spec, run.workspace.base, run.results)
     counts = run_stages(context, runner)
     return commit_run(context, earlier, counts)
 

@@ -94,7 +94,7 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
 def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
     """Build the index, and choose the search parameters."""
     plan = plan_join(context.run, open_prepared(context))
-    check_ranker(context.run.spec, context.run.workspace.base, context.plan)
+    check_ranker(context.run.spec, context.run.workspace.model_base, context.plan)
     return {
         "index": plan.index,
         "params": dict(plan.params),

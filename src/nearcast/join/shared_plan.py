@@ -21,6 +21,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import EarlierSnapshot
 from nearcast.join.run_plan import describe_changes
 from nearcast.join.run_stages import make_area
+from nearcast.join.ship_model import ship_model
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import open_run
 from nearcast.runners.base import WorkArea
@@ -72,6 +73,7 @@ def write_plan(
     facts = {**make_area(context).plan, "earlier_is_served": earlier.served}
     storage = open_storage(root)
     storage.probe()
+    ship_model(spec, run.workspace.base, run.results)
     text = json.dumps(facts, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     if not storage.create(PLAN_OBJECT, text.encode()):
         _refuse_other_plan(read_plan(work), facts)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from nearcast.errors import InputError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import InMemoryTables
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.validate_run import OpenedRun, open_run
-from nearcast.sources.user_files import changed_error
 from nearcast.spec import GeneratorSpec
 
 __all__ = ["TaskContext"]
@@ -40,6 +40,6 @@ class TaskContext:
         if self.opened is None:
             opened = open_run(self.run, self.tables)
             if opened.plan.fingerprint != self.plan.fingerprint:
-                raise changed_error("the inputs", "they differ from those that the run was planned for")
+                raise InputError("the inputs differ from those that the run was planned for; plan again")
             self.opened = opened
         return self.opened

@@ -69,7 +69,7 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
     for name in spec.measure.slices:
         if name in sources.queries.attribute_types:
             check_slice_type(name, sources.queries.attribute_types[name])
-    ranker = identify_ranker(spec, run.workspace.base)
+    ranker = identify_ranker(spec, run.workspace.model_base)
     sources = replace(sources, lookup_log=open_lookup_log(run))
     digests = sources.item_digests, sources.query_digests
     settings = run.settings.model_dump()
@@ -106,7 +106,7 @@ def _check_settings(run: RunContext) -> None:
     bound = len(rules) > len(request_time(rules))
     require_constraint_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
     check_store_url(spec.publish.store)
-    ranker = make_rank_settings(spec, run.workspace.base)
+    ranker = make_rank_settings(spec, run.workspace.model_base)
     if ranker is not None:
         load_ranker(ranker)
 
@@ -142,7 +142,7 @@ def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
 
 def check_ranker_on_pairs(run: RunContext, sources: Sources, dim: int) -> None:
     """Score a few real pairs with the ranking model. Raises the InputError or SpecError that the join would raise."""
-    settings = make_rank_settings(run.spec, run.workspace.base)
+    settings = make_rank_settings(run.spec, run.workspace.model_base)
     if settings is None or run.spec.score.columns:  # score terms change the vectors of the model's pairs
         return
     queries, items = _read_first_rows(sources.queries, dim), _read_first_rows(sources.items, dim)

@@ -112,7 +112,8 @@ def _encode_outcome(outcome: TaskOutcome) -> dict[str, Any]:
 def describe_error(error: BaseException) -> dict[str, Any]:
     """Return class, text and exit code of an error, for `TaskOutcome.error`."""
     code = error.exit_code if isinstance(error, NearcastError) else WorkerError.exit_code
-    return {"class": type(error).__name__, "text": str(error), "exit_code": code}
+    public = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.__all__), "")
+    return {"class": public or type(error).__name__, "text": str(error), "exit_code": code}
 
 
 def restore_error(described: Mapping[str, Any]) -> NearcastError:
