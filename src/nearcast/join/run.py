@@ -138,11 +138,12 @@ def _make_snapshot(
 def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None) -> Outcome:
     """Run what is left of a shared run, and commit its snapshot; return the snapshot if that is done already.
 
-    Raises TargetError if the finished snapshot is below its recall target.
+    Raises BusyError while another process of this host holds the generator, TargetError if the finished snapshot is
+    below its recall target.
     """
     context = open_worker_run(shared.area, listener)
     run = context.run
-    with run.meter.run():
+    with hold_lock(run.workspace.home / ".lock", f"generator {run.spec.name!r}"), run.meter.run():
         snapshots = list_snapshots(run.workspace.out, run.spec.name)
         last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest.fingerprint == context.plan.fingerprint:
