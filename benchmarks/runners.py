@@ -3,8 +3,8 @@
     python benchmarks/runners.py --data DIR --recall 0.95 --cases local processes spark ray array shards-4 --repeats 3
     python benchmarks/runners.py --data DIR --rules --recall 1 --cases local processes spark ray array shards-3 shards-8
 
-DIR holds items.parquet and queries.parquet. Each case runs with an empty output folder, in turn with the others. Engines
-are started, and have run a tiny generator, before the clock starts. `array` is two `nearcast work` processes with a
+DIR holds items.parquet and queries.parquet. Each case runs with an empty output folder, in turn with the others. The
+engines are started, and have run a tiny generator, before the clock starts. `array` is two `nearcast work` processes with a
 cache each and an S3 server between them; then `nearcast gather`. Clusters listen on loopback, in a network namespace.
 Writes benchmarks/results/runners-*.json.
 """
@@ -128,19 +128,20 @@ def ray_running() -> Iterator[str]:
 def open_array(options: argparse.Namespace, folder: Path, stack: ExitStack) -> Callable[[str], Snapshot]:
     """Start an S3 server with the inputs in a bucket. The case plans, works in two processes, and gathers."""
     from nearcast.storage.open_storage import open_storage
-    from s3_server import s3_running
+    from s3_server import BUCKET, s3_running
 
+    (folder / "s3").mkdir()
     server = stack.enter_context(s3_running(folder / "s3"))
     environment = {**os.environ, **server.environment}
     os.environ |= server.environment
     for name in ("items", "queries"):
-        open_storage("s3://nearcast/data").upload(f"{name}.parquet", options.data / f"{name}.parquet")
+        open_storage(f"s3://{BUCKET}/data").upload(f"{name}.parquet", options.data / f"{name}.parquet")
 
     def run(out: str) -> Snapshot:
-        work = f"s3://nearcast/work/{Path(out).name}"
-        spec = spec_of(options, f"s3://nearcast/out/{Path(out).name}")
+        work = f"s3://{BUCKET}/work/{Path(out).name}"
+        spec = spec_of(options, f"s3://{BUCKET}/out/{Path(out).name}")
         for name in ("items", "queries"):
-            spec[name]["path"] = f"s3://nearcast/data/{name}.parquet"
+            spec[name]["path"] = f"s3://{BUCKET}/data/{name}.parquet"
         path = folder / "array.toml"
         path.write_text(to_toml(spec))
         command = [str(Path(sys.executable).with_name("nearcast"))]
