@@ -4,7 +4,7 @@
     python benchmarks/runners.py --data DIR --rules --recall 1 --cases local processes spark ray array shards-3 shards-8
 
 DIR holds items.parquet and queries.parquet. Each case runs with an empty output folder, in turn with the others. The
-engines are started, and have run a tiny generator, before the clock starts. `array` is two `nearcast work` processes with a
+engines are started, and have run a tiny generator, before the clock starts. `array` is two `nearcast work` processes, a
 cache each and an S3 server between them; then `nearcast gather`. Clusters listen on loopback, in a network namespace.
 Writes benchmarks/results/runners-*.json.
 """
