@@ -1,7 +1,7 @@
 """Validation of the query and item tables: which rows are bad, how many, and which policy applies.
 
-Turns scans into a report under the policies of the spec. Bad rows are found here, before the join. Knows nothing of
-engines.
+Turns the facts of a table into a report under the policies of the spec. Bad rows are found before the join. Knows
+nothing of engines.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from nearcast.errors import InputError
-from nearcast.sources.matrix import RowState
 from nearcast.sources.row_source import RowSource
-from nearcast.sources.scan_rows import CHECK_OF_STATE, Scan, select_rows
+from nearcast.sources.table_facts import RowFault, TableFacts
 from nearcast.spec import GeneratorSpec, allowed_policies
-from nearcast.types import FloatArray
 
 __all__ = [
     "Problem",
@@ -27,17 +23,16 @@ __all__ = [
     "report_inputs",
     "report_table",
     "require_same_id_types",
-    "summarize_norms",
 ]
 
-EXAMPLES = 3
-NORM_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-# the problem of the rows in each state, in words
-STATE_TEXTS = {
-    RowState.NULL_VECTOR: "no vector",
-    RowState.WRONG_DIMENSION: "a vector whose length is not {dim}, the length of most",
-    RowState.NOT_FINITE: "a vector with NaN, infinity or null in it (or longer than 1e18)",
-    RowState.ZERO_VECTOR: "a vector of zeros, which has no direction",
+# the problem of the rows with each fault, in words
+FAULT_TEXTS = {
+    "null_vector": "no vector",
+    "wrong_dimension": "a vector whose length is not {dim}, the length of most",
+    "not_finite": "a vector with NaN, infinity or null in it (or longer than 1e18)",
+    "zero_vector": "a vector of zeros, which has no direction",
+    "null_id": "no id",
+    "duplicate_id": "an id that has occurred before",
 }
 
 
@@ -106,17 +101,16 @@ class Report:
         return asdict(self)
 
 
-def report_table(table: str, scan: Scan, spec: GeneratorSpec) -> TableReport:
+def report_table(table: str, facts: TableFacts, source: RowSource, spec: GeneratorSpec) -> TableReport:
     """Report the rows of one table under the policies of the spec. Raises nothing."""
-    kept = select_rows(scan, spec)
     return TableReport(
-        rows=len(scan.states),
-        vectors=len(kept.vector_rows),
-        listed=len(kept.listed_rows),
-        dim=scan.dim,
-        dtype=scan.dtype.name,
-        norms=summarize_norms(scan.lengths[kept.vector_rows]),
-        problems=tuple(_find_row_problems(table, scan, spec)),
+        rows=facts.rows,
+        vectors=facts.vectors,
+        listed=facts.listed,
+        dim=facts.dim,
+        dtype=facts.dtype,
+        norms=dict(facts.norms),
+        problems=tuple(_make_problem(table, fault, facts.dim, source, spec) for fault in facts.faults),
     )
 
 
@@ -141,18 +135,6 @@ def require_same_id_types(items: RowSource, queries: RowSource, *, exclude_self:
         )
 
 
-def summarize_norms(lengths: FloatArray) -> dict[str, float]:
-    """Summarize Euclidean lengths, (n,): mean, extremes, quantiles, and the share of unit vectors."""
-    if len(lengths) == 0:
-        return {}
-    wide = lengths.astype(np.float64)
-    summary = {"mean": float(wide.mean()), "min": float(wide.min()), "max": float(wide.max())}
-    for q, value in zip(NORM_QUANTILES, np.quantile(wide, NORM_QUANTILES), strict=True):
-        summary[f"p{round(q * 100):02d}"] = float(value)
-    summary["unit_share"] = float(np.mean(np.abs(wide - 1) < 1e-2))
-    return {name: round(value, 6) for name, value in summary.items()}
-
-
 def _policy_hint(errors: tuple[Problem, ...]) -> str:
     """Name the policies under which each kind of problem would pass."""
     hints = []
@@ -163,36 +145,20 @@ def _policy_hint(errors: tuple[Problem, ...]) -> str:
     return f"\nMend the data, or see [checks] in the spec: {'; '.join(hints)}." if hints else "\nMend the data."
 
 
-def _find_row_problems(table: str, scan: Scan, spec: GeneratorSpec) -> Iterator[Problem]:
-    masks = [(check, STATE_TEXTS[state], scan.states == state) for state, check in CHECK_OF_STATE.items()]
-    masks.append(("null_id", "no id", scan.ids.is_null().to_numpy(zero_copy_only=False)))
-    masks.append(("duplicate_id", "an id that has occurred before", scan.repeated))
-    for kind, text, mask in masks:
-        count = int(np.count_nonzero(mask))
-        if count:
-            rows = "1 row has" if count == 1 else f"{count:,} rows have"
-            sentence = f"{rows} {text.format(dim=scan.dim)}"
-            if kind == "wrong_dimension" and scan.dim == 0:
-                sentence = f"all vectors are empty: {rows} a vector without components"
-            rows_shown = [int(row) for row in np.flatnonzero(mask)[:EXAMPLES]]
-            examples = tuple(_describe_row(scan, row, kind) for row in rows_shown)
-            firsts = dict.fromkeys(_first_row_of_id(scan, row) for row in rows_shown) if kind == "duplicate_id" else {}
-            first_places = tuple(_describe_row(scan, row, kind) for row in firsts)
-            policy = spec.checks.policy(kind, spec.metric)
-            yield Problem(table, kind, count, policy, sentence, examples, first_places)
+def _make_problem(table: str, fault: RowFault, dim: int, source: RowSource, spec: GeneratorSpec) -> Problem:
+    rows = "1 row has" if fault.count == 1 else f"{fault.count:,} rows have"
+    sentence = f"{rows} {FAULT_TEXTS[fault.kind].format(dim=dim)}"
+    if fault.kind == "wrong_dimension" and dim == 0:
+        sentence = f"all vectors are empty: {rows} a vector without components"
+    examples = tuple(_describe_row(source, row, key, fault.kind) for row, key in fault.examples)
+    first_places = tuple(_describe_row(source, row, key, fault.kind) for row, key in fault.firsts)
+    policy = spec.checks.policy(fault.kind, spec.metric)
+    return Problem(table, fault.kind, fault.count, policy, sentence, examples, first_places)
 
 
-def _describe_row(scan: Scan, row: int, kind: str) -> str:
-    where = scan.source.where(row)
-    return where if kind == "null_id" else f"{scan.ids[row].as_py()!r} ({where})"
-
-
-def _first_row_of_id(scan: Scan, row: int) -> int:
-    """Return the first row with the id of this row. Rows of equal ids are adjacent in the order, first row first."""
-    rank = int(np.flatnonzero(scan.order == row)[0])
-    while scan.repeated[scan.order[rank]]:
-        rank -= 1
-    return int(scan.order[rank])
+def _describe_row(source: RowSource, row: int, key: str | int | None, kind: str) -> str:
+    where = source.where(row)
+    return where if kind == "null_id" else f"{key!r} ({where})"
 
 
 def _find_join_problems(items: TableReport, queries: TableReport, spec: GeneratorSpec) -> Iterator[Problem]:

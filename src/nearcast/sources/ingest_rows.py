@@ -1,0 +1,118 @@
+"""The second stage of ingestion as artifacts: a table in one folder, or a folder per id range and a manifest of them.
+
+A table of one range has the files in its own folder. Several ranges are artifacts of their own, `<table>-ranges/00007`;
+the table's folder then has a manifest alone. Both depend on the rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.sources.ingest import ID_TYPES, IngestedTable, open_ingested_table
+from nearcast.sources.range_rows import RangeRows
+from nearcast.sources.row_source import RowSource
+from nearcast.sources.split_rows import vector_dtype
+from nearcast.sources.stage_rows import StagedTable
+from nearcast.sources.write_range import write_attributes, write_id_files, write_vectors
+from nearcast.storage.artifacts import Artifacts
+from nearcast.types import Progress, no_progress
+
+__all__ = ["RangeLayout", "describe_ranges", "ingest_staged", "range_name", "write_range_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeLayout:
+    """What the files of every range of a table have in common."""
+
+    dim: int
+    dtype: np.dtype[Any]
+    attributes: pa.Schema
+
+    @classmethod
+    def of(cls, source: RowSource, dim: int) -> RangeLayout:
+        """Return the layout of a source's table."""
+        return cls(dim, vector_dtype(source), pa.schema(list(source.attribute_types.items())))
+
+
+def range_name(table: str, number: int) -> str:
+    """Return the name of the artifact of a range. table: name of the table's artifact."""
+    return f"{table}-ranges/{number:05d}"
+
+
+def write_range_files(
+    rows: RangeRows, folder: Path, layout: RangeLayout, memory_bytes: int, progress: Callable[[int], None]
+) -> None:
+    """Write ids, vectors and attributes of a range into an empty folder. progress: called with vectors written."""
+    (folder / "attributes").mkdir()
+    write_id_files(rows, folder)
+    write_vectors(rows, folder / "vectors.npy", layout.dim, layout.dtype, memory_bytes, progress)
+    write_attributes(rows, folder / "attributes", layout.attributes, memory_bytes)
+
+
+def describe_ranges(
+    table: str, id_type: pa.DataType, bounds: Sequence[Any], ranges: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the facts of a table in ranges, as `open_ingested_table` reads them. Ranges without rows are left out.
+
+    bounds: the lower bound of every range but the first. ranges: facts of each range.
+    """
+    numbers = [number for number, facts in enumerate(ranges) if facts["listed"]] or [0]
+    return {
+        "id_type": next(name for name, kind in ID_TYPES.items() if kind == id_type),
+        "names": [range_name(table, number) for number in numbers],
+        "bounds": [bounds[number - 1] for number in numbers[1:]],
+        "vectors": [ranges[number]["vectors"] for number in numbers],
+        "listed": [ranges[number]["listed"] for number in numbers],
+    }
+
+
+def ingest_staged(
+    staged: StagedTable,
+    name: str,
+    artifacts: Artifacts,
+    side: Mapping[str, Any],
+    *,
+    memory_bytes: int,
+    table: str,
+    progress: Progress = no_progress,
+) -> IngestedTable:
+    """Write a staged table as artifacts, and open it. side: the report of the table, which its manifest holds.
+
+    The vectors of a table that was staged without are zeros. table: "items" or "queries", for progress.
+    Raises InputError if the source was changed since it was opened.
+    """
+    layout = RangeLayout.of(staged.source, staged.facts.dim)
+    total, written = staged.facts.vectors, 0
+
+    def count(rows: int) -> None:
+        nonlocal written
+        written += rows
+        progress(f"read {table}", written, max(written, total))
+
+    def write(number: int, folder: Path) -> dict[str, Any]:
+        count(0)
+        write_range_files(staged.open_range(number), folder, layout, memory_bytes, count)
+        return {}
+
+    def write_table(folder: Path) -> dict[str, Any]:
+        if not len(staged.bounds):
+            write(0, folder)
+        staged.source.check()
+        staged.source.check_contents()
+        if not len(staged.bounds):
+            return {"side": dict(side)}
+        bounds = staged.bounds.to_pylist()
+        return {"side": dict(side), "ranges": describe_ranges(name, staged.source.id_type, bounds, staged.ranges)}
+
+    if len(staged.bounds):
+        for number, facts in enumerate(staged.ranges):
+            if facts["listed"] or (number == 0 and not staged.facts.listed):
+                artifacts.ensure(range_name(name, number), partial(write, number))
+    return open_ingested_table(artifacts.ensure(name, write_table), artifacts.open)

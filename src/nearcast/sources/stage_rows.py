@@ -1,0 +1,210 @@
+"""A table between the two stages of its ingestion, in one process: read once, checked, cut by id range.
+
+Units are read by several threads. Pieces stay in memory as long as they fit a quarter of the budget; others go to a
+scratch folder that is removed with the table.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nearcast.sources.id_splitters import RANGE_ROWS, choose_splitters, sample_ids
+from nearcast.sources.norms import measure_lengths, summarize_norms
+from nearcast.sources.pieces import MemoryPieces, PieceFolder, PieceSink
+from nearcast.sources.range_rows import KeptStates, RangeRows, find_duplicates, keep_states, select_range
+from nearcast.sources.row_source import RowSource
+from nearcast.sources.row_units import RowUnit, cut_units
+from nearcast.sources.split_rows import SplitSettings, split_unit, vector_dtype
+from nearcast.sources.table_facts import TableFacts, count_lengths, find_lost_units, merge_facts
+from nearcast.spec import GeneratorSpec
+from nearcast.types import Progress, no_progress
+
+__all__ = ["StageSettings", "StagedTable", "stage_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """Limits of staging a table in this process."""
+
+    memory_bytes: int
+    threads: int = 1
+    scratch: Path | None = None  # where pieces go that do not fit the memory; None: the system's folder
+    range_rows: int = RANGE_ROWS
+    with_vectors: bool = True  # False for a check, which needs ids and attributes alone
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTable:
+    """The rows of a source by id range, and the facts of the whole table."""
+
+    source: RowSource
+    facts: TableFacts
+    kept: KeptStates
+    bounds: pa.Array  # (ranges - 1,) the lower bound of every range but the first
+    ranges: tuple[Mapping[str, Any], ...]  # facts of each range
+    units: tuple[Mapping[str, Any], ...]  # facts of each unit
+    sinks: tuple[PieceSink, ...]  # the pieces of each unit
+
+    def open_range(self, number: int) -> RangeRows:
+        """Sort and select the rows of a range."""
+        pieces = [(unit, piece) for unit, sink in enumerate(self.sinks) for piece in sink.read(number)]
+        return select_range(pieces, self.source.id_type, self.kept)
+
+
+def stage_table(
+    source: RowSource, spec: GeneratorSpec, settings: StageSettings, table: str, progress: Progress = no_progress
+) -> StagedTable:
+    """Read a source once, and return its rows by id range. table: "items" or "queries", for progress.
+
+    The dimension is that of most vectors: each unit assumes that of its first vector, and units that assumed another
+    one are read again. Ids are read twice if the table has several ranges.
+    Raises InputError if a file was changed since the source was opened.
+    """
+    units = cut_units(source)
+    workers = max(1, min(settings.threads, len(units)))
+    share = settings.memory_bytes // workers
+    bounds = pa.array([], source.id_type)
+    if source.n_rows > settings.range_rows:
+        sampled = _map(workers, partial(sample_ids, source, memory_bytes=share, range_rows=settings.range_rows), units)
+        bounds = choose_splitters(sum(rows for rows, _ in sampled), [ids for _, ids in sampled], settings.range_rows)
+    split = SplitSettings(bounds, share // 2, with_vectors=settings.with_vectors)
+    store = _PieceStore(settings.memory_bytes // 4, settings.scratch)
+    count = _Counter(partial(progress, f"check {table}"), source.n_rows)
+
+    def split_again(unit: RowUnit, dim: int | None) -> tuple[Mapping[str, Any], PieceSink]:
+        sink = _SpillingPieces(store)
+        again = SplitSettings(bounds, split.memory_bytes, dim, split.with_vectors)
+        return split_unit(source, unit, again, sink, count), sink
+
+    done = list(_map(workers, partial(split_again, dim=None), units))
+    facts = [one for one, _ in done]
+    dim = count_lengths(facts)
+    lost = find_lost_units(facts, dim)
+    for number, again in zip(lost, _map(workers, lambda number: split_again(units[number], dim), lost), strict=True):
+        done[number] = again
+    return _merge(source, keep_states(spec), bounds, done)
+
+
+def _merge(
+    source: RowSource,
+    kept: KeptStates,
+    bounds: pa.Array,
+    done: Sequence[tuple[Mapping[str, Any], PieceSink]],
+) -> StagedTable:
+    units, sinks = tuple(facts for facts, _ in done), tuple(sink for _, sink in done)
+    dtype, rows = vector_dtype(source), sum(facts["rows"] for facts in units)
+    nothing = TableFacts(rows, 0, 0, 0, dtype.name, {}, ())
+    staged = StagedTable(source, nothing, kept, bounds, (), units, sinks)
+    dropped = dropped_duplicates(units)
+    ranges, norms = [], None
+    for number in range(len(bounds) + 1):
+        opened = staged.open_range(number)
+        ranges.append(measure_range(opened, dropped, rows))
+        if not len(bounds):
+            norms = summarize_norms(opened.lengths)
+    facts = merge_facts(units, ranges, dtype, norms)
+    return StagedTable(source, facts, kept, bounds, tuple(ranges), units, sinks)
+
+
+def dropped_duplicates(units: Sequence[Mapping[str, Any]]) -> dict[int, list[list[Any]]]:
+    """Return by unit the examples of duplicates that the split dropped: row and id."""
+    faults = ((number, unit["faults"].get("duplicate_id")) for number, unit in enumerate(units))
+    return {number: fault["examples"] for number, fault in faults if fault}
+
+
+def measure_range(rows: RangeRows, dropped: Mapping[int, Any], table_rows: int) -> dict[str, Any]:
+    """Return the facts of a range as plain data. table_rows: rows of the whole table."""
+    ids = rows.ids.take(pa.array(rows.vector_rows))
+    return {
+        "vectors": len(rows.vector_rows),
+        "listed": len(rows.listed_rows),
+        "duplicates": find_duplicates(rows, dropped),
+        "lengths": measure_lengths(ids, rows.lengths, table_rows),
+    }
+
+
+class _PieceStore:
+    """A memory budget that the pieces of all units share, and the scratch folder for the others."""
+
+    def __init__(self, memory_bytes: int, scratch: Path | None) -> None:
+        self._left = memory_bytes
+        self._scratch = scratch
+        self._home: str | None = None
+        self._lock = threading.Lock()
+
+    def reserve(self, size: int) -> bool:
+        """Take memory from the budget. Return whether there was enough."""
+        with self._lock:
+            is_enough = size <= self._left
+            self._left -= size if is_enough else 0
+            return is_enough
+
+    def make_folder(self) -> PieceFolder:
+        """Create a folder for the pieces of a unit."""
+        with self._lock:
+            if self._home is None:
+                if self._scratch is not None:
+                    self._scratch.mkdir(parents=True, exist_ok=True)
+                self._home = tempfile.mkdtemp(prefix=".attempt-pieces-", dir=self._scratch)
+                weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
+            return PieceFolder(Path(tempfile.mkdtemp(dir=self._home)))
+
+
+class _SpillingPieces:
+    """The pieces of one unit: in memory as long as the budget lasts, then in a folder."""
+
+    def __init__(self, store: _PieceStore) -> None:
+        self._store = store
+        self._memory = MemoryPieces()
+        self._folder: PieceFolder | None = None
+
+    def append(self, number: int, piece: pa.Table) -> None:
+        """Keep or write the rows."""
+        if self._folder is None and self._store.reserve(piece.nbytes):
+            self._memory.append(number, piece)
+            return
+        self._folder = self._folder or self._store.make_folder()
+        self._folder.append(number, piece)
+
+    def read(self, number: int) -> list[pa.Table]:
+        """Return the rows, in the order in which they came."""
+        return self._memory.read(number) + ([] if self._folder is None else self._folder.read(number))
+
+
+class _Counter:
+    """Adds up the rows that several threads have read, and reports them."""
+
+    def __init__(self, report: Callable[[int, int], None], total: int) -> None:
+        self._report = report
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, rows: int) -> None:
+        with self._lock:
+            self._done += rows
+            self._report(self._done, max(self._done, self._total))
+
+
+def _map(workers: int, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """Return the function's results, in order; with one worker, computed in this thread."""
+    if workers == 1:
+        return [function(value) for value in values]
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(function, value) for value in values]
+        try:
+            return [future.result() for future in running]
+        finally:
+            for future in running:
+                future.cancel()
