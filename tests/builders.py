@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nearcast.knn import exact_join as reference_join
 from nearcast.knn.constraints import FREE
 from nearcast.knn.join_request import JoinRequest, Resources
-from nearcast.sources.ingest import ingest
-from nearcast.sources.scan_rows import scan_rows, select_rows
+from nearcast.sources.ingest_rows import ingest_staged
+from nearcast.sources.stage_rows import StageSettings, stage_table
 from nearcast.spec import GeneratorSpec, SourceSpec, parse_model
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.types import no_progress
 
 METRICS = ("inner_product", "cosine", "l2")
@@ -54,10 +55,11 @@ def source_spec(path="items.parquet", **settings):
 
 
 def ingested(source, folder, *, memory_bytes=1 << 26, spec=None):
-    """Scan a source, keep what the policies keep, and ingest it."""
-    seen = scan_rows(source, memory_bytes=memory_bytes, table="items")
-    kept = select_rows(seen, spec or generator())
-    return ingest(seen, kept, folder, {}, memory_bytes=memory_bytes, table="items")
+    """Read a source, keep what the policies keep, and ingest it."""
+    staged = stage_table(source, spec or generator(), StageSettings(memory_bytes), "items")
+    artifacts = LocalArtifacts(folder.parent)
+    artifacts.remove(folder.name)
+    return ingest_staged(staged, folder.name, artifacts, {}, memory_bytes=memory_bytes, table="items")
 
 
 def clustered(n, dim, *, seed, clusters=40):

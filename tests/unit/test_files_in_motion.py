@@ -23,9 +23,12 @@ from nearcast.errors import InputError, SpecError
 from nearcast.join.listener import Listener
 from nearcast.replaying.request_log import read_log
 from nearcast.sources import user_files
-from nearcast.sources.ingest import ingest
+from nearcast.sources.ingest import open_ingested_table
+from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.memory_tables import TableReader, table_source
-from nearcast.sources.scan_rows import scan_rows, select_rows
+from nearcast.sources.open_source import open_source
+from nearcast.sources.stage_rows import StageSettings, stage_table
+from nearcast.storage.artifacts import LocalArtifacts
 
 N, DIM = 60, 4
 
@@ -139,23 +142,63 @@ def test_what_the_new_file_holds_does_not_matter(stage, new, tmp_path):
         nearcast.run(generator(), base=tmp_path, listener=At(stage, lambda: replace_by_rename(path, NEW_ROWS[new])))
 
 
-@pytest.mark.parametrize("new", [name for name in NEW_ROWS if name != "other vectors"])
-def test_ids_and_counts_are_compared_again_at_ingest_even_where_no_file_shows_the_change(new, tmp_path):
-    held = {"table": rows()}
+@pytest.mark.parametrize("new", NEW_ROWS)
+def test_rows_are_those_of_the_one_pass_that_reads_them_whatever_their_source_holds_later(new, tmp_path):
+    held, passes = {"table": rows()}, []
     source = table_source(source_spec(), rows(), "items")
 
     class Moving(TableReader):
         def read(self, columns, max_rows):
+            passes.append(columns)
             data = held["table"].select(list(columns))
             for start in range(0, len(data), max_rows):
                 yield data.slice(start, max_rows)
 
     moving = replace(source, parts=(replace(source.parts[0], reader=Moving(rows(), ["id"], "items")),))
-    seen = scan_rows(moving, memory_bytes=1 << 20, table="items")
+    staged = stage_table(moving, spec_of(), StageSettings(1 << 20), "items")
     held["table"] = NEW_ROWS[new]
+    artifacts = LocalArtifacts(tmp_path)
+    made = ingest_staged(staged, "side", artifacts, {}, memory_bytes=1 << 20, table="items")
+    assert len(passes) == 1
+    assert made.ids.to_pylist() == rows()["id"].to_pylist()
+    assert made.vectors.read(0, N).tolist() == rows()["vector"].to_pylist()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("stage", ["sample items", "check items"])
+def test_a_file_that_changes_between_the_sample_of_ids_and_the_split_is_refused(stage, change, tmp_path):
+    path = tmp_path / "items.parquet"
+    write(path, rows())
+    source = open_source(source_spec(), tmp_path)
+    listener = At(stage, lambda: CHANGES[change](path, NEW_ROWS["other ids"]))
+    with pytest.raises(InputError, match=r"items\.parquet changed while it was read; run again"):
+        stage_table(source, spec_of(), StageSettings(1 << 20, 1, tmp_path, 20), "items", listener.progress)
+
+
+@pytest.mark.parametrize("stage", ["sample items", "check items", "read items"])
+def test_an_array_that_is_written_to_meanwhile_leaves_no_table_in_ranges(stage, tmp_path):
+    ids, vectors = np.arange(N), np.random.default_rng(0).normal(size=(N, DIM)).astype(np.float32)
+    source = table_source(source_spec(), (ids, vectors), "items")
+    source.digests()
+    before = vectors.copy()
+
+    def act():
+        vectors[:] = vectors[::-1].copy()
+
+    listener, artifacts = At(stage, act), LocalArtifacts(tmp_path)
+
+    def run():
+        staged = stage_table(source, spec_of(), StageSettings(1 << 20, 1, tmp_path, 20), "items", listener.progress)
+        side = {"dim": DIM, "dtype": "float32"}
+        ingest_staged(staged, "side", artifacts, side, memory_bytes=1 << 20, table="items", progress=listener.progress)
+
     with pytest.raises(InputError, match="items changed while it was read; run again"):
-        ingest(seen, select_rows(seen, spec_of()), tmp_path / "side", {}, memory_bytes=1 << 20, table="items")
-    assert not (tmp_path / "side" / "manifest.json").exists()
+        run()
+    assert "side" not in artifacts.list_names()
+    vectors[:] = before  # the ranges that are there, if any, are those of the hashed contents
+    run()
+    found = open_ingested_table(artifacts.open("side"))
+    assert np.array_equal(found.vectors.read(0, N), before)
 
 
 # --- every file of every command -----------------------------------------------------------------------------------

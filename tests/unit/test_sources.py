@@ -13,7 +13,7 @@ from nearcast.files import verify
 from nearcast.sources.ids import argsort_ids, find_positions, read_ids, repeats, shared_positions, write_ids
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
-from nearcast.sources.scan_rows import scan_rows
+from nearcast.sources.stage_rows import StageSettings, stage_table
 
 IDS = ["b", "c", "a"]
 VECTORS = [[1, 2], [3, 4], [5, 6]]
@@ -391,13 +391,13 @@ def test_digests_of_files_name_them_relative_to_the_spec(tmp_path):
     assert digest["bytes"] == (tmp_path / "parts" / "1.parquet").stat().st_size
 
 
-def test_a_scan_reads_in_small_batches_under_a_small_budget(tmp_path):
+def test_a_table_is_read_in_small_batches_under_a_small_budget(tmp_path):
     source = table_source(source_spec(), random_table(50), "items")
     told = []
-    seen = scan_rows(source, memory_bytes=1, table="items", progress=lambda *p: told.append(p))
+    staged = stage_table(source, generator(), StageSettings(1), "items", lambda *p: told.append(p))
     assert told[-1] == ("check items", 50, 50)
     assert len(told) == 50
-    assert seen.dim == 6
+    assert staged.facts.dim == 6
 
 
 def test_ids_are_found_at_their_positions():

@@ -13,6 +13,7 @@ from nearcast.engines import choose_engine
 from nearcast.engines.base import Engine, EngineSettings, Resources
 from nearcast.errors import BudgetError, SpecError
 from nearcast.join.listener import Listener
+from nearcast.sources.stage_rows import StageSettings
 from nearcast.sources.user_files import shown_path
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.storage.artifacts import Artifacts, open_artifacts
@@ -149,6 +150,11 @@ class RunContext:
     def read_bytes(self) -> int:
         """Memory limit of reading the inputs, in bytes."""
         return min(LARGEST_READ, self.resources.memory_bytes // 2)
+
+    @property
+    def stage_settings(self) -> StageSettings:
+        """Limits of reading a table, with a scratch folder in the workspace."""
+        return StageSettings(self.read_bytes, self.resources.threads, self.workspace.artifacts)
 
 
 def prepare(

@@ -12,16 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from nearcast.errors import BusyError
 from nearcast.files import hold_lock
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources, check_inputs, ingest_inputs, ingested_names
 from nearcast.join.listener import Listener
-from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.ingest import Inputs, open_ingested_table
 from nearcast.storage.artifacts import LocalArtifacts
-from nearcast.types import ArrayVectors
 
 __all__ = ["open_current_inputs", "wait_for_lock"]
 
@@ -53,9 +50,9 @@ def open_current_inputs(run: RunContext, sources: Sources, home: Path) -> Inputs
         if artifacts.facts(item_name) is None or artifacts.facts(query_name) is None:
             continue
         try:
-            items = _map_vectors(open_ingested_table(artifacts.open(item_name)))
+            items = open_ingested_table(artifacts.open(item_name), artifacts.open).hold()
             same = query_name == item_name
-            queries = items if same else _map_vectors(open_ingested_table(artifacts.open(query_name)))
+            queries = items if same else open_ingested_table(artifacts.open(query_name), artifacts.open).hold()
             return Inputs(items, queries, run.spec.metric)
         except OSError:  # a run removed them at this moment: ingest again
             continue
@@ -63,16 +60,11 @@ def open_current_inputs(run: RunContext, sources: Sources, home: Path) -> Inputs
         run.spec,
         sources,
         own,
-        memory_bytes=run.read_bytes,
+        settings=replace(run.stage_settings, scratch=home),
         progress=run.listener.progress,
         checked=run.listener.checked,
     )
     inputs = ingest_inputs(run.spec, checked, own, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    items = _map_vectors(inputs.items)
+    items = inputs.items.hold()
     same = inputs.queries is inputs.items
-    return Inputs(items, items if same else _map_vectors(inputs.queries), inputs.metric)
-
-
-def _map_vectors(table: IngestedTable) -> IngestedTable:
-    """Map the vectors as long as the table is held: a run may remove the file meanwhile."""
-    return replace(table, vectors=ArrayVectors(np.asarray(table.vectors.whole())))
+    return Inputs(items, items if same else inputs.queries.hold(), inputs.metric)

@@ -11,20 +11,14 @@ import numpy as np
 
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
-from nearcast.sources.ingest import (
-    IngestedTable,
-    Inputs,
-    estimate_ingest_disk,
-    estimate_ingest_memory,
-    open_ingested_table,
-    write_table_files,
-)
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.ingest_rows import estimate_ingest_disk, estimate_ingest_memory, ingest_staged
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.row_source import RowSource
-from nearcast.sources.scan_rows import Scan, scan_rows, select_rows
+from nearcast.sources.stage_rows import StagedTable, StageSettings, stage_table
 from nearcast.sources.validate_rows import (
     Report,
     TableReport,
@@ -86,12 +80,12 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Items and queries, validated. A scan is None if an earlier run ingested the same rows."""
+    """Items and queries, validated. A staged table is None if an earlier run ingested the same rows."""
 
     sources: Sources
     report: Report
-    item_scan: Scan | None
-    query_scan: Scan | None
+    staged_items: StagedTable | None
+    staged_queries: StagedTable | None
     item_name: str  # of the artifact
     query_name: str
     disk_bytes: int  # estimated for the ingestion
@@ -131,28 +125,35 @@ def check_inputs(
     sources: Sources,
     artifacts: Artifacts,
     *,
-    memory_bytes: int,
+    settings: StageSettings,
     progress: Progress,
     checked: Callable[[Report], None],
 ) -> Checked:
-    """Scan the tables that were not ingested before, and report both.
+    """Read the tables that were not ingested before, and report both.
 
     Raises InputError for a problem whose policy is "error".
     checked: called with the report before the error is raised.
     """
     item_name, query_name = ingested_names(spec, sources)
-    item_scan, items = _scan_or_reuse("items", sources.items, artifacts.facts(item_name), spec, memory_bytes, progress)
-    query_scan, queries = item_scan, items
+
+    def stage(table: str, source: RowSource, name: str) -> tuple[StagedTable | None, TableReport]:
+        facts = artifacts.facts(name)
+        if facts is not None:
+            return None, TableReport.from_dict(facts["side"])
+        staged = stage_table(source, spec, settings, table, progress)
+        return staged, report_table(table, staged.facts, source, spec)
+
+    staged_items, items = stage("items", sources.items, item_name)
+    staged_queries, queries = staged_items, items
     if sources.queries is not sources.items:
-        facts = artifacts.facts(query_name)
-        query_scan, queries = _scan_or_reuse("queries", sources.queries, facts, spec, memory_bytes, progress)
+        staged_queries, queries = stage("queries", sources.queries, query_name)
     report = report_inputs(items, queries, spec)
     checked(report)
     raise_on_errors(report)
-    scans = [s for s in {id(item_scan): item_scan, id(query_scan): query_scan}.values() if s is not None]
-    disk_bytes = sum(estimate_ingest_disk(scan, select_rows(scan, spec)) for scan in scans)
-    memory = max((estimate_ingest_memory(scan, memory_bytes) for scan in scans), default=0)
-    return Checked(sources, report, item_scan, query_scan, item_name, query_name, disk_bytes, memory)
+    both = {id(staged): staged for staged in (staged_items, staged_queries) if staged is not None}
+    disk_bytes = sum(estimate_ingest_disk(staged) for staged in both.values())
+    memory = max((estimate_ingest_memory(staged, settings.memory_bytes) for staged in both.values()), default=0)
+    return Checked(sources, report, staged_items, staged_queries, item_name, query_name, disk_bytes, memory)
 
 
 def ingest_inputs(
@@ -160,21 +161,16 @@ def ingest_inputs(
 ) -> Inputs:
     """Ingest items and queries into artifacts, or open them if they are ingested already."""
 
-    def ingest_table(table: str, scan: Scan | None, name: str, report: TableReport) -> IngestedTable:
-        if scan is None:
-            return open_ingested_table(artifacts.open(name))
-        kept = select_rows(scan, spec)
+    def ingest_table(table: str, staged: StagedTable | None, name: str, report: TableReport) -> IngestedTable:
+        if staged is None:
+            return open_ingested_table(artifacts.open(name), artifacts.open)
+        side = asdict(report)
+        return ingest_staged(staged, name, artifacts, side, memory_bytes=memory_bytes, table=table, progress=progress)
 
-        def write(folder: Path) -> dict[str, Any]:
-            write_table_files(scan, kept, folder, memory_bytes=memory_bytes, table=table, progress=progress)
-            return {"side": asdict(report)}
-
-        return open_ingested_table(artifacts.ensure(name, write))
-
-    items = ingest_table("items", checked.item_scan, checked.item_name, checked.report.items)
+    items = ingest_table("items", checked.staged_items, checked.item_name, checked.report.items)
     if checked.query_name == checked.item_name:
         return Inputs(items, items, spec.metric)
-    queries = ingest_table("queries", checked.query_scan, checked.query_name, checked.report.queries)
+    queries = ingest_table("queries", checked.staged_queries, checked.query_name, checked.report.queries)
     return Inputs(items, queries, spec.metric)
 
 
@@ -194,8 +190,9 @@ def read_trial_vectors(checked: Checked, artifacts: Artifacts, memory_bytes: int
     """Read the first good items into memory, at most TRIAL_ROWS, for an engine's cost estimate."""
     report = checked.report.items
     n = max(1, min(TRIAL_ROWS, report.vectors, memory_bytes // 4 // (report.dim * 8)))
-    if checked.item_scan is None:
-        return ArrayVectors(np.array(open_ingested_table(artifacts.open(checked.item_name)).vectors.read(0, n)))
+    if checked.staged_items is None:
+        items = open_ingested_table(artifacts.open(checked.item_name), artifacts.open)
+        return ArrayVectors(np.array(items.vectors.read(0, n)))
     pieces: list[np.ndarray[Any, Any]] = []
     batches = checked.sources.items.batches(vectors=True, attributes=False, memory_bytes=memory_bytes // 4)
     for batch in batches:
@@ -209,24 +206,6 @@ def read_trial_vectors(checked: Checked, artifacts: Artifacts, memory_bytes: int
 
 def _open(spec: SourceSpec, base: Path, data: object | None, name: str, out: Path | str) -> RowSource:
     return open_source(spec, base, leave_out=out) if data is None else table_source(spec, data, name)
-
-
-def _scan_or_reuse(
-    table: str,
-    source: RowSource,
-    facts: dict[str, Any] | None,
-    spec: GeneratorSpec,
-    memory_bytes: int,
-    progress: Progress,
-) -> tuple[Scan | None, TableReport]:
-    """Return the scan and report of a table; no scan, and the stored report, if the table is ingested already.
-
-    facts: of the ingested table; None if there is none.
-    """
-    if facts is not None:
-        return None, TableReport.from_dict(facts["side"])
-    scan = scan_rows(source, memory_bytes=memory_bytes, table=table, progress=progress)
-    return scan, report_table(table, scan, spec)
 
 
 def _fingerprint_table(spec: GeneratorSpec, source: SourceSpec, digests: list[dict[str, Any]]) -> str:

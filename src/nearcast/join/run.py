@@ -201,7 +201,7 @@ def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:
             run.spec,
             opened.sources,
             run.artifacts,
-            memory_bytes=run.read_bytes,
+            settings=replace(run.stage_settings, scratch=None, with_vectors=False),
             progress=run.listener.progress,
             checked=run.listener.checked,
         )

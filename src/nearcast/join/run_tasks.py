@@ -55,7 +55,7 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
             run.spec,
             opened.sources,
             run.artifacts,
-            memory_bytes=run.read_bytes,
+            settings=run.stage_settings,
             progress=run.listener.progress,
             checked=run.listener.checked,
         )
@@ -186,7 +186,7 @@ def _open_ingested(context: TaskContext) -> Inputs:
 
 def _open_inputs(context: TaskContext, names: list[str], metric: Metric) -> Inputs:
     def open_table(name: str) -> IngestedTable:
-        return open_ingested_table(context.run.artifacts.open(name))
+        return open_ingested_table(context.run.artifacts.open(name), context.run.artifacts.open)
 
     items = open_table(names[0])
     return Inputs(items, items if names[0] == names[1] else open_table(names[1]), metric)

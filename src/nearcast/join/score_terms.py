@@ -56,7 +56,8 @@ def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, artifacts: Artifacts)
 
     def write(table: IngestedTable, kind: str, blocks: Iterator[AnyArray]) -> IngestedTable:
         name = f"scored{kind}-{fingerprint([kind, *made_of, __version__])[:16]}"
-        return open_ingested_table(artifacts.ensure(name, lambda folder: _write_scored_table(table, folder, blocks)))
+        folder = artifacts.ensure(name, lambda folder: _write_scored_table(table, folder, blocks))
+        return open_ingested_table(folder, artifacts.open)
 
     items = write(inputs.items, "items", _score_items(inputs.items, terms, metric))
     queries = write(inputs.queries, "queries", _score_queries(inputs.queries, terms, metric))

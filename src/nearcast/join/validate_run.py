@@ -28,10 +28,11 @@ from nearcast.join.score_terms import check_score_terms
 from nearcast.join.select_candidates import require_exposure_memory
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import check_slice_type
-from nearcast.sources.ingest import IngestedTable, Inputs, ingest_attributes, open_ingested_table
+from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.row_source import RowSource
-from nearcast.sources.scan_rows import select_rows
+from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.storage.locations import Location
 from nearcast.stores import check_store_url
 from nearcast.table.snapshot import open_home
@@ -125,10 +126,12 @@ def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     """
 
     def sketch_table(name: str) -> IngestedTable:
-        scan = checked.item_scan if name == "items" else checked.query_scan
-        if scan is None:
-            return open_ingested_table(run.artifacts.open(checked.item_name if name == "items" else checked.query_name))
-        return ingest_attributes(scan, select_rows(scan, run.spec), folder / name, memory_bytes=run.read_bytes)
+        staged = checked.staged_items if name == "items" else checked.staged_queries
+        if staged is None:
+            ingested = checked.item_name if name == "items" else checked.query_name
+            return open_ingested_table(run.artifacts.open(ingested), run.artifacts.open)
+        side = {"dim": staged.facts.dim, "dtype": staged.facts.dtype}
+        return ingest_staged(staged, name, LocalArtifacts(folder), side, memory_bytes=run.read_bytes, table=name)
 
     items = sketch_table("items")
     same = checked.query_name == checked.item_name

@@ -1,51 +1,38 @@
-"""Ingested tables: vectors, ids and attributes of the query or item table in id order, in a folder.
+"""Ingested tables: vectors, ids and attributes of the query or item table in id order, in a folder or in a folder per
+id range.
 
-Position p is the p-th smallest id, so that the smaller position is the smaller id. Ingestion stays within a memory
-budget: a larger table is read several times, a range of positions each time. Knows nothing of engines.
+Position p is the p-th smallest id, so that the smaller position is the smaller id. Reads tables; knows nothing of how
+they are ingested, and nothing of engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
-from nearcast.files import finish, fresh_folder, read_manifest, verify
-from nearcast.sources.ids import argsort_ids, find_positions, read_ids, to_ids, write_ids
-from nearcast.sources.matrix import RowState, to_matrix
+from nearcast.files import read_manifest, verify
+from nearcast.sources.ids import argsort_ids, find_positions, read_ids
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors, cut_at, edges_of, list_range_files
-from nearcast.sources.row_source import RowBatch
-from nearcast.sources.scan_rows import KeptRows, Scan
-from nearcast.sources.user_files import changed_error
-from nearcast.types import ArrayVectors, FileVectors, IntArray, Metric, Progress, Vectors, no_progress
+from nearcast.types import ArrayVectors, FileVectors, Metric, Vectors
 
 __all__ = [
     "IngestedTable",
     "Inputs",
-    "estimate_ingest_disk",
-    "estimate_ingest_memory",
     "find_attribute_files",
-    "ingest",
-    "ingest_attributes",
     "list_attributes",
     "open_ingested_table",
     "read_attributes",
     "read_rows",
-    "write_table_files",
 ]
 
-READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
-ATTRIBUTE_FILE_ROWS = 1 << 20
-ATTRIBUTE_GROUP_ROWS = 1 << 14
 ID_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 
 
@@ -71,6 +58,16 @@ class IngestedTable:
         if self.ranges is None:
             return sorted(self.attributes.glob("*.parquet"))
         return list_range_files(self.ranges)
+
+    def hold(self) -> IngestedTable:
+        """Return the same table with vectors, and ids in ranges, mapped as long as it is held.
+
+        They stay readable when a run removes the files.
+        """
+        vectors, ids, listed = self.vectors, self.ids, self.listed_ids
+        if isinstance(vectors, RangedVectors):
+            return replace(self, vectors=vectors.hold(), ids=ids.hold(), listed_ids=listed.hold())
+        return replace(self, vectors=ArrayVectors(np.asarray(vectors.whole())))
 
     @property
     def artifact_names(self) -> set[str]:
@@ -128,173 +125,6 @@ def _open_ranges(folder: Path, facts: Mapping[str, Any], open_range: Callable[[s
         folder / "attributes",
         ranges,
     )
-
-
-def estimate_ingest_memory(scan: Scan, memory_bytes: int) -> int:
-    """Estimate the peak memory of scan and ingestion, in bytes: a range of vectors, batches, ids and row states."""
-    block = min(len(scan.states) * max(scan.dim, 1) * scan.dtype.itemsize, memory_bytes // 2)
-    batches = min(READ_BYTES, memory_bytes, 4 * len(scan.states) * scan.source.row_bytes)
-    return block + batches + 3 * int(scan.ids.nbytes) + 32 * len(scan.states)
-
-
-def estimate_ingest_disk(scan: Scan, kept: KeptRows) -> int:
-    """Estimate the disk use of `ingest`, in bytes; 16 bytes per attribute value."""
-    vectors = len(kept.vector_rows) * scan.dim * scan.dtype.itemsize
-    return vectors + 2 * int(scan.ids.nbytes) + len(kept.listed_rows) * 16 * len(scan.source.spec.columns)
-
-
-def ingest(
-    scan: Scan,
-    kept: KeptRows,
-    folder: Path,
-    manifest: dict[str, Any],
-    *,
-    memory_bytes: int,
-    table: str,
-    progress: Progress = no_progress,
-) -> IngestedTable:
-    """Write the kept rows of a scanned source into `folder`, within `memory_bytes`, and open the table.
-
-    table: "items" or "queries", for progress. Raises InputError if the source changed since the scan.
-    """
-    write_table_files(scan, kept, fresh_folder(folder), memory_bytes=memory_bytes, table=table, progress=progress)
-    finish(folder, manifest)
-    return open_ingested_table(folder)
-
-
-def write_table_files(
-    scan: Scan,
-    kept: KeptRows,
-    folder: Path,
-    *,
-    memory_bytes: int,
-    table: str,
-    progress: Progress = no_progress,
-) -> None:
-    """Write the files of an ingested table into an empty folder. Raises the errors of `ingest`."""
-    (folder / "attributes").mkdir()
-    write_ids(folder / "ids.arrow", to_ids(kept.vector_rows, scan.ids))
-    write_ids(folder / "listed.arrow", to_ids(kept.listed_rows, scan.ids))
-    _write_vectors(scan, kept.vector_rows, folder / "vectors.npy", memory_bytes, partial(progress, f"read {table}"))
-    _write_attributes(scan, kept.listed_rows, folder / "attributes", memory_bytes)
-    scan.source.check()
-    scan.source.check_contents()
-
-
-def ingest_attributes(scan: Scan, kept: KeptRows, folder: Path, *, memory_bytes: int) -> IngestedTable:
-    """Write ids and attributes of the kept rows into `folder`, and open the table with vectors of zeros."""
-    fresh_folder(folder)
-    (folder / "attributes").mkdir()
-    _write_attributes(scan, kept.listed_rows, folder / "attributes", memory_bytes)
-    scan.source.check()
-    zeros = np.broadcast_to(np.zeros(1, scan.dtype), (len(kept.vector_rows), max(scan.dim, 1)))
-    ids, listed = to_ids(kept.vector_rows, scan.ids), to_ids(kept.listed_rows, scan.ids)
-    return IngestedTable(folder, ArrayVectors(zeros), ids, listed, folder / "attributes")
-
-
-def _write_vectors(
-    scan: Scan, rows: IntArray, path: Path, memory_bytes: int, progress: Callable[[int, int], None]
-) -> None:
-    n, dim = len(rows), max(scan.dim, 1)
-    per_range = max(1, memory_bytes // 2 // (dim * scan.dtype.itemsize))
-    target = _target_positions(rows, len(scan.states))
-    header = {"descr": np.lib.format.dtype_to_descr(scan.dtype), "fortran_order": False, "shape": (n, dim)}
-    with path.open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, header)
-        for start in range(0, n, per_range):
-            block = np.empty((min(n, start + per_range) - start, dim), scan.dtype)
-            filled = 0
-            for first, matrix in _read_matrices(scan, memory_bytes // 4):
-                positions = target[first : first + len(matrix)]
-                inside = (positions >= start) & (positions < start + len(block))
-                block[positions[inside] - start] = matrix[inside]
-                filled += int(np.count_nonzero(inside))
-                rows_read = start // per_range * len(scan.states) + first + len(matrix)
-                progress(rows_read, -(-n // per_range) * len(scan.states))
-            if filled != len(block):
-                raise changed_error(scan.source.name, f"{filled:,} of {len(block):,} vectors came")
-            block.tofile(out)
-
-
-def _target_positions(rows: IntArray, n_rows: int) -> IntArray:
-    """Return (n_rows,) the position of each source row in the ingested table, -1 for a row that is not kept."""
-    target = np.full(n_rows, -1, np.int64)
-    target[rows] = np.arange(len(rows))
-    return target
-
-
-def _read_matrices(scan: Scan, memory_bytes: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    for first, batch in _read_again(scan, memory_bytes, vectors=True):
-        matrix, states = to_matrix(batch.vectors, scan.dim or 1)
-        if not np.array_equal(states == RowState.GOOD, _has_components(scan.states[first : first + len(states)])):
-            raise changed_error(scan.source.name, "vectors have other lengths")
-        yield first, matrix
-
-
-def _has_components(states: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    return np.isin(states, (RowState.NULL_VECTOR, RowState.WRONG_DIMENSION), invert=True)
-
-
-def _read_again(scan: Scan, memory_bytes: int, *, vectors: bool) -> Iterator[tuple[int, RowBatch]]:
-    """Read the source again. Yield first row number and batch. Raises InputError if ids differ from the scan."""
-    first = 0
-    for batch in scan.source.batches(vectors=vectors, attributes=not vectors, memory_bytes=memory_bytes):
-        if not batch.ids.equals(scan.ids[first : first + len(batch.ids)]):
-            raise changed_error(scan.source.name, "its ids differ from those of the scan")
-        yield first, batch
-        first += len(batch.ids)
-    if first != len(scan.ids):
-        raise changed_error(scan.source.name, f"{first:,} rows came where there were {len(scan.ids):,}")
-
-
-def _write_attributes(scan: Scan, rows: IntArray, folder: Path, memory_bytes: int) -> None:
-    """Write id and attribute columns, sorted by id. Reads the source once per range that fits the budget.
-
-    Rows per file and row group are constant, and a range is a number of row groups: the budget does not change the
-    bytes.
-    """
-    row_bytes = max(64, scan.source.row_bytes - scan.dim * scan.dtype.itemsize * 2)
-    per_range = ATTRIBUTE_FILE_ROWS
-    while per_range > ATTRIBUTE_GROUP_ROWS and per_range * row_bytes > memory_bytes // 4:
-        per_range //= 2
-    target = _target_positions(rows, len(scan.states))
-    for number, first in enumerate(range(0, max(1, len(rows)), ATTRIBUTE_FILE_ROWS)):
-        last = min(len(rows), first + ATTRIBUTE_FILE_ROWS)
-        writer: pq.ParquetWriter | None = None
-        for start in range(first, max(last, first + 1), per_range):
-            stop = min(last, start + per_range)
-            ids = _short_strings(to_ids(rows[start:stop], scan.ids))
-            columns = _read_attribute_range(scan, target, start, stop, memory_bytes // 4)
-            table = pa.table({"id": ids, **columns}).combine_chunks()
-            path = folder / f"part-{number:05d}.parquet"
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table.cast(writer.schema), row_group_size=ATTRIBUTE_GROUP_ROWS)
-        assert writer is not None
-        writer.close()
-
-
-def _read_attribute_range(
-    scan: Scan, target: IntArray, start: int, stop: int, memory_bytes: int
-) -> dict[str, pa.ChunkedArray]:
-    """Return the attribute columns of positions start..stop-1, in that order."""
-    names = scan.source.spec.columns
-    if not names:
-        return {}
-    pieces, positions = [], []
-    for first, batch in _read_again(scan, memory_bytes, vectors=False):
-        batch_positions = target[first : first + len(batch.ids)]
-        inside = np.flatnonzero((batch_positions >= start) & (batch_positions < stop))
-        pieces.append(batch.attributes.take(pa.array(inside)))
-        positions.append(batch_positions[inside])
-    order = pa.array(np.argsort(np.concatenate(positions)) if positions else np.empty(0, np.int64))
-    schema = pa.schema([(name, scan.source.attribute_types[name]) for name in names])
-    table = pa.concat_tables([piece.cast(schema) for piece in pieces] or [schema.empty_table()]).take(order)
-    return {name: table.column(name) for name in names}
-
-
-def _short_strings(ids: pa.Array) -> pa.Array:
-    """Convert large_string to string: every reader supports 32-bit offsets."""
-    return ids.cast(pa.string()) if ids.type == pa.large_string() else ids
 
 
 def list_attributes(table: IngestedTable) -> list[str]:

@@ -24,7 +24,19 @@ from nearcast.sources.write_range import write_attributes, write_id_files, write
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import Progress, no_progress
 
-__all__ = ["RangeLayout", "describe_ranges", "ingest_staged", "range_name", "write_range_files"]
+__all__ = [
+    "RangeLayout",
+    "describe_ranges",
+    "estimate_ingest_disk",
+    "estimate_ingest_memory",
+    "ingest_staged",
+    "range_name",
+    "write_range_files",
+]
+
+
+READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
+PIECE_ROW_BYTES = 64  # of a row's id, number, state and length
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,26 @@ def describe_ranges(
     }
 
 
+def estimate_ingest_memory(staged: StagedTable, memory_bytes: int) -> int:
+    """Estimate the peak memory of staging and ingestion, in bytes: pieces, a block of vectors, batches, ids, states."""
+    facts, source = staged.facts, staged.source
+    row_bytes = max(facts.dim, 1) * vector_dtype(source).itemsize
+    largest = max(one["rows"] for one in staged.ranges)
+    pieces = min(facts.rows * (row_bytes + PIECE_ROW_BYTES), memory_bytes // 4)
+    block = min(largest * row_bytes, memory_bytes // 2)
+    batches = min(READ_BYTES, memory_bytes, 4 * facts.rows * source.row_bytes)
+    id_bytes = max(one["id_bytes"] for one in staged.ranges)
+    return int(pieces + block + batches + 3 * id_bytes + 32 * largest)
+
+
+def estimate_ingest_disk(staged: StagedTable) -> int:
+    """Estimate the disk use of the ingested table, in bytes; 16 bytes per attribute value."""
+    facts = staged.facts
+    vectors = facts.vectors * facts.dim * vector_dtype(staged.source).itemsize
+    ids = 2 * sum(one["id_bytes"] for one in staged.ranges)
+    return vectors + int(ids) + facts.listed * 16 * len(staged.source.spec.columns)
+
+
 def ingest_staged(
     staged: StagedTable,
     name: str,
@@ -112,6 +144,7 @@ def ingest_staged(
         return {"side": dict(side), "ranges": describe_ranges(name, staged.source.id_type, bounds, staged.ranges)}
 
     if len(staged.bounds):
+        staged.source.check_contents()  # pieces of several ranges are copies: what was read is what is written
         for number, facts in enumerate(staged.ranges):
             if facts["listed"] or (number == 0 and not staged.facts.listed):
                 artifacts.ensure(range_name(name, number), partial(write, number))

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.sources.ids import argsort_ids, find_sorted, lower_bound, read_ids
-from nearcast.types import AnyArray, FileVectors, IntArray
+from nearcast.types import AnyArray, ArrayVectors, FileVectors, IntArray, Vectors
 
 __all__ = ["IdRanges", "RangedIds", "RangedVectors", "cut_at", "edges_of", "group_by_range", "list_range_files"]
 
@@ -84,6 +84,7 @@ class RangedIds:
         self._edges = edges_of(counts)
         self._file = file
         self._opened: OrderedDict[int, pa.Array] = OrderedDict()
+        self._most_open = OPEN_RANGES
 
     @property
     def type(self) -> pa.DataType:
@@ -139,17 +140,27 @@ class RangedIds:
             found[order[part]] = np.where(inside < 0, -1, inside + self._edges[number])
         return found
 
+    def hold(self) -> RangedIds:
+        """Return the same ids, all mapped now: they stay readable when the files are removed."""
+        held = RangedIds(self._ranges, np.diff(self._edges), self._file)
+        held._opened = OrderedDict((number, self._read(number)) for number in range(len(self._ranges.names)))
+        held._most_open = len(held._opened)
+        return held
+
     def to_pylist(self) -> list[Any]:
         """Return all ids as a list: for small tables."""
         return [one for number in range(len(self._edges) - 1) for one in self._open(number).to_pylist()]
 
     def _open(self, number: int) -> pa.Array:
         if number not in self._opened:
-            self._opened[number] = read_ids(self._ranges.open(number) / self._file)
-            while len(self._opened) > OPEN_RANGES:
+            self._opened[number] = self._read(number)
+            while len(self._opened) > self._most_open:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(number)
         return self._opened[number]
+
+    def _read(self, number: int) -> pa.Array:
+        return read_ids(self._ranges.open(number) / self._file)
 
 
 class RangedVectors:
@@ -163,6 +174,7 @@ class RangedVectors:
         self._dtype = dtype
         self._scratch = scratch
         self._whole: AnyArray | None = None
+        self._held: list[ArrayVectors] = []
 
     @property
     def n(self) -> int:
@@ -211,7 +223,15 @@ class RangedVectors:
                     self._whole = np.memmap(file, self._dtype, "r", shape=(self.n, self._dim))
         return self._whole
 
-    def _open(self, number: int) -> FileVectors:
+    def hold(self) -> RangedVectors:
+        """Return the same vectors, all mapped now: they stay readable when the files are removed."""
+        held = RangedVectors(self._ranges, self._dim, self._dtype, self._scratch)
+        held._held = [ArrayVectors(self._open(number).whole()) for number in range(len(self._ranges.names))]
+        return held
+
+    def _open(self, number: int) -> Vectors:
+        if self._held:
+            return self._held[number]
         return FileVectors.open(self._ranges.open(number) / "vectors.npy")
 
 

@@ -76,7 +76,14 @@ def stage_table(
     share = settings.memory_bytes // workers
     bounds = pa.array([], source.id_type)
     if source.n_rows > settings.range_rows:
-        sampled = _map(workers, partial(sample_ids, source, memory_bytes=share, range_rows=settings.range_rows), units)
+        looked = _Counter(partial(progress, f"sample {table}"), source.n_rows)
+
+        def sample(unit: RowUnit) -> tuple[int, pa.Array]:
+            found = sample_ids(source, unit, share, settings.range_rows)
+            looked(found[0])
+            return found
+
+        sampled = _map(workers, sample, units)
         bounds = choose_splitters(sum(rows for rows, _ in sampled), [ids for _, ids in sampled], settings.range_rows)
     split = SplitSettings(bounds, share // 2, with_vectors=settings.with_vectors)
     store = _PieceStore(settings.memory_bytes // 4, settings.scratch)
@@ -127,6 +134,8 @@ def measure_range(rows: RangeRows, dropped: Mapping[int, Any], table_rows: int) 
     """Return the facts of a range as plain data. table_rows: rows of the whole table."""
     ids = rows.ids.take(pa.array(rows.vector_rows))
     return {
+        "rows": len(rows.ids),
+        "id_bytes": int(rows.ids.nbytes),
         "vectors": len(rows.vector_rows),
         "listed": len(rows.listed_rows),
         "duplicates": find_duplicates(rows, dropped),

@@ -96,7 +96,7 @@ def _read_inputs(run: RunContext) -> tuple[Checked, Inputs]:
         run.spec,
         sources,
         run.artifacts,
-        memory_bytes=run.read_bytes,
+        settings=run.stage_settings,
         progress=run.listener.progress,
         checked=run.listener.checked,
     )
