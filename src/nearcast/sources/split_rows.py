@@ -106,7 +106,8 @@ class _Splitter:
         self._note("null_id", batch.ids, ~has_id)
         rows = np.arange(self._rows, self._rows + len(states))
         self._rows += len(states)
-        stored = matrix.astype(self._dtype, copy=False) if self._settings.with_vectors else None
+        with np.errstate(over="ignore", invalid="ignore"):  # of vectors that are not finite, which are not stored
+            stored = matrix.astype(self._dtype, copy=False) if self._settings.with_vectors else None
         attributes = batch.attributes.cast(self._schema)
         columns = {name: attributes.column(name) for name in attributes.column_names}
         piece = make_piece(batch.ids, rows, states, lengths, stored, columns)
