@@ -50,20 +50,24 @@ class BucketLog:
         self.place = f"{out}/{FOLDER}"
         self._storage = open_storage(out)
         self._cache = HostCache().root / FOLDER / fingerprint(out)[:16]
+        self._known: set[str] = set()  # names that were seen
 
     def append(self, event: HistoryEvent, identity: str | None) -> str | None:
         """Create an object."""
         facts = {"format": FORMAT, **event.as_dict()}
+        body = json.dumps(facts, default=str, allow_nan=False).encode()
         try:
-            body = json.dumps(facts, default=str, allow_nan=False).encode()
             when = round(1000 * event.seconds)
             if identity is None:
                 last = max((int(name.order[:DIGITS]) for name in self._list(event.generator)), default=0)
                 when = max(when, last + 1)
             mark = secrets.token_hex(8) if identity is None else fingerprint(identity)[:16]
             name = f"{FOLDER}/{event.generator}/{when:0{DIGITS}d}-{event.kind}-{mark}.json"
+            if name in self._known or (not self._known and name in {one.name for one in self._list(event.generator)}):
+                return None  # events are never removed: no request is needed to know it
             self._storage.create(name, body)
-        except (NearcastError, ValueError, OSError) as error:
+            self._known.add(name)
+        except (NearcastError, OSError) as error:
             return f"the history {self.place} was not written: {error}"
         return None
 
@@ -85,10 +89,11 @@ class BucketLog:
     def _list(self, generator: str | None) -> Iterator[EventName]:
         prefix = FOLDER if generator is None else f"{FOLDER}/{generator}"
         for found in self._storage.list_objects(prefix):
-            _, owner, file = found.name.split("/", 2)
+            owner, _, file = found.name.removeprefix(f"{FOLDER}/").partition("/")
             when, _, rest = file.removesuffix(".json").partition("-")
             kind, _, mark = rest.rpartition("-")
             if file.endswith(".json") and when.isdigit() and kind:  # anything else is not ours
+                self._known.add(found.name)
                 yield EventName(f"{when}-{mark}", owner, kind, found.name)
 
     def _read_event(self, name: EventName) -> HistoryEvent | None:

@@ -13,9 +13,11 @@ from typing import Any
 from nearcast.history.bucket_log import BucketLog
 from nearcast.history.history_event import EventLog, HistoryEvent
 from nearcast.history.sqlite_log import FILE, SqliteLog
-from nearcast.storage.locations import Location, parse_location
+from nearcast.storage.locations import Location, client_settings, parse_location
 
 __all__ = ["FILE", "HistoryEvent", "append", "newest", "read"]
+
+_buckets: dict[tuple[object, ...], EventLog] = {}
 
 
 def append(
@@ -57,4 +59,9 @@ def newest(out: Location) -> dict[str, int]:
 
 def _open_log(out: Location) -> EventLog:
     location = parse_location(out)
-    return SqliteLog(location) if isinstance(location, Path) else BucketLog(location)
+    if isinstance(location, Path):
+        return SqliteLog(location)
+    key = location, client_settings()
+    if key not in _buckets:
+        _buckets[key] = BucketLog(location)
+    return _buckets[key]

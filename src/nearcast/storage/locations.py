@@ -13,7 +13,15 @@ from nearcast.files import fingerprint, path_fault
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.open_storage import is_url, parse_url
 
-__all__ = ["Location", "absolute_location", "host_folder", "location_fault", "parse_location", "resolve_location"]
+__all__ = [
+    "Location",
+    "absolute_location",
+    "client_settings",
+    "host_folder",
+    "location_fault",
+    "parse_location",
+    "resolve_location",
+]
 
 Location = str | Path
 
@@ -45,6 +53,15 @@ def location_fault(text: str) -> str | None:
     except SpecError as error:
         return str(error)
     return None
+
+
+def client_settings() -> tuple[object, ...]:
+    """Return what decides a connection: the process, since a fork must not use it, and the environment.
+
+    What is opened once per process is kept by its URL and these.
+    """
+    prefixes = ("AWS_", "GOOGLE_", "AZURE_", "NEARCAST_CACHE")
+    return (os.getpid(), *sorted(pair for pair in os.environ.items() if pair[0].startswith(prefixes)))
 
 
 def host_folder(out: Location) -> Path:

@@ -148,16 +148,19 @@ class BucketParts:
                 pass
 
     def _download_file(self, name: str, path: Path) -> None:
+        """Download and verify a file; once more if it does not match, since the transfer may have damaged it."""
         facts, where = self._files[name], f"{self.url}/{name}"
-        try:
-            self._storage.download(f"{self._name}/{name}", path)
-        except NotFoundError:
-            raise DamagedError(f"{where} is missing; restore it, or remove {self.url} and run again") from None
-        size = path.stat().st_size
+        for _ in range(2):
+            try:
+                self._storage.download(f"{self._name}/{name}", path)
+            except NotFoundError:
+                raise DamagedError(f"{where} is missing; restore it, or remove {self.url} and run again") from None
+            size = path.stat().st_size
+            if size == facts["bytes"] and file_hash(path) == facts["blake2b"]:
+                return
         if size != facts["bytes"]:
             raise DamagedError(f"{where} has {size} bytes where {facts['bytes']} were written; restore it")
-        if file_hash(path) != facts["blake2b"]:
-            raise DamagedError(f"{where} was changed after it was written; restore it, or run again")
+        raise DamagedError(f"{where} was changed after it was written; restore it, or run again")
 
     def _find_files(self, names: Sequence[str], near: pa.Scalar) -> list[str]:
         """Return the files whose range of the first column can hold a value. Reads the footers of log2(n) files."""

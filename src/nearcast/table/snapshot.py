@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import NotFoundError
 from nearcast.storage.host_cache import HostCache
-from nearcast.storage.locations import Location, parse_location
+from nearcast.storage.locations import Location, client_settings, parse_location
 from nearcast.storage.open_storage import open_storage
 from nearcast.suggest import describe_generators
 from nearcast.table.bucket_home import BucketHome
@@ -42,16 +41,10 @@ def open_home(out: Location) -> SnapshotHome:
 
 def _open_bucket(url: str) -> SnapshotHome:
     """Open a bucket once per process and settings: its connections and manifests are used again."""
-    key = url, _client_settings()
+    key = url, client_settings()
     if key not in _buckets:
         _buckets[key] = BucketHome(open_storage(url), url, HostCache())
     return _buckets[key]
-
-
-def _client_settings() -> tuple[object, ...]:
-    """Return what decides a connection: the process, since a fork must not use it, and the environment."""
-    prefixes = ("AWS_", "GOOGLE_", "AZURE_", "NEARCAST_CACHE")
-    return (os.getpid(), *sorted(pair for pair in os.environ.items() if pair[0].startswith(prefixes)))
 
 
 def list_generators(out: Location) -> list[str]:
