@@ -9,7 +9,9 @@ from nearcast.errors import NotFoundError
 from nearcast.join.diff import Diff, diff_snapshots
 from nearcast.join.explain import Explanation
 from nearcast.join.explain import explain as explain_pair
+from nearcast.storage.artifacts import open_artifacts
 from nearcast.storage.locations import host_folder, parse_location
+from nearcast.storage.open_storage import join_location
 from nearcast.table.snapshot import find_snapshot, list_snapshots
 
 __all__ = ["diff", "explain"]
@@ -22,8 +24,11 @@ def explain(
 
     version: the snapshot. Its inputs must still exist; those of the newest do. Default: the newest.
     """
-    snapshot = find_snapshot(parse_location(out), generator, version)
-    return explain_pair(snapshot, host_folder(parse_location(out)) / generator / "artifacts", query, item)
+    location = parse_location(out)
+    snapshot = find_snapshot(location, generator, version)
+    here = host_folder(location) / generator / "artifacts"
+    remote = open_artifacts(join_location(location, generator, "artifacts"))
+    return explain_pair(snapshot, here, query, item, remote=remote)
 
 
 def diff(

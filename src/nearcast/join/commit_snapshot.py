@@ -83,15 +83,18 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
     )
 
 
-def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manifest) -> Snapshot:
-    """Commit files, by their names in the snapshot, atomically. Then remove the work and unused artifacts."""
+def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manifest, seen: int) -> Snapshot:
+    """Commit files, by their names in the snapshot, atomically. Then remove the work and unused artifacts.
+
+    seen: the newest version when the run began; another driver may commit the same run meanwhile.
+    """
     workspace = run.workspace
     draft = fresh_folder(workspace.work / "snapshot")
     for name, path in files.items():
         copy = draft / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         link_file(path, copy)
-    snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts)
+    snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts, seen=seen)
     shutil.rmtree(draft, ignore_errors=True)
     remove_work(run, snapshot)
     return snapshot

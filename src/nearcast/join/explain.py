@@ -29,6 +29,7 @@ from nearcast.knn.constraints import Constraints
 from nearcast.knn.exposure import AdmissionThresholds, find_admitted
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, read_rows
+from nearcast.storage.artifacts import Artifacts
 from nearcast.suggest import describe_nearest, quote_key
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import to_rows
@@ -93,16 +94,22 @@ class Explanation:
 
 
 def explain(
-    snapshot: Snapshot, artifacts: Path, query: str | int, item: str | int, *, base: Path | None = None
+    snapshot: Snapshot,
+    artifacts: Path,
+    query: str | int,
+    item: str | int,
+    *,
+    base: Path | None = None,
+    remote: Artifacts | None = None,
 ) -> Explanation:
     """Explain why this item is in the list of this query, or not.
 
-    artifacts: the generator's folder of artifacts. base: the folder that the spec's paths are relative to; derived from
-    its `out` by default. A ranking model scores again. Raises NotFoundError for a query or item that the snapshot does
-    not have, and if its artifacts are removed.
+    artifacts: the generator's folder of artifacts; remote: those in a bucket, read where the folder lacks them.
+    base: the folder that the spec's paths are relative to; derived from its `out` by default. A ranking model scores
+    again. Raises NotFoundError for a query or item that the snapshot does not have, and if its artifacts are removed.
     """
     listed = snapshot.lookup(query)
-    opened = open_snapshot_inputs(snapshot, artifacts, base)
+    opened = open_snapshot_inputs(snapshot, artifacts, base, remote)
     items, queries = opened.inputs.items, opened.inputs.queries
     position = _find_position(items, item, "item", snapshot)
     draft = Explanation(

@@ -93,7 +93,9 @@ def run_generator(
             outcome = Outcome(last, reused=True)
         else:
             earlier = (baseline or Baseline()).choose(snapshots)
-            snapshot = _make_snapshot(run, opened, tables or InMemoryTables(), earlier, runner or LocalRunner())
+            seen = 0 if last is None else last.version
+            made_of = tables or InMemoryTables()
+            snapshot = _make_snapshot(run, opened, made_of, earlier, runner or LocalRunner(), seen)
             outcome = Outcome(snapshot, reused=False)
     raise_below_target(outcome.snapshot)
     return outcome
@@ -124,7 +126,7 @@ def check_generator(
 
 
 def _make_snapshot(
-    run: RunContext, opened: OpenedRun, tables: InMemoryTables, earlier: EarlierSnapshot, runner: Runner
+    run: RunContext, opened: OpenedRun, tables: InMemoryTables, earlier: EarlierSnapshot, runner: Runner, seen: int
 ) -> Snapshot:
     run = _place_work(run, opened, runner)
     version = None if earlier.snapshot is None else earlier.snapshot.version
@@ -132,7 +134,7 @@ def _make_snapshot(
     if not runner.on_this_host:
         ship_model(run.spec, run.workspace.base, run.results)
     counts = run_stages(context, runner)
-    return commit_run(context, earlier, counts)
+    return commit_run(context, earlier, counts, seen)
 
 
 def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None) -> Outcome:
@@ -152,13 +154,17 @@ def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None)
             by_version = {snapshot.version: snapshot for snapshot in snapshots}
             earlier = EarlierSnapshot(by_version.get(context.earlier or -1), shared.plan["earlier_is_served"])
             counts = run_stages(context, runner or LocalRunner())
-            outcome = Outcome(commit_run(context, earlier, counts), reused=False)
+            seen = 0 if last is None else last.version
+            outcome = Outcome(commit_run(context, earlier, counts, seen), reused=False)
     raise_below_target(outcome.snapshot)
     return outcome
 
 
-def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts) -> Snapshot:
-    """Check the recall target, and commit the files of the stages as a snapshot."""
+def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts, seen: int) -> Snapshot:
+    """Check the recall target, and commit the files of the stages as a snapshot.
+
+    seen: the newest version when the run began; another driver may commit the same run meanwhile.
+    """
     run, results = context.run, context.run.results
     inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "measure"))
     facts = {
@@ -169,7 +175,7 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
         "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
         "run": record_run(run, inputs["estimate"], counts.tasks, counts.continued).as_dict(),
     }
-    return commit_snapshot(run, list_snapshot_files(context), Manifest(facts))
+    return commit_snapshot(run, list_snapshot_files(context), Manifest(facts), seen)
 
 
 def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from nearcast.measure.sampled_recall import find_own_items
 from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs, open_ingested_table
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.storage.artifacts import Artifacts
+from nearcast.storage.open_storage import is_url
 from nearcast.table.snapshot import Candidates, Snapshot
 from nearcast.types import FloatArray, IntArray, Metric, as_score
 
@@ -73,16 +75,18 @@ class ScoredItems:
         return 1 + sum((-score, other) < own for other, score in self.model.items())
 
 
-def open_snapshot_inputs(snapshot: Snapshot, artifacts: Path, base: Path | None) -> SnapshotInputs:
-    """Open the artifacts of a snapshot. Raises NotFoundError if they are removed: only the newest snapshot has them."""
-    names = snapshot.manifest.artifacts
-    missing = [name for name in names if not name.startswith("index-") and not is_done(artifacts / name)]
-    if missing:
-        raise NotFoundError(
-            f"the artifacts of {snapshot.generator} {snapshot.name} were deleted ({missing[0]}): only the newest "
-            "snapshot can be explained, where it was made"
-        )
-    folders = {name.partition("-")[0]: artifacts / name for name in names}
+def open_snapshot_inputs(
+    snapshot: Snapshot, artifacts: Path, base: Path | None, remote: Artifacts | None = None
+) -> SnapshotInputs:
+    """Open the artifacts of a snapshot. Raises NotFoundError if they are removed: only the newest snapshot has them.
+
+    remote: artifacts in a bucket, which are fetched into the host's cache if `artifacts` lacks them.
+    """
+    folders = {
+        name.partition("-")[0]: _find_artifact(snapshot, name, artifacts, remote)
+        for name in snapshot.manifest.artifacts
+        if not name.startswith("index-")
+    }
     items = open_ingested_table(folders.get("scoreditems", folders["items"]))
     query_folder = folders.get("scoredqueries", folders.get("queries"))
     queries = open_ingested_table(query_folder) if query_folder is not None else items
@@ -93,6 +97,20 @@ def open_snapshot_inputs(snapshot: Snapshot, artifacts: Path, base: Path | None)
     rank, fault = _find_rank_settings(spec, base or _spec_folder(spec, artifacts))
     constraints = open_constraints(folders.get("constraints"))
     return SnapshotInputs(spec, inputs, constraints, snapshot.manifest.engine.params, thresholds, rank, fault)
+
+
+def _find_artifact(snapshot: Snapshot, name: str, artifacts: Path, remote: Artifacts | None) -> Path:
+    if is_done(artifacts / name):
+        return artifacts / name
+    try:
+        if remote is not None:
+            return remote.open(name)
+    except NotFoundError:
+        pass
+    raise NotFoundError(
+        f"the artifacts of {snapshot.generator} {snapshot.name} were deleted ({name}): only the newest "
+        "snapshot can be explained, where it was made"
+    )
 
 
 def score_items(snapshot: Snapshot, opened: SnapshotInputs, listed: Candidates, row: int) -> ScoredItems:
@@ -126,6 +144,8 @@ def find_excluded_item(opened: SnapshotInputs, row: int) -> int:
 
 def _spec_folder(spec: GeneratorSpec, artifacts: Path) -> Path:
     """Return the folder that the spec's `out` is relative to."""
+    if is_url(spec.out):
+        return Path()
     out = artifacts.absolute().parent.parent
     depth = 0 if Path(spec.out).is_absolute() else len(Path(spec.out).parts)
     return out.parents[depth - 1] if depth else out

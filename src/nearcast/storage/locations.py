@@ -46,7 +46,7 @@ def absolute_location(location: Location) -> str:
 
 def location_fault(text: str) -> str | None:
     """Explain why a location can never exist; None for others."""
-    if not is_url(text):
+    if "://" not in text and not is_url(text):
         return path_fault(text)
     try:
         parse_url(text)

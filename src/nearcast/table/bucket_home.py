@@ -18,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import BusyError, DamagedError, NotFoundError
+from nearcast.errors import BusyError, DamagedError, NearcastError, NotFoundError
 from nearcast.files import MANIFEST, finish, read_manifest
 from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
 from nearcast.table.bucket_parts import ATTEMPT, BucketParts
 from nearcast.table.manifest import Manifest
-from nearcast.table.snapshot_home import manifest_text, parse_manifest
+from nearcast.table.snapshot_home import find_made, manifest_text, parse_manifest
 from nearcast.table.snapshot_reader import Snapshot
 
 __all__ = ["BucketHome"]
@@ -73,11 +73,13 @@ class BucketHome:
             raise DamagedError(f"{where} has no {MANIFEST}: it was never finished; run again")
         return snapshot
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
         """Take a version, upload the files, create the manifest."""
+        seen = max(self.list_versions(generator), default=0) if seen is None else seen
+        if (made := find_made(self, generator, facts, seen)) is not None:
+            return made
         finish(folder, facts)
         files = read_manifest(folder)["files"]
-        known = set(self.list_versions(generator))
         for _ in range(MOST_ATTEMPTS):
             version, token = self._take_version(generator, facts)
             name = _name(generator, version)
@@ -86,14 +88,13 @@ class BucketHome:
             if self._create_manifest(name, token, text):
                 snapshot = self.open(generator, version)
                 assert isinstance(snapshot.parts, BucketParts)
-                snapshot.parts.adopt(folder)
-                self._sweep(generator, facts["fingerprint"])
+                with contextlib.suppress(NearcastError):  # it is committed, whatever fails now
+                    snapshot.parts.adopt(folder)
+                    self._sweep(generator, facts["fingerprint"])
                 return snapshot
             self._delete_folder(name)
-            for other in sorted(set(self.list_versions(generator)) - known):
-                snapshot = self.open(generator, other)
-                if snapshot.manifest.fingerprint == facts["fingerprint"]:
-                    return snapshot
+            if (made := find_made(self, generator, facts, seen)) is not None:
+                return made
         raise BusyError(f"{self._storage.url}/{generator}: {MOST_ATTEMPTS} versions were taken meanwhile; run again")
 
     def remove(self, generator: str, version: int) -> None:

@@ -78,9 +78,12 @@ def next_version(out: Location, generator: str) -> int:
     return open_home(out).next_version(generator)
 
 
-def commit_snapshot(out: Location, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+def commit_snapshot(
+    out: Location, generator: str, folder: Path, facts: Mapping[str, Any], *, seen: int | None = None
+) -> Snapshot:
     """Commit the files of a folder as the next version of a generator; see `SnapshotHome.commit`.
 
     facts: of the manifest, with the fingerprint. Their "version" is replaced by the version that the commit gets.
+    seen: the newest version when the run began; default: when the commit began.
     """
-    return open_home(out).commit(generator, folder, facts)
+    return open_home(out).commit(generator, folder, facts, seen)

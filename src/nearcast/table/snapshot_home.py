@@ -52,11 +52,12 @@ class SnapshotHome(Protocol):
         """Open a snapshot. Raises DamagedError if its manifest is missing, unreadable or incomplete."""
         ...
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
         """Commit the files of a folder as the next version, with these facts as its manifest.
 
         Any number of processes may commit at once: each gets a version of its own, or the snapshot of its fingerprint
-        that another process has committed meanwhile. The folder may be moved.
+        that another process has committed meanwhile. seen: the newest version when the run began; a newer one with its
+        fingerprint is returned. The folder may be moved.
         """
         ...
 
@@ -124,8 +125,10 @@ class LocalHome:
         """Read the manifest."""
         return open_snapshot(self._folder(generator) / f"{version:06d}")
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any]) -> Snapshot:
+    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
         """Write the manifest into the folder, and rename the folder."""
+        if seen is not None and (made := find_made(self, generator, facts, seen)) is not None:
+            return made
         home = self._folder(generator)
         version = self.next_version(generator)
         manifest = {**facts, "version": version}
@@ -185,6 +188,17 @@ class LocalHome:
         """Read the status of the file."""
         path = self._root / name
         return (path.stat().st_mtime, path.stat().st_size) if path.is_file() else (0.0, 0)
+
+
+def find_made(home: SnapshotHome, generator: str, facts: Mapping[str, Any], seen: int) -> Snapshot | None:
+    """Return the newest snapshot with the fingerprint of these facts and a version above `seen`."""
+    for version in reversed(home.list_versions(generator)):
+        if version <= seen:
+            return None
+        snapshot = home.open(generator, version)
+        if snapshot.manifest.fingerprint == facts["fingerprint"]:
+            return snapshot
+    return None
 
 
 def open_snapshot(folder: Path) -> Snapshot:
