@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import urllib.request
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,8 @@ class Place:
 
     def read_lists(self, store):
         with nearcast.open(store, "test.phrases") as table:
-            return [str(table.get(f"item-{i:04d}")) for i in range(N)]
+            answers = [table.get(f"item-{i:04d}") for i in range(N)]
+        return [(answer.ids, answer.scores) for answer in answers]
 
 
 ITEMS = {"path": "items.parquet", "attributes": ["price"]}
@@ -330,7 +332,9 @@ def test_names_may_have_any_letters(s3_url, tmp_path):
 
 def make_object(s3_server, s3_url, name, data=b""):
     """Put an object whose name our own client refuses."""
-    s3_server._request("PUT", f"/{s3_url.removeprefix('s3://')}/{name}", data)
+    url = f"{s3_server.endpoint}/{s3_url.removeprefix('s3://')}/{name}"
+    with urllib.request.urlopen(urllib.request.Request(url, data=data, method="PUT"), timeout=30):
+        pass
 
 
 def test_objects_that_mark_folders_are_no_files(s3_server, s3_url, states, tmp_path):
@@ -425,7 +429,7 @@ def test_a_run_goes_on_after_faults_of_the_server(fault, proxy, s3_url, states, 
     upload(states[0], s3_url)
     expected = place_in(tmp_path, states[0]).run(items={"path": "parts"}, queries={"path": "queries.parquet"})
     behind(proxy, monkeypatch)
-    proxy.plan = fail_at_random(0.2, FAULTS[fault])
+    proxy.plan = fail_at_random(0.4, FAULTS[fault])
     found = place_in(tmp_path, s3_url).run(items={"path": "parts"}, queries={"path": "queries.parquet"})
     assert found == expected
     assert proxy.injected > 3
@@ -436,7 +440,7 @@ def test_a_server_that_stays_away_ends_the_run_with_the_reason(proxy, s3_url, st
     behind(proxy, monkeypatch)
     monkeypatch.setenv("NEARCAST_STORAGE_PATIENCE", "1")
     proxy.plan = lambda request: Fault(status=503, code="SlowDown") if request.number > 5 else None
-    with pytest.raises(StorageError, match="the server failed, got status 503 SlowDown"):
+    with pytest.raises(StorageError, match="the server failed, got status 503"):
         place_in(tmp_path, s3_url).run(items=ITEMS)
 
 
