@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-all sanitize fuzz check docs airflow clean
+.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,14 @@ test-slow: .venv/installed ## the slow tests alone
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-all: test test-slow ## all tests: nightly, and before a release
+
+# Spark, Spark Connect and Ray, for test-cluster alone: half a gigabyte.
+.venv/cluster: .venv/installed
+	$(BIN)/pip install --quiet --no-compile --group cluster
+	touch $@
+
+test-cluster: .venv/cluster ## runs on a real Spark and a real Ray cluster on this machine; needs Java (openjdk-17-jre-headless)
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 # A second build of the kernels, with ASan and UBSan. Python is built without them: the sanitizers are preloaded, and every
 # array comes from their allocator, with guard bytes around it.

@@ -18,8 +18,8 @@ INSTALL = {
     "onnx": "pip install --group test",
     "onnxruntime": 'pip install "nearcast[onnx]"',
     "optuna": 'pip install "nearcast[tune]"',
-    "pyspark": 'pip install "nearcast[spark]" --group cluster',
-    "ray": 'pip install "nearcast[ray]"',
+    "pyspark": "pip install --group cluster",
+    "ray": "pip install --group cluster",
     "redis": 'pip install "nearcast[redis]"',
 }
 

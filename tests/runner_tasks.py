@@ -93,6 +93,13 @@ def _fail_first(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, A
     return _write(place, call, attempt)
 
 
+def _hang_first(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, Any]:
+    """Hang in the first attempt of the victim."""
+    if call.args["number"] == call.args["victim"] and attempt == 1:
+        time.sleep(call.args["seconds"])
+    return _write(place, TaskCall(call.name, call.kind, {"number": call.args["number"]}), attempt)
+
+
 def _crash(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, Any]:
     """A mistake of ours."""
     if call.args["number"] == call.args["victim"]:
@@ -124,6 +131,7 @@ FUNCTIONS: dict[str, Callable[[WorkArea, TaskCall, int], Mapping[str, Any]]] = {
     "write": _write,
     "kill first": _kill_first,
     "fail first": _fail_first,
+    "hang first": _hang_first,
     "crash": _crash,
     "refuse": _refuse,
     "describe": _describe,

@@ -91,6 +91,7 @@ class SparkCluster:
             "spark.driver.host": HERE,
             "spark.driver.bindAddress": HERE,
             "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
             "spark.sql.shuffle.partitions": "2",
             **{key.replace("_", "."): value for key, value in more.items()},
         }

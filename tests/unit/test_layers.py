@@ -39,7 +39,7 @@ FLOORS = [
     {"history", "figures"},
     {"monitoring", "replaying", "tuning", "advising"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
-    {"dashboard"},
+    {"dashboard", "spark"},  # nearcast.spark: the join of DataFrames
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

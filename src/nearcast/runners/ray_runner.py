@@ -37,6 +37,7 @@ class RayRunner:
     """Runs tasks on a Ray cluster, or on a Ray that it starts on this machine and stops with `close`."""
 
     name = "ray"
+    on_this_host = False
 
     def __init__(self, workers: int | None = None, options: RayOptions | None = None) -> None:
         self.workers = workers  # tasks at once; default: as many as the cluster has room for

@@ -50,6 +50,7 @@ class SparkRunner:
     """Runs tasks in a Spark session. `close` stops the session only if this runner started it."""
 
     name = "spark"
+    on_this_host = False
 
     def __init__(
         self, workers: int | None = None, options: SparkOptions | None = None, session: Any | None = None
@@ -133,6 +134,7 @@ class SparkRunner:
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
         }
         builder = builder.master(f"local[{each * (self.workers or 1)},4]")
         for key, value in (settings | dict(self.options.conf or {})).items():

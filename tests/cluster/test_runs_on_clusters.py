@@ -1,0 +1,129 @@
+"""Whole runs on a real Spark cluster and a real Ray cluster: the bytes of a run on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import psutil
+import pytest
+from cluster_run import RULES, bytes_of, make_spec, write_inputs
+
+import nearcast
+from nearcast.errors import InputError
+from nearcast.runners import make_runner
+
+CASES = {"recall 1": {}, "recall 0.9": {"recall": 0.9}, "rules and caps": RULES}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_this_machine(inputs):
+    """The bytes of each case, run in this process."""
+    return {case: bytes_of(nearcast.run(make_spec(inputs, f"local {case}", **CASES[case])).snapshot) for case in CASES}
+
+
+@pytest.fixture(scope="module", params=["processes", "ray", "spark"])
+def runner(request):
+    """A runner of two workers."""
+    if request.param == "spark":
+        cluster = request.getfixturevalue("spark_cluster")
+        made = make_runner("spark", options={"master": cluster.url, "conf": cluster.conf()})
+    elif request.param == "ray":
+        made = make_runner("ray", options={"address": request.getfixturevalue("ray_cluster").address})
+    else:
+        made = make_runner("processes", 2)
+    yield made
+    made.close()
+    if request.param == "ray":
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_has_the_bytes_of_a_run_on_this_machine(runner, inputs, on_this_machine, case):
+    spec = make_spec(inputs, f"{runner.name} {case}", **CASES[case])
+    assert bytes_of(nearcast.run(spec, runner=runner).snapshot) == on_this_machine[case]
+
+
+class Twice:
+    """Runs every call of another runner twice at once."""
+
+    def __init__(self, runner):
+        self._runner = runner
+        self.name, self.on_this_host = f"{runner.name} twice", runner.on_this_host
+        self.ended = 0
+
+    def run(self, perform, area, calls):
+        seen = set()
+        for outcome in self._runner.run(perform, area, [call for call in calls for _ in range(2)]):
+            self.ended += 1
+            if outcome.name not in seen:
+                seen.add(outcome.name)
+                yield outcome
+
+    def close(self):
+        self._runner.close()
+
+
+def test_a_run_whose_every_task_is_run_twice_at_once_has_the_same_bytes(runner, inputs, on_this_machine):
+    twice = Twice(runner)
+    snapshot = nearcast.run(make_spec(inputs, f"{runner.name} twice", recall=0.9), runner=twice).snapshot
+    assert bytes_of(snapshot) == on_this_machine["recall 0.9"]
+    assert twice.ended % 2 == 0
+    print(f"{twice.ended} attempts of {twice.ended // 2} tasks on {runner.name}")
+
+
+def test_bad_input_that_a_worker_finds_is_an_input_error_of_the_driver(runner, inputs):
+    spec = make_spec(inputs, f"{runner.name} bad")
+    spec["items"]["vector"] = "brand"
+    with pytest.raises(InputError):
+        nearcast.run(spec, runner=runner)
+
+
+def test_a_run_whose_workers_are_killed_by_sigkill_every_second_has_the_same_bytes(runner, inputs, on_this_machine):
+    """Python workers alone: up to three of them."""
+    killed, stop = [], threading.Event()
+    thread = threading.Thread(target=kill_workers, args=(runner.name, killed, stop))
+    thread.start()
+    try:
+        snapshot = nearcast.run(make_spec(inputs, f"{runner.name} killed", recall=0.9), runner=runner).snapshot
+    finally:
+        stop.set()
+        thread.join()
+    assert bytes_of(snapshot) == on_this_machine["recall 0.9"]
+    print(f"{len(killed)} workers killed on {runner.name}")
+
+
+def kill_workers(name, killed, stop):
+    """SIGKILL a worker every second until three are dead, or the run has ended."""
+    while len(killed) < 3 and not stop.wait(1.0):
+        workers = [process for process in descendants() if is_worker(name, process)]
+        if workers:
+            victim = max(workers, key=lambda process: process.create_time())
+            killed.append(victim.pid)
+            victim.kill()
+
+
+def descendants():
+    """All processes below this one: clusters are its children, too."""
+    return [process for process in psutil.Process(os.getpid()).children(recursive=True) if process.is_running()]
+
+
+def is_worker(name, process):
+    try:
+        line = " ".join(process.cmdline())
+        if name == "processes":
+            return "nearcast.runners.process_worker" in line
+        if name == "ray":
+            return line.startswith("ray::") and "IDLE" not in line
+        return "pyspark.daemon" in line and "pyspark.daemon" in " ".join(process.parent().cmdline())
+    except psutil.Error:
+        return False
