@@ -28,7 +28,8 @@ class PreparedInputs:
     def artifacts(self) -> set[str]:
         """Names of the artifact folders that the join reads, without the index."""
         tables = (self.ingested.items, self.ingested.queries, self.inputs.items, self.inputs.queries)
-        return {table.folder.name for table in tables} | ({self.constraints.name} if self.constraints else set())
+        names = {name for table in tables for name in table.artifact_names}
+        return names | ({self.constraints.name} if self.constraints else set())
 
 
 def prepare_inputs(run: RunContext, ingested: Inputs, survival: Survival | None) -> PreparedInputs:

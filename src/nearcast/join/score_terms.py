@@ -8,9 +8,9 @@ augmentation is that of Bachrach et al., "Speeding up the Xbox recommender syste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nearcast.errors import InputError, SpecError
 from nearcast.files import fingerprint, link_file
 from nearcast.knn.scores import norms
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table, read_attributes
+from nearcast.sources.ingest_rows import range_name
 from nearcast.spec import GeneratorSpec, ScoreSpec
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import AnyArray, Metric
@@ -32,14 +33,24 @@ __all__ = ["apply_score_terms", "check_score_terms"]
 BLOCK_ROWS = 1 << 16
 
 Float64Array = npt.NDArray[np.float64]
+ScoreSlice = Callable[[int, int], Iterator[AnyArray]]  # yields the scored vectors of a slice of positions
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreTerms:
-    """The addend and the factor of each item's scores."""
+    """The valid score terms of a table of items, which are read slice by slice."""
 
-    added: Float64Array | None  # (m,)
-    factor: Float64Array | None  # (m,)
+    score: ScoreSpec
+    largest: float  # addend of all items; 0 without addends
+
+
+@dataclass(frozen=True, slots=True)
+class _Extremes:
+    """The smallest and the largest number of a column, and the position of the first smallest one."""
+
+    smallest: float = np.inf
+    position: int = -1
+    largest: float = -np.inf
 
 
 def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, artifacts: Artifacts) -> Inputs:
@@ -54,97 +65,149 @@ def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, artifacts: Artifacts)
     metric = inputs.metric
     made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, spec.score.model_dump(), metric]
 
-    def write(table: IngestedTable, kind: str, blocks: Iterator[AnyArray]) -> IngestedTable:
+    def write(table: IngestedTable, kind: str, score: ScoreSlice) -> IngestedTable:
         name = f"scored{kind}-{fingerprint([kind, *made_of, __version__])[:16]}"
-        folder = artifacts.ensure(name, lambda folder: _write_scored_table(table, folder, blocks))
-        return open_ingested_table(folder, artifacts.open)
+        dim = table.vectors.dim + (0 if spec.score.add is None else 1)
+        return _write_scored_table(table, name, dim, score, artifacts)
 
-    items = write(inputs.items, "items", _score_items(inputs.items, terms, metric))
-    queries = write(inputs.queries, "queries", _score_queries(inputs.queries, terms, metric))
+    items = write(inputs.items, "items", partial(_score_items, inputs.items, terms, metric))
+    queries = write(inputs.queries, "queries", partial(_score_queries, inputs.queries, terms, metric))
     # exclude_self compares ids, so a self-join may have two tables from here on
     return Inputs(items, queries, Metric.INNER_PRODUCT if metric is Metric.COSINE else metric)
 
 
 def check_score_terms(spec: GeneratorSpec, inputs: Inputs) -> ScoreTerms | None:
     """Read the score terms of the items; None if the spec has none. Raises the errors of `apply_score_terms`."""
-    score = spec.score
+    score, items = spec.score, inputs.items
     if not score.columns:
         return None
     if score.multiply is not None and inputs.metric is Metric.L2:
         raise SpecError("score.multiply scales inner products; under l2 write score.add, which is taken off distances")
-    return _read_terms(inputs.items, score)
+    largest = 0.0
+    if score.add is not None:
+        found = _check_numbers(items, score.add, score.missing)
+        largest = score.weight * (found.largest if score.weight >= 0 else found.smallest)
+    if score.multiply is not None:
+        found = _check_numbers(items, score.multiply, score.missing)
+        if found.smallest < 0:
+            raise InputError(
+                f"score.multiply is a factor of 0 or more; item {items.ids[found.position].as_py()!r} has "
+                f"{found.smallest:g} in column {score.multiply!r}"
+            )
+    return ScoreTerms(score, largest)
 
 
-def _read_terms(items: IngestedTable, score: ScoreSpec) -> ScoreTerms:
-    added = None if score.add is None else score.weight * _read_numbers(items, score.add, score.missing)
-    factor = None if score.multiply is None else _read_numbers(items, score.multiply, score.missing)
-    if factor is not None and (factor < 0).any():
-        position = int(np.argmin(factor))
+def _check_numbers(items: IngestedTable, name: str, missing: float | None) -> _Extremes:
+    """Validate a column of numbers, slice by slice. Raises InputError for a null without `missing`, or infinity."""
+    nulls, first_null, bad, found = 0, -1, None, _Extremes()
+    for start, stop in items.slices:
+        column = read_attributes(items, [name], start, stop).column(name)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise InputError(f"a score term is a number, and column {name!r} of the items holds {column.type}")
+        null = np.asarray(column.is_null())
+        if null.any() and nulls == 0:
+            first_null = start + int(np.argmax(null))
+        nulls += int(null.sum())
+        values = _fill_nulls(column, missing)
+        not_finite = np.flatnonzero(~np.isfinite(values))
+        if len(not_finite) and bad is None:
+            bad = start + int(not_finite[0]), values[not_finite[0]]
+        if len(values):
+            least = int(np.argmin(values))
+            is_less = values[least] < found.smallest
+            found = _Extremes(
+                min(found.smallest, float(values[least])),
+                start + least if is_less else found.position,
+                max(found.largest, float(values.max())),
+            )
+    if nulls and missing is None:
         raise InputError(
-            f"score.multiply is a factor of 0 or more; item {items.ids[position].as_py()!r} has {factor[position]:g} "
-            f"in column {score.multiply!r}"
-        )
-    return ScoreTerms(added, factor)
-
-
-def _read_numbers(items: IngestedTable, name: str, missing: float | None) -> Float64Array:
-    column = read_attributes(items, [name]).column(name)
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise InputError(f"a score term is a number, and column {name!r} of the items holds {column.type}")
-    values: Float64Array = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
-    null = np.asarray(column.is_null())
-    if null.any() and missing is None:
-        position = int(np.argmax(null))
-        raise InputError(
-            f"{int(null.sum()):,} items have no {name!r}, the first is {items.ids[position].as_py()!r}; a score needs "
+            f"{nulls:,} items have no {name!r}, the first is {items.ids[first_null].as_py()!r}; a score needs "
             "it: set the value used for null with score.missing"
         )
-    values[null] = 0.0 if missing is None else missing
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise InputError(f"{name!r} of item {items.ids[int(bad[0])].as_py()!r} is {values[bad[0]]}; a score is finite")
+    if bad is not None:
+        raise InputError(f"{name!r} of item {items.ids[bad[0]].as_py()!r} is {bad[1]}; a score is finite")
+    return found
+
+
+def _read_numbers(items: IngestedTable, name: str, missing: float | None, start: int, stop: int) -> Float64Array:
+    return _fill_nulls(read_attributes(items, [name], start, stop).column(name), missing)
+
+
+def _fill_nulls(column: pa.ChunkedArray, missing: float | None) -> Float64Array:
+    values: Float64Array = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
+    values[np.asarray(column.is_null())] = 0.0 if missing is None else missing
     return values
 
 
-def _score_items(table: IngestedTable, terms: ScoreTerms, metric: Metric) -> Iterator[AnyArray]:
-    largest = 0.0 if terms.added is None else float(terms.added.max(initial=-np.inf))
-    for rows, block in _read_blocks(table, metric):
-        if terms.factor is not None:
-            block *= terms.factor[rows, None].astype(np.float32)
-        if terms.added is None:
+def _score_items(table: IngestedTable, terms: ScoreTerms, metric: Metric, start: int, stop: int) -> Iterator[AnyArray]:
+    """Yield the vectors of the items start..stop-1 with their terms, block by block."""
+    score = terms.score
+    added = None if score.add is None else score.weight * _read_numbers(table, score.add, score.missing, start, stop)
+    factor = None if score.multiply is None else _read_numbers(table, score.multiply, score.missing, start, stop)
+    for rows, block in _read_blocks(table, metric, start, stop):
+        if factor is not None:
+            block *= factor[rows, None].astype(np.float32)
+        if added is None:
             yield block
             continue
-        term = terms.added[rows]
-        last = np.sqrt(largest - term) if metric is Metric.L2 else term
+        term = added[rows]
+        last = np.sqrt(terms.largest - term) if metric is Metric.L2 else term
         yield np.column_stack([block, last.astype(np.float32)])
 
 
-def _score_queries(table: IngestedTable, terms: ScoreTerms, metric: Metric) -> Iterator[AnyArray]:
-    for _, block in _read_blocks(table, metric):
+def _score_queries(
+    table: IngestedTable, terms: ScoreTerms, metric: Metric, start: int, stop: int
+) -> Iterator[AnyArray]:
+    for _, block in _read_blocks(table, metric, start, stop):
         last = np.full(len(block), 0 if metric is Metric.L2 else 1, np.float32)
-        yield block if terms.added is None else np.column_stack([block, last])
+        yield block if terms.score.add is None else np.column_stack([block, last])
 
 
-def _read_blocks(table: IngestedTable, metric: Metric) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Yield row ranges and copies of their vectors in float32, of unit length under cosine."""
-    for start in range(0, table.vectors.n, BLOCK_ROWS):
-        stop = min(table.vectors.n, start + BLOCK_ROWS)
-        block = np.array(table.vectors.read(start, stop), np.float32)
+def _read_blocks(
+    table: IngestedTable, metric: Metric, start: int, stop: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield blocks of start..stop-1, counted from start, and copies of their vectors; of unit length under cosine."""
+    for first in range(start, stop, BLOCK_ROWS):
+        last = min(stop, first + BLOCK_ROWS)
+        block = np.array(table.vectors.read(first, last), np.float32)
         if metric is Metric.COSINE:
             lengths = norms(block)
             block = (block / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
-        yield slice(start, stop), block
+        yield slice(first - start, last - start), block
 
 
-def _write_scored_table(table: IngestedTable, folder: Path, blocks: Iterator[AnyArray]) -> dict[str, Any]:
-    """Write a table with other vectors; ids and attributes are hard links to the same files."""
-    (folder / "attributes").mkdir()
-    for path in [*table.folder.glob("*.arrow"), *table.attributes.iterdir()]:
-        link_file(path, folder / path.relative_to(table.folder))
-    first = next(blocks, np.empty((0, table.vectors.dim + 1), np.float32))
-    header = {"descr": "<f4", "fortran_order": False, "shape": (table.vectors.n, first.shape[1])}
-    with (folder / "vectors.npy").open("wb") as out:
+def _write_scored_table(
+    table: IngestedTable, name: str, dim: int, score: ScoreSlice, artifacts: Artifacts
+) -> IngestedTable:
+    """Write a table with other vectors. Ids and attributes are hard links; those of ranges are the table's own."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "attributes").mkdir()
+        for path in [*table.folder.glob("*.arrow"), *table.attribute_files]:
+            link_file(path, folder / path.relative_to(table.folder))
+        _write_vectors(folder / "vectors.npy", score(0, table.vectors.n), table.vectors.n, dim)
+        return {"of": table.fingerprint}
+
+    def write_range(start: int, stop: int, folder: Path) -> dict[str, Any]:
+        _write_vectors(folder / "vectors.npy", score(start, stop), stop - start, dim)
+        return {}
+
+    if table.ranges is None:
+        return open_ingested_table(artifacts.ensure(name, write), artifacts.open)
+    names = [range_name(name, number) for number in range(len(table.slices))]
+    for own, (start, stop) in zip(names, table.slices, strict=True):
+        artifacts.ensure(own, partial(write_range, start, stop))
+    stored = artifacts.facts(table.fingerprint)
+    assert stored is not None
+    side = {"dim": dim, "dtype": "float32"}
+    facts = {"of": table.fingerprint, "side": side, "ranges": {**stored["ranges"], "vector_names": names}}
+    return open_ingested_table(artifacts.ensure(name, lambda _folder: facts), artifacts.open)
+
+
+def _write_vectors(path: Path, blocks: Iterator[AnyArray], n: int, dim: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
+    with path.open("wb") as out:
         np.lib.format.write_array_header_1_0(out, header)
-        for block in chain([first], blocks):
+        for block in blocks:
             np.ascontiguousarray(block, np.float32).tofile(out)
-    return {"of": table.fingerprint}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,14 @@ class IngestedTable:
     @property
     def artifact_names(self) -> set[str]:
         """Names of the folders below the root of artifacts that hold the table."""
-        return {self.folder.name} | ({name.split("/")[0] for name in self.ranges.names} if self.ranges else set())
+        names = () if self.ranges is None else (*self.ranges.names, *self.ranges.vector_names)
+        return {self.folder.name, *(name.split("/")[0] for name in names)}
+
+    @property
+    def slices(self) -> list[tuple[int, int]]:
+        """First and last position, plus one, of each range: for readers that hold a range at a time."""
+        edges = [0, self.vectors.n] if self.ranges is None else edges_of(self.ranges.vectors).tolist()
+        return list(pairwise(edges))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,7 @@ def _open_ranges(folder: Path, facts: Mapping[str, Any], open_range: Callable[[s
         np.array(stored["vectors"], np.int64),
         np.array(stored["listed"], np.int64),
         open_range,
+        tuple(stored.get("vector_names", ())),
     )
     return IngestedTable(
         folder,

@@ -34,6 +34,7 @@ class IdRanges:
     vectors: IntArray  # (ranges,) joined rows of each range
     listed: IntArray  # (ranges,) joined rows, and rows that are listed without a vector
     open_range: Callable[[str], Path]  # returns the local folder of a range; downloads it if it is elsewhere
+    vector_names: tuple[str, ...] = ()  # of the artifacts with the vectors, where they are not those of `names`
 
     def open(self, number: int) -> Path:
         """Return the local folder of a range."""
@@ -232,7 +233,9 @@ class RangedVectors:
     def _open(self, number: int) -> Vectors:
         if self._held:
             return self._held[number]
-        return FileVectors.open(self._ranges.open(number) / "vectors.npy")
+        ranges = self._ranges
+        folder = ranges.open_range(ranges.vector_names[number]) if ranges.vector_names else ranges.open(number)
+        return FileVectors.open(folder / "vectors.npy")
 
 
 def list_range_files(ranges: IdRanges, numbers: Sequence[int] | None = None) -> list[Path]:
