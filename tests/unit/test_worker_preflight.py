@@ -222,6 +222,11 @@ def test_every_error_survives_the_way_from_a_worker():
         back = restore_error(describe_error(error))
         assert (type(back), str(back)) == (type(error), str(error))
     assert str(restore_error(describe_error(KeyError("a")))) == "KeyError: 'a'"
+
+    class OwnInputError(errors.InputError):
+        """An error of one module, which is restored as the public one that it is."""
+
+    assert type(restore_error(describe_error(OwnInputError("text")))) is errors.InputError
     assert str(restore_error(describe_error(MemoryError()))) == "MemoryError"
 
 

@@ -10,14 +10,17 @@ from typing import Any
 from pydantic import Field
 
 from nearcast import machine
+from nearcast.api.arguments import SpecLike, resolve_spec
 from nearcast.errors import SpecError
 from nearcast.join.cost_rates import PACKAGE_RATES, read_rates
 from nearcast.join.cost_table import CostTable, JobSizes, Prices, compute_costs, cost_of_shard, fit_shards
+from nearcast.join.listener import Listener
+from nearcast.join.plan_costs import estimate_generator
 from nearcast.settings.base_table import Share, SpecTable, Whole
 from nearcast.settings.parse_spec import parse_model
 from nearcast.settings.run_tables import RunSpec
 
-__all__ = ["JobNumbers", "estimate_costs", "parse_prices"]
+__all__ = ["JobNumbers", "estimate_costs", "estimate_spec", "parse_prices"]
 
 PRICE_NAMES = ("core-hour", "gb-month", "million-requests")
 FLOAT_BYTES = {"float16": 2, "float32": 4, "float64": 8}
@@ -63,6 +66,32 @@ def estimate_costs(
     job = replace(job, shards=count_shards(job, run))
     known = read_rates(Path(rates) if rates else PACKAGE_RATES)
     return compute_costs(job, cost_of_shard(job, known), known, prices)
+
+
+def estimate_spec(
+    spec: SpecLike,
+    *,
+    base: str | Path | None = None,
+    cores: int | None = None,
+    rates: str | Path | None = None,
+    prices: Mapping[str, float] | None = None,
+    listener: Listener | None = None,
+) -> CostTable:
+    """Compute the cost table of a generator from the row counts of its inputs and a short trial on its items.
+
+    prices: by name (core-hour, gb-month, million-requests); default: those of the spec.
+    """
+    parsed, folder = resolve_spec(spec, base, None, None)
+    known = read_rates(Path(rates) if rates else PACKAGE_RATES)
+    return estimate_generator(
+        parsed,
+        folder,
+        known,
+        parse_prices(prices, parsed.run),
+        workers=parsed.run.workers or 1,
+        cores=cores,
+        listener=listener,
+    )
 
 
 def count_shards(sizes: JobSizes, run: RunSpec) -> int:

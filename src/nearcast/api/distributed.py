@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
 from nearcast.api.runs import read_baseline
+from nearcast.api.shared_runs import finish_plan, reopen_plan
 from nearcast.errors import TargetError
 from nearcast.history.record import record_run
 from nearcast.join.listener import Listener
@@ -32,7 +33,9 @@ def plan_run(
     listener = listener or Listener()
     out = resolve_location(folder, parsed.out)
     earlier = read_baseline(out, parsed.name, listener).choose(list_snapshots(out, parsed.name))
-    return write_plan(parsed, folder, work, earlier=earlier, listener=listener)
+    shared = write_plan(parsed, folder, work, earlier=earlier, listener=listener)
+    reopen_plan(work)
+    return shared
 
 
 def gather_run(work: Location, *, runner: Runner | None = None, listener: Listener | None = None) -> Outcome:
@@ -48,7 +51,9 @@ def gather_run(work: Location, *, runner: Runner | None = None, listener: Listen
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
             report_failure(listener, record_run(out, error.snapshot))
+            finish_plan(work, error.snapshot)
         raise
+    finish_plan(work, outcome.snapshot)
     if not outcome.reused:
         report_failure(listener, record_run(out, outcome.snapshot))
     return outcome

@@ -8,9 +8,14 @@ from typing import Any
 
 import click
 
-from nearcast.api.cost_estimates import JobNumbers, estimate_costs, parse_prices
+from nearcast.api.arguments import load_spec
+from nearcast.api.cost_estimates import JobNumbers, estimate_costs, estimate_spec, parse_prices
+from nearcast.api.distributed import plan_run
+from nearcast.api.shared_runs import store_costs
 from nearcast.cli.common import console, json_option, parse_memory, pass_options, print_json
+from nearcast.cli.progress import show_progress
 from nearcast.cli.render_plan import build_cost_table
+from nearcast.errors import SpecError
 from nearcast.settings.parse_spec import parse_model
 from nearcast.settings.run_tables import RunSpec
 
@@ -64,6 +69,10 @@ class PlanOptions:
 
 
 @click.command()
+@click.argument("spec", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--work", metavar="LOCATION", help="Write the plan of SPEC to this folder or bucket, for `nearcast work`."
+)
 @click.option("--items", type=Count(), metavar="COUNT", help="Number of items, for example 100e6.")
 @click.option("--queries", type=Count(), metavar="COUNT", help="Number of queries.")
 @click.option("--dim", type=int, help="Dimensions of the vectors.")
@@ -91,16 +100,42 @@ class PlanOptions:
 )
 @json_option
 @pass_options(PlanOptions)
-def plan(options: PlanOptions, as_json_: bool, **numbers: Any) -> None:
-    """Compute what a run costs before anything runs.
+def plan(spec: Path | None, work: str | None, options: PlanOptions, as_json_: bool, **numbers: Any) -> None:
+    """Compute what a run costs before anything runs, and plan it for workers on other machines.
 
-    Prints stages, tasks, core-hours, memory of a worker, storage and requests, and the cost if prices are given.
+    Prints stages, tasks, core-hours, memory of a worker, storage and requests, and the cost if prices are given. Of a
+    SPEC: by the row counts of its inputs and a short trial on its items. Without a SPEC: by the sizes --items,
+    --queries, --dim and --k, at rates that were measured once.
+
+    With --work the plan is written to LOCATION; then start `nearcast work LOCATION` on any number of machines, and
+    `nearcast gather LOCATION` at the end.
     """
-    table = {"workers": options.workers, "shards": options.shards, "worker_memory": options.worker_memory}
-    run = parse_model(RunSpec, table, "options")
     given = {name: value for name, value in numbers.items() if value is not None}
-    costs = estimate_costs(given, run, rates=options.rates, prices=parse_prices(dict(options.price)))
-    if as_json_:
-        print_json(costs.as_dict())
+    table = {name: getattr(options, name) for name in ("workers", "shards", "worker_memory")}
+    changes = {name: value for name, value in table.items() if value is not None}
+    if spec is None:
+        if work is not None:
+            raise SpecError("--work plans the run of a spec: give SPEC, too")
+        run = parse_model(RunSpec, changes, "options")
+        costs = estimate_costs(given, run, rates=options.rates, prices=parse_prices(dict(options.price)))
     else:
-        console().print(build_cost_table(costs))
+        cores = given.pop("cores", None)
+        if given:
+            raise SpecError(f"--{next(iter(given))} is for a plan without a SPEC; remove it, or SPEC")
+        changed, base = load_spec(spec).with_run(**changes), spec.absolute().parent
+        prices = dict(options.price)
+        costs = estimate_spec(changed, base=base, cores=cores, rates=options.rates, prices=prices)
+        if work is not None:
+            with show_progress(quiet=as_json_) as listener:
+                plan_run(changed, work, base=base, listener=listener)
+            store_costs(work, costs)
+    if as_json_:
+        print_json(costs.as_dict() | ({} if work is None else {"work": work}))
+        return
+    screen = console()
+    screen.print(build_cost_table(costs))
+    if work is not None:
+        screen.print(
+            f"\nthe plan is at {work}: start `nearcast work {work}` on each worker, then `nearcast gather {work}`",
+            soft_wrap=True,
+        )

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import click
 
 from nearcast.api.runs import run as run_spec
-from nearcast.cli.common import console, json_option, print_json, quiet_option
+from nearcast.cli.common import console, json_option, pass_options, print_json, quiet_option
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render import build_summary
 from nearcast.errors import TargetError
 from nearcast.table.snapshot import Snapshot
 
-__all__ = ["run"]
+__all__ = ["PlacementOptions", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementOptions:
+    """Options that replace settings of [run]: where the tasks run, and how the items are cut."""
+
+    runner: str | None
+    workers: int | None
+    shards: int | None
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--again", is_flag=True, help="Make a new snapshot even if nothing has changed.")
+@click.option(
+    "--runner", metavar="NAME", help="Runner of the tasks: local, processes, spark or ray. Default: the spec's."
+)
+@click.option("--workers", type=int, metavar="N", help="Workers of the runner. Default: the spec's.")
+@click.option("--shards", type=int, metavar="N", help="Parts of the items, each with an index. Default: the spec's.")
 @quiet_option
 @json_option
-def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
+@pass_options(PlacementOptions)
+def run(spec: Path, options: PlacementOptions, again: bool, quiet: bool, as_json_: bool) -> None:
     """Check the inputs, join, write a snapshot, measure it, and check its recall target.
 
     After an interruption, the same command continues. Exit code 0: finished, and the target is met. Exit code 4:
@@ -31,7 +47,7 @@ def run(spec: Path, again: bool, quiet: bool, as_json_: bool) -> None:
     below_target: TargetError | None = None
     with show_progress(quiet=quiet or as_json_) as listener:
         try:
-            snapshot = run_spec(spec, listener=listener, again=again).snapshot
+            snapshot = run_spec(spec, listener=listener, again=again, **asdict(options)).snapshot
         except TargetError as error:
             below_target = error
             snapshot = cast(Snapshot, error.snapshot)

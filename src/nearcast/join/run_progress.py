@@ -114,12 +114,14 @@ def _list_commits(storage: Storage, folder: str) -> list[float]:
     times: dict[str, float] = {}
     for each in storage.list_objects(folder):
         task, _, file = each.name.rpartition("/")
-        if file in COMMITS and not _is_attempt(each):
+        is_task = task == folder or task.rpartition("/")[0] == folder
+        if file in COMMITS and is_task and not _is_attempt(each):
             times[task] = each.modified
     return sorted(times.values())
 
 
 def _is_attempt(each: StoredObject) -> bool:
+    """Return whether an object belongs to an attempt, which has a manifest before it is committed."""
     return any(part.lstrip(".").startswith("attempt-") for part in each.name.split("/"))
 
 

@@ -19,9 +19,19 @@ from nearcast.runners.call_messages import restore_error
 from nearcast.storage.artifacts import Artifacts
 from nearcast.storage.base import Storage
 
-__all__ = ["FAILURE", "SharedRun", "SharedStage", "StageWork", "WorkOptions", "work_on_stage", "work_on_stages"]
+__all__ = [
+    "FAILURE",
+    "PATIENCE_SECONDS",
+    "SharedRun",
+    "SharedStage",
+    "StageWork",
+    "WorkOptions",
+    "work_on_stage",
+    "work_on_stages",
+]
 
 FAILURE = "failure.json"  # the error that stopped the run
+PATIENCE_SECONDS = 3600.0
 ATTEMPTS = 3  # of a task whose error may pass
 HELP_AT_ONCE = 16  # tasks of other workers until the next look at what is done
 PAUSE_SECONDS = 1.0  # before the second attempt; doubles
@@ -41,7 +51,7 @@ class WorkOptions:
 
     share: WorkShare = field(default_factory=WorkShare)
     poll_seconds: float = 5.0  # between two looks at tasks that others do
-    patience_seconds: float = 3600.0  # without any task being finished; then WorkerError
+    patience_seconds: float = PATIENCE_SECONDS  # without any task being finished; then WorkerError
     helps: bool = True  # does tasks of other workers that nobody has claimed, and waits for the end of a stage
 
 
