@@ -84,7 +84,7 @@ def bucket_url(path: str | Path, base: Path | None = None) -> str | None:
     Restores the second slash that pathlib removes; a local folder `s3:` in `base` then has priority.
     """
     text = os.fspath(path)
-    url = re.match(r"(s3|gs|az):(/+)", text, re.IGNORECASE)
+    url = re.match(r"(s3|gs|az):(//?)", text, re.IGNORECASE)
     if url is None or (url[2] == "/" and os.path.lexists((base or Path()) / text[: url.end(1) + 1])):
         return None
     return f"{url[1].lower()}://{text[url.end() :]}"

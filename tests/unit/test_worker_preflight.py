@@ -30,6 +30,7 @@ from nearcast.runners.worker import (
     reserve_cores,
     run_task,
 )
+from nearcast.sources.user_files import ChangedInputError
 from runner_tasks import calls
 
 GIB = 1 << 30
@@ -221,6 +222,7 @@ def test_every_error_survives_the_way_from_a_worker():
         error = getattr(errors, name)("what, got, way out")
         back = restore_error(describe_error(error))
         assert (type(back), str(back)) == (type(error), str(error))
+    assert type(restore_error(describe_error(ChangedInputError("items changed")))) is errors.InputError
     assert str(restore_error(describe_error(KeyError("a")))) == "KeyError: 'a'"
 
     class OwnInputError(errors.InputError):

@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from nearcast.engines.base import Index, JoinRequest, Resources, SearchParams
 from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
-from nearcast.types import AnyArray, Neighbors, Progress, no_progress
+from nearcast.types import EMPTY_POSITION, AnyArray, Neighbors, Progress, no_progress
 
 __all__ = ["SHARD_K", "IndexShard", "ShardedIndex"]
 
 SHARD_K = "shard_k"
 """Search parameter: candidates that the join asks each shard for. Left out: k, which an exact join needs."""
+
+TRUNCATED_SHARE = 0.1  # of the misses that a recall target allows: true neighbors beyond the lists of their shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,35 @@ class ShardedIndex:
     def operating_points(self, k: int) -> Sequence[SearchParams]:
         """Return the operating points of the shard that has most. Point i is point i of every shard."""
         return self._find_points(k).whole
+
+    def params_of_shard(self, number: int, k: int, params: SearchParams) -> SearchParams:
+        """Return the parameters of a shard's own index that stand for these of the whole."""
+        return self._find_points(k).of_shard(number, params)
+
+    def shorten_lists(
+        self, points: Sequence[SearchParams], request: JoinRequest, truth: Neighbors
+    ) -> Sequence[SearchParams]:
+        """Return the points with the shortest lists per shard that keep nearly all true neighbors of a sample.
+
+        A shard needs all its true neighbors, and no more: about k / shards. The exact point keeps k. Lists under
+        constraints keep k too: a query with few eligible items may have all of them in one shard.
+        """
+        edges = [shard.start for shard in self.shards]
+        k, n_shards = request.k, len(self.shards)
+        if not request.constraints.free or n_shards == 1:
+            return points
+        rows, slots = np.nonzero(truth.positions != EMPTY_POSITION)
+        of_shard = np.searchsorted(edges, truth.positions[rows, slots], "right") - 1
+        counts = np.bincount(rows * n_shards + of_shard, minlength=len(truth.positions) * n_shards)
+        allowed = TRUNCATED_SHARE * (1 - request.recall) * len(rows)
+        smallest = min(shard.stop - shard.start for shard in self.shards)
+        for length in range(-(-k // n_shards), k):
+            if np.maximum(counts - length, 0).sum() <= allowed and n_shards * min(length, smallest) >= k:
+                return [
+                    point if number == len(points) - 1 else {**point, SHARD_K: length}
+                    for number, point in enumerate(points)
+                ]
+        return points
 
     def is_exact(self, params: SearchParams) -> bool:
         """Return whether every shard is scanned whole and asked for k candidates."""

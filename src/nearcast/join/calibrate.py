@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nearcast.engines.base import Index, JoinRequest, Resources, SearchParams, Workload
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
-from nearcast.types import AnyArray, Neighbors, Vectors
+from nearcast.types import AnyArray, IntArray, Neighbors, Vectors
 
 __all__ = [
     "MIN_QUERIES",
@@ -26,6 +26,7 @@ __all__ = [
     "RecallCurve",
     "calibrate",
     "make_workload",
+    "sample_workload",
 ]
 
 MIN_QUERIES = 200  # for fewer, a calibration costs about as much as an exact join of all of them
@@ -93,10 +94,15 @@ class Calibration:
     points_tried: int
 
 
+def sample_workload(n_queries: int, seed: int) -> IntArray:
+    """Draw the positions of the queries that an index may be fitted to."""
+    (rows,) = sample_rows(n_queries, (min(n_queries, WORKLOAD_SAMPLE),), seed + 1)
+    return rows
+
+
 def make_workload(queries: Vectors, request: JoinRequest, seed: int) -> Workload:
     """Return the workload of an index, with a random sample of the queries that it may be fitted to."""
-    (rows,) = sample_rows(queries.n, (min(queries.n, WORKLOAD_SAMPLE),), seed + 1)
-    return Workload(request, queries.n, queries.take(rows))
+    return Workload(request, queries.n, queries.take(sample_workload(queries.n, seed)))
 
 
 def calibrate(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.join.joined_lists import JoinedLists, ListRange
-from nearcast.join.run_tasks import list_join_calls, open_prepared
+from nearcast.join.run_tasks import open_prepared
 from nearcast.join.select_candidates import SelectedLists, open_selected, select_lists
+from nearcast.join.shard_tasks import list_result_calls
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall
 
@@ -49,6 +50,6 @@ def _find_joined(context: TaskContext) -> JoinedLists:
     spec, results = context.run.spec, context.run.results
     ranges = [
         ListRange(call.args["start"], call.args["stop"], partial(results.open, call.name))
-        for call in list_join_calls(context)
+        for call in list_result_calls(context)
     ]
     return JoinedLists(tuple(ranges), spec.k if spec.rank is not None else spec.join_k)

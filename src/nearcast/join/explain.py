@@ -337,9 +337,9 @@ def _explain_not_probed(draft: Explanation, opened: SnapshotInputs, words: str) 
 
 def _find_full_group(constraints: Constraints, selected: Sequence[int], item: int) -> list[int]:
     """Return the selected items of the first full group of an item; an empty list if all its groups have room."""
-    for cap in constraints.caps:
-        group = cap.groups[item]
-        members = [other for other in selected if group >= 0 and cap.groups[other] == group]
-        if len(members) >= cap.most:
+    groups_of_caps = constraints.find_groups(np.array([*selected, item]))
+    for groups, most in zip(groups_of_caps, constraints.max_per_group, strict=True):
+        members = [other for other, group in zip(selected, groups.tolist(), strict=False) if group == groups[-1] >= 0]
+        if len(members) >= most:
             return members
     return []

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from nearcast.artifact_files import open_dataset
 from nearcast.join.choose_stage import open_lists
 from nearcast.join.measure_snapshot import measure_snapshot
+from nearcast.join.plan_join import index_names
 from nearcast.join.profile_inputs import profile_inputs
 from nearcast.join.run_tasks import open_plan, open_prepared, read_report
 from nearcast.join.table_stage import list_table_calls, table_shape
@@ -64,7 +65,7 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
         profile = profile_inputs(run.spec, inputs, report)
     return {
         "rows": shape.n_rows,
-        "artifacts": sorted(prepared.artifacts | {plan.index}),
+        "artifacts": sorted(prepared.artifacts | set(index_names(run, prepared, plan))),
         "facts": {**quality.facts, **lists.facts, "profile": profile},
         "measures": measures | quality.measures,
     }

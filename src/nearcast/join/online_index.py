@@ -24,7 +24,8 @@ from nearcast.join.context import RunContext, prepare
 from nearcast.join.current_tables import open_current_inputs, wait_for_lock
 from nearcast.join.inputs import open_sources
 from nearcast.join.listener import Listener
-from nearcast.join.plan_join import index_inputs, index_name, make_request, make_sample
+from nearcast.join.open_index import index_inputs, index_name
+from nearcast.join.plan_join import make_request, make_sample
 from nearcast.join.single_search import OnlineIndex, SearchSettings
 from nearcast.kernels import list_scorer
 from nearcast.measure.recall import Recall, sample_rows

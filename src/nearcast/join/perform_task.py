@@ -15,6 +15,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.shard_tasks import do_index, do_join_shard, do_merge
 from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
@@ -30,7 +31,10 @@ TASKS: dict[str, TaskFunction] = {
     "ingest": do_ingest,
     "prepare": do_prepare,
     "plan": do_plan,
+    "index": do_index,
     "join": do_join,
+    "join_shard": do_join_shard,
+    "merge": do_merge,
     "choose": do_choose,
     "table": do_table,
     "measure": do_measure,

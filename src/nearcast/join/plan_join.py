@@ -5,17 +5,18 @@ Everything that the tasks share is decided here. Knows nothing of tables or snap
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, SearchParams
 from nearcast.engines.index_folder import ensure_index
-from nearcast.files import fingerprint
+from nearcast.engines.sharded_index import ShardedIndex
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
-from nearcast.join.open_index import open_run_index
+from nearcast.join.index_stage import open_sharded_index, shard_index_names
+from nearcast.join.open_index import index_inputs, index_name, open_run_index
 from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.measure.recall import sample_rows
 from nearcast.measure.sampled_recall import resolve_request
@@ -23,17 +24,16 @@ from nearcast.measure.truth import TruthCache
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.types import IntArray, Neighbors
-from nearcast.version import __version__
 
 __all__ = [
     "JoinPlan",
     "SampleRows",
     "draw_samples",
     "find_sample_truth",
-    "index_inputs",
-    "index_name",
+    "index_names",
     "join_index",
     "make_request",
+    "make_run_request",
     "make_sample",
     "plan_join",
     "sample_sizes",
@@ -54,11 +54,12 @@ class JoinPlan:
     """What the tasks of a join share, and the decisions that led to it."""
 
     request: JoinRequest
-    index: str  # name of the artifact; no such artifact for an engine that persists no index
+    index: str  # name of the artifact; no such artifact for an engine that persists no index. "" for several shards
     params: SearchParams
     samples: SampleRows
     calibration: dict[str, Any] | None  # facts for the manifest; None if parameters were not calibrated
     is_exact: bool  # the join scans every item
+    shard_params: tuple[SearchParams, ...] = ()  # of each shard; empty for one
 
 
 def make_request(spec: GeneratorSpec, inputs: Inputs, constraints: Path | None) -> JoinRequest:
@@ -68,15 +69,43 @@ def make_request(spec: GeneratorSpec, inputs: Inputs, constraints: Path | None) 
     )
 
 
+def make_run_request(run: RunContext, prepared: PreparedInputs) -> JoinRequest:
+    """Return the join request of a run. On several item shards, its constraints are compiled by shard."""
+    request = make_request(run.spec, prepared.inputs, prepared.constraints)
+    if prepared.shards is None:
+        return request
+    return replace(request, constraints=prepared.shards.make_constraints(run.spec, prepared.inputs))
+
+
 def plan_join(run: RunContext, prepared: PreparedInputs) -> JoinPlan:
     """Build the index if it is missing, draw the samples, and choose the search parameters."""
     inputs = prepared.inputs
-    request = make_request(run.spec, inputs, prepared.constraints)
+    request = make_run_request(run, prepared)
+    if prepared.shards is not None:
+        return _plan_sharded_join(run, request, prepared)
     name = join_index(run, request, prepared)
     samples = draw_samples(run, inputs)
     index, _ = open_run_index(run, inputs.items, name, request.metric)
     params, calibration = _choose_params(run, request, index, inputs, samples)
     return JoinPlan(request, name, params, samples, calibration, index.is_exact(params))
+
+
+def _plan_sharded_join(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> JoinPlan:
+    """Draw the samples, and choose the search parameters of the merged lists of all shards."""
+    assert prepared.shards is not None
+    index, inputs, samples = (
+        open_sharded_index(run, request, prepared),
+        prepared.inputs,
+        draw_samples(run, prepared.inputs),
+    )
+    params, calibration = _choose_params(run, request, index, inputs, samples)
+    of_shards = tuple(index.params_of_shard(shard, request.k, params) for shard in range(len(prepared.shards.ranges)))
+    return JoinPlan(request, "", params, samples, calibration, index.is_exact(params), of_shards)
+
+
+def index_names(run: RunContext, prepared: PreparedInputs, plan: JoinPlan) -> list[str]:
+    """Return the artifact names of the indexes that a join reads, in the order of their shards."""
+    return [plan.index] if prepared.shards is None else shard_index_names(run, plan.request, prepared)
 
 
 def join_index(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> str:
@@ -100,16 +129,6 @@ def join_index(run: RunContext, request: JoinRequest, prepared: PreparedInputs) 
     with run.meter.stage("build"):
         ensure_index(run.artifacts, name, {"made_of": made_of}, run.resources, build)
     return name
-
-
-def index_inputs(run: RunContext, inputs: Inputs) -> list[Any]:
-    """Return the inputs of an index that does not depend on its workload."""
-    return [inputs.items.fingerprint, run.engine.name, run.settings.model_dump(), inputs.metric, run.spec.seed]
-
-
-def index_name(made_of: list[Any]) -> str:
-    """Return the folder name of an index: equal for equal inputs."""
-    return f"index-{fingerprint([*made_of, __version__])[:16]}"
 
 
 def _needs_calibration(run: RunContext, n_queries: int) -> bool:
@@ -142,6 +161,8 @@ def _choose_params(
     with run.meter.stage("calibrate"):
         choosing = make_sample(run, request, index, inputs, samples.choosing, run.workspace.truths)
         checking = make_sample(run, request, index, inputs, samples.checking, run.workspace.truths)
+        if isinstance(index, ShardedIndex):
+            points = index.shorten_lists(points, request, choosing.truth)
         calibration = calibrate(
             index, points, (choosing, checking), run.resources, n_queries=n, n_report=len(samples.report)
         )

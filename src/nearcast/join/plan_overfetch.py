@@ -27,7 +27,7 @@ from nearcast.overfetch.survivor_probability import (
     compute_group_survival,
     gather_survival,
 )
-from nearcast.sources.ingest import Inputs, read_attributes
+from nearcast.sources.ingest import IngestedTable, Inputs, iterate_attributes
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.spec import GeneratorSpec, OverfetchSpec
 from nearcast.types import IntArray
@@ -96,7 +96,11 @@ def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> 
 
 def check_weights(run: RunContext, inputs: Inputs) -> None:
     """Raise InputError if the weight of a query is not a number of at least 0."""
-    _read_traffic(run, inputs)
+    name = run.spec.query_source.weight
+    if name is None:
+        return
+    for block in iterate_attributes(inputs.queries, [name]):
+        read_weights(name, block)
 
 
 def check_overfetch(run: RunContext, inputs: Inputs) -> None:
@@ -160,7 +164,7 @@ def _plan_lengths(
 
 def _read_survival(inputs: Inputs, name: str) -> Float64Array:
     """Read (items,) survival from an attribute. Raises InputError for values outside 0 to 1."""
-    column = read_attributes(inputs.items, [name]).column(name)
+    column = _read_column(inputs.items, name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"overfetch.survival is a probability, and column {name!r} holds {column.type}")
     rates: Float64Array = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
@@ -176,7 +180,7 @@ def _read_survival(inputs: Inputs, name: str) -> Float64Array:
 
 def _group_by_column(inputs: Inputs, name: str) -> IntArray:
     """Return (items,) the group of each item by the value of an attribute, -1 for null."""
-    values = read_attributes(inputs.items, [name]).column(name).combine_chunks()
+    values = _read_column(inputs.items, name).combine_chunks()
     if pa.types.is_nested(values.type):
         raise InputError(f"overfetch groups items by single values, and column {name!r} holds {values.type}")
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
@@ -187,7 +191,15 @@ def _group_by_column(inputs: Inputs, name: str) -> IntArray:
 def _read_traffic(run: RunContext, inputs: Inputs) -> Float64Array | None:
     """Read (queries,) the weight of each query; None if the spec names no weight."""
     name = run.spec.query_source.weight
-    return None if name is None else read_weights(name, read_attributes(inputs.queries, [name]))
+    if name is None:
+        return None
+    return np.concatenate([read_weights(name, block) for block in iterate_attributes(inputs.queries, [name])])
+
+
+def _read_column(table: IngestedTable, name: str) -> pa.ChunkedArray:
+    """Read one attribute of all vectors, without ids."""
+    chunks = [block.column(name) for block in iterate_attributes(table, [name])]
+    return pa.chunked_array([chunk for column in chunks for chunk in column.chunks], chunks[0].type)
 
 
 def _write_short_queries(plan: OverfetchPlan, inputs: Inputs, path: Path) -> None:

@@ -9,6 +9,7 @@ from nearcast.join.compile_constraints import build_constraints
 from nearcast.join.context import RunContext
 from nearcast.join.plan_overfetch import Survival
 from nearcast.join.score_terms import apply_score_terms
+from nearcast.join.shard_plan import ItemShards, plan_shards, shard_artifacts
 from nearcast.join.validate_run import check_columns
 from nearcast.sources.ingest import Inputs
 
@@ -23,12 +24,15 @@ class PreparedInputs:
     inputs: Inputs  # that are joined
     constraints: Path | None  # folder of the compiled constraints
     survival: Survival | None  # None without over-fetch
+    shards: ItemShards | None = None  # None for one shard; several have no compiled constraints of all items
 
     @property
     def artifacts(self) -> set[str]:
         """Names of the artifact folders that the join reads, without the index."""
         tables = (self.ingested.items, self.ingested.queries, self.inputs.items, self.inputs.queries)
-        names = {name for table in tables for name in table.artifact_names}
+        names = set().union(*(table.artifact_names for table in tables))
+        if self.shards is not None:
+            names |= shard_artifacts(self.inputs.items, self.shards)
         return names | ({self.constraints.name} if self.constraints else set())
 
 
@@ -38,6 +42,9 @@ def prepare_inputs(run: RunContext, ingested: Inputs, survival: Survival | None)
     Raises InputError or SpecError for columns, terms, rules and caps that the run cannot use.
     """
     inputs = apply_score_terms(run.spec, ingested, run.artifacts)
-    constraints = build_constraints(run, inputs, run.artifacts, ingested.items.vectors)
+    shards = plan_shards(run.spec, inputs, run.resources.memory_bytes)
+    constraints = None
+    if shards is None:
+        constraints = build_constraints(run, inputs, run.artifacts, ingested.items.vectors)
     check_columns(run, inputs)
-    return PreparedInputs(ingested, inputs, constraints, survival)
+    return PreparedInputs(ingested, inputs, constraints, survival, shards)

@@ -164,7 +164,7 @@ def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> Sam
     if run.spec.rank is None:
         return None
     positions = np.full((len(rows), run.spec.join_k), EMPTY_POSITION, np.int64)
-    for folder in map(run.results.open, run.results.list_names("join")):
+    for folder in map(run.results.open, run.results.list_names("merge") or run.results.list_names("join")):
         facts = read_manifest(folder)
         first, last = np.searchsorted(rows, (facts["start"], facts["stop"]))
         if first < last:

@@ -14,6 +14,7 @@ from typing import Any
 from nearcast.join.choose_stage import list_choose_calls
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
+from nearcast.join.shard_tasks import list_index_calls, list_merge_calls
 from nearcast.join.table_stage import list_table_calls
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import Runner, TaskCall, TaskOutcome, WorkArea
@@ -49,8 +50,10 @@ def _one_call(name: str, **args: Any) -> Callable[[TaskContext], Sequence[TaskCa
 STAGES: tuple[RunStage, ...] = (
     RunStage("ingest", _one_call("ingest"), in_driver=lambda context: context.tables.any),
     RunStage("prepare", _one_call("prepare")),
+    RunStage("index", list_index_calls),
     RunStage("plan", _one_call("plan")),
     RunStage("join", list_join_calls),
+    RunStage("merge", list_merge_calls),
     RunStage("choose", list_choose_calls),
     RunStage("table", list_table_calls),
     RunStage("measure", lambda context: [TaskCall("measure", "measure", {"earlier": context.earlier})]),

@@ -1,6 +1,6 @@
 """The task functions of a run: each writes one artifact into an empty folder, from the plan and earlier artifacts.
 
-    ingest -> prepare -> plan -> join; later stages are in modules of their own
+    ingest -> prepare -> plan -> join; later stages, and those of item shards, are in modules of their own
 
 They return small facts, which later tasks and the driver read. The folder is committed by the caller.
 """
@@ -17,11 +17,13 @@ from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
-from nearcast.join.plan_join import JoinPlan, draw_samples, make_request, plan_join
+from nearcast.join.join_stage import list_shard_joins
+from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
 from nearcast.join.plan_overfetch import Survival, estimate_survival
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import cut_queries
+from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
@@ -29,12 +31,14 @@ from nearcast.sources.validate_rows import Report, TableReport
 from nearcast.types import Metric
 
 __all__ = [
+    "count_run_shards",
     "do_ingest",
     "do_join",
     "do_plan",
     "do_prepare",
     "joined_tables",
     "list_join_calls",
+    "list_splits",
     "open_plan",
     "open_prepared",
     "read_report",
@@ -88,6 +92,7 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
         "metric": str(prepared.inputs.metric),
         "constraints": None if prepared.constraints is None else prepared.constraints.name,
         "survival": None if survival is None else survival.origin,
+        "shards": None if prepared.shards is None else prepared.shards.as_dict(),
     }
 
 
@@ -100,18 +105,34 @@ def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> di
         "params": dict(plan.params),
         "calibration": plan.calibration,
         "is_exact": plan.is_exact,
+        "shard_params": [dict(params) for params in plan.shard_params],
     }
 
 
 def list_join_calls(context: TaskContext) -> list[TaskCall]:
-    """Return a call per range of the queries."""
-    report = read_report(context)
-    vectors = report.queries.vectors, _joined_dim(context, report)
-    ranges = cut_queries(*vectors, context.run.spec.join_k)
+    """Return a call per range of the queries; on several item shards, a call per shard and range."""
+    splits, shards = list_splits(context), count_run_shards(context)
+    if shards > 1:
+        return [
+            TaskCall(name, "join_shard", {"shard": shard, "start": splits[split][0], "stop": splits[split][1]})
+            for name, shard, split in list_shard_joins(len(splits), shards)
+        ]
     return [
         TaskCall(f"join/{number:06d}", "join", {"start": start, "stop": stop})
-        for number, (start, stop) in enumerate(ranges)
+        for number, (start, stop) in enumerate(splits)
     ]
+
+
+def list_splits(context: TaskContext) -> list[tuple[int, int]]:
+    """Return the ranges of the queries that are joined by a task each: start and stop."""
+    report = read_report(context)
+    return cut_queries(report.queries.vectors, _joined_dim(context, report), context.run.spec.join_k)
+
+
+def count_run_shards(context: TaskContext) -> int:
+    """Return the number of item shards of the run."""
+    shards = _facts(context, "prepare")["shards"]
+    return 1 if shards is None else int(shards["count"])
 
 
 def do_join(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -147,7 +168,8 @@ def open_prepared(context: TaskContext) -> PreparedInputs:
         survival = None
         if facts["survival"] is not None:
             survival = Survival(np.asarray(map_array(run.results.open("prepare") / SURVIVAL)), facts["survival"])
-        context.kept["prepared"] = PreparedInputs(ingested, inputs, constraints, survival)
+        shards = None if facts["shards"] is None else ItemShards.from_dict(facts["shards"])
+        context.kept["prepared"] = PreparedInputs(ingested, inputs, constraints, survival, shards)
     prepared: PreparedInputs = context.kept["prepared"]
     return prepared
 
@@ -156,10 +178,16 @@ def open_plan(context: TaskContext) -> JoinPlan:
     """Return the plan of the join."""
     if "plan" not in context.kept:
         prepared, facts = open_prepared(context), _facts(context, "plan")
-        request = make_request(context.run.spec, prepared.inputs, prepared.constraints)
+        request = make_run_request(context.run, prepared)
         samples = draw_samples(context.run, prepared.inputs)
         context.kept["plan"] = JoinPlan(
-            request, facts["index"], facts["params"], samples, facts["calibration"], facts["is_exact"]
+            request,
+            facts["index"],
+            facts["params"],
+            samples,
+            facts["calibration"],
+            facts["is_exact"],
+            tuple(facts["shard_params"]),
         )
     plan: JoinPlan = context.kept["plan"]
     return plan

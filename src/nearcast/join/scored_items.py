@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from nearcast.errors import NearcastError, NotFoundError
 from nearcast.files import is_done
-from nearcast.join.compile_constraints import open_constraints
+from nearcast.join.compile_constraints import has_constraints, open_constraints
 from nearcast.join.rank import RankSettings, make_rank_settings, score_candidates
 from nearcast.join.select_candidates import read_full_items
+from nearcast.join.shard_constraints import defer_constraints, order_caps
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.exposure import AdmissionThresholds
@@ -96,6 +97,8 @@ def open_snapshot_inputs(
     thresholds = read_full_items(snapshot, items, queries)
     rank, fault = _find_rank_settings(spec, base or _spec_folder(spec, artifacts))
     constraints = open_constraints(folders.get("constraints"))
+    if "constraints" not in folders and has_constraints(spec):  # a run on several item shards compiles none
+        constraints = defer_constraints(spec, inputs, [(0, items.vectors.n)], order_caps(spec, items, BLOCK_ROWS))
     return SnapshotInputs(spec, inputs, constraints, snapshot.manifest.engine.params, thresholds, rank, fault)
 
 
@@ -185,10 +188,9 @@ def _score_all(inputs: Inputs, row: int) -> FloatArray:
 
 def _find_eligible(opened: SnapshotInputs, row: int) -> npt.NDArray[np.bool_]:
     """Return (items,) whether the query may get each item, by rules and exclude_self."""
-    rule = opened.constraints.eligibility
-    eligible = np.ones(opened.inputs.items.vectors.n, np.bool_)
-    if rule is not None:
-        eligible = eligible_pairs(rule.of_queries(slice(row, row + 1)))[0]
+    n_items = opened.inputs.items.vectors.n
+    rule = opened.constraints.of_queries(slice(row, row + 1)).of_items(0, n_items).eligibility
+    eligible = np.ones(n_items, np.bool_) if rule is None else eligible_pairs(rule)[0]
     own = find_excluded_item(opened, row)
     if own >= 0:
         eligible[own] = False

@@ -20,16 +20,17 @@ import pyarrow.compute as pc
 
 from nearcast.eligibility import Rule, collect_columns, compile_rules
 from nearcast.errors import BudgetError, SpecError
-from nearcast.join.compile_constraints import parse_rules
-from nearcast.knn.constraints import Cap, Constraints, find_crossing
+from nearcast.join.compile_constraints import has_constraints, parse_rules
+from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
 from nearcast.sources.attribute_rows import read_attribute_range, take_attributes
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.types import IntArray
 
-__all__ = ["DeferredConstraints", "GroupNumbers", "crossing_error", "defer_constraints", "order_caps"]
+__all__ = ["CapColumn", "DeferredConstraints", "GroupNumbers", "defer_constraints", "list_cap_values", "order_caps"]
 
 POSITION = "__position"
+ORDER_ROWS, ORDER_BYTES = 1 << 20, 1 << 30  # of the check that caps are nested
 PAIR_BYTES = 64  # of a distinct combination of values of all caps
 
 Int32Array = npt.NDArray[np.int32]
@@ -155,14 +156,23 @@ def defer_constraints(
     spec: GeneratorSpec, inputs: Inputs, shards: Sequence[Range], caps_by: Sequence[CapColumn]
 ) -> Constraints:
     """Return the constraints of all queries on these shards, for requests to a `ShardedIndex`."""
+    if not has_constraints(spec):
+        return FREE
     deferred = DeferredConstraints(inputs, shards, tuple(parse_rules(spec)), tuple(caps_by), spec.min_score)
     return cast("Constraints", deferred)
 
 
+def list_cap_values(constraints: Constraints, positions: IntArray) -> list[pa.Array]:
+    """Return the values of items of one shard for each cap, flat; null for none and for position -1."""
+    if constraints.free:
+        return []
+    return cast("DeferredConstraints", constraints).find_values(positions)
+
+
 def order_caps(
-    spec: GeneratorSpec, items: IngestedTable, shards: Sequence[Range], memory_bytes: int
+    spec: GeneratorSpec, items: IngestedTable, rows: int = ORDER_ROWS, memory_bytes: int = ORDER_BYTES
 ) -> list[CapColumn]:
-    """Return the caps by columns, smallest groups first. Reads the columns shard by shard if there are several caps.
+    """Return the caps by columns, smallest groups first. Several caps' columns are read, `rows` items at a time.
 
     Raises SpecError for caps whose groups cross, and BudgetError if the distinct combinations of their values do not
     fit in memory.
@@ -174,7 +184,8 @@ def order_caps(
     if len(caps) < 2:
         return caps
     distinct: pa.Table | None = None
-    for start, stop in shards:
+    for start in range(0, items.vectors.n, rows):
+        stop = min(items.vectors.n, start + rows)
         here = {column: read_cap_values(items, column, start, stop) for column in columns}
         part = pa.table({**here, POSITION: np.arange(start, stop)})
         merged = part if distinct is None else pa.concat_tables([distinct, part])

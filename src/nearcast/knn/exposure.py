@@ -78,10 +78,11 @@ def find_admitted(
     positions: IntArray, scores: FloatArray, queries: IntArray, thresholds: AdmissionThresholds
 ) -> BoolArray:
     """Return (n, width) flags of the candidates that accept these queries (n,): those above their thresholds."""
-    threshold = np.append(thresholds.scores, np.float32(np.inf))[positions]
-    last = np.append(thresholds.queries, -1)[positions]
-    above = (scores > threshold) | ((scores == threshold) & (queries[:, None] <= last))
-    admitted: BoolArray = above & (positions != EMPTY_POSITION)
+    rows, slots = np.nonzero(positions != EMPTY_POSITION)
+    items, own_scores = positions[rows, slots], scores[rows, slots]
+    threshold, last = thresholds.scores[items], thresholds.queries[items]
+    admitted = np.zeros(positions.shape, np.bool_)
+    admitted[rows, slots] = (own_scores > threshold) | ((own_scores == threshold) & (queries[rows] <= last))
     return admitted
 
 

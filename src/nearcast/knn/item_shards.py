@@ -31,7 +31,7 @@ from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.topk import merge
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["ShardLists", "cut_items", "merge_lists", "place_lists", "restrict_request"]
+__all__ = ["ShardLists", "cut_items", "merge_lists", "move_positions", "place_lists", "restrict_request"]
 
 
 def cut_items(n_items: int, shards: int) -> list[tuple[int, int]]:
@@ -47,10 +47,15 @@ def restrict_request(request: JoinRequest, start: int, stop: int) -> JoinRequest
     return replace(request, exclude=exclude, constraints=request.constraints.of_items(start, stop))
 
 
+def move_positions(lists: Neighbors, start: int) -> Neighbors:
+    """Return the lists of a shard with positions among all items. start: first position of the shard."""
+    return Neighbors(np.where(lists.positions == EMPTY_POSITION, EMPTY_POSITION, lists.positions + start), lists.scores)
+
+
 def place_lists(lists: Neighbors, start: int, constraints: Constraints) -> ShardLists:
     """Return the lists of a shard among all items. start: first position of the shard; constraints: of all items."""
-    positions = np.where(lists.positions == EMPTY_POSITION, EMPTY_POSITION, lists.positions + start)
-    return ShardLists(Neighbors(positions, lists.scores), constraints.find_groups(positions))
+    placed = move_positions(lists, start)
+    return ShardLists(placed, constraints.find_groups(placed.positions))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nearcast.measure.recall import draw_rows
 from nearcast.types import FloatArray, IntArray
 
 __all__ = ["VectorDrift", "compare_sketches", "measure_repeats", "sample_sketch_rows"]
@@ -30,8 +31,8 @@ class VectorDrift:
 
 def sample_sketch_rows(n: int, kept: IntArray, seed: int) -> IntArray:
     """Return sorted positions (of 0..n-1) to sketch: the kept ones of the last sketch, and random ones."""
-    shuffled = np.random.default_rng([seed, 5]).permutation(n)
-    fresh = shuffled[~np.isin(shuffled, kept)]
+    drawn = draw_rows(n, SKETCHED, [seed, 5])
+    fresh = drawn[~np.isin(drawn, kept)]
     rows: IntArray = np.sort(np.concatenate([kept, fresh[: max(0, SKETCHED - len(kept))]]))
     return rows
 

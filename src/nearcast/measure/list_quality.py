@@ -204,12 +204,12 @@ def _new_item_recalls(
     if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(listed):
         return []
     known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
-    new = np.zeros(inputs.items.vectors.n, np.bool_)
-    new[listed[find_positions(ids.cast(kind), known.column("id").combine_chunks()) < 0]] = True
+    new = find_positions(ids.cast(kind), known.column("id").combine_chunks()) < 0
+    number = np.searchsorted(listed, np.maximum(truth.positions, listed[0]))  # of each slot's item
     hits = _find_hits(lists, truth)
     recalls: list[SliceRecall] = []
     for value, members in (("new", new), ("known", ~new)):
-        true_members = (truth.positions >= 0) & members[np.maximum(truth.positions, 0)]
+        true_members = (truth.positions >= 0) & members[number]
         rows = true_members.any(axis=1)
         if rows.sum() >= FEWEST and new.any():
             shares = (hits & true_members).sum(axis=1)[rows] / true_members.sum(axis=1)[rows]

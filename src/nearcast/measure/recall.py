@@ -11,9 +11,19 @@ import numpy.typing as npt
 
 from nearcast.types import EMPTY_POSITION, FloatArray, Neighbors
 
-__all__ = ["Z95", "Recall", "estimate_recall", "recall_at", "recall_per_query", "regret_per_query", "sample_rows"]
+__all__ = [
+    "Z95",
+    "Recall",
+    "draw_rows",
+    "estimate_recall",
+    "recall_at",
+    "recall_per_query",
+    "regret_per_query",
+    "sample_rows",
+]
 
 Z95 = 1.959964  # two-sided 95% of the normal distribution
+LARGEST_SHUFFLE = 1 << 24  # rows: 64 MB
 TIE_TOLERANCE = 1e-6  # of the score's size: float32 holds seven digits
 
 Float64Array = npt.NDArray[np.float64]
@@ -29,11 +39,24 @@ class Recall:
     sample: int
 
 
+def draw_rows(n: int, size: int, seed: list[int]) -> npt.NDArray[np.int64]:
+    """Draw up to `size` of 0..n-1 in random order, without repetition.
+
+    A permutation of up to LARGEST_SHUFFLE rows is shuffled as a whole; of more rows, only as many as needed are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    if n > LARGEST_SHUFFLE:
+        return rng.choice(n, min(n, size), replace=False)
+    shuffled = np.arange(n, dtype=np.int32)
+    rng.shuffle(shuffled)
+    return shuffled[:size].astype(np.int64)
+
+
 def sample_rows(n: int, sizes: tuple[int, ...], seed: int) -> tuple[npt.NDArray[np.int64], ...]:
     """Draw disjoint random samples of 0..n-1, each sorted. If n is too small, the last samples are short."""
-    shuffled = np.random.default_rng([seed, 2]).permutation(n)
+    drawn = draw_rows(n, sum(sizes), [seed, 2])
     bounds = np.minimum(np.cumsum((0, *sizes)), n)
-    return tuple(np.sort(shuffled[a:b]) for a, b in pairwise(bounds))
+    return tuple(np.sort(drawn[a:b]) for a, b in pairwise(bounds))
 
 
 def recall_per_query(scores: FloatArray, truth: Neighbors) -> Float64Array:

@@ -64,10 +64,12 @@ class TruthCache:
         """Return the exact neighbors of the queries at these positions, from the cache as far as it holds them.
 
         Updates the cache. Tables must be as `ingest` writes them: in id order, in a folder that its inputs name.
-        Lists under constraints, and lists whose cached form would not fit the memory, are joined without the cache.
+        Joined without the cache: lists under constraints, lists whose cached form would not fit the memory, and lists
+        of items in several ranges, since an update compares all items of two days.
         """
         k = request.k
         large = len(rows) * cached_width(k) * SLOT_BYTES * COPIES > resources.memory_bytes
+        large |= inputs.items.ranges is not None
         if len(rows) == 0 or large or not request.constraints.free:
             return find_truth(inputs, rows, request, resources, progress)
         sample = _sample_queries(inputs, rows, request, resources, progress)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from nearcast.errors import InputError, NotFoundError, StorageError
 from nearcast.files import fingerprint
+from nearcast.sources.listing_rules import GLOB
 from nearcast.sources.user_files import changed_error
 from nearcast.storage.base import Storage, StoredObject
 from nearcast.storage.open_storage import open_storage
@@ -45,7 +46,9 @@ def parse_bucket_path(url: str) -> BucketPath:
     """Split a URL into bucket and name. Nothing in it is decoded. Raises InputError if it names no bucket."""
     scheme, _, rest = url.partition("://")
     bucket, _, name = rest.partition("/")
-    if not bucket or any(mark in bucket for mark in "*?[]@:"):
+    if "@" in bucket or ":" in bucket:  # may be a password
+        raise InputError(f"{scheme}://... names no bucket: it has @ or :; credentials come from the environment")
+    if not bucket or GLOB.search(bucket):
         raise InputError(f"{url} names no bucket; write it as {scheme}://BUCKET/NAME")
     if "//" in name or name.startswith("/") or any(part in (".", "..") for part in name.split("/")):
         raise InputError(

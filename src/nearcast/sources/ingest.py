@@ -7,7 +7,7 @@ they are ingested, and nothing of engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "IngestedTable",
     "Inputs",
     "find_attribute_files",
+    "iterate_attributes",
     "list_attributes",
     "open_ingested_table",
     "read_attributes",
@@ -158,6 +159,13 @@ def read_attributes(table: IngestedTable, names: Sequence[str], start: int = 0, 
         for number, first, last in cut_at(edges_of(table.ranges.vectors), start, stop)
     ]
     return pa.concat_tables(parts) if parts else _read_range_rows(table.ranges.open(0), names).slice(0, 0)
+
+
+def iterate_attributes(table: IngestedTable, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield columns "id" and `names` of the table's vectors in the order of positions, a range at a time."""
+    edges = [0, table.vectors.n] if table.ranges is None else edges_of(table.ranges.vectors).tolist()
+    for start, stop in pairwise(edges):
+        yield read_attributes(table, names, start, stop)
 
 
 def _read_range_rows(folder: Path, names: Sequence[str]) -> pa.Table:

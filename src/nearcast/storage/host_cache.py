@@ -18,8 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nearcast.errors import BudgetError, SpecError
@@ -31,29 +30,14 @@ __all__ = ["HostCache", "entry_key"]
 FREE_SHARE = 0.2  # of the free disk, which the cache leaves alone unless NEARCAST_CACHE_BYTES gives its size
 
 
-@dataclass
-class _OpenEntry:
-    """The shared lock of this process on an entry."""
-
-    file: int
-    sessions: int = 0  # that have it open
-    kept: bool = False  # opened outside a session: until `release`, or the end of the process
-
-
-_in_use: dict[Path, _OpenEntry] = {}  # by lock file
-_guard = threading.Lock()
-_thread = threading.local()  # `opened`: lock files that the session of this thread opened
-
-
 class HostCache:
-    """Entries in one folder.
-
-    An entry that a process opened stays in place until the process ends, its `session` ends, or `release` is called.
-    """
+    """Entries in one folder. Entries that a process opened stay in place until it ends or `release` is called."""
 
     def __init__(self, root: Path | None = None, *, limit_bytes: int | None = None) -> None:
         self.root = root or _default_root()
         self._limit = limit_bytes if limit_bytes is not None else _given_limit()
+        self._in_use: dict[str, int] = {}  # key: open lock file
+        self._threads = threading.Lock()
 
     def open_entry(self, key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None], size: int) -> Path:
         """Return the folder of an entry; fill it if it is missing or `is_whole` finds it damaged."""
@@ -107,21 +91,19 @@ class HostCache:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Let entries be evicted again that this thread opens inside. An entry opened elsewhere, too, stays."""
-        outer = getattr(_thread, "opened", None)
-        opened: list[Path] = []
-        _thread.opened = opened
+        """Release at the end the entries that were opened inside, so that they can be evicted."""
+        before = set(self._in_use)
         try:
             yield
         finally:
-            _thread.opened = outer
-            for lock in opened:
-                _release(lock, sessions=1)
+            self.release(set(self._in_use) - before)
 
-    def release(self, keys: Iterable[str]) -> None:
-        """Let entries be evicted that this process opened outside a session and no longer needs."""
-        for key in keys:
-            _release(self.root / "locks" / f"{key}.use", kept=True)
+    def release(self, keys: set[str] | None = None) -> None:
+        """Let entries of this process be evicted; default: all."""
+        with self._threads:
+            for key in list(self._in_use) if keys is None else keys:
+                if (held := self._in_use.pop(key, None)) is not None:
+                    os.close(held)
 
     def make_room(self, size: int) -> None:
         """Evict the least recently used entries that no process uses, until so many bytes fit the limit."""
@@ -135,21 +117,14 @@ class HostCache:
         for key in sorted(sizes, key=self._last_use):
             if used + size <= limit:
                 return
-            if self._evict(key):
+            if key not in self._in_use and self._evict(key):
                 used -= sizes[key]
 
     def _use(self, key: str) -> None:
         lock = self.root / "locks" / f"{key}.use"
-        with _guard:
-            if lock not in _in_use:
-                held = open_lock(lock, fcntl.LOCK_SH)
-                assert held is not None  # it was waited for
-                _in_use[lock] = _OpenEntry(held)
-            if (opened := getattr(_thread, "opened", None)) is not None:
-                opened.append(lock)
-                _in_use[lock].sessions += 1
-            else:
-                _in_use[lock].kept = True
+        with self._threads:
+            if key not in self._in_use and (held := open_lock(lock, fcntl.LOCK_SH)) is not None:
+                self._in_use[key] = held
         with contextlib.suppress(OSError):  # a full disk does not keep anyone from reading
             os.utime(lock)
 
@@ -188,17 +163,6 @@ class HostCache:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
                 os.close(held)
-
-
-def _release(lock: Path, *, sessions: int = 0, kept: bool = False) -> None:
-    """Take away uses of an entry, and its lock with the last one."""
-    with _guard:
-        if (entry := _in_use.get(lock)) is None:
-            return
-        entry.sessions -= sessions
-        entry.kept = entry.kept and not kept
-        if not entry.kept and entry.sessions == 0:
-            os.close(_in_use.pop(lock).file)
 
 
 def entry_key(url: str, name: str, attempt: str) -> str:

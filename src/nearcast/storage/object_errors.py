@@ -13,6 +13,7 @@ __all__ = ["Fault", "read_fault"]
 
 STATUS = re.compile(r"status code: (\d{3})|Status \{\s*status: (\d{3})")
 CODE = re.compile(r"<Code>([^<]{1,80})</Code>")
+PATH = re.compile(r'Path "([^"]*)"')
 MESSAGE = re.compile(r"<Message>([^<]{1,300})")
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 METADATA = (
@@ -57,6 +58,13 @@ def read_fault(error: BaseException, scheme: str, bucket: str) -> Fault:
     said = match[1] if (match := MESSAGE.search(text)) else ""
     got = " ".join(part for part in (f"status {status}" if status else "", code, said and f"({said})") if part)
     endpoint = _endpoint(scheme)
+    if "object with invalid path" in text:
+        name = match[1] if (match := PATH.search(text)) else "?"
+        return Fault(
+            f"there is an object {name!r}, whose name cannot be read: it has an empty part, `.` or `..`, or a "
+            "control character; rename it, or name a folder without it",
+            transient=False,
+        )
     if any(mark in whole for mark in METADATA):
         return Fault(f"no credentials were found; {CREDENTIALS[scheme]}", transient=False)
     if any(mark in text for mark in MISSING_BUCKET):

@@ -1,0 +1,143 @@
+"""The item shards of a run: how many, which items, what cannot work on shards, and the vectors of one shard.
+
+A run with one shard is a run as ever: nothing here changes it. Positions are cut, so that the shards depend on the
+number of items alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.errors import SpecError
+from nearcast.files import fingerprint
+from nearcast.join.shard_constraints import CapColumn, defer_constraints, order_caps
+from nearcast.knn.constraints import Constraints
+from nearcast.knn.item_shards import cut_items
+from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.sources.ranged_table import cut_at, edges_of
+from nearcast.spec import GeneratorSpec
+from nearcast.storage.artifacts import Artifacts
+from nearcast.types import FileVectors, RangeOfVectors, Vectors
+
+__all__ = ["ItemShards", "count_shards", "open_shard_vectors", "plan_shards", "refuse_on_shards", "shard_artifacts"]
+
+COPY_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ItemShards:
+    """The shards of the items of a run, two or more, none empty, and its caps."""
+
+    ranges: tuple[tuple[int, int], ...]  # start and stop of each shard, in order
+    caps_by: tuple[CapColumn, ...] = ()  # smallest groups first
+
+    def make_constraints(self, spec: GeneratorSpec, inputs: Inputs) -> Constraints:
+        """Return the constraints of a run, which are compiled for a shard when it is joined."""
+        return defer_constraints(spec, inputs, self.ranges, self.caps_by)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data. `from_dict` reads it back."""
+        return {
+            "count": len(self.ranges),
+            "items": self.ranges[-1][1],
+            "caps": [[cap.column, cap.most] for cap in self.caps_by],
+        }
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> ItemShards:
+        """Read what `as_dict` returned."""
+        ranges = cut_items(facts["items"], facts["count"])
+        return cls(tuple(ranges), tuple(CapColumn(column, most) for column, most in facts["caps"]))
+
+
+def count_shards(spec: GeneratorSpec, n_items: int, vector_bytes: int) -> int:
+    """Return the number of shards that a spec asks for: 1 by default, and never more than items."""
+    asked = spec.run.shards or 1
+    if spec.run.shard_bytes is not None:
+        asked = -(-n_items * vector_bytes // spec.run.shard_bytes)
+    return max(1, min(asked, n_items))
+
+
+def plan_shards(spec: GeneratorSpec, inputs: Inputs, memory_bytes: int) -> ItemShards | None:
+    """Return the shards of the items that are joined; None for one. Raises SpecError or BudgetError for caps."""
+    vectors = inputs.items.vectors
+    count = count_shards(spec, vectors.n, vectors.dim * vectors.dtype.itemsize)
+    if count == 1:
+        return None
+    refuse_on_shards(spec)
+    ranges = cut_items(vectors.n, count)
+    return ItemShards(tuple(ranges), tuple(order_caps(spec, inputs.items, memory_bytes=memory_bytes)))
+
+
+def refuse_on_shards(spec: GeneratorSpec) -> None:
+    """Raise SpecError for settings that need all items at once, with the reason and the way out.
+
+    Rules, caps by columns, minimum scores, score terms, over-fetch, exposure caps and ranking work on shards. Exposure
+    caps hold the candidates of all queries in one task: `require_exposure_memory` refuses those that do not fit.
+    """
+    for cap in spec.caps:
+        if cap.near_duplicate_cosine is not None:
+            raise SpecError(
+                "a cap with near_duplicate_cosine compares every item with all others, and no task of a run with "
+                "several item shards holds all items; write the groups into a column before the run and cap by it, or "
+                "leave run.shards out"
+            )
+
+
+def shard_artifacts(items: IngestedTable, shards: ItemShards) -> set[str]:
+    """Return the names of the artifacts that hold vectors of shards."""
+    return {
+        _vectors_name(items, *cut)
+        for cut in shards.ranges
+        if items.ranges is not None and _one_range(items, *cut) is None
+    }
+
+
+def open_shard_vectors(artifacts: Artifacts, items: IngestedTable, start: int, stop: int) -> Vectors:
+    """Return the vectors of the items start..stop-1, which can be mapped as one array.
+
+    They are a view where the table is one file, or the shard lies in one id range. Otherwise they are copied into an
+    artifact of their own, once.
+    """
+    if items.ranges is None:
+        return RangeOfVectors(items.vectors, start, stop)
+    inside = _one_range(items, start, stop)
+    if inside is not None:
+        number, first, last = inside
+        return RangeOfVectors(FileVectors.open(items.ranges.open(number) / "vectors.npy"), first, last)
+    vectors = items.vectors
+
+    def write(folder: Path) -> dict[str, Any]:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(vectors.dtype),
+            "fortran_order": False,
+            "shape": (stop - start, vectors.dim),
+        }
+        with (folder / "vectors.npy").open("wb") as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            for block in _read_blocks(vectors, start, stop):
+                np.ascontiguousarray(block).tofile(out)
+        return {"of": items.fingerprint, "start": start, "stop": stop}
+
+    return FileVectors.open(artifacts.ensure(_vectors_name(items, start, stop), write) / "vectors.npy")
+
+
+def _one_range(items: IngestedTable, start: int, stop: int) -> tuple[int, int, int] | None:
+    """Return the id range that holds these positions, and their places there; None if they lie in several."""
+    assert items.ranges is not None
+    parts = list(cut_at(edges_of(items.ranges.vectors), start, stop))
+    return parts[0] if len(parts) == 1 else None
+
+
+def _vectors_name(items: IngestedTable, start: int, stop: int) -> str:
+    return f"shard-{fingerprint([items.fingerprint, start, stop])[:16]}"
+
+
+def _read_blocks(vectors: Vectors, start: int, stop: int) -> Iterator[Any]:
+    for first in range(start, stop, COPY_ROWS):
+        yield vectors.read(first, min(stop, first + COPY_ROWS))

@@ -1,0 +1,69 @@
+"""The tasks of a run on several item shards, and their calls: an index per shard, a join per shard and range of the
+queries, a merge per range of the queries. A run on one shard has none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nearcast.join.index_stage import ensure_shard_index, open_shard_index
+from nearcast.join.join_stage import join_shard, list_shard_joins
+from nearcast.join.merge_stage import merge_split
+from nearcast.join.plan_join import make_run_request
+from nearcast.join.run_tasks import count_run_shards, list_join_calls, list_splits, open_plan, open_prepared
+from nearcast.join.task_context import TaskContext
+from nearcast.runners.base import TaskCall
+
+__all__ = ["do_index", "do_join_shard", "do_merge", "list_index_calls", "list_merge_calls", "list_result_calls"]
+
+
+def list_index_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per item shard; none for one shard, whose index is built with the plan of the join."""
+    shards = count_run_shards(context)
+    return [TaskCall(f"index/{shard:05d}", "index", {"shard": shard}) for shard in range(shards) if shards > 1]
+
+
+def do_index(context: TaskContext, args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
+    """Build the index of an item shard."""
+    prepared, shard = open_prepared(context), int(args["shard"])
+    return {"index": ensure_shard_index(context.run, make_run_request(context.run, prepared), prepared, shard)}
+
+
+def do_join_shard(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Join a range of the queries with an item shard. The shard stays open for the next task."""
+    run, prepared, plan = context.run, open_prepared(context), open_plan(context)
+    shard, rows = int(args["shard"]), (int(args["start"]), int(args["stop"]))
+    if context.kept.get("open_shard", (None,))[0] != shard:
+        context.kept.pop("open_shard", None)  # closed before the next one is opened
+        context.kept["open_shard"] = shard, open_shard_index(run, plan.request, prepared, shard)
+    with run.meter.stage("join"):
+        join_shard(run, prepared, plan, shard, rows, context.kept["open_shard"][1], folder)
+    return {"shard": shard, "start": rows[0], "stop": rows[1]}
+
+
+def list_merge_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per range of the queries; none for one shard."""
+    if count_run_shards(context) == 1:
+        return []
+    return [
+        TaskCall(f"merge/{number:06d}", "merge", {"split": number, "start": start, "stop": stop})
+        for number, (start, stop) in enumerate(list_splits(context))
+    ]
+
+
+def do_merge(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Merge the lists of all item shards for a range of the queries."""
+    context.kept.pop("open_shard", None)
+    prepared, plan = open_prepared(context), open_plan(context)
+    joins = list_shard_joins(len(list_splits(context)), count_run_shards(context))
+    parts = [context.run.results.open(name) for name, _, split in joins if split == args["split"]]
+    with context.run.meter.stage("join"):
+        merge_split(context.run, prepared, plan, int(args["start"]), parts, folder)
+    return {"start": args["start"], "stop": args["stop"]}
+
+
+def list_result_calls(context: TaskContext) -> list[TaskCall]:
+    """Return the calls whose results are the lists of all items, a range of the queries each."""
+    return list_merge_calls(context) or list_join_calls(context)
