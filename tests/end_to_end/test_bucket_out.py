@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.service import running
 from tests.end_to_end.shop import NEARCAST, environment, fail, nearcast, succeed, write_items, write_shop
 from tests.end_to_end.shop import clustered as make_vectors
 
 from nearcast.storage.open_storage import open_storage
+from needs import require_module
 from s3_server import BUCKET, S3Server
 
 
@@ -309,3 +311,21 @@ def test_a_restarted_server_interrupts_nothing_that_is_tried_again(tmp_path, mon
         change_items(made, seed=7)
         made.run("run", "shop.toml")
         assert [row["version"] for row in made.json("snapshots", "--out", made.url)] == [1, 2]
+
+
+def test_a_service_shows_the_dashboard_and_samples_keys_beside_a_bucket(shop, tmp_path, monkeypatch):
+    require_module("uvicorn")
+    shop.run("refresh", "shop.toml")
+    change_items(shop, seed=7)
+    shop.run("run", "shop.toml")
+    move_to_another_host(tmp_path, monkeypatch)
+    with running(tmp_path / "service", "--out", shop.url, "--store", f"lmdb:{shop.folder}/store") as service:
+        for number in range(25):
+            assert len(service.get(f"/v1/generators/shop/candidates/q{number:03d}").json()["candidates"]) == 10
+        assert service.get("/dashboard/data").json()["generators"][0]["name"] == "shop"
+        assert service.get("/dashboard/generators/shop/page").json()["versions"] == [2, 1]
+        lists = service.get("/dashboard/generators/shop/list?key=q007").json()
+        assert len(lists["now"]["candidates"]) == 10
+        assert service.stop() == 0
+    assert any(name.startswith("lookups/shop-") for name in shop.names())
+    assert shop.json("monitor", "shop.toml")["served"]["sampled"] == "look-ups"

@@ -85,6 +85,31 @@ def test_old_samples_are_removed_by_whoever_writes(tmp_path: Path) -> None:
     assert not old.exists()
 
 
+def test_samples_of_services_on_several_hosts_meet_in_a_bucket(s3_url: str) -> None:
+    for number in range(3):  # clones: the same host name and process number
+        writer = SampleWriter(s3_url, ["shop", "other"])
+        writer.add("shop", [answer(f"key {number}"), answer("all")])
+        writer.write()
+        writer.write()
+    rows, seen = read_sampled_lookups(s3_url, "shop", since=time.time() - 60, size=10)
+    assert seen == 6
+    assert {row.key for row in rows} == {"key 0", "key 1", "key 2", "all"}
+    assert read_sampled_lookups(s3_url, "other", since=0, size=10) == ([], 0)
+    writer._remove_old(time.time() + FILES_KEPT_SECONDS + 60)
+    assert read_sampled_lookups(s3_url, "shop", since=0, size=10) == ([], 0)
+
+
+def test_a_bucket_that_cannot_be_written_is_said_once_and_hurts_nobody(
+    s3_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert s3_url
+    writer = SampleWriter("s3://no-such-bucket/lookups", ["shop"])
+    writer.add("shop", [answer("a")])
+    writer.write()
+    writer.write()
+    assert len([r for r in caplog.records if "looked-up keys are not sampled" in r.message]) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_and_hurts_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

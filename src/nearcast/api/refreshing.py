@@ -17,7 +17,8 @@ from nearcast.join.listener import Listener
 from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
 from nearcast.publishing.targets import find_target, read_spec_target
 from nearcast.serve.key_sampling import SAMPLES
-from nearcast.storage.locations import absolute_location, host_folder, parse_location
+from nearcast.storage.locations import absolute_location, parse_location
+from nearcast.storage.open_storage import join_location
 
 if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication
@@ -39,8 +40,8 @@ def monitor(
 
     generator: a spec, whose items are today's; with a name, only the runs are checked.
     base: folder that paths of the spec are relative to; default: the folder of the spec file, else the current one.
-    samples: folder of the sampled keys that services write; default: "lookups" in `out`.
-    Results are added to the history, <out>/history.sqlite. A store that cannot be read is an alert, with the error in
+    samples: location of the sampled keys that services write; default: "lookups" in `out`.
+    Results are added to the history in `out`. A store that cannot be read is an alert, with the error in
     `failure`. Raises NotFoundError if there is neither a run nor a published version, InputError if the inputs do not
     pass the checks.
     """
@@ -48,12 +49,12 @@ def monitor(
     if is_name(generator):
         place = find_target(str(generator), parse_location(out or OUT))
         return run_monitor(
-            place.out, place.generator, listener, run=None, store=None, samples=host_folder(place.out) / SAMPLES
+            place.out, place.generator, listener, run=None, store=None, samples=join_location(place.out, SAMPLES)
         )
     spec, folder = resolve_spec(generator, base, None, None)
     place = read_spec_target(spec, resolve_out(out, spec, folder))
     run = prepare(spec.model_copy(update={"out": absolute_location(place.out)}), folder, listener)
-    found = Path(samples) if samples is not None else host_folder(place.out) / SAMPLES
+    found = parse_location(join_location(place.out, SAMPLES) if samples is None else samples)
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(open_target_store(store, place))

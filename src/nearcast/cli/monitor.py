@@ -15,6 +15,7 @@ from rich.text import Text
 from nearcast.api.refreshing import monitor as look
 from nearcast.cli.common import (
     LocalPath,
+    OutLocation,
     console,
     format_seconds,
     json_option,
@@ -69,7 +70,7 @@ class MonitorOptions:
 
     store: str | None
     out: Location
-    samples: Path | None
+    samples: Location | None
     fail_on: tuple[str, ...]
     webhook: str | None
     picture: Path | None
@@ -81,9 +82,9 @@ class MonitorOptions:
 @out_option
 @click.option(
     "--samples",
-    type=LocalPath(file_okay=False),
+    type=OutLocation(),
     metavar="FOLDER",
-    help="Folder of the sampled keys that services write. Default: OUT/lookups.",
+    help="Folder, or URL in a bucket, of the sampled keys that services write. Default: OUT/lookups.",
 )
 @click.option(
     "--fail-on",

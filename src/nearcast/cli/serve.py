@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nearcast.api.comparing import explain
-from nearcast.cli.common import LocalPath, out_option, parse_memory, pass_options
+from nearcast.cli.common import OutLocation, out_option, parse_memory, pass_options
 from nearcast.cli.open_generators import OnlineOptions, OpenGenerators, find_names, open_generators
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.service.responses import need_extra
 from nearcast.spec import PublishSpec
-from nearcast.storage.locations import Location, host_folder
+from nearcast.storage.locations import Location, parse_location
+from nearcast.storage.open_storage import join_location
 from nearcast.stores import open_store
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ServeOptions:
     timeout: float
     online: tuple[Path, ...]
     online_engine: str
-    samples: Path | None
+    samples: Location | None
     no_samples: bool
     no_page: bool
     pictures: tuple[str, ...]
@@ -120,9 +121,10 @@ class ServeOptions:
 )
 @click.option(
     "--samples",
-    type=LocalPath(file_okay=False),
+    type=OutLocation(),
     metavar="FOLDER",
-    help="Folder for a sample of the requested keys, which `nearcast monitor` reads. Default: OUT/lookups.",
+    help="Folder, or URL in a bucket, for a sample of the requested keys, which `nearcast monitor` reads. "
+    "Default: OUT/lookups.",
 )
 @click.option("--no-samples", is_flag=True, help="Do not sample keys.")
 @click.option("--no-page", is_flag=True, help="Serve no dashboard at /.")
@@ -191,8 +193,8 @@ def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitSta
     """Start the service and its key sampler; `stack` closes both."""
     from nearcast.service.generator_service import new_service
 
-    folder = options.samples or host_folder(options.out) / SAMPLES
-    sampler = None if options.no_samples else SampleWriter(folder, opened.keyed)
+    place = options.samples or parse_location(join_location(options.out, SAMPLES))
+    sampler = None if options.no_samples else SampleWriter(place, opened.keyed)
     service = new_service(
         opened.generators,
         sampled=None if sampler is None else sampler.add,

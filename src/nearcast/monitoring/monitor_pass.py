@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
@@ -86,7 +85,7 @@ def run_monitor(
     *,
     run: RunContext | None,
     store: Store | None,
-    samples: Path,
+    samples: Location,
     failure: NearcastError | None = None,
 ) -> MonitorReport:
     """Check the newest run of a generator and, with a spec and a store, the served version; record the findings.
@@ -135,7 +134,9 @@ def run_monitor(
     return report
 
 
-def _read_served(run: RunContext, store: Store, samples: Path, generator: str, listener: Listener) -> Staleness | None:
+def _read_served(
+    run: RunContext, store: Store, samples: Location, generator: str, listener: Listener
+) -> Staleness | None:
     """Measure the served version; None if nothing was published. Raises DamagedError if the pointer was lost."""
     if store.pointer(generator) is None:
         lost = describe_lost_pointer(store, generator)

@@ -29,6 +29,7 @@ from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import LocalArtifacts
+from nearcast.storage.locations import Location
 from nearcast.stores.base import Store
 from nearcast.types import EMPTY_POSITION, IntArray
 
@@ -80,11 +81,11 @@ class _KeySample:
     lookups: int  # look-ups that the sample represents
 
 
-def measure_staleness(run: RunContext, store: Store, samples: Path) -> Staleness:
+def measure_staleness(run: RunContext, store: Store, samples: Location) -> Staleness:
     """Compare a sample of the served lists with today's items.
 
     Items that the overlay removes are missing from the lists and from the truth. Rules that use the request are not
-    applied, since there is no request. samples: folder of the looked-up keys that services record.
+    applied, since there is no request. samples: location of the looked-up keys that services record.
     Raises NotFoundError if nothing is published.
     """
     spec = run.spec
@@ -165,7 +166,7 @@ def _delete_other_days(home: Path, ingested: Inputs, today: TodaysTables) -> Non
             shutil.rmtree(path)
 
 
-def _draw_keys(spec: GeneratorSpec, inputs: Inputs, samples: Path) -> _KeySample:
+def _draw_keys(spec: GeneratorSpec, inputs: Inputs, samples: Location) -> _KeySample:
     """Draw keys from the recorded look-ups; from today's queries if there are too few."""
     size = spec.monitor.sample
     looked_up, lookups = read_sampled_lookups(

@@ -11,26 +11,25 @@ import contextlib
 import json
 import logging
 import math
-import os
 import random
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from nearcast.files import write_text
+from nearcast.errors import NearcastError
 from nearcast.serve.lookup_data import NOWHERE, TABLE, Answer, Answers
+from nearcast.serve.sample_files import open_sample_files
+from nearcast.storage.locations import Location
 
 __all__ = ["SAMPLES", "Reservoir", "SampleWriter", "SampledLookup", "read_sampled_lookups"]
 
-SAMPLES = "lookups"  # folder of the samples, below the folder of the snapshots
+SAMPLES = "lookups"  # folder of the samples, below the location of the snapshots
 SAMPLE_SIZE = 1_000  # keys per generator and period
 PERIOD_SECONDS = 3_600.0  # of one file
-WRITE_SECONDS = 5.0
+CLOSE_SECONDS = 5.0
 FILES_KEPT_SECONDS = 7 * 86_400.0
-OWNER_ONLY = 0o600  # a sample holds keys of users
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,8 @@ class Reservoir:
 class SampleWriter:
     """A reservoir per generator, and a thread that writes them: one file per generator, process and hour."""
 
-    def __init__(self, folder: Path, generators: Iterable[str]) -> None:
-        self._folder = folder
+    def __init__(self, place: Location, generators: Iterable[str]) -> None:
+        self._files = open_sample_files(place)
         self._reservoirs = {name: Reservoir() for name in generators}
         self._began = time.time()
         self._stop = threading.Event()
@@ -123,7 +122,7 @@ class SampleWriter:
         """Stop the thread and write the samples."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(WRITE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
         self.write()
 
     def write(self) -> None:
@@ -132,38 +131,32 @@ class SampleWriter:
         try:
             for name, reservoir in self._reservoirs.items():
                 if reservoir.seen:
-                    self._folder.mkdir(parents=True, exist_ok=True)
-                    write_text(self._path(name), json.dumps(self._describe(name, reservoir, now)), mode=OWNER_ONLY)
+                    text = json.dumps(self._describe(name, reservoir, now))
+                    self._files.write(f"{name}-{int(self._began)}", text)
             if now - self._began > PERIOD_SECONDS:
                 self._began = now
                 for reservoir in self._reservoirs.values():
                     reservoir.clear()
                 self._remove_old(now)
-        except OSError as error:
+        except (OSError, NearcastError) as error:
             if not self._has_warned:
                 log.warning("looked-up keys are not sampled: %s", error)
             self._has_warned = True
-
-    def _path(self, generator: str) -> Path:
-        return self._folder / f"{generator}-{int(self._began)}-{os.getpid()}.json"
 
     def _describe(self, generator: str, reservoir: Reservoir, now: float) -> dict[str, Any]:
         rows = [[one.key, one.found, one.source] for one in reservoir.sample()]
         return {"generator": generator, "began": self._began, "until": now, "seen": reservoir.seen, "sample": rows}
 
     def _remove_old(self, now: float) -> None:
-        for path in self._folder.glob("*.json"):
-            with contextlib.suppress(OSError):
-                if now - path.stat().st_mtime > FILES_KEPT_SECONDS:
-                    path.unlink()
+        self._files.remove_old(now - FILES_KEPT_SECONDS)
 
     def _work(self) -> None:
-        while not self._stop.wait(WRITE_SECONDS):
+        while not self._stop.wait(self._files.write_seconds):
             self.write()
 
 
 def read_sampled_lookups(
-    folder: Path, generator: str, *, since: float, size: int, seed: int = 0
+    place: Location, generator: str, *, since: float, size: int, seed: int = 0
 ) -> tuple[list[SampledLookup], int]:
     """Return a sample of the look-ups of all services since a time (seconds since 1970), and their total number.
 
@@ -171,9 +164,9 @@ def read_sampled_lookups(
     written, or comes from another program.
     """
     pools: list[tuple[int, list[SampledLookup]]] = []
-    for path in sorted(folder.glob(f"{generator}-*.json")) if folder.is_dir() else []:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            facts = json.loads(path.read_text(encoding="utf-8"))
+    for text in open_sample_files(place).read_all(f"{generator}-"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            facts = json.loads(text)
             if facts["generator"] == generator and float(facts["until"]) >= since and facts["sample"]:
                 pools.append((int(facts["seen"]), [SampledLookup(*row) for row in facts["sample"]]))
     seen = sum(count for count, _ in pools)
