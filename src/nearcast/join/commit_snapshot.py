@@ -108,7 +108,7 @@ def remove_work(run: RunContext, snapshot: Snapshot) -> None:
     run.results.remove("")
     run.artifacts.sweep()
     for name in run.artifacts.list_names():
-        if name not in snapshot.manifest.artifacts:
+        if name.split("/")[0] not in snapshot.manifest.artifacts:
             run.artifacts.remove(name)
 
 

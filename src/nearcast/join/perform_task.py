@@ -15,6 +15,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.score_stage import do_score, do_terms
 from nearcast.join.shard_tasks import do_index, do_join_shard, do_merge
 from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
@@ -29,6 +30,8 @@ TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
 
 TASKS: dict[str, TaskFunction] = {
     "ingest": do_ingest,
+    "terms": do_terms,
+    "score": do_score,
     "prepare": do_prepare,
     "plan": do_plan,
     "index": do_index,

@@ -14,6 +14,7 @@ from typing import Any
 from nearcast.join.choose_stage import list_choose_calls
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
+from nearcast.join.score_stage import list_score_calls, list_terms_calls
 from nearcast.join.shard_tasks import list_index_calls, list_merge_calls
 from nearcast.join.table_stage import list_table_calls
 from nearcast.join.task_context import TaskContext
@@ -49,6 +50,8 @@ def _one_call(name: str, **args: Any) -> Callable[[TaskContext], Sequence[TaskCa
 
 STAGES: tuple[RunStage, ...] = (
     RunStage("ingest", _one_call("ingest"), in_driver=lambda context: context.tables.any),
+    RunStage("terms", list_terms_calls),
+    RunStage("score", list_score_calls),
     RunStage("prepare", _one_call("prepare")),
     RunStage("index", list_index_calls),
     RunStage("plan", _one_call("plan")),

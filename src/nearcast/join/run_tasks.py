@@ -36,9 +36,11 @@ __all__ = [
     "do_join",
     "do_plan",
     "do_prepare",
+    "ingested_names",
     "joined_tables",
     "list_join_calls",
     "list_splits",
+    "open_ingested",
     "open_plan",
     "open_prepared",
     "read_report",
@@ -79,7 +81,7 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
 def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Apply score terms, compile the constraints, and estimate the survival of the items."""
     run = context.run
-    ingested = _open_ingested(context)
+    ingested = open_ingested(context)
     survival = None
     if run.spec.overfetch is not None:
         with run.meter.stage("read"):
@@ -162,7 +164,7 @@ def open_prepared(context: TaskContext) -> PreparedInputs:
     """Open the tables and constraints of the join."""
     if "prepared" not in context.kept:
         run, facts = context.run, _facts(context, "prepare")
-        ingested = _open_ingested(context)
+        ingested = open_ingested(context)
         inputs = _open_inputs(context, facts["tables"], Metric(facts["metric"]))
         constraints = None if facts["constraints"] is None else run.artifacts.open(facts["constraints"])
         survival = None
@@ -208,8 +210,15 @@ def _joined_dim(context: TaskContext, report: Report) -> int:
     return report.queries.dim + (1 if context.run.spec.score.add is not None else 0)
 
 
-def _open_ingested(context: TaskContext) -> Inputs:
-    return _open_inputs(context, _facts(context, "ingest")["tables"], context.run.spec.metric)
+def ingested_names(context: TaskContext) -> tuple[str, str]:
+    """Return the names of the artifacts of the ingested items and queries."""
+    items, queries = _facts(context, "ingest")["tables"]
+    return items, queries
+
+
+def open_ingested(context: TaskContext) -> Inputs:
+    """Open the tables without score terms."""
+    return _open_inputs(context, list(ingested_names(context)), context.run.spec.metric)
 
 
 def _open_inputs(context: TaskContext, names: list[str], metric: Metric) -> Inputs:

@@ -28,7 +28,14 @@ from nearcast.storage.artifacts import Artifacts
 from nearcast.types import AnyArray, Metric
 from nearcast.version import __version__
 
-__all__ = ["apply_score_terms", "check_score_terms"]
+__all__ = [
+    "ScoreTerms",
+    "ScoredTable",
+    "apply_score_terms",
+    "check_score_terms",
+    "plan_scored_tables",
+    "write_scored_range",
+]
 
 BLOCK_ROWS = 1 << 16
 
@@ -53,27 +60,50 @@ class _Extremes:
     largest: float = -np.inf
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredTable:
+    """A table that is to be written with score terms in its vectors, as artifacts."""
+
+    table: IngestedTable  # without the terms
+    name: str  # of the artifact
+    dim: int
+    score: ScoreSlice
+
+    @property
+    def range_names(self) -> list[str]:
+        """Names of the artifacts that hold its vectors, one per range; of a table in one range its own name."""
+        if self.table.ranges is None:
+            return [self.name]
+        return [range_name(self.name, number) for number in range(len(self.table.slices))]
+
+
 def apply_score_terms(spec: GeneratorSpec, inputs: Inputs, artifacts: Artifacts) -> Inputs:
     """Write both tables with the score terms in their vectors as artifacts. Return them with their metric.
 
-    Without terms, returns `inputs`. Raises InputError for a term that is null, not finite, or a factor below 0;
-    SpecError for a factor under l2.
+    Without terms, returns `inputs`. Ranges that are written are not written again. Raises InputError for a term that is
+    null, not finite, or a factor below 0; SpecError for a factor under l2.
     """
     terms = check_score_terms(spec, inputs)
     if terms is None:
         return inputs
-    metric = inputs.metric
-    made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, spec.score.model_dump(), metric]
-
-    def write(table: IngestedTable, kind: str, score: ScoreSlice) -> IngestedTable:
-        name = f"scored{kind}-{fingerprint([kind, *made_of, __version__])[:16]}"
-        dim = table.vectors.dim + (0 if spec.score.add is None else 1)
-        return _write_scored_table(table, name, dim, score, artifacts)
-
-    items = write(inputs.items, "items", partial(_score_items, inputs.items, terms, metric))
-    queries = write(inputs.queries, "queries", partial(_score_queries, inputs.queries, terms, metric))
+    items, queries = (_open_scored(scored, artifacts) for scored in plan_scored_tables(inputs, terms))
     # exclude_self compares ids, so a self-join may have two tables from here on
-    return Inputs(items, queries, Metric.INNER_PRODUCT if metric is Metric.COSINE else metric)
+    return Inputs(items, queries, Metric.INNER_PRODUCT if inputs.metric is Metric.COSINE else inputs.metric)
+
+
+def plan_scored_tables(inputs: Inputs, terms: ScoreTerms) -> tuple[ScoredTable, ScoredTable]:
+    """Return both tables with score terms, items first. Nothing is written."""
+    score, metric = terms.score, inputs.metric
+    made_of = [inputs.items.fingerprint, inputs.queries.fingerprint, score.model_dump(), metric]
+
+    def plan(table: IngestedTable, kind: str, score_slice: ScoreSlice) -> ScoredTable:
+        name = f"scored{kind}-{fingerprint([kind, *made_of, __version__])[:16]}"
+        return ScoredTable(table, name, table.vectors.dim + (0 if score.add is None else 1), score_slice)
+
+    return (
+        plan(inputs.items, "items", partial(_score_items, inputs.items, terms, metric)),
+        plan(inputs.queries, "queries", partial(_score_queries, inputs.queries, terms, metric)),
+    )
 
 
 def check_score_terms(spec: GeneratorSpec, inputs: Inputs) -> ScoreTerms | None:
@@ -177,32 +207,36 @@ def _read_blocks(
         yield slice(first - start, last - start), block
 
 
-def _write_scored_table(
-    table: IngestedTable, name: str, dim: int, score: ScoreSlice, artifacts: Artifacts
-) -> IngestedTable:
-    """Write a table with other vectors. Ids and attributes are hard links; those of ranges are the table's own."""
+def write_scored_range(scored: ScoredTable, number: int, artifacts: Artifacts) -> None:
+    """Write one range of a table as an artifact, unless it is written.
+
+    A table in one range has hard links to the files of ids and attributes; ranges use those of the table itself.
+    """
+    table, (start, stop) = scored.table, scored.table.slices[number]
 
     def write(folder: Path) -> dict[str, Any]:
-        (folder / "attributes").mkdir()
-        for path in [*table.folder.glob("*.arrow"), *table.attribute_files]:
-            link_file(path, folder / path.relative_to(table.folder))
-        _write_vectors(folder / "vectors.npy", score(0, table.vectors.n), table.vectors.n, dim)
-        return {"of": table.fingerprint}
+        if table.ranges is None:
+            (folder / "attributes").mkdir()
+            for path in [*table.folder.glob("*.arrow"), *table.attribute_files]:
+                link_file(path, folder / path.relative_to(table.folder))
+        _write_vectors(folder / "vectors.npy", scored.score(start, stop), stop - start, scored.dim)
+        return {"of": table.fingerprint} if table.ranges is None else {}
 
-    def write_range(start: int, stop: int, folder: Path) -> dict[str, Any]:
-        _write_vectors(folder / "vectors.npy", score(start, stop), stop - start, dim)
-        return {}
+    artifacts.ensure(scored.range_names[number], write)
 
+
+def _open_scored(scored: ScoredTable, artifacts: Artifacts) -> IngestedTable:
+    """Open a table with its score terms; write the ranges that are missing."""
+    table, names = scored.table, scored.range_names
+    for number in range(len(names)):
+        write_scored_range(scored, number, artifacts)
     if table.ranges is None:
-        return open_ingested_table(artifacts.ensure(name, write), artifacts.open)
-    names = [range_name(name, number) for number in range(len(table.slices))]
-    for own, (start, stop) in zip(names, table.slices, strict=True):
-        artifacts.ensure(own, partial(write_range, start, stop))
+        return open_ingested_table(artifacts.open(scored.name), artifacts.open)
     stored = artifacts.facts(table.fingerprint)
     assert stored is not None
-    side = {"dim": dim, "dtype": "float32"}
+    side = {"dim": scored.dim, "dtype": "float32"}
     facts = {"of": table.fingerprint, "side": side, "ranges": {**stored["ranges"], "vector_names": names}}
-    return open_ingested_table(artifacts.ensure(name, lambda _folder: facts), artifacts.open)
+    return open_ingested_table(artifacts.ensure(scored.name, lambda _folder: facts), artifacts.open)
 
 
 def _write_vectors(path: Path, blocks: Iterator[AnyArray], n: int, dim: int) -> None:

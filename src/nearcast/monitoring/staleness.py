@@ -160,7 +160,7 @@ def estimate_refresh_interval(age_seconds: float, made: float, now: float, lowes
 def _delete_other_days(home: Path, ingested: Inputs, today: TodaysTables) -> None:
     """Delete the tables and constraints that were made from other days' files."""
     tables = (ingested.items, ingested.queries, today.inputs.items, today.inputs.queries)
-    current = (*(table.folder for table in tables), today.constraints)
+    current = {*(home / name for table in tables for name in table.artifact_names), today.constraints}
     for path in [p for kind in ("items-*", "queries-*", "scored*-*", "constraints-*") for p in home.glob(kind)]:
         if path not in current:
             shutil.rmtree(path)

@@ -163,8 +163,7 @@ def read_attributes(table: IngestedTable, names: Sequence[str], start: int = 0, 
 
 def iterate_attributes(table: IngestedTable, names: Sequence[str]) -> Iterator[pa.Table]:
     """Yield columns "id" and `names` of the table's vectors in the order of positions, a range at a time."""
-    edges = [0, table.vectors.n] if table.ranges is None else edges_of(table.ranges.vectors).tolist()
-    for start, stop in pairwise(edges):
+    for start, stop in table.slices:
         yield read_attributes(table, names, start, stop)
 
 
