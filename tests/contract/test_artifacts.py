@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nearcast.errors import DamagedError, NotFoundError
+from nearcast.errors import DamagedError, NotFoundError, StorageError
 from nearcast.files import MANIFEST, file_hash, read_manifest
 from nearcast.storage.artifacts import Artifacts, LocalArtifacts, open_artifacts
 from nearcast.storage.host_cache import HostCache
@@ -96,6 +96,21 @@ def test_an_artifact_that_is_not_there_is_not_found(place):
     artifacts.remove("missing")
     with pytest.raises(NotFoundError, match="is not finished or does not exist; run the step that writes it"):
         artifacts.open("missing")
+
+
+def test_a_commit_returns_the_facts_of_the_winner_and_keeps_nothing_open(place, tmp_path):
+    def write(folder: Path) -> dict[str, object]:
+        assert place.open().commit("a", write_two)["rows"] == 1000  # another host is faster
+        (folder / "own").touch()
+        return {"rows": -1}
+
+    artifacts = place.open()
+    assert artifacts.commit("a", write) == {"rows": 1000, "words": ["é", 1.5, None]}
+    assert artifacts.commit("a", write) == artifacts.facts("a")
+    for host in tmp_path.glob("host*"):
+        HostCache(host, limit_bytes=1).make_room(0)
+        assert list((host / "entries").iterdir()) == []
+    assert set(contents(place.open().open("a"))) == {"part/rows.bin", "empty", MANIFEST}
 
 
 def test_artifacts_are_listed_by_folder_and_removed(place):
@@ -224,6 +239,63 @@ def test_an_unfinished_folder_of_an_earlier_release_is_replaced(tmp_path):
     (tmp_path / "empty").mkdir()
     artifacts.ensure("empty", write_two)
     assert artifacts.list_names() == ["empty", "items"]
+
+
+@pytest.mark.parametrize("step", ["rename", "finish"])
+def test_a_local_commit_killed_at_any_step_is_repeated(tmp_path, step):
+    artifacts = LocalArtifacts(tmp_path)
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "half").write_bytes(b"half")
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from nearcast.storage import artifacts
+calls = []
+def rename(source, target, rename=os.rename):
+    calls.append(target)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+def finish(folder, facts):
+    os.kill(os.getpid(), signal.SIGKILL)
+if {step!r} == "rename":
+    os.rename = rename  # the unfinished folder is away, the attempt not yet in its place
+else:
+    artifacts.finish = finish
+artifacts.LocalArtifacts(Path(sys.argv[1])).ensure("items", lambda folder: {{"n": (folder / "x").write_bytes(b"")}})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9, done.stderr
+    assert artifacts.list_names() == []
+    assert set(contents(artifacts.ensure("items", write_two))) == {"part/rows.bin", "empty", MANIFEST}
+    time.sleep(0.02)
+    assert artifacts.sweep(older_than=0.01) >= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["items"]
+
+
+def test_a_full_disk_leaves_no_half_of_an_artifact(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"a small file system cannot be mounted here (it takes root): {made.stderr.strip()}")
+    try:
+        artifacts, storage = LocalArtifacts(disk), open_storage(disk / "objects")
+
+        def write(folder: Path) -> dict[str, object]:
+            (folder / "rows").write_bytes(bytes(1 << 20))
+            return {}
+
+        with pytest.raises(OSError, match="No space left"):
+            artifacts.ensure("a", write)
+        for put in (storage.write, storage.create):
+            with pytest.raises(StorageError, match="No space left on device; free some disk, and run again"):
+                put("object", bytes(1 << 20))
+        assert artifacts.list_names() == list(storage.list_objects()) == []
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+        artifacts.ensure("a", write_two)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_the_folder_of_a_living_attempt_is_not_swept(tmp_path):

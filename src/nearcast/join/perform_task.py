@@ -58,10 +58,7 @@ def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
         return TaskOutcome(call.name, facts)
 
     def commit() -> Mapping[str, Any]:
-        results.ensure(call.name, lambda folder: TASKS[call.kind](context, call.args, folder))
-        committed = results.facts(call.name)
-        assert committed is not None
-        return committed
+        return results.commit(call.name, lambda folder: TASKS[call.kind](context, call.args, folder))
 
     outcome = run_task(call.name, commit)
     return replace(outcome, stages=context.run.meter.stages_since(before))

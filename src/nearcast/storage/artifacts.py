@@ -51,6 +51,10 @@ class Artifacts(Protocol):
         """Return the local folder of an artifact; write and commit it if there is none."""
         ...
 
+    def commit(self, name: str, write: Write) -> dict[str, Any]:
+        """Write and commit an artifact if there is none; return its facts. Keeps no files open and downloads none."""
+        ...
+
     def list_names(self, prefix: str = "") -> list[str]:
         """Return the names of the committed artifacts in the folder `prefix` and below, in order."""
         ...
@@ -95,6 +99,14 @@ class LocalArtifacts:
             finish(folder, write(folder))
             _commit(folder, target)
         return target
+
+    def commit(self, name: str, write: Write) -> dict[str, Any]:
+        """Write the folder if it is missing, and read its manifest."""
+        self.ensure(name, write)
+        facts = self.facts(name)
+        if facts is None:
+            raise NotFoundError(f"{self.root / name} was removed by another process; run again")
+        return facts
 
     @contextlib.contextmanager
     def _attempt(self, target: Path) -> Iterator[Path]:

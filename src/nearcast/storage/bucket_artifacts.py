@@ -60,9 +60,18 @@ class BucketArtifacts:
 
     def ensure(self, name: str, write: Write) -> Path:
         """Return the folder in the cache; write and upload an attempt if there is no artifact."""
+        self._write_missing(name, write)
+        return self.open(name)
+
+    def commit(self, name: str, write: Write) -> dict[str, Any]:
+        """Write and upload an attempt if there is no artifact; return the facts of the winner."""
+        return dict(self._write_missing(name, write)["facts"])
+
+    def _write_missing(self, name: str, write: Write) -> dict[str, Any]:
+        """Return the contents of `done.json`. The files of a winning attempt stay in the cache."""
         check_name(name)
-        if self._read_done(name) is not None:
-            return self.open(name)
+        if (done := self._read_done(name)) is not None:
+            return done
         self.storage.probe()  # before the work
         with self.cache.scratch() as entry:
             folder = entry / _last_part(name)
@@ -70,15 +79,19 @@ class BucketArtifacts:
             facts = write(folder)
             finish(folder, facts)
             attempt = f"{ATTEMPT}{secrets.token_hex(8)}"
-            done: dict[str, Any] = {"attempt": attempt, "facts": facts, "files": _list_files(folder)}
+            done = {"attempt": attempt, "facts": facts, "files": _list_files(folder)}
             self._upload(name, folder, done)
             data = json.dumps(done, sort_keys=True, ensure_ascii=False, indent=1).encode()
             # After an error here nobody knows whether the attempt was committed: its files stay.
             if self.storage.create(f"{name}/{DONE}", data):
-                key = entry_key(self.url, name, attempt)
-                return self.cache.adopt(key, entry, _is_whole(name, done)) / _last_part(name)
+                with self.cache.session():
+                    self.cache.adopt(entry_key(self.url, name, attempt), entry, _is_whole(name, done))
+                return done
         self._discard(name, done)
-        return self.open(name)
+        winner = self._read_done(name)
+        if winner is None:
+            raise NotFoundError(f"{self.url}/{name} was removed by another process; run again")
+        return winner
 
     def list_names(self, prefix: str = "") -> list[str]:
         """List the names with a `done.json`."""

@@ -223,6 +223,7 @@ def _failure(action: str, path: Path, error: OSError) -> StorageError:
         errno.EDQUOT: "free some disk, or raise the quota",
         errno.EACCES: "give this user the right to it",
         errno.EROFS: "choose a folder that can be written",
+        errno.EEXIST: "a file is in the way of a folder: move it away",
         errno.ENOTDIR: "a file is in the way of a folder: move it away",
         errno.EISDIR: "a folder is in the way of a file: move it away",
     }
