@@ -224,7 +224,19 @@ def truncate_object(storage, name, new):
     storage.write(name, storage.read(name)[:-20])
 
 
-@pytest.mark.parametrize("change", [replace_object, delete_object, truncate_object], ids=lambda c: c.__name__)
+slow = pytest.mark.slow
+CHANGED = ("changed while it was read",)
+NEVER_WHOLE = (  # the change came before the first look
+    *("no Parquet file at", "no object at", "not a readable", "is damaged"),
+    *("has 118 ids for the 120 vectors", "cannot be read by onnxruntime"),
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replace_object, pytest.param(delete_object, marks=slow), pytest.param(truncate_object, marks=slow)],
+    ids=lambda change: change.__name__,
+)
 @pytest.mark.parametrize("read", READS)
 def test_whenever_an_object_changes_the_answer_is_that_of_one_state_or_exit_3(
     read, change, proxy, s3_url, states, tmp_path, monkeypatch
@@ -253,13 +265,13 @@ def test_whenever_an_object_changes_the_answer_is_that_of_one_state_or_exit_3(
             found = command(place_in(tmp_path, s3_url))
         except (InputError, SpecError) as error:
             said = str(error)
-            words = ("changed while it was read", "no Parquet file at", "no object at", "not a readable", "is damaged")
-            assert any(word in said for word in words), said
+            assert any(word in said for word in (*CHANGED, *NEVER_WHOLE)), said
             assert s3_url in said
             refused += 1
         else:
             proxy.plan = lambda request: None
-            assert found in (old_answer, command(place_in(tmp_path, s3_url)))
+            if found != old_answer:
+                assert found == command(place_in(tmp_path, s3_url))
     assert refused
 
 
@@ -424,7 +436,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", ["500", "cut", *(pytest.param(fault, marks=slow) for fault in ("503", "429", "reset"))]
+)
 def test_a_run_goes_on_after_faults_of_the_server(fault, proxy, s3_url, states, tmp_path, monkeypatch):
     upload(states[0], s3_url)
     expected = place_in(tmp_path, states[0]).run(items={"path": "parts"}, queries={"path": "queries.parquet"})
