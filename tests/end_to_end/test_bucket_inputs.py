@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.end_to_end.shop import fail, succeed
 
 import nearcast
 from fault_proxy import Fault, FaultProxy, fail_at_random, fail_first, faults_before
@@ -527,3 +528,80 @@ def test_the_out_of_the_spec_in_the_same_bucket_is_no_input(s3_url, states, tmp_
 def test_the_storage_is_asked_by_this_url_scheme_only(tmp_path):
     assert isinstance(bucket_files.open_bucket("gs://bucket"), ObjectStorage)
     assert bucket_files.open_bucket("az://container").url == "az://container"
+
+
+# --- every command on a generator whose inputs are in a bucket -----------------------------------------------------
+
+
+@pytest.fixture
+def generator_toml(s3_url, states, tmp_path):
+    """A spec beside its results, with items, queries and log in the bucket."""
+    upload(states[0], s3_url)
+    path = tmp_path / "shop" / "generator.toml"
+    path.parent.mkdir()
+    path.write_text(f"""
+name = "shop"
+metric = "cosine"
+k = 3
+
+[items]
+path = "{s3_url}/items.parquet"
+attributes = ["price"]
+
+[queries]
+path = "{s3_url}/queries.parquet"
+
+[measure]
+sample = 20
+calibration = 20
+""")
+    return path
+
+
+def test_check_explain_and_diff_work_on_inputs_in_a_bucket(generator_toml, s3_url, states):
+    folder = generator_toml.parent
+    checked = succeed("check", "generator.toml", cwd=folder)
+    assert "120" in checked.stdout
+    succeed("run", "generator.toml", cwd=folder)
+    open_storage(s3_url).upload("items.parquet", states[1] / "items.parquet")
+    succeed("run", "generator.toml", cwd=folder)
+    assert "40 queries compared" in succeed("diff", "shop", cwd=folder).stdout
+    succeed("explain", "shop", "item-0001", "item-0007", cwd=folder)
+    open_storage(s3_url).delete("items.parquet")
+    assert f"no Parquet file at {s3_url}/items.parquet" in fail("check", "generator.toml", code=3, cwd=folder)
+    succeed("show", "shop", cwd=folder)
+
+
+def test_head_writes_its_keys_into_a_bucket_for_only(generator_toml, s3_url, tmp_path):
+    folder = generator_toml.parent
+    words = ("--coverage", "0.3", "--count", "n")
+    shown = succeed("head", f"{s3_url}/log.parquet", *words, "--to", f"{s3_url}/keys/head.parquet", cwd=folder)
+    assert f'only = "{s3_url}/keys/head.parquet"' in shown.stdout
+    succeed("head", f"{s3_url}/log.parquet", *words, "--to", "head.parquet", cwd=folder)
+    assert open_storage(s3_url).read("keys/head.parquet") == (folder / "head.parquet").read_bytes()
+    fail("head", f"{s3_url}/log.parquet", "--to", f"{s3_url}/keys/", code=3, cwd=folder)
+    assert not (folder / "s3:").exists()
+
+
+def test_publish_monitor_refresh_and_replay_work_on_inputs_in_a_bucket(generator_toml, s3_url, states):
+    folder = generator_toml.parent
+    succeed("refresh", "generator.toml", cwd=folder)
+    assert "nothing" in succeed("refresh", "generator.toml", cwd=folder).stdout
+    log = pa.table({"key": [f"item-{i:04d}" for i in range(30)], "engaged": [f"item-{i:04d}" for i in range(30)]})
+    pq.write_table(log, folder / "requests.parquet")
+    open_storage(s3_url).upload("requests.parquet", folder / "requests.parquet")
+    open_storage(s3_url).upload("items.parquet", states[1] / "items.parquet")
+    monitored = succeed("monitor", "generator.toml", "--json", cwd=folder)
+    assert json.loads(monitored.stdout)
+    replayed = succeed("replay", "generator.toml", f"{s3_url}/requests.parquet", "--no-online", cwd=folder)
+    assert "30 requests" in replayed.stdout
+
+
+@slow
+def test_tune_and_advise_work_on_inputs_in_a_bucket(generator_toml, s3_url):
+    require_module("optuna")
+    generator_toml.write_text(generator_toml.read_text().replace("k = 3", "k = 3\nrecall = 0.9"))
+    pq.write_table(rows(3000, seed=5), generator_toml.parent / "queries.parquet")
+    open_storage(s3_url).upload("queries.parquet", generator_toml.parent / "queries.parquet")
+    for words in (("tune", "generator.toml"), ("advise", "generator.toml", "--log", f"{s3_url}/log.parquet")):
+        succeed(*words, cwd=generator_toml.parent)
