@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +181,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path, *, contents: bool) -> dict[str, Any]:
+def verify(folder: Path, *, contents: bool, beside: Collection[str] = ()) -> dict[str, Any]:
     """Compare every file with the manifest: the size, and with `contents` the hash. Return the manifest.
 
-    Raises DamagedError that names the file.
+    beside: names that may be there although the manifest does not list them. Raises DamagedError that names the file.
     """
     manifest = read_manifest(folder)
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        if contents and path.relative_to(folder).as_posix() not in manifest.get("files", {}):
+        name = path.relative_to(folder).as_posix()
+        if contents and name not in manifest.get("files", {}) and name not in beside:
             raise DamagedError(f"{path} is not listed in the manifest; remove it")
     for name, facts in manifest.get("files", {}).items():
         path = folder / name

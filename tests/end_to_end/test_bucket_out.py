@@ -106,6 +106,8 @@ def test_every_reader_answers_on_another_host_with_urls(shop, tmp_path, monkeypa
     assert "000002" in shop.run("snapshots", "shop", *out)
     assert shop.json("show", "shop/1", *out)["snapshot"] == f"{shop.url}/shop/snapshots/000001"
     assert "every byte matches the manifest" in shop.run("show", "shop", "--verify", *out)
+    assert shop.json("show", listed[1]["folder"])["version"] == 2
+    assert "is not a snapshot" in fail("show", f"{shop.url}/shop", code=7, cwd=shop.folder)
     answer = shop.json("lookup", "shop", "q007", *out)
     assert answer["length"] == 10
     assert shop.json("lookup", "shop", "q007", "--snapshot", 1, *out) != answer
@@ -183,6 +185,27 @@ def test_tables_overlays_replays_and_advice_work_beside_a_bucket(shop):
     assert replayed["requests"] == 2
     assert any("-replay-" in name for name in shop.names())
     assert "1 of 2 keys" in shop.run("head", "log.parquet", "--coverage", 0.5)
+
+
+def test_a_check_of_a_spec_whose_snapshots_are_in_a_bucket_leaves_nothing_there(shop):
+    shop.run("check", "shop.toml")
+    assert shop.names() == []
+
+
+def test_a_snapshot_that_is_copied_between_a_bucket_and_a_disk_stays_whole(shop, tmp_path):
+    shop.run("run", "shop.toml")
+    storage = open_storage(shop.url)
+    for name in shop.names():
+        path = shop.folder / "nearcast" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.download(name, path)
+    assert "every byte matches" in shop.run("show", "shop", "--verify")
+    copy = open_storage(f"{shop.url}/copy")
+    for path in (shop.folder / "nearcast").rglob("*"):
+        if path.is_file() and path.name != "attempt.json":
+            copy.upload(path.relative_to(shop.folder / "nearcast").as_posix(), path)
+    assert "every byte matches" in shop.run("show", "shop", "--verify", "--out", copy.url)
+    assert shop.json("lookup", "shop", "q007", "--out", copy.url) == shop.json("lookup", "shop", "q007")
 
 
 def test_a_store_below_a_bucket_is_refused_with_a_way_out(shop):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from tests.snapshot_folders import snapshot_facts, write_snapshot_folder
 
 from fault_proxy import Fault, FaultProxy, fail_first, faults_before
-from nearcast.errors import DamagedError, NotFoundError, StorageError
+from nearcast.errors import BudgetError, DamagedError, NotFoundError, StorageError
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.object_storage import ObjectStorage
 from nearcast.storage.open_storage import open_storage
@@ -277,3 +278,16 @@ def test_a_removal_that_breaks_off_leaves_no_snapshot_half_there(proxy, s3_url, 
     monkeypatch.setattr(bucket_home, "ABANDONED_SECONDS", -60.0)
     assert home.sweep("shop") == 1
     assert not list(open_storage(s3_url).list_objects("shop/snapshots/000001"))
+
+
+def test_a_look_up_reads_ranges_where_the_disk_of_the_cache_is_full(s3_url, tmp_path, monkeypatch):
+    commit(open_bucket(s3_url, tmp_path / "one"), tmp_path / "made")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ObjectStorage, "download", fail)
+    found = open_bucket(s3_url, tmp_path / "two").open("shop", 1)
+    assert found.lookup("q000007", ("name",)).query == "q000007"
+    with pytest.raises(BudgetError, match="the disk of the cache .* is full"):
+        found.fetch("candidates")

@@ -103,7 +103,7 @@ def finish_plan(location: Location, snapshot: Snapshot) -> None:
     """Record the snapshot of a plan, and remove what workers left there."""
     shared = read_plan(parse_location(location))
     storage = open_storage(shared.work)
-    facts = {"snapshot": str(snapshot.folder), "version": snapshot.version}
+    facts = {"snapshot": snapshot.url, "version": snapshot.version}
     storage.write(FINISHED, json.dumps(facts, indent=1).encode())
     for each in [COSTS, FAILURE, *(claim.name for claim in storage.list_objects(CLAIMS))]:
         storage.delete(each)

@@ -34,7 +34,7 @@ def gather(location: str, quiet: bool, as_json_: bool) -> None:
             below_target = error
             snapshot = cast(Snapshot, error.snapshot)
     if as_json_:
-        print_json({"snapshot": str(snapshot.folder), **snapshot.manifest.as_dict()})
+        print_json({"snapshot": snapshot.url, **snapshot.manifest.as_dict()})
     else:
         console().print(build_summary(snapshot, every_measure=False))
     if below_target is not None:

@@ -11,7 +11,7 @@ from nearcast.cli.render import build_summary
 from nearcast.errors import NotFoundError
 from nearcast.storage.locations import Location
 from nearcast.storage.open_storage import is_url
-from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot
+from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot, open_snapshot_url
 
 __all__ = ["find_named", "show"]
 
@@ -22,7 +22,7 @@ __all__ = ["find_named", "show"]
 @click.option("--verify", is_flag=True, help="First compare every byte of the snapshot with its manifest.")
 @json_option
 def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> None:
-    """Show a SNAPSHOT: GENERATOR (the newest), GENERATOR/VERSION, or a folder."""
+    """Show a SNAPSHOT: GENERATOR (the newest), GENERATOR/VERSION, a folder, or a URL."""
     found = find_named(out, snapshot)
     if verify:
         found.verify()
@@ -35,7 +35,7 @@ def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> N
 
 
 def find_named(out: Location, name: str | None) -> Snapshot:
-    """Find a snapshot by GENERATOR (the newest), GENERATOR/VERSION, or folder.
+    """Find a snapshot by GENERATOR (the newest), GENERATOR/VERSION, a folder, or a URL.
 
     Without a name: the newest of the only generator. Raises NotFoundError.
     """
@@ -45,7 +45,9 @@ def find_named(out: Location, name: str | None) -> Snapshot:
             have = f"there are {', '.join(known)}" if known else f"{out} has none; run one, or give --out"
             raise NotFoundError(f"name a generator: {have}")
         return find_snapshot(out, known[0])
-    if not is_url(name) and (Path(name) / "manifest.json").is_file():
+    if is_url(name):
+        return open_snapshot_url(name)
+    if (Path(name) / "manifest.json").is_file():
         return open_snapshot(Path(name))
     generator, _, version = name.partition("/")
     if version and not version.isdigit():

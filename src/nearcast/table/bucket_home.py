@@ -23,9 +23,10 @@ from nearcast.files import MANIFEST, finish, read_manifest
 from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
-from nearcast.table.bucket_parts import ATTEMPT, BucketParts
+from nearcast.table.bucket_parts import BucketParts
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot_home import find_made, manifest_text, parse_manifest
+from nearcast.table.snapshot_parts import ATTEMPT
 from nearcast.table.snapshot_reader import Snapshot
 
 __all__ = ["BucketHome"]

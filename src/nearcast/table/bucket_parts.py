@@ -20,20 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
-from nearcast.errors import DamagedError, NotFoundError
+from nearcast.errors import BudgetError, DamagedError, NotFoundError
 from nearcast.files import MANIFEST, file_hash, fingerprint
 from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
 from nearcast.storage.object_files import open_object
-from nearcast.table.snapshot_parts import file_name
+from nearcast.table.snapshot_parts import ATTEMPT, file_name
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-__all__ = ["ATTEMPT", "BucketParts"]
+__all__ = ["BucketParts"]
 
-ATTEMPT = "attempt.json"  # beside the manifest: the attempt that wrote the snapshot
 SMALL_PART = 32 << 20  # bytes; a larger part is not fetched for one query
 TRANSFERS = 8  # files at a time
 
@@ -73,7 +72,8 @@ class BucketParts:
         names = self._list(part)
         size = sum(int(self._files[name]["bytes"]) for name in names)
         if size <= SMALL_PART or self._is_cached(part):
-            return open_dataset(self.fetch(part))
+            with contextlib.suppress(BudgetError):  # a full disk: read ranges
+                return open_dataset(self.fetch(part))
         from pyarrow import dataset
 
         chosen = names if near is None else self._find_files(names, near)

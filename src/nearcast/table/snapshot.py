@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from nearcast.errors import NotFoundError
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location, client_settings, parse_location
-from nearcast.storage.open_storage import open_storage
+from nearcast.storage.open_storage import is_url, open_storage, parse_url
 from nearcast.suggest import describe_generators
 from nearcast.table.bucket_home import BucketHome
 from nearcast.table.snapshot_home import LocalHome, SnapshotHome, open_snapshot
@@ -28,6 +29,7 @@ __all__ = [
     "next_version",
     "open_home",
     "open_snapshot",
+    "open_snapshot_url",
 ]
 
 _buckets: dict[tuple[object, ...], SnapshotHome] = {}
@@ -71,6 +73,14 @@ def find_snapshot(out: Location, generator: str, version: int | None = None) -> 
             return snapshot
     existing = f"{snapshots[0].name} to {snapshots[-1].name}"
     raise NotFoundError(f"{generator} has no snapshot {version}; it has {len(snapshots)}, {existing}")
+
+
+def open_snapshot_url(url: str) -> Snapshot:
+    """Open the snapshot at a URL. Raises NotFoundError for another URL, DamagedError without a manifest."""
+    found = re.fullmatch(r"(.*)/([^/]+)/snapshots/([0-9]+)", str(parse_url(url)))
+    if found is None or not is_url(found[1]):
+        raise NotFoundError(f"{url} is not a snapshot; write a URL that `nearcast snapshots --json` prints")
+    return open_home(str(parse_url(found[1]))).open(found[2], int(found[3]))
 
 
 def next_version(out: Location, generator: str) -> int:

@@ -21,7 +21,9 @@ from nearcast.storage.locations import Location
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-__all__ = ["FolderParts", "SnapshotParts"]
+__all__ = ["ATTEMPT", "FolderParts", "SnapshotParts"]
+
+ATTEMPT = "attempt.json"  # beside the manifest of a snapshot in a bucket: the attempt that wrote it
 
 
 class SnapshotParts(Protocol):
@@ -92,7 +94,7 @@ class FolderParts:
 
     def verify(self) -> None:
         """Read every file."""
-        verify(self._folder, contents=True)
+        verify(self._folder, contents=True, beside=(ATTEMPT,))
 
 
 def file_name(number: int) -> str:
