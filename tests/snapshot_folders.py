@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.table.candidate_schema import candidate_schema, rows_per_group
-from nearcast.table.write_table import TableWriter
+from nearcast.table.write_table import GROUPS_PER_FILE
 
 K = 4
 
@@ -33,15 +33,12 @@ def write_snapshot_folder(folder: Path, *, n: int = 20, seed: int = 0, files_of:
             "reason": [None] * n,
         }
     ).cast(schema)
-    if files_of is None:
-        with TableWriter(folder / "candidates", schema, K) as writer:
-            for start in range(0, n, rows_per_group(K)):
-                writer.write(table.slice(start, rows_per_group(K)))
-    else:
-        (folder / "candidates").mkdir(parents=True)
-        for number, start in enumerate(range(0, n, files_of)):
-            path = folder / "candidates" / f"part-{number:05d}.parquet"
-            pq.write_table(table.slice(start, files_of), path, row_group_size=max(1, files_of // 4))
+    rows = rows_per_group(K) * GROUPS_PER_FILE if files_of is None else files_of
+    group = rows_per_group(K) if files_of is None else max(1, files_of // 4)
+    (folder / "candidates").mkdir(parents=True)
+    for number, start in enumerate(range(0, n, rows)):
+        path = folder / "candidates" / f"part-{number:05d}.parquet"
+        pq.write_table(table.slice(start, rows), path, row_group_size=group)
     (folder / "items").mkdir()
     items = pa.table({"id": [f"i{item:04d}" for item in range(50)], "name": [f"item {item}" for item in range(50)]})
     pq.write_table(items, folder / "items" / "part-00000.parquet")

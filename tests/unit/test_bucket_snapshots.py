@@ -289,5 +289,5 @@ def test_a_look_up_reads_ranges_where_the_disk_of_the_cache_is_full(s3_url, tmp_
     monkeypatch.setattr(ObjectStorage, "download", fail)
     found = open_bucket(s3_url, tmp_path / "two").open("shop", 1)
     assert found.lookup("q000007", ("name",)).query == "q000007"
-    with pytest.raises(BudgetError, match="the disk of the cache .* is full"):
+    with pytest.raises(BudgetError, match=r"the disk of the cache .* is full"):
         found.fetch("candidates")

@@ -26,7 +26,8 @@ from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
 from nearcast.storage.object_files import open_object
-from nearcast.table.snapshot_parts import ATTEMPT, file_name
+from nearcast.table.snapshot_parts import ATTEMPT
+from nearcast.table.write_table import file_name
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset

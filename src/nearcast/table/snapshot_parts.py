@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from nearcast.artifact_files import open_dataset
 from nearcast.files import verify
 from nearcast.storage.locations import Location
+from nearcast.table.write_table import file_name
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -95,8 +96,3 @@ class FolderParts:
     def verify(self) -> None:
         """Read every file."""
         verify(self._folder, contents=True, beside=(ATTEMPT,))
-
-
-def file_name(number: int) -> str:
-    """Return the name of a Parquet file of a part."""
-    return f"part-{number:05d}.parquet"
