@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from nearcast.engines.base import Engine, Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
 from nearcast.join.inputs import read_trial_vectors
 from nearcast.join.plan_join import sample_sizes
+from nearcast.join.shard_plan import count_shards
+from nearcast.types import Vectors
 
 if TYPE_CHECKING:
     from nearcast.join.context import RunContext
@@ -22,6 +24,7 @@ __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
 TABLE_BYTES = 192 << 20  # working set of writing and measuring: one row group and its ids, several times
 SECONDS_PER_SLOT = 250e-9  # to write a slot to Parquet; measured on packages, two cores
+SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
 LIBRARY_BYTES = 64 << 20  # memory that Arrow, BLAS and faiss take when first used
@@ -59,12 +62,23 @@ def estimate_run(run: RunContext, checked: Checked) -> RunEstimate:
     sample = read_trial_vectors(checked, run.artifacts, run.read_bytes)
     request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
     shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
-    engine = run.engine.estimate(shape, sample, run.settings, run.resources)
+    shards = count_shards(run.spec, shape.n_items, shape.dim * shape.item_bytes)
+    engine = _estimate_shards(run, shape, sample, shards)
     reference = choose_engine("exact")
     exact = reference.estimate(shape, sample, reference.settings(), run.resources)
     estimate = _sum_costs(run, checked, shape, engine, exact)
+    if shards > 1:  # lists of each shard beside the merged ones
+        estimate = replace(estimate, disk_bytes=estimate.disk_bytes + shards * shape.n_queries * request.k * SLOT_BYTES)
     run.listener.estimated(estimate)
     return estimate
+
+
+def _estimate_shards(run: RunContext, shape: JoinShape, sample: Vectors, shards: int) -> Estimate:
+    """Return the engine's estimate of all item shards: the memory is that of one, which is open at a time."""
+    largest = replace(shape, n_items=-(-shape.n_items // shards))
+    one = run.engine.estimate(largest, sample, run.settings, run.resources)
+    seconds = {stage: shards * value for stage, value in one.seconds.items()}
+    return Estimate(seconds, one.memory_bytes, shards * one.disk_bytes)
 
 
 def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Estimate, exact: Estimate) -> RunEstimate:
@@ -79,7 +93,9 @@ def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Esti
         "measure": sampled_queries * shape.n_items * seconds_per_pair,
     }
     peak = max(engine.memory_bytes, _table_memory(slots), checked.memory_bytes)
-    disk = checked.disk_bytes + engine.disk_bytes + slots * (12 + 14) + OTHER_DISK  # task results, then the table
+    disk = (
+        checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK
+    )  # task results, then the table
     return RunEstimate(seconds, run.meter.base_bytes + LIBRARY_BYTES + peak, disk, run.meter.budget_bytes)
 
 
@@ -93,7 +109,7 @@ def require_budget(estimate: RunEstimate, engine: Engine, out: Path) -> None:
     if estimate.memory_bytes > estimate.budget_bytes:
         way_out = "raise `memory`"
         if engine.persists_index:
-            way_out += ', or take engine = "exact", which streams'
+            way_out += ', cut the items into parts with run.shards, or take engine = "exact", which streams'
         raise BudgetError(
             f"{engine.name} will need about {_format_size(estimate.memory_bytes)} of memory, and the budget is "
             f"{_format_size(estimate.budget_bytes)}; {way_out}"

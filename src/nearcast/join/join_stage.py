@@ -22,12 +22,12 @@ from nearcast.knn.item_shards import move_positions, restrict_request
 from nearcast.sources.ids import find_sorted
 from nearcast.types import EMPTY_POSITION, IntArray
 
-__all__ = ["join_shard", "list_shard_joins", "read_cap_values_of"]
+__all__ = ["join_shard", "name_shard_join", "read_cap_values_of"]
 
 
-def list_shard_joins(splits: int, shards: int) -> list[tuple[str, int, int]]:
-    """Return (task name, shard, split) of every pair, all splits of a shard in a row: a worker keeps the shard open."""
-    return [(f"join/{shard:05d}-{split:06d}", shard, split) for shard in range(shards) for split in range(splits)]
+def name_shard_join(shard: int, split: int) -> str:
+    """Return the name of the task that joins a range of the queries with an item shard."""
+    return f"join/{shard:05d}-{split:06d}"
 
 
 def join_shard(

@@ -28,6 +28,7 @@ from nearcast.join.rank_model import onnx_ranker
 from nearcast.join.run_plan import RunPlan
 from nearcast.knn.scores import rescore
 from nearcast.measure.sampled_recall import SampledLists
+from nearcast.sources.attribute_rows import take_attributes
 from nearcast.sources.ingest import IngestedTable, Inputs, list_attributes, open_ingested_table, read_attributes
 from nearcast.sources.parquet_listing import open_user_file
 from nearcast.sources.user_files import ChangedInputError, LocalFile, UserFile, changed_error, shown_path
@@ -271,8 +272,8 @@ def _make_pairs(
         "item_vector": _take_vectors(items, positions),
     }
     for prefix, table, positions_of_rows in (("query", queries, rows), ("item", items, positions)):
-        for name, column in _read_attributes(table.folder).items():
-            columns[f"{prefix}.{name}"] = column.take(pa.array(positions_of_rows))
+        for name, column in _take_rows(table, positions_of_rows).items():
+            columns[f"{prefix}.{name}"] = column
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -280,6 +281,15 @@ def _take_vectors(table: IngestedTable, positions: IntArray) -> pa.Array:
     distinct, back = np.unique(positions, return_inverse=True)
     flat = table.vectors.take(distinct).astype(np.float32)[back]
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), table.vectors.dim)
+
+
+def _take_rows(table: IngestedTable, positions: IntArray) -> dict[str, pa.Array]:
+    """Return all attributes of the rows at these positions. A table in several id ranges is not held in memory."""
+    if table.ranges is None:
+        return {name: column.take(pa.array(positions)) for name, column in _read_attributes(table.folder).items()}
+    names = list_attributes(table)
+    rows = take_attributes(table, names, positions)
+    return {name: rows[name].combine_chunks() for name in names}
 
 
 @lru_cache(maxsize=4)

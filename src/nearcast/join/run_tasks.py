@@ -17,7 +17,7 @@ from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
-from nearcast.join.join_stage import list_shard_joins
+from nearcast.join.join_stage import name_shard_join
 from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
 from nearcast.join.plan_overfetch import Survival, estimate_survival
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
@@ -116,8 +116,9 @@ def list_join_calls(context: TaskContext) -> list[TaskCall]:
     splits, shards = list_splits(context), count_run_shards(context)
     if shards > 1:
         return [
-            TaskCall(name, "join_shard", {"shard": shard, "start": splits[split][0], "stop": splits[split][1]})
-            for name, shard, split in list_shard_joins(len(splits), shards)
+            TaskCall(name_shard_join(shard, split), "join_shard", {"shard": shard, "start": start, "stop": stop})
+            for shard in range(shards)  # all ranges of a shard in a row: a worker keeps the shard open
+            for split, (start, stop) in enumerate(splits)
         ]
     return [
         TaskCall(f"join/{number:06d}", "join", {"start": start, "stop": stop})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.join.index_stage import ensure_shard_index, open_shard_index
-from nearcast.join.join_stage import join_shard, list_shard_joins
+from nearcast.join.join_stage import join_shard, name_shard_join
 from nearcast.join.merge_stage import merge_split
 from nearcast.join.plan_join import make_run_request
 from nearcast.join.run_tasks import count_run_shards, list_join_calls, list_splits, open_plan, open_prepared
@@ -57,8 +57,8 @@ def do_merge(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
     """Merge the lists of all item shards for a range of the queries."""
     context.kept.pop("open_shard", None)
     prepared, plan = open_prepared(context), open_plan(context)
-    joins = list_shard_joins(len(list_splits(context)), count_run_shards(context))
-    parts = [context.run.results.open(name) for name, _, split in joins if split == args["split"]]
+    names = [name_shard_join(shard, int(args["split"])) for shard in range(count_run_shards(context))]
+    parts = [context.run.results.open(name) for name in names]
     with context.run.meter.stage("join"):
         merge_split(context.run, prepared, plan, int(args["start"]), parts, folder)
     return {"start": args["start"], "stop": args["stop"]}

@@ -26,6 +26,7 @@ from nearcast.join.rank import identify_ranker, load_ranker, make_rank_settings,
 from nearcast.join.run_plan import RunPlan, make_plan
 from nearcast.join.score_terms import check_score_terms
 from nearcast.join.select_candidates import require_exposure_memory
+from nearcast.join.shard_plan import refuse_on_shards
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import check_slice_type
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
@@ -106,6 +107,8 @@ def _check_settings(run: RunContext) -> None:
     rules = parse_rules(spec)
     bound = len(rules) > len(request_time(rules))
     require_constraint_kinds(run.engine, {RULES: bound, CAPS: bool(spec.caps), MIN_SCORE: spec.min_score is not None})
+    if (spec.run.shards or 1) > 1:
+        refuse_on_shards(spec)
     check_store_url(spec.publish.store)
     ranker = make_rank_settings(spec, run.workspace.model_base)
     if ranker is not None:
