@@ -41,6 +41,7 @@ __all__ = [
     "ingest_inputs",
     "ingested_names",
     "open_sources",
+    "open_unhashed",
     "read_trial_vectors",
 ]
 
@@ -97,6 +98,18 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
 
     Raises InputError if a file changes meanwhile.
     """
+    item_source, query_source = open_unhashed(spec, base, listener, tables)
+    item_digests = item_source.digests()
+    listener.progress("hash inputs", 1, 2)
+    query_digests = item_digests if query_source is item_source else query_source.digests()
+    listener.progress("hash inputs", 2, 2)
+    return Sources(item_source, query_source, item_digests, query_digests)
+
+
+def open_unhashed(
+    spec: GeneratorSpec, base: Path, listener: Listener, tables: InMemoryTables | None = None
+) -> tuple[RowSource, RowSource]:
+    """Open items and queries, and read their schemas alone. Both are one source for a join of a table with itself."""
     tables = tables or InMemoryTables()
     out = resolve_location(base, spec.out)
     item_source = _open(spec.items, base, tables.items, "items", out)
@@ -105,11 +118,7 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
     require_same_id_types(item_source, query_source, exclude_self=spec.exclude_self)
     for text in dict.fromkeys((*item_source.notes, *query_source.notes)):
         listener.note(text)
-    item_digests = item_source.digests()
-    listener.progress("hash inputs", 1, 2)
-    query_digests = query_source.digests() if own_queries else item_digests
-    listener.progress("hash inputs", 2, 2)
-    return Sources(item_source, query_source, item_digests, query_digests)
+    return item_source, query_source
 
 
 def ingested_names(spec: GeneratorSpec, sources: Sources) -> tuple[str, str]:

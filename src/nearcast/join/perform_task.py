@@ -11,6 +11,7 @@ from typing import Any
 
 from nearcast.join.choose_stage import do_choose
 from nearcast.join.context import prepare
+from nearcast.join.ingest_stage import INGEST_TASKS
 from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
 from nearcast.join.run_plan import RunPlan
@@ -29,6 +30,7 @@ __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
 TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
 
 TASKS: dict[str, TaskFunction] = {
+    **INGEST_TASKS,
     "ingest": do_ingest,
     "terms": do_terms,
     "score": do_score,

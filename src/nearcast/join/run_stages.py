@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nearcast.join.choose_stage import list_choose_calls
+from nearcast.join.ingest_stage import INGEST_STAGES
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
 from nearcast.join.score_stage import list_score_calls, list_terms_calls
@@ -49,6 +50,8 @@ def _one_call(name: str, **args: Any) -> Callable[[TaskContext], Sequence[TaskCa
 
 
 STAGES: tuple[RunStage, ...] = (
+    RunStage("survey", INGEST_STAGES["survey"], in_driver=lambda _context: True),  # which has hashed the inputs
+    *(RunStage(name, calls) for name, calls in INGEST_STAGES.items() if name != "survey"),
     RunStage("ingest", _one_call("ingest"), in_driver=lambda context: context.tables.any),
     RunStage("terms", list_terms_calls),
     RunStage("score", list_score_calls),
@@ -81,6 +84,8 @@ def make_area(context: TaskContext) -> WorkArea:
 def run_stages(context: TaskContext, runner: Runner, stages: Sequence[RunStage] = STAGES) -> StageCounts:
     """Run every task that is not committed yet, stage by stage. Raises the error of a task."""
     counts = StageCounts()
+    if isinstance(runner, LocalRunner):  # one task ingests both tables, with all threads of this process
+        stages = [stage for stage in stages if stage.name not in INGEST_STAGES]
     for stage in stages:
         calls = stage.list_calls(context)
         done = set(context.run.results.list_names(stage.name)) if len(calls) > 1 else set()

@@ -15,6 +15,7 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
+from nearcast.join.ingest_stage import open_surveyed, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
 from nearcast.join.join_stage import name_shard_join
@@ -55,11 +56,11 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
     Raises InputError for bad rows, BudgetError if the run does not fit.
     """
     run = context.run
-    opened = context.open_sources()
+    sources = open_surveyed(context) or context.open_sources().sources
     with run.meter.stage("check"):
         checked = check_inputs(
             run.spec,
-            opened.sources,
+            sources,
             run.artifacts,
             settings=run.stage_settings,
             progress=run.listener.progress,
@@ -70,10 +71,11 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
     require_budget(estimate, run.engine, run.workspace.home)
     with run.meter.stage("read"):
         ingest_inputs(run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress)
+    sweep_pieces(context)
     return {
         "tables": [checked.item_name, checked.query_name],
         "report": checked.report.as_dict(),
-        "inputs": describe_inputs(opened.sources, checked.report, run.spec),
+        "inputs": describe_inputs(sources, checked.report, run.spec),
         "estimate": estimate.as_dict(),
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
@@ -117,6 +118,10 @@ class BucketFile:
     def identity(self) -> dict[str, str]:
         """Return the etag: the hash is that of etag and size."""
         return {"etag": self._stored.etag}
+
+    def stamp(self) -> dict[str, Any]:
+        """Return the etag and the size."""
+        return {"size": self.size, **self.identity()}
 
     def open(self) -> pa.NativeFile:
         """Open the object for ranged reads."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nearcast.sources.row_source import Part, RowSource, RowSpan
 
-__all__ = ["RowUnit", "cut_units"]
+__all__ = ["UNIT_ROWS", "RowUnit", "cut_units"]
 
 UNIT_ROWS = 1 << 20
 UNIT_BYTES = 1 << 30  # of rows as they are decoded

@@ -24,7 +24,7 @@ from nearcast.sources.norms import measure_lengths, summarize_norms
 from nearcast.sources.pieces import MemoryPieces, PieceFolder, PieceSink
 from nearcast.sources.range_rows import KeptStates, RangeRows, find_duplicates, keep_states, select_range
 from nearcast.sources.row_source import RowSource
-from nearcast.sources.row_units import RowUnit, cut_units
+from nearcast.sources.row_units import UNIT_ROWS, RowUnit, cut_units
 from nearcast.sources.split_rows import SplitSettings, split_unit, vector_dtype
 from nearcast.sources.table_facts import TableFacts, count_lengths, find_lost_units, merge_facts
 from nearcast.spec import GeneratorSpec
@@ -41,6 +41,7 @@ class StageSettings:
     threads: int = 1
     scratch: Path | None = None  # where pieces go that do not fit the memory; None: the system's folder
     range_rows: int = RANGE_ROWS
+    unit_rows: int = UNIT_ROWS
     with_vectors: bool = True  # False for a check, which needs ids and attributes alone
 
 
@@ -71,7 +72,7 @@ def stage_table(
     one are read again. Ids are read twice if the table has several ranges.
     Raises InputError if a file was changed since the source was opened.
     """
-    units = cut_units(source)
+    units = cut_units(source, settings.unit_rows)
     workers = max(1, min(settings.threads, len(units)))
     share = settings.memory_bytes // workers
     bounds = pa.array([], source.id_type)

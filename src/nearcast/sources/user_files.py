@@ -94,6 +94,10 @@ class UserFile(Protocol):
         """Return what `hash` is computed from, for a digest; empty if it is computed from the contents."""
         ...
 
+    def stamp(self) -> dict[str, Any]:
+        """Return the recorded state as plain data: an equal stamp on another host means an unchanged file."""
+        ...
+
     def open(self) -> pa.NativeFile:
         """Open the file for reading at any position. Raises OSError or InputError."""
         ...
@@ -169,6 +173,10 @@ class LocalFile:
     def identity(self) -> dict[str, str]:
         """Return nothing: the hash is that of the contents."""
         return {}
+
+    def stamp(self) -> dict[str, Any]:
+        """Return size and times. A writer can reset the first time, but not the second."""
+        return {"size": self.state.size, "mtime_ns": self.state.mtime_ns, "ctime_ns": self._ctime_ns}
 
     def check(self) -> None:
         """Raise InputError if the file differs from its recorded state.
