@@ -10,10 +10,16 @@ import pytest
 from cluster_run import RULES, bytes_of, make_spec, write_inputs
 
 import nearcast
+from builders import write_parquet
 from nearcast.errors import InputError
 from nearcast.runners import make_runner
 
-CASES = {"recall 1": {}, "recall 0.9": {"recall": 0.9}, "rules and caps": RULES}
+CASES = {
+    "recall 1": {},
+    "recall 0.9": {"recall": 0.9},
+    "rules and caps": RULES,
+    "3 shards": {"run": {"shards": 3}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_this_machine(inputs):
-    """The bytes of each case, run in this process."""
+    """The bytes of each case, run in this process; at recall 1, shards do not change them."""
     return {case: bytes_of(nearcast.run(make_spec(inputs, f"local {case}", **CASES[case])).snapshot) for case in CASES}
 
 
@@ -81,15 +87,15 @@ def test_a_run_whose_every_task_is_run_twice_at_once_has_the_same_bytes(runner, 
     print(f"{twice.ended} attempts of {twice.ended // 2} tasks on {runner.name}")
 
 
-def test_bad_input_that_a_worker_finds_is_an_input_error_of_the_driver(runner, inputs):
+def test_bad_input_that_a_worker_finds_is_an_input_error_of_the_driver_with_the_place(runner, inputs):
     spec = make_spec(inputs, f"{runner.name} bad")
-    spec["items"]["vector"] = "brand"
-    with pytest.raises(InputError):
+    write_parquet(inputs / "twice.parquet", ["a", "b", "a"], [[1.0] * 16] * 3)
+    spec["items"] = {"path": str(inputs / "twice.parquet")}
+    with pytest.raises(InputError, match=r"(?s)twice\.parquet.*row"):
         nearcast.run(spec, runner=runner)
 
 
-def test_a_run_whose_workers_are_killed_by_sigkill_every_second_has_the_same_bytes(runner, inputs, on_this_machine):
-    """Python workers alone: up to three of them."""
+def test_a_run_of_which_up_to_3_workers_are_killed_by_sigkill_has_the_same_bytes(runner, inputs, on_this_machine):
     killed, stop = [], threading.Event()
     thread = threading.Thread(target=kill_workers, args=(runner.name, killed, stop))
     thread.start()
@@ -103,8 +109,8 @@ def test_a_run_whose_workers_are_killed_by_sigkill_every_second_has_the_same_byt
 
 
 def kill_workers(name, killed, stop):
-    """SIGKILL a worker every second until three are dead, or the run has ended."""
-    while len(killed) < 3 and not stop.wait(1.0):
+    """SIGKILL the youngest worker, three times or until the run has ended."""
+    while len(killed) < 3 and not stop.wait(0.4):
         workers = [process for process in descendants() if is_worker(name, process)]
         if workers:
             victim = max(workers, key=lambda process: process.create_time())
@@ -123,7 +129,7 @@ def is_worker(name, process):
         if name == "processes":
             return "nearcast.runners.process_worker" in line
         if name == "ray":
-            return line.startswith("ray::") and "IDLE" not in line
+            return line.startswith("ray::perform_on_ray")
         return "pyspark.daemon" in line and "pyspark.daemon" in " ".join(process.parent().cmdline())
     except psutil.Error:
         return False

@@ -88,9 +88,12 @@ class RayRunner:
         """Return the outcome of a call; queue it again after a fault. Raises if Ray gave up."""
         try:
             reply = read_reply(self._ray.get(reference))
-        except self._ray.exceptions.RayError as error:  # Ray itself has tried again
+        except self._ray.exceptions.RayError as error:
             text = " ".join(str(error).split())
-            raise name_call(WorkerError(f"its Ray worker was lost: {text}"), call, MOST_ATTEMPTS) from error
+            lost = self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError
+            if isinstance(error, lost):  # Ray itself has tried again
+                raise name_call(WorkerError(f"its Ray worker was lost: {text}"), call, MOST_ATTEMPTS) from error
+            raise WorkerError(f"task {call.name} was given up by Ray: {text}") from error
         if reply.error is not None:
             queue.fail(call, reply.error)
         return reply.outcome
