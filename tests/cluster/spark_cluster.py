@@ -55,11 +55,13 @@ class SparkCluster:
     def start(self) -> SparkCluster:
         """Start the master and the workers, and wait until the workers are registered."""
         port = self.url.rpartition(":")[2]
-        place = ["--host", HERE, "--webui-port", "0"]
-        self._start("master", "org.apache.spark.deploy.master.Master", [*place, "--port", port])
+        place = ["--host", HERE, "--webui-port", "0", "--port", port]
+        self._start("master", "org.apache.spark.deploy.master.Master", place)
         for number in range(WORKERS):
-            work = ["--cores", str(CORES), "--memory", "2g", "--work-dir", str(self.folder / f"work{number}")]
-            self._start(f"worker{number}", "org.apache.spark.deploy.worker.Worker", [*place, *work, self.url])
+            host = f"127.0.0.{number + 1}"  # two hosts: speculation runs a task on another host
+            place = ["--host", host, "--webui-port", "0", "--work-dir", str(self.folder / f"work{number}")]
+            room = ["--cores", str(CORES), "--memory", "2g"]
+            self._start(f"worker{number}", "org.apache.spark.deploy.worker.Worker", [*place, *room, self.url], host)
         self._wait(lambda: (self.folder / "master.log").read_text().count("Registering worker") == WORKERS)
         return self
 
@@ -80,7 +82,7 @@ class SparkCluster:
             self.remote = f"sc://{HERE}:{port}"
         return self.remote
 
-    def conf(self, **more: str) -> dict[str, str]:
+    def conf(self) -> dict[str, str]:
         """The configuration of a session: one core and one executor on each worker."""
         return {
             "spark.cores.max": str(WORKERS),
@@ -93,7 +95,6 @@ class SparkCluster:
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
             "spark.sql.shuffle.partitions": "2",
-            **{key.replace("_", "."): value for key, value in more.items()},
         }
 
     def stop(self) -> None:
@@ -107,11 +108,12 @@ class SparkCluster:
                 process.kill()
                 process.wait()
 
-    def _start(self, name: str, program: str, arguments: list[str]) -> None:
+    def _start(self, name: str, program: str, arguments: list[str], host: str = HERE) -> None:
         jars = f"{self.home / 'conf'}:{self.home / 'jars'}/*"
+        environment = {**self.environment, "SPARK_LOCAL_IP": host}
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [java(), *QUICK, "-Xmx512m", *MODULES, "-cp", jars, program, *arguments]
-            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=self.environment))
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
     def _wait(self, is_up: Any) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -13,14 +13,14 @@ from runner_tasks import area, attempts, calls, committed, perform
 
 @pytest.fixture(scope="module")
 def runner(spark_cluster):
-    conf = spark_cluster.conf(
-        spark_speculation="true",
-        spark_speculation_interval="200ms",
-        spark_speculation_minTaskRuntime="200ms",
-        spark_speculation_multiplier="1.5",
-        spark_speculation_quantile="0.5",
-        spark_executorEnv_NEARCAST_ISA="numpy",
-    )
+    conf = spark_cluster.conf() | {
+        "spark.speculation": "true",
+        "spark.speculation.interval": "200ms",
+        "spark.speculation.minTaskRuntime": "200ms",
+        "spark.speculation.multiplier": "1.5",
+        "spark.speculation.quantile": "0.5",
+        "spark.executorEnv.NEARCAST_ISA": "numpy",
+    }
     made = make_runner("spark", 16, options={"master": spark_cluster.url, "conf": conf})
     yield made
     made.close()
@@ -29,7 +29,7 @@ def runner(spark_cluster):
 def test_1_of_8_calls_that_hangs_is_run_a_second_time_by_speculation_and_committed_once(runner, tmp_path):
     place, quiet = area(tmp_path / "slow"), area(tmp_path / "quiet")
     list(runner.run(perform, quiet, calls(8)))
-    outcomes = list(runner.run(perform, place, calls(8, "hang first", victim=2, seconds=120)))
+    outcomes = list(runner.run(perform, place, calls(8, "hang first", victim=2, seconds=60)))
     assert len(outcomes) == 8
     assert attempts(place)["join/000002"] == 2
     assert sum(attempts(place).values()) <= 2 * 8
