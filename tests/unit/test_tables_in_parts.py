@@ -11,10 +11,14 @@ import pytest
 from tests.unit.test_ranged_runs import write_tables
 
 import nearcast
+from nearcast.errors import BudgetError
 from nearcast.join import perform_task
+from nearcast.join.context import prepare
 from nearcast.join.joined_lists import JoinedLists, ListRange
+from nearcast.join.listener import Listener
 from nearcast.join.select_candidates import SelectedLists
 from nearcast.join.table_stage import TableSource, write_table_part
+from nearcast.join.validate_run import check_columns
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.measure.table_parts import measure_table
 from nearcast.measure.tally import PartSums, TableShape
@@ -22,7 +26,8 @@ from nearcast.runners.local import LocalRunner
 from nearcast.sources.ids import write_ids
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors
-from nearcast.types import Metric, no_progress
+from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.types import ArrayVectors, Metric, no_progress
 
 FILES = ("nearcast.table.write_table", "nearcast.table.snapshot_reader", "nearcast.join.table_stage")
 
@@ -232,3 +237,18 @@ def test_the_memory_of_a_table_task_and_of_the_sum_does_not_grow_with_the_table(
     small, large = (peaks_of_tables(tmp_path / str(n), n) for n in (1 << 21, 1 << 22))  # two and four ranges of items
     assert large[0] < 1.05 * small[0]
     assert large[1] < 1.05 * small[1]
+
+
+@pytest.mark.parametrize("table", ["exposure", "overfetch"])
+def test_what_needs_numbers_of_all_queries_at_once_is_refused_before_the_join_if_memory_is_too_small(table, tmp_path):
+    settings = {
+        "exposure": {"max_lists_per_item": 4, "candidates_per_query": 20},
+        "overfetch": {"at_least": 2, "probability": 0.9, "survival": "bonus"},
+    }
+    spec = spec_of("plain", "out") | {"memory": "1GB", table: settings[table]}
+    context = prepare(parse_model(GeneratorSpec, spec, "the test's spec"), tmp_path, Listener())
+    zeros = ArrayVectors(np.broadcast_to(np.zeros(1, np.float32), (1 << 26, 4)))
+    ids = pa.array([], pa.int64())
+    many = IngestedTable(tmp_path, zeros, ids, ids, tmp_path)
+    with pytest.raises(BudgetError, match=r"67,108,864 queries|1,342,177,280 candidates"):
+        check_columns(context, Inputs(many, many, Metric.INNER_PRODUCT))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nearcast.errors import InputError
+from nearcast.errors import BudgetError, InputError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.join.joined_lists import JoinedLists
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 SHORT_FILE = "surplus/short.parquet"  # of a snapshot: the queries without enough survivors
+QUERY_BYTES, ITEM_BYTES = 64, 24  # memory of a plan per query and item, at least
 SAMPLED_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 
 
@@ -104,10 +105,24 @@ def check_weights(run: RunContext, inputs: Inputs) -> None:
 
 
 def check_overfetch(run: RunContext, inputs: Inputs) -> None:
-    """Raise InputError if the column of correlated groups holds lists."""
+    """Raise InputError if the column of correlated groups holds lists, BudgetError if a plan does not fit in memory."""
     spec = run.spec.overfetch
+    if spec is not None:
+        _require_memory(run, inputs)
     if spec is not None and spec.correlated_group is not None:
         _group_by_column(inputs, spec.correlated_group)
+
+
+def _require_memory(run: RunContext, inputs: Inputs) -> None:
+    """Raise BudgetError if the numbers that a plan holds of all queries and items at once do not fit in memory."""
+    n, m = inputs.queries.vectors.n, inputs.items.vectors.n
+    needed, available = (n * QUERY_BYTES + m * ITEM_BYTES) / 1e9, run.resources.memory_bytes / 1e9
+    if needed > available:
+        raise BudgetError(
+            f"an over-fetch plan holds numbers of all {n:,} queries and {m:,} items at once, which takes at least "
+            f"{needed:.1f} GB; the budget leaves {available:.1f} GB: raise `memory`, or store the same number for all "
+            "queries (`k`, without [overfetch])"
+        )
 
 
 def plan_overfetch(run: RunContext, lists: JoinedLists, inputs: Inputs, survival: Survival, folder: Path) -> Planned:
