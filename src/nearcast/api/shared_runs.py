@@ -40,7 +40,6 @@ FINISHED = "finished.json"  # names the snapshot of a plan: its work is removed,
 COSTS = "costs.json"  # the cost table of the plan, for the time that is left
 COST_STAGES = {  # stages of a run: the stages of the cost table that they do
     "plan": ("index", "calibrate"),
-    "finish": ("choose", "table", "measure"),
 }
 
 

@@ -32,7 +32,8 @@ class CostRates(SpecTable):
     ingest_byte: Seconds = Field(description="The same for a byte of its vector.")
     scan_pair: Seconds = Field(description="Scan a pair of query and item in the exact 8-bit join.")
     scan_component: Seconds = Field(description="The same, for each component.")
-    truth_component: Seconds = Field(description="Score a component of a pair in the reference join.")
+    truth_pair: Seconds = Field(description="Score a pair in the reference join, which measures recall.")
+    truth_component: Seconds = Field(description="The same, for each component.")
     build_factor: Factor = Field(description="Measured time of building cells, as a multiple of the engine's model.")
     join_factor: Factor = Field(description="Measured time of a pruned join, as a multiple of the engine's model.")
     join_growth: float = Field(

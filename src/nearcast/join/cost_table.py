@@ -198,7 +198,7 @@ def cost_of_shard(sizes: JobSizes, rates: CostRates) -> ShardCost:
         build_seconds=pairs.get("build", 0.0) * per_pair * rates.build_factor,
         join_seconds=pairs["join"] * per_pair * multiple + sizes.n_queries * sizes.k * rates.join_slot,
         scan_seconds=per_pair,
-        truth_seconds=sizes.dim * rates.truth_component,
+        truth_seconds=rates.truth_pair + sizes.dim * rates.truth_component,
         memory_bytes=memory.memory_bytes,
         index_bytes=memory.disk_bytes - shape.n_items * sizes.vector_bytes,
     )
