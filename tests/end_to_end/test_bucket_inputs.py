@@ -605,3 +605,25 @@ def test_tune_and_advise_work_on_inputs_in_a_bucket(generator_toml, s3_url):
     open_storage(s3_url).upload("queries.parquet", generator_toml.parent / "queries.parquet")
     for words in (("tune", "generator.toml"), ("advise", "generator.toml", "--log", f"{s3_url}/log.parquet")):
         succeed(*words, cwd=generator_toml.parent)
+
+
+def test_worker_processes_read_inputs_in_a_bucket(s3_url, states, tmp_path):
+    upload(states[0], s3_url)
+    places = place_in(tmp_path, s3_url), place_in(tmp_path, states[0])
+    found = [
+        candidates(
+            nearcast.run(
+                {
+                    "name": "test",
+                    "metric": "inner_product",
+                    "k": 3,
+                    "items": {"path": place.at("parts"), "attributes": ["day"]},
+                    "queries": {"path": place.at("queries.parquet"), "only": place.at("only.parquet")},
+                },
+                base=place.out,
+                **runner,
+            ).snapshot
+        )
+        for place, runner in zip(places, ({"runner": "processes", "workers": 2}, {}), strict=True)
+    ]
+    assert found[0] == found[1]
