@@ -114,6 +114,24 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path,
     assert files_below(killed) == files_below(undisturbed)
 
 
+def test_a_run_killed_in_each_stage_after_the_join_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    undisturbed = write_generator(tmp_path / "undisturbed", "exact")
+    killed = write_generator(tmp_path / "killed", "exact")
+    for spec in (undisturbed, killed):
+        spec.write_text(f"{spec.read_text()}[exposure]\nmax_lists_per_item = 9\ncandidates_per_query = 30\n")
+    assert ended(start(undisturbed)) == 0
+    for begun in (
+        "work/.attempt-choose-*",
+        "work/choose/manifest.json",
+        "work/table/.attempt-*",
+        "work/table/*/*.json",
+    ):
+        kill_when(killed, begun)
+    assert ended(start(killed)) == 0
+    assert bytes_of_snapshot(killed) == bytes_of_snapshot(undisturbed)
+    assert files_below(killed) == files_below(undisturbed)
+
+
 def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
     kill_when(spec, "work/join/*/manifest.json")

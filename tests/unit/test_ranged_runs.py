@@ -89,3 +89,19 @@ def test_a_run_over_ranges_makes_the_same_snapshot(name, tmp_path, monkeypatch):
     assert facts(cut) == facts(whole)
     again = nearcast.run(spec_of(name) | {"out": "cut"}, base=tmp_path, again=True).snapshot
     assert read(again.folder / "candidates").equals(read(cut.folder / "candidates"))
+
+
+@pytest.mark.parametrize("name", ["plain", "score terms", "exposure"])
+def test_a_candidate_of_a_run_over_ranges_is_explained_as_one_of_a_run_over_one_range(name, tmp_path, monkeypatch):
+    write_tables(tmp_path)
+    whole = nearcast.run(spec_of(name) | {"out": "whole"}, base=tmp_path).snapshot
+    cut_into_ranges(monkeypatch, 40)
+    nearcast.run(spec_of(name) | {"out": "cut"}, base=tmp_path)
+    rows = read(whole.folder / "candidates").slice(0, 3).to_pylist()
+    for row in rows:
+        for item in (row["candidate_ids"][0], "i-1"):
+            one, other = (
+                nearcast.explain("test", row["query_id"], item, out=tmp_path / out).as_dict()
+                for out in ("whole", "cut")
+            )
+            assert one == other
