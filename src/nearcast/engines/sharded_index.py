@@ -54,6 +54,11 @@ class _ShardPoints:
         return points[-1] if point == len(self.whole) - 1 else points[min(point, len(points) - 1)]
 
 
+def _find_whole(shards: Sequence[Sequence[SearchParams]], exact: Sequence[bool]) -> int:
+    """Return the shard whose points are those of the whole: of most points, and rather not exact."""
+    return max(range(len(shards)), key=lambda number: (len(shards[number]), not exact[number], -number))
+
+
 class ShardedIndex:
     """Indexes of disjoint ranges of items that answer as one. Holds one open shard, until it needs another."""
 
@@ -182,6 +187,8 @@ class ShardedIndex:
             for number, index in self._open_each():
                 points[number] = tuple(index.operating_points(k))
                 exact[number] = index.is_exact(points[number][-1])
-            whole = max(points, key=lambda number: (len(points[number]), not exact[number], -number))
-            self._points[k] = _ShardPoints(points[whole], [points[number] for number in range(len(self.shards))])
+            numbers = range(len(self.shards))
+            ordered = [points[number] for number in numbers]
+            whole = _find_whole(ordered, [exact[number] for number in numbers])
+            self._points[k] = _ShardPoints(ordered[whole], ordered)
         return self._points[k]

@@ -45,6 +45,7 @@ __all__ = [
     "build_constraints",
     "check_constraints",
     "check_spec_rules",
+    "crossing_error",
     "has_constraints",
     "open_constraints",
     "parse_rules",
@@ -164,11 +165,7 @@ def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | No
         crossing = find_crossing(inner, outer)
         if crossing is not None:
             first, second = (items.ids[position].as_py() for position in crossing)
-            raise SpecError(
-                f"caps by {inner_name} and by {outer_name} cross: items {first!r} and {second!r} share their "
-                f"{inner_name} but not their {outer_name}. Only caps whose groups lie within each other can be kept "
-                "exactly; cap one of the two, or a column that combines them"
-            )
+            raise crossing_error(inner_name, outer_name, first, second)
     caps = [cap for _, cap in named]
     if originals is None:
         return caps
@@ -177,6 +174,15 @@ def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | No
         groups = group_near_duplicates(originals, cosine, run.resources, run.listener.progress)
         caps.insert(0, Cap(_split_by_caps(groups, caps), cap.max_per_list))
     return caps
+
+
+def crossing_error(inner: str, outer: str, first: object, second: object) -> SpecError:
+    """Return the error for two caps whose groups are not nested, with two items that show it."""
+    return SpecError(
+        f"caps by {inner} and by {outer} cross: items {first!r} and {second!r} share their "
+        f"{inner} but not their {outer}. Only caps whose groups lie within each other can be kept "
+        "exactly; cap one of the two, or a column that combines them"
+    )
 
 
 def _group_by_column(items: IngestedTable, column: str) -> Int32Array:

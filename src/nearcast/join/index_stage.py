@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, Workload
 from nearcast.engines.index_folder import ensure_index
@@ -22,7 +23,7 @@ from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.join.shard_plan import open_shard_vectors
 from nearcast.knn.constraints import FREE
 
-__all__ = ["ensure_shard_index", "open_shard_index", "open_sharded_index", "shard_index_names"]
+__all__ = ["describe_points", "ensure_shard_index", "open_shard_index", "open_sharded_index", "shard_index_names"]
 
 
 def shard_index_names(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> list[str]:
@@ -51,6 +52,13 @@ def ensure_shard_index(run: RunContext, request: JoinRequest, prepared: Prepared
     with run.meter.stage("build"):
         ensure_index(run.artifacts, name, {"shard": shard, "start": start, "stop": stop}, run.resources, build)
     return name
+
+
+def describe_points(run: RunContext, request: JoinRequest, prepared: PreparedInputs, shard: int) -> dict[str, Any]:
+    """Return facts about the operating points of a shard's index, so that a plan need not open it."""
+    index = open_shard_index(run, request, prepared, shard)
+    points = [dict(point) for point in index.operating_points(request.k)]
+    return {"points": len(points), "last": points[-1], "is_exact": index.is_exact(points[-1])}
 
 
 def _make_shard_workload(run: RunContext, request: JoinRequest, prepared: PreparedInputs, shard: int) -> Workload:

@@ -5,6 +5,7 @@ Everything that the tasks share is decided here. Knows nothing of tables or snap
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,15 @@ def make_run_request(run: RunContext, prepared: PreparedInputs) -> JoinRequest:
     return replace(request, constraints=prepared.shards.make_constraints(run.spec, prepared.inputs))
 
 
-def plan_join(run: RunContext, prepared: PreparedInputs) -> JoinPlan:
-    """Build the index if it is missing, draw the samples, and choose the search parameters."""
+def plan_join(run: RunContext, prepared: PreparedInputs, shards: Sequence[Mapping[str, Any]] = ()) -> JoinPlan:
+    """Build the index if it is missing, draw the samples, and choose the search parameters.
+
+    shards: on several item shards, the facts of their index tasks (see `describe_points`).
+    """
     inputs = prepared.inputs
     request = make_run_request(run, prepared)
     if prepared.shards is not None:
-        return _plan_sharded_join(run, request, prepared)
+        return _plan_sharded_join(run, request, prepared, shards)
     name = join_index(run, request, prepared)
     samples = draw_samples(run, inputs)
     index, _ = open_run_index(run, inputs.items, name, request.metric)
@@ -90,16 +94,22 @@ def plan_join(run: RunContext, prepared: PreparedInputs) -> JoinPlan:
     return JoinPlan(request, name, params, samples, calibration, index.is_exact(params))
 
 
-def _plan_sharded_join(run: RunContext, request: JoinRequest, prepared: PreparedInputs) -> JoinPlan:
-    """Draw the samples, and choose the search parameters of the merged lists of all shards."""
-    assert prepared.shards is not None
-    index, inputs, samples = (
-        open_sharded_index(run, request, prepared),
-        prepared.inputs,
-        draw_samples(run, prepared.inputs),
-    )
+def _plan_sharded_join(
+    run: RunContext, request: JoinRequest, prepared: PreparedInputs, shards: Sequence[Mapping[str, Any]]
+) -> JoinPlan:
+    """Draw the samples, and choose the search parameters of the merged lists of all shards.
+
+    Opens the shards for a calibration only: the host would have to hold all of their files.
+    """
+    inputs, samples = prepared.inputs, draw_samples(run, prepared.inputs)
+    if not _needs_calibration(run, inputs.queries.vectors.n) or all(shard["points"] == 1 for shard in shards):
+        lasts = [shard["last"] for shard in shards]
+        whole = max(shards, key=lambda shard: (shard["points"], not shard["is_exact"]))
+        is_exact = all(shard["is_exact"] for shard in shards)
+        return JoinPlan(request, "", whole["last"], samples, None, is_exact, tuple(lasts))
+    index = open_sharded_index(run, request, prepared)
     params, calibration = _choose_params(run, request, index, inputs, samples)
-    of_shards = tuple(index.params_of_shard(shard, request.k, params) for shard in range(len(prepared.shards.ranges)))
+    of_shards = tuple(index.params_of_shard(shard, request.k, params) for shard in range(len(shards)))
     return JoinPlan(request, "", params, samples, calibration, index.is_exact(params), of_shards)
 
 

@@ -102,7 +102,9 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
 
 def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
     """Build the index, and choose the search parameters."""
-    plan = plan_join(context.run, open_prepared(context))
+    shards = range(count_run_shards(context))
+    indexes = [_facts(context, f"index/{shard:05d}") for shard in shards if len(shards) > 1]
+    plan = plan_join(context.run, open_prepared(context), indexes)
     check_ranker(context.run.spec, context.run.workspace.model_base, context.plan)
     return {
         "index": plan.index,

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from nearcast.eligibility import Rule, collect_columns, compile_rules
 from nearcast.errors import BudgetError, SpecError
-from nearcast.join.compile_constraints import has_constraints, parse_rules
+from nearcast.join.compile_constraints import crossing_error, has_constraints, parse_rules
 from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
 from nearcast.sources.attribute_rows import read_attribute_range, take_attributes
 from nearcast.sources.ingest import IngestedTable, Inputs
@@ -211,15 +211,6 @@ def _order_nested(caps: list[CapColumn], distinct: pa.Table, items: IngestedTabl
             first, second = (items.ids[int(places[row])].as_py() for row in crossing)
             raise crossing_error(inner_cap.column, outer_cap.column, first, second)
     return [cap for cap, _ in named]
-
-
-def crossing_error(inner: str, outer: str, first: object, second: object) -> SpecError:
-    """Return the error for two caps whose groups are not nested, with two items that show it."""
-    return SpecError(
-        f"caps by {inner} and by {outer} cross: items {first!r} and {second!r} share their "
-        f"{inner} but not their {outer}. Only caps whose groups lie within each other can be kept "
-        "exactly; cap one of the two, or a column that combines them"
-    )
 
 
 def read_cap_values(items: IngestedTable, column: str, start: int, stop: int) -> pa.Array:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nearcast.join.index_stage import ensure_shard_index, open_shard_index
+from nearcast.join.index_stage import describe_points, ensure_shard_index, open_shard_index
 from nearcast.join.join_stage import join_shard, name_shard_join
 from nearcast.join.merge_stage import merge_split
 from nearcast.join.plan_join import make_run_request
@@ -27,8 +27,10 @@ def list_index_calls(context: TaskContext) -> list[TaskCall]:
 
 def do_index(context: TaskContext, args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
     """Build the index of an item shard."""
-    prepared, shard = open_prepared(context), int(args["shard"])
-    return {"index": ensure_shard_index(context.run, make_run_request(context.run, prepared), prepared, shard)}
+    run, prepared, shard = context.run, open_prepared(context), int(args["shard"])
+    request = make_run_request(run, prepared)
+    name = ensure_shard_index(run, request, prepared, shard)
+    return {"index": name, **describe_points(run, request, prepared, shard)}
 
 
 def do_join_shard(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
