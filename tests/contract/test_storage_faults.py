@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fault_proxy import Fault, FaultProxy, fail_at_random, fail_first, faults_before
-from nearcast.errors import DamagedError, MissingExtraError, NotFoundError, StorageError
-from nearcast.storage import object_storage
+from nearcast.errors import DamagedError, MissingExtraError, NotFoundError, SpecError, StorageError
+from nearcast.storage import bucket_artifacts, object_storage
 from nearcast.storage.artifacts import open_artifacts
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.object_storage import ObjectStorage
@@ -202,6 +202,30 @@ def test_a_commit_whose_outcome_is_unknown_keeps_its_files(proxy, s3_url, tmp_pa
     proxy.plan = lambda request: None
     folder = open_artifacts(s3_url, HostCache(tmp_path / "two")).open("a")
     assert (folder / "rows").read_bytes() == b"rows" * 10_000
+
+
+def test_a_slow_upload_whose_files_were_swept_is_not_committed(proxy, s3_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket_artifacts, "LONG", 0.0)
+    artifacts = open_artifacts(s3_url, HostCache(tmp_path))
+    upload = artifacts.storage.upload
+
+    def upload_and_lose(name: str, path: Path) -> None:
+        upload(name, path)
+        artifacts.storage.delete(name)
+
+    artifacts.storage.upload = upload_and_lose
+    with pytest.raises(StorageError, match="was removed during its upload; run again"):
+        artifacts.ensure("a", write_rows)
+    assert artifacts.facts("a") is None
+    artifacts.storage.upload = upload
+    artifacts.ensure("a", write_rows)
+
+
+def test_the_patience_is_a_number(s3_url, monkeypatch):
+    for text in ("long", "-1", "1e9", "nan"):
+        monkeypatch.setenv("NEARCAST_STORAGE_PATIENCE", text)
+        with pytest.raises(SpecError, match=f"NEARCAST_STORAGE_PATIENCE must be a number of seconds, got {text}"):
+            open_storage(s3_url)
 
 
 def test_a_wrong_bucket_is_told_from_a_missing_object(s3_url, tmp_path):

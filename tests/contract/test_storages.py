@@ -58,12 +58,16 @@ def test_a_missing_object_is_not_found(storage, tmp_path):
     assert names(storage) == names(storage, "folder") == storage.list_folders() == storage.list_folders("folder") == []
 
 
-def test_ranges_are_read_side_by_side(storage):
+def test_ranges_are_read_side_by_side(storage, kind):
     data = os.urandom(50_000)
     storage.write("object", data)
     ranges = [(0, 10), (49_990, 50_000), (7, 7), (100, 40_000), (49_999, 60_000)]
     assert storage.read_ranges("object", ranges) == [data[start:stop] for start, stop in ranges]
     assert storage.read_ranges("object", []) == []
+    if kind != "azurite":  # goes on failing with another status than 416
+        assert storage.read_ranges("object", [(60_000, 60_001), (50_000, 50_001)]) == [b"", b""]
+        storage.write("empty", b"")
+        assert storage.read_ranges("empty", [(0, 10)]) == [b""]
 
 
 def test_names_have_any_letters_and_are_listed_in_order(storage, kind):

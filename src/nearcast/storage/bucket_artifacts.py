@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from nearcast.errors import DamagedError, NearcastError, NotFoundError, StorageE
 from nearcast.files import MANIFEST, file_hash, finish, read_manifest
 from nearcast.storage.artifacts import Write
 from nearcast.storage.base import Storage, StoredObject, check_name
-from nearcast.storage.host_cache import HostCache, entry_key
+from nearcast.storage.host_cache import HostCache, entry_key, explain_full_disk
 
 __all__ = ["BucketArtifacts"]
 
 DONE = "done.json"
 ATTEMPT = "attempt-"
+DELETES_AT_ONCE = 8
+LONG = 600.0  # seconds of an upload after which a sweep with a short age may have taken its first files
 TRIES = 3  # of an opening whose artifact is removed and written again meanwhile
 
 
@@ -76,8 +80,9 @@ class BucketArtifacts:
         with self.cache.scratch() as entry:
             folder = entry / _last_part(name)
             folder.mkdir()
-            facts = write(folder)
-            finish(folder, facts)
+            with explain_full_disk(self.cache.root):
+                facts = write(folder)
+                finish(folder, facts)
             attempt = f"{ATTEMPT}{secrets.token_hex(8)}"
             done = {"attempt": attempt, "facts": facts, "files": _list_files(folder)}
             self._upload(name, folder, done)
@@ -101,8 +106,8 @@ class BucketArtifacts:
     def remove(self, name: str) -> None:
         """Remove the objects of an artifact or of all artifacts in a folder, each `done.json` first."""
         found = [each.name for each in self.storage.list_objects(name)]
-        for each in sorted(found, key=lambda path: _name_of_done(path) is None):
-            self.storage.delete(each)
+        self._delete([each for each in found if _name_of_done(each) is not None])
+        self._delete([each for each in found if _name_of_done(each) is None])
 
     def sweep(self, prefix: str = "", *, older_than: float = 86_400.0) -> int:
         """Remove the files of attempts that lost or were never committed, by the clock of the storage."""
@@ -119,8 +124,7 @@ class BucketArtifacts:
             done = self._read_done(name)
             if done is not None and done["attempt"] == attempt:
                 continue
-            for each in files:
-                self.storage.delete(each.name)
+            self._delete([each.name for each in files])
             swept += 1
         return swept
 
@@ -167,9 +171,14 @@ class BucketArtifacts:
                     )
 
     def _upload(self, name: str, folder: Path, done: Mapping[str, Any]) -> None:
+        home, began = f"{name}/{done['attempt']}", time.monotonic()
         try:
             for file in done["files"]:
-                self.storage.upload(f"{name}/{done['attempt']}/{file}", folder / file)
+                self.storage.upload(f"{home}/{file}", folder / file)
+            if time.monotonic() - began > LONG:
+                there = {each.name for each in self.storage.list_objects(home)}
+                if missing := [file for file in done["files"] if f"{home}/{file}" not in there]:
+                    raise StorageError(f"{self.url}/{home}/{missing[0]} was removed during its upload; run again")
         except BaseException:
             self._discard(name, done)
             raise
@@ -177,8 +186,12 @@ class BucketArtifacts:
     def _discard(self, name: str, done: Mapping[str, Any]) -> None:
         """Remove the files of an attempt that cannot win any more. What is left by an error is swept later."""
         with contextlib.suppress(NearcastError):
-            for file in done["files"]:
-                self.storage.delete(f"{name}/{done['attempt']}/{file}")
+            self._delete([f"{name}/{done['attempt']}/{file}" for file in done["files"]])
+
+    def _delete(self, names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
+            for _ in pool.map(self.storage.delete, names):
+                pass
 
     def _storage_time(self, prefix: str) -> float:
         name = "/".join(part for part in (prefix, f"clock-{secrets.token_hex(8)}") if part)

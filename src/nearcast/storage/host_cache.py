@@ -18,26 +18,42 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from nearcast.errors import BudgetError, SpecError
+from nearcast.errors import BudgetError, SpecError, StorageError
 from nearcast.files import fingerprint
 from nearcast.storage.folder_lock import open_lock
 
-__all__ = ["HostCache", "entry_key"]
+__all__ = ["HostCache", "entry_key", "explain_full_disk"]
 
 FREE_SHARE = 0.2  # of the free disk, which the cache leaves alone unless NEARCAST_CACHE_BYTES gives its size
 
 
+@dataclass
+class _OpenEntry:
+    """The shared lock of this process on an entry."""
+
+    file: int
+    sessions: int = 0  # that have it open
+    kept: bool = False  # opened outside a session: until `release`, or the end of the process
+
+
+_in_use: dict[Path, _OpenEntry] = {}  # by lock file
+_guard = threading.Lock()
+_thread = threading.local()  # `opened`: lock files that the session of this thread opened
+
+
 class HostCache:
-    """Entries in one folder. Entries that a process opened stay in place until it ends or `release` is called."""
+    """Entries in one folder.
+
+    An entry that a process opened stays in place until the process ends, its `session` ends, or `release` is called.
+    """
 
     def __init__(self, root: Path | None = None, *, limit_bytes: int | None = None) -> None:
         self.root = root or _default_root()
         self._limit = limit_bytes if limit_bytes is not None else _given_limit()
-        self._in_use: dict[str, int] = {}  # key: open lock file
-        self._threads = threading.Lock()
 
     def open_entry(self, key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None], size: int) -> Path:
         """Return the folder of an entry; fill it if it is missing or `is_whole` finds it damaged."""
@@ -45,31 +61,29 @@ class HostCache:
         self._use(key)
         if is_whole(folder):
             return folder
-        filling = open_lock(self.root / "locks" / f"{key}.fill", fcntl.LOCK_EX)
+        filling = self._lock(self.root / "locks" / f"{key}.fill", fcntl.LOCK_EX)
         try:
             if is_whole(folder):  # by another process, while this one waited
                 return folder
             self.make_room(size)
             with self.scratch() as made:
-                with _disk_full_explained(self.root):
+                with explain_full_disk(self.root):
                     fill(made)
                 self._put_in_place(made, folder)
         finally:
-            if filling is not None:
-                os.close(filling)
+            os.close(filling)
         return folder
 
     def adopt(self, key: str, made: Path, is_whole: Callable[[Path], bool]) -> Path:
         """Make a folder of `scratch` the folder of an entry."""
         folder = self.root / "entries" / key
         self._use(key)
-        filling = open_lock(self.root / "locks" / f"{key}.fill", fcntl.LOCK_EX)
+        filling = self._lock(self.root / "locks" / f"{key}.fill", fcntl.LOCK_EX)
         try:
             if not is_whole(folder):
                 self._put_in_place(made, folder)
         finally:
-            if filling is not None:
-                os.close(filling)
+            os.close(filling)
         self.make_room(0)
         return folder
 
@@ -78,7 +92,7 @@ class HostCache:
         """Yield an empty folder on the disk of the cache, and remove it at the end."""
         made = self.root / "scratch" / secrets.token_hex(8)
         lock = made.with_suffix(".lock")
-        held = open_lock(lock, fcntl.LOCK_EX)
+        held = self._lock(lock, fcntl.LOCK_EX)
         try:
             self._remove_abandoned()
             made.mkdir()
@@ -86,24 +100,25 @@ class HostCache:
         finally:
             shutil.rmtree(made, ignore_errors=True)
             lock.unlink(missing_ok=True)
-            if held is not None:
-                os.close(held)
+            os.close(held)
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Release at the end the entries that were opened inside, so that they can be evicted."""
-        before = set(self._in_use)
+        """Let entries be evicted again that this thread opens inside. An entry opened elsewhere, too, stays."""
+        outer = getattr(_thread, "opened", None)
+        opened: list[Path] = []
+        _thread.opened = opened
         try:
             yield
         finally:
-            self.release(set(self._in_use) - before)
+            _thread.opened = outer
+            for lock in opened:
+                _release(lock, sessions=1)
 
-    def release(self, keys: set[str] | None = None) -> None:
-        """Let entries of this process be evicted; default: all."""
-        with self._threads:
-            for key in list(self._in_use) if keys is None else keys:
-                if (held := self._in_use.pop(key, None)) is not None:
-                    os.close(held)
+    def release(self, keys: Iterable[str]) -> None:
+        """Let entries be evicted that this process opened outside a session and no longer needs."""
+        for key in keys:
+            _release(self.root / "locks" / f"{key}.use", kept=True)
 
     def make_room(self, size: int) -> None:
         """Evict the least recently used entries that no process uses, until so many bytes fit the limit."""
@@ -117,14 +132,19 @@ class HostCache:
         for key in sorted(sizes, key=self._last_use):
             if used + size <= limit:
                 return
-            if key not in self._in_use and self._evict(key):
+            if self._evict(key):
                 used -= sizes[key]
 
     def _use(self, key: str) -> None:
         lock = self.root / "locks" / f"{key}.use"
-        with self._threads:
-            if key not in self._in_use and (held := open_lock(lock, fcntl.LOCK_SH)) is not None:
-                self._in_use[key] = held
+        with _guard:
+            if lock not in _in_use:
+                _in_use[lock] = _OpenEntry(self._lock(lock, fcntl.LOCK_SH))
+            if (opened := getattr(_thread, "opened", None)) is not None:
+                opened.append(lock)
+                _in_use[lock].sessions += 1
+            else:
+                _in_use[lock].kept = True
         with contextlib.suppress(OSError):  # a full disk does not keep anyone from reading
             os.utime(lock)
 
@@ -149,6 +169,17 @@ class HostCache:
                 os.rename(folder, trash / "damaged")  # who has it open keeps the open files
             os.rename(made, folder)
 
+    def _lock(self, path: Path, operation: int) -> int:
+        """Wait for a lock."""
+        try:
+            held = open_lock(path, operation)
+        except PermissionError as error:
+            raise StorageError(
+                f"the cache {self.root} cannot be written by this user; set NEARCAST_CACHE to a local folder that can"
+            ) from error
+        assert held is not None  # it was waited for
+        return held
+
     def _last_use(self, key: str) -> float:
         try:
             return (self.root / "locks" / f"{key}.use").stat().st_mtime
@@ -165,6 +196,17 @@ class HostCache:
                 os.close(held)
 
 
+def _release(lock: Path, *, sessions: int = 0, kept: bool = False) -> None:
+    """Take away uses of an entry, and its lock with the last one."""
+    with _guard:
+        if (entry := _in_use.get(lock)) is None:
+            return
+        entry.sessions -= sessions
+        entry.kept = entry.kept and not kept
+        if not entry.kept and entry.sessions == 0:
+            os.close(_in_use.pop(lock).file)
+
+
 def entry_key(url: str, name: str, attempt: str) -> str:
     """Name an entry by everything that decides its files."""
     return f"{name.rpartition('/')[2][:60]}-{fingerprint([url, name, attempt])}"
@@ -174,7 +216,10 @@ def _default_root() -> Path:
     if given := os.environ.get("NEARCAST_CACHE"):
         return Path(given).absolute()
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache") / "nearcast"
+    try:
+        return (Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache") / "nearcast"
+    except RuntimeError as error:
+        raise SpecError("this user has no home folder for the cache; set NEARCAST_CACHE to a local folder") from error
 
 
 def _given_limit() -> int | None:
@@ -198,7 +243,8 @@ def _folder_size(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _disk_full_explained(root: Path) -> Iterator[None]:
+def explain_full_disk(root: Path) -> Iterator[None]:
+    """Raise BudgetError where the disk of the cache is full."""
     try:
         yield
     except OSError as error:

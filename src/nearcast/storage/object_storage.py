@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nearcast.errors import MissingExtraError, NotFoundError, StorageError
+from nearcast.errors import MissingExtraError, NotFoundError, SpecError, StorageError
 from nearcast.storage.base import StoredObject, check_name
 from nearcast.storage.object_errors import Fault, read_fault
 from nearcast.storage.open_storage import StorageUrl
@@ -49,7 +50,7 @@ class ObjectStorage:
     def __init__(self, location: StorageUrl, *, patience: float | None = None) -> None:
         self.url = str(location)
         self._location = location
-        self._patience = patience or float(os.environ.get("NEARCAST_STORAGE_PATIENCE", PATIENCE))
+        self._patience = _read_patience() if patience is None else patience
         self._clients: dict[int, Any] = {}  # by the retries that they make
         self._process = os.getpid()
         self._answered = False  # whether the server ever answered
@@ -123,8 +124,9 @@ class ObjectStorage:
 
             def fetch(start: int) -> None:
                 data = self._get(name, facts.etag, (start, min(start + PART_BYTES, facts.size)))
-                if os.pwrite(file.fileno(), data, start) != len(data):
-                    raise OSError(f"{path} was not written whole")
+                while data:
+                    written = os.pwrite(file.fileno(), data, start)
+                    data, start = data[written:], start + written
 
             for _ in pool.map(fetch, range(0, facts.size, PART_BYTES)):
                 pass
@@ -223,7 +225,7 @@ class ObjectStorage:
 
     def _get(self, name: str, etag: str | None, part: tuple[int, int] | None) -> bytes:
         obstore = _import_obstore()
-        from obstore.exceptions import PreconditionError
+        from obstore.exceptions import GenericError, PreconditionError
 
         check_name(name)
         if part is not None and part[0] >= part[1]:
@@ -239,6 +241,10 @@ class ObjectStorage:
                 return bytes(obstore.get(self._client(), name, options=options).bytes())
             except PreconditionError as error:
                 raise self._conflict_error(name) from error
+            except GenericError as error:
+                if part is None or "416 Range Not Satisfiable" not in str(error):
+                    raise
+                return b""  # behind the end
 
         return self._try("reading", name, get)
 
@@ -336,6 +342,15 @@ class ObjectStorage:
     def _error(self, action: str, name: str, fault: Fault, tries: int) -> StorageError:
         often = f" (tried {tries} times)" if tries > 1 else ""
         return StorageError(f"{action} {self._name(name)} failed{often}: {fault.text}")
+
+
+def _read_patience() -> float:
+    text = os.environ.get("NEARCAST_STORAGE_PATIENCE", "").strip()
+    if not text:
+        return PATIENCE
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        raise SpecError(f"NEARCAST_STORAGE_PATIENCE must be a number of seconds, got {text}; write 120 for two minutes")
+    return float(text)
 
 
 def _quote(etag: str) -> str:
