@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import resource
+import signal
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builders import generator, source_spec, table
+from nearcast.errors import DamagedError
 from nearcast.sources.ingest import read_attributes, read_rows
 from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.memory_tables import table_source
@@ -228,4 +232,30 @@ def test_pieces_go_to_the_scratch_folder_when_memory_is_short_and_vanish_with_th
 
 def test_a_table_with_room_in_memory_writes_nothing_before_it_is_ingested(tmp_path):
     stage(table_source(source_spec(), random_rows(500), "items"), generator(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_piece_that_was_cut_is_damaged(tmp_path):
+    source = table_source(source_spec(), random_rows(500), "items")
+    staged = stage(source, generator(), tmp_path, memory_bytes=5_000, range_rows=100)
+    paths = sorted(tmp_path.glob(".attempt-pieces-*/*/*"))
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DamagedError, match=r"range-000000\.arrows is damaged"):
+        staged.open_range(0)
+
+
+@pytest.mark.parametrize("full_after", [0, 200_000])
+def test_a_full_disk_stops_the_split_and_leaves_nothing(full_after, tmp_path):
+    source = table_source(source_spec(), random_rows(5000), "items")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full_after // 50, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            stage(source, generator(), tmp_path, memory_bytes=5_000, range_rows=1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    gc.collect()
     assert not list(tmp_path.iterdir())

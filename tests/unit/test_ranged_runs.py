@@ -8,8 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import nearcast
+from builders import generator, source_spec
 from nearcast.join.context import RunContext
-from nearcast.sources.stage_rows import StageSettings
+from nearcast.measure.truth_folders import ensure_state, open_state
+from nearcast.sources.changes import compare_tables
+from nearcast.sources.ingest_rows import ingest_staged
+from nearcast.sources.open_source import open_source
+from nearcast.sources.stage_rows import StageSettings, stage_table
+from nearcast.storage.artifacts import LocalArtifacts
 
 ITEMS, QUERIES, DIM = 400, 150, 6
 
@@ -105,3 +111,23 @@ def test_a_candidate_of_a_run_over_ranges_is_explained_as_one_of_a_run_over_one_
                 for out in ("whole", "cut")
             )
             assert one == other
+
+
+def test_the_state_of_a_table_in_ranges_is_that_of_one_range(tmp_path):
+    write_tables(tmp_path)
+    source = open_source(source_spec(tmp_path / "items.parquet"), tmp_path)
+    spec = generator(checks={"null_vector": "drop"})
+    states = []
+    for rows in (40, 1 << 20):
+        staged = stage_table(source, spec, StageSettings(1 << 24, range_rows=rows), "items")
+        side = {"dim": DIM, "dtype": "float32"}
+        artifacts = LocalArtifacts(tmp_path / str(rows))
+        table = ingest_staged(staged, "items", artifacts, side, memory_bytes=1 << 24, table="items")
+        states.append(open_state(ensure_state(tmp_path / f"state-{rows}", table, print), print))
+    cut, whole = states
+    assert cut.ids.to_pylist() == whole.ids.to_pylist()
+    assert np.array_equal(cut.hashes.whole(), whole.hashes.whole())
+    everything = np.arange(len(whole.ids))
+    changes = compare_tables(cut, whole, everything, everything, most=0)
+    assert np.array_equal(changes.now, everything)
+    assert np.array_equal(changes.before, everything)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import DamagedError
-from nearcast.sources.ids import find_positions, find_sorted, write_ids
+from nearcast.sources.ids import find_positions, find_sorted, read_id_chunks, read_ids, write_ids
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors
 
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -97,6 +97,15 @@ def test_only_the_ranges_that_are_needed_are_opened(tmp_path):
     assert opened == ["00000", "00002"]
     assert vectors.read(81, 99).shape == (18, 3)
     assert opened == ["00000", "00002", "00004"]
+
+
+def test_ids_in_ranges_are_written_as_those_of_one_array_are_read(tmp_path, monkeypatch):
+    ids, bounds = pa.array([f"id-{n:03}" for n in range(100)], pa.large_string()), ["id-020", "id-077"]
+    ranges, _ = write_ranges(tmp_path / "ranges", ids, pa.array(bounds, pa.large_string()))
+    monkeypatch.setattr("nearcast.sources.ids.IDS_AT_ONCE", 30)
+    write_ids(tmp_path / "ids.arrow", RangedIds(ranges, ranges.vectors, "ids.arrow"))
+    assert read_ids(tmp_path / "ids.arrow").equals(ids)
+    assert read_id_chunks(tmp_path / "ids.arrow").num_chunks == 4
 
 
 def test_a_position_outside_the_table_is_an_error(tmp_path):

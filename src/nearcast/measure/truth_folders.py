@@ -22,7 +22,7 @@ from nearcast.errors import DamagedError
 from nearcast.files import MANIFEST, fingerprint, finish, fresh_folder, is_done, read_manifest, verify
 from nearcast.knn.update_lists import KnownLists
 from nearcast.sources.changes import HASH_BYTES, TableState, iterate_hashes
-from nearcast.sources.ids import read_ids, write_ids
+from nearcast.sources.ids import read_id_chunks, read_ids, write_ids
 from nearcast.sources.ingest import IngestedTable
 from nearcast.types import FileVectors, Neighbors
 from nearcast.version import __version__
@@ -120,7 +120,7 @@ def open_state(folder: Path, note: Note) -> TableState | None:
     """Return the state in a folder, mapped; None if there is none, or if it was damaged and removed."""
     if _verify_folder(folder, "state", note) is None:
         return None
-    return TableState(read_ids(folder / "ids.arrow"), FileVectors.open(folder / "hashes.npy"))
+    return TableState(read_id_chunks(folder / "ids.arrow"), FileVectors.open(folder / "hashes.npy"))
 
 
 def prune(home: Path) -> None:

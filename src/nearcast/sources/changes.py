@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nearcast.sources.column_roles import one_array
 from nearcast.sources.ids import find_positions, lower_bound
 from nearcast.types import AnyArray, IntArray, Vectors
 
@@ -30,7 +31,7 @@ Hashes = npt.NDArray[np.uint8]
 class TableState:
     """The ids and vector hashes of a table at some time."""
 
-    ids: pa.Array  # (n,) sorted
+    ids: pa.Array | pa.ChunkedArray  # (n,) sorted
     hashes: Vectors  # (n, HASH_BYTES) uint8
 
 
@@ -70,7 +71,7 @@ def compare_tables(
     fresh: list[IntArray] = []
     n_fresh = 0
     for (lo, hi), (start, stop) in _align_blocks(old.ids, new.ids):
-        matches = find_positions(new.ids[start:stop], old.ids[lo:hi])  # a block has one range of ids
+        matches = find_positions(_slice(new.ids, start, stop), _slice(old.ids, lo, hi))  # a block has one range of ids
         known = np.flatnonzero(matches >= 0)
         same = (old.hashes.read(lo, hi)[matches[known]] == new.hashes.read(start, stop)[known]).all(axis=1)
         kept = np.full(hi - lo, -1, np.int64)
@@ -99,3 +100,8 @@ def _align_blocks(old: pa.Array, new: pa.Array) -> Iterator[tuple[tuple[int, int
             far, ahead = lower_bound(old, cut, lo, far), lower_bound(new, cut, start, ahead)
         yield (lo, far), (start, ahead)
         lo, start = far, ahead
+
+
+def _slice(ids: pa.Array | pa.ChunkedArray, start: int, stop: int) -> pa.Array:
+    part = ids[start:stop]
+    return one_array(part) if isinstance(part, pa.ChunkedArray) else part

@@ -26,6 +26,7 @@ __all__ = [
     "find_sorted",
     "hash_ids",
     "lower_bound",
+    "read_id_chunks",
     "read_ids",
     "repeats",
     "sample_rows_by_hash",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 HASH_BASE = 0x5851F42D4C957F2D
+IDS_AT_ONCE = 1 << 20  # of ids in ranges
 FEW_KEYS = 16  # a hash table of the ids is slower for fewer keys than a 16th of them
 
 
@@ -58,6 +60,10 @@ class SearchedIds(Protocol):
     """Sorted ids that are too many for one array, and search themselves."""
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return one id as an Arrow scalar, or the ids of a slice as an Arrow array."""
+        ...
 
     @property
     def type(self) -> pa.DataType:
@@ -162,19 +168,26 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def write_ids(path: Path, ids: pa.Array) -> None:
-    """Write ids to an Arrow file that `read_ids` can map."""
-    table = pa.table({"id": ids})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+def write_ids(path: Path, ids: pa.Array | SearchedIds) -> None:
+    """Write ids to an Arrow file that `read_ids` can map. Those in ranges are written in several batches."""
+    step = max(1, len(ids)) if isinstance(ids, pa.Array) else IDS_AT_ONCE
+    schema = pa.schema([("id", ids.type)])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for start in range(0, max(1, len(ids)), step):
+            writer.write_table(pa.table({"id": ids[start : start + step]}, schema))
 
 
 def read_ids(path: Path) -> pa.Array:
     """Map the ids of a file as one array. Raises DamagedError if the file is not whole."""
+    column = read_id_chunks(path)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def read_id_chunks(path: Path) -> pa.ChunkedArray:
+    """Map the ids of a file, in the batches that were written. Raises DamagedError if the file is not whole."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)  # offsets beyond the text would be read beyond the file
-        column = table.column("id")
+        return table.column("id")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DamagedError(f"{path} is damaged ({error}); remove {path.parent} and run again") from error
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
