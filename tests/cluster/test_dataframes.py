@@ -70,7 +70,7 @@ def told(request, spark_cluster, tmp_path_factory):
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout.rpartition("TOLD")[2])
