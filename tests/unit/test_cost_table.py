@@ -76,12 +76,13 @@ def test_a_run_with_more_workers_takes_less_time_and_as_many_core_hours() -> Non
     assert costs(replace(JOB, cores=8), **FREE).wall_seconds == pytest.approx(costs(JOB, **FREE).wall_seconds / 2)
 
 
-def test_workers_in_a_multiple_of_the_shards_download_one_shard_each() -> None:
+def test_every_worker_downloads_the_shards_that_it_joins_with() -> None:
     read = {
         workers: {s.stage: s.read_bytes for s in costs(replace(JOB, shards=4, workers=workers)).stages}["join"]
-        for workers in (4, 5)
+        for workers in (8, 16, 100_000)
     }
-    assert read[5] > 2 * read[4]
+    assert read[16] == pytest.approx(2 * read[8])
+    assert read[100_000] < 100_000 / 16 * read[16]  # more workers than tasks: each has a task with one shard
 
 
 def test_the_number_of_shards_is_the_smallest_that_fits_the_memory_of_a_worker() -> None:

@@ -70,7 +70,7 @@ def _print_lines(location: str, options: WatchOptions) -> RunProgress:
     screen, last = console(), None
     while True:
         found = watch_run(location)
-        text = "\n".join(format_stage(stage) for stage in found.stages if stage.tasks is not None)
+        text = "\n".join(format_stage(stage) for stage in found.stages if stage.tasks)
         if text != last:  # also the first time
             left = "" if found.seconds_left is None else f", about {format_seconds(found.seconds_left)} left"
             lines = [text] if text else []

@@ -6,7 +6,6 @@ needs is given for one. The join's work below recall 1 comes from the engine's o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -328,10 +327,10 @@ def _count_splits(sizes: JobSizes) -> int:
 def _shards_of_worker(sizes: JobSizes) -> int:
     """Return the number of shards that a worker joins with.
 
-    Worker i of W runs the tasks whose number is i modulo W, and task `split * shards + s` joins with shard s. So the
-    shards of a worker are those equal to i modulo the greatest common divisor of W and the number of shards.
+    Worker i of W runs the tasks whose number is i modulo W, and the tasks of a shard have numbers in a row. So a worker
+    goes through all shards, one after the other, unless it has fewer tasks than there are shards.
     """
-    return sizes.shards // math.gcd(sizes.shards, sizes.workers)
+    return min(sizes.shards, -(-sizes.shards * _count_splits(sizes) // sizes.workers))
 
 
 def _indexed_bytes(sizes: JobSizes, shard: ShardCost) -> int:

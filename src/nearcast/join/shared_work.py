@@ -77,7 +77,7 @@ class SharedRun:
 
     def list_left(self, stage: str, calls: Sequence[TaskCall]) -> list[TaskCall]:
         """Return the calls whose results are not committed."""
-        if len(calls) == 1:
+        if len(calls) <= 1:  # without a listing
             return [call for call in calls if self.results.facts(call.name) is None]
         done = set(self.results.list_names(stage))
         return [call for call in calls if call.name not in done]
