@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nearcast.api.snapshots import lookup, snapshots
     from nearcast.api.tuning import tune
     from nearcast.errors import (
+        AccessError,
         AlertError,
         AuditError,
         BudgetError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from nearcast.spec import GeneratorSpec
 
 __all__ = [
+    "AccessError",
     "AlertError",
     "AuditError",
     "BudgetError",
@@ -90,6 +92,7 @@ __all__ = [
 
 # name: its module, or module:name if it has another name there
 _HOMES = {
+    "AccessError": "nearcast.errors",
     "AlertError": "nearcast.errors",
     "AuditError": "nearcast.errors",
     "BudgetError": "nearcast.errors",

@@ -14,7 +14,8 @@ NearcastError                 1  base class; catch it to catch every error of ne
 ├── GoneError                12  a version was deleted from a store while it was read
 ├── AlertError               13  the monitor found an alert that --fail-on names
 ├── StorageError             14  a bucket or folder cannot be reached, or refused an operation: try again later
-└── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
+├── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
+└── AccessError              16  a bucket, credentials or rights are missing, or a server lacks conditional writes
 
 Knows nothing of how an error is shown: the command line does that.
 """
@@ -25,6 +26,7 @@ import warnings
 from typing import Any
 
 __all__ = [
+    "AccessError",
     "AlertError",
     "AuditError",
     "BudgetError",
@@ -142,6 +144,12 @@ class StorageError(NearcastError):
     """Storage that cannot be reached, or that refused an operation. Another attempt may succeed."""
 
     exit_code = 14
+
+
+class AccessError(StorageError):
+    """Storage that refuses every attempt: a missing bucket, missing credentials or rights, or an unfit server."""
+
+    exit_code = 16
 
 
 class WorkerError(NearcastError):

@@ -226,19 +226,19 @@ def test_a_wrong_bucket_and_wrong_locations_are_refused_before_any_work(shop):
     ):
         write_shop(shop.folder, out=out)
         done = nearcast("run", "shop.toml", cwd=shop.folder)
-        assert done.returncode in (2, 14), done.stderr
+        assert done.returncode in (2, 16), done.stderr
         assert says in done.stderr.replace("\n", " "), done.stderr
         assert "join" not in done.stderr
         listed = nearcast("snapshots", "--out", out, cwd=shop.folder)
-        assert listed.returncode in (2, 14), listed.stderr
+        assert listed.returncode in (2, 16), listed.stderr
         assert "Traceback" not in listed.stderr
 
 
 def test_missing_credentials_are_named(shop, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert "AWS_ACCESS_KEY_ID" in fail("run", "shop.toml", code=14, cwd=shop.folder)
-    assert "AWS_ACCESS_KEY_ID" in fail("show", "shop", "--out", shop.url, code=14, cwd=shop.folder)
+    assert "AWS_ACCESS_KEY_ID" in fail("run", "shop.toml", code=16, cwd=shop.folder)
+    assert "AWS_ACCESS_KEY_ID" in fail("show", "shop", "--out", shop.url, code=16, cwd=shop.folder)
 
 
 def test_a_changed_and_a_missing_object_are_found_and_named(shop, tmp_path, monkeypatch):

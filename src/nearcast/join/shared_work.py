@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from nearcast.errors import NearcastError, NotFoundError, StorageError, WorkerError
+from nearcast.errors import AccessError, NearcastError, NotFoundError, StorageError, WorkerError
 from nearcast.join.task_claims import TaskClaims
 from nearcast.runners.array_index import WorkShare
 from nearcast.runners.base import TaskCall, TaskOutcome
@@ -170,6 +170,8 @@ def _attempt(call: TaskCall, perform: Callable[[TaskCall], TaskOutcome]) -> Task
     for number in range(ATTEMPTS):
         try:
             return perform(call)
+        except AccessError:
+            raise
         except (StorageError, WorkerError) as error:
             if number == ATTEMPTS - 1:
                 _add_task(error, call)

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from nearcast.errors import NearcastError, WorkerError
+from nearcast.errors import AccessError, NearcastError, WorkerError
 from nearcast.runners.base import TaskCall
 
 __all__ = ["MOST_ATTEMPTS", "CallQueue", "name_call"]
@@ -50,8 +50,10 @@ class CallQueue:
         return max(0.0, min(ready for ready, _ in self._paused) - time.monotonic()) if self._paused else None
 
     def fail(self, call: TaskCall, error: NearcastError, *, attempts: int = 1) -> None:
-        """Count failed attempts and queue the call again. Raises the error if this was the last attempt."""
+        """Count failed attempts and queue the call again. Raises the error if another attempt cannot help."""
         count = self.failures[call.name] = self.failures.get(call.name, 0) + attempts
+        if isinstance(error, AccessError):
+            raise error
         if count >= self.most_attempts:
             raise name_call(error, call, count)
         self._paused.append((time.monotonic() + FIRST_PAUSE * 2 ** (count - 1), call))

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nearcast.errors import MissingExtraError, NotFoundError, SpecError, StorageError
+from nearcast.errors import AccessError, MissingExtraError, NotFoundError, SpecError, StorageError
 from nearcast.storage.base import StoredObject, check_name
 from nearcast.storage.object_errors import Fault, read_fault
 from nearcast.storage.open_storage import StorageUrl
@@ -156,7 +156,7 @@ class ObjectStorage:
             with contextlib.suppress(StorageError):
                 self.delete(name)
         if not made or facts is None or overwritten or replaced:
-            raise StorageError(
+            raise AccessError(
                 f"{self.url} ignores conditional puts (If-None-Match, If-Match): two workers could both commit; use a "
                 "server that has them, such as a newer release"
             )
@@ -341,7 +341,8 @@ class ObjectStorage:
 
     def _error(self, action: str, name: str, fault: Fault, tries: int) -> StorageError:
         often = f" (tried {tries} times)" if tries > 1 else ""
-        return StorageError(f"{action} {self._name(name)} failed{often}: {fault.text}")
+        kind = StorageError if fault.transient else AccessError
+        return kind(f"{action} {self._name(name)} failed{often}: {fault.text}")
 
 
 def _read_patience() -> float:
