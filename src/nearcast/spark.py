@@ -85,10 +85,12 @@ def knn_join(
     selected = {side: _select(frame, side, spec[side]) for side, frame in sides.items()}
     for side, frame in selected.items():
         frame.write.mode("error").parquet(f"{theirs}/{side}")
-    plan_run(parsed, f"{ours}/run", base=base, listener=listener)
-    runner = SparkRunner(workers, session=queries_df.sparkSession)
-    snapshot = gather_run(f"{ours}/run", runner=runner, listener=listener).snapshot
-    _remove(ours, ("queries", "items", "run"))
+    try:
+        plan_run(parsed, f"{ours}/run", base=base, listener=listener)
+        runner = SparkRunner(workers, session=queries_df.sparkSession)
+        snapshot = gather_run(f"{ours}/run", runner=runner, listener=listener).snapshot
+    finally:
+        _remove(ours, ("queries", "items", "run"))
     return _read_candidates(queries_df.sparkSession, f"{theirs}/out/{GENERATOR}/snapshots/{snapshot.name}/candidates")
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from builders import generator, ingested, source_spec, write_parquet
-from nearcast.sources import ingest as ingest_module
+from nearcast.sources import write_range
 from nearcast.sources.attribute_rows import read_attribute_range, take_attributes
 from nearcast.sources.ingest import read_attributes
 from nearcast.sources.open_source import open_source
@@ -15,8 +15,8 @@ from nearcast.sources.open_source import open_source
 
 @pytest.fixture(params=["every row has a vector", "some rows have none"])
 def table(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest_module, "ATTRIBUTE_FILE_ROWS", 64)
-    monkeypatch.setattr(ingest_module, "ATTRIBUTE_GROUP_ROWS", 16)
+    monkeypatch.setattr(write_range, "ATTRIBUTE_FILE_ROWS", 64)
+    monkeypatch.setattr(write_range, "ATTRIBUTE_GROUP_ROWS", 16)
     n = 150
     order = np.random.default_rng(0).permutation(n)
     ids = [f"i{int(number):04d}" for number in order]

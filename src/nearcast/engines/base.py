@@ -147,6 +147,10 @@ class Engine(Protocol):
         """Estimate time, memory and disk of build and join, from a short trial on a few of the real items."""
         ...
 
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate | None:
+        """Estimate memory and disk of index and join without a trial, so without seconds; None if that needs one."""
+        ...
+
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the work by stage with default settings, in pairs of an exact join: the same on every machine."""
         ...

@@ -37,7 +37,7 @@ from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import Constraints
 from nearcast.types import AnyArray, Metric, Neighbors, Progress, Vectors, no_progress
 
-__all__ = ["DenseEngine", "DenseIndex", "choose_cells", "estimate_sizes"]
+__all__ = ["DenseEngine", "DenseIndex", "choose_cells"]
 
 EXACT: SearchParams = {"exact": 1}
 PROBE_RADII = range(-300, 810, 10)  # hundredths of a spread: from the best cells alone to nearly all of them
@@ -191,8 +191,17 @@ class DenseEngine:
         pairs = len(output.positions) * len(block)
         per_pair = (time.perf_counter() - started) / pairs
         work = _pairs_by_stage(shape, settings.cells)
-        sizes = estimate_sizes(shape, settings)
+        sizes = self.estimate_sizes(shape, settings)
         return replace(sizes, seconds={stage: per_pair * pairs for stage, pairs in work.items()})
+
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:
+        """Return memory and disk of index and join, without seconds: no trial is needed."""
+        assert isinstance(settings, DenseSettings)
+        width = kernels.pad_width(shape.dim)
+        size = shape.n_items * (width + shape.dim * shape.item_bytes)
+        has_cells = "build" in _pairs_by_stage(shape, settings.cells)
+        layouts = shape.n_items * width if has_cells and settings.reach is None else 0
+        return Estimate({}, 2 * size + _working_bytes(shape), size + layouts)
 
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the work of build and join in pairs of an exact join, with the default number of cells."""
@@ -236,16 +245,6 @@ class DenseEngine:
             return DenseIndex(kernels.restore_index(items.whole(), spec.metric, arrays), spec.settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold a saved index ({error}); remove it and run again") from error
-
-
-def estimate_sizes(shape: JoinShape, settings: DenseSettings | None = None) -> Estimate:
-    """Return memory and disk of index and join, without seconds: no trial is needed."""
-    settings = settings or DenseSettings()
-    width = kernels.pad_width(shape.dim)
-    size = shape.n_items * (width + shape.dim * shape.item_bytes)
-    has_cells = "build" in _pairs_by_stage(shape, settings.cells)
-    layouts = shape.n_items * width if has_cells and settings.reach is None else 0
-    return Estimate({}, 2 * size + _working_bytes(shape), size + layouts)
 
 
 def _refuse_wide(dim: int) -> None:

@@ -111,6 +111,10 @@ class ExactEngine:
             blocks.bytes_per_thread * resources.threads + WORKING_BYTES,
         )
 
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate | None:
+        """Return None: `estimate` makes a trial."""
+        return None
+
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the number of pairs."""
         return {"join": float(shape.n_queries) * shape.n_items}

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from nearcast.engines.base import MIN_SCORE, JoinRequest, JoinShape, Resources, SearchParams
+from nearcast.engines.base import (
+    MIN_SCORE,
+    EngineSettings,
+    Estimate,
+    JoinRequest,
+    JoinShape,
+    Resources,
+    SearchParams,
+)
 from nearcast.errors import DamagedError, MissingExtraError
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.exact_join import exact_join
@@ -184,6 +192,10 @@ class FaissEngine:
     def is_exact(self, params: SearchParams) -> bool:
         """Return False: only the open index knows whether a search visits every item."""
         return False
+
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate | None:
+        """Return None: `estimate` makes a trial."""
+        return None
 
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the pairs of an exact join, an upper bound: the work of a search is not known in advance."""

@@ -14,7 +14,8 @@ from nearcast.files import fresh_folder, link_file
 from nearcast.join.context import RunContext, Workspace
 from nearcast.join.run_plan import planned_fingerprint
 from nearcast.join.task_context import TaskContext
-from nearcast.storage.artifacts import LocalArtifacts
+from nearcast.storage.artifacts import LocalArtifacts, open_artifacts
+from nearcast.storage.open_storage import join_location
 from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
 from nearcast.table.snapshot import Snapshot, next_version
@@ -107,9 +108,19 @@ def remove_work(run: RunContext, snapshot: Snapshot) -> None:
         return
     run.results.remove("")
     run.artifacts.sweep()
+    if _others_work(run):
+        return  # a run of another host may read artifacts that are new
     for name in run.artifacts.list_names():
         if name.split("/")[0] not in snapshot.manifest.artifacts:
             run.artifacts.remove(name)
+
+
+def _others_work(run: RunContext) -> bool:
+    """Return whether the bucket of `out` holds unfinished work of another run of the generator."""
+    home = run.workspace.out
+    if not isinstance(home, str) or not run.results.url.startswith(join_location(home, run.spec.name, "work")):
+        return False
+    return bool(open_artifacts(join_location(home, run.spec.name, "work")).list_names())
 
 
 def _remove_local_work(workspace: Workspace, snapshot: Snapshot) -> None:
@@ -119,7 +130,7 @@ def _remove_local_work(workspace: Workspace, snapshot: Snapshot) -> None:
         shutil.rmtree(work)
     if artifacts.is_dir() and not work.exists():
         for path in artifacts.iterdir():
-            if path.name not in snapshot.manifest.artifacts and path != workspace.truths:
+            if path.is_dir() and path.name not in snapshot.manifest.artifacts and path != workspace.truths:
                 shutil.rmtree(path)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
-from nearcast.engines.dense import DenseEngine, estimate_sizes
 from nearcast.join.cost_rates import CostRates
 from nearcast.join.run_plan import count_split_rows
 from nearcast.kernels.quantize import pad_width
@@ -189,10 +189,10 @@ class CostTable:
 def cost_of_shard(sizes: JobSizes, rates: CostRates) -> ShardCost:
     """Return the cost of a shard with engine `dense`, by its model of the work and the rates of a machine."""
     shape, width = sizes.shape(), pad_width(sizes.dim)
-    pairs: Mapping[str, float] = DenseEngine().count_pairs(shape)
+    pairs: Mapping[str, float] = choose_engine("auto").count_pairs(shape)
     per_pair = rates.scan_seconds(width)
     multiple = rates.join_multiple(shape.n_items) if "build" in pairs else 1.0
-    memory: Estimate = estimate_sizes(shape)
+    memory = _estimate_sizes(shape)
     return ShardCost(
         build_seconds=pairs.get("build", 0.0) * per_pair * rates.build_factor,
         join_seconds=pairs["join"] * per_pair * multiple + sizes.n_queries * sizes.k * rates.join_slot,
@@ -209,9 +209,17 @@ def fit_shards(sizes: JobSizes, memory_bytes: int) -> int:
     while low < high:  # halves the interval
         middle = (low + high) // 2
         shard = replace(sizes, shards=middle).shape()
-        fits = estimate_sizes(shard).memory_bytes + BASE_BYTES <= memory_bytes
+        fits = _estimate_sizes(shard).memory_bytes + BASE_BYTES <= memory_bytes
         low, high = (low, middle) if fits else (middle + 1, high)
     return low
+
+
+def _estimate_sizes(shape: JoinShape) -> Estimate:
+    """Return memory and disk of the default engine."""
+    engine = choose_engine("auto")
+    found = engine.estimate_sizes(shape, engine.settings())
+    assert found is not None
+    return found
 
 
 def compute_costs(sizes: JobSizes, shard: ShardCost, rates: CostRates, prices: Prices | None = None) -> CostTable:

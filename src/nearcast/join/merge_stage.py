@@ -35,7 +35,7 @@ def merge_split(
     """Merge the lists of all shards for the queries from `start` on. parts: result folders of `join_shard`."""
     max_per_group = plan.request.constraints.max_per_group
     lists = merge_lists(_read_parts(parts, len(max_per_group)), plan.request.k, max_per_group)
-    rank = make_rank_settings(run.spec, run.workspace.base)
+    rank = make_rank_settings(run.spec, run.workspace.model_base)
     if rank is not None:
         lists = rank_neighbors(rank, lists, prepared.inputs.queries, prepared.inputs.items, start, folder)
     np.save(folder / "positions.npy", lists.positions)

@@ -75,7 +75,9 @@ def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskCon
     require_same_worker(plan)
     spec = parse_model(GeneratorSpec, plan["spec"], "the spec of the plan", recorded=True)
     own = host_resources()
-    limited = spec.model_copy(update={"threads": own.threads, "memory": own.memory_bytes, "out": plan["out"]})
+    threads = min(own.threads, spec.threads or own.threads)
+    memory = min(limit for limit in (own.memory_bytes, spec.memory, spec.run.worker_memory) if limit is not None)
+    limited = spec.model_copy(update={"threads": threads, "memory": memory, "out": plan["out"]})
     run = prepare(limited, Path(plan["base"]), listener or Listener(), artifacts=area.artifacts, results=area.results)
     if (ranker := plan["parts"].get("ranker")) is not None:
         models = find_model_folder(spec, run.workspace.base, ranker["blake2b"], run.results)

@@ -88,7 +88,7 @@ def _count_shards(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> int:
     if settings.shard_bytes is not None:
         return max(1, -(-sizes.n_items * sizes.vector_bytes // settings.shard_bytes))
     memory = settings.worker_memory or run.meter.budget_bytes
-    if run.engine.name == "dense":
+    if run.engine.estimate_sizes(sizes.shape(), run.settings) is not None:
         return fit_shards(sizes, memory)
     shards = 1
     while shards < MOST_SHARDS:  # an estimate of another engine needs a trial: few steps

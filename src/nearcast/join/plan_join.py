@@ -13,6 +13,8 @@ from typing import Any
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, SearchParams
 from nearcast.engines.index_folder import ensure_index
 from nearcast.engines.sharded_index import ShardedIndex
+from nearcast.errors import BusyError
+from nearcast.files import hold_lock
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.join.compile_constraints import open_constraints
 from nearcast.join.context import RunContext
@@ -20,7 +22,7 @@ from nearcast.join.index_stage import open_sharded_index, shard_index_names
 from nearcast.join.open_index import index_inputs, index_name, open_run_index
 from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.measure.recall import sample_rows
-from nearcast.measure.sampled_recall import resolve_request
+from nearcast.measure.sampled_recall import find_truth, resolve_request
 from nearcast.measure.truth import TruthCache
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
@@ -213,9 +215,16 @@ def make_sample(
 
 
 def find_sample_truth(run: RunContext, request: JoinRequest, inputs: Inputs, rows: IntArray, truths: Path) -> Neighbors:
-    """Find the exact neighbors of the queries at these positions, from the cache in `truths` where it holds them."""
+    """Find the exact neighbors of the queries at these positions, from the cache in `truths` where it holds them.
+
+    While another process uses the cache, finds them without it.
+    """
 
     def report(_stage: str, done: int, total: int) -> None:
         run.listener.progress("ground truth", done, total)
 
-    return TruthCache(truths, run.listener.note).find(inputs, rows, request, run.resources, report)
+    try:
+        with hold_lock(truths.with_name(".truth.lock"), "the cache of exact neighbors"):
+            return TruthCache(truths, run.listener.note).find(inputs, rows, request, run.resources, report)
+    except BusyError:
+        return find_truth(inputs, rows, request, run.resources, report)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from nearcast.errors import BudgetError, InputError
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Sources
 from nearcast.join.joined_lists import JoinedLists
 from nearcast.measure.list_quality import read_weights
 from nearcast.overfetch.budget import HullEdges, allocate_edges
@@ -38,6 +37,7 @@ __all__ = [
     "Survival",
     "check_overfetch",
     "check_weights",
+    "describe_log",
     "estimate_survival",
     "open_lookup_log",
     "plan_overfetch",
@@ -75,7 +75,7 @@ def open_lookup_log(run: RunContext) -> ParquetFiles | None:
     return log
 
 
-def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> Survival | None:
+def estimate_survival(spec: GeneratorSpec, inputs: Inputs, lookup_log: ParquetFiles | None) -> Survival | None:
     """Estimate the survival of every item, from an attribute or the look-up log; None without over-fetch.
 
     Reads the log before the join, since logs grow. Raises InputError for a column or a log that holds no
@@ -86,13 +86,18 @@ def estimate_survival(spec: GeneratorSpec, inputs: Inputs, sources: Sources) -> 
         return None
     if overfetch.survival is not None:
         return Survival(_read_survival(inputs, overfetch.survival), {"attribute": overfetch.survival})
-    assert sources.lookup_log is not None
-    counts = read_counts(sources.lookup_log, inputs.items.ids)
+    assert lookup_log is not None
+    counts = read_counts(lookup_log, inputs.items.ids)
     groups = None if overfetch.smoothing_group is None else _group_by_column(inputs, overfetch.smoothing_group)
     learned = learn_survival(counts.survived, counts.seen, groups)
     origin = {name: value for name, value in asdict(learned).items() if name != "survival"}
-    origin |= {"log": sources.lookup_digests, "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
+    origin |= {"log": describe_log(lookup_log), "look_ups": int(counts.seen.sum()), "unknown": counts.unknown}
     return Survival(learned.survival, origin | {"unseen_items": int(np.count_nonzero(counts.seen == 0))})
+
+
+def describe_log(log: ParquetFiles) -> list[dict[str, str]]:
+    """Return names and hashes of the files of a look-up log."""
+    return [{"name": digest["name"], "blake2b": digest["blake2b"]} for digest in log.digests()]
 
 
 def check_weights(run: RunContext, inputs: Inputs) -> None:

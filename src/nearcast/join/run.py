@@ -149,6 +149,7 @@ def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None)
         snapshots = list_snapshots(run.workspace.out, run.spec.name)
         last = snapshots[-1] if snapshots else None
         if last is not None and last.manifest.fingerprint == context.plan.fingerprint:
+            remove_work(run, last)  # the run that committed it may have been killed before it did
             outcome = Outcome(last, reused=True)
         else:
             by_version = {snapshot.version: snapshot for snapshot in snapshots}

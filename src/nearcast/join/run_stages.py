@@ -88,14 +88,21 @@ def run_stages(context: TaskContext, runner: Runner, stages: Sequence[RunStage] 
         stages = [stage for stage in stages if stage.name not in INGEST_STAGES]
     for stage in stages:
         calls = stage.list_calls(context)
-        done = set(context.run.results.list_names(stage.name)) if len(calls) > 1 else set()
-        left = [call for call in calls if call.name not in done and context.run.results.facts(call.name) is None]
+        left = _list_left(context, stage, calls)
         if stage.name == "join":
             counts = StageCounts(len(calls), len(calls) - len(left))
         if left and len(left) < len(calls):
             context.run.listener.note(f"{len(calls) - len(left)} of {len(calls)} tasks were done before: continuing")
         _run_calls(context, LocalRunner() if stage.in_driver(context) else runner, stage, left)
     return counts
+
+
+def _list_left(context: TaskContext, stage: RunStage, calls: Sequence[TaskCall]) -> list[TaskCall]:
+    """Return the calls that are not committed: one listing for many, one look for one."""
+    if len(calls) == 1:
+        return [call for call in calls if context.run.results.facts(call.name) is None]
+    done = set(context.run.results.list_names(stage.name)) if calls else set()
+    return [call for call in calls if call.name not in done]
 
 
 def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Sequence[TaskCall]) -> None:
@@ -114,7 +121,8 @@ def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Seq
     if is_local:
         return
     wall = time.perf_counter() - started
+    share = min(1.0, wall / max(1e-9, sum(outcome.seconds for outcome in outcomes)))  # tasks ran side by side
     for outcome in outcomes:
         run.meter.note_peak(outcome.peak_bytes)
         for name, (seconds, cpu_seconds) in outcome.stages.items():
-            run.meter.add(name, seconds * min(1.0, wall / max(1e-9, sum(o.seconds for o in outcomes))), cpu_seconds)
+            run.meter.add(name, seconds * share, cpu_seconds)

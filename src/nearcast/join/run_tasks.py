@@ -20,7 +20,7 @@ from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
 from nearcast.join.join_stage import name_shard_join
 from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
-from nearcast.join.plan_overfetch import Survival, estimate_survival
+from nearcast.join.plan_overfetch import Survival, describe_log, estimate_survival, open_lookup_log
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import cut_queries
@@ -28,6 +28,8 @@ from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
+from nearcast.sources.parquet_files import ParquetFiles
+from nearcast.sources.user_files import changed_error
 from nearcast.sources.validate_rows import Report, TableReport
 from nearcast.types import Metric
 
@@ -87,7 +89,7 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
     survival = None
     if run.spec.overfetch is not None:
         with run.meter.stage("read"):
-            survival = estimate_survival(run.spec, ingested, context.open_sources().sources)
+            survival = estimate_survival(run.spec, ingested, _open_planned_log(context))
     if survival is not None:
         np.save(folder / SURVIVAL, survival.rates)
     prepared = prepare_inputs(run, ingested, survival)
@@ -98,6 +100,14 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
         "survival": None if survival is None else survival.origin,
         "shards": None if prepared.shards is None else prepared.shards.as_dict(),
     }
+
+
+def _open_planned_log(context: TaskContext) -> ParquetFiles | None:
+    """Open the look-up log that the run was planned for. Raises InputError if its files differ now."""
+    log = open_lookup_log(context.run) if context.opened is None else context.opened.sources.lookup_log
+    if log is not None and describe_log(log) != context.plan.parts["lookups"]:
+        raise changed_error(log.name)
+    return log
 
 
 def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:

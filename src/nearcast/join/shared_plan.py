@@ -25,9 +25,10 @@ from nearcast.join.ship_model import ship_model
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import open_run
 from nearcast.runners.base import WorkArea
+from nearcast.settings.run_tables import SHARD_KEYS
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.locations import Location, absolute_location, parse_location
-from nearcast.storage.open_storage import join_location, open_storage
+from nearcast.storage.open_storage import is_url, join_location, open_storage
 
 __all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "write_plan"]
 
@@ -71,6 +72,11 @@ def write_plan(
     context = TaskContext(run, opened.plan)
     context.earlier = None if earlier.snapshot is None else earlier.snapshot.version
     facts = {**make_area(context).plan, "earlier_is_served": earlier.served}
+    if is_url(root) and not is_url(facts["out"]):
+        raise SpecError(
+            f"out is {facts['out']}, a folder of this machine, and any host may gather the work in {root}; set `out` "
+            "to a bucket, too"
+        )
     storage = open_storage(root)
     storage.probe()
     ship_model(spec, run.workspace.base, run.results)
@@ -102,3 +108,12 @@ def _refuse_other_plan(found: SharedPlan, facts: Mapping[str, Any]) -> None:
         raise SpecError(
             f"{found.work} holds the plan of another run ({changes}); choose an empty location, or remove it"
         )
+    for what, before, after in (
+        ("out", found.plan["out"], facts["out"]),
+        *((f"run.{key}", found.plan["spec"]["run"].get(key), facts["spec"]["run"].get(key)) for key in SHARD_KEYS),
+    ):
+        if before != after:
+            raise SpecError(
+                f"{found.work} holds a plan with {what} = {before!r}, and this one has {after!r}; choose an empty "
+                "location, or remove it"
+            )

@@ -34,6 +34,7 @@ FAILURE = "failure.json"  # the error that stopped the run
 PATIENCE_SECONDS = 3600.0
 ATTEMPTS = 3  # of a task whose error may pass
 HELP_AT_ONCE = 16  # tasks of other workers until the next look at what is done
+OF_ONE_HOST = ("BudgetError", "MissingExtraError")  # errors that other hosts need not meet
 PAUSE_SECONDS = 1.0  # before the second attempt; doubles
 
 
@@ -136,6 +137,7 @@ def work_on_stage(
                 _do_claimed(run, call, perform, work)
                 taken += 1
                 progress(stage.name, len(calls) - len(left) + taken, len(calls))
+        calls = list(stage.list_calls())  # a stage that a later one has replaced has none
         before, left = len(left), {call.name for call in run.list_left(stage.name, calls)}
         progress(stage.name, len(calls) - len(left), len(calls))
         run.raise_failure()
@@ -156,7 +158,8 @@ def _do_claimed(run: SharedRun, call: TaskCall, perform: Callable[[TaskCall], Ta
     with run.claims.hold(call.name):
         outcome = _attempt(call, perform)
         if outcome.error is not None:
-            run.record_failure(outcome)
+            if outcome.error["class"] not in OF_ONE_HOST:
+                run.record_failure(outcome)
             raise restore_error(outcome.error)
     if outcome.seconds:
         work.done_here += 1

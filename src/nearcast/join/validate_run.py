@@ -139,7 +139,7 @@ def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:
     items = sketch_table("items")
     same = checked.query_name == checked.item_name
     inputs = Inputs(items, items if same else sketch_table("queries"), run.spec.metric)
-    estimate_survival(run.spec, inputs, checked.sources)
+    estimate_survival(run.spec, inputs, checked.sources.lookup_log)
     check_score_terms(run.spec, inputs)
     check_constraints(run, inputs)
     check_columns(run, inputs)
