@@ -13,6 +13,7 @@ from typing import Any
 
 from nearcast.join.choose_stage import list_choose_calls
 from nearcast.join.ingest_stage import INGEST_STAGES
+from nearcast.join.open_index import open_index
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.run_tasks import list_join_calls
 from nearcast.join.score_stage import list_score_calls, list_terms_calls
@@ -83,9 +84,16 @@ def make_area(context: TaskContext) -> WorkArea:
 
 def run_stages(context: TaskContext, runner: Runner, stages: Sequence[RunStage] = STAGES) -> StageCounts:
     """Run every task that is not committed yet, stage by stage. Raises the error of a task."""
-    counts = StageCounts()
     if isinstance(runner, LocalRunner):  # one task ingests both tables, with all threads of this process
         stages = [stage for stage in stages if stage.name not in INGEST_STAGES]
+    try:
+        return _run_all(context, runner, stages)
+    finally:
+        open_index.cache_clear()  # it may be large, and is not used after the run
+
+
+def _run_all(context: TaskContext, runner: Runner, stages: Sequence[RunStage]) -> StageCounts:
+    counts = StageCounts()
     for stage in stages:
         calls = stage.list_calls(context)
         left = _list_left(context, stage, calls)
