@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,10 @@ def gather_run(work: Location, *, runner: Runner | None = None, listener: Listen
     shared, listener = read_plan(parse_location(work)), listener or Listener()
     out = parse_location(shared.plan["out"])
     try:
-        outcome = gather(shared, listener, runner)
+        outcome = gather(shared, listener, partial(finish_plan, work), runner)
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
             report_failure(listener, record_run(out, error.snapshot))
-            finish_plan(work, error.snapshot)
         raise
     finish_plan(work, outcome.snapshot)
     if not outcome.reused:

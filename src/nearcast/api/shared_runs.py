@@ -16,6 +16,7 @@ from nearcast.join.run_stages import STAGES
 from nearcast.join.shared_plan import read_plan
 from nearcast.join.shared_work import (
     FAILURE,
+    FINISHED,
     PATIENCE_SECONDS,
     SharedRun,
     SharedStage,
@@ -36,7 +37,6 @@ from nearcast.table.snapshot import Snapshot, find_snapshot
 
 __all__ = ["finish_plan", "reopen_plan", "store_costs", "watch_run", "work_on"]
 
-FINISHED = "finished.json"  # names the snapshot of a plan: its work is removed, and late workers have nothing to do
 COSTS = "costs.json"  # the cost table of the plan, for the time that is left
 COST_STAGES = {  # stages of a run: the stages of the cost table that they do
     "plan": ("index", "calibrate"),

@@ -85,7 +85,7 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
 
 
 def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manifest, seen: int) -> Snapshot:
-    """Commit files, by their names in the snapshot, atomically. Then remove the work and unused artifacts.
+    """Commit files, by their names in the snapshot, atomically.
 
     seen: the newest version when the run began; another driver may commit the same run meanwhile.
     """
@@ -97,13 +97,13 @@ def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manife
         link_file(path, copy)
     snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts, seen=seen)
     shutil.rmtree(draft, ignore_errors=True)
-    remove_work(run, snapshot)
     return snapshot
 
 
 def remove_work(run: RunContext, snapshot: Snapshot) -> None:
     """Remove the work that led to a snapshot, and all artifacts that it was not made of."""
     if run.results.url == LocalArtifacts(run.workspace.work).url:
+        run.artifacts.sweep(older_than=0.0)  # attempts of killed workers; those of living ones are held
         _remove_local_work(run.workspace, snapshot)
         return
     run.results.remove("")

@@ -9,6 +9,7 @@ finished snapshots in `snapshots`.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from nearcast.join.perform_task import open_worker_run
 from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
-from nearcast.join.shared_plan import SharedPlan
+from nearcast.join.shared_plan import SharedPlan, require_out
 from nearcast.join.ship_model import ship_model
 from nearcast.join.snapshot_files import list_snapshot_files
 from nearcast.join.task_context import TaskContext
@@ -134,17 +135,24 @@ def _make_snapshot(
     if not runner.on_this_host:
         ship_model(run.spec, run.workspace.base, run.results)
     counts = run_stages(context, runner)
-    return commit_run(context, earlier, counts, seen)
+    snapshot = commit_run(context, earlier, counts, seen)
+    remove_work(run, snapshot)
+    return snapshot
 
 
-def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None) -> Outcome:
+def gather(
+    shared: SharedPlan, listener: Listener, committed: Callable[[Snapshot], None], runner: Runner | None = None
+) -> Outcome:
     """Run what is left of a shared run, and commit its snapshot; return the snapshot if that is done already.
+
+    committed: called with the new snapshot before the work is removed: workers look at what it writes.
 
     Raises BusyError while another process of this host holds the generator, TargetError if the finished snapshot is
     below its recall target.
     """
     context = open_worker_run(shared.area, listener)
     run = context.run
+    require_out(shared, run)
     with hold_lock(run.workspace.home / ".lock", f"generator {run.spec.name!r}"), run.meter.run():
         snapshots = list_snapshots(run.workspace.out, run.spec.name)
         last = snapshots[-1] if snapshots else None
@@ -157,6 +165,8 @@ def gather(shared: SharedPlan, listener: Listener, runner: Runner | None = None)
             counts = run_stages(context, runner or LocalRunner())
             seen = 0 if last is None else last.version
             outcome = Outcome(commit_run(context, earlier, counts, seen), reused=False)
+            committed(outcome.snapshot)
+            remove_work(run, outcome.snapshot)
     raise_below_target(outcome.snapshot)
     return outcome
 
@@ -167,7 +177,7 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
     seen: the newest version when the run began; another driver may commit the same run meanwhile.
     """
     run, results = context.run, context.run.results
-    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", "measure"))
+    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", context.measure_name))
     facts = {
         **draft_manifest(context, inputs, join, table),
         **table["facts"],

@@ -63,7 +63,7 @@ STAGES: tuple[RunStage, ...] = (
     RunStage("merge", list_merge_calls),
     RunStage("choose", list_choose_calls),
     RunStage("table", list_table_calls),
-    RunStage("measure", lambda context: [TaskCall("measure", "measure", {"earlier": context.earlier})]),
+    RunStage("measure", lambda context: [TaskCall(context.measure_name, "measure", {"earlier": context.earlier})]),
 )
 
 

@@ -8,14 +8,15 @@ The plan holds the spec, the identities of the inputs, and what every worker mus
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError, SpecError
-from nearcast.files import fingerprint
-from nearcast.join.context import prepare
+from nearcast.files import fingerprint, write_text
+from nearcast.join.context import RunContext, prepare
 from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import EarlierSnapshot
@@ -30,9 +31,10 @@ from nearcast.spec import GeneratorSpec
 from nearcast.storage.locations import Location, absolute_location, parse_location
 from nearcast.storage.open_storage import is_url, join_location, open_storage
 
-__all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "write_plan"]
+__all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "require_out", "write_plan"]
 
 PLAN_OBJECT = "plan.json"
+OUT_MARK = ".planned-here"  # in the folder of a generator: this is the machine that made the plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,7 @@ def write_plan(
     context.earlier = None if earlier.snapshot is None else earlier.snapshot.version
     facts = {**make_area(context).plan, "earlier_is_served": earlier.served}
     if is_url(root) and not is_url(facts["out"]):
-        raise SpecError(
-            f"out is {facts['out']}, a folder of this machine, and any host may gather the work in {root}; set `out` "
-            "to a bucket, too"
-        )
+        facts |= _mark_out(run, listener)
     storage = open_storage(root)
     storage.probe()
     ship_model(spec, run.workspace.base, run.results)
@@ -85,6 +84,32 @@ def write_plan(
         _refuse_other_plan(read_plan(work), facts)
         listener.note(f"an equal plan is at {root} already: its finished tasks are used")
     return read_plan(work)
+
+
+def _mark_out(run: RunContext, listener: Listener) -> dict[str, Any]:
+    """Mark the local `out` of a plan whose work is in a bucket. Return what the plan says of it.
+
+    The snapshot can be gathered where the mark is. Workers elsewhere cannot read the snapshots there.
+    """
+    mark = run.workspace.home / OUT_MARK
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    if not mark.is_file():
+        write_text(mark, secrets.token_hex(8))
+    listener.note(
+        f"out is {run.workspace.out}, a folder of this machine: gather here. The lists are not compared with an "
+        "earlier snapshot, which workers elsewhere cannot read; with `out` in a bucket they are"
+    )
+    return {"out_mark": mark.read_text(encoding="utf-8"), "earlier": None}
+
+
+def require_out(shared: SharedPlan, run: RunContext) -> None:
+    """Raise SpecError if the plan's `out` is a folder of another machine."""
+    expected, mark = shared.plan.get("out_mark"), run.workspace.home / OUT_MARK
+    if expected is not None and (not mark.is_file() or mark.read_text(encoding="utf-8") != expected):
+        raise SpecError(
+            f"the snapshot goes to {shared.plan['out']}, a folder of the machine that made the plan; gather there, or "
+            "plan with `out` in a bucket"
+        )
 
 
 def read_plan(work: Location) -> SharedPlan:

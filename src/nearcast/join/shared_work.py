@@ -21,6 +21,7 @@ from nearcast.storage.base import Storage
 
 __all__ = [
     "FAILURE",
+    "FINISHED",
     "PATIENCE_SECONDS",
     "SharedRun",
     "SharedStage",
@@ -30,6 +31,7 @@ __all__ = [
     "work_on_stages",
 ]
 
+FINISHED = "finished.json"  # names the snapshot of a plan: its work is removed, and late workers have nothing to do
 FAILURE = "failure.json"  # the error that stopped the run
 PATIENCE_SECONDS = 3600.0
 ATTEMPTS = 3  # of a task whose error may pass
@@ -83,6 +85,10 @@ class SharedRun:
         done = set(self.results.list_names(stage))
         return [call for call in calls if call.name not in done]
 
+    def is_finished(self) -> bool:
+        """Return whether the snapshot of the run is committed."""
+        return self.storage.stat(FINISHED) is not None
+
     def record_failure(self, outcome: TaskOutcome) -> None:
         """Store the error of a task for the other workers."""
         facts = {"task": outcome.name, "error": dict(outcome.error or {})}
@@ -111,7 +117,12 @@ def work_on_stages(
     progress: Callable[[str, int, int], None],
 ) -> list[StageWork]:
     """Work on all stages in order; return what was done here. Raises the error that stopped the run."""
-    return [work_on_stage(run, stage, perform, options, progress) for stage in stages]
+    done: list[StageWork] = []
+    for stage in stages:
+        if done and run.is_finished():
+            break
+        done.append(work_on_stage(run, stage, perform, options, progress))
+    return done
 
 
 def work_on_stage(
@@ -141,6 +152,8 @@ def work_on_stage(
         before, left = len(left), {call.name for call in run.list_left(stage.name, calls)}
         progress(stage.name, len(calls) - len(left), len(calls))
         run.raise_failure()
+        if left and run.is_finished():
+            return work
         if taken or len(left) < before:
             waited_since = time.monotonic()
         elif time.monotonic() - waited_since > options.patience_seconds:

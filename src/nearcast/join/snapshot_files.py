@@ -26,7 +26,7 @@ def list_snapshot_files(context: TaskContext) -> dict[str, Path]:
     for part, table in joined_tables(context).items():
         found = find_attribute_files(run.artifacts.open(table), run.artifacts.open)
         files |= {f"{part}/{file_name(number)}": path for number, path in enumerate(found)}
-    others = [run.results.open("measure")]
+    others = [run.results.open(context.measure_name)]
     others += [run.results.open(call.name) / SNAPSHOT_FILES for call in list_choose_calls(context)]
     for folder in others:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):

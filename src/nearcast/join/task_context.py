@@ -28,6 +28,11 @@ class TaskContext:
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def measure_name(self) -> str:
+        """Return the name of the task that measures the snapshot: it depends on the earlier one."""
+        return f"measure/{self.earlier or 0:06d}"
+
+    @property
     def spec(self) -> GeneratorSpec:
         """Return the spec as the user wrote it."""
         return self.planned or self.run.spec
