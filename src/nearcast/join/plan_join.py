@@ -224,7 +224,7 @@ def find_sample_truth(run: RunContext, request: JoinRequest, inputs: Inputs, row
         run.listener.progress("ground truth", done, total)
 
     try:
-        with hold_lock(truths.with_name(".truth.lock"), "the cache of exact neighbors"):
+        with hold_lock(truths.parent.with_name(".truth.lock"), "the cache of exact neighbors"):
             return TruthCache(truths, run.listener.note).find(inputs, rows, request, run.resources, report)
     except BusyError:
         return find_truth(inputs, rows, request, run.resources, report)
