@@ -58,6 +58,7 @@ def main() -> int:
     if {"spark", "ray"} & set(options.cases):
         from namespace import enter_namespace
 
+        os.environ |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
         refusal = enter_namespace()
         if refusal is not None:
             sys.exit(refusal)
@@ -98,7 +99,7 @@ def open_case(case: str, options: argparse.Namespace, folder: Path, stack: ExitS
         cluster = SparkCluster(folder)
         stack.callback(cluster.stop)
         runner = make_runner(
-            "spark", options={"master": cluster.start().url, "conf": cluster.conf(spark_executor_memory="1g")}
+            "spark", options={"master": cluster.start().url, "conf": {**cluster.conf(), "spark.executor.memory": "1g"}}
         )
     elif case == "ray":
         runner = make_runner("ray", options={"address": stack.enter_context(ray_running())})
