@@ -143,7 +143,7 @@ def open_array(options: argparse.Namespace, folder: Path, stack: ExitStack) -> C
         open_storage(f"s3://{BUCKET}/data").upload(f"{name}.parquet", options.data / f"{name}.parquet")
 
     def run(out: str) -> Snapshot:
-        work = f"s3://{BUCKET}/work/{Path(out).name}"
+        work = f"s3://{BUCKET}/runs/{Path(out).name}"
         spec = spec_of(options, f"s3://{BUCKET}/out/{Path(out).name}")
         for name in ("items", "queries"):
             spec[name]["path"] = f"s3://{BUCKET}/data/{name}.parquet"

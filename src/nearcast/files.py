@@ -27,6 +27,7 @@ from nearcast.errors import BusyError, DamagedError
 __all__ = [
     "MANIFEST",
     "PARTIAL",
+    "SAME_SCHEMES",
     "bucket_url",
     "file_hash",
     "fingerprint",

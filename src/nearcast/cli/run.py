@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -13,9 +14,10 @@ from nearcast.cli.common import console, json_option, pass_options, print_json, 
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render import build_summary
 from nearcast.errors import TargetError
+from nearcast.join.listener import Listener
 from nearcast.table.snapshot import Snapshot
 
-__all__ = ["PlacementOptions", "run"]
+__all__ = ["PlacementOptions", "print_made", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,23 @@ def run(spec: Path, options: PlacementOptions, again: bool, quiet: bool, as_json
     After an interruption, the same command continues. Exit code 0: finished, and the target is met. Exit code 4:
     finished, and recall is below the target.
     """
+    print_made(
+        lambda listener: run_spec(spec, listener=listener, again=again, **asdict(options)).snapshot,
+        quiet=quiet,
+        as_json=as_json_,
+    )
+
+
+def print_made(make: Callable[[Listener], Snapshot], *, quiet: bool, as_json: bool) -> None:
+    """Make a snapshot and print it. Raises TargetError after the print if it is below its recall target."""
     below_target: TargetError | None = None
-    with show_progress(quiet=quiet or as_json_) as listener:
+    with show_progress(quiet=quiet or as_json) as listener:
         try:
-            snapshot = run_spec(spec, listener=listener, again=again, **asdict(options)).snapshot
+            snapshot = make(listener)
         except TargetError as error:
             below_target = error
             snapshot = cast(Snapshot, error.snapshot)
-    if as_json_:
+    if as_json:
         print_json({"snapshot": snapshot.url, **snapshot.manifest.as_dict()})
     else:
         console().print(build_summary(snapshot, every_measure=False))

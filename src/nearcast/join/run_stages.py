@@ -125,7 +125,8 @@ def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Seq
         if outcome.error is not None:
             raise restore_error(outcome.error)
         outcomes.append(replace(outcome, facts={}))
-        run.listener.progress(stage.name, len(outcomes), len(calls)) if not is_local else None
+        if not is_local:
+            run.listener.progress(stage.name, len(outcomes), len(calls))
     if is_local:
         return
     wall = time.perf_counter() - started

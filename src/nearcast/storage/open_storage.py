@@ -12,23 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearcast.errors import SpecError
-from nearcast.files import path_fault
+from nearcast.files import SAME_SCHEMES, path_fault
 from nearcast.storage.base import Storage
 from nearcast.storage.local_storage import LocalStorage
 
 __all__ = ["StorageUrl", "is_url", "join_location", "open_storage", "parse_url"]
 
 SCHEMES = ("s3", "gs", "az")
-OTHER_NAMES = {
-    "s3a": "s3",
-    "s3n": "s3",
-    "gcs": "gs",
-    "azure": "az",
-    "abfs": "az",
-    "abfss": "az",
-    "wasb": "az",
-    "wasbs": "az",
-}
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", re.DOTALL)
 
 
@@ -56,7 +46,7 @@ def parse_url(text: str | os.PathLike[str]) -> StorageUrl:
     found = URL.match(text)
     scheme = found[1].lower() if found else ""
     if found is None or scheme not in SCHEMES:
-        if other := OTHER_NAMES.get(scheme):
+        if other := SAME_SCHEMES.get(scheme):
             raise SpecError(f"{scheme}:// is not supported, got {text}; write {other}://{_bucket_word(other)}/folder")
         raise SpecError(path_fault(text) or f"{text} is no URL; write s3://bucket/folder, gs:// or az://")
     bucket, _, prefix = found[2].partition("/")
