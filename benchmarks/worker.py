@@ -1,19 +1,22 @@
-"""Child process that loads the vectors, runs commands, and reports seconds, recall and peak memory.
+"""Child process that loads the vectors, runs commands, and reports seconds, processor seconds, recall and peak memory.
 
-One child per engine and build, so that thread pools and memory do not mix. The peak is of the whole child (the
+One child per engine, so that thread pools, memory and packages do not mix. A child runs under the interpreter of the
+peer's environment; it takes `nearcast.knn` from this checkout, for the recall. The peak is of the whole child (the
 kernel's high-water mark), including its vectors and the exact neighbors.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
-import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +27,11 @@ import numpy as np
 import data
 import peers
 
-BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "NVPL_BLAS_DEBUG_CPU_TYPE")  # would hold the peers' BLAS to another processor
-SAMPLE_QUERIES = 2_000
-OPENING_SECONDS = 120  # a child that has not loaded its vectors by then is stuck
+BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "NVPL_BLAS_DEBUG_CPU_TYPE")  # would hold the peers' BLAS
+# to another processor or cache
+SOURCES = Path(__file__).parent.parent / "src"  # of nearcast, for children of other environments
+WARM_UP_ITEMS, WARM_UP_QUERIES = 2_000, 64
+CLOSING_SECONDS = 20
 
 
 class ChildError(Exception):
@@ -36,24 +41,25 @@ class ChildError(Exception):
 class Worker:
     """Handle of a child process that runs one command at a time."""
 
-    def __init__(self, pair: data.Pair, k: int, threads: int, truth: Path | None = None) -> None:
-        self._arguments = (pair, k, threads, truth)
-        self._context = multiprocessing.get_context("spawn")
+    def __init__(
+        self, pair: data.Pair, k: int, threads: int, truth: Path | None = None, python: Path = Path(sys.executable)
+    ) -> None:
+        self._arguments, self._python = (pair, k, threads, truth), python
 
     def open(self, env: Mapping[str, str]) -> Self:
         """Start the child under this environment, without what others have set for BLAS libraries."""
-        kept = dict(os.environ)
-        for name in BLAS_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ.update(env)
-        try:
-            self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
-            self._process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(kept)
+        kept = {name: value for name, value in os.environ.items() if name not in (*BLAS_VARIABLES, "PYTHONPATH")}
+        if self._python != Path(sys.executable):
+            kept["PYTHONPATH"] = str(SOURCES)
+        self._pipe, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [str(self._python), __file__, str(theirs.fileno())],
+            env={**kept, **env},
+            pass_fds=[theirs.fileno()],
+            stdout=sys.stderr,  # libraries that print do not spoil the table
+        )
         theirs.close()
+        self.ask("load", *self._arguments)
         return self
 
     def ask(self, verb: str, *arguments: Any) -> Any:
@@ -62,8 +68,7 @@ class Worker:
             self._pipe.send((verb, arguments))
             good, answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join(OPENING_SECONDS)
-            raise ChildError(f"the process died with exit code {self._process.exitcode}") from None
+            raise ChildError(f"the process died with exit code {self._process.wait(CLOSING_SECONDS)}") from None
         if not good:
             raise ChildError(answer)
         return answer
@@ -79,13 +84,13 @@ class Worker:
     def close(self) -> None:
         """End the child and wait for it."""
         self._pipe.close()
-        self._process.terminate()
-        self._process.join()
+        self._process.kill()
+        self._process.wait()
 
 
-def _serve(pipe: Connection, pair: data.Pair, k: int, threads: int, truth: Path | None) -> None:
-    os.dup2(sys.stderr.fileno(), 1)  # libraries that print do not spoil the table
-    child = _Child(pair, k, threads, truth)
+def serve(pipe: Connection) -> None:
+    """Run the parent's commands until it closes its end."""
+    child = Child()
     while True:
         try:
             verb, arguments = pipe.recv()
@@ -98,18 +103,15 @@ def _serve(pipe: Connection, pair: data.Pair, k: int, threads: int, truth: Path 
         pipe.send(answer)
 
 
-class _Child:
+class Child:
     """The verbs of a child, over vectors in its memory."""
 
-    def __init__(self, pair: data.Pair, k: int, threads: int, truth: Path | None) -> None:
+    def load(self, pair: data.Pair, k: int, threads: int, truth: Path | None) -> None:
+        """Read both tables into memory; reading is part of no time."""
         self.pair, self.k, self.threads = pair, k, threads
         self.queries, self.items = pair.load()
         self.truth = None if truth is None else data.load_truth(truth)
-        rng = np.random.default_rng(3)
-        self.sample_rows = np.sort(
-            rng.choice(len(self.queries), min(SAMPLE_QUERIES, len(self.queries) // 2), replace=False)
-        )
-        self.peer: peers.Peer | None = None
+        self.order = np.random.default_rng(3).permutation(len(self.queries))  # its first n are the sample of n
         self.index: Any = None
 
     def join(self, recall: float, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,35 +164,54 @@ class _Child:
         data.save_truth(truth, path)
         return {"agrees_with_float64": agreed, "queries_checked": data.CHECKED_QUERIES}
 
-    def choose(self, name: str) -> dict[str, Any]:
-        """Which peer this child measures: its version, and how its libraries see the processor."""
+    def choose(self, name: str) -> str:
+        """Import the library of the peer that this child measures; its version."""
         self.peer = next(p for p in peers.PEERS if p.name == name)
-        return {"version": self.peer.version}
+        return self.peer.version
 
     def build(self, settings: peers.Settings) -> dict[str, float]:
         """Build the index that later verbs search; the time it took."""
-        assert self.peer is not None
-        self.peer.build(self.items[:1000].copy(), _small(settings), self.threads)  # imports, pools: not the build
-        watch = Stopwatch()
-        self.index = self.peer.build(self.items, settings, self.threads)
-        return watch.read()
+        self.index = None  # the one before would be counted in the peak
+        gc.collect()
+        return self._timed_build(self.items, settings)
 
-    def try_sample(self, settings: peers.Settings) -> tuple[float, float]:
-        """(seconds per query, recall) on the sample."""
-        assert self.peer is not None
-        queries = self.queries[self.sample_rows]
-        search = self.peer.sampled_by or self.peer.search
+    def warm_up(self, build: peers.Settings, search: peers.Settings) -> None:
+        """Join a few vectors: imports and thread pools are part of no time."""
+        few = {key: min(v, 16) if key in peers.COUNTS_OF_CELLS else v for key, v in build.items()}
+        self._timed_build(self.items[:WARM_UP_ITEMS].copy(), few)
+        shallow = {key: min(v, 16) if key in peers.COUNTS_OF_CELLS else v for key, v in search.items()}
+        self.peer.search(self.index, self.queries[:WARM_UP_QUERIES].copy(), self.k, shallow, self.threads)
+
+    def try_sample(self, settings: peers.Settings, size: int) -> dict[str, float]:
+        """Search a sample of queries; seconds and recall."""
+        rows = np.sort(self.order[:size])
+        queries = self.queries[rows]
         watch = Stopwatch()
-        found = search(self.index, queries, self.k, settings, self.threads)
-        return watch.read()["seconds"] / len(queries), self._recall(found, self.sample_rows)
+        found = self.peer.search(self.index, queries, self.k, settings, self.threads)
+        return {**watch.read(), "recall": self._recall(found, rows)}
 
     def search_all(self, settings: peers.Settings) -> dict[str, Any]:
         """Search every query; seconds and recall."""
-        assert self.peer is not None
         watch = Stopwatch()
         found = self.peer.search(self.index, self.queries, self.k, settings, self.threads)
         row = {**watch.read(), "peak_bytes": peak_bytes()}
         return {**row, "recall": self._recall(found)}
+
+    def job(self, build: peers.Settings, search: peers.Settings) -> dict[str, Any]:
+        """The whole job: build, then search every query. Seconds of both, and recall."""
+        reset_peak()
+        built = self.build(build)
+        searched = self.search_all(search)
+        seconds = built["seconds"] + searched["seconds"]
+        return {
+            "seconds": seconds,
+            "build_seconds": built["seconds"],
+            "query_seconds": searched["seconds"],
+            "processor_seconds": built["processor_seconds"] + searched["processor_seconds"],
+            "cores_had": (built["processor_seconds"] + searched["processor_seconds"]) / max(seconds, 1e-9),
+            "peak_bytes": searched["peak_bytes"],
+            "recall": searched["recall"],
+        }
 
     def libraries(self) -> list[dict[str, Any]]:
         """The thread pools of this process and the processor that they believe in; faiss' instruction set."""
@@ -208,6 +229,11 @@ class _Child:
             pools.append({"internal_api": "faiss", "architecture": faiss.SIMDConfig.get_level_name()})
         return pools
 
+    def _timed_build(self, items: data.Array, settings: peers.Settings) -> dict[str, float]:
+        watch = Stopwatch()
+        self.index = self.peer.build(items, settings, self.threads)
+        return watch.read()
+
     def _recall(self, found: Any, rows: Any = slice(None)) -> float:
         assert self.truth is not None
         queries = self.queries[rows]
@@ -218,17 +244,20 @@ class Stopwatch:
     """Starts when it is made."""
 
     def __init__(self) -> None:
-        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        self._started, self._cpu_started = time.perf_counter(), processor_seconds()
 
     def read(self) -> dict[str, float]:
-        """Seconds, and the cores that this process had: fewer than its threads where others used the machine."""
-        seconds = time.perf_counter() - self._started
-        return {"seconds": seconds, "cores_had": (time.process_time() - self._cpu_started) / max(seconds, 1e-9)}
+        """Seconds; processor seconds; and the cores that this process had: few where others used the machine."""
+        seconds, used = time.perf_counter() - self._started, processor_seconds() - self._cpu_started
+        return {"seconds": seconds, "processor_seconds": used, "cores_had": used / max(seconds, 1e-9)}
 
 
-def _small(settings: peers.Settings) -> peers.Settings:
-    """The same settings for a thousand items: fewer cells."""
-    return {key: min(v, 16) if key in ("nlist", "leaves") else v for key, v in settings.items()}
+def processor_seconds() -> float:
+    """User and system time of this process, its threads, and the children that it waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
 
 
 def peak_bytes() -> int:
@@ -251,3 +280,7 @@ def reset_peak() -> None:
             file.write("5")
     except OSError:
         pass
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

@@ -61,6 +61,7 @@ def _shown(output: str, first: str, end: str) -> str:
 def _join(path: Path) -> str:
     """Return a row per engine and recall, the fastest first, with the time relative to nearcast."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows = [row for row in rows if "seconds" in row]  # without the peers that were stopped
     ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
     heads = ("recall target", "engine", "total", "build", "queries", "recall", "relative time")
     cells = (
