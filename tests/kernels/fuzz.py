@@ -241,9 +241,9 @@ def packed_call(packed: quantize.PackedItems) -> Call:
     return Call(native.PackedArrays, [*arrays, p.width])
 
 
-def queries_call(codes: quantize.Codes) -> Call:
+def queries_call(codes: quantize.Codes, order: np.ndarray | None = None) -> Call:
     starts = -128 * codes.codes.sum(axis=1, dtype=np.int32)
-    return Call(native.QueryArrays, [codes.codes, starts, codes.scales, codes.residuals, codes.norms])
+    return Call(native.QueryArrays, [codes.codes, starts, codes.scales, codes.residuals, codes.norms, order])
 
 
 def leaf_call(leaf: Any, order: quantize.PackedItems) -> Call:
@@ -306,6 +306,9 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
     norms = native.norms(isa, items, 1) if metric == "cosine" else None
     k = int(rng.choice([1, 2, 10, 65, m + 5]))
     least = float(rng.choice([-np.inf, 0.0, np.inf, -1.0]))
+    order = rng.permutation(n).astype(np.uint32) if rng.random() < 0.5 else None
+    rounded = rounded if order is None else rounded.take(order)
+    share = float(rng.choice([1.0, 0.3]))
     probes = None
     if rng.random() < 0.5 and n:
         n_centres = int(rng.integers(1, len(packed.block_norms) + 1))
@@ -317,8 +320,8 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
             1,
         )
         offsets = None if rng.random() < 0.5 else -np.abs(rng.standard_normal(n_centres))
-        order, tiles = quantize.order_in_blocks(np.zeros(n_centres, np.int64), np.zeros(n_centres), 1)
-        tops = quantize.pack_items(centres, order, tiles, offsets, isa, 1)
+        places, tiles = quantize.order_in_blocks(np.zeros(n_centres, np.int64), np.zeros(n_centres), 1)
+        tops = quantize.pack_items(centres, places, tiles, offsets, isa, 1)
         gap = float(rng.choice([-np.inf, np.inf, 0.0, -1.0]))
         ranks = [int(rng.integers(1, 40)) for _ in range(2)]
         calls = [queries_call(quantize.coarsen(rounded)), packed_call(tops), packed_call(tops)]
@@ -333,14 +336,14 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
                 METRICS.index(metric),
                 queries,
                 items,
-                queries_call(rounded),
+                queries_call(rounded, order),
                 packed_call(packed),
                 norms,
                 exclude,
                 k,
             ),
             *(int(rng.integers(0, 4)), int(rng.choice([1, 7, 1000])), bool(rng.random() < 0.1), probes, rule_or_none),
-            *(held, least, None),
+            *(held, least, share, None),
         ],
     )
 
@@ -348,7 +351,7 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
         positions, scores, _ = answer
         assert positions.shape == scores.shape == (n, k)
         assert ((positions >= -1) & (positions < m)).all()
-        if probes is None and not call.arguments[11]:
+        if probes is None and not call.arguments[11] and share == 1:
             constraints = Constraints(rule, caps, None if least == -np.inf else least)
             assert_lists(positions, scores, reference(queries, items, k, metric, exclude, constraints))
 

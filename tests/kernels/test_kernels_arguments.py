@@ -36,17 +36,17 @@ def query_arrays(**changes):
     arrays = {"codes": codes.codes, "starts": -128 * codes.codes.sum(axis=1, dtype=np.int32)}
     arrays |= {name: getattr(codes, name) for name in ("scales", "residuals", "norms")}
     for name, change in changes.items():
-        arrays[name] = change(arrays[name])
+        arrays[name] = change if isinstance(change, np.ndarray) else change(arrays[name])
     return native().QueryArrays(*arrays.values())
 
 
 def joined(packed=None, rounded=None, **changes):
     rest = {"queries": QUERIES, "items": ITEMS, "item_norms": None, "exclude": None, "k": 3, "per_job": 10}
-    rest |= {"metric": 2, "probes": None, "rule": None, "caps": []} | changes
+    rest |= {"metric": 2, "probes": None, "rule": None, "caps": [], "error_share": 1.0} | changes
     return native().join(
         *("portable", rest["metric"], rest["queries"], rest["items"], rounded or query_arrays()),
         *(packed or packed_arrays(), rest["item_norms"], rest["exclude"], rest["k"], 1, rest["per_job"], False),
-        *(rest["probes"], rest["rule"], rest["caps"], -np.inf, None),
+        *(rest["probes"], rest["rule"], rest["caps"], -np.inf, rest["error_share"], None),
     )
 
 
@@ -105,6 +105,9 @@ def test_queries_that_do_not_fit_are_refused():
             query_arrays(**{name: short})
     with pytest.raises(ValueError, match="no sums of codes"):
         query_arrays(starts=put(0, 2**31 - 1))
+    for order in ([0, 1, 2, 3, 3], [0, 1, 2, 3, 5], [0, 1]):
+        with pytest.raises(ValueError, match=r"must name each row once|order has 2 values"):
+            query_arrays(order=np.array(order, np.uint32))
     with pytest.raises(ValueError, match="other codes than queries"):
         joined(queries=QUERIES[:3])
     with pytest.raises(ValueError, match="differ in dimensions"):
@@ -119,6 +122,8 @@ ARGUMENTS = {
     "cosine without norms": ({"metric": 1}, "item_norms is missing"),
     "cosine with other norms": ({"metric": 1, "item_norms": np.ones(M - 1)}, "item_norms has"),
     "exclusions of other queries": ({"exclude": np.zeros(N + 1, np.int64)}, "exclude has"),
+    "no share of the error": ({"error_share": 0.0}, "error_share"),
+    "more than the whole error": ({"error_share": 1.5}, "error_share"),
     "fewer items than the order asks for": ({"items": ITEMS[:7]}, "items that are not there"),
 }
 

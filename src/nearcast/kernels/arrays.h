@@ -180,13 +180,14 @@ private:
 class QueryArrays {
 public:
     QueryArrays(Matrix<int8_t> codes, Array<int32_t> starts, Array<double> scales, Array<double> residuals,
-                Array<double> norms)
-        : codes_(codes), starts_(starts), scales_(scales), residuals_(residuals), norms_(norms) {
+                Array<double> norms, std::optional<Array<uint32_t>> order)
+        : codes_(codes), starts_(starts), scales_(scales), residuals_(residuals), norms_(norms), order_(order) {
         require_width(width());
         require_size(starts, n(), "starts");
         require_size(scales, n(), "scales");
         require_size(residuals, n(), "residuals");
         require_size(norms, n(), "norms");
+        if (order) require_size(order, n(), "order");
         check();
     }
 
@@ -194,10 +195,18 @@ public:
         const int32_t most = static_cast<int32_t>(128 * 128 * width());
         for (size_t i = 0; i < n(); ++i)
             require(starts_.data()[i] >= -most && starts_.data()[i] <= most, "starts are no sums of codes");
+        if (!order_) return;
+        std::vector<bool> seen(n());  // a row that is named twice would be written by two threads, and another by none
+        for (size_t i = 0; i < n(); ++i) {
+            const uint32_t row = order_->data()[i];
+            require(row < n() && !seen[row], "the order of the queries must name each row once");
+            seen[row] = true;
+        }
     }
 
     RoundedQueries view() const {
-        return {codes_.data(), starts_.data(), scales_.data(), residuals_.data(), norms_.data()};
+        return {codes_.data(), starts_.data(), scales_.data(), residuals_.data(), norms_.data(),
+                order_ ? order_->data() : nullptr};
     }
     size_t n() const { return codes_.shape(0); }
     size_t width() const { return codes_.shape(1); }
@@ -206,6 +215,7 @@ private:
     Matrix<int8_t> codes_;
     Array<int32_t> starts_;
     Array<double> scales_, residuals_, norms_;
+    std::optional<Array<uint32_t>> order_;
 };
 
 struct ProbeArrays {

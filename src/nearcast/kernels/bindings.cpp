@@ -201,7 +201,8 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
                       const QueryArrays& rounded, const PackedArrays& packed, std::optional<Array<double>> item_norms,
                       std::optional<Array<int64_t>> exclude, size_t k, size_t threads, size_t queries_per_job,
                       bool values_decide, const ProbeArrays* probe_arrays, const RuleArrays* rule_arrays,
-                      const std::vector<CapArrays>& caps, float min_score, std::optional<nb::callable> progress) {
+                      const std::vector<CapArrays>& caps, float min_score, double error_share,
+                      std::optional<nb::callable> progress) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors queries = vectors_of(query_array), items = vectors_of(item_array);
     const Metric scored = metric_of(metric);
@@ -213,6 +214,7 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
     rounded.check();
     require(k >= 1 && k <= kMostSlots, "join: k is out of range");
     require(queries_per_job >= 1, "join: queries_per_job must be at least 1");
+    require(error_share > 0 && error_share <= 1, "join: error_share must be above 0 and at most 1");
     if (exclude) require_size(exclude, queries.n, "exclude");
     if (scored == Metric::cosine && !values_decide) require_size(item_norms, items.n, "item_norms");
     if (rule_arrays) {
@@ -231,7 +233,7 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
                                 std::max<size_t>(kNoItem / (packed.blocks() + 1), 1)});
     JoinJob job{scored, queries, items, rounded.view(), packed.view(),
                 item_norms ? item_norms->data() : nullptr, exclude ? exclude->data() : nullptr, k, threads,
-                queries_per_job, values_decide, nullptr, {}, min_score};
+                queries_per_job, values_decide, nullptr, {}, min_score, error_share};
     Rule rule;
     if (rule_arrays) {
         rule = rule_arrays->view();
@@ -291,7 +293,10 @@ NB_MODULE(_native, m) {
              nb::arg("codes"), nb::arg("scales"), nb::arg("offsets").none(), nb::arg("order"), nb::arg("block_tiles"),
              nb::arg("block_norms"), nb::arg("block_residuals"), nb::arg("block_offsets"), nb::arg("width"));
     nb::class_<QueryArrays>(m, "QueryArrays")
-        .def(nb::init<Matrix<int8_t>, Array<int32_t>, Array<double>, Array<double>, Array<double>>());
+        .def(nb::init<Matrix<int8_t>, Array<int32_t>, Array<double>, Array<double>, Array<double>,
+                      std::optional<Array<uint32_t>>>(),
+             nb::arg("codes"), nb::arg("starts"), nb::arg("scales"), nb::arg("residuals"), nb::arg("norms"),
+             nb::arg("order") = nb::none());
     nb::class_<ProbeArrays>(m, "ProbeArrays")
         .def("__init__", [](ProbeArrays* self, const QueryArrays& rounded, const PackedArrays& centres,
                             const PackedArrays& sample, size_t first_rank, size_t floor_rank, double slope, double gap,
@@ -336,6 +341,7 @@ NB_MODULE(_native, m) {
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),
           nb::arg("threads"), nb::arg("queries_per_job"), nb::arg("values_decide"),
           nb::arg("probes").none(), nb::arg("rule").none(), nb::arg("caps"), nb::arg("min_score"),
+          nb::arg("error_share"),
           nb::arg("progress").none());
     m.def("eligible_counts", &eligible_counts);
     m.def("interval_masks", [](const std::string& isa, Array<int32_t> codes, Array<int32_t> low, Array<int32_t> high) {

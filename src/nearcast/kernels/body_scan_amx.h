@@ -24,7 +24,7 @@ void compare_block(const QueryPanel& panel, PendingBlock& block, Survivors& out)
     for (size_t q = 0; q < kAmxGroup; ++q) {
         const size_t row = block.row + q;
         const int32_t* low = block.sums[2 * (q / kTileQueries)] + (q % kTileQueries) * kTileItems;
-        const __m512i start = _mm512_set1_epi32(panel.starts[row]);
+        const __m512i start = _mm512_set1_epi32(panel.starts[panel.slots[row]]);
         __m512i sums[2];
         sums[0] = _mm512_add_epi32(_mm512_load_si512(low), start);
         if (block.run.tiles == 1) {

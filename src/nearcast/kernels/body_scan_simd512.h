@@ -4,6 +4,7 @@
 // broadcasts, 24 multiplications, so that the multiplier is what limits it.
 
 constexpr size_t kQueryGroup = 6;
+constexpr size_t kLinesAhead = 4;
 
 // Writes the lanes of `mask` behind what the buffer holds. Compressing in a register and storing it whole is used
 // because the compressing store to memory is slow microcode on Zen 4; buffers have a tile of room to spare.
@@ -38,7 +39,7 @@ inline void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, c
         values[t] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[t]), _mm512_loadu_ps(run.scales + t * kTileItems));
         if (Offsets)
             values[t] = _mm512_add_ps(values[t], _mm512_mul_ps(_mm512_loadu_ps(run.offsets + t * kTileItems),
-                                                               _mm512_set1_ps(panel.offset_weights[row])));
+                                                               _mm512_set1_ps(panel.offset_weights[panel.slots[row]])));
         masks[t] = _mm512_cmp_ps_mask(values[t], threshold, _CMP_GE_OQ);
         any |= masks[t];
     }
@@ -65,19 +66,25 @@ inline bool any_allowed(const uint64_t* allowed, size_t queries, const ItemRun& 
 template <size_t Tiles, bool Offsets>
 void scan_strip(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& out) {
     const size_t tile_bytes = width * kTileItems;
+    size_t asked = 0;  // bytes of the next run, asked for early: cells lie anywhere in memory
     for (size_t row = 0; row < panel.n; row += kQueryGroup) {
+        for (size_t line = 0; line < kLinesAhead && asked < run.ahead; ++line, asked += 64)
+            __builtin_prefetch(run.codes + Tiles * tile_bytes + asked);
         if (panel.allowed && !any_allowed(panel.allowed + row, kQueryGroup, run)) continue;
         __m512i sums[kQueryGroup][Tiles];
-        for (size_t q = 0; q < kQueryGroup; ++q)
-            for (size_t t = 0; t < Tiles; ++t) sums[q][t] = _mm512_set1_epi32(panel.starts[row + q]);
-        const int8_t* query = panel.codes + row * width;
+        const int8_t* queries[kQueryGroup];
+        for (size_t q = 0; q < kQueryGroup; ++q) {
+            const size_t slot = panel.slots[row + q];
+            queries[q] = panel.codes + slot * width;
+            for (size_t t = 0; t < Tiles; ++t) sums[q][t] = _mm512_set1_epi32(panel.starts[slot]);
+        }
         const uint8_t* items = run.codes;
         for (size_t i = 0; i < width; i += kGroup, items += kTileItems * kGroup) {
             __m512i lanes[Tiles];
             for (size_t t = 0; t < Tiles; ++t) lanes[t] = _mm512_loadu_si512(items + t * tile_bytes);
             for (size_t q = 0; q < kQueryGroup; ++q) {
                 int32_t four;
-                __builtin_memcpy(&four, query + q * width + i, 4);
+                __builtin_memcpy(&four, queries[q] + i, 4);
                 const __m512i broadcast = _mm512_set1_epi32(four);
                 for (size_t t = 0; t < Tiles; ++t) sums[q][t] = dot4(sums[q][t], lanes[t], broadcast);
             }

@@ -36,10 +36,7 @@ class TrainingRows:
 
     def take(self, rows: np.ndarray) -> TrainingRows:
         """Return some of the rows."""
-        c = self.codes
-        return TrainingRows(
-            self.vectors[rows], Codes(c.codes[rows], c.scales[rows], c.residuals[rows], c.norms[rows]), self.rotation
-        )
+        return TrainingRows(self.vectors[rows], self.codes.take(rows), self.rotation)
 
     def widen(self) -> np.ndarray:
         """Return the vectors as float64, normalised and centred like the codes."""
@@ -137,6 +134,7 @@ def assign_centres(
         None,
         [],
         -np.inf,
+        1.0,
         None,
     )
     nearest = found[0][:, 0]

@@ -73,7 +73,7 @@ double ceiling(Loop loop, size_t rounds) {
     for (auto& scale : scales) scale = 1.0f;
     for (auto& sums : blocks[1].sums)
         for (auto& sum : sums) sum = static_cast<int32_t>(next());
-    const QueryPanel panel{queries, starts, thresholds, nullptr, slots, 96};
+    const QueryPanel panel{queries, starts, nullptr, slots, thresholds, 96};
     const ItemRun run{items, scales, nullptr, 0, 2};
     Survivors out{nullptr, nullptr, counts, 0, 0, nullptr, 0};
     begin(128);
@@ -92,7 +92,7 @@ double ceiling(Loop loop, size_t rounds) {
 CeilingFunction amx_ceiling() { return ceiling; }
 
 KernelTable amx_kernels() {
-    return {"amx", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
+    return {"amx", 127, kAmxGroup, true, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
             interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -55,7 +55,7 @@ void end() {}
 }  // namespace
 
 KernelTable amx_emulated_kernels() {
-    return {"amx-emulated", 127, kAmxGroup, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
+    return {"amx-emulated", 127, kAmxGroup, true, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
             interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -80,7 +80,7 @@ inline void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, s
         values[h] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[h]), _mm256_loadu_ps(run.scales + at + 8 * h));
         if (Offsets)
             values[h] = _mm256_add_ps(values[h], _mm256_mul_ps(_mm256_loadu_ps(run.offsets + at + 8 * h),
-                                                               _mm256_set1_ps(panel.offset_weights[row])));
+                                                               _mm256_set1_ps(panel.offset_weights[panel.slots[row]])));
         mask |= static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(values[h], threshold, _CMP_GE_OQ))) << (8 * h);
     }
     if (panel.allowed) mask &= static_cast<unsigned>(panel.allowed[row] >> (run.shift + at)) & 0xFFFFu;
@@ -103,15 +103,19 @@ void scan_tile(const QueryPanel& panel, const ItemRun& run, size_t tile, size_t 
     for (size_t row = 0; row < panel.n; row += kQueryGroup) {
         if (panel.allowed && !any_allowed(panel.allowed + row, run.shift + tile * kTileItems)) continue;
         __m256i sums[kQueryGroup][2];
-        for (size_t q = 0; q < kQueryGroup; ++q) sums[q][0] = sums[q][1] = _mm256_set1_epi32(panel.starts[row + q]);
-        const int8_t* query = panel.codes + row * width;
+        const int8_t* queries[kQueryGroup];
+        for (size_t q = 0; q < kQueryGroup; ++q) {
+            const size_t slot = panel.slots[row + q];
+            sums[q][0] = sums[q][1] = _mm256_set1_epi32(panel.starts[slot]);
+            queries[q] = panel.codes + slot * width;
+        }
         const uint8_t* items = run.codes + tile * width * kTileItems;
         for (size_t i = 0; i < width; i += kGroup, items += kTileItems * kGroup) {
             const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items));
             const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(items + 32));
             for (size_t q = 0; q < kQueryGroup; ++q) {
                 int32_t four;
-                __builtin_memcpy(&four, query + q * width + i, 4);
+                __builtin_memcpy(&four, queries[q] + i, 4);
                 const __m256i broadcast = _mm256_set1_epi32(four);
                 sums[q][0] = dot4(sums[q][0], low, broadcast, ones);
                 sums[q][1] = dot4(sums[q][1], high, broadcast, ones);
@@ -152,7 +156,7 @@ inline int32_t any_above(Vector sums, Vector limit) {
 CeilingFunction avx2_ceiling() { return ceiling; }
 
 KernelTable avx2_kernels() {
-    return {"avx2", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+    return {"avx2", 63, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
             interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -31,7 +31,7 @@ inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_
 }  // namespace
 
 KernelTable avx512_kernels() {
-    return {"avx512", 63, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+    return {"avx512", 63, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
             interval_masks, overlap_masks};
 }
 

@@ -31,7 +31,7 @@ void compare(uint32_t row, const QueryPanel& panel, const ItemRun& run, size_t t
     for (size_t lane = 0; lane < kTileItems; ++lane) {
         const size_t item = tile * kTileItems + lane;
         float value = static_cast<float>(sums[lane]) * run.scales[item];
-        if (panel.offset_weights) value += run.offsets[item] * panel.offset_weights[row];
+        if (panel.offset_weights) value += run.offsets[item] * panel.offset_weights[slot];
         out.values[slot * out.stride + count] = value;
         out.items[slot * out.stride + count] = run.first + static_cast<uint32_t>(item);
         count += value >= panel.thresholds[row] && (allowed >> lane & 1);
@@ -44,15 +44,15 @@ void scan(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& 
     for (size_t tile = 0; tile < run.tiles; ++tile)
         for (size_t row = 0; row < panel.n; ++row) {
             int32_t sums[kTileItems];
-            for (size_t lane = 0; lane < kTileItems; ++lane) sums[lane] = panel.starts[row];
-            dot_tile(panel.codes + row * width, run.codes + tile * width * kTileItems, width, sums);
+            for (size_t lane = 0; lane < kTileItems; ++lane) sums[lane] = panel.starts[panel.slots[row]];
+            dot_tile(panel.codes + panel.slots[row] * width, run.codes + tile * width * kTileItems, width, sums);
             compare(static_cast<uint32_t>(row), panel, run, tile, sums, out);
         }
 }
 }  // namespace
 
 KernelTable portable_kernels() {
-    return {"portable", 127, kQueryGroup, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
+    return {"portable", 127, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
             interval_masks, overlap_masks};
 }
 }  // namespace nearcast

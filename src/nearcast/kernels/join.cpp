@@ -11,6 +11,10 @@
 // A value V (the integer sum, scaled) then satisfies |V - S| <= E for the true score S. If k items have V >= v, the k-th
 // best true score is at least L = v - E; so an item with V + E < L cannot be among the k best, nor tie with the last. What
 // remains is scored in full precision, and that alone decides. All values are in units of the query's scale.
+//
+// A pruned join takes a share of the first two terms only. Cauchy-Schwarz is reached where a residual points along the
+// other vector. Rounding errors of a rotated vector point anywhere: in w dimensions their products with it have a
+// standard deviation of 1 / sqrt(w) of their lengths, so that a few of these bound nearly all of them.
 
 #include "join.h"
 
@@ -33,8 +37,10 @@ constexpr double kLeastNormal = 1.2e-38;  // float32 loses absolute, not relativ
 constexpr double kTinySlack = 4 * kLeastNormal;  // of a conversion, two products and a sum
 constexpr double kTinyScore = 2 * kLeastNormal;  // of an offset, and of the score itself
 constexpr float kNothing = std::numeric_limits<float>::quiet_NaN();
-struct Errors {                         // of one query, in units of its scale: weights of a block's largest norm and so on
-    double norm, residual, offset, constant;
+struct Bound {                          // of one query, in units of its scale
+    double norm, residual, offset, constant;  // weights of a block's largest norm and so on, in the error of a value
+    double least;                       // bounds the k-th score from below
+    double worst;                       // the largest error of a value in the buffer
 };
 
 constexpr double kNone = -std::numeric_limits<double>::infinity();
@@ -74,16 +80,12 @@ public:
         checked_.resize(room);
         best_.resize(room * job.k);
         best_count_.resize(room);
-        least_.resize(room);
-        worst_.resize(room);
-        errors_.resize(room);
+        bounds_.resize(room);
         thresholds_.resize(room);
         weights_.resize(room);
-        starts_.resize(room);
-        slots_.resize(room);
         rows_.reserve(room);
         full_.resize(room);
-        codes_.resize(room * width_);
+        if (kernels.copies_panel) codes_.resize(room * width_);
         scratch_.resize(stride_);
         keys_.resize(stride_ + job.k);
         positions_.resize(stride_);
@@ -114,10 +116,10 @@ private:
         std::fill_n(counts_.begin(), n, 0u);
         std::fill_n(checked_.begin(), n, 0u);
         std::fill_n(best_count_.begin(), n, 0u);
-        std::fill_n(worst_.begin(), n, 0.0);
         for (size_t slot = 0; slot < n; ++slot) {
             prepare_errors(slot);
-            least_[slot] = std::isinf(job_.min_score) ? kNone : value_of_score(begin_ + slot, job_.min_score);
+            bounds_[slot].least = std::isinf(job_.min_score) ? kNone : value_of_score(begin_ + slot, job_.min_score);
+            weights_[slot] = static_cast<float>(1.0 / scale(begin_ + slot));
         }
     }
 
@@ -127,7 +129,7 @@ private:
     double error(size_t slot, size_t block) const {
         const PackedItems& items = job_.packed;
         const double norm = items.block_norms[block], residual = items.block_residuals[block];
-        const Errors& by = errors_[slot];
+        const Bound& by = bounds_[slot];
         const double linear = by.constant + by.norm * norm + by.residual * residual;
         return items.offsets ? linear + by.offset * (items.block_offsets[block] + norm * norm) : linear;
     }
@@ -136,13 +138,19 @@ private:
         const size_t query = begin_ + slot;
         const double length = job_.rounded.norms[query], residual = job_.rounded.residuals[query];
         const double unit = 1.0 / scale(query);
-        errors_[slot] = Errors{};
+        bounds_[slot] = Bound{};
         if (job_.values_decide) return;
         const double slack = kFloatSlack * (length + residual);
-        errors_[slot] = {(residual + slack) * unit, (length + slack) * unit, kFloatSlack * unit,
-                         kTinyScore * unit + kTinySlack};
+        const double share = job_.error_share;
+        bounds_[slot] = {(share * residual + slack) * unit, (share * length + slack) * unit, kFloatSlack * unit,
+                         kTinyScore * unit + kTinySlack, kNone, 0};
         // A distance is rounded as such, and can be far larger than the inner product: (q + x)^2 <= 2 q^2 + 2 x^2.
-        if (job_.packed.offsets) errors_[slot].constant += kFloatSlack * length * length * unit;
+        if (job_.packed.offsets) bounds_[slot].constant += kFloatSlack * length * length * unit;
+    }
+
+    // The row of a slot's query in the inputs and results; the rounded queries have its place instead.
+    size_t row_of(size_t slot) const {
+        return job_.rounded.order ? job_.rounded.order[begin_ + slot] : begin_ + slot;
     }
 
     double scale(size_t query) const {
@@ -164,8 +172,8 @@ private:
 
     float threshold(size_t slot, size_t block) {
         const double off = error(slot, block);
-        worst_[slot] = std::max(worst_[slot], off);
-        return rounded_down(least_[slot] - off);
+        bounds_[slot].worst = std::max(bounds_[slot].worst, off);
+        return rounded_down(bounds_[slot].least - off);
     }
 
     bool out_of_reach(size_t slot, size_t block) const {
@@ -173,7 +181,7 @@ private:
         if (job_.values_decide) return false;
         const double highest = (job_.rounded.norms[query] + job_.rounded.residuals[query]) *
                                job_.packed.block_norms[block] / scale(query);
-        return highest + error(slot, block) < least_[slot] - error(slot, block);
+        return highest + error(slot, block) < bounds_[slot].least - error(slot, block);
     }
 
     // ---- meeting items ----
@@ -189,27 +197,29 @@ private:
     }
 
     bool may_get_some(size_t slot, size_t block) const {
-        return !job_.rule || may_hold(*job_.rule, begin_ + slot, block);
+        return !job_.rule || may_hold(*job_.rule, row_of(slot), block);
     }
 
     // Scans one block for the queries of rows_.
     void meet(size_t block) {
         if (rows_.empty()) return;
+        const size_t rows = rows_.size();
         QueryPanel panel = make_panel(block);
         const PackedItems& items = job_.packed;
-        const size_t last = items.block_tiles[block + 1];
+        const size_t last = items.block_tiles[block + 1], end = items.block_tiles[items.blocks];
         for (size_t tile = items.block_tiles[block]; tile < last; tile += kStripTiles) {
             const size_t tiles = std::min(kStripTiles, last - tile);
             ItemRun run{items.codes + tile * kTileItems * width_, items.scales + tile * kTileItems,
                         items.offsets ? items.offsets + tile * kTileItems : nullptr,
                         static_cast<uint32_t>(tile * kTileItems), tiles};
+            run.ahead = std::min(kStripTiles, end - tile - tiles) * kTileItems * width_;
             Survivors survivors{values_.data(), items_.data(), counts_.data(), stride_, static_cast<uint32_t>(limit_),
                                 full_.data(), 0};
             if (masks_ && masks_->any()) panel.allowed = masks_->of(tile * kTileItems, tiles * kTileItems);
             kernels_.scan(panel, run, width_, survivors);
-            scanned_ += rows_.size() * tiles;  // without padding, so that every instruction set counts the same
+            scanned_ += rows * tiles;  // without padding, so that every instruction set counts the same
             for (size_t i = 0; i < survivors.n_full; ++i) {
-                const uint32_t slot = slots_[full_[i]];
+                const uint32_t slot = rows_[full_[i]];
                 cut(slot);
                 thresholds_[full_[i]] = threshold(slot, block);
             }
@@ -218,39 +228,34 @@ private:
 
     QueryPanel make_panel(size_t block) {
         const size_t n = rows_.size(), room = padded(n, kernels_.query_group);
-        for (size_t row = 0; row < n; ++row) {
-            const size_t slot = rows_[row], query = begin_ + slot;
-            thresholds_[row] = threshold(slot, block);
-            starts_[row] = job_.rounded.starts[query];
-            weights_[row] = static_cast<float>(1.0 / scale(query));
-            slots_[row] = static_cast<uint32_t>(slot);
-        }
-        for (size_t row = n; row < room; ++row) {
-            thresholds_[row] = kNothing;
-            starts_[row] = 0;
-            weights_[row] = 0;
-            slots_[row] = 0;
-        }
+        for (size_t row = 0; row < n; ++row) thresholds_[row] = threshold(rows_[row], block);
         if (masks_) {
             asked_.resize(n);
-            for (size_t row = 0; row < n; ++row) asked_[row] = static_cast<uint32_t>(begin_ + rows_[row]);
+            for (size_t row = 0; row < n; ++row) asked_[row] = static_cast<uint32_t>(row_of(rows_[row]));
             masks_->take(asked_.data(), n, room);
         }
-        const bool whole = n == end_ - begin_;
-        if (!(whole && panel_holds_all_)) {
-            for (size_t row = 0; row < n; ++row)
-                copy_codes(job_.rounded.codes + (begin_ + rows_[row]) * width_, width_, codes_.data() + row * width_);
-            std::fill(codes_.begin() + n * width_, codes_.begin() + room * width_, int8_t(0));
+        return pad_panel(job_.rounded, begin_, job_.packed.offsets ? weights_.data() : nullptr);
+    }
+
+    // The panel of rows_ among the queries from `first` on, whose thresholds are set. Pads rows_; the rows that it adds
+    // write nothing.
+    QueryPanel pad_panel(const RoundedQueries& rounded, size_t first, const float* weights) {
+        const size_t n = rows_.size(), room = padded(n, kernels_.query_group);
+        std::fill(thresholds_.begin() + n, thresholds_.begin() + room, kNothing);
+        rows_.resize(room, 0);
+        const int8_t* codes = rounded.codes + first * width_;
+        if (kernels_.copies_panel) {
+            for (size_t row = 0; row < room; ++row)
+                copy_codes(codes + rows_[row] * width_, width_, codes_.data() + row * width_);
+            codes = codes_.data();
         }
-        panel_holds_all_ = whole;
-        return {codes_.data(), starts_.data(), thresholds_.data(), job_.packed.offsets ? weights_.data() : nullptr,
-                slots_.data(), room};
+        return {codes, rounded.starts + first, weights, rows_.data(), thresholds_.data(), room};
     }
 
     // ---- buffers ----
 
     bool barred(size_t slot, uint32_t item) const {
-        const size_t query = begin_ + slot;
+        const size_t query = row_of(slot);
         const uint32_t position = job_.packed.order[item];
         if (job_.exclude && job_.exclude[query] == static_cast<int64_t>(position)) return true;
         return job_.rule && !holds(*job_.rule, query, item, position, job_.rule->masked[query] != 0);
@@ -282,9 +287,9 @@ private:
         }
         if (n >= job_.k) {
             const double value = kernels_.kth_largest(values, n, job_.k, scratch_.data());
-            least_[slot] = std::max(least_[slot], value - worst_[slot]);
+            bounds_[slot].least = std::max(bounds_[slot].least, value - bounds_[slot].worst);
         }
-        const float bar = rounded_down(least_[slot] - worst_[slot]);
+        const float bar = rounded_down(bounds_[slot].least - bounds_[slot].worst);
         uint32_t kept = 0;
         for (uint32_t i = 0; i < n; ++i) {
             values[kept] = values[i];
@@ -306,11 +311,11 @@ private:
         size_t taken = 0;
         for (uint32_t i = 0; i < n; ++i)
             if (caps_.take(job_.packed.order[by_value_[i].item], by_value_[i].value) && ++taken == job_.k)
-                least_[slot] = std::max(least_[slot], by_value_[i].value - worst_[slot]);
-        const float bar = rounded_down(least_[slot] - worst_[slot]);
+                bounds_[slot].least = std::max(bounds_[slot].least, by_value_[i].value - bounds_[slot].worst);
+        const float bar = rounded_down(bounds_[slot].least - bounds_[slot].worst);
         uint32_t kept = 0;
         for (uint32_t i = 0; i < n && by_value_[i].value >= bar; ++i) {
-            if (caps_.full_above(job_.packed.order[by_value_[i].item], by_value_[i].value + 2 * worst_[slot])) continue;
+            if (caps_.full_above(job_.packed.order[by_value_[i].item], by_value_[i].value + 2 * bounds_[slot].worst)) continue;
             values[kept] = by_value_[i].value;
             items[kept++] = by_value_[i].item;
         }
@@ -342,7 +347,7 @@ private:
         }
         if (best_count_[slot] == job_.k) {
             const uint64_t last = *std::max_element(best, best + job_.k);
-            least_[slot] = std::max(least_[slot], value_of_score(query, key_score(last)));
+            bounds_[slot].least = std::max(bounds_[slot].least, value_of_score(query, key_score(last)));
         }
     }
 
@@ -363,7 +368,7 @@ private:
     }
 
     void rescore(size_t slot, uint32_t n) {
-        const size_t query = begin_ + slot;
+        const size_t query = row_of(slot);
         const uint32_t* items = items_.data() + slot * stride_;
         for (uint32_t i = 0; i < n; ++i) positions_[i] = job_.packed.order[items[i]];
         if (job_.values_decide) {
@@ -383,8 +388,8 @@ private:
         uint64_t* best = best_.data() + slot * job_.k;
         const size_t n = best_count_[slot];
         std::sort(best, best + n);
-        int64_t* positions = result_.positions + (begin_ + slot) * job_.k;
-        float* scores = result_.scores + (begin_ + slot) * job_.k;
+        int64_t* positions = result_.positions + row_of(slot) * job_.k;
+        float* scores = result_.scores + row_of(slot) * job_.k;
         for (size_t rank = 0; rank < job_.k; ++rank) {
             positions[rank] = rank < n ? static_cast<int64_t>(key_position(best[rank])) : -1;
             scores[rank] = rank < n ? key_score(best[rank]) : -std::numeric_limits<float>::infinity();
@@ -397,7 +402,6 @@ private:
             __atomic_fetch_add(&result_.counters[i], *counters[i], __ATOMIC_RELAXED);
             *counters[i] = 0;
         }
-        panel_holds_all_ = false;
     }
 
     double centre_scale(size_t query) const {
@@ -419,17 +423,16 @@ private:
     JoinResult& result_;
     const size_t width_, limit_, stride_;
     size_t begin_ = 0, end_ = 0;
-    bool panel_holds_all_ = false;
     uint64_t survivors_ = 0, cuts_ = 0, rescored_ = 0, scanned_ = 0;
     std::vector<float> centre_values_;
     std::vector<uint32_t> centre_items_;
-    std::vector<float> values_, thresholds_, weights_, scores_;
-    std::vector<uint32_t> items_, counts_, checked_, best_count_, slots_, rows_, full_, positions_;
+    std::vector<float> values_, thresholds_, weights_, centre_weights_, scores_;
+    std::vector<uint32_t> items_, counts_, checked_, best_count_, rows_, full_, positions_;
     std::vector<uint64_t> best_, keys_;
-    std::vector<double> least_, worst_, query_;
-    std::vector<int32_t> starts_, scratch_;
+    std::vector<double> query_;
+    std::vector<int32_t> scratch_;
     std::vector<int8_t> codes_;
-    std::vector<Errors> errors_;
+    std::vector<Bound> bounds_;
     CellLists lists_;
     struct Valued {
         float value;
@@ -470,21 +473,14 @@ void Worker::scan_centres(const PackedItems& centres, const float* bars, Take ta
 }
 
 QueryPanel Worker::make_centre_panel(size_t first, size_t n, const float* bars) {
-    const RoundedQueries& rounded = *probes_->rounded;
-    const size_t room = padded(n, kernels_.query_group);
-    for (size_t row = 0; row < room; ++row) {
-        const size_t query = begin_ + first + row;
-        const bool real = row < n;
-        thresholds_[row] = real ? (bars ? bars[first + row] : -std::numeric_limits<float>::infinity()) : kNothing;
-        starts_[row] = real ? rounded.starts[query] : 0;
-        weights_[row] = real ? static_cast<float>(1.0 / centre_scale(query)) : 0;
-        slots_[row] = real ? static_cast<uint32_t>(row) : 0;
+    rows_.resize(n);
+    centre_weights_.resize(n);
+    for (size_t row = 0; row < n; ++row) {
+        rows_[row] = static_cast<uint32_t>(row);
+        thresholds_[row] = bars ? bars[first + row] : -std::numeric_limits<float>::infinity();
+        centre_weights_[row] = static_cast<float>(1.0 / centre_scale(begin_ + first + row));
     }
-    std::copy_n(rounded.codes + (begin_ + first) * width_, n * width_, codes_.data());
-    std::fill(codes_.begin() + n * width_, codes_.begin() + room * width_, int8_t(0));
-    panel_holds_all_ = false;
-    return {codes_.data(), starts_.data(), thresholds_.data(), probes_->centres.offsets ? weights_.data() : nullptr,
-            slots_.data(), room};
+    return pad_panel(*probes_->rounded, begin_ + first, probes_->centres.offsets ? centre_weights_.data() : nullptr);
 }
 
 // From a sample of the centres: the threshold of the query's initial probes, and its baseline.

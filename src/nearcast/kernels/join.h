@@ -25,12 +25,13 @@ struct PackedItems {                  // items as 8-bit tiles, in blocks (a bloc
     size_t width;
 };
 
-struct RoundedQueries {
+struct RoundedQueries {               // in the order in which they are joined: near queries, which probe the same cells
     const int8_t* codes;              // (n, width)
     const int32_t* starts;            // (n,)
     const double* scales;
     const double* residuals;
     const double* norms;              // length after centring and normalising
+    const uint32_t* order;            // (n,) row of each in `queries` and in the results; null: the same
 };
 
 struct JoinJob {
@@ -48,6 +49,7 @@ struct JoinJob {
     const Rule* rule;                 // which items a query may get; null: all
     std::vector<Cap> caps;            // how many of a group a list may hold; nested, the smallest groups first
     float min_score;                  // worse items are left out; -infinity: none are
+    double error_share;               // of the proven bound that the errors are taken to reach; 1: the join is exact
 };
 
 // The cells that a query probes. A centre's value is its 8-bit inner product with the query, plus its offset; all of this is

@@ -6,6 +6,7 @@ Knows no ids, files or specs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from nearcast.knn.join_request import JoinRequest, Resources
 INITIAL_SHARE = 0.01  # of all cells is probed before the k-th score is taken
 BASELINE_SHARE = 0.1
 SLOPE = 0.5
+ERROR_DEVIATIONS = 2.5  # standard deviations of a value's error, at least, that a pruned join allows for
 EXACT_QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 PRUNED_QUERIES_PER_JOB = 4096
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
@@ -92,11 +94,13 @@ class CellIndex:
         exact, packed = np.isposinf(radius), self.packed
         if exact and self.exact is not None:
             packed = self.exact
-        codes = quantize.round_vectors(queries, self.rotation, quantize.ITEM_LEVELS, isa, resources.threads)
+        # What a pruned join drops depends on the values, so all instruction sets must compute the same values.
+        levels = _isa.query_levels(isa) if exact else quantize.COMMON_LEVELS
+        codes = quantize.round_vectors(queries, self.rotation, levels, isa, resources.threads)
         check_lengths(codes, "queries")
-        scanned = codes
-        if _isa.query_levels(isa) != quantize.ITEM_LEVELS:
-            scanned = quantize.round_vectors(queries, self.rotation, _isa.query_levels(isa), isa, resources.threads)
+        order = None if exact else self._order_queries(queries, codes, isa, resources.threads)
+        codes = codes if order is None else codes.take(order)
+        rounded = quantize.native_queries(codes, order)
         slots = min(k, max(1, len(self.items)))  # no worker allocates more slots than there are items
         default = EXACT_QUERIES_PER_JOB if exact else PRUNED_QUERIES_PER_JOB
         output = _isa.native().join(
@@ -104,7 +108,7 @@ class CellIndex:
             METRIC_NUMBERS[self.metric],
             queries,
             self.items,
-            quantize.native_queries(scanned),
+            rounded,
             packed.native,
             self.item_norms,
             exclude,
@@ -112,13 +116,24 @@ class CellIndex:
             resources.threads,
             per_job or _choose_per_job(len(queries), slots, self.rotation.width, resources, default),
             False,
-            None if exact else self._make_probes(quantize.coarsen(codes), k, radius),
+            None if exact else self._make_probes(codes, rounded, k, radius),
             *_native_constraints(request.constraints, packed),
+            1.0 if exact else min(1.0, ERROR_DEVIATIONS / math.sqrt(self.rotation.width)),
             progress,
         )
         return _pad_slots(output, k)
 
-    def _make_probes(self, codes: quantize.Codes, k: int, radius: float) -> object:
+    def _order_queries(self, queries: np.ndarray, codes: quantize.Codes, isa: str, threads: int) -> np.ndarray:
+        """Return the rows of the queries by their best sampled centre: the queries of a job then share cells."""
+        assert self.sample is not None
+        rounded = quantize.native_queries(codes)
+        best, *_ = _isa.native().join(
+            isa, METRIC_NUMBERS[self.metric], queries, self.items, rounded, self.sample.native, None, None, 1, threads,
+            PRUNED_QUERIES_PER_JOB, True, None, None, [], -np.inf, 1.0, None,
+        )  # fmt: skip
+        return np.argsort(best[:, 0], kind="stable").astype(np.uint32)
+
+    def _make_probes(self, codes: quantize.Codes, rounded: Any, k: int, radius: float) -> object:
         assert self.sample is not None
         assert self.centres is not None
         sampled = int((self.sample.order != quantize.NO_ITEM).sum())
@@ -127,7 +142,7 @@ class CellIndex:
         baseline_rank = min(sampled, max(1, round(BASELINE_SHARE * sampled)))
         lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._compute_offsets()))
         return _isa.native().ProbeArrays(
-            quantize.native_queries(codes),
+            rounded,
             self.centres.native,
             self.sample.native,
             initial_rank,

@@ -46,11 +46,12 @@ struct Codes {                         // n rounded vectors
 };
 
 struct QueryPanel {                    // the queries that scan a run of items, padded to a multiple of query_group
-    const int8_t* codes;               // (n, width) row-major
-    const int32_t* starts;             // (n,) where the sum begins: -128 times the sum of the codes, as items are offset
+    const int8_t* codes;               // (slots, width) row-major; or a copy (n, width) in the order of the rows, for
+                                       // an instruction set with copies_panel
+    const int32_t* starts;             // (slots,) where the sum begins: -128 times the sum of the codes, as items are offset
+    const float* offset_weights;       // (slots,) weight of the items' offsets; null where items have none
+    const uint32_t* slots;             // (n,) the query of each row, and its buffer
     const float* thresholds;           // (n,) the least value that is written down; NaN writes nothing
-    const float* offset_weights;       // (n,) weight of the items' offsets; null where items have none
-    const uint32_t* slots;             // (n,) the buffer of each query
     size_t n;
     const uint64_t* allowed = nullptr; // (n,) bits of the strip's items that each query may get; null: all of them
 };
@@ -62,6 +63,7 @@ struct ItemRun {                       // at most kStripTiles tiles
     uint32_t first;                    // number of the first item
     size_t tiles;
     size_t shift = 0;                  // bit of the first item in the panel's masks
+    size_t ahead = 0;                  // bytes of codes behind the run that will be wanted next
 };
 
 struct Survivors {                     // one buffer per query
@@ -88,6 +90,7 @@ struct KernelTable {
     const char* name;
     int query_levels;                  // largest query code: 63 where two products must fit 16 bits, else 127
     size_t query_group;
+    bool copies_panel;                 // the scan takes the queries of a panel row by row in one piece
     ScanFunction scan;
     void (*thread_begin)(size_t width);   // null, or the setup of a thread before it scans (tile configuration)
     void (*thread_end)();

@@ -42,6 +42,10 @@ class Codes:
     residuals: np.ndarray  # (n,) float64, length of the rounding error
     norms: np.ndarray  # (n,) float64, length before rounding
 
+    def take(self, rows: np.ndarray) -> Codes:
+        """Return some of the vectors."""
+        return Codes(self.codes[rows], self.scales[rows], self.residuals[rows], self.norms[rows])
+
 
 @dataclass(frozen=True)
 class PackedItems:
@@ -178,7 +182,10 @@ def coarsen(codes: Codes) -> Codes:
     )
 
 
-def native_queries(codes: Codes) -> Any:
-    """Return the codes as the native scan takes them, with the sums that its unsigned items need."""
+def native_queries(codes: Codes, order: np.ndarray | None = None) -> Any:
+    """Return the codes as the native scan takes them, with the sums that its unsigned items need.
+
+    order: (n,) uint32, the row of the queries and results that each code belongs to; the same row by default.
+    """
     starts = -128 * codes.codes.sum(axis=1, dtype=np.int32)
-    return _isa.native().QueryArrays(codes.codes, starts, codes.scales, codes.residuals, codes.norms)
+    return _isa.native().QueryArrays(codes.codes, starts, codes.scales, codes.residuals, codes.norms, order)
