@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import threading
@@ -21,11 +23,14 @@ __all__ = [
     "default_threads",
     "describe",
     "resident_memory",
+    "return_freed_memory",
 ]
 
 SAMPLE_SECONDS = 0.02
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+STATUS_OF_PROCESS = Path("/proc/self/status")
+OWN_PAGES = ("RssAnon:", "RssShmem:")
 NO_LIMIT = 1 << 60  # bytes; cgroups of version 1 write a number beyond this for "no limit"
 
 
@@ -51,8 +56,26 @@ def available_memory() -> int:
 
 
 def resident_memory() -> int:
-    """Return the resident memory of this process, in bytes."""
-    return int(psutil.Process().memory_info().rss)
+    """Return the resident memory that only this process can free, in bytes: anonymous and shared pages.
+
+    Pages of mapped files are left out: the system drops them when memory is needed, and reads them again. On a system
+    without these counters, all resident pages.
+    """
+    try:
+        with STATUS_OF_PROCESS.open(encoding="ascii", errors="replace") as file:
+            pages = [int(line.split()[1]) << 10 for line in file if line.startswith(OWN_PAGES)]
+    except (OSError, ValueError, IndexError):
+        pages = []
+    return sum(pages) if len(pages) == len(OWN_PAGES) else int(psutil.Process().memory_info().rss)
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system: allocators keep some for later, and it counts as resident."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # malloc_trim is of glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe() -> dict[str, Any]:
@@ -88,7 +111,7 @@ def container_limits(root: Path = CGROUPS, of_process: Path = CGROUP_OF_PROCESS)
 
 
 class PeakMemory:
-    """Measures the peak resident memory of this process: `with PeakMemory() as peak: ...`.
+    """Measures the peak of `resident_memory`: `with PeakMemory() as peak: ...`.
 
     Samples in a thread, since the kernel's high-water mark covers the whole life of the process.
     """
@@ -110,9 +133,8 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.bytes = max(self.bytes, int(process.memory_info().rss))
+            self.bytes = max(self.bytes, resident_memory())
 
 
 def _list_groups(root: Path, of_process: Path) -> Iterator[tuple[str, Path]]:

@@ -95,7 +95,8 @@ class GeneratorSpec(SpecTable):
     exclude_self: bool = Field(False, description="Never give a query the item with the same id.")
     seed: Whole = Field(0, ge=0, description="Seed of every random choice.")
     memory: ByteCount | None = Field(
-        None, description='Memory budget, for example "4GB". Default: half of the free memory.'
+        None,
+        description='Memory budget, for example "4GB". Larger items are joined in passes. Default: half of the free.',
     )
     threads: Whole | None = Field(None, ge=1, le=1024, description="Worker threads. Default: all cores.")
     out: str = Field(

@@ -75,7 +75,6 @@ def spec(**changed: Any) -> dict[str, Any]:
     return tables
 
 
-WIDE = {"max_lists_per_item": 5, "candidates_per_query": 10_000}
 GROUPED = {"at_least": 1, "survival": "price", "correlated_group": "tags"}
 BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "an unknown engine": ({"engine": "dens"}, 2),
@@ -83,9 +82,6 @@ BROKEN: dict[str, tuple[dict[str, Any], int]] = {  # name: settings, exit code
     "an engine without rules": ({"engine": "faiss-hnsw", "rules": [RULE]}, 2),
     "an engine without caps": ({"engine": "faiss-ivf", "caps": [{"by": "maker"}]}, 2),
     "too little memory": ({"memory": "17MB"}, 6),
-    "an exposure cap that does not fit": (
-        {"memory": "500MB", "exposure": WIDE, "queries": {"path": "many.parquet"}}, 6,
-    ),
     "a rule without a column": ({"rules": [{"name": "r", "keep": "item.colour == 'red'"}]}, 2),
     "a rule that is not understood": ({"rules": [{"name": "r", "keep": "abs(item.price) < 3"}]}, 2),
     "a rule that divides by zero": ({"rules": [{"name": "r", "keep": "(-1 / 0) == 1"}]}, 2),
@@ -141,8 +137,6 @@ def more(shop: Path) -> Path:
     sure = items.set_column(items.schema.get_field_index("price"), "price", pa.array([0.5] * N))
     pq.write_table(sure, shop / "sure.parquet")
     pq.write_table(queries.append_column("id_text", queries.column("id")), shop / "texts.parquet")
-    many = {"id": range(3000), "vector": [[1.0] * DIM] * 3000, "budget": [1.0] * 3000}
-    pq.write_table(pa.table(many), shop / "many.parquet")
     return shop
 
 

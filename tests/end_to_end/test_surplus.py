@@ -9,8 +9,9 @@ import pytest
 from tests.builders import clustered, write_parquet
 
 import nearcast
-from nearcast.errors import BudgetError, InputError, SpecError, TargetError
+from nearcast.errors import InputError, SpecError
 from nearcast.files import file_hash
+from nearcast.join import select_candidates, spill_exposure
 from nearcast.join.explain import explain
 from nearcast.overfetch.candidates_needed import plan_lengths
 from nearcast.overfetch.survivor_probability import gather_survival
@@ -266,19 +267,17 @@ def test_explain_says_that_an_item_was_too_far_to_be_chosen_from(shop):
     assert set(causes(folder, snapshot, short).values()) <= {"itself", "listed", "exposed", "nearer"}
 
 
-@pytest.mark.slow
-def test_an_exposure_cap_that_does_not_fit_the_memory_stops_before_it_begins(tmp_path):
-    n = 9_000
-    write_parquet(tmp_path / "items.parquet", list(range(n)), clustered(n, 4, seed=2).tolist())
-    source = {"path": "items.parquet"}
-    with pytest.raises((BudgetError, TargetError), match=r"exposure cap looks at all|will need about"):
-        run(
-            tmp_path,
-            k=10,
-            items=source,
-            memory="500MB",
-            exposure={"max_lists_per_item": 5, "candidates_per_query": 2_000},
-        )
+def test_an_exposure_cap_whose_candidates_do_not_fit_the_memory_gives_the_same_files(shop, monkeypatch):
+    folder, _ = shop
+    settings = {"k": 10, "exposure": {"max_lists_per_item": 12, "candidates_per_query": 40}}
+    fits = run(folder, name="fits", **settings)
+    monkeypatch.setattr(select_candidates, "CAP_BYTES", 1 << 40)
+    monkeypatch.setattr(spill_exposure, "LARGEST_BLOCK", 700)
+    spills = run(folder, name="spills", **settings)
+    assert table_of(spills).equals(table_of(fits))
+    full = [pq.read_table(snapshot.folder / "exposure" / "full.parquet") for snapshot in (fits, spills)]
+    assert full[0].equals(full[1])
+    assert all(fits.manifest.measures[one] == spills.manifest.measures[one] for one in fits.manifest.measures)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.errors import SpecError
+from nearcast.join import spill_exposure as spilled
 from nearcast.knn.exposure import cap_exposure, find_admitted
 from nearcast.types import Neighbors
 
@@ -78,6 +79,37 @@ def test_the_bars_alone_give_every_query_its_list_again(made, k, most):
     through = find_admitted(found.positions, found.scores, numbers, capped.thresholds)
     for row, own, kept in zip(found.positions, through, capped.lists.positions.tolist(), strict=True):
         assert row[own][:k].tolist() == [p for p in kept if p >= 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(made=wishes(), k=st.integers(1, 4), most=st.integers(1, 4), rows=st.integers(1, 4), held=st.integers(1, 9))
+def test_with_its_state_in_files_a_matching_is_the_same_in_every_figure(tmp_path_factory, made, k, most, rows, held):
+    m, found = made[0], wanted(*made[1], m=made[0])
+    n, width = found.positions.shape
+    capped, lists, folder = (
+        cap_exposure(found, k, most, n_items=m),
+        Neighbors.empty(n, k),
+        tmp_path_factory.mktemp("cap"),
+    )
+
+    def read(start, stop):
+        return Neighbors(found.positions[start:stop], found.scores[start:stop])
+
+    def write(start, stop, part):
+        lists.positions[start:stop], lists.scores[start:stop] = part.positions, part.scores
+
+    with pytest.MonkeyPatch.context() as patched:  # a few queries a block, a few items a range, two proposals at a time
+        patched.setattr(spilled, "PAIR_BYTES", 64)
+        patched.setattr(spilled, "SORT_BYTES", 64 * rows * max(1, width) // held or 1)
+        patched.setattr(spilled, "LARGEST_BLOCK", max(2, rows * width))
+        again = spilled.spill_exposure(read, write, (n, width, m), (k, most), folder, 2 * 64 * rows * max(1, width))
+    assert lists.positions.tolist() == capped.lists.positions.tolist()
+    assert lists.scores.tolist() == capped.lists.scores.tolist()
+    assert np.load(folder / "thresholds" / "scores.npy").tolist() == capped.thresholds.scores.tolist()
+    assert np.load(folder / "thresholds" / "queries.npy").tolist() == capped.thresholds.queries.tolist()
+    for figure in ("score_lost", "fill_lost", "full_items", "rounds"):
+        assert getattr(again, figure) == getattr(capped, figure), figure
+    assert [path.name for path in folder.iterdir()] == ["thresholds"]
 
 
 def test_an_item_stays_with_the_queries_that_score_it_highest():

@@ -64,8 +64,10 @@ class Estimate:
     """Estimated cost of a join."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
-    memory_bytes: int = 0  # peak, without the memory that the process uses already
+    memory_bytes: int = 0  # peak that no other process can use, without what this process uses already
     disk_bytes: int = 0  # of the saved index
+    mapped_bytes: int = 0  # of the files that a join maps: index and vectors
+    working_bytes: int = 0  # of the buffers of a join
 
 
 @dataclass(frozen=True, slots=True)

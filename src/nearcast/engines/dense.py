@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -50,6 +51,10 @@ RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as man
 QUERIES_AT_ONCE = 1 << 14
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 32 << 20
+TRAINED_PER_CELL = 16
+TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
+PROBE_BYTES = 18  # of a probed cell of a query, in lists that grow by doubling
+QUERIES_PER_JOB, FEWEST_PER_JOB = 4_096, 96  # that a thread joins at a time
 
 
 class DenseSettings(EngineSettings):
@@ -133,12 +138,13 @@ class DenseIndex:
     ) -> kernels.JoinOutput:
         exact = self.is_exact(params)
         index = self._exact_index(request.constraints, resources) if exact else self.index
+        resources = replace(resources, memory_bytes=resources.memory_bytes // 4)
         return index.join(
             queries,
             request,
             radius=math.inf if exact else params["reach"] / 100,
-            resources=replace(resources, memory_bytes=resources.memory_bytes // 4),
-            per_job=per_job,
+            resources=resources,
+            per_job=per_job or (None if exact else _bound_job(index, request, resources)),
             progress=lambda done, total: progress("join", done, total),
         )
 
@@ -154,10 +160,22 @@ class DenseIndex:
         return self.index
 
     def save(self, folder: Path, resources: Resources) -> None:
-        """Write the arrays, one file each, and the layout for exact joins unless rules or a fixed radius exclude it."""
-        index = kernels.add_exact_layout(self.index, threads=resources.threads) if self._saves_exact else self.index
+        """Write the arrays, one file each, and the layout for exact joins unless rules or a fixed radius exclude it.
+
+        The index continues with the mapped files: its memory is free before the second layout is made.
+        """
+        index = self.index
         for name, array in kernels.index_arrays(index).items():
             np.save(folder / f"{name}.npy", array)
+        if not self._saves_exact or index.exact is not None:
+            return
+        items, metric = index.items, index.metric
+        del index
+        self.index = kernels.restore_index(items, metric, _map_arrays(folder))
+        whole = kernels.index_arrays(kernels.add_exact_layout(self.index, threads=resources.threads))
+        for name, array in whole.items():
+            if name.startswith("exact."):
+                np.save(folder / f"{name}.npy", array)
 
 
 class DenseEngine:
@@ -185,11 +203,11 @@ class DenseEngine:
         _refuse_wide(shape.dim)
         request = shape.request
         block = np.ascontiguousarray(items.read(0, min(items.n, TRIAL_ITEMS)))
-        started = time.perf_counter()
+        started = time.process_time()  # of this process alone, whatever else the machine does
         trial = JoinRequest(request.metric, request.k)
         output = kernels.join_exact(block[:TRIAL_QUERIES], block, trial, Resources(resources.threads))
         pairs = len(output.positions) * len(block)
-        per_pair = (time.perf_counter() - started) / pairs
+        per_pair = (time.process_time() - started) / resources.threads / pairs
         work = _pairs_by_stage(shape, settings.cells)
         sizes = self.estimate_sizes(shape, settings)
         return replace(sizes, seconds={stage: per_pair * pairs for stage, pairs in work.items()})
@@ -197,11 +215,14 @@ class DenseEngine:
     def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:
         """Return memory and disk of index and join, without seconds: no trial is needed."""
         assert isinstance(settings, DenseSettings)
-        width = kernels.pad_width(shape.dim)
-        size = shape.n_items * (width + shape.dim * shape.item_bytes)
+        width, n = kernels.pad_width(shape.dim), shape.n_items
         has_cells = "build" in _pairs_by_stage(shape, settings.cells)
-        layouts = shape.n_items * width if has_cells and settings.reach is None else 0
-        return Estimate({}, 2 * size + _working_bytes(shape), size + layouts)
+        layouts = 2 if has_cells and settings.reach is None else 1
+        vectors, tiles = n * shape.dim * shape.item_bytes, n * (width + TILE_BYTES)
+        trained = min(n, TRAINED_PER_CELL * kernels.default_cells(n)) if has_cells else 0
+        build = n * (2 * width + BUILD_BYTES)  # codes, and coarse codes or tiles
+        build += trained * (shape.dim * shape.item_bytes + 2 * width)
+        return Estimate({}, build, vectors + layouts * tiles, vectors + tiles, _working_bytes(shape))
 
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the work of build and join in pairs of an exact join, with the default number of cells."""
@@ -241,10 +262,15 @@ class DenseEngine:
         """Map the arrays of a saved index."""
         assert isinstance(spec.settings, DenseSettings)
         try:
-            arrays = {path.stem: map_array(path) for path in folder.glob("*.npy")}
-            return DenseIndex(kernels.restore_index(items.whole(), spec.metric, arrays), spec.settings)
+            index = kernels.restore_index(items.whole(), spec.metric, _map_arrays(folder))
+            return DenseIndex(index, spec.settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold a saved index ({error}); remove it and run again") from error
+
+
+def _map_arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Map the arrays of a saved index, by name."""
+    return {path.stem: map_array(path) for path in folder.glob("*.npy")}
 
 
 def _refuse_wide(dim: int) -> None:
@@ -256,11 +282,18 @@ def _refuse_wide(dim: int) -> None:
 
 
 def _working_bytes(shape: JoinShape) -> int:
-    """Return the bytes of a task's query codes, buffers, results, and lists of probed cells."""
+    """Return the bytes of a task's query codes and results, and of the buffers of a few queries at a time."""
     queries = min(shape.n_queries, QUERIES_AT_ONCE)
-    buffers = 8 * (5 * shape.request.k + 208) + 4 * kernels.pad_width(shape.dim)
-    cells = 8 * kernels.default_cells(shape.n_items) // 4  # a query that needs many probes a quarter of them
-    return MIN_WORKING_BYTES + queries * (buffers + cells)
+    results = 24 * shape.request.k + 4 * kernels.pad_width(shape.dim)
+    return MIN_WORKING_BYTES + queries * results
+
+
+def _bound_job(index: kernels.CellIndex, request: JoinRequest, resources: Resources) -> int | None:
+    """Return the number of queries whose buffers and lists of probed cells fit the memory; None if it is no limit."""
+    probed = min(0.5, 1.5 * _pruned_share(index.n_cells, min(request.recall, 0.999))) * index.n_cells
+    per_query = 8 * (4 * request.k + 128) + 2 * index.rotation.width + int(PROBE_BYTES * probed)
+    most = resources.memory_bytes // (resources.threads * per_query)
+    return None if most >= QUERIES_PER_JOB else max(FEWEST_PER_JOB, most)
 
 
 def _pairs_by_stage(shape: JoinShape, cells: int | None) -> dict[str, float]:

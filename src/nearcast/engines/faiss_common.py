@@ -17,8 +17,6 @@ import numpy as np
 
 from nearcast.engines.base import (
     MIN_SCORE,
-    EngineSettings,
-    Estimate,
     JoinRequest,
     JoinShape,
     Resources,
@@ -192,10 +190,6 @@ class FaissEngine:
     def is_exact(self, params: SearchParams) -> bool:
         """Return False: only the open index knows whether a search visits every item."""
         return False
-
-    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate | None:
-        """Return None: `estimate` makes a trial."""
-        return None
 
     def count_pairs(self, shape: JoinShape) -> Mapping[str, float]:
         """Return the pairs of an exact join, an upper bound: the work of a search is not known in advance."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,13 @@ class FaissHnswEngine(FaissEngine):
             growth = 1.0
         build = (built - started) / len(block) * shape.n_items * growth / settings.build_threads
         join = (searched - built) / len(queries) * shape.n_queries * growth / resources.threads
+        return replace(self.estimate_sizes(shape, settings), seconds={"build": build, "join": join})
+
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:
+        """Return memory and disk of the graph: it is in memory while it is built and while it is searched."""
+        assert isinstance(settings, HnswSettings)
         size = shape.n_items * (shape.dim * 4 + settings.m * 2 * 4 + 32)
-        return Estimate({"build": build, "join": join}, size + WORKING_BYTES, size)
+        return Estimate({}, size + WORKING_BYTES, size)
 
     def build(
         self,

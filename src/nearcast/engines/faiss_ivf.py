@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,15 @@ class FaissIvfEngine(FaissEngine):
         rate = len(block) ** 2 * shape.dim / max(1e-6, time.perf_counter() - started)
         build = (train_rows * ITERATIONS + shape.n_items) * cells * shape.dim / rate
         scanned = shape.n_items * min(1.0, nprobe / cells) * SCAN_SLOWDOWN + cells
+        seconds = {"build": build, "join": shape.n_queries * scanned * shape.dim / rate}
+        return replace(self.estimate_sizes(shape, settings), seconds=seconds)
+
+    def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:
+        """Return memory and disk of the lists: they are in memory while they are built and while they are searched."""
+        assert isinstance(settings, IvfSettings)
         vectors = shape.n_items * (shape.dim * 4 + 8)
-        return Estimate(
-            {"build": build, "join": shape.n_queries * scanned * shape.dim / rate},
-            round(vectors * 1.15) + WORKING_BYTES,  # faiss grows its lists by doubling, but few at a time
-            vectors + cells * shape.dim * 4,
-        )
+        memory = round(vectors * 1.15) + WORKING_BYTES  # faiss grows its lists by doubling, but few at a time
+        return Estimate({}, memory, vectors + settings.cells(shape.n_items) * shape.dim * 4)
 
     def build(
         self,

@@ -1,7 +1,7 @@
 """The stage `choose`: one task that applies an exposure cap and an over-fetch plan to the lists of the whole join.
 
-It needs the lists, or some numbers, of all queries at once: a run whose memory is too small for that is refused before
-it starts. Runs without a cap and a plan have no such task.
+It needs the lists, or some numbers, of all queries: what does not fit the memory is in files. Runs without a cap and a
+plan have no such task.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.join.cost_rates import CostRates
+from nearcast.join.passes import FIXED_BYTES, count_passes
 from nearcast.join.run_plan import count_split_rows
 from nearcast.kernels.quantize import pad_width
 from nearcast.table.candidate_schema import rows_per_group
@@ -22,7 +23,6 @@ from nearcast.types import Metric
 __all__ = ["CostTable", "JobSizes", "Prices", "ShardCost", "StageCost", "compute_costs", "cost_of_shard", "fit_shards"]
 
 RANGE_ROWS = 1 << 20  # rows of an id range
-BASE_BYTES = 256 << 20  # of a worker: Python, its libraries, and a decoded batch
 TABLE_BYTES = 192 << 20
 MERGE_COPIES = 3  # of a split's lists: of all shards, sorted, merged
 SLOT_BYTES, TABLE_SLOT_BYTES = 12, 14  # of a list in a task's result; of the table (packages)
@@ -30,7 +30,6 @@ REQUESTS_PER_TASK = 10  # claim, check, facts of its inputs, three files, commit
 PART_BYTES = 8 << 20  # of an object that is read or written by a request
 CALIBRATION_QUERIES = 12  # exactly joined queries per calibration query: samples, their truth, trials (packages)
 HOURS_PER_MONTH = 730
-MOST_SHARDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ class ShardCost:
     truth_seconds: float  # of the reference join, per pair
     memory_bytes: int  # of building; a join maps the index
     index_bytes: int  # on disk, without the vectors
+    held_bytes: int = 0  # of a join: files that it maps, and its buffers
     ingest_seconds: float | None = None  # of all rows; None: by the rates
 
 
@@ -200,18 +200,14 @@ def cost_of_shard(sizes: JobSizes, rates: CostRates) -> ShardCost:
         truth_seconds=rates.truth_pair + sizes.dim * rates.truth_component,
         memory_bytes=memory.memory_bytes,
         index_bytes=memory.disk_bytes - shape.n_items * sizes.vector_bytes,
+        held_bytes=memory.mapped_bytes + memory.working_bytes,
     )
 
 
 def fit_shards(sizes: JobSizes, memory_bytes: int) -> int:
-    """Return the smallest number of shards whose index is built within the memory of a worker."""
-    low, high = 1, MOST_SHARDS
-    while low < high:  # halves the interval
-        middle = (low + high) // 2
-        shard = replace(sizes, shards=middle).shape()
-        fits = _estimate_sizes(shard).memory_bytes + BASE_BYTES <= memory_bytes
-        low, high = (low, middle) if fits else (middle + 1, high)
-    return low
+    """Return the smallest number of shards of which one fits the memory of a worker."""
+    engine = choose_engine("auto")
+    return count_passes(engine, engine.settings(), replace(sizes, shards=1).shape(), memory_bytes)
 
 
 def _estimate_sizes(shape: JoinShape) -> Estimate:
@@ -251,7 +247,7 @@ def _ingest(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
     counts = [-(-n // RANGE_ROWS) for n in tables]
     is_split = max(counts) > 1
     tasks = 2 * sum(counts) if is_split else 1
-    memory = BASE_BYTES + 3 * row * min(RANGE_ROWS, max(tables))
+    memory = FIXED_BYTES + 3 * row * min(RANGE_ROWS, max(tables))
     written = sizes.rows * row
     return _stage("ingest", rates, tasks, seconds, memory, 2 * written if is_split else written, written)
 
@@ -260,12 +256,12 @@ def _score(sizes: JobSizes, rates: CostRates) -> StageCost:
     """Write the vectors again, with a component more."""
     written = sizes.rows * (sizes.vector_bytes + sizes.item_bytes)
     seconds = written * rates.ingest_byte
-    return _stage("score", rates, 2 * -(-sizes.rows // RANGE_ROWS), seconds, 2 * BASE_BYTES, written, written)
+    return _stage("score", rates, 2 * -(-sizes.rows // RANGE_ROWS), seconds, 2 * FIXED_BYTES, written, written)
 
 
 def _index(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
     """Build the index of each shard."""
-    memory = BASE_BYTES + shard.memory_bytes
+    memory = FIXED_BYTES + shard.memory_bytes
     read = sizes.n_items * sizes.vector_bytes
     written = sizes.shards * shard.index_bytes
     return _stage("index", rates, sizes.shards, sizes.shards * shard.build_seconds, memory, read, written)
@@ -275,7 +271,7 @@ def _calibrate(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost
     """Join samples of the queries exactly, and try search parameters on them: one task, shard after shard."""
     queries = min(sizes.n_queries, CALIBRATION_QUERIES * sizes.calibration)
     seconds = queries * sizes.n_items * shard.scan_seconds
-    return _stage("calibrate", rates, 1, seconds, _join_memory(sizes, shard), _indexed_bytes(sizes, shard), 0)
+    return _stage("calibrate", rates, 1, seconds, _join_memory(shard), _indexed_bytes(sizes, shard), 0)
 
 
 def _join(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
@@ -285,7 +281,7 @@ def _join(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
     queries = min(sizes.workers, splits) * sizes.n_queries * sizes.vector_bytes
     written = sizes.shards * sizes.n_queries * sizes.k * SLOT_BYTES
     seconds = sizes.shards * shard.join_seconds
-    tasks, memory = splits * sizes.shards, _join_memory(sizes, shard)
+    tasks, memory = splits * sizes.shards, _join_memory(shard)
     return _stage("join", rates, tasks, seconds, memory, int(downloads) + queries, written)
 
 
@@ -293,7 +289,7 @@ def _merge(sizes: JobSizes, rates: CostRates) -> StageCost:
     """Merge the lists of all shards, a split of the queries a task."""
     slots = sizes.n_queries * sizes.k
     rows = min(sizes.n_queries, count_split_rows(sizes.dim, sizes.k))
-    memory = BASE_BYTES + MERGE_COPIES * sizes.shards * rows * sizes.k * SLOT_BYTES
+    memory = FIXED_BYTES + MERGE_COPIES * sizes.shards * rows * sizes.k * SLOT_BYTES
     read = sizes.shards * slots * SLOT_BYTES
     seconds = sizes.shards * slots * rates.merge_slot
     return _stage("merge", rates, _count_splits(sizes), seconds, memory, read, slots * SLOT_BYTES)
@@ -303,7 +299,7 @@ def _choose(sizes: JobSizes, rates: CostRates) -> StageCost:
     """Select the stored candidates of all queries, in one task."""
     slots = sizes.n_queries * sizes.k
     read = slots * SLOT_BYTES
-    return _stage("choose", rates, 1, slots * rates.choose_slot, 2 * BASE_BYTES, read, read)
+    return _stage("choose", rates, 1, slots * rates.choose_slot, 2 * FIXED_BYTES, read, read)
 
 
 def _table(sizes: JobSizes, rates: CostRates) -> StageCost:
@@ -312,14 +308,14 @@ def _table(sizes: JobSizes, rates: CostRates) -> StageCost:
     tasks = -(-sizes.n_queries // (GROUPS_PER_FILE * rows_per_group(sizes.k)))
     ids = min(sizes.workers, tasks) * sizes.n_items * sizes.row_bytes
     read, written = slots * SLOT_BYTES + ids, slots * TABLE_SLOT_BYTES
-    return _stage("table", rates, tasks, slots * rates.table_slot, BASE_BYTES + TABLE_BYTES, read, written)
+    return _stage("table", rates, tasks, slots * rates.table_slot, FIXED_BYTES + TABLE_BYTES, read, written)
 
 
 def _measure(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
     """Compare a sample of the lists with the exact neighbors."""
     pairs = min(sizes.n_queries, sizes.sample) * sizes.n_items
     read = sizes.n_items * sizes.vector_bytes
-    return _stage("measure", rates, 1, pairs * shard.truth_seconds, BASE_BYTES + TABLE_BYTES, read, 0)
+    return _stage("measure", rates, 1, pairs * shard.truth_seconds, FIXED_BYTES + TABLE_BYTES, read, 0)
 
 
 def _stage(name: str, rates: CostRates, tasks: int, seconds: float, memory: int, read: int, written: int) -> StageCost:
@@ -346,6 +342,6 @@ def _indexed_bytes(sizes: JobSizes, shard: ShardCost) -> int:
     return sizes.n_items * sizes.vector_bytes + sizes.shards * shard.index_bytes
 
 
-def _join_memory(sizes: JobSizes, shard: ShardCost) -> int:
+def _join_memory(shard: ShardCost) -> int:
     """Return the memory of a join task: the mapped index and items of a shard, and the working set."""
-    return BASE_BYTES + max(shard.memory_bytes // 2, _indexed_bytes(sizes, shard) // sizes.shards)
+    return FIXED_BYTES + shard.held_bytes

@@ -21,11 +21,14 @@ from nearcast.join.shard_tasks import do_index, do_join_shard, do_merge
 from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
+from nearcast.machine import return_freed_memory
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
 
 __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
+
+SHORT_TASKS = ("join", "join_shard", "merge")  # many in a row, each with as much memory as the last
 
 TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
 
@@ -63,6 +66,8 @@ def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
         return results.commit(call.name, lambda folder: TASKS[call.kind](context, call.args, folder))
 
     outcome = run_task(call.name, commit)
+    if call.kind not in SHORT_TASKS:
+        return_freed_memory()
     return replace(outcome, stages=context.run.meter.stages_since(before))
 
 

@@ -17,17 +17,9 @@ from nearcast.engines.base import EngineSettings, Estimate
 from nearcast.errors import InputError
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.cost_rates import CostRates
-from nearcast.join.cost_table import (
-    BASE_BYTES,
-    MOST_SHARDS,
-    CostTable,
-    JobSizes,
-    Prices,
-    ShardCost,
-    compute_costs,
-    fit_shards,
-)
+from nearcast.join.cost_table import CostTable, JobSizes, Prices, ShardCost, compute_costs
 from nearcast.join.listener import Listener
+from nearcast.join.passes import count_passes
 from nearcast.sources.matrix import RowState, list_lengths, to_matrix
 from nearcast.sources.open_source import open_source
 from nearcast.sources.row_source import RowSource
@@ -76,11 +68,11 @@ def estimate_generator(
         scored=bool(spec.score.columns),
         self_join=queries is items,
     )
-    sizes = replace(sizes, shards=_count_shards(run, sizes, trial))
+    sizes = replace(sizes, shards=_count_shards(run, sizes))
     return compute_costs(sizes, _cost_of_shard(run, sizes, trial), rates, prices)
 
 
-def _count_shards(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> int:
+def _count_shards(run: RunContext, sizes: JobSizes) -> int:
     """Return the shards that the spec sets, or as many as the memory of a worker needs."""
     settings = run.spec.run
     if settings.shards is not None:
@@ -88,15 +80,7 @@ def _count_shards(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> int:
     if settings.shard_bytes is not None:
         return max(1, -(-sizes.n_items * sizes.vector_bytes // settings.shard_bytes))
     memory = settings.worker_memory or run.meter.budget_bytes
-    if run.engine.estimate_sizes(sizes.shape(), run.settings) is not None:
-        return fit_shards(sizes, memory)
-    shards = 1
-    while shards < MOST_SHARDS:  # an estimate of another engine needs a trial: few steps
-        found = _estimate(run, replace(sizes, shards=shards), trial)
-        if found.memory_bytes + BASE_BYTES <= memory:
-            break
-        shards *= 2
-    return shards
+    return count_passes(run.engine, run.settings, sizes.shape(), memory)
 
 
 def _cost_of_shard(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> ShardCost:
@@ -119,6 +103,7 @@ def _cost_of_shard(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> Sha
         truth_seconds=truth_seconds,
         memory_bytes=found.memory_bytes,
         index_bytes=max(0, found.disk_bytes - rows * sizes.vector_bytes) if run.engine.persists_index else 0,
+        held_bytes=found.mapped_bytes + found.working_bytes,
     )
 
 

@@ -12,6 +12,7 @@ from nearcast.join.score_terms import apply_score_terms
 from nearcast.join.shard_plan import ItemShards, plan_shards, shard_artifacts
 from nearcast.join.validate_run import check_columns
 from nearcast.sources.ingest import Inputs
+from nearcast.spec import GeneratorSpec
 
 __all__ = ["PreparedInputs", "prepare_inputs"]
 
@@ -36,13 +37,17 @@ class PreparedInputs:
         return names | ({self.constraints.name} if self.constraints else set())
 
 
-def prepare_inputs(run: RunContext, ingested: Inputs, survival: Survival | None) -> PreparedInputs:
-    """Apply score terms, compile the constraints, and check the columns of later stages.
+def prepare_inputs(
+    run: RunContext, ingested: Inputs, survival: Survival | None, planned: GeneratorSpec | None = None
+) -> PreparedInputs:
+    """Apply score terms, choose the item shards, compile the constraints, and check the columns of later stages.
+
+    planned: the spec without the limits of this host; default: the run's own.
 
     Raises InputError or SpecError for columns, terms, rules and caps that the run cannot use.
     """
     inputs = apply_score_terms(run.spec, ingested, run.artifacts)
-    shards = plan_shards(run.spec, inputs, run.resources.memory_bytes)
+    shards = plan_shards(run, planned or run.spec, inputs)
     constraints = None
     if shards is None:
         constraints = build_constraints(run, inputs, run.artifacts, ingested.items.vectors)

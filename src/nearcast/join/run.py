@@ -118,7 +118,7 @@ def check_generator(
     opened = open_run(run, tables or InMemoryTables())
     checked = _check_inputs(run, opened)
     estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, run.workspace.home)
+    require_budget(estimate, run)
     with tempfile.TemporaryDirectory(prefix="nearcast-check-") as folder:
         inputs = sketch_inputs(run, checked, Path(folder))
         rules = profile_rules(run.spec, inputs)

@@ -26,6 +26,7 @@ from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import cut_queries
 from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
+from nearcast.machine import return_freed_memory
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.parquet_files import ParquetFiles
@@ -68,9 +69,11 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
             progress=run.listener.progress,
             checked=run.listener.checked,
         )
+    return_freed_memory()
     with run.meter.stage("estimate"):
-        estimate = estimate_run(run, checked)
-    require_budget(estimate, run.engine, run.workspace.home)
+        estimate = estimate_run(run, checked, context.spec)
+    require_budget(estimate, run)
+    return_freed_memory()
     with run.meter.stage("read"):
         ingest_inputs(run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress)
     sweep_pieces(context)
@@ -92,7 +95,8 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
             survival = estimate_survival(run.spec, ingested, _open_planned_log(context))
     if survival is not None:
         np.save(folder / SURVIVAL, survival.rates)
-    prepared = prepare_inputs(run, ingested, survival)
+    prepared = prepare_inputs(run, ingested, survival, context.spec)
+    _note_passes(context, prepared)
     return {
         "tables": [prepared.inputs.items.fingerprint, prepared.inputs.queries.fingerprint],
         "metric": str(prepared.inputs.metric),
@@ -100,6 +104,18 @@ def do_prepare(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> 
         "survival": None if survival is None else survival.origin,
         "shards": None if prepared.shards is None else prepared.shards.as_dict(),
     }
+
+
+def _note_passes(context: TaskContext, prepared: PreparedInputs) -> None:
+    """Tell that the run joins in passes, if the spec did not ask for shards."""
+    spec = context.spec
+    if prepared.shards is None or spec.run.shards is not None or spec.run.shard_bytes is not None:
+        return
+    hint = "; other budgets may have other misses: run.shards fixes the number" if spec.recall < 1 else ""
+    context.run.listener.note(
+        f"the items with their index do not fit the memory budget: they are joined in {len(prepared.shards.ranges)} "
+        f"passes{hint}"
+    )
 
 
 def _open_planned_log(context: TaskContext) -> ParquetFiles | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.artifact_files import map_array
-from nearcast.errors import BudgetError
 from nearcast.files import fresh_folder
 from nearcast.join.context import RunContext
 from nearcast.join.joined_lists import JoinedLists, ListRange
 from nearcast.join.plan_overfetch import Survival, plan_overfetch
 from nearcast.join.short_lists import CODES, CodeArray
+from nearcast.join.spill_exposure import SpilledCap, spill_exposure
 from nearcast.knn.exposure import AdmissionThresholds, CappedLists, cap_exposure, find_admitted
 from nearcast.knn.topk import cut_lists
 from nearcast.sources.ids import find_positions
@@ -38,7 +38,6 @@ __all__ = [
     "StoredLengths",
     "open_selected",
     "read_full_items",
-    "require_exposure_memory",
     "select_lists",
     "write_full_items",
 ]
@@ -46,7 +45,7 @@ __all__ = [
 EXPOSURE = "exposure"  # the part of a snapshot with an exposure cap
 FULL_FILE = "full.parquet"
 SNAPSHOT_FILES = "snapshot"  # folder of the files that become part of the snapshot
-CAP_BYTES = 48  # memory per candidate while exposure is capped: read, sorted, selected
+CAP_BYTES, ITEM_BYTES = 48, 32  # memory per candidate and item while exposure is capped: read, sorted, selected
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +114,9 @@ def select_lists(
     facts: dict[str, Any] = {}
     stored = joined
     if run.spec.exposure is not None:
-        require_exposure_memory(run, inputs.queries.vectors.n)
-        whole = joined.read(np.arange(inputs.queries.vectors.n))
-        n_items = inputs.items.vectors.n
-        capped = cap_exposure(whole, run.spec.k, run.spec.exposure.max_lists_per_item, n_items=n_items)
+        capped = _cap_lists(run, run.spec.exposure.max_lists_per_item, joined, inputs, folder)
         write_full_items(capped.thresholds, inputs, folder / SNAPSHOT_FILES)
-        stored = _write_lists(joined, capped, folder)
+        stored = _list_stored(joined, folder, run.spec.k)
         measures |= {
             "exposure_score_lost": capped.score_lost,
             "exposure_fill_lost": capped.fill_lost,
@@ -142,26 +138,59 @@ def open_selected(joined: JoinedLists, folder: Path | None, facts: Mapping[str, 
     stored, plan, thresholds = joined, None, None
     if (folder / "thresholds").is_dir():
         thresholds = AdmissionThresholds(*(map_array(path) for path in _threshold_files(folder)))
-        ranges = enumerate(joined.ranges)
-        stored = JoinedLists(
-            tuple(ListRange(part.start, part.stop, partial(_lists_folder, folder, n)) for n, part in ranges), k
-        )
+        stored = _list_stored(joined, folder, k)
     if (folder / "lengths.npy").is_file():
         plan = StoredLengths(map_array(folder / "lengths.npy"), map_array(folder / "is_short.npy"))
     return SelectedLists(joined, stored, plan, thresholds, facts["measures"], facts["facts"])
 
 
-def require_exposure_memory(run: RunContext, n_queries: int) -> None:
-    """Raise BudgetError if the candidates of all queries, which an exposure cap holds at once, do not fit in memory."""
-    if run.spec.exposure is None:
-        return
-    pairs = n_queries * run.spec.join_k
-    needed, available = pairs * CAP_BYTES / 1e9, run.resources.memory_bytes / 1e9
-    if needed > available:
-        raise BudgetError(
-            f"an exposure cap looks at all {pairs:,} candidates at once, which takes about {needed:.1f} GB; the budget "
-            f"leaves {available:.1f} GB: raise `memory`, or lower exposure.candidates_per_query"
-        )
+def _cap_lists(
+    run: RunContext, max_lists: int, joined: JoinedLists, inputs: Inputs, folder: Path
+) -> CappedLists | SpilledCap:
+    """Apply the exposure cap in memory, or with its state in files if the candidates do not fit. Writes the lists."""
+    n, m, k = inputs.queries.vectors.n, inputs.items.vectors.n, run.spec.k
+    memory = run.resources.memory_bytes
+    if n * joined.width * CAP_BYTES + m * ITEM_BYTES <= memory:
+        capped = cap_exposure(joined.read(np.arange(n)), k, max_lists, n_items=m)
+        _write_lists(joined, folder, 0, n, capped.lists)
+        fresh_folder(folder / "thresholds")
+        score_file, query_file = _threshold_files(folder)
+        np.save(score_file, capped.thresholds.scores)
+        np.save(query_file, capped.thresholds.queries)
+        return capped
+    return spill_exposure(
+        lambda start, stop: joined.read(np.arange(start, stop)),
+        partial(_write_lists, joined, folder),
+        (n, joined.width, m),
+        (k, max_lists),
+        folder,
+        memory // 2,
+    )
+
+
+def _write_lists(joined: JoinedLists, folder: Path, start: int, stop: int, lists: Neighbors) -> None:
+    """Write the lists of the queries start..stop-1 into the ranges of the joined lists, in order."""
+    for number, part in enumerate(joined.ranges):
+        first, last = max(start, part.start), min(stop, part.stop)
+        if first >= last:
+            continue
+        home = _lists_folder(folder, number)
+        if first == part.start:
+            fresh_folder(home)
+        for name, values in (("positions", lists.positions), ("scores", lists.scores)):
+            shape = part.stop - part.start, values.shape[1]
+            mode: Literal["w+", "r+"] = "w+" if first == part.start else "r+"
+            mapped = np.lib.format.open_memmap(home / f"{name}.npy", mode, values.dtype, shape)
+            mapped[first - part.start : last - part.start] = values[first - start : last - start]
+            mapped.flush()
+
+
+def _list_stored(joined: JoinedLists, folder: Path, k: int) -> JoinedLists:
+    """Return the stored lists, in the ranges of the joined lists."""
+    ranges = enumerate(joined.ranges)
+    return JoinedLists(
+        tuple(ListRange(part.start, part.stop, partial(_lists_folder, folder, n)) for n, part in ranges), k
+    )
 
 
 def write_full_items(thresholds: AdmissionThresholds, inputs: Inputs, folder: Path) -> None:
@@ -189,21 +218,6 @@ def read_full_items(snapshot: Snapshot, items: IngestedTable, queries: IngestedT
     thresholds.scores[rows] = table.column("last_score").to_numpy()
     thresholds.queries[rows] = find_positions(last_queries, queries.ids)
     return thresholds
-
-
-def _write_lists(joined: JoinedLists, capped: CappedLists, folder: Path) -> JoinedLists:
-    """Write the capped lists in the ranges of the joined lists, and the thresholds of the items."""
-    stored = []
-    for number, part in enumerate(joined.ranges):
-        home = fresh_folder(_lists_folder(folder, number))
-        np.save(home / "positions.npy", capped.lists.positions[part.start : part.stop])
-        np.save(home / "scores.npy", capped.lists.scores[part.start : part.stop])
-        stored.append(ListRange(part.start, part.stop, partial(Path, home)))
-    fresh_folder(folder / "thresholds")
-    score_file, query_file = _threshold_files(folder)
-    np.save(score_file, capped.thresholds.scores)
-    np.save(query_file, capped.thresholds.queries)
-    return JoinedLists(tuple(stored), capped.lists.positions.shape[1])
 
 
 def _lists_folder(folder: Path, number: int) -> Path:

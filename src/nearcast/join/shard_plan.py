@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint
+from nearcast.join.context import RunContext
+from nearcast.join.passes import budget_of_process, count_passes
 from nearcast.join.shard_constraints import CapColumn, defer_constraints, order_caps
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.item_shards import cut_items
@@ -24,7 +27,15 @@ from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import FileVectors, RangeOfVectors, Vectors
 
-__all__ = ["ItemShards", "count_shards", "open_shard_vectors", "plan_shards", "refuse_on_shards", "shard_artifacts"]
+__all__ = [
+    "ItemShards",
+    "choose_shards",
+    "count_shards",
+    "open_shard_vectors",
+    "plan_shards",
+    "refuse_on_shards",
+    "shard_artifacts",
+]
 
 COPY_ROWS = 1 << 16
 
@@ -63,30 +74,50 @@ def count_shards(spec: GeneratorSpec, n_items: int, vector_bytes: int) -> int:
     return max(1, min(asked, n_items))
 
 
-def plan_shards(spec: GeneratorSpec, inputs: Inputs, memory_bytes: int) -> ItemShards | None:
-    """Return the shards of the items that are joined; None for one. Raises SpecError or BudgetError for caps."""
-    vectors = inputs.items.vectors
-    count = count_shards(spec, vectors.n, vectors.dim * vectors.dtype.itemsize)
+def choose_shards(run: RunContext, planned: GeneratorSpec, shape: JoinShape) -> int:
+    """Return the number of shards that the spec sets, else as many as the memory of a process needs.
+
+    planned: the spec without the limits of this host.
+    """
+    spec = run.spec
+    if spec.run.shards is not None or spec.run.shard_bytes is not None:
+        return count_shards(spec, shape.n_items, shape.dim * shape.item_bytes)
+    if has_near_duplicate_caps(spec):
+        return 1
+    return count_passes(run.engine, run.settings, shape, budget_of_process(planned, run.meter.budget_bytes))
+
+
+def plan_shards(run: RunContext, planned: GeneratorSpec, inputs: Inputs) -> ItemShards | None:
+    """Return the shards of the items that are joined; None for one. Raises SpecError or BudgetError for caps.
+
+    planned: the spec without the limits of this host.
+    """
+    spec, items, queries = run.spec, inputs.items.vectors, inputs.queries.vectors
+    request = JoinRequest(inputs.metric, spec.join_k, spec.recall)
+    count = choose_shards(run, planned, JoinShape(request, items.n, queries.n, items.dim, items.dtype.itemsize))
     if count == 1:
         return None
     refuse_on_shards(spec)
-    ranges = cut_items(vectors.n, count)
-    return ItemShards(tuple(ranges), tuple(order_caps(spec, inputs.items, memory_bytes=memory_bytes)))
+    ranges = cut_items(items.n, count)
+    return ItemShards(tuple(ranges), tuple(order_caps(spec, inputs.items, memory_bytes=run.resources.memory_bytes)))
+
+
+def has_near_duplicate_caps(spec: GeneratorSpec) -> bool:
+    """Return whether a cap groups items by the similarity of their vectors."""
+    return any(cap.near_duplicate_cosine is not None for cap in spec.caps)
 
 
 def refuse_on_shards(spec: GeneratorSpec) -> None:
     """Raise SpecError for settings that need all items at once, with the reason and the way out.
 
-    Rules, caps by columns, minimum scores, score terms, over-fetch, exposure caps and ranking work on shards. Exposure
-    caps hold the candidates of all queries in one task: `require_exposure_memory` refuses those that do not fit.
+    Rules, caps by columns, minimum scores, score terms, over-fetch, exposure caps and ranking work on shards.
     """
-    for cap in spec.caps:
-        if cap.near_duplicate_cosine is not None:
-            raise SpecError(
-                "a cap with near_duplicate_cosine compares every item with all others, and no task of a run with "
-                "several item shards holds all items; write the groups into a column before the run and cap by it, or "
-                "leave run.shards out"
-            )
+    if has_near_duplicate_caps(spec):
+        raise SpecError(
+            "a cap with near_duplicate_cosine compares every item with all others, and no task of a run with "
+            "several item shards holds all items; write the groups into a column before the run and cap by it, or "
+            "leave run.shards out"
+        )
 
 
 def shard_artifacts(items: IngestedTable, shards: ItemShards) -> set[str]:

@@ -25,7 +25,6 @@ from nearcast.join.plan_overfetch import check_overfetch, check_weights, estimat
 from nearcast.join.rank import identify_ranker, load_ranker, make_rank_settings, score_pairs
 from nearcast.join.run_plan import RunPlan, make_plan
 from nearcast.join.score_terms import check_score_terms
-from nearcast.join.select_candidates import require_exposure_memory
 from nearcast.join.shard_plan import refuse_on_shards
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.list_quality import check_slice_type
@@ -116,10 +115,9 @@ def _check_settings(run: RunContext) -> None:
 
 
 def check_columns(run: RunContext, inputs: Inputs) -> None:
-    """Raise errors of the stages after the join: InputError for weights or groups, BudgetError for memory."""
+    """Raise errors of the stages after the join: InputError for weights or groups."""
     check_weights(run, inputs)
     check_overfetch(run, inputs)
-    require_exposure_memory(run, inputs.queries.vectors.n)
 
 
 def sketch_inputs(run: RunContext, checked: Checked, folder: Path) -> Inputs:

@@ -81,6 +81,7 @@ def build_index(
         weight = _cells.make_query_weight(validate_vectors(query_sample, "query_sample"))
     n_cells = min(cells or default_cells(len(items)), len(items))
     cell_of, means = _assign_cells(rows, n_cells, weight, seed, isa, threads)
+    del rows  # as large as the codes; the tiles take their place
     offsets = None
     counts = np.bincount(cell_of, minlength=len(means))
     if metric == "l2":

@@ -8,6 +8,8 @@ order. Knows positions and scores only.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,15 @@ import numpy.typing as npt
 from nearcast.errors import SpecError
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["AdmissionThresholds", "CappedLists", "cap_exposure", "find_admitted"]
+__all__ = [
+    "AdmissionThresholds",
+    "CappedLists",
+    "cap_exposure",
+    "find_admitted",
+    "list_score_losses",
+    "pack_lists",
+    "sum_losses",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -67,9 +77,10 @@ def cap_exposure(candidates: Neighbors, k: int, max_lists: int, *, n_items: int)
         if not len(refused):
             break
         admitted_pairs.ravel()[refused] = False
-    lists = _pack_lists(candidates, picked, k)
+    lists = pack_lists(candidates, picked, k)
     thresholds, full = _find_thresholds(candidates, picked, max_lists, n_items)
-    lost = float(_mean_score_loss(candidates, uncapped, picked))
+    losses = list_score_losses(candidates, uncapped, picked)
+    lost = sum_losses([losses]) / max(1, len(losses))
     fill_lost = (np.count_nonzero(uncapped) - np.count_nonzero(picked)) / max(1, len(picked) * k)
     return CappedLists(lists, thresholds, lost, float(fill_lost), full, rounds)
 
@@ -103,7 +114,7 @@ def _find_excess(picked: BoolArray, starts: IntArray, max_lists: int) -> IntArra
     return np.flatnonzero(picked & (counts - before > max_lists))
 
 
-def _pack_lists(candidates: Neighbors, picked: BoolArray, k: int) -> Neighbors:
+def pack_lists(candidates: Neighbors, picked: BoolArray, k: int) -> Neighbors:
     """Return the picked pairs without gaps, at most k per row."""
     lists = Neighbors.empty(len(picked), k)
     rows, columns = np.nonzero(picked)
@@ -128,16 +139,21 @@ def _find_thresholds(
     return thresholds, int(np.count_nonzero(full))
 
 
-def _mean_score_loss(candidates: Neighbors, uncapped: BoolArray, picked: BoolArray) -> np.float64:
-    """Return the mean loss of a slot's score, over the slots filled before and after."""
+def list_score_losses(candidates: Neighbors, uncapped: BoolArray, picked: BoolArray) -> npt.NDArray[np.float64]:
+    """Return the loss of score of each slot that is filled before and after."""
     before = _rank_scores(candidates, uncapped)
     after = _rank_scores(candidates, picked)
     width = min(before.shape[1], after.shape[1])
     both = np.isfinite(before[:, :width]) & np.isfinite(after[:, :width])
-    lost = before[:, :width][both] - after[:, :width][both]
-    return lost.mean() if len(lost) else np.float64(0)
+    lost: npt.NDArray[np.float64] = before[:, :width][both] - after[:, :width][both]
+    return lost
+
+
+def sum_losses(parts: Iterable[npt.NDArray[np.float64]]) -> float:
+    """Return the sum of all losses, rounded once: it does not depend on how they are cut."""
+    return math.fsum(loss for part in parts for loss in part[part != 0].tolist())
 
 
 def _rank_scores(candidates: Neighbors, chosen: BoolArray) -> npt.NDArray[np.float64]:
     width = int(np.count_nonzero(chosen, axis=1).max(initial=0))
-    return _pack_lists(candidates, chosen, width).scores.astype(np.float64)
+    return pack_lists(candidates, chosen, width).scores.astype(np.float64)

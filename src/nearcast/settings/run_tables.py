@@ -37,7 +37,8 @@ class RunSpec(SpecTable):
         None,
         ge=1,
         le=100_000,
-        description="Parts that the items are cut into, each with an index; a worker holds one at a time. Default: 1.",
+        description="Parts that the items are cut into, each with an index; a worker holds one at a time. "
+        "Default: as many as the memory needs.",
     )
     shard_bytes: ByteCount | None = Field(
         None, description='Maximum bytes of a part of the items, for example "8GB"; instead of `shards`. Default: none.'

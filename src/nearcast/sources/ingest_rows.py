@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-READ_BYTES = 256 << 20  # memory of Arrow decoding batches of BATCH_BYTES, with the memory that it frees late
+READ_BYTES = 128 << 20  # memory of Arrow decoding batches of BATCH_BYTES, or of the estimate of a run
 PIECE_ROW_BYTES = 64  # of a row's id, number, state and length
 
 
@@ -94,7 +94,7 @@ def estimate_ingest_memory(staged: StagedTable, memory_bytes: int) -> int:
     block = min(largest * row_bytes, memory_bytes // 2)
     batches = min(READ_BYTES, memory_bytes, 4 * facts.rows * source.row_bytes)
     id_bytes = max(one["id_bytes"] for one in staged.ranges)
-    return int(pieces + block + batches + 3 * id_bytes + 32 * largest)
+    return int(pieces + max(batches, block + 3 * id_bytes + 32 * largest))
 
 
 def estimate_ingest_disk(staged: StagedTable) -> int:
