@@ -32,6 +32,7 @@ from nearcast import machine
 RESULT = Path(__file__).parent / "results" / "large.json"
 FILE_ROWS, GROUP_ROWS = 1 << 20, 1 << 16
 NOISE = 0.25  # of a component's standard deviation
+LEVELS, GROUPS = 100, 10_000  # values of the attributes "level" and "group", for rules and caps
 POLL_SECONDS = 0.02
 LIMIT_SECONDS = 4 * 3600
 
@@ -145,7 +146,7 @@ def read_pages(pid: int) -> tuple[int, int]:
 def write_mixed(source: Path, folder: Path, rows: int, dim: int) -> None:
     """Write rows vectors that are mixed from those of a file, a file of FILE_ROWS at a time, with ids in no order.
 
-    A vector is a weighted mean of two, as long as they are, with noise. Keeps files that an earlier call wrote.
+    A vector is a weighted mean of two, as long as the first, with noise. Keeps files that an earlier call wrote.
     """
     done = folder / "done.json"
     wanted = {"source": source.name, "rows": rows, "dim": dim, "noise": NOISE}
@@ -158,13 +159,16 @@ def write_mixed(source: Path, folder: Path, rows: int, dim: int) -> None:
     step = 2_654_435_761  # a prime
     for number, start in enumerate(range(0, rows, FILE_ROWS)):
         rng = np.random.default_rng([len(source.name), number])
-        with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", SCHEMA(dim), compression="none") as writer:
+        with pq.ParquetWriter(folder / f"part-{number:05d}.parquet", table_schema(dim), compression="none") as writer:
             for first in range(start, min(rows, start + FILE_ROWS), GROUP_ROWS):
                 last = min(rows, start + FILE_ROWS, first + GROUP_ROWS)
                 vectors = mix(base, spread, last - first, rng)
                 ids = pa.array(np.arange(first, last) * step % (1 << 40))
                 column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
-                writer.write_table(pa.table([ids, column], schema=SCHEMA(dim)), row_group_size=GROUP_ROWS)
+                levels = pa.array(rng.integers(0, LEVELS, last - first, np.int32))
+                groups = pa.array(rng.integers(0, GROUPS, last - first, np.int32))
+                table = pa.table([ids, column, levels, groups], schema=table_schema(dim))
+                writer.write_table(table, row_group_size=GROUP_ROWS)
     done.write_text(json.dumps(wanted))
 
 
@@ -187,8 +191,10 @@ def read_vectors(path: Path) -> np.ndarray[Any, Any]:
     return np.asarray(flat.reshape(len(column), -1), np.float16)
 
 
-def SCHEMA(dim: int) -> pa.Schema:  # noqa: N802
-    return pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float16(), dim))])
+def table_schema(dim: int) -> pa.Schema:
+    """Return the columns of both tables."""
+    attributes = [("level", pa.int32()), ("group", pa.int32())]
+    return pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float16(), dim)), *attributes])
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from nearcast.engines.base import (
     require_constraints,
 )
 from nearcast.errors import InputError, SpecError
+from nearcast.join.array_index import build_array_index
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.knn.constraints import FREE, Constraints, find_crossing
 from nearcast.knn.exact_join import exact_join
@@ -97,8 +100,9 @@ def knn_join(
     metric: "inner_product", "cosine" or "l2" (the score is minus the squared distance). Equal scores go to the smaller
     row. recall: below 1, an approximate engine may scan fewer items; its search parameters are found on sampled queries
     against exact truth, and checked on others. exclude_self: query i never gets item i. k may exceed m: lists are then
-    short. memory: bytes that the join may use besides the arrays. constraints: eligible items per query, caps on groups
-    of items, and a minimum score; lists may then be short, and recall counts the items that the constraints allow.
+    short. memory: bytes that the join may use besides the arrays; a larger index is built and joined in shards, in
+    temporary files. constraints: eligible items per query, caps on groups of items, and a minimum score; lists may then
+    be short, and recall counts the items that the constraints allow.
     `report.warnings` names scores that tie for many items.
 
     Arrays of float16, float32, int8 or uint8 are used as they are; float64 is rounded to float32. Raises InputError for
@@ -115,7 +119,8 @@ def knn_join(
         _parse_resources(threads, memory),
         seed,
     )
-    return _run_job(job, progress)
+    with tempfile.TemporaryDirectory(prefix="nearcast-join-") as folder:
+        return _run_job(job, Path(folder), progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +156,11 @@ def _make_job(
     return _ArrayJob(query_vectors, item_vectors, request, engine, IndexSpec(request.metric, settings, seed), resources)
 
 
-def _run_job(job: _ArrayJob, progress: Progress) -> JoinResult:
+def _run_job(job: _ArrayJob, folder: Path, progress: Progress) -> JoinResult:
     started = time.perf_counter()
     request, seed = job.request, job.spec.seed
     workload = make_workload(ArrayVectors(job.queries), request, seed)
-    index = job.engine.build(job.items, job.spec, job.resources, workload=workload, progress=progress)
+    index = build_array_index(job.engine, job.items, job.spec, workload, job.resources, folder, progress)
     built = time.perf_counter()
     points = index.operating_points(request.k)
     params, calibration = points[-1], None
