@@ -13,6 +13,8 @@ import pytest
 from namespace import enter_namespace
 from spark_cluster import SparkCluster, java
 
+from nearcast.runners import make_runner
+from nearcast.runners.base import Runner
 from needs import require_module
 
 HERE = Path(__file__).resolve().parent
@@ -64,3 +66,22 @@ def ray_cluster(_own_network: None) -> Iterator[Any]:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def spark_runner(spark_cluster: SparkCluster) -> Iterator[Runner]:
+    """The runner, with a session of its own."""
+    runner = make_runner("spark", options={"master": spark_cluster.url, "conf": spark_cluster.conf()})
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def ray_runner(ray_cluster: Any) -> Iterator[Runner]:
+    """The runner, connected to the cluster of this process."""
+    import ray
+
+    runner = make_runner("ray", options={"address": ray_cluster.address})
+    yield runner
+    runner.close()
+    ray.shutdown()

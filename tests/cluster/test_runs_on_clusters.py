@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 
 import psutil
 import pytest
@@ -38,19 +39,11 @@ def on_this_machine(inputs):
 @pytest.fixture(scope="module", params=["processes", "ray", "spark"])
 def runner(request):
     """A runner of two workers."""
-    if request.param == "spark":
-        cluster = request.getfixturevalue("spark_cluster")
-        made = make_runner("spark", options={"master": cluster.url, "conf": cluster.conf()})
-    elif request.param == "ray":
-        made = make_runner("ray", options={"address": request.getfixturevalue("ray_cluster").address})
-    else:
-        made = make_runner("processes", 2)
-    yield made
-    made.close()
-    if request.param == "ray":
-        import ray
-
-        ray.shutdown()
+    if request.param != "processes":
+        yield request.getfixturevalue(f"{request.param}_runner")
+        return
+    with closing(make_runner("processes", 2)) as made:
+        yield made
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from nearcast.errors import NotFoundError, SpecError, StorageError
 from nearcast.storage.base import Storage
 from nearcast.storage.open_storage import is_url, join_location, open_storage, parse_url
+from storage_races import race_to_create
 
 KINDS = ["local", "s3", "seaweedfs", "azurite"]
 URLS = {"s3": "s3_url", "seaweedfs": "seaweed_url", "azurite": "azurite_url"}  # fixtures
@@ -168,21 +168,7 @@ def test_the_etag_of_a_list_is_the_one_of_stat(storage):
 
 
 def test_of_eight_writers_exactly_one_creates_each_time(storage, kind):
-    rounds = 10 if kind == "seaweedfs" else 100  # a second each: its lock polls
-    barrier = threading.Barrier(8)
-
-    def race(writer: int) -> list[bool]:
-        won = []
-        for round_ in range(rounds):
-            barrier.wait(60)
-            won.append(storage.create(f"race/{round_:03d}", f"writer {writer}".encode()))
-        return won
-
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(race, range(8)))
-    for round_, winners in enumerate(zip(*results, strict=True)):
-        assert sum(winners) == 1
-        assert storage.read(f"race/{round_:03d}") == f"writer {winners.index(True)}".encode()
+    race_to_create(storage, writers=8, rounds=10 if kind == "seaweedfs" else 100)  # a second each: its lock polls
 
 
 def test_of_eight_threads_that_count_none_is_lost(storage):

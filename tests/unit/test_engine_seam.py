@@ -37,4 +37,5 @@ def test_every_engine_declares_its_capabilities(engine):
     assert isinstance(engine.persists_index, bool)
     assert isinstance(engine.fits_workload, bool)
     assert 0 < engine.max_scan_share <= 1
+    assert isinstance(engine.libraries, tuple)
     assert engine.search_param is None or engine.search_param in engine.settings.model_fields

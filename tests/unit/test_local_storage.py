@@ -6,8 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from nearcast.errors import StorageError
 from nearcast.storage import folder_lock
 from nearcast.storage.local_storage import LocalStorage
+from storage_races import race_to_create
 
 
 def refuse(number: int):
@@ -24,26 +23,9 @@ def refuse(number: int):
     return call
 
 
-def race(storage: LocalStorage, rounds: int = 50) -> None:
-    barrier = threading.Barrier(6)
-
-    def create(writer: int) -> list[bool]:
-        won = []
-        for round_ in range(rounds):
-            barrier.wait(60)
-            won.append(storage.create(f"race/{round_}", f"writer {writer}".encode()))
-        return won
-
-    with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(create, range(6)))
-    for round_, winners in enumerate(zip(*results, strict=True)):
-        assert sum(winners) == 1
-        assert storage.read(f"race/{round_}") == f"writer {winners.index(True)}".encode()
-
-
 def test_without_hard_links_one_writer_creates(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse(errno.EPERM))
-    race(LocalStorage(tmp_path))
+    race_to_create(LocalStorage(tmp_path), writers=6, rounds=50)
 
 
 def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path, monkeypatch):
@@ -57,7 +39,7 @@ def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock.fcntl, "flock", lock_no_folder)
     monkeypatch.setattr(os, "link", refuse(errno.EPERM))
     storage = LocalStorage(tmp_path)
-    race(storage)
+    race_to_create(storage, writers=6, rounds=50)
     storage.write("pointer", b"1")
     assert storage.replace("pointer", b"2", storage.stat("pointer").etag)
     assert [each.name for each in storage.list_objects() if "race" not in each.name] == ["pointer"]

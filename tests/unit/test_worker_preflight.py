@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from nearcast import errors, machine
 from nearcast.errors import InputError, NearcastError, SpecError, StorageError, WorkerError
+from nearcast.join.driver_mark import mark_area, require_mark
 from nearcast.machine import ContainerLimits, container_limits
 from nearcast.runners.attempts import CallQueue
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
@@ -23,11 +26,12 @@ from nearcast.runners.call_messages import (
     restore_error,
 )
 from nearcast.runners.worker import (
+    TaskRoom,
     _measure_host,
     describe_worker,
     host_resources,
     require_same_worker,
-    reserve_cores,
+    reserve_room,
     run_task,
 )
 from nearcast.sources.user_files import ChangedInputError
@@ -100,11 +104,11 @@ def host(monkeypatch):
     return limit
 
 
-def seen(threads=None):
+def seen(threads=None, slots=1, tasks=1):
     _measure_host.cache_clear()
-    reserve_cores(threads)
+    reserve_room(None if threads is None else TaskRoom(threads, slots, tasks))
     resources = host_resources()
-    reserve_cores(None)
+    reserve_room(None)
     _measure_host.cache_clear()
     return resources.threads, resources.memory_bytes / GIB
 
@@ -125,9 +129,21 @@ def test_cores_that_an_engine_reserved_bring_their_share_of_the_memory(host):
     assert seen(threads=64) == (4, 2)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("slots", [1, 2, 5, 40])
+def test_tasks_of_a_short_stage_take_idle_slots_and_never_more_in_sum_than_the_run_has_or_the_host(host, cores, slots):
+    for tasks in range(1, slots + 1):
+        threads, memory = seen(cores, slots, tasks)
+        assert min(cores, 8) <= threads <= 8
+        assert threads == min(cores, 8) or threads * tasks <= min(8, cores * slots)
+        assert memory == min(cores, 8)  # as reserved
+    assert seen(cores, slots, slots)[0] == min(cores, 8)
+    assert seen(cores, slots, 1)[0] == min(8, cores * slots)
+
+
 def test_variables_of_the_host_come_first(host, monkeypatch):
     monkeypatch.setenv("NEARCAST_THREADS", "3")
-    assert seen(threads=2) == (3, 3)
+    assert seen(threads=2) == seen(threads=2, slots=4, tasks=1) == (3, 3)
     monkeypatch.setenv("NEARCAST_MEMORY", "5GiB")
     assert seen() == (3, 5)
 
@@ -160,11 +176,24 @@ def test_a_worker_accepts_the_plan_of_an_equal_one_and_a_plan_that_says_nothing(
             r"has nearcast [0-9.]+, and the plan was made by 9\.9\.9; install nearcast 9\.9\.9 on every",
         ),
         ({"format": 99}, r"has the artifact format 1, and the plan was made by 99; install nearcast"),
+        (
+            {"libraries": {"pyarrow": "15.0.2"}},
+            r"has pyarrow [0-9.]+, and .* pyarrow 15\.0\.2, whose version changes the",
+        ),
+        ({"libraries": {"numpy": "1.20"}}, r"has numpy [0-9]+\.[0-9]+, and .*; install numpy 1\.20 on every worker"),
+        ({"libraries": {"no_such_library": "1.8"}}, r"has no no_such_library, and the plan was made with no_such_libr"),
     ],
 )
-def test_another_version_or_format_is_refused(plan, text):
+def test_another_version_or_format_or_library_that_changes_bytes_is_refused(plan, text):
     with pytest.raises(WorkerError, match=text):
         require_same_worker(describe_worker() | plan)
+
+
+def test_a_plan_has_the_parts_of_a_version_that_change_bytes():
+    libraries = describe_worker(["faiss"])["libraries"]
+    assert libraries["pyarrow"] == pa.__version__  # each Parquet file has it
+    assert libraries["numpy"] == ".".join(np.__version__.split(".")[:2])
+    assert set(libraries) == {"pyarrow", "numpy", "faiss"}
 
 
 def test_a_worker_without_native_kernels_is_refused_and_any_instruction_set_is_not(monkeypatch):
@@ -250,6 +279,24 @@ def test_a_worker_that_lacks_the_function_says_what_to_install(name):
     assert isinstance(reply.error, WorkerError)
     assert "cannot import" in str(reply.error)
     assert "install the same packages on every worker" in str(reply.error)
+
+
+def test_a_worker_that_does_not_see_the_folder_of_the_driver_refuses_and_writes_nothing(tmp_path):
+    place = WorkArea(str(tmp_path / "artifacts"), str(tmp_path / "results"), {"k": 5})
+    marked = mark_area(place)
+    assert mark_area(place) == marked  # a second driver finds the mark of the first
+    require_mark(marked)
+    require_mark(place)
+    (tmp_path / "artifacts").rename(tmp_path / "of another host")
+    text = "does not see .*/artifacts, a folder of the driver: set `out` to a bucket, or to a folder of a file sys"
+    with pytest.raises(WorkerError, match=text):
+        require_mark(marked)
+    assert [path.name for path in tmp_path.iterdir()] == ["of another host"]
+    mark_area(place)  # by another driver, on the worker's host
+    with pytest.raises(WorkerError, match=text):
+        require_mark(marked)
+    bucket = WorkArea("s3://bucket/artifacts", "s3://bucket/results")
+    assert mark_area(bucket) == bucket
 
 
 def test_a_failed_call_waits_while_others_go_on_and_its_last_attempt_raises():

@@ -139,6 +139,7 @@ class Engine(Protocol):
     persists_index: bool  # False: nothing is built, so that an index folder is never written
     search_param: str | None  # search parameter of single-query search; None: the engine cannot search single queries
     max_scan_share: float  # a join that scans a larger share of the items is done exactly instead
+    libraries: tuple[str, ...]  # modules whose version changes the index or the lists: all workers have the same one
     settings: type[EngineSettings]
 
     def is_exact(self, params: SearchParams) -> bool:

@@ -191,6 +191,7 @@ class DenseEngine:
     # With cells built, only the joins are compared: per item scanned, cells take 0.8 to 1.5 times as long as one block
     # (GloVe under L2 and cosine, packages), so that a wrong decision near this share costs little.
     max_scan_share = 0.6
+    libraries: tuple[str, ...] = ()
     settings: type[EngineSettings] = DenseSettings
 
     def is_exact(self, params: SearchParams) -> bool:

@@ -86,6 +86,7 @@ class ExactEngine:
     persists_index = False
     search_param: str | None = None
     max_scan_share = 1.0
+    libraries: tuple[str, ...] = ()
     settings: type[EngineSettings] = ExactSettings
 
     def is_exact(self, params: SearchParams) -> bool:

@@ -186,6 +186,7 @@ class FaissEngine:
     fits_workload = False
     persists_index = True
     max_scan_share = 1.0
+    libraries: tuple[str, ...] = ("faiss",)
 
     def is_exact(self, params: SearchParams) -> bool:
         """Return False: only the open index knows whether a search visits every item."""

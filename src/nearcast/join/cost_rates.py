@@ -27,25 +27,23 @@ Factor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 class CostRates(SpecTable):
     """Core-seconds per unit of work. A component is one number of one vector; widths are padded as the kernels do."""
 
-    measured_on: str = Field(description="Machine and commit of the measurement.")
-    ingest_row: Seconds = Field(description="Hash, check, read, sort and write a row, apart from its vector.")
-    ingest_byte: Seconds = Field(description="The same for a byte of its vector.")
-    scan_pair: Seconds = Field(description="Scan a pair of query and item in the exact 8-bit join.")
-    scan_component: Seconds = Field(description="The same, for each component.")
-    truth_pair: Seconds = Field(description="Score a pair in the reference join, which measures recall.")
-    truth_component: Seconds = Field(description="The same, for each component.")
-    build_factor: Factor = Field(description="Measured time of building cells, as a multiple of the engine's model.")
-    join_factor: Factor = Field(description="Measured time of a pruned join, as a multiple of the engine's model.")
-    join_growth: float = Field(
-        strict=True, allow_inf_nan=False, description="Power of the items by which that multiple grows."
-    )
-    join_items: Factor = Field(description="Items at which the multiple is `join_factor`.")
-    join_slot: Seconds = Field(description="Score, sort and write a slot of a list in a join task.")
-    merge_slot: Seconds = Field(description="Read a slot of the lists of a shard, and merge it.")
-    choose_slot: Seconds = Field(description="Select stored candidates from a slot: exposure cap, over-fetch.")
-    table_slot: Seconds = Field(description="Write a slot of the table, and count its measures.")
-    transfer_byte: Seconds = Field(description="Copy a byte between storage and a worker, and verify it.")
-    task: Seconds = Field(description="Start and commit a task.")
+    measured_on: str  # machine and commit of the measurement
+    ingest_row: Seconds  # hash, check, read, sort and write a row, apart from its vector
+    ingest_byte: Seconds  # the same for a byte of its vector
+    scan_pair: Seconds  # scan a pair of query and item in the exact 8-bit join
+    scan_component: Seconds  # the same, for each component
+    truth_pair: Seconds  # score a pair in the reference join, which measures recall
+    truth_component: Seconds  # the same, for each component
+    build_factor: Factor  # measured time of building cells, as a multiple of the engine's model
+    join_factor: Factor  # measured time of a pruned join, as a multiple of the engine's model
+    join_growth: Annotated[float, Field(strict=True, allow_inf_nan=False)]  # power of the items by which it grows
+    join_items: Factor  # items at which the multiple is `join_factor`
+    join_slot: Seconds  # score, sort and write a slot of a list in a join task
+    merge_slot: Seconds  # read a slot of the lists of a shard, and merge it
+    choose_slot: Seconds  # select stored candidates from a slot: exposure cap, over-fetch
+    table_slot: Seconds  # write a slot of the table, and count its measures
+    transfer_byte: Seconds  # copy a byte between storage and a worker, and verify it
+    task: Seconds  # start and commit a task
 
     def scan_seconds(self, width: int) -> float:
         """Return the core-seconds of a pair of `width` components in the exact join."""

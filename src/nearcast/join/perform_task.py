@@ -11,6 +11,7 @@ from typing import Any
 
 from nearcast.join.choose_stage import do_choose
 from nearcast.join.context import prepare
+from nearcast.join.driver_mark import require_mark
 from nearcast.join.ingest_stage import INGEST_TASKS
 from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
@@ -78,6 +79,7 @@ def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskCon
     """
     plan = area.plan
     require_same_worker(plan)
+    require_mark(area)
     spec = parse_model(GeneratorSpec, plan["spec"], "the spec of the plan", recorded=True)
     own = host_resources()
     threads = min(own.threads, spec.threads or own.threads)

@@ -40,6 +40,7 @@ __all__ = [
     "check_ranker",
     "identify_ranker",
     "is_ranked",
+    "list_model_libraries",
     "load_ranker",
     "make_rank_settings",
     "rank_neighbors",
@@ -83,6 +84,11 @@ def identify_ranker(spec: GeneratorSpec, base: Path) -> dict[str, str] | None:
     """
     settings = make_rank_settings(spec, base)
     return None if settings is None else {"name": Path(settings.name).name, "blake2b": settings.content}
+
+
+def list_model_libraries(spec: GeneratorSpec) -> tuple[str, ...]:
+    """Return the modules whose version changes the scores of the ranking model; a Python model may import others."""
+    return ("onnxruntime",) if spec.rank is not None and spec.rank.model is not None else ()
 
 
 def check_ranker(spec: GeneratorSpec, base: Path, plan: RunPlan) -> None:

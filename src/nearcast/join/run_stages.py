@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nearcast.join.choose_stage import list_choose_calls
+from nearcast.join.driver_mark import mark_area
 from nearcast.join.ingest_stage import INGEST_STAGES
 from nearcast.join.open_index import open_index
 from nearcast.join.perform_task import perform_in, perform_task
+from nearcast.join.rank import list_model_libraries
 from nearcast.join.run_tasks import list_join_calls
 from nearcast.join.score_stage import list_score_calls, list_terms_calls
 from nearcast.join.shard_tasks import list_index_calls, list_merge_calls
@@ -71,7 +73,7 @@ def make_area(context: TaskContext) -> WorkArea:
     """Return what a worker needs to take part in a run."""
     run = context.run
     plan = {
-        **describe_worker(),
+        **describe_worker((*run.engine.libraries, *list_model_libraries(run.spec))),
         **({"kernels": ANY_KERNELS} if run.spec.recall == 1 else {}),
         "spec": context.spec.as_planned(),
         "base": str(run.workspace.base.absolute()),
@@ -120,8 +122,9 @@ def _run_calls(context: TaskContext, runner: Runner, stage: RunStage, calls: Seq
     is_local = isinstance(runner, LocalRunner)
     run, started = context.run, time.perf_counter()
     perform = (lambda _area, call: perform_in(context, call)) if is_local else perform_task
+    area = make_area(context) if runner.on_this_host else mark_area(make_area(context))
     outcomes: list[TaskOutcome] = []
-    for outcome in runner.run(perform, make_area(context), calls):
+    for outcome in runner.run(perform, area, calls):
         if outcome.error is not None:
             raise restore_error(outcome.error)
         outcomes.append(replace(outcome, facts={}))

@@ -15,9 +15,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nearcast.errors import WorkerError
 from nearcast.runners.attempts import CallQueue
@@ -49,7 +49,7 @@ class WorkerProcess:
             self.process.stdin.flush()
 
 
-class ProcessRunner:
+class ProcessRunner(AbstractContextManager["ProcessRunner"]):
     """Runs tasks in worker processes. Starts them with the first call; `close` stops them."""
 
     name = "processes"
@@ -60,12 +60,7 @@ class ProcessRunner:
         self._pool: list[WorkerProcess] = []
         self._share: HostResources | None = None  # of this process, divided among the workers
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:

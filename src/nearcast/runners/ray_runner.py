@@ -7,17 +7,17 @@ its class, and is tried again from here. Knows nothing of kNN.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nearcast.errors import MissingExtraError, WorkerError
 from nearcast.runners.attempts import MOST_ATTEMPTS, CallQueue, name_call
-from nearcast.runners.base import Perform, TaskCall, TaskOutcome, WorkArea
-from nearcast.runners.call_messages import encode_area, encode_call, name_perform, perform_message, read_reply
+from nearcast.runners.base import TaskCall, TaskOutcome
+from nearcast.runners.call_messages import encode_call, perform_message, read_reply
+from nearcast.runners.cluster_runner import ClusterRunner
 from nearcast.runners.runner_options import refuse_unknown_options
-from nearcast.runners.worker import host_resources, reserve_cores
+from nearcast.runners.worker import TaskRoom, host_resources, reserve_room
 
 __all__ = ["RayOptions", "RayRunner", "make_ray_runner", "perform_on_ray"]
 
@@ -33,40 +33,30 @@ class RayOptions:
     cores: int | None = None  # of each task; default: those of the smallest node
 
 
-class RayRunner:
+class RayRunner(ClusterRunner):
     """Runs tasks on a Ray cluster, or on a Ray that it starts on this machine and stops with `close`."""
 
     name = "ray"
-    on_this_host = False
 
     def __init__(self, workers: int | None = None, options: RayOptions | None = None) -> None:
-        self.workers = workers  # tasks at once; default: as many as the cluster has room for
+        super().__init__(workers)
         self.options = options or RayOptions()
         self._ray: Any = None
-        self._is_ours = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
-        """Yield outcomes as they arrive. See `Runner.run`."""
-        shared, queue = encode_area(name_perform(perform), area), CallQueue(calls)
-        if not calls:
-            return
-        ray = self._connect()
+    def _run_queue(self, shared: str, queue: CallQueue) -> Iterator[TaskOutcome]:
+        """Keep as many calls in Ray as it has room for, and more."""
+        ray, calls = self._connect(), len(queue)
         cores = self.options.cores or self._smallest_node()
         remote = ray.remote(num_cpus=cores, max_retries=MOST_ATTEMPTS - 1, retry_exceptions=False)(perform_on_ray)
         running: dict[Any, TaskCall] = {}
         try:
             while queue or running:
-                most = self.workers or max(IN_FLIGHT, 2 * self._count_slots(cores))
+                there = self._count_slots(cores)  # a cluster may grow
+                most = self.workers or max(IN_FLIGHT, 2 * there)
+                slots = max(1, min(there, most))
+                room = TaskRoom(cores, slots, min(calls, slots))
                 while len(running) < most and (call := queue.take()) is not None:
-                    running[remote.remote(shared, encode_call(call), cores)] = call
+                    running[remote.remote(shared, encode_call(call), room)] = call
                 ended, _ = ray.wait(list(running), timeout=queue.seconds_to_next()) if running else ([], [])
                 for reference in ended:
                     outcome = self._receive(reference, running.pop(reference), queue)
@@ -78,11 +68,9 @@ class RayRunner:
             for reference in running:
                 ray.cancel(reference, force=True)
 
-    def close(self) -> None:
-        """Stop the Ray that this runner started; leave a cluster as it is."""
-        if self._is_ours:
-            self._ray.shutdown()
-            self._ray, self._is_ours = None, False
+    def _stop(self) -> None:
+        self._ray.shutdown()
+        self._ray = None
 
     def _receive(self, reference: Any, call: TaskCall, queue: CallQueue) -> TaskOutcome | None:
         """Return the outcome of a call; queue it again after a fault. Raises if Ray gave up."""
@@ -135,9 +123,9 @@ class RayRunner:
         return sum(there // cores for there in self._list_cores())
 
 
-def perform_on_ray(shared: str, call: str, cores: int) -> str:
-    """Run a call on a Ray worker. It may use the cores that Ray reserved for it."""
-    reserve_cores(cores)
+def perform_on_ray(shared: str, call: str, room: TaskRoom) -> str:
+    """Run a call on a Ray worker. It may use the cores that Ray reserved for it, or more in a short stage."""
+    reserve_room(room)
     return perform_message(shared, call)
 
 

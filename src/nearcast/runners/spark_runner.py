@@ -17,15 +17,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nearcast.errors import MissingExtraError, SpecError, WorkerError
 from nearcast.runners.attempts import CallQueue
-from nearcast.runners.base import Perform, TaskCall, TaskOutcome, WorkArea
-from nearcast.runners.call_messages import encode_area, encode_call, name_perform, perform_message, read_reply
+from nearcast.runners.base import TaskCall, TaskOutcome
+from nearcast.runners.call_messages import encode_call, perform_message, read_reply
+from nearcast.runners.cluster_runner import ClusterRunner
 from nearcast.runners.runner_options import refuse_unknown_options
-from nearcast.runners.worker import host_resources, reserve_cores
+from nearcast.runners.worker import TaskRoom, host_resources, reserve_room
 
 __all__ = ["SparkOptions", "SparkRunner", "make_spark_runner"]
 
@@ -35,6 +35,7 @@ CANCEL_SECONDS = 1.0
 MOST_TEXT = 600  # characters of Spark's text in an error
 
 Job = tuple[Sequence[TaskCall], str]  # its calls, and its tag
+RowMap = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +47,33 @@ class SparkOptions:
     conf: Mapping[str, str] | None = None  # configuration of a session that is started
 
 
-class SparkRunner:
+class SparkRunner(ClusterRunner):
     """Runs tasks in a Spark session. `close` stops the session only if this runner started it."""
 
     name = "spark"
-    on_this_host = False
 
     def __init__(
         self, workers: int | None = None, options: SparkOptions | None = None, session: Any | None = None
     ) -> None:
-        self.workers = workers  # tasks at once; default: as many as the cluster has room for
+        super().__init__(workers)
         self.options = options or SparkOptions()
         self._session: Any = session
-        self._is_ours = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
-        """Yield outcomes after each job. See `Runner.run`."""
-        shared, queue = encode_area(name_perform(perform), area), CallQueue(calls)
-        if not calls:
-            return
-        session = self._connect()
-        size = self.workers or _count_slots(session)
+    def _run_queue(self, shared: str, queue: CallQueue) -> Iterator[TaskOutcome]:
+        """Keep two jobs in Spark. Outcomes arrive after each job."""
+        session, calls = self._connect(), len(queue)
+        cores = _read_task_cores(session)
+        size = self.workers or max(1, int(_count_cores(session) / cores))
+        room = TaskRoom(max(1, int(cores)), size, min(calls, size))
         jobs: dict[Future[list[tuple[int, str]]], Job] = {}
         with ThreadPoolExecutor(JOBS, thread_name_prefix="spark-job") as threads:
             try:
                 while queue or jobs:
                     while len(jobs) < JOBS and (group := queue.take_group(-(-size // JOBS) if self.workers else size)):
                         tag = f"nearcast-{secrets.token_hex(8)}"
-                        jobs[threads.submit(_inherit(session, _run_job), session, shared, group, tag)] = group, tag
+                        function = _make_map(shared, [encode_call(call) for call in group], room)
+                        job = threads.submit(_inherit(session, _run_job), session, function, len(group), tag)
+                        jobs[job] = group, tag
                     ended, _ = wait(jobs, queue.seconds_to_next(), FIRST_COMPLETED)
                     for job in ended:
                         for outcome in _read_job(job, jobs.pop(job)[0], queue):
@@ -91,11 +83,9 @@ class SparkRunner:
             finally:
                 _cancel(session, jobs)
 
-    def close(self) -> None:
-        """Stop the session that this runner started; leave another as it is."""
-        if self._is_ours:
-            self._session.stop()
-            self._session, self._is_ours = None, False
+    def _stop(self) -> None:
+        self._session.stop()
+        self._session = None
 
     def _connect(self) -> Any:
         """Return a session: of the caller, the active one, a remote one, or one on this machine."""
@@ -150,26 +140,23 @@ def _inherit(session: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return inherited
 
 
-def _run_job(session: Any, shared: str, calls: Sequence[TaskCall], tag: str) -> list[tuple[int, str]]:
+def _run_job(session: Any, function: RowMap, calls: int, tag: str) -> list[tuple[int, str]]:
     """Run one job; return (number of the call, its reply)."""
     session.addTag(tag)
     try:
-        frame = session.range(0, len(calls), 1, len(calls))
-        rows = frame.mapInArrow(_make_map(shared, [encode_call(call) for call in calls]), REPLY_SCHEMA).collect()
+        rows = session.range(0, calls, 1, calls).mapInArrow(function, REPLY_SCHEMA).collect()
     finally:
         session.removeTag(tag)
     return [(int(row[0]), str(row[1])) for row in rows]
 
 
-def _make_map(shared: str, calls: Sequence[str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def _make_map(shared: str, calls: Sequence[str], room: TaskRoom) -> RowMap:
     """Return the function that Spark runs on each partition: it performs the calls with the numbers of its rows."""
 
     def perform_rows(batches: Iterator[Any]) -> Iterator[Any]:
         import pyarrow as pa
-        from pyspark import TaskContext
 
-        context = TaskContext.get()
-        reserve_cores(context.cpus() if context is not None else 1)
+        reserve_room(room)
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 reply = perform_message(shared, calls[number])
@@ -226,13 +213,17 @@ def _cancel(session: Any, jobs: Mapping[Future[Any], Job]) -> None:
         left = wait(left, CANCEL_SECONDS).not_done
 
 
-def _count_slots(session: Any) -> int:
-    """Return the number of tasks that the session runs at once."""
+def _count_cores(session: Any) -> int:
+    """Return the number of cores of the session's executors."""
     try:
-        context = session.sparkContext
-    except AttributeError:  # Spark Connect has none: ask for the default number of partitions
+        return max(1, int(session.sparkContext.defaultParallelism))
+    except AttributeError:  # Spark Connect has no context: ask for the default number of partitions
         return max(1, int(session.range(1 << 16).selectExpr("spark_partition_id() AS part").distinct().count()))
-    return max(1, int(context.defaultParallelism) // int(context.getConf().get("spark.task.cpus", "1")))
+
+
+def _read_task_cores(session: Any) -> float:
+    """Return the cores that Spark reserves for a task; may be less than one."""
+    return float(session.conf.get("spark.task.cpus", "1"))
 
 
 def make_spark_runner(workers: int | None, options: Mapping[str, Any]) -> SparkRunner:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from nearcast import machine
@@ -26,10 +27,11 @@ __all__ = [
     "MEMORY_VARIABLE",
     "THREADS_VARIABLE",
     "HostResources",
+    "TaskRoom",
     "describe_worker",
     "host_resources",
     "require_same_worker",
-    "reserve_cores",
+    "reserve_room",
     "run_task",
 ]
 
@@ -41,7 +43,29 @@ NATIVE, NUMPY, ANY_KERNELS = "native", "numpy", "any"
 # Errors that another attempt would meet again: the spec or the input has to change.
 LASTING_ERRORS = (BudgetError, InputError, MissingExtraError, SpecError, TargetError)
 
-_reserved: list[int] = []  # cores that an engine reserved for this process; empty if none did
+# Libraries whose version changes the bytes of every run, and the parts of the version that do. PyArrow writes its full
+# version into each Parquet file. NumPy may draw other random samples in another minor version. All others: in full.
+LIBRARIES = {"pyarrow": 3, "numpy": 2}
+
+_room: list[TaskRoom] = []  # of the task of this process; empty if no engine has reserved cores for it
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRoom:
+    """What an engine reserved for a task, and the tasks that it runs side by side. Sent with every call."""
+
+    cores: int  # reserved for a task
+    slots: int = 1  # tasks of the run that the engine has room for at once
+    tasks: int = 1  # tasks of the stage that run at once: fewer than slots in a short stage
+
+    def count_threads(self, host_cores: int) -> int:
+        """Return the threads of a task: the reserved cores, or in a short stage a share of those of idle slots.
+
+        All tasks of a stage together have no more threads than the run has reserved cores. Where they all run on one
+        host, they have no more than the host has cores, unless the engine reserved more there.
+        """
+        shared = min(self.cores * self.slots, host_cores) // max(1, self.tasks)
+        return min(host_cores, max(self.cores, shared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +76,21 @@ class HostResources:
     memory_bytes: int  # of the whole process, Python and its libraries included: as `memory` of a spec
 
 
-def describe_worker() -> dict[str, Any]:
-    """Return what must be equal on all workers of a run: version, artifact format, kernels. Part of the plan."""
+def describe_worker(libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what must be equal on all workers of a run: version, artifact format, kernels. Part of the plan.
+
+    libraries: modules that the run needs and whose versions change its bytes, beside those of every run.
+    """
     try:
         taken = isa_info().taken
     except SpecError as error:
         raise WorkerError(f"this worker cannot choose its kernels: {error}") from error
-    return {"version": __version__, "format": ARTIFACT_FORMAT, "kernels": NUMPY if taken == "numpy" else NATIVE}
+    return {
+        "version": __version__,
+        "format": ARTIFACT_FORMAT,
+        "kernels": NUMPY if taken == "numpy" else NATIVE,
+        "libraries": {name: _read_version(name) for name in (*LIBRARIES, *libraries)},
+    }
 
 
 def require_same_worker(plan: Mapping[str, Any]) -> None:
@@ -75,6 +107,13 @@ def require_same_worker(plan: Mapping[str, Any]) -> None:
                 f"{host} has {name} {here[key]}, and the plan was made by {plan[key]}; install nearcast "
                 f"{plan.get('version', 'of the driver')} on every worker, or plan again with {here['version']}"
             )
+    for name, version in plan.get("libraries", {}).items():
+        if (found := _read_version(name)) != version:
+            has = f"{name} {found}" if found else f"no {name}"
+            raise WorkerError(
+                f"{host} has {has}, and the plan was made with {name} {version}, whose version changes the bytes of "
+                f"results; install {name} {version} on every worker"
+            )
     wanted = plan.get("kernels", ANY_KERNELS)
     if wanted in (ANY_KERNELS, here["kernels"]):
         return
@@ -90,32 +129,43 @@ def require_same_worker(plan: Mapping[str, Any]) -> None:
     )
 
 
-def reserve_cores(cores: int | None) -> None:
-    """Record the cores that an engine reserved for the task of this worker, for `host_resources`."""
-    _reserved[:] = [] if cores is None else [max(1, cores)]
+def _read_version(library: str) -> str | None:
+    """Return the parts of a library's version that change bytes, None if it is not installed."""
+    try:
+        version = str(import_module(library).__version__)
+    except ImportError:
+        return None
+    return ".".join(version.split(".")[: LIBRARIES.get(library)])
+
+
+def reserve_room(room: TaskRoom | None) -> None:
+    """Record what an engine reserved for the next task of this process, for `host_resources`."""
+    _room[:] = [] if room is None else [room]
 
 
 def host_resources() -> HostResources:
     """Return the threads and the memory that this worker may use on its host.
 
     Environment variables NEARCAST_THREADS and NEARCAST_MEMORY ("4GB") come first; then the cores that an engine
-    reserved; then the limits of the container (cgroup) and the machine. The default memory is half of what is
-    available, times the worker's share of the cores. Raises WorkerError for a bad variable.
+    reserved, and in a short stage those of its idle slots (`TaskRoom`); then the limits of the container (cgroup) and
+    the machine. The default memory is half of what is available, times the share of the cores that are reserved for
+    the task. Raises WorkerError for a bad variable.
     """
-    return _measure_host(os.environ.get(THREADS_VARIABLE, ""), os.environ.get(MEMORY_VARIABLE, ""), tuple(_reserved))
+    return _measure_host(os.environ.get(THREADS_VARIABLE, ""), os.environ.get(MEMORY_VARIABLE, ""), tuple(_room))
 
 
 @lru_cache(maxsize=16)
-def _measure_host(threads: str, memory: str, reserved: tuple[int, ...]) -> HostResources:
-    """Measure once per process: all tasks of a worker get the same resources."""
+def _measure_host(threads: str, memory: str, room: tuple[TaskRoom, ...]) -> HostResources:
+    """Measure once per process: equal tasks of a worker get the same resources."""
     limits = machine.container_limits()
     cores = min(machine.default_threads(), limits.cores or machine.default_threads())
-    chosen = _parse_threads(threads) or min([cores, *reserved])
+    fixed = _parse_threads(threads)
     budget = _parse_memory(memory)
     if budget is None:
         free = machine.resident_memory() + machine.available_memory()
-        budget = min(free, limits.memory_bytes or free) * min(chosen, cores) // (2 * cores)
-    return HostResources(chosen, budget)
+        share = fixed or min([cores, *(one.cores for one in room)])
+        budget = min(free, limits.memory_bytes or free) * min(share, cores) // (2 * cores)
+    return HostResources(fixed or min([cores, *(one.count_threads(cores) for one in room)]), budget)
 
 
 def run_task(name: str, function: Callable[[], Mapping[str, Any]]) -> TaskOutcome:
