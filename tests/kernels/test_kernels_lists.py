@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tests.kernels.vectors import DTYPES, METRICS, draw_vectors
 
-from nearcast.kernels import list_scorer
-from nearcast.knn.scores import pair_scores
+from nearcast.kernels import compute_norms, list_scorer
+from nearcast.knn.scores import norms, pair_scores
 from nearcast.types import Metric
 
 
@@ -25,3 +25,10 @@ def test_scores_of_lists_are_those_of_the_definition_to_the_bit(isa, metric, dty
 def test_no_items_have_no_scores(isa):
     items = np.eye(3, dtype=np.float32)
     assert list_scorer(items, Metric.L2).scores(items[:1], np.empty(0, np.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 16, 70, 8193])
+def test_lengths_of_vectors_are_those_of_the_definition_to_the_bit(isa, dim, dtype):
+    vectors = draw_vectors(np.random.default_rng(5), 9, dim, dtype, "heavy_tailed")
+    np.testing.assert_array_equal(compute_norms(vectors).view(np.uint64), norms(vectors).view(np.uint64))

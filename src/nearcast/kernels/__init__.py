@@ -17,7 +17,7 @@ from nearcast.kernels.index import (
 from nearcast.kernels.isa import IsaInfo, isa_info
 from nearcast.kernels.join import CellIndex, JoinOutput
 from nearcast.kernels.quantize import pad_width
-from nearcast.kernels.rescore import ListScorer, list_scorer
+from nearcast.kernels.rescore import ListScorer, compute_norms, list_scorer
 from nearcast.kernels.rule_blocks import eligible_counts, sample_rule_shares
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "add_exact_layout",
     "build_index",
     "build_ruled_index",
+    "compute_norms",
     "default_cells",
     "eligible_counts",
     "index_arrays",

@@ -16,7 +16,9 @@ from nearcast.kernels.join import METRIC_NUMBERS
 from nearcast.knn.scores import norms, pair_scores
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
-__all__ = ["ListScorer", "list_scorer"]
+__all__ = ["ListScorer", "compute_norms", "list_scorer"]
+
+WIDEST = 8192  # components of a vector that the native kernels take
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +53,13 @@ def list_scorer(items: AnyArray, metric: Metric) -> ListScorer:
     items = np.ascontiguousarray(items)
     if metric is not Metric.COSINE:
         return ListScorer(items, metric, isa, np.empty(0))
-    lengths = norms(items) if isa == _isa.NUMPY else _isa.native().norms(isa, items, 1)
-    return ListScorer(items, metric, isa, lengths)
+    return ListScorer(items, metric, isa, compute_norms(items))
+
+
+def compute_norms(vectors: AnyArray) -> npt.NDArray[np.float64]:
+    """Return (n,) Euclidean lengths of contiguous vectors (n, dim): the fast variant of `knn.scores.norms`."""
+    isa = _isa.isa_info().taken
+    if isa == _isa.NUMPY or vectors.shape[1] > WIDEST:
+        return norms(vectors)
+    lengths: npt.NDArray[np.float64] = _isa.native().norms(isa, vectors, 1)
+    return lengths

@@ -21,6 +21,7 @@ from nearcast.types import IntArray
 
 __all__ = [
     "SearchedIds",
+    "are_distinct",
     "argsort_ids",
     "find_positions",
     "find_sorted",
@@ -44,6 +45,14 @@ def argsort_ids(ids: pa.Array) -> IntArray:
     """Return (n,) row numbers in the order of ids. Equal ids keep the order of rows; nulls go last."""
     order: IntArray = pc.array_sort_indices(ids).to_numpy().astype(np.int64)
     return order
+
+
+def are_distinct(ids: pa.Array) -> bool:
+    """Return whether all ids differ. ids: without nulls."""
+    if pa.types.is_integer(ids.type):
+        ordered = np.sort(ids.to_numpy(zero_copy_only=False))
+        return not (ordered[1:] == ordered[:-1]).any()
+    return bool(pc.count_distinct(ids).as_py() == len(ids))
 
 
 def repeats(ids: pa.Array, order: IntArray) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from nearcast.sources.ingest import ID_TYPES, IngestedTable, open_ingested_table
 from nearcast.sources.range_rows import RangeRows
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.split_rows import vector_dtype
-from nearcast.sources.stage_rows import StagedTable
+from nearcast.sources.stage_rows import RowCounter, StagedTable, map_in_threads
 from nearcast.sources.write_range import write_attributes, write_id_files, write_vectors
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import Progress, no_progress
@@ -121,16 +121,13 @@ def ingest_staged(
     Raises InputError if the source was changed since it was opened.
     """
     layout = RangeLayout.of(staged.source, staged.facts.dim)
-    total, written = staged.facts.vectors, 0
-
-    def count(rows: int) -> None:
-        nonlocal written
-        written += rows
-        progress(f"read {table}", written, max(written, total))
+    count = RowCounter(partial(progress, f"read {table}"), staged.facts.vectors)
+    numbers = [number for number, facts in enumerate(staged.ranges) if facts["listed"]] or [0]
+    workers = min(staged.threads, len(numbers))
 
     def write(number: int, folder: Path) -> dict[str, Any]:
         count(0)
-        write_range_files(staged.open_range(number), folder, layout, memory_bytes, count)
+        write_range_files(staged.open_range(number), folder, layout, memory_bytes // workers, count)
         return {}
 
     def write_table(folder: Path) -> dict[str, Any]:
@@ -145,7 +142,5 @@ def ingest_staged(
 
     if len(staged.bounds):
         staged.source.check_contents()  # pieces of several ranges are copies: what was read is what is written
-        for number, facts in enumerate(staged.ranges):
-            if facts["listed"] or (number == 0 and not staged.facts.listed):
-                artifacts.ensure(range_name(name, number), partial(write, number))
+        map_in_threads(workers, lambda n: artifacts.commit(range_name(name, n), partial(write, n)), numbers)
     return open_ingested_table(artifacts.ensure(name, write_table), artifacts.open)

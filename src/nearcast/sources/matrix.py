@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.kernels import compute_norms
 from nearcast.types import VECTOR_DTYPES, AnyArray, FloatArray
 
 __all__ = ["RowState", "common_dtype", "compute_lengths", "list_lengths", "refuse_masked", "to_matrix"]
@@ -62,12 +63,13 @@ def to_matrix(column: pa.Array, dim: int) -> tuple[AnyArray, States]:
 def compute_lengths(matrix: AnyArray, states: States) -> tuple[FloatArray, States]:
     """Return (rows,) Euclidean lengths, and the states with not-finite and zero vectors added."""
     with np.errstate(over="ignore", invalid="ignore"):
-        wide = matrix.astype(np.float32, copy=False)
-        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64)).astype(np.float32)
+        stored = matrix if matrix.dtype.name in VECTOR_DTYPES else matrix.astype(np.float32)
+        lengths = compute_norms(np.ascontiguousarray(stored)).astype(np.float32)
     states = states.copy()
     good = states == RowState.GOOD
     states[good & ~(lengths <= LONGEST)] = RowState.NOT_FINITE
-    states[good & (lengths == 0) & ~wide.any(axis=1)] = RowState.ZERO_VECTOR
+    short = np.flatnonzero(good & (lengths == 0))
+    states[short[~stored[short].any(axis=1)]] = RowState.ZERO_VECTOR
     return lengths, states
 
 

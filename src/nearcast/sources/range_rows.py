@@ -41,7 +41,7 @@ class RangeRows:
     pieces: tuple[pa.Table, ...]
     ids: pa.Array  # (n,)
     numbers: IntArray  # (n,) ascending, unit and row in the source
-    order: IntArray  # (n,) rows in the order of ids; of equal ids, the first row comes first
+    order: npt.NDArray[Any]  # (n,) rows in the order of ids; of equal ids, the first row comes first
     repeated: npt.NDArray[np.bool_]  # (n,) True if an earlier row has the same id
     vector_rows: IntArray  # rows that take part in the join, in the order of ids
     listed_rows: IntArray  # the same, and rows listed without a vector
@@ -58,17 +58,22 @@ def keep_states(spec: GeneratorSpec) -> KeptStates:
     return KeptStates(tuple(joined), tuple(listed))
 
 
-def select_range(pieces: Sequence[tuple[int, pa.Table]], id_type: pa.DataType, kept: KeptStates) -> RangeRows:
+def select_range(
+    pieces: Sequence[tuple[int, pa.Table]],
+    id_type: pa.DataType,
+    kept: KeptStates,
+    order: npt.NDArray[Any] | None = None,
+) -> RangeRows:
     """Sort the rows of a range by id, and select those that are kept.
 
-    pieces: (number of the unit, piece), in the order of the source.
+    pieces: (number of the unit, piece), in the order of the source. order: of these rows, if they were sorted before.
     """
     tables = tuple(piece for _, piece in pieces)
     ids = pa.concat_arrays([pa.array([], id_type), *(one_array(piece.column("id")) for piece in tables)])
     states = _to_numpy(tables, "state", np.uint8)
     lengths = _to_numpy(tables, "length", np.float32)
     units = np.repeat([unit for unit, _ in pieces], [len(piece) for piece in tables]).astype(np.int64)
-    order = argsort_ids(ids)
+    order = argsort_ids(ids) if order is None else order
     repeated = repeats(ids, order)
     joined = np.isin(states, kept.joined) & ~repeated
     listed = np.isin(states, kept.listed) & ~repeated

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nearcast.sources.column_roles import one_array
-from nearcast.sources.ids import argsort_ids, lower_bound, repeats
+from nearcast.sources.ids import are_distinct, argsort_ids, lower_bound, repeats
 from nearcast.sources.matrix import RowState, common_dtype, compute_lengths, list_lengths, to_matrix
 from nearcast.sources.pieces import PieceSink, make_piece
 from nearcast.sources.row_source import RowBatch, RowSource
@@ -168,9 +167,9 @@ class _Splitter:
 
     def _drop_repeats(self, piece: pa.Table) -> pa.Table:
         """Drop rows whose id occurs before in the piece, and count them."""
-        if pc.count_distinct(piece.column("id")).as_py() == len(piece):
-            return piece
         ids = one_array(piece.column("id"))
+        if are_distinct(ids):
+            return piece
         repeated = repeats(ids, argsort_ids(ids))
         count, examples = self._faults.get("duplicate_id", (0, []))
         found = piece.filter(pa.array(repeated)).select(["row", "id"]).slice(0, EXAMPLES).to_pylist()

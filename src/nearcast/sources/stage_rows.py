@@ -12,11 +12,13 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.sources.id_splitters import RANGE_ROWS, choose_splitters, sample_ids
@@ -30,7 +32,9 @@ from nearcast.sources.table_facts import TableFacts, count_lengths, find_lost_un
 from nearcast.spec import GeneratorSpec
 from nearcast.types import Progress, no_progress
 
-__all__ = ["StageSettings", "StagedTable", "stage_table"]
+__all__ = ["RowCounter", "StageSettings", "StagedTable", "map_in_threads", "stage_table"]
+
+ORDERS_SHARE = 16  # of the memory: for the order of the rows, so that they are not sorted again to be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,13 @@ class StagedTable:
     ranges: tuple[Mapping[str, Any], ...]  # facts of each range
     units: tuple[Mapping[str, Any], ...]  # facts of each unit
     sinks: tuple[PieceSink, ...]  # the pieces of each unit
+    orders: Mapping[int, npt.NDArray[Any]]  # by range: its rows in the order of ids; empty if memory is short
+    threads: int  # ranges that are written at a time
 
     def open_range(self, number: int) -> RangeRows:
         """Sort and select the rows of a range."""
         pieces = [(unit, piece) for unit, sink in enumerate(self.sinks) for piece in sink.read(number)]
-        return select_range(pieces, self.source.id_type, self.kept)
+        return select_range(pieces, self.source.id_type, self.kept, self.orders.get(number))
 
 
 def stage_table(
@@ -77,31 +83,33 @@ def stage_table(
     share = settings.memory_bytes // workers
     bounds = pa.array([], source.id_type)
     if source.n_rows > settings.range_rows:
-        looked = _Counter(partial(progress, f"sample {table}"), source.n_rows)
+        looked = RowCounter(partial(progress, f"sample {table}"), source.n_rows)
 
         def sample(unit: RowUnit) -> tuple[int, pa.Array]:
             found = sample_ids(source, unit, share, settings.range_rows)
             looked(found[0])
             return found
 
-        sampled = _map(workers, sample, units)
+        sampled = map_in_threads(workers, sample, units)
         bounds = choose_splitters(sum(rows for rows, _ in sampled), [ids for _, ids in sampled], settings.range_rows)
     split = SplitSettings(bounds, share // 2, with_vectors=settings.with_vectors)
     store = _PieceStore(settings.memory_bytes // 4, settings.scratch)
-    count = _Counter(partial(progress, f"check {table}"), source.n_rows)
+    count = RowCounter(partial(progress, f"check {table}"), source.n_rows)
 
     def split_again(unit: RowUnit, dim: int | None) -> tuple[Mapping[str, Any], PieceSink]:
         sink = _SpillingPieces(store)
         again = SplitSettings(bounds, split.memory_bytes, dim, split.with_vectors)
         return split_unit(source, unit, again, sink, count), sink
 
-    done = list(_map(workers, partial(split_again, dim=None), units))
+    done = map_in_threads(workers, partial(split_again, dim=None), units)
     facts = [one for one, _ in done]
     dim = count_lengths(facts)
     lost = find_lost_units(facts, dim)
-    for number, again in zip(lost, _map(workers, lambda number: split_again(units[number], dim), lost), strict=True):
+    for number, again in zip(
+        lost, map_in_threads(workers, lambda number: split_again(units[number], dim), lost), strict=True
+    ):
         done[number] = again
-    return _merge(source, keep_states(spec), bounds, done)
+    return _merge(source, keep_states(spec), bounds, done, settings)
 
 
 def _merge(
@@ -109,20 +117,30 @@ def _merge(
     kept: KeptStates,
     bounds: pa.Array,
     done: Sequence[tuple[Mapping[str, Any], PieceSink]],
+    settings: StageSettings,
 ) -> StagedTable:
     units, sinks = tuple(facts for facts, _ in done), tuple(sink for _, sink in done)
     dtype, rows = vector_dtype(source), sum(facts["rows"] for facts in units)
     nothing = TableFacts(rows, 0, 0, 0, dtype.name, {}, ())
-    staged = StagedTable(source, nothing, kept, bounds, (), units, sinks)
+    orders: dict[int, npt.NDArray[Any]] = {}
+    staged = StagedTable(source, nothing, kept, bounds, (), units, sinks, orders, settings.threads)
     dropped = dropped_duplicates(units)
-    ranges, norms = [], None
-    for number in range(len(bounds) + 1):
+    norms = None
+    n_ranges = len(bounds) + 1
+    keep_orders = 4 * rows < settings.memory_bytes // ORDERS_SHARE
+
+    def measure(number: int) -> dict[str, Any]:
+        nonlocal norms
         opened = staged.open_range(number)
-        ranges.append(measure_range(opened, dropped, rows))
-        if not len(bounds):
+        if keep_orders:
+            orders[number] = opened.order.astype(np.uint32)
+        if n_ranges == 1:
             norms = summarize_norms(opened.lengths)
+        return measure_range(opened, dropped, rows)
+
+    ranges = map_in_threads(min(settings.threads, n_ranges), measure, range(n_ranges))
     facts = merge_facts(units, ranges, dtype, norms)
-    return StagedTable(source, facts, kept, bounds, tuple(ranges), units, sinks)
+    return replace(staged, facts=facts, ranges=tuple(ranges))
 
 
 def dropped_duplicates(units: Sequence[Mapping[str, Any]]) -> dict[int, list[list[Any]]]:
@@ -192,7 +210,7 @@ class _SpillingPieces:
         return self._memory.read(number) + ([] if self._folder is None else self._folder.read(number))
 
 
-class _Counter:
+class RowCounter:
     """Adds up the rows that several threads have read, and reports them."""
 
     def __init__(self, report: Callable[[int, int], None], total: int) -> None:
@@ -202,12 +220,13 @@ class _Counter:
         self._lock = threading.Lock()
 
     def __call__(self, rows: int) -> None:
+        """Count rows that were read."""
         with self._lock:
             self._done += rows
             self._report(self._done, max(self._done, self._total))
 
 
-def _map(workers: int, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+def map_in_threads(workers: int, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
     """Return the function's results, in order; with one worker, computed in this thread."""
     if workers == 1:
         return [function(value) for value in values]
