@@ -23,7 +23,7 @@ REQUIREMENTS: dict[str, list[str]] = {
     "faiss": ["faiss-cpu==1.15.1", "superkmeans==0.2.0"],
     "graphs": ["hnswlib==0.8.0", "usearch==2.26.6", "scalable-vs==0.5.0"],
     "lists": ["rabitqlib==0.7.1", "lorann==1.0.1"],
-    "torch": ["torch==2.15.0"],
+    "torch": ["torch==2.13.0"],
 }
 COMMON = "numpy threadpoolctl"  # threadpoolctl reports the thread pools
 

@@ -99,11 +99,11 @@ def _faiss_start(axes: Any, code: int = 0) -> Any:
 
 
 def _probes(build: Settings, _k: int, _n: int) -> Axes:
-    return {"nprobe": steps(8, build["nlist"], 1.12)}
+    return {"nprobe": steps(8, build["nlist"], 1.06)}
 
 
 def _refined_probes(build: Settings, _k: int, _n: int) -> Axes:
-    return {"k_factor": [2, 3, 4, 6, 8, 12, 16], "nprobe": steps(8, build["nlist"], 1.12)}
+    return {"k_factor": [2, 3, 4, 6, 8, 12, 16], "nprobe": steps(8, build["nlist"], 1.06)}
 
 
 def _faiss(name: str, *codes: str, refine: tuple[str, ...] = ("",), code: int = 0, **others: Any) -> Peer:
@@ -185,7 +185,7 @@ def _lorann_axes(n: int) -> Axes:
 
 
 def _refined_lists(build: Settings, k: int, _n: int) -> Axes:
-    return {"refined": [factor * k for factor in (4, 8, 16)], "nprobe": steps(8, build["nlist"], 1.12)}
+    return {"refined": [factor * k for factor in (4, 8, 16)], "nprobe": steps(8, build["nlist"], 1.06)}
 
 
 INVERTED_PEERS = (

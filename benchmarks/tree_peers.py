@@ -81,14 +81,14 @@ def _tree_axes(n: int) -> Axes:
 
 def _tree_start(n: int) -> Settings:
     axes = _tree_axes(n)
-    return {name: values[at] for (name, values), at in zip(axes.items(), (3, 2, 1, 1, 0, 0, 0, 0, 0), strict=True)}
+    return {name: values[at] for (name, values), at in zip(axes.items(), (2, 2, 1, 1, 0, 0, 0, 0, 0), strict=True)}
 
 
 def _tree_search_axes(build: Settings, k: int, _n: int) -> Axes:
     return {
         "batch": [256, 1024],
         "reorder": [factor * k for factor in (3, 4, 6, 8, 12, 16)],
-        "searched": steps(8, build["leaves"], 1.12),
+        "searched": steps(8, build["leaves"], 1.06),
     }
 
 

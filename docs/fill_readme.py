@@ -60,8 +60,8 @@ def _shown(output: str, first: str, end: str) -> str:
 
 def _join(path: Path) -> str:
     """Return a row per engine and recall, the fastest first, with the time relative to nearcast."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    rows = [row for row in rows if "seconds" in row]  # without the peers that were stopped
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = [row for row in result["rows"] if "seconds" in row]  # others were stopped
     ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
     heads = ("recall target", "engine", "total", "build", "queries", "recall", "relative time")
     cells = (
@@ -76,7 +76,20 @@ def _join(path: Path) -> str:
         )
         for row in sorted(rows, key=lambda row: (-row["asked"], row["seconds"]))
     )
-    return _table(heads, cells)
+    return _table(heads, cells) + _repeats(rows, result["absent"])
+
+
+def _repeats(rows: Sequence[dict[str, Any]], absent: Sequence[dict[str, Any]]) -> str:
+    """Say how often each engine was measured, and which peers were not."""
+    once = dict.fromkeys(row["engine"] for row in rows if len(row["repeats"]) == 1)
+    most = max(len(row["repeats"]) for row in rows)
+    text = (
+        f"\nMedians of up to {most} repeats"
+        + (f"; at least one row of {', '.join(once)} ran once" if once else "")
+        + "."
+    )
+    missing = dict.fromkeys(f"{one['engine']} ({one['reason']})" for one in absent)
+    return text + (f" Not measured: {'; '.join(missing)}." if missing else "") + "\n"
 
 
 def _end_to_end(path: Path) -> str:
