@@ -260,46 +260,50 @@ def compare(given: argparse.Namespace, pair: data.Pair, folder: Path, result: di
 
 def run_sweep(given: argparse.Namespace, pair: data.Pair, folder: Path, result: dict[str, Any]) -> None:
     """Find the best settings of the peers; stop in time, and go on at the next call."""
-    truth = get_truth(given, pair, folder, result)
-    job, deadline = result["data"], time.monotonic() + given.seconds
-    key = sweep.get_key(job, result["isa"]["taken"], given.threads)
-    trials, settings = sweep.SweepFile(given.results / "join-sweep.json"), sweep.SweepFile(given.settings)
-    clock = sweep.Clock(given.clock == "processor", given.threads)
+    truth, deadline = get_truth(given, pair, folder, result), time.monotonic() + given.seconds
     for recalls in ([r for r in given.recall if r < 1], [r for r in given.recall if r == 1]):
         for peer in chosen_peers(given, recalls[0]) if recalls else []:
-            label = f"{peer.name} at {' '.join(f'{r:g}' for r in recalls)}"
             try:
                 with open_peer(pair, peer, given, truth) as worker:
-                    best = sweep.Sweep(
-                        worker,
-                        peer,
-                        recalls,
-                        job,
-                        clock,
-                        (
-                            sweep.find_settings(settings, key, job, peer, recalls[0])
-                            or {"build": peer.start(job["items"])}
-                        )["build"],
-                        trials.get(key, label) or [],
-                        lambda found, label=label: trials.put(found, key, label),
-                        lambda text: console.print(f"[dim]{text}", highlight=False),
-                        given.builds,
-                        deadline,
-                    ).run()
-                    about = {
-                        "clock": given.clock,
-                        "version": worker.ask("choose", peer.name),
-                        "machine": result["machine"],
-                    }
+                    sweep_peer(given, peer, worker, recalls, result, deadline)
             except ChildError as error:
                 console.print(f"[yellow]{peer.name}: {error}")
-                continue
-            if best is None:
-                console.print(f"{label}: not finished; the same command goes on")
-                continue
-            for asked, found in best.items():
-                settings.put({**found, **about, "when": time.strftime("%Y-%m-%d")}, key, peer.name, asked)
-                console.print(f"{peer.name} at {asked}: {found}", highlight=False)
+
+
+def sweep_peer(
+    given: argparse.Namespace,
+    peer: peers.Peer,
+    worker: Worker,
+    recalls: Sequence[float],
+    result: dict[str, Any],
+    deadline: float,
+) -> None:
+    """Find the best settings of one peer and store them."""
+    label, job = f"{peer.name} at {' '.join(f'{r:g}' for r in recalls)}", result["data"]
+    key = sweep.get_key(job, result["isa"]["taken"], given.threads)
+    trials, settings = sweep.SweepFile(given.results / "join-sweep.json"), sweep.SweepFile(given.settings)
+    alike = next((p for p in peers.PEERS if p.name == given.start_from), peer)
+    start = sweep.find_settings(settings, key, job, alike, recalls[0]) or {"build": peer.start(job["items"])}
+    best = sweep.Sweep(
+        worker,
+        peer,
+        recalls,
+        job,
+        sweep.Clock(given.clock == "processor", given.threads),
+        start["build"],
+        trials.get(key, label) or [],
+        lambda found: trials.put(found, key, label),
+        lambda text: console.print(f"[dim]{text}", highlight=False),
+        given.builds,
+        deadline,
+    ).run()
+    if best is None:
+        console.print(f"{label}: not finished; the same command goes on")
+        return
+    about = {"clock": given.clock, "version": worker.ask("choose", peer.name), "machine": result["machine"]}
+    for asked, found in best.items():
+        settings.put({**found, **about, "when": time.strftime("%Y-%m-%d")}, key, peer.name, asked)
+        console.print(f"{peer.name} at {asked}: {found}", highlight=False)
 
 
 def get_truth(given: argparse.Namespace, pair: data.Pair, folder: Path, result: dict[str, Any]) -> Path:
@@ -424,6 +428,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="what sweeps found")
     parser.add_argument("--environments", type=Path, default=environments.FOLDER, help="of the peers")
     parser.add_argument("--keep", type=Path, help="folder that keeps the vectors and the exact lists for later calls")
+    parser.add_argument("--start-from", help="a sweep begins with what was found for this peer of equal settings")
     parser.add_argument("--builds", type=int, default=12, help="of a sweep, for each peer, at most")
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="a sweep starts no trial after; call again to go on"

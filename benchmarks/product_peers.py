@@ -11,8 +11,6 @@ from peer import Array, Axes, Peer, Settings
 
 __all__ = ["PRODUCT_PEERS"]
 
-GROUP = 64  # items whose best score stands for all of them
-
 
 def _build_flat(items: Array, settings: Settings, threads: int) -> Any:
     import faiss
@@ -72,27 +70,33 @@ def _search_torch(index: TorchItems, queries: Array, k: int, settings: Settings,
     torch.set_num_threads(threads)
     kind = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float32: "float32"}[index.tiles[0].dtype]
     tile, n = len(index.tiles[0]), len(index.items)
-    columns = tile // GROUP
+    group_size = settings["group"]  # items whose best score stands for all of them
+    columns = tile // group_size
     found = np.empty((len(queries), k), np.int64)
     kept = min(settings["refine"], columns * len(index.tiles))
+    # Buffers are made once: fresh ones cost a page fault for each 4 KiB of scores.
+    kind_of_scores = torch.int32 if kind == "int8" else index.tiles[0].dtype
+    all_scores = torch.empty(len(index.tiles), settings["batch"], tile, dtype=kind_of_scores)
+    all_best = torch.empty(settings["batch"], len(index.tiles), columns, dtype=kind_of_scores)
     for start in range(0, len(queries), settings["batch"]):
         exact = torch.from_numpy(queries[start : start + settings["batch"]])
         rows = len(exact)
         scale = 127 / exact.abs().amax(1, keepdim=True).clamp(min=1e-30)
         batch = _convert(exact, kind, scale)
-        scores = torch.empty(len(index.tiles), rows, tile, dtype=torch.int32 if kind == "int8" else batch.dtype)
-        best = torch.empty(rows, len(index.tiles), columns, dtype=scores.dtype)
+        scores, best = all_scores[:, :rows], all_best[:rows]
         for at, part in enumerate(index.tiles):
             if kind == "int8":
                 torch._int_mm(batch, part.t(), out=scores[at])
             else:
                 torch.mm(batch, part.t(), out=scores[at])
-            torch.amax(scores[at].view(rows, GROUP, columns), 1, out=best[:, at])
+            torch.amax(scores[at].view(rows, group_size, columns), 1, out=best[:, at])
         groups = best.flatten(1).topk(kept, dim=1, sorted=False).indices  # (rows, kept)
         of_tile, column = groups // columns, groups % columns
-        members = scores.view(len(index.tiles), rows, GROUP, columns)[of_tile, torch.arange(rows)[:, None], :, column]
+        members = all_scores.view(len(index.tiles), -1, group_size, columns)[
+            of_tile, torch.arange(rows)[:, None], :, column
+        ]
         chosen = members.flatten(1).topk(kept, dim=1, sorted=False).indices
-        group, member = chosen // GROUP, chosen % GROUP
+        group, member = chosen // group_size, chosen % group_size
         positions = of_tile.gather(1, group) * tile + member * columns + column.gather(1, group)
         real = positions < n
         vectors = index.items[positions.clamp(max=n - 1)]
@@ -112,10 +116,10 @@ def _convert(vectors: Any, kind: str, scale: Any) -> Any:
 
 def _torch(kind: str, refine: list[int]) -> Peer:
     def build_axes(_n: int) -> Axes:
-        return {"tile": [8_192, 32_768, 131_072]}
+        return {"tile": [2_048, 4_096, 8_192, 32_768]}
 
     def search_axes(_build: Settings, _k: int, _n: int) -> Axes:
-        return {"batch": [128, 256, 512], "refine": refine}
+        return {"batch": [128, 256, 512], "group": [16, 32, 64], "refine": refine}
 
     return Peer(
         f"torch {kind} product",
@@ -123,7 +127,7 @@ def _torch(kind: str, refine: list[int]) -> Peer:
         "torch",
         _build_torch,
         _search_torch,
-        lambda _n: {"type": kind, "tile": 32_768},
+        lambda _n: {"type": kind, "tile": 8_192},
         build_axes,
         search_axes,
         exact=True,

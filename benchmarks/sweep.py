@@ -248,9 +248,10 @@ class Sweep:
         if start not in tried:
             return start
         ranked = self._ranked(recall)
-        if len(tried) >= self.most_builds or not ranked:
+        if len(tried) >= self.most_builds:
             return None
-        return next((b for b in neighbours(ranked[0]["build"], axes) if b not in tried), None)
+        best = ranked[0]["build"] if ranked else start
+        return next((build for build in neighbours(best, axes) if build not in tried), None)
 
     def _ranked(self, recall: float) -> list[dict[str, Any]]:
         """Trials that reach the recall, cheapest first."""

@@ -109,7 +109,10 @@ def _search_brute_force(index: Any, queries: Array, k: int, settings: Settings, 
 
 
 def _brute_force_axes(build: Settings, k: int, _n: int) -> Axes:
-    return {"batch": [64, 256, 1024], "reorder": [k] if build["type"] == "float32" else [k, 2 * k, 3 * k, 4 * k, 6 * k]}
+    return {
+        "batch": [256, 1024, 4096],
+        "reorder": [k] if build["type"] == "float32" else [k, 2 * k, 3 * k, 4 * k, 6 * k],
+    }
 
 
 def _peers(label: str, package: str) -> tuple[Peer, Peer]:
