@@ -80,15 +80,15 @@ def test_a_snapshot_does_not_tell_whether_its_truth_was_kept(first_day: Path, mo
     for folder in (first_day, forgotten):
         write_items(folder, 2)
         run(folder)
-    # The report's sample and two of the calibration: by the 70 items of the day, and by all of them.
-    assert joined[:3] == [70] * 3
-    assert joined[3:] == [N_ITEMS - 60 + 50] * 3
+    # The sample of the report and that of the calibration: by the 70 items of the day, and by all of them.
+    assert joined[:2] == [70] * 2
+    assert joined[2:] == [N_ITEMS - 60 + 50] * 2
     assert snapshot(first_day, 2) == snapshot(forgotten, 2)
 
 
 def test_kept_truth_outlives_the_snapshot_and_is_no_part_of_it(first_day: Path) -> None:
     manifest = json.loads((first_day / "nearcast/shop/snapshots/000001/manifest.json").read_text())
-    assert len(list((first_day / TRUTH).glob("lists-*/manifest.json"))) == 3
+    assert len(list((first_day / TRUTH).glob("lists-*/manifest.json"))) == 2
     assert len(list((first_day / TRUTH).glob("state-*/manifest.json"))) == 1
     assert not any("truth" in name for name in manifest["artifacts"])
 

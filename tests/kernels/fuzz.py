@@ -436,6 +436,56 @@ def fuzz_cell_sums(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[
     return call, lambda sums: None
 
 
+def fuzz_nearest_centres(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    d, n_groups = width(rng), int(rng.integers(1, 20))
+    rotation = quantize.make_rotation(np.empty((0, d), np.float32), "inner_product")
+
+    def draw(n: int) -> quantize.Codes:
+        return quantize.round_vectors(vectors(rng, n, d), rotation, quantize.ITEM_LEVELS, isa, 1)
+
+    codes, centres, tops = draw(max(1, rows(rng))), draw(n_groups + rows(rng)), draw(n_groups)
+    groups = np.append(np.arange(n_groups), rng.integers(n_groups, size=len(centres.codes) - n_groups))
+    packed = quantize.pack_items(
+        centres, *quantize.order_in_blocks(groups, np.zeros(len(groups)), n_groups), rng.random(len(groups)), isa, 1
+    )
+    one = quantize.order_in_blocks(np.zeros(n_groups, np.int64), np.zeros(n_groups), 1)
+    top = packed_call(quantize.pack_items(tops, *one, None, isa, 1)) if rng.random() < 0.7 else None
+    positions = rng.integers(len(codes.codes), size=rows(rng)).astype(np.uint32)
+    arrays = [codes.codes, codes.scales, positions, packed_call(packed), top, int(rng.integers(1, 9))]
+    call = Call(native.nearest_centres, [isa, *arrays, int(rng.integers(0, 4))])
+
+    def check(nearest: Any) -> None:
+        assert nearest.shape == positions.shape
+        assert (nearest < len(groups)).all()
+
+    return call, check
+
+
+def fuzz_centre_values(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    d, n = width(rng), rows(rng, 20)
+    rotation = quantize.make_rotation(np.empty((0, d), np.float32), "inner_product")
+    codes = quantize.round_vectors(vectors(rng, n, d), rotation, 63, isa, 1)
+    centres = quantize.round_vectors(vectors(rng, max(1, rows(rng)), d), rotation, quantize.ITEM_LEVELS, isa, 1)
+    blocks = np.arange(len(centres.codes)) // 20
+    order = quantize.order_in_blocks(blocks, np.zeros(len(blocks)), int(blocks[-1]) + 1)
+    packed = quantize.pack_items(centres, *order, None, isa, 1)
+    call = Call(native.centre_values, [isa, queries_call(codes), packed_call(packed), int(rng.integers(0, 4))])
+
+    def check(values: Any) -> None:
+        assert (np.isnan(values) == (packed.order == quantize.NO_ITEM)).all()
+
+    return call, check
+
+
+def fuzz_repack(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    codes = rng.integers(-127, 128, size=(16 * rows(rng, 6), quantize.pad_width(width(rng)))).astype(np.int8)
+    tiles = numpy_fallback.pack(codes, np.arange(len(codes), dtype=np.uint32))
+    places = rng.integers(max(1, len(codes)), size=16 * rows(rng, 6)).astype(np.uint32)
+    places[rng.random(len(places)) < (0.3 if len(codes) else 2)] = quantize.NO_ITEM
+    call = Call(native.repack, [tiles.reshape(-1), codes.shape[1], places, int(rng.integers(0, 4))])
+    return call, lambda found: np.testing.assert_array_equal(found, numpy_fallback.pack(codes, places).reshape(-1))
+
+
 def fuzz_interval_masks(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
     leaf = random_rules.interval(rng, rows(rng), int(rng.choice([16, 32, 48, 64])))
     parts = [leaf.codes, leaf.low, leaf.high]
@@ -491,6 +541,9 @@ ENTRY_POINTS = {
     "norms": fuzz_norms,
     "score_lists": fuzz_score_lists,
     "cell_sums": fuzz_cell_sums,
+    "nearest_centres": fuzz_nearest_centres,
+    "centre_values": fuzz_centre_values,
+    "repack": fuzz_repack,
     "interval_masks": fuzz_interval_masks,
     "overlap_masks": fuzz_overlap_masks,
     "ceiling": fuzz_ceiling,

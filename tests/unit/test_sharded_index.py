@@ -143,17 +143,12 @@ def build_calibrated(items, queries, count, recall, k):
     workload = Workload(request, 400_000, queries[:300])
     index = sharded(engine, items, "inner_product", count, workload=workload, cells=40)
 
-    def sample(rows):
-        true = exact_join(queries[rows], ArrayVectors(items), k, Metric.INNER_PRODUCT)
-        return QuerySample(queries[rows], request, true)
-
-    samples = sample(slice(0, 300)), sample(slice(300, 600))
-    return (
-        index,
-        request,
-        samples,
-        calibrate(index, index.operating_points(k), samples, TWO, n_queries=len(queries), n_report=300),
+    sample = QuerySample(
+        queries[:600], request, exact_join(queries[:600], ArrayVectors(items), k, Metric.INNER_PRODUCT)
     )
+    points = index.operating_points(k)
+    calibration = calibrate(index, points, sample, TWO, n_choosing=300, n_queries=len(queries), n_report=300)
+    return index, request, sample, calibration
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

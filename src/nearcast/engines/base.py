@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from nearcast.errors import SpecError
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.join_request import JoinRequest, Resources
-from nearcast.types import AnyArray, Metric, Neighbors, Progress, Vectors, no_progress
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = [
     "CAPS",
@@ -114,6 +114,17 @@ class Index(Protocol):
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
     ) -> float | None:
         """Return the mean number of items scanned per query, padding included; None if the engine does not count."""
+        ...
+
+    def count_found(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        truth: Neighbors,
+        points: Sequence[SearchParams],
+        resources: Resources,
+    ) -> IntArray | None:
+        """Predict (points, n) the number of true neighbours that joins at these points find; None if it takes joins."""
         ...
 
     def is_cheaper(self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources) -> bool:

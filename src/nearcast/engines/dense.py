@@ -36,7 +36,7 @@ from nearcast.errors import DamagedError, SpecError
 from nearcast.kernels.join import MAX_DIMENSIONS
 from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import Constraints
-from nearcast.types import AnyArray, Metric, Neighbors, Progress, Vectors, no_progress
+from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["DenseEngine", "DenseIndex", "choose_cells"]
 
@@ -119,11 +119,32 @@ class DenseIndex:
         scanned = self.items_scanned(queries, request, params, resources)
         return scanned < DenseEngine.max_scan_share * max(1.0, scanned_exactly)
 
+    def count_found(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        truth: Neighbors,
+        points: Sequence[SearchParams],
+        resources: Resources,
+    ) -> IntArray:
+        """Count the true neighbours in the cells that each probe radius probes; all of them for an exact join."""
+        counts = np.tile(truth.lengths, (len(points), 1))
+        pruned = [number for number, point in enumerate(points) if self._prunes(point)]
+        if pruned:
+            radii = np.array([points[number]["reach"] / 100 for number in pruned])
+            probes = kernels.trace_probes(self.index, queries, request, self._share(resources))
+            counts[pruned] = probes.count_found(truth.positions, radii)
+        return counts
+
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
     ) -> float:
         """Return the mean number of items scanned per query, with the padding of each cell's last tile."""
-        output = self._scan(queries, replace(request, exclude=None), params, resources, per_job=COUNTED_AT_ONCE)
+        request = replace(request, exclude=None)
+        if request.constraints.free and self._prunes(params):
+            probes = kernels.trace_probes(self.index, queries, request, self._share(resources))
+            return float(TILE_ITEMS * probes.count_tiles(params["reach"] / 100).mean())
+        output = self._scan(queries, request, params, resources, per_job=COUNTED_AT_ONCE)
         return float(TILE_ITEMS * output.counters.get("tile_rows", 0) / max(1, len(queries)))
 
     def _scan(
@@ -138,7 +159,7 @@ class DenseIndex:
     ) -> kernels.JoinOutput:
         exact = self.is_exact(params)
         index = self._exact_index(request.constraints, resources) if exact else self.index
-        resources = replace(resources, memory_bytes=resources.memory_bytes // 4)
+        resources = self._share(resources)
         return index.join(
             queries,
             request,
@@ -147,6 +168,14 @@ class DenseIndex:
             per_job=per_job or (None if exact else _bound_job(index, request, resources)),
             progress=lambda done, total: progress("join", done, total),
         )
+
+    def _prunes(self, params: SearchParams) -> bool:
+        """Return whether a join with these parameters leaves cells out; without native kernels, none does."""
+        return not self.is_exact(params) and kernels.isa_info().taken != "numpy"
+
+    def _share(self, resources: Resources) -> Resources:
+        """Return the resources of one native join."""
+        return replace(resources, memory_bytes=resources.memory_bytes // 4)
 
     def _exact_index(self, constraints: Constraints, resources: Resources) -> kernels.CellIndex:
         """Return the items in the layout for an exact join under these constraints."""

@@ -23,7 +23,7 @@ from nearcast.engines.base import (
     Workload,
 )
 from nearcast.knn.exact_join import choose_blocks, exact_join
-from nearcast.types import AnyArray, ArrayVectors, Metric, Neighbors, Progress, Vectors, no_progress
+from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["ExactEngine"]
 
@@ -60,6 +60,17 @@ class ExactIndex:
     ) -> Neighbors:
         """Score every pair."""
         return exact_join(queries, self.items, request, resources, progress)
+
+    def count_found(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        truth: Neighbors,
+        points: Sequence[SearchParams],
+        resources: Resources,
+    ) -> IntArray | None:
+        """Return None: there is nothing to choose."""
+        return None
 
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources

@@ -131,6 +131,17 @@ class FaissIndex(ABC):
 
         return drop_low_scores(search_join(search, queries, self.items, request, progress), request.constraints)
 
+    def count_found(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        truth: Neighbors,
+        points: Sequence[SearchParams],
+        resources: Resources,
+    ) -> IntArray | None:
+        """Return None: a search tells no more than its list."""
+        return None
+
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
     ) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nearcast.engines.base import Index, JoinRequest, Resources, SearchParams
 from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
-from nearcast.types import EMPTY_POSITION, AnyArray, Neighbors, Progress, no_progress
+from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Neighbors, Progress, no_progress
 
 __all__ = ["SHARD_K", "IndexShard", "ShardedIndex"]
 
@@ -134,6 +134,28 @@ class ShardedIndex:
                 yield place_lists(lists, self.shards[number].start, request.constraints)
 
         return merge_lists(join_each(), request.k, request.constraints.max_per_group)
+
+    def count_found(
+        self,
+        queries: AnyArray,
+        request: JoinRequest,
+        truth: Neighbors,
+        points: Sequence[SearchParams],
+        resources: Resources,
+    ) -> IntArray | None:
+        """Add up the true neighbours that each shard finds of its own. Lists shorter than k may drop a few of them."""
+        total, mapping = np.zeros((len(points), len(queries)), np.int64), self._find_points(request.k)
+        for number, index in self._open_each():
+            shard = self.shards[number]
+            inside = (truth.positions >= shard.start) & (truth.positions < shard.stop)
+            held = Neighbors(np.where(inside, truth.positions - shard.start, EMPTY_POSITION), truth.scores)
+            own = self._restrict(number, request, points[0])
+            own_points = [mapping.of_shard(number, params) for params in points]
+            found = index.count_found(queries, own, held, own_points, resources)
+            if found is None:
+                return None
+            total += found
+        return total
 
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources

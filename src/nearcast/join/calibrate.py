@@ -1,8 +1,8 @@
 """Find the cheapest search parameters that reach a recall target, on sampled queries against exact truth.
 
-The parameters are chosen on one sample and checked on a second; the recall that a snapshot reports is measured on a
-third. The calibration aims a little above the target, so that the lower bound of the report can be expected to reach
-it. Runs, `knn_join`, online indexes and tuning all calibrate here.
+The parameters are chosen on one part of a sample and checked on the other; the recall that a snapshot reports is
+measured on another sample. The calibration aims a little above the target, so that the lower bound of the report can be
+expected to reach it. Runs, `knn_join`, online indexes and tuning all calibrate here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 MIN_QUERIES = 200  # for fewer, a calibration costs about as much as an exact join of all of them
+MOST_CORRECTIONS = 3  # of a predicted recall by a measured one; then the points are tried upwards
 WORKLOAD_SAMPLE = 4_096  # queries that an index may be fitted to: it uses their moments, not their neighbors
 
 Float64Array = npt.NDArray[np.float64]
@@ -108,44 +110,83 @@ def make_workload(queries: Vectors, request: JoinRequest, seed: int) -> Workload
 def calibrate(
     index: Index,
     points: Sequence[SearchParams],
-    samples: tuple[QuerySample, QuerySample],
+    sample: QuerySample,
     resources: Resources,
     *,
+    n_choosing: int,
     n_queries: int,
     n_report: int,
 ) -> Calibration:
-    """Return the cheapest of these operating points that reaches the request's recall target on both samples.
+    """Return the cheapest of these operating points that reaches the request's recall target on both parts of a sample.
 
-    Bisection finds the first point that reaches the target on the first sample; then points are tried upwards until
-    the second sample agrees. The last point is taken if none reaches the target, or if it is cheaper.
+    The first n_choosing queries choose, and the lower end of their interval counts; the others check, and their mean
+    counts. If the index predicts recall, few points are joined: the measured recall corrects the prediction, and alone
+    decides. Else bisection finds the point. The last point is taken if none reaches the target, or if it is cheaper.
     n_queries: all queries, sampled or not. n_report: queries that the recall will be reported on.
     """
-    choosing, checking = samples
-    target = choosing.request.recall
-    curve, check = (RecallCurve(index, points, sample, resources) for sample in samples)
+    curve, target = RecallCurve(index, points, sample, resources), sample.request.recall
 
-    def reaches_target(point: int) -> bool:
-        shares, _ = curve.measure(point)
-        return estimate_recall(shares, n_queries).low >= target + _report_error(shares, n_report)
+    def split(shares: Float64Array) -> tuple[Float64Array, Float64Array]:
+        return shares[:n_choosing], shares[n_choosing:] if n_choosing < len(shares) else shares
 
-    def reaches_target_again(point: int) -> bool:
-        shares, _ = check.measure(point)
-        return estimate_recall(shares, n_queries).value >= target + _report_error(shares, n_report)
+    def reaches_target(shares: Float64Array) -> bool:
+        choosing, checking = split(shares)
+        low, value = estimate_recall(choosing, n_queries).low, estimate_recall(checking, n_queries).value
+        return low >= target + _report_error(choosing, n_report) and value >= target + _report_error(checking, n_report)
 
+    predicted = predict_recall(index, points, sample, resources)
+    if predicted is None:
+        point = curve.find_first(lambda point: reaches_target(curve.measure(point)[0]))
+    else:
+        point = _correct_prediction(curve, predicted, reaches_target)
     last = len(points) - 1
-    point = curve.find_first(reaches_target)
-    while point < last and not reaches_target_again(point):
+    while point < last and not reaches_target(curve.measure(point)[0]):
         point += 1
-    if not index.is_cheaper(checking.queries, checking.request, points[point], resources):
+    if not index.is_cheaper(sample.queries, sample.request, points[point], resources):
         point = last
-    shares, seconds = check.measure(point)
+    shares, seconds = curve.measure(point)
+    choosing, checking = split(shares)
     return Calibration(
         points[point],
-        estimate_recall(curve.measure(point)[0], n_queries),
-        estimate_recall(shares, n_queries),
+        estimate_recall(choosing, n_queries),
+        estimate_recall(checking, n_queries),
         seconds / max(1, len(shares)),
         curve.n_measured,
     )
+
+
+def predict_recall(
+    index: Index, points: Sequence[SearchParams], sample: QuerySample, resources: Resources
+) -> Float64Array | None:
+    """Return (points, n) the recall per query that the index predicts, without joins; None if it cannot."""
+    found = index.count_found(sample.queries, sample.request, sample.truth, points, resources)
+    if found is None:
+        return None
+    lengths = sample.truth.lengths
+    shares: Float64Array = np.where(lengths > 0, found / np.maximum(lengths, 1), 1.0)
+    return shares
+
+
+def _correct_prediction(
+    curve: RecallCurve, predicted: Float64Array, reaches_target: Callable[[Float64Array], bool]
+) -> int:
+    """Return the first point that reaches the target by a prediction corrected by the recall measured there.
+
+    A prediction counts positions, and knows nothing of ties or of what the scan loses within a cell.
+    """
+    point, error = -1, 0.0
+    for _ in range(MOST_CORRECTIONS):
+        before = point
+        expected = np.clip(predicted - error, 0, 1)
+        point = curve.find_first(partial(_reaches_at, expected, reaches_target))
+        if point == before or point == len(curve.points) - 1:
+            break
+        error = float((predicted[point] - curve.measure(point)[0]).mean())
+    return point
+
+
+def _reaches_at(expected: Float64Array, reaches_target: Callable[[Float64Array], bool], point: int) -> bool:
+    return reaches_target(expected[point])
 
 
 def _report_error(shares: Float64Array, n_report: int) -> float:

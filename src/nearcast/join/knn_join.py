@@ -201,11 +201,9 @@ def _calibrate(job: _ArrayJob, index: Index) -> Calibration:
     n = len(job.queries)
     size = min(CALIBRATION_QUERIES, max(1, n // 2))
     choosing, checking = sample_rows(n, (size, size), job.spec.seed)
-    if n == 1:
-        checking = choosing
-    samples = _make_sample(job, index, choosing), _make_sample(job, index, checking)
+    sample = _make_sample(job, index, np.concatenate([choosing, checking]))
     points = index.operating_points(job.request.k)
-    return calibrate(index, points, samples, job.resources, n_queries=n, n_report=2 * size)
+    return calibrate(index, points, sample, job.resources, n_choosing=size, n_queries=n, n_report=2 * size)
 
 
 def _make_sample(job: _ArrayJob, index: Index, rows: IntArray) -> QuerySample:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from nearcast.engines import ENGINES
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, SearchParams
 from nearcast.engines.faiss_common import FaissIndex, faiss
@@ -159,11 +161,10 @@ def _choose_params(
     size = min(spec.measure.calibration, n // 2)
     choosing, checking = sample_rows(n, (size, size), spec.seed)
     with run.meter.stage("calibrate"):
-        samples = (
-            make_sample(run, request, index, inputs, choosing, home / "truth"),
-            make_sample(run, request, index, inputs, checking, home / "truth"),
+        sample = make_sample(run, request, index, inputs, np.concatenate([choosing, checking]), home / "truth")
+        calibration = calibrate(
+            index, points, sample, run.resources, n_choosing=size, n_queries=UNSEEN, n_report=2 * size
         )
-        calibration = calibrate(index, points, samples, run.resources, n_queries=UNSEEN, n_report=2 * size)
     reached, params = calibration.held_out, dict(calibration.params)
     words = ", ".join(f"{name} {value:,}" for name, value in params.items())
     run.listener.note(

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nearcast.engines.base import Index, IndexSpec, JoinRequest, SearchParams
 from nearcast.engines.index_folder import ensure_index
 from nearcast.engines.sharded_index import ShardedIndex
@@ -171,12 +173,19 @@ def _choose_params(
     if len(points) == 1 or not _needs_calibration(run, n):
         return dict(points[-1]), None
     with run.meter.stage("calibrate"):
-        choosing = make_sample(run, request, index, inputs, samples.choosing, run.workspace.truths)
-        checking = make_sample(run, request, index, inputs, samples.checking, run.workspace.truths)
+        rows, n_choosing = np.concatenate([samples.choosing, samples.checking]), len(samples.choosing)
+        sample = make_sample(run, request, index, inputs, rows, run.workspace.truths)
         if isinstance(index, ShardedIndex):
-            points = index.shorten_lists(points, request, choosing.truth)
+            truth = Neighbors(sample.truth.positions[:n_choosing], sample.truth.scores[:n_choosing])
+            points = index.shorten_lists(points, request, truth)
         calibration = calibrate(
-            index, points, (choosing, checking), run.resources, n_queries=n, n_report=len(samples.report)
+            index,
+            points,
+            sample,
+            run.resources,
+            n_choosing=n_choosing,
+            n_queries=n,
+            n_report=len(samples.report),
         )
     params, held_out = dict(calibration.params), calibration.held_out
     words = ", ".join(name if name == "exact" else f"{name} {value:,}" for name, value in params.items())

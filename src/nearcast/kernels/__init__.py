@@ -16,6 +16,7 @@ from nearcast.kernels.index import (
 )
 from nearcast.kernels.isa import IsaInfo, isa_info
 from nearcast.kernels.join import CellIndex, JoinOutput
+from nearcast.kernels.probe_curve import ProbeCurve, trace_probes
 from nearcast.kernels.quantize import pad_width
 from nearcast.kernels.rescore import ListScorer, compute_norms, list_scorer
 from nearcast.kernels.rule_blocks import eligible_counts, sample_rule_shares
@@ -25,6 +26,7 @@ __all__ = [
     "IsaInfo",
     "JoinOutput",
     "ListScorer",
+    "ProbeCurve",
     "add_exact_layout",
     "build_index",
     "build_ruled_index",
@@ -39,4 +41,5 @@ __all__ = [
     "pad_width",
     "restore_index",
     "sample_rule_shares",
+    "trace_probes",
 ]

@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "arrays.h"
+#include "assign.h"
 #include "ceilings.h"
 #include "dispatch.h"
 #include "join.h"
@@ -65,7 +66,7 @@ nb::tuple quantise(const std::string& isa, AnyMatrix array, Array<double> sign, 
     {
         nb::gil_scoped_release released;
         for_row_ranges(vectors.n, threads, [&] {
-            auto scratch = std::make_shared<std::vector<double>>(width + vectors.d);
+            auto scratch = std::make_shared<std::vector<double>>(8 * (width + vectors.d) + width);
             return [&, scratch](size_t begin, size_t end) {
                 kernels.quantise(vectors, begin, end, rotation, levels, scratch->data(), out);
             };
@@ -156,6 +157,16 @@ nb::object score_lists(const std::string& isa, int metric, AnyMatrix query_array
     return nb::cast(out);
 }
 
+constexpr uint64_t kAhead = 4;  // rows asked for before they are needed: they lie anywhere in memory
+
+void prefetch_row(const Vectors& vectors, size_t row) {
+    const size_t bytes = vectors.d * (vectors.type == ElementType::float32   ? 4
+                                      : vectors.type == ElementType::float16 ? 2
+                                                                             : 1);
+    const char* from = static_cast<const char*>(vectors.data) + row * bytes;
+    for (size_t at = 0; at < std::min<size_t>(bytes, 512); at += 64) __builtin_prefetch(from + at);
+}
+
 // The sum of the vectors of each cell, float64, in the order given: positions[starts[c]..starts[c + 1]).
 nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> starts, Array<uint32_t> positions,
                      bool normalise, size_t threads) {
@@ -172,17 +183,96 @@ nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> st
             return std::function<void(size_t)>([&, row](size_t cell) {
                 double* sums = out.data() + cell * d;
                 std::fill_n(sums, d, 0.0);
-                for (uint64_t i = starts.data()[cell]; i < starts.data()[cell + 1]; ++i) {
+                const uint64_t last = starts.data()[cell + 1];
+                for (uint64_t i = starts.data()[cell]; i < last; ++i) {
+                    if (i + kAhead < last) prefetch_row(vectors, positions.data()[i + kAhead]);
                     kernels.widen(vectors, positions.data()[i], row->data());
                     const double norm = normalise ? kernels.norm(vectors, positions.data()[i]) : 1.0;
-                    const double divisor = norm > 0 ? norm : 1.0;
-                    for (size_t c = 0; c < d; ++c) sums[c] += (*row)[c] / divisor;
+                    if (norm > 0 && norm != 1.0)
+                        for (size_t c = 0; c < d; ++c) (*row)[c] /= norm;
+                    for (size_t c = 0; c < d; ++c) sums[c] += (*row)[c];
                 }
             });
         };
         run_jobs(cells, threads, make_worker, nullptr);
     }
     return nb::cast(out);
+}
+
+// The nearest centre of each of these rows of codes, among the groups of centres whose own centres (tops) are best.
+nb::object nearest_centres(const std::string& isa, Matrix<int8_t> codes, Array<double> scales, Array<uint32_t> rows,
+                           const PackedArrays& centres, const PackedArrays* tops, size_t probes, size_t threads) {
+    const KernelTable kernels = kernels_named(isa);
+    const size_t n = rows.shape(0);
+    require(codes.shape(1) == centres.width(), "nearest_centres: codes and centres differ in width");
+    require_size(scales, codes.shape(0), "scales");
+    require_positions(rows, codes.shape(0), "rows");
+    require(probes >= 1, "nearest_centres: probes must be at least 1");
+    centres.check();
+    AssignJob job{codes.data(), scales.data(), rows.data(), n, centres.view(), nullptr, probes, threads, nullptr};
+    PackedItems top_view;
+    if (tops) {
+        tops->check();
+        top_view = tops->view();
+        require(tops->width() == centres.width(), "nearest_centres: widths differ");
+        require(tops->blocks() == 1 && top_view.block_tiles[1] * kTileItems >= centres.blocks(),
+                "nearest_centres: tops must be one block, with one for each group");
+        job.tops = &top_view;
+    }
+    auto nearest = make_array<uint32_t>({n});
+    job.nearest = nearest.data();
+    {
+        nb::gil_scoped_release released;
+        assign(kernels, job);
+    }
+    return nb::cast(nearest);
+}
+
+// The values of all centres for each row, as the join computes them.
+nb::object value_centres(const std::string& isa, const QueryArrays& rows, const PackedArrays& centres, size_t threads) {
+    const KernelTable kernels = kernels_named(isa);
+    const PackedItems view = centres.view();
+    require(rows.width() == centres.width(), "centre_values: rows and centres differ in width");
+    rows.check();
+    centres.check();
+    require(view.block_tiles[0] == 0 && view.block_tiles[centres.blocks()] * kTileItems == centres.places(),
+            "centre_values: a tile lies in no block");
+    auto values = make_array<float>({rows.n(), centres.places()});
+    {
+        nb::gil_scoped_release released;
+        centre_values(kernels, rows.view(), rows.n(), view, threads, values.data());
+    }
+    return nb::cast(values);
+}
+
+// Tiles with the items at these places of other tiles; kNoItem leaves a place empty.
+nb::object repack(Array<uint8_t> tiles, size_t width, Array<uint32_t> places, size_t threads) {
+    require_width(width);
+    const size_t n = places.shape(0), held = tiles.shape(0) / width;
+    require(n % kTileItems == 0, "repack: places must fill whole tiles");
+    require(tiles.shape(0) == product(held, width) && held % kTileItems == 0, "repack: codes do not fill whole tiles");
+    require_aligned(places, sizeof(uint32_t), "places");
+    for (size_t i = 0; i < n; ++i)
+        require(places.data()[i] == kNoItem || places.data()[i] < held, "repack: no such place");
+    auto packed = make_array<uint8_t>({product(n, width)});
+    {
+        nb::gil_scoped_release released;
+        for_row_ranges(n / kTileItems, threads, [&] {
+            return [&](size_t begin, size_t end) {
+                for (size_t i = begin * kTileItems; i < end * kTileItems; ++i) {
+                    uint8_t* to = packed.data() + i / kTileItems * kTileItems * width + i % kTileItems * kGroup;
+                    const uint32_t place = places.data()[i];
+                    const uint8_t* from = place == kNoItem ? nullptr : tiles.data() + place / kTileItems * kTileItems * width +
+                                                                           place % kTileItems * kGroup;
+                    constexpr size_t kStep = kTileItems * kGroup;
+                    for (size_t at = 0; at < width * kTileItems; at += kStep)
+                        if (from) std::memcpy(to + at, from + at, kGroup);
+                        else std::memset(to + at, 128, kGroup);
+                }
+            };
+        });
+    }
+    return nb::cast(packed);
 }
 
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
@@ -336,6 +426,10 @@ NB_MODULE(_native, m) {
     m.def("pack", &pack);
     m.def("norms", &norms);
     m.def("cell_sums", &cell_sums);
+    m.def("nearest_centres", &nearest_centres, nb::arg("isa"), nb::arg("codes"), nb::arg("scales"), nb::arg("rows"),
+          nb::arg("centres"), nb::arg("tops").none(), nb::arg("probes"), nb::arg("threads"));
+    m.def("centre_values", &value_centres);
+    m.def("repack", &repack);
     m.def("score_lists", &score_lists);
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),

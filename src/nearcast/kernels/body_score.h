@@ -1,4 +1,4 @@
-// Full-precision scores and 8-bit rounding, written once and compiled for each instruction set.
+// Full-precision scores, written once and compiled for each instruction set.
 //
 // Included inside an unnamed namespace of a file that has its own compile flags. Uses nothing of the standard library
 // that the linker would share between files. Must be compiled with -ffp-contract=off: the score's definition leaves no
@@ -135,80 +135,4 @@ double norm(const Vectors& vectors, size_t row) {
     NEARCAST_BY_TYPE(vectors.type,
                      result = norm_row(static_cast<const Element*>(vectors.data) + row * vectors.d, vectors.d))
     return result;
-}
-
-inline void hadamard_step(double* __restrict low, double* __restrict high, size_t half) {
-    for (size_t i = 0; i < half; ++i) {
-        double sum = low[i] + high[i], difference = low[i] - high[i];
-        low[i] = sum;
-        high[i] = difference;
-    }
-}
-
-inline void hadamard(double* block, size_t size) {
-    for (size_t half = size / 2; half > 0; half /= 2)
-        for (size_t at = 0; at < size; at += 2 * half) hadamard_step(block + at, block + at + half, half);
-    const double shrink = 1.0 / __builtin_sqrt(static_cast<double>(size));
-    for (size_t i = 0; i < size; ++i) block[i] *= shrink;
-}
-
-void rotate(const double* vector, size_t d, const Rotation& rotation, double divisor, double* out) {
-    for (size_t i = 0; i < rotation.width; ++i) out[i] = 0.0;
-    for (size_t i = 0; i < d; ++i) {
-        double centred = rotation.centre ? vector[i] - rotation.centre[i] : vector[i];
-        out[rotation.place[i]] = rotation.sign[i] * (centred / divisor);
-    }
-    for (size_t at = 0, left = rotation.width; left > 0;) {  // the largest power of two first: 384 is 256 and 128
-        size_t size = 1;
-        while (size * 2 <= left) size *= 2;
-        hadamard(out + at, size);
-        at += size;
-        left -= size;
-    }
-}
-
-inline double sum_squares(const double* values, size_t n) {
-    double sums[kScoreLanes] = {};
-    for (size_t i = 0; i < n; i += kScoreLanes)
-        for (size_t l = 0; l < kScoreLanes; ++l) sums[l] += values[i + l] * values[i + l];
-    return add_lanes(sums);
-}
-
-// Rounds rows begin..end. scratch holds width + d values.
-void quantise(const Vectors& vectors, size_t begin, size_t end, const Rotation& rotation, int levels, double* scratch,
-              Codes& out) {
-    double* turned = scratch;
-    double* plain = scratch + rotation.width;
-    const size_t width = rotation.width;
-    for (size_t row = begin; row < end; ++row) {
-        widen(vectors, row, plain);
-        double divisor = 1.0;
-        if (rotation.normalise) {
-            divisor = norm(vectors, row);
-            if (!(divisor > 0)) divisor = 1.0;
-        }
-        rotate(plain, vectors.d, rotation, divisor, turned);
-        double largest = 0;
-        for (size_t i = 0; i < width; ++i) {
-            double size = turned[i] < 0 ? -turned[i] : turned[i];
-            largest = size > largest ? size : largest;
-        }
-        // The scale is used as float32 later, so it is rounded now: the residual is measured from what is used. Below
-        // kLeastScale its inverse, and products with it, would leave float32: such a vector is rounded to zero.
-        const double step = static_cast<double>(static_cast<float>(largest / levels));
-        const double scale = step >= kLeastScale ? step : 0.0;
-        const double inverse = scale > 0 ? 1.0 / scale : 0.0;
-        out.norms[row] = __builtin_sqrt(sum_squares(turned, width));
-        int8_t* codes = out.codes + row * width;
-        constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to the nearest even integer
-        for (size_t i = 0; i < width; ++i) {
-            double code = (turned[i] * inverse + kRounder) - kRounder;
-            code = code < levels ? code : levels;  // NaN too
-            code = code > -levels ? code : -levels;
-            codes[i] = static_cast<int8_t>(static_cast<int32_t>(code));
-            turned[i] -= scale * code;
-        }
-        out.scales[row] = scale;
-        out.residuals[row] = __builtin_sqrt(sum_squares(turned, width));
-    }
 }

@@ -23,6 +23,7 @@ ROWS_PER_CELL = 16  # of the training sample; 40 gave cells that are 2% better a
 ROUNDS = 5
 GROUP_PROBES = 8  # groups of centres probed per row; the nearest centre is missed for 1% of rows
 DIRECT_CELLS = 256  # up to so many centres are scanned without groups
+ONE_THREAD_PRODUCTS = 1 << 18  # OpenBLAS starts no thread for so few; its threads would spin while ours work
 WEIGHT_BITS = 16  # rounds away the differences of linear algebra libraries
 
 
@@ -31,20 +32,25 @@ class TrainingRows:
     """Vectors for k-means: full vectors, their codes, and the rotation of the codes."""
 
     vectors: np.ndarray
-    codes: Codes  # on the common levels
+    codes: Codes  # on ITEM_LEVELS
     rotation: Rotation
 
-    def take(self, rows: np.ndarray) -> TrainingRows:
-        """Return some of the rows."""
-        return TrainingRows(self.vectors[rows], self.codes.take(rows), self.rotation)
-
-    def widen(self) -> np.ndarray:
-        """Return the vectors as float64, normalised and centred like the codes."""
-        wide = self.vectors.astype(np.float64)
+    def widen(self, positions: np.ndarray) -> np.ndarray:
+        """Return the vectors at these positions as float64, normalised and centred like the codes."""
+        vectors = self.vectors[positions]
+        wide = vectors.astype(np.float64)
         if self.rotation.normalise:
-            lengths = norms(self.vectors)
+            lengths = norms(vectors)
             wide /= np.where(lengths > 0, lengths, 1.0)[:, None]
         return wide - self.rotation.centre if self.rotation.centre is not None else wide
+
+
+@dataclass(frozen=True, slots=True)
+class CentreGroups:
+    """Neighbouring centres in groups, so that a row is not compared with all of them."""
+
+    of_centre: np.ndarray  # (centres,) int64 group
+    tops: np.ndarray  # (groups, d) float64, the groups' own centres
 
 
 def make_query_weight(queries: np.ndarray) -> np.ndarray | None:
@@ -54,7 +60,10 @@ def make_query_weight(queries: np.ndarray) -> np.ndarray | None:
     if not lengths.any():
         return None
     wide = wide[lengths > 0] / lengths[lengths > 0, None]
-    values, vectors = np.linalg.eigh(wide.T @ wide / max(1, len(wide)))
+    at_once = max(16, ONE_THREAD_PRODUCTS // wide.shape[1] ** 2)
+    parts = (wide[start : start + at_once] for start in range(0, len(wide), at_once))
+    moments = sum(part.T @ part for part in parts)
+    values, vectors = np.linalg.eigh(moments / len(wide))
     weight = (vectors * np.sqrt(np.maximum(values, values.max(initial=0) * 1e-4))) @ vectors.T
     weight *= len(weight) / max(np.trace(weight), 1e-300)
     step = 2.0 ** (np.ceil(np.log2(np.abs(weight).max())) - WEIGHT_BITS)
@@ -66,7 +75,11 @@ def apply_weight(centres: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
     if weight is None or not centres.size:
         return centres
     step = 2.0 ** (np.ceil(np.log2(max(np.abs(centres).max(), 1e-300))) - 20)
-    return (np.rint(centres / step) * step) @ weight
+    rounded = np.rint(centres / step) * step
+    at_once = max(16, ONE_THREAD_PRODUCTS // weight.size)
+    whole = len(centres) // at_once * at_once
+    parts = rounded[:whole].reshape(-1, at_once, len(weight)) @ weight
+    return np.concatenate([parts.reshape(whole, weight.shape[1]), rounded[whole:] @ weight])
 
 
 def pack_centres(
@@ -89,71 +102,51 @@ def pack_centres(
 
 def assign_centres(
     rows: TrainingRows,
+    positions: np.ndarray,
     centres: np.ndarray,
     weight: np.ndarray | None,
-    groups: tuple[np.ndarray, np.ndarray] | None,
+    groups: CentreGroups | None,
     isa: str,
     threads: int,
 ) -> np.ndarray:
-    """Return the nearest centre of every row. groups: the group of every centre, and the groups' own centres."""
+    """Return the nearest centre of every row at these positions; with groups, among the centres of its best groups.
+
+    Compares codes on the levels of every instruction set, so that cells are the same everywhere.
+    """
     images = apply_weight(centres, weight)
     offsets = -0.5 * numpy_fallback.lane_sums(images * centres)
-    group_of = np.zeros(len(centres), np.int64) if groups is None else groups[0]
-    n_groups = 1 if groups is None else len(groups[1])
+    group_of = np.zeros(len(centres), np.int64) if groups is None else groups.of_centre
+    n_groups = 1 if groups is None else len(groups.tops)
     packed = pack_centres(images, offsets, group_of, n_groups, rows.rotation, isa, keep_order=False)
-    rounded = quantize.native_queries(rows.codes)
-    probes = None
+    tops = None
     if groups is not None:
-        tops = apply_weight(groups[1], weight)
-        top = pack_centres(
-            tops,
-            -0.5 * numpy_fallback.lane_sums(tops * groups[1]),
-            np.zeros(n_groups, np.int64),
-            1,
-            rows.rotation,
-            isa,
-            keep_order=True,
-        )
-        probes = _isa.native().ProbeArrays(
-            rounded, top.native, top.native, GROUP_PROBES, 1, 0.0, np.inf, np.zeros(len(rows.vectors))
-        )
-    found = _isa.native().join(
-        isa,
-        0,
-        rows.vectors,
-        centres.astype(np.float32),
-        rounded,
-        packed.native,
-        None,
-        None,
-        1,
-        threads,
-        4096,
-        True,
-        probes,
-        None,
-        [],
-        -np.inf,
-        1.0,
-        None,
+        images = apply_weight(groups.tops, weight)
+        offsets = -0.5 * numpy_fallback.lane_sums(images * groups.tops)
+        one = np.zeros(n_groups, np.int64)
+        tops = pack_centres(images, offsets, one, 1, rows.rotation, isa, keep_order=True).native
+    nearest: np.ndarray = _isa.native().nearest_centres(
+        isa, rows.codes.codes, rows.codes.scales, positions, packed.native, tops, GROUP_PROBES, threads
     )
-    nearest = found[0][:, 0]
-    lost = np.flatnonzero(nearest < 0)  # rows whose nearest groups hold no centre
+    lost = np.flatnonzero(nearest == quantize.NO_ITEM)  # rows whose best groups hold no centre
     if len(lost):
-        nearest[lost] = 0 if groups is None else assign_centres(rows.take(lost), centres, weight, None, isa, threads)
-    return nearest
+        nearest[lost] = (
+            0 if groups is None else assign_centres(rows, positions[lost], centres, weight, None, isa, threads)
+        )
+    return nearest.astype(np.int64)
 
 
 def sort_by_cell(cells: np.ndarray, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows sorted by cell, and the start of each cell."""
     starts = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=n_cells))]).astype(np.uint64)
-    return np.argsort(cells, kind="stable").astype(np.uint32), starts
+    return quantize.sort_stably(cells, n_cells).astype(np.uint32), starts
 
 
-def compute_means(rows: TrainingRows, cells: np.ndarray, fallback: np.ndarray, isa: str, threads: int) -> np.ndarray:
-    """Return the mean of each cell, float64; the fallback for an empty cell."""
+def compute_means(
+    rows: TrainingRows, positions: np.ndarray, cells: np.ndarray, fallback: np.ndarray, isa: str, threads: int
+) -> np.ndarray:
+    """Return the mean of each cell, float64; the fallback for an empty cell. cells: those of the rows at positions."""
     order, starts = sort_by_cell(cells, len(fallback))
-    sums = _isa.native().cell_sums(isa, rows.vectors, starts, order, rows.rotation.normalise, threads)
+    sums = _isa.native().cell_sums(isa, rows.vectors, starts, positions[order], rows.rotation.normalise, threads)
     counts = np.diff(starts.astype(np.int64))[:, None]
     centred = sums / np.maximum(counts, 1)
     if rows.rotation.centre is not None:
@@ -162,33 +155,39 @@ def compute_means(rows: TrainingRows, cells: np.ndarray, fallback: np.ndarray, i
 
 
 def group_centres(
-    centres: np.ndarray, weight: np.ndarray | None, rotation: Rotation, isa: str, threads: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Group neighbouring centres, so that a row is not compared with all of them. None for few centres."""
+    centres: np.ndarray,
+    weight: np.ndarray | None,
+    rotation: Rotation,
+    isa: str,
+    threads: int,
+    earlier: CentreGroups | None = None,
+) -> CentreGroups | None:
+    """Group neighbouring centres by k-means, from the groups of an earlier round if given. None for few centres."""
     if len(centres) <= DIRECT_CELLS:
         return None
     plain = Rotation(rotation.sign, rotation.place, None, rotation.width, False)
     vectors = centres.astype(np.float32)
-    codes = quantize.coarsen(quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads))
-    rows = TrainingRows(vectors, codes, plain)
+    rows = TrainingRows(vectors, quantize.round_vectors(vectors, plain, quantize.ITEM_LEVELS, isa, threads), plain)
+    positions = np.arange(len(centres), dtype=np.uint32)
     n_groups = int(np.sqrt(len(centres)))
-    tops = centres[:: len(centres) // n_groups][:n_groups].copy()
-    for _ in range(ROUNDS):
-        group_of = assign_centres(rows, tops, weight, None, isa, threads)
-        tops = compute_means(rows, group_of, tops, isa, threads)
-    return assign_centres(rows, tops, weight, None, isa, threads), tops
+    tops = centres[:: len(centres) // n_groups][:n_groups].copy() if earlier is None else earlier.tops
+    for _ in range(ROUNDS if earlier is None else 1):
+        group_of = assign_centres(rows, positions, tops, weight, None, isa, threads)
+        tops = compute_means(rows, positions, group_of, tops, isa, threads)
+    return CentreGroups(assign_centres(rows, positions, tops, weight, None, isa, threads), tops)
 
 
 def train_centres(
     rows: TrainingRows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
-) -> np.ndarray:
-    """Train (n_cells, d) centres on a random sample of the rows."""
+) -> tuple[np.ndarray, CentreGroups | None]:
+    """Train (n_cells, d) centres on a random sample of the rows. Return them and their groups."""
     rng = np.random.default_rng(seed)
     size = min(len(rows.vectors), n_cells * ROWS_PER_CELL)
-    sample = rows.take(np.sort(rng.choice(len(rows.vectors), size, replace=False)))
-    centres = sample.take(np.sort(rng.choice(size, n_cells, replace=False))).widen()
+    sample = np.sort(rng.choice(len(rows.vectors), size, replace=False)).astype(np.uint32)
+    centres = rows.widen(sample[np.sort(rng.choice(size, n_cells, replace=False))])
+    groups = group_centres(centres, weight, rows.rotation, isa, threads)
     for _ in range(ROUNDS):
-        groups = group_centres(centres, weight, rows.rotation, isa, threads)
-        cells = assign_centres(sample, centres, weight, groups, isa, threads)
-        centres = compute_means(sample, cells, centres, isa, threads)
-    return centres
+        cells = assign_centres(rows, sample, centres, weight, groups, isa, threads)
+        centres = compute_means(rows, sample, cells, centres, isa, threads)
+        groups = group_centres(centres, weight, rows.rotation, isa, threads, groups)
+    return centres, groups

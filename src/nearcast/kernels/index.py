@@ -75,7 +75,7 @@ def build_index(
     if isa == _isa.NUMPY or len(items) == 0:
         return CellIndex(metric, items, None, rotation, None)  # the NumPy join needs no cells
     codes = _round_items(items, rotation, isa, threads)
-    rows = _cells.TrainingRows(items, quantize.coarsen(codes), rotation)
+    rows = _cells.TrainingRows(items, codes, rotation)
     weight = None
     if metric != "l2" and query_sample is not None and len(query_sample):
         weight = _cells.make_query_weight(validate_vectors(query_sample, "query_sample"))
@@ -108,10 +108,8 @@ def add_exact_layout(index: CellIndex, *, threads: int = 1) -> CellIndex:
     """Return the index with all items as one block as well; the index itself if it needs or has that already."""
     if index.n_cells == 1 or index.exact is not None:
         return index
-    isa = _isa.isa_info().taken
-    codes = _round_items(index.items, index.rotation, isa, threads)
-    block = np.zeros(len(index.items), np.int64)
-    return replace(index, exact=_pack_blocks(codes, block, 1, index.metric, isa, threads))
+    assert index.packed is not None
+    return replace(index, exact=quantize.merge_blocks(index.packed, threads))
 
 
 def _build_blocks(items: np.ndarray, metric: str, rule: Eligibility | None, threads: int) -> CellIndex:
@@ -151,16 +149,16 @@ def _assign_cells(
     rows: _cells.TrainingRows, n_cells: int, weight: np.ndarray | None, seed: int, isa: str, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cell of every item and the cells' means. No cell is empty; near cells have near numbers."""
-    centres = _cells.train_centres(rows, n_cells, weight, seed, isa, threads)
-    groups = _cells.group_centres(centres, weight, rows.rotation, isa, threads)
-    cell_of = _cells.assign_centres(rows, centres, weight, groups, isa, threads)
+    centres, groups = _cells.train_centres(rows, n_cells, weight, seed, isa, threads)
+    positions = np.arange(len(rows.vectors), dtype=np.uint32)
+    cell_of = _cells.assign_centres(rows, positions, centres, weight, groups, isa, threads)
     filled = np.bincount(cell_of, minlength=n_cells) > 0
-    by_group = np.arange(n_cells) if groups is None else np.argsort(groups[0], kind="stable")
+    by_group = np.arange(n_cells) if groups is None else np.argsort(groups.of_centre, kind="stable")
     kept = by_group[filled[by_group]]
     number = np.full(n_cells, -1)
     number[kept] = np.arange(len(kept))
     cell_of = number[cell_of]
-    return cell_of, _cells.compute_means(rows, cell_of, centres[kept], isa, threads)
+    return cell_of, _cells.compute_means(rows, positions, cell_of, centres[kept], isa, threads)
 
 
 def _compute_spread(norms: np.ndarray, counts: np.ndarray, means: np.ndarray) -> float:

@@ -7,12 +7,14 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 #include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) { return _mm512_dpbusd_epi32(sum, items, query); }
 
 #include "body_scan_simd512.h"
+#include "body_rank512.h"
 
 #define TILE_LOAD(tile, rows, stride) _tile_loadd(tile, rows, stride)
 #define TILE_STORE(tile, rows) _tile_stored(tile, rows, 64)
@@ -92,7 +94,7 @@ double ceiling(Loop loop, size_t rounds) {
 CeilingFunction amx_ceiling() { return ceiling; }
 
 KernelTable amx_kernels() {
-    return {"amx", 127, kAmxGroup, true, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"amx", 127, kAmxGroup, true, scan_tiles, coarsen, rank, begin, end, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

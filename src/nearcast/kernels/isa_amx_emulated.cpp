@@ -6,12 +6,14 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 #include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) { return _mm512_dpbusd_epi32(sum, items, query); }
 
 #include "body_scan_simd512.h"
+#include "body_rank512.h"
 
 struct Tile {
     size_t rows, row_bytes;
@@ -55,7 +57,7 @@ void end() {}
 }  // namespace
 
 KernelTable amx_emulated_kernels() {
-    return {"amx-emulated", 127, kAmxGroup, true, scan_tiles, begin, end, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"amx-emulated", 127, kAmxGroup, true, scan_tiles, coarsen, rank, begin, end, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

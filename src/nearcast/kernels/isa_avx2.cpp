@@ -10,6 +10,7 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 
 constexpr size_t kQueryGroup = 3;
@@ -138,6 +139,8 @@ void scan(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& 
     }
 }
 
+#include "body_rank256.h"
+
 // ---- ceilings ----
 
 using Vector = __m256i;
@@ -156,7 +159,7 @@ inline int32_t any_above(Vector sums, Vector limit) {
 CeilingFunction avx2_ceiling() { return ceiling; }
 
 KernelTable avx2_kernels() {
-    return {"avx2", 63, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"avx2", 63, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

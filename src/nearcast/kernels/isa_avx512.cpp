@@ -9,6 +9,7 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 #include "body_rule512.h"
 
@@ -17,6 +18,7 @@ inline __m512i dot4(__m512i sum, __m512i items, __m512i query) {
 }
 
 #include "body_scan_simd512.h"
+#include "body_rank512.h"
 
 // ---- ceilings ----
 
@@ -31,8 +33,8 @@ inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_
 }  // namespace
 
 KernelTable avx512_kernels() {
-    return {"avx512", 63, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"avx512", 63, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 
 CeilingFunction avx512_ceiling() { return ceiling; }

@@ -7,12 +7,14 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 #include "body_rule512.h"
 
 inline __m512i dot4(__m512i sum, __m512i items, __m512i query) { return _mm512_dpbusd_epi32(sum, items, query); }
 
 #include "body_scan_simd512.h"
+#include "body_rank512.h"
 
 // ---- ceilings ----
 
@@ -27,8 +29,8 @@ inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_
 }  // namespace
 
 KernelTable avx512vnni_kernels() {
-    return {"avx512vnni", 127, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"avx512vnni", 127, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 
 CeilingFunction avx512vnni_ceiling() { return ceiling; }

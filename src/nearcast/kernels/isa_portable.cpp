@@ -8,6 +8,7 @@
 namespace nearcast {
 namespace {
 #include "body_score.h"
+#include "body_quantise.h"
 #include "body_select.h"
 #include "body_rule.h"
 
@@ -49,10 +50,32 @@ void scan(const QueryPanel& panel, const ItemRun& run, size_t width, Survivors& 
             compare(static_cast<uint32_t>(row), panel, run, tile, sums, out);
         }
 }
+
+void rank(const CentrePanel& panel, const ItemRun& run, size_t width) {
+    for (size_t tile = 0; tile < run.tiles; ++tile)
+        for (size_t row = 0; row < panel.n; ++row) {
+            const size_t slot = panel.slots[row];
+            int32_t sums[kTileItems];
+            for (size_t lane = 0; lane < kTileItems; ++lane) sums[lane] = panel.starts[slot];
+            dot_tile(panel.codes + slot * width, run.codes + tile * width * kTileItems, width, sums);
+            for (size_t lane = 0; lane < kTileItems; ++lane) {
+                const size_t centre = tile * kTileItems + lane;
+                float value = static_cast<float>(sums[lane]) * run.scales[centre];
+                if (run.offsets) value += run.offsets[centre] * panel.weights[slot];
+                const uint32_t place = run.first + static_cast<uint32_t>(centre);
+                if (!panel.places) {
+                    panel.values[slot * panel.stride + place] = value;
+                } else if (value > panel.values[slot * panel.stride + lane]) {
+                    panel.values[slot * panel.stride + lane] = value;
+                    panel.places[slot * kTileItems + lane] = place;
+                }
+            }
+        }
+}
 }  // namespace
 
 KernelTable portable_kernels() {
-    return {"portable", 127, kQueryGroup, false, scan, nullptr, nullptr, quantise, widen, rescore, norm, kth_largest,
-            interval_masks, overlap_masks};
+    return {"portable", 127, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
+            kth_largest, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

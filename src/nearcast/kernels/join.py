@@ -136,11 +136,7 @@ class CellIndex:
     def _make_probes(self, codes: quantize.Codes, rounded: Any, k: int, radius: float) -> object:
         assert self.sample is not None
         assert self.centres is not None
-        sampled = int((self.sample.order != quantize.NO_ITEM).sum())
-        initial = max(INITIAL_SHARE, 4 * k / len(self.items))
-        initial_rank = min(sampled, max(1, round(initial * sampled)))
-        baseline_rank = min(sampled, max(1, round(BASELINE_SHARE * sampled)))
-        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._compute_offsets()))
+        initial_rank, baseline_rank = self.probe_ranks(k)
         return _isa.native().ProbeArrays(
             rounded,
             self.centres.native,
@@ -149,8 +145,21 @@ class CellIndex:
             baseline_rank,
             SLOPE,
             -radius,
-            lengths * self.spread,
+            self.probe_spreads(codes),
         )
+
+    def probe_ranks(self, k: int) -> tuple[int, int]:
+        """Return the ranks, among the sampled centres, of the last one probed first and of the baseline."""
+        assert self.sample is not None
+        sampled = int((self.sample.order != quantize.NO_ITEM).sum())
+        initial = max(INITIAL_SHARE, 4 * k / len(self.items))
+        initial_rank = min(sampled, max(1, round(initial * sampled)))
+        return initial_rank, min(sampled, max(1, round(BASELINE_SHARE * sampled)))
+
+    def probe_spreads(self, codes: quantize.Codes) -> np.ndarray:
+        """Return (n,) the spread of the cells as the queries see it, in units of a score."""
+        lengths = codes.norms if self.metric != "l2" else codes.norms + np.sqrt(2 * np.median(-self._compute_offsets()))
+        return lengths * self.spread
 
     def _compute_offsets(self) -> np.ndarray:
         assert self.centres is not None

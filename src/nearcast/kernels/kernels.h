@@ -16,6 +16,7 @@ constexpr size_t kTileItems = 16;      // items side by side in a tile: the lane
 constexpr size_t kGroup = 4;           // dimensions that one 8-bit dot product instruction adds up
 constexpr size_t kStripTiles = 4;      // tiles that a scan takes at once; 64 items stay in the first-level cache
 constexpr size_t kStripItems = kTileItems * kStripTiles;
+constexpr size_t kRankRows = 6;        // rows that are compared with centres at once, on every instruction set
 constexpr size_t kScoreLanes = 16;     // lanes of the full-precision score, part of its definition
 constexpr double kLeastScale = 0x1p-100;  // of a vector's codes; smaller scales are rounded to zero
 constexpr uint32_t kNoItem = 0xFFFFFFFFu;
@@ -76,6 +77,17 @@ struct Survivors {                     // one buffer per query
     size_t n_full;
 };
 
+struct CentrePanel {                   // rows that are compared with centres
+    const int8_t* codes;               // (any, width), on 63 levels
+    const int32_t* starts;             // (any,) as of a QueryPanel
+    const float* weights;              // (any,) weight of the centres' offsets
+    const uint32_t* slots;             // (n,) the rows; n is a multiple of kRankRows
+    size_t n;
+    float* values;                     // (any, stride) all values, or the best value in each of 16 lanes
+    uint32_t* places;                  // (any, 16) numbers of those centres, the first of equal ones; null: all values
+    size_t stride;
+};
+
 struct RescoreJob {                    // full-precision scores of one query with some items
     Vectors items;
     Metric metric;
@@ -92,6 +104,8 @@ struct KernelTable {
     size_t query_group;
     bool copies_panel;                 // the scan takes the queries of a panel row by row in one piece
     ScanFunction scan;
+    int32_t (*coarsen)(const int8_t* codes, size_t width, int8_t* coarse);  // 127 levels to 63; returns the sum
+    void (*rank)(const CentrePanel&, const ItemRun&, size_t width);         // the items of the run are centres
     void (*thread_begin)(size_t width);   // null, or the setup of a thread before it scans (tile configuration)
     void (*thread_end)();
     void (*quantise)(const Vectors&, size_t begin, size_t end, const Rotation&, int levels, double* scratch, Codes&);
