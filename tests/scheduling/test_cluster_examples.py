@@ -17,7 +17,7 @@ from needs import require_module
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "cluster"
 LOCATION = "s3://shop-vectors/runs/tonight"
-NEVER_AGAIN = {2, 3, 16}  # codes after which docs/cluster.md says that another attempt does not help
+NEVER_AGAIN = {2, 3, 7, 16}  # codes after which docs/cluster.md says that another attempt does not help
 AGAIN = {14, 15}
 
 

@@ -68,7 +68,7 @@ def work(location: str, options: WorkerOptions, watch: bool, quiet: bool, as_jso
     Cloud Run, with NEARCAST_WORKERS as the number where the scheduler passes none. Any number of workers may run, may
     be killed, and may be started again. Then `nearcast gather LOCATION` makes the snapshot.
 
-    Exit codes 14 and 15 may pass: start the worker again. After 2, 3 and 9 no other attempt helps.
+    Exit codes 14 and 15 may pass: start the worker again. After 2, 3, 7 and 16 no other attempt helps.
     """
     if watch:
         show_run(location, WatchOptions(), as_json=as_json_)
