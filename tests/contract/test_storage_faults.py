@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from fault_proxy import Fault, FaultProxy, fail_at_random, fail_first, faults_before
-from nearcast.errors import DamagedError, MissingExtraError, NotFoundError, SpecError, StorageError
+from nearcast.errors import AccessError, DamagedError, MissingExtraError, NotFoundError, SpecError, StorageError
 from nearcast.storage import bucket_artifacts, object_storage
 from nearcast.storage.artifacts import open_artifacts
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.object_storage import ObjectStorage
 from nearcast.storage.open_storage import open_storage, parse_url
+from needs import require_module
 from s3_server import BUCKET, environment_of, s3_running
 from servers import HERE, free_port
 
@@ -246,6 +247,21 @@ def test_a_wrong_bucket_is_told_from_a_missing_object(s3_url, tmp_path):
             use()
     with pytest.raises(NotFoundError):
         open_storage(s3_url).read("a")
+
+
+@pytest.mark.parametrize(
+    ("url", "variables"),
+    [
+        ("az://container/x", {"AZURE_STORAGE_ACCOUNT_NAME": "shop", "AZURE_STORAGE_ACCOUNT_KEY": "no key"}),
+        ("gs://bucket/x", {"GOOGLE_APPLICATION_CREDENTIALS": "/no/such/file.json"}),
+    ],
+)
+def test_settings_that_no_client_accepts_are_not_tried_again(url, variables, monkeypatch):
+    require_module("obstore")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AccessError, match="check endpoint, credentials and network"):
+        open_storage(url).read("plan.json")
 
 
 def test_missing_credentials_are_named(s3_url, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from nearcast.errors import NotFoundError, SpecError, StorageError
 from nearcast.storage.base import Storage
+from nearcast.storage.locations import parse_location
 from nearcast.storage.open_storage import is_url, join_location, open_storage, parse_url
 from storage_races import race_to_create
 
@@ -247,6 +248,7 @@ def test_locations_are_joined(tmp_path):
     ],
 )
 def test_another_url_is_refused_with_the_way_out(url, says):
-    with pytest.raises(SpecError, match=says) as refused:
-        open_storage(url)
-    assert "secret" not in str(refused.value)
+    for parse in (open_storage, parse_location):
+        with pytest.raises(SpecError, match=says) as refused:
+            parse(url)
+        assert "secret" not in str(refused.value)

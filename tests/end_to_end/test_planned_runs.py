@@ -187,7 +187,8 @@ def test_bad_input_is_exit_code_3_of_every_worker_and_is_shown_by_watch(shop: Pa
 def test_inputs_that_change_after_the_plan_are_exit_code_3(shop: Path) -> None:
     succeed("plan", "shop.toml", "--work", "run", cwd=shop)
     at.write_items(shop, at.clustered(N_ITEMS - 1, seed=1))
-    assert "differ from those that the run was planned for" in fail("work", "run", "--quiet", code=3, cwd=shop)
+    text = fail("work", "run", "--quiet", code=3, cwd=shop)
+    assert "differ from those that the run was planned for (items changed: items.parquet); plan again" in text
 
 
 def test_another_plan_at_the_same_location_is_refused_and_an_equal_one_is_kept(shop: Path) -> None:
@@ -200,6 +201,15 @@ def test_another_plan_at_the_same_location_is_refused_and_an_equal_one_is_kept(s
 def test_a_location_without_a_plan_is_exit_code_7(shop: Path) -> None:
     for command in ("work", "gather", "watch"):
         assert "nearcast plan" in fail(command, "nowhere", code=7, cwd=shop)
+
+
+def test_a_location_that_no_storage_has_is_exit_code_2_and_no_folder_is_made(shop: Path) -> None:
+    before = sorted(shop.iterdir())
+    for location, says in (("hdfs://cluster/run", "hdfs:// is not supported"), ("~/run", "~ is not expanded")):
+        for words in (["plan", "shop.toml", f"--work={location}"], ["work", location], ["gather", location]):
+            assert says in fail(*words, code=2, cwd=shop)
+        assert says in fail("watch", location, "--once", code=2, cwd=shop)
+    assert sorted(shop.iterdir()) == before
 
 
 def test_a_worker_with_other_kernels_is_exit_code_15_and_may_watch(shop: Path) -> None:

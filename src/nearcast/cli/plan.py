@@ -12,12 +12,13 @@ from nearcast.api.arguments import load_spec
 from nearcast.api.cost_estimates import JobNumbers, estimate_costs, estimate_spec, parse_prices
 from nearcast.api.distributed import plan_run
 from nearcast.api.shared_runs import store_costs
-from nearcast.cli.common import console, json_option, parse_memory, pass_options, print_json
+from nearcast.cli.common import OutLocation, console, json_option, parse_memory, pass_options, print_json
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_plan import build_cost_table
 from nearcast.errors import SpecError
 from nearcast.settings.parse_spec import parse_model
 from nearcast.settings.run_tables import RunSpec
+from nearcast.storage.locations import Location
 
 __all__ = ["PlanOptions", "plan"]
 
@@ -71,7 +72,10 @@ class PlanOptions:
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
-    "--work", metavar="LOCATION", help="Write the plan of SPEC to this folder or bucket, for `nearcast work`."
+    "--work",
+    type=OutLocation(),
+    metavar="LOCATION",
+    help="Write the plan of SPEC to this folder or bucket, for `nearcast work`.",
 )
 @click.option("--items", type=Count(), metavar="COUNT", help="Number of items, for example 100e6.")
 @click.option("--queries", type=Count(), metavar="COUNT", help="Number of queries.")
@@ -100,7 +104,7 @@ class PlanOptions:
 )
 @json_option
 @pass_options(PlanOptions)
-def plan(spec: Path | None, work: str | None, options: PlanOptions, as_json_: bool, **numbers: Any) -> None:
+def plan(spec: Path | None, work: Location | None, options: PlanOptions, as_json_: bool, **numbers: Any) -> None:
     """Compute what a run costs before anything runs, and plan it for workers on other machines.
 
     Prints stages, tasks, core-hours, memory of a worker, storage and requests, and the cost if prices are given. Of a
@@ -130,7 +134,7 @@ def plan(spec: Path | None, work: str | None, options: PlanOptions, as_json_: bo
                 plan_run(changed, work, base=base, listener=listener)
             store_costs(work, costs)
     if as_json_:
-        print_json(costs.as_dict() | ({} if work is None else {"work": work}))
+        print_json(costs.as_dict() | ({} if work is None else {"work": str(work)}))
         return
     screen = console()
     screen.print(build_cost_table(costs))

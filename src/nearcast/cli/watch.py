@@ -10,9 +10,10 @@ import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from nearcast.api.shared_runs import watch_run
-from nearcast.cli.common import console, format_seconds, json_option, pass_options, print_json
+from nearcast.cli.common import OutLocation, console, format_seconds, json_option, pass_options, print_json
 from nearcast.join.run_progress import RunProgress, StageProgress
 from nearcast.runners.call_messages import restore_error
+from nearcast.storage.locations import Location
 
 __all__ = ["WatchOptions", "show_run", "watch"]
 
@@ -28,7 +29,7 @@ class WatchOptions:
 
 
 @click.command()
-@click.argument("location")
+@click.argument("location", type=OutLocation())
 @click.option("--once", is_flag=True, help="Show the present state and exit.")
 @click.option(
     "--every",
@@ -40,7 +41,7 @@ class WatchOptions:
 )
 @json_option
 @pass_options(WatchOptions)
-def watch(location: str, options: WatchOptions, as_json_: bool) -> None:
+def watch(location: Location, options: WatchOptions, as_json_: bool) -> None:
     """Show the progress of the run at LOCATION until all stages are done.
 
     Reads the storage alone, so it runs on any machine: tasks done and in progress by stage, and the time that is left.
@@ -50,7 +51,7 @@ def watch(location: str, options: WatchOptions, as_json_: bool) -> None:
     show_run(location, options, as_json=as_json_)
 
 
-def show_run(location: str, options: WatchOptions, *, as_json: bool) -> None:
+def show_run(location: Location, options: WatchOptions, *, as_json: bool) -> None:
     """Show the progress of a run. Raises the error that has stopped it."""
     if as_json:
         found = watch_run(location)
@@ -65,7 +66,7 @@ def show_run(location: str, options: WatchOptions, *, as_json: bool) -> None:
         raise error
 
 
-def _print_lines(location: str, options: WatchOptions) -> RunProgress:
+def _print_lines(location: Location, options: WatchOptions) -> RunProgress:
     """Print a line per stage whenever something has changed."""
     screen, last = console(), None
     while True:
@@ -81,7 +82,7 @@ def _print_lines(location: str, options: WatchOptions) -> RunProgress:
         time.sleep(options.every)
 
 
-def _draw_bars(location: str, options: WatchOptions) -> RunProgress:
+def _draw_bars(location: Location, options: WatchOptions) -> RunProgress:
     """Draw a bar per stage until the run is done."""
     columns = (
         TextColumn("{task.description:<12}", markup=False),

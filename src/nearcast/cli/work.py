@@ -9,6 +9,7 @@ import click
 
 from nearcast.api.shared_runs import work_on
 from nearcast.cli.common import (
+    OutLocation,
     console,
     format_bytes,
     format_seconds,
@@ -20,6 +21,7 @@ from nearcast.cli.common import (
 from nearcast.cli.progress import show_progress
 from nearcast.cli.watch import WatchOptions, show_run
 from nearcast.runners.array_index import find_share
+from nearcast.storage.locations import Location
 
 __all__ = ["WorkerOptions", "work"]
 
@@ -36,7 +38,7 @@ class WorkerOptions:
 
 
 @click.command()
-@click.argument("location")
+@click.argument("location", type=OutLocation())
 @click.option("--stage", metavar="STAGE", help="Do the tasks of one stage, and do not wait for other workers.")
 @click.option("--index", type=int, metavar="I", help="Index of this worker, from 0. Default: the scheduler's variable.")
 @click.option("--of", type=int, metavar="N", help="Number of workers. Default: the scheduler's variable.")
@@ -60,7 +62,7 @@ class WorkerOptions:
 @quiet_option
 @json_option
 @pass_options(WorkerOptions)
-def work(location: str, options: WorkerOptions, watch: bool, quiet: bool, as_json_: bool) -> None:
+def work(location: Location, options: WorkerOptions, watch: bool, quiet: bool, as_json_: bool) -> None:
     """Take part in the run that `nearcast plan` has written to LOCATION.
 
     Does the tasks whose number is I modulo N, then those that no other worker does, stage by stage, and ends when all
@@ -95,14 +97,14 @@ def work(location: str, options: WorkerOptions, watch: bool, quiet: bool, as_jso
             }
             for s in done
         ]
-        print_json({"location": location, "index": share.index, "workers": share.count, "stages": stages})
+        print_json({"location": str(location), "index": share.index, "workers": share.count, "stages": stages})
         return
     screen = console()
     if not done:
         screen.print("the run is finished: its snapshot is made")
         return
     screen.print(f"worker {share.index} of {share.count}")
-    for stage in done:
+    for stage in (each for each in done if each.tasks):
         peak = f", peak memory {format_bytes(stage.peak_bytes)}" if stage.peak_bytes else ""
         screen.print(
             f"{stage.stage:<12}{stage.done_here:,} of {stage.tasks:,} tasks here, {format_seconds(stage.seconds)}{peak}"

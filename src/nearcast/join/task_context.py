@@ -8,7 +8,7 @@ from typing import Any
 from nearcast.errors import InputError
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import InMemoryTables
-from nearcast.join.run_plan import RunPlan
+from nearcast.join.run_plan import RunPlan, describe_changes
 from nearcast.join.validate_run import OpenedRun, open_run
 from nearcast.spec import GeneratorSpec
 
@@ -45,6 +45,10 @@ class TaskContext:
         if self.opened is None:
             opened = open_run(self.run, self.tables)
             if opened.plan.fingerprint != self.plan.fingerprint:
-                raise InputError("the inputs differ from those that the run was planned for; plan again")
+                changes = "; ".join(describe_changes(dict(self.plan.parts), dict(opened.plan.parts)))
+                raise InputError(
+                    f"the inputs differ from those that the run was planned for ({changes}); plan again, at an empty "
+                    "location"
+                )
             self.opened = opened
         return self.opened

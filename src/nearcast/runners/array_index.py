@@ -67,6 +67,8 @@ def find_share(index: int | None, count: int | None, environment: Mapping[str, s
             f"the index of this worker is {index} ({source}), and the number of workers is unknown; give --of, or set "
             f"{COUNT_VARIABLE}"
         )
+    if count < 1:
+        raise SpecError(f"the number of workers must be at least 1, got {count}; give the number that is started")
     if not 0 <= index < count:
         raise SpecError(f"the index of a worker must be in 0..{count - 1} for {count} workers, got {index} ({source})")
     return WorkShare(index, count)

@@ -11,7 +11,7 @@ from pathlib import Path
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint, path_fault
 from nearcast.storage.host_cache import HostCache
-from nearcast.storage.open_storage import is_url, parse_url
+from nearcast.storage.open_storage import URL, is_url, parse_url
 
 __all__ = [
     "Location",
@@ -29,9 +29,12 @@ Location = str | Path
 def parse_location(value: str | os.PathLike[str]) -> Location:
     """Return a location: the URL of a bucket as a text without a slash at its end, anything else as a path.
 
-    Repairs a URL that was a `Path`, which has one slash after the scheme. Raises SpecError for an invalid URL.
+    Repairs a URL that was a `Path`, which has one slash after the scheme. Raises SpecError for an invalid URL, and for
+    one of another scheme.
     """
-    return str(parse_url(value)) if is_url(value) else Path(value)
+    if is_url(value) or (isinstance(value, str) and URL.match(value) and "://" in value):
+        return str(parse_url(value))
+    return Path(value)
 
 
 def resolve_location(base: Path, text: str | os.PathLike[str]) -> Location:

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -327,7 +328,8 @@ class ObjectStorage:
                 where.bucket, prefix=where.prefix or None, client_options=options, retry_config=retry
             )
         except BaseError as error:
-            raise self._error("opening", "", read_fault(error, where.scheme, where.bucket), 1) from error
+            fault = read_fault(error, where.scheme, where.bucket)  # of the settings: no request was sent
+            raise self._error("opening", "", replace(fault, transient=False), 1) from error
 
     def _facts(self, name: str, found: Any) -> StoredObject:
         etag = (found["e_tag"] or "").strip('"')  # lists of Azure have no quotes, its headers have them

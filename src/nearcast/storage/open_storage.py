@@ -16,7 +16,7 @@ from nearcast.files import SAME_SCHEMES, path_fault
 from nearcast.storage.base import Storage
 from nearcast.storage.local_storage import LocalStorage
 
-__all__ = ["StorageUrl", "is_url", "join_location", "open_storage", "parse_url"]
+__all__ = ["URL", "StorageUrl", "is_url", "join_location", "open_storage", "parse_url"]
 
 SCHEMES = ("s3", "gs", "az")
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", re.DOTALL)
@@ -48,7 +48,7 @@ def parse_url(text: str | os.PathLike[str]) -> StorageUrl:
     if found is None or scheme not in SCHEMES:
         if other := SAME_SCHEMES.get(scheme):
             raise SpecError(f"{scheme}:// is not supported, got {text}; write {other}://{_bucket_word(other)}/folder")
-        raise SpecError(path_fault(text) or f"{text} is no URL; write s3://bucket/folder, gs:// or az://")
+        raise SpecError(path_fault(text, buckets=True) or f"{text} is no URL; write s3://bucket/folder, gs:// or az://")
     bucket, _, prefix = found[2].partition("/")
     shown = f"{scheme}://{bucket.rpartition('@')[2]}"
     if "@" in bucket:
