@@ -70,6 +70,8 @@ void scan_strip(const QueryPanel& panel, const ItemRun& run, size_t width, Survi
     for (size_t row = 0; row < panel.n; row += kQueryGroup) {
         for (size_t line = 0; line < kLinesAhead && asked < run.ahead; ++line, asked += 64)
             __builtin_prefetch(run.codes + Tiles * tile_bytes + asked);
+        for (size_t q = row + kQueryGroup; q < row + 2 * kQueryGroup && q < panel.n; ++q)  // so are their queries
+            for (size_t byte = 0; byte < width; byte += 64) __builtin_prefetch(panel.codes + panel.slots[q] * width + byte);
         if (panel.allowed && !any_allowed(panel.allowed + row, kQueryGroup, run)) continue;
         __m512i sums[kQueryGroup][Tiles];
         const int8_t* queries[kQueryGroup];
