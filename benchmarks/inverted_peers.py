@@ -103,7 +103,7 @@ def _probes(build: Settings, _k: int, _n: int) -> Axes:
 
 
 def _refined_probes(build: Settings, _k: int, _n: int) -> Axes:
-    return {"k_factor": [2, 3, 4, 6, 8, 12, 16], "nprobe": steps(8, build["nlist"], 1.06)}
+    return {"k_factor": [2, 3, 4, 6, 8, 12, 16, 24], "nprobe": steps(8, build["nlist"], 1.06)}
 
 
 def _faiss(name: str, *codes: str, refine: tuple[str, ...] = ("",), code: int = 0, **others: Any) -> Peer:

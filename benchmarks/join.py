@@ -125,7 +125,7 @@ class Comparison:
         start = swept["build"] if swept else peer.start(job["items"])
         search = dict(swept["search"]) if swept else {}
         axes, clock = peer.build_axes(job["items"]), sweep.Clock(False, self.given.threads)
-        builds = [start, *sweep.neighbours(start, axes)][: 1 + self.given.neighbours]
+        builds = [start, *sweep.neighbours(start, axes)][: 1 if peer.exact else 1 + self.given.neighbours]
         entrant, best = Entrant(peer, worker, swept), math.inf
         target = recall - sweep.EXACT_SLACK if recall == 1 else recall
         for build in builds:
@@ -416,7 +416,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--repeat-within", type=float, default=1.5, help="times the fastest peer, beyond which one job is enough"
     )
-    parser.add_argument("--neighbours", type=int, default=2, help="builds tried beside the one of the sweep")
+    parser.add_argument("--neighbours", type=int, default=2, help="builds tried beside the sweep's, below recall 1")
     parser.add_argument(
         "--limit", type=float, default=300, help="estimated seconds beyond which a peer's job is not done"
     )

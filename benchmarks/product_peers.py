@@ -119,7 +119,7 @@ def _torch(kind: str, refine: list[int]) -> Peer:
         return {"tile": [2_048, 4_096, 8_192, 32_768]}
 
     def search_axes(_build: Settings, _k: int, _n: int) -> Axes:
-        return {"batch": [128, 256, 512], "group": [16, 32, 64], "refine": refine}
+        return {"batch": [64, 128, 256], "group": [16, 32, 64], "refine": refine}
 
     return Peer(
         f"torch {kind} product",
