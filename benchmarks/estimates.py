@@ -4,8 +4,8 @@
     python benchmarks/estimates.py --data DIR --items 4e5 --queries 4e4 --shapes plain rules passes
 
 Prints a line per shape and writes JSON. Memory is the peak of the process tree, as in `large.py`. `ratio`: estimated /
-measured. The time of a stage is the processor time of the run divided by its threads, which other work on the machine
-changes little; the clock is beside it. Run it on a quiet machine.
+measured. The time of a stage is its processor time, divided by the threads if it uses them, which other work on the
+machine changes little; the clock is beside it. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ STAGES = {  # stages of the estimate: stages of the run
     "table": ("table",),
     "measure": ("measure", "profile"),
 }
+THREADED = ("build", "calibrate", "join", "measure")
 
 
 def main() -> int:
@@ -88,7 +89,7 @@ def compare(options: argparse.Namespace, name: str) -> dict[str, Any]:
     estimate, cpu = found["estimate"], found["stage_cpu_seconds"]
     seconds = {}
     for stage, parts in STAGES.items():
-        measured = sum(cpu.get(part, 0.0) for part in parts) / options.threads
+        measured = sum(cpu.get(part, 0.0) for part in parts) / (options.threads if stage in THREADED else 1)
         guessed = estimate["seconds"].get(stage, 0.0)
         if measured or guessed:
             seconds[stage] = {"estimated": guessed, "processor": round(measured, 2)}

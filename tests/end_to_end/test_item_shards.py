@@ -15,7 +15,7 @@ import pytest
 import nearcast
 from builders import clustered, generator, write_parquet
 from nearcast.errors import SpecError
-from nearcast.join import run_plan
+from nearcast.join import run_plan, shard_plan
 from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
 from nearcast.join.shard_plan import count_shards
@@ -134,6 +134,16 @@ def test_at_recall_1_the_files_and_measures_do_not_depend_on_the_shards(shop, tm
         assert hash_files(many) == hash_files(one)
         assert same_measures(many) == same_measures(one)
         assert many.manifest.fingerprint == one.manifest.fingerprint
+
+
+def test_items_that_do_not_fit_the_memory_are_joined_in_passes_with_the_same_files(shop, tmp_path, monkeypatch, caplog):
+    one = run(shop, tmp_path / "1", 1, **SPECS["rules and caps"])
+    monkeypatch.setattr(shard_plan, "count_passes", lambda *_: 3)
+    caplog.set_level("INFO", logger="nearcast")
+    many = run(shop, tmp_path / "3", 1, **SPECS["rules and caps"], run=None)
+    assert hash_files(many) == hash_files(one)
+    assert many.manifest.facts["run"]["estimate"]["shards"] == 3
+    assert "they are joined in 3 passes" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["free", "rules and caps", "a ranking model"])

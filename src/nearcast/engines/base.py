@@ -57,6 +57,7 @@ class JoinShape:
     n_queries: int
     dim: int
     item_bytes: int  # bytes per component of a stored item
+    attribute_bytes: tuple[int, int] = (0, 0)  # of an item and of a query: attributes that rules and caps read
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ PROBE_RADII = range(-300, 810, 10)  # hundredths of a spread: from the best cell
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
 BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of one assignment alone (packages)
 CALIBRATION_QUERIES = 12_000  # queries of an exact join that takes as long as samples, their truth and trials
+TIMED_CALIBRATION = 6_000  # the same, as measured on packages; the number above decides whether cells are built
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
 SHARE_CELLS = 4_111
 RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as many are scanned for the same recall
@@ -240,6 +241,8 @@ class DenseEngine:
         per_pair = (time.process_time() - started) / resources.threads / pairs
         work = _pairs_by_stage(shape, settings.cells)
         sizes = self.estimate_sizes(shape, settings)
+        if "build" in work:
+            work["calibrate"] = float(shape.n_items) * TIMED_CALIBRATION
         return replace(sizes, seconds={stage: per_pair * pairs for stage, pairs in work.items()})
 
     def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:

@@ -32,9 +32,16 @@ def budget_of_process(spec: GeneratorSpec, budget_bytes: int) -> int:
 
 
 def bytes_of_pass(engine: Engine, settings: EngineSettings, shape: JoinShape, shards: int) -> int:
-    """Return the memory that one of so many shards needs: of its build, or of its files and the buffers of a join."""
-    found = engine.estimate_sizes(replace(shape, n_items=-(-shape.n_items // shards)), settings)
-    return FIXED_BYTES + (0 if found is None else max(found.memory_bytes, found.mapped_bytes + found.working_bytes))
+    """Return the memory that one of so many shards needs: of its build, or of its files and the buffers of a join.
+
+    Rules are compiled for all items and queries before the index of one shard; for several, for a shard while it is
+    joined.
+    """
+    rows = -(-shape.n_items // shards)
+    found = engine.estimate_sizes(replace(shape, n_items=rows), settings)
+    needed = 0 if found is None else max(found.memory_bytes, found.mapped_bytes + found.working_bytes)
+    of_items, of_queries = rows * shape.attribute_bytes[0], shape.n_queries * shape.attribute_bytes[1]
+    return FIXED_BYTES + (max(needed, of_items + of_queries) if shards == 1 else needed + of_items)
 
 
 def count_passes(engine: Engine, settings: EngineSettings, shape: JoinShape, memory_bytes: int) -> int:

@@ -97,7 +97,7 @@ def _cost_of_shard(run: RunContext, sizes: JobSizes, trial: ArrayVectors) -> Sha
         scan_seconds = scan.seconds["join"] * threads / pairs
     rows = -(-sizes.n_items // sizes.shards)
     return ShardCost(
-        build_seconds=sum(s for stage, s in found.seconds.items() if stage != "join") * threads,
+        build_seconds=found.seconds.get("build", 0.0) * threads,
         join_seconds=found.seconds["join"] * threads,
         scan_seconds=scan_seconds,
         truth_seconds=truth_seconds,

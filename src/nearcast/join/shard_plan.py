@@ -7,15 +7,17 @@ number of items alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nearcast.eligibility import collect_columns
 from nearcast.engines.base import JoinRequest, JoinShape
 from nearcast.errors import SpecError
 from nearcast.files import fingerprint
+from nearcast.join.compile_constraints import parse_rules
 from nearcast.join.context import RunContext
 from nearcast.join.passes import budget_of_process, count_passes
 from nearcast.join.shard_constraints import CapColumn, defer_constraints, order_caps
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 COPY_ROWS = 1 << 16
+VALUE_BYTES = 48  # of a value of an attribute, as it is read and compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,9 @@ def choose_shards(run: RunContext, planned: GeneratorSpec, shape: JoinShape) -> 
         return count_shards(spec, shape.n_items, shape.dim * shape.item_bytes)
     if has_near_duplicate_caps(spec):
         return 1
+    item_columns, query_columns, _ = collect_columns(parse_rules(spec))
+    columns = len({*item_columns, *(cap.by for cap in spec.caps)}), len(query_columns)
+    shape = replace(shape, attribute_bytes=(columns[0] * VALUE_BYTES, columns[1] * VALUE_BYTES))
     return count_passes(run.engine, run.settings, shape, budget_of_process(planned, run.meter.budget_bytes))
 
 
