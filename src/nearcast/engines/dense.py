@@ -45,7 +45,8 @@ PROBE_RADII = range(-300, 810, 10)  # hundredths of a spread: from the best cell
 TRIAL_QUERIES, TRIAL_ITEMS = 4_096, 65_536
 BUILD_SLOWDOWN = 20  # rounds of k-means, sums and ordering, against the scan of one assignment alone (packages)
 CALIBRATION_QUERIES = 12_000  # queries of an exact join that takes as long as samples, their truth and trials
-TIMED_CALIBRATION = 6_000  # the same, as measured on packages; the number above decides whether cells are built
+# Time of a stage as a share of what the model of pruned work says (packages). `benchmarks/estimates.py` measures it.
+TIMED_SHARES = {"build": 0.46, "calibrate": 0.18, "join": 0.52}
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
 SHARE_CELLS = 4_111
 RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as many are scanned for the same recall
@@ -242,7 +243,8 @@ class DenseEngine:
         work = _pairs_by_stage(shape, settings.cells)
         sizes = self.estimate_sizes(shape, settings)
         if "build" in work:
-            work["calibrate"] = float(shape.n_items) * TIMED_CALIBRATION
+            work["calibrate"] = float(shape.n_items) * CALIBRATION_QUERIES
+            work = {stage: TIMED_SHARES[stage] * pairs for stage, pairs in work.items()}
         return replace(sizes, seconds={stage: per_pair * pairs for stage, pairs in work.items()})
 
     def estimate_sizes(self, shape: JoinShape, settings: EngineSettings) -> Estimate:

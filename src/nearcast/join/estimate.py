@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
-TABLE_BYTES = 128 << 20  # working set of writing: one row group and its ids, several times
-MEASURE_BYTES = 144 << 20  # of measuring: blocks of the exact join, a row group, samples
-SECONDS_PER_SLOT = 250e-9  # to write a slot to Parquet; measured on packages, two cores
+TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
+MEASURE_BYTES = 152 << 20  # of measuring: blocks of the exact join, a row group, samples
+SECONDS_PER_SLOT = 400e-9  # to write a slot to Parquet; measured on packages, two cores
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
-LIBRARY_BYTES = 16 << 20  # memory that Arrow, BLAS and faiss take when first used
+LIBRARY_BYTES = 32 << 20  # memory that Arrow, BLAS and faiss take when first used
+MEASURE_PER_JOIN = 1.25  # the exact join of the samples, and what is computed from it
 INGEST_PER_SCAN = 1.2  # the scan, and the ingestion of what it has read
 
 
@@ -97,7 +98,7 @@ def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Esti
         "read": spent.get("hash", 0.0) + spent.get("check", 0.0) * INGEST_PER_SCAN,
         **engine.seconds,
         "table": slots * SECONDS_PER_SLOT,
-        "measure": sampled_queries * shape.n_items * seconds_per_pair,
+        "measure": MEASURE_PER_JOIN * sampled_queries * shape.n_items * seconds_per_pair,
     }
     peak = max(
         engine.memory_bytes, engine.working_bytes, checked.memory_bytes, _table_memory(slots), _measure_memory(slots)

@@ -19,8 +19,8 @@ from nearcast.sources.ingest import ID_TYPES, IngestedTable, open_ingested_table
 from nearcast.sources.range_rows import RangeRows
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.split_rows import vector_dtype
-from nearcast.sources.stage_rows import RowCounter, StagedTable, map_in_threads
-from nearcast.sources.write_range import write_attributes, write_id_files, write_vectors
+from nearcast.sources.stage_rows import ROW_BYTES, RowCounter, StagedTable, count_range_workers, map_in_threads
+from nearcast.sources.write_range import BLOCK_BYTES, write_attributes, write_id_files, write_vectors
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import Progress, no_progress
 
@@ -91,10 +91,11 @@ def estimate_ingest_memory(staged: StagedTable, memory_bytes: int) -> int:
     row_bytes = max(facts.dim, 1) * vector_dtype(source).itemsize
     largest = max(one["rows"] for one in staged.ranges)
     pieces = min(facts.rows * (row_bytes + PIECE_ROW_BYTES), memory_bytes // 4)
-    block = min(largest * row_bytes, memory_bytes // 2)
+    block = min(largest * row_bytes, memory_bytes // 2, BLOCK_BYTES)
     batches = min(READ_BYTES, memory_bytes, 4 * facts.rows * source.row_bytes)
     id_bytes = max(one["id_bytes"] for one in staged.ranges)
-    return int(pieces + max(batches, block + 3 * id_bytes + 32 * largest))
+    ranges = count_range_workers(staged.threads, len(staged.ranges), largest, memory_bytes)
+    return int(pieces + max(batches, ranges * (block + 3 * id_bytes + ROW_BYTES * largest)))
 
 
 def estimate_ingest_disk(staged: StagedTable) -> int:
@@ -123,7 +124,8 @@ def ingest_staged(
     layout = RangeLayout.of(staged.source, staged.facts.dim)
     count = RowCounter(partial(progress, f"read {table}"), staged.facts.vectors)
     numbers = [number for number, facts in enumerate(staged.ranges) if facts["listed"]] or [0]
-    workers = min(staged.threads, len(numbers))
+    largest = max(one["rows"] for one in staged.ranges)
+    workers = count_range_workers(staged.threads, len(numbers), largest, memory_bytes)
 
     def write(number: int, folder: Path) -> dict[str, Any]:
         count(0)

@@ -32,8 +32,17 @@ from nearcast.sources.table_facts import TableFacts, count_lengths, find_lost_un
 from nearcast.spec import GeneratorSpec
 from nearcast.types import Progress, no_progress
 
-__all__ = ["RowCounter", "StageSettings", "StagedTable", "map_in_threads", "stage_table"]
+__all__ = [
+    "ROW_BYTES",
+    "RowCounter",
+    "StageSettings",
+    "StagedTable",
+    "count_range_workers",
+    "map_in_threads",
+    "stage_table",
+]
 
+ROW_BYTES = 96  # of a row while its range is sorted and written, without its vector
 ORDERS_SHARE = 16  # of the memory: for the order of the rows, so that they are not sorted again to be written
 
 
@@ -138,7 +147,8 @@ def _merge(
             norms = summarize_norms(opened.lengths)
         return measure_range(opened, dropped, rows)
 
-    ranges = map_in_threads(min(settings.threads, n_ranges), measure, range(n_ranges))
+    workers = count_range_workers(settings.threads, n_ranges, -(-rows // n_ranges), settings.memory_bytes)
+    ranges = map_in_threads(workers, measure, range(n_ranges))
     facts = merge_facts(units, ranges, dtype, norms)
     return replace(staged, facts=facts, ranges=tuple(ranges))
 
@@ -224,6 +234,11 @@ class RowCounter:
         with self._lock:
             self._done += rows
             self._report(self._done, max(self._done, self._total))
+
+
+def count_range_workers(threads: int, ranges: int, rows: int, memory_bytes: int) -> int:
+    """Return how many ranges of so many rows are sorted and written at a time, within half of the memory."""
+    return max(1, min(threads, ranges, memory_bytes // 2 // max(1, ROW_BYTES * rows)))
 
 
 def map_in_threads(workers: int, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from nearcast.sources.pieces import ATTRIBUTE, piece_vectors
 from nearcast.sources.range_rows import RangeRows
 from nearcast.types import IntArray
 
-__all__ = ["write_attributes", "write_id_files", "write_vectors"]
+__all__ = ["BLOCK_BYTES", "write_attributes", "write_id_files", "write_vectors"]
 
 ATTRIBUTE_FILE_ROWS = 1 << 20
 ATTRIBUTE_GROUP_ROWS = 1 << 14
