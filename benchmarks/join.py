@@ -284,7 +284,7 @@ def sweep_peer(
     trials, settings = sweep.SweepFile(given.results / "join-sweep.json"), sweep.SweepFile(given.settings)
     alike = next((p for p in peers.PEERS if p.name == given.start_from), peer)
     start = sweep.find_settings(settings, key, job, alike, recalls[0]) or {"build": peer.start(job["items"])}
-    best = sweep.Sweep(
+    found = sweep.Sweep(
         worker,
         peer,
         recalls,
@@ -296,14 +296,13 @@ def sweep_peer(
         lambda text: console.print(f"[dim]{text}", highlight=False),
         given.builds,
         deadline,
-    ).run()
-    if best is None:
+    )
+    if not found.run():
         console.print(f"{label}: not finished; the same command goes on")
-        return
     about = {"clock": given.clock, "version": worker.ask("choose", peer.name), "machine": result["machine"]}
-    for asked, found in best.items():
-        settings.put({**found, **about, "when": time.strftime("%Y-%m-%d")}, key, peer.name, asked)
-        console.print(f"{peer.name} at {asked}: {found}", highlight=False)
+    for asked, best in found.get_best().items():
+        settings.put({**best, **about, "when": time.strftime("%Y-%m-%d")}, key, peer.name, asked)
+        console.print(f"{peer.name} at {asked}: {best}", highlight=False)
 
 
 def get_truth(given: argparse.Namespace, pair: data.Pair, folder: Path, result: dict[str, Any]) -> Path:

@@ -218,27 +218,31 @@ class Sweep:
     most_builds: int
     deadline: float  # by time.monotonic(); no trial starts after it
 
-    def run(self) -> dict[str, dict[str, Any]] | None:
-        """Return the best settings by recall; None if the time ended first."""
+    def run(self) -> bool:
+        """Do what is left of the sweep; False if the time ended first."""
         self.worker.ask("choose", self.peer.name)
         for recall in self.recalls:
             while (build := self._next_build(recall)) is not None:
                 if time.monotonic() > self.deadline:
-                    return None
+                    return False
                 self._try_build(build)
-        best: dict[str, dict[str, Any]] = {}
         for recall in self.recalls:
             for trial in self._ranked(recall)[:FINALISTS]:
                 if time.monotonic() > self.deadline:
-                    return None
+                    return False
                 self._judge(trial, recall)
-            judged = [t["found"][f"{recall:g}"] | {"build": t["build"]} for t in self._ranked(recall)]
-            judged = [found for found in judged if "judged" in found]
-            if judged:
-                found = min(judged, key=lambda f: f["judged"]["cost"])
-                best[f"{recall:g}"] = {"build": found["build"], "search": found["judged"]["search"]} | {
-                    name: found["judged"][name] for name in ("cost", "recall")
-                }
+        return True
+
+    def get_best(self) -> dict[str, dict[str, Any]]:
+        """Return the best settings by recall: of the builds judged on all queries, else by the sample."""
+        best = {}
+        for recall in self.recalls:
+            found = [{"build": t["build"], "trial": t["found"][f"{recall:g}"]} for t in self._ranked(recall)]
+            rows = [{"build": f["build"], **f["trial"]["judged"]} for f in found if "judged" in f["trial"]]
+            if found and not rows:
+                rows = [{"build": found[0]["build"], "by": "sample", **found[0]["trial"]}]
+            if rows:
+                best[f"{recall:g}"] = min(rows, key=lambda row: row["cost"])
         return best
 
     def _next_build(self, recall: float) -> Settings | None:

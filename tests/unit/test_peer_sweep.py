@@ -56,10 +56,10 @@ def a_peer():
 def run_sweep(sweep, worker, trials, deadline=math.inf):
     clock = sweep.Clock(processor=False, threads=2)
     saved = []
-    best = sweep.Sweep(
+    one = sweep.Sweep(
         worker, a_peer(), [0.95], JOB, clock, a_peer().start(0), trials, saved.append, lambda _: None, 30, deadline
-    ).run()
-    return best and best["0.95"]
+    )
+    return one.run(), one.get_best().get("0.95")
 
 
 def cheapest_of_all(sweep):
@@ -78,7 +78,8 @@ def cheapest_of_all(sweep):
 
 
 def test_a_sweep_finds_the_cheapest_whole_job(sweep):
-    best = run_sweep(sweep, CountedPeer(), [])
+    finished, best = run_sweep(sweep, CountedPeer(), [])
+    assert finished
     assert best["recall"] >= 0.95
     assert best["cost"] == pytest.approx(cheapest_of_all(sweep), rel=0.01)
 
@@ -88,7 +89,10 @@ def test_a_sweep_that_was_stopped_builds_nothing_twice(sweep):
     found = run_sweep(sweep, whole, [])
     with pytest.raises(KeyboardInterrupt):
         run_sweep(sweep, first, trials)
-    assert run_sweep(sweep, second, trials, deadline=0) is None
+    finished, so_far = run_sweep(sweep, second, trials, deadline=0)
+    assert not finished
+    assert so_far["by"] == "sample"
+    assert so_far["cost"] == min(trial["found"]["0.95"]["cost"] for trial in trials if trial["found"])
     assert run_sweep(sweep, second, trials) == found
     assert first.builds + second.builds == whole.builds
 
