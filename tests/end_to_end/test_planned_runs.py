@@ -114,6 +114,7 @@ def test_a_run_without_a_bucket_is_shared_in_a_folder(shop: Path) -> None:
     succeed("work", "run", "--quiet", cwd=shop)
     assert watched("run", shop)["done"] is True
     succeed("gather", "run", "--quiet", cwd=shop)
+    assert "q0003" in succeed("explain", "shop", "q0003", "i0007", cwd=shop).stdout
     assert hashes(at.snapshot(shop)) == run_alone(shop)[0]
 
 
@@ -154,6 +155,7 @@ def test_a_worker_that_is_killed_is_replaced_by_another(shop: Path) -> None:
     victim.communicate(timeout=30)
     succeed("work", "run", "--takeover", 1, "--quiet", cwd=shop)
     succeed("gather", "run", "--quiet", cwd=shop)
+    assert "q0003" in succeed("explain", "shop", "q0003", "i0007", cwd=shop).stdout
     assert hashes(at.snapshot(shop)) == run_alone(shop)[0]
 
 

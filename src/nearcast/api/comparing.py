@@ -27,7 +27,8 @@ def explain(
     location = parse_location(out)
     snapshot = find_snapshot(location, generator, version)
     here = host_folder(location) / generator / "artifacts"
-    remote = open_artifacts(join_location(location, generator, "artifacts"))
+    planned = snapshot.manifest.run.artifacts
+    remote = open_artifacts(planned or join_location(location, generator, "artifacts"))
     return explain_pair(snapshot, here, query, item, remote=remote)
 
 

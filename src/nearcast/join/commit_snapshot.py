@@ -70,6 +70,7 @@ def check_target(run: RunContext, measures: Mapping[str, float], *, exact: bool)
 def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continued: int) -> RunRecord:
     """Return time, memory, disk and machine of the run up to now."""
     workspace, meter = run.workspace, run.meter
+    beside = (str(workspace.artifacts.absolute()), join_location(workspace.out, workspace.generator, "artifacts"))
     return RunRecord(
         created=format_utc(time.time()),
         seconds={stage: round(value, 3) for stage, value in meter.seconds.items()},
@@ -81,6 +82,7 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
         tasks=tasks,
         tasks_continued=continued,
         machine=machine.describe(),
+        artifacts=None if run.artifacts.url in beside else run.artifacts.url,
     )
 
 

@@ -112,7 +112,7 @@ def _find_artifact(snapshot: Snapshot, name: str, artifacts: Path, remote: Artif
         pass
     raise NotFoundError(
         f"the artifacts of {snapshot.generator} {snapshot.name} were deleted ({name}): only the newest "
-        "snapshot can be explained, where it was made"
+        "snapshot can be explained, where it was made, and that of a planned run while its location has them"
     )
 
 

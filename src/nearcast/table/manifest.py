@@ -62,10 +62,11 @@ class RunRecord:
     tasks: int
     tasks_continued: int  # done by an earlier, interrupted run
     machine: Mapping[str, Any]
+    artifacts: str | None = None  # location of the artifacts of a planned run; None: they are with the snapshots
 
     def as_dict(self) -> dict[str, Any]:
         """Return the value of the JSON key `run`."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,6 +164,7 @@ class Manifest(Mapping[str, Any]):
             disk_bytes=int(run.get("disk_bytes", 0)),
             tasks=int(run.get("tasks", 0)),
             tasks_continued=int(run.get("tasks_continued", 0)),
+            artifacts=run.get("artifacts"),
             machine=run.get("machine", {}),
         )
 
