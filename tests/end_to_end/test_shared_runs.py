@@ -110,6 +110,15 @@ def test_a_location_that_holds_the_plan_of_another_run_is_refused(shop, tmp_path
         plan_run(shop | {"k": 12}, tmp_path / "work", base=tmp_path)
 
 
+def test_a_location_in_a_folder_of_inputs_is_refused_before_a_file_is_written(shop, tmp_path):
+    folder = Path(shop["items"]["path"]).parent
+    before = sorted(folder.iterdir())
+    for place in (folder, folder / "runs"):
+        with pytest.raises(SpecError, match="would be read as rows; choose a location outside"):
+            plan_run(shop | {"items": {"path": str(folder)}}, place, base=tmp_path)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_inputs_that_changed_after_the_plan_are_refused_by_the_worker(shop, tmp_path, two_processes):
     plan_run(shop, tmp_path / "work", base=tmp_path)
     path = Path(shop["items"]["path"])

@@ -28,7 +28,7 @@ from nearcast.join.validate_run import open_run
 from nearcast.runners.base import WorkArea
 from nearcast.settings.run_tables import SHARD_KEYS
 from nearcast.spec import GeneratorSpec
-from nearcast.storage.locations import Location, absolute_location, parse_location
+from nearcast.storage.locations import Location, absolute_location, parse_location, resolve_location
 from nearcast.storage.open_storage import is_url, join_location, open_storage
 
 __all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "require_out", "write_plan"]
@@ -68,6 +68,7 @@ def write_plan(
     Raises the errors of a run that need no rows; SpecError if another plan is at this location.
     """
     root = absolute_location(parse_location(work))
+    _refuse_input_folder(spec, base, root)
     area = SharedPlan(root, {}).area
     run = prepare(spec, base, listener, artifacts=area.artifacts, results=area.results)
     opened = open_run(run, InMemoryTables())
@@ -123,6 +124,17 @@ def read_plan(work: Location) -> SharedPlan:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{root}/{PLAN_OBJECT} cannot be read ({error}); remove it and plan again") from error
     return SharedPlan(root, facts)
+
+
+def _refuse_input_folder(spec: GeneratorSpec, base: Path, root: str) -> None:
+    """Raise SpecError for a location in a folder of inputs: the Parquet files of the run would be read as rows."""
+    for table in (spec.items, spec.queries):
+        folder = "" if table is None else absolute_location(resolve_location(base, table.path)).rstrip("/")
+        if folder and f"{root}/".startswith(f"{folder}/"):
+            raise SpecError(
+                f"{root} is in the inputs {folder}, so that files of the run would be read as rows; choose a location "
+                "outside"
+            )
 
 
 def _refuse_other_plan(found: SharedPlan, facts: Mapping[str, Any]) -> None:
