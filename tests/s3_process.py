@@ -4,9 +4,12 @@ moto compares a condition and writes in two steps, so that two of several writer
 here a lock makes it so.
 """
 
+import os
 import pickle
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,30 @@ from moto.s3.responses import S3Response
 from moto.server import main
 
 port, bucket, kept = sys.argv[1:]
-one_put_at_a_time = threading.Lock()
-put_object = S3Response.put_object
+one_change_at_a_time = threading.Lock()
 
 
-def put_alone(self: S3Response) -> Any:
-    """Compare and write while no other put does."""
-    with one_put_at_a_time:
-        return put_object(self)
+def change_alone(method: Callable[[S3Response], Any]) -> Callable[[S3Response], Any]:
+    """Compare and write while nothing else is changed."""
+
+    def change(self: S3Response) -> Any:
+        with one_change_at_a_time:
+            return method(self)
+
+    return change
 
 
-S3Response.put_object = put_alone  # type: ignore[method-assign]
+def end_with_objects(*_: object) -> None:
+    """Write all objects into a file and end at once: what was answered is kept, what is under way is broken off."""
+    one_change_at_a_time.acquire()
+    objects = {key.name: key.value for key in list(backend.buckets[bucket].keys.values())}
+    Path(kept).write_bytes(pickle.dumps(objects))
+    os._exit(0)
+
+
+for name in ("put_object", "copy_object", "delete_object"):
+    setattr(S3Response, name, change_alone(getattr(S3Response, name)))
+signal.signal(signal.SIGUSR1, end_with_objects)
 backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
 backend.create_bucket(bucket, "us-east-1")
 for key, data in pickle.loads(Path(kept).read_bytes()).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self._log = folder / "moto.log"
+        self._kept = folder / "moto.objects"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -43,9 +45,8 @@ class S3Server:
 
     def start(self, objects: dict[str, bytes] | None = None) -> S3Server:
         """Start it with these objects in its bucket and wait until it answers."""
-        kept = self._log.with_suffix(".objects")
-        kept.write_bytes(pickle.dumps(objects or {}))
-        command = [sys.executable, str(PROCESS), str(self.port), BUCKET, str(kept)]
+        self._kept.write_bytes(pickle.dumps(objects or {}))
+        command = [sys.executable, str(PROCESS), str(self.port), BUCKET, str(self._kept)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -63,8 +64,12 @@ class S3Server:
             self._process = None
 
     def restart(self, *, keep: bool = False, pause: float = 0.0) -> None:
-        """Kill it, wait, and start it on the same port: empty, or with the objects that it had when this was called."""
-        kept = self.read_all() if keep else {}
+        """End it at once, wait, and start it on the same port: empty, or with every object that it had."""
+        kept = {}
+        if keep and self._process is not None:
+            self._process.send_signal(signal.SIGUSR1)
+            self._process.wait(PATIENCE)
+            kept = pickle.loads(self._kept.read_bytes())
         self.kill()
         time.sleep(pause)
         self.start(kept)

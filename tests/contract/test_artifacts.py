@@ -80,6 +80,26 @@ def test_an_artifact_is_written_once_and_read_by_every_host(place):
     assert read_manifest(other.open("tables/items-1"))["rows"] == 1000
 
 
+def test_single_files_of_an_artifact_are_listed_and_opened(place, tmp_path):
+    written = contents(place.open().ensure("a", write_two))
+    other, is_local = place.open(), place.location == str(tmp_path / "root")
+    folder = other.open("a", ["part"])
+    assert folder.name == "a"
+    assert (folder / "part" / "rows.bin").read_bytes() == b"rows" * 1000
+    assert read_manifest(folder)["rows"] == 1000
+    assert (folder / "empty").exists() == is_local  # it was not downloaded
+    assert not (other.open("a", ["missing"]) / "missing").exists()
+    files = other.list_files("a")
+    assert sorted(files) == ["empty", "part/rows.bin"]
+    for name, file in files.items():
+        data = open_storage(file.root).read(file.name)
+        assert (data, len(data)) == (written[name], file.size)
+        assert (file.path is not None) == is_local
+    assert contents(other.open("a")) == contents(other.open("a", ["part"])) == written  # all of it is here now
+    with pytest.raises(NotFoundError):
+        other.list_files("b")
+
+
 def test_the_manifest_of_every_place_has_the_same_bytes(tmp_path, s3_url):
     made = [
         contents(open_artifacts(root, HostCache(tmp_path / "cache")).ensure("a", write_two))

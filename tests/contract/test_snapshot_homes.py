@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.snapshot_folders import snapshot_facts, write_snapshot_folder
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.storage.open_storage import join_location, open_storage
+from nearcast.storage.artifacts import open_artifacts
+from nearcast.storage.open_storage import is_url, join_location, open_storage
 from nearcast.table.snapshot import (
     Snapshot,
     commit_snapshot,
@@ -75,6 +77,21 @@ def test_a_committed_snapshot_is_found_looked_up_and_whole(out, tmp_path):
     assert not found.has("queries")
     assert not found.fetch("queries").is_dir()
     assert {path.name for path in found.fetch("sketch").iterdir()} == {"items.parquet"}
+
+
+@pytest.mark.parametrize("place", ["the bucket of `out`", "another storage"])
+def test_files_that_are_in_a_storage_become_part_of_a_snapshot(out, tmp_path, place, s3_url):
+    whole = write_snapshot_folder(tmp_path / "made")
+    with_bucket = place == "the bucket of `out`" and is_url(out)
+    artifacts = open_artifacts(join_location(out, "work") if with_bucket else f"{s3_url}/work")
+    artifacts.commit("table", lambda folder: shutil.move(whole / "candidates", folder) and {})
+    elsewhere = artifacts.list_files("table")
+    made = commit_snapshot(out, "shop", whole, snapshot_facts("one"), elsewhere=elsewhere)
+    artifacts.remove("")
+    assert set(made.manifest.facts["files"]) == {*elsewhere, "items/part-00000.parquet", "sketch/items.parquet"}
+    found = find_snapshot(out, "shop")
+    found.verify()
+    assert len(found.lookup("q000007").ids) == 4
 
 
 def test_an_unknown_key_is_answered_with_the_nearest(out, tmp_path):

@@ -45,6 +45,23 @@ def test_an_object_is_read_as_it_was_written(storage):
         assert (facts.name, facts.size) == ("folder/object", len(data))
 
 
+def test_an_object_is_copied_from_another_root_of_the_same_storage(storage):
+    other = open_storage(join_location(storage.url, "other", "root"))
+    other.write("folder/object é", b"data")
+    assert storage.copy_from(other, "folder/object é", "copies/object é")
+    assert storage.read("copies/object é") == b"data"
+    assert storage.copy_from(storage, "copies/object é", "copies/object é")
+    with pytest.raises(NotFoundError, match="missing does not exist"):
+        storage.copy_from(other, "missing", "copy")
+    assert storage.stat("copy") is None
+
+
+def test_an_object_of_another_storage_is_not_copied(storage, tmp_path):
+    elsewhere = open_storage("s3://another-bucket" if storage.local else tmp_path / "folder")
+    assert not storage.copy_from(elsewhere, "a", "copy")
+    assert storage.stat("copy") is None
+
+
 def test_a_missing_object_is_not_found(storage, tmp_path):
     assert storage.stat("missing") is None
     assert storage.stat("a/b/missing") is None

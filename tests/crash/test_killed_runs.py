@@ -140,6 +140,15 @@ def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
     assert "k was 10 and is 7" in error
 
 
+def test_other_shards_start_afresh_at_recall_1_and_say_why(tmp_path: Path) -> None:
+    spec = write_generator(tmp_path / "g", "exact")
+    kill_when(spec, "work/join/*/manifest.json")
+    spec.write_text(f"{spec.read_text()}[run]\nshards = 3\n")
+    error = finish(spec)
+    assert "run.shards was None and is 3" in error
+    assert "continuing" not in error
+
+
 def test_a_changed_input_starts_afresh_and_names_the_file(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
     kill_when(spec, "work/join/*/manifest.json")

@@ -20,7 +20,7 @@ from tests.end_to_end.shop import environment, fail, nearcast, succeed
 
 from nearcast.errors import NearcastError
 from nearcast.storage.local_storage import LocalStorage
-from s3_server import s3_server, s3_url
+from s3_server import BUCKET, s3_running, s3_server, s3_url
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
@@ -159,6 +159,39 @@ def test_a_worker_that_is_killed_is_replaced_by_another(shop: Path) -> None:
     assert hashes(at.snapshot(shop)) == run_alone(shop)[0]
 
 
+@pytest.mark.slow
+def test_a_storage_server_that_is_restarted_in_the_middle_changes_nothing(shop: Path, tmp_path: Path) -> None:
+    """Twice, while two workers with caches of their own are at work; what the server has answered is kept."""
+    (tmp_path / "server").mkdir()
+    with s3_running(tmp_path / "server") as server:
+        url, variables = f"s3://{BUCKET}/run", server.environment
+        planned = nearcast("plan", "shop.toml", "--work", url, cwd=shop, **variables)
+        assert planned.returncode == 0, planned.stderr
+
+        def start_worker(number: int) -> subprocess.Popen[str]:
+            cache = str(tmp_path / f"cache{number}")
+            words = ("work", url, "--index", number, "--of", 2, "--quiet")
+            return start(*words, cwd=tmp_path, NEARCAST_CACHE=cache, **variables)
+
+        workers = [start_worker(number) for number in range(2)]
+        for begun in ("run/claims/", "run/results/prepare/done.json"):
+            deadline = time.monotonic() + 300
+            while not any(name.startswith(begun) for name in server.read_all()):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            server.restart(keep=True, pause=1.0)
+        for number, worker in enumerate(workers):
+            _, err = worker.communicate(timeout=500)
+            if worker.returncode == 14:  # it has lost its patience, and says so: it is started again
+                assert "start again" in err or "try again" in err or "cannot be reached" in err
+                _, err = start_worker(number).communicate(timeout=500)
+            else:
+                assert worker.returncode == 0, err
+        gathered = nearcast("gather", url, "--quiet", cwd=shop, **variables)
+        assert gathered.returncode == 0, gathered.stderr
+    assert hashes(at.snapshot(shop)) == run_alone(shop)[0]
+
+
 def test_work_on_a_finished_run_does_nothing_and_gathering_it_again_returns_its_snapshot(shop: Path) -> None:
     succeed("plan", "shop.toml", "--work", "run", cwd=shop)
     first = json.loads(succeed("gather", "run", "--json", cwd=shop).stdout)  # does all tasks itself
@@ -184,6 +217,16 @@ def test_bad_input_is_exit_code_3_of_every_worker_and_is_shown_by_watch(shop: Pa
     shown = nearcast("watch", "run", "--json", cwd=shop)
     assert shown.returncode == 3
     assert json.loads(shown.stdout)["failure"]["error"]["exit_code"] == 3
+
+
+def test_unfinished_work_is_cleaned_by_the_command(shop: Path) -> None:
+    succeed("plan", "shop.toml", "--work", "run", cwd=shop)
+    assert json.loads(succeed("clean", "--work", "run", "--wait", 0, "--json", cwd=shop).stdout)["removed"] == [
+        str(shop / "run")
+    ]
+    assert "there is no unfinished work" in succeed("clean", "shop", cwd=shop).stdout
+    assert "name a generator, or give --work" in fail("clean", code=2, cwd=shop)
+    fail("work", "run", code=7, cwd=shop)
 
 
 def test_inputs_that_change_after_the_plan_are_exit_code_3(shop: Path) -> None:

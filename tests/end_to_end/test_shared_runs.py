@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +16,24 @@ import pyarrow.parquet as pq
 import pytest
 
 import nearcast
+from nearcast.api import shared_runs
 from nearcast.api.distributed import gather_run, plan_run
-from nearcast.errors import InputError, NotFoundError, SpecError
+from nearcast.api.shared_runs import work_on
+from nearcast.errors import InputError, NotFoundError, SpecError, StorageError
+from nearcast.join import run_plan, shard_tasks
+from nearcast.join.listener import Listener
+from nearcast.join.perform_task import perform_in
+from nearcast.join.task_context import TaskContext
 from nearcast.runners import make_runner
-from nearcast.runners.base import Runner
+from nearcast.runners.base import Perform, Runner, TaskCall, TaskOutcome, WorkArea
+from nearcast.runners.local import LocalRunner
+from nearcast.storage import host_cache
+from nearcast.storage.artifacts import open_artifacts
+from nearcast.storage.open_storage import open_storage
+from nearcast.table.snapshot import list_snapshots
+from s3_server import s3_server, s3_url
+
+__all__ = ["s3_server", "s3_url"]
 
 MODEL = "import helper\n\ndef score(batch):\n    return helper.flip(batch.column('score').to_numpy())\n"
 
@@ -45,6 +61,17 @@ def shop(tmp_path: Path) -> dict[str, object]:
         "caps": [{"by": "shelf", "max_per_list": 4}],
         "measure": {"sample": 200, "calibration": 100},
     }
+
+
+class RecordingListener(Listener):
+    """Keeps the notes of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture
@@ -85,6 +112,151 @@ def test_a_plan_that_is_gathered_gives_the_bytes_of_a_run(shop, tmp_path, two_pr
     assert hash_files(gathered.snapshot.folder) == run_into(shop, tmp_path / "a")
     assert gather_run(tmp_path / "work").reused
     assert not (tmp_path / "work" / "results").exists()
+
+
+def change_items(shop: dict[str, object], keep: int) -> None:
+    path = Path(shop["items"]["path"])
+    pq.write_table(pq.read_table(path).slice(0, keep), path)
+
+
+def test_the_manifest_of_a_gathered_run_has_the_times_of_all_workers(shop, tmp_path):
+    alone = nearcast.run(shop | {"out": str(tmp_path / "alone")}, base=tmp_path).snapshot.manifest.run
+    plan_run(shop | {"out": str(tmp_path / "out")}, tmp_path / "work", base=tmp_path)
+    done = work_on(tmp_path / "work")
+    run = gather_run(tmp_path / "work").snapshot.manifest.run  # has done no task itself
+    assert set(run.seconds) == set(run.cpu_seconds) == set(alone.seconds)
+    assert 0 < sum(run.cpu_seconds.values()) <= sum(stage.cpu_seconds for stage in done)
+    assert run.seconds_total >= sum(run.seconds.values())
+    assert run.peak_memory_bytes >= max(stage.peak_bytes for stage in done) // 2
+
+
+def test_a_gather_copies_within_the_bucket_and_downloads_nothing(shop, tmp_path, s3_url, monkeypatch):
+    monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "worker"))
+    plan_run(shop | {"out": f"{s3_url}/out"}, f"{s3_url}/work", base=tmp_path)
+    work_on(f"{s3_url}/work")
+    monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "gather"))
+    made = gather_run(f"{s3_url}/work").snapshot
+    assert list((tmp_path / "gather").rglob("*.parquet")) == []
+    made.verify()
+    expected = run_into(shop, tmp_path / "a")
+    found = {
+        name: hashlib.sha256(open_storage(made.url).read(name)).hexdigest() for name in made.manifest.facts["files"]
+    }
+    assert found == {name: value for name, value in expected.items() if name != "manifest.json"}
+
+
+@pytest.mark.slow
+def test_open_files_and_cache_of_a_worker_do_not_grow_with_its_tasks(shop, tmp_path, s3_url, monkeypatch):
+    monkeypatch.setattr(run_plan, "TASK_BYTES", 1)
+    monkeypatch.setattr(run_plan, "SMALLEST_TASK", 200)
+    monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NEARCAST_CACHE_BYTES", "3000000")
+    plan_run(shop | {"out": f"{s3_url}/out", "run": {"shards": 3}}, f"{s3_url}/work", base=tmp_path)
+    held: dict[str, list[int]] = {}
+    sizes: list[int] = []
+
+    def perform(context: TaskContext, call: TaskCall) -> TaskOutcome:
+        outcome = perform_in(context, call)
+        held.setdefault(call.kind, []).append(len(host_cache._in_use))
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()))
+        return outcome
+
+    monkeypatch.setattr(shared_runs, "perform_in", perform)
+    opened = count_calls(monkeypatch, shard_tasks, "open_shard_index")
+    before = set(host_cache._in_use)
+    work_on(f"{s3_url}/work")
+    assert len(held["join_shard"]) == 3 * 13
+    assert max(held["join_shard"]) == held["join_shard"][0]
+    assert max(held["merge"]) <= held["merge"][0]
+    assert len(opened) == 3  # not once per task
+    assert max(sizes) < 4_000_000
+    assert set(host_cache._in_use) == before
+    assert gather_run(f"{s3_url}/work").snapshot.manifest.target.met
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
+    """Count the calls of a function of a module."""
+    calls: list[None] = []
+    function = getattr(module, name)
+
+    def counted(*args: Any) -> Any:
+        calls.append(None)
+        return function(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_a_finished_plan_is_seen_as_finished_also_after_another_run(shop, tmp_path):
+    spec = shop | {"out": str(tmp_path / "out"), "engine": "exact", "recall": 1.0}
+    plan_run(spec, tmp_path / "work", base=tmp_path)
+    first = gather_run(tmp_path / "work").snapshot
+    original = Path(shop["items"]["path"]).read_bytes()
+    change_items(shop, keep=2_900)
+    nearcast.run(spec, base=tmp_path)
+    again = gather_run(tmp_path / "work")
+    assert (again.reused, again.snapshot.version) == (True, first.version)
+    assert work_on(tmp_path / "work") == []
+
+    Path(shop["items"]["path"]).write_bytes(original)
+    listener = RecordingListener()
+    plan_run(spec, tmp_path / "work", base=tmp_path, listener=listener)  # its snapshot is not the newest any more
+    assert "its snapshot is not the newest: it is planned again" in listener.notes[-1]
+    assert {stage.stage: stage.done_here for stage in work_on(tmp_path / "work")}["join"] == 1
+    last = gather_run(tmp_path / "work").snapshot
+    assert (last.version, last.manifest.facts["compared_with"]["version"]) == (3, 2)
+    plan_run(spec, tmp_path / "work", base=tmp_path, listener=listener)
+    assert "is finished: its snapshot is" in listener.notes[-1]
+    assert gather_run(tmp_path / "work").reused
+
+
+def test_a_finished_plan_whose_snapshot_was_removed_says_so(shop, tmp_path):
+    spec = shop | {"out": str(tmp_path / "out"), "engine": "exact", "recall": 1.0}
+    plan_run(spec, tmp_path / "work", base=tmp_path)
+    shutil.rmtree(gather_run(tmp_path / "work").snapshot.folder)
+    with pytest.raises(NotFoundError, match=r"its snapshot 1 was removed since; `nearcast plan SPEC --work"):
+        gather_run(tmp_path / "work")
+    plan_run(spec, tmp_path / "work", base=tmp_path)
+    assert not gather_run(tmp_path / "work").reused
+
+
+class FasterHost(LocalRunner):
+    """Runs tasks here, and lets another host do something before the stage of this task."""
+
+    def __init__(self, task: str, act: Callable[[], object]) -> None:
+        self.task = task
+        self.act = act
+
+    def run(self, perform: Perform, area: WorkArea, calls: Sequence[TaskCall]) -> Iterator[TaskOutcome]:
+        if calls[0].kind == self.task:
+            self.act()
+        yield from super().run(perform, area, calls)
+
+
+@pytest.mark.parametrize("task", ["join", "table", "measure"])
+def test_of_two_gathers_at_once_both_return_the_snapshot_of_the_faster(shop, tmp_path, s3_url, monkeypatch, task):
+    spec = shop | {"out": f"{s3_url}/out", "engine": "exact", "recall": 1.0}
+    plan_run(spec, f"{s3_url}/work", base=tmp_path)
+
+    def gather_on_another_host() -> None:
+        with monkeypatch.context() as patched:
+            patched.setenv("NEARCAST_CACHE", str(tmp_path / "another host"))
+            assert not gather_run(f"{s3_url}/work").reused
+
+    monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "cache"))
+    slower = gather_run(f"{s3_url}/work", runner=FasterHost(task, gather_on_another_host))
+    assert (slower.reused, slower.snapshot.version) == (True, 1)
+    assert [snapshot.version for snapshot in list_snapshots(f"{s3_url}/out", "g")] == [1]
+
+
+def test_a_gather_whose_work_is_removed_says_so_and_the_next_one_finishes(shop, tmp_path, s3_url, monkeypatch):
+    monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "cache"))
+    spec = shop | {"out": f"{s3_url}/out", "engine": "exact", "recall": 1.0}
+    plan_run(spec, f"{s3_url}/work", base=tmp_path)
+    removing = FasterHost("table", lambda: open_artifacts(f"{s3_url}/work/results").remove(""))
+    with pytest.raises(StorageError, match=r"work of the run was removed by another process .*; gather again"):
+        gather_run(f"{s3_url}/work", runner=removing)
+    assert gather_run(f"{s3_url}/work").snapshot.version == 1
 
 
 def test_a_ranking_model_beside_the_spec_travels_to_other_hosts(shop, tmp_path, two_processes):

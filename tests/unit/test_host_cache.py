@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from nearcast.errors import BudgetError, SpecError
-from nearcast.storage.host_cache import HostCache
+from nearcast.storage import host_cache
+from nearcast.storage.host_cache import CacheSession, HostCache
 
 SIZE = 10_000
 
@@ -92,6 +93,25 @@ def test_what_this_process_has_open_is_kept_until_its_session_ends(tmp_path):
     open_entry(cache, "c")
     assert is_whole(kept)
     assert entries(tmp_path) == ["c", "kept"]
+
+
+def test_a_session_is_entered_again_and_holds_the_latest_entries_only(tmp_path):
+    cache = HostCache(tmp_path)
+    kept, task = CacheSession(), CacheSession(most=2)
+    for number in range(20):
+        with task:
+            open_entry(cache, f"task{number}")
+            with kept:
+                open_entry(cache, "shared")
+            open_entry(cache, f"task{number}")
+        assert len(host_cache._in_use) <= 3
+    HostCache(tmp_path, limit_bytes=1).make_room(0)
+    assert entries(tmp_path) == ["shared", "task18", "task19"]
+    task.close()
+    HostCache(tmp_path, limit_bytes=1).make_room(0)
+    assert entries(tmp_path) == ["shared"]
+    kept.close()
+    assert host_cache._in_use == {}
 
 
 def test_an_entry_opened_outside_a_session_outlives_it_and_the_cache_object(tmp_path):

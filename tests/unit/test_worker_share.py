@@ -32,6 +32,19 @@ def test_options_come_before_variables():
     assert find_share(1, None, {"NEARCAST_WORKERS": "7"}) == WorkShare(1, 7)
 
 
+def test_an_option_that_is_missing_comes_from_the_variables():
+    assert find_share(None, 7, {"JOB_COMPLETION_INDEX": "3"}) == WorkShare(3, 7)
+    assert find_share(None, 7, KUBERNETES) == WorkShare(3, 7)
+    assert find_share(None, 7, SLURM) == WorkShare(4, 7)
+    assert find_share(5, None, BATCH) == WorkShare(5, 8)
+    assert find_share(None, 1, KUBERNETES) == WorkShare()  # the only worker does everything
+
+
+def test_a_number_of_workers_that_is_below_the_index_of_the_scheduler_is_refused():
+    with pytest.raises(SpecError, match=r"must be in 0\.\.2 for 3 workers, got 3 \(JOB_COMPLETION_INDEX\)"):
+        find_share(None, 3, KUBERNETES)
+
+
 @pytest.mark.parametrize(
     ("index", "count", "environment", "words"),
     [

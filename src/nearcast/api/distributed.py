@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
 from nearcast.api.runs import read_baseline
-from nearcast.api.shared_runs import finish_plan, reopen_plan
+from nearcast.api.shared_runs import finish_plan
 from nearcast.errors import TargetError
 from nearcast.history.record import record_run
 from nearcast.join.listener import Listener
@@ -28,15 +28,14 @@ def plan_run(
 ) -> SharedPlan:
     """Check the settings and identify the inputs of a run, and write its plan to the location `work`.
 
-    An equal plan that is there already is kept, with its finished tasks. Raises SpecError if another one is there.
+    An equal plan that is there already is kept, with its finished tasks; a finished one is opened again unless its
+    snapshot is the newest. Raises SpecError if another plan is there.
     """
     parsed, folder = resolve_spec(spec, base, None, None)
     listener = listener or Listener()
     out = resolve_location(folder, parsed.out)
     earlier = read_baseline(out, parsed.name, listener).choose(list_snapshots(out, parsed.name))
-    shared = write_plan(parsed, folder, work, earlier=earlier, listener=listener)
-    reopen_plan(work)
-    return shared
+    return write_plan(parsed, folder, work, earlier=earlier, listener=listener)
 
 
 def gather_run(work: Location, *, runner: Runner | None = None, listener: Listener | None = None) -> Outcome:

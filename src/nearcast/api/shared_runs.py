@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
-from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError, WorkerError
+from nearcast.join.abandoned_work import sign_of_life
 from nearcast.join.cost_table import CostTable
 from nearcast.join.listener import Listener
 from nearcast.join.perform_task import open_worker_run, perform_in
 from nearcast.join.run_progress import RunProgress, read_progress
 from nearcast.join.run_stages import STAGES
-from nearcast.join.shared_plan import read_plan
+from nearcast.join.shared_plan import read_finished, read_plan
 from nearcast.join.shared_work import (
     FAILURE,
     FINISHED,
@@ -33,9 +34,9 @@ from nearcast.storage.base import Storage
 from nearcast.storage.locations import Location, parse_location
 from nearcast.storage.open_storage import open_storage
 from nearcast.suggest import suggest_name
-from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.table.snapshot import Snapshot
 
-__all__ = ["finish_plan", "reopen_plan", "store_costs", "watch_run", "work_on"]
+__all__ = ["finish_plan", "store_costs", "watch_run", "work_on"]
 
 COSTS = "costs.json"  # the cost table of the plan, for the time that is left
 COST_STAGES = {  # stages of a run: the stages of the cost table that they do
@@ -73,7 +74,8 @@ def work_on(
     if stage is not None:
         stages = _select_stage(run, stages, stage)
     options = WorkOptions(share, patience_seconds=patience_seconds, helps=stage is None)
-    return work_on_stages(run, stages, partial(perform_in, context), options, listener.progress)
+    with closing(context), sign_of_life(shared.work, stale_seconds=takeover_seconds):
+        return work_on_stages(run, stages, partial(perform_in, context), options, listener.progress)
 
 
 def watch_run(location: Location) -> RunProgress:
@@ -84,7 +86,7 @@ def watch_run(location: Location) -> RunProgress:
     storage = open_storage(shared.work)
     facts = {"generator": shared.generator, "work": shared.work}
     if storage.stat(FINISHED) is not None:
-        return RunProgress((), None, facts | {"snapshot": _read_finished(storage).get("snapshot")})
+        return RunProgress((), None, facts | {"snapshot": read_finished(shared.work).get("snapshot")})
     stages: list[tuple[str, Callable[[], int]]] = [
         (each.name, partial(_count_calls, each.name, context)) for each in STAGES
     ]
@@ -106,27 +108,6 @@ def finish_plan(location: Location, snapshot: Snapshot) -> None:
     storage.write(FINISHED, json.dumps(facts, indent=1).encode())
     for each in [COSTS, FAILURE, *(claim.name for claim in storage.list_objects(CLAIMS))]:
         storage.delete(each)
-
-
-def reopen_plan(location: Location) -> None:
-    """Let workers begin again if the snapshot of a plan was removed since it was made."""
-    shared = read_plan(parse_location(location))
-    storage = open_storage(shared.work)
-    version = _read_finished(storage).get("version")
-    if version is None:
-        return
-    try:
-        find_snapshot(parse_location(shared.plan["out"]), shared.generator, int(version))
-    except NotFoundError:
-        storage.delete(FINISHED)
-
-
-def _read_finished(storage: Storage) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read(FINISHED))
-    except (NotFoundError, ValueError):
-        return {}
-    return dict(found) if isinstance(found, dict) else {}
 
 
 def _select_stage(run: SharedRun, stages: Sequence[SharedStage], name: str) -> list[SharedStage]:

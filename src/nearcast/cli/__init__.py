@@ -30,6 +30,7 @@ COMMANDS = {
     "work": "Take part in a planned run as one of many workers.",
     "gather": "Make the snapshot of a planned run.",
     "watch": "Show the progress of a planned run.",
+    "clean": "Remove unfinished work that nobody works on.",
     "tune": "Find the cheapest engine that meets the recall target.",
     "show": "Show a snapshot: its measures, settings and lists.",
     "lookup": "Show the candidates of a key.",

@@ -66,9 +66,9 @@ def work(location: Location, options: WorkerOptions, watch: bool, quiet: bool, a
     """Take part in the run that `nearcast plan` has written to LOCATION.
 
     Does the tasks whose number is I modulo N, then those that no other worker does, stage by stage, and ends when all
-    stages are done. Index and number come from the options, or from the variables of Kubernetes, AWS Batch, SLURM or
-    Cloud Run, with NEARCAST_WORKERS as the number where the scheduler passes none. Any number of workers may run, may
-    be killed, and may be started again. Then `nearcast gather LOCATION` makes the snapshot.
+    stages are done. Index and number come from the options, each that is missing from the variables of Kubernetes, AWS
+    Batch, SLURM or Cloud Run, with NEARCAST_WORKERS as the number where the scheduler passes none. Any number of
+    workers may run, may be killed, and may be started again. Then `nearcast gather LOCATION` makes the snapshot.
 
     Exit codes 14 and 15 may pass: start the worker again. After 2, 3, 7 and 16 no other attempt helps.
     """

@@ -36,13 +36,14 @@ def do_choose(context: TaskContext, _args: Mapping[str, Any], folder: Path) -> d
 
 def open_lists(context: TaskContext) -> SelectedLists:
     """Open the lists to store, and those of the join."""
-    if "lists" not in context.kept:
-        run, folder, facts = context.run, None, None
-        if list_choose_calls(context):
-            folder, facts = run.results.open("choose"), run.results.facts("choose")
-        context.kept["lists"] = open_selected(_find_joined(context), folder, facts or {}, run.spec.k)
-    lists: SelectedLists = context.kept["lists"]
-    return lists
+
+    def open_all() -> SelectedLists:
+        if not list_choose_calls(context):
+            return open_selected(_find_joined(context), None, {}, context.run.spec.k)
+        folder, facts = context.run.results.open("choose"), context.read_facts("choose")
+        return open_selected(_find_joined(context), folder, facts, context.run.spec.k)
+
+    return context.keep("lists", open_all)
 
 
 def _find_joined(context: TaskContext) -> JoinedLists:

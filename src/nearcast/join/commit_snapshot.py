@@ -14,7 +14,7 @@ from nearcast.files import fresh_folder, link_file
 from nearcast.join.context import RunContext, Workspace
 from nearcast.join.run_plan import planned_fingerprint
 from nearcast.join.task_context import TaskContext
-from nearcast.storage.artifacts import LocalArtifacts, open_artifacts
+from nearcast.storage.artifacts import ArtifactFile, LocalArtifacts, open_artifacts
 from nearcast.storage.open_storage import join_location
 from nearcast.table.candidate_schema import FORMAT_VERSION
 from nearcast.table.manifest import EngineRecord, Manifest, RunRecord, TargetCheck
@@ -86,18 +86,22 @@ def record_run(run: RunContext, estimate: Mapping[str, Any], tasks: int, continu
     )
 
 
-def commit_snapshot(run: RunContext, files: Mapping[str, Path], manifest: Manifest, seen: int) -> Snapshot:
-    """Commit files, by their names in the snapshot, atomically.
+def commit_snapshot(run: RunContext, files: Mapping[str, ArtifactFile], manifest: Manifest, seen: int) -> Snapshot:
+    """Commit files, by their names in the snapshot, atomically. Files in a bucket are copied there where that can be.
 
     seen: the newest version when the run began; another driver may commit the same run meanwhile.
     """
     workspace = run.workspace
-    draft = fresh_folder(workspace.work / "snapshot")
-    for name, path in files.items():
+    draft, elsewhere = fresh_folder(workspace.work / "snapshot"), {}
+    for name, file in files.items():
+        if file.path is None:
+            elsewhere[name] = file
+            continue
         copy = draft / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        link_file(path, copy)
-    snapshot = commit_folder(workspace.out, workspace.generator, draft, manifest.facts, seen=seen)
+        link_file(file.path, copy)
+    out, generator = workspace.out, workspace.generator
+    snapshot = commit_folder(out, generator, draft, manifest.facts, seen=seen, elsewhere=elsewhere)
     shutil.rmtree(draft, ignore_errors=True)
     return snapshot
 

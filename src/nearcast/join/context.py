@@ -86,6 +86,7 @@ class Meter:
         self._started = time.perf_counter()
         self._peak: machine.PeakMemory | None = None
         self._worker_peak = 0
+        self._of_tasks = 0.0
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -117,10 +118,17 @@ class Meter:
         spent = {name: (now[name][0] - before[name][0], now[name][1] - before[name][1]) for name in now}
         return {name: pair for name, pair in spent.items() if name not in earlier or pair[0] > 0}
 
+    def count_tasks(self, stages: Mapping[str, tuple[float, float]], peak_bytes: int) -> None:
+        """Replace wall and CPU seconds by those of all tasks of a run that several workers did."""
+        self.seconds = {name: seconds for name, (seconds, _) in stages.items()}
+        self.cpu_seconds = {name: cpu_seconds for name, (_, cpu_seconds) in stages.items()}
+        self._of_tasks = sum(self.seconds.values())
+        self.note_peak(peak_bytes)
+
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._started
+        """Seconds since the run began; of a run that several workers did, at least the sum of its tasks."""
+        return max(time.perf_counter() - self._started, self._of_tasks)
 
     @property
     def peak_bytes(self) -> int:

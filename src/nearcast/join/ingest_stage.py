@@ -21,12 +21,13 @@ import pyarrow as pa
 from nearcast.join.inputs import Sources, ingested_names
 from nearcast.join.survey_inputs import reopen_sources, write_survey
 from nearcast.join.task_context import TaskContext
+from nearcast.join.task_times import add_up_times
 from nearcast.runners.base import TaskCall
 from nearcast.sources.id_splitters import choose_splitters, sample_ids
 from nearcast.sources.ids import read_ids, write_ids
 from nearcast.sources.ingest_rows import RangeLayout, describe_ranges, range_name, write_range_files
 from nearcast.sources.norms import summarize_norms
-from nearcast.sources.pieces import PieceFolder
+from nearcast.sources.pieces import PieceFolder, piece_name
 from nearcast.sources.range_rows import RangeRows, keep_states, select_range
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.row_units import cut_units
@@ -100,7 +101,7 @@ def do_bounds(context: TaskContext, args: Args, folder: Path) -> dict[str, Any]:
     """Choose the id ranges of a table from the samples of its units."""
     results, table = context.run.results, args["table"]
     names = [_call("sample", table, unit).name for unit in range(_survey(context)["tables"][table]["units"])]
-    rows = sum(_facts(context, name)["rows"] for name in names)
+    rows = sum(context.read_facts(name)["rows"] for name in names)
     samples = (read_ids(results.open(name) / SAMPLE_FILE) for name in names)
     bounds = choose_splitters(rows, samples, _survey(context)["range_rows"])
     write_ids(folder / BOUNDS_FILE, bounds)
@@ -116,7 +117,7 @@ def list_resplit_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per unit that was split with another length of vectors than that of most."""
     calls = []
     for table, facts in _waiting(context):
-        units = [_facts(context, _call("split", table, unit).name) for unit in range(facts["units"])]
+        units = [context.read_facts(_call("split", table, unit).name) for unit in range(facts["units"])]
         dim = count_lengths(units)
         calls += [_call("resplit", table, unit, dim=dim) for unit in find_lost_units(units, dim)]
     return calls
@@ -134,7 +135,7 @@ def do_split(context: TaskContext, args: Args, folder: Path) -> dict[str, Any]:
 
 def list_range_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per id range of the tables that have several."""
-    ranges = ((table, _facts(context, f"bounds/{table}")["ranges"]) for table, _ in _waiting(context))
+    ranges = ((table, context.read_facts(f"bounds/{table}")["ranges"]) for table, _ in _waiting(context))
     return [_call("range", table, number) for table, n in ranges if n > 1 for number in range(n)]
 
 
@@ -163,7 +164,7 @@ def do_tables(context: TaskContext, args: Args, _folder: Path) -> dict[str, Any]
     rows = None if bounds else _open_range(context, table, 0)
     if rows is None:
         calls = [_call("range", table, number) for number in range(len(bounds) + 1)]
-        ranges, norms = [_facts(context, call.name) for call in calls], None
+        ranges, norms = [context.read_facts(call.name) for call in calls], None
     else:
         ranges = [measure_range(rows, dropped_duplicates(units), sum(unit["rows"] for unit in units))]
         norms = summarize_norms(rows.lengths)
@@ -184,17 +185,17 @@ def open_surveyed(context: TaskContext) -> Sources | None:
     """Open the sources as the survey found them, without hashing them again; None if there was no survey."""
     if context.opened is not None or context.tables.any or context.run.results.facts(SURVEY) is None:
         return None
-    if "sources" not in context.kept:
-        folder = context.run.results.open(SURVEY)
-        context.kept["sources"] = reopen_sources(context.run.spec, context.run.workspace.base, folder)
-    sources: Sources = context.kept["sources"]
-    return sources
+    run = context.run
+    return context.keep("sources", lambda: reopen_sources(run.spec, run.workspace.base, run.results.open(SURVEY)))
 
 
-def sweep_pieces(context: TaskContext) -> None:
-    """Remove samples and pieces. All tables are ingested: no task reads them."""
-    for stage in ("sample", "split", "resplit"):
-        context.run.results.remove(stage)
+def sweep_pieces(context: TaskContext) -> dict[str, Any]:
+    """Remove samples and pieces. All tables are ingested: no task reads them. Return the times of these tasks."""
+    results, stages = context.run.results, ("sample", "split", "resplit")
+    times = add_up_times(results, [name for stage in stages for name in results.list_names(stage)])
+    for stage in stages:
+        results.remove(stage)
+    return times
 
 
 def _write_range(context: TaskContext, table: str, rows: RangeRows, folder: Path) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _open_range(context: TaskContext, table: str, number: int) -> RangeRows:
     pieces = [
         (unit, piece)
         for unit, name in enumerate(_split_names(context, table))
-        for piece in PieceFolder(results.open(name)).read(number)
+        for piece in PieceFolder(results.open(name, [piece_name(number)])).read(number)
     ]
     return select_range(pieces, source.id_type, keep_states(context.run.spec))
 
@@ -229,17 +230,7 @@ def _waiting(context: TaskContext) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _survey(context: TaskContext) -> dict[str, Any]:
-    return _facts(context, SURVEY)
-
-
-def _facts(context: TaskContext, name: str) -> dict[str, Any]:
-    key = f"facts of {name}"
-    if key not in context.kept:
-        found = context.run.results.facts(name)
-        assert found is not None, f"task {name} is not finished"
-        context.kept[key] = found
-    facts: dict[str, Any] = context.kept[key]
-    return facts
+    return context.read_facts(SURVEY)
 
 
 def _source(context: TaskContext, table: str) -> RowSource:
@@ -255,13 +246,13 @@ def _split_names(context: TaskContext, table: str) -> list[str]:
     """Return the names of the artifacts with the pieces of each unit: of the second split, where there was one."""
     numbers = range(_survey(context)["tables"][table]["units"])
     first = [_call("split", table, unit).name for unit in numbers]
-    units = [_facts(context, name) for name in first]
+    units = [context.read_facts(name) for name in first]
     lost = find_lost_units(units, count_lengths(units))
     return [_call("resplit", table, unit).name if unit in lost else first[unit] for unit in numbers]
 
 
 def _split_facts(context: TaskContext, table: str) -> Sequence[dict[str, Any]]:
-    return [_facts(context, name) for name in _split_names(context, table)]
+    return [context.read_facts(name) for name in _split_names(context, table)]
 
 
 INGEST_TASKS: dict[str, Callable[[TaskContext, Args, Path], dict[str, Any]]] = {

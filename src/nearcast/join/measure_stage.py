@@ -25,6 +25,9 @@ from nearcast.measure.table_parts import measure_table
 from nearcast.measure.tally import PartSums
 from nearcast.storage.artifacts import Artifacts
 from nearcast.storage.locations import Location
+from nearcast.storage.object_files import open_object
+from nearcast.storage.open_storage import open_storage
+from nearcast.table.bucket_parts import SMALL_PART
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.table.write_table import file_name
@@ -51,10 +54,8 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
     with run.meter.stage("table"):
         sums, parts = PartSums(), []
         for call in calls:
-            facts = run.results.facts(call.name)
-            assert facts is not None, f"task {call.name} is not finished"
-            sums += PartSums(**facts["sums"])
-            parts.append(run.results.open(call.name) / "tally")
+            sums += PartSums(**context.read_facts(call.name)["sums"])
+            parts.append(run.results.open(call.name, ["tally"]) / "tally")
         measures = measure_table(shape, report.queries.rows, sums, parts) | lists.measures
     draft = Manifest({"k": run.spec.k, "rows": shape.n_rows, "spec": context.spec.as_recorded()})
     table = Snapshot(folder, draft, TableResults(run.results, folder, run.workspace.out))
@@ -97,13 +98,21 @@ class TableResults:
 
     @contextlib.contextmanager
     def open_file(self, part: str, number: int) -> Iterator[pq.ParquetFile]:
-        """Open a file of the candidates. Downloads the result of its task."""
+        """Open a file of the candidates. Of a large one in a bucket, ranges are read."""
         assert part == "candidates"
-        with pq.ParquetFile(self._find_file(number)) as file:
+        found = self._results.list_files(_task_of(number))[f"{part}/{file_name(number)}"]
+        is_ranged = found.path is None and found.size > SMALL_PART
+        opened = open_object(open_storage(found.root), found.name, found.size) if is_ranged else self._find_file(number)
+        with pq.ParquetFile(opened, pre_buffer=is_ranged) as file:
             yield file
 
     def verify(self) -> None:
         """Do nothing: results are verified when they are opened."""
 
     def _find_file(self, number: int) -> Path:
-        return self._results.open(f"table/{number:06d}") / "candidates" / file_name(number)
+        name = f"candidates/{file_name(number)}"
+        return self._results.open(_task_of(number), [name]) / name
+
+
+def _task_of(number: int) -> str:
+    return f"table/{number:06d}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,17 @@ from nearcast.join.shard_tasks import do_index, do_join_shard, do_merge
 from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
-from nearcast.machine import return_freed_memory
+from nearcast.join.task_times import describe_times
+from nearcast.machine import PeakMemory, return_freed_memory
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.storage.host_cache import CacheSession
 
 __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
 
 SHORT_TASKS = ("join", "join_shard", "merge")  # many in a row, each with as much memory as the last
+MOST_ENTRIES = 256  # of the host's cache that a task holds at once, beside those that several tasks share
 
 TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
 
@@ -50,6 +53,9 @@ TASKS: dict[str, TaskFunction] = {
 }
 
 
+_contexts: dict[tuple[str, HostResources], TaskContext] = {}  # the run that this process works for
+
+
 def perform_task(area: WorkArea, call: TaskCall) -> TaskOutcome:
     """Run a call in a worker. Errors of the input or the spec come back as values; others are raised."""
     described = json.dumps([area.artifacts, area.results, dict(area.plan)], sort_keys=True)
@@ -63,10 +69,16 @@ def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
     if facts is not None:
         return TaskOutcome(call.name, facts)
 
-    def commit() -> Mapping[str, Any]:
-        return results.commit(call.name, lambda folder: TASKS[call.kind](context, call.args, folder))
+    def write(folder: Path) -> dict[str, Any]:
+        with PeakMemory() as peak:
+            made = TASKS[call.kind](context, call.args, folder)
+        return made | describe_times(context.run.meter.stages_since(before), peak.bytes)
 
-    outcome = run_task(call.name, commit)
+    def commit() -> Mapping[str, Any]:
+        return results.commit(call.name, write)
+
+    with closing(CacheSession(MOST_ENTRIES)) as session, session:
+        outcome = run_task(call.name, commit)
     if call.kind not in SHORT_TASKS:
         return_freed_memory()
     return replace(outcome, stages=context.run.meter.stages_since(before))
@@ -86,13 +98,20 @@ def open_worker_run(area: WorkArea, listener: Listener | None = None) -> TaskCon
     memory = min(limit for limit in (own.memory_bytes, spec.memory, spec.run.worker_memory) if limit is not None)
     limited = spec.model_copy(update={"threads": threads, "memory": memory, "out": plan["out"]})
     run = prepare(limited, Path(plan["base"]), listener or Listener(), artifacts=area.artifacts, results=area.results)
+    context = TaskContext(run, RunPlan(plan["parts"]), earlier=plan["earlier"], planned=spec)
     if (ranker := plan["parts"].get("ranker")) is not None:
-        models = find_model_folder(spec, run.workspace.base, ranker["blake2b"], run.results)
-        run = replace(run, workspace=replace(run.workspace, models=models))
-    return TaskContext(run, RunPlan(plan["parts"]), earlier=plan["earlier"], planned=spec)
+        base, content = run.workspace.base, ranker["blake2b"]
+        models = context.keep("model", lambda: find_model_folder(spec, base, content, run.results))
+        context.run = replace(run, workspace=replace(run.workspace, models=models))
+    return context
 
 
-@lru_cache(maxsize=1)
-def _open_context(area: str, _own: HostResources) -> TaskContext:
+def _open_context(area: str, own: HostResources) -> TaskContext:
     """Open a run in this process; the last one stays open, as long as the resources are the same."""
-    return open_worker_run(WorkArea(*json.loads(area)))
+    key = (area, own)
+    if key not in _contexts:
+        for context in _contexts.values():
+            context.close()
+        _contexts.clear()
+        _contexts[key] = open_worker_run(WorkArea(*json.loads(area)))
+    return _contexts[key]

@@ -8,13 +8,15 @@ finished snapshots in `snapshots`.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from nearcast.files import hold_lock
+from nearcast.errors import DamagedError, NotFoundError, StorageError
+from nearcast.files import fingerprint, hold_lock
+from nearcast.join.abandoned_work import sign_of_life
 from nearcast.join.commit_snapshot import (
     check_target,
     commit_snapshot,
@@ -32,10 +34,11 @@ from nearcast.join.perform_task import open_worker_run
 from nearcast.join.profile_inputs import profile_rules
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
-from nearcast.join.shared_plan import SharedPlan, require_out
+from nearcast.join.shared_plan import SharedPlan, read_finished, require_out
 from nearcast.join.ship_model import ship_model
 from nearcast.join.snapshot_files import list_snapshot_files
 from nearcast.join.task_context import TaskContext
+from nearcast.join.task_times import count_all_tasks
 from nearcast.join.validate_run import (
     OpenedRun,
     check_ranker_on_pairs,
@@ -47,8 +50,8 @@ from nearcast.runners.base import Runner
 from nearcast.runners.local import LocalRunner
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
-from nearcast.storage.artifacts import Artifacts, open_artifacts
-from nearcast.storage.open_storage import join_location
+from nearcast.storage.artifacts import open_artifacts
+from nearcast.storage.open_storage import is_url, join_location
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
@@ -132,10 +135,13 @@ def _make_snapshot(
     run = _place_work(run, opened, runner)
     version = None if earlier.snapshot is None else earlier.snapshot.version
     context = TaskContext(run, opened.plan, tables, version, opened)
-    if not runner.on_this_host:
-        ship_model(run.spec, run.workspace.base, run.results)
-    counts = run_stages(context, runner)
-    snapshot = commit_run(context, earlier, counts, seen)
+    with contextlib.ExitStack() as stack:
+        if is_url(run.results.url):
+            stack.enter_context(sign_of_life(run.results.url))
+        if not runner.on_this_host:
+            ship_model(run.spec, run.workspace.base, run.results)
+        counts = run_stages(context, runner)
+        snapshot = commit_run(context, earlier, counts, seen)
     remove_work(run, snapshot)
     return snapshot
 
@@ -145,30 +151,59 @@ def gather(
 ) -> Outcome:
     """Run what is left of a shared run, and commit its snapshot; return the snapshot if that is done already.
 
-    committed: called with the new snapshot before the work is removed: workers look at what it writes.
+    committed: called with the new snapshot before the work is removed: workers look at what it writes. Another host may
+    gather at the same time: one snapshot is committed, and both return it.
 
-    Raises BusyError while another process of this host holds the generator, TargetError if the finished snapshot is
-    below its recall target.
+    Raises BusyError while another process of this host holds the generator, NotFoundError if the run was finished and
+    its snapshot removed, TargetError if the finished snapshot is below its recall target.
     """
     context = open_worker_run(shared.area, listener)
     run = context.run
     require_out(shared, run)
     with hold_lock(run.workspace.home / ".lock", f"generator {run.spec.name!r}"), run.meter.run():
         snapshots = list_snapshots(run.workspace.out, run.spec.name)
-        last = snapshots[-1] if snapshots else None
-        if last is not None and last.manifest.fingerprint == context.plan.fingerprint:
-            remove_work(run, last)  # the run that committed it may have been killed before it did
-            outcome = Outcome(last, reused=True)
+        made = _find_gathered(shared, snapshots, context.plan.fingerprint)
+        if made is not None:
+            remove_work(run, made)  # the run that committed it may have been killed before it did
+            outcome = Outcome(made, reused=True)
         else:
-            by_version = {snapshot.version: snapshot for snapshot in snapshots}
-            earlier = EarlierSnapshot(by_version.get(context.earlier or -1), shared.plan["earlier_is_served"])
-            counts = run_stages(context, runner or LocalRunner())
-            seen = 0 if last is None else last.version
-            outcome = Outcome(commit_run(context, earlier, counts, seen), reused=False)
+            outcome = _gather_left(context, shared, snapshots, runner or LocalRunner())
             committed(outcome.snapshot)
             remove_work(run, outcome.snapshot)
     raise_below_target(outcome.snapshot)
     return outcome
+
+
+def _find_gathered(shared: SharedPlan, snapshots: Sequence[Snapshot], planned: str) -> Snapshot | None:
+    """Return the snapshot of a finished plan; None for a plan that is not finished. planned: its fingerprint."""
+    if snapshots and snapshots[-1].manifest.fingerprint == planned:
+        return snapshots[-1]  # also of a gather that was killed before it recorded this
+    version = read_finished(shared.work).get("version")
+    if version is None:
+        return None
+    for snapshot in snapshots:
+        if snapshot.version == version and snapshot.manifest.fingerprint == planned:
+            return snapshot
+    raise NotFoundError(
+        f"the run at {shared.work} was finished, and its snapshot {version} was removed since; `nearcast plan SPEC "
+        f"--work {shared.work}` plans it again"
+    )
+
+
+def _gather_left(context: TaskContext, shared: SharedPlan, snapshots: Sequence[Snapshot], runner: Runner) -> Outcome:
+    """Run what is left, and commit the snapshot; return that of another host which gathers, and was faster."""
+    by_version, run = {snapshot.version: snapshot for snapshot in snapshots}, context.run
+    earlier = EarlierSnapshot(by_version.get(context.earlier or -1), shared.plan["earlier_is_served"])
+    try:
+        with sign_of_life(shared.work):
+            counts = run_stages(context, runner)
+        count_all_tasks(run.meter, run.results)
+        return Outcome(commit_run(context, earlier, counts, max(by_version, default=0)), reused=False)
+    except (NotFoundError, DamagedError) as error:  # the other one has removed the work
+        made = _find_gathered(shared, list_snapshots(run.workspace.out, run.spec.name), context.plan.fingerprint)
+        if made is None:
+            raise StorageError(f"work of the run was removed by another process ({error}); gather again") from error
+        return Outcome(made, reused=True)
 
 
 def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCounts, seen: int) -> Snapshot:
@@ -176,8 +211,8 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
 
     seen: the newest version when the run began; another driver may commit the same run meanwhile.
     """
-    run, results = context.run, context.run.results
-    inputs, join, table = (_facts_of(results, name) for name in ("ingest", "plan", context.measure_name))
+    run = context.run
+    inputs, join, table = (context.read_facts(name) for name in ("ingest", "plan", context.measure_name))
     facts = {
         **draft_manifest(context, inputs, join, table),
         **table["facts"],
@@ -189,24 +224,20 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
     return commit_snapshot(run, list_snapshot_files(context), Manifest(facts), seen)
 
 
-def _facts_of(results: Artifacts, name: str) -> dict[str, Any]:
-    facts = results.facts(name)
-    assert facts is not None, name
-    return facts
-
-
 def _place_work(run: RunContext, opened: OpenedRun, runner: Runner) -> RunContext:
     """Return the run with artifacts that the workers can reach: in the bucket of `out` for workers on other hosts.
 
-    Throws away earlier unfinished work of another plan on this host. In a bucket, every plan has its own folder.
+    Throws away earlier unfinished work of another plan or with other shards on this host. In a bucket, each has its own
+    folder.
     """
-    out = run.workspace.out
+    out, shards = run.workspace.out, run.spec.run.shard_settings()
     if not runner.on_this_host and isinstance(out, str):
         home = join_location(out, run.spec.name)
-        work = join_location(home, f"work/{opened.plan.fingerprint}")
+        planned = opened.plan.fingerprint
+        work = join_location(home, "work", fingerprint([planned, shards]) if shards else planned)
         artifacts, results = open_artifacts(join_location(home, "artifacts")), open_artifacts(work)
         return replace(run, artifacts=artifacts, results=results)
-    changed = enter_work(run.workspace.work, opened.plan)
+    changed = enter_work(run.workspace.work, opened.plan, shards)
     if changed:
         run.listener.note(f"earlier unfinished work is thrown away, since {changed}")
     return run

@@ -78,29 +78,37 @@ def count_split_rows(dim: int, k: int) -> int:
     return max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
 
 
-def enter_work(folder: Path, plan: RunPlan) -> str | None:
+def enter_work(folder: Path, plan: RunPlan, shards: Mapping[str, Any]) -> str | None:
     """Prepare the work folder for a plan. Return why earlier work was deleted, or None.
 
-    Work of an equal plan stays, and the run continues it.
+    Work of an equal plan with equal shards stays, and the run continues it. shards: settings that decide the tasks, and
+    at recall 1 not the result.
     """
     path = folder / PLAN_FILE
     reason = None
+    planned = json.loads(json.dumps({"parts": plan.parts, "run": shards}))
     if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if old == json.loads(json.dumps(plan.parts)):
+        old = _read_planned(path)
+        if old == planned:
             return None
-        reason = "; ".join(describe_changes(old, dict(plan.parts)))
+        reason = "; ".join(describe_changes(old, planned))
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    write_text(path, json.dumps(plan.parts, indent=1))
+    write_text(path, json.dumps(planned, indent=1))
     return reason
 
 
 def planned_fingerprint(folder: Path) -> str | None:
     """Return the fingerprint of the plan in a work folder, None if there is none."""
     path = folder / PLAN_FILE
-    return RunPlan(json.loads(path.read_text(encoding="utf-8"))).fingerprint if path.is_file() else None
+    return RunPlan(_read_planned(path)["parts"]).fingerprint if path.is_file() else None
+
+
+def _read_planned(path: Path) -> dict[str, Any]:
+    """Read the plan of earlier work. Earlier releases wrote its parts alone."""
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return stored if "parts" in stored else {"parts": stored, "run": {}}
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -116,5 +124,5 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
             if changed:
                 yield f"{key} changed: {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}"
         elif json.loads(json.dumps(after)) != before:
-            name = f"{prefix}{key}".removeprefix("settings.")
+            name = f"{prefix}{key}".removeprefix("parts.").removeprefix("settings.")
             yield f"{name} was {before!r} and is {after!r}"

@@ -92,6 +92,7 @@ def run_stages(context: TaskContext, runner: Runner, stages: Sequence[RunStage] 
         return _run_all(context, runner, stages)
     finally:
         open_index.cache_clear()  # it may be large, and is not used after the run
+        context.close()
 
 
 def _run_all(context: TaskContext, runner: Runner, stages: Sequence[RunStage]) -> StageCounts:

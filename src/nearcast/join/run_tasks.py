@@ -76,8 +76,9 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
     return_freed_memory()
     with run.meter.stage("read"):
         ingest_inputs(run.spec, checked, run.artifacts, memory_bytes=run.read_bytes, progress=run.listener.progress)
-    sweep_pieces(context)
+    swept = sweep_pieces(context)
     return {
+        **{f"earlier {key}": value for key, value in swept.items()},
         "tables": [checked.item_name, checked.query_name],
         "report": checked.report.as_dict(),
         "inputs": describe_inputs(sources, checked.report, run.spec),
@@ -129,7 +130,7 @@ def _open_planned_log(context: TaskContext) -> ParquetFiles | None:
 def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
     """Build the index, and choose the search parameters."""
     shards = range(count_run_shards(context))
-    indexes = [_facts(context, f"index/{shard:05d}") for shard in shards if len(shards) > 1]
+    indexes = [context.read_facts(f"index/{shard:05d}") for shard in shards if len(shards) > 1]
     plan = plan_join(context.run, open_prepared(context), indexes)
     check_ranker(context.run.spec, context.run.workspace.model_base, context.plan)
     return {
@@ -164,7 +165,7 @@ def list_splits(context: TaskContext) -> list[tuple[int, int]]:
 
 def count_run_shards(context: TaskContext) -> int:
     """Return the number of item shards of the run."""
-    shards = _facts(context, "prepare")["shards"]
+    shards = context.read_facts("prepare")["shards"]
     return 1 if shards is None else int(shards["count"])
 
 
@@ -178,23 +179,24 @@ def do_join(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict
 
 def joined_tables(context: TaskContext) -> dict[str, str]:
     """Return the names of the artifacts that are joined: "items", and "queries" unless they are the items."""
-    items, queries = _facts(context, "prepare")["tables"]
+    items, queries = context.read_facts("prepare")["tables"]
     return {"items": items} if items == queries else {"items": items, "queries": queries}
 
 
 def read_report(context: TaskContext) -> Report:
     """Return the report of the inputs."""
-    facts = _facts(context, "ingest")["report"]
+    facts = context.read_facts("ingest")["report"]
     items = TableReport.from_dict(facts["items"])
-    names = _facts(context, "ingest")["tables"]
+    names = context.read_facts("ingest")["tables"]
     queries = items if names[0] == names[1] else TableReport.from_dict(facts["queries"])
     return Report(items, queries, ())
 
 
 def open_prepared(context: TaskContext) -> PreparedInputs:
-    """Open the tables and constraints of the join."""
-    if "prepared" not in context.kept:
-        run, facts = context.run, _facts(context, "prepare")
+    """Open the tables and constraints of the join. They stay open for the next task."""
+
+    def open_all() -> PreparedInputs:
+        run, facts = context.run, context.read_facts("prepare")
         ingested = open_ingested(context)
         inputs = _open_inputs(context, facts["tables"], Metric(facts["metric"]))
         constraints = None if facts["constraints"] is None else run.artifacts.open(facts["constraints"])
@@ -202,38 +204,29 @@ def open_prepared(context: TaskContext) -> PreparedInputs:
         if facts["survival"] is not None:
             survival = Survival(np.asarray(map_array(run.results.open("prepare") / SURVIVAL)), facts["survival"])
         shards = None if facts["shards"] is None else ItemShards.from_dict(facts["shards"])
-        context.kept["prepared"] = PreparedInputs(ingested, inputs, constraints, survival, shards)
-    prepared: PreparedInputs = context.kept["prepared"]
-    return prepared
+        return PreparedInputs(ingested, inputs, constraints, survival, shards)
+
+    return context.keep("prepared", open_all)
 
 
 def open_plan(context: TaskContext) -> JoinPlan:
-    """Return the plan of the join."""
-    if "plan" not in context.kept:
-        prepared, facts = open_prepared(context), _facts(context, "plan")
-        request = make_run_request(context.run, prepared)
-        samples = draw_samples(context.run, prepared.inputs)
-        context.kept["plan"] = JoinPlan(
-            request,
+    """Return the plan of the join. Its index stays in place for the next task."""
+
+    def open_all() -> JoinPlan:
+        run, prepared, facts = context.run, open_prepared(context), context.read_facts("plan")
+        if run.engine.persists_index and prepared.shards is None:
+            run.artifacts.open(facts["index"])
+        return JoinPlan(
+            make_run_request(run, prepared),
             facts["index"],
             facts["params"],
-            samples,
+            draw_samples(run, prepared.inputs),
             facts["calibration"],
             facts["is_exact"],
             tuple(facts["shard_params"]),
         )
-    plan: JoinPlan = context.kept["plan"]
-    return plan
 
-
-def _facts(context: TaskContext, name: str) -> dict[str, Any]:
-    """Return the facts of a finished task."""
-    if name not in context.kept:
-        facts = context.run.results.facts(name)
-        assert facts is not None, f"task {name} is not finished"
-        context.kept[name] = facts
-    found: dict[str, Any] = context.kept[name]
-    return found
+    return context.keep("plan", open_all)
 
 
 def _joined_dim(context: TaskContext, report: Report) -> int:
@@ -243,7 +236,7 @@ def _joined_dim(context: TaskContext, report: Report) -> int:
 
 def ingested_names(context: TaskContext) -> tuple[str, str]:
     """Return the names of the artifacts of the ingested items and queries."""
-    items, queries = _facts(context, "ingest")["tables"]
+    items, queries = context.read_facts("ingest")["tables"]
     return items, queries
 
 

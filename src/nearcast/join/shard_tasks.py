@@ -18,6 +18,8 @@ from nearcast.runners.base import TaskCall
 
 __all__ = ["do_index", "do_join_shard", "do_merge", "list_index_calls", "list_merge_calls", "list_result_calls"]
 
+OPEN_SHARD = "open shard"  # kept by a worker: its number, and its index
+
 
 def list_index_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per item shard; none for one shard, whose index is built with the plan of the join."""
@@ -37,11 +39,11 @@ def do_join_shard(context: TaskContext, args: Mapping[str, Any], folder: Path) -
     """Join a range of the queries with an item shard. The shard stays open for the next task."""
     run, prepared, plan = context.run, open_prepared(context), open_plan(context)
     shard, rows = int(args["shard"]), (int(args["start"]), int(args["stop"]))
-    if context.kept.get("open_shard", (None,))[0] != shard:
-        context.kept.pop("open_shard", None)  # closed before the next one is opened
-        context.kept["open_shard"] = shard, open_shard_index(run, plan.request, prepared, shard)
+    if context.kept.get(OPEN_SHARD, (shard,))[0] != shard:
+        context.drop(OPEN_SHARD)  # closed before the next one is opened
+    _, index = context.keep(OPEN_SHARD, lambda: (shard, open_shard_index(run, plan.request, prepared, shard)))
     with run.meter.stage("join"):
-        join_shard(run, prepared, plan, shard, rows, context.kept["open_shard"][1], folder)
+        join_shard(run, prepared, plan, shard, rows, index, folder)
     return {"shard": shard, "start": rows[0], "stop": rows[1]}
 
 
@@ -57,7 +59,7 @@ def list_merge_calls(context: TaskContext) -> list[TaskCall]:
 
 def do_merge(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Merge the lists of all item shards for a range of the queries."""
-    context.kept.pop("open_shard", None)
+    context.drop(OPEN_SHARD)
     prepared, plan = open_prepared(context), open_plan(context)
     names = [name_shard_join(shard, int(args["split"])) for shard in range(count_run_shards(context))]
     parts = [context.run.results.open(name) for name in names]

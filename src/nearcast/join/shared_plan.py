@@ -22,6 +22,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import EarlierSnapshot
 from nearcast.join.run_plan import describe_changes
 from nearcast.join.run_stages import make_area
+from nearcast.join.shared_work import FINISHED
 from nearcast.join.ship_model import ship_model
 from nearcast.join.task_context import TaskContext
 from nearcast.join.validate_run import open_run
@@ -30,8 +31,9 @@ from nearcast.settings.run_tables import SHARD_KEYS
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.locations import Location, absolute_location, parse_location, resolve_location
 from nearcast.storage.open_storage import is_url, join_location, open_storage
+from nearcast.table.snapshot import list_snapshots
 
-__all__ = ["PLAN_OBJECT", "SharedPlan", "read_plan", "require_out", "write_plan"]
+__all__ = ["PLAN_OBJECT", "SharedPlan", "read_finished", "read_plan", "require_out", "write_plan"]
 
 PLAN_OBJECT = "plan.json"
 OUT_MARK = ".planned-here"  # in the folder of a generator: this is the machine that made the plan
@@ -65,6 +67,7 @@ def write_plan(
 ) -> SharedPlan:
     """Check the settings, identify the inputs, and write the plan unless an equal one is there.
 
+    A finished plan is opened again if its snapshot is not the newest one any more: the run is wanted again.
     Raises the errors of a run that need no rows; SpecError if another plan is at this location.
     """
     root = absolute_location(parse_location(work))
@@ -83,8 +86,35 @@ def write_plan(
     text = json.dumps(facts, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     if not storage.create(PLAN_OBJECT, text.encode()):
         _refuse_other_plan(read_plan(work), facts)
-        listener.note(f"an equal plan is at {root} already: its finished tasks are used")
+        if read_finished(root):
+            _reopen(run, root, text, opened.plan.fingerprint)
+        else:
+            listener.note(f"an equal plan is at {root} already: its finished tasks are used")
     return read_plan(work)
+
+
+def _reopen(run: RunContext, root: str, text: str, planned: str) -> None:
+    """Open a finished plan again, unless its snapshot is the newest. text: the plan, with the earlier snapshot of now.
+
+    Its tasks were removed when it was finished.
+    """
+    snapshots = list_snapshots(run.workspace.out, run.spec.name)
+    if snapshots and snapshots[-1].manifest.fingerprint == planned:
+        run.listener.note(f"the run at {root} is finished: its snapshot is {snapshots[-1].url}")
+        return
+    storage = open_storage(root)
+    storage.write(PLAN_OBJECT, text.encode())
+    storage.delete(FINISHED)
+    run.listener.note(f"the run at {root} was finished, and its snapshot is not the newest: it is planned again")
+
+
+def read_finished(work: Location) -> dict[str, Any]:
+    """Read what the last step recorded about a plan: its snapshot and version. Empty for an unfinished plan."""
+    try:
+        found = json.loads(open_storage(absolute_location(parse_location(work))).read(FINISHED))
+    except (NotFoundError, ValueError):
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
 
 
 def _mark_out(run: RunContext, listener: Listener) -> dict[str, Any]:

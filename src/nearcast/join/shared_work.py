@@ -121,7 +121,12 @@ def work_on_stages(
     for stage in stages:
         if done and run.is_finished():
             break
-        done.append(work_on_stage(run, stage, perform, options, progress))
+        try:
+            done.append(work_on_stage(run, stage, perform, options, progress))
+        except NotFoundError as error:
+            if run.is_finished():  # the last step has removed the work meanwhile
+                break
+            raise StorageError(f"work of the run was removed by another process ({error}); start again") from error
     return done
 
 

@@ -47,20 +47,22 @@ class WorkShare:
 
 
 def find_share(index: int | None, count: int | None, environment: Mapping[str, str]) -> WorkShare:
-    """Return the share that options give, else the one of the scheduler's variables, else all tasks.
+    """Return the share of a worker: index and count, each from the option, else from the scheduler's variables.
 
-    Raises SpecError if an index comes without a count, or does not fit it.
+    Without an index and a count: all tasks. Raises SpecError if an index comes without a count, or does not fit it.
     """
-    source = "--index and --of"
-    if index is None and count is None:
-        index, count, source = _read_scheduler(environment)
+    if count == 1 and index is None:
+        return WorkShare()  # the only worker, whatever a scheduler numbers
+    source = "--index"
+    if index is None or count is None:
+        found, workers, variable = _read_scheduler(environment)
+        index, source = (found, variable) if index is None else (index, source)
+        count = workers if count is None else count
     if count is None and COUNT_VARIABLE in environment:
         count = _parse(COUNT_VARIABLE, environment[COUNT_VARIABLE])
-    if index is None and count is None:
+    if index is None and count in (None, 1):
         return WorkShare()
     if index is None:
-        if count == 1:
-            return WorkShare()
         raise SpecError(f"the number of workers is {count}, and the index of this one is unknown; give --index")
     if count is None:
         raise SpecError(

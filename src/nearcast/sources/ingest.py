@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.artifact_files import open_dataset
-from nearcast.files import read_manifest, verify
+from nearcast.files import verify
 from nearcast.sources.ids import argsort_ids, find_positions, read_ids
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors, cut_at, edges_of, list_range_files
 from nearcast.types import ArrayVectors, FileVectors, Metric, Vectors
@@ -27,7 +27,6 @@ from nearcast.types import ArrayVectors, FileVectors, Metric, Vectors
 __all__ = [
     "IngestedTable",
     "Inputs",
-    "find_attribute_files",
     "iterate_attributes",
     "list_attributes",
     "open_ingested_table",
@@ -108,13 +107,6 @@ def open_ingested_table(folder: Path, open_range: Callable[[str], Path] | None =
         read_ids(folder / "listed.arrow"),
         folder / "attributes",
     )
-
-
-def find_attribute_files(folder: Path, open_range: Callable[[str], Path]) -> list[Path]:
-    """Return the Parquet files of a table's ids and attributes, in the order of ids, without opening the table."""
-    ranges = read_manifest(folder).get("ranges")
-    folders = [folder] if ranges is None else [open_range(name) for name in ranges["names"]]
-    return [path for home in folders for path in sorted((home / "attributes").glob("*.parquet"))]
 
 
 def _open_ranges(folder: Path, facts: Mapping[str, Any], open_range: Callable[[str], Path]) -> IngestedTable:

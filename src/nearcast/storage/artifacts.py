@@ -13,7 +13,8 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +24,27 @@ from nearcast.storage.folder_lock import hold_folder
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.open_storage import is_url, open_storage
 
-__all__ = ["Artifacts", "LocalArtifacts", "Write", "open_artifacts"]
+__all__ = ["ArtifactFile", "Artifacts", "LocalArtifacts", "Write", "open_artifacts"]
 
 ATTEMPT = ".attempt-"
 
 Write = Callable[[Path], dict[str, Any]]
 """Writes the files of an artifact into an empty folder and returns its facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """A file of a committed artifact, where the storage has it."""
+
+    root: str  # a local path or a URL
+    name: str  # of the object below the root
+    size: int  # bytes
+    blake2b: str
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is on a local file system."""
+        return None if is_url(self.root) else Path(self.root, self.name)
 
 
 class Artifacts(Protocol):
@@ -40,10 +56,18 @@ class Artifacts(Protocol):
         """Return the facts of a committed artifact, None if there is none. Downloads no other file."""
         ...
 
-    def open(self, name: str) -> Path:
+    def open(self, name: str, parts: Sequence[str] = ()) -> Path:
         """Return a local folder with the files of a committed artifact.
 
+        parts: the files and folders of it that are needed; others may be missing. Default: all.
         Raises NotFoundError if there is none, DamagedError if its files do not match its manifest.
+        """
+        ...
+
+    def list_files(self, name: str) -> dict[str, ArtifactFile]:
+        """Return the files of a committed artifact by their names in it, without its manifest. Downloads none.
+
+        Raises NotFoundError if there is none.
         """
         ...
 
@@ -82,7 +106,15 @@ class LocalArtifacts:
             return None
         return {key: value for key, value in read_manifest(folder).items() if key != "files"}
 
-    def open(self, name: str) -> Path:
+    def list_files(self, name: str) -> dict[str, ArtifactFile]:
+        """Read the manifest."""
+        listed = read_manifest(self.open(name))["files"]
+        return {
+            file: ArtifactFile(self.url, f"{name}/{file}", facts["bytes"], facts["blake2b"])
+            for file, facts in listed.items()
+        }
+
+    def open(self, name: str, parts: Sequence[str] = ()) -> Path:  # noqa: ARG002
         """Return the folder."""
         folder = self.root / name
         if not is_done(folder):

@@ -79,6 +79,13 @@ class Storage(Protocol):
         """Replace an object if its etag is still this one, atomically. Return whether this call wrote it."""
         ...
 
+    def copy_from(self, other: Storage, source: str, name: str) -> bool:
+        """Copy an object of another root into `name` without reading it here. Return False where that cannot be done.
+
+        It can be done within a bucket, and within local file systems. Raises NotFoundError if the object is missing.
+        """
+        ...
+
     def probe(self) -> None:
         """Check that `create` and `replace` are conditional here. Raises StorageError if they are not.
 

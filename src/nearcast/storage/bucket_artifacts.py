@@ -20,7 +20,7 @@ from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StorageError
 from nearcast.files import MANIFEST, file_hash, finish, read_manifest
-from nearcast.storage.artifacts import Write
+from nearcast.storage.artifacts import ArtifactFile, Write
 from nearcast.storage.base import Storage, StoredObject, check_name
 from nearcast.storage.host_cache import HostCache, entry_key, explain_full_disk
 
@@ -46,14 +46,21 @@ class BucketArtifacts:
         done = self._read_done(name)
         return None if done is None else dict(done["facts"])
 
-    def open(self, name: str) -> Path:
+    def list_files(self, name: str) -> dict[str, ArtifactFile]:
+        """Read `done.json`."""
+        done = self._require_done(name)
+        return {
+            file: ArtifactFile(self.url, f"{name}/{done['attempt']}/{file}", facts["bytes"], facts["blake2b"])
+            for file, facts in done["files"].items()
+            if file != MANIFEST
+        }
+
+    def open(self, name: str, parts: Sequence[str] = ()) -> Path:
         """Return the folder in the cache; download and verify the files if they are not there."""
         for last in (False,) * (TRIES - 1) + (True,):
-            done = self._read_done(name)
-            if done is None:
-                raise NotFoundError(f"{self.url}/{name} is not finished or does not exist; run the step that writes it")
+            done = self._require_done(name)
             try:
-                return self._localize(name, done)
+                return self._localize(name, done, parts)
             except NotFoundError as error:
                 again = self._read_done(name)
                 if last or (again is not None and again["attempt"] == done["attempt"]):
@@ -146,9 +153,19 @@ class BucketArtifacts:
             ) from error
         return done
 
-    def _localize(self, name: str, done: Mapping[str, Any]) -> Path:
-        size = sum(facts["bytes"] for facts in done["files"].values())
+    def _require_done(self, name: str) -> dict[str, Any]:
+        done = self._read_done(name)
+        if done is None:
+            raise NotFoundError(f"{self.url}/{name} is not finished or does not exist; run the step that writes it")
+        return done
+
+    def _localize(self, name: str, done: Mapping[str, Any], parts: Sequence[str]) -> Path:
+        """Return the folder of an entry of the cache: of the whole artifact if it is there, else of these parts."""
         key = entry_key(self.url, name, done["attempt"])
+        if parts and not self.cache.has_entry(key, _is_whole(name, done)):
+            key = entry_key(self.url, name, done["attempt"], sorted(parts))
+            done = {**done, "files": {file: facts for file, facts in done["files"].items() if _is_in(file, parts)}}
+        size = sum(facts["bytes"] for facts in done["files"].values())
 
         def fill(entry: Path) -> None:
             self._download(name, done, entry / _last_part(name))
@@ -206,6 +223,11 @@ class BucketArtifacts:
 def _last_part(name: str) -> str:
     """Return the name of an artifact's folder in its cache entry: code that opens it reads the name of the folder."""
     return name.rpartition("/")[2]
+
+
+def _is_in(file: str, parts: Sequence[str]) -> bool:
+    """Return whether a file is one of the parts, or in one; the manifest is in all."""
+    return file == MANIFEST or any(file == part or file.startswith(f"{part}/") for part in parts)
 
 
 def _is_whole(name: str, done: Mapping[str, Any]) -> Any:

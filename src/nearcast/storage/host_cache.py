@@ -18,15 +18,18 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from nearcast.errors import BudgetError, SpecError, StorageError
 from nearcast.files import fingerprint
 from nearcast.storage.folder_lock import open_lock
 
-__all__ = ["HostCache", "entry_key", "explain_full_disk"]
+__all__ = ["CacheSession", "HostCache", "entry_key", "explain_full_disk"]
 
 FREE_SHARE = 0.2  # of the free disk, which the cache leaves alone unless NEARCAST_CACHE_BYTES gives its size
 
@@ -42,13 +45,53 @@ class _OpenEntry:
 
 _in_use: dict[Path, _OpenEntry] = {}  # by lock file
 _guard = threading.Lock()
-_thread = threading.local()  # `opened`: lock files that the session of this thread opened
+_thread = threading.local()  # `session`: the innermost one of this thread
+
+
+class CacheSession:
+    """The entries that a thread opens inside `with`. They stay in place until `close`, then they may be evicted.
+
+    May be entered several times. An entry that another session or no session opened, too, stays.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """most: number of entries that stay in place, the latest ones. Default: all."""
+        self._most = most
+        self._locks: OrderedDict[Path, None] = OrderedDict()
+        self._outer: list[CacheSession | None] = []
+
+    def __enter__(self) -> Self:
+        self._outer.append(getattr(_thread, "session", None))
+        _thread.session = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _thread.session = self._outer.pop()
+
+    def close(self) -> None:
+        """Let the entries be evicted."""
+        while self._locks:
+            _release(self._locks.popitem()[0], sessions=1)
+
+    def hold(self, lock: Path) -> bool:
+        """Note an entry. Return whether it is new here."""
+        is_new = lock not in self._locks
+        self._locks[lock] = None
+        self._locks.move_to_end(lock)
+        return is_new
+
+    def drop_oldest(self) -> None:
+        """Let the least recently opened entries above `most` be evicted."""
+        while self._most is not None and len(self._locks) > self._most:
+            _release(self._locks.popitem(last=False)[0], sessions=1)
 
 
 class HostCache:
     """Entries in one folder.
 
-    An entry that a process opened stays in place until the process ends, its `session` ends, or `release` is called.
+    An entry that a process opened stays in place until the process ends, its session ends, or `release` is called.
     """
 
     def __init__(self, root: Path | None = None, *, limit_bytes: int | None = None) -> None:
@@ -73,6 +116,10 @@ class HostCache:
         finally:
             os.close(filling)
         return folder
+
+    def has_entry(self, key: str, is_whole: Callable[[Path], bool]) -> bool:
+        """Return whether an entry is there and whole. It may be evicted at any moment: `open_entry` holds it."""
+        return is_whole(self.root / "entries" / key)
 
     def adopt(self, key: str, made: Path, is_whole: Callable[[Path], bool]) -> Path:
         """Make a folder of `scratch` the folder of an entry."""
@@ -105,15 +152,8 @@ class HostCache:
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Let entries be evicted again that this thread opens inside. An entry opened elsewhere, too, stays."""
-        outer = getattr(_thread, "opened", None)
-        opened: list[Path] = []
-        _thread.opened = opened
-        try:
+        with contextlib.closing(CacheSession()) as session, session:
             yield
-        finally:
-            _thread.opened = outer
-            for lock in opened:
-                _release(lock, sessions=1)
 
     def release(self, keys: Iterable[str]) -> None:
         """Let entries be evicted that this process opened outside a session and no longer needs."""
@@ -140,11 +180,13 @@ class HostCache:
         with _guard:
             if lock not in _in_use:
                 _in_use[lock] = _OpenEntry(self._lock(lock, fcntl.LOCK_SH))
-            if (opened := getattr(_thread, "opened", None)) is not None:
-                opened.append(lock)
-                _in_use[lock].sessions += 1
-            else:
+            session: CacheSession | None = getattr(_thread, "session", None)
+            if session is None:
                 _in_use[lock].kept = True
+            elif session.hold(lock):
+                _in_use[lock].sessions += 1
+        if session is not None:
+            session.drop_oldest()
         with contextlib.suppress(OSError):  # a full disk does not keep anyone from reading
             os.utime(lock)
 
@@ -207,9 +249,9 @@ def _release(lock: Path, *, sessions: int = 0, kept: bool = False) -> None:
             os.close(_in_use.pop(lock).file)
 
 
-def entry_key(url: str, name: str, attempt: str) -> str:
-    """Name an entry by everything that decides its files."""
-    return f"{name.rpartition('/')[2][:60]}-{fingerprint([url, name, attempt])}"
+def entry_key(url: str, name: str, attempt: str, parts: Sequence[str] = ()) -> str:
+    """Name an entry by everything that decides its files. parts: of the artifact that it has; default: all."""
+    return f"{name.rpartition('/')[2][:60]}-{fingerprint([url, name, attempt, *parts])}"
 
 
 def _default_root() -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nearcast.errors import NotFoundError, StorageError
 from nearcast.files import PARTIAL
-from nearcast.storage.base import StoredObject, check_name
+from nearcast.storage.base import Storage, StoredObject, check_name
 from nearcast.storage.folder_lock import LOCK_FILE, hold_folder
 
 __all__ = ["LocalStorage"]
@@ -92,6 +92,16 @@ class LocalStorage:
                     shutil.copyfileobj(source, target, COPY_BYTES)
             except OSError as error:
                 raise _failure("writing", path, error) from error
+
+    def copy_from(self, other: Storage, source: str, name: str) -> bool:
+        """Copy a file of this machine."""
+        if other.local is None:
+            return False
+        path = other.local / check_name(source)
+        if not path.is_file():
+            raise NotFoundError(f"{path} does not exist")
+        self.upload(name, path)
+        return True
 
     def create(self, name: str, data: bytes) -> bool:
         """Link a finished file to the name, which fails if the name is taken."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nearcast.errors import AccessError, MissingExtraError, NotFoundError, SpecError, StorageError
-from nearcast.storage.base import StoredObject, check_name
+from nearcast.storage.base import Storage, StoredObject, check_name
 from nearcast.storage.object_errors import Fault, read_fault
-from nearcast.storage.open_storage import StorageUrl
+from nearcast.storage.open_storage import StorageUrl, join_location, parse_url
 
 __all__ = ["ObjectStorage"]
 
@@ -32,6 +32,7 @@ Answer = TypeVar("Answer")
 PART_BYTES = 16 << 20  # of uploads and downloads
 PARTS_AT_ONCE = 4  # so that a transfer holds 64 MiB
 MOST_PARTS = 9_000  # S3 allows 10,000
+MOST_COPIED = 5 << 30
 PATIENCE = 120.0  # seconds that an operation is tried
 FIRST_PATIENCE = 15.0  # seconds, while the endpoint has never answered this process
 CONFLICTS = 20  # tries of a create that conflicts with a delete
@@ -52,7 +53,7 @@ class ObjectStorage:
         self.url = str(location)
         self._location = location
         self._patience = _read_patience() if patience is None else patience
-        self._clients: dict[int, Any] = {}  # by the retries that they make
+        self._clients: dict[tuple[int, bool], Any] = {}  # by the retries that they make, and where names begin
         self._process = os.getpid()
         self._answered = False  # whether the server ever answered
         self._bucket_exists = False
@@ -131,6 +132,25 @@ class ObjectStorage:
 
             for _ in pool.map(fetch, range(0, facts.size, PART_BYTES)):
                 pass
+
+    def copy_from(self, other: Storage, source: str, name: str) -> bool:
+        """Copy an object on the server, within its bucket and up to 5 GiB, the limit of S3 for one request."""
+        if other.local is not None or not self._is_same_bucket(other.url):
+            return False
+        obstore = _import_obstore()
+        facts = other.stat(source)
+        if facts is None:
+            raise NotFoundError(f"{other.url}/{source} does not exist")
+        if facts.size > MOST_COPIED:
+            return False
+        key = parse_url(join_location(other.url, check_name(source))).prefix
+        target = parse_url(join_location(self.url, check_name(name))).prefix
+        self._try("copying", name, lambda: obstore.copy(self._client(whole_bucket=True), key, target))
+        return True
+
+    def _is_same_bucket(self, url: str) -> bool:
+        there = parse_url(url)
+        return (there.scheme, there.bucket) == (self._location.scheme, self._location.bucket)
 
     def create(self, name: str, data: bytes) -> bool:
         """Put an object with If-None-Match. Reads it back where the reply was lost or a conflict was reported."""
@@ -302,17 +322,18 @@ class ObjectStorage:
     def _no_bucket(self) -> Fault:
         return read_fault(ValueError("NoSuchBucket"), self._location.scheme, self._location.bucket)
 
-    def _client(self, *, retries: int = 0) -> Any:
-        """Return the client of this process, making it if missing."""
+    def _client(self, *, retries: int = 0, whole_bucket: bool = False) -> Any:
+        """Return the client of this process, making it if missing. whole_bucket: its names begin at the bucket."""
         if os.getpid() != self._process:
             raise StorageError(
                 f"{self.url} was opened before this process was forked; start workers with spawn, or open it after"
             )
-        if retries not in self._clients:
-            self._clients[retries] = self._connect(retries)
-        return self._clients[retries]
+        key = (retries, whole_bucket)
+        if key not in self._clients:
+            self._clients[key] = self._connect(retries, "" if whole_bucket else self._location.prefix)
+        return self._clients[key]
 
-    def _connect(self, retries: int) -> Any:
+    def _connect(self, retries: int, prefix: str) -> Any:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -324,9 +345,7 @@ class ObjectStorage:
                 options[option] = value.lower() in ("1", "true", "yes") if option.startswith("allow") else value
         retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=self._patience)}
         try:
-            return kinds[where.scheme](
-                where.bucket, prefix=where.prefix or None, client_options=options, retry_config=retry
-            )
+            return kinds[where.scheme](where.bucket, prefix=prefix or None, client_options=options, retry_config=retry)
         except BaseError as error:
             fault = read_fault(error, where.scheme, where.bucket)  # of the settings: no request was sent
             raise self._error("opening", "", replace(fault, transient=False), 1) from error

@@ -20,12 +20,14 @@ from typing import Any
 
 from nearcast.errors import BusyError, DamagedError, NearcastError, NotFoundError
 from nearcast.files import MANIFEST, finish, read_manifest
+from nearcast.storage.artifacts import ArtifactFile
 from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
+from nearcast.storage.open_storage import open_storage
 from nearcast.table.bucket_parts import BucketParts
 from nearcast.table.manifest import Manifest
-from nearcast.table.snapshot_home import find_made, manifest_text, parse_manifest
+from nearcast.table.snapshot_home import NOTHING, download_file, find_made, manifest_text, parse_manifest
 from nearcast.table.snapshot_parts import ATTEMPT
 from nearcast.table.snapshot_reader import Snapshot
 
@@ -74,23 +76,32 @@ class BucketHome:
             raise DamagedError(f"{where} has no {MANIFEST}: it was never finished; run again")
         return snapshot
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
-        """Take a version, upload the files, create the manifest."""
+    def commit(
+        self,
+        generator: str,
+        folder: Path,
+        facts: Mapping[str, Any],
+        seen: int | None = None,
+        elsewhere: Mapping[str, ArtifactFile] = NOTHING,
+    ) -> Snapshot:
+        """Take a version, upload the files, copy those of this bucket on the server, create the manifest."""
         seen = max(self.list_versions(generator), default=0) if seen is None else seen
         if (made := find_made(self, generator, facts, seen)) is not None:
             return made
         finish(folder, facts)
         files = read_manifest(folder)["files"]
+        whole = {**files, **{name: {"bytes": f.size, "blake2b": f.blake2b} for name, f in elsewhere.items()}}
         for _ in range(MOST_ATTEMPTS):
             version, token = self._take_version(generator, facts)
             name = _name(generator, version)
             self._map(lambda file, name=name: self._storage.upload(f"{name}/{file}", folder / file), sorted(files))
-            text = manifest_text({**facts, "version": version, "files": files})
+            self._map(lambda file, name=name: self._transfer(elsewhere[file], f"{name}/{file}"), sorted(elsewhere))
+            text = manifest_text({**facts, "version": version, "files": whole})
             if self._create_manifest(name, token, text):
                 snapshot = self.open(generator, version)
                 assert isinstance(snapshot.parts, BucketParts)
                 with contextlib.suppress(NearcastError):  # it is committed, whatever fails now
-                    snapshot.parts.adopt(folder)
+                    snapshot.parts.adopt(folder, files)
                     self._sweep(generator, facts["fingerprint"])
                 return snapshot
             self._delete_folder(name)
@@ -175,6 +186,14 @@ class BucketHome:
         if not isinstance(facts, dict):
             raise DamagedError(f"{where} does not hold a manifest; remove it and run again")
         return parse_manifest(facts, where)
+
+    def _transfer(self, file: ArtifactFile, name: str) -> None:
+        """Copy a file on the server, where it can; else through this machine."""
+        if self._storage.copy_from(open_storage(file.root), file.name, name):
+            return
+        with self._cache.scratch() as made:
+            download_file(file, made / "file")
+            self._storage.upload(name, made / "file")
 
     def _take_version(self, generator: str, facts: Mapping[str, Any]) -> tuple[int, bytes]:
         """Create `attempt.json` in a folder of its own. Return the version and the contents."""

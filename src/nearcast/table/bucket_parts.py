@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from nearcast.table.write_table import file_name
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-__all__ = ["BucketParts"]
+__all__ = ["SMALL_PART", "BucketParts"]
 
 SMALL_PART = 32 << 20  # bytes; a larger part is not fetched for one query
 TRANSFERS = 8  # files at a time
@@ -103,10 +103,15 @@ class BucketParts:
                 self._download(part, made)
                 self._cache.adopt(self.entry_key(part), made, partial(self._is_whole, part))
 
-    def adopt(self, folder: Path) -> None:
-        """Link the files of a local folder into the cache, if it is on the same disk: they are often read next."""
+    def adopt(self, folder: Path, files: Collection[str]) -> None:
+        """Link these files of a local folder into the cache, if it is on the same disk: they are often read next.
+
+        Takes the parts that are whole there.
+        """
         with contextlib.suppress(OSError):
             for part in self.list_parts():
+                if not set(self._list(part)) <= set(files):
+                    continue
                 with self._cache.scratch() as made:
                     for name in self._list(part):
                         (made / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import NotFoundError
+from nearcast.storage.artifacts import ArtifactFile
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location, client_settings, parse_location
 from nearcast.storage.open_storage import is_url, open_storage, parse_url
 from nearcast.suggest import describe_generators
 from nearcast.table.bucket_home import BucketHome
-from nearcast.table.snapshot_home import LocalHome, SnapshotHome, open_snapshot
+from nearcast.table.snapshot_home import NOTHING, LocalHome, SnapshotHome, open_snapshot
 from nearcast.table.snapshot_reader import Candidates, Snapshot
 
 __all__ = [
@@ -89,11 +90,17 @@ def next_version(out: Location, generator: str) -> int:
 
 
 def commit_snapshot(
-    out: Location, generator: str, folder: Path, facts: Mapping[str, Any], *, seen: int | None = None
+    out: Location,
+    generator: str,
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    seen: int | None = None,
+    elsewhere: Mapping[str, ArtifactFile] = NOTHING,
 ) -> Snapshot:
     """Commit the files of a folder as the next version of a generator; see `SnapshotHome.commit`.
 
     facts: of the manifest, with the fingerprint. Their "version" is replaced by the version that the commit gets.
-    seen: the newest version when the run began; default: when the commit began.
+    seen: the newest version when the run began; default: when the commit began. elsewhere: more files, in a bucket.
     """
-    return open_home(out).commit(generator, folder, facts, seen)
+    return open_home(out).commit(generator, folder, facts, seen, elsewhere)

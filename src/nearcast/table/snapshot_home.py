@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nearcast.errors import DamagedError
-from nearcast.files import MANIFEST, finish, is_done, read_manifest, write_text
+from nearcast.files import MANIFEST, file_hash, finish, is_done, read_manifest, write_text
+from nearcast.storage.artifacts import ArtifactFile
 from nearcast.storage.locations import Location
+from nearcast.storage.open_storage import open_storage
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot_reader import Snapshot
 
-__all__ = ["LocalHome", "SnapshotHome", "open_snapshot", "parse_manifest"]
+__all__ = ["NOTHING", "LocalHome", "SnapshotHome", "open_snapshot", "parse_manifest"]
 
+NOTHING: Mapping[str, ArtifactFile] = {}
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -52,12 +55,19 @@ class SnapshotHome(Protocol):
         """Open a snapshot. Raises DamagedError if its manifest is missing, unreadable or incomplete."""
         ...
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
-        """Commit the files of a folder as the next version, with these facts as its manifest.
+    def commit(
+        self,
+        generator: str,
+        folder: Path,
+        facts: Mapping[str, Any],
+        seen: int | None = None,
+        elsewhere: Mapping[str, ArtifactFile] = NOTHING,
+    ) -> Snapshot:
+        """Commit the files of a folder, and files elsewhere, as the next version, with these facts as its manifest.
 
         Any number of processes may commit at once: each gets a version of its own, or the snapshot of its fingerprint
         that another process has committed meanwhile. seen: the newest version when the run began; a newer one with its
-        fingerprint is returned. The folder may be moved.
+        fingerprint is returned. The folder may be moved. elsewhere: files in a bucket, by their names in the snapshot.
         """
         ...
 
@@ -125,10 +135,19 @@ class LocalHome:
         """Read the manifest."""
         return open_snapshot(self._folder(generator) / f"{version:06d}")
 
-    def commit(self, generator: str, folder: Path, facts: Mapping[str, Any], seen: int | None = None) -> Snapshot:
-        """Write the manifest into the folder, and rename the folder."""
+    def commit(
+        self,
+        generator: str,
+        folder: Path,
+        facts: Mapping[str, Any],
+        seen: int | None = None,
+        elsewhere: Mapping[str, ArtifactFile] = NOTHING,
+    ) -> Snapshot:
+        """Download what is elsewhere, write the manifest into the folder, and rename the folder."""
         if seen is not None and (made := find_made(self, generator, facts, seen)) is not None:
             return made
+        for name, file in elsewhere.items():
+            download_file(file, folder / name)
         home = self._folder(generator)
         version = self.next_version(generator)
         manifest = {**facts, "version": version}
@@ -188,6 +207,14 @@ class LocalHome:
         """Read the status of the file."""
         path = self._root / name
         return (path.stat().st_mtime, path.stat().st_size) if path.is_file() else (0.0, 0)
+
+
+def download_file(file: ArtifactFile, path: Path) -> None:
+    """Download a file and compare it with its hash. Raises DamagedError if it differs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    open_storage(file.root).download(file.name, path)
+    if path.stat().st_size != file.size or file_hash(path) != file.blake2b:
+        raise DamagedError(f"{file.root}/{file.name} was changed after it was written; remove it and run again")
 
 
 def find_made(home: SnapshotHome, generator: str, facts: Mapping[str, Any], seen: int) -> Snapshot | None:
