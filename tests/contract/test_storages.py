@@ -50,7 +50,6 @@ def test_an_object_is_copied_from_another_root_of_the_same_storage(storage):
     other.write("folder/object é", b"data")
     assert storage.copy_from(other, "folder/object é", "copies/object é")
     assert storage.read("copies/object é") == b"data"
-    assert storage.copy_from(storage, "copies/object é", "copies/object é")
     with pytest.raises(NotFoundError, match="missing does not exist"):
         storage.copy_from(other, "missing", "copy")
     assert storage.stat("copy") is None

@@ -197,10 +197,12 @@ def _gather_left(context: TaskContext, shared: SharedPlan, snapshots: Sequence[S
     try:
         with sign_of_life(shared.work):
             counts = run_stages(context, runner)
-        count_all_tasks(run.meter, run.results)
-        return Outcome(commit_run(context, earlier, counts, max(by_version, default=0)), reused=False)
+            count_all_tasks(run.meter, run.results)
+            return Outcome(commit_run(context, earlier, counts, max(by_version, default=0)), reused=False)
     except (NotFoundError, DamagedError) as error:  # the other one has removed the work
         made = _find_gathered(shared, list_snapshots(run.workspace.out, run.spec.name), context.plan.fingerprint)
+        if made is None and isinstance(error, DamagedError):
+            raise
         if made is None:
             raise StorageError(f"work of the run was removed by another process ({error}); gather again") from error
         return Outcome(made, reused=True)
