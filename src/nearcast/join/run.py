@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError, StorageError
 from nearcast.files import fingerprint, hold_lock
@@ -48,6 +49,7 @@ from nearcast.join.validate_run import (
 )
 from nearcast.runners.base import Runner
 from nearcast.runners.local import LocalRunner
+from nearcast.settings.run_tables import SHARD_KEYS
 from nearcast.sources.validate_rows import Report
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import open_artifacts
@@ -229,20 +231,28 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
 def _place_work(run: RunContext, opened: OpenedRun, runner: Runner) -> RunContext:
     """Return the run with artifacts that the workers can reach: in the bucket of `out` for workers on other hosts.
 
-    Throws away earlier unfinished work of another plan or with other shards on this host. In a bucket, each has its own
+    Throws away earlier unfinished work of another plan, or of other shards, on this host. In a bucket, each has its own
     folder.
     """
-    out, shards = run.workspace.out, run.spec.run.shard_settings()
+    out, settings = run.workspace.out, _settings_of_tasks(run.spec)
     if not runner.on_this_host and isinstance(out, str):
         home = join_location(out, run.spec.name)
         planned = opened.plan.fingerprint
-        work = join_location(home, "work", fingerprint([planned, shards]) if shards else planned)
+        work = join_location(home, "work", fingerprint([planned, settings]) if settings else planned)
         artifacts, results = open_artifacts(join_location(home, "artifacts")), open_artifacts(work)
         return replace(run, artifacts=artifacts, results=results)
-    changed = enter_work(run.workspace.work, opened.plan, shards)
+    changed = enter_work(run.workspace.work, opened.plan, settings)
     if changed:
         run.listener.note(f"earlier unfinished work is thrown away, since {changed}")
     return run
+
+
+def _settings_of_tasks(spec: GeneratorSpec) -> dict[str, Any]:
+    """Return the settings that decide the shards, and so the tasks; at recall 1 the result does not depend on them."""
+    chosen = {f"run.{key}": getattr(spec.run, key) for key in SHARD_KEYS}
+    if not any(chosen.values()):  # as many as the memory needs
+        chosen = {"memory": spec.memory, "run.worker_memory": spec.run.worker_memory}
+    return {key: value for key, value in chosen.items() if value is not None}
 
 
 def _check_inputs(run: RunContext, opened: OpenedRun) -> Checked:

@@ -78,15 +78,15 @@ def count_split_rows(dim: int, k: int) -> int:
     return max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
 
 
-def enter_work(folder: Path, plan: RunPlan, shards: Mapping[str, Any]) -> str | None:
+def enter_work(folder: Path, plan: RunPlan, settings: Mapping[str, Any]) -> str | None:
     """Prepare the work folder for a plan. Return why earlier work was deleted, or None.
 
-    Work of an equal plan with equal shards stays, and the run continues it. shards: settings that decide the tasks, and
-    at recall 1 not the result.
+    Work of an equal plan and equal settings stays, and the run continues it. settings: decide the tasks, and at recall
+    1 not the result.
     """
     path = folder / PLAN_FILE
     reason = None
-    planned = json.loads(json.dumps({"parts": plan.parts, "run": shards}))
+    planned = json.loads(json.dumps({"parts": plan.parts, "tasks": settings}))
     if path.is_file():
         old = _read_planned(path)
         if old == planned:
@@ -108,7 +108,7 @@ def planned_fingerprint(folder: Path) -> str | None:
 def _read_planned(path: Path) -> dict[str, Any]:
     """Read the plan of earlier work. Earlier releases wrote its parts alone."""
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return stored if "parts" in stored else {"parts": stored, "run": {}}
+    return stored if "parts" in stored else {"parts": stored, "tasks": {}}
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -124,5 +124,5 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
             if changed:
                 yield f"{key} changed: {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''}"
         elif json.loads(json.dumps(after)) != before:
-            name = f"{prefix}{key}".removeprefix("parts.").removeprefix("settings.")
+            name = f"{prefix}{key}".removeprefix("tasks.").removeprefix("parts.").removeprefix("settings.")
             yield f"{name} was {before!r} and is {after!r}"

@@ -62,9 +62,7 @@ class RunSpec(SpecTable):
 
     def answer_settings(self, recall: float) -> dict[str, Any]:
         """Return the settings that change the candidates at this recall target: the shards, below 1. Else nothing."""
-        return {} if recall == 1 else self.shard_settings()
-
-    def shard_settings(self) -> dict[str, Any]:
-        """Return the settings that decide the shards; nothing for one shard."""
+        if recall == 1:
+            return {}
         values = {key: getattr(self, key) for key in SHARD_KEYS}
         return {key: value for key, value in values.items() if value is not None and (key, value) != ("shards", 1)}
