@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nearcast.api.cleaning import clean_generator, clean_plan
-from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.common import OutLocation, console, json_option, out_option, print_json
 from nearcast.errors import SpecError
 from nearcast.join.abandoned_work import WAIT_SECONDS
 from nearcast.storage.locations import Location
@@ -16,7 +16,9 @@ __all__ = ["clean"]
 @click.command()
 @click.argument("generator", required=False)
 @out_option
-@click.option("--work", metavar="LOCATION", help="Remove the plan at LOCATION, and what workers left there.")
+@click.option(
+    "--work", type=OutLocation(), metavar="LOCATION", help="Remove the plan at LOCATION, and what workers left there."
+)
 @click.option(
     "--wait",
     type=click.FloatRange(0.0),
@@ -26,7 +28,7 @@ __all__ = ["clean"]
     help="Time in which a running worker would give a sign of life.",
 )
 @json_option
-def clean(generator: str | None, out: Location, work: str | None, wait: float, as_json_: bool) -> None:
+def clean(generator: str | None, out: Location, work: Location | None, wait: float, as_json_: bool) -> None:
     """Remove the unfinished work of GENERATOR, of runs that were killed and are not wanted any more.
 
     Work is removed if nothing in it changes for two minutes: whoever works on a run, on any machine, gives a sign of
