@@ -451,7 +451,15 @@ def fuzz_nearest_centres(rng: np.random.Generator, isa: str) -> tuple[Call, Call
     one = quantize.order_in_blocks(np.zeros(n_groups, np.int64), np.zeros(n_groups), 1)
     top = packed_call(quantize.pack_items(tops, *one, None, isa, 1)) if rng.random() < 0.7 else None
     positions = rng.integers(len(codes.codes), size=rows(rng)).astype(np.uint32)
-    arrays = [codes.codes, codes.scales, positions, packed_call(packed), top, int(rng.integers(1, 9))]
+    arrays = [
+        codes.codes,
+        codes.scales,
+        int(rng.choice([63, 127])),
+        positions,
+        packed_call(packed),
+        top,
+        int(rng.integers(1, 9)),
+    ]
     call = Call(native.nearest_centres, [isa, *arrays, int(rng.integers(0, 4))])
 
     def check(nearest: Any) -> None:

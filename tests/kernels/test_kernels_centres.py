@@ -69,9 +69,18 @@ def test_rows_go_to_the_best_centre_of_their_best_groups(native_isa, seed, group
         values = np.where(chosen, values, np.nan)
     values = np.where(np.isnan(values), -np.inf, values)
     expected = np.where(np.isinf(values.max(axis=1)), quantize.NO_ITEM, packed.order[values.argmax(axis=1)])
-    positions = rng.integers(n, size=2 * n).astype(np.uint32)
+    positions, levels = rng.integers(n, size=2 * n).astype(np.uint32), int(rng.choice([63, 127]))
+    rows = coarse if levels == 63 else rows
     found = isa_module.native().nearest_centres(
-        native_isa, rows.codes, rows.scales, positions, packed.native, None if tops is None else tops.native, probes, 2
+        native_isa,
+        rows.codes,
+        rows.scales,
+        levels,
+        positions,
+        packed.native,
+        None if tops is None else tops.native,
+        probes,
+        2,
     )
     np.testing.assert_array_equal(found, expected[positions])
 

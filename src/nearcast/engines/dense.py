@@ -82,6 +82,7 @@ class DenseIndex:
         self.index = index
         self.settings = settings
         self._saves_exact = saves_exact and index.n_cells > 1
+        self._traced: tuple[AnyArray, JoinRequest, kernels.ProbeCurve] | None = None
         self._ruled: kernels.CellIndex | None = index if index.centres is None else None
 
     def operating_points(self, k: int) -> Sequence[SearchParams]:
@@ -134,19 +135,17 @@ class DenseIndex:
         pruned = [number for number, point in enumerate(points) if self._prunes(point)]
         if pruned:
             radii = np.array([points[number]["reach"] / 100 for number in pruned])
-            probes = kernels.trace_probes(self.index, queries, request, self._share(resources))
-            counts[pruned] = probes.count_found(truth.positions, radii)
+            counts[pruned] = self._trace(queries, request, resources).count_found(truth.positions, radii)
         return counts
 
     def items_scanned(
         self, queries: AnyArray, request: JoinRequest, params: SearchParams, resources: Resources
     ) -> float:
         """Return the mean number of items scanned per query, with the padding of each cell's last tile."""
-        request = replace(request, exclude=None)
-        if request.constraints.free and self._prunes(params):
-            probes = kernels.trace_probes(self.index, queries, request, self._share(resources))
-            return float(TILE_ITEMS * probes.count_tiles(params["reach"] / 100).mean())
-        output = self._scan(queries, request, params, resources, per_job=COUNTED_AT_ONCE)
+        if request.constraints.free and self._prunes(params) and len(queries):
+            tiles = self._trace(queries, request, resources).count_tiles(params["reach"] / 100)
+            return float(TILE_ITEMS * tiles.mean())
+        output = self._scan(queries, replace(request, exclude=None), params, resources, per_job=COUNTED_AT_ONCE)
         return float(TILE_ITEMS * output.counters.get("tile_rows", 0) / max(1, len(queries)))
 
     def _scan(
@@ -174,6 +173,13 @@ class DenseIndex:
     def _prunes(self, params: SearchParams) -> bool:
         """Return whether a join with these parameters leaves cells out; without native kernels, none does."""
         return not self.is_exact(params) and kernels.isa_info().taken != "numpy"
+
+    def _trace(self, queries: AnyArray, request: JoinRequest, resources: Resources) -> kernels.ProbeCurve:
+        """Return the thresholds of these queries; those of the last call if it was for the same objects."""
+        if self._traced is None or self._traced[0] is not queries or self._traced[1] is not request:
+            curve = kernels.trace_probes(self.index, queries, request, self._share(resources))
+            self._traced = queries, request, curve
+        return self._traced[2]
 
     def _share(self, resources: Resources) -> Resources:
         """Return the resources of one native join."""
@@ -361,7 +367,8 @@ def _cheapest_cells(n_items: int, n_queries: int, recall: float, scanned: float 
     if recall == 1 or cells == 1:
         return 1
     pruned = min(1.0, _pruned_share(cells, recall) / max(eligible, 1e-9) ** RULED_EXPONENT)
-    return cells if n_queries * (scanned - pruned) > _build_queries(cells) + CALIBRATION_QUERIES else 1
+    cost = TIMED_SHARES["build"] * _build_queries(cells) + TIMED_SHARES["calibrate"] * CALIBRATION_QUERIES
+    return cells if n_queries * (scanned - pruned) > cost else 1
 
 
 def _build_queries(cells: int) -> float:

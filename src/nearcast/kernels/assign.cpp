@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "parallel.h"
@@ -67,8 +68,16 @@ private:
     void load(size_t begin) {
         for (size_t slot = 0; slot < n_; ++slot) {
             const size_t row = job_.rows[begin + slot];
-            starts_[slot] = -128 * kernels_.coarsen(job_.codes + row * width_, width_, codes_.data() + slot * width_);
-            weights_[slot] = weight_of(job_.scales[row] * (127.0 / 63.0));
+            const int8_t* from = job_.codes + row * width_;
+            int8_t* to = codes_.data() + slot * width_;
+            if (job_.levels == 127) {
+                starts_[slot] = -128 * kernels_.coarsen(from, width_, to);
+                weights_[slot] = weight_of(job_.scales[row] * (127.0 / 63.0));
+                continue;
+            }
+            std::copy_n(from, width_, to);
+            starts_[slot] = -128 * std::accumulate(to, to + width_, 0);
+            weights_[slot] = weight_of(job_.scales[row]);
         }
     }
 

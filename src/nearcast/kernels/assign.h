@@ -9,7 +9,8 @@
 namespace nearcast {
 
 struct AssignJob {
-    const int8_t* codes;         // (any, width) on 127 levels
+    const int8_t* codes;         // (any, width)
+    int levels;                  // of the codes: 127, or the 63 of every instruction set
     const double* scales;        // of the codes
     const uint32_t* rows;        // (n,) rows of the codes to assign
     size_t n;

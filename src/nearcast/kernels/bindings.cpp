@@ -200,16 +200,18 @@ nb::object cell_sums(const std::string& isa, AnyMatrix array, Array<uint64_t> st
 }
 
 // The nearest centre of each of these rows of codes, among the groups of centres whose own centres (tops) are best.
-nb::object nearest_centres(const std::string& isa, Matrix<int8_t> codes, Array<double> scales, Array<uint32_t> rows,
-                           const PackedArrays& centres, const PackedArrays* tops, size_t probes, size_t threads) {
+nb::object nearest_centres(const std::string& isa, Matrix<int8_t> codes, Array<double> scales, int levels,
+                           Array<uint32_t> rows, const PackedArrays& centres, const PackedArrays* tops, size_t probes,
+                           size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     const size_t n = rows.shape(0);
     require(codes.shape(1) == centres.width(), "nearest_centres: codes and centres differ in width");
     require_size(scales, codes.shape(0), "scales");
     require_positions(rows, codes.shape(0), "rows");
+    require(levels == 63 || levels == 127, "nearest_centres: levels must be 63 or 127");
     require(probes >= 1, "nearest_centres: probes must be at least 1");
     centres.check();
-    AssignJob job{codes.data(), scales.data(), rows.data(), n, centres.view(), nullptr, probes, threads, nullptr};
+    AssignJob job{codes.data(), levels, scales.data(), rows.data(), n, centres.view(), nullptr, probes, threads, nullptr};
     PackedItems top_view;
     if (tops) {
         tops->check();
@@ -426,8 +428,8 @@ NB_MODULE(_native, m) {
     m.def("pack", &pack);
     m.def("norms", &norms);
     m.def("cell_sums", &cell_sums);
-    m.def("nearest_centres", &nearest_centres, nb::arg("isa"), nb::arg("codes"), nb::arg("scales"), nb::arg("rows"),
-          nb::arg("centres"), nb::arg("tops").none(), nb::arg("probes"), nb::arg("threads"));
+    m.def("nearest_centres", &nearest_centres, nb::arg("isa"), nb::arg("codes"), nb::arg("scales"), nb::arg("levels"),
+          nb::arg("rows"), nb::arg("centres"), nb::arg("tops").none(), nb::arg("probes"), nb::arg("threads"));
     m.def("centre_values", &value_centres);
     m.def("repack", &repack);
     m.def("score_lists", &score_lists);

@@ -125,7 +125,15 @@ def assign_centres(
         one = np.zeros(n_groups, np.int64)
         tops = pack_centres(images, offsets, one, 1, rows.rotation, isa, keep_order=True).native
     nearest: np.ndarray = _isa.native().nearest_centres(
-        isa, rows.codes.codes, rows.codes.scales, positions, packed.native, tops, GROUP_PROBES, threads
+        isa,
+        rows.codes.codes,
+        rows.codes.scales,
+        quantize.ITEM_LEVELS,
+        positions,
+        packed.native,
+        tops,
+        GROUP_PROBES,
+        threads,
     )
     lost = np.flatnonzero(nearest == quantize.NO_ITEM)  # rows whose best groups hold no centre
     if len(lost):

@@ -98,7 +98,7 @@ class CellIndex:
         levels = _isa.query_levels(isa) if exact else quantize.COMMON_LEVELS
         codes = quantize.round_vectors(queries, self.rotation, levels, isa, resources.threads)
         check_lengths(codes, "queries")
-        order = None if exact else self._order_queries(queries, codes, isa, resources.threads)
+        order = None if exact else self._order_queries(codes, isa, resources.threads)
         codes = codes if order is None else codes.take(order)
         rounded = quantize.native_queries(codes, order)
         slots = min(k, max(1, len(self.items)))  # no worker allocates more slots than there are items
@@ -123,15 +123,14 @@ class CellIndex:
         )
         return _pad_slots(output, k)
 
-    def _order_queries(self, queries: np.ndarray, codes: quantize.Codes, isa: str, threads: int) -> np.ndarray:
+    def _order_queries(self, codes: quantize.Codes, isa: str, threads: int) -> np.ndarray:
         """Return the rows of the queries by their best sampled centre: the queries of a job then share cells."""
         assert self.sample is not None
-        rounded = quantize.native_queries(codes)
-        best, *_ = _isa.native().join(
-            isa, METRIC_NUMBERS[self.metric], queries, self.items, rounded, self.sample.native, None, None, 1, threads,
-            PRUNED_QUERIES_PER_JOB, True, None, None, [], -np.inf, 1.0, None,
-        )  # fmt: skip
-        return np.argsort(best[:, 0], kind="stable").astype(np.uint32)
+        rows = np.arange(len(codes.codes), dtype=np.uint32)
+        best = _isa.native().nearest_centres(
+            isa, codes.codes, codes.scales, quantize.COMMON_LEVELS, rows, self.sample.native, None, 1, threads
+        )
+        return quantize.sort_stably(best, len(self.sample.order) + 1).astype(np.uint32)
 
     def _make_probes(self, codes: quantize.Codes, rounded: Any, k: int, radius: float) -> object:
         assert self.sample is not None
