@@ -17,7 +17,6 @@ LEADING = {  # the fastest of each recall; the others are measured on request
     "faiss IVF PQ fast scan",
     "ScaNN (scann-core) brute force",
     "torch int8 product",
-    "torch bf16 product",
     "faiss IndexFlatIP",
 }
 COUNTS_OF_CELLS = {
