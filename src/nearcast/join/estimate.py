@@ -29,7 +29,7 @@ SECONDS_PER_SLOT = 400e-9  # to write a slot to Parquet; measured on packages, t
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
-LIBRARY_BYTES = 32 << 20  # memory that Arrow, BLAS and faiss take when first used
+LIBRARY_BYTES = 48 << 20  # memory that Arrow, BLAS and faiss take when first used
 MEASURE_PER_JOIN = 1.25  # the exact join of the samples, and what is computed from it
 INGEST_PER_SCAN = 1.2  # the scan, and the ingestion of what it has read
 
