@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import platform
 import threading
@@ -23,7 +21,6 @@ __all__ = [
     "default_threads",
     "describe",
     "resident_memory",
-    "return_freed_memory",
 ]
 
 SAMPLE_SECONDS = 0.02
@@ -67,15 +64,6 @@ def resident_memory() -> int:
     except (OSError, ValueError, IndexError):
         pages = []
     return sum(pages) if len(pages) == len(OWN_PAGES) else int(psutil.Process().memory_info().rss)
-
-
-def return_freed_memory() -> None:
-    """Give freed memory back to the system: allocators keep some for later, and it counts as resident."""
-    import pyarrow as pa
-
-    pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # malloc_trim is of glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe() -> dict[str, Any]:

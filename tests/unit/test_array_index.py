@@ -37,6 +37,6 @@ def test_below_recall_1_the_merged_lists_reach_the_target(arrays):
 
 
 def test_the_exact_engine_needs_no_shards(arrays, monkeypatch):
-    monkeypatch.setattr("nearcast.join.array_index.ShardedIndex", None)
+    monkeypatch.setattr("nearcast.join.build_array_index.ShardedIndex", None)
     queries, items = arrays
     assert nearcast.knn_join(queries[:5], items, k=3, engine="exact", memory=LITTLE).lengths.tolist() == [3] * 5

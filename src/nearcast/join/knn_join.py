@@ -25,7 +25,7 @@ from nearcast.engines.base import (
     require_constraints,
 )
 from nearcast.errors import InputError, SpecError
-from nearcast.join.array_index import build_array_index
+from nearcast.join.build_array_index import build_array_index
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
 from nearcast.knn.constraints import FREE, Constraints, find_crossing
 from nearcast.knn.exact_join import exact_join

@@ -12,6 +12,7 @@ from typing import Any
 from nearcast.join.choose_stage import do_choose
 from nearcast.join.context import prepare
 from nearcast.join.driver_mark import require_mark
+from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import INGEST_TASKS
 from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure

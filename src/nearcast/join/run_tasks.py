@@ -15,6 +15,7 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
+from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import open_surveyed, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.join_queries import join_queries
@@ -26,7 +27,6 @@ from nearcast.join.rank import check_ranker
 from nearcast.join.run_plan import cut_queries
 from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
-from nearcast.machine import return_freed_memory
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.parquet_files import ParquetFiles

@@ -105,7 +105,7 @@ class _Matching:
         """List the blocks with refused queries."""
         return [block for block in range(len(self.blocks)) if (self.folder / f"refused-{block}").exists()]
 
-    def picked(self, block: int) -> tuple[Neighbors, BoolArray]:
+    def pick(self, block: int) -> tuple[Neighbors, BoolArray]:
         """Return the candidates of a block, and flags of those that form its lists."""
         admitted = np.array(map_array(self._admitted_file(block)))
         return self.read(*self.blocks[block]), _pick(admitted, self.k)
@@ -180,7 +180,7 @@ def spill_exposure(
     thresholds, full = _write_thresholds(matching, n_items, folder)
     missing = compared = 0
     for block, (start, stop) in enumerate(blocks):
-        lists, picked = matching.picked(block)
+        lists, picked = matching.pick(block)
         uncapped = (lists.positions != EMPTY_POSITION) & (np.arange(lists.positions.shape[1]) < k)
         missing += int(np.count_nonzero(uncapped)) - int(np.count_nonzero(picked))
         lost = list_score_losses(lists, uncapped, picked)
