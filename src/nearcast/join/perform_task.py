@@ -24,7 +24,7 @@ from nearcast.join.ship_model import find_model_folder
 from nearcast.join.table_stage import do_table
 from nearcast.join.task_context import TaskContext
 from nearcast.join.task_times import describe_times
-from nearcast.machine import PeakMemory, return_freed_memory
+from nearcast.machine import PeakMemory
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
