@@ -47,7 +47,7 @@ SETTINGS = Path(__file__).parent / "peer_settings.json"
 US = "nearcast"
 K = 50
 SMALL = (20_000, 5_000)  # items, queries: to see that the script works
-CLIMBS = 4  # steps along the depth on all queries, if the sample was too optimistic
+CLIMBS = 8  # steps along the depth on all queries, if the sample was too optimistic
 AVX2_BLAS = {"OPENBLAS_CORETYPE": "Haswell"}  # the peers' BLAS is held to AVX2 too where we are
 SPIN_LESS = {"OMP_WAIT_POLICY": "passive"}  # threads that wait for work would count as processor time
 
@@ -60,12 +60,14 @@ class Entrant:
 
     peer: peers.Peer
     worker: Worker
+    version: str
     swept: dict[str, Any] | None
     tried: list[dict[str, Any]] = field(default_factory=list)
     build: peers.Settings = field(default_factory=dict)
     search: peers.Settings = field(default_factory=dict)
     depths: Sequence[Any] = ()
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    libraries: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -98,6 +100,8 @@ class Comparison:
                     except ChildError as error:
                         self.absent(entrant.peer, recall, str(error))
                         entrants.remove(entrant)
+                        if entrant.jobs:  # a later turn failed: earlier ones count
+                            self.add_peer(recall, entrant)
             self.add_ours(recall, repeats)
             for entrant in entrants:
                 self.add_peer(recall, entrant)
@@ -119,14 +123,14 @@ class Comparison:
         """Choose among the sweep's settings and their neighbours, by a sample; None if the job would take too long."""
         job = self.result["data"]
         worker = children.enter_context(open_peer(self.pair, peer, self.given, self.truth))
-        worker.ask("choose", peer.name)
+        peer_version = worker.ask("choose", peer.name)
         key = sweep.get_key(job, self.result["isa"]["taken"], self.given.threads)
         swept = sweep.find_settings(sweep.SweepFile(self.given.settings), key, job, peer, recall)
         start = swept["build"] if swept else peer.start(job["items"])
         search = dict(swept["search"]) if swept else {}
         axes, clock = peer.build_axes(job["items"]), sweep.Clock(False, self.given.threads)
         builds = [start, *sweep.neighbours(start, axes)][: 1 if peer.exact else 1 + self.given.neighbours]
-        entrant, best = Entrant(peer, worker, swept), math.inf
+        entrant, best = Entrant(peer, worker, peer_version, swept), math.inf
         target = recall - sweep.EXACT_SLACK if recall == 1 else recall
         for build in builds:
             walk = sweep.open_walk(worker, peer, build, job, clock, search or None)
@@ -152,12 +156,12 @@ class Comparison:
         return entrant
 
     def do_job(self, entrant: Entrant, recall: float) -> None:
-        """Do the whole job of a peer; the first time, search deeper if it misses the recall on all queries."""
+        """Do the whole job of a peer; search deeper if it misses the recall on all queries (builds vary)."""
         slack = sweep.EXACT_SLACK if recall == 1 else sweep.SLACK
         job = entrant.worker.ask("job", entrant.build, entrant.search)
         depth = next(reversed(entrant.search), "")
         climbs = 0
-        while not entrant.jobs and job["recall"] < recall - slack and climbs < CLIMBS and depth:
+        while job["recall"] < recall - slack and climbs < CLIMBS and depth:
             at = sweep.place(entrant.search[depth], entrant.depths) + 1
             if at == len(entrant.depths):
                 break
@@ -166,11 +170,14 @@ class Comparison:
             job |= {
                 "seconds": job["build_seconds"] + row["seconds"],
                 "query_seconds": row["seconds"],
+                "processor_seconds": job["build_processor_seconds"] + row["processor_seconds"],
+                "cores_had": row["cores_had"],
                 "recall": row["recall"],
             }
         if job["recall"] < recall - slack:
-            raise ChildError(f"recall {job['recall']:.4f} on all queries at its deepest settings")
-        entrant.jobs.append(job)
+            raise ChildError(f"recall {job['recall']:.4f} on all queries with {short(entrant.search)}")
+        entrant.jobs.append({**job, "search": entrant.search})
+        entrant.libraries = entrant.libraries or entrant.worker.ask("libraries")
         console.print(f"[dim]{entrant.peer.name} at {recall:g}: {job['seconds']:.1f} s, recall {job['recall']:.4f}")
 
     def add_ours(self, recall: float, repeats: list[dict[str, Any]]) -> None:
@@ -197,12 +204,12 @@ class Comparison:
                 **medians(entrant.jobs),
                 "recall": min(job["recall"] for job in entrant.jobs),
                 "settings": {**entrant.build, **entrant.search},
-                "version": entrant.worker.ask("choose", entrant.peer.name),
+                "version": entrant.version,
                 "package": entrant.peer.package,
                 "swept": entrant.swept,
                 "sweep": entrant.tried,
                 "repeats": entrant.jobs,
-                "libraries": entrant.worker.ask("libraries"),
+                "libraries": entrant.libraries,
             }
         )
 

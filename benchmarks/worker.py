@@ -207,6 +207,7 @@ class Child:
             "seconds": seconds,
             "build_seconds": built["seconds"],
             "query_seconds": searched["seconds"],
+            "build_processor_seconds": built["processor_seconds"],
             "processor_seconds": built["processor_seconds"] + searched["processor_seconds"],
             "cores_had": (built["processor_seconds"] + searched["processor_seconds"]) / max(seconds, 1e-9),
             "peak_bytes": searched["peak_bytes"],
