@@ -11,6 +11,8 @@ from peer import Array, Axes, Peer, Settings, steps
 
 __all__ = ["INVERTED_PEERS"]
 
+SVS_QUERIES = 10_000  # SVS IVF refuses more at once
+
 
 def _build_faiss(items: Array, settings: Settings, threads: int) -> Any:
     """Build an IVF index; its centroids are made from a sample, by faiss or by superkmeans."""
@@ -155,7 +157,8 @@ def _search_svs_ivf(index: Any, queries: Array, k: int, settings: Settings, _thr
     import svs
 
     index.search_parameters = svs.IVFSearchParameters(settings["nprobe"], 1.0)
-    return index.search(queries, k)[0].astype(np.int64)
+    parts = range(0, len(queries), SVS_QUERIES)
+    return np.concatenate([index.search(queries[at : at + SVS_QUERIES], k)[0] for at in parts]).astype(np.int64)
 
 
 def _svs_ivf_axes(n: int) -> Axes:
