@@ -74,6 +74,14 @@ class S3Server:
         time.sleep(pause)
         self.start(kept)
 
+    def list_names(self) -> list[str]:
+        """Return the names of all objects of the bucket."""
+        with reach(self.endpoint):
+            import obstore
+            from obstore.store import S3Store
+
+            return [each["path"] for chunk in obstore.list(S3Store(BUCKET)) for each in chunk]
+
     def read_all(self) -> dict[str, bytes]:
         """Return all objects of the bucket."""
         with reach(self.endpoint):

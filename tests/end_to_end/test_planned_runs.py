@@ -176,7 +176,7 @@ def test_a_storage_server_that_is_restarted_in_the_middle_changes_nothing(shop: 
         workers = [start_worker(number) for number in range(2)]
         for begun in ("run/claims/", "run/results/prepare/done.json"):
             deadline = time.monotonic() + 300
-            while not any(name.startswith(begun) for name in server.read_all()):
+            while not any(name.startswith(begun) for name in server.list_names()):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             server.restart(keep=True, pause=1.0)
