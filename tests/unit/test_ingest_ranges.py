@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import resource
 import signal
@@ -23,7 +24,9 @@ from nearcast.sources.ingest import read_attributes, read_rows
 from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
+from nearcast.sources.parquet_files import read_batches
 from nearcast.sources.stage_rows import StageSettings, stage_table
+from nearcast.sources.user_files import LocalFile
 from nearcast.sources.validate_rows import report_table
 from nearcast.storage.artifacts import LocalArtifacts
 
@@ -192,6 +195,39 @@ def test_memory_files_and_threads_do_not_change_the_bytes(range_rows, tmp_path):
             made.append(contents(folder / "artifacts"))
     assert all(one == made[0] for one in made[1:])
     assert len(made[0]) == (5 if range_rows == 1 << 20 else 1 + 5 * 17)
+
+
+def test_threads_share_the_rows_of_one_file_and_do_not_change_the_bytes(tmp_path):
+    rows = 3 << 14
+    data = pa.table({"id": np.random.default_rng(0).permutation(rows), "vector": [[1.0, 2.0]] * rows})
+    pq.write_table(data, tmp_path / "items.parquet", row_group_size=5000)
+    source = open_source(source_spec(), tmp_path)
+    assert len(stage(source, generator(), tmp_path, threads=2, memory_bytes=1 << 26).units) == 4
+    made = []
+    for threads in (1, 2):
+        ingest(source, generator(), tmp_path / str(threads), threads=threads, memory_bytes=1 << 26)
+        made.append(contents(tmp_path / str(threads) / "artifacts"))
+    assert made[0] == made[1]
+
+
+def test_a_large_row_group_is_read_in_small_pieces(tmp_path):
+    sizes = []
+
+    class Recording(io.FileIO):
+        def read(self, size=-1):
+            sizes.append(size)
+            return super().read(size)
+
+    n = 1 << 17
+    vectors = np.random.default_rng(0).normal(size=n * 16).astype(np.float32)
+    data = pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors, 16)})
+    pq.write_table(data, tmp_path / "items.parquet", row_group_size=n, use_dictionary=False)
+    file = LocalFile(tmp_path / "items.parquet", "items.parquet")
+    with Recording(file.path) as opened:
+        file.open = lambda: pa.PythonFile(opened, mode="r")
+        assert sum(len(batch) for batch in read_batches(file, n, ["vector"], 10_000)) == n
+    assert sum(sizes) > 8_000_000
+    assert max(sizes) <= 1 << 21  # a page may be larger than the buffer
 
 
 def test_a_range_holds_about_as_many_rows_as_the_others(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,12 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
     Raises InputError if a file changes meanwhile.
     """
     item_source, query_source = open_unhashed(spec, base, listener, tables)
-    item_digests = item_source.digests()
-    listener.progress("hash inputs", 1, 2)
-    query_digests = item_digests if query_source is item_source else query_source.digests()
-    listener.progress("hash inputs", 2, 2)
+    with ThreadPoolExecutor(1) as pool:
+        queries = None if query_source is item_source else pool.submit(query_source.digests)
+        item_digests = item_source.digests()
+        listener.progress("hash inputs", 1, 2)
+        query_digests = item_digests if queries is None else queries.result()
+        listener.progress("hash inputs", 2, 2)
     return Sources(item_source, query_source, item_digests, query_digests)
 
 

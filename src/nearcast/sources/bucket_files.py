@@ -75,6 +75,7 @@ class BucketFile:
     """An object and its recorded state."""
 
     reads_are_checked = True
+    buffer_bytes = PIECES * PIECE_BYTES
 
     def __init__(self, storage: Storage, stored: StoredObject, bucket: str) -> None:
         self._storage = storage

@@ -86,7 +86,9 @@ def read_batches(
 
 
 def _open_parquet(file: UserFile) -> pq.ParquetFile:
-    return pq.ParquetFile(file.open(), pre_buffer=False)  # buffers of all row groups would stay until the end
+    # `pre_buffer` would keep the buffers of all row groups until the end; without a size of buffers, whole columns of a
+    # row group would be read at once, however large
+    return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=file.buffer_bytes)
 
 
 def _get_reason(error: Exception) -> str:

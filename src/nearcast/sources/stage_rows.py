@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 ROW_BYTES = 96  # of a row while its range is sorted and written, without its vector
+SMALLEST_UNIT = 1 << 14  # rows
+UNITS_PER_THREAD = 4
 ORDERS_SHARE = 16  # of the memory: for the order of the rows, so that they are not sorted again to be written
 
 
@@ -87,7 +89,8 @@ def stage_table(
     one are read again. Ids are read twice if the table has several ranges.
     Raises InputError if a file was changed since the source was opened.
     """
-    units = cut_units(source, settings.unit_rows)
+    small = max(SMALLEST_UNIT, source.n_rows // (UNITS_PER_THREAD * settings.threads))  # so that threads end together
+    units = cut_units(source, settings.unit_rows if settings.threads == 1 else min(settings.unit_rows, small))
     workers = max(1, min(settings.threads, len(units)))
     share = settings.memory_bytes // workers
     bounds = pa.array([], source.id_type)
@@ -101,14 +104,14 @@ def stage_table(
 
         sampled = map_in_threads(workers, sample, units)
         bounds = choose_splitters(sum(rows for rows, _ in sampled), [ids for _, ids in sampled], settings.range_rows)
-    split = SplitSettings(bounds, share // 2, with_vectors=settings.with_vectors)
+    ahead = settings.threads > len(units)
+    split = SplitSettings(bounds, share // 2, with_vectors=settings.with_vectors, read_ahead=ahead)
     store = _PieceStore(settings.memory_bytes // 4, settings.scratch)
     count = RowCounter(partial(progress, f"check {table}"), source.n_rows)
 
     def split_again(unit: RowUnit, dim: int | None) -> tuple[Mapping[str, Any], PieceSink]:
         sink = _SpillingPieces(store)
-        again = SplitSettings(bounds, split.memory_bytes, dim, split.with_vectors)
-        return split_unit(source, unit, again, sink, count), sink
+        return split_unit(source, unit, replace(split, dim=dim), sink, count), sink
 
     done = map_in_threads(workers, partial(split_again, dim=None), units)
     facts = [one for one, _ in done]

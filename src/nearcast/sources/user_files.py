@@ -78,6 +78,11 @@ class UserFile(Protocol):
         ...
 
     @property
+    def buffer_bytes(self) -> int:
+        """Bytes to ask for at a time where a column of a file is read from its beginning to its end."""
+        ...
+
+    @property
     def reads_are_checked(self) -> bool:
         """Whether every read fails if the file differs from its recorded state."""
         ...
@@ -119,6 +124,7 @@ class LocalFile:
     """A file of this machine and its recorded state."""
 
     reads_are_checked = False
+    buffer_bytes = 1 << 20
 
     def __init__(self, path: Path, name: str) -> None:
         status = _stat(path)
