@@ -288,7 +288,7 @@ def test_a_location_in_a_folder_of_inputs_is_refused_before_a_file_is_written(sh
     before = sorted(folder.iterdir())
     for place in (folder, folder / "runs"):
         with pytest.raises(SpecError, match="would be read as rows; choose a location outside"):
-            plan_run(shop | {"items": {"path": str(folder)}}, place, base=tmp_path)
+            plan_run(shop | {"items": {**shop["items"], "path": str(folder)}}, place, base=tmp_path)
     assert sorted(folder.iterdir()) == before
 
 
