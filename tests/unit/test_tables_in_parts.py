@@ -239,16 +239,12 @@ def test_the_memory_of_a_table_task_and_of_the_sum_does_not_grow_with_the_table(
     assert large[1] < 1.05 * small[1]
 
 
-@pytest.mark.parametrize("table", ["exposure", "overfetch"])
-def test_what_needs_numbers_of_all_queries_at_once_is_refused_before_the_join_if_memory_is_too_small(table, tmp_path):
-    settings = {
-        "exposure": {"max_lists_per_item": 4, "candidates_per_query": 20},
-        "overfetch": {"at_least": 2, "probability": 0.9, "survival": "bonus"},
-    }
-    spec = spec_of("plain", "out") | {"memory": "1GB", table: settings[table]}
+def test_overfetch_is_refused_before_the_join_if_its_numbers_of_all_queries_do_not_fit_the_memory(tmp_path):
+    settings = {"at_least": 2, "probability": 0.9, "survival": "bonus"}
+    spec = spec_of("plain", "out") | {"memory": "1GB", "overfetch": settings}
     context = prepare(parse_model(GeneratorSpec, spec, "the test's spec"), tmp_path, Listener())
     zeros = ArrayVectors(np.broadcast_to(np.zeros(1, np.float32), (1 << 26, 4)))
     ids = pa.array([], pa.int64())
     many = IngestedTable(tmp_path, zeros, ids, ids, tmp_path)
-    with pytest.raises(BudgetError, match=r"67,108,864 queries|1,342,177,280 candidates"):
+    with pytest.raises(BudgetError, match="67,108,864 queries"):
         check_columns(context, Inputs(many, many, Metric.INNER_PRODUCT))
