@@ -61,11 +61,9 @@ def options_of(name, request, variables=()):
     }
 
 
-def start(script, *words, **variables):
+def start(script, *words, output=subprocess.PIPE, **variables):
     command = [sys.executable, "-c", script, *(word if isinstance(word, str) else json.dumps(word) for word in words)]
-    return subprocess.Popen(
-        command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output, text=True)
 
 
 @pytest.mark.parametrize("name", ["spark", "ray"])
@@ -73,14 +71,15 @@ def test_a_run_whose_driver_is_killed_by_sigkill_is_continued_with_the_same_byte
     name, inputs, on_this_machine, request
 ):
     spec = make_spec(inputs, f"{name} killed", **SHARDS)
-    driver = start(RUN, name, options_of(name, request), spec)
+    with (inputs / f"{name} driver.log").open("w") as log:  # a pipe that nobody reads would fill up
+        driver = start(RUN, name, options_of(name, request), spec, output=log)
     work, deadline = inputs / f"{name} killed" / "small" / "work", time.monotonic() + PATIENCE
     while not any(work.glob("index/*/manifest.json")):
-        assert driver.poll() is None, driver.communicate()
+        assert driver.poll() is None, (inputs / f"{name} driver.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     driver.kill()
-    driver.communicate()
+    driver.wait()
     assert driver.returncode == -signal.SIGKILL
     assert list_snapshots(inputs / f"{name} killed", "small") == []
     snapshot = nearcast.run(spec, runner=request.getfixturevalue(f"{name}_runner")).snapshot
