@@ -27,6 +27,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from driver_memory import list_children
 from nearcast import machine
 
 RESULT = Path(__file__).parent / "results" / "large.json"
@@ -122,15 +123,6 @@ def watch_tree(driver: psutil.Popen, until: float) -> TreePeak:
         whole = max(whole, sum(own + files for own, files in sums))
         time.sleep(POLL_SECONDS)
     return TreePeak(peak, whole)
-
-
-def list_children(driver: psutil.Popen) -> list[psutil.Process]:
-    """Return the descendants of a process that live now."""
-    try:
-        found: list[psutil.Process] = driver.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return found
 
 
 def read_pages(pid: int) -> tuple[int, int]:

@@ -33,7 +33,8 @@ from nearcast.engines.base import (
     Workload,
 )
 from nearcast.errors import DamagedError, SpecError
-from nearcast.kernels.join import MAX_DIMENSIONS
+from nearcast.kernels.cells import ROWS_PER_CELL
+from nearcast.kernels.join import MAX_DIMENSIONS, PRUNED_QUERIES_PER_JOB
 from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import Constraints
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
@@ -53,10 +54,9 @@ RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as man
 QUERIES_AT_ONCE = 1 << 14
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 32 << 20
-TRAINED_PER_CELL = 16
 TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
 PROBE_BYTES = 18  # of a probed cell of a query, in lists that grow by doubling
-QUERIES_PER_JOB, FEWEST_PER_JOB = 4_096, 96  # that a thread joins at a time
+FEWEST_PER_JOB = 96  # queries that a thread joins at a time
 
 
 class DenseSettings(EngineSettings):
@@ -260,7 +260,7 @@ class DenseEngine:
         has_cells = "build" in _pairs_by_stage(shape, settings.cells)
         layouts = 2 if has_cells and settings.reach is None else 1
         vectors, tiles = n * shape.dim * shape.item_bytes, n * (width + TILE_BYTES)
-        trained = min(n, TRAINED_PER_CELL * kernels.default_cells(n)) if has_cells else 0
+        trained = min(n, ROWS_PER_CELL * kernels.default_cells(n)) if has_cells else 0
         build = n * (2 * width + BUILD_BYTES)  # codes, and coarse codes or tiles
         build += trained * (shape.dim * shape.item_bytes + 2 * width)
         return Estimate({}, build, vectors + layouts * tiles, vectors + tiles, _working_bytes(shape))
@@ -334,7 +334,7 @@ def _bound_job(index: kernels.CellIndex, request: JoinRequest, resources: Resour
     probed = min(0.5, 1.5 * _pruned_share(index.n_cells, min(request.recall, 0.999))) * index.n_cells
     per_query = 8 * (4 * request.k + 128) + 2 * index.rotation.width + int(PROBE_BYTES * probed)
     most = resources.memory_bytes // (resources.threads * per_query)
-    return None if most >= QUERIES_PER_JOB else max(FEWEST_PER_JOB, most)
+    return None if most >= PRUNED_QUERIES_PER_JOB else max(FEWEST_PER_JOB, most)
 
 
 def _pairs_by_stage(shape: JoinShape, cells: int | None) -> dict[str, float]:
