@@ -1,11 +1,13 @@
-"""The contract of a store: versions of key-value pairs, a pointer to the current version, and an overlay log.
+"""The contract of a store: versions of key-value pairs, their patches, a pointer to a version, and an overlay log.
 
 To add a store, implement `Store`, `Writer`, `Reader`, `OverlayLog` and `PublishLock`; add a row to `stores.STORES`, or
 an entry point in another package; run tests/contract/test_stores.py. `examples/own_store` is a complete one.
+`PatchLog` is optional: a store without it takes no live updates.
 
-A version is written once, under the publishers' lock. It can be opened when it is finished, and never changes. Readers
-find the current version by the pointer, which moves in one step. The overlay is a log of newer facts about items. Keys
-and values are bytes; `stores.value_format` encodes them. Knows nothing of snapshots and audits.
+A version is written once, under the publishers' lock. It can be opened when it is finished, and never changes. Patches
+beside it hold newer values of some keys. Readers find the current version by the pointer, which moves in one step. The
+overlay is a log of newer facts about items. Keys and values are bytes; `stores.value_format` encodes them. Knows
+nothing of snapshots and audits.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from nearcast.errors import DamagedError
+from nearcast.errors import DamagedError, StoreError
 
 __all__ = [
     "TOKEN_SECONDS",
@@ -28,6 +30,9 @@ __all__ = [
     "OverlayEntry",
     "OverlayLog",
     "Pair",
+    "PatchFacts",
+    "PatchLog",
+    "PatchState",
     "Pointer",
     "PointerEvent",
     "PublishLock",
@@ -36,6 +41,8 @@ __all__ = [
     "Store",
     "Writer",
     "check_reader",
+    "find_patches",
+    "read_patch_state",
     "repair_overlay",
     "store_time",
 ]
@@ -181,6 +188,69 @@ class PublishLock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PatchFacts:
+    """The facts of a patch: newer values of some keys of a version."""
+
+    number: int  # grows by one with every patch of a generator, over all versions; not used again after a rollback
+    version: int  # version of the store that it changes
+    when: str  # UTC, for display
+    made: float  # seconds since 1970, by the store's clock
+    counts: Mapping[str, int]  # lists, items, gone, queries
+    offsets: Mapping[str, Any] = field(default_factory=dict)  # source: how far `nearcast follow` has read it; JSON data
+    note: str = ""
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> PatchFacts:
+        """Build it from the JSON data of `asdict`. Raises KeyError, TypeError or ValueError."""
+        numbers = {"number": int(fields["number"]), "version": int(fields["version"]), "made": float(fields["made"])}
+        return PatchFacts(**{**fields, **numbers})
+
+
+@dataclass(frozen=True, slots=True)
+class PatchState:
+    """The patches of a version that are in force."""
+
+    serial: int = 0  # grows with every change of the patches: write, roll back, compact
+    last_number: int = 0  # highest number that a patch of the generator ever had; 0: it never had one
+    patches: tuple[PatchFacts, ...] = ()  # oldest first, without the folded ones
+    folded: PatchFacts | None = (
+        None  # all patches that cannot be rolled back any more: number of the last, sum of counts
+    )
+
+    @property
+    def newest(self) -> PatchFacts | None:
+        """The newest patch in force; None if there is none."""
+        return self.patches[-1] if self.patches else self.folded
+
+
+class PatchLog(Protocol):
+    """The patches of a generator's versions. Readers of a version return patched values by themselves."""
+
+    def state(self, version: int) -> PatchState:
+        """Return the patches of a version. Called several times a second: cheap. Raises StoreError, DamagedError."""
+        ...
+
+    def write(self, patch: PatchFacts, pairs: Mapping[Space, Sequence[Pair]], lock: PublishLock) -> None:
+        """Add a patch in one step: newer values of these keys. Keys are unique; an empty value removes the key.
+
+        Raises StoreError if its number is not `last_number + 1` or the version is missing, BusyError if the lock was
+        lost; the patches are as before then. May fold the oldest patches if there are many.
+        """
+        ...
+
+    def roll_back(self, version: int, to: int, lock: PublishLock) -> None:
+        """Remove the patches of a version with a number above `to`, in one step.
+
+        Raises StoreError if one of them is folded, BusyError if the lock was lost.
+        """
+        ...
+
+    def compact(self, version: int, keep: int, lock: PublishLock) -> None:
+        """Fold all patches of a version but the newest `keep`. Look-ups do not change."""
+        ...
+
+
 class Writer(Protocol):
     """A version that is being written. Readers cannot open it before `finish`."""
 
@@ -198,7 +268,10 @@ class Writer(Protocol):
 
 
 class Reader(Protocol):
-    """A finished version, open. Safe to use from many threads, and until it is closed, also if it is retired."""
+    """A finished version, open. Safe to use from many threads, and until it is closed, also if it is retired.
+
+    Every call sees the patches that are in force when it begins, and one state of them.
+    """
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -282,7 +355,7 @@ class Store(Protocol):
         ...
 
     def retire(self, generator: str, version: int) -> None:
-        """Remove a version, finished or not. Open readers may finish. Call it under the lock."""
+        """Remove a version, finished or not, and its patches. Open readers may finish. Call it under the lock."""
         ...
 
     def pointer(self, generator: str) -> Pointer | None:
@@ -323,3 +396,19 @@ def repair_overlay(log: OverlayLog) -> str | None:
         return str(loss) if (loss := repair()) is not None else None
     log.changes()
     return None
+
+
+def find_patches(store: Store, generator: str) -> PatchLog:
+    """Return the patches of a generator. Raises StoreError if the store of another package has none."""
+    patches = getattr(store, "patches", None)
+    if patches is None:
+        raise StoreError(
+            f"{store.url} takes no live updates: its store has no method `patches`; publish a snapshot instead"
+        )
+    log: PatchLog = patches(generator)
+    return log
+
+
+def read_patch_state(store: Store, generator: str, version: int) -> PatchState:
+    """Return the patches of a version that are in force; none if the store takes no patches."""
+    return find_patches(store, generator).state(version) if hasattr(store, "patches") else PatchState()
