@@ -19,13 +19,13 @@ from nearcast.knn.constraints import Cap, Constraints, keep_capped
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
 from nearcast.knn.join_request import JoinRequest, Resources
-from nearcast.knn.scores import norms, pair_scores
+from nearcast.knn.scan_block import error_bound, prepare_block, round_down, scan_scores
+from nearcast.knn.scores import pair_scores
 from nearcast.knn.topk import gather_pairs
 from nearcast.types import (
     AnyArray,
     FloatArray,
     IntArray,
-    Metric,
     Neighbors,
     Progress,
     RangeOfVectors,
@@ -40,7 +40,6 @@ QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays 
 ITEM_ROWS = 2_048
 POOL_LISTS = 4  # the pool is cut when it holds this many lists' worth of pairs: rarely, and still small
 PAIR_ROWS_BYTES = 32 << 20  # vectors gathered at a time when true scores are computed
-FLOAT32_UNIT = 2.0**-24
 DEFAULT_RESOURCES = Resources()
 
 Float64Array = npt.NDArray[np.float64]
@@ -53,15 +52,6 @@ class Blocks:
     query_rows: int
     item_rows: int
     bytes_per_thread: int
-
-
-@dataclass(frozen=True, slots=True)
-class _ScanBlock:
-    """One block of vectors, prepared for the matrix product."""
-
-    matrix: FloatArray  # (rows, dim) as the product wants it
-    squares: FloatArray  # (rows,) squared Euclidean lengths of the matrix's rows
-    lengths: FloatArray  # (rows,) their lengths, rounded up
 
 
 def choose_blocks(dim: int, k: int, resources: Resources) -> Blocks:
@@ -138,19 +128,19 @@ def join_ranges(
 
 def _join_block(queries: AnyArray, items: Vectors, request: JoinRequest, item_rows: int) -> Neighbors:
     k, constraints = request.k, request.constraints
-    left = _prepare_block(queries, request.metric)
+    left = prepare_block(queries, request.metric)
     pool = _PairPool.empty(len(queries), constraints)
     for start, block in _read_blocks(items, item_rows):
-        right = _prepare_block(block, request.metric)
-        error = _error_bound(left, right, request.metric)
-        scan = _scan_scores(left, right, request.metric, _excluded_pairs(request.exclude, start, block))
+        right = prepare_block(block, request.metric)
+        error = error_bound(left, right, request.metric)
+        scan = scan_scores(left, right, request.metric, _excluded_pairs(request.exclude, start, block))
         if constraints.eligibility is not None:
             scan[~eligible_pairs(constraints.eligibility.of_items(slice(start, start + len(block))))] = -np.inf
         threshold = pool.threshold
         if not constraints.caps:  # k items of a block need not be k that satisfy the caps
             threshold = np.maximum(threshold, _block_threshold(scan, k, threshold) - error)
         # flat first: NumPy finds the few set flags of a flat array several times faster than in two dimensions
-        rows, columns = np.divmod(np.flatnonzero(scan >= _round_down(threshold - error)[:, None]), scan.shape[1])
+        rows, columns = np.divmod(np.flatnonzero(scan >= round_down(threshold - error)[:, None]), scan.shape[1])
         pool = pool.add(rows, columns + start, scan[rows, columns], np.maximum(error, pool.error), threshold)
         if len(pool.rows) > POOL_LISTS * k * len(queries):
             pool = _prune(pool, k)
@@ -206,7 +196,7 @@ def _prune(pool: _PairPool, k: int) -> _PairPool:
     full = np.searchsorted(rows[counted], np.arange(n), side="right") > kth
     threshold = pool.threshold.copy()
     threshold[full] = np.maximum(threshold[full], scan[counted[kth[full]]].astype(np.float64) - pool.error[full])
-    kept = scan >= _round_down(threshold - pool.error)[rows]
+    kept = scan >= round_down(threshold - pool.error)[rows]
     return pool.with_pairs(rows[kept], positions[kept], scan[kept], threshold)
 
 
@@ -240,29 +230,6 @@ def _read_blocks(items: Vectors, rows: int) -> Iterator[tuple[int, AnyArray]]:
         yield start, items.read(start, min(items.n, start + rows))
 
 
-def _prepare_block(vectors: AnyArray, metric: Metric) -> _ScanBlock:
-    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-    if metric is Metric.COSINE:
-        lengths = norms(vectors)
-        scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        matrix = (matrix * scale[:, None]).astype(np.float32)
-    squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
-    return _ScanBlock(matrix, squares.astype(np.float32), (np.sqrt(squares) * (1 + 1e-6)).astype(np.float32))
-
-
-def _scan_scores(
-    left: _ScanBlock, right: _ScanBlock, metric: Metric, excluded: tuple[IntArray, IntArray] | None
-) -> FloatArray:
-    scan = left.matrix @ right.matrix.T
-    if metric is Metric.L2:
-        scan *= 2
-        scan -= right.squares[None, :]
-        scan -= left.squares[:, None]
-    if excluded is not None:
-        scan[excluded] = -np.inf
-    return scan
-
-
 def _block_threshold(scan: FloatArray, k: int, threshold: Float64Array) -> Float64Array:
     """Return (n,) the scan score that k pairs of this block reach, for the queries without a threshold yet."""
     own = np.full(len(threshold), -np.inf)
@@ -270,31 +237,6 @@ def _block_threshold(scan: FloatArray, k: int, threshold: Float64Array) -> Float
     if scan.shape[1] >= k and new.any():
         own[new] = np.partition(scan[new], -k, axis=1)[:, -k]
     return own
-
-
-def _error_bound(left: _ScanBlock, right: _ScanBlock, metric: Metric) -> Float64Array:
-    """Return (rows of left,) the largest difference of a scan score of this block from the reported score.
-
-    A float32 sum of d products, added in any order, is off by at most g * |q| * |x| with
-    g = d * u / (1 - d * u), u = 2**-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-    section 3.1, with Cauchy-Schwarz). A few more units cover the other roundings: the
-    normalization under cosine (three roundings a component), the norms and the sums under L2, and the
-    final rounding of the reported score. A factor of 2 is left on top.
-    """
-    dim = left.matrix.shape[1]
-    units = (dim + 8) * FLOAT32_UNIT
-    g = 2 * units / (1 - units)
-    q: Float64Array = left.lengths.astype(np.float64)
-    x = float(right.lengths.max(initial=0))
-    scale = (q + x) ** 2 if metric is Metric.L2 else q * x
-    bound: Float64Array = g * scale + 1e-37  # the constant covers values that float32 flushes to zero
-    return bound
-
-
-def _round_down(values: Float64Array) -> FloatArray:
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float32)
-    return np.nextafter(rounded, np.float32(-np.inf))
 
 
 def _excluded_pairs(exclude: IntArray | None, start: int, block: AnyArray) -> tuple[IntArray, IntArray] | None:
