@@ -1,4 +1,4 @@
-"""Reserves: updated night after night, they give the lists of a full join, bit for bit, under rules, caps and scores."""
+"""Reserves: updated night after night, they give the lists of a full join, bit for bit, also under constraints."""
 
 from dataclasses import dataclass, replace
 

@@ -1,22 +1,22 @@
-"""Reserves: lists that are stored wider than requested, so that the next run can update them instead of joining again.
+"""Reserves: lists that are stored wider than requested, and updated by the next run instead of joined again.
 
-A reserve knows all items above its bound (`knn.update_lists`), except those that a cap leaves out. Why a list under caps
-can be cut from an updated reserve, bit for bit equal to the list of a full join:
+A reserve knows all items above its bound (`knn.update_lists`), except those that a cap leaves out. Why a list under
+caps can be cut from an updated reserve, bit for bit equal to the list of a full join:
 
-1. A reserve is the greedy list of `keep_capped` under relaxed limits, the limits themselves where several caps are
-   nested. An unknown item x above the bound was left out because a group g with x was full: as many items of g as the
-   relaxed limit precede x in the reserve. Their slots are marked as proving. So every unknown item of g above the bound
-   comes after all proving slots of g.
-2. Items are removed. While at least c proving slots of g are left, where c is the limit of the cap, these c items span x
-   under the caps: of one cap, they are c items of g; of nested caps, they are part of a list that obeys all limits, so
-   they are independent, and c of them fill g. Greedy does not take x. With fewer, the list counts as unknown.
+1. A reserve is the greedy list of `keep_capped` under relaxed limits; under the limits themselves where several caps
+   are nested. An unknown item x above the bound was left out because a group g with x was full: as many items of g as
+   the relaxed limit precede x in the reserve. Their slots are marked as proving. So every unknown item of g above the
+   bound comes after all proving slots of g.
+2. Items are removed. While at least c proving slots of g are left, where c is the limit of the cap, these c items span
+   x under the caps: of one cap, they are c items of g; of nested caps, they are part of a list that obeys all limits,
+   so they are independent, and c of them fill g. Greedy does not take x. With fewer, the list counts as unknown.
 3. New items are merged in under the relaxed limits. Items that this leaves out come after as many items of g in the
    merged list as the relaxed limit. If no slot of g was proving, all slots of g prove from now on. If some were, only
    those up to the last one of these: an item after it may come after an unknown item. They also precede what the merge
    left out.
 4. Above the bound, greedy under the limits takes the same items from the reserve as from all items, since what is not
-   in the reserve is spanned by items of the reserve that precede it. The list is complete with k items, or if the bound
-   is -inf: rules, minimum scores and exclusions only remove items.
+   in the reserve is spanned by items of the reserve that precede it. The list is complete with k items, or if the
+   bound is -inf: rules, minimum scores and exclusions only remove items.
 
 One cap of limit c: of r slots at least r * c / relaxed obey the limit, so that a full reserve of `width` has k items.
 Arrays only.
@@ -127,7 +127,7 @@ def cut_reserve(reserve: Reserve, shape: ReserveShape) -> Neighbors:
 
 
 def _mark(known: KnownLists, groups: tuple[IntArray, ...], carried: BoolArray, shape: ReserveShape) -> Reserve:
-    """Label the groups of each list, and mark the proving slots. carried: (caps, n, width) marks of an earlier night."""
+    """Label the groups of each list, and mark the proving slots. carried: (caps, n, width) marks of earlier runs."""
     n, width = known.best.positions.shape
     labels = np.full((len(groups), n, width), -1, np.int64)
     proving = np.zeros((len(groups), n, width), np.bool_)
