@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,16 @@ from nearcast.sources.column_roles import one_array
 from nearcast.sources.ids import find_positions, lower_bound
 from nearcast.types import AnyArray, IntArray, Vectors
 
-__all__ = ["HASH_BYTES", "TableChanges", "TableState", "compare_tables", "hash_rows", "iterate_hashes"]
+__all__ = [
+    "HASH_BYTES",
+    "TableChanges",
+    "TableState",
+    "align_blocks",
+    "compare_tables",
+    "hash_rows",
+    "iterate_hashes",
+    "slice_ids",
+]
 
 HASH_BYTES = 16
 BLOCK_IDS = 1 << 16  # ids compared at a time: a few megabytes
@@ -70,8 +80,10 @@ def compare_tables(
     before = np.full(len(edges), len(new.ids), np.int64)
     fresh: list[IntArray] = []
     n_fresh = 0
-    for (lo, hi), (start, stop) in _align_blocks(old.ids, new.ids):
-        matches = find_positions(_slice(new.ids, start, stop), _slice(old.ids, lo, hi))  # a block has one range of ids
+    for (lo, hi), (start, stop) in align_blocks(old.ids, new.ids):
+        matches = find_positions(
+            slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi)
+        )  # a block has one range of ids
         known = np.flatnonzero(matches >= 0)
         same = (old.hashes.read(lo, hi)[matches[known]] == new.hashes.read(start, stop)[known]).all(axis=1)
         kept = np.full(hi - lo, -1, np.int64)
@@ -89,7 +101,7 @@ def compare_tables(
     return TableChanges(now, before, np.concatenate(fresh) if fresh else np.empty(0, np.int64))
 
 
-def _align_blocks(old: pa.Array, new: pa.Array) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def align_blocks(old: Any, new: Any) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Yield ranges of two sorted arrays that hold the same range of ids, at most BLOCK_IDS of each."""
     lo = start = 0
     while lo < len(old) or start < len(new):
@@ -102,6 +114,7 @@ def _align_blocks(old: pa.Array, new: pa.Array) -> Iterator[tuple[tuple[int, int
         lo, start = far, ahead
 
 
-def _slice(ids: pa.Array | pa.ChunkedArray, start: int, stop: int) -> pa.Array:
+def slice_ids(ids: Any, start: int, stop: int) -> pa.Array:
+    """Return the ids start..stop-1 as one array. ids: an Arrow array, or ids in ranges."""
     part = ids[start:stop]
     return one_array(part) if isinstance(part, pa.ChunkedArray) else part
