@@ -163,4 +163,5 @@ def _find_slots(positions: IntArray, flags: BoolArray, among: IntArray) -> BoolA
     size = int(max(positions.max(initial=0), among.max(initial=0))) + 1
     keys = np.arange(len(positions))[:, None] * size
     chosen = (keys + positions)[flags & (positions != EMPTY_POSITION)]
-    return np.isin(keys + among, chosen) & (among != EMPTY_POSITION)
+    found: BoolArray = np.isin(keys + among, chosen) & (among != EMPTY_POSITION)
+    return found

@@ -1,4 +1,4 @@
-"""The rows of an ingested table that another ingestion of it had too: the same id, vector and attributes, bit for bit.
+"""The rows that two ingestions of a table have in common: the same id, vector and attributes, bit for bit.
 
 Both tables are in id order and are read a block at a time, ranges or not. Their values are compared, not hashes: the
 artifacts of the last snapshot are there until the next one is finished. Knows nothing of joins.
@@ -61,7 +61,7 @@ def match_rows(old: IngestedTable, new: IngestedTable, columns: Sequence[str], f
         if columns:
             parts = read_attribute_range(old, columns, lo, hi), read_attribute_range(new, columns, start, stop)
             for name in columns:
-                is_same &= _are_equal(*(part.column(name) for part in parts), matches[rows], rows)
+                is_same &= _are_equal(parts[0].column(name), parts[1].column(name), matches[rows], rows)
         matches[rows[~is_same]] = EMPTY_POSITION
         kept = rows[is_same]
         before[start:stop] = np.where(matches >= 0, matches + lo, EMPTY_POSITION)
