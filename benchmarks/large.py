@@ -6,7 +6,7 @@
 Items and queries are mixed from those of DIR (items.parquet, queries.parquet) with noise, float16, and written in
 bounded memory; rows that an earlier call wrote into --folder are used again. Each budget is a `nearcast run` of its own
 with an empty output folder. `peak_bytes` is the largest sum over the process tree of memory that the system cannot take
-back: anonymous and shared pages (RssAnon + RssShmem of /proc), read every 20 ms. Pages of mapped files are left out:
+back: anonymous and shared pages (RssAnon + RssShmem of /proc), read every 100 ms. Pages of mapped files are left out:
 they are dropped when another process needs the memory. `with_files_bytes` counts them too. Writes JSON.
 """
 
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "large.json"
 FILE_ROWS, GROUP_ROWS = 1 << 20, 1 << 16
 NOISE = 0.25  # of a component's standard deviation
 LEVELS, GROUPS = 100, 10_000  # values of the attributes "level" and "group", for rules and caps
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1  # a look costs milliseconds of processor time
 LIMIT_SECONDS = 4 * 3600
 
 

@@ -288,7 +288,7 @@ def _join(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:
 def _merge(sizes: JobSizes, rates: CostRates) -> StageCost:
     """Merge the lists of all shards, a split of the queries a task."""
     slots = sizes.n_queries * sizes.k
-    rows = min(sizes.n_queries, count_split_rows(sizes.dim, sizes.k))
+    rows = min(sizes.n_queries, count_split_rows(sizes.n_queries, sizes.dim, sizes.k))
     memory = FIXED_BYTES + MERGE_COPIES * sizes.shards * rows * sizes.k * SLOT_BYTES
     read = sizes.shards * slots * SLOT_BYTES
     seconds = sizes.shards * slots * rates.merge_slot
@@ -325,7 +325,7 @@ def _stage(name: str, rates: CostRates, tasks: int, seconds: float, memory: int,
 
 
 def _count_splits(sizes: JobSizes) -> int:
-    return max(1, -(-sizes.n_queries // count_split_rows(sizes.dim, sizes.k)))
+    return max(1, -(-sizes.n_queries // count_split_rows(sizes.n_queries, sizes.dim, sizes.k)))
 
 
 def _shards_of_worker(sizes: JobSizes) -> int:

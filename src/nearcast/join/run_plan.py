@@ -27,7 +27,9 @@ __all__ = [
     "planned_fingerprint",
 ]
 
-TASK_BYTES = 8 << 20  # of a task's results: small enough to lose, large enough for efficient matrix products
+TASK_BYTES = 8 << 20  # of queries and results: small enough to lose, large enough for efficient matrix products
+LARGE_TASKS = 4  # times as large are those of many queries: a cell in the CPU cache is then scanned by more of them
+FEWEST_LARGE_TASKS = 8
 SMALLEST_TASK = 1_024
 PLAN_FILE = "plan.json"
 
@@ -69,13 +71,14 @@ def make_plan(
 
 def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
     """Cut query positions into tasks (start, stop). Depends on the shape alone, not on the machine."""
-    rows = count_split_rows(dim, k)
+    rows = count_split_rows(n_queries, dim, k)
     return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
 
 
-def count_split_rows(dim: int, k: int) -> int:
+def count_split_rows(n_queries: int, dim: int, k: int) -> int:
     """Return the number of queries of a task."""
-    return max(SMALLEST_TASK, TASK_BYTES // (12 * k + 4 * dim))
+    rows = TASK_BYTES // (12 * k + 4 * dim)
+    return max(SMALLEST_TASK, rows, min(LARGE_TASKS * rows, -(-n_queries // FEWEST_LARGE_TASKS)))
 
 
 def enter_work(folder: Path, plan: RunPlan, settings: Mapping[str, Any]) -> str | None:
