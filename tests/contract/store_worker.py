@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 
 from nearcast.stores import open_store
-from nearcast.stores.base import OverlayEntry, Space, Store
+from nearcast.stores.base import OverlayEntry, PatchFacts, Space, Store
 
 
 def hold(store: Store, generator: str) -> None:
@@ -44,6 +45,21 @@ def fork(store: Store, generator: str, version: str) -> None:
     assert [entry.item for entry in log.changes().entries] == ["parent", "child", "parent again"]
 
 
+def patch(store: Store, generator: str, version: str) -> None:
+    """Write patches for ever, each a new value for all keys, and fold them now and then."""
+    with contextlib.closing(store.open(generator, int(version), verify=False)) as reader:
+        keys = [key for key, _ in reader.pairs(Space.LISTS)]
+    log = store.patches(generator)  # type: ignore[attr-defined]
+    print("begun", flush=True)
+    with store.lock(generator) as lock:
+        while True:
+            number = log.state(int(version)).last_number + 1
+            facts = PatchFacts(number, int(version), "", store.now(), {"lists": len(keys)})
+            log.write(facts, {Space.LISTS: [(key, b"%d" % number) for key in keys]}, lock)
+            if number % 3 == 0:
+                log.compact(int(version), 1, lock)
+
+
 if __name__ == "__main__":
     command, url, *words = sys.argv[1:]
-    {"hold": hold, "overlay": overlay, "fork": fork}[command](open_store(url), *words)
+    {"hold": hold, "overlay": overlay, "fork": fork, "patch": patch}[command](open_store(url), *words)

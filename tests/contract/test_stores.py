@@ -8,113 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.contract.store_kinds import KINDS, PATIENCE, SHOP, load, numbered, opened
 
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import STORES, open_store
-from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayEntry, Pointer, PointerEvent, Space, Store
-
-WORKER = Path(__file__).with_name("store_worker.py")
-OWN_STORE = Path(__file__).resolve().parents[2] / "examples" / "own_store"
-PATIENCE = 60.0  # seconds; nothing here takes long, but machines do stall
-SHOP = "shop"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a store of some kind is, empty at first."""
-
-    url: str
-    more: Path  # for other processes: what PYTHONPATH must hold
-    damage_pointer: Callable[[str, bytes], None]
-
-    def open(self) -> Store:
-        return open_store(self.url)
-
-    def start(self, *words: object) -> subprocess.Popen[str]:
-        """Another process that uses the store."""
-        command = [sys.executable, str(WORKER), *map(str, words)]
-        env = os.environ | {"PYTHONPATH": str(self.more)}
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages in which the example's store is, as pip would install it."""
-    folder = tmp_path_factory.mktemp("packages")
-    project = tomllib.loads((OWN_STORE / "pyproject.toml").read_text())["project"]
-    (folder / "sqlite_store.py").write_text((OWN_STORE / "sqlite_store.py").read_text())
-    facts = folder / f"nearcast_sqlite_store-{project['version']}.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    (group,) = project["entry-points"]
-    rows = [f"{name} = {where}\n" for name, where in project["entry-points"][group].items()]
-    (facts / "entry_points.txt").write_text(f"[{group}]\n{''.join(rows)}")
-    return folder
-
-
-KINDS = ["lmdb", "redis", "sqlite"]
+from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayEntry, Pointer, PointerEvent, Space
 
 
 def test_the_suite_runs_on_every_kind_of_store():
     assert {STORES[kind].opens for kind in KINDS if kind in STORES} == {kind.opens for kind in STORES.values()}
-
-
-@pytest.fixture(params=KINDS)
-def place(request, tmp_path, installed, monkeypatch) -> Place:
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url") + "?buckets=64"
-        import redis
-
-        def overwrite(generator: str, data: bytes) -> None:
-            with contextlib.closing(redis.Redis.from_url(url.partition("?")[0])) as client:
-                client.set(f"nearcast:{generator}:current", data)
-
-        return Place(url, installed, overwrite)
-    monkeypatch.syspath_prepend(installed)
-    root = tmp_path / "store"
-    return Place(f"{request.param}:{root}", installed, lambda name, data: (root / name / "current").write_bytes(data))
-
-
-@pytest.fixture
-def store(place) -> Iterator[Store]:
-    opened = place.open()
-    yield opened
-    opened.close()
-
-
-def load(store, version=1, lists=(), items=(), facts=None, generator=SHOP):
-    """Write and finish a version."""
-    with store.lock(generator):
-        writer = store.write(generator, version)
-        writer.put(Space.LISTS, list(lists))
-        writer.put(Space.ITEMS, list(items))
-        writer.finish(facts or {})
-
-
-@contextlib.contextmanager
-def opened(store, version=1, generator=SHOP, verify=True):
-    reader = store.open(generator, version, verify=verify)
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def numbered(n, start=0):
-    """n pairs in ascending order of their keys."""
-    return [(f"key{i:06d}".encode(), f"value {i}".encode()) for i in range(start, start + n)]
 
 
 def test_what_was_put_is_found_in_its_space(store):

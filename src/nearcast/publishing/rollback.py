@@ -9,7 +9,7 @@ from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.publication import Publication, PublishListener, SilentListener
 from nearcast.publishing.retention import find_rollback_target, list_rolled_back
 from nearcast.publishing.write_version import decode_all, read_back, validate_facts
-from nearcast.stores.base import Pointer, PointerEvent, Store
+from nearcast.stores.base import Pointer, PointerEvent, Store, get_unpatched
 from nearcast.suggest import describe_generators
 from nearcast.times import format_utc
 
@@ -53,7 +53,7 @@ def _find_readable(
             with contextlib.closing(store.open(generator, candidate, verify=True)) as reader:
                 facts = validate_facts(reader, generator, candidate, where)
                 decode_all(reader, facts, where)
-                read_back(reader, facts, where, listener.progress)
+                read_back(get_unpatched(reader), facts, where, listener.progress)
             return candidate
         except DamagedError as error:
             fault = fault or error

@@ -63,7 +63,8 @@ def verify_version(
 
     compare: called last with the open version.
     """
-    with contextlib.closing(store.open(name, version, verify=True)) as reader:
+    with contextlib.closing(store.open(name, version, verify=True)) as opened:
+        reader = get_unpatched(opened)
         facts = validate_facts(reader, name, version, where)
         read_back(reader, facts, where, progress)
         decode_all(reader, facts, where)

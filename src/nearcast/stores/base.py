@@ -42,6 +42,7 @@ __all__ = [
     "Writer",
     "check_reader",
     "find_patches",
+    "get_unpatched",
     "read_patch_state",
     "repair_overlay",
     "store_time",
@@ -396,6 +397,12 @@ def repair_overlay(log: OverlayLog) -> str | None:
         return str(loss) if (loss := repair()) is not None else None
     log.changes()
     return None
+
+
+def get_unpatched(reader: Reader) -> Reader:
+    """Return a reader of a version as it was published, without its patches. Close only the given reader."""
+    unpatched: Reader = getattr(reader, "unpatched", reader)
+    return unpatched
 
 
 def find_patches(store: Store, generator: str) -> PatchLog:

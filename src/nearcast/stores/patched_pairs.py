@@ -1,0 +1,139 @@
+"""Look-ups in a version and its patches, all in one state of the patches. The same for every store.
+
+The index names the newest segment that may hold a key, so most look-ups read one segment or the version itself. An
+empty value in a segment removes the key. Knows nothing of files and servers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from nearcast.stores.base import Pair, Space
+from nearcast.stores.patch_index import Hashes, PatchIndex
+from nearcast.stores.patch_record import PatchRecord
+
+__all__ = ["OpenSegment", "PatchedPairs", "SegmentReader"]
+
+BATCH = 1_000  # pairs read at a time
+
+
+class SegmentReader(Protocol):
+    """The pairs of a segment, or of the version itself."""
+
+    def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of these keys; None for a missing key."""
+        ...
+
+    def pairs(self, space: Space) -> Iterator[Pair]:
+        """Yield all pairs."""
+        ...
+
+    def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
+        """Return up to `count` keys, sampled over the pairs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class OpenSegment:
+    """A segment, open, with the hashes of its keys."""
+
+    reader: SegmentReader
+    hashes: Mapping[Space, Hashes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchedPairs:
+    """A version with its patches in one state."""
+
+    version: SegmentReader
+    counts: Mapping[Space, int]  # pairs of the version
+    record: PatchRecord
+    segments: tuple[OpenSegment, ...]  # oldest first; ordinal n is segments[n - 1]
+    indexes: Mapping[Space, PatchIndex]
+
+    @staticmethod
+    def of_version(version: SegmentReader, counts: Mapping[Space, int]) -> PatchedPairs:
+        """Return a version without patches."""
+        return PatchedPairs(version, counts, PatchRecord(), (), {space: PatchIndex.build([]) for space in Space})
+
+    @staticmethod
+    def build(old: PatchedPairs, record: PatchRecord, segments: tuple[OpenSegment, ...]) -> PatchedPairs:
+        """Build the next state of the patches; extend the indexes of the old one if it has the first segments."""
+        indexes = {}
+        known = len(old.segments) if old.segments == segments[: len(old.segments)] else 0
+        for space in Space:
+            parts = [segment.hashes[space] for segment in segments[known:]]
+            indexes[space] = old.indexes[space].extend(parts, known + 1) if known else PatchIndex.build(parts)
+        return PatchedPairs(old.version, old.counts, record, segments, indexes)
+
+    def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the newest values of these keys; None for a missing or removed key."""
+        if len(keys) == 1:
+            ordinal = self.indexes[space].find(keys[0])
+            if ordinal == 0:
+                return self.version.get_many(space, keys)
+            return [value for _, value in self._find(space, keys, [ordinal])]
+        ordinals = self.indexes[space].find_many(keys)
+        if not ordinals.any():
+            return self.version.get_many(space, keys)
+        return [value for _, value in self._find(space, keys, ordinals.tolist())]
+
+    def pairs(self, space: Space) -> Iterator[Pair]:
+        """Yield all pairs: those of the version with their newest values, then those that only patches have."""
+        for batch in _split(self.version.pairs(space)):
+            keys = [key for key, _ in batch]
+            for key, value in zip(keys, self.get_many(space, keys), strict=True):
+                if value is not None:
+                    yield key, value
+        for ordinal in range(len(self.segments), 0, -1):
+            for batch in _split(self.segments[ordinal - 1].reader.pairs(space)):
+                keys = [key for key, value in batch if value]
+                found = self._find(space, keys, self.indexes[space].find_many(keys).tolist())
+                stored = self.version.get_many(space, keys)
+                for key, (source, value), base in zip(keys, found, stored, strict=True):
+                    if base is None and source == ordinal and value is not None:
+                        yield key, value
+
+    def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
+        """Return up to `count` keys, ascending; keys that only patches have are in it by their share."""
+        drawn = self.version.some_keys(space, count, seed)
+        patched = {key for segment in self.segments for key in segment.reader.some_keys(space, count, seed)}
+        keys = sorted(patched.union(drawn))
+        found = [key for key, value in zip(keys, self.get_many(space, keys), strict=True) if value is not None]
+        if len(found) <= count:
+            return found
+        stored = self.version.get_many(space, found)
+        old = [key for key, base in zip(found, stored, strict=True) if base is not None]
+        new = [key for key, base in zip(found, stored, strict=True) if base is None]
+        n_all_new = len(self.indexes[space]) * len(new) / max(1, len(patched))
+        share = n_all_new / max(1.0, n_all_new + self.counts[space])
+        n_new = max(min(len(new), round(count * share)), count - len(old))
+        chance = random.Random(seed)
+        return sorted(chance.sample(old, count - n_new) + chance.sample(new, n_new))
+
+    def _find(self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]) -> list[tuple[int, bytes | None]]:
+        """Return the ordinal and the value of each key: the first that has it, from the given ordinal downwards."""
+        found: list[tuple[int, bytes | None]] = [(0, None)] * len(keys)
+        waiting: dict[int, list[int]] = {}
+        for position, ordinal in enumerate(ordinals):
+            waiting.setdefault(ordinal, []).append(position)
+        while waiting:
+            ordinal = max(waiting)
+            positions = waiting.pop(ordinal)
+            reader = self.segments[ordinal - 1].reader if ordinal else self.version
+            values = reader.get_many(space, [keys[position] for position in positions])
+            for position, value in zip(positions, values, strict=True):
+                if value is None and ordinal:
+                    waiting.setdefault(ordinal - 1, []).append(position)  # another key with this hash
+                else:
+                    found[position] = ordinal, (value or None) if ordinal else value
+        return found
+
+
+def _split(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
+    while batch := list(islice(pairs, BATCH)):
+        yield batch

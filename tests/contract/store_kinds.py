@@ -1,0 +1,60 @@
+"""Kinds of stores that the suites of the contract run on, and helpers to write and open versions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearcast.stores import open_store
+from nearcast.stores.base import Space, Store
+
+KINDS = ["lmdb", "redis", "sqlite"]
+WORKER = Path(__file__).with_name("store_worker.py")
+PATIENCE = 60.0  # seconds; nothing here takes long, but machines do stall
+SHOP = "shop"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a store of some kind is, empty at first."""
+
+    url: str
+    more: Path  # for other processes: what PYTHONPATH must hold
+    damage_pointer: Callable[[str, bytes], None]
+
+    def open(self) -> Store:
+        return open_store(self.url)
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        """Another process that uses the store."""
+        command = [sys.executable, str(WORKER), *map(str, words)]
+        env = os.environ | {"PYTHONPATH": str(self.more)}
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def load(store, version=1, lists=(), items=(), facts=None, generator=SHOP):
+    """Write and finish a version."""
+    with store.lock(generator):
+        writer = store.write(generator, version)
+        writer.put(Space.LISTS, list(lists))
+        writer.put(Space.ITEMS, list(items))
+        writer.finish(facts or {})
+
+
+@contextlib.contextmanager
+def opened(store, version=1, generator=SHOP, verify=True):
+    reader = store.open(generator, version, verify=verify)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def numbered(n, start=0):
+    """n pairs in ascending order of their keys."""
+    return [(f"key{i:06d}".encode(), f"value {i}".encode()) for i in range(start, start + n)]

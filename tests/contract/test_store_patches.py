@@ -1,0 +1,280 @@
+"""The contract of patches, one suite for every store that has them; the kinds of `test_stores` are its kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.contract.store_kinds import PATIENCE, SHOP, load, numbered, opened
+
+from nearcast.errors import BusyError, NotFoundError, StoreError
+from nearcast.stores import open_store
+from nearcast.stores.base import PatchFacts, PatchState, Space, find_patches, read_patch_state
+
+BASE = numbered(40)
+
+
+@pytest.fixture(autouse=True)
+def _a_store_with_patches(store):
+    if not hasattr(store, "patches"):
+        pytest.skip("this store takes no patches")
+
+
+@pytest.fixture
+def log(store):
+    return find_patches(store, SHOP)
+
+
+def facts(number, version=1, **changes):
+    return PatchFacts(number, version, "2026-01-01T00:00:00Z", 1000.0 + number, {"lists": 1}, **changes)
+
+
+def write(store, number, lists=(), items=(), version=1, **changes):
+    with store.lock(SHOP) as lock:
+        pairs = {Space.LISTS: list(lists), Space.ITEMS: list(items)}
+        find_patches(store, SHOP).write(facts(number, version, **changes), pairs, lock)
+
+
+def values(reader, keys, space=Space.LISTS):
+    return reader.get_many(space, list(keys))
+
+
+def test_a_version_without_patches_has_an_empty_state(store, log):
+    load(store, lists=BASE)
+    assert log.state(1) == log.state(99) == read_patch_state(store, SHOP, 1) == PatchState()
+    assert log.state(1).newest is None
+
+
+def test_a_patch_changes_adds_and_removes_keys_for_readers_that_were_open_before(store, place):
+    load(store, lists=BASE, items=[(b"item", b"{}")])
+    with opened(store) as before, opened(place.open()) as elsewhere:
+        assert values(before, [b"key000001", b"new"]) == [b"value 1", None]
+        write(store, 1, [(b"key000001", b"newer"), (b"new", b"added"), (b"key000002", b"")], [(b"item", b'{"a":1}')])
+        with opened(place.open()) as after:
+            for reader in (before, elsewhere, after):
+                wanted = [b"key000003", b"key000001", b"new", b"key000002", b"no", b"", b"x" * 600]
+                assert values(reader, wanted) == [b"value 3", b"newer", b"added", None, None, None, None]
+                assert [values(reader, [key])[0] for key in wanted[:4]] == [b"value 3", b"newer", b"added", None]
+                assert values(reader, [b"item"], Space.ITEMS) == [b'{"a":1}']
+                expected = {**dict(BASE), b"key000001": b"newer", b"new": b"added"}
+                del expected[b"key000002"]
+                assert dict(pairs := list(reader.pairs(Space.LISTS))) == expected
+                assert len(pairs) == len(expected)
+                assert reader.some_keys(Space.LISTS, 100, seed=1) == sorted(expected)
+                assert len(set(reader.some_keys(Space.LISTS, 20, seed=1)) & expected.keys()) == 20
+                reader.check()
+
+
+def test_facts_of_patches_come_back_in_order(store, place):
+    load(store, lists=BASE)
+    load(store, 2, lists=BASE)
+    offsets = {"s3://b/ü": {"file": "a", "row": 3}}
+    write(store, 1, [(b"a", b"1")])
+    write(store, 2, [(b"a", b"2")], version=2, offsets=offsets, note="Grüße")
+    write(store, 3, [(b"b", b"3")])
+    state = place.open().patches(SHOP).state(1)
+    assert (state.patches, state.last_number, state.folded) == ((facts(1), facts(3)), 3, None)
+    assert state.newest == facts(3)
+    assert store.patches(SHOP).state(2).patches == (facts(2, 2, offsets=offsets, note="Grüße"),)
+    with opened(store) as one, opened(store, 2) as two:
+        assert values(one, [b"a", b"b"]) == [b"1", b"3"]
+        assert values(two, [b"a", b"b"]) == [b"2", None]
+
+
+def test_a_patch_with_another_number_or_of_a_missing_version_is_refused(store, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    before = log.state(1)
+    for number in (1, 3):
+        with pytest.raises(StoreError, match=f"has number {number}, and the next one is 2"):
+            write(store, number, [(b"a", b"x")])
+    with pytest.raises(StoreError, match="no version 7"):
+        write(store, 2, [(b"a", b"x")], version=7)
+    assert log.state(1) == before
+    with opened(store) as reader:
+        assert values(reader, [b"a"]) == [b"1"]
+
+
+def test_who_has_lost_the_lock_changes_no_patches(store, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    before = log.state(1)
+    with store.lock(SHOP) as held:
+        pass
+    for change in (
+        lambda: log.write(facts(2), {Space.LISTS: [(b"a", b"2")]}, held),
+        lambda: log.roll_back(1, 0, held),
+        lambda: log.compact(1, 0, held),
+    ):
+        with pytest.raises(BusyError, match="the lock"):
+            change()
+    assert log.state(1) == before
+    with opened(store) as reader:
+        assert values(reader, [b"a"]) == [b"1"]
+    write(store, 2, [(b"a", b"2")])
+
+
+def test_a_rollback_brings_earlier_values_back_and_numbers_are_not_used_again(store, log):
+    load(store, lists=BASE)
+    for number in (1, 2, 3):
+        write(store, number, [(b"key000001", b"%d" % number), (b"new%d" % number, b"x")])
+    with opened(store) as reader:
+        assert values(reader, [b"key000001", b"new3"]) == [b"3", b"x"]
+        serial = log.state(1).serial
+        with store.lock(SHOP) as lock:
+            log.roll_back(1, 1, lock)
+            log.roll_back(1, 99, lock)
+        assert log.state(1).serial > serial
+        assert [patch.number for patch in log.state(1).patches] == [1]
+        assert values(reader, [b"key000001", b"new1", b"new2", b"new3"]) == [b"1", b"x", None, None]
+        with pytest.raises(StoreError, match="the next one is 4"):
+            write(store, 2, [(b"a", b"x")])
+        write(store, 4, [(b"new3", b"y")])
+        assert values(reader, [b"key000001", b"new3"]) == [b"1", b"y"]
+        with store.lock(SHOP) as lock:
+            log.roll_back(1, 0, lock)
+        assert sorted(reader.pairs(Space.LISTS)) == BASE
+        assert (log.state(1).patches, log.state(1).last_number) == ((), 4)
+
+
+def test_folded_patches_are_looked_up_as_before_and_cannot_be_rolled_back(store, log):
+    load(store, lists=BASE)
+    for number in range(1, 8):
+        write(store, number, [(b"key%06d" % number, b"%d" % number), (b"all", b"%d" % number), (b"key000009", b"")])
+    with opened(store) as reader:
+        before = sorted(reader.pairs(Space.LISTS))
+        for keep in (5, 5, 2, 0):
+            with store.lock(SHOP) as lock:
+                log.compact(1, keep, lock)
+            state = log.state(1)
+            assert len(state.patches) == keep
+            assert (state.folded.number, state.folded.counts) == (7 - keep, {"lists": 7 - keep})
+            assert state.newest.number == state.last_number == 7
+            with opened(store) as fresh:
+                assert sorted(reader.pairs(Space.LISTS)) == sorted(fresh.pairs(Space.LISTS)) == before
+                assert values(reader, [b"all", b"key000001", b"key000009"]) == [b"7", b"1", None]
+        with store.lock(SHOP) as lock, pytest.raises(StoreError, match="folded and cannot be rolled back"):
+            log.roll_back(1, 6, lock)
+        write(store, 8, [(b"key000009", b"back")])
+        assert values(reader, [b"key000009"]) == [b"back"]
+
+
+@pytest.mark.slow
+def test_a_hundred_patches_are_folded_by_themselves(store, log):
+    load(store, lists=BASE)
+    with opened(store) as reader:
+        for number in range(1, 101):
+            write(store, number, [(b"all", b"%d" % number), (b"k%d" % (number % 7), b"%d" % number)])
+        assert values(reader, [b"all", b"k0", b"k1"]) == [b"100", b"98", b"99"]
+    state = log.state(1)
+    assert len(state.patches) < 100
+    assert state.folded.counts["lists"] + len(state.patches) == 100
+
+
+def test_a_retired_version_takes_its_patches_with_it(store, place, log):
+    load(store, 1, lists=BASE)
+    load(store, 2, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    with opened(place.open()) as reader:
+        assert values(reader, [b"a"]) == [b"1"]
+        with store.lock(SHOP):
+            store.retire(SHOP, 1)
+        with contextlib.suppress(StoreError):  # a reader of a network store may find that it is gone
+            assert values(reader, [b"a", b"key000001"]) == [b"1", b"value 1"]
+    assert (log.state(1).patches, log.state(1).last_number) == ((), 1)
+    with pytest.raises(NotFoundError):
+        store.open(SHOP, 1, verify=False)
+    load(store, 1, lists=BASE)
+    with opened(store) as reader:
+        assert values(reader, [b"a"]) == [None]
+    write(store, 2, [(b"a", b"2")], version=2)
+
+
+KEYS = st.one_of(st.integers(0, 45).map(lambda i: b"key%06d" % i), st.binary(min_size=1, max_size=481))
+PATCH = st.dictionaries(KEYS, st.binary(max_size=300), max_size=8)
+STEPS = st.lists(st.one_of(PATCH, st.tuples(st.sampled_from(["back", "fold"]), st.integers(0, 6))), max_size=8)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_after_any_steps_readers_see_the_newest_values(store, log, steps):
+    """The model: a dictionary per patch in force."""
+    with store.lock(SHOP):
+        store.retire(SHOP, 1)
+    load(store, lists=BASE)
+    first = number = log.state(1).last_number
+    history, folded = {number: dict(BASE)}, number
+    with opened(store) as old, store.lock(SHOP) as lock:
+        for step in steps:
+            if isinstance(step, dict):
+                number += 1
+                newest = history[max(history)]
+                log.write(facts(number), {Space.LISTS: list(step.items())}, lock)
+                history[number] = {key: value for key, value in {**newest, **step}.items() if value}
+            elif step[0] == "back":
+                to = max(folded, first + step[1])
+                log.roll_back(1, to, lock)
+                history = {n: state for n, state in history.items() if n <= to}
+            else:
+                log.compact(1, step[1], lock)
+                kept = sorted(n for n in history if n > folded)
+                folded = max([folded, *kept[: max(0, len(kept) - step[1])]])
+            expected = history[max(history)]
+            for reader in (old, store.open(SHOP, 1, verify=False)):
+                wanted = [*expected, b"key000001", b"nobody"]
+                assert values(reader, wanted) == [expected.get(key) for key in wanted]
+                assert dict(reader.pairs(Space.LISTS)) == expected
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_patch_whole_or_not_at_all(store, place, log):
+    load(store, lists=numbered(2000))
+    keys = [key for key, _ in numbered(2000)]
+    with opened(store) as reader:
+        for kill, delay in enumerate(itertools.accumulate([0.004] * 12)):
+            with place.start("patch", place.url, SHOP, 1) as worker:
+                assert worker.stdout.readline() == "begun\n", worker.stderr.read()
+                end = time.monotonic() + delay
+                while time.monotonic() < end:
+                    assert len(set(values(reader, keys)) - {b"value %d" % i for i in range(2000)}) <= 1
+                worker.send_signal(signal.SIGKILL)
+                worker.communicate()
+            found = set(values(reader, keys))
+            newest = log.state(1).newest
+            assert found == ({b"%d" % newest.number} if newest else {b"value %d" % i for i in range(2000)}), kill
+            with opened(place.open()) as fresh:
+                assert set(values(fresh, keys)) == found
+            _wait_for_lock(store)
+
+
+def _wait_for_lock(store):
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(BusyError), store.lock(SHOP):
+            return
+        assert time.monotonic() < deadline, "the lock is never free"
+        time.sleep(0.05)
+
+
+def test_patches_work_on_both_sides_of_a_fork(store):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    with opened(store) as reader:
+        assert values(reader, [b"a"]) == [b"1"]
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                assert values(reader, [b"a", b"key000001"]) == [b"1", b"value 1"]
+                write(open_store(store.url), 2, [(b"a", b"2")])
+                assert values(reader, [b"a"]) == [b"2"]
+                code = 0
+            os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert values(reader, [b"a"]) == [b"2"]
