@@ -15,7 +15,7 @@ from zlib import crc32
 
 from nearcast.eligibility.ruleset import RuleSet
 from nearcast.errors import BusyError, DamagedError, InputError, NotFoundError, SpecError, StoreError
-from nearcast.stores.base import Pair, Reader, Space, Store, Writer
+from nearcast.stores.base import Pair, Reader, Space, Store, Writer, get_unpatched
 from nearcast.stores.value_format import decode_lists
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.table.load_expansion import read_stored
