@@ -7,6 +7,7 @@ of engines.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ from nearcast.join.context import RunContext
 from nearcast.join.inputs import Sources
 from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
 from nearcast.measure.near_duplicates import group_near_duplicates
-from nearcast.sources.ingest import IngestedTable, Inputs, read_attributes
+from nearcast.sources.ingest import Inputs, read_attributes
 from nearcast.sources.row_source import RowSource
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import Artifacts
@@ -45,8 +46,10 @@ __all__ = [
     "build_constraints",
     "check_constraints",
     "check_spec_rules",
+    "compile_columns",
     "crossing_error",
     "has_constraints",
+    "list_constraint_columns",
     "open_constraints",
     "parse_rules",
 ]
@@ -133,15 +136,36 @@ def check_constraints(run: RunContext, inputs: Inputs) -> None:
         _compile(run, inputs, None)
 
 
+def compile_columns(spec: GeneratorSpec, queries: pa.Table, items: pa.Table) -> Constraints:
+    """Compile rules, caps by columns and min_score for tables in memory; row i is position i.
+
+    queries, items: "id" and the columns of `list_constraint_columns`. Raises SpecError for rules that do not fit the
+    columns, and for caps that cross.
+    """
+    rules = parse_rules(spec)
+    eligibility = compile_rules(rules, queries, items) if rules else None
+    return Constraints(eligibility, tuple(_compile_caps(spec, items)), spec.min_score)
+
+
+def list_constraint_columns(spec: GeneratorSpec) -> tuple[list[str], list[str]]:
+    """List the columns of the queries, and of the items, that rules and caps read."""
+    item_columns, query_columns, _ = collect_columns(parse_rules(spec))
+    caps = [cap.by for cap in spec.caps if cap.by is not None]
+    return list(query_columns), list(dict.fromkeys((*item_columns, *caps)))
+
+
 def _compile(run: RunContext, inputs: Inputs, originals: Vectors | None) -> Constraints:
-    rules = parse_rules(run.spec)
-    eligibility = None
-    if rules:
-        item_columns, query_columns, _ = collect_columns(rules)
-        eligibility = compile_rules(
-            rules, read_attributes(inputs.queries, query_columns), read_attributes(inputs.items, item_columns)
-        )
-    return Constraints(eligibility, tuple(_compile_caps(run, inputs.items, originals)), run.spec.min_score)
+    query_columns, item_columns = list_constraint_columns(run.spec)
+    queries = read_attributes(inputs.queries, query_columns, 0, None if run.spec.rules else 0)
+    constraints = compile_columns(run.spec, queries, read_attributes(inputs.items, item_columns))
+    if originals is None:
+        return constraints
+    caps = list(constraints.caps)
+    by_cosine = [(cap.near_duplicate_cosine, cap) for cap in run.spec.caps if cap.near_duplicate_cosine is not None]
+    for cosine, cap in sorted(by_cosine, key=lambda pair: -pair[0]):
+        groups = group_near_duplicates(originals, cosine, run.resources, run.listener.progress)
+        caps.insert(0, Cap(_split_by_caps(groups, caps), cap.max_per_list))
+    return replace(constraints, caps=tuple(caps))
 
 
 def _write_constraints(constraints: Constraints, folder: Path) -> dict[str, Any]:
@@ -154,9 +178,8 @@ def _write_constraints(constraints: Constraints, folder: Path) -> dict[str, Any]
     return {"rules": has_rules, "caps": caps, "min_score": constraints.min_score}
 
 
-def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | None) -> list[Cap]:
-    """Compile the caps, the smallest groups first. Raises SpecError if groups of two caps cross."""
-    spec = run.spec
+def _compile_caps(spec: GeneratorSpec, items: pa.Table) -> list[Cap]:
+    """Compile the caps by columns, the smallest groups first. Raises SpecError if groups of two caps cross."""
     named = [
         (cap.by, Cap(_group_by_column(items, cap.by), cap.max_per_list)) for cap in spec.caps if cap.by is not None
     ]
@@ -164,16 +187,9 @@ def _compile_caps(run: RunContext, items: IngestedTable, originals: Vectors | No
     for (inner_name, inner), (outer_name, outer) in pairwise(named):
         crossing = find_crossing(inner, outer)
         if crossing is not None:
-            first, second = (items.ids[position].as_py() for position in crossing)
+            first, second = (items.column("id")[position].as_py() for position in crossing)
             raise crossing_error(inner_name, outer_name, first, second)
-    caps = [cap for _, cap in named]
-    if originals is None:
-        return caps
-    by_cosine = [(cap.near_duplicate_cosine, cap) for cap in spec.caps if cap.near_duplicate_cosine is not None]
-    for cosine, cap in sorted(by_cosine, key=lambda pair: -pair[0]):
-        groups = group_near_duplicates(originals, cosine, run.resources, run.listener.progress)
-        caps.insert(0, Cap(_split_by_caps(groups, caps), cap.max_per_list))
-    return caps
+    return [cap for _, cap in named]
 
 
 def crossing_error(inner: str, outer: str, first: object, second: object) -> SpecError:
@@ -185,9 +201,9 @@ def crossing_error(inner: str, outer: str, first: object, second: object) -> Spe
     )
 
 
-def _group_by_column(items: IngestedTable, column: str) -> Int32Array:
+def _group_by_column(items: pa.Table, column: str) -> Int32Array:
     """Return (m,) the group of every item by the value of a column, -1 for null."""
-    values = read_attributes(items, [column]).column(column).combine_chunks()
+    values = items.column(column).combine_chunks()
     if pa.types.is_nested(values.type):
         raise SpecError(f"caps are by single values, and column {column!r} holds {values.type}")
     encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
