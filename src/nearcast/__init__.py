@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nearcast.api.runs import check, run
     from nearcast.api.snapshots import lookup, snapshots
     from nearcast.api.tuning import tune
+    from nearcast.api.updates import update
     from nearcast.errors import (
         AccessError,
         AlertError,
@@ -88,6 +89,7 @@ __all__ = [
     "run",
     "snapshots",
     "tune",
+    "update",
 ]
 
 # name: its module, or module:name if it has another name there
@@ -133,6 +135,7 @@ _HOMES = {
     "run": "nearcast.api.runs",
     "snapshots": "nearcast.api.snapshots",
     "tune": "nearcast.api.tuning",
+    "update": "nearcast.api.updates",
 }
 
 _RENAMED_ERRORS = ("PromiseError",)

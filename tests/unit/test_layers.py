@@ -37,7 +37,7 @@ FLOORS = [
     {"ads"},
     {"service"},
     {"history", "figures"},
-    {"monitoring", "replaying", "tuning", "advising"},  # not `advise`: that is the verb
+    {"monitoring", "replaying", "tuning", "advising", "updating"},  # not `advise`: that is the verb
     {"api"},  # the verbs of the command line, from Python: it calls the rooms below, and the command line calls it
     {"dashboard", "spark"},  # nearcast.spark: the join of DataFrames
     {"cli"},

@@ -6,6 +6,7 @@ Files or tables in memory. Rows come out in id order, with the types of the serv
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ class BatchRows:
     def take(self, rows: IntArray) -> BatchRows:
         """Return some of the rows."""
         return BatchRows(self.rows.take(rows), self.originals[rows])
+
+    @classmethod
+    def concat(cls, parts: Sequence[BatchRows]) -> BatchRows:
+        """Return the rows of several batches, one after the other; an id may occur again."""
+        rows = LiveRows(
+            pa.concat_arrays([part.rows.ids for part in parts]),
+            np.concatenate([part.rows.vectors for part in parts]),
+            pa.concat_tables([part.rows.attributes for part in parts]),
+        )
+        return cls(rows, np.concatenate([part.originals for part in parts]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +154,7 @@ def _add_score_terms(spec: GeneratorSpec, ingested: IngestedTable, *, is_items: 
 
 
 def _as_dtype(vectors: AnyArray, table: LiveTable, name: str) -> AnyArray:
-    """Return vectors in the type of the version's. Raises InputError for another dimension or values that do not fit."""
+    """Return vectors in the type of the version's. Raises InputError if they do not fit."""
     expected = table.vectors
     if vectors.shape[1] != expected.dim:
         raise InputError(

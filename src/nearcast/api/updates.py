@@ -1,0 +1,42 @@
+"""The function that updates a served version between two runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_target
+from nearcast.join.listener import Listener
+from nearcast.updating.read_batch import BatchInputs
+from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
+
+__all__ = ["update"]
+
+
+def update(
+    generator: SpecLike,
+    *,
+    items: object | None = None,
+    gone: object | None = None,
+    queries: object | None = None,
+    note: str = "",
+    max_lists_changed: float | None = None,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> UpdateResult:
+    """Bring new, changed and removed items, and new queries, into the current version as one patch.
+
+    generator: a name, or a spec with its [publish] and [audit] tables; lists follow the rules of the served snapshot.
+    items, queries: a Parquet file, a folder of them, a URL, or a table in memory, with the columns of the source.
+    gone: ids of removed items: a text file with one id per line, a Parquet file, or ids in memory.
+    max_lists_changed: share of the lists that may change. Default: that of the spec's [audit].
+    A batch that changes nothing writes nothing. Readers see all of a patch within a second, or nothing.
+    Raises InputError for a bad batch, AuditError if too many lists would change, NotFoundError if nothing is
+    published or the snapshot is not in `out`, SpecError for a generator that needs a run, BusyError while another
+    process publishes, StoreError. Nothing has changed after an error.
+    """
+    target = resolve_target(generator, out, None)
+    most = target.audit.max_lists_changed if max_lists_changed is None else max_lists_changed
+    with open_target_store(store, target) as opened:
+        updater = Updater(opened, target.generator, target.out, listener)
+        return updater.apply(UpdateRequest(BatchInputs(items, gone, queries), most, note))

@@ -1,0 +1,163 @@
+"""Open the state of a version: its snapshot's tables, the rows of the journal, and the thresholds of its lists.
+
+The tables are kept by hard links below <out>/<generator>/updates, since the next run removes those of earlier ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.errors import DamagedError, NotFoundError
+from nearcast.files import is_done, link_file
+from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
+from nearcast.sources.ids import argsort_ids
+from nearcast.storage.artifacts import open_artifacts
+from nearcast.storage.locations import Location, host_folder
+from nearcast.storage.open_storage import join_location
+from nearcast.stores.base import PatchState, Reader
+from nearcast.stores.value_format import INT64, STRING
+from nearcast.stores.version_facts import VersionFacts
+from nearcast.table.snapshot import Snapshot, open_home
+from nearcast.types import IntArray
+from nearcast.updating.journal import UpdateJournal
+from nearcast.updating.live_table import LiveTable
+from nearcast.updating.read_batch import UpdateBatch
+from nearcast.updating.served_state import ServedState, check_updatable, read_thresholds
+
+__all__ = ["ServedVersion", "merge_batches", "open_state", "prune_tables"]
+
+KEPT = "tables-"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """The version whose lists are updated."""
+
+    number: int
+    facts: VersionFacts
+    reader: Reader
+
+
+def open_state(
+    out: Location, generator: str, version: ServedVersion, patches: PatchState, journal: UpdateJournal
+) -> ServedState:
+    """Open the state of a version with the patches in force.
+
+    Raises NotFoundError if its snapshot, its tables or an entry of the journal is missing, SpecError for a generator
+    that cannot be updated between runs.
+    """
+    snapshot = _find_snapshot(out, generator, version)
+    opened = _open_tables(out, snapshot)
+    spec = opened.spec
+    check_updatable(spec)
+    inputs = opened.inputs
+    items = LiveTable.open(inputs.items, spec.items.columns)
+    own_queries = inputs.queries is not inputs.items
+    queries = LiveTable.open(inputs.queries, spec.query_source.columns) if own_queries else items
+    chain = journal.read_chain(patches)
+    short = journal.read_short(chain[-1]) if chain else {}
+    if chain:
+        batch = merge_batches([journal.read_batch(entry) for entry in chain])
+        items = items.update(batch.items.rows, batch.gone)
+        queries = queries.update(batch.queries.rows, batch.gone.slice(0, 0)) if own_queries else items
+    thresholds, short = read_thresholds(version.reader, queries.ids, spec.k, short, items.ids.type)
+    kind = version.facts.id_kind
+    return ServedState(
+        spec,
+        version.number,
+        inputs.metric,
+        items,
+        queries,
+        thresholds,
+        short,
+        kind if kind is not None else STRING if version.facts.item_ids == "string" else INT64,
+        chain[-1].number if chain else 0,
+        patches.serial,
+    )
+
+
+def merge_batches(batches: Sequence[UpdateBatch]) -> UpdateBatch:
+    """Return the batch that has the effect of several, one after the other: the last row of an id counts."""
+    last = batches[-1]
+    if len(batches) == 1:
+        return last
+    ids = pa.concat_arrays([part for batch in batches for part in (batch.gone, batch.items.rows.ids)])
+    is_row = np.concatenate(
+        [np.repeat([False, True], [len(batch.gone), len(batch.items.rows.ids)]) for batch in batches]
+    )
+    newest = _find_last(ids)
+    numbers = np.cumsum(is_row) - 1  # of the row among all rows of items
+    gone = ids.take(pa.array(newest[~is_row[newest]]))
+    items = type(last.items).concat([batch.items for batch in batches]).take(numbers[newest[is_row[newest]]])
+    queries = type(last.queries).concat([batch.queries for batch in batches])
+    queries = queries.take(_find_last(queries.rows.ids))
+    return UpdateBatch(items, gone, queries, last.digest)
+
+
+def _find_last(ids: pa.Array) -> IntArray:
+    """Return the last row of each distinct id, in the order of ids."""
+    codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    last = np.empty(int(codes.max(initial=-1)) + 1, np.int64)
+    last[codes] = np.arange(len(codes))
+    return last[argsort_ids(ids.take(pa.array(last)))]
+
+
+def prune_tables(out: Location, generator: str, versions: Collection[int]) -> None:
+    """Remove the kept tables of versions that the store does not have any more."""
+    for folder in (host_folder(out) / generator / "updates").glob(f"{KEPT}*"):
+        if folder.name.removeprefix(KEPT) not in {f"{version:06d}" for version in versions}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find_snapshot(out: Location, generator: str, version: ServedVersion) -> Snapshot:
+    """Return the snapshot that a version was published from. Raises NotFoundError if it is not in `out`."""
+    try:
+        snapshot = open_home(out).open(generator, version.number)
+    except (DamagedError, NotFoundError, OSError) as error:
+        raise NotFoundError(
+            f"version {version.number:06d} of {generator} is served, and its snapshot is not in {out} ({error}); name "
+            "its `out`, or run and publish again"
+        ) from error
+    if snapshot.manifest.fingerprint != version.facts.fingerprint:
+        raise NotFoundError(
+            f"version {version.number:06d} of {generator} is served, and {snapshot.url} is another one of the same "
+            "number; name the `out` that it was published from"
+        )
+    return snapshot
+
+
+def _open_tables(out: Location, snapshot: Snapshot) -> SnapshotInputs:
+    """Open the tables that a snapshot was made of, and keep them."""
+    home = host_folder(out) / snapshot.generator
+    kept, made = home / "updates" / f"{KEPT}{snapshot.name}", home / "artifacts"
+    names = [name for name in snapshot.manifest.artifacts if not name.startswith("index-")]
+    for name in names:
+        if (made / name).is_dir() and not is_done(kept / name):
+            _link_folder(made / name, kept / name)
+    planned = snapshot.manifest.run.artifacts
+    remote = open_artifacts(planned or join_location(out, snapshot.generator, "artifacts"))
+    try:
+        return open_snapshot_inputs(snapshot, kept, None, remote)
+    except (NotFoundError, DamagedError) as error:
+        raise NotFoundError(
+            f"the tables that {snapshot.generator} {snapshot.name} was made of are removed ({error}): a newer run has "
+            "removed them before the first update; publish the newer snapshot, and update that"
+        ) from error
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    """Hard-link all files of a folder, its manifests last."""
+    paths = sorted(
+        (path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == "manifest.json"
+    )
+    for path in paths:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            link_file(path, copy)

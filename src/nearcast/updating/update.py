@@ -1,0 +1,278 @@
+"""Update a served version: the order of the steps.
+
+    read and validate the batch -> compute the lists that change -> audit -> lock -> journal -> patch
+
+The lock is held for the last two steps alone: a publish and an update wait for each other for moments. Readers see
+nothing before the patch is written, and that is one step. If the process is killed before that, the next update removes
+the entry of the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from nearcast import machine
+from nearcast.errors import AuditError, BusyError, InputError
+from nearcast.join.listener import Listener
+from nearcast.knn.join_request import Resources
+from nearcast.storage.locations import Location
+from nearcast.stores import make_unpublished_error
+from nearcast.stores.base import PatchFacts, PatchState, PublishLock, Space, Store, find_patches, store_time
+from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key, id_kind
+from nearcast.stores.version_facts import VersionFacts, read_facts
+from nearcast.times import format_utc
+from nearcast.updating.change_lists import ChangedLists, change_lists
+from nearcast.updating.journal import JournalEntry, open_journal
+from nearcast.updating.live_table import LiveRows, LiveTable
+from nearcast.updating.open_state import ServedVersion, open_state
+from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
+from nearcast.updating.served_state import ServedState
+
+__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "write_patch"]
+
+WAIT_SECONDS = 60.0  # for the lock: a publish holds it while it copies
+RETRY_SECONDS = 0.05
+MOST_ATTEMPTS = 5  # other updates came first each time
+
+UpdateOutcome = Literal["updated", "nothing_changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRequest:
+    """A batch, and how to apply it."""
+
+    inputs: BatchInputs
+    max_lists_changed: float  # share of the lists
+    note: str = ""
+    offsets: Mapping[str, Any] = field(default_factory=dict)  # stored with the patch
+    wait_seconds: float = WAIT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """The outcome of an update."""
+
+    generator: str
+    store: str  # URL
+    version: int
+    patch: int | None  # None: nothing has changed, and none was written
+    outcome: UpdateOutcome
+    counts: Mapping[str, int]  # lists, items, gone, queries
+    lists: int  # of the version
+    joined: int  # lists that were joined in full, since they lost more than is known
+    short: int  # lists of the version that may lack items; the next run mends them
+    seconds: float
+    undo: int = 0  # patch in force before: rolling back to it undoes the update
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+class Updater:
+    """Applies batches to the current version of a generator. Keeps its state between batches."""
+
+    def __init__(self, store: Store, generator: str, out: Location, listener: Listener | None = None) -> None:
+        self._store = store
+        self._generator = generator
+        self._out = out
+        self._listener = listener or Listener()
+        self._journal = open_journal(out, generator)
+        self._state: ServedState | None = None
+
+    def apply(self, request: UpdateRequest) -> UpdateResult:
+        """Apply a batch as one patch; do nothing if it changes nothing.
+
+        Raises InputError for a bad batch, AuditError if too many lists would change, BusyError if the lock is held for
+        longer than the request waits, NotFoundError if nothing is published, SpecError for a generator that cannot be
+        updated, StoreError. Nothing has changed after an error.
+        """
+        started, made = time.perf_counter(), store_time(self._store)
+        for _ in range(MOST_ATTEMPTS):
+            result = self._try(request, made, started)
+            if result is not None:
+                return result
+            self._listener.note("another update or publish came first: computing again")
+        raise BusyError(f"{self._generator} was changed by others {MOST_ATTEMPTS} times meanwhile; update again later")
+
+    def _try(self, request: UpdateRequest, made: float, started: float) -> UpdateResult | None:
+        """Apply a batch; return None if another process changed the version meanwhile."""
+        pointer = self._store.pointer(self._generator)
+        if pointer is None:
+            raise make_unpublished_error(self._store, self._generator)
+        log = find_patches(self._store, self._generator)
+        with contextlib.closing(self._store.open(self._generator, pointer.version, verify=False)) as reader:
+            facts = read_facts(reader, self._generator, pointer.version)
+            patches = log.state(pointer.version)
+            version = ServedVersion(pointer.version, facts, reader)
+            state = self._open_state(version, patches)
+            batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, request.inputs), state)
+            if batch.is_empty:
+                return self._report(state, None, batch, None, started)
+            changes = compute_changes(version, state, batch, self._listener)
+        require_few(changes, state.queries.n, request.max_lists_changed)
+        with hold_lock(self._store, self._generator, request.wait_seconds) as lock:
+            now = self._store.pointer(self._generator)
+            if now is None or now.version != pointer.version or log.state(pointer.version).serial != patches.serial:
+                return None
+            entry = JournalEntry(
+                patches.last_number + 1, pointer.version, state.number, made, batch.digest, request.note
+            )
+            after = write_patch(self._store, self._journal, entry, (version, batch, changes), request.offsets, lock)
+        self._state = after
+        return self._report(after, changes, batch, entry, started)
+
+    def _open_state(self, version: ServedVersion, patches: PatchState) -> ServedState:
+        """Return the state that the last call left, if it is still that of the store."""
+        state = self._state
+        if state is not None and (state.version, state.serial) == (version.number, patches.serial):
+            return state
+        self._state = None
+        return open_state(self._out, self._generator, version, patches, self._journal)
+
+    def _report(
+        self,
+        state: ServedState,
+        changes: ChangedLists | None,
+        batch: UpdateBatch,
+        entry: JournalEntry | None,
+        started: float,
+    ) -> UpdateResult:
+        self._state = state
+        return UpdateResult(
+            self._generator,
+            self._store.url,
+            state.version,
+            None if entry is None else entry.number,
+            "nothing_changed" if entry is None else "updated",
+            count_changes(batch, changes, itself=state.joins_itself),
+            state.queries.n,
+            0 if changes is None else changes.n_joined,
+            len(state.short),
+            time.perf_counter() - started,
+            state.number if entry is None else entry.parent,
+        )
+
+
+@contextlib.contextmanager
+def hold_lock(store: Store, generator: str, wait_seconds: float) -> Iterator[PublishLock]:
+    """Hold the publishers' lock; wait for it while another process holds it. Raises BusyError at the end."""
+    deadline = time.monotonic() + wait_seconds
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                lock = stack.enter_context(store.lock(generator))
+                break
+            except BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(RETRY_SECONDS)
+        yield lock
+
+
+def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
+    """Return the batch without rows that are served as they are, and without ids that are not served."""
+    itself = state.joins_itself
+    items = _drop_equal(batch.items, state.items)
+    queries = items if itself else _drop_equal(batch.queries, state.queries)
+    gone = batch.gone.take(np.flatnonzero(state.items.find(batch.gone) >= 0))
+    return replace(batch, items=items, gone=gone, queries=queries)
+
+
+def _drop_equal(batch: BatchRows, table: LiveTable) -> BatchRows:
+    at = table.find(batch.rows.ids)
+    both = np.flatnonzero(at >= 0)
+    if not len(both):
+        return batch
+    served: LiveRows = table.rows(at[both])
+    differs = (served.vectors != batch.rows.vectors[both]).any(axis=1)
+    pairs = zip(served.attributes.to_pylist(), batch.rows.attributes.take(both).to_pylist(), strict=True)
+    differs |= np.fromiter((old != new for old, new in pairs), np.bool_, len(both))
+    kept = at < 0
+    kept[both[differs]] = True
+    return batch.take(np.flatnonzero(kept))
+
+
+def compute_changes(version: ServedVersion, state: ServedState, batch: UpdateBatch, listener: Listener) -> ChangedLists:
+    """Compute the lists that change. Raises InputError for ids that the version's encoding does not hold."""
+    if len(batch.items.rows.ids) and id_kind(batch.items.rows.ids) > state.id_kind:
+        raise InputError(
+            "an id of the items is negative or above 4,294,967,295, and the served version keeps smaller ids in 4 "
+            "bytes; run and publish to change that"
+        )
+    memory = max(1 << 28, machine.available_memory() // 4)
+    resources = Resources(state.spec.threads or machine.default_threads(), memory)
+    return change_lists(state, batch, version.reader, resources, listener.progress)
+
+
+def require_few(changes: ChangedLists, lists: int, most: float) -> None:
+    """Raise AuditError if the share of existing lists that change is above `most`."""
+    share = (len(changes.keys) - changes.n_new) / max(1, lists)
+    if share > most:
+        raise AuditError(
+            f"the batch would change {share:.1%} of the {lists:,} lists, and audit.max_lists_changed is {most:.1%}; "
+            "check its vectors and attributes, split it, or allow more with --max-lists-changed"
+        )
+
+
+def write_patch(
+    store: Store,
+    journal: Any,
+    entry: JournalEntry,
+    made_of: tuple[ServedVersion, UpdateBatch, ChangedLists],
+    offsets: Mapping[str, Any],
+    lock: PublishLock,
+) -> ServedState:
+    """Commit the entry of the journal, then write the patch; return the state after it."""
+    version, batch, changes = made_of
+    log = find_patches(store, version.facts.generator)
+    journal.remove_leftovers(entry.number - 1)
+    journal.write(entry, batch, changes.after.short)
+    pairs = encode_pairs(version.facts, batch, changes)
+    facts = PatchFacts(
+        entry.number,
+        entry.version,
+        format_utc(entry.made),
+        entry.made,
+        count_changes(batch, changes, itself=changes.after.joins_itself),
+        dict(offsets),
+        entry.note,
+    )
+    log.write(facts, pairs, lock)
+    return replace(changes.after, number=entry.number, serial=log.state(entry.version).serial)
+
+
+def encode_pairs(
+    facts: VersionFacts, batch: UpdateBatch, changes: ChangedLists
+) -> dict[Space, list[tuple[bytes, bytes]]]:
+    """Return the keys and values of a patch; an empty value removes a key."""
+    lists = list(zip(changes.keys, changes.values, strict=True))
+    removed = [(key, b"") for key in encode_keys(batch.gone)]
+    items = _encode_columns(batch.items.rows, list(facts.columns)) + removed
+    if changes.after.joins_itself:
+        lists += removed
+    elif facts.rules and facts.rules["own_query_columns"]:
+        rows = _encode_columns(batch.queries.rows, list(facts.rules["queries"]))
+        items += [(encode_query_key(key), value) for key, value in rows]
+    return {Space.LISTS: lists, Space.ITEMS: items}
+
+
+def _encode_columns(rows: LiveRows, names: list[str]) -> list[tuple[bytes, bytes]]:
+    values = encode_items(rows.attributes.select(names)) if names else [b"{}"] * len(rows.ids)
+    return list(zip(encode_keys(rows.ids), values, strict=True))
+
+
+def count_changes(batch: UpdateBatch, changes: ChangedLists | None, *, itself: bool) -> dict[str, int]:
+    """Return the counts of a patch."""
+    return {
+        "lists": 0 if changes is None else len(changes.keys),
+        "items": len(batch.items.rows.ids),
+        "gone": len(batch.gone),
+        "queries": 0 if itself else len(batch.queries.rows.ids),
+    }
