@@ -1,15 +1,15 @@
-"""The function that updates a served version between two runs."""
+"""Functions that update a served version between two runs, and undo updates."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_target
+from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_store_target, resolve_target
 from nearcast.join.listener import Listener
 from nearcast.updating.read_batch import BatchInputs
-from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
+from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
 
-__all__ = ["update"]
+__all__ = ["roll_back_updates", "update"]
 
 
 def update(
@@ -40,3 +40,15 @@ def update(
     with open_target_store(store, target) as opened:
         updater = Updater(opened, target.generator, target.out, listener)
         return updater.apply(UpdateRequest(BatchInputs(items, gone, queries), most, note))
+
+
+def roll_back_updates(
+    generator: SpecLike, to: int, *, store: StoreLike | None = None, out: str | Path | None = None
+) -> list[int]:
+    """Undo the patches of the current version with a number above `to`; return their numbers.
+
+    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
+    """
+    target = resolve_store_target(generator, out)
+    with open_target_store(store, target) as opened:
+        return undo_patches(opened, target.generator, to)

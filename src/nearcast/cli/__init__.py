@@ -46,6 +46,7 @@ COMMANDS = {
     "rollback": "Make the previous version current again.",
     "published": "List the versions in a store and the current one.",
     "refresh": "Run, audit and publish in one command.",
+    "update": "Bring new items into the served version, without a run.",
     "monitor": "Check the newest run and the current version.",
     "dashboard": "Write a dashboard of all generators as one HTML file.",
     "overlay": "Remove items from every answer, or change their values.",
