@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ __all__ = [  # fixtures
 ]
 
 HERE = Path(__file__).resolve().parent
+
+# Tests start hundreds of Python processes. Compiling nearcast takes longer than what most of them do, so it is kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Derandomized: a test that passes here passes everywhere, and no example database is left behind.
 settings.register_profile(

@@ -1,8 +1,8 @@
-"""Run the command line in processes forked from one that has imported the libraries, so that each starts at once.
+"""Run the command line in processes forked from one that has imported everything, so that each starts at once.
 
-Every command is a process of its own, with its own folder, environment, output and exit code. Third-party
-libraries are imported before the fork, nearcast itself after it. `tests/end_to_end/shop.py` runs commands so;
-tests of starting, stopping and pipes start the real program instead.
+Every command is a process of its own, with its own folder, environment, output and exit code. Libraries and all
+modules of nearcast, which read no environment when they are imported, are imported before the fork.
+`tests/end_to_end/shop.py` runs commands so; tests of starting, stopping and pipes start the real program instead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import socket
@@ -79,8 +80,9 @@ def _server(_process: int) -> str:
 
 
 def serve(path: str) -> None:
-    """Import the libraries, then fork a process for each connection until standard input ends."""
-    for name in LIBRARIES:
+    """Import everything, then fork a process for each connection until standard input ends."""
+    modules = pkgutil.walk_packages(import_module("nearcast").__path__, "nearcast.")
+    for name in (*LIBRARIES, *(module.name for module in modules)):
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:

@@ -147,6 +147,38 @@ def test_rooms_make_no_cycle():
     assert rooms == {}, "these rooms import each other in a circle"
 
 
+def imported_at_once(path: Path) -> Iterator[str]:
+    """The modules of nearcast that importing this one imports, by their files."""
+    waiting: list[ast.AST] = [tree_of(path)]
+    while waiting:
+        node = waiting.pop()
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif not isinstance(node, Function) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            waiting += ast.iter_child_nodes(node)
+        for name in names:
+            parts = name.split(".")[1:] if name.startswith("nearcast.") else []
+            files = [PACKAGE.joinpath(*parts[:-1], f"{parts[-1]}.py")] if parts else []
+            files += (
+                [PACKAGE.joinpath(*parts, "__init__.py"), PACKAGE.joinpath(*parts[:-1]).with_suffix(".py")]
+                if parts
+                else []
+            )
+            yield from (name_of(file) for file in files if file.is_file())
+
+
+def test_modules_make_no_cycle_so_any_of_them_can_be_imported_first():
+    below = {name_of(path): set(imported_at_once(path)) - {name_of(path)} for path in MODULES}
+    while free := {name for name, others in below.items() if not others & below.keys()}:
+        below = {name: others for name, others in below.items() if name not in free}
+    assert below == {}, "these modules import each other in a circle"
+
+
 def test_the_rules_recognize_what_they_forbid():
     tree = ast.parse("def _checked(a, b, c, d, *, e, f, g, h): ...\nclass Box:\n  def told(self, a): ...")
     checked, box = tree.body
