@@ -371,6 +371,10 @@ class Store(Protocol):
         """Return the overlay log of a generator; an empty one if nothing was written."""
         ...
 
+    def patches(self, generator: str) -> PatchLog:
+        """Return the patches of a generator. A store of another package may lack the method; see `find_patches`."""
+        ...
+
     def now(self) -> float:
         """Return seconds since 1970 by the clock that all writers of the store share."""
         ...

@@ -17,30 +17,29 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from nearcast.errors import DamagedError, StoreError
 from nearcast.files import fresh_folder, is_done, write_text
-from nearcast.stores.base import Pair, PatchFacts, PatchState, PublishLock, Space
+from nearcast.stores.base import Pair, PublishLock, Space
 from nearcast.stores.lmdb_environment import Identity, translate_read_errors, translate_write_errors
 from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder
 from nearcast.stores.names import format_version
 from nearcast.stores.patch_index import Hashes, decode_hashes, encode_hashes
-from nearcast.stores.patch_record import FOLD_TO, MOST_PATCHES, PatchRecords, Segment
+from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
+from nearcast.stores.patch_record import PatchRecords, Segment
 from nearcast.stores.patched_pairs import OpenSegment, PatchedPairs
 
 __all__ = ["LmdbPatches", "PatchedReader"]
 
 STATE = "state.json"
 READ_TRIES = 5  # a segment may be removed between the reading of the list and its opening
-COPY_PAIRS = 10_000  # merged at a time
 
 
 @dataclass(frozen=True)
-class LmdbPatches:
+class LmdbPatches(SegmentLog):
     """The patches of a generator, in a folder that the first patch creates."""
 
     folder: Path
@@ -64,50 +63,12 @@ class LmdbPatches:
                 ) from None
         return PatchRecords.from_bytes(data, str(self.path))
 
-    def state(self, version: int) -> PatchState:
-        """Return the patches of a version."""
-        return self.read().state(version)
-
-    def write(self, patch: PatchFacts, pairs: Mapping[Space, Sequence[Pair]], lock: PublishLock) -> None:
-        """Add a patch in one step; see `PatchLog`."""
-        records = self.read()
-        records.check_number(patch)
-        if not is_done(self.versions / format_version(patch.version)):
-            raise StoreError(f"{self.versions} has no version {patch.version}; update the current one")
+    def prepare(self, records: PatchRecords, version: int, lock: PublishLock) -> None:
+        """Create the list if there is none: a missing list beside a segment is a lost one."""
+        if not is_done(self.versions / format_version(version)):
+            raise StoreError(f"{self.versions} has no version {version}; update the current one")
         if not self.path.exists():
-            self._replace(records, lock)  # a missing list beside a segment is a lost one
-        segment = self._write_segment(patch.version, f"{patch.number:06d}", [pairs])
-        records = records.put(patch.version, records.record(patch.version).add(patch, segment))
-        self._replace(records, lock)
-        if len(records.record(patch.version).patches) > MOST_PATCHES:
-            with contextlib.suppress(StoreError):  # the patch is in force; the next write tries again
-                self.compact(patch.version, FOLD_TO, lock)
-
-    def roll_back(self, version: int, to: int, lock: PublishLock) -> None:
-        """Remove the patches of a version with a number above `to`, in one step."""
-        records = self.read()
-        old = records.record(version)
-        new = old.roll_back(to)
-        if new != old:
-            self._replace(records.put(version, new), lock)
-
-    def compact(self, version: int, keep: int, lock: PublishLock) -> None:
-        """Fold all patches of a version but the newest `keep`."""
-        records = self.read()
-        record = records.record(version)
-        old = record.choose_merged(keep)
-        if not old:
-            return
-        first, last = old[0].name.partition("-")[0], old[-1].name.rpartition("-")[2]
-        merged = old[0]
-        if len(old) > 1:
-            with contextlib.ExitStack() as stack:
-                readers = [self.open_segment(version, part, contents=True) for part in old]
-                for reader in readers:
-                    stack.callback(reader.close)
-                parts = (part for reader in readers for part in _read_parts(reader))  # newer values overwrite older
-                merged = self._write_segment(version, f"{first}-{last}", parts)
-        self._replace(records.put(version, record.fold(keep, merged)), lock)
+            self.replace(records, version, lock)
 
     def retire(self, version: int) -> None:
         """Remove the patches of a version. Readers that have opened them keep them."""
@@ -160,7 +121,7 @@ class LmdbPatches:
     def _segment_folder(self, version: int, segment: Segment) -> Path:
         return self.folder / format_version(version) / segment.name
 
-    def _write_segment(self, version: int, name: str, parts: Iterable[Mapping[Space, Sequence[Pair]]]) -> Segment:
+    def write_segment(self, version: int, name: str, parts: PairParts) -> Segment:
         """Write pairs into a new folder; later pairs overwrite earlier ones. Nothing is in force yet."""
         folder = self.folder / format_version(version) / name
         size, keys = 0, dict[Space, set[bytes]]({space: set() for space in Space})
@@ -183,7 +144,15 @@ class LmdbPatches:
             raise
         return Segment(name, size, {space.value: len(keys[space]) for space in Space})
 
-    def _replace(self, records: PatchRecords, lock: PublishLock) -> None:
+    def merge_segments(self, version: int, name: str, old: Sequence[Segment]) -> Segment:
+        """Write the pairs of several segments, oldest first, into one."""
+        with contextlib.ExitStack() as stack:
+            readers = [self.open_segment(version, part, contents=True) for part in old]
+            for reader in readers:
+                stack.callback(reader.close)
+            return self.write_segment(version, name, (part for reader in readers for part in read_parts(reader)))
+
+    def replace(self, records: PatchRecords, version: int, lock: PublishLock) -> None:  # noqa: ARG002  # of the base
         """Replace the list in one step, then remove the folders that it does not name."""
         lock.check()
         with translate_write_errors(self.path):
@@ -194,13 +163,6 @@ class LmdbPatches:
         for path in self._list_folders():
             if (int(path.parent.name), path.name) not in used:
                 shutil.rmtree(path, ignore_errors=True)  # the next writer tries again
-
-
-def _read_parts(reader: LmdbReader) -> Iterator[Mapping[Space, Sequence[Pair]]]:
-    for space in Space:
-        pairs = reader.pairs(space)
-        while batch := list(islice(pairs, COPY_PAIRS)):
-            yield {space: batch}
 
 
 class PatchedReader:

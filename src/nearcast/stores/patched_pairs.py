@@ -7,7 +7,7 @@ empty value in a segment removes the key. Knows nothing of files and servers.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -37,6 +37,9 @@ class SegmentReader(Protocol):
         ...
 
 
+ReadSegments = Callable[[Sequence["OpenSegment"], Space, Sequence[bytes], Sequence[int]], list[bytes | None]]
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class OpenSegment:
     """A segment, open, with the hashes of its keys."""
@@ -51,14 +54,17 @@ class PatchedPairs:
 
     version: SegmentReader
     counts: Mapping[Space, int]  # pairs of the version
+    read: ReadSegments | None  # reads keys of several segments at once, for a network store; see `_read`
     record: PatchRecord
     segments: tuple[OpenSegment, ...]  # oldest first; ordinal n is segments[n - 1]
     indexes: Mapping[Space, PatchIndex]
 
     @staticmethod
-    def of_version(version: SegmentReader, counts: Mapping[Space, int]) -> PatchedPairs:
+    def of_version(
+        version: SegmentReader, counts: Mapping[Space, int], read: ReadSegments | None = None
+    ) -> PatchedPairs:
         """Return a version without patches."""
-        return PatchedPairs(version, counts, PatchRecord(), (), {space: PatchIndex.build([]) for space in Space})
+        return PatchedPairs(version, counts, read, PatchRecord(), (), {space: PatchIndex.build([]) for space in Space})
 
     @staticmethod
     def build(old: PatchedPairs, record: PatchRecord, segments: tuple[OpenSegment, ...]) -> PatchedPairs:
@@ -68,7 +74,7 @@ class PatchedPairs:
         for space in Space:
             parts = [segment.hashes[space] for segment in segments[known:]]
             indexes[space] = old.indexes[space].extend(parts, known + 1) if known else PatchIndex.build(parts)
-        return PatchedPairs(old.version, old.counts, record, segments, indexes)
+        return PatchedPairs(old.version, old.counts, old.read, record, segments, indexes)
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the newest values of these keys; None for a missing or removed key."""
@@ -118,20 +124,31 @@ class PatchedPairs:
     def _find(self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]) -> list[tuple[int, bytes | None]]:
         """Return the ordinal and the value of each key: the first that has it, from the given ordinal downwards."""
         found: list[tuple[int, bytes | None]] = [(0, None)] * len(keys)
-        waiting: dict[int, list[int]] = {}
-        for position, ordinal in enumerate(ordinals):
-            waiting.setdefault(ordinal, []).append(position)
+        waiting = list(enumerate(ordinals))
         while waiting:
-            ordinal = max(waiting)
-            positions = waiting.pop(ordinal)
-            reader = self.segments[ordinal - 1].reader if ordinal else self.version
-            values = reader.get_many(space, [keys[position] for position in positions])
-            for position, value in zip(positions, values, strict=True):
+            again = []
+            values = self._read(space, [keys[position] for position, _ in waiting], [ordinal for _, ordinal in waiting])
+            for (position, ordinal), value in zip(waiting, values, strict=True):
                 if value is None and ordinal:
-                    waiting.setdefault(ordinal - 1, []).append(position)  # another key with this hash
+                    again.append((position, ordinal - 1))  # another key has this hash
                 else:
                     found[position] = ordinal, (value or None) if ordinal else value
+            waiting = again
         return found
+
+    def _read(self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]) -> list[bytes | None]:
+        """Return the value that the segment of this ordinal has for each key; 0 is the version."""
+        if self.read is not None:
+            return self.read(self.segments, space, keys, ordinals)
+        values: list[bytes | None] = [None] * len(keys)
+        positions: dict[int, list[int]] = {}
+        for position, ordinal in enumerate(ordinals):
+            positions.setdefault(ordinal, []).append(position)
+        for ordinal, some in positions.items():
+            reader = self.segments[ordinal - 1].reader if ordinal else self.version
+            for position, value in zip(some, reader.get_many(space, [keys[at] for at in some]), strict=True):
+                values[position] = value
+        return values
 
 
 def _split(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:

@@ -6,6 +6,7 @@
     nearcast:<generator>:loads              hash: load -> its version, buckets and state, while its keys do not expire
     nearcast:<generator>:versions           hash: finished version -> load
     nearcast:<generator>:v:7:facts          hash: load, buckets, lists and items (how many), facts (JSON)
+    nearcast:<generator>:patches, ...       newer values of some keys; see `redis_patches`
     nearcast:<generator>:v:7:<load>:lists:123   hash: the pairs whose crc32(key) modulo buckets is 123; also items
 
 Every attempt to write a version is a load with its own name: a writer that lost its lock cannot write into the next.
@@ -19,11 +20,12 @@ import secrets
 from contextlib import AbstractContextManager
 
 from nearcast.errors import NotFoundError, StoreError
-from nearcast.stores.base import OverlayLog, Pointer, PublishLock
+from nearcast.stores.base import OverlayLog, PatchLog, Pointer, PublishLock
 from nearcast.stores.names import validate_generator
 from nearcast.stores.redis_connection import RedisConnection
 from nearcast.stores.redis_lock import RedisLock, hold_lock
 from nearcast.stores.redis_overlay import RedisOverlay
+from nearcast.stores.redis_patches import PatchedRedisReader, RedisPatches
 from nearcast.stores.redis_url import parse_url
 from nearcast.stores.redis_version import (
     FINISHED,
@@ -31,7 +33,6 @@ from nearcast.stores.redis_version import (
     LOADING,
     MANY,
     Load,
-    RedisReader,
     RedisWriter,
     open_version,
     split,
@@ -79,6 +80,7 @@ class RedisStore:
         """Start to write a version; remove unfinished versions."""
         self._refuse_eviction()
         self._remove(generator, version, leftovers=True)
+        self._patches(generator).retire(version)
         load = Load(_prefix(generator), secrets.token_hex(4), version, self._connection.settings.buckets)
         self._connection.run("HSET", load.loads_key, load.name, load.to_record(LOADING))
         return RedisWriter(self._connection, load)
@@ -87,7 +89,7 @@ class RedisStore:
         """Return the finished versions, ascending."""
         return sorted(map(int, self._connection.run("HKEYS", f"{_prefix(generator)}:versions")))
 
-    def open(self, generator: str, version: int, *, verify: bool) -> RedisReader:
+    def open(self, generator: str, version: int, *, verify: bool) -> PatchedRedisReader:
         """Open a finished version, and check that all its buckets exist; `verify` counts its pairs.
 
         Raises NotFoundError, or DamagedError if a part of it was lost.
@@ -98,11 +100,16 @@ class RedisStore:
         if name is None:
             have = ", ".join(map(str, self.versions(generator))) or "none"
             raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")
-        return open_version(self._connection, prefix, version, name.decode(), facts, verify=verify)
+        reader = open_version(self._connection, prefix, version, name.decode(), facts, verify=verify)
+        patched = PatchedRedisReader(self._patches(generator), version, reader)
+        if verify:
+            patched.check_all()
+        return patched
 
     def retire(self, generator: str, version: int) -> None:
         """Remove a version, finished or not. Open readers can read it during the time of grace."""
         self._remove(generator, version, leftovers=False)
+        self._patches(generator).retire(version)
 
     def pointer(self, generator: str) -> Pointer | None:
         """Return the pointer; None before the first publish."""
@@ -120,6 +127,13 @@ class RedisStore:
     def overlay(self, generator: str) -> OverlayLog:
         """Return the overlay log of a generator; an empty one if nothing was written."""
         return RedisOverlay(self._connection, _prefix(generator))
+
+    def patches(self, generator: str) -> PatchLog:
+        """Return the patches of a generator; none if nothing was written."""
+        return self._patches(generator)
+
+    def _patches(self, generator: str) -> RedisPatches:
+        return RedisPatches(self._connection, _prefix(generator))
 
     def now(self) -> float:
         """Return seconds since 1970 by the server's clock."""

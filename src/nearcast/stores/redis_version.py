@@ -17,7 +17,19 @@ from nearcast.errors import DamagedError, GoneError, StoreError
 from nearcast.stores.base import Pair, Space
 from nearcast.stores.redis_connection import RedisConnection
 
-__all__ = ["FINISHED", "LEAVING", "LOADING", "MANY", "Load", "RedisReader", "RedisWriter", "open_version", "split"]
+__all__ = [
+    "FINISHED",
+    "LEAVING",
+    "LOADING",
+    "MANY",
+    "PUT_BYTES",
+    "READ_KEYS",
+    "Load",
+    "RedisReader",
+    "RedisWriter",
+    "open_version",
+    "split",
+]
 
 PUT_BYTES = 4 << 20  # sent at a time
 READ_KEYS = 1000  # looked up at a time: the server is blocked for about a millisecond
@@ -37,16 +49,19 @@ redis.call('HSET', KEYS[3], ARGV[3], ARGV[1])
 return 1
 """
 
-# KEYS: facts. ARGV: prefix of buckets, then pairs of bucket and key. Returns a value per pair, 0 for a missing bucket
+# KEYS: facts. ARGV: prefix of buckets, then pairs of bucket and key; a bucket is a number or a whole name.
+# Returns a value per pair, 0 for a missing bucket; then the load and the serial of the patches
 FIND = """
 local found = {}
 for i = 2, #ARGV, 2 do
-  local bucket = ARGV[1] .. ARGV[i]
+  local bucket = ARGV[i]
+  if string.byte(bucket) < 58 then bucket = ARGV[1] .. bucket end
   local value = redis.call('HGET', bucket, ARGV[i + 1])
   if not value and redis.call('EXISTS', bucket) == 0 then value = 0 end
   found[#found + 1] = value
 end
 found[#found + 1] = redis.call('HGET', KEYS[1], 'load')
+found[#found + 1] = redis.call('HGET', KEYS[1], 'patch_serial')
 return found
 """
 
@@ -191,18 +206,29 @@ class RedisReader:
             return [value]
         values: list[bytes | None] = []
         for batch in split(keys, READ_KEYS):
-            numbers = [zlib.crc32(key) % n_buckets for key in batch]
-            arguments: list[Any] = [first]
-            for number, key in zip(numbers, batch, strict=True):
-                arguments += (number, key)
-            *found, name = self._find([self._load.facts_key], arguments)
-            self._check_load(name)
-            for at, value in enumerate(found):
-                if value == 0:
-                    self._check_bucket(space, numbers[at], there=False)
-                    found[at] = None
-            values += found
+            values += self.find(space, list(map(self.bucket_of, batch)), batch)[0]
         return values
+
+    def bucket_of(self, key: bytes) -> int:
+        """Return the number of the bucket of a key."""
+        return zlib.crc32(key) % self._load.n_buckets
+
+    def find(self, space: Space, buckets: Sequence[int | str], keys: Sequence[bytes]) -> tuple[list[Any], bytes | None]:
+        """Return the values of keys in these buckets, and the serial of the version's patches, in one step.
+
+        A bucket that is a name belongs to a patch; the value for a missing one is 0. Errors as in `get_many`.
+        """
+        arguments: list[Any] = [self._load.prefix_of(space)]
+        for bucket, key in zip(buckets, keys, strict=True):
+            arguments += (bucket, key)
+        *found, name, serial = self._find([self._load.facts_key], arguments)
+        self._check_load(name)
+        for at, value in enumerate(found):
+            bucket = buckets[at]
+            if value == 0 and isinstance(bucket, int):
+                self._check_bucket(space, bucket, there=False)
+                found[at] = None
+        return found, serial
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs, bucket by bucket."""
@@ -235,6 +261,10 @@ class RedisReader:
                     f"where {written:,} were written; publish again with --repair"
                 )
             self._filled[space] = _encode_filled(lengths)
+
+    def count(self, space: Space) -> int:
+        """Return the number of pairs of a space."""
+        return self._counts[space]
 
     def check(self) -> None:
         """Check some buckets, others with every call. Raises DamagedError if one was lost."""

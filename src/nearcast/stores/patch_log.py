@@ -1,0 +1,93 @@
+"""The patches of a generator, for a store that can write a segment and replace a list of segments in one step.
+
+`SegmentLog` has the parts that all such stores share: numbers, roll back, folding. Knows nothing of files and servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+from nearcast.errors import StoreError
+from nearcast.stores.base import Pair, PatchFacts, PatchState, PublishLock, Space
+from nearcast.stores.patch_record import FOLD_TO, MOST_PATCHES, PatchRecords, Segment
+from nearcast.stores.patched_pairs import SegmentReader
+
+__all__ = ["PairParts", "SegmentLog", "read_parts"]
+
+COPY_PAIRS = 10_000  # merged at a time
+
+PairParts = Iterable[Mapping[Space, Sequence[Pair]]]
+
+
+class SegmentLog:
+    """A `PatchLog` of immutable segments and one list of those in force. Writers hold the publishers' lock."""
+
+    def read(self) -> PatchRecords:
+        """Read the list. Raises DamagedError if it was lost or changed."""
+        raise NotImplementedError
+
+    def prepare(self, records: PatchRecords, version: int, lock: PublishLock) -> None:
+        """Prepare the store for a segment of a version. Raises StoreError if there is no such version."""
+        raise NotImplementedError
+
+    def write_segment(self, version: int, name: str, parts: PairParts) -> Segment:
+        """Write a segment that is not in force yet; later pairs overwrite earlier ones. A failure leaves nothing."""
+        raise NotImplementedError
+
+    def merge_segments(self, version: int, name: str, old: Sequence[Segment]) -> Segment:
+        """Write the pairs of several segments, oldest first, into one."""
+        raise NotImplementedError
+
+    def replace(self, records: PatchRecords, version: int, lock: PublishLock) -> None:
+        """Replace the list in one step, then remove the segments that it does not name. Raises BusyError.
+
+        version: the one whose patches changed.
+        """
+        raise NotImplementedError
+
+    def state(self, version: int) -> PatchState:
+        """Return the patches of a version."""
+        return self.read().state(version)
+
+    def write(self, patch: PatchFacts, pairs: Mapping[Space, Sequence[Pair]], lock: PublishLock) -> None:
+        """Add a patch in one step; see `PatchLog`."""
+        records = self.read()
+        records.check_number(patch)
+        self.prepare(records, patch.version, lock)
+        segment = self.write_segment(patch.version, f"{patch.number:06d}", [pairs])
+        record = records.record(patch.version).add(patch, segment)
+        self.replace(records.put(patch.version, record), patch.version, lock)
+        if len(record.patches) > MOST_PATCHES:
+            with contextlib.suppress(StoreError):  # the patch is in force; the next write tries again
+                self.compact(patch.version, FOLD_TO, lock)
+
+    def roll_back(self, version: int, to: int, lock: PublishLock) -> None:
+        """Remove the patches of a version with a number above `to`, in one step."""
+        records = self.read()
+        old = records.record(version)
+        new = old.roll_back(to)
+        if new != old:
+            self.replace(records.put(version, new), version, lock)
+
+    def compact(self, version: int, keep: int, lock: PublishLock) -> None:
+        """Fold all patches of a version but the newest `keep`."""
+        records = self.read()
+        record = records.record(version)
+        old = record.choose_merged(keep)
+        if not old:
+            return
+        merged = old[0]
+        if len(old) > 1:
+            first, last = old[0].name.split("-")[0], record.patches[: len(record.patches) - keep][-1].number
+            merged = self.merge_segments(version, f"{first}-{last:06d}", old)
+        self.replace(records.put(version, record.fold(keep, merged)), version, lock)
+
+
+def read_parts(reader: SegmentReader) -> Iterator[Mapping[Space, Sequence[Pair]]]:
+    """Yield the pairs of a segment, some thousands at a time."""
+    for space in Space:
+        pairs = reader.pairs(space)
+        while batch := list(islice(pairs, COPY_PAIRS)):
+            yield {space: batch}
