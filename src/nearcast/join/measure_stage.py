@@ -18,6 +18,8 @@ from nearcast.join.choose_stage import open_lists
 from nearcast.join.measure_snapshot import measure_snapshot
 from nearcast.join.plan_join import index_names
 from nearcast.join.profile_inputs import profile_inputs
+from nearcast.join.reserves import name_reserves
+from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.run_tasks import open_plan, open_prepared, read_report
 from nearcast.join.table_stage import list_table_calls, table_shape
 from nearcast.join.task_context import TaskContext
@@ -66,10 +68,19 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
         profile = profile_inputs(run.spec, inputs, report)
     return {
         "rows": shape.n_rows,
-        "artifacts": sorted(prepared.artifacts | set(index_names(run, prepared, plan))),
+        "artifacts": sorted(prepared.artifacts | _list_joined_artifacts(context)),
         "facts": {**quality.facts, **lists.facts, "profile": profile},
         "measures": measures | quality.measures,
     }
+
+
+def _list_joined_artifacts(context: TaskContext) -> set[str]:
+    """Return the names of the artifacts of the join: indexes, where all was joined, and reserves."""
+    in_full = joins_in_full(context)
+    names = set(index_names(context.run, open_prepared(context), open_plan(context))) if in_full else set()
+    if context.run.spec.run.incremental:
+        names.add(name_reserves(context, None if in_full else read_base(context)["name"]))
+    return names
 
 
 class TableResults:

@@ -11,35 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from nearcast.join.context import RunContext
 from nearcast.join.join_stage import read_cap_values_of
 from nearcast.join.joined_lists import read_result
-from nearcast.join.plan_join import JoinPlan
-from nearcast.join.prepare_inputs import PreparedInputs
-from nearcast.join.rank import make_rank_settings, rank_neighbors
 from nearcast.join.shard_constraints import GroupNumbers
 from nearcast.knn.item_shards import ShardLists, merge_lists
+from nearcast.knn.join_request import JoinRequest
 from nearcast.types import Neighbors
 
 __all__ = ["merge_split"]
 
 
-def merge_split(
-    run: RunContext,
-    prepared: PreparedInputs,
-    plan: JoinPlan,
-    start: int,
-    parts: Sequence[Path],
-    folder: Path,
-) -> None:
-    """Merge the lists of all shards for the queries from `start` on. parts: result folders of `join_shard`."""
-    max_per_group = plan.request.constraints.max_per_group
-    lists = merge_lists(_read_parts(parts, len(max_per_group)), plan.request.k, max_per_group)
-    rank = make_rank_settings(run.spec, run.workspace.model_base)
-    if rank is not None:
-        lists = rank_neighbors(rank, lists, prepared.inputs.queries, prepared.inputs.items, start, folder)
-    np.save(folder / "positions.npy", lists.positions)
-    np.save(folder / "scores.npy", lists.scores)
+def merge_split(request: JoinRequest, parts: Sequence[Path]) -> Neighbors:
+    """Merge the lists of all shards for a range of the queries. parts: result folders of `join_shard`."""
+    max_per_group = request.constraints.max_per_group
+    return merge_lists(_read_parts(parts, len(max_per_group)), request.k, max_per_group)
 
 
 def _read_parts(parts: Sequence[Path], n_caps: int) -> Iterator[ShardLists]:

@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nearcast.join.accept_stage import do_accept
 from nearcast.join.choose_stage import do_choose
+from nearcast.join.compare_stage import do_compare
 from nearcast.join.context import prepare
 from nearcast.join.driver_mark import require_mark
 from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import INGEST_TASKS
+from nearcast.join.join_tasks import do_join
 from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
+from nearcast.join.renew_tasks import do_assemble, do_rejoin, do_renew
 from nearcast.join.run_plan import RunPlan
-from nearcast.join.run_tasks import do_ingest, do_join, do_plan, do_prepare
+from nearcast.join.run_tasks import do_ingest, do_plan, do_prepare
 from nearcast.join.score_stage import do_score, do_terms
 from nearcast.join.shard_tasks import do_index, do_join_shard, do_merge
 from nearcast.join.ship_model import find_model_folder
@@ -32,7 +36,14 @@ from nearcast.storage.host_cache import CacheSession
 
 __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
 
-SHORT_TASKS = ("join", "join_shard", "merge")  # many in a row, each with as much memory as the last
+SHORT_TASKS = (
+    "join",
+    "join_shard",
+    "merge",
+    "renew",
+    "rejoin",
+    "assemble",
+)  # many in a row, each with as much memory as the last
 MOST_ENTRIES = 256  # of the host's cache that a task holds at once, beside those that several tasks share
 
 TaskFunction = Callable[[TaskContext, Mapping[str, Any], Path], dict[str, Any]]
@@ -43,6 +54,11 @@ TASKS: dict[str, TaskFunction] = {
     "terms": do_terms,
     "score": do_score,
     "prepare": do_prepare,
+    "compare": do_compare,
+    "renew": do_renew,
+    "rejoin": do_rejoin,
+    "assemble": do_assemble,
+    "accept": do_accept,
     "plan": do_plan,
     "index": do_index,
     "join": do_join,

@@ -33,6 +33,8 @@ from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot
 from nearcast.join.perform_task import open_worker_run
 from nearcast.join.profile_inputs import profile_rules
+from nearcast.join.reserves import record_reserves
+from nearcast.join.run_mode import describe_mode
 from nearcast.join.run_plan import enter_work
 from nearcast.join.run_stages import StageCounts, run_stages
 from nearcast.join.shared_plan import SharedPlan, read_finished, require_out
@@ -217,13 +219,16 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
     """
     run = context.run
     inputs, join, table = (context.read_facts(name) for name in ("ingest", "plan", context.measure_name))
+    record = record_run(run, inputs["estimate"], counts.tasks, counts.continued)
+    reserves = record_reserves(context, record.created)
+    record = replace(record, incremental=describe_mode(context), reserves=reserves)
     facts = {
         **draft_manifest(context, inputs, join, table),
         **table["facts"],
         "compared_with": earlier.facts,
         "measures": table["measures"],
         "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
-        "run": record_run(run, inputs["estimate"], counts.tasks, counts.continued).as_dict(),
+        "run": record.as_dict(),
     }
     return commit_snapshot(run, list_snapshot_files(context), Manifest(facts), seen)
 
@@ -248,10 +253,11 @@ def _place_work(run: RunContext, opened: OpenedRun, runner: Runner) -> RunContex
 
 
 def _settings_of_tasks(spec: GeneratorSpec) -> dict[str, Any]:
-    """Return the settings that decide the shards, and so the tasks; at recall 1 the result does not depend on them."""
+    """Return the settings that decide the tasks: the shards, and `incremental`. At recall 1 the result is the same."""
     chosen = {f"run.{key}": getattr(spec.run, key) for key in SHARD_KEYS}
     if not any(chosen.values()):  # as many as the memory needs
         chosen = {"memory": spec.memory, "run.worker_memory": spec.run.worker_memory}
+    chosen["run.incremental"] = spec.run.incremental or None
     return {key: value for key, value in chosen.items() if value is not None}
 
 

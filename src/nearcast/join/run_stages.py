@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nearcast.join.accept_stage import list_accept_calls
 from nearcast.join.choose_stage import list_choose_calls
+from nearcast.join.compare_stage import list_compare_calls
 from nearcast.join.driver_mark import mark_area
 from nearcast.join.ingest_stage import INGEST_STAGES
+from nearcast.join.join_tasks import list_join_calls
 from nearcast.join.open_index import open_index
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.rank import list_model_libraries
-from nearcast.join.run_tasks import list_join_calls
+from nearcast.join.renew_tasks import list_assemble_calls, list_rejoin_calls, list_renew_calls
 from nearcast.join.score_stage import list_score_calls, list_terms_calls
 from nearcast.join.shard_tasks import list_index_calls, list_merge_calls
 from nearcast.join.table_stage import list_table_calls
@@ -59,6 +62,11 @@ STAGES: tuple[RunStage, ...] = (
     RunStage("terms", list_terms_calls),
     RunStage("score", list_score_calls),
     RunStage("prepare", _one_call("prepare")),
+    RunStage("compare", list_compare_calls),  # from here to "accept": of incremental runs alone
+    RunStage("renew", list_renew_calls),
+    RunStage("rejoin", list_rejoin_calls),
+    RunStage("assemble", list_assemble_calls),
+    RunStage("accept", list_accept_calls),
     RunStage("index", list_index_calls),
     RunStage("plan", _one_call("plan")),
     RunStage("join", list_join_calls),
@@ -100,8 +108,8 @@ def _run_all(context: TaskContext, runner: Runner, stages: Sequence[RunStage]) -
     for stage in stages:
         calls = stage.list_calls(context)
         left = _list_left(context, stage, calls)
-        if stage.name == "join":
-            counts = StageCounts(len(calls), len(calls) - len(left))
+        if stage.name in ("renew", "join"):  # one of both, or both where updated lists are refused
+            counts = StageCounts(counts.tasks + len(calls), counts.continued + len(calls) - len(left))
         if left and len(left) < len(calls):
             context.run.listener.note(f"{len(calls) - len(left)} of {len(calls)} tasks were done before: continuing")
         _run_calls(context, LocalRunner() if stage.in_driver(context) else runner, stage, left)

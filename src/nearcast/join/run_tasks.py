@@ -1,6 +1,6 @@
 """The task functions of a run: each writes one artifact into an empty folder, from the plan and earlier artifacts.
 
-    ingest -> prepare -> plan -> join; later stages, and those of item shards, are in modules of their own
+    ingest -> prepare -> plan; other stages are in modules of their own
 
 They return small facts, which later tasks and the driver read. The folder is committed by the caller.
 """
@@ -18,16 +18,14 @@ from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import open_surveyed, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
-from nearcast.join.join_queries import join_queries
-from nearcast.join.join_stage import name_shard_join
 from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
 from nearcast.join.plan_overfetch import Survival, describe_log, estimate_survival, open_lookup_log
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
 from nearcast.join.rank import check_ranker
+from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.run_plan import cut_queries
 from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
-from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.user_files import changed_error
@@ -37,12 +35,10 @@ from nearcast.types import Metric
 __all__ = [
     "count_run_shards",
     "do_ingest",
-    "do_join",
     "do_plan",
     "do_prepare",
     "ingested_names",
     "joined_tables",
-    "list_join_calls",
     "list_splits",
     "open_ingested",
     "open_plan",
@@ -128,7 +124,12 @@ def _open_planned_log(context: TaskContext) -> ParquetFiles | None:
 
 
 def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
-    """Build the index, and choose the search parameters."""
+    """Build the index, and choose the search parameters; of updated lists, those of the join that found them."""
+    if not joins_in_full(context):
+        base = read_base(context)
+        check_ranker(context.run.spec, context.run.workspace.model_base, context.plan)
+        fixed: dict[str, Any] = {"index": "", "calibration": None, "shard_params": []}
+        return {**fixed, "params": base["params"], "is_exact": base["is_exact"]}
     shards = range(count_run_shards(context))
     indexes = [context.read_facts(f"index/{shard:05d}") for shard in shards if len(shards) > 1]
     plan = plan_join(context.run, open_prepared(context), indexes)
@@ -142,21 +143,6 @@ def do_plan(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> di
     }
 
 
-def list_join_calls(context: TaskContext) -> list[TaskCall]:
-    """Return a call per range of the queries; on several item shards, a call per shard and range."""
-    splits, shards = list_splits(context), count_run_shards(context)
-    if shards > 1:
-        return [
-            TaskCall(name_shard_join(shard, split), "join_shard", {"shard": shard, "start": start, "stop": stop})
-            for shard in range(shards)  # all ranges of a shard in a row: a worker keeps the shard open
-            for split, (start, stop) in enumerate(splits)
-        ]
-    return [
-        TaskCall(f"join/{number:06d}", "join", {"start": start, "stop": stop})
-        for number, (start, stop) in enumerate(splits)
-    ]
-
-
 def list_splits(context: TaskContext) -> list[tuple[int, int]]:
     """Return the ranges of the queries that are joined by a task each: start and stop."""
     report = read_report(context)
@@ -167,14 +153,6 @@ def count_run_shards(context: TaskContext) -> int:
     """Return the number of item shards of the run."""
     shards = context.read_facts("prepare")["shards"]
     return 1 if shards is None else int(shards["count"])
-
-
-def do_join(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Join a range of the queries with all items."""
-    rows = int(args["start"]), int(args["stop"])
-    with context.run.meter.stage("join"):
-        join_queries(context.run, open_prepared(context), open_plan(context), rows, folder)
-    return {"start": rows[0], "stop": rows[1]}
 
 
 def joined_tables(context: TaskContext) -> dict[str, str]:
@@ -214,7 +192,7 @@ def open_plan(context: TaskContext) -> JoinPlan:
 
     def open_all() -> JoinPlan:
         run, prepared, facts = context.run, open_prepared(context), context.read_facts("plan")
-        if run.engine.persists_index and prepared.shards is None:
+        if run.engine.persists_index and prepared.shards is None and joins_in_full(context):
             run.artifacts.open(facts["index"])
         return JoinPlan(
             make_run_request(run, prepared),

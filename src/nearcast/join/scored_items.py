@@ -86,7 +86,7 @@ def open_snapshot_inputs(
     folders = {
         name.partition("-")[0]: _find_artifact(snapshot, name, artifacts, remote)
         for name in snapshot.manifest.artifacts
-        if not name.startswith("index-") and not name.endswith("-ranges")  # a table opens its ranges
+        if not name.startswith(("index-", "reserve-")) and not name.endswith("-ranges")  # a table opens its ranges
     }
     items = open_ingested_table(folders.get("scoreditems", folders["items"]))
     query_folder = folders.get("scoredqueries", folders.get("queries"))

@@ -100,6 +100,11 @@ class DeferredConstraints:
         """Return the same rules and caps without a minimum score."""
         return replace(self, min_score=None, _numbers=[])
 
+    def with_limits(self, limits: Sequence[int]) -> DeferredConstraints:
+        """Return the constraints with other limits of the caps."""
+        pairs = zip(self.caps_by, limits, strict=True)
+        return replace(self, caps_by=tuple(CapColumn(cap.column, most) for cap, most in pairs), _numbers=[])
+
     def of_items(self, start: int, stop: int) -> Constraints:
         """Compile the constraints on lists of the items start..stop-1."""
         eligibility = None

@@ -177,7 +177,10 @@ def _refuse_other_plan(found: SharedPlan, facts: Mapping[str, Any]) -> None:
         )
     for what, before, after in (
         ("out", found.plan["out"], facts["out"]),
-        *((f"run.{key}", found.plan["spec"]["run"].get(key), facts["spec"]["run"].get(key)) for key in SHARD_KEYS),
+        *(
+            (f"run.{key}", found.plan["spec"]["run"].get(key), facts["spec"]["run"].get(key))
+            for key in (*SHARD_KEYS, "incremental")
+        ),
     ):
         if before != after:
             raise SpecError(

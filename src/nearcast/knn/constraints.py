@@ -63,6 +63,17 @@ class Constraints:
         eligibility = None if self.eligibility is None else self.eligibility.of_items(slice(start, stop))
         return replace(self, eligibility=eligibility, caps=tuple(cap.of_items(start, stop) for cap in self.caps))
 
+    def with_limits(self, limits: Sequence[int]) -> Constraints:
+        """Return the constraints with other limits of the caps."""
+        pairs = zip(self.caps, limits, strict=True)
+        return replace(self, caps=tuple(Cap(cap.groups, most) for cap, most in pairs))
+
+    def choose_items(self, positions: IntArray) -> Constraints:
+        """Return the constraints on lists of the items at these positions, in this order. Groups keep their numbers."""
+        eligibility = None if self.eligibility is None else self.eligibility.of_items(positions)
+        caps = tuple(Cap(cap.groups[positions], cap.most) for cap in self.caps)
+        return replace(self, eligibility=eligibility, caps=caps)
+
     @property
     def max_per_group(self) -> tuple[int, ...]:
         """Return the limit of each cap."""

@@ -1,6 +1,7 @@
-"""The table `[run]` of a spec: where a run happens, how its items are cut into shards, and prices for `nearcast plan`.
+"""The table `[run]` of a spec: where a run happens, how its items are cut into shards, whether it is incremental, and
+prices for `nearcast plan`.
 
-Of these settings only the shards below recall 1 change the candidates.
+Of these settings only the shards below recall 1 change the candidates; an incremental run may find other ones there.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ class RunSpec(SpecTable):
     )
     worker_memory: ByteCount | None = Field(
         None, description='Memory budget of a worker, for example "16GB". Default: half of the free memory of its host.'
+    )
+    incremental: bool = Field(
+        False,
+        strict=True,
+        description="Whether a run updates the lists of the last snapshot, and joins only what has changed since. "
+        "Needs more disk: lists are stored wider than k.",
+    )
+    full_every: Whole = Field(
+        7, ge=1, le=10_000, description="Days after which an incremental run joins everything again."
     )
     price_core_hour: Price | None = Field(
         None, description="Price of a core-hour, for `nearcast plan`. Default: no price."

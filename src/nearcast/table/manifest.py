@@ -63,6 +63,8 @@ class RunRecord:
     tasks_continued: int  # done by an earlier, interrupted run
     machine: Mapping[str, Any]
     artifacts: str | None = None  # location of the artifacts of a planned run; None: they are with the snapshots
+    incremental: Mapping[str, Any] | None = None  # what changed, and why all was joined; None: it was not asked for
+    reserves: Mapping[str, Any] | None = None  # wider lists, for the next incremental run
 
     def as_dict(self) -> dict[str, Any]:
         """Return the value of the JSON key `run`."""
@@ -165,6 +167,8 @@ class Manifest(Mapping[str, Any]):
             tasks=int(run.get("tasks", 0)),
             tasks_continued=int(run.get("tasks_continued", 0)),
             artifacts=run.get("artifacts"),
+            incremental=run.get("incremental"),
+            reserves=run.get("reserves"),
             machine=run.get("machine", {}),
         )
 

@@ -1,0 +1,230 @@
+"""The stages `renew`, `rejoin` and `assemble` of an incremental run: update the reserves of the last one.
+
+    renew/<range>          update the reserves of the unchanged queries with the new and changed items
+    rejoin/<shard>-<part>  join the other queries, and those whose lists are too short, with the items of one shard
+    assemble/<range>       put both together: reserves for the next run, and lists as a full join writes them
+
+Damaged reserves are recorded, not raised: the run then joins in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.artifact_files import map_array
+from nearcast.errors import DamagedError, NotFoundError
+from nearcast.join.fresh_items import find_own, join_fresh, open_exact_index
+from nearcast.join.join_queries import write_lists
+from nearcast.join.joined_lists import read_result
+from nearcast.join.reserves import (
+    concat_reserves,
+    group_finder,
+    open_request,
+    open_shape,
+    read_reserve_folder,
+    store_reserve,
+    widen_request,
+    write_reserve_folder,
+)
+from nearcast.join.run_mode import COMPARE, begins_incremental, read_base
+from nearcast.join.run_tasks import list_splits, open_prepared
+from nearcast.join.task_context import TaskContext
+from nearcast.knn.item_shards import ShardLists, merge_lists, move_positions, restrict_request
+from nearcast.knn.reserve_lists import Reserve, make_reserve, update_reserve
+from nearcast.runners.base import TaskCall
+from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
+
+__all__ = [
+    "do_assemble",
+    "do_rejoin",
+    "do_renew",
+    "list_assemble_calls",
+    "list_rejoin_calls",
+    "list_renew_calls",
+]
+
+PART_ROWS = 8_192  # queries of a task of the stage `rejoin`
+
+
+def list_renew_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per range of the queries, if the run updates lists."""
+    return _list_range_calls(context, "renew") if begins_incremental(context) else []
+
+
+def do_renew(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Update the reserves of the unchanged queries of a range; write those that are complete, and the other rows."""
+    start, stop = int(args["start"]), int(args["stop"])
+    with context.run.meter.stage("join"):
+        compared = context.run.results.open(COMPARE)
+        before = np.array(map_array(compared / "queries" / "before.npy")[start:stop])
+        rows = np.flatnonzero(before >= 0)
+        try:
+            reserve = _read_base_reserves(context, before[rows])
+        except (DamagedError, NotFoundError) as error:
+            return {"start": start, "stop": stop, "missing": stop - start, "damaged": str(error)}
+        moved = _move(compared, reserve)
+        fresh = join_fresh(context, map_array(compared / "items" / "before.npy"), start + rows, reserve)
+        updated, complete = update_reserve(reserve, moved, fresh, open_shape(context), group_finder(context))
+        missing = np.setdiff1d(np.arange(stop - start), rows[complete])
+        write_reserve_folder(folder, updated.rows(complete))
+        np.save(folder / "rows.npy", rows[complete])
+        np.save(folder / "missing.npy", missing)
+    return {"start": start, "stop": stop, "missing": len(missing), "damaged": None}
+
+
+def _read_base_reserves(context: TaskContext, positions: IntArray) -> Reserve:
+    """Read the reserves of queries by their ascending positions in the last run."""
+    base, parts = read_base(context), []
+    for number, (start, stop) in enumerate(base["splits"]):
+        first, last = np.searchsorted(positions, (start, stop))
+        if first < last:
+            folder = context.run.artifacts.open(f"{base['name']}/{number:06d}")
+            parts.append(read_reserve_folder(folder, positions[first:last] - start))
+    if not parts:
+        return make_reserve(Neighbors.empty(0, open_shape(context).width), open_shape(context), group_finder(context))
+    return concat_reserves(parts, np.arange(len(positions)))
+
+
+def _move(compared: Path, reserve: Reserve) -> tuple[IntArray, IntArray]:
+    """Return the new positions of all slots' items, -1 for items that are gone or changed; and new edges of bounds."""
+    now, edges = (map_array(compared / "items" / f"{name}.npy") for name in ("now", "edges"))
+    slots = reserve.known.best.positions
+    moved = np.where(slots == EMPTY_POSITION, EMPTY_POSITION, now[np.maximum(slots, 0)])
+    return moved, np.array(edges[reserve.known.bound_edges])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Queries that are joined with all items by one task per shard: those of the ranges first..last-1."""
+
+    number: int
+    first: int
+    last: int
+
+
+def _list_parts(context: TaskContext) -> list[_Part]:
+    """Cut the ranges into parts with some thousand queries to join."""
+    counts = [_read_missing(context, number)["missing"] for number in range(len(list_splits(context)))]
+    parts: list[_Part] = []
+    first = rows = 0
+    for number, count in enumerate(counts):
+        rows += count
+        if rows >= PART_ROWS or (number == len(counts) - 1 and rows):
+            parts.append(_Part(len(parts), first, number + 1))
+            first, rows = number + 1, 0
+    return parts
+
+
+def _read_missing(context: TaskContext, number: int) -> dict[str, Any]:
+    return context.read_facts(f"renew/{number:06d}")
+
+
+def _is_damaged(context: TaskContext) -> bool:
+    return any(_read_missing(context, number)["damaged"] for number in range(len(list_splits(context))))
+
+
+def list_rejoin_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per item shard and part of the queries that are joined with all items."""
+    if not begins_incremental(context) or _is_damaged(context):
+        return []
+    return [
+        TaskCall(_name_rejoin(shard, part.number), "rejoin", {"shard": shard, "first": part.first, "last": part.last})
+        for shard in range(len(_list_shards(context)))
+        for part in _list_parts(context)
+    ]
+
+
+def do_rejoin(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Join some queries with all items of a shard, exactly."""
+    run, prepared, shard = context.run, open_prepared(context), int(args["shard"])
+    with run.meter.stage("join"):
+        rows = [_find_missing(context, number) for number in range(int(args["first"]), int(args["last"]))]
+        queries = np.concatenate(rows)
+        start, stop = _list_shards(context)[shard]
+        request = widen_request(open_request(context), open_shape(context)).of_queries(queries)
+        own = restrict_request(replace(request, exclude=find_own(prepared, request, queries)), start, stop)
+        index = open_exact_index(context, start, stop)
+        vectors, exact = prepared.inputs.queries.vectors.take(queries), index.operating_points(own.k)[-1]
+        lists = index.join(vectors, own, exact, run.resources)
+        placed = move_positions(lists, start)
+        np.save(folder / "positions.npy", placed.positions)
+        np.save(folder / "scores.npy", placed.scores)
+    return {"counts": [len(part) for part in rows]}
+
+
+def list_assemble_calls(context: TaskContext) -> list[TaskCall]:
+    """Return a call per range of the queries, unless the last reserves are damaged."""
+    if not begins_incremental(context) or _is_damaged(context):
+        return []
+    return _list_range_calls(context, "assemble")
+
+
+def do_assemble(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Put updated and newly joined reserves of a range together; write its lists."""
+    number, start, stop = int(args["number"]), int(args["start"]), int(args["stop"])
+    with context.run.meter.stage("join"):
+        shape, find_groups = open_shape(context), group_finder(context)
+        renewed = context.run.results.open(f"renew/{number:06d}")
+        rows, missing = (map_array(renewed / f"{name}.npy") for name in ("rows", "missing"))
+        parts = [read_reserve_folder(renewed)]
+        if len(missing):
+            parts.append(make_reserve(_read_rejoined(context, number), shape, find_groups))
+        reserve = concat_reserves(parts, np.argsort(np.concatenate([rows, missing]), kind="stable"))
+        lists = store_reserve(context, start, reserve, read_base(context)["name"])
+        write_lists(context.run, open_prepared(context), start, lists, folder)
+    return {"start": start, "stop": stop}
+
+
+def _read_rejoined(context: TaskContext, number: int) -> Neighbors:
+    """Return the lists of the queries of a range that were joined with all items, merged over the shards."""
+    part = next(part for part in _list_parts(context) if part.first <= number < part.last)
+    names = [_name_rejoin(shard, part.number) for shard in range(len(_list_shards(context)))]
+    counts = context.read_facts(names[0])["counts"]
+    first = sum(counts[: number - part.first])
+    last = first + counts[number - part.first]
+    found = [read_result(context.run.results.open(name)) for name in names]
+    lists = [Neighbors(np.array(each.positions[first:last]), np.array(each.scores[first:last])) for each in found]
+    return _merge(context, lists)
+
+
+def _merge(context: TaskContext, lists: Sequence[Neighbors]) -> Neighbors:
+    """Merge the reserves that were joined with each shard."""
+    shape, find_groups = open_shape(context), group_finder(context)
+    if len(lists) == 1:
+        return lists[0]
+    width = lists[0].positions.shape[1]
+    groups = find_groups(np.concatenate([each.positions for each in lists], axis=1)) if shape.relaxed else ()
+    parts = (
+        ShardLists(each, tuple(of_cap[:, n * width : (n + 1) * width] for of_cap in groups))
+        for n, each in enumerate(lists)
+    )
+    return merge_lists(parts, shape.width, shape.relaxed)
+
+
+def _find_missing(context: TaskContext, number: int) -> IntArray:
+    """Return the positions of the queries of a range that are joined with all items."""
+    name = f"renew/{number:06d}"
+    return np.asarray(map_array(context.run.results.open(name) / "missing.npy")) + int(
+        context.read_facts(name)["start"]
+    )
+
+
+def _list_shards(context: TaskContext) -> Sequence[tuple[int, int]]:
+    prepared = open_prepared(context)
+    return [(0, prepared.inputs.items.vectors.n)] if prepared.shards is None else prepared.shards.ranges
+
+
+def _name_rejoin(shard: int, part: int) -> str:
+    return f"rejoin/{shard:05d}-{part:06d}"
+
+
+def _list_range_calls(context: TaskContext, stage: str) -> list[TaskCall]:
+    return [
+        TaskCall(f"{stage}/{number:06d}", stage, {"number": number, "start": start, "stop": stop})
+        for number, (start, stop) in enumerate(list_splits(context))
+    ]

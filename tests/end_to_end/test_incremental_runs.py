@@ -1,0 +1,159 @@
+"""Incremental runs: after every night the files of a full run, or the reason why everything was joined again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nearcast
+from builders import clustered, write_parquet
+from nearcast.join import run_plan
+from nearcast.join.listener import Listener
+
+N_ITEMS, N_QUERIES, DIM = 600, 400, 12
+CHEAP = {"name": "cheap", "keep": "item.price <= query.budget"}
+SHOWN = {"name": "shown", "keep": "item.countries has query.country"}
+CAPS = [{"by": "maker", "max_per_list": 3}, {"by": "model", "max_per_list": 1}]
+
+RANK = """
+import numpy as np
+def score(batch):
+    return -batch["item.price"].fill_null(99).to_numpy() + np.asarray(batch["score"]) * 1e-3
+"""
+
+SPECS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "cosine without the item itself": {"metric": "cosine", "exclude_self": True, "queries": None, "k": 7},
+    "the engine exact": {"engine": "exact"},
+    "rules": {"rules": [CHEAP, SHOWN]},
+    "a cap": {"caps": CAPS[:1]},
+    "rules and caps": {"rules": [CHEAP], "caps": CAPS},
+    "caps and a minimum score": {"caps": CAPS, "min_score": -9.0},
+    "score terms": {"metric": "inner_product", "score": {"add": "bonus", "weight": 0.5}},
+    "an exposure cap": {"exposure": {"max_lists_per_item": 20, "candidates_per_query": 40}},
+    "over-fetch": {"k": 30, "overfetch": {"at_least": 4, "survival": "alive", "correlated_group": "maker"}},
+    "a ranking model": {"rank": {"function": "ranker:score", "fetch": 25}, "rules": [CHEAP]},
+}
+
+
+@dataclass
+class Shop:
+    """A shop whose tables change every night. Spare rows at the end of both tables come in later."""
+
+    folder: Path
+    rng: np.random.Generator
+    items: dict[str, Any]
+    queries: dict[str, Any]
+
+    def write(self) -> None:
+        for name, table in (("items", self.items), ("queries", self.queries)):
+            rows = np.flatnonzero(table["listed"])
+            columns = {key: [value[row] for row in rows] for key, value in table.items() if key not in ("id", "vector")}
+            del columns["listed"]
+            vectors = [table["vector"][row] for row in rows]
+            write_parquet(self.folder / f"{name}.parquet", [table["id"][row] for row in rows], vectors, **columns)
+
+    def pass_night(self, share: float) -> None:
+        """Change some of the vectors and attributes; let rows come and go."""
+        columns = (self.items, [("price",), ("model", "maker")]), (self.queries, [("budget",)])
+        for table, attributes in columns:
+            n = len(table["id"])
+            for row in np.flatnonzero(self.rng.random(n) < share):
+                table["vector"][row] = clustered(1, DIM, seed=int(self.rng.integers(1 << 30)))[0]
+            for names in attributes:  # models lie within makers
+                for row in np.flatnonzero(self.rng.random(n) < share / 2):
+                    other = int(self.rng.integers(n))
+                    for name in names:
+                        table[name][row] = table[name][other]
+            for row in np.flatnonzero(self.rng.random(n) < share / 2):
+                table["listed"][row] = not table["listed"][row]
+        self.write()
+
+
+def open_shop(folder: Path, seed: int = 5) -> Shop:
+    rng = np.random.default_rng(seed)
+    model = rng.integers(0, 90, N_ITEMS)
+    items = {
+        "id": [f"i{n:04d}" for n in range(N_ITEMS)],
+        "vector": list(clustered(N_ITEMS, DIM, seed=seed)),
+        "listed": rng.random(N_ITEMS) < 0.9,
+        "price": [None if n % 40 == 3 else float(rng.integers(1, 50)) for n in range(N_ITEMS)],
+        "countries": [[c for c in "abcd" if rng.random() < 0.4] for _ in range(N_ITEMS)],
+        "model": [None if one % 11 == 0 else f"model {one}" for one in model],
+        "maker": [None if one % 11 == 0 else f"maker {one // 6}" for one in model],
+        "bonus": rng.integers(0, 8, N_ITEMS) / 4,
+        "alive": rng.integers(20, 99, N_ITEMS) / 100,
+    }
+    queries = {
+        "id": [f"q{n:04d}" if n % 5 else f"i{n:04d}" for n in range(N_QUERIES)],
+        "vector": list(clustered(N_QUERIES, DIM, seed=seed + 1)),
+        "listed": rng.random(N_QUERIES) < 0.9,
+        "budget": rng.integers(5, 60, N_QUERIES).astype(float),
+        "country": [str(rng.choice(list("abcd"))) for _ in range(N_QUERIES)],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ranker.py").write_text(RANK)
+    shop = Shop(folder, rng, items, queries)
+    shop.write()
+    return shop
+
+
+def spec_of(out: Path, incremental: bool, run: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    tables = {
+        "name": "shop",
+        "metric": "l2",
+        "k": 10,
+        "out": str(out),
+        "threads": 2,
+        "memory": "2GB",
+        "items": {"path": "items.parquet", "attributes": ["price", "countries", "model", "maker", "bonus", "alive"]},
+        "queries": {"path": "queries.parquet", "attributes": ["budget", "country"]},
+        "measure": {"sample": 100},
+        "run": {"incremental": incremental, **(run or {})},
+    }
+    return {key: value for key, value in (tables | changed).items() if value is not None}
+
+
+def run(shop: Shop, out: str, incremental: bool = True, **changed: Any) -> nearcast.Snapshot:
+    spec = spec_of(shop.folder / out, incremental, **changed)
+    return nearcast.run(spec, base=shop.folder, listener=Listener()).snapshot
+
+
+def hash_files(snapshot) -> dict[str, str]:
+    files = sorted((snapshot.folder / "candidates").rglob("*.parquet"))
+    return {path.name: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
+
+
+def mode(snapshot) -> dict[str, Any]:
+    return dict(snapshot.manifest.run.incremental)
+
+
+@pytest.fixture(autouse=True)
+def small_tasks(monkeypatch):
+    """Several ranges of the queries."""
+    monkeypatch.setattr(run_plan, "SMALLEST_TASK", 130)
+    monkeypatch.setattr(run_plan, "TASK_BYTES", 1)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, shards):
+    shop, settings = open_shop(tmp_path), SPECS[kind] | {"run": {"shards": shards}}
+    first = run(shop, "inc", **settings)
+    assert mode(first)["reason"] == "there is no earlier snapshot"
+    assert hash_files(first) == hash_files(run(shop, "full-0", incremental=False, **settings))
+    for night in (1, 2):
+        shop.pass_night(0.02)
+        made = run(shop, "inc", **settings)
+        facts = mode(made)
+        assert facts["incremental"], facts["reason"]
+        assert facts["changes"]["items"]["changed"] > 0
+        assert facts["lists"]["joined"] >= facts["changes"]["queries"]["new"]
+        full = run(shop, f"full-{night}", incremental=False, **settings)
+        assert hash_files(made) == hash_files(full)
+        assert made.manifest.measures == full.manifest.measures or night > 0
