@@ -15,7 +15,7 @@ NearcastError                 1  base class; catch it to catch every error of ne
 ├── AlertError               13  the monitor found an alert that --fail-on names
 ├── StorageError             14  a bucket or folder cannot be reached, or refused an operation: try again later
 ├── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
-└── AccessError              16  a bucket, credentials or rights are missing, or a server lacks conditional writes
+└── AccessError              16  a bucket, credentials or rights are missing, or a server or path refuses every attempt
 
 Knows nothing of how an error is shown: the command line does that.
 """
@@ -147,7 +147,7 @@ class StorageError(NearcastError):
 
 
 class AccessError(StorageError):
-    """Storage that refuses every attempt: a missing bucket, missing credentials or rights, or an unfit server."""
+    """Storage that refuses every attempt: a missing bucket, missing credentials or rights, an unfit server or path."""
 
     exit_code = 16
 

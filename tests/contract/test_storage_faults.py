@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+import ssl
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -305,6 +310,43 @@ def test_plain_http_has_to_be_allowed(s3_url, monkeypatch):
         open_storage(s3_url).read("a")
 
 
+def test_a_server_without_https_is_not_tried_again(s3_server, s3_url, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://{HERE}:{s3_server.port}")
+    with pytest.raises(AccessError, match=r"speaks no https; write http:// in the endpoint"):
+        open_storage(s3_url).read("a")
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again(s3_url, tmp_path, monkeypatch):
+    with https_server(tmp_path) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://{HERE}:{port}")
+        with pytest.raises(AccessError, match=r"certificate of the server .* is not trusted; set SSL_CERT_FILE"):
+            open_storage(s3_url).read("a")
+
+
+@contextlib.contextmanager
+def https_server(folder: Path) -> Iterator[int]:
+    """A server with a certificate that nobody has signed; it answers nothing."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=localhost")
+    now = datetime.datetime.now(datetime.UTC)
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(1))
+    made = unsigned.sign(key, hashes.SHA256())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "server.pem").write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    with HTTPServer((HERE, 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
 def test_without_the_client_the_extra_is_named(s3_url, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(MissingExtraError, match=r'pip install "nearcast\[cloud\]"'):
@@ -316,7 +358,7 @@ def test_a_forked_process_is_told_to_open_its_own(s3_url):
     storage.write("a", b"")
     monkey = ObjectStorage(parse_url(s3_url))
     monkey._process = -1
-    with pytest.raises(StorageError, match="was forked; start workers with spawn"):
+    with pytest.raises(AccessError, match="was forked; start workers with spawn"):
         monkey.read("a")
 
 

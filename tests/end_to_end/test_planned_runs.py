@@ -143,6 +143,16 @@ def test_a_stage_whose_earlier_stages_are_not_done_is_exit_code_15(shop: Path) -
     assert "did you mean 'join'?" in fail("work", "run", "--stage", "joins", "--quiet", code=2, cwd=shop)
 
 
+def test_a_file_where_a_folder_must_be_is_exit_code_2(shop: Path) -> None:
+    (shop / "file").write_text("")
+    for below in ("file", "file/below"):
+        text = fail("plan", "shop.toml", "--work", below, code=2, cwd=shop)
+        assert f"the location of the plan is {shop / below}, and nothing can be written to {shop / 'file'}" in text
+        at.write_spec(shop, "other.toml", out=below)
+        assert f"out is {shop / below}, and nothing" in fail("plan", "other.toml", "--work", "run", code=2, cwd=shop)
+    assert not (shop / "run").exists()
+
+
 def test_a_worker_that_is_killed_is_replaced_by_another(shop: Path) -> None:
     succeed("plan", "shop.toml", "--work", "run", cwd=shop)
     victim = start("work", "run", "--quiet", cwd=shop)

@@ -17,6 +17,7 @@ import pytest
 
 import nearcast
 from nearcast.api import shared_runs
+from nearcast.api.cost_estimates import estimate_spec
 from nearcast.api.distributed import gather_run, plan_run
 from nearcast.api.shared_runs import work_on
 from nearcast.errors import InputError, NotFoundError, SpecError, StorageError
@@ -25,6 +26,7 @@ from nearcast.join.listener import Listener
 from nearcast.join.perform_task import perform_in
 from nearcast.join.task_context import TaskContext
 from nearcast.runners import make_runner
+from nearcast.runners.array_index import WorkShare
 from nearcast.runners.base import Perform, Runner, TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.local import LocalRunner
 from nearcast.storage import host_cache
@@ -112,6 +114,20 @@ def test_a_plan_that_is_gathered_gives_the_bytes_of_a_run(shop, tmp_path, two_pr
     assert hash_files(gathered.snapshot.folder) == run_into(shop, tmp_path / "a")
     assert gather_run(tmp_path / "work").reused
     assert not (tmp_path / "work" / "results").exists()
+
+
+@pytest.mark.parametrize(("shards", "recall"), [(1, 0.9), (2, 0.9), (2, 1.0)])
+def test_a_job_for_each_stage_that_the_plan_shows_does_all_work(shop, tmp_path, shards, recall):
+    spec = shop | {"out": str(tmp_path / "out"), "recall": recall, "run": {"shards": shards}}
+    spec |= {"exposure": {"max_lists_per_item": 50, "candidates_per_query": 12}}
+    plan_run(spec, tmp_path / "work", base=tmp_path)
+    rows = [stage.stage for stage in estimate_spec(spec, base=tmp_path).stages]
+    assert rows[0] == "ingest"
+    assert ("calibrate" in rows) == (recall < 1)
+    for row in rows:
+        shares = [work_on(tmp_path / "work", share=WorkShare(index, 2), stage=row) for index in (0, 1)]
+        assert sum(stage.done_here for share in shares for stage in share) > 0 or row == "calibrate"
+    assert sum(stage.done_here for stage in work_on(tmp_path / "work")) == 0
 
 
 def change_items(shop: dict[str, object], keep: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nearcast.errors import BudgetError, SpecError
+from nearcast.errors import AccessError, BudgetError, SpecError
 from nearcast.storage import host_cache
 from nearcast.storage.host_cache import CacheSession, HostCache
 
@@ -265,3 +266,34 @@ def test_the_environment_gives_place_and_size(tmp_path, monkeypatch):
         monkeypatch.setenv("NEARCAST_CACHE_BYTES", text)
         with pytest.raises(SpecError, match=f"NEARCAST_CACHE_BYTES must be a positive number of bytes, got {text}"):
             HostCache()
+
+
+def no_folders_here(*_args: object, **_options: object) -> None:
+    """`mkdir` of a read-only file system, which root cannot write, either."""
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.mark.parametrize("use", [HostCache.check_writable, lambda cache: open_entry(cache, "a")])
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch, use):
+    (tmp_path / "file").write_bytes(b"")
+    unwritable = {
+        tmp_path / "file": "Not a directory",
+        Path("/proc/cache"): "No such file",
+        tmp_path / "new": "Read-only",
+    }
+    for root, why in unwritable.items():
+        if root.name == "new":
+            monkeypatch.setattr(Path, "mkdir", no_folders_here)
+        with pytest.raises(
+            AccessError, match=f"cache {root} cannot be written .{why}.*; set NEARCAST_CACHE to a local"
+        ):
+            use(HostCache(root))
+
+
+def test_a_full_disk_is_no_matter_of_rights(tmp_path, monkeypatch):
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(BudgetError, match=r"the disk of the cache .* is full"):
+        HostCache(tmp_path / "new").check_writable()

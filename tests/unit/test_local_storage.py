@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nearcast.errors import StorageError
+from nearcast.errors import AccessError
 from nearcast.storage import folder_lock
 from nearcast.storage.local_storage import LocalStorage
+from nearcast.storage.path_errors import explain_lasting_errors
 from storage_races import race_to_create
 
 
@@ -66,14 +67,12 @@ getattr(LocalStorage(Path(sys.argv[1])), sys.argv[2])("folder/object", b"bytes")
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     storage = LocalStorage(tmp_path)
     storage.write("a", b"")
-    with pytest.raises(
-        StorageError, match=r"writing .*/a/b failed: .*; a file is in the way of a folder: move it away"
-    ):
+    with pytest.raises(AccessError, match=r"writing .*/a/b failed: .*; a file is in the way of a folder: move it away"):
         storage.write("a/b", b"")
     storage.write("c/d", b"")
-    with pytest.raises(StorageError, match=r"writing .*/c failed: .*; a folder is in the way of a file"):
+    with pytest.raises(AccessError, match=r"writing .*/c failed: .*; a folder is in the way of a file"):
         storage.write("c", b"")
-    with pytest.raises(StorageError, match="a folder is in the way of a file"):
+    with pytest.raises(AccessError, match="a folder is in the way of a file"):
         storage.read("c")
     assert storage.stat("c") is storage.stat("a/b") is None
 
@@ -86,3 +85,21 @@ def test_the_root_may_be_a_link_and_need_not_exist(tmp_path):
     storage.write("a/b", b"bytes")
     assert (tmp_path / "disk" / "new" / "a" / "b").read_bytes() == b"bytes"
     assert storage.local == Path(storage.url) == tmp_path / "root" / "new"
+
+
+def test_what_every_attempt_meets_again_is_no_fault_that_may_pass(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(AccessError, match="its symbolic links lead in a circle: correct them, and run again"):
+        LocalStorage(tmp_path).read("circle")
+    with pytest.raises(AccessError, match="File name too long; choose a shorter path or name"):
+        LocalStorage(tmp_path).write("n" * 300, b"")
+    with pytest.raises(AccessError, match="cannot be the name of an object"):
+        LocalStorage(tmp_path).write("../a", b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.EROFS, AccessError), (errno.EIO, OSError), (errno.EEXIST, OSError)]
+)
+def test_of_the_errors_of_a_task_those_that_last_are_told_apart(tmp_path, number, raised):
+    with pytest.raises(raised, match=str(tmp_path)), explain_lasting_errors():
+        raise OSError(number, os.strerror(number), str(tmp_path))

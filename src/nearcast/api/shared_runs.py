@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 from nearcast.errors import NotFoundError, SpecError, WorkerError
@@ -13,7 +14,7 @@ from nearcast.join.cost_table import CostTable
 from nearcast.join.listener import Listener
 from nearcast.join.perform_task import open_worker_run, perform_in
 from nearcast.join.run_progress import RunProgress, read_progress
-from nearcast.join.run_stages import STAGES
+from nearcast.join.run_stages import STAGES, STAGES_OF_ROWS
 from nearcast.join.shared_plan import read_finished, read_plan
 from nearcast.join.shared_work import (
     FAILURE,
@@ -55,7 +56,8 @@ def work_on(
 ) -> list[StageWork]:
     """Take part in a planned run: do tasks, stage by stage, until all stages are done. Return what was done here.
 
-    share: the tasks to begin with; default: all. stage: do this worker's tasks of one stage alone, and do not wait.
+    share: the tasks to begin with; default: all. stage: of a run, or a row of the cost table: do this worker's tasks of
+    it alone, and do not wait for others.
     takeover_seconds: a task whose worker gives no sign of life for so long is done by another.
     Raises the error that stops the run; WorkerError if others finish nothing for `patience_seconds`, if this worker may
     not take part, or if a stage before `stage` is not done.
@@ -71,11 +73,14 @@ def work_on(
     run = SharedRun(storage, context.run.results, TaskClaims(storage, owner, stale_seconds=takeover_seconds))
     run.clear_failure()
     stages = [SharedStage(each.name, partial(each.list_calls, context)) for each in STAGES]
-    if stage is not None:
-        stages = _select_stage(run, stages, stage)
-    options = WorkOptions(share, patience_seconds=patience_seconds, helps=stage is None)
+    options = WorkOptions(share, patience_seconds=patience_seconds)
+    parts = [(stages, options)]
+    if stage is not None:  # helps in all stages of it but the last, which needs them
+        stages = _select_stages(run, stages, stage)
+        parts = [(stages[:-1], options), (stages[-1:], replace(options, helps=False))]
+    perform = partial(perform_in, context)
     with closing(context), sign_of_life(shared.work, stale_seconds=takeover_seconds):
-        return work_on_stages(run, stages, partial(perform_in, context), options, listener.progress)
+        return [done for part in parts for done in work_on_stages(run, part[0], perform, part[1], listener.progress)]
 
 
 def watch_run(location: Location) -> RunProgress:
@@ -110,16 +115,21 @@ def finish_plan(location: Location, snapshot: Snapshot) -> None:
         storage.delete(each)
 
 
-def _select_stage(run: SharedRun, stages: Sequence[SharedStage], name: str) -> list[SharedStage]:
-    """Return the stage of this name. Raises WorkerError if an earlier one is not done."""
+def _select_stages(run: SharedRun, stages: Sequence[SharedStage], name: str) -> list[SharedStage]:
+    """Return the stage of this name, or the stages of this row of the cost table.
+
+    Raises WorkerError if an earlier one is not done.
+    """
     names = [each.name for each in stages]
-    if name not in names:
-        raise SpecError(f"there is no stage {name!r}; {suggest_name(name, names, 'stages are')}")
-    for each in stages[: names.index(name)]:
+    if name not in (*names, *STAGES_OF_ROWS):
+        known = list(dict.fromkeys([*names, *STAGES_OF_ROWS]))
+        raise SpecError(f"there is no stage {name!r}; {suggest_name(name, known, 'stages are')}")
+    chosen = STAGES_OF_ROWS.get(name, (name,))
+    for each in stages[: names.index(chosen[0])]:
         left = run.list_left(each.name, each.list_calls())
         if left:
             raise WorkerError(f"{len(left):,} tasks of stage {each.name} are not done, and stage {name} needs them")
-    return [each for each in stages if each.name == name]
+    return [each for each in stages if each.name in chosen]
 
 
 def _count_calls(name: str, context: TaskContext) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from nearcast.errors import NearcastError
+from nearcast.storage.path_errors import explain_os_error
 from nearcast.version import __version__
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -103,8 +104,9 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk or a read-only folder is not a bug of nearcast
-        click.echo(f"error: {error.strerror or error}: {error.filename or 'unknown file'}", err=True)
-        sys.exit(NearcastError.exit_code)
+        explained = explain_os_error(error)
+        click.echo(f"error: {explained}", err=True)
+        sys.exit(explained.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -39,7 +39,11 @@ class WorkerOptions:
 
 @click.command()
 @click.argument("location", type=OutLocation())
-@click.option("--stage", metavar="STAGE", help="Do the tasks of one stage, and do not wait for other workers.")
+@click.option(
+    "--stage",
+    metavar="STAGE",
+    help="Do the tasks of one stage that `nearcast plan` shows, and do not wait for other workers.",
+)
 @click.option("--index", type=int, metavar="I", help="Index of this worker, from 0. Default: the scheduler's variable.")
 @click.option("--of", type=int, metavar="N", help="Number of workers. Default: the scheduler's variable.")
 @click.option(

@@ -33,6 +33,7 @@ from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.storage.host_cache import CacheSession
+from nearcast.storage.path_errors import explain_lasting_errors
 
 __all__ = ["TASKS", "open_worker_run", "perform_in", "perform_task"]
 
@@ -92,7 +93,8 @@ def perform_in(context: TaskContext, call: TaskCall) -> TaskOutcome:
         return made | describe_times(context.run.meter.stages_since(before), peak.bytes)
 
     def commit() -> Mapping[str, Any]:
-        return results.commit(call.name, write)
+        with explain_lasting_errors():
+            return results.commit(call.name, write)
 
     with closing(CacheSession(MOST_ENTRIES)) as session, session:
         outcome = run_task(call.name, commit)

@@ -7,7 +7,7 @@ worker can compute it. The driver holds facts, never rows. What is committed is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from nearcast.runners.local import LocalRunner
 from nearcast.runners.worker import ANY_KERNELS, describe_worker
 from nearcast.storage.locations import absolute_location
 
-__all__ = ["STAGES", "RunStage", "StageCounts", "make_area", "run_stages"]
+__all__ = ["STAGES", "STAGES_OF_ROWS", "RunStage", "StageCounts", "make_area", "run_stages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,13 @@ STAGES: tuple[RunStage, ...] = (
     RunStage("table", list_table_calls),
     RunStage("measure", lambda context: [TaskCall(context.measure_name, "measure", {"earlier": context.earlier})]),
 )
+
+STAGES_OF_ROWS: Mapping[str, tuple[str, ...]] = {  # of the cost table: stages of a run, where names differ
+    "ingest": (*INGEST_STAGES, "ingest"),
+    "score": ("terms", "score"),
+    "index": ("prepare", "index", "plan"),  # `plan` builds an index of all items, and calibrates
+    "calibrate": ("plan",),
+}
 
 
 def make_area(context: TaskContext) -> WorkArea:

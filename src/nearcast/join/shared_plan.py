@@ -25,7 +25,7 @@ from nearcast.join.run_stages import make_area
 from nearcast.join.shared_work import FINISHED
 from nearcast.join.ship_model import ship_model
 from nearcast.join.task_context import TaskContext
-from nearcast.join.validate_run import open_run
+from nearcast.join.validate_run import open_run, refuse_out
 from nearcast.runners.base import WorkArea
 from nearcast.settings.run_tables import SHARD_KEYS
 from nearcast.spec import GeneratorSpec
@@ -73,6 +73,8 @@ def write_plan(
     root = absolute_location(parse_location(work))
     _refuse_input_folder(spec, base, root)
     area = SharedPlan(root, {}).area
+    refuse_out(parse_location(root), "the location of the plan", works_here=False)
+    refuse_out(resolve_location(base, spec.out), works_here=False)
     run = prepare(spec, base, listener, artifacts=area.artifacts, results=area.results)
     opened = open_run(run, InMemoryTables())
     context = TaskContext(run, opened.plan)
@@ -81,7 +83,6 @@ def write_plan(
     if is_url(root) and not is_url(facts["out"]):
         facts |= _mark_out(run, listener)
     storage = open_storage(root)
-    storage.probe()
     ship_model(spec, run.workspace.base, run.results)
     text = json.dumps(facts, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     if not storage.create(PLAN_OBJECT, text.encode()):

@@ -33,6 +33,7 @@ from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.row_source import RowSource
 from nearcast.storage.artifacts import LocalArtifacts
+from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
 from nearcast.stores import check_store_url
 from nearcast.table.snapshot import open_home
@@ -78,13 +79,16 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
     return OpenedRun(sources, plan)
 
 
-def refuse_out(out: Location) -> None:
+def refuse_out(out: Location, what: str = "out", *, works_here: bool = True) -> None:
     """Raise SpecError if no folder can be created in `out`, or in the nearest existing folder above it.
 
-    Raises StorageError for a bucket that does not exist, cannot be reached, or can be overwritten under a condition.
+    Raises StorageError for a bucket that does not exist, cannot be reached, or can be overwritten under a condition,
+    and for a cache of this host that cannot be written if a run with `out` in a bucket works here. what: the setting.
     """
     if not isinstance(out, Path):
         open_home(out).check_writable()
+        if works_here:
+            HostCache().check_writable()
         return
     existing = out
     while not os.path.lexists(existing) and existing != existing.parent:
@@ -96,7 +100,7 @@ def refuse_out(out: Location) -> None:
             return  # for example a full disk: the estimate checks that
         why = error.strerror if existing.is_dir() else "it is no folder"
         raise SpecError(
-            f"out is {out}, and nothing can be written to {existing}: {why}; set `out` to another folder"
+            f"{what} is {out}, and nothing can be written to {existing}: {why}; choose another folder"
         ) from None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nearcast.errors import StorageError
+from nearcast.errors import AccessError
 
 __all__ = ["Storage", "StoredObject", "check_name"]
 
@@ -99,7 +99,7 @@ class Storage(Protocol):
 
 
 def check_name(name: str, *, folder: bool = False) -> str:
-    """Return a valid name. Raises StorageError for another one, such as an absolute path. "" is the root folder."""
+    """Return a valid name. Raises AccessError for another one, such as an absolute path. "" is the root folder."""
     if folder and name == "":
         return name
     parts = name.split("/")
@@ -109,7 +109,7 @@ def check_name(name: str, *, folder: bool = False) -> str:
         or "\\" in name
         or parts[-1].startswith(".partial-")
     ):
-        raise StorageError(
+        raise AccessError(
             f"{name!r} cannot be the name of an object; write a relative path with / and without . and .."
         )
     return name

@@ -12,7 +12,6 @@ shared lock on it, so that the least recently used entries can be evicted withou
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
@@ -25,9 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nearcast.errors import BudgetError, SpecError, StorageError
+from nearcast.errors import AccessError, BudgetError, SpecError
 from nearcast.files import fingerprint
 from nearcast.storage.folder_lock import open_lock
+from nearcast.storage.path_errors import FULL
 
 __all__ = ["CacheSession", "HostCache", "entry_key", "explain_full_disk"]
 
@@ -117,6 +117,11 @@ class HostCache:
             os.close(filling)
         return folder
 
+    def check_writable(self) -> None:
+        """Raise AccessError if the folder of the cache cannot be written, BudgetError if its disk is full."""
+        with self.scratch():
+            pass
+
     def has_entry(self, key: str, is_whole: Callable[[Path], bool]) -> bool:
         """Return whether an entry is there and whole. It may be evicted at any moment: `open_entry` holds it."""
         return is_whole(self.root / "entries" / key)
@@ -142,7 +147,8 @@ class HostCache:
         held = self._lock(lock, fcntl.LOCK_EX)
         try:
             self._remove_abandoned()
-            made.mkdir()
+            with explain_full_disk(self.root):
+                made.mkdir()
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -212,13 +218,17 @@ class HostCache:
             os.rename(made, folder)
 
     def _lock(self, path: Path, operation: int) -> int:
-        """Wait for a lock."""
-        try:
-            held = open_lock(path, operation)
-        except PermissionError as error:
-            raise StorageError(
-                f"the cache {self.root} cannot be written by this user; set NEARCAST_CACHE to a local folder that can"
-            ) from error
+        """Wait for a lock. Raises AccessError if the folder of the cache cannot be written."""
+        with explain_full_disk(self.root):
+            try:
+                held = open_lock(path, operation)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise AccessError(
+                    f"the cache {self.root} cannot be written ({error.strerror or error}); set NEARCAST_CACHE to a "
+                    "local folder that this user can write"
+                ) from error
         assert held is not None  # it was waited for
         return held
 
@@ -290,7 +300,7 @@ def explain_full_disk(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise BudgetError(
             f"the disk of the cache {root} is full; free some, or set NEARCAST_CACHE to a folder on a larger disk"

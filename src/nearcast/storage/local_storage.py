@@ -18,6 +18,7 @@ from nearcast.errors import NotFoundError, StorageError
 from nearcast.files import PARTIAL
 from nearcast.storage.base import Storage, StoredObject, check_name
 from nearcast.storage.folder_lock import LOCK_FILE, hold_folder
+from nearcast.storage.path_errors import path_error
 
 __all__ = ["LocalStorage"]
 
@@ -56,7 +57,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _failure("reading", path, error) from error
+            raise path_error("reading", path, error) from error
         return StoredObject(name, facts.st_size, _etag(facts), facts.st_mtime) if path.is_file() else None
 
     def list_objects(self, prefix: str = "") -> Iterator[StoredObject]:
@@ -73,7 +74,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _failure("listing", folder, error) from error
+            raise path_error("listing", folder, error) from error
         return [name for name in names if any(True for _ in self._walk(f"{prefix}/{name}" if prefix else name))]
 
     def write(self, name: str, data: bytes) -> None:
@@ -91,7 +92,7 @@ class LocalStorage:
                 with open(file, "rb", closefd=False) as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target, COPY_BYTES)
             except OSError as error:
-                raise _failure("writing", path, error) from error
+                raise path_error("writing", path, error) from error
 
     def copy_from(self, other: Storage, source: str, name: str) -> bool:
         """Copy a file of this machine."""
@@ -145,7 +146,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise _failure("removing", path, error) from error
+            raise path_error("removing", path, error) from error
 
     def _path(self, name: str) -> Path:
         return self._root / check_name(name)
@@ -158,13 +159,13 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFoundError(f"{path} does not exist") from error
         except OSError as error:
-            raise _failure("reading", path, error) from error
+            raise path_error("reading", path, error) from error
         try:
             if etag is not None and _etag(os.fstat(file)) != etag:
                 raise StorageError(f"{path} was replaced by another process while it was read; run again")
             yield file
         except OSError as error:
-            raise _failure("reading", path, error) from error
+            raise path_error("reading", path, error) from error
         finally:
             os.close(file)
 
@@ -182,7 +183,7 @@ class LocalStorage:
             fill(partial)
             yield partial, path
         except OSError as error:
-            raise _failure("writing", path, error) from error
+            raise path_error("writing", path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -225,17 +226,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _failure(action: str, path: Path, error: OSError) -> StorageError:
-    ways = {
-        errno.ENOSPC: "free some disk",
-        errno.EDQUOT: "free some disk, or raise the quota",
-        errno.EACCES: "give this user the right to it",
-        errno.EROFS: "choose a folder that can be written",
-        errno.EEXIST: "a file is in the way of a folder: move it away",
-        errno.ENOTDIR: "a file is in the way of a folder: move it away",
-        errno.EISDIR: "a folder is in the way of a file: move it away",
-    }
-    way = ways.get(error.errno or 0, "see that the file system works")
-    return StorageError(f"{action} {path} failed: {error.strerror or error}; {way}, and run again")

@@ -88,6 +88,17 @@ def read_fault(error: BaseException, scheme: str, bucket: str) -> Fault:
         return Fault(f"the server failed, got {got}; try again later", transient=True)
     if status is not None:
         return Fault(f"got {got or text[:300]}; see the documentation of the server{endpoint}", transient=False)
+    if "InvalidCertificate" in whole:
+        return Fault(
+            f"the certificate of the server{endpoint} is not trusted; set SSL_CERT_FILE to the certificate of its "
+            "authority, or correct the endpoint",
+            transient=False,
+        )
+    if "InvalidContentType" in whole:
+        return Fault(
+            f"the server{endpoint} speaks no https; write http:// in the endpoint, and set AWS_ALLOW_HTTP=true",
+            transient=False,
+        )
     if "HTTP error" in text or "Connect" in whole or "timed out" in whole or "TimedOut" in whole:
         why = " ".join(text.rpartition(" - ")[2].split())[:200]
         return Fault(

@@ -325,7 +325,7 @@ class ObjectStorage:
     def _client(self, *, retries: int = 0, whole_bucket: bool = False) -> Any:
         """Return the client of this process, making it if missing. whole_bucket: its names begin at the bucket."""
         if os.getpid() != self._process:
-            raise StorageError(
+            raise AccessError(
                 f"{self.url} was opened before this process was forked; start workers with spawn, or open it after"
             )
         key = (retries, whole_bucket)
