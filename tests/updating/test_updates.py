@@ -163,3 +163,17 @@ def test_any_updates_leave_what_a_full_run_on_the_same_data_serves(kind, tmp_pat
     for _ in range(4):
         shop.update(*draw_batch(shop, rng))
     assert shop.served() == shop.expected()
+
+
+def test_updates_after_the_inputs_were_read_are_in_the_next_version_before_it_is_current(tmp_path):
+    shop, rng = make_shop(tmp_path, "rules")
+    shop.update({500: draw_item(rng)})  # contained in the next run
+    shop.run()  # another snapshot, which reads its inputs now
+    shop.update({501: draw_item(rng), 3: draw_item(rng)}, gone=[sorted(shop.items)[0]])
+    shop.update({501: draw_item(rng)})
+    nearcast.publish(shop.spec(), store=shop.store)
+    assert shop.store.pointer("shop").version == 2
+    assert len(shop.store.patches("shop").state(2).patches) == 1
+    assert shop.served() == shop.expected()
+    shop.update({502: draw_item(rng)})
+    assert shop.served() == shop.expected()

@@ -35,6 +35,7 @@ from nearcast.spec import PublishSpec, parse_model
 from nearcast.storage.locations import parse_location, resolve_location
 from nearcast.table.expansion_settings import ExpansionSpec, load_expansion_spec
 from nearcast.table.snapshot import find_snapshot, list_generators
+from nearcast.updating.apply_again import apply_again, prune_updates
 
 if TYPE_CHECKING:
     from nearcast.publishing.publication import Publication
@@ -86,9 +87,13 @@ def publish(
             repair=repair,
             dry_run=dry_run,
             listener=listener,
+            before_move=lambda before, new, lock: apply_again(
+                opened, target.generator, target.out, (before, new), lock, listener
+            ),
         )
         try:
             result = publishing.publish(request)
+            prune_updates(opened, target.generator, target.out)
         except AuditError as error:
             if not dry_run:
                 newest = find_snapshot(target.out, target.generator, version).version

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from nearcast.publishing.audit_values import Finding
 from nearcast.publishing.copy_snapshot import CopyFigures
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
-from nearcast.stores.base import Store
+from nearcast.stores.base import PublishLock, Store
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Outcome", "Publication", "PublishListener", "PublishRequest", "SilentListener"]
@@ -54,6 +54,7 @@ class PublishRequest:
     repair: bool = False  # continue without parts of the store that cannot be read
     dry_run: bool = False
     listener: PublishListener = field(default_factory=SilentListener)
+    before_move: Callable[[int, int, PublishLock], None] | None = None  # (current, new version): live updates follow
 
     def describe(self, version: int) -> str:
         """Return the version and its store in words."""

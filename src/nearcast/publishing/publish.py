@@ -1,6 +1,7 @@
 """Publish a snapshot: the order of the steps.
 
-    lock -> choose -> verify files -> audit -> copy -> read back -> move the pointer -> compact the overlay -> retire
+    lock -> choose -> verify files -> audit -> copy -> read back -> apply later updates -> move the pointer
+         -> compact the overlay -> retire
 
 Readers see nothing new before the pointer moves, and it moves in one step. If the process is killed before that, the
 next publish uses or removes the copy; if it is killed after that, the next publish does the remaining steps.
@@ -19,6 +20,7 @@ from nearcast.publishing.audit_values import Finding
 from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.publishing.copy_snapshot import CopyFigures, NullWriter, Throttle, compare_sample, copy_snapshot
 from nearcast.publishing.publication import Publication, PublishListener, PublishRequest, SilentListener
+from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.publishing.repair import read_pointer, repair_damaged_overlay, retire_damaged
 from nearcast.publishing.retention import list_rolled_back, remove_snapshots, retire_versions
 from nearcast.publishing.snapshot_rows import SnapshotShape, read_shape
@@ -32,6 +34,7 @@ from nearcast.times import format_utc, parse_utc
 __all__ = ["publish", "publish_snapshot"]
 
 NAMED = "it was named explicitly"
+LOCK_SECONDS = 1.0  # a live update holds the lock for less
 
 
 def publish_snapshot(
@@ -69,7 +72,7 @@ def publish(request: PublishRequest) -> Publication:
     validate_accepted(request.accept)
     if request.dry_run:
         return _publish(request, None)
-    with request.store.lock(request.generator) as lock:
+    with hold_publish_lock(request.store, request.generator, LOCK_SECONDS) as lock:
         return _publish(request, lock)
 
 
@@ -97,6 +100,8 @@ def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
     started = time.perf_counter()
     copied = _ensure_copy(request, snapshot, shape, facts, lock)
     result = replace(result, outcome="published", copied=copied, copy_seconds=time.perf_counter() - started)
+    if before is not None and request.before_move is not None:
+        request.before_move(before, snapshot.version, lock)
     return _clean_up(request, result, _move_pointer(request, pointer, result, lock), snapshot)
 
 

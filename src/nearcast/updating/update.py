@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from nearcast import machine
 from nearcast.errors import AuditError, BusyError, InputError
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
+from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import PatchFacts, PatchState, PublishLock, Space, Store, find_patches, store_time
@@ -34,10 +35,9 @@ from nearcast.updating.open_state import ServedVersion, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
 
-__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "hold_lock", "undo_patches", "write_patch"]
+__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "undo_patches", "write_patch"]
 
 WAIT_SECONDS = 60.0  # for the lock: a publish holds it while it copies
-RETRY_SECONDS = 0.05
 MOST_ATTEMPTS = 5  # other updates came first each time
 
 UpdateOutcome = Literal["updated", "nothing_changed"]
@@ -117,7 +117,7 @@ class Updater:
                 return self._report(state, None, batch, None, started)
             changes = compute_changes(version, state, batch, self._listener)
         require_few(changes, state.queries.n, request.max_lists_changed)
-        with hold_lock(self._store, self._generator, request.wait_seconds) as lock:
+        with hold_publish_lock(self._store, self._generator, request.wait_seconds) as lock:
             now = self._store.pointer(self._generator)
             if now is None or now.version != pointer.version or log.state(pointer.version).serial != patches.serial:
                 return None
@@ -168,27 +168,11 @@ def undo_patches(store: Store, generator: str, to: int) -> list[int]:
     pointer = store.pointer(generator)
     if pointer is None:
         raise make_unpublished_error(store, generator)
-    with hold_lock(store, generator, WAIT_SECONDS) as lock:
+    with hold_publish_lock(store, generator, WAIT_SECONDS) as lock:
         log = find_patches(store, generator)
         undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
         log.roll_back(pointer.version, to, lock)
     return undone
-
-
-@contextlib.contextmanager
-def hold_lock(store: Store, generator: str, wait_seconds: float) -> Iterator[PublishLock]:
-    """Hold the publishers' lock; wait for it while another process holds it. Raises BusyError at the end."""
-    deadline = time.monotonic() + wait_seconds
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(store.lock(generator))
-                break
-            except BusyError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(RETRY_SECONDS)
-        yield lock
 
 
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:

@@ -1,0 +1,117 @@
+"""Apply updates again to a newer version: those made after its inputs were read. A publish does so before it moves the
+pointer.
+
+Older updates are contained in the newer version. The offsets of `nearcast follow` move with the updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.errors import InputError, NearcastError
+from nearcast.join.listener import Listener
+from nearcast.settings.spec_tables import SourceSpec
+from nearcast.storage.locations import Location
+from nearcast.stores.base import PatchState, PublishLock, Store, find_patches, read_patch_state
+from nearcast.stores.version_facts import read_facts
+from nearcast.times import parse_utc
+from nearcast.updating.journal import JournalEntry, UpdateJournal, open_journal
+from nearcast.updating.open_state import ServedVersion, merge_batches, open_state, prune_tables
+from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
+from nearcast.updating.update import compute_changes, drop_unchanged, write_patch
+
+__all__ = ["apply_again", "prune_updates"]
+
+
+def apply_again(
+    store: Store, generator: str, out: Location, versions: tuple[int, int], lock: PublishLock, listener: Listener
+) -> None:
+    """Apply the later updates of one version to another, as one patch. versions: the current and the new one.
+
+    Raises InputError if they cannot be applied: they would be lost. May be repeated.
+    """
+    earlier, version = versions
+    patches = read_patch_state(store, generator, earlier)
+    if patches.newest is None:
+        return
+    with contextlib.closing(store.open(generator, version, verify=False)) as reader:
+        facts = read_facts(reader, generator, version)
+        started = parse_utc(facts.started or facts.created)
+        if patches.newest.made <= started and not patches.newest.offsets:
+            return
+        try:
+            _apply(store, out, ServedVersion(version, facts, reader), (patches, started), lock, listener)
+        except NearcastError as error:
+            before = max((patch.number for patch in patches.patches if patch.made <= started), default=0)
+            raise InputError(
+                f"updates of version {earlier:06d} of {generator} were made after the inputs of {version:06d} were "
+                f"read, and cannot be applied to it: {error}. Mend that, or drop them with `nearcast update "
+                f"{generator} --roll-back-to {before}`, and publish again"
+            ) from error
+
+
+def prune_updates(store: Store, generator: str, out: Location) -> None:
+    """Remove journal entries and kept tables of versions that the store does not have any more."""
+    if hasattr(store, "patches"):
+        versions = store.versions(generator)
+        open_journal(out, generator).prune(versions)
+        prune_tables(out, generator, versions)
+
+
+def _apply(
+    store: Store,
+    out: Location,
+    version: ServedVersion,
+    earlier: tuple[PatchState, float],
+    lock: PublishLock,
+    listener: Listener,
+) -> None:
+    (patches, started), generator = earlier, version.facts.generator
+    journal, log = open_journal(out, generator), find_patches(store, generator)
+    assert patches.newest is not None
+    later = [entry for entry in journal.read_chain(patches) if entry.made > started] if _is_later(earlier) else []
+    own = log.state(version.number)
+    state = open_state(out, generator, version, own, journal)
+    inputs = _merge_later(journal, later, state.spec.items, None if state.joins_itself else state.spec.query_source)
+    batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, inputs), state)
+    offsets = dict(patches.newest.offsets)
+    if batch.is_empty and (not offsets or (own.newest is not None and dict(own.newest.offsets) == offsets)):
+        return
+    changes = compute_changes(version, state, batch, listener)
+    numbers = f"{later[0].number} to {later[-1].number}" if later else "none"
+    made = later[-1].made if later else started
+    entry = JournalEntry(
+        own.last_number + 1, version.number, state.number, made, batch.digest, f"again: updates {numbers}"
+    )
+    write_patch(store, journal, entry, (version, batch, changes), offsets, lock)
+    if later:
+        listener.note(f"updates {numbers} are applied to {version.number:06d} again, as patch {entry.number}")
+
+
+def _is_later(earlier: tuple[PatchState, float]) -> bool:
+    patches, started = earlier
+    return patches.newest is not None and patches.newest.made > started
+
+
+def _merge_later(
+    journal: UpdateJournal, later: list[JournalEntry], items: SourceSpec, queries: SourceSpec | None
+) -> BatchInputs:
+    """Return the rows of these entries as tables in memory, as a user would give them."""
+    if not later:
+        return BatchInputs()
+    batch: UpdateBatch = merge_batches([journal.read_batch(entry) for entry in later])
+    own = _to_table(batch.queries, queries) if queries is not None else None
+    return BatchInputs(_to_table(batch.items, items), batch.gone if len(batch.gone) else None, own)
+
+
+def _to_table(batch: BatchRows, source: SourceSpec) -> pa.Table | None:
+    rows = batch.rows
+    if not len(rows.ids):
+        return None
+    flat = pa.array(np.ascontiguousarray(batch.originals).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, batch.originals.shape[1])
+    columns = {name: rows.attributes.column(name) for name in rows.attributes.column_names}
+    return pa.table({source.id: rows.ids, source.vector: vectors, **columns})
