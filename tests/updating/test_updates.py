@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.updating.memory_patches import PatchedStore, read_all
 
 import nearcast
+from nearcast.errors import AuditError, InputError, SpecError
+from nearcast.stores import open_store
+from nearcast.stores.base import Space
+from nearcast.stores.value_format import decode_list
+from nearcast.updating import change_lists
 
 DIM = 6
+
+
+def read_all(store, generator, version):
+    """Return all pairs of a version by space."""
+    with contextlib.closing(store.open(generator, version, verify=False)) as reader:
+        return {space: dict(reader.pairs(space)) for space in Space}
 
 
 @dataclass
@@ -24,7 +35,7 @@ class Shop:
     queries: dict = field(default_factory=dict)  # id -> (vector, country)
 
     def __post_init__(self):
-        self.store = PatchedStore(self.folder / "store")
+        self.store = open_store(f"lmdb:{self.folder / 'store'}")
         self.runs = 0
 
     @property
@@ -157,6 +168,7 @@ def draw_batch(shop, rng):
     return items, gone, queries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_updates_leave_what_a_full_run_on_the_same_data_serves(kind, tmp_path):
     shop, rng = make_shop(tmp_path, kind)
@@ -165,6 +177,7 @@ def test_any_updates_leave_what_a_full_run_on_the_same_data_serves(kind, tmp_pat
     assert shop.served() == shop.expected()
 
 
+@pytest.mark.slow
 def test_updates_after_the_inputs_were_read_are_in_the_next_version_before_it_is_current(tmp_path):
     shop, rng = make_shop(tmp_path, "rules")
     shop.update({500: draw_item(rng)})  # contained in the next run
@@ -176,4 +189,90 @@ def test_updates_after_the_inputs_were_read_are_in_the_next_version_before_it_is
     assert len(shop.store.patches("shop").state(2).patches) == 1
     assert shop.served() == shop.expected()
     shop.update({502: draw_item(rng)})
+    assert shop.served() == shop.expected()
+
+
+@pytest.fixture(scope="module")
+def served_shop(tmp_path_factory):
+    return make_shop(tmp_path_factory.mktemp("shop"), "all")
+
+
+def test_a_batch_that_is_in_force_already_writes_nothing(served_shop):
+    shop, rng = served_shop
+    rows = {600: draw_item(rng)}
+    first, again = shop.update(rows), shop.update(rows)
+    assert (first.outcome, again.outcome, again.patch) == ("updated", "nothing_changed", None)
+    assert shop.update(gone=[999_999]).outcome == "nothing_changed"
+
+
+def test_updates_are_undone_by_number(served_shop):
+    shop, rng = served_shop
+    before, items = shop.served(), dict(shop.items)
+    first = shop.update({601: draw_item(rng)}, gone=[sorted(shop.items)[1]])
+    shop.update({602: draw_item(rng)})
+    with shop.store.lock("shop") as lock:
+        shop.store.patches("shop").roll_back(first.version, first.undo, lock)
+    assert shop.served() == before
+    shop.items = items
+    shop.update({603: draw_item(rng)})  # and updates go on from there
+    assert not any(600 < key < 603 for key in shop.items)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"items": {1: ((0, 0, float("nan"), 0, 0, 0), "a", "de")}}, "NaN"),
+        ({"items": {1: ((1, 2, 3), "a", "de")}}, "3 components"),
+        ({"items": {5: ((1,) * DIM, "a", "de")}, "gone": [5]}, "removed and given as items"),
+        ({"gone": ["five"]}, "write one type"),
+        ({"items": {1 << 40: ((1,) * DIM, "a", "de")}}, "4,294,967,295"),
+    ],
+)
+def test_a_bad_batch_is_refused_and_nothing_changes(served_shop, batch, words):
+    shop, _ = served_shop
+    before, items = shop.served(), dict(shop.items)
+    with pytest.raises(InputError, match=words):
+        shop.update(**batch)
+    shop.items = items
+    assert shop.served() == before
+
+
+def test_a_batch_that_changes_too_many_lists_is_refused_and_nothing_changes(served_shop):
+    shop, _ = served_shop
+    before, items = shop.served(), dict(shop.items)
+    with pytest.raises(AuditError, match="max_lists_changed"):
+        shop.update({700: ((9,) * DIM, "z", "de"), 701: ((-9,) * DIM, "z", "de")}, max_lists_changed=None)
+    shop.items = items
+    assert shop.served() == before
+    assert shop.store.patches("shop").state(1).last_number == len(list((shop.folder / "out/shop/updates").glob("0*")))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"exposure": {"max_lists_per_item": 5, "candidates_per_query": 9}},
+        {"caps": [{"near_duplicate_cosine": 0.99}]},
+    ],
+)
+def test_a_generator_whose_lists_depend_on_each_other_is_refused_with_the_reason(more, tmp_path):
+    shop = Shop(tmp_path, {**KINDS["free"], **LENIENT, **more})
+    rng = np.random.default_rng(0)
+    shop.items = {key: draw_item(rng) for key in range(30)}
+    shop.queries = {key: (draw_vector(rng), "de") for key in range(5)}
+    shop.publish()
+    with pytest.raises(SpecError, match="cannot be updated between runs"):
+        shop.update({40: draw_item(rng)})
+
+
+def test_lists_beyond_the_budget_say_so_and_are_mended_by_a_later_update(tmp_path, monkeypatch):
+    shop, rng = make_shop(tmp_path, "free")
+    monkeypatch.setattr(change_lists, "REJOINED_PAIRS", 0)
+    done = shop.update(gone=sorted(shop.items)[:4])
+    assert done.short > 0
+    kept, expected = shop.served()[Space.LISTS], shop.expected()[Space.LISTS]
+    differ = [key for key in kept if kept[key] != expected[key]]
+    assert len(differ) == done.short
+    assert all(decode_list(kept[key])[2] == "not_probed" for key in differ)
+    monkeypatch.undo()
+    shop.update({800: draw_item(rng)})
     assert shop.served() == shop.expected()
