@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_store_target, resolve_target
 from nearcast.join.listener import Listener
+from nearcast.updating.change_feed import FileFeed
+from nearcast.updating.follow import Follower
 from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
 
-__all__ = ["roll_back_updates", "update"]
+__all__ = ["open_follower", "roll_back_updates", "update"]
 
 
 def update(
@@ -52,3 +56,28 @@ def roll_back_updates(
     target = resolve_store_target(generator, out)
     with open_target_store(store, target) as opened:
         return undo_patches(opened, target.generator, to)
+
+
+@contextlib.contextmanager
+def open_follower(
+    generator: SpecLike,
+    source: str,
+    *,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Iterator[Follower]:
+    """Open a follower of the Parquet files in a folder or bucket; see `nearcast follow`.
+
+    `catch_up()` applies the files that have arrived.
+    """
+    target = resolve_target(generator, out, None)
+    with open_target_store(store, target) as opened:
+        yield Follower(
+            FileFeed(source),
+            opened,
+            target.generator,
+            target.out,
+            max_lists_changed=target.audit.max_lists_changed,
+            listener=listener,
+        )

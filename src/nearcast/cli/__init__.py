@@ -48,6 +48,7 @@ COMMANDS = {
     "published": "List the versions in a store and the current one.",
     "refresh": "Run, audit and publish in one command.",
     "update": "Bring new items into the served version, without a run.",
+    "follow": "Bring files into the served version as they arrive.",
     "monitor": "Check the newest run and the current version.",
     "dashboard": "Write a dashboard of all generators as one HTML file.",
     "overlay": "Remove items from every answer, or change their values.",

@@ -57,7 +57,7 @@ def find_pairs(
         reached = scores >= thresholds[start:stop][row]
         return row[reached] + start, column[reached], scores[reached]
 
-    starts = list(range(0, queries.n, QUERY_ROWS))
+    starts = list(range(0, queries.n, QUERY_ROWS)) if len(items) else []
     ahead = BLOCKS_AHEAD * resources.threads
     with threadpool_limits(1), ThreadPoolExecutor(resources.threads) as pool:
         for first in range(0, len(starts), ahead):

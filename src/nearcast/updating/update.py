@@ -113,7 +113,7 @@ class Updater:
             version = ServedVersion(pointer.version, facts, reader)
             state = self._open_state(version, patches)
             batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, request.inputs), state)
-            if batch.is_empty:
+            if batch.is_empty and not request.offsets:
                 return self._report(state, None, batch, None, started)
             changes = compute_changes(version, state, batch, self._listener)
         require_few(changes, state.queries.n, request.max_lists_changed)
@@ -124,7 +124,8 @@ class Updater:
             entry = JournalEntry(
                 patches.last_number + 1, pointer.version, state.number, made, batch.digest, request.note
             )
-            after = write_patch(self._store, self._journal, entry, (version, batch, changes), request.offsets, lock)
+            offsets = {**(patches.newest.offsets if patches.newest else {}), **request.offsets}
+            after = write_patch(self._store, self._journal, entry, (version, batch, changes), offsets, lock)
         self._state = after
         return self._report(after, changes, batch, entry, started)
 
@@ -150,7 +151,7 @@ class Updater:
             self._store.url,
             state.version,
             None if entry is None else entry.number,
-            "nothing_changed" if entry is None else "updated",
+            "nothing_changed" if batch.is_empty else "updated",
             count_changes(batch, changes, itself=state.joins_itself),
             state.queries.n,
             0 if changes is None else changes.n_joined,

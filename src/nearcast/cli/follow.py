@@ -1,0 +1,108 @@
+"""`nearcast follow`: bring the files of a folder or bucket into the served version as they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import click
+
+from nearcast.api.updates import open_follower
+from nearcast.cli.common import (
+    InputPath,
+    console,
+    explicit_out,
+    json_option,
+    out_option,
+    print_json,
+    quiet_option,
+    store_option,
+)
+from nearcast.cli.progress import show_progress
+from nearcast.storage.locations import Location
+from nearcast.updating.follow import Follower, describe_figures
+
+__all__ = ["follow"]
+
+
+@click.command()
+@click.argument("generator", metavar="GENERATOR|SPEC")
+@click.option(
+    "--source",
+    type=InputPath(),
+    required=True,
+    help="Folder or URL of Parquet files: NAME.parquet of items, NAME.gone.parquet of removed ids, "
+    "NAME.queries.parquet of queries; read in the order of names.",
+)
+@click.option("--once", is_flag=True, help="Apply the files that are there, and end: for a scheduler.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Seconds between two looks."
+)
+@click.option("--metrics", type=click.IntRange(0, 65535), metavar="PORT", help="Serve metrics at 127.0.0.1:PORT.")
+@store_option
+@out_option
+@quiet_option
+@json_option
+def follow(
+    generator: str,
+    source: object,
+    once: bool,
+    every: float,
+    metrics: int | None,
+    store: str | None,
+    out: Location,
+    quiet: bool,
+    as_json_: bool,
+) -> None:
+    """Apply each new file as an update, as `nearcast update` does, until the command is stopped.
+
+    A file is applied exactly once, also if the command is killed: how far it has read is stored with each patch. A
+    file that is still being written is left until it is whole. A bad file is set aside with its error, and the next
+    one is read.
+    """
+    place = explicit_out(generator, out)
+    with show_progress(quiet=quiet or as_json_) as listener, contextlib.ExitStack() as stack:
+        follower = stack.enter_context(open_follower(generator, str(source), store=store, out=place, listener=listener))
+        if metrics is not None:
+            port = stack.enter_context(_serve_metrics(follower, generator, metrics))
+            listener.note(f"metrics: http://127.0.0.1:{port}/metrics")
+        if not once:
+            follower.run(every, threading.Event().wait)
+            return
+        results = follower.catch_up()
+    figures = follower.figures
+    if as_json_:
+        print_json({"patches": [done.as_dict() for done in results], "set_aside": figures.set_aside})
+    else:
+        console().print(
+            f"files in force: {figures.batches:,}; items: {figures.items:,}; lists changed: {figures.lists:,}; "
+            f"set aside: {figures.set_aside:,}"
+        )
+
+
+@contextlib.contextmanager
+def _serve_metrics(follower: Follower, generator: str, port: int) -> Iterator[int]:
+    """Serve the figures as Prometheus text on the loopback address, in a thread; yield the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = describe_figures(follower.figures, generator).encode()
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
