@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 
 import nearcast
 from builders import clustered, write_parquet
-from nearcast.join import run_plan
+from nearcast.files import finish
+from nearcast.join import compare_stage, run_plan
 from nearcast.join.listener import Listener
+from nearcast.table.snapshot import list_snapshots
 
 N_ITEMS, N_QUERIES, DIM = 600, 400, 12
 CHEAP = {"name": "cheap", "keep": "item.price <= query.budget"}
@@ -157,3 +160,106 @@ def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, sha
         full = run(shop, f"full-{night}", incremental=False, **settings)
         assert hash_files(made) == hash_files(full)
         assert made.manifest.measures == full.manifest.measures or night > 0
+
+
+def refuse(shop: Shop, **changed: Any) -> str:
+    """Return why the next run joined everything."""
+    facts = mode(run(shop, "inc", **changed))
+    assert not facts["incremental"]
+    return str(facts["reason"])
+
+
+@pytest.fixture
+def shop(tmp_path) -> Shop:
+    """A shop with the snapshot of an evening, after a night."""
+    opened = open_shop(tmp_path)
+    run(opened, "inc")
+    opened.pass_night(0.02)
+    return opened
+
+
+def test_other_settings_give_a_full_run_that_names_them(shop):
+    assert "k was 10 and is 9" in refuse(shop, k=9)
+
+
+def test_a_night_that_changes_most_vectors_gives_a_full_run_with_the_cost(shop):
+    shop.pass_night(0.9)
+    reason = refuse(shop)
+    assert "too much changed" in reason
+    assert "of a full join" in reason
+
+
+def test_vectors_of_another_dimension_give_a_full_run(shop):
+    for table in (shop.items, shop.queries):
+        table["vector"] = [vector[:8] for vector in table["vector"]]
+    shop.write()
+    assert "items had float32 vectors of 12" in refuse(shop)
+
+
+def test_a_full_run_comes_every_few_days(shop, monkeypatch):
+    later = compare_stage.time.time() + 8 * 86_400
+    monkeypatch.setattr(compare_stage.time, "time", lambda: later)
+    assert "run.full_every is 7 days" in refuse(shop)
+
+
+def test_a_clock_that_was_ahead_gives_a_full_run(shop, monkeypatch):
+    earlier = compare_stage.time.time() - 3 * 86_400
+    monkeypatch.setattr(compare_stage.time, "time", lambda: earlier)
+    assert "in the future" in refuse(shop)
+
+
+def test_a_snapshot_without_reserves_gives_a_full_run(shop):
+    run(shop, "inc", incremental=False)
+    shop.pass_night(0.02)
+    assert "made without run.incremental" in refuse(shop)
+
+
+@pytest.mark.parametrize("harm", ["missing", "short", "changed"])
+def test_damaged_reserves_give_a_full_run_with_the_same_files(shop, harm):
+    path = next((shop.folder / "inc" / "shop" / "artifacts").glob("reserve-*/000001/scores.npy"))
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if harm != "missing":
+        content[-1] ^= 1
+        path.write_bytes(content[:-40] if harm == "short" else content)
+    assert "reserves of the last snapshot cannot be read" in refuse(shop)
+    full = run(shop, "full", incremental=False)
+    assert hash_files(list_snapshots(shop.folder / "inc", "shop")[-1]) == hash_files(full)
+
+
+def test_removed_tables_of_the_last_snapshot_give_a_full_run(shop):
+    shutil.rmtree(next((shop.folder / "inc" / "shop" / "artifacts").glob("items-*")))
+    assert "tables of the last snapshot cannot be read" in refuse(shop)
+
+
+def test_lists_below_the_recall_target_are_joined_again_in_the_same_run(tmp_path):
+    shop, settings = open_shop(tmp_path), {"recall": 0.9}
+    run(shop, "inc", **settings)
+    for path in (tmp_path / "inc" / "shop" / "artifacts").glob("reserve-*/*"):
+        for name, empty in (("positions", -1), ("scores", -np.inf)):  # a join that missed the five best
+            values = np.load(path / f"{name}.npy")
+            np.save(path / f"{name}.npy", np.pad(values[:, 5:], ((0, 0), (0, 5)), constant_values=empty))
+        finish(path, {"queries": len(values)})
+    manifest = next((tmp_path / "inc").rglob("snapshots/*/manifest.json"))
+    text = manifest.read_text()
+    assert '"is_exact": true' in text  # so few items are joined exactly
+    manifest.write_text(text.replace('"is_exact": true', '"is_exact": false'))
+    shop.pass_night(0.02)
+    made = run(shop, "inc", **settings)
+    assert "recall of the updated lists is" in mode(made)["reason"]
+    assert made.manifest.target.met
+
+
+def test_nothing_changed_is_the_same_snapshot(shop):
+    made = run(shop, "inc")
+    assert run(shop, "inc").version == made.version
+
+
+def test_worker_processes_update_the_same_lists(shop, monkeypatch):
+    monkeypatch.undo()  # workers do not know of smaller tasks
+    shutil.copytree(shop.folder / "inc", shop.folder / "many")
+    one = run(shop, "inc")
+    many = run(shop, "many", run={"runner": "processes", "workers": 2})
+    assert mode(many) == mode(one)
+    assert mode(many)["incremental"]
+    assert hash_files(many) == hash_files(one)

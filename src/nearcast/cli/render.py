@@ -163,9 +163,23 @@ def _build_headline(manifest: Manifest, snapshot: Snapshot) -> Text:
     text.append(_format_target(manifest.target))
     if manifest.target.reason:
         text.append(f" ({manifest.target.reason})", style="not bold")
+    if manifest.run.incremental is not None:
+        text.append(f"\n{_describe_incremental(manifest.run.incremental)}", style="not bold")
     if manifest.ties:
         text.append(f"\nwarning: {manifest.ties}", style="not bold yellow")
     return text
+
+
+def _describe_incremental(facts: Mapping[str, Any]) -> str:
+    """Say whether a run was incremental: what changed and how many lists were joined, or why all of them."""
+    changes = "; ".join(
+        f"{table}: {rows['new']:,} new, {rows['gone']:,} gone, {rows['changed']:,} changed"
+        for table, rows in (facts["changes"] or {}).items()
+    )
+    if not facts["incremental"]:
+        return f"full run: {facts['reason']}" + (f" ({changes})" if changes else "")
+    lists = facts["lists"]
+    return f"incremental run: {lists['updated']:,} lists updated, {lists['joined']:,} joined in full ({changes})"
 
 
 def _format_param(name: str, value: int) -> str:

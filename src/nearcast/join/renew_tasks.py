@@ -84,7 +84,7 @@ def _read_base_reserves(context: TaskContext, positions: IntArray) -> Reserve:
         first, last = np.searchsorted(positions, (start, stop))
         if first < last:
             folder = context.run.artifacts.open(f"{base['name']}/{number:06d}")
-            parts.append(read_reserve_folder(folder, positions[first:last] - start))
+            parts.append(read_reserve_folder(folder, positions[first:last] - start, contents=True))
     if not parts:
         return make_reserve(Neighbors.empty(0, open_shape(context).width), open_shape(context), group_finder(context))
     return concat_reserves(parts, np.arange(len(positions)))

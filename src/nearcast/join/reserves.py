@@ -121,9 +121,12 @@ def write_reserve_folder(folder: Path, reserve: Reserve) -> dict[str, Any]:
     return {"queries": len(positions)}
 
 
-def read_reserve_folder(folder: Path, rows: IntArray | slice = slice(None)) -> Reserve:
-    """Read the reserves at these rows of a folder. Raises DamagedError if a file was changed."""
-    verify(folder, contents=True)
+def read_reserve_folder(folder: Path, rows: IntArray | slice = slice(None), *, contents: bool = False) -> Reserve:
+    """Read the reserves at these rows of a folder. contents: compare every byte with the manifest.
+
+    Raises DamagedError if a file was changed, or has another size.
+    """
+    verify(folder, contents=contents)
     positions, scores, bounds, edges, labels, proving = (map_array(folder / f"{name}.npy") for name in ARRAYS)
     best = Neighbors(positions[rows].astype(np.int64), np.array(scores[rows]))
     known = KnownLists(best, np.array(bounds[rows]), np.array(edges[rows]))

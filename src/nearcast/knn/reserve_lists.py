@@ -97,9 +97,9 @@ def update_reserve(
     positions, edges = moved
     filled = reserve.known.best.positions != EMPTY_POSITION
     proven = _are_proven(reserve, filled & (positions != EMPTY_POSITION), shape)
-    known = move_lists(reserve.known, positions, edges)
+    known = move_lists(replace(reserve.known, bound_scores=reserve.known.bound_scores.copy()), positions, edges.copy())
     if not shape.relaxed:
-        updated = update_lists(known, fresh, shape.width)
+        updated = _update_free(known, fresh, shape.width)
         return replace(reserve, known=updated), updated.complete(shape.k)
     both = np.concatenate([known.best.positions, fresh.positions], axis=1)
     groups = find_groups(both)
@@ -113,6 +113,21 @@ def update_reserve(
     carried = np.stack([_find_slots(positions, flags, updated.best.positions) for flags in reserve.proving])
     result = _mark(updated, kept_groups, carried, shape)
     return result, proven & ((cut_reserve(result, shape).lengths >= shape.k) | np.isneginf(updated.bound_scores))
+
+
+def _update_free(known: KnownLists, fresh: Neighbors, width: int) -> KnownLists:
+    """Merge new items into lists without caps; only into those where one scores at least the bound."""
+    rows = np.flatnonzero((fresh.positions[:, 0] != EMPTY_POSITION) & (fresh.scores[:, 0] >= known.bound_scores))
+    used = int(fresh.lengths[rows].max(initial=0))
+    merged = update_lists(known.rows(rows), Neighbors(fresh.positions[rows, :used], fresh.scores[rows, :used]), width)
+    for mine, theirs in (
+        (known.best.positions, merged.best.positions),
+        (known.best.scores, merged.best.scores),
+        (known.bound_scores, merged.bound_scores),
+        (known.bound_edges, merged.bound_edges),
+    ):
+        mine[rows] = theirs  # arrays of their own, which `move_lists` made
+    return known
 
 
 def cut_reserve(reserve: Reserve, shape: ReserveShape) -> Neighbors:
