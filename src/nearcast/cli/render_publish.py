@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["build_audit_table", "build_published_table", "describe_publication"]
 
 SHOWN_EVENTS = 10
+SHOWN_PATCHES = 10
 
 
 def build_audit_table(findings: Sequence[Finding], accepted: Mapping[str, str]) -> Table:
@@ -85,8 +86,22 @@ def build_published_table(found: PublishedGenerator) -> Group:
     headline = Text(f"{found.generator} in {found.store}", style="bold")
     age = "nothing is current" if found.age_seconds is None else f"age {format_seconds(found.age_seconds)}"
     faults = [Text(kept.fault, style="red") for kept in found.versions if kept.fault]
+    patches = [Text(line) for kept in found.versions for line in _describe_patches(kept)]
     overlay = f"{found.overlay_entries:,} overlay entries"
-    return Group(headline, Text(f"{age}, {overlay}"), table, *faults, _build_event_table(found), "")
+    return Group(headline, Text(f"{age}, {overlay}"), table, *faults, *patches, _build_event_table(found), "")
+
+
+def _describe_patches(kept: StoredVersion) -> list[str]:
+    """Return a line about the patches of a version, and one for each of the newest; nothing if it has none."""
+    state, newest = kept.patches, kept.patches.newest
+    if newest is None:
+        return []
+    folded = "" if state.folded is None else f"; up to {state.folded.number} they are folded"
+    lines = [f"patches of {kept.version:06d}: {len(state.patches)} that can be undone, newest {newest.number}{folded}"]
+    for patch in state.patches[-SHOWN_PATCHES:]:
+        counts = ", ".join(f"{name} {count:,}" for name, count in patch.counts.items())
+        lines.append(f"  {patch.number}  {patch.when}  {counts}  {patch.note}".rstrip())
+    return lines
 
 
 def _format_version(kept: StoredVersion) -> list[str]:

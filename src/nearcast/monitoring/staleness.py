@@ -30,7 +30,7 @@ from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.storage.locations import Location
-from nearcast.stores.base import Store
+from nearcast.stores.base import Store, newest_patch
 from nearcast.types import EMPTY_POSITION, IntArray
 
 __all__ = ["FEWEST_LOOKUPS", "Staleness", "estimate_refresh_interval", "lowest_recall", "measure_staleness"]
@@ -66,6 +66,8 @@ class Staleness:
     not_compared: str | None = None  # why recall cannot be measured
     items_today: int | None = None
     items_served: int | None = None  # items of the served version
+    patch: int = 0  # newest patch in force; 0 if there is none
+    patch_age_seconds: float | None = None  # since it was made
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -105,7 +107,7 @@ def measure_staleness(run: RunContext, store: Store, samples: Location) -> Stale
 
 
 def _measure(today: TodaysTables, view: View, sample: _KeySample) -> Staleness:
-    facts, now = view.version.facts, time.time()
+    facts, now, patch = view.version.facts, time.time(), newest_patch(view.version.reader)
     stored = view.get_stored(sample.keys, now)
     removed = view.overlay.removed_now(now)
     positions, dead = _find_positions(stored, today.inputs)
@@ -135,6 +137,8 @@ def _measure(today: TodaysTables, view: View, sample: _KeySample) -> Staleness:
         not_compared=compared.reason,
         items_today=today.inputs.items.vectors.n,
         items_served=facts.items or None,
+        patch=0 if patch is None else patch.number,
+        patch_age_seconds=None if patch is None else max(0.0, now - patch.made),
     )
 
 

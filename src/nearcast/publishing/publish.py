@@ -21,7 +21,7 @@ from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.publishing.copy_snapshot import CopyFigures, NullWriter, Throttle, compare_sample, copy_snapshot
 from nearcast.publishing.publication import Publication, PublishListener, PublishRequest, SilentListener
 from nearcast.publishing.publish_lock import hold_publish_lock
-from nearcast.publishing.repair import read_pointer, repair_damaged_overlay, retire_damaged
+from nearcast.publishing.repair import read_pointer, repair_damaged_overlay, repair_damaged_patches, retire_damaged
 from nearcast.publishing.retention import list_rolled_back, remove_snapshots, retire_versions
 from nearcast.publishing.snapshot_rows import SnapshotShape, read_shape
 from nearcast.publishing.write_version import open_writer, verify_version
@@ -109,6 +109,7 @@ def _read_pointer(request: PublishRequest, lock: PublishLock | None) -> Pointer 
     notes: list[str] = []
     if request.repair and lock is not None:
         repair_damaged_overlay(request.store, request.generator, notes)
+        repair_damaged_patches(request.store, request.generator, notes)
     pointer = read_pointer(request.store, request.generator, notes, repair=request.repair)
     for text in notes:
         request.listener.note(text)

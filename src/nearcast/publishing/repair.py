@@ -1,4 +1,4 @@
-"""Steps of `--repair`: continue without a pointer, a current version or an overlay that cannot be read."""
+"""Steps of `--repair`: continue without a pointer, a current version, patches or an overlay that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.retention import find_newest_facts
-from nearcast.stores.base import Pointer, Store, repair_overlay
+from nearcast.stores.base import Pointer, Store, repair_overlay, repair_patches
 from nearcast.stores.version_facts import VersionFacts
 
-__all__ = ["find_last_facts", "read_pointer", "repair_damaged_overlay", "retire_damaged"]
+__all__ = ["find_last_facts", "read_pointer", "repair_damaged_overlay", "repair_damaged_patches", "retire_damaged"]
 
 
 def read_pointer(store: Store, name: str, notes: list[str], *, repair: bool) -> Pointer | None:
@@ -60,3 +60,10 @@ def repair_damaged_overlay(store: Store, name: str, notes: list[str]) -> None:
     found = repair_overlay(store.overlay(name))
     if found is not None:
         notes.append(f"the overlay was repaired: {found}")
+
+
+def repair_damaged_patches(store: Store, name: str, notes: list[str]) -> None:
+    """Repair the list of patches of a generator if it is damaged, and add a note then. Call it under the lock."""
+    found = repair_patches(store, name)
+    if found is not None:
+        notes.append(f"the patches were repaired: {found}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.stores.base import Pointer, Store
+from nearcast.stores.base import PatchState, Pointer, Store, read_patch_state
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.suggest import describe_generators
 from nearcast.times import parse_utc
@@ -23,6 +23,7 @@ class StoredVersion:
     version: int
     version_facts: VersionFacts | None
     fault: str | None  # why it cannot be opened
+    patches: PatchState  # in force
 
     @property
     def facts(self) -> Mapping[str, Any] | None:
@@ -31,7 +32,15 @@ class StoredVersion:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the version as plain data."""
-        return {"version": self.version, "facts": self.facts, "fault": self.fault}
+        patches = [asdict(patch) for patch in self.patches.patches]
+        folded = None if self.patches.folded is None else asdict(self.patches.folded)
+        return {
+            "version": self.version,
+            "facts": self.facts,
+            "fault": self.fault,
+            "patches": patches,
+            "folded_patches": folded,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,7 @@ def read_published(store: Store, generator: str, *, now: float) -> PublishedGene
 def _read_version(store: Store, generator: str, version: int) -> StoredVersion:
     try:
         with contextlib.closing(store.open(generator, version, verify=False)) as reader:
-            return StoredVersion(version, read_facts(reader, generator, version), None)
+            facts = read_facts(reader, generator, version)
+            return StoredVersion(version, facts, None, read_patch_state(store, generator, version))
     except (DamagedError, NotFoundError) as error:
-        return StoredVersion(version, None, str(error))
+        return StoredVersion(version, None, str(error), PatchState())

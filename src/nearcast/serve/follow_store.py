@@ -24,7 +24,7 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import open_version
 from nearcast.serve.view import View
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
-from nearcast.stores.base import OverlayChanges, OverlayLog, Pointer, Store, check_reader
+from nearcast.stores.base import OverlayChanges, OverlayLog, Pointer, Store, check_reader, newest_patch
 
 __all__ = ["REFRESH_SECONDS", "RETRY_SECONDS", "TRANSIENT_ERRORS", "ClosesOnExit", "StoreFollower", "describe_error"]
 
@@ -156,6 +156,7 @@ class StoreFollower(ClosesOnExit):
     def state(self) -> LookupState:
         """The current state. Reads memory only, but counts the whole overlay: do not call it for every request."""
         view, store = self.view(), self._store
+        patch = newest_patch(view.version.reader)
         return LookupState(
             generator=self.generator,
             store=store.url if store is not None else "",
@@ -167,6 +168,8 @@ class StoreFollower(ClosesOnExit):
             overlay=view.overlay.size(time.time()),
             error=self.error,
             version_facts=view.version.facts,
+            patch=0 if patch is None else patch.number,
+            patch_age_seconds=None if patch is None else max(0.0, time.time() - patch.made),
         )
 
     def refresh(self) -> LookupState:

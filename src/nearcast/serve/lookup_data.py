@@ -61,6 +61,8 @@ class LookupState:
     overlay: int  # entries in force
     error: str | None  # why a newer version or overlay entry is not applied
     version_facts: VersionFacts
+    patch: int = 0  # number of the newest patch in force; 0 if the version has none
+    patch_age_seconds: float | None = None  # since that patch was made; None if the version has none
 
     @property
     def facts(self) -> Mapping[str, Any]:

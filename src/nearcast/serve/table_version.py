@@ -1,6 +1,6 @@
 """An open version of a published table: its reader, its facts, and the item and query columns that its rules use.
 
-The rows of a version never change, so an item is decoded once; newer values of the overlay are applied at every
+An item is decoded once, and again after a patch of the version; newer values of the overlay are applied at every
 look-up. Knows nothing of how rules are written.
 """
 
@@ -15,7 +15,7 @@ from nearcast.eligibility.closures import Item
 from nearcast.eligibility.ruleset import RuleSet
 from nearcast.errors import DamagedError, SpecError
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.stores.base import Reader, Space, Store
+from nearcast.stores.base import Reader, Space, Store, newest_patch
 from nearcast.stores.value_format import IdType, decode_columns, encode_key, encode_query_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
 
@@ -84,9 +84,13 @@ class RuleColumns:
         self._reader = reader
         self._own_query_columns = own_query_columns
         self._items: dict[Any, Item] = {}
+        self._patch = newest_patch(reader)  # the items were read with this patch in force, or a newer one
 
     def items(self, ids: Sequence[Any], overlay: OverlayState, now: float) -> list[Item]:
         """Return the items with these ids, with the newer values of the overlay."""
+        patch = newest_patch(self._reader)
+        if patch is not self._patch:
+            self._items, self._patch = {}, patch
         cached = self._items
         items = [cached.get(identity) for identity in ids]
         if None in items:

@@ -258,6 +258,8 @@ def build_generator_body(name: str, served: ServedGenerator, state: LookupState)
         "metric": facts.metric,
         "columns": list_columns(served.lookup.view()),
         "overlay": state.overlay,
+        "patch": state.patch,
+        "patch_age_seconds": None if state.patch_age_seconds is None else round(state.patch_age_seconds, 3),
         "promise": dict(facts.promise),
         "measures": dict(facts.measures),
         "error": UPDATE_ERROR if state.error else None,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ METRICS = {
         MetricInfo("nearcast_snapshot_age_seconds", "gauge", BY_GENERATOR, "age of the snapshot that is served"),
         MetricInfo("nearcast_refreshed_seconds", "gauge", BY_GENERATOR, "time since the last poll of the store"),
         MetricInfo("nearcast_overlay_entries", "gauge", BY_GENERATOR, "overlay entries in force"),
+        MetricInfo("nearcast_patch_number", "gauge", BY_GENERATOR, "newest patch in force; 0 if there is none"),
+        MetricInfo(
+            "nearcast_patch_age_seconds", "gauge", BY_GENERATOR, "time since the newest patch in force was made"
+        ),
         MetricInfo(
             UPDATE_FAILING, "gauge", BY_GENERATOR, "1 if a newer version or overlay entry in the store is not applied"
         ),
@@ -271,11 +276,19 @@ def _is_update_failing(state: LookupState) -> float:
     return float(state.error is not None)
 
 
+def _read_patch_age(state: LookupState) -> float:
+    return math.nan if state.patch_age_seconds is None else state.patch_age_seconds
+
+
 GAUGES: dict[str, Callable[[LookupState], float]] = {
     "nearcast_snapshot_version": lambda state: state.version,
     "nearcast_snapshot_age_seconds": lambda state: state.age_seconds,
     "nearcast_refreshed_seconds": lambda state: state.refreshed_seconds,
     "nearcast_overlay_entries": lambda state: state.overlay,
+    "nearcast_patch_number": lambda state: state.patch,
+    "nearcast_patch_age_seconds": lambda state: (
+        math.nan if state.patch_age_seconds is None else state.patch_age_seconds
+    ),
     UPDATE_FAILING: _is_update_failing,
     "nearcast_not_following": _is_update_failing,
 }

@@ -112,6 +112,8 @@ class GeneratorInfo(_ResponseModel):
     metric: str
     columns: list[str] = Field(description="Item columns that `fields` may name.")
     overlay: int = Field(description="Overlay entries in force.")
+    patch: int = Field(description="Number of the newest patch in force; 0 if there is none.")
+    patch_age_seconds: float | None = Field(description="Time since that patch was made.")
     promise: dict[str, Any] = Field(description="Recall target of the snapshot.")
     measures: dict[str, Any] = Field(description="Measures of the snapshot.")
     error: VersionError | None = Field(description="Why the newest version is not served, if it is not.")

@@ -43,8 +43,10 @@ __all__ = [
     "check_reader",
     "find_patches",
     "get_unpatched",
+    "newest_patch",
     "read_patch_state",
     "repair_overlay",
+    "repair_patches",
     "store_time",
 ]
 
@@ -401,6 +403,19 @@ def repair_overlay(log: OverlayLog) -> str | None:
         return str(loss) if (loss := repair()) is not None else None
     log.changes()
     return None
+
+
+def newest_patch(reader: Reader) -> PatchFacts | None:
+    """Return the newest patch that the last call of a reader saw; None if there is none. Reads memory only."""
+    newest: PatchFacts | None = getattr(reader, "newest_patch", None)
+    return newest
+
+
+def repair_patches(store: Store, generator: str) -> str | None:
+    """Repair the list of a generator's patches; return a description of the loss, None if it is whole."""
+    log = getattr(store, "patches", lambda _: None)(generator)
+    repair = getattr(log, "repair", None)
+    return None if repair is None else repair()
 
 
 def get_unpatched(reader: Reader) -> Reader:

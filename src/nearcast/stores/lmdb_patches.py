@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nearcast.errors import DamagedError, StoreError
 from nearcast.files import fresh_folder, is_done, write_text
-from nearcast.stores.base import Pair, PublishLock, Space
+from nearcast.stores.base import Pair, PatchFacts, PublishLock, Space
 from nearcast.stores.lmdb_environment import Identity, translate_read_errors, translate_write_errors
 from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder
 from nearcast.stores.names import format_version
@@ -182,6 +182,11 @@ class PatchedReader:
         self._pairs = PatchedPairs.of_version(reader, counts)
         self._segments: weakref.WeakValueDictionary[str, OpenSegment] = weakref.WeakValueDictionary()
         self._lock, self._process = threading.Lock(), os.getpid()
+
+    @property
+    def newest_patch(self) -> PatchFacts | None:
+        """The newest patch that the last call saw."""
+        return self._pairs.record.newest
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the newest values of these keys; None for a missing or removed key."""

@@ -41,6 +41,11 @@ class PatchRecord:
     segments: tuple[Segment, ...] = ()  # oldest first: those of folded patches, then one per patch
 
     @property
+    def newest(self) -> PatchFacts | None:
+        """The newest patch in force; None if there is none."""
+        return self.patches[-1] if self.patches else self.folded
+
+    @property
     def folded_segments(self) -> tuple[Segment, ...]:
         """The segments of folded patches, oldest first."""
         return self.segments[: len(self.segments) - len(self.patches)]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nearcast.errors import DamagedError, GoneError, StoreError
-from nearcast.stores.base import Pair, PublishLock, Space
+from nearcast.stores.base import Pair, PatchFacts, PublishLock, Space
 from nearcast.stores.patch_index import decode_hashes, encode_hashes
 from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
 from nearcast.stores.patch_record import PatchRecord, PatchRecords, Segment
@@ -303,6 +303,11 @@ class PatchedRedisReader:
         self._segments: weakref.WeakValueDictionary[str, OpenSegment] = weakref.WeakValueDictionary()
         self._pairs = self._make_pairs(None)
         self._next_check = 0
+
+    @property
+    def newest_patch(self) -> PatchFacts | None:
+        """The newest patch that the last call saw."""
+        return self._pairs.record.newest
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the newest values of these keys; None for a missing or removed key. Errors as in `RedisReader`."""
