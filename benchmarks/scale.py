@@ -4,8 +4,9 @@
 
 Each size is a `nearcast run` in a process of its own: as many queries as items, vectors around random centers, k = 10.
 The seconds of a stage are processor time of all threads. Rates are fitted to the smallest size alone, the growth of the
-pruned join to all sizes, so that the larger sizes check the model: `ratio` is measured / predicted. Writes
-results/scale.json. For the docs, run it on a quiet machine.
+pruned join and the rate of the table to all sizes, so that the larger sizes check the model: `ratio` is measured /
+predicted. Writes results/scale.json. For the docs, run it on a quiet machine. `--rows` fits to the runs of an earlier
+result, and measures only the rates of pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 K = 10
 CENTERS = 1_000
 ROWS_AT_ONCE = 1 << 18
-TRIAL_QUERIES, TRUTH_QUERIES, TRIAL_ITEMS = 4_096, 512, 65_536
+TRIAL_QUERIES, TRUTH_QUERIES, TRIAL_ITEMS = 4_096, 512, 262_144
 TRIAL_DIMS = (16, 32, 64, 128, 256)
 STAGES = {  # stages of the cost table: stages that a manifest has
     "ingest": ("hash", "check", "read"),
@@ -58,13 +59,10 @@ def main() -> None:
     arguments.add_argument("--recall", type=float, default=0.95)
     arguments.add_argument("--memory", default="16GB")
     arguments.add_argument("--folder", type=Path, help="for the data; 16 million x 16 need about 6 GB")
+    arguments.add_argument("--rows", type=Path, metavar="FILE", help="an earlier result: use its runs")
     arguments.add_argument("--write-rates", type=Path, metavar="FILE", help="write the fitted rates")
     given = arguments.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        for items in sorted(int(n) for n in given.items):
-            rows.append(measure(Path(folder), items, given.dim, given.recall, given.memory))
-            print(f"{items:,} items: {rows[-1]['cpu_seconds']}", flush=True)
+    rows = json.loads(given.rows.read_text())["rows"] if given.rows else measure_all(given)
     rates = fit(rows)
     for row in rows:
         row["predicted"] = predict(row, rates)
@@ -75,6 +73,16 @@ def main() -> None:
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     if given.write_rates is not None:
         given.write_rates.write_text(json.dumps(rates.model_dump(), indent=1) + "\n")
+
+
+def measure_all(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run every size; return the measured runs, smallest first."""
+    rows = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        for items in sorted(int(n) for n in given.items):
+            rows.append(measure(Path(folder), items, given.dim, given.recall, given.memory))
+            print(f"{items:,} items: {rows[-1]['cpu_seconds']}", flush=True)
+    return rows
 
 
 def measure(folder: Path, items: int, dim: int, recall: float, memory: str) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def fit(rows: list[dict[str, Any]]) -> CostRates:
     fitted = plain | {
         "ingest_row": per_row / 2,
         "ingest_byte": per_row / 2 / bytes_of_row,
-        "table_slot": spent["table"] / (n * K),
+        "table_slot": sum(row["cpu_seconds"]["table"] for row in rows) / sum(row["queries"] * K for row in rows),
     }
     model = predict(first, rates)
     if spent["index"] and model["index"]:

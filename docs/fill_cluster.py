@@ -1,10 +1,11 @@
-"""Put the cost table of `nearcast plan` into docs/cluster.md, between its markers.
+"""Put the cost table of `nearcast plan`, and how its model was checked, into docs/cluster.md, between markers.
 
 python docs/fill_cluster.py
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nearcast.join.cost_rates import read_rates
 from nearcast.settings.run_tables import RunSpec
 
 PAGE = Path(__file__).parent / "cluster.md"
-BLOCK = re.compile(r"<!-- costs -->\n.*?<!-- /costs -->", re.DOTALL)
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "scale.json"
 CASES = (("100 million", 10**8), ("1 billion", 10**9))
 WORKERS, CORES, MEMORY = 64, 16, 128 * 10**9
 HEADS = (
@@ -36,18 +37,35 @@ HEADS = (
 def main() -> None:
     """Replace what stands between the markers."""
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BLOCK.sub(lambda _: block(), text), encoding="utf-8")
+    for name, body in (("costs", block()), ("scale", checked_block())):
+        marked = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+        text = marked.sub(lambda _, body=body, name=name: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)  # type: ignore[misc]
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def block() -> str:
-    """Return the text between the markers, with them."""
+    """Return the cost table."""
     rows = [line(name, items, recall) for name, items in CASES for recall in (0.95, 1.0)]
     table = "\n".join([f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}", *rows])
     words = (
         f"100 million queries, 128 dimensions, k = 50, {WORKERS} workers of {CORES} cores and {MEMORY / 1e9:.0f} GB. "
         f"Rates: {read_rates().measured_on}."
     )
-    return f"<!-- costs -->\n{words}\n\n{table}\n<!-- /costs -->"
+    return f"{words}\n\n{table}"
+
+
+def checked_block() -> str:
+    """Return the table of measured runs and of the model's predictions for them."""
+    rows = json.loads(MEASURED.read_text(encoding="utf-8"))["rows"]
+    stages = list(rows[0]["cpu_seconds"])
+    lines = [f"| items and queries | {' | '.join(stages)} | all |", f"|{'---|' * (len(stages) + 2)}"]
+    for row in rows:
+        spent, model = row["cpu_seconds"], row["predicted"]
+        pairs = [(spent[stage], model[stage]) for stage in stages]
+        pairs.append((sum(spent.values()), sum(model[stage] for stage in stages)))
+        cells = " | ".join(f"{seconds:,.1f} / {predicted:,.1f}" for seconds, predicted in pairs)
+        lines.append(f"| {row['items']:,} | {cells} |")
+    return "\n".join(lines)
 
 
 def line(name: str, items: int, recall: float) -> str:

@@ -28,7 +28,7 @@ MERGE_COPIES = 3  # of a split's lists: of all shards, sorted, merged
 SLOT_BYTES, TABLE_SLOT_BYTES = 12, 14  # of a list in a task's result; of the table (packages)
 REQUESTS_PER_TASK = 10  # claim, check, facts of its inputs, three files, commit, facts
 PART_BYTES = 8 << 20  # of an object that is read or written by a request
-CALIBRATION_QUERIES = 5  # exactly joined queries per calibration query: samples, their truth, a trial (packages)
+CALIBRATION_QUERIES = 2  # exactly joined queries per calibration query: the truth of two samples, and one pruned join
 HOURS_PER_MONTH = 730
 
 
