@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.contract.store_kinds import PATIENCE, SHOP, load, numbered, opened
 
-from nearcast.errors import BusyError, NotFoundError, StoreError
+from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
 from nearcast.stores import open_store
-from nearcast.stores.base import PatchFacts, PatchState, Space, find_patches, read_patch_state
+from nearcast.stores.base import PatchFacts, PatchState, Space, find_patches, read_patch_state, repair_patches
 
 BASE = numbered(40)
 
@@ -24,6 +26,37 @@ BASE = numbered(40)
 def _a_store_with_patches(store):
     if not hasattr(store, "patches"):
         pytest.skip("this store takes no patches")
+
+
+def connected(place):
+    import redis
+
+    return contextlib.closing(redis.Redis.from_url(place.url.partition("?")[0]))
+
+
+def check_often(reader):
+    for _ in range(10):  # a network store checks a few parts at a time
+        reader.check()
+
+
+def damage_segment(place):
+    """Cut or delete pairs of the first patch."""
+    if "redis" in place.url:
+        with connected(place) as client:
+            client.delete(*client.keys("*:p:000001-*:lists:*"))
+    else:
+        (data,) = Path(place.url.partition(":")[2]).glob("*/patches/*/000001/data.mdb")
+        os.truncate(data, 4096)
+
+
+def damage_list(place, data):
+    """Replace or delete the list of patches."""
+    if "redis" in place.url:
+        with connected(place) as client:
+            client.delete(f"nearcast:{SHOP}:patches") if data is None else client.set(f"nearcast:{SHOP}:patches", data)
+    else:
+        path = Path(place.url.partition(":")[2], SHOP, "patches", "state.json")
+        path.unlink() if data is None else path.write_bytes(data)
 
 
 @pytest.fixture
@@ -279,3 +312,66 @@ def test_patches_work_on_both_sides_of_a_fork(store):
             os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         assert values(reader, [b"a"]) == [b"2"]
+
+
+def test_a_lost_part_of_a_patch_is_an_error_and_never_a_missing_key(store, place, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    write(store, 2, [(b"b", b"2")])
+    with opened(store) as before:
+        assert values(before, [b"a", b"b"]) == [b"1", b"2"]
+        damage_segment(place)
+        with pytest.raises(DamagedError, match=r"patch|000001"):
+            store.open(SHOP, 1, verify=True)
+        with pytest.raises(DamagedError, match=r"patch|000001"):
+            check_often(before)
+
+
+def test_a_lost_list_of_patches_is_an_error_until_it_is_repaired(store, place, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    write(store, 2, [(b"b", b"2")])
+    for data in (None, b"{", b'{"format": 1, "serial": 9, "last_number": 2, "versions": {}, "check": ""}'):
+        damage_list(place, data)
+        for use in (lambda: log.state(1), lambda: write(store, 3, [(b"a", b"3")])):
+            with pytest.raises(DamagedError, match=r"patches.*--repair"):
+                use()
+    with store.lock(SHOP):
+        assert "up to number 2 are lost" in repair_patches(store, SHOP)
+        assert repair_patches(store, SHOP) is None
+    write(store, 3, [(b"a", b"3")])
+    with opened(store) as reader:
+        assert values(reader, [b"a", b"b"]) == [b"3", None]
+
+
+@contextlib.contextmanager
+def full(place):
+    """The store's disk or memory takes no more than a little."""
+    if "redis" in place.url:
+        with connected(place) as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 500_000)
+            try:
+                yield
+            finally:
+                client.config_set("maxmemory", 0)
+    else:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # of a file of this process
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_store_leaves_the_patches_as_they_were(store, place, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    before = log.state(1)
+    large = [(key, bytes(8_000)) for key, _ in numbered(2_000)]
+    with opened(store) as reader:
+        with full(place), pytest.raises(StoreError, match=r"full|cannot be written"):
+            write(store, 2, large)
+        assert log.state(1) == before
+        assert values(reader, [b"a", b"key000001"]) == [b"1", b"value 1"]
+        write(store, 2, large)
+        assert values(reader, [b"key000001"]) == [bytes(8_000)]

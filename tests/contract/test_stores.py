@@ -18,7 +18,18 @@ from tests.contract.store_kinds import KINDS, PATIENCE, SHOP, load, numbered, op
 
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import STORES, open_store
-from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayEntry, Pointer, PointerEvent, Space
+from nearcast.stores.base import (
+    TOKEN_SECONDS,
+    ExchangeResult,
+    OverlayEntry,
+    PatchState,
+    Pointer,
+    PointerEvent,
+    Space,
+    find_patches,
+    read_patch_state,
+    repair_patches,
+)
 
 
 def test_the_suite_runs_on_every_kind_of_store():
@@ -470,3 +481,13 @@ def test_an_lmdb_store_is_what_a_plain_path_means(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="is a file"):
         open_store(str(tmp_path / "file"))
+
+
+def test_a_store_without_patches_is_named_by_whoever_needs_them(tmp_path, installed, monkeypatch):
+    monkeypatch.syspath_prepend(installed)
+    store = open_store(f"sqlite:{tmp_path}/store")
+    load(store, lists=numbered(3))
+    assert read_patch_state(store, SHOP, 1) == PatchState()
+    assert repair_patches(store, SHOP) is None
+    with pytest.raises(StoreError, match=r"sqlite:.*/store takes no live updates"):
+        find_patches(store, SHOP)
