@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -375,3 +376,21 @@ def test_a_full_store_leaves_the_patches_as_they_were(store, place, log):
         assert values(reader, [b"a", b"key000001"]) == [b"1", b"value 1"]
         write(store, 2, large)
         assert values(reader, [b"key000001"]) == [bytes(8_000)]
+
+
+def test_patches_of_a_version_whose_retirement_was_cut_off_are_removed_by_the_next_patch(store, place, log):
+    load(store, 1, lists=BASE)
+    load(store, 2, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    if "redis" in place.url:
+        with connected(place) as client:
+            client.hdel(f"nearcast:{SHOP}:versions", 1)
+            assert client.keys("*:p:000001-*")
+            write(store, 2, [(b"a", b"2")], version=2)
+            assert all(client.ttl(key) > 0 for key in client.keys("*:p:000001-*"))
+    else:
+        root = Path(place.url.partition(":")[2], SHOP)
+        shutil.rmtree(root / "versions" / "000001")
+        write(store, 2, [(b"a", b"2")], version=2)
+        assert [path.name for path in root.glob("patches/*/*")] == ["000002"]
+    assert (log.state(1).patches, log.state(1).last_number) == ((), 2)

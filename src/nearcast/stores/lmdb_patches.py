@@ -52,6 +52,10 @@ class LmdbPatches(SegmentLog):
 
     def read(self) -> PatchRecords:
         """Read the list of patches. Raises DamagedError if it was lost, cut or changed."""
+        records = self._read_list()
+        return records.only([number for number in records.versions if is_done(self.versions / format_version(number))])
+
+    def _read_list(self) -> PatchRecords:
         with translate_read_errors(self.path):
             try:
                 data = self.path.read_bytes()
@@ -76,7 +80,7 @@ class LmdbPatches(SegmentLog):
             return
         with translate_write_errors(self.folder):
             shutil.rmtree(self.folder / format_version(version), ignore_errors=True)
-            records = self.read()
+            records = self._read_list()
             if version in records.versions:
                 write_text(self.path, records.put(version, None).to_bytes().decode())
 

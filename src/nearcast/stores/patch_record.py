@@ -7,7 +7,7 @@ that a store replaces in one step, so that a patch is in force or not. Knows not
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from nearcast.errors import DamagedError, StoreError
@@ -118,6 +118,12 @@ class PatchRecords:
     def record(self, version: int) -> PatchRecord:
         """Return the patches of a version; an empty record if it has none."""
         return self.versions.get(version, PatchRecord())
+
+    def only(self, versions: Collection[int]) -> PatchRecords:
+        """Return the records without versions that the store lacks: a process was killed while it retired them."""
+        if self.versions.keys() <= set(versions):
+            return self
+        return replace(self, versions={number: old for number, old in self.versions.items() if number in versions})
 
     def check_number(self, patch: PatchFacts) -> None:
         """Raise StoreError unless the patch has the next number."""

@@ -96,13 +96,14 @@ class RedisPatches(SegmentLog):
 
     def read(self) -> PatchRecords:
         """Read the list. Raises DamagedError if it was lost or changed."""
-        data, segments = self.connection.run_all([("GET", self.key), ("HLEN", self.registry)], at_once=True)
+        commands = [("GET", self.key), ("HLEN", self.registry), ("HKEYS", f"{self.prefix}:versions")]
+        data, segments, versions = self.connection.run_all(commands, at_once=True)
         where = f"{self.key} in {self.connection.settings.url}"
         if data is None:
             if segments:
                 raise DamagedError(f"{where} was lost, and patches are beside it; publish again with --repair")
             return PatchRecords()
-        return PatchRecords.from_bytes(data, where)
+        return PatchRecords.from_bytes(data, where).only(list(map(int, versions)))
 
     def prepare(self, records: PatchRecords, version: int, lock: PublishLock) -> None:
         """Create the list if there is none: a missing list beside a segment is a lost one."""
