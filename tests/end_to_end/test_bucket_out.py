@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +353,19 @@ def test_a_service_shows_the_dashboard_and_samples_keys_beside_a_bucket(shop, tm
         assert service.stop() == 0
     assert any(name.startswith("lookups/shop-") for name in shop.names())
     assert shop.json("monitor", "shop.toml")["served"]["sampled"] == "look-ups"
+
+
+def test_without_a_store_a_refresh_is_refused_before_its_run(shop):
+    spec = shop.folder / "shop.toml"
+    spec.write_text(re.sub(r"(?m)^store = .*$", "", spec.read_text()))
+    for words in (
+        ("refresh", "shop.toml"),
+        ("publish", "shop.toml"),
+        ("monitor", "shop.toml"),
+    ):
+        text = fail(*words, code=2, cwd=shop.folder)
+        assert (
+            "a store cannot be in a bucket: give an absolute path, lmdb:/PATH, or redis://HOST:PORT/DB, as `store`"
+            in text
+        )
+    assert shop.names() == []

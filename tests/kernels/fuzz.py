@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tests.kernels.sanitized  # noqa: F401 (before nearcast.kernels)
 from tests.kernels import rules as random_rules
-from tests.kernels.vectors import join_cells
+from tests.kernels.vectors import coarsen, join_cells
 
 from nearcast import kernels
 from nearcast.errors import SpecError
@@ -324,7 +324,7 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
         tops = quantize.pack_items(centres, places, tiles, offsets, isa, 1)
         gap = float(rng.choice([-np.inf, np.inf, 0.0, -1.0]))
         ranks = [int(rng.integers(1, 40)) for _ in range(2)]
-        calls = [queries_call(quantize.coarsen(rounded)), packed_call(tops), packed_call(tops)]
+        calls = [queries_call(coarsen(rounded)), packed_call(tops), packed_call(tops)]
         probes = Call(native.ProbeArrays, [*calls, *ranks, 0.5, gap, np.abs(rng.standard_normal(n))])
     rule_or_none = None if rule is None else rule_call(rule, packed)
     held = Call(lambda *made: list(made), [cap_call(cap) for cap in caps]) if caps else []

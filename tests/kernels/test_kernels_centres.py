@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels.test_kernels_index import clustered
-from tests.kernels.vectors import METRICS, draw_vectors
+from tests.kernels.vectors import METRICS, coarsen, draw_vectors
 
 from nearcast.engines.dense import EXACT, PROBE_RADII, DenseIndex, DenseSettings
 from nearcast.kernels import add_exact_layout, build_index, numpy_fallback, quantize
@@ -53,7 +53,7 @@ def test_rows_go_to_the_best_centre_of_their_best_groups(native_isa, seed, group
     group_of[0] = n_groups - 1
     packed = pack(centres, group_of, offsets, native_isa)
     tops, probes = None, int(rng.integers(1, 6))
-    coarse = quantize.coarsen(rows)
+    coarse = coarsen(rows)
     values = expected_values(coarse, packed)
     if grouped:
         tops = pack(
@@ -87,7 +87,7 @@ def test_rows_go_to_the_best_centre_of_their_best_groups(native_isa, seed, group
 
 def test_centres_have_the_same_values_everywhere(native_isa):
     rng = np.random.default_rng(5)
-    rows = quantize.coarsen(round_rows(draw_vectors(rng, 203, 40, np.float32, "plain"), native_isa))
+    rows = coarsen(round_rows(draw_vectors(rng, 203, 40, np.float32, "plain"), native_isa))
     packed = pack(
         round_rows(draw_vectors(rng, 70, 40, np.float32, "plain"), native_isa),
         np.arange(70) // 50,

@@ -56,9 +56,3 @@ def test_scores_agree_bit_by_bit(native_isa, dtype, metric, d):
     pairs = np.repeat(queries, 40, axis=0), np.tile(items, (6, 1))
     twin = pair_scores(*pairs, Metric(metric))
     np.testing.assert_array_equal(native.view(np.uint32), twin.view(np.uint32))
-
-
-def test_coarser_codes_are_the_nearest_on_fewer_levels():
-    codes = np.arange(-127, 128, dtype=np.int8)[None, :]
-    coarse = quantize.coarsen(quantize.Codes(codes, np.ones(1), np.zeros(1), np.ones(1)))
-    np.testing.assert_array_equal(coarse.codes[0], np.rint(np.arange(-127, 128) * 63 / 127))

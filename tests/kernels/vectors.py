@@ -1,9 +1,12 @@
 """Vectors with what goes wrong: equal rows, zero rows, rows of very different length."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
 from nearcast import kernels
+from nearcast.kernels import quantize
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.join_request import JoinRequest, Resources
 
@@ -85,3 +88,9 @@ def calibrate_radius(index: kernels.CellIndex, queries: np.ndarray, k: int, reca
         positions = join_cells(index, queries, k, radius=radius).positions
         low, high = (low, radius) if kernels.measure_recall(positions, truth) >= recall else (radius, high)
     return high
+
+
+def coarsen(codes: quantize.Codes) -> quantize.Codes:
+    """Return item codes on the levels of every instruction set, as the kernels that choose cells round them."""
+    coarse = np.rint(codes.codes * (quantize.COMMON_LEVELS / quantize.ITEM_LEVELS)).astype(np.int8)
+    return replace(codes, codes=coarse, scales=codes.scales * (quantize.ITEM_LEVELS / quantize.COMMON_LEVELS))

@@ -65,6 +65,25 @@ def test_an_index_without_a_fitting_count_is_refused(index, count, environment, 
         find_share(index, count, environment)
 
 
+@pytest.mark.parametrize(
+    ("indexes", "step", "irregular"),
+    [((0, 3, 7), 1, True), ((0, 1, 3), 1, True), ((1, 3, 5), 2, False), ((4, 5, 6), 1, False), ((2, 5), 2, True)],
+)
+def test_irregular_indexes_of_slurm_are_refused_by_every_worker_unless_options_say_which_it_is(
+    indexes, step, irregular
+):
+    facts = {"COUNT": len(indexes), "MIN": indexes[0], "MAX": indexes[-1], "STEP": step}
+    variables = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in facts.items()}
+    for number, index in enumerate(indexes):
+        environment = variables | {"SLURM_ARRAY_TASK_ID": str(index)}
+        assert find_share(index, 8, environment) == WorkShare(index, 8)
+        if irregular:
+            with pytest.raises(SpecError, match=r"indexes of the array job are irregular, got SLURM_ARRAY_TASK_ID"):
+                find_share(None, None, environment)
+        else:
+            assert find_share(None, None, environment) == WorkShare(number, len(indexes))
+
+
 def test_the_shares_of_all_workers_are_all_tasks_once():
     tasks = list(range(23))
     parts = [WorkShare(i, 4).of(tasks) for i in range(4)]

@@ -15,7 +15,7 @@ from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
 from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
-from nearcast.publishing.targets import find_target, read_spec_target
+from nearcast.publishing.targets import find_target, read_spec_target, resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES
 from nearcast.storage.locations import absolute_location, parse_location
 from nearcast.storage.open_storage import join_location
@@ -103,6 +103,8 @@ def refresh(
         warnings.warn("refresh(watch_too=...) is now refresh(with_monitor=...)", DeprecationWarning, stacklevel=2)
         with_monitor = watch_too
     parsed, folder = resolve_spec(Path(spec), None, None, None)  # parse once: the file may change meanwhile
+    if store is None:  # raises SpecError before the run
+        resolve_store_url(parsed.publish, resolve_out(None, parsed, folder))
     made = run_spec(parsed, base=folder, listener=listener)
     done = publish(parsed, store=store, out=resolve_out(None, parsed, folder), listener=listener)
     watched = monitor(parsed, base=folder, store=store, listener=listener) if with_monitor else None

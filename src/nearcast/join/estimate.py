@@ -25,7 +25,7 @@ __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
 MEASURE_BYTES = 152 << 20  # of measuring: blocks of the exact join, a row group, samples
-SECONDS_PER_SLOT = 400e-9  # to write a slot to Parquet; measured on packages, two cores
+SECONDS_PER_SLOT, SECONDS_PER_LIST = 60e-9, 2e-6  # to write the table; measured on packages, two cores
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
@@ -97,7 +97,7 @@ def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Esti
     seconds = {
         "read": spent.get("hash", 0.0) + spent.get("check", 0.0) * INGEST_PER_SCAN,
         **engine.seconds,
-        "table": slots * SECONDS_PER_SLOT,
+        "table": slots * SECONDS_PER_SLOT + shape.n_queries * SECONDS_PER_LIST,
         "measure": MEASURE_PER_JOIN * sampled_queries * shape.n_items * seconds_per_pair,
     }
     peak = max(

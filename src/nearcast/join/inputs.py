@@ -164,7 +164,7 @@ def check_inputs(
     raise_on_errors(report)
     both = {id(staged): staged for staged in (staged_items, staged_queries) if staged is not None}
     disk_bytes = sum(estimate_ingest_disk(staged) for staged in both.values())
-    memory = max((estimate_ingest_memory(staged, settings.memory_bytes) for staged in both.values()), default=0)
+    memory = estimate_ingest_memory(both.values(), settings.memory_bytes)
     return Checked(sources, report, staged_items, staged_queries, item_name, query_name, disk_bytes, memory)
 
 

@@ -215,15 +215,6 @@ def l2_offsets(codes: Codes, metric: str) -> np.ndarray | None:
     return -0.5 * codes.norms * codes.norms if metric == "l2" else None
 
 
-def coarsen(codes: Codes) -> Codes:
-    """Return the codes on the levels of every instruction set, so that cells are chosen equally everywhere."""
-    table = np.rint(np.arange(-128, 128) * (COMMON_LEVELS / ITEM_LEVELS)).astype(np.int8)
-    by_byte = np.roll(table, -128)  # a code's bits as an unsigned byte: 0..127, then -128..-1
-    return Codes(
-        by_byte[codes.codes.view(np.uint8)], codes.scales * (ITEM_LEVELS / COMMON_LEVELS), codes.residuals, codes.norms
-    )
-
-
 def native_queries(codes: Codes, order: np.ndarray | None = None) -> Any:
     """Return the codes as the native scan takes them, with the sums that its unsigned items need.
 

@@ -49,7 +49,7 @@ def resolve_store_url(settings: PublishSpec, out: Location, override: str | None
         if not isinstance(place := parse_location(out), Path):
             raise SpecError(
                 f"store: lmdb:{path} is relative to `out`, which is {place}; a store cannot be in a bucket: give an "
-                "absolute path, lmdb:/PATH, or redis://HOST:PORT/DB"
+                "absolute path, lmdb:/PATH, or redis://HOST:PORT/DB, as `store` in [publish] or with --store"
             )
         path = place / path
     fault = None if os.path.lexists(path) else path_fault(str(path))

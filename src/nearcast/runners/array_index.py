@@ -85,7 +85,16 @@ def _read_scheduler(environment: Mapping[str, str]) -> tuple[int | None, int | N
         first = _parse(first_name, environment[first_name]) if first_name and environment.get(first_name) else 0
         step = _parse(step_name, environment[step_name]) if step_name and environment.get(step_name) else 1
         count = _parse(count_name, environment[count_name]) if count_name and environment.get(count_name) else None
-        return (index - first) // max(1, step), count, index_name
+        step = max(1, step)
+        last = environment.get("SLURM_ARRAY_TASK_MAX") if index_name.startswith("SLURM") and count is not None else None
+        if (index - first) % step or (
+            last and count and _parse("SLURM_ARRAY_TASK_MAX", last) != first + step * (count - 1)
+        ):
+            raise SpecError(
+                f"the indexes of the array job are irregular, got {index_name}={index} of {count} from {first} in "
+                f"steps of {step}, which do not say which worker this is; submit --array=0-N, or give --index and --of"
+            )
+        return (index - first) // step, count, index_name
     return None, None, ""
 
 

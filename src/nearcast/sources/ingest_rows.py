@@ -6,7 +6,7 @@ the table's folder then has a manifest alone. Both depend on the rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,14 @@ def describe_ranges(
     }
 
 
-def estimate_ingest_memory(staged: StagedTable, memory_bytes: int) -> int:
-    """Estimate the peak memory of staging and ingestion, in bytes: pieces, a block of vectors, batches, ids, states."""
+def estimate_ingest_memory(tables: Collection[StagedTable], memory_bytes: int) -> int:
+    """Estimate the peak memory of staging and ingestion, in bytes: the pieces of all tables, and the work on one."""
+    parts = [_estimate_parts(staged, memory_bytes) for staged in tables]
+    return sum(pieces for pieces, _ in parts) + max((work for _, work in parts), default=0)
+
+
+def _estimate_parts(staged: StagedTable, memory_bytes: int) -> tuple[int, int]:
+    """Return the memory of the pieces of a table, and of a block of vectors, batches, ids and states."""
     facts, source = staged.facts, staged.source
     row_bytes = max(facts.dim, 1) * vector_dtype(source).itemsize
     largest = max(one["rows"] for one in staged.ranges)
@@ -95,7 +101,7 @@ def estimate_ingest_memory(staged: StagedTable, memory_bytes: int) -> int:
     batches = min(READ_BYTES, memory_bytes, 4 * facts.rows * source.row_bytes)
     id_bytes = max(one["id_bytes"] for one in staged.ranges)
     ranges = count_range_workers(staged.threads, len(staged.ranges), largest, memory_bytes)
-    return int(pieces + max(batches, ranges * (block + 3 * id_bytes + ROW_BYTES * largest)))
+    return int(pieces), int(max(batches, ranges * (block + 3 * id_bytes + ROW_BYTES * largest)))
 
 
 def estimate_ingest_disk(staged: StagedTable) -> int:
