@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from nearcast.engines import choose_engine
-from nearcast.engines.base import Index, IndexSpec
+from nearcast.engines.base import Index, IndexSpec, Workload
+from nearcast.join.calibrate import sample_workload
 from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.join.reserves import group_finder, open_request, open_shape, widen_request
-from nearcast.join.run_mode import COMPARE
+from nearcast.join.run_mode import COMPARE, read_base
 from nearcast.join.run_tasks import open_prepared
 from nearcast.join.shard_plan import open_shard_vectors
 from nearcast.join.task_context import TaskContext
@@ -121,10 +122,13 @@ def _join_block(
     items = open_prepared(context).inputs.items.vectors
     if context.kept.get(OPEN_FRESH, (number,))[0] != number:
         context.drop(OPEN_FRESH)
-    _, index = context.keep(OPEN_FRESH, lambda: (number, _build_exact(context, ArrayVectors(items.take(block)))))
+    _, index = context.keep(
+        OPEN_FRESH, lambda: (number, _build_fresh(context, ArrayVectors(items.take(block)), request))
+    )
     exclude = None if request.exclude is None else _find_sorted(request.exclude, block)
     own = replace(request, exclude=exclude, constraints=_choose_items(request.constraints, block, items.n))
-    lists = index.join(vectors, own, index.operating_points(request.k)[-1], context.run.resources)
+    points, params = index.operating_points(request.k), read_base(context)["params"]
+    lists = index.join(vectors, own, params if params in points else points[-1], context.run.resources)
     filled = lists.positions != EMPTY_POSITION
     placed = np.where(filled, block[np.where(filled, lists.positions, 0)], EMPTY_POSITION)
     return Neighbors(placed, lists.scores)
@@ -136,6 +140,21 @@ def _choose_items(constraints: Constraints, block: IntArray, n_items: int) -> Co
         return constraints
     start, stop = next((lo, hi) for lo, hi in constraints.ranges(n_items) if lo <= block[0] < hi)
     return constraints.of_items(start, stop).choose_items(block - start)
+
+
+def _build_fresh(context: TaskContext, items: Vectors, request: JoinRequest) -> Index:
+    """Return an index of new items: with cells where the last join was pruned, and cells are cheaper for these items.
+
+    A list of new items is as long as their share of a reserve, so that its threshold is about that of the reserve, and
+    the probe radius of the last join finds about the same share of the best.
+    """
+    run, queries = context.run, open_prepared(context).inputs.queries.vectors
+    if read_base(context)["is_exact"] or not run.engine.exact or not request.constraints.free:
+        return _build_exact(context, items)
+    rows = sample_workload(queries.n, run.spec.seed)
+    workload = Workload(replace(request, exclude=None), queries.n, queries.take(rows))
+    spec = IndexSpec(open_prepared(context).inputs.metric, run.settings, run.spec.seed)
+    return run.engine.build(items, spec, run.resources, workload=workload)
 
 
 def _build_exact(context: TaskContext, items: Vectors) -> Index:
