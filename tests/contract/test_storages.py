@@ -184,8 +184,9 @@ def test_the_etag_of_a_list_is_the_one_of_stat(storage):
     assert list(storage.list_objects()) == [storage.stat("a"), storage.stat("b/c")]
 
 
-def test_of_eight_writers_exactly_one_creates_each_time(storage, kind):
-    race_to_create(storage, writers=8, rounds=10 if kind == "seaweedfs" else 100)  # a second each: its lock polls
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_of_eight_writers_exactly_one_creates_each_time(rounds, storage, kind):
+    race_to_create(storage, writers=8, rounds=10 if kind == "seaweedfs" else rounds)  # a second each: its lock polls
 
 
 def test_of_eight_threads_that_count_none_is_lost(storage):

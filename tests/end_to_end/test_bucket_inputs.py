@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import urllib.request
 from dataclasses import dataclass
 from functools import partial
@@ -72,11 +71,13 @@ def write_all(folder: Path, seed: int) -> None:
     pq.write_table(pa.table({"item": ids[:N], "ad": np.roll(range(N), seed)}), folder / "links.parquet")
 
 
-def upload(folder: Path, url: str) -> None:
+def upload(folder: Path, url: str, *names: str) -> None:
+    """Upload these files and folders of a folder, or all."""
     storage = open_storage(url)
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            storage.upload(path.relative_to(folder).as_posix(), path)
+        name = path.relative_to(folder)
+        if path.is_file() and (not names or name.parts[0] in names):
+            storage.upload(name.as_posix(), path)
 
 
 def candidates(snapshot) -> dict[str, bytes]:
@@ -148,12 +149,13 @@ READS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def states(tmp_path, request) -> tuple[Path, Path]:
-    """The two states of all files."""
+@pytest.fixture(scope="module")
+def states(tmp_path_factory) -> tuple[Path, Path]:
+    """The two states of all files, which no test changes."""
+    folder = tmp_path_factory.mktemp("states")
     for seed, name in enumerate(("old", "new")):
-        write_all(tmp_path / name, seed)
-    return tmp_path / "old", tmp_path / "new"
+        write_all(folder / name, seed)
+    return folder / "old", folder / "new"
 
 
 def add_model(read, *folders):
@@ -178,7 +180,7 @@ def test_what_is_read_from_a_bucket_gives_the_bytes_of_local_files(read, s3_url,
 
 
 def test_the_manifest_names_objects_by_url_and_etag(s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "items.parquet")
     place = place_in(tmp_path, s3_url)
     place.run(items=ITEMS)
     manifest = json.loads((place.out / "nearcast/test/snapshots/000001/manifest.json").read_text())
@@ -189,12 +191,11 @@ def test_the_manifest_names_objects_by_url_and_etag(s3_url, states, tmp_path):
 
 
 def test_the_same_objects_need_no_second_run_and_a_new_upload_does(s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "parts")
     spec = {"name": "test", "metric": "l2", "k": 2, "items": {"path": f"{s3_url}/parts"}}
     assert not nearcast.run(spec, base=tmp_path).reused
     assert nearcast.run(spec, base=tmp_path).reused
-    shutil.copytree(states[1] / "parts", states[0] / "parts", dirs_exist_ok=True)
-    upload(states[0] / "parts/day=0", f"{s3_url}/parts/day=0")
+    upload(states[1] / "parts/day=0", f"{s3_url}/parts/day=0")
     assert not nearcast.run(spec, base=tmp_path).reused
 
 
@@ -254,7 +255,6 @@ def test_whenever_an_object_changes_the_answer_is_that_of_one_state_or_exit_3(
     refused = 0
     for place, n in enumerate(sorted({1, requests // 3, requests // 2, requests - 1})):
         name = names[place % len(names)]
-        upload_missing(direct, old)
         first = len(proxy.requests)
 
         def plan(request, first=first, n=n, name=name):
@@ -273,13 +273,8 @@ def test_whenever_an_object_changes_the_answer_is_that_of_one_state_or_exit_3(
             proxy.plan = lambda request: None
             if found != old_answer:
                 assert found == command(place_in(tmp_path, s3_url))
+        direct.upload(name, old / name)
     assert refused
-
-
-def upload_missing(storage, folder):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            storage.upload(path.relative_to(folder).as_posix(), path)
 
 
 class At(Listener):
@@ -297,7 +292,7 @@ class At(Listener):
 
 @pytest.mark.parametrize("stage", ["hash inputs", "check items", "read items"])
 def test_an_object_that_is_added_to_a_folder_meanwhile_is_a_change(stage, s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "parts")
     storage = open_storage(s3_url)
     spec = {"name": "test", "metric": "l2", "k": 2, "items": {"path": f"{s3_url}/parts"}}
     add = partial(storage.upload, "parts/day=1/new.parquet", states[0] / "items.parquet")
@@ -351,7 +346,7 @@ def make_object(s3_server, s3_url, name, data=b""):
 
 
 def test_objects_that_mark_folders_are_no_files(s3_server, s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "parts")
     for name in ("parts/", "parts/day=1/", "parts/empty/", "parts/day=1_%24folder%24"):
         make_object(s3_server, s3_url, name)
     listing = list_parquet(f"{s3_url}/parts", tmp_path, "path", "")
@@ -388,7 +383,7 @@ def test_a_name_that_no_client_can_read_is_an_error_that_says_so(name, s3_server
     ],
 )
 def test_what_is_no_input_is_an_error_that_says_so(path, says, s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "ids.txt", "v.npy", "items.parquet")
     storage = open_storage(s3_url)
     storage.write("texts/a", b"text")
     storage.write("cut.parquet", storage.read("items.parquet")[:-9])
@@ -421,7 +416,7 @@ def test_missing_credentials_are_told(s3_url, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_an_object_that_may_not_be_read_is_told(method, proxy, s3_url, states, tmp_path, monkeypatch):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "items.parquet")
     behind(proxy, monkeypatch)
     proxy.plan = fail_first(99, Fault(status=403, code="AccessDenied"), method=method, path="items.parquet")
     with pytest.raises(StorageError, match=r"items\.parquet failed.*access was refused"):
@@ -441,7 +436,7 @@ FAULTS = {
     "fault", ["500", "cut", *(pytest.param(fault, marks=slow) for fault in ("503", "429", "reset"))]
 )
 def test_a_run_goes_on_after_faults_of_the_server(fault, proxy, s3_url, states, tmp_path, monkeypatch):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "parts", "queries.parquet")
     expected = place_in(tmp_path, states[0]).run(items={"path": "parts"}, queries={"path": "queries.parquet"})
     behind(proxy, monkeypatch)
     proxy.plan = fail_at_random(0.4, FAULTS[fault])
@@ -451,7 +446,7 @@ def test_a_run_goes_on_after_faults_of_the_server(fault, proxy, s3_url, states, 
 
 
 def test_a_server_that_stays_away_ends_the_run_with_the_reason(proxy, s3_url, states, tmp_path, monkeypatch):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "items.parquet")
     behind(proxy, monkeypatch)
     monkeypatch.setenv("NEARCAST_STORAGE_PATIENCE", "1")
     proxy.plan = lambda request: Fault(status=503, code="SlowDown") if request.number > 5 else None
@@ -505,7 +500,7 @@ def test_a_spec_is_a_local_file(s3_url):
 
 
 def test_python_code_is_not_imported_from_a_bucket(s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "items.parquet")
     with pytest.raises(SpecError, match='write it as "module:function"'):
         place_in(tmp_path, s3_url).run(items=ITEMS, rank={"function": f"{s3_url}/model.py:rank", "fetch": 9})
 
@@ -536,7 +531,7 @@ def test_the_storage_is_asked_by_this_url_scheme_only(tmp_path):
 @pytest.fixture
 def generator_toml(s3_url, states, tmp_path):
     """A spec beside its results, with items, queries and log in the bucket."""
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "items.parquet", "queries.parquet", "log.parquet")
     path = tmp_path / "shop" / "generator.toml"
     path.parent.mkdir()
     path.write_text(f"""
@@ -608,7 +603,7 @@ def test_tune_and_advise_work_on_inputs_in_a_bucket(generator_toml, s3_url):
 
 
 def test_worker_processes_read_inputs_in_a_bucket(s3_url, states, tmp_path):
-    upload(states[0], s3_url)
+    upload(states[0], s3_url, "parts", "queries.parquet", "only.parquet")
     places = place_in(tmp_path, s3_url), place_in(tmp_path, states[0])
     found = [
         candidates(
