@@ -23,8 +23,8 @@ visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and
 test: .venv/installed ## the tests of every commit; the last lines list skipped tests with the reason
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: .venv/installed ## the slow tests alone
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+test-slow: .venv/installed ## the slow tests alone, and every property on all its examples
+	NEARCAST_EXAMPLES=all $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or hypothesis"
 
 test-all: test test-slow ## all tests: nightly, and before a release
 

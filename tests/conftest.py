@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import property_examples as examples
 from nearcast import machine
 from object_servers import azurite_endpoint, azurite_url, seaweed_endpoint, seaweed_url
 from s3_server import s3_server, s3_url
@@ -57,10 +58,16 @@ def _as_in_a_fresh_process() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try properties on fewer examples in the quick suite; `make test-slow` tries all."""
+    if not examples.ALL:
+        examples.limit_examples(items, examples.QUICK)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip slow tests once the time given by NEARCAST_SLOW_UNTIL, in seconds since the epoch, has come."""
     until = os.environ.get("NEARCAST_SLOW_UNTIL")
-    if until is not None and item.get_closest_marker("slow") and time.time() > float(until):
+    if until is not None and (examples.ALL or item.get_closest_marker("slow")) and time.time() > float(until):
         pytest.skip("the time for slow tests was up (make test-all runs all of them)")
 
 

@@ -461,8 +461,8 @@ def test_a_server_that_stays_away_ends_the_run_with_the_reason(proxy, s3_url, st
 def test_a_parquet_object_reads_the_same_in_pieces_of_any_size(pieces, s3_url, tmp_path, monkeypatch):
     for name, value in zip(("PIECE_BYTES", "WHOLE_BYTES", "AHEAD_BYTES"), pieces, strict=True):
         monkeypatch.setattr(bucket_files, name, value)
-    data = rows(2000)
-    pq.write_table(data, tmp_path / "items.parquet", row_group_size=300)
+    data = rows(200)
+    pq.write_table(data, tmp_path / "items.parquet", row_group_size=30)
     upload(tmp_path, s3_url)
     (file,) = list_parquet(f"{s3_url}/items.parquet", tmp_path, "path", "").files
     assert pq.ParquetFile(file.open()).read().equals(data)

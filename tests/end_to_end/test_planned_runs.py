@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 N_ITEMS = 700
 N_QUERIES = 1_025
-TWO_TASKS = {"k": 680}  # a task then has 1,024 queries
+TWO_TASKS = {"k": 680, "measure": {"sample": 50, "calibration": 50}}  # a task then has 1,024 queries
 
 __all__ = ["s3_server", "s3_url"]
 

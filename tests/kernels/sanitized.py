@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from tests.property_examples import limit_examples
 
 EXAMPLES = 6
-SETTINGS = "_hypothesis_internal_use_settings"  # what @settings leaves on a test
 FOLDER = os.environ.get("NEARCAST_SANITIZED")
 
 
@@ -34,9 +33,7 @@ def use_sanitized() -> None:
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Limit the examples of a property."""
-    for function in {item.obj for item in items if hasattr(getattr(item, "obj", None), SETTINGS)}:
-        chosen = getattr(function, SETTINGS)
-        setattr(function, SETTINGS, settings(chosen, max_examples=min(chosen.max_examples, EXAMPLES)))
+    limit_examples(items, EXAMPLES)
 
 
 use_sanitized()

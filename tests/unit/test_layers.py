@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import click
@@ -85,10 +86,12 @@ def room_of(path):
     return parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path):
     """(dotted module, line, whether it is only for the type checker, whether it is inside a function)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -105,8 +108,8 @@ def imports(path):
         else:
             assert node.level == 0, f"{name_of(path)} line {node.lineno} imports relatively"
             names = [node.module]
-        for name in names:
-            yield name, node.lineno, typing_only, inside
+        found += [(name, node.lineno, typing_only, inside) for name in names]
+    return found
 
 
 def test_every_room_has_its_floor():
