@@ -25,10 +25,10 @@ def main() -> None:
     arguments = parse_arguments()
     answer = ask(arguments.service, arguments.product, arguments.first)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_expected(answer, arguments.snapshot, arguments.without) and time.monotonic() < deadline:
+    while not is_expected(answer, arguments) and time.monotonic() < deadline:
         time.sleep(0.05)
         answer = ask(arguments.service, arguments.product, arguments.first)
-    if not is_expected(answer, arguments.snapshot, arguments.without):
+    if not is_expected(answer, arguments):
         sys.exit(f"the service did not follow: it answers from {answer['snapshot']}, {ids_of(answer)}")
     if arguments.best:
         print(answer["candidates"][0]["id"])
@@ -44,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--best", action="store_true", help="print only the id of the best candidate")
     parser.add_argument("--snapshot", help="wait until the service answers from this snapshot, for example 000002")
     parser.add_argument("--without", type=int, help="wait until this product is not in the answer")
+    parser.add_argument("--with", dest="having", type=int, help="wait until this product is in the answer")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="prepare.py's folder")
     return parser.parse_args()
 
@@ -59,8 +60,10 @@ def ask(service: str, product: int, first: int) -> dict[str, Any]:
         sys.exit(f"{url} is not answered: {error}")
 
 
-def is_expected(answer: dict[str, Any], snapshot: str | None, without: int | None) -> bool:
-    return answer["snapshot"] == (snapshot or answer["snapshot"]) and without not in ids_of(answer)
+def is_expected(answer: dict[str, Any], arguments: argparse.Namespace) -> bool:
+    is_there = arguments.having is None or arguments.having in ids_of(answer)
+    is_served = answer["snapshot"] == (arguments.snapshot or answer["snapshot"])
+    return is_served and is_there and arguments.without not in ids_of(answer)
 
 
 def ids_of(answer: dict[str, Any]) -> list[int]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a snapshot to an answer in a request: publish, serve, pause a product, publish a newer snapshot, roll back.
+# From a snapshot to an answer in a request: publish, serve, pause a product, publish a newer snapshot, roll back, and a
+# product arrives.
 # Needs a snapshot: demo.sh makes one, and runs this.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -54,6 +55,14 @@ python ask.py "$url" "$product" --snapshot "$(printf %06d "$second")" --without 
 say "9. nearcast rollback: the first snapshot again; what is paused stays paused"
 nearcast rollback "$generator" --quiet
 python ask.py "$url" "$product" --snapshot "$(printf %06d "$first")" --without "$paused"
+
+say "10. nearcast update: forward again, and a product arrives while the service runs"
+nearcast publish "$generator" "$second" --quiet
+new=99000001
+python arrive.py "$product" "$new" "AVOCADO FROM THE NEW GROWER" --products data/newer/products.parquet \
+    --out data/arrived.parquet
+nearcast update "$generator" --items data/arrived.parquet --quiet
+python ask.py "$url" "$product" --first 8 --with "$new" --without "$paused"
 
 stop
 echo

@@ -133,6 +133,8 @@ KINDS = {
         "rules": [{"name": "country", "keep": "item.country == query.country"}],
         "caps": [{"by": "brand", "max_per_list": 1}],
     },
+    "bare": {"items": {"path": "-"}, "queries": {"path": "-"}, "metric": "l2", "k": 3}
+    | {"rules": [{"name": "other", "keep": "item.id != query.id"}]},
     "itself": {"items": SOURCES["items"], "metric": "l2", "k": 3, "exclude_self": True},
 }
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from nearcast.api.updates import roll_back_updates
 from nearcast.api.updates import update as update_generator
 from nearcast.cli.common import (
     InputPath,
@@ -38,7 +37,6 @@ class UpdateOptions:
     queries: Any
     note: str
     max_lists_changed: float | None
-    roll_back_to: int | None
     store: str | None
     out: Location
 
@@ -55,12 +53,6 @@ class UpdateOptions:
     metavar="SHARE",
     help="Share of the lists that may change. Default: audit.max_lists_changed of the spec.",
 )
-@click.option(
-    "--roll-back-to",
-    type=click.IntRange(min=0),
-    metavar="PATCH",
-    help="Instead of an update: undo all patches of the current version after this one. 0 undoes all.",
-)
 @store_option
 @out_option
 @quiet_option
@@ -70,7 +62,7 @@ def update(generator: str, options: UpdateOptions, quiet: bool, as_json_: bool) 
     """Bring new, changed and removed items, and new queries, into the current version, without a run.
 
     Lists are those of a run on the new tables: new items enter the lists that they beat under rules, caps and the
-    minimum score. All changes become visible at once, as one numbered patch; it can be undone with --roll-back-to. A
+    minimum score. All changes become visible at once, as one numbered patch; `nearcast rollback --patch` undoes it. A
     batch that changes nothing writes nothing, so the command may be repeated.
 
     Exit codes: 3, error in the batch. 5, a publish holds the lock; try again. 10, too many lists would change. Nothing
@@ -78,13 +70,6 @@ def update(generator: str, options: UpdateOptions, quiet: bool, as_json_: bool) 
     """
     out = explicit_out(generator, options.out)
     given = [name for name in ("items", "gone", "queries") if getattr(options, name) is not None]
-    if options.roll_back_to is not None:
-        if given:
-            raise click.UsageError(f"--roll-back-to undoes updates, and --{given[0]} is one; give one of them")
-        undone = roll_back_updates(generator, options.roll_back_to, store=options.store, out=out)
-        words = ", ".join(map(str, undone)) or "none"
-        print_json({"undone": undone}) if as_json_ else console().print(f"patches undone: {words}")
-        return
     if not given:
         raise click.UsageError("nothing to update; give --items, --gone or --queries")
     with show_progress(quiet=quiet or as_json_) as listener:
@@ -119,5 +104,5 @@ def describe_update(done: UpdateResult, generator: str) -> str:
     ]
     if done.short:
         lines.append(f"lists that may lack items until the next run: {done.short:,}")
-    lines.append(f"undo: nearcast update {generator} --roll-back-to {done.undo}")
+    lines.append(f"undo: nearcast rollback {generator} --patch {done.undo}")
     return "\n".join(lines)

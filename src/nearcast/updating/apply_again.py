@@ -48,8 +48,8 @@ def apply_again(
             before = max((patch.number for patch in patches.patches if patch.made <= started), default=0)
             raise InputError(
                 f"updates of version {earlier:06d} of {generator} were made after the inputs of {version:06d} were "
-                f"read, and cannot be applied to it: {error}. Mend that, or drop them with `nearcast update "
-                f"{generator} --roll-back-to {before}`, and publish again"
+                f"read, and cannot be applied to it: {error}. Mend that, or drop them with `nearcast rollback "
+                f"{generator} --patch {before}`, and publish again"
             ) from error
 
 

@@ -196,7 +196,7 @@ def _keep_eligible(
         return rows, columns, scores
     query_columns, item_columns = list_constraint_columns(spec)
     unique, back = np.unique(rows, return_inverse=True)
-    items = fresh.attributes.select(item_columns).add_column(0, "id", fresh.ids)
+    items = fresh.with_ids(item_columns)
     rule = compile_rules(parse_rules(spec), tables.queries.attributes(query_columns, unique), items)
     if rule is None:
         return rows, columns, scores

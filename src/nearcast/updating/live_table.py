@@ -36,6 +36,10 @@ class LiveRows:
         at = pa.array(rows)
         return LiveRows(self.ids.take(at), self.vectors[rows], self.attributes.take(at))
 
+    def with_ids(self, names: Sequence[str]) -> pa.Table:
+        """Return columns "id" and `names`."""
+        return pa.table({"id": self.ids, **{name: self.attributes.column(name) for name in names}})
+
     def replace_rows(self, newer: LiveRows, removed: pa.Array) -> LiveRows:
         """Return the rows without those of `removed`, and with newer ones in place of rows with their ids."""
         out = pa.concat_arrays([newer.ids, removed.cast(newer.ids.type)])
@@ -136,7 +140,7 @@ class LiveTable:
         """Return columns "id" and `names` of these positions. Default: of all."""
         rows = self.source if positions is None else self.source[positions]
         base = read_attributes(self.base, names)
-        added = self.added.attributes.select(list(names)).add_column(0, "id", self.added.ids)
+        added = self.added.with_ids(names)
         both = pa.concat_tables([base, added.cast(base.schema)]).take(pa.array(rows))
         return both.combine_chunks()
 

@@ -35,7 +35,7 @@ from nearcast.updating.open_state import ServedVersion, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
 
-__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "undo_patches", "write_patch"]
+__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "write_patch"]
 
 WAIT_SECONDS = 60.0  # for the lock: a publish holds it while it copies
 MOST_ATTEMPTS = 5  # other updates came first each time
@@ -161,21 +161,6 @@ class Updater:
         )
 
 
-def undo_patches(store: Store, generator: str, to: int) -> list[int]:
-    """Undo the patches of the current version with a number above `to`; return their numbers.
-
-    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
-    """
-    pointer = store.pointer(generator)
-    if pointer is None:
-        raise make_unpublished_error(store, generator)
-    with hold_publish_lock(store, generator, WAIT_SECONDS) as lock:
-        log = find_patches(store, generator)
-        undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
-        log.roll_back(pointer.version, to, lock)
-    return undone
-
-
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
     """Return the batch without rows that are served as they are, and without ids that are not served."""
     itself = state.joins_itself
@@ -191,8 +176,9 @@ def _drop_equal(batch: BatchRows, table: LiveTable) -> BatchRows:
     if not len(both):
         return batch
     served: LiveRows = table.rows(at[both])
-    differs = (served.vectors != batch.rows.vectors[both]).any(axis=1)
-    pairs = zip(served.attributes.to_pylist(), batch.rows.attributes.take(both).to_pylist(), strict=True)
+    newer = batch.rows.take(both)
+    differs = (served.vectors != newer.vectors).any(axis=1)
+    pairs = zip(*(rows.with_ids(table.columns).to_pylist() for rows in (served, newer)), strict=True)
     differs |= np.fromiter((old != new for old, new in pairs), np.bool_, len(both))
     kept = at < 0
     kept[both[differs]] = True
