@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_target
+from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_store_target, resolve_target
 from nearcast.join.listener import Listener
 from nearcast.updating.change_feed import FileFeed
 from nearcast.updating.follow import Follower
 from nearcast.updating.read_batch import BatchInputs
-from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
+from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
 
-__all__ = ["open_follower", "update"]
+__all__ = ["open_follower", "roll_back_updates", "update"]
 
 
 def update(
@@ -44,6 +44,18 @@ def update(
     with open_target_store(store, target) as opened:
         updater = Updater(opened, target.generator, target.out, listener)
         return updater.apply(UpdateRequest(BatchInputs(items, gone, queries), most, note))
+
+
+def roll_back_updates(
+    generator: SpecLike, to: int, *, store: StoreLike | None = None, out: str | Path | None = None
+) -> list[int]:
+    """Undo the patches of the current version with a number above `to`; return their numbers.
+
+    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
+    """
+    target = resolve_store_target(generator, out)
+    with open_target_store(store, target) as opened:
+        return undo_patches(opened, target.generator, to)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from nearcast.updating.open_state import ServedVersion, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
 
-__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "write_patch"]
+__all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "undo_patches", "write_patch"]
 
 WAIT_SECONDS = 60.0  # for the lock: a publish holds it while it copies
 MOST_ATTEMPTS = 5  # other updates came first each time
@@ -159,6 +159,21 @@ class Updater:
             time.perf_counter() - started,
             state.number if entry is None else entry.parent,
         )
+
+
+def undo_patches(store: Store, generator: str, to: int) -> list[int]:
+    """Undo the patches of the current version with a number above `to`; return their numbers.
+
+    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
+    """
+    pointer = store.pointer(generator)
+    if pointer is None:
+        raise make_unpublished_error(store, generator)
+    with hold_publish_lock(store, generator, WAIT_SECONDS) as lock:
+        log = find_patches(store, generator)
+        undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
+        log.roll_back(pointer.version, to, lock)
+    return undone
 
 
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
