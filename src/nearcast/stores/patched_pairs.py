@@ -82,6 +82,10 @@ class PatchedPairs:
             ordinal = self.indexes[space].find(keys[0])
             if ordinal == 0:
                 return self.version.get_many(space, keys)
+            if self.read is None:
+                value = self.segments[ordinal - 1].reader.get_many(space, keys)[0]
+                if value is not None:
+                    return [value or None]
             return [value for _, value in self._find(space, keys, [ordinal])]
         ordinals = self.indexes[space].find_many(keys)
         if not ordinals.any():
