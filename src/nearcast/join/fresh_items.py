@@ -5,6 +5,7 @@ Both need no index of cells. The engine's own exact join is used where it has on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from nearcast.knn.reserve_lists import Reserve
 from nearcast.measure.sampled_recall import find_own_items
 from nearcast.types import EMPTY_POSITION, AnyArray, ArrayVectors, IntArray, Neighbors, Vectors
 
-__all__ = ["find_own", "join_fresh", "open_exact_index"]
+__all__ = ["find_own", "join_fresh", "merge_reserves", "open_exact_index"]
 
 OPEN_ITEMS, OPEN_FRESH = "open items", "open fresh items"  # kept by a worker
 BLOCK_SHARE = 8  # of the memory: vectors of new items in one index, with its copies
@@ -86,15 +87,23 @@ def _join_blocks(context: TaskContext, before: IntArray, queries: IntArray, widt
     prepared, shape = open_prepared(context), open_shape(context)
     request = replace(widen_request(open_request(context), shape), k=width).of_queries(queries)
     request = replace(request, exclude=find_own(prepared, request, queries))
-    vectors, find_groups = prepared.inputs.queries.vectors.take(queries), group_finder(context)
+    vectors = prepared.inputs.queries.vectors.take(queries)
     blocks = context.keep("fresh blocks", lambda: _cut_fresh(context, before))
     found = [_join_block(context, number, block, vectors, request) for number, block in enumerate(blocks)]
-    if len(found) == 1:
-        return found[0]
-    groups = find_groups(np.concatenate([each.positions for each in found], axis=1)) if shape.relaxed else ()
+    return merge_reserves(context, found)
+
+
+def merge_reserves(context: TaskContext, lists: Sequence[Neighbors]) -> Neighbors:
+    """Merge lists of one width, at least one, that were joined with disjoint parts of the items."""
+    if len(lists) == 1:
+        return lists[0]
+    shape, width = open_shape(context), lists[0].positions.shape[1]
+    groups: tuple[IntArray, ...] = ()
+    if shape.relaxed:
+        groups = group_finder(context)(np.concatenate([each.positions for each in lists], axis=1))
     parts = (
         ShardLists(each, tuple(of_cap[:, n * width : (n + 1) * width] for of_cap in groups))
-        for n, each in enumerate(found)
+        for n, each in enumerate(lists)
     )
     return merge_lists(parts, width, shape.relaxed)
 

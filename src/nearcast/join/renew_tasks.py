@@ -18,7 +18,7 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.join.fresh_items import find_own, join_fresh, open_exact_index
+from nearcast.join.fresh_items import find_own, join_fresh, merge_reserves, open_exact_index
 from nearcast.join.join_queries import write_lists
 from nearcast.join.joined_lists import read_result
 from nearcast.join.reserves import (
@@ -34,7 +34,7 @@ from nearcast.join.reserves import (
 from nearcast.join.run_mode import COMPARE, begins_incremental, read_base
 from nearcast.join.run_tasks import list_splits, open_prepared
 from nearcast.join.task_context import TaskContext
-from nearcast.knn.item_shards import ShardLists, merge_lists, move_positions, restrict_request
+from nearcast.knn.item_shards import move_positions, restrict_request
 from nearcast.knn.reserve_lists import Reserve, make_reserve, update_reserve
 from nearcast.runners.base import TaskCall
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
@@ -189,21 +189,7 @@ def _read_rejoined(context: TaskContext, number: int) -> Neighbors:
     last = first + counts[number - part.first]
     found = [read_result(context.run.results.open(name)) for name in names]
     lists = [Neighbors(np.array(each.positions[first:last]), np.array(each.scores[first:last])) for each in found]
-    return _merge(context, lists)
-
-
-def _merge(context: TaskContext, lists: Sequence[Neighbors]) -> Neighbors:
-    """Merge the reserves that were joined with each shard."""
-    shape, find_groups = open_shape(context), group_finder(context)
-    if len(lists) == 1:
-        return lists[0]
-    width = lists[0].positions.shape[1]
-    groups = find_groups(np.concatenate([each.positions for each in lists], axis=1)) if shape.relaxed else ()
-    parts = (
-        ShardLists(each, tuple(of_cap[:, n * width : (n + 1) * width] for of_cap in groups))
-        for n, each in enumerate(lists)
-    )
-    return merge_lists(parts, shape.width, shape.relaxed)
+    return merge_reserves(context, lists)
 
 
 def _find_missing(context: TaskContext, number: int) -> IntArray:
