@@ -16,7 +16,7 @@ from typing import Any
 
 from nearcast.api.arguments import resolve_spec
 from nearcast.api.distributed import gather_run, plan_run
-from nearcast.errors import InputError, SpecError
+from nearcast.errors import InputError, MissingExtraError, SpecError
 from nearcast.join.listener import Listener
 from nearcast.runners.spark_runner import SparkRunner
 from nearcast.storage.locations import absolute_location, parse_location
@@ -60,7 +60,8 @@ def knn_join(
     workers: tasks at once; default: the cores of the session divided by spark.task.cpus.
 
     Raises InputError for vectors or ids that cannot be joined, SpecError for invalid settings, StorageError if `work`
-    cannot be reached, WorkerError if the executors cannot take part (for example, they lack nearcast).
+    cannot be reached, MissingExtraError if Spark has no connector for it, WorkerError if the executors cannot take part
+    (for example, they lack nearcast).
     """
     name = f"{GENERATOR}-{secrets.token_hex(6)}"
     ours = join_location(absolute_location(parse_location(work)), name)
@@ -84,7 +85,7 @@ def knn_join(
     parsed, base = resolve_spec({**spec, **(settings or {})}, os.getcwd(), None, None)  # before anything is written
     selected = {side: _select(frame, side, spec[side]) for side, frame in sides.items()}
     for side, frame in selected.items():
-        frame.write.mode("error").parquet(f"{theirs}/{side}")
+        _write(frame, f"{theirs}/{side}")
     try:
         plan_run(parsed, f"{ours}/run", base=base, listener=listener)
         runner = SparkRunner(workers, session=queries_df.sparkSession)
@@ -92,6 +93,21 @@ def knn_join(
     finally:
         _remove(ours, ("queries", "items", "run"))
     return _read_candidates(queries_df.sparkSession, f"{theirs}/out/{GENERATOR}/snapshots/{snapshot.name}/candidates")
+
+
+def _write(frame: Any, url: str) -> None:
+    """Write a table with Spark. Raises MissingExtraError if the session has no connector for the location."""
+    try:
+        frame.write.mode("error").parquet(url)
+    except Exception as error:  # of classic Spark and of Spark Connect, which have no common class
+        missing = re.search(r"Class org\.apache\.hadoop\.fs\.\S+ not found|No FileSystem for scheme \S+", str(error))
+        if missing is None:
+            raise
+        raise MissingExtraError(
+            f"Spark cannot write to {url}: {missing[0]}; start the session with the connector of this storage (for "
+            "s3a: spark.jars.packages = org.apache.hadoop:hadoop-aws of the version of Spark's Hadoop), or pass a "
+            "folder that all executors share as work"
+        ) from error
 
 
 def _select(frame: Any, side: str, table: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ import json, sys
 from pathlib import Path
 from pyspark.sql import SparkSession
 import nearcast.spark
-from nearcast.errors import InputError, SpecError
+from nearcast.errors import InputError, MissingExtraError, SpecError
 
 url, conf, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
 builder = SparkSession.builder.remote(url) if url.startswith("sc:") else SparkSession.builder.master(url)
@@ -48,10 +48,11 @@ for name, call in {
     "column": lambda: nearcast.spark.knn_join(queries, items, k=5, id="key", work=folder / "work"),
     "twice": lambda: nearcast.spark.knn_join(queries, items, k=5, settings={"k": 7}, work=folder / "work"),
     "metric": lambda: nearcast.spark.knn_join(queries, items, k=5, metric="hamming", work=folder / "work"),
+    "connector": lambda: nearcast.spark.knn_join(queries, items, k=5, work="s3://bucket/work"),
 }.items():
     try:
         call()
-    except (InputError, SpecError) as error:
+    except (InputError, MissingExtraError, SpecError) as error:
         told[name] = f"{type(error).__name__}: {error}"
 print("TOLD" + json.dumps(told))
 session.stop()
@@ -123,3 +124,8 @@ def test_wrong_arguments_say_what_to_pass(told):
     assert seen["column"].startswith("InputError: queries_df has no column 'key', its columns are id, vector, country,")
     assert seen["twice"] == "SpecError: settings has k, which knn_join sets itself; use its arguments"
     assert seen["metric"].startswith("SpecError: ")
+
+
+def test_a_session_without_a_connector_for_the_storage_is_an_error_that_names_it(told):
+    assert told[1]["connector"].startswith("MissingExtraError: Spark cannot write to s3a://bucket/work/knn-join-")
+    assert "S3AFileSystem not found; start the session with the connector" in told[1]["connector"]
