@@ -91,7 +91,7 @@ def measure_snapshot(
         likely = guess_metric(plan.request, run.resources, inputs, rows, quality.lists, measures["recall"])
     if last is not None:
         with run.meter.stage("overlap"):
-            measures |= measure_overlap(last, snapshot, inputs.items, run.listener.progress)
+            measures |= measure_overlap(last, snapshot, run.listener.progress)
     _note_warnings(run, quality)
     facts = {
         "slices": [part.as_dict() for part in quality.slices],

@@ -70,7 +70,7 @@ def read_sampled_lists(
     return SampledLists(scored.positions, scored.scores)
 
 
-def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress: Progress) -> dict[str, float]:
+def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[str, float]:
     """Return overlap@k with an older snapshot over the queries of both, and the share of its queries that both contain.
 
     Both tables are sorted by query id, so a range of one is found in the other. Of a large table, evenly spread ranges
@@ -89,9 +89,8 @@ def measure_overlap(old: Snapshot, new: Snapshot, items: IngestedTable, progress
         slots = find_positions(there.column("query_id").combine_chunks(), ids)
         both = np.flatnonzero(slots >= 0)
         kept, seen = kept + len(both), seen + len(there)
-        old_rows = there.take(pa.array(both))
-        new_lists = _candidate_positions(here.take(pa.array(slots[both])), items, 0)
-        shares.append(_kept_shares(_candidate_positions(old_rows, items, 0), new_lists, old_rows))
+        old_lists, new_lists = _number_candidates(there.take(pa.array(both)), here.take(pa.array(slots[both])))
+        shares.append(overlap_per_query(old_lists, new_lists))
         progress("overlap", number + 1, len(starts))
     overlaps = np.concatenate(shares) if shares else np.empty(0)
     overlaps = overlaps[~np.isnan(overlaps)]
@@ -115,13 +114,16 @@ def _choose_range_starts(n_rows: int, rows: int) -> list[int]:
     return [starts[i] for i in chosen]
 
 
-def _kept_shares(old: IntArray, new: IntArray, old_rows: pa.Table) -> Float64Array:
-    """Return overlap per query. Candidates that are no longer items count as not kept."""
-    shares = overlap_per_query(old, new)
-    known = np.count_nonzero(old != EMPTY_POSITION, axis=1)
-    lengths = pc.list_value_length(old_rows.column("candidate_ids")).to_numpy()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(lengths > 0, np.nan_to_num(shares) * known / lengths, np.nan)
+def _number_candidates(old: pa.Table, new: pa.Table) -> tuple[IntArray, IntArray]:
+    """Return the lists of two tables, (rows, longest list), with a number for every id that occurs in them."""
+    before, now = (rows.column("candidate_ids").combine_chunks() for rows in (old, new))
+    kind = now.type.value_type
+    if before.type.value_type != kind and pa.types.is_integer(kind):  # ids of another type: nothing is kept
+        return _place_values(before, np.zeros(len(before.flatten()), np.int64), 1), np.full((len(new), 1), -1)
+    ids = pa.concat_arrays([before.flatten().cast(kind), now.flatten()])  # no look-up among all items: it costs more
+    numbers = ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    split = len(before.flatten())
+    return _place_values(before, numbers[:split], 1), _place_values(now, numbers[split:], 1)
 
 
 def _candidate_positions(rows: pa.Table, items: IngestedTable, min_width: int) -> IntArray:
@@ -129,11 +131,15 @@ def _candidate_positions(rows: pa.Table, items: IngestedTable, min_width: int) -
     lists = rows.column("candidate_ids").combine_chunks()
     if lists.type.value_type != items.ids.type and pa.types.is_integer(items.ids.type):
         return np.full((len(rows), max(min_width, 1)), EMPTY_POSITION, np.int64)
+    return _place_values(lists, find_positions(lists.flatten(), items.ids), max(min_width, 1))
+
+
+def _place_values(lists: pa.ListArray, values: IntArray, min_width: int) -> IntArray:
+    """Return (rows, longest list, at least `min_width`) the values of the lists' elements; -1 beyond the end."""
     lengths = pc.list_value_length(lists).to_numpy()
-    positions = np.full((len(rows), int(lengths.max(initial=max(min_width, 1)))), EMPTY_POSITION, np.int64)
-    slots = np.arange(positions.shape[1])[None, :] < lengths[:, None]
-    positions[slots] = find_positions(lists.flatten(), items.ids)
-    return positions
+    placed = np.full((len(lists), int(lengths.max(initial=min_width))), EMPTY_POSITION, np.int64)
+    placed[np.arange(placed.shape[1])[None, :] < lengths[:, None]] = values
+    return placed
 
 
 def _drop_repeats(positions: IntArray) -> IntArray:

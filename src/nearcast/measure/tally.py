@@ -79,15 +79,12 @@ def gini(counts: IntArray) -> float:
 def overlap_per_query(old: IntArray, new: IntArray) -> npt.NDArray[np.float64]:
     """Return (n,) the share of each old list, (n, k_old) positions, that the new list, (n, k_new), still holds.
 
-    Both use the same positions; -1 is an empty slot. An empty old list gives NaN.
+    Both use the same positions, and repeat none; -1 is an empty slot. An empty old list gives NaN.
     """
-    n = len(old)
-    if n == 0:
+    if len(old) == 0:
         return np.empty(0)
-    span = int(max(old.max(initial=0), new.max(initial=0))) + 1
-    keys_old = np.arange(n)[:, None] * span + old
-    keys_new = (np.arange(n)[:, None] * span + new)[new != EMPTY_POSITION]
-    still_listed = np.isin(keys_old, keys_new) & (old != EMPTY_POSITION)
+    marked = np.sort(np.concatenate([2 * old, 2 * new + 1], axis=1), axis=1)  # an item of both has neighboring numbers
+    still_listed = (marked[:, 1:] - marked[:, :-1] == 1) & (marked[:, 1:] % 2 == 1) & (marked[:, 1:] > 0)
     lengths = np.count_nonzero(old != EMPTY_POSITION, axis=1)
     with np.errstate(invalid="ignore"):
         shares: npt.NDArray[np.float64] = np.count_nonzero(still_listed, axis=1) / np.where(
