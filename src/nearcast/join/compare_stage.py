@@ -131,6 +131,8 @@ def _refuse_table(table: str, old: IngestedTable, new: IngestedTable, columns: S
     missing = [name for name in columns if name not in list_attributes(old)]
     if missing:
         return f"{table} had no attribute {missing[0]}"
+    if not columns:
+        return None
     before, now = (read_attributes(each, columns, 0, 1).schema.remove_metadata() for each in (old, new))
     if before != now:
         return f"attributes of {table} have other types"

@@ -81,9 +81,11 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     rows = max(1, RANGE_SLOTS // new.manifest.k)
     starts = _choose_range_starts(new.n_rows, rows)
     for number, start in enumerate(starts):
-        here = new.rows(np.arange(start, min(new.n_rows, start + rows)))
+        here = new.rows(np.arange(start, min(new.n_rows, start + rows + 1)), ["query_id", "candidate_ids"])
         ids = here.column("query_id").combine_chunks()
-        there = old.lists_between(ids[0].as_py() if start else None, _id_after(new, start + rows))
+        end = ids[rows].as_py() if len(ids) > rows else None
+        here, ids = here.slice(0, rows), ids[:rows]
+        there = old.lists_between(ids[0].as_py() if start else None, end)
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
         slots = find_positions(there.column("query_id").combine_chunks(), ids)
@@ -95,14 +97,6 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     overlaps = np.concatenate(shares) if shares else np.empty(0)
     overlaps = overlaps[~np.isnan(overlaps)]
     return {"overlap": float(overlaps.mean()) if len(overlaps) else 0.0, "queries_kept": kept / max(1, seen)}
-
-
-def _id_after(snapshot: Snapshot, number: int) -> str | int | None:
-    """Return the query id of a row, or None if the table is shorter."""
-    if number >= snapshot.n_rows:
-        return None
-    query_id: str | int = snapshot.rows(np.array([number])).column("query_id")[0].as_py()
-    return query_id
 
 
 def _choose_range_starts(n_rows: int, rows: int) -> list[int]:

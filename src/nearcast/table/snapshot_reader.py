@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,17 +131,20 @@ class Snapshot:
         ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
         return Candidates(row["query_id"], ids, scores, row["reason"], self._item_columns(ids, columns))
 
-    def rows(self, numbers: IntArray) -> pa.Table:
-        """Return the table rows with these numbers (sorted). Reads only their row groups."""
+    def rows(self, numbers: IntArray, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the table rows with these numbers (sorted), all columns or these. Reads only their row groups."""
         group_rows = rows_per_group(self.manifest.k)
         pieces = []
         groups = numbers // group_rows
         for group in np.unique(groups):
             in_group = numbers[groups == group] - group * group_rows
             with self._parts.open_file("candidates", int(group // GROUPS_PER_FILE)) as file:
-                table = file.read_row_group(int(group % GROUPS_PER_FILE), use_threads=False)
+                table = file.read_row_group(int(group % GROUPS_PER_FILE), columns=columns, use_threads=False)
             pieces.append(table.take(pa.array(in_group)))
-        return pa.concat_tables(pieces) if pieces else self.dataset("candidates").schema.empty_table()
+        if pieces:
+            return pa.concat_tables(pieces)
+        nothing = self.dataset("candidates").schema.empty_table()
+        return nothing if columns is None else nothing.select(columns)
 
     def rank_scores(self, query: str | int) -> tuple[float, ...]:
         """Return a ranking model's scores of a query's list, in its order; empty without a model."""
