@@ -29,6 +29,7 @@ from nearcast.updating.journal import UpdateJournal
 from nearcast.updating.live_table import LiveTable
 from nearcast.updating.read_batch import UpdateBatch
 from nearcast.updating.served_state import ServedState, check_updatable, read_thresholds
+from nearcast.updating.state_cache import read_cached
 
 __all__ = ["ServedVersion", "merge_batches", "open_state", "prune_tables"]
 
@@ -60,13 +61,16 @@ def open_state(
     items = LiveTable.open(inputs.items, spec.items.columns)
     own_queries = inputs.queries is not inputs.items
     queries = LiveTable.open(inputs.queries, spec.query_source.columns) if own_queries else items
-    chain = journal.read_chain(patches)
-    short = journal.read_short(chain[-1]) if chain else {}
-    if chain:
-        batch = merge_batches([journal.read_batch(entry) for entry in chain])
+    newest, batches = journal.read_rows(patches)
+    if batches:
+        batch = merge_batches(batches)
         items = items.update(batch.items.rows, batch.gone)
         queries = queries.update(batch.queries.rows, batch.gone.slice(0, 0)) if own_queries else items
-    thresholds, short = read_thresholds(version.reader, queries.ids, spec.k, short, items.ids.type)
+    cached = None if newest is None else read_cached(journal.artifacts, newest, queries.n)
+    if cached is None:
+        short = {} if newest is None else journal.read_short(newest)
+        cached = read_thresholds(version.reader, queries.ids, spec.k, short, items.ids.type)
+    thresholds, short = cached
     kind = version.facts.id_kind
     return ServedState(
         spec,
@@ -77,7 +81,7 @@ def open_state(
         thresholds,
         short,
         kind if kind is not None else STRING if version.facts.item_ids == "string" else INT64,
-        chain[-1].number if chain else 0,
+        0 if newest is None else newest.number,
         patches.serial,
     )
 

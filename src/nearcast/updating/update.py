@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from nearcast import machine
 from nearcast.errors import AuditError, BusyError, InputError
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
 from nearcast.publishing.publish_lock import hold_publish_lock
+from nearcast.sources.ids import find_positions
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import PatchFacts, PatchState, PublishLock, Space, Store, find_patches, store_time
@@ -34,6 +36,7 @@ from nearcast.updating.live_table import LiveRows, LiveTable
 from nearcast.updating.open_state import ServedVersion, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
+from nearcast.updating.state_cache import write_cached
 
 __all__ = ["UpdateRequest", "UpdateResult", "Updater", "drop_unchanged", "undo_patches", "write_patch"]
 
@@ -230,7 +233,7 @@ def write_patch(
     offsets: Mapping[str, Any],
     lock: PublishLock,
 ) -> ServedState:
-    """Commit the entry of the journal, then write the patch; return the state after it."""
+    """Commit the entry of the journal, then write the patch, then the caches; return the state after it."""
     version, batch, changes = made_of
     log = find_patches(store, version.facts.generator)
     journal.remove_leftovers(entry.number - 1)
@@ -246,7 +249,18 @@ def write_patch(
         entry.note,
     )
     log.write(facts, pairs, lock)
-    return replace(changes.after, number=entry.number, serial=log.state(entry.version).serial)
+    after = replace(changes.after, number=entry.number, serial=log.state(entry.version).serial)
+    write_cached(journal.artifacts, entry, after)
+    journal.keep_rows(entry, lambda: collect_rows(after, entry.digest))
+    return after
+
+
+def collect_rows(state: ServedState, digest: str) -> UpdateBatch:
+    """Return the rows of all updates of a state, as one batch."""
+    items, queries = (BatchRows(table.added, table.added.vectors) for table in (state.items, state.queries))
+    removed = state.items.base_ids.filter(pa.array(state.items.removed))
+    gone = removed.filter(pa.array(find_positions(removed, state.items.added.ids) < 0))
+    return UpdateBatch(items, gone, queries, digest)
 
 
 def encode_pairs(

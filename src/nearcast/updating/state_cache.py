@@ -1,0 +1,64 @@
+"""Keep what reading a whole version is needed for: the threshold of every list after a patch. A cache of the journal.
+
+    state-000007-000012/   thresholds.npy   of version 7 after patch 12
+                           short.parquet    lists that may lack items, with their bounds
+                           manifest.json    hashes of both, written last
+
+Written under the publishers' lock, after the patch. A missing, damaged or other one is computed from the store again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearcast.errors import NearcastError
+from nearcast.files import verify
+from nearcast.storage.artifacts import Artifacts
+from nearcast.types import FloatArray
+from nearcast.updating.journal import JournalEntry, cache_name, read_bounds, write_bounds
+from nearcast.updating.served_state import ListBound, ServedState
+
+__all__ = ["read_cached", "write_cached"]
+
+KIND = "state"
+FILE = "thresholds.npy"
+
+
+def write_cached(artifacts: Artifacts, entry: JournalEntry, state: ServedState) -> None:
+    """Keep the thresholds after an entry, and those of its parent: a rollback brings it back. May fail."""
+    with contextlib.suppress(NearcastError, OSError):
+        kept = {cache_name(KIND, entry.version, number) for number in (entry.number, entry.parent)}
+        for name in artifacts.list_names():
+            if name.startswith(f"{KIND}-") and name not in kept:
+                artifacts.remove(name)
+        artifacts.commit(cache_name(KIND, entry.version, entry.number), partial(_write_files, entry, state))
+
+
+def read_cached(
+    artifacts: Artifacts, entry: JournalEntry, lists: int
+) -> tuple[FloatArray, dict[str | int, ListBound]] | None:
+    """Return the thresholds of so many lists after an entry, and the lists that may lack items; None if not kept."""
+    try:
+        folder = artifacts.open(cache_name(KIND, entry.version, entry.number))
+        if {name: value for name, value in verify(folder, contents=True).items() if name != "files"} != _facts(entry):
+            return None
+        thresholds: FloatArray = np.load(folder / FILE, allow_pickle=False)
+        short = read_bounds(folder)
+    except (NearcastError, OSError, ValueError):
+        return None
+    return (thresholds, short) if thresholds.shape == (lists,) and thresholds.dtype == np.float32 else None
+
+
+def _facts(entry: JournalEntry) -> dict[str, Any]:
+    return {"version": entry.version, "number": entry.number, "made": entry.made, "digest": entry.digest}
+
+
+def _write_files(entry: JournalEntry, state: ServedState, folder: Path) -> dict[str, Any]:
+    np.save(folder / FILE, state.thresholds)
+    write_bounds(folder, state.short)
+    return _facts(entry)
