@@ -24,6 +24,7 @@ from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbo
 __all__ = ["SampledLists", "find_own_items", "find_truth", "measure_overlap", "read_sampled_lists", "resolve_request"]
 
 RANGE_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
+RANGES_READ = 4  # at a time: about a row group, which is decoded as a whole
 MAX_RANGES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
 
 Float64Array = npt.NDArray[np.float64]
@@ -79,33 +80,35 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     shares: list[Float64Array] = []
     kept = seen = 0
     rows = max(1, RANGE_SLOTS // new.manifest.k)
-    starts = _choose_range_starts(new.n_rows, rows)
-    for number, start in enumerate(starts):
-        here = new.rows(np.arange(start, min(new.n_rows, start + rows + 1)), ["query_id", "candidate_ids"])
+    ranges = _choose_ranges(new.n_rows, rows)
+    for number, (start, size) in enumerate(ranges):
+        here = new.rows(np.arange(start, min(new.n_rows, start + size + 1)), ["query_id", "candidate_ids"])
         ids = here.column("query_id").combine_chunks()
-        end = ids[rows].as_py() if len(ids) > rows else None
-        here, ids = here.slice(0, rows), ids[:rows]
+        end = ids[size].as_py() if len(ids) > size else None
+        here, ids = here.slice(0, size), ids[:size]
         there = old.lists_between(ids[0].as_py() if start else None, end)
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
         slots = find_positions(there.column("query_id").combine_chunks(), ids)
         both = np.flatnonzero(slots >= 0)
         kept, seen = kept + len(both), seen + len(there)
-        old_lists, new_lists = _number_candidates(there.take(pa.array(both)), here.take(pa.array(slots[both])))
-        shares.append(overlap_per_query(old_lists, new_lists))
-        progress("overlap", number + 1, len(starts))
+        for first in range(0, len(both), rows):
+            chosen = both[first : first + rows]
+            old_lists, new_lists = _number_candidates(there.take(pa.array(chosen)), here.take(pa.array(slots[chosen])))
+            shares.append(overlap_per_query(old_lists, new_lists))
+        progress("overlap", number + 1, len(ranges))
     overlaps = np.concatenate(shares) if shares else np.empty(0)
     overlaps = overlaps[~np.isnan(overlaps)]
     return {"overlap": float(overlaps.mean()) if len(overlaps) else 0.0, "queries_kept": kept / max(1, seen)}
 
 
-def _choose_range_starts(n_rows: int, rows: int) -> list[int]:
-    """Return the first rows of the ranges to compare: all ranges of a small table, else evenly spread ones."""
+def _choose_ranges(n_rows: int, rows: int) -> list[tuple[int, int]]:
+    """Return first row and size of the ranges to read: all of a small table, else evenly spread ones of `rows` rows."""
     starts = range(0, n_rows, rows)
     if len(starts) <= MAX_RANGES:
-        return list(starts)
+        return [(start, RANGES_READ * rows) for start in starts[::RANGES_READ]]
     chosen = np.linspace(0, len(starts) - 1, MAX_RANGES).astype(int)
-    return [starts[i] for i in chosen]
+    return [(starts[i], rows) for i in chosen]
 
 
 def _number_candidates(old: pa.Table, new: pa.Table) -> tuple[IntArray, IntArray]:
