@@ -67,15 +67,18 @@ def move_lists(known: KnownLists, positions: IntArray, edges: IntArray) -> Known
     their order. edges: (n,) new edges of the bounds.
     """
     removed = positions == EMPTY_POSITION
-    order = np.argsort(removed, axis=1, kind="stable")  # items that stay are sorted already
-    scores = np.where(removed, np.float32(-np.inf), known.best.scores)
-    best = Neighbors(np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1))
+    best = Neighbors(positions.copy(), np.where(removed, np.float32(-np.inf), known.best.scores))
+    gaps = np.flatnonzero((removed[:, :-1] & ~removed[:, 1:]).any(axis=1))  # items that stay are sorted already
+    order = np.argsort(removed[gaps], axis=1, kind="stable")
+    for slots in (best.positions, best.scores):
+        slots[gaps] = np.take_along_axis(slots[gaps], order, 1)
     return KnownLists(best, known.bound_scores, edges)
 
 
 def update_lists(known: KnownLists, fresh: Neighbors, width: int) -> KnownLists:
-    """Merge the exact lists of the new items, `fresh` (n, at least width), into the lists; cut them to `width`.
+    """Merge the exact lists of the new items, `fresh`, into the lists; cut them to `width`.
 
+    fresh: (n, at least width), or less if it has every new item that reaches a list.
     Only slots above the bound stay: an unknown item may precede all others.
     """
     both = merge([known.best, fresh], width)

@@ -267,11 +267,11 @@ def _merge_pairs(
         good = scores >= as_score(spec.min_score)
         rows, positions, scores = rows[good], positions[good], scores[good]
     local = np.searchsorted(touched.rows, rows)
+    width = max(1, int(np.bincount(local, minlength=1).max(initial=0)))
     if not spec.caps:
-        fresh = gather_pairs(local, positions, scores, n=n, k=spec.k)
+        fresh = gather_pairs(local, positions, scores, n=n, k=min(width, spec.k))
         renewed = update_lists(touched.known, fresh, spec.k)
         return renewed.best, renewed.complete(spec.k)
-    width = max(1, int(np.bincount(local, minlength=1).max(initial=0)))
     fresh = gather_pairs(local, positions, scores, n=n, k=width)
     caps = _compile_caps(tables)
     parts = [ShardLists(part, caps.find_groups(part.positions)) for part in (touched.known.best, fresh)]
