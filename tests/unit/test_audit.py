@@ -48,7 +48,9 @@ def test_a_good_snapshot_passes_every_rule_and_rules_come_in_the_order_of_the_ta
 
 
 def test_every_setting_of_the_audit_table_belongs_to_a_rule():
-    assert sorted(name for rule in RULES.values() for name in rule.settings) == sorted(AuditSpec.model_fields)
+    of_updates = ["max_lists_changed"]  # judges a batch of `nearcast update`, not a snapshot
+    of_rules = [name for rule in RULES.values() for name in rule.settings]
+    assert sorted([*of_rules, *of_updates]) == sorted(AuditSpec.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.spec import GeneratorSpec
-from nearcast.stores import lmdb, names, open_store
+from nearcast.stores import lmdb_version, names, open_store
 from nearcast.stores.base import OverlayEntry, Pointer, Space
 
 SHOP = "shop"
@@ -134,8 +134,8 @@ def test_a_closed_reader_says_so(store, data):
 
 
 def test_the_map_grows_as_it_must_and_large_loads_are_committed_in_parts(store, monkeypatch):
-    monkeypatch.setattr(lmdb, "FIRST_MAP_BYTES", 64 << 10)
-    monkeypatch.setattr(lmdb, "TRANSACTION_BYTES", 100_000)
+    monkeypatch.setattr(lmdb_version, "FIRST_MAP_BYTES", 64 << 10)
+    monkeypatch.setattr(lmdb_version, "TRANSACTION_BYTES", 100_000)
     pairs = numbered(5000, size=600)
     load(store, pairs=[*pairs[:4000], pairs[4999], *pairs[4000:4999], (b"\xff", bytes(400_000))])
     assert read(store) == dict(pairs) | {b"\xff": bytes(400_000)}

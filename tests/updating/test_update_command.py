@@ -49,6 +49,7 @@ def test_follow_once_applies_what_is_there(shop):
     said = succeed("follow", "shop.toml", "--source", "feed", "--once", cwd=folder).stdout
     assert "items: 1" in said
     assert "items: 0" in succeed("follow", "shop.toml", "--source", "feed", "--once", cwd=folder).stdout
+    assert "fed is no folder" in fail("follow", "shop.toml", "--source", "fed", "--once", code=2, cwd=folder)
 
 
 def test_an_update_without_a_batch_or_of_a_missing_file_says_so(shop):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.errors import InputError, NotFoundError
+from nearcast.errors import InputError, NotFoundError, SpecError
 from nearcast.storage.base import Storage, StoredObject
-from nearcast.storage.open_storage import open_storage
+from nearcast.storage.open_storage import is_url, open_storage
 from nearcast.updating.read_batch import BatchInputs
 
 __all__ = ["ChangeFeed", "FeedBatch", "FileFeed"]
@@ -60,6 +60,10 @@ class FileFeed:
     """
 
     def __init__(self, source: str) -> None:
+        if not is_url(source) and not Path(source).is_dir():
+            raise SpecError(
+                f"the source must be a folder or a location in a bucket, and {source} is no folder; create it"
+            )
         self._storage: Storage = open_storage(source)
         self.name = self._storage.url
 

@@ -98,7 +98,7 @@ def read_batch(spec: GeneratorSpec, items: LiveTable, queries: LiveTable, inputs
     both = find_positions(gone, item_rows.rows.ids)
     if (both >= 0).any():
         first = gone[int(np.argmax(both >= 0))].as_py()
-        raise InputError(f"{int((both >= 0).sum()):,} ids are removed and given as items, the first is {first!r}")
+        raise InputError(f"{int((both >= 0).sum()):,} ids in both items and gone, the first is {first!r}")
     parts = [_digest_rows(item_rows), _digest_ids(gone), "" if itself else _digest_rows(query_rows)]
     return UpdateBatch(item_rows, gone, query_rows, fingerprint(parts))
 
