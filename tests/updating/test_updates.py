@@ -225,7 +225,7 @@ def test_updates_are_undone_by_number(served_shop):
     [
         ({"items": {1: ((0, 0, float("nan"), 0, 0, 0), "a", "de")}}, "NaN"),
         ({"items": {1: ((1, 2, 3), "a", "de")}}, "3 components"),
-        ({"items": {5: ((1,) * DIM, "a", "de")}, "gone": [5]}, "removed and given as items"),
+        ({"items": {5: ((1,) * DIM, "a", "de")}, "gone": [5]}, "in both items and gone"),
         ({"gone": ["five"]}, "write one type"),
         ({"items": {1 << 40: ((1,) * DIM, "a", "de")}}, "4,294,967,295"),
     ],
