@@ -48,7 +48,7 @@ for name, call in {
     "column": lambda: nearcast.spark.knn_join(queries, items, k=5, id="key", work=folder / "work"),
     "twice": lambda: nearcast.spark.knn_join(queries, items, k=5, settings={"k": 7}, work=folder / "work"),
     "metric": lambda: nearcast.spark.knn_join(queries, items, k=5, metric="hamming", work=folder / "work"),
-    "connector": lambda: nearcast.spark.knn_join(queries, items, k=5, work="s3://bucket/work"),
+    "connector": lambda: nearcast.spark.knn_join(queries, items, k=5, work="s3://bucket/joined"),
 }.items():
     try:
         call()
@@ -127,5 +127,5 @@ def test_wrong_arguments_say_what_to_pass(told):
 
 
 def test_a_session_without_a_connector_for_the_storage_is_an_error_that_names_it(told):
-    assert told[1]["connector"].startswith("MissingExtraError: Spark cannot write to s3a://bucket/work/knn-join-")
+    assert told[1]["connector"].startswith("MissingExtraError: Spark cannot write to s3a://bucket/joined/knn-join-")
     assert "S3AFileSystem not found; start the session with the connector" in told[1]["connector"]

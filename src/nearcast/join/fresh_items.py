@@ -24,6 +24,7 @@ from nearcast.knn.item_shards import ShardLists, merge_lists
 from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.reserve_lists import Reserve
 from nearcast.measure.sampled_recall import find_own_items
+from nearcast.sources.ids import find_sorted_numbers
 from nearcast.types import EMPTY_POSITION, AnyArray, ArrayVectors, IntArray, Neighbors, Vectors
 
 __all__ = ["find_own", "join_fresh", "merge_reserves", "open_exact_index"]
@@ -134,7 +135,7 @@ def _join_block(
     _, index = context.keep(
         OPEN_FRESH, lambda: (number, _build_fresh(context, ArrayVectors(items.take(block)), request))
     )
-    exclude = None if request.exclude is None else _find_sorted(request.exclude, block)
+    exclude = None if request.exclude is None else find_sorted_numbers(request.exclude, block)
     own = replace(request, exclude=exclude, constraints=_choose_items(request.constraints, block, items.n))
     points, params = index.operating_points(request.k), read_base(context)["params"]
     lists = index.join(vectors, own, params if params in points else points[-1], context.run.resources)
@@ -172,9 +173,3 @@ def _build_exact(context: TaskContext, items: Vectors) -> Index:
     engine = run.engine if run.engine.exact else choose_engine("exact")
     spec = IndexSpec(open_prepared(context).inputs.metric, engine.settings(), run.spec.seed)
     return engine.build(items, spec, run.resources)
-
-
-def _find_sorted(values: IntArray, ordered: IntArray) -> IntArray:
-    """Return the index of each value in an ascending array, -1 if it is not there."""
-    slots = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return np.where(ordered[slots] == values, slots, EMPTY_POSITION)

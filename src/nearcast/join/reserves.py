@@ -23,7 +23,7 @@ from nearcast.join.run_tasks import list_splits, open_plan, open_prepared
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.reserve_lists import FindGroups, Reserve, ReserveShape, cut_reserve, make_reserve, plan_reserve
-from nearcast.knn.update_lists import KnownLists
+from nearcast.knn.update_lists import KnownLists, concat_lists
 from nearcast.sources.attribute_rows import take_attributes
 from nearcast.types import AnyArray, IntArray, Neighbors
 
@@ -135,16 +135,10 @@ def read_reserve_folder(folder: Path, rows: IntArray | slice = slice(None), *, c
 
 def concat_reserves(parts: list[Reserve], order: IntArray) -> Reserve:
     """Concatenate reserves of several sets of queries, and reorder them."""
-    known = [part.known for part in parts]
-    best = Neighbors(
-        np.concatenate([each.best.positions for each in known])[order],
-        np.concatenate([each.best.scores for each in known])[order],
-    )
-    scores = np.concatenate([each.bound_scores for each in known])[order]
-    edges = np.concatenate([each.bound_edges for each in known])[order]
+    known = concat_lists([part.known for part in parts], order)
     labels = np.concatenate([part.labels for part in parts], axis=1)[:, order]
     proving = np.concatenate([part.proving for part in parts], axis=1)[:, order]
-    return Reserve(KnownLists(best, scores, edges), labels, proving)
+    return Reserve(known, labels, proving)
 
 
 def record_reserves(context: TaskContext, created: str) -> dict[str, Any] | None:

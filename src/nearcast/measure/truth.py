@@ -33,7 +33,7 @@ from nearcast.measure.truth_folders import (
     write_lists,
 )
 from nearcast.sources.changes import TableChanges, compare_tables, hash_rows
-from nearcast.sources.ids import find_positions
+from nearcast.sources.ids import find_positions, find_sorted_numbers
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Neighbors, PartOfVectors, Progress, Vectors
 from nearcast.version import __version__
@@ -106,7 +106,7 @@ class _TruthSample:
         items: Vectors = self.items.vectors if positions is None else PartOfVectors(self.items.vectors, positions)
         request = replace(self.request.of_queries(chosen), k=cached_width(self.request.k))
         if request.exclude is not None and positions is not None:
-            request = replace(request, exclude=_search_sorted(request.exclude, positions))
+            request = replace(request, exclude=find_sorted_numbers(request.exclude, positions))
         lists = exact_join(self.vectors[chosen], items, request, self.resources, self.progress)
         if positions is not None:
             slots = lists.positions != EMPTY_POSITION
@@ -204,9 +204,3 @@ def _find_changes(
     assert new is not None
     most = min(int(FRESH_SHARE * len(new.ids)), sample.resources.memory_bytes // FRESH_BYTES)
     return compare_tables(old, new, listed, edges, most=most)
-
-
-def _search_sorted(values: IntArray, ordered: IntArray) -> IntArray:
-    """Return the index of each value in an ascending array, -1 if it is not there."""
-    slots = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return np.where(ordered[slots] == values, slots, EMPTY_POSITION)

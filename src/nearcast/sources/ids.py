@@ -25,6 +25,7 @@ __all__ = [
     "argsort_ids",
     "find_positions",
     "find_sorted",
+    "find_sorted_numbers",
     "hash_ids",
     "lower_bound",
     "read_id_chunks",
@@ -94,6 +95,12 @@ def find_positions(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
     return positions
 
 
+def find_sorted_numbers(values: IntArray, ordered: IntArray) -> IntArray:
+    """Return the index of each value in an ascending array of at least one number, -1 if it is not there."""
+    slots = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.where(ordered[slots] == values, slots, -1)
+
+
 def find_sorted(keys: pa.Array, ids: pa.Array) -> IntArray:
     """Return (len(keys),) the position of each key in sorted ids of the same type, -1 for a missing key.
 
@@ -102,9 +109,7 @@ def find_sorted(keys: pa.Array, ids: pa.Array) -> IntArray:
     if len(ids) == 0 or len(keys) == 0:
         return np.full(len(keys), -1, np.int64)
     if pa.types.is_integer(ids.type):
-        wanted, values = (part.to_numpy(zero_copy_only=False) for part in (keys, ids))
-        at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
-        return np.where(values[at] == wanted, at, -1)
+        return find_sorted_numbers(*(part.to_numpy(zero_copy_only=False) for part in (keys, ids)))
     if len(keys) * FEW_KEYS > len(ids):
         return find_positions(keys, ids)
     low, high = np.zeros(len(keys), np.int64), np.full(len(keys), len(ids), np.int64)
