@@ -15,19 +15,24 @@ from hypothesis import HealthCheck, settings
 import property_examples as examples
 from nearcast import machine
 from object_servers import azurite_endpoint, azurite_url, seaweed_endpoint, seaweed_url
+from redis_groups import cluster_url, redis_cluster, sentinel_group, sentinel_url
 from s3_server import s3_server, s3_url
 from servers import proxy, redis_server, redis_url
 
 __all__ = [  # fixtures
     "azurite_endpoint",
     "azurite_url",
+    "cluster_url",
     "proxy",
+    "redis_cluster",
     "redis_server",
     "redis_url",
     "s3_server",
     "s3_url",
     "seaweed_endpoint",
     "seaweed_url",
+    "sentinel_group",
+    "sentinel_url",
 ]
 
 HERE = Path(__file__).resolve().parent

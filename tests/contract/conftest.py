@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.store_kinds import KINDS, Place
+from tests.contract.store_kinds import KINDS, REDIS_KINDS, Place
 
 from nearcast.stores.base import Store
+from redis_groups import PRIMARIES
+from servers import HERE
 
 OWN_STORE = Path(__file__).resolve().parents[2] / "examples" / "own_store"
 
@@ -32,18 +34,34 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=KINDS)
 def place(request, tmp_path, installed, monkeypatch) -> Place:
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url") + "?buckets=64"
-        import redis
-
-        def overwrite(generator: str, data: bytes) -> None:
-            with contextlib.closing(redis.Redis.from_url(url.partition("?")[0])) as client:
-                client.set(f"nearcast:{generator}:current", data)
-
-        return Place(url, installed, overwrite)
+    if request.param in REDIS_KINDS:
+        return _redis_place(request, installed)
     monkeypatch.syspath_prepend(installed)
     root = tmp_path / "store"
     return Place(f"{request.param}:{root}", installed, lambda name, data: (root / name / "current").write_bytes(data))
+
+
+def _redis_place(request, installed: Path) -> Place:
+    fixture, server = {
+        "redis": ("redis_url", "redis_server"),
+        "redis+cluster": ("cluster_url", "redis_cluster"),
+        "redis+sentinel": ("sentinel_url", "sentinel_group"),
+    }[request.param]
+    url, group = request.getfixturevalue(fixture) + "?buckets=64", request.getfixturevalue(server)
+    import redis
+
+    if request.param == "redis+cluster":
+        ports, connect = tuple(node.port for node in group.nodes[:PRIMARIES]), group.whole
+    else:
+        port = group.port if request.param == "redis" else group.primary.port
+        ports, connect = (port,), lambda: contextlib.closing(redis.Redis(HERE, port))
+
+    def overwrite(generator: str, data: bytes) -> None:
+        with connect() as client:
+            tagged = f"{{{generator}}}" if "+cluster" in url else generator
+            client.set(f"nearcast:{tagged}:current", data)
+
+    return Place(url, installed, overwrite, connect, ports)
 
 
 @pytest.fixture

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nearcast.stores import open_store
 from nearcast.stores.base import Space, Store
+from servers import HERE
 
-KINDS = ["lmdb", "redis", "sqlite"]
+REDIS_KINDS = ["redis", "redis+cluster", "redis+sentinel"]
+KINDS = ["lmdb", *REDIS_KINDS, "sqlite"]
 WORKER = Path(__file__).with_name("store_worker.py")
 PATIENCE = 60.0  # seconds; nothing here takes long, but machines do stall
 SHOP = "shop"
@@ -26,6 +29,13 @@ class Place:
     url: str
     more: Path  # for other processes: what PYTHONPATH must hold
     damage_pointer: Callable[[str, bytes], None]
+    connect: Callable[[], contextlib.AbstractContextManager[Any]] | None = None  # a plain client of a Redis
+    ports: tuple[int, ...] = ()  # of all primaries of a Redis
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys that scripts in Redis use together."""
+        return f"nearcast:{{{SHOP}}}" if "+cluster" in self.url else f"nearcast:{SHOP}"
 
     def open(self) -> Store:
         return open_store(self.url)
@@ -58,3 +68,30 @@ def opened(store, version=1, generator=SHOP, verify=True):
 def numbered(n, start=0):
     """n pairs in ascending order of their keys."""
     return [(f"key{i:06d}".encode(), f"value {i}".encode()) for i in range(start, start + n)]
+
+
+@contextlib.contextmanager
+def limited_memory(ports, room):
+    """Every Redis on these ports takes so many bytes more."""
+    import redis
+
+    clients = [redis.Redis(HERE, port) for port in ports]
+    try:
+        for client in clients:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + room)
+        yield
+    finally:
+        for client in clients:
+            client.config_set("maxmemory", 0)
+            client.close()
+
+
+def find_keys(place, pattern):
+    """The keys of a Redis that match, on all primaries."""
+    import redis
+
+    found = []
+    for port in place.ports:
+        with contextlib.closing(redis.Redis(HERE, port)) as client:
+            found += client.keys(pattern)
+    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.contract.store_kinds import PATIENCE, SHOP, load, numbered, opened
+from tests.contract.store_kinds import PATIENCE, SHOP, find_keys, limited_memory, load, numbered, opened
 
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
 from nearcast.stores import open_store
@@ -29,12 +29,6 @@ def _a_store_with_patches(store):
         pytest.skip("this store takes no patches")
 
 
-def connected(place):
-    import redis
-
-    return contextlib.closing(redis.Redis.from_url(place.url.partition("?")[0]))
-
-
 def check_often(reader):
     for _ in range(10):  # a network store checks a few parts at a time
         reader.check()
@@ -43,8 +37,8 @@ def check_often(reader):
 def damage_segment(place):
     """Cut or delete pairs of the first patch."""
     if "redis" in place.url:
-        with connected(place) as client:
-            client.delete(*client.keys("*:p:000001-*:lists:*"))
+        with place.connect() as client:
+            client.delete(*find_keys(place, "*:p:000001-*:lists:*"))
     else:
         (data,) = Path(place.url.partition(":")[2]).glob("*/patches/*/000001/data.mdb")
         os.truncate(data, 4096)
@@ -53,8 +47,9 @@ def damage_segment(place):
 def damage_list(place, data):
     """Replace or delete the list of patches."""
     if "redis" in place.url:
-        with connected(place) as client:
-            client.delete(f"nearcast:{SHOP}:patches") if data is None else client.set(f"nearcast:{SHOP}:patches", data)
+        with place.connect() as client:
+            key = f"{place.prefix}:patches"
+            client.delete(key) if data is None else client.set(key, data)
     else:
         path = Path(place.url.partition(":")[2], SHOP, "patches", "state.json")
         path.unlink() if data is None else path.write_bytes(data)
@@ -349,12 +344,8 @@ def test_a_lost_list_of_patches_is_an_error_until_it_is_repaired(store, place, l
 def full(place):
     """The store's disk or memory takes no more than a little."""
     if "redis" in place.url:
-        with connected(place) as client:
-            client.config_set("maxmemory", client.info("memory")["used_memory"] + 500_000)
-            try:
-                yield
-            finally:
-                client.config_set("maxmemory", 0)
+        with limited_memory(place.ports, 500_000):
+            yield
     else:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # of a file of this process
@@ -383,11 +374,11 @@ def test_patches_of_a_version_whose_retirement_was_cut_off_are_removed_by_the_ne
     load(store, 2, lists=BASE)
     write(store, 1, [(b"a", b"1")])
     if "redis" in place.url:
-        with connected(place) as client:
-            client.hdel(f"nearcast:{SHOP}:versions", 1)
-            assert client.keys("*:p:000001-*")
+        with place.connect() as client:
+            client.hdel(f"{place.prefix}:versions", 1)
+            assert find_keys(place, "*:p:000001-*")
             write(store, 2, [(b"a", b"2")], version=2)
-            assert all(client.ttl(key) > 0 for key in client.keys("*:p:000001-*"))
+            assert all(client.ttl(key) > 0 for key in find_keys(place, "*:p:000001-*"))
     else:
         root = Path(place.url.partition(":")[2], SHOP)
         shutil.rmtree(root / "versions" / "000001")

@@ -45,6 +45,16 @@ SECRET = "Tr0ub4dor"
         ("redis:host", "cannot be read"),
         ("redis://host:port", "cannot be read"),
         ("redis://host:99999", "cannot be read"),
+        ("redis://one:1,two:2", r"names several hosts; write redis\+cluster://.*or write redis\+sentinel://"),
+        ("redis+cluster://one,two/3", "a Cluster has number 0 alone"),
+        ("redis+cluster://one,,two", "names no host"),
+        ("redis+cluster://one:x", "cannot be read"),
+        ("redis+sentinel://one,two", r"names no service of the Sentinels; write redis\+sentinel://.*/SERVICE"),
+        ("redis+sentinel://one/main/x", "is no number of a database"),
+        ("redis+sentinel://one/a b", "names no service"),
+        ("redis+sentinel://one/main?ssl_ca_certs=/x", "write rediss"),
+        ("redis+cluster//one", "cannot be read"),
+        ("redis+clusters://one", r"did you mean 'redis\+cluster'\?"),
         ("redis://word@host", "one word before the @"),
         ("redis://host/0?password=x", "has the setting 'password'"),
         ("redis://host/0?buckets=1.5", "give a whole number"),
@@ -79,6 +89,9 @@ def test_a_url_with_a_wrong_part_is_refused_by_name(url, text):
         ("rediss://[::1]:7000/0", "rediss://[::1]:7000/0", "rediss://[::1]:7000?db=0"),
         ("valkey://me:pw@host:1/2", "valkey://host:1/2", "redis://me:pw@host:1?db=2"),
         ("redis://:p%40s%2Fs%23%25@host", "redis://host", "redis://:p%40s%2Fs%23%25@host?"),
+        ("valkeys://host:1", "valkeys://host:1", "rediss://host:1?"),
+        ("redis+cluster://me:pw@a:1,[::1]:2/0", "redis+cluster://a:1,[::1]:2/0", "redis://me:pw@a:1?"),
+        ("rediss+sentinel://:pw@a,b:2/main/3", "rediss+sentinel://a,b:2/main/3", "rediss://:pw@a?db=3"),
         ("redis://:p:w@host", "redis://host", "redis://:p%3Aw@host?"),
         ("redis://:p@w@host", "redis://host", "redis://:p%40w@host?"),
         ("unix:///run/s?db=1", "unix:///run/s", "unix:///run/s?db=1"),
@@ -90,7 +103,7 @@ def test_a_url_that_is_right_means_what_it_says(url, shown, full):
 
 
 @given(before=st.text(":/?#@%[] \t&=", max_size=6), after=st.text(":/?#@%[] \t&=", max_size=6))
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "unix", "redys"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "unix", "redys", "redis+cluster", "redis+sentinel"])
 @pytest.mark.parametrize("user", ["", "me"])
 def test_no_message_holds_a_part_of_a_password(scheme, user, before, after):
     """A part: one of the two words that the characters between them may cut a password into."""
@@ -162,17 +175,22 @@ def test_a_server_that_is_no_redis_is_an_error_in_printable_characters(reply):
     assert len(text) < 500
 
 
-def test_a_cluster_and_a_sentinel_are_refused_before_anything_is_written(tmp_path):
+def test_a_url_of_another_kind_than_the_server_is_refused_before_anything_is_written(tmp_path):
     settings = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
-    refused = pytest.raises(SpecError, match="is a Redis Cluster, which is not supported; give a single server")
-    with redis_running(tmp_path / "cluster", *settings) as server, refused:
-        open_store(server.url)
+    with redis_running(tmp_path / "cluster", *settings) as server:
+        with pytest.raises(SpecError, match=r"is a Redis Cluster; write redis\+cluster://HOST:PORT,HOST:PORT"):
+            open_store(server.url)
+        with pytest.raises(StoreError, match=r"/main answers as no Sentinel does .* give the Sentinels' ports"):
+            open_store(f"redis+sentinel://{HERE}:{server.port}/main?timeout=0.3")
+    refused = pytest.raises(SpecError, match="is no Redis Cluster; write redis://HOST:PORT for a single server")
+    with redis_running(tmp_path / "single") as server, refused:
+        open_store(f"redis+cluster://{HERE}:{server.port}")
     (tmp_path / "sentinel.conf").write_text(f"sentinel monitor main {HERE} 1 1\n")
     port = free_port()
     command = [redis_program(), tmp_path / "sentinel.conf", "--sentinel", "--port", str(port), "--bind", HERE]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
         try:
-            with pytest.raises(SpecError, match="is a Sentinel, which holds no data; give the address of the primary"):
+            with pytest.raises(SpecError, match=r"is a Sentinel, which holds no data; write redis\+sentinel://"):
                 _open_when_up(f"redis://{HERE}:{port}/0")
         finally:
             process.kill()

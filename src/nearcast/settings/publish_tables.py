@@ -18,7 +18,10 @@ PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
 class PublishSpec(SpecTable):
     """Settings of publishing. They do not change the candidates."""
 
-    store: str = Field("lmdb:store", description="Store: lmdb:PATH relative to `out`, or redis://host:port/db.")
+    store: str = Field(
+        "lmdb:store",
+        description="Store: lmdb:PATH relative to `out`, redis://host:port/db, or another URL of docs/stores.md.",
+    )
     keep: Whole = Field(3, ge=1, le=100, description="Versions kept in the store, the current one included.")
     keep_snapshots: Whole | None = Field(
         None, ge=1, description="Newest snapshots kept on disk after a publish. Default: all."

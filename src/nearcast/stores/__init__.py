@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,9 +40,11 @@ _REDIS = StoreKind("nearcast.stores.redis:open_redis", "nearcast.stores.redis_ur
 # by scheme of the URL
 STORES = {
     "lmdb": StoreKind("nearcast.stores.lmdb:open_lmdb"),
-    "redis": _REDIS,
-    "rediss": _REDIS,
-    "valkey": _REDIS,
+    **{
+        f"{name}{kind}": _REDIS
+        for kind in ("", "+cluster", "+sentinel")
+        for name in ("redis", "rediss", "valkey", "valkeys")
+    },
     "unix": _REDIS,
 }
 
@@ -67,7 +70,7 @@ def _validate_form(url: str) -> None:
     """Raise SpecError for an empty URL, and for a mistyped server URL that would be read as a path with a password."""
     if not url.strip():
         raise SpecError("store is empty; give a URL, for example lmdb:/srv/candidates or redis://host:6379/0")
-    if re.match(r"(redis|rediss|valkey|unix)//|//[^/]*@|lmdb://[^/]*@", url):
+    if re.match(r"(rediss?|valkeys?|unix)(\+[a-z]*)?//|//[^/]*@|lmdb://[^/]*@", url):
         raise SpecError("the store's URL cannot be read; write KIND://... for a server, lmdb:PATH for a folder")
 
 
@@ -77,9 +80,10 @@ def _make_path_error(scheme: str) -> SpecError:
 
 def _make_kind_error(scheme: str) -> SpecError:
     # The rest of the URL may hold a password.
-    return SpecError(
-        f"stores of the kind {scheme!r} are unknown; known kinds are {', '.join(STORES)}; a plain path is LMDB"
-    )
+    close = difflib.get_close_matches(scheme, STORES, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    known = ", ".join(STORES)
+    return SpecError(f"stores of the kind {scheme!r} are unknown; {hint}known kinds are {known}; a plain path is LMDB")
 
 
 def open_store(url: str) -> Store:

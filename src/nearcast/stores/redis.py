@@ -11,7 +11,9 @@
 
 Every attempt to write a version is a load with its own name: a writer that lost its lock cannot write into the next.
 Readers read the load in the facts together with the data or after it; the facts of a retired version expire before its
-data. Redis Cluster and Sentinel are not supported. Connections are in `redis_connection`.
+data. In a Cluster the names of keys that scripts and transactions use together have the tag of their generator,
+nearcast:{<generator>}:current, so that they are on one node; pairs have no tag and are spread over all nodes.
+Connections are in `redis_connection`.
 """
 
 from __future__ import annotations
@@ -43,24 +45,23 @@ __all__ = ["RedisStore", "open_redis"]
 GENERATORS = "nearcast:generators"
 LEAD_SECONDS = 60.0  # the facts of a retired version expire so long before its data
 
-# KEYS: lock, pointer, generators. ARGV: expected value of the lock, pointer, generator
+# KEYS: lock, pointer. ARGV: expected value of the lock, pointer
 POINT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
-redis.call('SADD', KEYS[3], ARGV[3])
 return 1
 """
 
 
 def open_redis(url: str) -> RedisStore:
-    """Open the store at a URL. Raises StoreError if it cannot be reached, SpecError for a Cluster or Sentinel."""
+    """Open the store at a URL. Raises StoreError if it cannot be reached, SpecError if it is of another kind."""
     connection = RedisConnection(parse_url(url))
     connection.check_server()
     return RedisStore(connection)
 
 
 class RedisStore:
-    """Versions of all generators in one database of a server."""
+    """Versions of all generators in one database of a server, or in a Cluster."""
 
     in_process = False
 
@@ -70,31 +71,33 @@ class RedisStore:
 
     def generators(self) -> list[str]:
         """Return the generators that have a pointer, sorted."""
-        return sorted(name.decode() for name in self._connection.run("SMEMBERS", GENERATORS))
+        names = sorted(name.decode() for name in self._connection.run("SMEMBERS", GENERATORS))
+        found = self._connection.run_all([("EXISTS", f"{self._prefix(name)}:current") for name in names])
+        return [name for name, has_pointer in zip(names, found, strict=True) if has_pointer]
 
     def lock(self, generator: str) -> AbstractContextManager[PublishLock]:
         """Hold the publishers' lock of a generator. Raises BusyError at once if another process holds it."""
-        return hold_lock(self._connection, f"{_prefix(generator)}:lock", f"{generator} in {self.url}")
+        return hold_lock(self._connection, f"{self._prefix(generator)}:lock", f"{generator} in {self.url}")
 
     def write(self, generator: str, version: int) -> RedisWriter:
         """Start to write a version; remove unfinished versions."""
         self._refuse_eviction()
         self._remove(generator, version, leftovers=True)
         self._patches(generator).retire(version)
-        load = Load(_prefix(generator), secrets.token_hex(4), version, self._connection.settings.buckets)
+        load = Load(self._prefix(generator), secrets.token_hex(4), version, self._connection.settings.buckets)
         self._connection.run("HSET", load.loads_key, load.name, load.to_record(LOADING))
         return RedisWriter(self._connection, load)
 
     def versions(self, generator: str) -> list[int]:
         """Return the finished versions, ascending."""
-        return sorted(map(int, self._connection.run("HKEYS", f"{_prefix(generator)}:versions")))
+        return sorted(map(int, self._connection.run("HKEYS", f"{self._prefix(generator)}:versions")))
 
     def open(self, generator: str, version: int, *, verify: bool) -> PatchedRedisReader:
         """Open a finished version, and check that all its buckets exist; `verify` counts its pairs.
 
         Raises NotFoundError, or DamagedError if a part of it was lost.
         """
-        prefix = _prefix(generator)
+        prefix = self._prefix(generator)
         commands = [("HGET", f"{prefix}:versions", version), ("HGETALL", f"{prefix}:v:{version}:facts")]
         name, facts = self._connection.run_all(commands, at_once=True)
         if name is None:
@@ -113,27 +116,28 @@ class RedisStore:
 
     def pointer(self, generator: str) -> Pointer | None:
         """Return the pointer; None before the first publish."""
-        key = f"{_prefix(generator)}:current"
+        key = f"{self._prefix(generator)}:current"
         data = self._connection.run("GET", key)
         return None if data is None else Pointer.from_bytes(data, f"{key} in {self.url}")
 
     def point(self, generator: str, pointer: Pointer, lock: PublishLock) -> None:
         """Move the pointer in one step. Raises BusyError, without a move, if the lock was lost."""
         assert isinstance(lock, RedisLock), "a lock of this store"
-        keys = [lock.key, f"{_prefix(generator)}:current", GENERATORS]
-        if not self._connection.script(POINT)(keys, [lock.value, pointer.to_bytes(), generator]):
+        self._connection.run("SADD", GENERATORS, generator)  # a name without a pointer is not listed
+        keys = [lock.key, f"{self._prefix(generator)}:current"]
+        if not self._connection.script(POINT)(keys, [lock.value, pointer.to_bytes()]):
             raise lock.make_error()
 
     def overlay(self, generator: str) -> OverlayLog:
         """Return the overlay log of a generator; an empty one if nothing was written."""
-        return RedisOverlay(self._connection, _prefix(generator))
+        return RedisOverlay(self._connection, self._prefix(generator))
 
     def patches(self, generator: str) -> PatchLog:
         """Return the patches of a generator; none if nothing was written."""
         return self._patches(generator)
 
     def _patches(self, generator: str) -> RedisPatches:
-        return RedisPatches(self._connection, _prefix(generator))
+        return RedisPatches(self._connection, self._prefix(generator))
 
     def now(self) -> float:
         """Return seconds since 1970 by the server's clock."""
@@ -146,7 +150,7 @@ class RedisStore:
 
     def _remove(self, generator: str, version: int, *, leftovers: bool) -> None:
         """Retire a version; with `leftovers` also the unfinished loads of killed publishers, since we hold the lock."""
-        prefix = _prefix(generator)
+        prefix = self._prefix(generator)
         name = self._connection.run("HGET", f"{prefix}:versions", version)
         loads = self._read_loads(prefix)
         if name is not None and name.decode() not in {load.name for load, _ in loads}:  # its record was lost
@@ -156,7 +160,7 @@ class RedisStore:
         for load, state in loads:
             if state == LOADING and (leftovers or load.version == version):
                 for names in split(load.list_buckets(), MANY):
-                    self._connection.run("UNLINK", *names)
+                    self._connection.unlink(names)
                 self._connection.run("HDEL", load.loads_key, load.name)
             if state == FINISHED and load.version == version:
                 self._hide(load)
@@ -165,13 +169,13 @@ class RedisStore:
 
     def _refuse_eviction(self) -> None:
         """Raise StoreError if the server may evict any key: evicted keys would look like missing ones."""
-        memory = self._connection.run("INFO", "memory")
-        policy = str(memory.get("maxmemory_policy"))
-        if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys"):
-            raise StoreError(
-                f"{self.url} throws keys away when its memory is full (maxmemory-policy {policy}), those of published "
-                f"versions too; set it to noeviction or to one of the volatile policies"
-            )
+        for memory in self._connection.read_memory_facts():
+            policy = str(memory.get("maxmemory_policy"))
+            if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys"):
+                raise StoreError(
+                    f"{self.url} throws keys away when its memory is full (maxmemory-policy {policy}), those of "
+                    "published versions too; set it to noeviction or to one of the volatile policies"
+                )
 
     def _read_loads(self, prefix: str) -> list[tuple[Load, str]]:
         found = self._connection.run("HGETALL", f"{prefix}:loads")
@@ -196,6 +200,7 @@ class RedisStore:
             self._connection.run_all([("PEXPIRE", name, grace) for name in names])
         self._connection.run("HDEL", load.loads_key, load.name)
 
-
-def _prefix(generator: str) -> str:
-    return f"nearcast:{validate_generator(generator)}"
+    def _prefix(self, generator: str) -> str:
+        """Return the prefix of the names of a generator's keys; in a Cluster they all have one slot."""
+        name = validate_generator(generator)
+        return f"nearcast:{{{name}}}" if self._connection.is_cluster else f"nearcast:{name}"

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from nearcast.errors import DamagedError
 from nearcast.stores.base import TOKEN_SECONDS, ExchangeResult, OverlayChanges, OverlayEntry
 from nearcast.stores.redis_connection import RedisConnection
+from nearcast.stores.redis_version import remove_tag
 
 __all__ = ["RedisOverlay"]
 
@@ -177,8 +178,9 @@ class RedisOverlay:
 
     def __init__(self, connection: RedisConnection, prefix: str) -> None:
         self._connection = connection
-        self._name = prefix.partition(":")[2]
-        self._keys = [f"{prefix}:overlay:{name}" for name in KINDS] + [OVERLAYS]
+        self._name = remove_tag(prefix).partition(":")[2]
+        registry = f"{prefix}:overlay:newest" if connection.is_cluster else OVERLAYS  # a script needs keys of one slot
+        self._keys = [f"{prefix}:overlay:{name}" for name in KINDS] + [registry]
         scripts = map(connection.script, (WRITE, EXCHANGE, READ, PURGE, REPAIR))
         self._write, self._exchange, self._read, self._purge, self._repair = scripts
 

@@ -18,7 +18,7 @@ import secrets
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +31,8 @@ from nearcast.stores.patch_record import PatchRecord, PatchRecords, Segment
 from nearcast.stores.patched_pairs import OpenSegment, PatchedPairs
 from nearcast.stores.redis_connection import RedisConnection
 from nearcast.stores.redis_lock import RedisLock
-from nearcast.stores.redis_version import MANY, PUT_BYTES, READ_KEYS, RedisReader, split
+from nearcast.stores.redis_version import MANY, PUT_BYTES, READ_KEYS, RedisReader, remove_tag, split
+from nearcast.types import IntArray
 
 __all__ = ["PatchedRedisReader", "RedisPatches"]
 
@@ -65,12 +66,12 @@ class SegmentKeys:
 
     def bucket(self, space: Space, number: int) -> str:
         """Return the name of a hash of pairs."""
-        return f"{self.prefix}:v:{self.version}:p:{self.name}:{space}:{number}"
+        return f"{remove_tag(self.prefix)}:v:{self.version}:p:{self.name}:{space}:{number}"
 
     @property
     def hashes(self) -> str:
         """The name of the hash that has the hashes of the keys."""
-        return f"{self.prefix}:v:{self.version}:p:{self.name}:crc32"
+        return f"{remove_tag(self.prefix)}:v:{self.version}:p:{self.name}:crc32"
 
     def all(self) -> list[str]:
         """Return the names of all keys."""
@@ -126,8 +127,11 @@ class RedisPatches(SegmentLog):
                     self._put(keys, space, pairs)
                     distinct[space].update(key for key, _ in pairs)
                     size += sum(len(key) + len(value) for key, value in pairs)
-            hashes = [part for space in Space for part in (space.value, encode_hashes(distinct[space]))]
-            self.connection.run("HSET", keys.hashes, *hashes)
+            fields: list[str | bytes] = []
+            for space in Space:
+                lengths = _count_in_buckets(distinct[space], keys.n_buckets).astype("<u4").tobytes()
+                fields += [space.value, encode_hashes(distinct[space]), f"{space}_lengths", lengths]
+            self.connection.run("HSET", keys.hashes, *fields)
         except BaseException:
             with contextlib.suppress(StoreError):
                 self._remove(keys, 0)
@@ -211,7 +215,7 @@ class RedisPatches(SegmentLog):
             if grace:
                 self.connection.run_all([("PEXPIRE", name, round(1000 * grace)) for name in names])
             else:
-                self.connection.run("UNLINK", *names)
+                self.connection.unlink(names)
         self.connection.run("HDEL", self.registry, keys.name)
 
 
@@ -221,6 +225,11 @@ class RedisSegment:
 
     connection: RedisConnection
     keys: SegmentKeys
+    lengths: Mapping[Space, IntArray] | None = None  # pairs of each bucket; None if an older nearcast wrote it
+
+    def has_lost(self, space: Space, number: int, length: int) -> bool:
+        """Return whether a bucket with so many pairs has lost some."""
+        return length == 0 if self.lengths is None else length != self.lengths[space][number]
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of these keys; None for a missing key."""
@@ -277,9 +286,13 @@ class _View:
             found, serial = self.version.find(space, buckets, [key for key, _ in batch])
             if serial != self.serial and not self.held:
                 raise PatchesChangedError
-            for bucket, value in zip(buckets, found, strict=True):
-                if value == 0:
-                    self._raise_lost(str(bucket), changed=serial != self.serial)
+            for at, value in enumerate(found):
+                if isinstance(value, int):
+                    key, ordinal = batch[at]
+                    segment: RedisSegment = segments[ordinal - 1].reader  # type: ignore[assignment]
+                    if segment.has_lost(space, zlib.crc32(key) % segment.keys.n_buckets, value):
+                        self._raise_lost(str(buckets[at]), changed=serial != self.serial)
+                    found[at] = None
             values += found
         return values
 
@@ -287,8 +300,8 @@ class _View:
         if changed:
             raise StoreError(f"{bucket} was folded while it was read; read again")
         raise DamagedError(
-            f"{bucket} is not in the store any more, and with it a part of a patch: the server threw it away, or it "
-            "was deleted; roll the patch back, or publish again with --repair"
+            f"{bucket} has lost pairs, and with them a part of a patch: the server threw them away, or they were "
+            "deleted; roll the patch back, or publish again with --repair"
         )
 
 
@@ -353,7 +366,7 @@ class PatchedRedisReader:
         for space in Space:
             filled = np.unique(segment.hashes[space] % names.n_buckets).tolist()
             buckets = [names.bucket(space, number) for number in filled]
-            if not buckets or self._log.connection.run("EXISTS", *buckets) == len(buckets):
+            if not buckets or self._log.connection.count_existing(buckets) == len(buckets):
                 continue
             if segment in self._read_newest().segments:  # it was not folded meanwhile
                 raise DamagedError(
@@ -406,8 +419,16 @@ class PatchedRedisReader:
             stored = self._log.connection.run("HGETALL", keys.hashes)
             try:
                 hashes = {space: decode_hashes(stored[space.value.encode()]) for space in Space}
+                counts = {space: stored.get(f"{space}_lengths".encode()) for space in Space}
+                lengths = {space: np.frombuffer(data, "<u4") for space, data in counts.items() if data is not None}
             except (KeyError, ValueError) as error:
                 text = f"{keys.hashes} was lost ({error!r}); roll the patch back, or publish again with --repair"
                 raise DamagedError(text) from error
-            known = self._segments[segment.name] = OpenSegment(RedisSegment(self._log.connection, keys), hashes)
+            reader = RedisSegment(self._log.connection, keys, lengths if len(lengths) == len(Space) else None)
+            known = self._segments[segment.name] = OpenSegment(reader, hashes)
         return known
+
+
+def _count_in_buckets(keys: Collection[bytes], n_buckets: int) -> IntArray:
+    """Return the number of keys in each bucket."""
+    return np.bincount(np.fromiter((zlib.crc32(key) % n_buckets for key in keys), np.int64), minlength=n_buckets)

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from nearcast.errors import DamagedError, GoneError, StoreError
 from nearcast.stores.base import Pair, Space
 from nearcast.stores.redis_connection import RedisConnection
+from nearcast.types import IntArray
 
 __all__ = [
     "FINISHED",
@@ -28,6 +31,7 @@ __all__ = [
     "RedisReader",
     "RedisWriter",
     "open_version",
+    "remove_tag",
     "split",
 ]
 
@@ -50,14 +54,14 @@ return 1
 """
 
 # KEYS: facts. ARGV: prefix of buckets, then pairs of bucket and key; a bucket is a number or a whole name.
-# Returns a value per pair, 0 for a missing bucket; then the load and the serial of the patches
+# Returns a value per pair (for a missing key the number of pairs in its bucket), the load, the serial of the patches
 FIND = """
 local found = {}
 for i = 2, #ARGV, 2 do
   local bucket = ARGV[i]
   if string.byte(bucket) < 58 then bucket = ARGV[1] .. bucket end
   local value = redis.call('HGET', bucket, ARGV[i + 1])
-  if not value and redis.call('EXISTS', bucket) == 0 then value = 0 end
+  if not value then value = redis.call('HLEN', bucket) end
   found[#found + 1] = value
 end
 found[#found + 1] = redis.call('HGET', KEYS[1], 'load')
@@ -93,8 +97,8 @@ class Load:
         return f"{self.prefix}:v:{self.version}:facts"
 
     def prefix_of(self, space: Space) -> str:
-        """Return the prefix of the names of the buckets of a space."""
-        return f"{self.prefix}:v:{self.version}:{self.name}:{space}:"
+        """Return the prefix of the names of the buckets of a space. Without a tag: a Cluster spreads them."""
+        return f"{remove_tag(self.prefix)}:v:{self.version}:{self.name}:{space}:"
 
     def list_space_buckets(self, space: Space) -> list[str]:
         """Return the names of the buckets of a space."""
@@ -151,6 +155,7 @@ class RedisWriter:
             if sum(lengths) != count:
                 raise self._make_lost_error()
             fields |= {space.value: count, _filled_field(space): _encode_filled(lengths)}
+            fields[_lengths_field(space)] = np.array(lengths, "<u4").tobytes()
         fields["facts"] = json.dumps(dict(facts))
         flat = [part for field in fields.items() for part in field]
         keys = [load.loads_key, load.facts_key, load.versions_key]
@@ -161,7 +166,7 @@ class RedisWriter:
     def discard(self) -> None:
         """Remove the pairs."""
         for names in split(self._load.list_buckets(), MANY):
-            self._connection.run("UNLINK", *names)
+            self._connection.unlink(names)
         self._connection.run("HDEL", self._load.loads_key, self._load.name)
 
     def _make_lost_error(self) -> StoreError:
@@ -172,7 +177,7 @@ class RedisWriter:
 
 
 class RedisReader:
-    """A finished version, open. filled: a bit per bucket with pairs; if such a bucket is missing, it was lost."""
+    """A finished version, open. lengths: the pairs of each bucket; one with fewer pairs has lost some."""
 
     def __init__(
         self,
@@ -180,13 +185,13 @@ class RedisReader:
         load: Load,
         facts: Mapping[str, Any],
         counts: dict[Space, int],
-        filled: dict[Space, bytes],
+        lengths: dict[Space, IntArray],
     ) -> None:
         self.facts = facts
         self._connection = connection
         self._load = load
         self._counts = counts
-        self._filled = filled
+        self._lengths = lengths
         self._find = connection.script(FIND)
         self._next_check = 0
         self._lost_bucket: str | None = None
@@ -194,15 +199,16 @@ class RedisReader:
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of these keys; None for a missing key.
 
-        Raises GoneError if the version was retired, DamagedError if a bucket was lost: these are never missing keys.
+        Raises GoneError if the version was retired, DamagedError if a bucket or pairs of it were lost: these are never
+        missing keys.
         """
         first, n_buckets = self._load.prefix_of(space), self._load.n_buckets
         if len(keys) == 1:  # a value is always right: only a miss must be checked
             number = zlib.crc32(keys[0]) % n_buckets
             value = self._connection.run("HGET", f"{first}{number}", keys[0])
             if value is None:
-                (there,) = self._read([("EXISTS", f"{first}{number}")])
-                self._check_bucket(space, number, there=bool(there))
+                (length,) = self._read([("HLEN", f"{first}{number}")])
+                self._check_bucket(space, number, length)
             return [value]
         values: list[bytes | None] = []
         for batch in split(keys, READ_KEYS):
@@ -214,21 +220,45 @@ class RedisReader:
         return zlib.crc32(key) % self._load.n_buckets
 
     def find(self, space: Space, buckets: Sequence[int | str], keys: Sequence[bytes]) -> tuple[list[Any], bytes | None]:
-        """Return the values of keys in these buckets, and the serial of the version's patches, in one step.
+        """Return the values of keys in these buckets, and the serial of the version's patches during the call.
 
-        A bucket that is a name belongs to a patch; the value for a missing one is 0. Errors as in `get_many`.
+        A bucket that is a name belongs to a patch; the value for a key that it lacks is the number of its pairs. Errors
+        as in `get_many`.
         """
-        arguments: list[Any] = [self._load.prefix_of(space)]
-        for bucket, key in zip(buckets, keys, strict=True):
-            arguments += (bucket, key)
-        *found, name, serial = self._find([self._load.facts_key], arguments)
+        if self._connection.is_cluster:
+            found, name, serial = self._find_on_nodes(space, buckets, keys)
+        else:
+            arguments: list[Any] = [self._load.prefix_of(space)]
+            for bucket, key in zip(buckets, keys, strict=True):
+                arguments += (bucket, key)
+            *found, name, serial = self._find([self._load.facts_key], arguments)
         self._check_load(name)
         for at, value in enumerate(found):
             bucket = buckets[at]
-            if value == 0 and isinstance(bucket, int):
-                self._check_bucket(space, bucket, there=False)
+            if isinstance(value, int) and isinstance(bucket, int):
+                self._check_bucket(space, bucket, value)
                 found[at] = None
         return found, serial
+
+    def _find_on_nodes(
+        self, space: Space, buckets: Sequence[int | str], keys: Sequence[bytes]
+    ) -> tuple[list[Any], bytes | None, bytes | None]:
+        """Do what the script FIND does, with a request for every node at the same time.
+
+        The serial may be read before or after the values. It was the serial at some moment of the call, and pairs never
+        change, so they are right for the patches of that moment.
+        """
+        first = self._load.prefix_of(space)
+        names = [bucket if isinstance(bucket, str) else f"{first}{bucket}" for bucket in buckets]
+        commands: list[tuple[Any, ...]] = [("HGET", name, key) for name, key in zip(names, keys, strict=True)]
+        *found, (name, serial) = self._connection.run_all(
+            [*commands, ("HMGET", self._load.facts_key, "load", "patch_serial")]
+        )
+        missing = [at for at, value in enumerate(found) if value is None]
+        lengths = self._connection.run_all([("HLEN", names[at]) for at in missing])
+        for at, length in zip(missing, lengths, strict=True):
+            found[at] = length
+        return found, name, serial
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs, bucket by bucket."""
@@ -260,7 +290,7 @@ class RedisReader:
                     f"{self._load.prefix_of(space)}* in {self._connection.settings.url} holds {sum(lengths):,} pairs "
                     f"where {written:,} were written; publish again with --repair"
                 )
-            self._filled[space] = _encode_filled(lengths)
+            self._lengths[space] = np.array(lengths, np.int64)
 
     def count(self, space: Space) -> int:
         """Return the number of pairs of a space."""
@@ -288,19 +318,17 @@ class RedisReader:
         spaces, n_buckets = list(Space), self._load.n_buckets
         for number in numbers:
             space, number = spaces[number // n_buckets], number % n_buckets
-            if self._is_filled(space, number):
+            if self._lengths[space][number]:
                 names.append(f"{self._load.prefix_of(space)}{number}")
         return names
 
     def _check_there(self, names: Sequence[str]) -> None:
-        parts = list(split(names, MANY))
-        counts = self._read([("EXISTS", *part) for part in parts])
-        for part, count in zip(parts, counts, strict=True):
-            if count < len(part):
-                each = self._read([("EXISTS", name) for name in part])
-                for name, one in zip(part, each, strict=True):
-                    if not one:
-                        self._raise_lost(name)
+        each = [("EXISTS", name) for name in names]
+        together = [("EXISTS", *part) for part in split(names, MANY)]
+        if sum(self._read(each if self._connection.is_cluster else together)) < len(names):
+            for name, there in zip(names, self._read(each), strict=True):
+                if not there:
+                    self._raise_lost(name)
         self._lost_bucket = None
 
     def _read_buckets(self, command: str, space: Space, numbers: Sequence[int]) -> list[Any]:
@@ -308,25 +336,30 @@ class RedisReader:
         first = self._load.prefix_of(space)
         answers = self._read([(command, f"{first}{number}") for number in numbers])
         for number, found in zip(numbers, answers, strict=True):
-            self._check_bucket(space, number, there=bool(found))
+            self._check_bucket(space, number, len(found))
         return answers
 
-    def _is_filled(self, space: Space, number: int) -> bool:
-        return bool(self._filled[space][number // 8] & 1 << number % 8)
+    def _check_bucket(self, space: Space, number: int, length: int) -> None:
+        """Raise DamagedError if a bucket has fewer pairs than were written, GoneError if the version was retired."""
+        if length != self._lengths[space][number]:
+            self._raise_lost(f"{self._load.prefix_of(space)}{number}", length)
 
-    def _check_bucket(self, space: Space, number: int, *, there: bool) -> None:
-        if not there and self._is_filled(space, number):
-            self._raise_lost(f"{self._load.prefix_of(space)}{number}")
-
-    def _raise_lost(self, bucket: str) -> None:
+    def _raise_lost(self, bucket: str, length: int = 0) -> None:
         load = self._load
         (current,) = self._read([("HGET", load.versions_key, load.version)])
         if current != load.name.encode():  # it is retired, in its time of grace
             self._check_load(None)
-        self._lost_bucket = bucket
+        self._lost_bucket = bucket if length == 0 else None
+        url = self._connection.settings.url
+        if length:
+            raise DamagedError(
+                f"{bucket} in {url} has {length:,} pairs and should have more; with them a part of version "
+                f"{load.version} was lost: a replica took over that did not have them, or they were deleted; publish "
+                "again with --repair"
+            )
         raise DamagedError(
-            f"{bucket} is not in {self._connection.settings.url} any more, and with it a part of version "
-            f"{load.version}: the server threw it away, or it was deleted; publish again with --repair"
+            f"{bucket} is not in {url} any more, and with it a part of version {load.version}: the server threw it "
+            "away, or it was deleted; publish again with --repair"
         )
 
     def _read(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -356,15 +389,15 @@ def open_version(
             raise ValueError("it is of another load")
         facts, n_buckets = json.loads(fields[b"facts"]), int(fields[b"buckets"])
         counts = {space: int(fields[space.encode()]) for space in Space}
-        bits = {space: fields.get(_filled_field(space).encode()) for space in Space}
-        filled = {space: field for space, field in bits.items() if field is not None}
-        if any(len(field) != -(-n_buckets // 8) for field in filled.values()):
-            raise ValueError("it does not say which buckets hold pairs")
+        stored = {space: fields.get(_lengths_field(space).encode()) for space in Space}
+        lengths = {space: np.frombuffer(field, "<u4") for space, field in stored.items() if field is not None}
+        if any(len(numbers) != n_buckets for numbers in lengths.values()):
+            raise ValueError("it does not say how many pairs its buckets hold")
     except (KeyError, ValueError) as error:
         text = f"{key} in {connection.settings.url} is damaged ({error}); publish again with --repair"
         raise DamagedError(text) from error
-    reader = RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts, filled)
-    if verify or len(filled) < len(Space):  # an older nearcast did not store which buckets are filled
+    reader = RedisReader(connection, Load(prefix, name, version, n_buckets), facts, counts, lengths)
+    if verify or len(lengths) < len(Space):  # an older nearcast did not store how many pairs the buckets hold
         reader.verify_count()
     else:
         reader.check_all()
@@ -389,7 +422,16 @@ def _encode_filled(lengths: Sequence[int]) -> bytes:
 
 
 def _filled_field(space: Space) -> str:
-    return f"{space}_filled"
+    return f"{space}_filled"  # for readers of nearcast 0.1
+
+
+def _lengths_field(space: Space) -> str:
+    return f"{space}_lengths"
+
+
+def remove_tag(prefix: str) -> str:
+    """Return a prefix without the braces that keep keys in one slot of a Cluster."""
+    return prefix.replace("{", "").replace("}", "")
 
 
 def split(things: Sequence[T], most: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[Sequence[T]]:
