@@ -14,7 +14,7 @@ from nearcast.errors import AuditError, InputError, SpecError
 from nearcast.stores import open_store
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import decode_list
-from nearcast.updating import change_lists
+from nearcast.updating import merge_touched
 
 DIM = 6
 
@@ -268,7 +268,7 @@ def test_a_generator_whose_lists_depend_on_each_other_is_refused_with_the_reason
 
 def test_lists_beyond_the_budget_say_so_and_are_mended_by_a_later_update(tmp_path, monkeypatch):
     shop, rng = make_shop(tmp_path, "free")
-    monkeypatch.setattr(change_lists, "REJOINED_PAIRS", 0)
+    monkeypatch.setattr(merge_touched, "REJOINED_PAIRS", 0)
     done = shop.update(gone=sorted(shop.items)[:4])
     assert done.short > 0
     kept, expected = shop.served()[Space.LISTS], shop.expected()[Space.LISTS]

@@ -17,6 +17,7 @@
 #include "assign.h"
 #include "ceilings.h"
 #include "dispatch.h"
+#include "insert_lists.h"
 #include "join.h"
 #include "parallel.h"
 
@@ -277,6 +278,53 @@ nb::object repack(Array<uint8_t> tiles, size_t width, Array<uint32_t> places, si
     return nb::cast(packed);
 }
 
+// Inserts candidates into lists of k. Returns the bytes of the new lists, where each begins, its size, whether it changed,
+// and its last score; a list of another form has size 0.
+nb::tuple insert_candidates(Array<uint8_t> data, Array<uint64_t> starts, Array<uint64_t> entrant_starts,
+                            Array<uint32_t> items, Array<float> scores, int kind, Array<int64_t> numbers,
+                            Array<uint64_t> offsets, Array<uint8_t> texts, size_t k, size_t threads) {
+    require(kind >= 0 && kind <= 2, "insert_candidates: kind must be 0, 1 or 2");
+    require(k >= 1 && k <= 0xFFFF, "insert_candidates: k must be 1 to 65535");
+    const IdKind ids = static_cast<IdKind>(kind);
+    require_starts(starts, data.size(), "starts");
+    const size_t n = starts.size() - 1;
+    require_size(entrant_starts, n + 1, "entrant_starts");
+    require_starts(entrant_starts, items.size(), "entrant_starts");
+    require_size(scores, items.size(), "scores");
+    require_aligned(numbers, sizeof(int64_t), "numbers");
+    require_starts(offsets, texts.size(), "offsets");
+    require_positions(items, ids == IdKind::text ? offsets.size() - 1 : numbers.size(), "items");
+    for (size_t i = 0; ids == IdKind::text && i + 1 < offsets.size(); ++i)
+        require(offsets.data()[i + 1] - offsets.data()[i] <= 0xFFFF, "insert_candidates: an id is too long");
+    auto out_starts = make_array<uint64_t>({n + 1});
+    uint64_t room = 0;
+    for (size_t row = 0; row < n; ++row) {
+        out_starts.data()[row] = room;
+        room += starts.data()[row + 1] - starts.data()[row];
+        for (uint64_t i = entrant_starts.data()[row]; ids == IdKind::text && i < entrant_starts.data()[row + 1]; ++i)
+            room += offsets.data()[items.data()[i] + 1] - offsets.data()[items.data()[i]];
+    }
+    out_starts.data()[n] = room;
+    auto out = make_array<uint8_t>({room});
+    auto sizes = make_array<uint64_t>({n});
+    auto states = make_array<uint8_t>({n});
+    auto last = make_array<float>({n});
+    const InsertJob job{data.data(), starts.data(), {entrant_starts.data(), items.data(), scores.data()},
+                        {ids, numbers.data(), offsets.data(), reinterpret_cast<const char*>(texts.data())},
+                        k, out.data(), out_starts.data()};
+    {
+        nb::gil_scoped_release released;
+        for_row_ranges(n, threads, [&] {
+            return [&](size_t begin, size_t end) {
+                for (size_t row = begin; row < end; ++row)
+                    states.data()[row] =
+                        static_cast<uint8_t>(insert_list(job, row, sizes.data()[row], last.data()[row]));
+            };
+        });
+    }
+    return nb::make_tuple(out, out_starts, sizes, states, last);
+}
+
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     rules.check(packed, packed.check().positions);
@@ -432,6 +480,7 @@ NB_MODULE(_native, m) {
           nb::arg("rows"), nb::arg("centres"), nb::arg("tops").none(), nb::arg("probes"), nb::arg("threads"));
     m.def("centre_values", &value_centres);
     m.def("repack", &repack);
+    m.def("insert_candidates", &insert_candidates);
     m.def("score_lists", &score_lists);
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),

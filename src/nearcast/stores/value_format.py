@@ -37,6 +37,7 @@ from nearcast.times import to_rows
 __all__ = [
     "FORMAT",
     "REASONS",
+    "STRING",
     "CandidateLists",
     "IdType",
     "decode_columns",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_keys",
     "encode_lists",
     "encode_query_key",
+    "encode_texts",
     "id_kind",
     "id_type",
     "parse_key",
@@ -95,7 +97,7 @@ def encode_keys(ids: pa.Array) -> list[bytes]:
     if pa.types.is_integer(ids.type):
         numbers = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) ^ np.uint64(SIGN)
         return _split_rows(numbers.astype(">u8").view(np.uint8).reshape(-1, 8))
-    offsets, texts = _encode_texts(ids)
+    offsets, texts = encode_texts(ids)
     if int(np.diff(offsets).max(initial=0)) > LONGEST_KEY:
         return [encode_key(text) for text in ids.to_pylist()]
     return [texts[start:end] or NO_TEXT for start, end in pairwise(offsets.tolist())]
@@ -187,7 +189,7 @@ def _split_rows(records: npt.NDArray[np.uint8]) -> list[bytes]:
 def _encode_string_lists(
     codes: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64], scores: bytes, ids: pa.Array
 ) -> list[bytes]:
-    offsets, texts = _encode_texts(ids)
+    offsets, texts = encode_texts(ids)
     longest = int(np.diff(offsets).max(initial=0))
     if longest > MOST_CANDIDATES:
         raise InputError(f"an item's id has {longest:,} bytes; a store takes {MOST_CANDIDATES:,} at most")
@@ -205,7 +207,7 @@ def _encode_string_lists(
     ]
 
 
-def _encode_texts(ids: pa.Array) -> tuple[npt.NDArray[np.int64], bytes]:
+def encode_texts(ids: pa.Array) -> tuple[npt.NDArray[np.int64], bytes]:
     """Return the offsets of the strings, (n + 1,), and the UTF-8 bytes of all."""
     ids = ids.cast(pa.large_string())
     if len(ids) == 0:

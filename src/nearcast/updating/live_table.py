@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.ids import argsort_ids, find_positions
+from nearcast.sources.ids import argsort_ids, find_positions, find_sorted
 from nearcast.sources.ingest import IngestedTable, read_attributes
 from nearcast.types import AnyArray, IntArray, Vectors
 
@@ -134,7 +134,7 @@ class LiveTable:
 
     def find(self, ids: pa.Array) -> IntArray:
         """Return (len(ids),) the position of each id, -1 for a missing one."""
-        return find_positions(ids.cast(self.ids.type), self.ids)
+        return find_sorted(ids.cast(self.ids.type), self.ids)
 
     def attributes(self, names: Sequence[str], positions: IntArray | None = None) -> pa.Table:
         """Return columns "id" and `names` of these positions. Default: of all."""
