@@ -99,8 +99,8 @@ def build_index(
     )
 
 
-def build_ruled_index(items: np.ndarray, metric: str, rule: Eligibility, *, threads: int = 1) -> CellIndex:
-    """Lay out all items in blocks that the rule distinguishes, for exact joins under it or under any other rule."""
+def build_ruled_index(items: np.ndarray, metric: str, rule: Eligibility | None, *, threads: int = 1) -> CellIndex:
+    """Lay out all items in blocks that the rule distinguishes, for exact joins under it or under any other, or none."""
     return _build_blocks(validate_vectors(items, "items"), metric, rule, threads)
 
 

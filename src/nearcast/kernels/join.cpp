@@ -116,7 +116,8 @@ private:
         std::fill_n(best_count_.begin(), n, 0u);
         for (size_t slot = 0; slot < n; ++slot) {
             prepare_errors(slot);
-            bounds_[slot].least = std::isinf(job_.min_score) ? kNone : value_of_score(begin_ + slot, job_.min_score);
+            const float least = min_score_of(slot);
+            bounds_[slot].least = std::isinf(least) ? kNone : value_of_score(begin_ + slot, least);
             weights_[slot] = static_cast<float>(1.0 / scale(begin_ + slot));
         }
     }
@@ -150,6 +151,8 @@ private:
     size_t row_of(size_t slot) const {
         return job_.rounded.order ? job_.rounded.order[begin_ + slot] : begin_ + slot;
     }
+
+    float min_score_of(size_t slot) const { return job_.min_scores ? job_.min_scores[row_of(slot)] : job_.min_score; }
 
     double scale(size_t query) const {
         const double scale = job_.rounded.scales[query];
@@ -337,7 +340,7 @@ private:
             size_t total = best_count_[slot];
             std::copy_n(best, total, keys_.begin());
             for (uint32_t i = 0; i < n; ++i)
-                if (scores_[i] >= job_.min_score) keys_[total++] = sort_key(scores_[i], positions_[i]);
+                if (scores_[i] >= min_score_of(slot)) keys_[total++] = sort_key(scores_[i], positions_[i]);
             const size_t kept = job_.caps.empty() ? keep_best(total) : keep_best_capped(total);
             std::copy_n(keys_.begin(), kept, best);
             best_count_[slot] = static_cast<uint32_t>(kept);

@@ -70,6 +70,7 @@ class CellIndex:
         resources: Resources | None = None,
         per_job: int | None = None,
         progress: Progress | None = None,
+        min_scores: np.ndarray | None = None,
     ) -> JoinOutput:
         """Return the k best items per query among the cells within the probe radius; all cells for infinity.
 
@@ -77,7 +78,8 @@ class CellIndex:
         `baseline + (kth - baseline) / 2 - radius * spread`: `kth` is the query's k-th score so far, `baseline` the
         score of a centre at a tenth of all ranks. A larger radius costs more and finds more. Neighbouring queries
         should be near each other. per_job: queries that a worker takes at a time, derived by default. Answers do not
-        depend on it; counters do a little, since a worker fills up its last tile.
+        depend on it; counters do a little, since a worker fills up its last tile. min_scores: (n,) float32, finite: a
+        minimum score of each query, in place of that of the request; for native kernels only.
         Raises ValueError for arrays that the kernels cannot take.
         """
         isa, resources = _isa.isa_info().taken, resources or Resources()
@@ -120,6 +122,7 @@ class CellIndex:
             *_native_constraints(request.constraints, packed),
             1.0 if exact else min(1.0, ERROR_DEVIATIONS / math.sqrt(self.rotation.width)),
             progress,
+            min_scores,
         )
         return _pad_slots(output, k)
 

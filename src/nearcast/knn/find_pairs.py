@@ -23,7 +23,7 @@ QUERY_ROWS, ITEM_ROWS = 1_024, 1_024  # a 4 MB block of scores per thread
 BLOCKS_AHEAD = 4  # per thread
 
 FoundPairs = tuple[IntArray, IntArray, FloatArray]
-"""Row of the query, row of the item, and score of each pair: (m,) each."""
+"""Row of the query, row of the item, and score of each pair, by query: (m,) each."""
 
 
 def find_pairs(
@@ -53,6 +53,9 @@ def find_pairs(
             rows.append(row)
             columns.append(column + number * ITEM_ROWS)
         row, column = np.concatenate(rows), np.concatenate(columns)
+        if len(prepared) > 1:
+            order = np.argsort(row, kind="stable")
+            row, column = row[order], column[order]
         scores = pair_scores(vectors[row], items[column], metric)
         reached = scores >= thresholds[start:stop][row]
         return row[reached] + start, column[reached], scores[reached]

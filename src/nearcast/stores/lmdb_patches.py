@@ -25,7 +25,7 @@ from nearcast.errors import DamagedError, StoreError
 from nearcast.files import fresh_folder, is_done, write_text
 from nearcast.stores.base import Pair, PatchFacts, PublishLock, Space
 from nearcast.stores.lmdb_environment import Identity, translate_read_errors, translate_write_errors
-from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder
+from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder, pair_sizes
 from nearcast.stores.names import format_version
 from nearcast.stores.patch_index import Hashes, decode_hashes, encode_hashes
 from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
@@ -136,8 +136,8 @@ class LmdbPatches(SegmentLog):
             for part in parts:
                 for space, pairs in part.items():
                     writer.put(space, sorted(pairs))
-                    keys[space].update(key for key, _ in pairs)
-                    size += sum(len(key) + len(value) for key, value in pairs)
+                    keys[space].update([key for key, _ in pairs])
+                    size += sum(pair_sizes(pairs))
             with translate_write_errors(folder):
                 for space in Space:
                     (folder / f"{space}.crc32").write_bytes(encode_hashes(keys[space]))

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import add, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from nearcast.stores.lmdb_environment import (
     translate_write_errors,
 )
 
-__all__ = ["LmdbReader", "LmdbWriter", "flush_folder", "open_version_folder"]
+__all__ = ["LmdbReader", "LmdbWriter", "flush_folder", "open_version_folder", "pair_sizes"]
 
 FIRST_MAP_BYTES = 256 << 20  # doubled whenever it is full
 TRANSACTION_BYTES = 64 << 20  # pages that a transaction has changed are in memory until it is committed
@@ -212,14 +215,16 @@ def open_version_folder(folder: Path, *, contents: bool) -> LmdbReader:
 
 def _split(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
     """Yield pieces of at most TRANSACTION_BYTES, or of one pair."""
-    start = size = 0
-    for number, (key, value) in enumerate(pairs):
-        size += len(key) + len(value)
-        if size > TRANSACTION_BYTES and number > start:
-            yield pairs[start:number]
-            start, size = number, len(key) + len(value)
-    if len(pairs) > start:
-        yield pairs[start:]
+    ends, start = list(accumulate(pair_sizes(pairs), initial=0)), 0
+    while start < len(pairs):
+        stop = max(start + 1, bisect_right(ends, ends[start] + TRANSACTION_BYTES, start) - 1)
+        yield pairs[start:stop]
+        start = stop
+
+
+def pair_sizes(pairs: Sequence[Pair]) -> Iterator[int]:
+    """Yield the bytes of each key and its value."""
+    return map(add, map(len, map(itemgetter(0), pairs)), map(len, map(itemgetter(1), pairs)))
 
 
 def flush_folder(folder: Path) -> None:

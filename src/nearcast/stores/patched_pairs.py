@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
+import numpy as np
+
 from nearcast.stores.base import Pair, Space
 from nearcast.stores.patch_index import Hashes, PatchIndex
 from nearcast.stores.patch_record import PatchRecord
@@ -86,11 +88,11 @@ class PatchedPairs:
                 value = self.segments[ordinal - 1].reader.get_many(space, keys)[0]
                 if value is not None:
                     return [value or None]
-            return [value for _, value in self._find(space, keys, [ordinal])]
+            return self._find(space, keys, [ordinal])[1]
         ordinals = self.indexes[space].find_many(keys)
         if not ordinals.any():
             return self.version.get_many(space, keys)
-        return [value for _, value in self._find(space, keys, ordinals.tolist())]
+        return self._find(space, keys, ordinals.tolist())[1]
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs: those of the version with their newest values, then those that only patches have."""
@@ -104,7 +106,7 @@ class PatchedPairs:
                 keys = [key for key, value in batch if value]
                 found = self._find(space, keys, self.indexes[space].find_many(keys).tolist())
                 stored = self.version.get_many(space, keys)
-                for key, (source, value), base in zip(keys, found, stored, strict=True):
+                for key, source, value, base in zip(keys, *found, stored, strict=True):
                     if base is None and source == ordinal and value is not None:
                         yield key, value
 
@@ -125,34 +127,44 @@ class PatchedPairs:
         chance = random.Random(seed)
         return sorted(chance.sample(old, count - n_new) + chance.sample(new, n_new))
 
-    def _find(self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]) -> list[tuple[int, bytes | None]]:
+    def _find(
+        self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]
+    ) -> tuple[Sequence[int], list[bytes | None]]:
         """Return the ordinal and the value of each key: the first that has it, from the given ordinal downwards."""
-        found: list[tuple[int, bytes | None]] = [(0, None)] * len(keys)
-        waiting = list(enumerate(ordinals))
-        while waiting:
-            again = []
-            values = self._read(space, [keys[position] for position, _ in waiting], [ordinal for _, ordinal in waiting])
-            for (position, ordinal), value in zip(waiting, values, strict=True):
-                if value is None and ordinal:
-                    again.append((position, ordinal - 1))  # another key has this hash
-                else:
-                    found[position] = ordinal, (value or None) if ordinal else value
-            waiting = again
-        return found
+        values = self._read(space, keys, ordinals)
+        while None in values:
+            missed = [at for at, value in enumerate(values) if value is None and ordinals[at]]
+            if not missed:
+                break
+            lower = {at: ordinals[at] - 1 for at in missed}  # another key has this hash
+            ordinals = [lower.get(at, ordinal) for at, ordinal in enumerate(ordinals)]
+            again = self._read(space, [keys[at] for at in missed], list(lower.values()))
+            for at, value in zip(missed, again, strict=True):
+                values[at] = value
+        if b"" in values:
+            values = [value if value or not ordinal else None for ordinal, value in zip(ordinals, values, strict=True)]
+        return ordinals, values
 
     def _read(self, space: Space, keys: Sequence[bytes], ordinals: Sequence[int]) -> list[bytes | None]:
         """Return the value that the segment of this ordinal has for each key; 0 is the version."""
         if self.read is not None:
             return self.read(self.segments, space, keys, ordinals)
         values: list[bytes | None] = [None] * len(keys)
-        positions: dict[int, list[int]] = {}
-        for position, ordinal in enumerate(ordinals):
-            positions.setdefault(ordinal, []).append(position)
-        for ordinal, some in positions.items():
+        for ordinal, some in _group(ordinals):
             reader = self.segments[ordinal - 1].reader if ordinal else self.version
             for position, value in zip(some, reader.get_many(space, [keys[at] for at in some]), strict=True):
                 values[position] = value
         return values
+
+
+def _group(ordinals: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield each ordinal with the positions that have it."""
+    order = np.argsort(np.asarray(ordinals, np.uint8), kind="stable")
+    ordered = np.asarray(ordinals, np.uint8)[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=~ordered[:1])).tolist()
+    listed, heads = order.tolist(), ordered[starts].tolist()
+    for ordinal, start, stop in zip(heads, starts, [*starts, len(listed)][1:], strict=True):
+        yield ordinal, listed[start:stop]
 
 
 def _split(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:

@@ -65,8 +65,10 @@ def change_lists(
     plain = np.isfinite(thresholds) if not state.spec.caps else np.zeros(queries.n, np.bool_)
     plain[found.disturbed] = plain[backlog] = False
     entered = enter_lists(tables, found, plain, reader)
-    left = np.setdiff1d(np.concatenate([found.rows, found.disturbed, backlog]), entered.rows)
-    merged = merge_touched(tables, left, found, reader, progress)
+    is_left = np.zeros(queries.n, np.bool_)
+    is_left[found.rows] = is_left[found.disturbed] = is_left[backlog] = True
+    is_left[entered.rows] = False
+    merged = merge_touched(tables, np.flatnonzero(is_left), found, reader, progress)
     joined = join_in_full(tables, fresh_rows, progress)
     rows = np.concatenate([merged.rows, fresh_rows])
     lists = Neighbors(

@@ -41,11 +41,11 @@ def enter_lists(tables: UpdatedTables, found: FoundEntrants, is_plain: np.ndarra
     spec = tables.state.spec
     ids = _encode_ids(tables.batch.items.rows.ids, tables.state.id_kind)
     plain = is_plain[found.rows]
-    rows, starts = np.unique(found.rows[plain], return_index=True)
     if not can_insert(ids):
-        rows, starts = rows[:0], starts[:0]
-    columns, scores = found.columns[plain].astype(np.uint32), found.scores[plain]
-    ends = np.append(starts, len(columns)).astype(np.uint64)
+        plain[:] = False
+    listed, columns, scores = found.rows[plain], found.columns[plain].astype(np.uint32), found.scores[plain]
+    starts = np.flatnonzero(np.diff(listed, prepend=-1))
+    rows, ends = listed[starts], np.append(starts, len(listed)).astype(np.uint64)
     parts = [EnteredLists(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64), [], [])]
     for first in range(0, len(rows), LISTS_AT_ONCE):
         part = rows[first : first + LISTS_AT_ONCE]

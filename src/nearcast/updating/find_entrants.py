@@ -13,8 +13,9 @@ import pyarrow as pa
 from nearcast.eligibility import compile_rules
 from nearcast.errors import AuditError
 from nearcast.join.compile_constraints import list_constraint_columns, parse_rules
+from nearcast.kernels.scan_thresholds import scan_thresholds
 from nearcast.knn.eligible import eligible_pairs
-from nearcast.knn.find_pairs import FoundPairs, find_pairs
+from nearcast.knn.find_pairs import FoundPairs
 from nearcast.sources.ids import find_positions
 from nearcast.types import FloatArray, IntArray, Progress
 from nearcast.updating.updated_tables import UpdatedTables
@@ -47,7 +48,7 @@ def find_entrants(tables: UpdatedTables, thresholds: FloatArray, progress: Progr
     vectors = np.concatenate([fresh.vectors, old])
     n_fresh, most, count = len(fresh.ids), tables.resources.memory_bytes // PAIR_BYTES, 0
     parts, disturbed = [_no_pairs()], [np.empty(0, np.int64)]
-    for rows, columns, scores in find_pairs(
+    for rows, columns, scores in scan_thresholds(
         tables.queries.vectors, vectors, thresholds, state.metric, tables.resources, progress
     ):
         is_fresh = columns < n_fresh
