@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -10,10 +11,19 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3_server import s3_server, s3_url  # noqa: F401
 from tests.updating import killed_worker
 from tests.updating.test_updates import draw_item, item_table, make_shop
 
-from nearcast.api.updates import open_follower
+import nearcast
+from nearcast.api.updates import open_follower, roll_back_updates
+from nearcast.errors import BusyError, SpecError
+from nearcast.storage.base import StoredObject
+from nearcast.storage.open_storage import open_storage
+from nearcast.updating import file_feed
+from nearcast.updating.file_offset import KEPT_SECONDS, FileOffset
 from nearcast.updating.follow import describe_figures
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -40,8 +50,9 @@ def put(shop, name, rows=None, gone=()):
     shop.items = {key: row for key, row in shop.items.items() if key not in set(gone)} | (rows or {})
 
 
-def catch_up(shop):
-    with open_follower(shop.spec(), str(shop.folder / "feed"), store=shop.store) as follower:
+def catch_up(shop, source=None, **options):
+    source = source or str(shop.folder / "feed")
+    with open_follower(shop.spec(), source, store=shop.store, **options) as follower:
         return follower.catch_up(), follower.figures
 
 
@@ -49,10 +60,16 @@ def notes_of(shop):
     return [patch.note for patch in shop.store.patches("shop").state(1).patches]
 
 
+def offset_of(shop):
+    (known,) = shop.store.patches("shop").state(1).offsets.values()
+    return known
+
+
 def test_files_are_applied_in_the_order_of_names_and_each_once(shop):
     put(shop, "01", {300: draw_item(shop.rng), 301: draw_item(shop.rng)})
     put(shop, "02.gone", gone=[301])
-    assert len(catch_up(shop)[0]) == 2
+    catch_up(shop)
+    assert notes_of(shop) == ["follow: 01.parquet, 02.gone.parquet"]  # small ones together
     put(shop, "03", {301: draw_item(shop.rng)})
     results, figures = catch_up(shop)
     assert [done.counts["items"] for done in results] == [1]
@@ -62,22 +79,163 @@ def test_files_are_applied_in_the_order_of_names_and_each_once(shop):
     assert 'nearcast_follow_items_total{generator="shop"} 1' in describe_figures(figures, "shop")
 
 
+def test_a_file_whose_name_sorts_before_read_ones_is_read_and_so_is_one_that_is_written_again(shop):
+    put(shop, "05", {300: draw_item(shop.rng)})
+    catch_up(shop)
+    put(shop, "01", {301: draw_item(shop.rng)})
+    put(shop, "05", {300: draw_item(shop.rng), 302: draw_item(shop.rng)})
+    assert sum(done.counts["items"] for done in catch_up(shop)[0]) == 3
+    assert catch_up(shop)[0] == []
+    assert shop.served() == shop.expected()
+
+
 def test_a_file_that_is_being_written_waits_and_a_bad_one_is_set_aside(shop):
     feed = shop.folder / "feed"
     put(shop, "01", {300: draw_item(shop.rng)})
     whole = (feed / "01.parquet").read_bytes()
     (feed / "02.parquet").write_bytes(whole[:-20])
     put(shop, "03", {302: draw_item(shop.rng)})
-    assert len(catch_up(shop)[0]) == 1  # 02 may grow yet, and 03 comes after it
+    results, figures = catch_up(shop)
+    assert len(results) == 1  # 02 may grow yet, and 03 comes after it
+    assert figures.lag_seconds > 0
     old = time.time() - 3600
     os.utime(feed / "02.parquet", (old, old))
     results, figures = catch_up(shop)
     assert (len(results), figures.set_aside) == (1, 1)
-    (known,) = shop.store.patches("shop").state(1).newest.offsets.values()
-    assert known["count"] == 1
-    assert known["set_aside"][0][0] == "02.parquet"
+    known = offset_of(shop)
+    assert (known["count"], known["set_aside"][0][0]) == (1, "02.parquet")
     assert catch_up(shop)[1].set_aside == 0
     assert shop.served() == shop.expected()
+    put(shop, "02", {303: draw_item(shop.rng)})  # the writer goes on
+    assert len(catch_up(shop)[0]) == 1
+    assert shop.served() == shop.expected()
+
+
+def test_a_file_from_the_future_neither_blocks_nor_ends_the_feed(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    (shop.folder / "feed" / "02.parquet").write_bytes(b"PAR1 and no end")
+    for name in ("01", "02"):
+        os.utime(shop.folder / "feed" / f"{name}.parquet", (4e9, 4e9))
+    results, figures = catch_up(shop)
+    assert (len(results), figures.set_aside, figures.lag_seconds) == (1, 1, 0)
+    put(shop, "03", {301: draw_item(shop.rng)})
+    assert len(catch_up(shop)[0]) == 1
+    assert shop.served() == shop.expected()
+
+
+def test_of_files_that_are_applied_together_only_the_refused_one_is_set_aside(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    kept = shop.items
+    put(shop, "02", {301: ((1, 2, 3), "a", "de")})
+    shop.items = kept
+    put(shop, "03", {302: draw_item(shop.rng)})
+    results, figures = catch_up(shop)
+    assert (len(results), figures.set_aside) == (2, 1)
+    assert "3 components" in offset_of(shop)["set_aside"][0][1]
+    assert shop.served() == shop.expected()
+
+
+def test_a_large_file_is_applied_in_parts_and_one_that_is_refused_is_not_read_on(shop):
+    put(shop, "01", {300 + n: draw_item(shop.rng) for n in range(5)})
+    results, _ = catch_up(shop, max_rows=2)
+    assert [done.counts["items"] for done in results] == [2, 2, 1]
+    assert shop.served() == shop.expected()
+    before, rows = shop.served(), {310: ((1, 2, float("nan"), 0, 0, 0), "a", "de")}
+    put(shop, "02", {**rows, **{311 + n: draw_item(shop.rng) for n in range(5)}})
+    results, figures = catch_up(shop, max_rows=2)
+    assert (results, figures.set_aside) == ([], 1)
+    assert shop.served() == before
+
+
+def test_what_was_rolled_back_is_applied_again_only_when_it_is_named(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    catch_up(shop)
+    before, items = shop.served(), shop.items
+    put(shop, "02", {301: draw_item(shop.rng)})
+    put(shop, "03.gone", gone=[300])
+    catch_up(shop, max_rows=1)
+    assert len(roll_back_updates(shop.spec(), 1, store=shop.store)) == 2
+    assert catch_up(shop)[0] == []
+    assert shop.served() == before
+    catch_up(shop, again=["0[23].*"])
+    assert catch_up(shop)[0] == []
+    assert shop.served() == shop.expected()
+    assert shop.items != items
+    with pytest.raises(SpecError, match="no file in .* is named 09"):
+        catch_up(shop, again=["09"])
+
+
+def test_a_publish_and_a_rollback_to_an_older_version_apply_no_file_again(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    catch_up(shop)
+    shop.publish()
+    assert catch_up(shop)[0] == []
+    put(shop, "02", {301: draw_item(shop.rng)})
+    catch_up(shop)
+    assert shop.served() == shop.expected()
+    nearcast.roll_back(shop.spec(), store=shop.store)
+    assert catch_up(shop)[0] == []
+    shop.store.pointer("shop")
+
+
+def test_of_two_followers_of_one_source_the_later_one_stops(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    with open_follower(shop.spec(), str(shop.folder / "feed"), store=shop.store) as follower:
+        apply = follower._update
+
+        def apply_after_another(*arguments):
+            catch_up(shop)
+            put(shop, "02", {300: draw_item(shop.rng)})
+            catch_up(shop)
+            return apply(*arguments)
+
+        follower._update = apply_after_another
+        with pytest.raises(BusyError, match="another process follows the same source"):
+            follower.catch_up()
+    assert catch_up(shop)[0] == []
+    assert shop.served() == shop.expected()
+
+
+def test_files_of_a_bucket_are_followed(shop, s3_server, s3_url, monkeypatch):
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = open_storage(s3_url)
+
+    def upload(name, rows):
+        put(shop, name, rows)
+        bucket.upload(f"{name}.parquet", shop.folder / "feed" / f"{name}.parquet")
+
+    upload("02", {300 + n: draw_item(shop.rng) for n in range(3)})
+    bucket.write("03.parquet", b"no Parquet")
+    upload("04", {304: draw_item(shop.rng)})
+    assert [done.counts["items"] for done in catch_up(shop, s3_url, max_rows=2)[0]] == [2, 1]
+    monkeypatch.setattr(file_feed, "WRITING_SECONDS", 0.0)
+    results, figures = catch_up(shop, s3_url)
+    assert (len(results), figures.set_aside) == (1, 1)
+    upload("01", {300: draw_item(shop.rng)})
+    assert len(catch_up(shop, s3_url)[0]) == 1
+    assert catch_up(shop, s3_url)[0] == []
+    assert shop.served() == shop.expected()
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_file_is_read_once_however_they_arrive(data):
+    now, there, unread, known = 1e9, {}, [], FileOffset()
+    for number in range(data.draw(st.integers(1, 40))):
+        now += data.draw(st.sampled_from([0, 1, 600, KEPT_SECONDS, 9 * KEPT_SECONDS]))
+        late = data.draw(st.sampled_from([0, 0, 60, 0.9 * KEPT_SECONDS, -1e9]))
+        there[number] = StoredObject(f"{number}", 1, "etag", now - late)
+        if data.draw(st.booleans()):
+            continue
+        waiting = [one for one in there.values() if not known.has_read(one)]
+        for one in data.draw(st.permutations(waiting))[: data.draw(st.integers(0, 40))]:
+            waiting.remove(one)
+            known = FileOffset.from_json(json.loads(json.dumps(known.add(one, waiting, now).to_json())))
+            unread.append(one.name)
+            assert [other for other in there.values() if not known.has_read(other)] == waiting
+    assert len(unread) == len(set(unread))
+    assert len(known.read) <= 1 + sum(one.modified >= min(now, 1e12) - 40 * KEPT_SECONDS for one in there.values())
 
 
 def kill_often(target, arguments, work=lambda number: None, *, seed, times=KILLS):
@@ -102,7 +260,7 @@ def test_a_follower_that_is_killed_at_any_moment_loses_nothing_and_applies_nothi
 
     kill_often(killed_worker.follow, arguments, arrive, seed=1)
     catch_up(shop)
-    names = [note.removeprefix("follow: ") for note in notes_of(shop)]
+    names = [name for note in notes_of(shop) for name in note.removeprefix("follow: ").split(", ")]
     folded = shop.store.patches("shop").state(1).folded
     assert len(names) == len(set(names))
     assert names == [f"{number:03d}.parquet" for number in range(KILLS)][-len(names) :]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_store_target, resolve_target
 from nearcast.join.listener import Listener
-from nearcast.updating.change_feed import FileFeed
+from nearcast.updating.file_feed import MOST_ROWS, FileFeed
 from nearcast.updating.follow import Follower
 from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
@@ -63,21 +63,25 @@ def open_follower(
     generator: SpecLike,
     source: str,
     *,
+    again: Sequence[str] = (),
+    max_rows: int = MOST_ROWS,
     store: StoreLike | None = None,
     out: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Iterator[Follower]:
     """Open a follower of the Parquet files in a folder or bucket; see `nearcast follow`.
 
-    `catch_up()` applies the files that have arrived.
+    `catch_up()` applies the files that have arrived. again: names, or patterns of names, of files to apply once more.
+    max_rows: of an update; smaller files are applied together, larger ones in parts.
     """
     target = resolve_target(generator, out, None)
     with open_target_store(store, target) as opened:
         yield Follower(
-            FileFeed(source),
+            FileFeed(source, most_rows=max_rows, again=again),
             opened,
             target.generator,
             target.out,
             max_lists_changed=target.audit.max_lists_changed,
+            most_rows=max_rows,
             listener=listener,
         )

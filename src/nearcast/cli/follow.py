@@ -21,7 +21,9 @@ from nearcast.cli.common import (
     store_option,
 )
 from nearcast.cli.progress import show_progress
+from nearcast.errors import InputError
 from nearcast.storage.locations import Location
+from nearcast.updating.file_feed import MOST_ROWS
 from nearcast.updating.follow import Follower, describe_figures
 
 __all__ = ["follow"]
@@ -40,6 +42,19 @@ __all__ = ["follow"]
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Seconds between two looks."
 )
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=MOST_ROWS,
+    show_default=True,
+    help="Rows of an update: small files that wait are applied together, large ones in parts.",
+)
+@click.option(
+    "--again",
+    multiple=True,
+    metavar="NAME",
+    help="Apply this file again, after a rollback or an error; patterns such as '2026-11-*' work. Repeatable.",
+)
 @click.option("--metrics", type=click.IntRange(0, 65535), metavar="PORT", help="Serve metrics at 127.0.0.1:PORT.")
 @store_option
 @out_option
@@ -50,6 +65,8 @@ def follow(
     source: object,
     once: bool,
     every: float,
+    max_rows: int,
+    again: tuple[str, ...],
     metrics: int | None,
     store: str | None,
     out: Location,
@@ -58,13 +75,17 @@ def follow(
 ) -> None:
     """Apply each new file as an update, as `nearcast update` does, until the command is stopped.
 
-    A file is applied exactly once, also if the command is killed: how far it has read is stored with each patch. A
-    file that is still being written is left until it is whole. A bad file is set aside with its error, and the next
-    one is read.
+    A file is applied exactly once, also if the command is killed or patches are rolled back: how far it has read is
+    stored with each patch. A file that is still being written is left until it is whole. A bad file is set aside with
+    its error, and the next one is read; with --once the exit code is then 3.
     """
     place = explicit_out(generator, out)
     with show_progress(quiet=quiet or as_json_) as listener, contextlib.ExitStack() as stack:
-        follower = stack.enter_context(open_follower(generator, str(source), store=store, out=place, listener=listener))
+        follower = stack.enter_context(
+            open_follower(
+                generator, str(source), again=again, max_rows=max_rows, store=store, out=place, listener=listener
+            )
+        )
         if metrics is not None:
             port = stack.enter_context(_serve_metrics(follower, generator, metrics))
             listener.note(f"metrics: http://127.0.0.1:{port}/metrics")
@@ -79,6 +100,10 @@ def follow(
         console().print(
             f"files in force: {figures.batches:,}; items: {figures.items:,}; lists changed: {figures.lists:,}; "
             f"set aside: {figures.set_aside:,}"
+        )
+    if figures.set_aside:
+        raise InputError(
+            f"{figures.set_aside:,} files were set aside; mend them and write them again, or name them with --again"
         )
 
 

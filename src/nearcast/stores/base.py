@@ -200,7 +200,7 @@ class PatchFacts:
     when: str  # UTC, for display
     made: float  # seconds since 1970, by the store's clock
     counts: Mapping[str, int]  # lists, items, gone, queries
-    offsets: Mapping[str, Any] = field(default_factory=dict)  # source: how far `nearcast follow` has read it; JSON data
+    offsets: Mapping[str, Any] = field(default_factory=dict)  # by source: JSON data, see `PatchState.offsets`
     note: str = ""
 
     @staticmethod
@@ -220,6 +220,9 @@ class PatchState:
     folded: PatchFacts | None = (
         None  # all patches that cannot be rolled back any more: number of the last, sum of counts
     )
+    # how far `nearcast follow` has read each source: of the newest patch that was written with it, of any version, also
+    # if that patch was rolled back or its version retired
+    offsets: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def newest(self) -> PatchFacts | None:

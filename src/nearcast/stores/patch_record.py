@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from nearcast.errors import DamagedError, StoreError
 from nearcast.files import fingerprint
@@ -109,11 +110,12 @@ class PatchRecords:
     serial: int = 0  # grows by one with every change
     last_number: int = 0
     versions: Mapping[int, PatchRecord] = field(default_factory=dict)
+    offsets: Mapping[str, Any] = field(default_factory=dict)  # see `PatchState`; not repeated in patches
 
     def state(self, version: int) -> PatchState:
         """Return the patches of a version as the contract of a store has them."""
         record = self.versions.get(version, PatchRecord())
-        return PatchState(self.serial, self.last_number, record.patches, record.folded)
+        return PatchState(self.serial, self.last_number, record.patches, record.folded, self.offsets)
 
     def record(self, version: int) -> PatchRecord:
         """Return the patches of a version; an empty record if it has none."""
@@ -136,15 +138,20 @@ class PatchRecords:
     def put(self, version: int, record: PatchRecord | None) -> PatchRecords:
         """Return the records with another record of a version; without the version for None."""
         versions = {number: old for number, old in self.versions.items() if number != version}
+        last, offsets = self.last_number, self.offsets
         if record is not None:
-            versions[version] = record
-        last = max([self.last_number, *(patch.number for patch in record.patches)] if record else [self.last_number])
-        return PatchRecords(self.serial + 1, last, versions)
+            newest = record.newest
+            if newest is not None and newest.number > last:
+                last, offsets = newest.number, {**offsets, **newest.offsets}
+            patches = tuple(replace(patch, offsets={}) if patch.offsets else patch for patch in record.patches)
+            versions[version] = replace(record, patches=patches)
+        return PatchRecords(self.serial + 1, last, versions, offsets)
 
     def to_bytes(self) -> bytes:
         """Encode them as a store keeps them."""
         versions = {str(number): asdict(record) for number, record in sorted(self.versions.items())}
         fields = {"format": FORMAT, "serial": self.serial, "last_number": self.last_number, "versions": versions}
+        fields |= {"offsets": dict(self.offsets)}
         return json.dumps({**fields, "check": fingerprint(fields)}, ensure_ascii=False).encode()
 
     @staticmethod
@@ -158,7 +165,8 @@ class PatchRecords:
             if check != fingerprint(fields):
                 raise ValueError("its bytes were changed")
             versions = {int(number): _read_record(record) for number, record in fields["versions"].items()}
-            return PatchRecords(int(fields["serial"]), int(fields["last_number"]), versions)
+            offsets = dict(fields.get("offsets", {}))
+            return PatchRecords(int(fields["serial"]), int(fields["last_number"]), versions, offsets)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{where} holds no patches ({error}); publish again with --repair") from error
 

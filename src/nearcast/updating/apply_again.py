@@ -1,7 +1,8 @@
 """Apply updates again to a newer version: those made after its inputs were read. A publish does so before it moves the
 pointer.
 
-Older updates are contained in the newer version. The offsets of `nearcast follow` move with the updates.
+Older updates are contained in the newer version. The clocks of runs and of the store differ, so an update counts as later
+if it was made a minute before the run: twice does no harm, and not at all would lose it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from nearcast.errors import InputError, NearcastError
 from nearcast.join.listener import Listener
+from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.settings.spec_tables import SourceSpec
 from nearcast.storage.locations import Location
 from nearcast.stores.base import PatchState, PublishLock, Store, find_patches, read_patch_state
@@ -39,8 +41,8 @@ def apply_again(
         return
     with contextlib.closing(store.open(generator, version, verify=False)) as reader:
         facts = read_facts(reader, generator, version)
-        started = parse_utc(facts.started or facts.created)
-        if patches.newest.made <= started and not patches.newest.offsets:
+        started = parse_utc(facts.started or facts.created) - CLOCK_SKEW_SECONDS
+        if patches.newest.made <= started:
             return
         try:
             _apply(store, out, ServedVersion(version, facts, reader), (patches, started), lock, listener)
@@ -71,37 +73,25 @@ def _apply(
 ) -> None:
     (patches, started), generator = earlier, version.facts.generator
     journal, log = open_journal(out, generator), find_patches(store, generator)
-    assert patches.newest is not None
-    later = [entry for entry in journal.read_chain(patches) if entry.made > started] if _is_later(earlier) else []
+    later = [entry for entry in journal.read_chain(patches) if entry.made > started]
     own = log.state(version.number)
     state = open_state(out, generator, version, own, journal)
     inputs = _merge_later(journal, later, state.spec.items, None if state.joins_itself else state.spec.query_source)
     batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, inputs), state)
-    offsets = dict(patches.newest.offsets)
-    if batch.is_empty and (not offsets or (own.newest is not None and dict(own.newest.offsets) == offsets)):
+    if batch.is_empty:
         return
     changes = compute_changes(version, state, batch, listener)
-    numbers = f"{later[0].number} to {later[-1].number}" if later else "none"
-    made = later[-1].made if later else started
-    entry = JournalEntry(
-        own.last_number + 1, version.number, state.number, made, batch.digest, f"again: updates {numbers}"
-    )
-    write_patch(store, journal, entry, (version, batch, changes), offsets, lock)
-    if later:
-        listener.note(f"updates {numbers} are applied to {version.number:06d} again, as patch {entry.number}")
-
-
-def _is_later(earlier: tuple[PatchState, float]) -> bool:
-    patches, started = earlier
-    return patches.newest is not None and patches.newest.made > started
+    numbers = f"{later[0].number} to {later[-1].number}"
+    note = f"again: updates {numbers}"
+    entry = JournalEntry(own.last_number + 1, version.number, state.number, later[-1].made, batch.digest, note)
+    write_patch(store, journal, entry, (version, batch, changes), {}, lock)
+    listener.note(f"updates {numbers} are applied to {version.number:06d} again, as patch {entry.number}")
 
 
 def _merge_later(
     journal: UpdateJournal, later: list[JournalEntry], items: SourceSpec, queries: SourceSpec | None
 ) -> BatchInputs:
     """Return the rows of these entries as tables in memory, as a user would give them."""
-    if not later:
-        return BatchInputs()
     batch: UpdateBatch = merge_batches([journal.read_batch(entry) for entry in later])
     own = _to_table(batch.queries, queries) if queries is not None else None
     return BatchInputs(_to_table(batch.items, items), batch.gone if len(batch.gone) else None, own)

@@ -1,20 +1,28 @@
-"""Follow a change feed: one update per batch, with the offset of the feed in the patch, so that none is applied twice.
+"""Follow a change feed: waiting batches become one update, and the offset of the feed is stored with it.
 
-A batch that is refused is set aside: its name and error are kept with the offset, and the next one is read. Errors of
-the store or the lock are tried again.
+So none is applied twice. A batch that is refused is set aside: its name and error are kept with the offset, and the next
+one is read. Errors of the store, the source or the lock are tried again.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nearcast.errors import AuditError, BusyError, InputError, NotFoundError, StorageError, StoreError
+from nearcast.errors import (
+    AuditError,
+    BusyError,
+    GoneError,
+    InputError,
+    NotFoundError,
+    StorageError,
+    StoreError,
+)
 from nearcast.join.listener import Listener
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
@@ -25,9 +33,12 @@ from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
 
 __all__ = ["FollowFigures", "Follower", "describe_figures"]
 
+TRIED_AGAIN = (BusyError, StoreError, StorageError, GoneError, NotFoundError)
 REMEMBERED = 1_000  # batches whose freshness is kept
 SET_ASIDE = 20  # names and errors that are kept with the offset
 ERROR_LETTERS = 300
+MOST_BATCHES = 100  # in one update
+NAMED = 5  # of them in the note of the patch
 
 
 @dataclass(slots=True)
@@ -38,9 +49,15 @@ class FollowFigures:
     items: int = 0
     lists: int = 0
     set_aside: int = 0
+    failures: int = 0  # errors after which it tries again
     busy_seconds: float = 0.0
-    lag_seconds: float = 0.0  # age of the oldest batch that is not in force
+    waiting: float | None = None  # when the oldest batch that is not in force arrived
     freshness: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # seconds from arrival to force
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest batch that is not in force."""
+        return 0.0 if self.waiting is None else max(0.0, time.time() - self.waiting)
 
     def quantile(self, share: float) -> float:
         """Return a quantile of the freshness, 0 before the first batch."""
@@ -58,78 +75,137 @@ class Follower:
         out: Location,
         *,
         max_lists_changed: float,
+        most_rows: int,
         listener: Listener | None = None,
     ) -> None:
         self.figures = FollowFigures()
         self._feed = feed
         self._store = store
         self._generator = generator
-        self._most = max_lists_changed
+        self._limits = (max_lists_changed, most_rows)
         self._listener = listener or Listener()
         self._updater = Updater(store, generator, out, self._listener)
+        self._stored: dict[str, Any] | None = None  # the record of the feed, as it was read or written last
 
     def catch_up(self) -> list[UpdateResult]:
-        """Apply all batches that have arrived. Raises the errors of the store."""
+        """Apply all batches that have arrived; small ones together. Raises the errors of the store and the source."""
         known = self._read_offset()
-        results = []
-        for batch in self._feed.read(known["offset"]):
-            started = time.perf_counter()
-            result, known = self._apply(batch, known)
-            self.figures.busy_seconds += time.perf_counter() - started
-            if result is not None:
-                results.append(result)
-                self.figures.freshness.append(max(0.0, store_time(self._store) - batch.arrived))
-        waiting = self._feed.oldest_waiting(known["offset"])
-        self.figures.lag_seconds = 0.0 if waiting is None else max(0.0, time.time() - waiting)
+        self.figures.waiting = self._feed.oldest_waiting(known["offset"])
+        results, was_refused = list[UpdateResult](), True
+        while was_refused:  # the rest of a refused file is skipped
+            was_refused = False
+            for group in _join_batches(self._feed.read(known["offset"]), self._limits[1]):
+                started = time.perf_counter()
+                applied, known, was_refused = self._apply_group(group, known)
+                results += applied
+                self.figures.busy_seconds += time.perf_counter() - started
+                if was_refused:
+                    break
+        self.figures.waiting = self._feed.oldest_waiting(known["offset"])
         return results
 
     def run(self, every_seconds: float, stopped: Callable[[float], bool]) -> None:
         """Catch up again and again, until `stopped(seconds)`, which waits, returns True."""
+        self._read_offset()  # nothing is published: that is told at once
+        last = ""
         while True:
             try:
                 self.catch_up()
-            except (BusyError, StoreError, StorageError) as error:
-                self._listener.note(f"trying again: {error}")
+                last = ""
+            except TRIED_AGAIN as error:
+                self.figures.failures += 1
+                if str(error) != last:
+                    last = str(error)
+                    self._listener.note(f"trying again: {error}")
             if stopped(every_seconds):
                 return
 
-    def _apply(self, batch: FeedBatch, known: dict[str, Any]) -> tuple[UpdateResult | None, dict[str, Any]]:
-        """Apply a batch, or set it aside. Return the result, and the offset after it."""
-        known = {**known, "offset": batch.offset}
-        try:
+    def _apply_group(
+        self, group: Sequence[FeedBatch], known: dict[str, Any]
+    ) -> tuple[list[UpdateResult], dict[str, Any], bool]:
+        """Apply batches as one update; each by itself if that is refused.
+
+        Return the results, the offset after them, and whether the feed has to be read again from there.
+        """
+        if len(group) > 1:
+            try:
+                result, known = self._apply(group, known)
+                return [result], known, False
+            except (InputError, AuditError):
+                pass
+        results = []
+        for batch in group:
+            try:
+                result, known = self._apply([batch], known)
+                results.append(result)
+            except (InputError, AuditError) as error:
+                known = self._set_aside(batch, error, known)
+                if batch.offset_if_refused is not None:
+                    return results, known, True
+        return results, known, False
+
+    def _apply(self, group: Sequence[FeedBatch], known: dict[str, Any]) -> tuple[UpdateResult, dict[str, Any]]:
+        """Apply batches as one update. Return the result, and the offset after it."""
+        for batch in group:
             if batch.error is not None:
                 raise batch.error
-            result = self._update(batch.inputs, known, f"follow: {batch.name}")
-        except (InputError, AuditError) as error:
-            self.figures.set_aside += 1
-            self._listener.note(f"{batch.name} is set aside: {error}")
-            aside = [*known["set_aside"], [batch.name, str(error)[:ERROR_LETTERS]]][-SET_ASIDE:]
-            known = {"offset": batch.offset, "set_aside": aside, "count": known["count"] + 1}
-            self._update(BatchInputs(), known, f"follow: {batch.name} is set aside")
-            return None, known
-        self.figures.batches += 1
-        self.figures.items += batch.rows
-        self.figures.lists += result.counts["lists"]
+        known = {**known, "offset": group[-1].offset}
+        result = self._update([batch.inputs for batch in group], known, f"follow: {_name_batches(group)}")
+        figures, now = self.figures, store_time(self._store)
+        figures.freshness.extend(max(0.0, now - batch.arrived) for batch in group)
+        figures.batches += len(group)
+        figures.items += sum(batch.rows for batch in group)
+        figures.lists += result.counts["lists"]
         return result, known
 
-    def _update(self, inputs: BatchInputs, known: dict[str, Any], note: str) -> UpdateResult:
-        request = UpdateRequest(inputs, self._most, note, {self._feed.name: known})
-        return self._updater.apply(request)
+    def _set_aside(self, batch: FeedBatch, error: Exception, known: dict[str, Any]) -> dict[str, Any]:
+        """Keep the name and the error of a batch with the offset after it. Return the offset."""
+        self.figures.set_aside += 1
+        self._listener.note(f"{batch.name} is set aside: {error}")
+        aside = [*known["set_aside"], [batch.name, str(error)[:ERROR_LETTERS]]][-SET_ASIDE:]
+        offset = batch.offset if batch.offset_if_refused is None else batch.offset_if_refused
+        known = {**known, "offset": offset, "set_aside": aside, "count": known["count"] + 1}
+        self._update([BatchInputs()], known, f"follow: {batch.name} is set aside")
+        return known
+
+    def _update(self, inputs: Sequence[BatchInputs], known: dict[str, Any], note: str) -> UpdateResult:
+        figures = self.figures
+        fresh = {"p50": figures.quantile(0.5), "p99": figures.quantile(0.99), "batches": len(figures.freshness)}
+        kept = {**known, **({"freshness": fresh} if figures.freshness else {})}
+        name, before = self._feed.name, self._stored
+        result = self._updater.apply(UpdateRequest(inputs, self._limits[0], note, {name: kept}, {name: before}))
+        self._stored = kept
+        return result
 
     def _read_offset(self) -> dict[str, Any]:
-        """Return how far the feed is in force, by the newest patch that tells."""
+        """Return how far the feed has been read. A rollback of patches or to another version does not move it back."""
         pointer = self._store.pointer(self._generator)
         if pointer is None:
             raise make_unpublished_error(self._store, self._generator)
-        others = (version for version in self._store.versions(self._generator)[::-1] if version != pointer.version)
-        for version in (pointer.version, *others):
-            try:
-                newest = read_patch_state(self._store, self._generator, version).newest
-            except NotFoundError:  # retired at this moment
-                continue
-            if newest is not None and self._feed.name in newest.offsets:
-                return dict(newest.offsets[self._feed.name])
-        return {"offset": None, "set_aside": [], "count": 0}
+        known = read_patch_state(self._store, self._generator, pointer.version).offsets.get(self._feed.name)
+        self._stored = known
+        return {"offset": None, "set_aside": [], "count": 0} if known is None else dict(known)
+
+
+def _join_batches(batches: Iterator[FeedBatch], most_rows: int) -> Iterator[list[FeedBatch]]:
+    """Yield batches that are applied together; one with an error, and one of the most rows, by itself."""
+    group, rows = list[FeedBatch](), 0
+    for batch in batches:
+        if group and (batch.error is not None or rows + batch.rows > most_rows or len(group) == MOST_BATCHES):
+            yield group
+            group, rows = [], 0
+        group.append(batch)
+        rows += batch.rows
+        if batch.error is not None:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
+
+
+def _name_batches(group: Sequence[FeedBatch]) -> str:
+    names = [batch.name for batch in group]
+    return ", ".join(names) if len(names) <= NAMED else f"{names[0]} to {names[-1]}, {len(names)} files"
 
 
 def describe_figures(figures: FollowFigures, generator: str) -> str:
@@ -142,15 +218,16 @@ def describe_figures(figures: FollowFigures, generator: str) -> str:
         ("items_per_second", "gauge", "rows per second of work", rate),
         ("lists_changed_total", "counter", "lists that were written", figures.lists),
         ("set_aside_total", "counter", "batches that were refused", figures.set_aside),
+        ("failures_total", "counter", "errors of the store or the source, tried again", figures.failures),
     ]
     lines = []
     for name, kind, text, value in rows:
         lines += [f"# HELP nearcast_follow_{name} {text}", f"# TYPE nearcast_follow_{name} {kind}"]
-        lines.append(f'nearcast_follow_{name}{{generator="{generator}"}} {value:g}')
+        lines.append(f'nearcast_follow_{name}{{generator="{generator}"}} {value}')
     lines.append("# HELP nearcast_follow_freshness_seconds seconds from a batch's arrival until it is in force")
     lines.append("# TYPE nearcast_follow_freshness_seconds summary")
     for share in (0.5, 0.99):
         labels = f'generator="{generator}",quantile="{share:g}"'
-        lines.append(f"nearcast_follow_freshness_seconds{{{labels}}} {figures.quantile(share):g}")
-    lines.append(f'nearcast_follow_freshness_seconds_count{{generator="{generator}"}} {len(figures.freshness)}')
+        lines.append(f"nearcast_follow_freshness_seconds{{{labels}}} {figures.quantile(share)}")
+    lines.append(f'nearcast_follow_freshness_seconds_count{{generator="{generator}"}} {figures.batches}')
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from nearcast import machine
 from nearcast.errors import AuditError, BusyError, InputError
+from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
 from nearcast.publishing.publish_lock import hold_publish_lock
@@ -33,7 +34,7 @@ from nearcast.times import format_utc
 from nearcast.updating.change_lists import ChangedLists, change_lists
 from nearcast.updating.journal import JournalEntry, open_journal
 from nearcast.updating.live_table import LiveRows, LiveTable
-from nearcast.updating.open_state import ServedVersion, open_state
+from nearcast.updating.open_state import ServedVersion, merge_batches, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
 from nearcast.updating.state_cache import write_cached
@@ -50,10 +51,11 @@ UpdateOutcome = Literal["updated", "nothing_changed"]
 class UpdateRequest:
     """A batch, and how to apply it."""
 
-    inputs: BatchInputs
+    inputs: BatchInputs | Sequence[BatchInputs]  # several are applied one after the other, as one patch
     max_lists_changed: float  # share of the lists
     note: str = ""
     offsets: Mapping[str, Any] = field(default_factory=dict)  # stored with the patch
+    offsets_before: Mapping[str, Any] = field(default_factory=dict)  # that must be stored now; None for a new source
     wait_seconds: float = WAIT_SECONDS
 
 
@@ -113,9 +115,11 @@ class Updater:
         with contextlib.closing(self._store.open(self._generator, pointer.version, verify=False)) as reader:
             facts = read_facts(reader, self._generator, pointer.version)
             patches = log.state(pointer.version)
+            if any(patches.offsets.get(source) != before for source, before in request.offsets_before.items()):
+                raise BusyError(f"another process follows the same source into {self._generator}; stop one of them")
             version = ServedVersion(pointer.version, facts, reader)
             state = self._open_state(version, patches)
-            batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, request.inputs), state)
+            batch = drop_unchanged(_read_batches(state, request.inputs), state)
             if batch.is_empty and not request.offsets:
                 return self._report(state, None, batch, None, started)
             changes = compute_changes(version, state, batch, self._listener)
@@ -127,8 +131,7 @@ class Updater:
             entry = JournalEntry(
                 patches.last_number + 1, pointer.version, state.number, made, batch.digest, request.note
             )
-            offsets = {**(patches.newest.offsets if patches.newest else {}), **request.offsets}
-            after = write_patch(self._store, self._journal, entry, (version, batch, changes), offsets, lock)
+            after = write_patch(self._store, self._journal, entry, (version, batch, changes), request.offsets, lock)
         self._state = after
         return self._report(after, changes, batch, entry, started)
 
@@ -177,6 +180,17 @@ def undo_patches(store: Store, generator: str, to: int) -> list[int]:
         undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
         log.roll_back(pointer.version, to, lock)
     return undone
+
+
+def _read_batches(state: ServedState, inputs: BatchInputs | Sequence[BatchInputs]) -> UpdateBatch:
+    """Read batches, and merge them into one."""
+    several = [inputs] if isinstance(inputs, BatchInputs) else inputs
+    batches = [read_batch(state.spec, state.items, state.queries, one) for one in several]
+    merged = merge_batches(batches)
+    if len(batches) == 1:
+        return merged
+    digest = fingerprint([batch.digest for batch in batches])
+    return replace(merged, queries=merged.items if state.joins_itself else merged.queries, digest=digest)
 
 
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
