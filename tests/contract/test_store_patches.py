@@ -110,7 +110,8 @@ def test_facts_of_patches_come_back_in_order(store, place):
     state = place.open().patches(SHOP).state(1)
     assert (state.patches, state.last_number, state.folded) == ((facts(1), facts(3)), 3, None)
     assert state.newest == facts(3)
-    assert store.patches(SHOP).state(2).patches == (facts(2, 2, offsets=offsets, note="Grüße"),)
+    assert store.patches(SHOP).state(2).patches == (facts(2, 2, note="Grüße"),)
+    assert state.offsets == store.patches(SHOP).state(2).offsets == offsets
     with opened(store) as one, opened(store, 2) as two:
         assert values(one, [b"a", b"b"]) == [b"1", b"3"]
         assert values(two, [b"a", b"b"]) == [b"2", None]
@@ -170,6 +171,23 @@ def test_a_rollback_brings_earlier_values_back_and_numbers_are_not_used_again(st
             log.roll_back(1, 0, lock)
         assert sorted(reader.pairs(Space.LISTS)) == BASE
         assert (log.state(1).patches, log.state(1).last_number) == ((), 4)
+
+
+def test_how_far_sources_are_read_is_kept_when_patches_are_rolled_back_folded_or_retired(store, place, log):
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")], offsets={"feed": {"file": 1}, "other": 5})
+    write(store, 2, [(b"a", b"2")], offsets={"feed": {"file": 2}})
+    expected = {"feed": {"file": 2}, "other": 5}
+    with store.lock(SHOP) as lock:
+        log.roll_back(1, 1, lock)
+        assert log.state(1).offsets == expected
+    write(store, 3, [(b"a", b"3")])
+    with store.lock(SHOP) as lock:
+        log.compact(1, 0, lock)
+    load(store, 2, lists=BASE)
+    with store.lock(SHOP):
+        store.retire(SHOP, 1)
+    assert place.open().patches(SHOP).state(2).offsets == expected
 
 
 def test_folded_patches_are_looked_up_as_before_and_cannot_be_rolled_back(store, log):

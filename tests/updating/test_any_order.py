@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from servers import redis_program, redis_running
 from tests.updating.test_updates import KINDS, LENIENT, Shop, draw_item, draw_vector
 
 import nearcast
@@ -25,6 +24,7 @@ from nearcast.api.updates import roll_back_updates
 from nearcast.errors import NotFoundError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.stores import open_store
+from servers import redis_program, redis_running
 
 KEYS = 45  # ids of items and queries: few, so that changes meet
 LEAST_ITEMS = 8
@@ -81,7 +81,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.ahead, real = 0.0, time.time
-        self.stack.enter_context(mock.patch("time.time", lambda: real() + self.ahead))
+        self.stack.enter_context(mock.patch("time.time", side_effect=lambda: real() + self.ahead))
         self.n_fulls = 0
 
     @initialize(kind=st.sampled_from(sorted(KINDS)), seed=SEEDS)
@@ -137,7 +137,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def run(self):
-        self.shop.items, self.shop.queries = self.source.items, self.source.queries
+        self.shop.items, self.shop.queries = dict(self.source.items), dict(self.source.queries)
         read = time.time()
         self.versions[self.shop.run().snapshot.version] = Version(self.source, read)
 
@@ -213,7 +213,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.n_fulls += 1
         name = f"full{self.n_fulls}"
         full = Shop(self.folder, {**self.shop.settings, "run": {}})
-        full.store, full.items, full.queries, full.runs = self.store, data.items, data.queries, self.n_fulls - 1
+        full.store, full.items, full.queries = self.store, dict(data.items), dict(data.queries)
+        full.runs = self.n_fulls - 1
         expected = full.expected()
         assert self.shop.served() == expected
         self.store.overlay(name).write(self.store.overlay("shop").changes().entries)

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import s3_server, s3_url  # noqa: F401
 from tests.updating import killed_worker
 from tests.updating.test_updates import draw_item, item_table, make_shop
 
@@ -161,7 +160,7 @@ def test_what_was_rolled_back_is_applied_again_only_when_it_is_named(shop):
     assert catch_up(shop)[0] == []
     assert shop.served() == shop.expected()
     assert shop.items != items
-    with pytest.raises(SpecError, match="no file in .* is named 09"):
+    with pytest.raises(SpecError, match="is named 09"):
         catch_up(shop, again=["09"])
 
 
@@ -175,7 +174,7 @@ def test_a_publish_and_a_rollback_to_an_older_version_apply_no_file_again(shop):
     assert shop.served() == shop.expected()
     nearcast.roll_back(shop.spec(), store=shop.store)
     assert catch_up(shop)[0] == []
-    shop.store.pointer("shop")
+    assert shop.store.pointer("shop").version == 1
 
 
 def test_of_two_followers_of_one_source_the_later_one_stops(shop):

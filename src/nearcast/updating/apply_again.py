@@ -1,8 +1,8 @@
 """Apply updates again to a newer version: those made after its inputs were read. A publish does so before it moves the
 pointer.
 
-Older updates are contained in the newer version. The clocks of runs and of the store differ, so an update counts as later
-if it was made a minute before the run: twice does no harm, and not at all would lose it.
+Older updates are contained in the newer version. The clocks of runs and of the store differ, so an update counts as
+later if it was made in the minute before the run: twice does no harm, and not at all would lose it.
 """
 
 from __future__ import annotations

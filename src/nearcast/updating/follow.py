@@ -1,7 +1,7 @@
 """Follow a change feed: waiting batches become one update, and the offset of the feed is stored with it.
 
-So none is applied twice. A batch that is refused is set aside: its name and error are kept with the offset, and the next
-one is read. Errors of the store, the source or the lock are tried again.
+So none is applied twice. A batch that is refused is set aside: its name and error are kept with the offset, and the
+next one is read. Errors of the store, the source or the lock are tried again.
 """
 
 from __future__ import annotations
