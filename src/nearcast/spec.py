@@ -177,8 +177,8 @@ class GeneratorSpec(SpecTable):
                 "monitor": True,
                 "overfetch": {"log"},  # the fingerprint has the hash of its contents instead of its path
                 "rank": {"model", "timeout_seconds"},
-                "items": {"path", "ids", "only"},
-                "queries": {"path", "ids", "only"},
+                "items": {"path", "table", "at", "sql", "ids", "only"},  # the fingerprint has the hash of the rows
+                "queries": {"path", "table", "at", "sql", "ids", "only"},
             },
         )
         return settings | self._answer_settings_of_run()

@@ -207,7 +207,7 @@ def _estimate_new_share(numbers: Numbers, traffic: Traffic | None, keys: int) ->
 
 def _describe_tables(spec: GeneratorSpec, tables: SampledTables) -> dict[str, Any]:
     """Return the facts that rates depend on: settings, and sizes in steps of 25%."""
-    real = "made up" if isinstance(tables.items, SyntheticTable) else spec.items.path
+    real = "made up" if isinstance(tables.items, SyntheticTable) else spec.items.shown
     steps = [round(float(np.log(n) / np.log(SIZE_STEP))) for n in (tables.n_items, tables.n_queries)]
     settings = [spec.engine, spec.engine_settings, str(spec.metric), spec.k, spec.recall]
     return {"data": real, "dim": tables.dim, "sizes": steps, "settings": settings}

@@ -82,11 +82,11 @@ def write_sample(
     folder.mkdir(parents=True)
     changes: dict[str, Any] = {"out": "nearcast", "name": "rates"}
     written = {"items": _write_table(tables.items, spec.items, folder / "items.parquet", n_items, 1)}
-    changes["items"] = spec.items.model_copy(update={"path": "items.parquet", "ids": None, "only": None})
+    changes["items"] = spec.items.with_data(path="items.parquet")
     if tables.queries is not None:
         source = spec.query_source
         written["queries"] = _write_table(tables.queries, source, folder / "queries.parquet", n_queries, 2)
-        changes["queries"] = source.model_copy(update={"path": "queries.parquet", "ids": None, "only": None})
+        changes["queries"] = source.with_data(path="queries.parquet")
     drop = dict.fromkeys(
         ("not_finite", "zero_vector", "wrong_dimension", "null_vector", "duplicate_id", "null_id"), "drop"
     )

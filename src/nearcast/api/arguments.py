@@ -105,5 +105,6 @@ def resolve_spec(
     tables = dict(spec)
     for table, data in (("items", items), ("queries", queries)):
         if data is not None:
-            tables[table] = TABLE_IN_MEMORY | dict(tables.get(table) or {})
+            named = dict(tables.get(table) or {})
+            tables[table] = named if {"table", "sql"} & named.keys() else TABLE_IN_MEMORY | named
     return parse_model(GeneratorSpec, tables, "the spec"), Path(base or ".")

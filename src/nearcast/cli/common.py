@@ -20,6 +20,7 @@ from rich.console import Console
 
 from nearcast.files import bucket_url, path_fault
 from nearcast.settings.base_table import parse_bytes
+from nearcast.settings.spec_tables import TABLE_LOCATION
 from nearcast.storage.locations import Location, location_fault, parse_location
 
 __all__ = [
@@ -158,14 +159,18 @@ class OutLocation(click.ParamType[Location]):
 
 
 class InputPath(click.Path):
-    """Path of the user's data: a Path, or the text of an s3://, gs:// or az:// URL. Reading refuses other URLs."""
+    """Path of the user's data: a Path, or the text of an s3://, gs:// or az:// URL, or of a table (delta:...).
+
+    Reading refuses other URLs.
+    """
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Leave a URL as it is: a Path would join its slashes."""
-        return bucket_url(value) or super().convert(value, param, ctx)
+        is_table = isinstance(value, str) and TABLE_LOCATION.fullmatch(value)
+        return value if is_table else bucket_url(value) or super().convert(value, param, ctx)
 
 
 class NegativeIds(click.Command):

@@ -17,6 +17,7 @@ from nearcast.sources.ingest_rows import estimate_ingest_disk, estimate_ingest_m
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
+from nearcast.sources.open_table import pin_version
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.stage_rows import StagedTable, StageSettings, stage_table
@@ -43,6 +44,7 @@ __all__ = [
     "ingested_names",
     "open_sources",
     "open_unhashed",
+    "pin_versions",
     "read_trial_vectors",
 ]
 
@@ -107,6 +109,14 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
         query_digests = item_digests if queries is None else queries.result()
         listener.progress("hash inputs", 2, 2)
     return Sources(item_source, query_source, item_digests, query_digests)
+
+
+def pin_versions(spec: GeneratorSpec, base: Path, tables: InMemoryTables | None = None) -> GeneratorSpec:
+    """Return the spec with the versions that its tables have now, so that every reader of a run reads the same rows."""
+    given = tables or InMemoryTables()
+    items = spec.items if given.items is not None else pin_version(spec.items, base)
+    queries = spec.queries if spec.queries is None or given.queries is not None else pin_version(spec.queries, base)
+    return spec.model_copy(update={"items": items, "queries": queries})
 
 
 def open_unhashed(

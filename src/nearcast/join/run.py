@@ -28,7 +28,7 @@ from nearcast.join.commit_snapshot import (
 )
 from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, require_budget
-from nearcast.join.inputs import Checked, InMemoryTables, check_inputs
+from nearcast.join.inputs import Checked, InMemoryTables, check_inputs, pin_versions
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot
 from nearcast.join.perform_task import open_worker_run
@@ -89,7 +89,7 @@ def run_generator(
     Raises InputError for bad data, BudgetError before work that does not fit, BusyError while another run holds the
     generator, TargetError if the finished snapshot is below its recall target.
     """
-    run = prepare(spec, base, listener or Listener())
+    run = prepare(pin_versions(spec, base, tables), base, listener or Listener())
     refuse_out(run.workspace.out)
     with hold_lock(run.workspace.home / ".lock", f"generator {spec.name!r}"), run.meter.run():
         opened = open_run(run, tables or InMemoryTables())

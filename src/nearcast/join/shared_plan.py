@@ -17,7 +17,7 @@ from typing import Any
 from nearcast.errors import DamagedError, NotFoundError, SpecError
 from nearcast.files import fingerprint, write_text
 from nearcast.join.context import RunContext, prepare
-from nearcast.join.inputs import InMemoryTables
+from nearcast.join.inputs import InMemoryTables, pin_versions
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import EarlierSnapshot
 from nearcast.join.run_plan import describe_changes
@@ -71,6 +71,7 @@ def write_plan(
     Raises the errors of a run that need no rows; SpecError if another plan is at this location.
     """
     root = absolute_location(parse_location(work))
+    spec = pin_versions(spec, base)
     _refuse_input_folder(spec, base, root)
     area = SharedPlan(root, {}).area
     refuse_out(parse_location(root), "the location of the plan", works_here=False)
@@ -160,7 +161,8 @@ def read_plan(work: Location) -> SharedPlan:
 def _refuse_input_folder(spec: GeneratorSpec, base: Path, root: str) -> None:
     """Raise SpecError for a location in a folder of inputs: the Parquet files of the run would be read as rows."""
     for table in (spec.items, spec.queries):
-        folder = "" if table is None else absolute_location(resolve_location(base, table.path)).rstrip("/")
+        path = "" if table is None else table.folder
+        folder = path and absolute_location(resolve_location(base, path)).rstrip("/")
         if folder and f"{root}/".startswith(f"{folder}/"):
             raise SpecError(
                 f"{root} is in the inputs {folder}, so that files of the run would be read as rows; choose a location "

@@ -8,15 +8,25 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-__all__ = ["SMALLEST_BUDGET", "ByteCount", "Name", "Rate", "Share", "SpecTable", "Whole", "parse_bytes"]
+__all__ = ["SMALLEST_BUDGET", "ByteCount", "Name", "Rate", "Share", "SpecTable", "Version", "Whole", "parse_bytes"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SMALLEST_BUDGET = 16 << 20
+
+
+def parse_version(value: object) -> int | str:
+    """Parse the version of a table: a number, the name of a version, or a time. Raises ValueError."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f'it is a version or a time, got {value!r}; write it like 12 or "2026-11-28T06:00:00Z"')
+    return value
 
 
 def parse_bytes(value: object) -> int:
@@ -33,6 +43,7 @@ def parse_bytes(value: object) -> int:
 Whole = Annotated[int, Field(strict=True)]
 Share = Annotated[float, Field(strict=True)]
 ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=SMALLEST_BUDGET)]
+Version = Annotated[int | str, BeforeValidator(parse_version)]  # of a table, or a time in ISO 8601
 Rate = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
 

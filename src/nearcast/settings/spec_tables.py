@@ -10,11 +10,12 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from nearcast.settings.base_table import Name, Share, SpecTable, Whole
+from nearcast.settings.base_table import Name, Share, SpecTable, Version, Whole
 from nearcast.types import Metric
 
 __all__ = [
     "CHECK_KINDS",
+    "TABLE_LOCATION",
     "CapSpec",
     "ChecksSpec",
     "ExposureSpec",
@@ -30,14 +31,28 @@ __all__ = [
 
 Policy = Literal["error", "drop", "keep"]
 
+TABLE_LOCATION = re.compile(r"(delta|lance):.+|iceberg:[^.]+(\.[^.]+){2,}")
+
 
 class SourceSpec(SpecTable):
     """Source of the query table or the item table."""
 
     path: str = Field(
+        "",
         description="Parquet file, folder or glob, or one .npy file of vectors. Relative to this file, or an s3://, "
-        "gs:// or az:// URL."
+        "gs:// or az:// URL.",
     )
+    table: str | None = Field(
+        None,
+        description="Instead of `path`: a table, delta:PATH, lance:PATH or iceberg:CATALOG.NAMESPACE.TABLE. See "
+        "docs/tables.md.",
+    )
+    at: Version | None = Field(
+        None,
+        description="Version of the table, or a time: the version that was the newest then. Default: the newest when "
+        "the run begins.",
+    )
+    sql: str | None = Field(None, description="Instead of `path`: a query for DuckDB. Its result must fit the memory.")
     id: str = Field("id", description="Column of the ids: strings or integers.")
     vector: str = Field("vector", description="Column of the vectors: lists of float16, float32 or float64.")
     ids: str | None = Field(
@@ -60,18 +75,48 @@ class SourceSpec(SpecTable):
     )
 
     @property
+    def shown(self) -> str:
+        """Where the data is, for messages."""
+        return self.table or self.path or "sql"
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of the data; empty where it has none: for queries, and tables of a catalog."""
+        kind, _, location = (self.table or "").partition(":")
+        return self.path or ("" if kind == "iceberg" else location)
+
+    def with_data(self, *, path: str = "", table: str | None = None) -> Self:
+        """Return the columns with other data, all of it."""
+        return self.model_copy(
+            update={"path": path, "table": table, "at": None, "sql": None, "ids": None, "only": None}
+        )
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Attributes, display columns and the weight: each once, in the order of the spec."""
         return tuple(dict.fromkeys((*self.attributes, *self.display, *((self.weight,) if self.weight else ()))))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.path.strip():
-            raise ValueError("path is empty; name a file, a folder or a glob")
+        given = [key for key in ("path", "table", "sql") if (getattr(self, key) or "").strip()]
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given)} are given; name one of them"
+                if given
+                else "path is empty; name a file, a folder or a glob, or give table or sql"
+            )
+        if self.table is not None and not TABLE_LOCATION.fullmatch(self.table):
+            raise ValueError(
+                f"table is {self.table!r}; write delta:PATH, lance:PATH or iceberg:CATALOG.NAMESPACE.TABLE"
+            )
+        if self.at is not None and self.table is None:
+            raise ValueError("at is the version of a table; name the table, or remove at")
+        if self.sql is not None and self.only is not None:
+            raise ValueError("only goes with path and table; select the rows in the query")
         if self.path.endswith(".npy") and self.ids is None:
             raise ValueError(f'{self.path} holds vectors without ids; name their file: ids = "ids.npy"')
         if not self.path.endswith(".npy") and self.ids is not None:
-            raise ValueError(f"ids goes with a .npy file of vectors; in {self.path} the ids are a column")
+            raise ValueError(f"ids goes with a .npy file of vectors; in {self.shown} the ids are a column")
         for reserved in {self.id, self.vector} & set(self.columns):
             raise ValueError(f"{reserved!r} is the id or vector column already; remove it from the attributes")
         if "id" in self.columns:

@@ -17,10 +17,14 @@ import pyarrow as pa
 from nearcast.errors import InputError
 from nearcast.sources.arrow_types import plain_column, plain_type
 from nearcast.sources.column_roles import id_array, list_array, one_array, plain_id_type, require_columns
+from nearcast.sources.duckdb_query import run_query
 from nearcast.sources.hive import constant_column, hive_type, hive_values
+from nearcast.sources.memory_tables import table_source
 from nearcast.sources.npy import NpyFile, open_npy
+from nearcast.sources.open_table import open_table
 from nearcast.sources.parquet_files import Footer, ParquetFiles, open_listed, read_batches, read_footer
 from nearcast.sources.parquet_listing import Listing, has_magic, list_one, list_parquet, map_files, open_user_file
+from nearcast.sources.pinned_table import describe_pinned
 from nearcast.sources.row_source import (
     IdFilter,
     Part,
@@ -36,16 +40,20 @@ from nearcast.spec import SourceSpec
 __all__ = ["open_source"]
 
 WAY_OUT = "check `path` (it is relative to the spec's own folder, or a URL)"
-LIST_DECODE_BYTES = 24  # measured: reading 65,536 lists of 128 float16 takes 226 MB at its peak
 
 
 def open_source(spec: SourceSpec, base: Path, *, leave_out: Path | str | None = None) -> RowSource:
-    """Open the files of a source, relative to `base`, and read their schemas.
+    """Open the files, the table or the query of a source, relative to `base`, and read their schemas.
 
     leave_out: a folder that is skipped below the source's path, since runs write there.
     Raises InputError if a file or column is missing, or ids or vectors have another type.
     """
+    if spec.sql is not None:
+        columns = list(dict.fromkeys((spec.id, spec.vector, *spec.columns)))
+        return table_source(spec, run_query(spec.sql, base, columns, "sql"), "sql")
     only = None if spec.only is None else _open_id_filter(spec, base)
+    if spec.table is not None:
+        return unify_parts(RowSource(spec, (describe_pinned(open_table(spec.table, spec.at, base), spec),), only))
     if spec.path.endswith(".npy"):
         return unify_parts(RowSource(spec, (_open_npy_part(spec, base),), only))
     listing = list_parquet(spec.path, base, "path", WAY_OUT, leave_out=leave_out)
@@ -175,12 +183,10 @@ def _open_parquet_parts(listing: Listing, spec: SourceSpec) -> tuple[tuple[Part,
 
 
 def _open_parquet_part(reader: ParquetReader, footer: Footer, spec: SourceSpec) -> Part:
-    # Arrow decodes a list with two levels, a flag and a copy per component: far more than it stores
-    stored_bytes = footer.bytes + LIST_DECODE_BYTES * footer.values // 3
     schema = footer.schema
     for name, (_, kind) in reader.folder_columns.items():
         schema = schema.append(pa.field(name, kind))
-    part = describe_part(reader.files[0].name, footer.n_rows, schema, stored_bytes, spec, reader)
+    part = describe_part(reader.files[0].name, footer.n_rows, schema, footer.decoded_bytes, spec, reader)
     return replace(part, groups=footer.groups)
 
 

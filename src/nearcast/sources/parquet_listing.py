@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from nearcast.errors import InputError
 from nearcast.files import bucket_url, path_fault
+from nearcast.settings.spec_tables import TABLE_LOCATION
 from nearcast.sources.bucket_files import BucketFile, BucketPath, find_object, open_bucket, parse_bucket_path
 from nearcast.sources.bucket_listing import walk_bucket
 from nearcast.sources.listing_rules import claims_parquet, describe_skipped, note_hidden
@@ -185,6 +186,10 @@ def _split(files: Sequence[File]) -> tuple[list[File], list[File]]:
 
 
 def _refuse_impossible_path(text: str, path: Path, what: str) -> None:
+    if TABLE_LOCATION.fullmatch(text) and not os.path.lexists(path):
+        raise InputError(
+            f"{what}: {text} is a table, and only items and queries are read from tables; export it to Parquet first"
+        )
     fault = None if os.path.lexists(path) else path_fault(text, buckets=True)
     if fault:
         raise InputError(f"{what}: {fault}")

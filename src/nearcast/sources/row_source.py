@@ -24,6 +24,7 @@ from nearcast.spec import SourceSpec
 
 __all__ = [
     "BATCH_BYTES",
+    "MAX_BATCH_ROWS",
     "IdFilter",
     "Part",
     "RowBatch",

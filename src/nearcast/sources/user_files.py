@@ -27,6 +27,7 @@ __all__ = [
     "UserFile",
     "changed_error",
     "check_between_reads",
+    "describe_error",
     "digest_file",
     "ensure_unchanged",
     "file_error",
@@ -254,6 +255,12 @@ class ChangedInputError(InputError):
 def changed_error(name: str, why: str = "") -> ChangedInputError:
     """Return the error for an input that was changed while it was read."""
     return ChangedInputError(f"{name} changed while it was read; run again{f' ({why})' if why else ''}")
+
+
+def describe_error(error: Exception) -> str:
+    """Return the first line of a library's error, or its class."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def shown_path(path: Path | str, base: Path | None = None) -> str:

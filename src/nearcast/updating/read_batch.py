@@ -18,13 +18,16 @@ import pyarrow.parquet as pq
 from nearcast.errors import InputError
 from nearcast.files import bucket_url, fingerprint
 from nearcast.join.score_terms import ScoreTerms, check_score_terms, plan_scored_tables
+from nearcast.settings.spec_tables import TABLE_LOCATION
 from nearcast.sources.column_roles import id_array, plain_id_type
 from nearcast.sources.ids import are_distinct, argsort_ids, find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs, read_attributes
 from nearcast.sources.ingest_rows import ingest_staged
 from nearcast.sources.memory_tables import is_table, table_source
 from nearcast.sources.open_source import open_source
-from nearcast.sources.row_source import RowSource
+from nearcast.sources.open_table import open_table
+from nearcast.sources.pinned_table import PinnedReader
+from nearcast.sources.row_source import MAX_BATCH_ROWS, RowSource
 from nearcast.sources.stage_rows import StageSettings, stage_table
 from nearcast.sources.validate_rows import Report, raise_on_errors, report_table
 from nearcast.spec import GeneratorSpec, SourceSpec
@@ -135,11 +138,11 @@ def _read_rows(spec: GeneratorSpec, source: SourceSpec, table: LiveTable, data: 
 
 
 def _open(source: SourceSpec, data: object, name: str) -> RowSource:
-    plain = {"only": None, "ids": None}
     if not isinstance(data, str | Path):
-        return table_source(source.model_copy(update=plain), data, f"the table of {name}")
-    path = bucket_url(str(data)) or str(Path(data).absolute())
-    return open_source(source.model_copy(update={**plain, "path": path}), Path())
+        return table_source(source.with_data(), data, f"the table of {name}")
+    if TABLE_LOCATION.fullmatch(str(data)):
+        return open_source(source.with_data(table=str(data)), Path())
+    return open_source(source.with_data(path=bucket_url(str(data)) or str(Path(data).absolute())), Path())
 
 
 def _add_score_terms(spec: GeneratorSpec, ingested: IngestedTable, *, is_items: bool) -> AnyArray:
@@ -186,7 +189,8 @@ def _read_gone(source: SourceSpec, kind: pa.DataType, data: object | None) -> pa
     where = "the removed ids"
     if isinstance(data, str | Path):
         where = str(data)
-        ids = _read_id_file(Path(data), source.id, kind)
+        read = _read_id_table if TABLE_LOCATION.fullmatch(where) else _read_id_file
+        ids = read(where, source.id, kind)
     elif is_table(data) and not isinstance(data, tuple):
         ids = _pick_column(pa.table(data), source.id, where)
     else:
@@ -202,7 +206,15 @@ def _read_gone(source: SourceSpec, kind: pa.DataType, data: object | None) -> pa
     return ids if are_distinct(ids) else ids.unique()
 
 
-def _read_id_file(path: Path, column: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+def _read_id_table(where: str, column: str, _kind: pa.DataType) -> pa.ChunkedArray:
+    opened = open_table(where, None, Path())
+    _pick_column(opened.schema.empty_table(), column, opened.name)
+    tables = list(PinnedReader(opened).read([column], MAX_BATCH_ROWS))
+    return pa.concat_tables([pa.schema([opened.schema.field(column)]).empty_table(), *tables]).column(column)
+
+
+def _read_id_file(where: str, column: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    path = Path(where)
     try:
         with path.open("rb") as file:
             data = file.read()

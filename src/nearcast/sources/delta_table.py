@@ -1,0 +1,189 @@
+"""Delta tables: a version as a source, and rows appended once. The one user of deltalake.
+
+deltalake reads the log: files, partition values, deletion vectors, physical names of columns. The data files are read
+as all Parquet files are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nearcast.errors import InputError, MissingExtraError
+from nearcast.files import bucket_url
+from nearcast.sources.bucket_files import find_object, open_bucket, parse_bucket_path
+from nearcast.sources.parquet_files import Footer, read_batches, read_footer
+from nearcast.sources.parquet_listing import map_files
+from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch
+from nearcast.sources.user_files import LocalFile, UserFile, describe_error
+from nearcast.types import AnyArray
+
+__all__ = ["open_delta"]
+
+# reader features that are supported, or that do not concern the rows
+FEATURES = {"columnMapping", "deletionVectors", "domainMetadata", "timestampNtz", "typeWidening"}
+FEATURES |= {"typeWidening-preview", "v2Checkpoint", "vacuumProtocolCheck", "variantType", "variantType-preview"}
+PHYSICAL_NAME = "delta.columnMapping.physicalName"
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaFile:
+    """A data file of a version, without the rows that its deletion vector deletes."""
+
+    where: str  # the table, for messages
+    file: UserFile
+    footer: Footer
+    types: pa.Schema  # of the table
+    physical: Mapping[str, str]  # name in the file by name in the table
+    constants: Mapping[str, Any]  # partition values
+    is_kept: AnyArray | None  # (rows of the file,) bool; None: all
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Rows of each row group."""
+        return self.footer.groups
+
+    def read(self, columns: Sequence[str], max_rows: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
+        """Yield columns of some row groups."""
+        names = {self.physical[name]: name for name in columns if name not in self.constants}
+        stored = [name for name in names if name in self.footer.schema.names]
+        schema, row = pa.schema([self.types.field(name) for name in columns]), sum(self.groups[:first])
+        n_rows = sum(self.groups[first:last])
+        for batch in read_batches(self.file, n_rows, stored, max_rows, groups=range(first, last)):
+            found = batch.rename_columns([names[name] for name in batch.schema.names])
+            fitted = fit_batch(found, schema, self.where, self.constants)
+            if self.is_kept is not None:
+                fitted = fitted.filter(pa.array(self.is_kept[row : row + len(batch)]))
+            row += len(batch)
+            yield fitted
+
+
+def open_delta(name: str, location: str, base: Path, at: int | datetime | str | None) -> PinnedTable:
+    """Open a version of a table. at: a version, or a time; None: the newest version.
+
+    Raises InputError if there is no table, no such version, or its files were removed.
+    """
+    uri = bucket_url(location, base) or str((base / location).absolute())
+    table = _load(name, uri, at)
+    _refuse_features(name, table)
+    version, types, files = table.version(), _read_types(table), table.file_uris()
+    made = _read_time(name, uri, version)
+    if isinstance(at, datetime) and made and datetime.fromisoformat(made) > at:
+        raise InputError(
+            f"{name}: the oldest version that is left was made at {made}, after at = {at}; choose a later time"
+        )
+    actions = pa.table(table.get_add_actions())
+    values = actions["partition"].to_pylist() if "partition" in actions.column_names else [{}] * len(files)
+    masks = _read_masks(table)
+    physical = {field.name: (field.metadata or {}).get(PHYSICAL_NAME, field.name) for field in table.schema().fields}
+    order = sorted(range(len(files)), key=files.__getitem__)
+    opened = _open_files(name, version, [files[i] for i in order])
+    pieces: list[TablePiece] = []
+    for number, (file, footer) in zip(order, opened, strict=True):
+        mask = masks.get(files[number])
+        if footer.n_rows:
+            pieces.append(DeltaFile(name, file, footer, types, physical, values[number], mask))
+    deleted = {uri: int(np.count_nonzero(~mask)) for uri, mask in masks.items()}
+    return PinnedTable(
+        name=name,
+        version=version,
+        made=made,
+        identity=(str(table.metadata().id), version, [[files[i], deleted.get(files[i], 0)] for i in order]),
+        schema=types,
+        stored_bytes=sum(file.size for file, _ in opened),
+        row_bytes=sum(footer.decoded_bytes for _, footer in opened),
+        pieces=tuple(pieces),
+    )
+
+
+def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
+    library = _import_library()
+    if isinstance(at, str):
+        raise InputError(
+            f'{name}: at = {at!r} is neither a version nor a time; write at = 12 or at = "2026-11-28T06:00:00Z"'
+        )
+    try:
+        table = library.DeltaTable(uri, version=at if isinstance(at, int) else None)
+        if isinstance(at, datetime):
+            table.load_as_version(at)
+        return table
+    except library.exceptions.TableNotFoundError as error:
+        raise InputError(f"{name}: no Delta table at {uri} ({describe_error(error)}); check `table`") from error
+    except (library.exceptions.DeltaError, ValueError, OverflowError, OSError) as error:
+        if at is None:
+            raise InputError(f"{name} cannot be read ({describe_error(error)})") from error
+        newest = library.DeltaTable(uri).version()
+        raise InputError(
+            f"{name} has no version at = {at} ({describe_error(error)}); the newest is {newest}, and the log of old "
+            "ones may have been removed"
+        ) from error
+
+
+def _refuse_features(name: str, table: Any) -> None:
+    """Raise InputError for a feature that changes what the rows are, and that is not known here."""
+    unknown = sorted(set(table.protocol().reader_features or ()) - FEATURES)
+    if unknown:
+        raise InputError(
+            f"{name} uses {', '.join(unknown)}, which cannot be read; export the table to Parquet, or drop the feature"
+        )
+
+
+def _read_types(table: Any) -> pa.Schema:
+    fields = [field.remove_metadata().with_nullable(True) for field in pa.schema(table.schema().to_arrow())]
+    return pa.schema(fields)
+
+
+def _read_time(name: str, uri: str, version: int) -> str:
+    """Return when a version was committed; empty if its entry in the log was removed."""
+    try:
+        entry = _open_file(name, f"{uri.rstrip('/')}/_delta_log/{version:020}.json")
+    except InputError:
+        return ""
+    return datetime.fromtimestamp(entry.mtime_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _read_masks(table: Any) -> dict[str, AnyArray]:
+    """Return which rows of each file are kept, for the files with a deletion vector."""
+    if "deletionVectors" not in (table.protocol().reader_features or ()):
+        return {}
+    rows = pa.table(table.deletion_vectors()).to_pydict()
+    return {
+        uri.removeprefix("file://"): np.array(kept, bool)
+        for uri, kept in zip(rows["filepath"], rows["selection_vector"], strict=True)
+    }
+
+
+def _open_files(name: str, version: int, uris: Sequence[str]) -> list[tuple[UserFile, Footer]]:
+    try:
+        files = [_open_file(name, uri) for uri in uris]
+        return list(zip(files, map_files(read_footer, files), strict=True)) if files else []
+    except InputError as error:
+        raise InputError(
+            f"{name}: a file of version {version} cannot be read ({error}); if it was vacuumed, choose a newer "
+            "version, and keep files longer than a run takes"
+        ) from error
+
+
+def _open_file(name: str, uri: str) -> UserFile:
+    if url := bucket_url(uri):
+        location = parse_bucket_path(url)
+        if found := find_object(location, open_bucket(location.bucket)):
+            return found
+        raise InputError(f"no object at {uri}")
+    path = Path(uri.removeprefix("file://"))
+    return LocalFile(path, f"{name}: {path.name}")
+
+
+def _import_library() -> Any:
+    try:
+        import deltalake
+        import deltalake.exceptions
+    except ImportError as error:
+        raise MissingExtraError("Delta tables need deltalake: pip install 'nearcast[delta]'") from error
+    return deltalake

@@ -1,0 +1,149 @@
+"""Iceberg tables: a snapshot as a source, and rows appended once. The one user of PyIceberg.
+
+Catalogs are configured as PyIceberg does: `.pyiceberg.yaml` or environment variables. PyIceberg reads the data files:
+it applies deletes, and finds renamed columns by their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nearcast.errors import InputError, MissingExtraError
+from nearcast.sources.pinned_table import PinnedTable, fit_batch
+from nearcast.sources.user_files import describe_error
+
+__all__ = ["open_iceberg"]
+
+DECODED = 4  # estimated bytes of rows in memory for each byte of a data file
+
+
+@dataclass(frozen=True, slots=True)
+class IcebergFile:
+    """A data file of a snapshot with its delete files, which is decoded whole."""
+
+    table: Any
+    scan: Any  # of the snapshot
+    task: Any
+    types: pa.Schema
+    where: str
+    groups: tuple[int, ...]  # one: the rows before deletes
+
+    def read(self, columns: Sequence[str], _max_rows: int, _first: int, _last: int) -> Iterator[pa.RecordBatch]:
+        """Yield columns of the file."""
+        from pyiceberg.expressions import AlwaysTrue
+        from pyiceberg.io.pyarrow import ArrowScan
+
+        schema = pa.schema([self.types.field(name) for name in columns])
+        projection = self.scan.select(*columns).projection()
+        scan = ArrowScan(self.table.metadata, self.table.io, projection, AlwaysTrue())
+        try:
+            for batch in scan.to_record_batches([self.task]):
+                yield fit_batch(batch, schema, self.where)
+        except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self.where}: {self.task.file.file_path} cannot be read ({describe_error(error)}); if the "
+                "snapshot was expired meanwhile, run again, and keep snapshots longer than a run takes"
+            ) from error
+
+
+def open_iceberg(name: str, location: str, _base: Path, at: int | datetime | str | None) -> PinnedTable:
+    """Open a snapshot of a table. at: id of a snapshot, a time, or a branch or tag; None: the current snapshot.
+
+    Raises InputError if there is no catalog, table or snapshot, or it has equality deletes.
+    """
+    table = _load(name, location)
+    snapshot = _find_snapshot(name, table, at)
+    scan = table.scan(snapshot_id=snapshot.snapshot_id)
+    try:
+        tasks = sorted(scan.plan_files(), key=lambda task: str(task.file.file_path))
+    except (ValueError, NotImplementedError) as error:  # equality deletes
+        raise InputError(
+            f"{name}: snapshot {snapshot.snapshot_id} cannot be read ({describe_error(error)}); rewrite its data files "
+            "without delete files, for example with Spark's rewrite_data_files"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{name}: files of snapshot {snapshot.snapshot_id} were removed ({describe_error(error)}); choose a "
+            "newer one"
+        ) from error
+    types = _read_types(scan)
+    stored = sum(task.file.file_size_in_bytes for task in tasks)
+    return PinnedTable(
+        name=name,
+        version=snapshot.snapshot_id,
+        made=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC).isoformat(),
+        identity=(str(table.metadata.table_uuid), snapshot.snapshot_id),
+        schema=types,
+        stored_bytes=stored,
+        row_bytes=DECODED * stored,
+        pieces=tuple(IcebergFile(table, scan, task, types, name, (task.file.record_count,)) for task in tasks),
+    )
+
+
+def _load(name: str, location: str) -> Any:
+    try:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.exceptions import NoSuchTableError
+    except ImportError as error:
+        raise MissingExtraError("Iceberg tables need PyIceberg: pip install 'nearcast[iceberg]'") from error
+    catalog, _, identifier = location.partition(".")
+    if not catalog or "." not in identifier.strip("."):
+        raise InputError(f"{name} names no table; write iceberg:CATALOG.NAMESPACE.TABLE")
+    try:
+        opened = load_catalog(catalog)
+    except Exception as error:  # of any of its catalogs
+        raise InputError(
+            f"{name}: catalog {catalog!r} cannot be opened ({describe_error(error)}); configure it in "
+            f".pyiceberg.yaml, or by PYICEBERG_CATALOG__{catalog.upper()}__URI"
+        ) from error
+    try:
+        return opened.load_table(identifier)
+    except NoSuchTableError as error:
+        raise InputError(f"{name}: the catalog has no table {identifier}; check `table`") from error
+    except Exception as error:  # of the catalog's server or database
+        raise InputError(f"{name} cannot be loaded ({describe_error(error)}); check the catalog") from error
+
+
+def _find_snapshot(name: str, table: Any, at: int | datetime | str | None) -> Any:
+    """Return the snapshot. Raises InputError if there is none."""
+    if at is None:
+        found = table.current_snapshot()
+        if found is None:
+            raise InputError(f"{name} has no snapshot: no row was written yet")
+        return found
+    if isinstance(at, datetime):
+        found = table.snapshot_as_of_timestamp(int(at.timestamp() * 1000))
+    else:
+        found = table.snapshot_by_id(at) if isinstance(at, int) else table.snapshot_by_name(at)
+    if found is None:
+        known = ", ".join(str(snapshot.snapshot_id) for snapshot in table.snapshots()[-3:])
+        raise InputError(
+            f"{name} has no snapshot at = {at}: it was expired, or never made; the newest are {known or 'none'}"
+        )
+    return found
+
+
+def _read_types(scan: Any) -> pa.Schema:
+    """Return the columns in types with 32-bit offsets, as data files have."""
+    from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+    return pa.schema(
+        [
+            pa.field(field.name, _small(field.type))
+            for field in schema_to_pyarrow(scan.projection(), include_field_ids=False)
+        ]
+    )
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind):
+        return pa.binary()
+    return pa.list_(_small(kind.value_type)) if pa.types.is_large_list(kind) else kind

@@ -1,0 +1,105 @@
+"""Lance datasets: a version as a source. The one user of pylance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nearcast.errors import InputError, MissingExtraError
+from nearcast.files import bucket_url
+from nearcast.sources.pinned_table import PinnedTable, fit_batch
+from nearcast.sources.user_files import describe_error
+
+__all__ = ["open_lance"]
+
+GROUP_ROWS = 1 << 17
+DECODED = 2  # estimated bytes of rows in memory for each byte of a data file
+
+
+@dataclass(frozen=True, slots=True)
+class LanceFragment:
+    """A fragment of a version, without its deleted rows."""
+
+    fragment: Any
+    types: pa.Schema
+    where: str
+    groups: tuple[int, ...]
+
+    def read(self, columns: Sequence[str], max_rows: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
+        """Yield columns of some rows."""
+        schema, offset, rows = pa.schema([self.types.field(name) for name in columns]), sum(self.groups[:first]), 0
+        limit = sum(self.groups[first:last])
+        try:
+            scanner = self.fragment.scanner(
+                columns=list(columns), batch_size=max_rows, offset=offset, limit=limit, batch_readahead=1
+            )
+            for batch in scanner.to_batches():
+                rows += len(batch)
+                yield fit_batch(batch, schema, self.where)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self.where} cannot be read ({describe_error(error)}); if the version was cleaned up meanwhile, run "
+                "again, and keep versions longer than a run takes"
+            ) from error
+        if rows != limit:
+            raise InputError(f"{self.where}: {rows:,} rows came where there were {limit:,}; run again")
+
+
+def open_lance(name: str, location: str, base: Path, at: int | datetime | str | None) -> PinnedTable:
+    """Open a version of a dataset. at: a version, a time, or a tag; None: the newest version.
+
+    Raises InputError if there is no dataset, no such version, or its files were removed.
+    """
+    dataset = _load(name, bucket_url(location, base) or str((base / location).absolute()), at)
+    fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.fragment_id)
+    types = pa.schema([field.remove_metadata().with_nullable(True) for field in dataset.schema])
+    made = next(one["timestamp"] for one in dataset.versions() if one["version"] == dataset.version)
+    stored = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
+    pieces = [LanceFragment(fragment, types, name, _cut(fragment.count_rows())) for fragment in fragments]
+    return PinnedTable(
+        name=name,
+        version=dataset.version,
+        made=made.astimezone(UTC).isoformat(),
+        identity=(dataset.version, [fragment.metadata.to_json() for fragment in fragments], str(types)),
+        schema=types,
+        stored_bytes=stored,
+        row_bytes=DECODED * stored,
+        pieces=tuple(piece for piece in pieces if piece.groups),
+    )
+
+
+def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
+    try:
+        import lance
+    except ImportError as error:
+        raise MissingExtraError("Lance datasets need pylance: pip install 'nearcast[lance]'") from error
+    try:
+        newest = lance.dataset(uri)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{name}: no Lance dataset at {uri} ({describe_error(error)}); check `table`") from error
+    if at is None:
+        return newest
+    version = _find_version(name, newest, at) if isinstance(at, datetime) else at
+    try:
+        return lance.dataset(uri, version=version)
+    except (ValueError, OSError, OverflowError) as error:
+        raise InputError(
+            f"{name} has no version at = {at}: it was cleaned up, or never made; the newest is {newest.version}"
+        ) from error
+
+
+def _find_version(name: str, dataset: Any, at: datetime) -> int:
+    """Return the newest version at a time."""
+    before = [one["version"] for one in dataset.versions() if one["timestamp"].astimezone(UTC) <= at]
+    if not before:
+        raise InputError(f"{name}: no version that is left was made before at = {at}; choose a later time")
+    return int(max(before))
+
+
+def _cut(rows: int) -> tuple[int, ...]:
+    return tuple(min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS))

@@ -1,0 +1,48 @@
+"""Tables in table formats by location, `delta:s3://bucket/items`: opened at one version. One row per format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nearcast.sources.delta_table import open_delta
+from nearcast.sources.iceberg_table import open_iceberg
+from nearcast.sources.lance_table import open_lance
+from nearcast.sources.pinned_table import PinnedTable
+from nearcast.spec import SourceSpec
+
+__all__ = ["open_table", "pin_version"]
+
+FORMATS: dict[str, Callable[[str, str, Path, int | datetime | str | None], PinnedTable]] = {
+    "delta": open_delta,
+    "iceberg": open_iceberg,
+    "lance": open_lance,
+}
+
+
+def open_table(table: str, at: int | str | None, base: Path) -> PinnedTable:
+    """Open a table at a version, a time, or the newest version; paths are relative to `base`.
+
+    Raises InputError if there is no table or no such version, MissingExtraError without the library of its format.
+    """
+    kind, _, location = table.partition(":")
+    return FORMATS[kind](table, location, base, _parse_at(at))
+
+
+def pin_version(spec: SourceSpec, base: Path) -> SourceSpec:
+    """Return the source with the version that its table has now; any other source as it is."""
+    if spec.table is None:
+        return spec
+    return spec.model_copy(update={"at": open_table(spec.table, spec.at, base).version})
+
+
+def _parse_at(at: int | str | None) -> int | datetime | str | None:
+    """Return a time where the text is one; a time without a zone is UTC."""
+    if not isinstance(at, str):
+        return at
+    try:
+        time = datetime.fromisoformat(at)
+    except ValueError:
+        return at
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
