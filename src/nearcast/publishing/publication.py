@@ -10,11 +10,12 @@ from nearcast.publishing.audit_values import Finding
 from nearcast.publishing.copy_snapshot import CopyFigures
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
 from nearcast.stores.base import PublishLock, Store
+from nearcast.stores.canary_share import CanaryMode
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["Outcome", "Publication", "PublishListener", "PublishRequest", "SilentListener"]
 
-Outcome = Literal["published", "already_current", "would_publish", "rolled_back"]
+Outcome = Literal["published", "already_current", "would_publish", "rolled_back", "canary_started"]
 
 
 class PublishListener(Protocol):
@@ -53,6 +54,8 @@ class PublishRequest:
     named: bool = False  # the user named the version: it may be one that was rolled back
     repair: bool = False  # continue without parts of the store that cannot be read
     dry_run: bool = False
+    canary: tuple[CanaryMode, float] | None = None  # mode and share: the version becomes a canary, not current
+    replace_canary: bool = False  # end a live canary
     listener: PublishListener = field(default_factory=SilentListener)
     before_move: Callable[[int, int, PublishLock], None] | None = None  # (current, new version): live updates follow
 
@@ -67,7 +70,7 @@ class Publication:
 
     generator: str
     store: str  # URL
-    version: int  # current after it; of a dry run: the version that would be current
+    version: int  # current after it; of a dry run: the version that would be current; of a canary: its version
     before: int | None  # current before it
     outcome: Outcome
     findings: tuple[Finding, ...] = ()

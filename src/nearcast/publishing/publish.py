@@ -1,7 +1,7 @@
 """Publish a snapshot: the order of the steps.
 
-    lock -> choose -> verify files -> audit -> copy -> read back -> apply later updates -> move the pointer
-         -> compact the overlay -> retire
+    lock -> choose -> verify files -> audit -> copy -> read back -> apply later updates -> move the pointer, or set
+         its canary -> compact the overlay -> retire
 
 Readers see nothing new before the pointer moves, and it moves in one step. If the process is killed before that, the
 next publish uses or removes the copy; if it is killed after that, the next publish does the remaining steps.
@@ -14,19 +14,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nearcast.errors import DamagedError, NotFoundError, StoreError
+from nearcast.errors import DamagedError, NotFoundError, SpecError, StoreError
 from nearcast.publishing.audit import CurrentVersion, audit_snapshot, enforce, validate_accepted
 from nearcast.publishing.audit_values import Finding
-from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.publishing.copy_snapshot import CopyFigures, NullWriter, Throttle, compare_sample, copy_snapshot
+from nearcast.publishing.move_canary import refuse_publish, start_canary
 from nearcast.publishing.publication import Publication, PublishListener, PublishRequest, SilentListener
 from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.publishing.repair import read_pointer, repair_damaged_overlay, repair_damaged_patches, retire_damaged
-from nearcast.publishing.retention import list_rolled_back, remove_snapshots, retire_versions
+from nearcast.publishing.retention import list_rolled_back
 from nearcast.publishing.snapshot_rows import SnapshotShape, read_shape
+from nearcast.publishing.tidy_store import tidy_store
 from nearcast.publishing.write_version import open_writer, verify_version
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
-from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Store, store_time
+from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Store
 from nearcast.stores.version_facts import FACTS_FORMAT, VersionFacts, read_facts
 from nearcast.table.snapshot import Snapshot
 from nearcast.times import format_utc, parse_utc
@@ -79,8 +80,12 @@ def publish(request: PublishRequest) -> Publication:
 def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
     snapshot = request.choose()
     pointer = _read_pointer(request, lock)
+    if pointer is not None and not request.replace_canary and not _changes_canary(request, pointer, snapshot):
+        refuse_publish(request.generator, pointer, snapshot.version, named=request.named)
     with contextlib.ExitStack() as stack:
         current = _open_current(request, pointer, stack)
+        if request.canary is not None:
+            _validate_canary(request, current, snapshot)
         if current is not None and current.version == snapshot.version:
             _validate_same(request, current, snapshot)
             _note_current(request, current)
@@ -102,7 +107,32 @@ def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
     result = replace(result, outcome="published", copied=copied, copy_seconds=time.perf_counter() - started)
     if before is not None and request.before_move is not None:
         request.before_move(before, snapshot.version, lock)
+    if request.canary is not None:
+        assert pointer is not None, "something is current"
+        how = request.canary
+        moved = start_canary(request.store, request.generator, pointer, snapshot.version, how, lock)
+        return _clean_up(request, replace(result, outcome="canary_started"), moved, snapshot)
     return _clean_up(request, result, _move_pointer(request, pointer, result, lock), snapshot)
+
+
+def _changes_canary(request: PublishRequest, pointer: Pointer, snapshot: Snapshot) -> bool:
+    """Return whether the request is for the version that is a canary already: it gets another share or mode."""
+    live = pointer.canary
+    return request.canary is not None and live is not None and live.version == snapshot.version
+
+
+def _validate_canary(request: PublishRequest, current: CurrentVersion | None, snapshot: Snapshot) -> None:
+    """Raise an error if this snapshot cannot be a canary beside the current version."""
+    if current is None:
+        raise NotFoundError(f"{request.generator} has no current version for a canary beside it; publish without one")
+    if current.version == snapshot.version:
+        raise SpecError(f"{request.describe(current.version)} is current already; a canary is another version")
+    before, metric = current.facts.metric, snapshot.manifest.metric
+    if request.canary is not None and request.canary[0] == "canary" and before not in (None, metric):
+        raise SpecError(
+            f"{request.generator} {snapshot.name} has the metric {metric} and the current version {before}: scores of "
+            "one request would not be comparable; use --shadow, or publish without a canary"
+        )
 
 
 def _read_pointer(request: PublishRequest, lock: PublishLock | None) -> Pointer | None:
@@ -277,16 +307,13 @@ def _clean_up(request: PublishRequest, result: Publication, pointer: Pointer | N
     store, generator, out = request.store, request.generator, snapshot.out
     if request.repair:
         notes: list[str] = []
-        retire_damaged(store, generator, pointer.version, notes)
+        retire_damaged(store, generator, pointer.in_use, notes)
         for text in notes:
             request.listener.note(text)
-    try:
-        # Before versions are retired: readers may still have the last one open.
-        cut = compact_overlay(store, generator, store.versions(generator), now=store_time(store))
-    except (DamagedError, NotFoundError, StoreError) as error:
-        request.listener.note(f"the overlay is not compacted: {error}")
-        cut = 0
-    retired = retire_versions(store, generator, pointer, request.settings.keep)
-    held = store.versions(generator)
-    removed = remove_snapshots(out, generator, pointer.version, held, request.settings.keep_snapshots)
-    return replace(result, retired=tuple(retired), removed_snapshots=tuple(removed), overlay_entries_cut=cut)
+    tidied = tidy_store(store, generator, out, pointer, request.settings, request.listener.note)
+    return replace(
+        result,
+        retired=tidied.retired,
+        removed_snapshots=tidied.removed_snapshots,
+        overlay_entries_cut=tidied.overlay_entries_cut,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.retention import find_newest_facts
@@ -41,10 +42,10 @@ def find_last_facts(
         return None
 
 
-def retire_damaged(store: Store, name: str, current: int, notes: list[str]) -> None:
-    """Remove older versions whose bytes changed, so that no rollback uses them. Call it under the lock."""
+def retire_damaged(store: Store, name: str, in_use: Collection[int], notes: list[str]) -> None:
+    """Remove damaged versions that are not in use, so that no rollback goes to them. Call it under the lock."""
     for version in store.versions(name):
-        if version == current:
+        if version in in_use:
             continue
         try:
             store.open(name, version, verify=True).close()

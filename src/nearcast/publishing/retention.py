@@ -1,6 +1,7 @@
 """Retention of versions in a store and of snapshots; which versions count as rolled back.
 
-The current version always stays. So does the first target of a rollback, if two or more versions may stay.
+The versions in use always stay: the current one and a canary's. So does the first target of a rollback, if two or more
+versions may stay.
 """
 
 from __future__ import annotations
@@ -32,18 +33,22 @@ def find_rollback_target(versions: Sequence[int], pointer: Pointer) -> int | Non
 
 
 def list_rolled_back(pointer: Pointer, version: int) -> tuple[int, ...]:
-    """Return the versions that count as rolled back after the pointer has moved to `version`."""
+    """Return the versions that count as rolled back after the pointer has moved to `version`; a canary ends, too."""
     left = {pointer.version} if version < pointer.version else set()
+    left |= {pointer.canary.version} if pointer.canary is not None else set()
     return tuple(sorted({*pointer.withdrawn, *left} - {version}))
 
 
 def choose_kept_versions(versions: Sequence[int], pointer: Pointer, keep: int) -> set[int]:
-    """Return the `keep` versions that stay: the current one, the rollback target, the newest, rolled-back ones last."""
+    """Return the `keep` versions that stay: those in use, the rollback target, the newest, rolled-back ones last.
+
+    The current version and a canary's always stay.
+    """
     target = find_rollback_target(versions, pointer)
-    order = [pointer.version] if target is None else [pointer.version, target]
+    order = list(pointer.in_use) if target is None else [*pointer.in_use, target]
     order += sorted(versions, key=lambda v: (v not in pointer.withdrawn, v), reverse=True)
     kept = dict.fromkeys(v for v in order if v in versions)
-    return set(list(kept)[:keep])
+    return set(list(kept)[: max(keep, len(pointer.in_use))])
 
 
 def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -> list[int]:
@@ -52,7 +57,7 @@ def retire_versions(store: Store, generator: str, pointer: Pointer, keep: int) -
     A version that no reader can open is not kept in place of a readable one.
     """
     versions = store.versions(generator)
-    unreadable = unreadable_versions(store, generator, [v for v in versions if v != pointer.version])
+    unreadable = unreadable_versions(store, generator, [v for v in versions if v not in pointer.in_use])
     kept = choose_kept_versions([v for v in versions if v not in unreadable], pointer, keep)
     retired = [version for version in versions if version not in kept]
     for version in retired:

@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from nearcast.errors import DamagedError, StoreError
+from nearcast.stores.canary_share import Canary
 
 __all__ = [
     "TOKEN_SECONDS",
@@ -66,7 +67,7 @@ class Space(StrEnum):
 class PointerEvent:
     """A move of the pointer."""
 
-    kind: str  # published, rolled_back
+    kind: str  # published, rolled_back; canary_started, canary_share, canary_withdrawn: the current version stays
     version: int
     when: str  # UTC, for display; moves are ordered by serial, since clocks go backwards
     note: str = ""
@@ -80,15 +81,38 @@ class Pointer:
     serial: int  # grows by one with every move
     withdrawn: tuple[int, ...] = ()  # versions that were rolled back
     events: tuple[PointerEvent, ...] = ()  # newest last
+    canary: Canary | None = None  # a second version that answers a share of the keys
 
     def move(self, event: PointerEvent, withdrawn: tuple[int, ...]) -> Pointer:
-        """Return the pointer after one more move."""
-        events = (*self.events, event)[-MOST_EVENTS:]
-        return Pointer(event.version, self.serial + 1, withdrawn, events)
+        """Return the pointer after one more move, without a canary."""
+        return Pointer(event.version, self.serial + 1, withdrawn, self._add(event))
+
+    def with_canary(
+        self, event: PointerEvent, canary: Canary | None, withdrawn: tuple[int, ...] | None = None
+    ) -> Pointer:
+        """Return the pointer after its canary has started, changed or ended. The current version stays."""
+        left = self.withdrawn if withdrawn is None else withdrawn
+        return Pointer(self.version, self.serial + 1, left, self._add(event), canary)
+
+    def _add(self, event: PointerEvent) -> tuple[PointerEvent, ...]:
+        return (*self.events, event)[-MOST_EVENTS:]
+
+    @property
+    def in_use(self) -> tuple[int, ...]:
+        """The versions that look-ups read: the current one, and the canary's."""
+        return (self.version,) if self.canary is None else (self.version, self.canary.version)
+
+    @property
+    def last_move(self) -> PointerEvent | None:
+        """The event that made this version current; None if it is not among the last events."""
+        return next((event for event in reversed(self.events) if not event.kind.startswith("canary")), None)
 
     def to_bytes(self) -> bytes:
-        """Encode it as a store keeps it."""
-        return json.dumps({"format": 1, **asdict(self)}).encode()
+        """Encode it as a store keeps it. A pointer without a canary has the bytes of earlier releases."""
+        fields = asdict(self)
+        if self.canary is None:
+            del fields["canary"]
+        return json.dumps({"format": 1, **fields}).encode()
 
     @staticmethod
     def from_bytes(data: bytes, where: str) -> Pointer:
@@ -98,7 +122,8 @@ class Pointer:
             if fields["format"] != 1:
                 raise ValueError(f"its format is {fields['format']}, and this version of nearcast reads 1")
             events = tuple(PointerEvent(**event) for event in fields["events"])
-            return Pointer(int(fields["version"]), int(fields["serial"]), tuple(fields["withdrawn"]), events)
+            canary = Canary.from_json(fields["canary"]) if fields.get("canary") else None
+            return Pointer(int(fields["version"]), int(fields["serial"]), tuple(fields["withdrawn"]), events, canary)
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{where} is no pointer ({error}); publish again with --repair") from error
 

@@ -27,7 +27,7 @@ from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.sources.ids import find_positions
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
-from nearcast.stores.base import PatchFacts, PatchState, PublishLock, Space, Store, find_patches, store_time
+from nearcast.stores.base import PatchFacts, PatchState, Pointer, PublishLock, Space, Store, find_patches, store_time
 from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key, id_kind
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.times import format_utc
@@ -111,6 +111,7 @@ class Updater:
         pointer = self._store.pointer(self._generator)
         if pointer is None:
             raise make_unpublished_error(self._store, self._generator)
+        refuse_during_canary(self._generator, pointer)
         log = find_patches(self._store, self._generator)
         with contextlib.closing(self._store.open(self._generator, pointer.version, verify=False)) as reader:
             facts = read_facts(reader, self._generator, pointer.version)
@@ -126,6 +127,8 @@ class Updater:
         require_few(changes, state.queries.n, request.max_lists_changed)
         with hold_publish_lock(self._store, self._generator, request.wait_seconds) as lock:
             now = self._store.pointer(self._generator)
+            if now is not None:
+                refuse_during_canary(self._generator, now)
             if now is None or now.version != pointer.version or log.state(pointer.version).serial != patches.serial:
                 return None
             entry = JournalEntry(
@@ -176,6 +179,7 @@ def undo_patches(store: Store, generator: str, to: int) -> list[int]:
     if pointer is None:
         raise make_unpublished_error(store, generator)
     with hold_publish_lock(store, generator, WAIT_SECONDS) as lock:
+        refuse_during_canary(generator, store.pointer(generator) or pointer)
         log = find_patches(store, generator)
         undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
         log.roll_back(pointer.version, to, lock)
@@ -191,6 +195,15 @@ def _read_batches(state: ServedState, inputs: BatchInputs | Sequence[BatchInputs
         return merged
     digest = fingerprint([batch.digest for batch in batches])
     return replace(merged, queries=merged.items if state.joins_itself else merged.queries, digest=digest)
+
+
+def refuse_during_canary(generator: str, pointer: Pointer) -> None:
+    """Raise BusyError while a canary is live: both of its versions keep the facts that they are compared with."""
+    if pointer.canary is not None:
+        raise BusyError(
+            f"{generator} has a canary, version {pointer.canary.version:06d}, and updates wait for its end; promote or "
+            "withdraw it with nearcast canary. Items are removed at once with nearcast overlay"
+        )
 
 
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
