@@ -168,21 +168,21 @@ class Expansion(ClosesOnExit):
             one = np.array([0, len(answer.ids)])
             lists = weight_lists(one, answer.ids, np.array(answer.scores), metric, weights)
             ads = self.of_lists(lists, request)
-            return replace(ads, snapshot=view.snapshot, found=int(answer.found), looked_up=(answer,))
+            return replace(ads, snapshot=answer.snapshot, found=int(answer.found), looked_up=(answer,))
         many = view.get_many(keys, options)
         lists = weight_lists(many.offsets, many.ids, many.scores, metric, weights)
         found = int(np.count_nonzero(many.found))
-        return replace(self.of_lists(lists, request), snapshot=view.snapshot, found=found, looked_up=many)
+        return replace(self.of_lists(lists, request), snapshot=many.snapshot, found=found, looked_up=many)
 
     def _split_request(self, view: View, request: AdRequest) -> tuple[AdRequest, Mapping[str, Any] | None]:
         """Return the request with the fields that rules of the ads read, and the fields for the generator's rules.
 
         Raises InputError for a field that neither reads.
         """
-        ad_fields, rules = self.request_fields, view.version.rule_columns
+        ad_fields = self.request_fields
         if not request.request:
             return request, None
-        generator_fields = frozenset(rules.rules.request_types) if rules is not None else frozenset()
+        generator_fields = view.request_fields
         if ad_fields is not None:
             check_fields(request.request, ad_fields | generator_fields)
         for_ads = {name: value for name, value in request.request.items() if ad_fields is None or name in ad_fields}

@@ -12,16 +12,18 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 
 from nearcast.errors import DamagedError, GoneError, NearcastError, NotFoundError, StoreError
+from nearcast.serve.canary_tally import CanaryTally
+from nearcast.serve.canary_view import CanaryView, make_canary_view
 from nearcast.serve.lookup_data import LookupState
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.table_version import open_version
+from nearcast.serve.table_version import TableVersion, open_version
 from nearcast.serve.view import View
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
 from nearcast.stores.base import OverlayChanges, OverlayLog, Pointer, Store, check_reader, newest_patch
@@ -106,7 +108,9 @@ class StoreFollower(ClosesOnExit):
         self._view: View | None = None
         self._inherited_view: View | None = None  # of the parent process, until its first use in this process
         self._rejected: _RejectedVersion | None = None
+        self._rejected_canary: _RejectedVersion | None = None  # the current version answers all keys meanwhile
         self._poll_error: str | None = None  # of the last poll
+        self._tally: CanaryTally | None = None  # of the last canary: its figures survive a view
         self._has_lost_pairs = False  # the open version lost pairs in the store; reopened once it is complete again
         self._refreshed = 0.0
         self._callback: weakref.WeakMethod[Callable[[], None]] | None = None
@@ -149,8 +153,14 @@ class StoreFollower(ClosesOnExit):
     @property
     def error(self) -> str | None:
         """Why a newer version or overlay entry is not applied; None if all is applied."""
-        rejected = self._rejected
+        rejected = self._rejected or self._rejected_canary
         return rejected.error if rejected is not None else self._poll_error
+
+    @property
+    def canary(self) -> CanaryTally | None:
+        """The tally of the canary that is open beside the current version; None without one. See docs/canary.md."""
+        view = self.view()
+        return view.tally if isinstance(view, CanaryView) else None
 
     @property
     def state(self) -> LookupState:
@@ -170,6 +180,7 @@ class StoreFollower(ClosesOnExit):
             version_facts=view.version.facts,
             patch=0 if patch is None else patch.number,
             patch_age_seconds=None if patch is None else max(0.0, time.time() - patch.made),
+            canary=view.canary if isinstance(view, CanaryView) else None,
         )
 
     def refresh(self) -> LookupState:
@@ -180,7 +191,8 @@ class StoreFollower(ClosesOnExit):
         self.view()
         with self._recording_errors():
             self._poll()
-            self._open_current()
+            self._open_current(retry=True)
+            self._measure_canary()
         return self.state
 
     def _start(self) -> View:
@@ -207,7 +219,8 @@ class StoreFollower(ClosesOnExit):
         version = open_version(self._store, self.generator, pointer.version, verify=self._verify)
         pa.array([0]).to_numpy()  # imports pandas if installed: must not happen in a request, nor while forking
         self._refreshed = time.monotonic()
-        return View(version, OverlayState(version.item_ids).apply(changes), pointer)
+        view = View(version, OverlayState(version.item_ids).apply(changes), pointer)
+        return self._add_canary(self._store, view, None)
 
     def _poll_regularly(self) -> None:
         """Poll once. A new version is opened on its own thread, so that overlay entries do not wait for it."""
@@ -219,6 +232,7 @@ class StoreFollower(ClosesOnExit):
                     target=self._open_in_background, name=f"nearcast-{self.generator}-open", daemon=True
                 )
                 self._opener.start()
+            self._measure_canary()
         callback = self._callback and self._callback()
         if callback is not None:
             with self._recording_errors():
@@ -258,9 +272,10 @@ class StoreFollower(ClosesOnExit):
             finally:
                 newer = overlay if changes is None else overlay.apply(changes, keep_purged=behind)
                 if newer is not overlay:
-                    self._view = replace(view, overlay=newer)
+                    self._view = view.with_overlay(newer)
             lost = _describe_lost_pairs(view, is_current=not behind)
             self._has_lost_pairs = lost is not None
+            self._drop_lost_canary()
             self._poll_error = error or lost
             if changes is not None:
                 self._refreshed = time.monotonic()
@@ -291,26 +306,38 @@ class StoreFollower(ClosesOnExit):
 
     def _must_open(self, pointer: Pointer) -> bool:
         view, rejected = self._view, self._rejected
-        if view is None or (pointer == view.pointer and not self._has_lost_pairs):
+        if view is None:
             return False
+        if pointer == view.pointer and not self._has_lost_pairs:
+            without = self._rejected_canary
+            return without is not None and time.monotonic() >= without.retry
         return rejected is None or rejected.pointer != pointer or time.monotonic() >= rejected.retry
 
-    def _open_current(self, *, gone: View | None = None) -> None:
-        """Open the current version and swap it in. gone: a view to replace even if the pointer has not moved."""
+    def _open_current(self, *, gone: View | None = None, retry: bool = False) -> None:
+        """Open the current version, and its canary, and swap them in. A version that is open already is kept.
+
+        gone: a view to replace even if the pointer has not moved. retry: try a rejected canary again.
+        """
         with self._opening:
             store = self._store
             if store is None:
                 return
-            if gone is not None and self._view is not None and self._view.version is not gone.version:
+            view, repaired = self._view, self._has_lost_pairs
+            if gone is not None and view is not None and not _list_versions(gone) <= _list_versions(view):
                 return  # another thread was faster
             pointer = store.pointer(self.generator)
             if pointer is None:
                 raise make_unpublished_error(store, self.generator)
-            repaired = self._has_lost_pairs
-            if gone is None and self._view is not None and self._view.pointer == pointer and not repaired:
+            without = self._rejected_canary
+            waits = without is None or (time.monotonic() < without.retry and not retry)
+            if gone is None and view is not None and view.pointer == pointer and not repaired and waits:
                 return
+            held = view if gone is None and not repaired else None
             try:
-                version = open_version(store, self.generator, pointer.version, verify=self._verify)
+                if held is not None and _is_open(pointer, held.pointer):
+                    version = held.version
+                else:
+                    version = open_version(store, self.generator, pointer.version, verify=self._verify)
             except Exception as error:
                 wait = 0.0 if isinstance(error, TRANSIENT_ERRORS) else RETRY_SECONDS
                 text = (repaired and self._poll_error) or describe_error(error)  # lost pairs are the first cause
@@ -320,10 +347,55 @@ class StoreFollower(ClosesOnExit):
                 if self._view is None:  # closed in the meantime
                     return
                 overlay = self._view.overlay.convert(version.item_ids)
-                self._view = View(version, overlay, pointer)
+            opened = self._add_canary(store, View(version, overlay, pointer), held)
+            with self._lock:
+                if self._view is None:
+                    return
+                overlay = self._view.overlay.convert(version.item_ids)
+                self._view = opened if overlay is opened.overlay else opened.with_overlay(overlay)
                 self._rejected = None
                 if overlay.keeps_purged or repaired:
                     self._poll()
+
+    def _add_canary(self, store: Store, view: View, held: View | None) -> View:
+        """Return the view with the canary of its pointer; without it if it cannot be opened.
+
+        held: the view until now; its canary stays open if it is the same one.
+        """
+        canary, before = view.pointer.canary, held if isinstance(held, CanaryView) else None
+        if canary is None:
+            self._rejected_canary = self._tally = None
+            return view
+        if before is not None and canary.is_same(before.canary):
+            return make_canary_view(view, before.canary_arm, canary, before.tally)
+        try:
+            version = open_version(store, self.generator, canary.version, verify=self._verify)
+        except Exception as error:
+            wait = 0.0 if isinstance(error, TRANSIENT_ERRORS) else RETRY_SECONDS
+            text = f"the canary {canary.version:06d} cannot be opened: {describe_error(error)}"
+            self._rejected_canary = _RejectedVersion(view.pointer, text, time.monotonic() + wait)
+            return view
+        self._rejected_canary = None
+        arm = View(version, view.overlay.convert(version.item_ids), view.pointer)
+        last = self._tally
+        if last is None or not canary.is_same(last.canary):
+            last = self._tally = CanaryTally(canary)
+        return make_canary_view(view, arm, canary, last)
+
+    def _drop_lost_canary(self) -> None:
+        """Let the current version answer all keys if the store has lost pairs of the canary."""
+        view = self._view
+        if not isinstance(view, CanaryView):
+            return
+        lost = _describe_lost_pairs(view.canary_arm, is_current=True)
+        if lost is not None:
+            self._rejected_canary = _RejectedVersion(view.pointer, lost, time.monotonic() + RETRY_SECONDS)
+            self._view = View(view.version, view.overlay, view.pointer)
+
+    def _measure_canary(self) -> None:
+        view = self._view
+        if isinstance(view, CanaryView):
+            view.tally.measure_waiting()
 
     def _replace_view(self, gone: View) -> View:
         """Return a view to retry with after the version of `gone` was deleted."""
@@ -340,6 +412,15 @@ class StoreFollower(ClosesOnExit):
         """
         self._inherited_view, self._view = self._view or self._inherited_view, None
         self._reset_threads()
+
+
+def _is_open(pointer: Pointer, held: Pointer) -> bool:
+    """Return whether the version of a pointer is the version of `held`: only the canary has changed between them."""
+    return pointer.version == held.version and pointer.moved_serial == held.moved_serial
+
+
+def _list_versions(view: View) -> set[TableVersion]:
+    return {view.version, view.canary_arm.version} if isinstance(view, CanaryView) else {view.version}
 
 
 _FOLLOWERS: weakref.WeakSet[StoreFollower] = weakref.WeakSet()

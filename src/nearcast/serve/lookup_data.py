@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nearcast.stores.canary_share import Canary
 from nearcast.stores.value_format import REASONS, IdType, encode_key, encode_keys, parse_key
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.types import FloatArray, IntArray
@@ -63,6 +64,7 @@ class LookupState:
     version_facts: VersionFacts
     patch: int = 0  # number of the newest patch in force; 0 if the version has none
     patch_age_seconds: float | None = None  # since that patch was made; None if the version has none
+    canary: Canary | None = None  # that answers its share of the keys, or is measured on them
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -121,7 +123,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """The candidates of n keys, flat: list i is ids[offsets[i]:offsets[i + 1]], best first. All from one snapshot."""
+    """The candidates of n keys, flat: list i is ids[offsets[i]:offsets[i + 1]], best first.
+
+    All are from one snapshot, unless a canary answers some of the keys.
+    """
 
     keys: Sequence[str | int | None] | IntArray  # (n,) in the table's key type; None for a key of another type
     found: npt.NDArray[np.bool_]  # (n,)
@@ -134,6 +139,8 @@ class Answers:
     age_seconds: float
     stored: IntArray  # (n,) candidates of the stored list
     barred: Mapping[str, IntArray]  # rule: (n,) candidates that it filtered out; only rules that filtered any
+    snapshots: Sequence[str] | None = None  # (n,) of each list, if a canary answers some; `snapshot` is then the first
+    ages_seconds: Sequence[float] | None = None  # (n,) like `snapshots`
 
     def __len__(self) -> int:
         return len(self.found)
@@ -152,8 +159,8 @@ class Answers:
             columns={},
             source=TABLE if found else NOWHERE,
             source_key=key if found else None,
-            snapshot=self.snapshot,
-            age_seconds=self.age_seconds,
+            snapshot=self.snapshot if self.snapshots is None else self.snapshots[position],
+            age_seconds=self.age_seconds if self.ages_seconds is None else self.ages_seconds[position],
             stored=int(self.stored[position]),
             barred={rule: int(counts[position]) for rule, counts in self.barred.items() if counts[position]},
         )

@@ -56,7 +56,10 @@ class KeyShare:
 
 @dataclass(frozen=True, slots=True)
 class MergedAnswer:
-    """Candidates of several keys, best first, from one snapshot and one state of the overlay."""
+    """Candidates of several keys, best first, under one state of the overlay.
+
+    From one snapshot, unless a canary answers some of the keys.
+    """
 
     keys: tuple[KeyShare, ...]  # the largest weight first
     ids: Sequence[Any]
@@ -65,7 +68,7 @@ class MergedAnswer:
     columns: Mapping[str, Sequence[Any]]
     removed: int  # candidates of these keys that the overlay has removed
     barred: Mapping[str, int]  # rule: candidates of these keys that it has filtered out
-    snapshot: str
+    snapshot: str  # of the list of the first key
     age_seconds: float
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedA
         query.keys, query.context, read, most=query.most_keys, normalize=lambda key: _normalize_key(key, query_ids)
     )
     lists = view.get_many([each.key for each in keys], LookupOptions(None, query.min_score, (), query.request))
-    offsets, ids, scores = _drop_items(lists, query.exclude, view)
+    offsets, ids, scores = _drop_items(lists, query.exclude)
     numbered = ids.dictionary_encode()
     numbers = numbered.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     weights = np.array([each.weight for each in keys], np.float64)
@@ -112,11 +115,11 @@ def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedA
         ids=chosen,
         values=merged.values.tolist(),
         given_by=owners,
-        columns=_read_columns(view, chosen, query.fields),
+        columns=_read_columns([view.find_arm(keys[places[0]].key) for places in owners], chosen, query.fields),
         removed=int(lists.removed.sum()),
         barred={rule: int(counts.sum()) for rule, counts in lists.barred.items()},
-        snapshot=view.snapshot,
-        age_seconds=view.age_seconds,
+        snapshot=lists.snapshot,
+        age_seconds=lists.age_seconds,
     )
     return answer, lists
 
@@ -135,9 +138,10 @@ def _normalize_key(key: Key, ids: IdType) -> Key:
     return key if converted is None else converted
 
 
-def _drop_items(lists: Answers, exclude: Iterable[Key], view: View) -> tuple[IntArray, pa.Array, FloatArray]:
+def _drop_items(lists: Answers, exclude: Iterable[Key]) -> tuple[IntArray, pa.Array, FloatArray]:
     """Return offsets, ids and scores of the lists without these items."""
-    excluded = {convert_key(item, view.version.item_ids) for item in exclude} - {None}
+    item_ids: IdType = "int64" if pa.types.is_integer(lists.ids.type) else "string"
+    excluded = {convert_key(item, item_ids) for item in exclude} - {None}
     if not excluded or len(lists.ids) == 0:
         return lists.offsets, lists.ids, lists.scores
     kept = pc.invert(pc.is_in(lists.ids, value_set=pa.array(list(excluded), lists.ids.type)))
@@ -172,6 +176,14 @@ def _build_shares(
     )
 
 
-def _read_columns(view: View, ids: Sequence[Key], fields: Sequence[str]) -> dict[str, list[Any]]:
-    rows = view.items(ids, fields) if fields else []
-    return {name: [row[name] for row in rows] for name in fields}
+def _read_columns(arms: Sequence[View], ids: Sequence[Key], fields: Sequence[str]) -> dict[str, list[Any]]:
+    """Return columns of the candidates, each from the version of the first list that holds it."""
+    columns: dict[str, list[Any]] = {name: [None] * len(ids) for name in fields}
+    if not fields:
+        return columns
+    for arm in {id(arm): arm for arm in arms}.values():
+        positions = [at for at, owner in enumerate(arms) if owner is arm]
+        for at, row in zip(positions, arm.items([ids[at] for at in positions], fields), strict=True):
+            for name in fields:
+                columns[name][at] = row[name]
+    return columns

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,29 @@ class View:
     def snapshot(self) -> str:
         """The snapshot that every answer comes from, for example 000007."""
         return self.version.snapshot
+
+    @property
+    def request_fields(self) -> frozenset[str]:
+        """Names that a request may give values for: fields and query columns that rules read."""
+        columns = self.version.rule_columns
+        return frozenset() if columns is None else frozenset(columns.rules.request_types)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the item columns of the version and the overlay."""
+        return frozenset((*self.version.facts.columns, *self.overlay.fields))
+
+    def with_overlay(self, overlay: OverlayState) -> View:
+        """Return the same version under another state of the overlay."""
+        return replace(self, overlay=overlay)
+
+    def find_arm(self, _key: Any) -> View:
+        """Return the view that answers a key: this one, unless a canary does. See `canary_view`."""
+        return self
+
+    def split_keys(self, keys: Sequence[Any], _options: LookupOptions) -> list[tuple[View, Sequence[int]]]:
+        """Return the views that answer these keys, each with the positions of its keys, ascending."""
+        return [(self, range(len(keys)))]
 
     @property
     def age_seconds(self) -> float:

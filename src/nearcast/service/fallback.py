@@ -5,8 +5,9 @@
     default_key     default_keys of the generator's [serve], in order
     default_items   default_items of the generator's [serve], which have no scores
 
-The chain runs for a key that the table does not have, and for a list that is empty or that the overlay, the rules or
-min_score have left empty. The overlay and the rules apply to every fallback. Knows nothing of HTTP.
+All fallbacks of a key come from the version that answers it. The chain runs for a key that the table does not have, and
+for a list that is empty or that the overlay, the rules or min_score have left empty. The overlay and the rules apply to
+every fallback. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -53,7 +54,22 @@ def apply_fallback(
 def answer_keys(
     view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
 ) -> list[Answer]:
-    """Return the candidates of each key, or of its first fallback that has any."""
+    """Return the candidates of each key, or of its first fallback that has any. A canary answers its keys alone."""
+    arms = view.split_keys([query.key for query in queries], options)
+    if len(arms) == 1:
+        return _answer_arm(arms[0][0], queries, options, online)
+    answers: list[Answer | None] = [None] * len(queries)
+    for arm, positions in arms:
+        for at, answer in zip(
+            positions, _answer_arm(arm, [queries[at] for at in positions], options, online), strict=True
+        ):
+            answers[at] = answer
+    return [answer for answer in answers if answer is not None]
+
+
+def _answer_arm(
+    view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
+) -> list[Answer]:
     stored = view.get_many([query.key for query in queries], options)
     answers = [
         answer if answer.key is not None else replace(answer, key=query.key)  # a key of another type than the table's

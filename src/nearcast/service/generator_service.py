@@ -71,7 +71,7 @@ class Service(ServedTables):
         def read(view: View) -> Answer:
             _validate_fields(view, options.fields)
             answer = view.get(query.key, options)
-            return answer if answer.ids else apply_fallback(view, answer, query, options, online)
+            return answer if answer.ids else apply_fallback(view.find_arm(query.key), answer, query, options, online)
 
         answer = await self._run(name, served.lookup, read, on_thread=not served.in_process or online is not None)
         self._count_answers(name, (answer,))

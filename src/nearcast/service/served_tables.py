@@ -241,4 +241,4 @@ class ServedTables:
 
 def list_columns(view: View) -> list[str]:
     """Return the item columns that a request may name."""
-    return sorted({*view.version.facts.columns, *view.overlay.fields} - CANDIDATE_FIELDS)
+    return sorted(view.columns - CANDIDATE_FIELDS)

@@ -103,9 +103,14 @@ class Pointer:
         return (self.version,) if self.canary is None else (self.version, self.canary.version)
 
     @property
-    def last_move(self) -> PointerEvent | None:
-        """The event that made this version current; None if it is not among the last events."""
-        return next((event for event in reversed(self.events) if not event.kind.startswith("canary")), None)
+    def moved_serial(self) -> int:
+        """The serial with which this version became current: later ones changed the canary alone."""
+        later = 0
+        for event in reversed(self.events):
+            if not event.kind.startswith("canary"):
+                break
+            later += 1
+        return self.serial - later
 
     def to_bytes(self) -> bytes:
         """Encode it as a store keeps it. A pointer without a canary has the bytes of earlier releases."""
