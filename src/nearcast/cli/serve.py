@@ -1,8 +1,11 @@
-"""`nearcast serve`: look up candidates over HTTP until SIGTERM."""
+"""`nearcast serve`: look up candidates over HTTP until SIGTERM, in this process or in several workers."""
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ import click
 from nearcast.api.comparing import explain
 from nearcast.cli.common import OutLocation, out_option, parse_memory, pass_options
 from nearcast.cli.open_generators import OnlineOptions, OpenGenerators, find_names, open_generators
+from nearcast.errors import SpecError
+from nearcast.machine import default_threads
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES, SampleWriter
 from nearcast.service.responses import need_extra
@@ -25,6 +30,7 @@ from nearcast.stores import open_store
 if TYPE_CHECKING:
     from nearcast.dashboard.live import Explain
     from nearcast.service.generator_service import Service
+    from nearcast.service.worker_states import WorkerPlace, WorkerStates
 
 __all__ = ["ServeOptions", "read_tokens", "serve"]
 
@@ -37,6 +43,7 @@ class ServeOptions:
     out: Location
     host: str
     port: int
+    workers: int | None  # None: this process serves
     token_file: Path | None
     max_keys: int
     max_body: int
@@ -51,6 +58,18 @@ class ServeOptions:
     pictures: tuple[str, ...]
 
 
+class WorkerCount(click.ParamType[int]):
+    """A number of processes, or "auto" for the number of cores that this process may use."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert the text of the option."""
+        if value == "auto":
+            return default_threads()
+        return click.IntRange(1, 1024).convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("generators", nargs=-1)
 @click.option("--store", metavar="URL", help="Store: lmdb:PATH or redis://HOST:PORT/DB. Default: lmdb:OUT/store.")
@@ -58,6 +77,13 @@ class ServeOptions:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 chooses a free one."
+)
+@click.option(
+    "--workers",
+    type=WorkerCount(),
+    metavar="N|auto",
+    help="Serve with N processes that share the port, or with one per core (auto). A supervisor restarts those that "
+    "end, and all of them, one by one, after SIGHUP. Default: one process without a supervisor.",
 )
 @click.option(
     "--token-file",
@@ -141,31 +167,71 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
     New versions, rollbacks and overlay entries take effect while the service runs. A generator that is published for
     the first time needs a restart. / is a dashboard, /docs describes the endpoints.
     """
+    from nearcast.service.worker_states import WorkerPlace
+
+    place = WorkerPlace.from_environment()
     need_extra()
+    if options.workers is None or place is not None:
+        _serve_in_this_process(generators, options, place)
+    else:
+        _supervise_workers(options)
+
+
+def _supervise_workers(options: ServeOptions) -> None:
+    """Serve in worker processes, which run this command with its arguments again."""
+    from nearcast.service.server import bind
+    from nearcast.service.supervisor import Supervisor, share_folder
+
+    assert options.workers is not None
+    if sys.platform == "win32":
+        raise SpecError("--workers needs a system that can share a socket; leave it out on Windows")
+    command = [sys.executable, "-P", "-c", "import sys; from nearcast.cli import main; sys.exit(main())", *sys.argv[1:]]
+    tokens = read_tokens(options.token_file)
+    with bind(options.host, options.port) as bound, share_folder() as folder:
+        address = _format_address(options.host, bound)
+        _warn_of_open_access(options.host, tokens)
+
+        def report_start(generators: str) -> None:
+            click.echo(f"serving {generators} on {address} with {options.workers} workers", err=True)
+
+        code = Supervisor(command, bound, folder, options.workers, options.drain, report_start).run()
+    if code:
+        sys.exit(code)
+    click.echo("stopped", err=True)
+
+
+def _serve_in_this_process(generators: tuple[str, ...], options: ServeOptions, place: WorkerPlace | None) -> None:
+    """Serve until a signal, or until the supervisor says so. place: of a worker."""
     from nearcast.dashboard.live import dashboard_pages
     from nearcast.service.app import Limits, make_app
     from nearcast.service.metrics import disable_created_metrics
-    from nearcast.service.server import bind, is_loopback, run_server
+    from nearcast.service.server import bind, run_server
+    from nearcast.service.worker_states import WorkerStates
 
     tokens = read_tokens(options.token_file)
+    workers = None if place is None else WorkerStates(place.folder, place.number)
+    if place is not None:
+        form = f"%(asctime)s worker {place.number}: %(message)s"
+        logging.basicConfig(stream=sys.stderr, format=form, datefmt="%H:%M:%S", force=True)
     with ExitStack() as stack:
         store = open_store(resolve_store_url(PublishSpec(), options.out, options.store))
         stack.callback(store.close)
         names = find_names(generators, store)
-        bound = stack.enter_context(bind(options.host, options.port))  # first: the port may be in use
+        # first: the port may be in use
+        bound = stack.enter_context(bind(options.host, options.port) if place is None else place.open_socket())
         online = OnlineOptions(options.online, options.online_engine, options.out)
         opened = open_generators(store, names, online, options.refresh, stack)
         disable_created_metrics()
-        service = _start_service(opened, options, stack)
-        if not is_loopback(options.host) and not tokens:
-            click.echo(
-                f"warning: everybody who can connect to {options.host} may send requests; give --token-file", err=True
-            )
+        service = _start_service(opened, options, workers, stack)
 
         def report_start() -> None:
-            host = f"[{options.host}]" if ":" in options.host else options.host
-            click.echo(f"serving {opened.describe()} on http://{host}:{bound.getsockname()[1]}", err=True)
+            if workers is not None:
+                service.write_state()
+            else:
+                click.echo(f"serving {opened.describe()} on {_format_address(options.host, bound)}", err=True)
 
+        if place is None:
+            _warn_of_open_access(options.host, tokens)
         explainer = _make_explainer(options.out)
         pages = (
             []
@@ -174,9 +240,27 @@ def serve(generators: tuple[str, ...], options: ServeOptions) -> None:
         )
         app = make_app(service, limits=Limits(options.max_keys, options.max_body), tokens=tokens, pages=pages)
         run_server(
-            app, service, bound, drain_seconds=options.drain, timeout_seconds=options.timeout, begun=report_start
+            app,
+            service,
+            bound,
+            drain_seconds=options.drain,
+            timeout_seconds=options.timeout,
+            begun=report_start,
+            orders=None if place is None else sys.stdin.fileno(),
         )
-    click.echo("stopped", err=True)
+    if place is None:
+        click.echo("stopped", err=True)
+
+
+def _format_address(host: str, bound: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+
+def _warn_of_open_access(host: str, tokens: tuple[bytes, ...]) -> None:
+    from nearcast.service.server import is_loopback
+
+    if not is_loopback(host) and not tokens:
+        click.echo(f"warning: everybody who can connect to {host} may send requests; give --token-file", err=True)
 
 
 def read_tokens(file: Path | None) -> tuple[bytes, ...]:
@@ -189,7 +273,9 @@ def read_tokens(file: Path | None) -> tuple[bytes, ...]:
     return parse_tokens(variable, "NEARCAST_TOKEN") if variable is not None else ()
 
 
-def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitStack) -> Service:
+def _start_service(
+    opened: OpenGenerators, options: ServeOptions, workers: WorkerStates | None, stack: ExitStack
+) -> Service:
     """Start the service and its key sampler; `stack` closes both."""
     from nearcast.service.generator_service import new_service
 
@@ -200,6 +286,7 @@ def _start_service(opened: OpenGenerators, options: ServeOptions, stack: ExitSta
         sampled=None if sampler is None else sampler.add,
         expansions=opened.expansions,
         unopened=opened.unopened,
+        workers=workers,
     )
     stack.callback(service.close)
     if sampler is not None:

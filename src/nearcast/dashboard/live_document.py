@@ -37,11 +37,9 @@ class LiveDocument:
         self._service = service
         self._out = out
         self._fixed = {"live": True, "explains": explains, "pictures": list(pictures)}
-        self._began = time.time()
         self._pages = PageCache(out)
         self._built = -FRESH_SECONDS  # on the monotonic clock
         self._document: dict[str, Any] = {}
-        self._errors_since: dict[str, float] = {}  # generator: since when its store is not followed
 
     def refresh(self) -> None:
         """Rebuild the document, unless it was rebuilt in the last seconds."""
@@ -53,8 +51,8 @@ class LiveDocument:
 
     def build_overview(self) -> dict[str, Any]:
         """Return the document with every generator in brief."""
-        states = self._service.states()
-        pages = [self._add_state(page, states.get(page["name"])) for page in self._document["generators"]]
+        states, counts = self._service.states(), self._read_counts()
+        pages = [self._add_state(page, states.get(page["name"]), counts) for page in self._document["generators"]]
         pages.sort(key=lambda page: page["state"]["level"] not in ("bad", "warn"))  # stable: the worst stay first
         return self._document | {
             "headline": build_headline([page["state"] for page in pages], now=time.time()),
@@ -67,14 +65,18 @@ class LiveDocument:
         """Return the page of one generator."""
         page = next(page for page in self._document["generators"] if page["name"] == name)
         versions = [snapshot.version for snapshot in list_snapshots(self._out, name)][::-1]
-        return self._add_state(page, self._service.states().get(name)) | {"versions": versions}
+        return self._add_state(page, self._service.states().get(name), self._read_counts()) | {"versions": versions}
 
-    def _add_state(self, page: dict[str, Any], state: Any) -> dict[str, Any]:
+    def _read_counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of keys and of misses by generator, over all workers."""
+        names = {f"nearcast_{what}_total": what for what in ("keys", "misses")}
+        return {names[name]: counts for name, counts in self._service.metrics.read_counts(*names).items()}
+
+    def _add_state(self, page: dict[str, Any], state: Any, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
         """Return the page with the version that answers now, and the number of look-ups."""
         name, now = page["name"], time.time()
-        count = self._service.metrics.read_counter
-        counts = {what: count(f"nearcast_{what}_total", name) for what in ("keys", "misses")}
-        page = page | {"asked": counts | {"since": self._began}}
+        asked = {what: by_generator.get(name, 0) for what, by_generator in counts.items()}
+        page = page | {"asked": asked | {"since": self._service.began}}
         if state is None:
             return page
         since = (page["live"] or {}).get("since", now - state.age_seconds)
@@ -86,10 +88,7 @@ class LiveDocument:
             if page["state"]["level"] == "idle":  # runs, and their history, are elsewhere
                 unknown = {"level": "unknown", "word": LEVELS["unknown"], "watched": "The monitor has not run yet."}
                 page["state"] = page["state"] | unknown
-        if not state.error:
-            self._errors_since.pop(name, None)
-            return page
-        return _add_not_following(page, self._errors_since.setdefault(name, now))
+        return _add_not_following(page, self._service.find_failing_since(name)) if state.error else page
 
     def open_view(self, name: str) -> View:
         """Return the view that a generator answers from."""

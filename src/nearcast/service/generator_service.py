@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from nearcast.service.served_tables import (
     UnopenedTable,
     list_columns,
 )
+from nearcast.service.worker_states import WorkerStates
 from nearcast.types import FloatArray
 
 __all__ = ["Service", "new_service"]
@@ -203,13 +205,14 @@ def new_service(
     sampled: Observer | None = None,
     expansions: Mapping[str, Expansion] | None = None,
     unopened: Mapping[str, UnopenedTable] | None = None,
+    workers: WorkerStates | None = None,
 ) -> Service:
     """Return a service of these generators, which are closed by their owner.
 
     threads, most_waiting: threads for look-ups, and the limit of look-ups that use or wait for one.
     sampled: called with the answers of every look-up by key.
     expansions: expansion tables by name, closed by their owner. unopened: tables that could not be opened; the service
-    tries again while it serves the others.
+    tries again while it serves the others. workers: the other processes of the service.
     """
 
     def states() -> Mapping[str, LookupState]:
@@ -217,7 +220,9 @@ def new_service(
 
     missing = dict(unopened or {})
     generators = [*served, *(name for name, table in missing.items() if not table.is_expansion)]
-    metrics = new_metrics(generators, states, lambda: not service.list_problems(), lambda: service.list_unopened())
+    metrics = new_metrics(
+        generators, states, lambda: not service.list_problems(), lambda: service.list_unopened(), workers
+    )
     service = Service(
         served=dict(served),
         metrics=metrics,
@@ -226,6 +231,8 @@ def new_service(
         sampled=sampled,
         expansions=dict(expansions or {}),
         unopened=missing,
+        workers=workers,
+        began=time.time() if workers is None else workers.read_service().began,
     )
     return service
 

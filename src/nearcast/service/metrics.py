@@ -1,90 +1,53 @@
-"""Prometheus metrics of the service: one table of metrics, counters that requests increment, gauges read on demand.
+"""Prometheus metrics of the service: counters that requests increment, and gauges that are read on demand.
 
-`docs/http.md` shows the table. Knows nothing of requests.
+`service.metric_table` has the table. Several workers keep their counters in mapped files of one folder
+(prometheus_client's multiprocess mode), so that each of them can return the sums, and a killed worker loses no count.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
 
-import math
+import os
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
+
+import numpy as np
 
 from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.service.fallback import NONE, SOURCES, TABLE
-
-__all__ = ["METRICS", "MetricInfo", "Metrics", "disable_created_metrics", "new_metrics"]
-
-LATENCY_SECONDS = (
-    *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
-    *(0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+from nearcast.service.metric_table import (
+    ADS,
+    COMBINED_GAUGES,
+    GAUGES,
+    INELIGIBLE,
+    LATENCY_SECONDS,
+    LENGTHS,
+    METRICS,
+    RETURNED,
+    UPDATE_FAILING,
+    UPDATE_FAILURES,
+    MetricInfo,
 )
-LENGTHS = (0, 1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 500, 1000)  # candidates or ads of an answer
-UPDATE_FAILING, UPDATE_FAILURES = "nearcast_update_failing", "nearcast_update_failures_total"
-INELIGIBLE = "nearcast_ineligible_candidates_total"
-RETURNED, ADS = "nearcast_returned_candidates", "nearcast_returned_ads"
+from nearcast.service.worker_states import WorkerStates
 
+__all__ = ["METRICS", "MetricInfo", "Metrics", "disable_created_metrics", "measure_process", "new_metrics"]
 
-@dataclass(frozen=True, slots=True)
-class MetricInfo:
-    """A row of the table of metrics."""
-
-    name: str
-    kind: str  # counter, histogram, gauge
-    labels: tuple[str, ...]
-    meaning: str
-    replaced_by: str = ""  # the metric that this deprecated name repeats
-
-
-def _deprecate(name: str, kind: str, labels: tuple[str, ...], new: str) -> MetricInfo:
-    return MetricInfo(name, kind, labels, f"deprecated: use {new}", new)
-
-
-BY_GENERATOR = ("generator",)
-BY_RULE = (*BY_GENERATOR, "rule")
-BY_SOURCE = (*BY_GENERATOR, "source")
-METRICS = {
-    metric.name: metric
-    for metric in (
-        MetricInfo("nearcast_requests_total", "counter", ("route", "status"), "requests answered"),
-        MetricInfo(
-            "nearcast_request_seconds",
-            "histogram",
-            ("route",),
-            "time from the head of a request to the end of its answer",
-        ),
-        MetricInfo("nearcast_keys_total", "counter", BY_GENERATOR, "keys looked up"),
-        MetricInfo("nearcast_misses_total", "counter", BY_GENERATOR, "keys that the table does not have"),
-        MetricInfo("nearcast_fallbacks_total", "counter", BY_SOURCE, "answers from a fallback, by source"),
-        MetricInfo("nearcast_empty_answers_total", "counter", BY_GENERATOR, "answers without a candidate"),
-        MetricInfo("nearcast_removed_candidates_total", "counter", BY_GENERATOR, "candidates removed by the overlay"),
-        MetricInfo(INELIGIBLE, "counter", BY_RULE, "candidates filtered out by a rule"),
-        _deprecate("nearcast_barred_candidates_total", "counter", BY_RULE, INELIGIBLE),
-        MetricInfo(RETURNED, "histogram", BY_GENERATOR, "candidates per answer"),
-        MetricInfo(ADS, "histogram", ("expansion",), "ads per answer"),
-        MetricInfo("nearcast_searches_total", "counter", BY_GENERATOR, "vectors searched by search requests"),
-        MetricInfo("nearcast_store_errors_total", "counter", BY_GENERATOR, "look-ups that failed with a store error"),
-        MetricInfo(
-            "nearcast_overloads_total", "counter", BY_GENERATOR, "look-ups refused because too many were waiting"
-        ),
-        MetricInfo("nearcast_snapshot_version", "gauge", BY_GENERATOR, "version of the snapshot that is served"),
-        MetricInfo("nearcast_snapshot_age_seconds", "gauge", BY_GENERATOR, "age of the snapshot that is served"),
-        MetricInfo("nearcast_refreshed_seconds", "gauge", BY_GENERATOR, "time since the last poll of the store"),
-        MetricInfo("nearcast_overlay_entries", "gauge", BY_GENERATOR, "overlay entries in force"),
-        MetricInfo("nearcast_patch_number", "gauge", BY_GENERATOR, "newest patch in force; 0 if there is none"),
-        MetricInfo(
-            "nearcast_patch_age_seconds", "gauge", BY_GENERATOR, "time since the newest patch in force was made"
-        ),
-        MetricInfo(
-            UPDATE_FAILING, "gauge", BY_GENERATOR, "1 if a newer version or overlay entry in the store is not applied"
-        ),
-        _deprecate("nearcast_not_following", "gauge", BY_GENERATOR, UPDATE_FAILING),
-        MetricInfo(UPDATE_FAILURES, "counter", BY_GENERATOR, "times that updates from the store began to fail"),
-        _deprecate("nearcast_refusals_total", "counter", BY_GENERATOR, UPDATE_FAILURES),
-        MetricInfo("nearcast_ready", "gauge", (), "1 if the service is ready, as /readyz reports it"),
-    )
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client
+BOUND_COUNTS, LENGTH_SUMS = "nearcast_lengths", "nearcast_length_sums"  # of both histograms of lengths; not shown
+BOUNDS = (*(str(float(bound)) for bound in LENGTHS), "+Inf")
+CPU = "process_cpu_seconds_total"
+CPU_MEANING = "Total user and system CPU time spent in seconds."
+RESTARTS, WORKERS, READY = "nearcast_worker_restarts_total", "nearcast_workers", "nearcast_ready"
+# process metric: its value over several workers; the processor time is a counter
+PROCESS_METRICS: dict[str, tuple[Callable[[Iterable[float]], float], str]] = {
+    "process_virtual_memory_bytes": (sum, "Virtual memory size in bytes."),
+    "process_resident_memory_bytes": (sum, "Resident memory size in bytes; shared pages count once per worker."),
+    "process_start_time_seconds": (min, "Start time of the process since unix epoch in seconds."),
+    "process_open_fds": (sum, "Number of open file descriptors."),
+    "process_max_fds": (min, "Maximum number of open file descriptors of one process."),
 }
 
 States = Callable[[], Mapping[str, LookupState]]
@@ -103,21 +66,43 @@ class _GeneratorCounters:
     overloads: Any
     update_failures: Any
     fallbacks: Mapping[str, Any]
-    returned: dict[int, int]  # answers by number of candidates; summed up when the metrics are read
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeSource:
+    """Where gauges are read."""
+
+    states: States
+    is_ready: Callable[[], bool]
+    list_unopened: Callable[[], Iterable[str]]
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Return each gauge of each generator of this process."""
+        return {
+            generator: {name: float(read(state)) for name, read in GAUGES.items()}
+            for generator, state in self.states().items()
+        }
 
 
 class Metrics:
-    """The metrics of one service, in their own registry. Made by `new_metrics`."""
+    """The metrics of one service. Made by `new_metrics`."""
 
-    def __init__(self, registry: Any, families: Mapping[str, Any], generators: Iterable[str], text: Any) -> None:
+    def __init__(
+        self, registry: Any, families: Mapping[str, Any], generators: Iterable[str], source: GaugeSource
+    ) -> None:
+        self.source = source
+        self.workers: WorkerStates | None = None  # that share the counters
         self._registry = registry
-        self._text = text
         self._requests, self._seconds = families["nearcast_requests_total"], families["nearcast_request_seconds"]
         self._request_counters: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._update_failures = families[UPDATE_FAILURES]
         self._ineligible = families[INELIGIBLE]
+        self._cpu, self._cpu_seconds = families[CPU], 0.0
+        self._bounds, self._sums = families[BOUND_COUNTS], families[LENGTH_SUMS]
+        self._length_counters: dict[tuple[str, str], tuple[list[Any], Any]] = {}
         self._counters = {name: _resolve_counters(families, name) for name in generators}
-        self._ads: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for name in self._counters:
+            self._resolve_lengths(RETURNED, name)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request, and observe its duration."""
@@ -132,11 +117,12 @@ class Metrics:
         """Count the answers of a look-up: keys, misses, fallbacks, removed and ineligible candidates."""
         counters = self._counters[generator]
         keys = misses = empty = removed = 0
+        lengths: dict[int, int] = defaultdict(int)
         for answer in answers:
             keys += 1
             misses += not answer.found
             removed += answer.removed
-            counters.returned[len(answer.ids)] += 1
+            lengths[len(answer.ids)] += 1
             for rule, count in answer.barred.items():
                 self._ineligible.labels(generator, rule).inc(count)
             if answer.source == NONE:
@@ -151,10 +137,11 @@ class Metrics:
         ):
             if amount:
                 counter.inc(amount)
+        self._count_lengths(RETURNED, generator, lengths)
 
     def count_ads(self, expansion: str, ads: int) -> None:
         """Count an answer of an expansion table by its number of ads."""
-        self._ads[expansion][ads] += 1
+        self._count_lengths(ADS, expansion, {ads: 1})
 
     def count_searches(self, generator: str, removed: int, vectors: int) -> None:
         """Count searched vectors, and the candidates that the overlay has removed from their lists."""
@@ -173,20 +160,122 @@ class Metrics:
         """Count that a generator or table stopped following the store, or could not be opened."""
         self._update_failures.labels(name).inc()
 
-    @property
-    def lengths(self) -> Mapping[str, Mapping[str, Mapping[int, int]]]:
-        """Answers by length: candidates per generator, and ads per expansion table."""
-        return {RETURNED: {name: held.returned for name, held in self._counters.items()}, ADS: self._ads}
+    def count_processor_time(self) -> None:
+        """Count the processor time since the last call: the sum over workers includes those that have ended."""
+        seconds = sum(os.times()[:2])
+        self._cpu.inc(max(0.0, seconds - self._cpu_seconds))
+        self._cpu_seconds = seconds
 
-    def read_counter(self, name: str, generator: str) -> int:
-        """Return the value of a counter of a generator since the service started."""
-        value = self._registry.get_sample_value(name, {"generator": generator})
-        return int(value or 0)
+    def _count_lengths(self, metric: str, label: str, lengths: Mapping[int, int]) -> None:
+        """Count answers by length. lengths: number of candidates or ads: answers."""
+        bounds, total = self._length_counters.get((metric, label)) or self._resolve_lengths(metric, label)
+        for length, times in lengths.items():
+            bounds[bisect_left(LENGTHS, length)].inc(times)
+            if length:
+                total.inc(length * times)
+
+    def _resolve_lengths(self, metric: str, label: str) -> tuple[list[Any], Any]:
+        counters = [self._bounds.labels(metric, label, bound) for bound in BOUNDS], self._sums.labels(metric, label)
+        self._length_counters[metric, label] = counters
+        return counters
+
+    def read_counts(self, *names: str) -> dict[str, dict[str, int]]:
+        """Return counters by name and generator, since the service started."""
+        counted = self._read_families()
+        return {
+            name: {s.labels["generator"]: int(s.value) for s in counted[name].samples if s.name == name}
+            if name in counted
+            else {}
+            for name in names
+        }
 
     def format_text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
-        text: bytes = self._text(self._registry)
+        """Return all metrics in the text format of Prometheus, over all workers."""
+        import prometheus_client as prometheus
+
+        self.count_processor_time()
+        text: bytes = prometheus.generate_latest(_Collector(self._collect))
         return text
+
+    def _read_families(self) -> dict[str, Any]:
+        """Return the counters and histograms of all workers, by the names of the table."""
+        if self.workers is None:
+            families = self._registry.collect()
+        else:
+            from prometheus_client.multiprocess import MultiProcessCollector
+
+            families = MultiProcessCollector.merge(  # type: ignore[no-untyped-call]
+                self.workers.list_counter_files()
+            )
+        return {family.name + "_total" * (family.type == "counter"): family for family in families}
+
+    def _collect(self) -> Iterator[Any]:
+        """Yield every family of the table, then those of the process."""
+        from prometheus_client import metrics_core
+
+        kinds = {
+            "gauge": metrics_core.GaugeMetricFamily,
+            "counter": metrics_core.CounterMetricFamily,
+            "histogram": metrics_core.HistogramMetricFamily,
+        }
+        counted, gauges = self._read_families(), self._read_gauges()
+        for metric in METRICS.values():
+            family = kinds[metric.kind](metric.name, metric.meaning, labels=metric.labels)
+            if metric.name in (RETURNED, ADS):
+                _add_lengths(family, counted)
+            elif metric.kind == "gauge":
+                for labels, value in gauges.get(metric.name, ()):
+                    family.add_metric(labels, value)
+            elif metric.replaced_by:
+                for sample in counted[metric.replaced_by].samples if metric.replaced_by in counted else ():
+                    if sample.name == metric.replaced_by:
+                        family.add_metric([sample.labels[label] for label in metric.labels], sample.value)
+            elif metric.name == RESTARTS:
+                family.add_metric([], 0 if self.workers is None else self.workers.read_service().restarts)
+            else:
+                family = counted.get(metric.name, family)
+            yield family
+        for name, value in self._read_process().items():
+            yield metrics_core.GaugeMetricFamily(name, PROCESS_METRICS[name][1], value=value)
+        yield counted[CPU]
+
+    def _read_gauges(self) -> dict[str, list[tuple[list[str], float]]]:
+        """Return the values of each gauge with their labels."""
+        source, workers = self.source, self.workers
+        own, serving = source.read(), 1
+        unopened = list(source.list_unopened())
+        if workers is not None:
+            own = workers.merge_gauges(own, COMBINED_GAUGES)
+            unopened = workers.merge_lists(unopened, lambda state: state.unopened)
+            serving = len(workers.read_service().serving)
+        gauges: dict[str, list[tuple[list[str], float]]] = {
+            READY: [([], float(source.is_ready()))],
+            WORKERS: [([], serving)],
+        }
+        for name in GAUGES:
+            gauges[name] = [([generator], values[name]) for generator, values in own.items()]
+            if UPDATE_FAILING in (name, METRICS[name].replaced_by):
+                gauges[name] += [([generator], 1.0) for generator in unopened]
+        return gauges
+
+    def _read_process(self) -> dict[str, float]:
+        own = measure_process()
+        if self.workers is None:
+            return own
+        others = [state.process for state in self.workers.read_others(self.workers.read_service()) if state]
+        return {
+            name: PROCESS_METRICS[name][0]([value, *(other[name] for other in others if name in other)])
+            for name, value in own.items()
+        }
+
+
+def measure_process() -> dict[str, float]:
+    """Return the standard metrics of this process, but for the processor time."""
+    import prometheus_client as prometheus
+
+    families = prometheus.ProcessCollector(registry=None).collect()
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    return {name: value for name, value in values.items() if name in PROCESS_METRICS}
 
 
 def new_metrics(
@@ -194,17 +283,21 @@ def new_metrics(
     states: States,
     is_ready: Callable[[], bool],
     list_unopened: Callable[[], Iterable[str]] = tuple,
+    workers: WorkerStates | None = None,
 ) -> Metrics:
     """Return metrics that start at zero. The functions are called whenever the metrics are read.
 
-    list_unopened: names of the tables that could not be opened.
+    list_unopened: names of the tables that could not be opened. workers: the other processes of the service; their
+    counters are added up.
     """
+    names = list(generators)
+    if workers is not None:
+        _share_counters(workers, len(names))
     import prometheus_client as prometheus
 
     registry = prometheus.CollectorRegistry()
-    prometheus.ProcessCollector(registry=registry)
     kinds = {"counter": prometheus.Counter, "histogram": prometheus.Histogram}
-    families = {
+    families: dict[str, Any] = {
         metric.name: kinds[metric.kind](
             metric.name,
             metric.meaning,
@@ -213,13 +306,24 @@ def new_metrics(
             **({"buckets": LATENCY_SECONDS} if metric.kind == "histogram" else {}),
         )
         for metric in METRICS.values()
-        if metric.kind in kinds and metric.name not in (RETURNED, ADS) and not metric.replaced_by
+        if metric.kind in kinds and metric.name not in (RETURNED, ADS, RESTARTS) and not metric.replaced_by
     }
-    metrics = Metrics(registry, families, generators, prometheus.generate_latest)
-    registry.register(_Collector(partial(_collect_gauges, prometheus, states, is_ready, list_unopened)))
-    registry.register(_Collector(partial(_collect_lengths, prometheus, metrics)))
-    registry.register(_Collector(partial(_collect_deprecated_counters, prometheus, families)))
+    lengths = ("metric", "label")
+    families[BOUND_COUNTS] = prometheus.Counter(BOUND_COUNTS, "-", (*lengths, "bound"), registry=registry)
+    families[LENGTH_SUMS] = prometheus.Counter(LENGTH_SUMS, "-", lengths, registry=registry)
+    families[CPU] = prometheus.Counter(CPU, CPU_MEANING, registry=registry)
+    metrics = Metrics(registry, families, names, GaugeSource(states, is_ready, list_unopened))
+    metrics.workers = workers
     return metrics
+
+
+def _share_counters(workers: WorkerStates, tables: int) -> None:
+    """Keep the counters of this process in the shared folder. A new worker continues those of its number."""
+    os.environ[FOLDER_VARIABLE] = str(workers.folder)
+    from prometheus_client import values
+
+    workers.reserve(tables)
+    values.ValueClass = values.MultiProcessValue(lambda: workers.number)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,40 +333,21 @@ class _Collector:
     collect: Callable[[], Iterator[Any]]
 
 
-def _collect_gauges(
-    prometheus: Any, states: States, is_ready: Callable[[], bool], list_unopened: Callable[[], Iterable[str]]
-) -> Iterator[Any]:
-    gauge, current = prometheus.metrics_core.GaugeMetricFamily, states()
-    for name, read_value in GAUGES.items():
-        family = gauge(name, METRICS[name].meaning, labels=METRICS[name].labels)
-        for generator, state in current.items():
-            family.add_metric([generator], read_value(state))
-        if UPDATE_FAILING in (name, METRICS[name].replaced_by):
-            for generator in list_unopened():
-                family.add_metric([generator], 1.0)
-        yield family
-    yield gauge("nearcast_ready", METRICS["nearcast_ready"].meaning, value=float(is_ready()))
-
-
-def _collect_lengths(prometheus: Any, metrics: Metrics) -> Iterator[Any]:
-    """Yield histograms of answer lengths. Counting lengths is cheaper than observing a histogram in each request."""
-    for name, lengths in metrics.lengths.items():
-        family = prometheus.metrics_core.HistogramMetricFamily(name, METRICS[name].meaning, labels=METRICS[name].labels)
-        for label, counts in lengths.items():
-            family.add_metric([label], _sum_buckets(counts), sum(n * times for n, times in counts.items()))
-        yield family
-
-
-def _collect_deprecated_counters(prometheus: Any, families: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield counters under their deprecated names, with the values of the metrics that replace them."""
-    for metric in METRICS.values():
-        if metric.replaced_by in families:
-            copy = prometheus.metrics_core.CounterMetricFamily(metric.name, metric.meaning, labels=metric.labels)
-            for family in families[metric.replaced_by].collect():
-                for sample in family.samples:
-                    if sample.name == metric.replaced_by:
-                        copy.add_metric([sample.labels[label] for label in metric.labels], sample.value)
-            yield copy
+def _add_lengths(family: Any, counted: Mapping[str, Any]) -> None:
+    """Add the histograms of answer lengths. Counting lengths of many answers at once is cheaper than observing each."""
+    counts: dict[str, dict[str, float]] = defaultdict(dict)
+    sums: dict[str, float] = {}
+    for name in (BOUND_COUNTS, LENGTH_SUMS):
+        for sample in counted[f"{name}_total"].samples if f"{name}_total" in counted else ():
+            if sample.labels["metric"] != family.name or not sample.name.endswith("_total"):
+                continue
+            if name == BOUND_COUNTS:
+                counts[sample.labels["label"]][sample.labels["bound"]] = sample.value
+            else:
+                sums[sample.labels["label"]] = sample.value
+    for label, by_bound in counts.items():
+        cumulative = np.cumsum([by_bound.get(bound, 0.0) for bound in BOUNDS]).tolist()
+        family.add_metric([label], list(zip(BOUNDS, cumulative, strict=True)), sums.get(label, 0.0))
 
 
 def disable_created_metrics() -> None:
@@ -270,28 +355,6 @@ def disable_created_metrics() -> None:
     import prometheus_client as prometheus
 
     prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def _is_update_failing(state: LookupState) -> float:
-    return float(state.error is not None)
-
-
-def _read_patch_age(state: LookupState) -> float:
-    return math.nan if state.patch_age_seconds is None else state.patch_age_seconds
-
-
-GAUGES: dict[str, Callable[[LookupState], float]] = {
-    "nearcast_snapshot_version": lambda state: state.version,
-    "nearcast_snapshot_age_seconds": lambda state: state.age_seconds,
-    "nearcast_refreshed_seconds": lambda state: state.refreshed_seconds,
-    "nearcast_overlay_entries": lambda state: state.overlay,
-    "nearcast_patch_number": lambda state: state.patch,
-    "nearcast_patch_age_seconds": lambda state: (
-        math.nan if state.patch_age_seconds is None else state.patch_age_seconds
-    ),
-    UPDATE_FAILING: _is_update_failing,
-    "nearcast_not_following": _is_update_failing,
-}
 
 
 def _resolve_counters(families: Mapping[str, Any], generator: str) -> _GeneratorCounters:
@@ -308,12 +371,5 @@ def _resolve_counters(families: Mapping[str, Any], generator: str) -> _Generator
         store_errors=counter("store_errors"),
         overloads=counter("overloads"),
         update_failures=counter("update_failures"),
-        returned=defaultdict(int),
         fallbacks={source: families["nearcast_fallbacks_total"].labels(generator, source) for source in fallbacks},
     )
-
-
-def _sum_buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
-    """Return the upper bounds of LENGTHS, each with the number of answers up to it."""
-    bounds = [*((str(float(bound)), bound) for bound in LENGTHS), ("+Inf", float("inf"))]
-    return [(text, sum(times for n, times in counts.items() if n <= bound)) for text, bound in bounds]

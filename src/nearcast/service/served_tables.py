@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,10 @@ from nearcast.serve.lookup import Lookup
 from nearcast.serve.lookup_data import LookupState
 from nearcast.serve.view import View
 from nearcast.serve.weight_lookups import TableLookup
-from nearcast.service.metrics import Metrics
+from nearcast.service.metrics import Metrics, measure_process
 from nearcast.service.online_search import OnlineSearch
 from nearcast.service.responses import RefusedError
+from nearcast.service.worker_states import WorkerState, WorkerStates
 
 __all__ = ["RETRY_SOON", "ServedGenerator", "ServedTables", "UnopenedTable", "list_columns"]
 
@@ -61,6 +63,7 @@ class LoggedErrors:
     """The last errors of a table in the log, so that each is logged once."""
 
     following: str | None = None
+    since: float = 0.0  # of that error, in seconds since 1970
     is_failing: bool = False  # look-ups fail
 
 
@@ -71,9 +74,11 @@ class ServedTables:
     served: dict[str, ServedGenerator]
     metrics: Metrics
     pool: ThreadPoolExecutor
-    draining: bool = False  # the service is stopping: it is not ready and asks clients to close connections
+    draining: bool = False  # this process is stopping: it asks clients to close connections
     expansions: dict[str, Expansion] = field(default_factory=dict)
     unopened: dict[str, UnopenedTable] = field(default_factory=dict)
+    workers: WorkerStates | None = None  # the other processes of the service, if there are any
+    began: float = field(default_factory=time.time)  # start of the service
     _reopening: bool = False
     _logged: dict[str, LoggedErrors] = field(default_factory=dict)
 
@@ -158,13 +163,23 @@ class ServedTables:
 
     def list_warnings(self) -> list[str]:
         """Return warnings on tables that are outdated or not open. The service stays ready. Names no files."""
+        own = self._list_own_warnings()
+        return own if self.workers is None else self.workers.merge_lists(own, lambda state: state.warnings)
+
+    def _list_own_warnings(self) -> list[str]:
         warnings = [f"{name}: no version could be opened" for name in self.list_unopened()]
         outdated = [name for name, table in self._list_open_tables() if table.error]
         return warnings + [f"{name}: what is newer in the store is not served" for name in outdated]
 
     def list_problems(self) -> list[str]:
-        """Return why the service is not ready; empty if it is ready."""
-        problems = ["the service is stopping"] if self.draining else []
+        """Return why the service, with all its workers, is not ready; empty if it is ready."""
+        own = self._list_own_problems()
+        if self.workers is not None:
+            return self.workers.merge_problems(own)
+        return ["the service is stopping", *own] if self.draining else own
+
+    def _list_own_problems(self) -> list[str]:
+        problems: list[str] = []
         in_process = all(served.in_process for served in self.served.values())
         lookups = {name: served.lookup for name, served in self.served.items()}
         lookups |= {name: table.lookup for name, table in self.expansions.items()}
@@ -178,6 +193,33 @@ class ServedTables:
                 problems.append(f"{name}: the store has not answered for more than {MAX_SILENT_SECONDS:.0f} s")
         return problems
 
+    def write_state(self) -> None:
+        """Write the state of this process for the other workers, if there are any."""
+        if self.workers is None:
+            return
+        self.metrics.count_processor_time()
+        states = self.states()
+        state = WorkerState(
+            pid=os.getpid(),
+            generators=", ".join(f"{name} {one.snapshot}" for name, one in states.items()),
+            problems=self._list_own_problems(),
+            warnings=self._list_own_warnings(),
+            unopened=self.list_unopened(),
+            gauges=self.metrics.source.read(),
+            process=measure_process(),
+            failing_since={name: logged.since for name, logged in self._logged.items() if logged.following},
+        )
+        try:
+            self.workers.write_worker(state)
+        except OSError as error:  # it has outgrown its file, and the disk is full
+            log.warning("the state of this worker cannot be written: %s", error)
+
+    def find_failing_since(self, name: str) -> float:
+        """Return since when a generator does not follow the store, in seconds since 1970. Unknown: now."""
+        logged, now = self._logged.get(name), time.time()
+        own = logged.since if logged is not None and logged.following else now
+        return own if self.workers is None else self.workers.find_failing_since(name, own)
+
     def check_tables(self) -> None:
         """Log each new error of following the store once, and its end; retry tables that could not be opened."""
         self._reopen()
@@ -188,6 +230,7 @@ class ServedTables:
             logged, error = self._logged.setdefault(name, LoggedErrors()), table.error
             if error and not logged.following:
                 self.metrics.count_update_failure(name)
+                logged.since = time.time()
             if error and error != logged.following:
                 log.warning("%s still answers from the version that it has: %s", name, error)
             if logged.following and not error:

@@ -3,7 +3,10 @@
 SIGTERM starts the first phase: the service is not ready and asks clients to close their connections, but still
 answers. After `drain_seconds` the second phase starts: it accepts no more connections, finishes the requests under
 way, and returns. A second signal, or SIGINT, ends the first phase at once, and one more ends the second. Connections
-that the kernel has accepted by then are answered and later ones are refused; none is reset. Knows nothing of look-ups.
+that the kernel has accepted by then are answered and later ones are refused; none is reset.
+
+A worker of several gets orders from its supervisor instead of signals. `RETIRE` ends one worker: it accepts no more
+connections at once, since the others do, and asks its clients to connect again. Knows nothing of look-ups.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
+import os
 import select
 import signal
 import socket
@@ -30,7 +35,9 @@ if TYPE_CHECKING:
 else:
     UvicornServer = object
 
-__all__ = ["bind", "is_loopback", "run_server"]
+__all__ = ["DRAIN", "FINISH_SECONDS", "RETIRE", "STOP", "bind", "is_loopback", "run_server"]
+
+RETIRE, DRAIN, STOP = b"r", b"d", b"s"  # orders: end this worker, end the service, do not wait any longer
 
 BACKLOG = 2048
 IDLE_SECONDS = 75  # longer than proxies keep a connection idle, so that the proxy closes it first
@@ -40,6 +47,8 @@ HANDSHAKE_SECONDS = 0.1  # for TCP handshakes under way at the start of the seco
 MAX_ROUNDS = 100_000  # of the loop, to accept waiting connections
 SO_ATTACH_FILTER = 26  # Linux constant
 SWITCH_SECONDS = 0.001  # so that a long look-up on a thread does not delay the event loop
+
+log = logging.getLogger(__name__)
 
 
 def is_loopback(host: str) -> bool:
@@ -69,6 +78,8 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
     service: Service
     drain_seconds: float
     on_start: Callable[[], None]
+    orders: int | None  # descriptor that a supervisor writes orders to; None: signals give them
+    is_retired: bool = False  # the other workers accept the connections that wait
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
@@ -84,14 +95,21 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept the connections that wait, then finish the requests under way."""
         deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS / 10))
-        await accept_waiting(sockets or [])
+        if not self.is_retired:
+            await accept_waiting(sockets or [])
         await super().shutdown(sockets)
         deadlines.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT while the server runs."""
+        """Handle SIGTERM and SIGINT, or the orders of a supervisor, while the server runs."""
         loop = asyncio.get_running_loop()
+        if self.orders is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor gets it as well, and gives orders
+            loop.add_reader(self.orders, self._read_orders, loop)
+            yield
+            loop.remove_reader(self.orders)
+            return
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
         loop.add_signal_handler(signal.SIGINT, self._stop)
         try:
@@ -106,6 +124,21 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
         else:
             self.service.draining = True
             loop.call_later(self.drain_seconds, self._end_drain)
+
+    def _read_orders(self, loop: asyncio.AbstractEventLoop) -> None:
+        assert self.orders is not None
+        orders = os.read(self.orders, 16)
+        if not orders:
+            log.warning("the supervisor has ended, so this worker ends too")
+            loop.remove_reader(self.orders)
+        if RETIRE in orders and not self.service.draining:
+            self.is_retired = True
+            for server in self.servers:
+                server.close()
+        if not self.service.draining:
+            self._drain(loop)
+        if STOP in orders:
+            self._stop()
 
     def _stop(self) -> None:
         self.force_exit = self.should_exit  # a signal while the last requests finish ends them
@@ -124,11 +157,12 @@ def run_server(
     drain_seconds: float,
     timeout_seconds: float,
     begun: Callable[[], None],
+    orders: int | None = None,
 ) -> None:
     """Serve until a signal, then stop without dropping a request. Call it in the main thread.
 
     timeout_seconds: limit for the head of a request to arrive, for its body to arrive, and for its answer to be read.
-    begun: called when the server accepts connections.
+    begun: called when the server accepts connections. orders: descriptor that a supervisor writes orders to.
     """
     need_extra()
     import uvicorn
@@ -148,6 +182,7 @@ def run_server(
 
     async def check_tables() -> None:
         service.check_tables()
+        service.write_state()
 
     config = uvicorn.Config(
         app,
@@ -166,7 +201,7 @@ def run_server(
         timeout_notify=1,
     )
     server = Server(config)
-    server.service, server.drain_seconds, server.on_start = service, drain_seconds, begun
+    server.service, server.drain_seconds, server.on_start, server.orders = service, drain_seconds, begun, orders
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # objects of the start live as long as the process: the collector need not visit them
