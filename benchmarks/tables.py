@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from nearcast.files import finish, fresh_folder
 from nearcast.spec import GeneratorSpec
 from nearcast.table.candidate_schema import candidate_schema, candidate_table, rows_per_group
-from nearcast.table.snapshot import Snapshot, open_snapshot, snapshots_folder
+from nearcast.table.snapshot import Snapshot
+from nearcast.table.snapshot_home import open_snapshot
 from nearcast.table.write_table import cut_files, file_name, write_file
 from nearcast.types import Neighbors
 
@@ -50,7 +51,7 @@ def make_snapshot(
     moved: float = 0.0,
 ) -> Snapshot:
     """A finished snapshot. best: the highest score. moved: the share of lists that this seed makes anew."""
-    folder = fresh_folder(snapshots_folder(out, generator) / f"{version:06d}")
+    folder = fresh_folder(out / generator / "snapshots" / f"{version:06d}")
     keys, items = key_ids(n_keys), pa.array(item_ids(n_items))
     (folder / "candidates").mkdir()
 

@@ -192,7 +192,7 @@ def _supervise_workers(options: ServeOptions) -> None:
         _warn_of_open_access(options.host, tokens)
 
         def report_start(generators: str) -> None:
-            click.echo(f"serving {generators} on {address} with {options.workers} workers", err=True)
+            click.echo(f"serving {generators} with {options.workers} workers on {address}", err=True)
 
         code = Supervisor(command, bound, folder, options.workers, options.drain, report_start).run()
     if code:
