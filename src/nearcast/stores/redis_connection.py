@@ -16,13 +16,14 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from nearcast.errors import MissingExtraError, SpecError, StoreError
-from nearcast.stores.redis_cluster import ClusterClient
+from nearcast.stores.redis_cluster import ClusterClient, has_replica_all
 from nearcast.stores.redis_errors import make_cluster_refusal, make_foreign_error, make_redis_error
 from nearcast.stores.redis_url import CLUSTER, FORM, SENTINEL, SENTINEL_PASSWORD_VARIABLE, RedisSettings
 
 __all__ = ["RedisConnection"]
 
 PAUSE_SECONDS = 0.05  # between two attempts, while Sentinels choose a new primary
+CONFIRM_SECONDS = 60.0  # a replica may have to copy a whole primary first
 
 T = TypeVar("T")
 
@@ -153,6 +154,27 @@ class RedisConnection:
                 facts: list[dict[str, Any]] = self._client.run_everywhere("INFO", "memory")
                 return facts
         return [self.run("INFO", "memory")]
+
+    def confirm(self, names: Sequence[str]) -> None:
+        """Wait until a replica has all writes to the nodes of these keys: a failover keeps them then.
+
+        Does nothing for a single server, and for nodes without replicas. Raises StoreError if the replicas lag.
+        """
+        if not self.settings.kind or not names:
+            return
+        end = time.monotonic() + CONFIRM_SECONDS
+        while not self._has_replica_all(names):
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"{self.settings.url} has replicas, and none has taken the last writes in {CONFIRM_SECONDS:g} s: a "
+                    "failover would lose them; see that the replicas run and keep up"
+                )
+
+    def _has_replica_all(self, names: Sequence[str]) -> bool:
+        if self.is_cluster:
+            with self._translate_errors():
+                return bool(self._client.has_replica_all(names))
+        return self._persist(lambda: has_replica_all(self._client, names[0], self.settings.timeout / 2))
 
     def close(self) -> None:
         """Close the connections that are not in use."""

@@ -191,6 +191,7 @@ class RedisOverlay:
             for entry in entries:
                 flat += [entry.key(), entry.to_bytes(), int(entry.field is None)]
             self._check(self._write(self._keys, [self._name, _draw_epoch(), *flat]))
+            self._connection.confirm(self._keys[:1])
 
     def changes(self, *, epoch: int = -1, serial: int = 0) -> OverlayChanges:
         """Return the entries after `serial`; all if the epoch differs. Raises DamagedError if entries are lost."""
@@ -212,6 +213,7 @@ class RedisOverlay:
         condition = [held or b"", name, repr(now), repr(now + remembered)]
         answer = self._exchange(self._keys, [self._name, _draw_epoch(), *new, *condition])
         self._check(answer)
+        self._connection.confirm(self._keys[:1])
         outcome = ExchangeResult(answer[0].decode())
         return ExchangeResult.WRITTEN if outcome is ExchangeResult.REPEATED and not token else outcome
 

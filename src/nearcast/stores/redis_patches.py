@@ -132,6 +132,7 @@ class RedisPatches(SegmentLog):
                 lengths = _count_in_buckets(distinct[space], keys.n_buckets).astype("<u4").tobytes()
                 fields += [space.value, encode_hashes(distinct[space]), f"{space}_lengths", lengths]
             self.connection.run("HSET", keys.hashes, *fields)
+            self.connection.confirm(keys.all())
         except BaseException:
             with contextlib.suppress(StoreError):
                 self._remove(keys, 0)
@@ -155,6 +156,7 @@ class RedisPatches(SegmentLog):
         if done == 1:
             url = self.connection.settings.url
             raise StoreError(f"{url} has no version {version} of {self.prefix}; update the current one")
+        self.connection.confirm(keys[:1])
         self._sweep(records, GRACE_SECONDS)
 
     def retire(self, version: int) -> None:

@@ -157,6 +157,7 @@ class RedisWriter:
             fields |= {space.value: count, _filled_field(space): _encode_filled(lengths)}
             fields[_lengths_field(space)] = np.array(lengths, "<u4").tobytes()
         fields["facts"] = json.dumps(dict(facts))
+        self._connection.confirm(load.list_buckets())
         flat = [part for field in fields.items() for part in field]
         keys = [load.loads_key, load.facts_key, load.versions_key]
         arguments = [load.name, load.to_record(FINISHED), load.version, *flat]
