@@ -14,16 +14,16 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nearcast.errors import NearcastError
-from nearcast.serve.lookup_data import NOWHERE, TABLE, Answer, Answers
+from nearcast.serve.lookup_data import NOWHERE, TABLE, Answer
 from nearcast.serve.sample_files import open_sample_files
 from nearcast.storage.locations import Location
 
-__all__ = ["SAMPLES", "Reservoir", "SampleWriter", "SampledLookup", "read_sampled_lookups"]
+__all__ = ["SAMPLES", "AnswerRows", "Reservoir", "SampleWriter", "SampledLookup", "read_sampled_lookups"]
 
 SAMPLES = "lookups"  # folder of the samples, below the location of the snapshots
 SAMPLE_SIZE = 1_000  # keys per generator and period
@@ -53,6 +53,14 @@ class SampledLookup:
         return self.source not in (TABLE, NOWHERE)
 
 
+class AnswerRows(Protocol):
+    """Answers by row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Answer: ...
+
+
 class Reservoir:
     """A uniform sample of all look-ups that were added. One thread adds, other threads read."""
 
@@ -68,7 +76,7 @@ class Reservoir:
         self._skip = 0
         self._w = 1.0
 
-    def add(self, answers: Sequence[Answer] | Answers) -> None:
+    def add(self, answers: AnswerRows) -> None:
         """Add these look-ups to the population of the sample."""
         n = len(answers)
         self.seen += n
@@ -114,7 +122,7 @@ class SampleWriter:
         """Start the thread."""
         self._thread.start()
 
-    def add(self, generator: str, answers: Sequence[Answer] | Answers) -> None:
+    def add(self, generator: str, answers: AnswerRows) -> None:
         """Add these look-ups to the population of the sample."""
         self._reservoirs[generator].add(answers)
 

@@ -1,7 +1,8 @@
 """ASGI applications of single routes: read the request, validate it, call a function, send its response.
 
 The arguments of an endpoint are read from its signature: `name` and `key` come from the path, `parameters` from the
-query, `body` is JSON, `limits` are the service's. A `Page` is a GET route made elsewhere. Knows nothing of look-ups.
+query, `body` is JSON, `limits` are the service's, `media` is the media type that the client accepts. A `Page` is a GET
+route made elsewhere. Knows nothing of look-ups.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
+from nearcast.service.media_types import ANSWER_TYPES, JSON_TYPE, choose_media_type
 from nearcast.service.request_schemas import LookupParameters, parse_body, parse_parameters
 from nearcast.service.responses import CLOSE, Receive, RefusedError, Reply, Send, error_reply
 
@@ -88,11 +90,14 @@ class EndpointApp(RouteApp):
         self._constants = {"limits": limits} if "limits" in signature else {}
         self._path_arguments = tuple((name, index) for name, index in PATH_ARGUMENTS if name in signature)
         self._has_parameters = "parameters" in signature
+        self._has_media = "media" in signature
         self._body = signature["body"].annotation if "body" in signature else None
 
     async def respond(self, scope: Scope, receive: Receive) -> Reply:
         """Return the response of the endpoint."""
         arguments: dict[str, Any] = dict(self._constants)
+        if self._has_media:
+            arguments["media"] = _read_media(scope)
         if self._path_arguments:
             arguments |= _read_path(scope, self._path_arguments)
         if self._has_parameters:
@@ -132,6 +137,18 @@ def _read_path(scope: Scope, arguments: Iterable[tuple[str, int]]) -> dict[str, 
     if any(index >= len(parts) for _, index in arguments):  # a slash of the route itself was escaped
         raise RefusedError(404, "not_found", "not found; /docs says what there is")
     return {name: decode_path(parts[index]) for name, index in arguments}
+
+
+def _read_media(scope: Scope) -> str:
+    """Return the media type of the answer. Raises RefusedError if the client accepts none that there is."""
+    accepts = [value for name, value in scope["headers"] if name == b"accept"]
+    if not accepts or accepts == [b"*/*"]:
+        return JSON_TYPE
+    media = choose_media_type(b",".join(accepts).decode("latin-1"))
+    if media is None:
+        message = f"Accept allows none of {', '.join(ANSWER_TYPES)}; name one of them, or leave the header out"
+        raise RefusedError(406, "not_acceptable", message)
+    return media
 
 
 def _group_parameters(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:

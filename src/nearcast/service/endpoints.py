@@ -13,9 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from nearcast.serve.lookup_data import Answer, LookupOptions, LookupState
+from nearcast.service.answer_batch import encode_arrow
 from nearcast.service.endpoint import Limits
 from nearcast.service.fallback import KeyQuery
 from nearcast.service.generator_service import Service
+from nearcast.service.media_types import ARROW_TYPE, JSON_TYPE
 from nearcast.service.online_search import SearchResult
 from nearcast.service.request_schemas import (
     AdsRequest,
@@ -41,22 +43,28 @@ from nearcast.service.served_tables import ServedGenerator, list_columns
 
 __all__ = ["ROUTES", "EndpointRoute"]
 
+VARY = (b"vary", b"accept")
+NEGOTIATED = ((b"content-type", JSON_TYPE.encode()), VARY)
+ARROW = ((b"content-type", ARROW_TYPE.encode()), VARY)
 METRICS_TEXT = ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),)
 MAX_RESPONSE_CANDIDATES = 250_000  # some ten megabytes of JSON
 
 
-async def look_up(service: Service, name: str, key: str, parameters: LookupParameters) -> Reply:
-    """Return the candidates of one key."""
-    options = parameters.options()
-    answer = await service.look_up(name, KeyQuery(key, parameters.fallback_key), options)
-    return Reply(encode(build_lookup_body(answer)))
+async def look_up(service: Service, name: str, key: str, parameters: LookupParameters, media: str) -> Reply:
+    """Return the candidates of one key, as JSON or as an Arrow stream of one row."""
+    options, query = parameters.options(), KeyQuery(key, parameters.fallback_key)
+    if media == ARROW_TYPE:
+        return Reply(await service.look_up_many(name, [query], options, encode_arrow), 200, ARROW)
+    return Reply(encode(build_lookup_body(await service.look_up(name, query, options))), 200, NEGOTIATED)
 
 
-async def look_up_many(service: Service, name: str, body: LookupRequest, limits: Limits) -> Reply:
-    """Return the candidates of many keys, in the order of the request."""
+async def look_up_many(service: Service, name: str, body: LookupRequest, limits: Limits, media: str) -> Reply:
+    """Return the candidates of many keys, in the order of the request, as JSON or as an Arrow stream of rows."""
     queries = _build_queries(service, name, body, limits)
     options = LookupOptions(body.k, body.min_score, tuple(body.fields), body.request)
-    return Reply(await service.look_up_many(name, queries, options, encode_lookup_batch))
+    if media == ARROW_TYPE:
+        return Reply(await service.look_up_many(name, queries, options, encode_arrow), 200, ARROW)
+    return Reply(await service.look_up_many(name, queries, options, encode_lookup_batch), 200, NEGOTIATED)
 
 
 async def merge(service: Service, name: str, body: MergeRequest) -> Reply:
@@ -134,11 +142,28 @@ class EndpointRoute:
 
 GENERATOR = "/v1/generators/{name}"
 BODY_ERRORS = (400, 404, 413, 415, 422, 503)
+ARROW_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {ARROW_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+}
 ROUTES = (
     EndpointRoute(
-        "GET", f"{GENERATOR}/candidates/{{key:anything}}", look_up, "candidates", LookupResponse, (400, 404, 422, 503)
+        "GET",
+        f"{GENERATOR}/candidates/{{key:anything}}",
+        look_up,
+        "candidates",
+        LookupResponse,
+        (400, 404, 406, 422, 503),
+        ARROW_RESPONSE,
     ),
-    EndpointRoute("POST", f"{GENERATOR}/candidates", look_up_many, "candidates", LookupBatchResponse, BODY_ERRORS),
+    EndpointRoute(
+        "POST",
+        f"{GENERATOR}/candidates",
+        look_up_many,
+        "candidates",
+        LookupBatchResponse,
+        (*BODY_ERRORS, 406),
+        ARROW_RESPONSE,
+    ),
     EndpointRoute("POST", f"{GENERATOR}/merged", merge, "candidates", MergeResponse, BODY_ERRORS),
     EndpointRoute("POST", f"{GENERATOR}/search", search, "candidates", SearchResponse, BODY_ERRORS),
     EndpointRoute("POST", f"{GENERATOR}/ads", find_ads, "ads", AdsResponse, BODY_ERRORS),

@@ -21,6 +21,7 @@ import numpy as np
 
 from nearcast.serve.lookup_data import Answer, LookupOptions, convert_key
 from nearcast.serve.view import View
+from nearcast.service.answer_batch import AnswerBatch
 from nearcast.service.online_search import CandidateList, Key, OnlineSearch, read_columns, search_online
 from nearcast.types import FloatArray
 
@@ -53,30 +54,25 @@ def apply_fallback(
 
 def answer_keys(
     view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
-) -> list[Answer]:
-    """Return the candidates of each key, or of its first fallback that has any. A canary answers its keys alone."""
-    arms = view.split_keys([query.key for query in queries], options)
-    if len(arms) == 1:
-        return _answer_arm(arms[0][0], queries, options, online)
-    answers: list[Answer | None] = [None] * len(queries)
-    for arm, positions in arms:
-        for at, answer in zip(
-            positions, _answer_arm(arm, [queries[at] for at in positions], options, online), strict=True
-        ):
-            answers[at] = answer
-    return [answer for answer in answers if answer is not None]
-
-
-def _answer_arm(
-    view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
-) -> list[Answer]:
+) -> AnswerBatch:
+    """Return the candidates of each key, or of its first fallback that has any."""
     stored = view.get_many([query.key for query in queries], options)
+    empty = np.flatnonzero(np.diff(stored.offsets) == 0).tolist()
+    unanswered = [queries[row] for row in empty]
     answers = [
         answer if answer.key is not None else replace(answer, key=query.key)  # a key of another type than the table's
-        for answer, query in zip(stored, queries, strict=True)
+        for answer, query in zip([stored[row] for row in empty], unanswered, strict=True)
     ]
-    answers = _apply_fallbacks(view, answers, queries, options, online)
-    return _add_columns(view, answers, options.fields) if options.fields else answers
+    replaced = dict(zip(empty, _apply_fallbacks(view, answers, unanswered, options, online), strict=True))
+    version = view.version
+    batch = AnswerBatch(stored, replaced, version.query_ids, version.item_ids, column_types=version.facts.columns)
+    if not options.fields:
+        return batch
+    offsets, ids = stored.offsets.tolist(), stored.ids.to_pylist()
+    lists = [
+        replaced[row].ids if row in replaced else ids[offsets[row] : offsets[row + 1]] for row in range(len(batch))
+    ]
+    return replace(batch, columns=read_columns(view, lists, options.fields))
 
 
 def _add_columns(view: View, answers: Sequence[Answer], fields: Sequence[str]) -> list[Answer]:

@@ -21,11 +21,13 @@ import numpy as np
 from nearcast.ads.ad_answer import AdAnswer, AdRequest
 from nearcast.ads.expansion_table import Expansion
 from nearcast.errors import InputError, NearcastError, NotFoundError
+from nearcast.serve.key_sampling import AnswerRows
 from nearcast.serve.lookup import Lookup
 from nearcast.serve.lookup_data import Answer, Answers, LookupOptions, LookupState
 from nearcast.serve.merged_lookup import MergedAnswer, MergeQuery, answer_merged
 from nearcast.serve.resolvers import Key, Row, reads_table
 from nearcast.serve.view import View
+from nearcast.service.answer_batch import AnswerBatch
 from nearcast.service.fallback import KeyQuery, answer_keys, apply_fallback
 from nearcast.service.metrics import new_metrics
 from nearcast.service.online_search import SearchResult, read_columns, search_online
@@ -49,7 +51,7 @@ THREADS = 16
 MAX_WAITING = 256  # look-ups on threads, or waiting for one
 
 Result = TypeVar("Result")
-Observer = Callable[[str, Sequence[Answer] | Answers], None]
+Observer = Callable[[str, AnswerRows], None]
 log = logging.getLogger(__name__)
 
 
@@ -80,20 +82,22 @@ class Service(ServedTables):
         return answer
 
     async def look_up_many(
-        self, name: str, queries: Sequence[KeyQuery], options: LookupOptions, encode: Callable[[list[Answer]], bytes]
+        self, name: str, queries: Sequence[KeyQuery], options: LookupOptions, encode: Callable[[AnswerBatch], bytes]
     ) -> bytes:
         """Return the encoded candidates of many keys, in their order. `encode` runs on the thread of the look-up."""
         served = self.generator(name)
         by_vector = served.online is not None and any(query.vector is not None for query in queries)
 
-        def read(view: View) -> tuple[list[Answer], bytes]:
+        def read(view: View) -> tuple[AnswerBatch, bytes]:
             _validate_fields(view, options.fields)
             answers = answer_keys(view, queries, options, served.online)
             return answers, encode(answers)
 
         on_thread = not served.in_process or by_vector or len(queries) > LONG
         answers, body = await self._run(name, served.lookup, read, on_thread=on_thread)
-        self._count_answers(name, answers)
+        self.metrics.count_batch(name, answers)
+        if self.sampled is not None:
+            self.sampled(name, answers)
         return body
 
     async def merge(self, name: str, query: MergeQuery) -> MergedAnswer:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nearcast.serve.lookup_data import Answer, LookupState
+from nearcast.service.answer_batch import AnswerBatch
 from nearcast.service.fallback import NONE, SOURCES, TABLE
 from nearcast.service.metric_table import (
     ADS,
@@ -138,6 +139,19 @@ class Metrics:
             if amount:
                 counter.inc(amount)
         self._count_lengths(RETURNED, generator, lengths)
+
+    def count_batch(self, generator: str, batch: AnswerBatch) -> None:
+        """Count the answers of many keys. Rows that no fallback has replaced are counted as arrays."""
+        self.count_answers(generator, batch.replaced.values())
+        counters, stored = self._counters[generator], batch.stored
+        kept = np.ones(len(batch), np.bool_)
+        kept[list(batch.replaced)] = False
+        counters.keys.inc(int(kept.sum()))
+        counters.removed.inc(int(stored.removed[kept].sum()))
+        for rule, counts in stored.barred.items():
+            self._ineligible.labels(generator, rule).inc(int(counts[kept].sum()))
+        lengths, times = np.unique(np.diff(stored.offsets)[kept], return_counts=True)
+        self._count_lengths(RETURNED, generator, dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
     def count_ads(self, expansion: str, ads: int) -> None:
         """Count an answer of an expansion table by its number of ads."""

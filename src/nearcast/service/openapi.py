@@ -24,6 +24,7 @@ ERRORS = {
     400: "The path or the query is not percent-encoded UTF-8, or the body is not JSON.",
     401: "The token is missing or wrong.",
     404: "No such generator, online index or table.",
+    406: "The Accept header allows none of the media types that there are.",
     413: "The body is too large.",
     414: "The URL is too long.",
     415: "The body is not declared as JSON.",
@@ -84,7 +85,7 @@ def _describe_arguments(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         [
             argument.replace(annotation=described.get(argument.name, argument.annotation))
             for argument in arguments
-            if argument.name not in ("service", "_service", "limits")
+            if argument.name not in ("service", "_service", "limits", "media")
         ]
     )
     return stub
