@@ -757,8 +757,8 @@ def test_the_description_names_every_endpoint_and_what_it_refuses(shop):
     }
     of_body = {"200", "400", "404", "413", "414", "415", "422", "503"}
     assert told == {
-        ("GET", "/v1/generators/{name}/candidates/{key}"): {"200", "400", "404", "414", "422", "503"},
-        ("POST", "/v1/generators/{name}/candidates"): of_body,
+        ("GET", "/v1/generators/{name}/candidates/{key}"): {"200", "400", "404", "406", "414", "422", "503"},
+        ("POST", "/v1/generators/{name}/candidates"): of_body | {"406"},
         ("POST", "/v1/generators/{name}/merged"): of_body,
         ("POST", "/v1/generators/{name}/search"): of_body,
         ("POST", "/v1/generators/{name}/ads"): of_body,
