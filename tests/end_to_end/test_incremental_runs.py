@@ -227,6 +227,16 @@ def test_damaged_reserves_give_a_full_run_with_the_same_files(shop, harm):
     assert hash_files(list_snapshots(shop.folder / "inc", "shop")[-1]) == hash_files(full)
 
 
+@pytest.mark.parametrize("part", ["index-*", "reserve-*/index"])
+def test_without_the_index_of_the_last_full_join_the_files_are_the_same(shop, part):
+    run(shop, "inc")
+    shop.pass_night(0.02)
+    shutil.rmtree(next((shop.folder / "inc" / "shop" / "artifacts").glob(part)))
+    made = run(shop, "inc")
+    assert mode(made)["incremental"]
+    assert hash_files(made) == hash_files(run(shop, "full", incremental=False))
+
+
 def test_removed_tables_of_the_last_snapshot_give_a_full_run(shop):
     shutil.rmtree(next((shop.folder / "inc" / "shop" / "artifacts").glob("items-*")))
     assert "tables of the last snapshot cannot be read" in refuse(shop)

@@ -306,6 +306,7 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
     norms = native.norms(isa, items, 1) if metric == "cosine" else None
     k = int(rng.choice([1, 2, 10, 65, m + 5]))
     least = float(rng.choice([-np.inf, 0.0, np.inf, -1.0]))
+    thresholds = rng.choice([-np.inf, 0.0, 1.0], n).astype(np.float32) if rng.random() < 0.3 else None
     order = rng.permutation(n).astype(np.uint32) if rng.random() < 0.5 else None
     rounded = rounded if order is None else rounded.take(order)
     share = float(rng.choice([1.0, 0.3]))
@@ -343,7 +344,7 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
                 k,
             ),
             *(int(rng.integers(0, 4)), int(rng.choice([1, 7, 1000])), bool(rng.random() < 0.1), probes, rule_or_none),
-            *(held, least, share, None),
+            *(held, least, thresholds, share, None),
         ],
     )
 
@@ -353,15 +354,21 @@ def fuzz_join(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any],
         assert ((positions >= -1) & (positions < m)).all()
         if probes is None and not call.arguments[11] and share == 1:
             constraints = Constraints(rule, caps, None if least == -np.inf else least)
-            assert_lists(positions, scores, reference(queries, items, k, metric, exclude, constraints))
+            assert_lists(positions, scores, reference(queries, items, k, metric, exclude, constraints, thresholds))
 
     return call, check
 
 
 def reference(
-    queries: np.ndarray, items: np.ndarray, k: int, metric: str, exclude: Any, constraints: Constraints
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    metric: str,
+    exclude: Any,
+    constraints: Constraints,
+    thresholds: Any = None,
 ) -> Any:
-    return random_rules.sorted_join(queries, items, k, metric, exclude, constraints)
+    return random_rules.sorted_join(queries, items, k, metric, exclude, constraints, thresholds)
 
 
 def assert_lists(positions: np.ndarray, scores: np.ndarray, truth: Any) -> None:

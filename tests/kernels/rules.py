@@ -69,7 +69,7 @@ def constrained_joins(draw, most_items=900):
     return queries, items, draw(st.sampled_from([1, 3, 10, 50])), metric, exclude, chosen, draw(st.integers(1, 3))
 
 
-def sorted_join(queries, items, k, metric, exclude, constraints):
+def sorted_join(queries, items, k, metric, exclude, constraints, thresholds=None):
     """Score every pair, sort, and take what may be taken, one by one."""
     n, m = len(queries), len(items)
     positions, scores = np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, np.float32)
@@ -82,6 +82,8 @@ def sorted_join(queries, items, k, metric, exclude, constraints):
             if not legal[row, item] or (exclude is not None and exclude[row] == item):
                 continue
             if constraints.min_score is not None and own[item] < np.float32(constraints.min_score):
+                continue
+            if thresholds is not None and own[item] < thresholds[row]:
                 continue
             groups = [int(cap.groups[item]) for cap in constraints.caps]
             room = all(

@@ -42,11 +42,11 @@ def query_arrays(**changes):
 
 def joined(packed=None, rounded=None, **changes):
     rest = {"queries": QUERIES, "items": ITEMS, "item_norms": None, "exclude": None, "k": 3, "per_job": 10}
-    rest |= {"metric": 2, "probes": None, "rule": None, "caps": [], "error_share": 1.0} | changes
+    rest |= {"metric": 2, "probes": None, "rule": None, "caps": [], "thresholds": None, "error_share": 1.0} | changes
     return native().join(
         *("portable", rest["metric"], rest["queries"], rest["items"], rounded or query_arrays()),
         *(packed or packed_arrays(), rest["item_norms"], rest["exclude"], rest["k"], 1, rest["per_job"], False),
-        *(rest["probes"], rest["rule"], rest["caps"], -np.inf, rest["error_share"], None),
+        *(rest["probes"], rest["rule"], rest["caps"], -np.inf, rest["thresholds"], rest["error_share"], None),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from tests.kernels.vectors import METRICS, calibrate_radius, draw_vectors, join_cells, joins
 
-from nearcast.kernels import build_index, measure_recall, numpy_fallback
+from nearcast.kernels import build_index, index_arrays, measure_recall, numpy_fallback, restore_index
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,6 +72,35 @@ def test_one_giant_cell_of_equal_items(native_isa):
     index = build_index(items, "l2", cells=20)
     joined = join_cells(index, items[:60], 5, radius=1.0)
     np.testing.assert_array_equal(joined.positions[-1], [50, 51, 52, 53, 54])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=joins())
+def test_over_a_later_table_the_index_holds_the_items_that_both_have(native_isa, case):
+    queries, items, k, metric, exclude, threads = case
+    rng = np.random.default_rng(len(items) + k)
+    index = build_index(items, metric, cells=int(rng.integers(1, 9)), threads=threads, query_sample=queries)
+    stays = rng.random(len(items)) < 0.8
+    places = np.sort(rng.choice(2 * len(items) + 1, len(items), replace=False))  # among new ones
+    later = draw_vectors(rng, 2 * len(items) + 1, items.shape[1], items.dtype, "plain")
+    later[places] = items
+    now = np.where(stays, places, -1)
+    moved = restore_index(later, metric, index_arrays(index), now)
+    joined = join_cells(moved, queries, k, exclude=exclude, threads=threads)
+    old = None if exclude is None else find_old(now, exclude)
+    positions, scores = numpy_fallback.join_exact(queries, items[stays], k, metric, old)
+    kept = places[stays]
+    np.testing.assert_array_equal(joined.scores.view(np.uint32), scores.view(np.uint32))
+    if len(kept):
+        np.testing.assert_array_equal(joined.positions, np.where(positions < 0, -1, kept[positions]))
+    else:
+        assert (joined.positions == -1).all()
+
+
+def find_old(now: np.ndarray, exclude: np.ndarray) -> np.ndarray:
+    """Return the number among the items that stay of each position in the later table, -1 for others."""
+    kept = now[now >= 0].tolist()
+    return np.array([kept.index(one) if one in kept else -1 for one in exclude.tolist()], np.int64)
 
 
 def test_without_native_kernels_the_index_is_exact(monkeypatch):

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from tests.kernels.rules import constrained_joins, interval, overlap, rule, shared, sorted_join
 from tests.kernels.vectors import METRICS, draw_vectors, join_cells, join_exact
 
+from nearcast import kernels
 from nearcast.eligibility import compile_rules, parse_rule
 from nearcast.errors import InputError, SpecError
 from nearcast.kernels import build_index, eligible_counts, numpy_fallback
 from nearcast.kernels import isa as isa_module
 from nearcast.knn.constraints import Cap, Constraints, find_crossing
 from nearcast.knn.eligible import AllOf, AnyOf, Eligibility, eligible_pairs
+from nearcast.knn.join_request import JoinRequest, Resources
 from rule_cases import conditions, tables
 
 FIXTURE_ONCE = [HealthCheck.function_scoped_fixture]
@@ -61,6 +63,22 @@ def test_near_cells_give_eligible_items_only(native_isa, case):
         every = numpy_fallback.join_exact(queries, items, len(items), metric, exclude, legal)[0]
     for row, listed in enumerate(found.positions):
         assert set(listed[listed >= 0]) <= set(every[row])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=FIXTURE_ONCE)
+@given(case=constrained_joins(), seed=st.integers(0, 99))
+def test_thresholds_of_queries_leave_out_what_scores_less(isa, case, seed):
+    queries, items, k, metric, exclude, constraints, threads = case
+    every = sorted_join(queries, items, k, metric, exclude, constraints)
+    rng = np.random.default_rng(seed)
+    thresholds = every[1][np.arange(len(queries)), rng.integers(0, k, len(queries))]  # met by an item, or -inf
+    request = JoinRequest(metric, k, exclude=exclude, constraints=constraints, thresholds=thresholds)
+    truth = sorted_join(queries, items, k, metric, exclude, constraints, thresholds)
+    assert_same(kernels.join_exact(queries, items, request, Resources(threads)), truth)
+    index = build_index(items, metric, cells=min(len(items), 12), threads=threads)
+    assert_same(index.join(queries, request), truth)
+    near = index.join(queries, request, radius=0.0)
+    assert (near.scores >= thresholds[:, None])[near.positions >= 0].all()
 
 
 @pytest.mark.parametrize("metric", METRICS)

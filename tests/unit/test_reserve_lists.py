@@ -14,6 +14,7 @@ from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.reserve_lists import (
     Reserve,
     ReserveShape,
+    are_enough,
     cut_reserve,
     make_reserve,
     plan_reserve,
@@ -100,7 +101,10 @@ def update(reserve: Reserve, old: Shop, new: Shop, queries: np.ndarray, request:
     lists = exact_join(queries, ArrayVectors(vectors), replace(wide, constraints=part))
     filled = lists.positions != EMPTY_POSITION
     lists.positions[filled] = fresh[lists.positions[filled]]
-    return update_reserve(reserve, (moved, edges), lists, shape, request.constraints.find_groups)
+    enough = are_enough(reserve, moved, shape)
+    updated, complete = update_reserve(reserve, (moved, edges), lists, shape, request.constraints.find_groups)
+    assert complete[enough].all(), "new items never make a list incomplete"
+    return updated, complete
 
 
 KINDS = [

@@ -186,6 +186,14 @@ class Engine(Protocol):
         """Open an index that `Index.save` wrote, over the same items. Raises DamagedError for unreadable files."""
         ...
 
+    def open_moved(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray) -> Index | None:
+        """Open a saved index over a later table, for joins without rules with the items that both tables hold.
+
+        now: (saved items,) the position of each in `items`, ascending; -1 for one that was removed or changed. Returns
+        None if the engine cannot. Raises DamagedError for unreadable files.
+        """
+        ...
+
 
 def require_constraints(engine: Engine, constraints: Constraints) -> None:
     """Raise SpecError if the engine does not support a kind of constraint that is set."""

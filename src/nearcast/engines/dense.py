@@ -301,9 +301,16 @@ class DenseEngine:
 
     def open(self, folder: Path, items: Vectors, spec: IndexSpec) -> DenseIndex:
         """Map the arrays of a saved index."""
+        return self._restore(folder, items, spec, None)
+
+    def open_moved(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray) -> DenseIndex | None:
+        """Map the arrays of a saved index; None without native kernels, whose fallback would scan all items."""
+        return None if kernels.isa_info().taken == "numpy" else self._restore(folder, items, spec, now)
+
+    def _restore(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray | None) -> DenseIndex:
         assert isinstance(spec.settings, DenseSettings)
         try:
-            index = kernels.restore_index(items.whole(), spec.metric, _map_arrays(folder))
+            index = kernels.restore_index(items.whole(), spec.metric, _map_arrays(folder), now)
             return DenseIndex(index, spec.settings)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise DamagedError(f"{folder} does not hold a saved index ({error}); remove it and run again") from error

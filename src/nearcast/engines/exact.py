@@ -147,6 +147,9 @@ class ExactEngine:
         """Return the items as an index. Nothing is opened."""
         return ExactIndex(items)
 
+    def open_moved(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray) -> None:
+        """Return None: the index is bound to its items."""
+
 
 def _time_join(queries: AnyArray, items: AnyArray, request: JoinRequest, threads: int) -> float:
     """Return the seconds of a join, with a block of queries for every thread, as in the join itself."""

@@ -163,6 +163,9 @@ class FaissHnswEngine(FaissEngine):
             raise DamagedError(f"{folder} does not hold a saved index ({error}); remove it and run again") from error
         return HnswIndex(open_faiss(folder), items, spec.metric, copies, spec.settings.ef_search)
 
+    def open_moved(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray) -> None:
+        """Return None: the index is bound to its items."""
+
 
 @cache
 def _faiss_params(ef_search: int) -> Any:

@@ -145,6 +145,9 @@ class FaissIvfEngine(FaissEngine):
         assert isinstance(spec.settings, IvfSettings)
         return IvfIndex(open_faiss(folder), items, spec.metric, spec.settings.nprobe)
 
+    def open_moved(self, folder: Path, items: Vectors, spec: IndexSpec, now: IntArray) -> None:
+        """Return None: the index is bound to its items."""
+
 
 @cache
 def _faiss_params(nprobe: int) -> Any:

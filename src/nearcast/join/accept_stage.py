@@ -30,7 +30,7 @@ def list_accept_calls(context: TaskContext) -> list[TaskCall]:
 
 def do_accept(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> dict[str, Any]:
     """Decide whether the updated lists are stored. Returns the reason if not, and how many were updated and joined."""
-    ranges = [context.read_facts(f"renew/{number:06d}") for number in range(len(list_splits(context)))]
+    ranges = [context.read_facts(f"stale/{number:06d}") for number in range(len(list_splits(context)))]
     damaged = [facts["damaged"] for facts in ranges if facts["damaged"]]
     if damaged:
         return {"reason": f"reserves of the last snapshot cannot be read: {damaged[0]}", "lists": None}

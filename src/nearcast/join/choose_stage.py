@@ -13,7 +13,7 @@ from typing import Any
 
 from nearcast.join.join_tasks import list_join_calls
 from nearcast.join.joined_lists import JoinedLists, ListRange
-from nearcast.join.renew_tasks import list_assemble_calls
+from nearcast.join.renew_tasks import list_renew_calls
 from nearcast.join.run_mode import joins_in_full
 from nearcast.join.run_tasks import open_prepared
 from nearcast.join.select_candidates import SelectedLists, open_selected, select_lists
@@ -53,6 +53,6 @@ def _find_joined(context: TaskContext) -> JoinedLists:
     """Return the lists of the join, which its results hold; none is opened."""
     spec, results = context.run.spec, context.run.results
     in_full = joins_in_full(context)
-    calls = list_merge_calls(context) or list_join_calls(context) if in_full else list_assemble_calls(context)
+    calls = list_merge_calls(context) or list_join_calls(context) if in_full else list_renew_calls(context)
     ranges = [ListRange(call.args["start"], call.args["stop"], partial(results.open, call.name)) for call in calls]
     return JoinedLists(tuple(ranges), spec.k if spec.rank is not None else spec.join_k)

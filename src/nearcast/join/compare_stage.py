@@ -15,10 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nearcast.artifact_files import map_array
 from nearcast.eligibility import collect_columns
 from nearcast.engines.base import JoinShape
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.join.compile_constraints import parse_rules
+from nearcast.join.earlier_index import move_index
 from nearcast.join.reserves import decide_lists, open_request, open_shape
 from nearcast.join.run_mode import COMPARE
 from nearcast.join.run_plan import describe_changes
@@ -110,7 +112,10 @@ def _find_changes(
             return None, reason
         (folder / table).mkdir()
         changes[table] = match_rows(before, now, columns[table], folder / table)
-    return changes, _refuse_cost(context, changes, old.items.vectors.n, shape)
+    reason = _refuse_cost(context, changes, old.items.vectors.n, shape)
+    if reason is None:
+        move_index(context, base, map_array(folder / "items" / "now.npy"))
+    return changes, reason
 
 
 def _list_columns(context: TaskContext) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
-"""Exact joins of an incremental run: unchanged queries with the new and changed items, and few queries with all items.
+"""Joins of an incremental run: unchanged queries with the new and changed items, and few queries with all items.
 
-Both need no index of cells. The engine's own exact join is used where it has one, else the NumPy join.
+Few queries are joined with the index of the last full join, which has most items, and with the other items. Where
+there is none, they are joined exactly: by the engine where it has an exact join, else by the NumPy join.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Index, IndexSpec, Workload
 from nearcast.join.calibrate import sample_workload
+from nearcast.join.earlier_index import open_earlier_index
 from nearcast.join.prepare_inputs import PreparedInputs
 from nearcast.join.reserves import group_finder, open_request, open_shape, widen_request
 from nearcast.join.run_mode import COMPARE, read_base
@@ -20,18 +22,18 @@ from nearcast.join.run_tasks import open_prepared
 from nearcast.join.shard_plan import open_shard_vectors
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.constraints import Constraints
-from nearcast.knn.item_shards import ShardLists, merge_lists
+from nearcast.knn.item_shards import ShardLists, merge_lists, move_positions, restrict_request
 from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.reserve_lists import Reserve
 from nearcast.measure.sampled_recall import find_own_items
 from nearcast.sources.ids import find_sorted_numbers
 from nearcast.types import EMPTY_POSITION, AnyArray, ArrayVectors, IntArray, Neighbors, Vectors
 
-__all__ = ["find_own", "join_fresh", "merge_reserves", "open_exact_index"]
+__all__ = ["find_own", "join_all", "join_fresh", "merge_reserves"]
 
-OPEN_ITEMS, OPEN_FRESH = "open items", "open fresh items"  # kept by a worker
+OPEN_ITEMS, OPEN_FRESH, EARLIER = "open items", "open fresh items", "earlier index"  # kept by a worker
+FRESH, OTHERS = "fresh items", "items beside the index"  # sets of items
 BLOCK_SHARE = 8  # of the memory: vectors of new items in one index, with its copies
-BLOCK_ROWS = 1 << 20  # positions read at a time
 MORE = 4  # slots beyond those that new items are expected to take, and standard deviations of their number
 
 
@@ -40,7 +42,25 @@ def find_own(prepared: PreparedInputs, request: JoinRequest, queries: IntArray) 
     return find_own_items(prepared.inputs, queries) if request.exclude_self else None
 
 
-def open_exact_index(context: TaskContext, start: int, stop: int) -> Index:
+def join_all(context: TaskContext, queries: IntArray, start: int, stop: int) -> Neighbors:
+    """Return (n, width) the lists of these queries among the items start..stop-1, under the relaxed limits."""
+    earlier = context.keep(EARLIER, lambda: open_earlier_index(context))
+    request, vectors = _make_request(context, queries), open_prepared(context).inputs.queries.vectors.take(queries)
+    if earlier is None:
+        index = _open_exact_index(context, start, stop)
+        own, exact = restrict_request(request, start, stop), index.operating_points(request.k)[-1]
+        return move_positions(index.join(vectors, own, exact, context.run.resources), start)
+    index, others = earlier
+    points, params = index.operating_points(request.k), read_base(context)["params"]
+    lists = index.join(vectors, request, params if params in points else points[-1], context.run.resources)
+    if len(others) == 0:
+        return lists
+    name = OTHERS if read_base(context)["index"]["moved"] else FRESH  # an index of the last run lacks the new items
+    request = replace(request, thresholds=lists.scores[:, -1])
+    return merge_reserves(context, [lists, *_join_blocks(context, others, name, vectors, request)])
+
+
+def _open_exact_index(context: TaskContext, start: int, stop: int) -> Index:
     """Return an index of the items start..stop-1 for exact joins. The last one stays open for the next task."""
     key = (start, stop)
     if context.kept.get(OPEN_ITEMS, (key,))[0] != key:
@@ -60,15 +80,23 @@ def join_fresh(context: TaskContext, before: IntArray, queries: IntArray, reserv
 
     before: (items,) old position of each item, -1 for a new or changed one. reserve: of these queries. The lists are
     first joined shorter: few new items score above a bound. Those that are not proven long enough are joined again.
+    Items below the bound of a reserve are left out.
     """
     shape = open_shape(context)
     items = context.read_facts(COMPARE)["changes"]["items"]
     n_fresh = int(items["new"] + items["changed"])
     if n_fresh == 0 or len(queries) == 0:
         return Neighbors.empty(len(queries), shape.width)
+    fresh = context.keep("fresh items", lambda: np.flatnonzero(np.asarray(before) == EMPTY_POSITION))
     expected = shape.width * n_fresh / len(before)
     width = min(shape.width, int(expected + MORE * np.sqrt(expected)) + MORE)
-    lists = _join_blocks(context, before, queries, width)
+
+    def join(rows: IntArray | slice, k: int) -> Neighbors:
+        request = replace(_make_request(context, queries[rows]), k=k, thresholds=reserve.known.bound_scores[rows])
+        vectors = open_prepared(context).inputs.queries.vectors.take(queries[rows])
+        return merge_reserves(context, _join_blocks(context, fresh, FRESH, vectors, request))
+
+    lists = join(slice(None), width)
     if width == shape.width:
         return lists
     wide = Neighbors.empty(len(queries), shape.width)
@@ -78,20 +106,26 @@ def join_fresh(context: TaskContext, before: IntArray, queries: IntArray, reserv
     is_long = (last == EMPTY_POSITION) | (score < bound) | ((score == bound) & (last >= edge))
     again = np.flatnonzero(~is_long)
     if len(again):
-        longer = _join_blocks(context, before, queries[again], shape.width)
+        longer = join(again, shape.width)
         wide.positions[again], wide.scores[again] = longer.positions, longer.scores
     return wide
 
 
-def _join_blocks(context: TaskContext, before: IntArray, queries: IntArray, width: int) -> Neighbors:
-    """Join queries with the new items, as many at a time as fit the memory, and merge the lists."""
-    prepared, shape = open_prepared(context), open_shape(context)
-    request = replace(widen_request(open_request(context), shape), k=width).of_queries(queries)
-    request = replace(request, exclude=find_own(prepared, request, queries))
-    vectors = prepared.inputs.queries.vectors.take(queries)
-    blocks = context.keep("fresh blocks", lambda: _cut_fresh(context, before))
-    found = [_join_block(context, number, block, vectors, request) for number, block in enumerate(blocks)]
-    return merge_reserves(context, found)
+def _make_request(context: TaskContext, queries: IntArray) -> JoinRequest:
+    """Return the request for the reserves of these queries among all items."""
+    request = widen_request(open_request(context), open_shape(context)).of_queries(queries)
+    return replace(request, exclude=find_own(open_prepared(context), request, queries))
+
+
+def _join_blocks(
+    context: TaskContext, items: IntArray, name: str, vectors: AnyArray, request: JoinRequest
+) -> list[Neighbors]:
+    """Join queries with the items at these positions, as many at a time as fit the memory: a list per block of items.
+
+    name: of the set of items.
+    """
+    blocks = context.keep(f"blocks of {name}", lambda: _cut_blocks(context, items))
+    return [_join_block(context, f"{name} {n}", block, vectors, request) for n, block in enumerate(blocks)]
 
 
 def merge_reserves(context: TaskContext, lists: Sequence[Neighbors]) -> Neighbors:
@@ -109,32 +143,23 @@ def merge_reserves(context: TaskContext, lists: Sequence[Neighbors]) -> Neighbor
     return merge_lists(parts, width, shape.relaxed)
 
 
-def _cut_fresh(context: TaskContext, before: IntArray) -> list[IntArray]:
-    """Return the positions of the new items, in blocks that fit the memory, each in one range of the constraints."""
-    prepared = open_prepared(context)
-    items = prepared.inputs.items.vectors
+def _cut_blocks(context: TaskContext, chosen: IntArray) -> list[IntArray]:
+    """Return ascending positions of items in blocks that fit the memory, each in one range of the constraints."""
+    items = open_prepared(context).inputs.items.vectors
     rows = max(1, context.run.resources.memory_bytes // BLOCK_SHARE // (items.dim * 8))
     blocks = []
-    for start, stop in open_request(context).constraints.ranges(items.n):
-        parts = [
-            np.flatnonzero(before[first : min(stop, first + BLOCK_ROWS)] == EMPTY_POSITION) + first
-            for first in range(start, stop, BLOCK_ROWS)
-        ]
-        fresh = np.concatenate(parts)
-        blocks += [fresh[at : at + rows] for at in range(0, len(fresh), rows)]
+    for bounds in open_request(context).constraints.ranges(items.n):
+        here = chosen[slice(*np.searchsorted(chosen, bounds))]
+        blocks += [here[at : at + rows] for at in range(0, len(here), rows)]
     return blocks
 
 
-def _join_block(
-    context: TaskContext, number: int, block: IntArray, vectors: AnyArray, request: JoinRequest
-) -> Neighbors:
+def _join_block(context: TaskContext, name: str, block: IntArray, vectors: AnyArray, request: JoinRequest) -> Neighbors:
     """Join queries with the items of a block; return positions among all items."""
     items = open_prepared(context).inputs.items.vectors
-    if context.kept.get(OPEN_FRESH, (number,))[0] != number:
+    if context.kept.get(OPEN_FRESH, (name,))[0] != name:
         context.drop(OPEN_FRESH)
-    _, index = context.keep(
-        OPEN_FRESH, lambda: (number, _build_fresh(context, ArrayVectors(items.take(block)), request))
-    )
+    _, index = context.keep(OPEN_FRESH, lambda: (name, _build_fresh(context, ArrayVectors(items.take(block)), request)))
     exclude = None if request.exclude is None else find_sorted_numbers(request.exclude, block)
     own = replace(request, exclude=exclude, constraints=_choose_items(request.constraints, block, items.n))
     points, params = index.operating_points(request.k), read_base(context)["params"]

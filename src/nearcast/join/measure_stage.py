@@ -75,11 +75,13 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
 
 
 def _list_joined_artifacts(context: TaskContext) -> set[str]:
-    """Return the names of the artifacts of the join: indexes, where all was joined, and reserves."""
+    """Return the names of the artifacts of the join: its indexes or that of the last full join, and reserves."""
     in_full = joins_in_full(context)
     names = set(index_names(context.run, open_prepared(context), open_plan(context))) if in_full else set()
     if context.run.spec.run.incremental:
         names.add(name_reserves(context, None if in_full else read_base(context)["name"]))
+    if not in_full and read_base(context).get("index") is not None:
+        names.add(read_base(context)["index"]["name"])
     return names
 
 

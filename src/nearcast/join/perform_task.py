@@ -19,7 +19,7 @@ from nearcast.join.ingest_stage import INGEST_TASKS
 from nearcast.join.join_tasks import do_join
 from nearcast.join.listener import Listener
 from nearcast.join.measure_stage import do_measure
-from nearcast.join.renew_tasks import do_assemble, do_rejoin, do_renew
+from nearcast.join.renew_tasks import do_rejoin, do_renew, do_stale
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import do_ingest, do_plan, do_prepare
 from nearcast.join.score_stage import do_score, do_terms
@@ -41,9 +41,9 @@ SHORT_TASKS = (
     "join",
     "join_shard",
     "merge",
-    "renew",
+    "stale",
     "rejoin",
-    "assemble",
+    "renew",
 )  # many in a row, each with as much memory as the last
 MOST_ENTRIES = 256  # of the host's cache that a task holds at once, beside those that several tasks share
 
@@ -56,9 +56,9 @@ TASKS: dict[str, TaskFunction] = {
     "score": do_score,
     "prepare": do_prepare,
     "compare": do_compare,
-    "renew": do_renew,
+    "stale": do_stale,
     "rejoin": do_rejoin,
-    "assemble": do_assemble,
+    "renew": do_renew,
     "accept": do_accept,
     "plan": do_plan,
     "index": do_index,

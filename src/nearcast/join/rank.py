@@ -171,7 +171,7 @@ def read_retrieved_lists(run: RunContext, inputs: Inputs, rows: IntArray) -> Sam
     if run.spec.rank is None:
         return None
     positions = np.full((len(rows), run.spec.join_k), EMPTY_POSITION, np.int64)
-    stages = ("merge", "join", "assemble")  # the first one with results holds the lists
+    stages = ("merge", "join", "renew")  # the first one with results holds the lists
     names = next((found for stage in stages if (found := run.results.list_names(stage))), [])
     for folder in map(run.results.open, names):
         facts = read_manifest(folder)

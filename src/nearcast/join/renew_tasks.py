@@ -1,8 +1,9 @@
-"""The stages `renew`, `rejoin` and `assemble` of an incremental run: update the reserves of the last one.
+"""The stages `stale`, `rejoin` and `renew` of an incremental run: update the reserves of the last one.
 
-    renew/<range>          update the reserves of the unchanged queries with the new and changed items
-    rejoin/<shard>-<part>  join the other queries, and those whose lists are too short, with the items of one shard
-    assemble/<range>       put both together: reserves for the next run, and lists as a full join writes them
+    stale/<range>          find the queries whose lists cannot be updated, or would be too short
+    rejoin/<shard>-<part>  join these queries with the items of one shard
+    renew/<range>          update the other reserves with the new and changed items, and put both together: reserves for
+                           the next run, and lists as a full join writes them
 
 Damaged reserves are recorded, not raised: the run then joins in full.
 """
@@ -10,7 +11,7 @@ Damaged reserves are recorded, not raised: the run then joins in full.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +19,77 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.join.fresh_items import find_own, join_fresh, merge_reserves, open_exact_index
+from nearcast.join.fresh_items import join_all, join_fresh, merge_reserves
 from nearcast.join.join_queries import write_lists
 from nearcast.join.joined_lists import read_result
 from nearcast.join.reserves import (
     concat_reserves,
     group_finder,
-    open_request,
     open_shape,
     read_reserve_folder,
     store_reserve,
-    widen_request,
-    write_reserve_folder,
 )
 from nearcast.join.run_mode import COMPARE, begins_incremental, read_base
 from nearcast.join.run_tasks import list_splits, open_prepared
 from nearcast.join.task_context import TaskContext
-from nearcast.knn.item_shards import move_positions, restrict_request
-from nearcast.knn.reserve_lists import Reserve, make_reserve, update_reserve
+from nearcast.knn.reserve_lists import Reserve, are_enough, make_reserve, update_reserve
 from nearcast.runners.base import TaskCall
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = [
-    "do_assemble",
     "do_rejoin",
     "do_renew",
-    "list_assemble_calls",
+    "do_stale",
     "list_rejoin_calls",
     "list_renew_calls",
+    "list_stale_calls",
 ]
 
 PART_ROWS = 8_192  # queries of a task of the stage `rejoin`
 
 
-def list_renew_calls(context: TaskContext) -> list[TaskCall]:
+def list_stale_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per range of the queries, if the run updates lists."""
-    return _list_range_calls(context, "renew") if begins_incremental(context) else []
+    return _list_range_calls(context, "stale") if begins_incremental(context) else []
 
 
-def do_renew(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Update the reserves of the unchanged queries of a range; write those that are complete, and the other rows."""
+def do_stale(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Find the queries of a range that are joined with all items: new, changed, and with too few slots left."""
     start, stop = int(args["start"]), int(args["stop"])
     with context.run.meter.stage("join"):
-        compared = context.run.results.open(COMPARE)
-        before = np.array(map_array(compared / "queries" / "before.npy")[start:stop])
+        before = _read_before(context, start, stop)
         rows = np.flatnonzero(before >= 0)
         try:
-            reserve = _read_base_reserves(context, before[rows])
+            reserve = _read_base_reserves(context, before[rows], contents=True)
         except (DamagedError, NotFoundError) as error:
             return {"start": start, "stop": stop, "missing": stop - start, "damaged": str(error)}
-        moved = _move(compared, reserve)
-        fresh = join_fresh(context, map_array(compared / "items" / "before.npy"), start + rows, reserve)
-        updated, complete = update_reserve(reserve, moved, fresh, open_shape(context), group_finder(context))
-        missing = np.setdiff1d(np.arange(stop - start), rows[complete])
-        write_reserve_folder(folder, updated.rows(complete))
-        np.save(folder / "rows.npy", rows[complete])
+        enough = are_enough(reserve, _move(context, reserve)[0], open_shape(context))
+        missing = np.setdiff1d(np.arange(stop - start), rows[enough])
         np.save(folder / "missing.npy", missing)
     return {"start": start, "stop": stop, "missing": len(missing), "damaged": None}
 
 
-def _read_base_reserves(context: TaskContext, positions: IntArray) -> Reserve:
-    """Read the reserves of queries by their ascending positions in the last run."""
+def _read_before(context: TaskContext, start: int, stop: int) -> IntArray:
+    """Return the old positions of the queries start..stop-1, -1 for new and changed ones."""
+    return np.array(map_array(context.run.results.open(COMPARE) / "queries" / "before.npy")[start:stop])
+
+
+def _read_base_reserves(context: TaskContext, positions: IntArray, *, contents: bool = False) -> Reserve:
+    """Read the reserves of queries by their ascending positions in the last run. contents: compare with the hashes."""
     base, parts = read_base(context), []
     for number, (start, stop) in enumerate(base["splits"]):
         first, last = np.searchsorted(positions, (start, stop))
         if first < last:
             folder = context.run.artifacts.open(f"{base['name']}/{number:06d}")
-            parts.append(read_reserve_folder(folder, positions[first:last] - start, contents=True))
+            parts.append(read_reserve_folder(folder, positions[first:last] - start, contents=contents))
     if not parts:
         return make_reserve(Neighbors.empty(0, open_shape(context).width), open_shape(context), group_finder(context))
     return concat_reserves(parts, np.arange(len(positions)))
 
 
-def _move(compared: Path, reserve: Reserve) -> tuple[IntArray, IntArray]:
+def _move(context: TaskContext, reserve: Reserve) -> tuple[IntArray, IntArray]:
     """Return the new positions of all slots' items, -1 for items that are gone or changed; and new edges of bounds."""
+    compared = context.run.results.open(COMPARE)
     now, edges = (map_array(compared / "items" / f"{name}.npy") for name in ("now", "edges"))
     slots = reserve.known.best.positions
     moved = np.where(slots == EMPTY_POSITION, EMPTY_POSITION, now[np.maximum(slots, 0)])
@@ -121,7 +119,7 @@ def _list_parts(context: TaskContext) -> list[_Part]:
 
 
 def _read_missing(context: TaskContext, number: int) -> dict[str, Any]:
-    return context.read_facts(f"renew/{number:06d}")
+    return context.read_facts(f"stale/{number:06d}")
 
 
 def _is_damaged(context: TaskContext) -> bool:
@@ -141,40 +139,36 @@ def list_rejoin_calls(context: TaskContext) -> list[TaskCall]:
 
 def do_rejoin(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Join some queries with all items of a shard, exactly."""
-    run, prepared, shard = context.run, open_prepared(context), int(args["shard"])
-    with run.meter.stage("join"):
+    with context.run.meter.stage("join"):
         rows = [_find_missing(context, number) for number in range(int(args["first"]), int(args["last"]))]
-        queries = np.concatenate(rows)
-        start, stop = _list_shards(context)[shard]
-        request = widen_request(open_request(context), open_shape(context)).of_queries(queries)
-        own = restrict_request(replace(request, exclude=find_own(prepared, request, queries)), start, stop)
-        index = open_exact_index(context, start, stop)
-        vectors, exact = prepared.inputs.queries.vectors.take(queries), index.operating_points(own.k)[-1]
-        lists = index.join(vectors, own, exact, run.resources)
-        placed = move_positions(lists, start)
-        np.save(folder / "positions.npy", placed.positions)
-        np.save(folder / "scores.npy", placed.scores)
+        lists = join_all(context, np.concatenate(rows), *_list_shards(context)[int(args["shard"])])
+        np.save(folder / "positions.npy", lists.positions)
+        np.save(folder / "scores.npy", lists.scores)
     return {"counts": [len(part) for part in rows]}
 
 
-def list_assemble_calls(context: TaskContext) -> list[TaskCall]:
+def list_renew_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per range of the queries, unless the last reserves are damaged."""
     if not begins_incremental(context) or _is_damaged(context):
         return []
-    return _list_range_calls(context, "assemble")
+    return _list_range_calls(context, "renew")
 
 
-def do_assemble(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Put updated and newly joined reserves of a range together; write its lists."""
+def do_renew(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Update the reserves of a range with the new and changed items, put joined ones among them; write its lists."""
     number, start, stop = int(args["number"]), int(args["start"]), int(args["stop"])
     with context.run.meter.stage("join"):
         shape, find_groups = open_shape(context), group_finder(context)
-        renewed = context.run.results.open(f"renew/{number:06d}")
-        rows, missing = (map_array(renewed / f"{name}.npy") for name in ("rows", "missing"))
-        parts = [read_reserve_folder(renewed)]
+        missing = _find_missing(context, number) - start
+        rows = np.setdiff1d(np.arange(stop - start), missing)
+        reserve = _read_base_reserves(context, _read_before(context, start, stop)[rows])
+        new_items = map_array(context.run.results.open(COMPARE) / "items" / "before.npy")
+        fresh = join_fresh(context, new_items, start + rows, reserve)
+        reserve, complete = update_reserve(reserve, _move(context, reserve), fresh, shape, find_groups)
+        assert complete.all(), "a list that was enough became too short"
         if len(missing):
-            parts.append(make_reserve(_read_rejoined(context, number), shape, find_groups))
-        reserve = concat_reserves(parts, np.argsort(np.concatenate([rows, missing]), kind="stable"))
+            parts = [reserve, make_reserve(_read_rejoined(context, number), shape, find_groups)]
+            reserve = concat_reserves(parts, np.argsort(np.concatenate([rows, missing]), kind="stable"))
         lists = store_reserve(context, start, reserve, read_base(context)["name"])
         write_lists(context.run, open_prepared(context), start, lists, folder)
     return {"start": start, "stop": stop}
@@ -194,7 +188,7 @@ def _read_rejoined(context: TaskContext, number: int) -> Neighbors:
 
 def _find_missing(context: TaskContext, number: int) -> IntArray:
     """Return the positions of the queries of a range that are joined with all items."""
-    name = f"renew/{number:06d}"
+    name = f"stale/{number:06d}"
     return np.asarray(map_array(context.run.results.open(name) / "missing.npy")) + int(
         context.read_facts(name)["start"]
     )

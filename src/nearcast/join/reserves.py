@@ -152,10 +152,21 @@ def record_reserves(context: TaskContext, created: str) -> dict[str, Any] | None
         "splits": [list(split) for split in list_splits(context)],
         "shape": asdict(open_shape(context)),
         "decided_by": decide_lists(context.plan),
+        "index": _record_index(context, base),
         "params": dict(open_plan(context).params),
         "is_exact": open_plan(context).is_exact,
         "full": created if joins_in_full(context) else read_base(context)["full"],
     }
+
+
+def _record_index(context: TaskContext, base: str | None) -> dict[str, Any] | None:
+    """Return the record of the last full join's index: its artifact, and that of its items' positions if they moved."""
+    if base is not None:
+        earlier = read_base(context).get("index")
+        return None if earlier is None else {**earlier, "moved": f"{name_reserves(context, base)}/index"}
+    if not context.run.engine.persists_index or open_prepared(context).shards is not None:
+        return None
+    return {"name": open_plan(context).index, "moved": None}
 
 
 def name_reserves(context: TaskContext, base: str | None) -> str:

@@ -20,7 +20,7 @@ from nearcast.join.join_tasks import list_join_calls
 from nearcast.join.open_index import open_index
 from nearcast.join.perform_task import perform_in, perform_task
 from nearcast.join.rank import list_model_libraries
-from nearcast.join.renew_tasks import list_assemble_calls, list_rejoin_calls, list_renew_calls
+from nearcast.join.renew_tasks import list_rejoin_calls, list_renew_calls, list_stale_calls
 from nearcast.join.score_stage import list_score_calls, list_terms_calls
 from nearcast.join.shard_tasks import list_index_calls, list_merge_calls
 from nearcast.join.table_stage import list_table_calls
@@ -63,9 +63,9 @@ STAGES: tuple[RunStage, ...] = (
     RunStage("score", list_score_calls),
     RunStage("prepare", _one_call("prepare")),
     RunStage("compare", list_compare_calls),  # from here to "accept": of incremental runs alone
-    RunStage("renew", list_renew_calls),
+    RunStage("stale", list_stale_calls),
     RunStage("rejoin", list_rejoin_calls),
-    RunStage("assemble", list_assemble_calls),
+    RunStage("renew", list_renew_calls),
     RunStage("accept", list_accept_calls),
     RunStage("index", list_index_calls),
     RunStage("plan", _one_call("plan")),

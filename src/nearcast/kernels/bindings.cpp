@@ -341,8 +341,8 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
                       const QueryArrays& rounded, const PackedArrays& packed, std::optional<Array<double>> item_norms,
                       std::optional<Array<int64_t>> exclude, size_t k, size_t threads, size_t queries_per_job,
                       bool values_decide, const ProbeArrays* probe_arrays, const RuleArrays* rule_arrays,
-                      const std::vector<CapArrays>& caps, float min_score, double error_share,
-                      std::optional<nb::callable> progress, std::optional<Array<float>> min_scores) {
+                      const std::vector<CapArrays>& caps, float min_score, std::optional<Array<float>> thresholds,
+                      double error_share, std::optional<nb::callable> progress) {
     const KernelTable kernels = kernels_named(isa);
     const Vectors queries = vectors_of(query_array), items = vectors_of(item_array);
     const Metric scored = metric_of(metric);
@@ -356,7 +356,7 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
     require(queries_per_job >= 1, "join: queries_per_job must be at least 1");
     require(error_share > 0 && error_share <= 1, "join: error_share must be above 0 and at most 1");
     if (exclude) require_size(exclude, queries.n, "exclude");
-    if (min_scores) require_size(min_scores, queries.n, "min_scores");
+    if (thresholds) require_size(thresholds, queries.n, "thresholds");
     if (scored == Metric::cosine && !values_decide) require_size(item_norms, items.n, "item_norms");
     if (rule_arrays) {
         require(rule_arrays->n() == queries.n, "join: the rule is about other queries");
@@ -374,7 +374,8 @@ nb::tuple join_arrays(const std::string& isa, int metric, AnyMatrix query_array,
                                 std::max<size_t>(kNoItem / (packed.blocks() + 1), 1)});
     JoinJob job{scored, queries, items, rounded.view(), packed.view(),
                 item_norms ? item_norms->data() : nullptr, exclude ? exclude->data() : nullptr, k, threads,
-                queries_per_job, values_decide, nullptr, {}, min_score, min_scores ? min_scores->data() : nullptr, error_share};
+                queries_per_job, values_decide, nullptr, {}, min_score,
+                thresholds ? thresholds->data() : nullptr, error_share};
     Rule rule;
     if (rule_arrays) {
         rule = rule_arrays->view();
@@ -487,8 +488,8 @@ NB_MODULE(_native, m) {
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),
           nb::arg("threads"), nb::arg("queries_per_job"), nb::arg("values_decide"),
           nb::arg("probes").none(), nb::arg("rule").none(), nb::arg("caps"), nb::arg("min_score"),
-          nb::arg("error_share"),
-          nb::arg("progress").none(), nb::arg("min_scores") = nb::none());
+          nb::arg("thresholds").none(), nb::arg("error_share"),
+          nb::arg("progress").none());
     m.def("eligible_counts", &eligible_counts);
     m.def("interval_masks", [](const std::string& isa, Array<int32_t> codes, Array<int32_t> low, Array<int32_t> high) {
         require_strip(codes.shape(0));

@@ -193,8 +193,16 @@ def index_arrays(index: CellIndex) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def restore_index(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray]) -> CellIndex:
-    """Return the index of these items with the arrays of `index_arrays`, which may be mapped from files."""
+def restore_index(
+    items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarray], now: np.ndarray | None = None
+) -> CellIndex:
+    """Return the index of these items with the arrays of `index_arrays`, which may be mapped from files.
+
+    now: (saved items,) the position of each saved item among `items`, -1 for one that is left out; None: the same.
+    Items that were not saved are not in the index.
+    """
+    if now is not None:
+        arrays = _move_items(arrays, len(items), now)
     width, normalise, spread = arrays["numbers"].tolist()
     rotation = Rotation(arrays["sign"], arrays["place"], arrays.get("centre"), int(width), bool(normalise))
 
@@ -213,3 +221,18 @@ def restore_index(items: np.ndarray, metric: str, arrays: Mapping[str, np.ndarra
         spread=float(spread),
         exact=read_packed("exact"),
     )
+
+
+def _move_items(arrays: Mapping[str, np.ndarray], n_items: int, now: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the arrays of an index with its items at other positions; slots of items that are left out are empty."""
+    moved = dict(arrays)
+    for name in ("packed", "exact"):
+        if f"{name}.order" not in arrays:
+            continue
+        here = np.append(now, -1)[np.minimum(arrays[f"{name}.order"], len(now))]
+        moved[f"{name}.order"] = np.where(here < 0, quantize.NO_ITEM, here).astype(np.uint32)
+        moved[f"{name}.scales"] = np.where(here < 0, np.float32(np.nan), arrays[f"{name}.scales"])
+    if "item_norms" in arrays:
+        moved["item_norms"] = np.zeros(n_items)
+        moved["item_norms"][now[now >= 0]] = arrays["item_norms"][now >= 0]
+    return moved

@@ -116,7 +116,7 @@ private:
         std::fill_n(best_count_.begin(), n, 0u);
         for (size_t slot = 0; slot < n; ++slot) {
             prepare_errors(slot);
-            const float least = min_score_of(slot);
+            const float least = least_score(slot);
             bounds_[slot].least = std::isinf(least) ? kNone : value_of_score(begin_ + slot, least);
             weights_[slot] = static_cast<float>(1.0 / scale(begin_ + slot));
         }
@@ -152,7 +152,10 @@ private:
         return job_.rounded.order ? job_.rounded.order[begin_ + slot] : begin_ + slot;
     }
 
-    float min_score_of(size_t slot) const { return job_.min_scores ? job_.min_scores[row_of(slot)] : job_.min_score; }
+    // The score below which the slot's query needs no item; -infinity: it needs all.
+    float least_score(size_t slot) const {
+        return job_.thresholds ? std::max(job_.min_score, job_.thresholds[row_of(slot)]) : job_.min_score;
+    }
 
     double scale(size_t query) const {
         const double scale = job_.rounded.scales[query];
@@ -339,8 +342,9 @@ private:
             rescore(slot, n);
             size_t total = best_count_[slot];
             std::copy_n(best, total, keys_.begin());
+            const float least = least_score(slot);
             for (uint32_t i = 0; i < n; ++i)
-                if (scores_[i] >= min_score_of(slot)) keys_[total++] = sort_key(scores_[i], positions_[i]);
+                if (scores_[i] >= least) keys_[total++] = sort_key(scores_[i], positions_[i]);
             const size_t kept = job_.caps.empty() ? keep_best(total) : keep_best_capped(total);
             std::copy_n(keys_.begin(), kept, best);
             best_count_[slot] = static_cast<uint32_t>(kept);
@@ -525,9 +529,10 @@ void Worker::meet_cells(const float* bars, bool first_met) {
 // The centre value of a query's further probes, once its k-th score of the initial probes is known exactly.
 float Worker::bar_after_first(size_t slot) const {
     const size_t query = begin_ + slot;
-    if (best_count_[slot] < job_.k) return -std::numeric_limits<float>::infinity();
+    double score = job_.thresholds ? job_.thresholds[row_of(slot)] : kNone;
     const uint64_t* best = best_.data() + slot * job_.k;
-    double score = key_score(*std::max_element(best, best + job_.k));
+    if (best_count_[slot] == job_.k) score = std::max<double>(score, key_score(*std::max_element(best, best + job_.k)));
+    if (score == kNone) return -std::numeric_limits<float>::infinity();
     const double length = job_.rounded.norms[query];
     if (job_.metric == Metric::l2) score = (score + length * length) / 2;
     const double floor = lists_.floors[slot] * centre_scale(query);

@@ -49,7 +49,7 @@ struct JoinJob {
     const Rule* rule;                 // which items a query may get; null: all
     std::vector<Cap> caps;            // how many of a group a list may hold; nested, the smallest groups first
     float min_score;                  // worse items are left out; -infinity: none are
-    const float* min_scores;          // (n,) the same of each query, finite, instead of min_score; or null
+    const float* thresholds;          // (queries.n,) least score that each query needs, above min_score or not; or null
     double error_share;               // of the proven bound that the errors are taken to reach; 1: the join is exact
 };
 

@@ -70,7 +70,6 @@ class CellIndex:
         resources: Resources | None = None,
         per_job: int | None = None,
         progress: Progress | None = None,
-        min_scores: np.ndarray | None = None,
     ) -> JoinOutput:
         """Return the k best items per query among the cells within the probe radius; all cells for infinity.
 
@@ -78,8 +77,7 @@ class CellIndex:
         `baseline + (kth - baseline) / 2 - radius * spread`: `kth` is the query's k-th score so far, `baseline` the
         score of a centre at a tenth of all ranks. A larger radius costs more and finds more. Neighbouring queries
         should be near each other. per_job: queries that a worker takes at a time, derived by default. Answers do not
-        depend on it; counters do a little, since a worker fills up its last tile. min_scores: (n,) float32, finite: a
-        minimum score of each query, in place of that of the request; for native kernels only.
+        depend on it; counters do a little, since a worker fills up its last tile.
         Raises ValueError for arrays that the kernels cannot take.
         """
         isa, resources = _isa.isa_info().taken, resources or Resources()
@@ -87,11 +85,14 @@ class CellIndex:
         queries = validate_vectors(queries, "queries")
         check_pair(queries, self.items, k, self.metric)
         exclude = _validate_exclude(request.exclude, len(queries))
+        thresholds = _validate_thresholds(request.thresholds, len(queries))
         if np.isnan(radius):
             raise ValueError("radius is NaN; give a number, or infinity for an exact join")
         if isa == _isa.NUMPY or self.packed is None or len(queries) == 0:
             return JoinOutput(
-                *numpy_fallback.join_exact(queries, self.items, k, self.metric, exclude, request.constraints)
+                *numpy_fallback.join_exact(
+                    queries, self.items, k, self.metric, exclude, request.constraints, thresholds
+                )
             )
         exact, packed = np.isposinf(radius), self.packed
         if exact and self.exact is not None:
@@ -120,9 +121,9 @@ class CellIndex:
             False,
             None if exact else self._make_probes(codes, rounded, k, radius),
             *_native_constraints(request.constraints, packed),
+            thresholds,
             1.0 if exact else min(1.0, ERROR_DEVIATIONS / math.sqrt(self.rotation.width)),
             progress,
-            min_scores,
         )
         return _pad_slots(output, k)
 
@@ -215,6 +216,15 @@ def _validate_exclude(exclude: np.ndarray | None, n: int) -> np.ndarray | None:
     if exclude.shape != (n,):
         raise ValueError(f"exclude has shape {exclude.shape}; needed is one position per query, ({n},)")
     return np.ascontiguousarray(exclude, dtype=np.int64)
+
+
+def _validate_thresholds(thresholds: np.ndarray | None, n: int) -> np.ndarray | None:
+    """Return the thresholds as float32. Raises ValueError unless there is one number per query."""
+    if thresholds is None:
+        return None
+    if thresholds.shape != (n,) or np.isnan(thresholds).any():
+        raise ValueError(f"thresholds have shape {thresholds.shape}; needed is one number per query, ({n},)")
+    return np.ascontiguousarray(thresholds, dtype=np.float32)
 
 
 def _pad_slots(output: tuple[np.ndarray, np.ndarray, dict[str, int]], k: int) -> JoinOutput:

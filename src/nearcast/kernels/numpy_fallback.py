@@ -37,9 +37,10 @@ def join_exact(
     metric: str,
     exclude: np.ndarray | None = None,
     constraints: Constraints = FREE,
+    thresholds: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return positions and scores of the k best items of every query: the reference join, which scores every pair."""
-    request = JoinRequest(Metric(metric), k, exclude=exclude, constraints=constraints)
+    request = JoinRequest(Metric(metric), k, exclude=exclude, constraints=constraints, thresholds=thresholds)
     lists = exact_join(queries, ArrayVectors(items), request)
     return lists.positions, lists.scores
 

@@ -48,7 +48,7 @@ def _scan(index: CellIndex, vectors: AnyArray, thresholds: FloatArray, resources
     """Return the pairs of a block of queries."""
     metric, slots = Metric(index.metric), min(SLOTS, len(index.items))
     limits = np.where(np.isneginf(thresholds), LARGEST, np.minimum(thresholds, LARGEST)).astype(np.float32)
-    found = index.join(vectors, JoinRequest(metric, slots), resources=resources, min_scores=limits)
+    found = index.join(vectors, JoinRequest(metric, slots, thresholds=limits), resources=resources)
     filled = found.positions >= 0
     others = np.isneginf(thresholds)
     if slots < len(index.items):

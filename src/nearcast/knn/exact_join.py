@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from nearcast.knn.constraints import Cap, Constraints, keep_capped
+from nearcast.knn.constraints import Cap, keep_capped
 from nearcast.knn.eligible import eligible_pairs
 from nearcast.knn.item_shards import ShardLists, merge_lists, place_lists, restrict_request
 from nearcast.knn.join_request import JoinRequest, Resources
@@ -129,7 +129,7 @@ def join_ranges(
 def _join_block(queries: AnyArray, items: Vectors, request: JoinRequest, item_rows: int) -> Neighbors:
     k, constraints = request.k, request.constraints
     left = prepare_block(queries, request.metric)
-    pool = _PairPool.empty(len(queries), constraints)
+    pool = _PairPool.empty(len(queries), request)
     for start, block in _read_blocks(items, item_rows):
         right = prepare_block(block, request.metric)
         error = error_bound(left, right, request.metric)
@@ -160,13 +160,16 @@ class _PairPool:
     error: Float64Array  # (n,) largest difference of a scan score from the true score
     threshold: Float64Array  # (n,) lower bound of the true k-th best score, from the blocks scanned so far
     caps: tuple[Cap, ...]
-    min_score: float
+    least: FloatArray  # (n,) score that a pair needs
 
     @classmethod
-    def empty(cls, n: int, constraints: Constraints) -> _PairPool:
-        none = np.empty(0, np.int64)
-        least = -np.inf if constraints.min_score is None else float(as_score(constraints.min_score))
-        return cls(none, none, np.empty(0, np.float32), np.zeros(n), np.full(n, least), constraints.caps, least)
+    def empty(cls, n: int, request: JoinRequest) -> _PairPool:
+        none, constraints = np.empty(0, np.int64), request.constraints
+        least = np.full(n, -np.inf if constraints.min_score is None else as_score(constraints.min_score), np.float32)
+        if request.thresholds is not None:
+            least = np.maximum(least, request.thresholds.astype(np.float32))
+        threshold = least.astype(np.float64)
+        return cls(none, none, np.empty(0, np.float32), np.zeros(n), threshold, constraints.caps, least)
 
     def add(
         self, rows: IntArray, positions: IntArray, scan: FloatArray, error: Float64Array, threshold: Float64Array
@@ -179,7 +182,7 @@ class _PairPool:
             error,
             threshold,
             self.caps,
-            self.min_score,
+            self.least,
         )
 
     def with_pairs(self, rows: IntArray, positions: IntArray, scan: FloatArray, threshold: Float64Array) -> _PairPool:
@@ -215,8 +218,8 @@ def _rescore_and_flush(pool: _PairPool, queries: AnyArray, items: Vectors, reque
         vectors = items.take(pool.positions[part])
         scores[part] = pair_scores(queries[pool.rows[part]], vectors, request.metric)
     rows, positions = pool.rows, pool.positions
-    if pool.min_score > -np.inf:
-        good = scores >= pool.min_score
+    if (pool.least > -np.inf).any():
+        good = scores >= pool.least[rows]
         rows, positions, scores = rows[good], positions[good], scores[good]
     if pool.caps:
         order = np.lexsort((positions, -scores, rows))

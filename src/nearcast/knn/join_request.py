@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nearcast.knn.constraints import FREE, Constraints
-from nearcast.types import IntArray, Metric
+from nearcast.types import FloatArray, IntArray, Metric
 
 __all__ = ["JoinRequest", "Resources"]
 
@@ -26,11 +26,13 @@ class JoinRequest:
     exclude_self: bool = False  # whether the item with the query's own id is left out
     exclude: IntArray | None = None  # (n_queries,) position of the item left out of each list, -1 for none
     constraints: Constraints = FREE  # of all queries, in their order
+    thresholds: FloatArray | None = None  # (n_queries,) float32, items that score less are left out; -inf: none are
 
     def of_queries(self, rows: IntArray | slice) -> JoinRequest:
         """Return the request for the queries at these positions, in this order."""
         exclude = None if self.exclude is None else self.exclude[rows]
-        return replace(self, exclude=exclude, constraints=self.constraints.of_queries(rows))
+        thresholds = None if self.thresholds is None else self.thresholds[rows]
+        return replace(self, exclude=exclude, constraints=self.constraints.of_queries(rows), thresholds=thresholds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,16 @@ from nearcast.knn.item_shards import ShardLists
 from nearcast.knn.update_lists import KnownLists, bound_lists, move_lists, update_lists
 from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
-__all__ = ["FindGroups", "Reserve", "ReserveShape", "cut_reserve", "make_reserve", "plan_reserve", "update_reserve"]
+__all__ = [
+    "FindGroups",
+    "Reserve",
+    "ReserveShape",
+    "are_enough",
+    "cut_reserve",
+    "make_reserve",
+    "plan_reserve",
+    "update_reserve",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 FindGroups = Callable[[IntArray], tuple[IntArray, ...]]
@@ -80,6 +89,22 @@ def make_reserve(best: Neighbors, shape: ReserveShape, find_groups: FindGroups) 
     """Return the reserves of lists that were joined with all items, `shape.width` wide, under the relaxed limits."""
     groups = find_groups(best.positions) if shape.relaxed else ()
     return _mark(bound_lists(best), groups, np.zeros((len(groups), *best.positions.shape), np.bool_), shape)
+
+
+def are_enough(reserve: Reserve, positions: IntArray, shape: ReserveShape) -> BoolArray:
+    """Return (n,) whether the list of each reserve is proven complete, before new items are merged into it.
+
+    positions: (n, width) new position of every slot's item, -1 if it was removed or changed. New items leave complete
+    lists complete: above the bound they only add to what a list can take.
+    """
+    known, left = reserve.known, positions != EMPTY_POSITION
+    unbounded = np.isneginf(known.bound_scores)
+    if not shape.relaxed:
+        enough: BoolArray = (np.count_nonzero(left, axis=1) >= shape.k) | unbounded
+        return enough
+    best = Neighbors(positions, np.where(left, known.best.scores, np.float32(-np.inf)))
+    lengths = cut_reserve(replace(reserve, known=replace(known, best=best)), shape).lengths
+    return _are_proven(reserve, left, shape) & ((lengths >= shape.k) | unbounded)
 
 
 def update_reserve(
