@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from nearcast.errors import AccessError, BudgetError, NearcastError, StorageError
@@ -23,6 +24,7 @@ LASTING = {  # what every attempt meets again: the way out
     errno.ELOOP: "its symbolic links lead in a circle: correct them",
 }
 FULL = {errno.ENOSPC: "free some disk", errno.EDQUOT: "free some disk, or raise the quota"}
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # of NumPy, which drops the number of the error
 
 
 def path_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
@@ -39,6 +41,8 @@ def explain_os_error(error: OSError) -> NearcastError:
     AccessError if every attempt meets it again, BudgetError for a full disk, else NearcastError.
     """
     number, path = error.errno or 0, error.filename or "a file"
+    if error.errno is None and SHORT_WRITE.search(str(error)):
+        return BudgetError(f"an array was not written whole ({error}); {FULL[errno.ENOSPC]}, and run again")
     if number in FULL:
         return BudgetError(f"{path}: {error.strerror}; {FULL[number]}, and run again")
     if number in LASTING and (number != errno.EEXIST or os.path.isfile(path)):
