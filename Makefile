@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow peers clean
+.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow operations peers clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -77,9 +77,18 @@ docs: .venv/installed ## write the generated pages
 
 airflow: .airflow/installed ## the real Airflow, for the test that parses examples/scheduling
 
+# Dagster and a lint of Dockerfiles, for the tests of deploy/.
+.operations/installed:
+	$(PYTHON) -m venv .operations
+	.operations/bin/pip install --quiet --upgrade "pip>=25.1"
+	.operations/bin/pip install --quiet --no-compile --group operations
+	touch $@
+
+operations: .operations/installed ## what the tests of deploy/ run: Dagster and hadolint; prometheus and systemd come from the system
+
 peers: .venv/installed ## environments of the libraries that benchmarks/join.py compares with; torch is large
 	$(BIN)/pip install --quiet --group peers
 	$(BIN)/python benchmarks/join.py --prepare
 
 clean:
-	rm -rf .venv .airflow benchmarks/.environments build dist examples/*/data examples/*/nearcast
+	rm -rf .venv .airflow .operations benchmarks/.environments build dist examples/*/data examples/*/nearcast

@@ -37,8 +37,15 @@ def parse(example: Path, codes: int, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("dags")
     shutil.copy(example, folder)
     home = tmp_path_factory.mktemp("airflow")
+    words = [str(HERE / "parse_dag.py"), str(folder), json.dumps(list(range(codes)))]
+    found: dict[str, Any] = json.loads(run_airflow(words, home).splitlines()[-1])
+    return found
+
+
+def run_airflow(words: list[str], home: Path) -> str:
+    """Run a script with Airflow's own Python; return its standard output."""
     done = subprocess.run(
-        [str(AIRFLOW), str(HERE / "parse_dag.py"), str(folder), json.dumps(list(range(codes)))],
+        [str(AIRFLOW), *words],
         env=os.environ | {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
         capture_output=True,
         encoding="utf-8",
@@ -46,8 +53,7 @@ def parse(example: Path, codes: int, tmp_path_factory: pytest.TempPathFactory) -
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return done.stdout
 
 
 def test_the_example_is_a_dag_without_errors(parsed: dict[str, Any]) -> None:
@@ -82,3 +88,30 @@ def test_the_example_with_workers_tries_again_what_may_pass(parsed_cluster: dict
     assert said[0] == "success"
     assert {code for code, outcome in said.items() if outcome == "AirflowFailException"} == {2, 3, 4, 7, 9, 10, 13}
     assert {code for code, outcome in said.items() if outcome == "AirflowException"} == {1, 5, 6, 8, 11, 12, 14, 15}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the operators of deploy/airflow make of exit codes."""
+    operators = ROOT / "deploy" / "airflow" / "nearcast_operator.py"
+    folder = tmp_path_factory.mktemp("operators")
+    words = [HERE / "run_operator.py", folder, operators, json.dumps(list(range(17)))]
+    done = run_airflow([str(word) for word in words], tmp_path_factory.mktemp("airflow"))
+    found: dict[str, Any] = json.loads(done.splitlines()[-1])
+    return found
+
+
+def test_an_operator_returns_the_result_and_tries_again_only_what_may_pass(executed: dict[str, Any]) -> None:
+    said = {int(code): outcome for code, outcome in executed["outcomes"].items()}
+    assert said[0] == {"version": 7}
+    assert said[5].startswith("AirflowSkipException")
+    failed = {code for code, outcome in said.items() if str(outcome).startswith("AirflowFailException")}
+    assert failed == {2, 3, 4, 7, 8, 9, 10, 13, 16}
+    assert said[10] == "AirflowFailException: exit code 10: why"
+    assert said[11] == "AirflowException: exit code 11: why; trying again continues the work"
+
+
+def test_an_operator_runs_the_command_of_its_spec(executed: dict[str, Any]) -> None:
+    assert executed["commands"]["refresh"] == ["refresh", "shop.toml", "--quiet", "--json"]
+    assert executed["commands"]["monitor"] == ["monitor", "shop.toml", "--fail-on", "any", "--quiet", "--json"]
+    assert executed["fields"]["NearcastRefreshOperator"] == ["spec", "command", "environment"]

@@ -11,7 +11,7 @@ from nearcast.storage.path_errors import explain_os_error
 
 @pytest.mark.parametrize("write", [lambda file, array: np.save(file, array), lambda file, array: array.tofile(file)])
 def test_a_disk_that_fills_while_numpy_writes_is_a_full_disk(write):
-    with pytest.raises(OSError, match="written|No space") as raised, open("/dev/full", "wb", buffering=0) as file:
+    with pytest.raises(OSError, match=r"written|No space") as raised, open("/dev/full", "wb", buffering=0) as file:
         write(file, np.zeros(1 << 16))
     explained = explain_os_error(raised.value)
     assert isinstance(explained, BudgetError)
