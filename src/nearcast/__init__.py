@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nearcast.api.publications import expand, publish, publish_table, published, roll_back
     from nearcast.api.refreshing import monitor, refresh
     from nearcast.api.runs import check, run
-    from nearcast.api.snapshots import lookup, snapshots
+    from nearcast.api.snapshots import export, lookup, snapshots
     from nearcast.api.tuning import tune
     from nearcast.api.updates import update
     from nearcast.errors import (
@@ -72,6 +72,7 @@ __all__ = [
     "diff",
     "expand",
     "explain",
+    "export",
     "head",
     "knn_join",
     "load_spec",
@@ -117,6 +118,7 @@ _HOMES = {
     "check": "nearcast.api.runs",
     "diff": "nearcast.api.comparing",
     "explain": "nearcast.api.comparing",
+    "export": "nearcast.api.snapshots",
     "head": "nearcast.api.advice",
     "expand": "nearcast.api.publications",
     "knn_join": "nearcast.join.knn_join",

@@ -1,13 +1,15 @@
-"""Functions that read snapshots: list them, and look up a query."""
+"""Functions that read snapshots: list them, look up a query, export the lists."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from nearcast.sources.open_table import append_to_table
 from nearcast.storage.locations import parse_location
+from nearcast.table.export_snapshot import ExportedRows, describe_rows
 from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_snapshots
 
-__all__ = ["lookup", "snapshots"]
+__all__ = ["export", "lookup", "snapshots"]
 
 
 def snapshots(generator: str, *, out: str | Path = "nearcast") -> list[Snapshot]:
@@ -27,3 +29,13 @@ def lookup(
     snapshot = find_snapshot(parse_location(out), generator, version)
     shown = columns if columns is not None else tuple(snapshot.manifest.spec["items"]["display"])
     return snapshot.lookup(key, shown)
+
+
+def export(snapshot: Snapshot, to: str, *, rows: str = "query") -> bool:
+    """Append the lists of a snapshot to a table. Return False if they are there already: exporting twice is harmless.
+
+    to: delta:PATH, iceberg:CATALOG.NAMESPACE.TABLE, or parquet:FOLDER, which gets a file per snapshot. A missing table
+    is created. rows: "query" for one row per query with lists, "candidate" for one row per candidate.
+    The rows appear all at once. Raises SpecError for another target, StorageError if it cannot be written.
+    """
+    return append_to_table(to, Path(), describe_rows(snapshot, ExportedRows(rows)))

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nearcast.errors import InputError, MissingExtraError
+from nearcast.errors import InputError, MissingExtraError, StorageError
 from nearcast.files import bucket_url
 from nearcast.sources.bucket_files import find_object, open_bucket, parse_bucket_path
+from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
 from nearcast.sources.parquet_files import Footer, read_batches, read_footer
 from nearcast.sources.parquet_listing import map_files
 from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch
 from nearcast.sources.user_files import LocalFile, UserFile, describe_error
 from nearcast.types import AnyArray
 
-__all__ = ["open_delta"]
+__all__ = ["append_to_delta", "open_delta"]
 
 # reader features that are supported, or that do not concern the rows
 FEATURES = {"columnMapping", "deletionVectors", "domainMetadata", "timestampNtz", "typeWidening"}
@@ -187,3 +188,47 @@ def _import_library() -> Any:
     except ImportError as error:
         raise MissingExtraError("Delta tables need deltalake: pip install 'nearcast[delta]'") from error
     return deltalake
+
+
+def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> bool:
+    """Append rows in one commit, and create the table if it is missing. Return False if they are there.
+
+    A transaction of the name of the rows makes a second writer fail, who then finds them.
+    Raises StorageError if the table has other columns, or cannot be written.
+    """
+    library = _import_library()
+    uri = bucket_url(location, base) or str((base / location).absolute())
+    known = library.CommitProperties(app_transactions=[library.Transaction(f"nearcast/{rows.name}", 1)])
+    for attempt in range(APPEND_TRIES):
+        try:
+            if not library.DeltaTable.is_deltatable(uri):
+                library.DeltaTable.create(uri, rows.schema, mode="ignore")
+            table = library.DeltaTable(uri)
+            if _has_rows(table, rows):
+                return False
+            library.write_deltalake(
+                table, rows.reader(), mode="append", commit_properties=known
+            )  # to what was looked at
+            return True
+        except library.exceptions.CommitFailedError as error:
+            if attempt == APPEND_TRIES - 1:
+                raise StorageError(f"{name}: other writers commit all the time; export again") from error
+        except (library.exceptions.DeltaError, OSError) as error:
+            raise StorageError(f"{name} cannot be written ({describe_error(error)}); check the location") from error
+    raise AssertionError("unreachable")
+
+
+def _has_rows(table: Any, rows: MarkedRows) -> bool:
+    """Return whether a row has the marks; statistics leave out most files."""
+    names = {field.name for field in table.schema().fields}
+    if not rows.marks.keys() <= names:
+        return False  # the append says which columns differ
+    predicate = " AND ".join(f"{mark} = {_sql_value(value)}" for mark, value in rows.marks.items())
+    found = pa.RecordBatchReader.from_stream(table.scan(columns=list(rows.marks), predicate=predicate))
+    return any(len(batch) for batch in found)
+
+
+def _sql_value(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"TIMESTAMP '{value.astimezone(UTC).isoformat(timespec='microseconds')}'"
+    return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"

@@ -6,6 +6,7 @@ it applies deletes, and finds renamed columns by their numbers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from nearcast.errors import InputError, MissingExtraError
+from nearcast.errors import InputError, MissingExtraError, StorageError
+from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
 from nearcast.sources.pinned_table import PinnedTable, fit_batch
 from nearcast.sources.user_files import describe_error
 
-__all__ = ["open_iceberg"]
+__all__ = ["append_to_iceberg", "open_iceberg"]
 
 DECODED = 4  # estimated bytes of rows in memory for each byte of a data file
 
@@ -87,27 +89,31 @@ def open_iceberg(name: str, location: str, _base: Path, at: int | datetime | str
 
 
 def _load(name: str, location: str) -> Any:
+    catalog, identifier = _open_catalog(name, location)
+    from pyiceberg.exceptions import NoSuchTableError
+
+    try:
+        return catalog.load_table(identifier)
+    except NoSuchTableError as error:
+        raise InputError(f"{name}: the catalog has no table {identifier}; check `table`") from error
+    except Exception as error:  # of the catalog's server or database
+        raise InputError(f"{name} cannot be loaded ({describe_error(error)}); check the catalog") from error
+
+
+def _open_catalog(name: str, location: str) -> tuple[Any, str]:
+    """Return the catalog, and the identifier of the table in it."""
     try:
         from pyiceberg.catalog import load_catalog
-        from pyiceberg.exceptions import NoSuchTableError
     except ImportError as error:
         raise MissingExtraError("Iceberg tables need PyIceberg: pip install 'nearcast[iceberg]'") from error
     catalog, _, identifier = location.partition(".")
-    if not catalog or "." not in identifier.strip("."):
-        raise InputError(f"{name} names no table; write iceberg:CATALOG.NAMESPACE.TABLE")
     try:
-        opened = load_catalog(catalog)
+        return load_catalog(catalog), identifier
     except Exception as error:  # of any of its catalogs
         raise InputError(
             f"{name}: catalog {catalog!r} cannot be opened ({describe_error(error)}); configure it in "
             f".pyiceberg.yaml, or by PYICEBERG_CATALOG__{catalog.upper()}__URI"
         ) from error
-    try:
-        return opened.load_table(identifier)
-    except NoSuchTableError as error:
-        raise InputError(f"{name}: the catalog has no table {identifier}; check `table`") from error
-    except Exception as error:  # of the catalog's server or database
-        raise InputError(f"{name} cannot be loaded ({describe_error(error)}); check the catalog") from error
 
 
 def _find_snapshot(name: str, table: Any, at: int | datetime | str | None) -> Any:
@@ -147,3 +153,43 @@ def _small(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_binary(kind):
         return pa.binary()
     return pa.list_(_small(kind.value_type)) if pa.types.is_large_list(kind) else kind
+
+
+def append_to_iceberg(name: str, location: str, _base: Path, rows: MarkedRows) -> bool:
+    """Write rows in one commit, and create the table if it is missing. Return False if they are there.
+
+    The commit replaces rows of the same marks: if two writers find none, the rows are there once.
+    Raises StorageError if the table has other columns, or cannot be written.
+    """
+    catalog, identifier = _open_catalog(name, location)
+    from pyiceberg.exceptions import (
+        CommitFailedException,
+        NoSuchNamespaceError,
+        TableAlreadyExistsError,
+        ValidationException,
+    )
+
+    same = " and ".join(f"{mark} == {_as_literal(value)}" for mark, value in rows.marks.items())
+    for attempt in range(APPEND_TRIES):
+        try:
+            table = catalog.create_table_if_not_exists(identifier, rows.schema)
+            if len(table.scan(row_filter=same, selected_fields=tuple(rows.marks), limit=1).to_arrow()):
+                return False
+            data = rows.reader() if table.spec().is_unpartitioned() else rows.reader().read_all()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Delete operation did not match")
+                table.overwrite(data, overwrite_filter=same)
+            return True
+        except NoSuchNamespaceError as error:
+            raise StorageError(f"{name}: the catalog has no such namespace; create it") from error
+        except (CommitFailedException, TableAlreadyExistsError, ValidationException) as error:
+            if attempt == APPEND_TRIES - 1:
+                raise StorageError(f"{name}: other writers commit all the time; export again") from error
+        except Exception as error:  # of the catalog, of its storage, or of columns that differ
+            raise StorageError(f"{name} cannot be written ({describe_error(error)}); check the table") from error
+    raise AssertionError("unreachable")
+
+
+def _as_literal(value: Any) -> str:
+    text = value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+    return repr(text)

@@ -6,19 +6,41 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nearcast.sources.delta_table import open_delta
-from nearcast.sources.iceberg_table import open_iceberg
+from nearcast.errors import SpecError
+from nearcast.settings.spec_tables import TABLE_LOCATION
+from nearcast.sources.delta_table import append_to_delta, open_delta
+from nearcast.sources.iceberg_table import append_to_iceberg, open_iceberg
 from nearcast.sources.lance_table import open_lance
+from nearcast.sources.marked_rows import MarkedRows, write_marked_file
 from nearcast.sources.pinned_table import PinnedTable
 from nearcast.spec import SourceSpec
 
-__all__ = ["open_table", "pin_version"]
+__all__ = ["append_to_table", "open_table", "pin_version"]
 
 FORMATS: dict[str, Callable[[str, str, Path, int | datetime | str | None], PinnedTable]] = {
     "delta": open_delta,
     "iceberg": open_iceberg,
     "lance": open_lance,
 }
+
+WRITERS: dict[str, Callable[[str, str, Path, MarkedRows], bool]] = {
+    "delta": append_to_delta,
+    "iceberg": append_to_iceberg,
+    "parquet": write_marked_file,
+}
+
+
+def append_to_table(target: str, base: Path, rows: MarkedRows) -> bool:
+    """Append rows to a table or a folder of Parquet files, all of them or none. Return False if they are there.
+
+    Raises SpecError for another target, StorageError if it cannot be written.
+    """
+    kind, _, location = target.partition(":")
+    if kind not in WRITERS or not (location if kind == "parquet" else TABLE_LOCATION.fullmatch(target)):
+        raise SpecError(
+            f"the target is {target!r}; write delta:PATH, parquet:FOLDER or iceberg:CATALOG.NAMESPACE.TABLE"
+        )
+    return WRITERS[kind](target, location, base, rows)
 
 
 def open_table(table: str, at: int | str | None, base: Path) -> PinnedTable:

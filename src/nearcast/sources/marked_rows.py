@@ -1,0 +1,57 @@
+"""Rows for a table of others, with columns that say where they come from: they are in the table once, whole, or not.
+
+Knows Parquet folders; the modules of table formats append them to their tables.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nearcast.files import bucket_url
+from nearcast.storage.open_storage import open_storage
+
+__all__ = ["APPEND_TRIES", "MarkedRows", "write_marked_file"]
+
+APPEND_TRIES = 5  # while other writers commit
+GROUP_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRows:
+    """Rows whose marks, columns with one value in all rows, tell them from all other rows of a table."""
+
+    marks: Mapping[str, Any]  # value by column; text, numbers and times
+    schema: pa.Schema
+    batches: Callable[[], Iterator[pa.RecordBatch]]  # the same rows at each call
+
+    @property
+    def name(self) -> str:
+        """Name of the rows in file names and transactions."""
+        return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "", str(value)) for value in self.marks.values())
+
+    def reader(self) -> pa.RecordBatchReader:
+        """Return a new reader of all rows."""
+        return pa.RecordBatchReader.from_batches(self.schema, self.batches())
+
+
+def write_marked_file(_name: str, location: str, base: Path, rows: MarkedRows) -> bool:
+    """Write the rows as one Parquet file of a folder or bucket. Return False if the file is there."""
+    storage = open_storage(bucket_url(location, base) or base / location)
+    file = f"{rows.name}.parquet"
+    if storage.stat(file) is not None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="nearcast-export-") as folder:
+        path = Path(folder) / file
+        with pq.ParquetWriter(path, rows.schema) as writer:
+            for batch in rows.batches():
+                writer.write_batch(batch, GROUP_ROWS)
+        storage.upload(file, path)
+    return True

@@ -1,0 +1,181 @@
+"""The contract of exports: the lists of a snapshot are in a table of others once, whole, or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+import nearcast
+from builders import generator, write_parquet
+from nearcast.errors import SpecError, StorageError
+from nearcast.join.run import run_generator
+from needs import require_module
+from table_kinds import configure_catalog
+
+KINDS = ("delta", "iceberg", "parquet")
+
+
+class Target:
+    """A table to export to, and its rows as others read them."""
+
+    def __init__(self, kind, folder, monkeypatch):
+        self.kind, self.folder = kind, folder / "exported"
+        require_module({"delta": "deltalake", "iceberg": "pyiceberg"}.get(kind, "pyarrow"))
+        self.catalog = configure_catalog(str(folder), folder, monkeypatch) if kind == "iceberg" else None
+        self.location = "iceberg:lake.shop.lists" if kind == "iceberg" else f"{kind}:{self.folder}"
+
+    def read(self):
+        if self.kind == "delta":
+            import deltalake
+
+            return deltalake.DeltaTable(self.folder).to_pyarrow_table()
+        if self.kind == "iceberg":
+            return self.catalog.load_table("shop.lists").scan().to_arrow()
+        return ds.dataset(self.folder).to_table()
+
+
+@pytest.fixture(params=KINDS)
+def target(request, tmp_path, monkeypatch):
+    return Target(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    return make_snapshot(tmp_path, 20)
+
+
+def make_snapshot(folder, n, **settings):
+    write_parquet(folder / "items.parquet", list(range(n)), [[float(number), 1.0] for number in range(n)])
+    return run_generator(generator(k=3, exclude_self=True, **settings), folder).snapshot
+
+
+def test_a_row_per_query_holds_its_list(target, snapshot):
+    assert nearcast.export(snapshot, target.location)
+
+    rows = sorted(target.read().to_pylist(), key=lambda row: row["query_id"])
+
+    expected = pq.read_table(snapshot.fetch("candidates")).to_pylist()
+    marks = {"generator": "test", "version": 1}
+    assert [{key: row[key] for key in expected[0]} for row in rows] == expected
+    assert all({key: row[key] for key in marks} == marks for row in rows)
+    assert {row["made"].isoformat() for row in rows} == {rows[0]["made"].isoformat()}
+    assert rows[0]["made"].isoformat()[:19] == snapshot.manifest.run.created[:19]
+
+
+def test_a_row_per_candidate_holds_its_rank_and_score(target, snapshot):
+    nearcast.export(snapshot, target.location, rows="candidate")
+
+    found = {(row["query_id"], row["rank"]): (row["item_id"], row["score"]) for row in target.read().to_pylist()}
+
+    expected = {}
+    for row in pq.read_table(snapshot.fetch("candidates")).to_pylist():
+        for rank, pair in enumerate(zip(row["candidate_ids"], row["scores"], strict=True)):
+            expected[row["query_id"], rank + 1] = pair
+    assert found == expected
+
+
+def test_a_snapshot_is_exported_once_and_versions_are_side_by_side(target, snapshot, tmp_path):
+    assert nearcast.export(snapshot, target.location)
+    assert not nearcast.export(snapshot, target.location)
+    other = make_snapshot(tmp_path, 25)
+
+    assert nearcast.export(other, target.location)
+    assert not nearcast.export(snapshot, target.location)
+
+    versions = target.read().column("version").to_pylist()
+    assert (versions.count(1), versions.count(2)) == (20, 25)
+
+
+def test_exports_at_the_same_time_append_once(target, snapshot):
+    results, errors = [], []
+
+    def append():
+        try:
+            results.append(nearcast.export(snapshot, target.location))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=append) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not errors
+    assert True in results
+    assert len(target.read()) == 20
+
+
+def test_a_killed_export_leaves_nothing_that_is_read(target, tmp_path):
+    """Killed again and again, a little later each time, until one is done."""
+    snapshot = make_snapshot(tmp_path, 4_000)
+    code = (
+        "import nearcast; from nearcast.table.snapshot import open_snapshot; from pathlib import Path;"
+        f"snapshot = open_snapshot(Path({str(snapshot.folder)!r})); print('go', flush=True);"
+        f"nearcast.export(snapshot, {target.location!r}); print('done', flush=True)"
+    )
+    for attempt in range(12):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "go\n"
+            time.sleep(0.05 * 1.7**attempt)
+            process.kill()
+            is_done = "done" in process.stdout.read()
+        try:
+            rows = len(target.read())
+        except Exception:  # no table yet
+            rows = 0
+        assert rows in (0, 4_000)
+        assert rows == 4_000 or not is_done
+        if is_done:
+            break
+    nearcast.export(snapshot, target.location)
+    assert len(target.read()) == 4_000
+
+
+def test_a_table_with_other_columns_is_an_error_and_stays(target, snapshot):
+    if target.kind == "parquet":
+        pytest.skip("a folder of files has no columns of its own")
+    nearcast.export(snapshot, target.location)
+    before = len(target.read())
+    made = make_snapshot(target.folder.parent, 8)
+    with pytest.raises(StorageError, match=r"cannot be written"):
+        nearcast.export(made, target.location, rows="candidate")
+    assert len(target.read()) == before
+
+
+def test_an_export_to_a_bucket_is_read_there(snapshot, s3_url):
+    require_module("deltalake")
+    for kind in ("parquet", "delta"):
+        location = f"{kind}:{s3_url}/{kind}"
+        assert nearcast.export(snapshot, location)
+        assert not nearcast.export(snapshot, location)
+    import deltalake
+
+    table = pa.RecordBatchReader.from_stream(deltalake.DeltaTable(f"{s3_url}/delta").scan()).read_all()
+    assert len(table) == 20
+
+
+@pytest.mark.parametrize("to", ["lance:x", "items.parquet", "parquet:", "delta:", "iceberg:a.b"])
+def test_another_target_is_refused(snapshot, to):
+    with pytest.raises(SpecError, match="write delta:PATH, parquet:FOLDER or iceberg:CATALOG"):
+        nearcast.export(snapshot, to)
+
+
+def test_the_command_says_what_it_did(tmp_path, snapshot, capfd, monkeypatch):
+    from nearcast.cli import main
+
+    def call():
+        monkeypatch.setattr(sys, "argv", ["nearcast", "export", "test", "--to", f"parquet:{tmp_path}/lists"])
+        main()
+        return capfd.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    assert "test 000001: appended 20 lists to" in call()
+    assert "its lists are already in" in call()
