@@ -149,6 +149,22 @@ class LmdbReader:
         except (self._lmdb_error, OSError) as error:
             raise translate_read_error(self._path, error) from error
 
+    def get_from(self, readers: Sequence[LmdbReader], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value that readers[i] has for keys[i]. A transaction per reader, none per key."""
+        getters: dict[LmdbReader, Any] = {}
+        values, reader = [], self
+        try:
+            for key, reader in zip(keys, readers, strict=True):  # for the errors
+                get = getters.get(reader)
+                if get is None:
+                    get = getters[reader] = reader._begin(space).get
+                values.append(get(key))
+        except self._bad_key:
+            return [reader.get_many(space, [key])[0] for key, reader in zip(keys, readers, strict=True)]
+        except (self._lmdb_error, OSError) as error:
+            raise translate_read_error(reader._path, error) from error
+        return values
+
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs, ascending by key."""
         with translate_read_errors(self._path), self._begin(space) as txn:

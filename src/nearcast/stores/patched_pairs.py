@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from nearcast.stores.patch_record import PatchRecord
 __all__ = ["OpenSegment", "PatchedPairs", "SegmentReader"]
 
 BATCH = 1_000  # pairs read at a time
+FEW_KEYS = 1_000  # keys for which grouping them by segment costs more than it saves
 
 
 class SegmentReader(Protocol):
@@ -28,6 +29,10 @@ class SegmentReader(Protocol):
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of these keys; None for a missing key."""
+        ...
+
+    def get_from(self, readers: Sequence[Any], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value that readers[i] has for keys[i]; for a few keys. readers: of the same store."""
         ...
 
     def pairs(self, space: Space) -> Iterator[Pair]:
@@ -149,6 +154,9 @@ class PatchedPairs:
         """Return the value that the segment of this ordinal has for each key; 0 is the version."""
         if self.read is not None:
             return self.read(self.segments, space, keys, ordinals)
+        if len(keys) <= FEW_KEYS:
+            readers = [self.segments[ordinal - 1].reader if ordinal else self.version for ordinal in ordinals]
+            return self.version.get_from(readers, space, keys)
         values: list[bytes | None] = [None] * len(keys)
         for ordinal, some in _group(ordinals):
             reader = self.segments[ordinal - 1].reader if ordinal else self.version

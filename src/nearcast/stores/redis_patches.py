@@ -237,6 +237,10 @@ class RedisSegment:
         """Return the values of these keys; None for a missing key."""
         raise NotImplementedError("`_View` reads all segments together")
 
+    def get_from(self, readers: Sequence[object], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Raise NotImplementedError, as `get_many`."""
+        raise NotImplementedError
+
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs, bucket by bucket."""
         for number in range(self.keys.n_buckets):
@@ -263,6 +267,10 @@ class _View:
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values of these keys in the version itself."""
         return self.read((), space, keys, [0] * len(keys))
+
+    def get_from(self, readers: Sequence[object], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Raise NotImplementedError: `read` takes several segments at once."""
+        raise NotImplementedError
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs of the version itself."""
