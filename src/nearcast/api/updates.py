@@ -33,16 +33,17 @@ def update(
     generator: a name, or a spec with its [publish] and [audit] tables; lists follow the rules of the served snapshot.
     items, queries: a Parquet file, a folder of them, a URL, or a table in memory, with the columns of the source.
     gone: ids of removed items: a text file with one id per line, a Parquet file, or ids in memory.
-    max_lists_changed: share of the lists that may change. Default: that of the spec's [audit].
+    max_lists_changed: share of the lists that may change. Default: that of the spec's [audit]. The state after the
+    update is judged by the other rules of [audit] that totals and changed lists can be judged by.
     A batch that changes nothing writes nothing. Readers see all of a patch within a second, or nothing.
-    Raises InputError for a bad batch, AuditError if too many lists would change, NotFoundError if nothing is
+    Raises InputError for a bad batch, AuditError if a rule fails, NotFoundError if nothing is
     published or the snapshot is not in `out`, SpecError for a generator that needs a run, BusyError while another
     process publishes, StoreError. Nothing has changed after an error.
     """
     target = resolve_target(generator, out, None)
     most = target.audit.max_lists_changed if max_lists_changed is None else max_lists_changed
     with open_target_store(store, target) as opened:
-        updater = Updater(opened, target.generator, target.out, listener)
+        updater = Updater(opened, target.generator, target.out, listener, target.audit)
         return updater.apply(UpdateRequest(BatchInputs(items, gone, queries), most, note))
 
 
@@ -82,6 +83,7 @@ def open_follower(
             target.generator,
             target.out,
             max_lists_changed=target.audit.max_lists_changed,
+            audit=target.audit,
             most_rows=max_rows,
             listener=listener,
         )

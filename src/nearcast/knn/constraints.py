@@ -82,6 +82,8 @@ class Constraints:
     def find_groups(self, positions: IntArray) -> tuple[IntArray, ...]:
         """Return the groups of items for each cap, in the shape of `positions`; -1 for none and for position -1."""
         empty = positions < 0
+        if empty.all():  # there may be no items
+            return tuple(np.full(positions.shape, -1, np.int64) for _ in self.caps)
         return tuple(np.where(empty, -1, cap.groups[np.where(empty, 0, positions)]) for cap in self.caps)
 
 

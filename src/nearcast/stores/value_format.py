@@ -38,6 +38,7 @@ __all__ = [
     "FORMAT",
     "REASONS",
     "STRING",
+    "UINT32",
     "CandidateLists",
     "IdType",
     "decode_columns",
@@ -308,6 +309,8 @@ def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
     data = np.frombuffer(b"".join(there), np.uint8)
     starts = np.cumsum(sizes) - sizes
     kind = _find_kind(data[starts], ids)
+    if kind is None:
+        return _decode_mixed_lists(values)
     lengths = data[starts + 2].astype(np.int64) + 256 * data[starts + 3].astype(np.int64)
     _check_sizes(sizes, lengths, kind)
     reasons = np.zeros(len(values), np.uint8)
@@ -328,12 +331,28 @@ def decode_lists(values: Sequence[bytes | None], ids: IdType) -> CandidateLists:
     )
 
 
-def _find_kind(heads: npt.NDArray[np.uint8], ids: IdType) -> int:
-    """Return the encoding of ids, which all lists of a version share."""
+def _decode_mixed_lists(values: Sequence[bytes | None]) -> CandidateLists:
+    """Decode lists with integer ids of both widths: those of a version, and of patches with wider ids."""
+    lists = [None if value is None else decode_list(value) for value in values]
+    there = [part for part in lists if part is not None]
+    codes = np.array([CODES[part[2]] if part else 0 for part in lists], np.uint8)
+    return CandidateLists(
+        np.array([part is not None for part in lists], np.bool_),
+        np.append(0, np.cumsum([len(part[0]) if part else 0 for part in lists])),
+        pa.array([number for part in there for number in part[0]], pa.int64()),
+        np.array([score for part in there for score in part[1]], np.float32),
+        codes,
+    )
+
+
+def _find_kind(heads: npt.NDArray[np.uint8], ids: IdType) -> int | None:
+    """Return the encoding of ids; None for integers of both widths."""
     try:
         kinds = {_validate_head(head) for head in np.unique(heads).tolist()}
     except ValueError as error:
         raise DamagedError(f"a value in the store is no list of candidates ({error})") from error
+    if kinds == {UINT32, INT64}:
+        return None
     if len(kinds) > 1:
         raise DamagedError("the lists of one version have ids of several kinds")
     return kinds.pop() if kinds else (STRING if ids == "string" else UINT32)

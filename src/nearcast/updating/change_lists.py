@@ -18,9 +18,9 @@ import pyarrow as pa
 from nearcast.join.short_lists import CODES, find_reasons
 from nearcast.knn.join_request import Resources
 from nearcast.stores.base import Reader
-from nearcast.stores.value_format import encode_keys, encode_lists
+from nearcast.stores.value_format import encode_keys, encode_lists, id_kind
 from nearcast.table.candidate_schema import Reason, candidate_table
-from nearcast.types import FloatArray, IntArray, Neighbors, Progress, no_progress
+from nearcast.types import AnyArray, FloatArray, IntArray, Neighbors, Progress, no_progress
 from nearcast.updating.enter_lists import enter_lists
 from nearcast.updating.find_entrants import find_entrants
 from nearcast.updating.live_table import LiveTable
@@ -57,7 +57,9 @@ def change_lists(
     items = state.items.update(batch.items.rows, batch.gone)
     queries = items if state.joins_itself else state.queries.update(batch.queries.rows, batch.gone.slice(0, 0))
     fresh_rows = queries.find(batch.queries.rows.ids)
-    thresholds = _move_thresholds(state, queries, fresh_rows)
+    thresholds = _move(state, queries, state.thresholds, np.float32(np.inf))
+    lengths = _move(state, queries, state.lengths, np.int32(0))
+    thresholds[fresh_rows] = np.inf  # they are joined in full
     tables = UpdatedTables(state, batch, items, queries, resources)
     found = find_entrants(tables, thresholds, progress)
     backlog = queries.find(pa.array(list(state.short), queries.ids.type)) if state.short else np.empty(0, np.int64)
@@ -77,13 +79,14 @@ def change_lists(
     proven = np.concatenate([merged.proven, np.ones(len(fresh_rows), np.bool_)])
     thresholds[entered.rows] = entered.thresholds
     thresholds[rows] = _list_thresholds(lists, state.spec.k)
+    lengths[rows] = lists.lengths
     for query, bound in merged.short.items():
         thresholds[queries.find(pa.array([query], queries.ids.type))] = bound[0]
     values = _encode(tables, rows, lists, proven)
     before: list[bytes | None] = [*merged.before, *[None] * len(fresh_rows)]
     changed = [at for at, (old, new) in enumerate(zip(before, values, strict=True)) if old != new]
     return ChangedLists(
-        replace(state, items=items, queries=queries, thresholds=thresholds, short=merged.short),
+        replace(state, items=items, queries=queries, thresholds=thresholds, lengths=lengths, short=merged.short),
         entered.keys + encode_keys(queries.ids.take(pa.array(rows[changed], pa.int64()))),
         entered.values + [values[at] for at in changed],
         sum(at >= len(merged.rows) for at in changed),
@@ -91,14 +94,12 @@ def change_lists(
     )
 
 
-def _move_thresholds(state: ServedState, queries: LiveTable, fresh_rows: IntArray) -> FloatArray:
-    """Return (queries.n,) thresholds; infinite for new queries, which are joined in full."""
+def _move(state: ServedState, queries: LiveTable, values: AnyArray, missing: np.generic) -> AnyArray:
+    """Return (queries.n,) a copy of values of the queries before, and `missing` for new ones."""
     if queries is state.queries:
-        return state.thresholds.copy()
+        return values.copy()
     before = state.queries.find(queries.ids)
-    thresholds = np.where(before >= 0, state.thresholds[before], np.float32(np.inf)).astype(np.float32)
-    thresholds[fresh_rows] = np.inf
-    return thresholds
+    return np.where(before >= 0, values[before], missing).astype(values.dtype)
 
 
 def _list_thresholds(lists: Neighbors, k: int) -> FloatArray:
@@ -119,4 +120,11 @@ def _encode(tables: UpdatedTables, rows: IntArray, lists: Neighbors, proven: Boo
     ids = tables.queries.ids.take(pa.array(rows))
     table = candidate_table(ids, lists, tables.items.ids, reasons)
     listed, scores = (table.column(name).combine_chunks() for name in ("candidate_ids", "scores"))
-    return encode_lists(listed, scores, reasons, tables.state.id_kind)
+    kind = tables.state.id_kind
+    if id_kind(listed.flatten()) <= kind:
+        return encode_lists(listed, scores, reasons, kind)
+    values = []  # a list with an id that needs 8 bytes has 8 for all
+    for row, reason in enumerate(reasons):
+        ids, own = listed.slice(row, 1), scores.slice(row, 1)
+        values += encode_lists(ids, own, [reason], max(kind, id_kind(ids.flatten())))
+    return values

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from nearcast.kernels.insert_lists import EncodedIds, Entrants, can_insert, insert_candidates
 from nearcast.stores.base import Reader, Space
-from nearcast.stores.value_format import STRING, encode_keys, encode_texts
+from nearcast.stores.value_format import STRING, UINT32, encode_keys, encode_texts
 from nearcast.types import FloatArray, IntArray
 from nearcast.updating.find_entrants import FoundEntrants
 from nearcast.updating.updated_tables import UpdatedTables
@@ -43,6 +43,10 @@ def enter_lists(tables: UpdatedTables, found: FoundEntrants, is_plain: np.ndarra
     plain = is_plain[found.rows]
     if not can_insert(ids):
         plain[:] = False
+    if ids.kind == UINT32:  # lists that an id of 8 bytes may enter are encoded anew
+        wide = np.zeros(tables.queries.n, np.bool_)
+        wide[found.rows[(ids.numbers < 0)[found.columns] | (ids.numbers >= 1 << 32)[found.columns]]] = True
+        plain &= ~wide[found.rows]
     listed, columns, scores = found.rows[plain], found.columns[plain].astype(np.uint32), found.scores[plain]
     starts = np.flatnonzero(np.diff(listed, prepend=-1))
     rows, ends = listed[starts], np.append(starts, len(listed)).astype(np.uint64)

@@ -24,6 +24,7 @@ from nearcast.errors import (
     StoreError,
 )
 from nearcast.join.listener import Listener
+from nearcast.settings.publish_tables import AuditSpec
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import Store, read_patch_state, store_time
@@ -77,6 +78,7 @@ class Follower:
         max_lists_changed: float,
         most_rows: int,
         listener: Listener | None = None,
+        audit: AuditSpec | None = None,
     ) -> None:
         self.figures = FollowFigures()
         self._feed = feed
@@ -84,7 +86,7 @@ class Follower:
         self._generator = generator
         self._limits = (max_lists_changed, most_rows)
         self._listener = listener or Listener()
-        self._updater = Updater(store, generator, out, self._listener)
+        self._updater = Updater(store, generator, out, self._listener, audit)
         self._stored: dict[str, Any] | None = None  # the record of the feed, as it was read or written last
 
     def catch_up(self) -> list[UpdateResult]:

@@ -28,7 +28,7 @@ from nearcast.types import IntArray
 from nearcast.updating.journal import UpdateJournal
 from nearcast.updating.live_table import LiveTable
 from nearcast.updating.read_batch import UpdateBatch
-from nearcast.updating.served_state import ServedState, check_updatable, read_thresholds
+from nearcast.updating.served_state import ServedState, check_updatable, read_lists
 from nearcast.updating.state_cache import read_cached
 
 __all__ = ["ServedVersion", "merge_batches", "open_state", "prune_tables"]
@@ -66,11 +66,10 @@ def open_state(
         batch = merge_batches(batches)
         items = items.update(batch.items.rows, batch.gone)
         queries = queries.update(batch.queries.rows, batch.gone.slice(0, 0)) if own_queries else items
-    cached = None if newest is None else read_cached(journal.artifacts, newest, queries.n)
-    if cached is None:
+    lists = None if newest is None else read_cached(journal.artifacts, newest, queries.n)
+    if lists is None:
         short = {} if newest is None else journal.read_short(newest)
-        cached = read_thresholds(version.reader, queries.ids, spec.k, short, items.ids.type)
-    thresholds, short = cached
+        lists = read_lists(version.reader, queries.ids, spec.k, short, items.ids.type)
     kind = version.facts.id_kind
     return ServedState(
         spec,
@@ -78,8 +77,9 @@ def open_state(
         inputs.metric,
         items,
         queries,
-        thresholds,
-        short,
+        lists.thresholds,
+        lists.lengths,
+        lists.short,
         kind if kind is not None else STRING if version.facts.item_ids == "string" else INT64,
         0 if newest is None else newest.number,
         patches.serial,

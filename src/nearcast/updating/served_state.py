@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.errors import DamagedError, SpecError
@@ -18,13 +19,24 @@ from nearcast.stores.value_format import REASONS, decode_lists, encode_keys, id_
 from nearcast.types import FloatArray, IntArray, Metric
 from nearcast.updating.live_table import LiveTable
 
-__all__ = ["ListBound", "ServedState", "check_updatable", "read_thresholds"]
+__all__ = ["ListBound", "ServedLists", "ServedState", "check_updatable", "read_lists"]
 
 KEYS_AT_ONCE = 1 << 16
+Lengths = npt.NDArray[np.int32]
+
 NOT_PROBED = REASONS.index("not_probed")
 
 ListBound = tuple[float, str | int]
 """Score and id: what is known of a list that has lost more than it kept. Unknown items are worse than this."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedLists:
+    """What an update needs to know of all lists of a version; see `ServedState`."""
+
+    thresholds: FloatArray
+    lengths: Lengths
+    short: Mapping[str | int, ListBound]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +49,7 @@ class ServedState:
     items: LiveTable
     queries: LiveTable  # the same object as `items` in a join of a table with itself
     thresholds: FloatArray  # (queries.n,) an item that scores less does not change the list
+    lengths: Lengths  # (queries.n,) candidates of each list
     short: Mapping[str | int, ListBound]  # by id of the query: lists that may lack items below the bound
     id_kind: int  # how the version encodes ids of items
     number: int = 0  # newest patch in force; 0 for none
@@ -68,15 +81,15 @@ def check_updatable(spec: GeneratorSpec) -> None:
         )
 
 
-def read_thresholds(
+def read_lists(
     reader: Reader, queries: pa.Array, k: int, short: Mapping[str | int, ListBound], item_type: pa.DataType
-) -> tuple[FloatArray, dict[str | int, ListBound]]:
-    """Return the threshold of every list of a version with its patches, and the lists that may lack items.
+) -> ServedLists:
+    """Read the threshold and length of every list of a version with its patches, and the lists that may lack items.
 
     queries: (n,) ids. short: those that are known from the journal; lists of an approximate join are added. Raises
     DamagedError if the store lacks a list.
     """
-    thresholds = np.full(len(queries), -np.inf, np.float32)
+    thresholds, counts = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.int32)
     lacking: dict[str | int, ListBound] = {}
     ids = id_type(item_type)
     for start in range(0, len(queries), KEYS_AT_ONCE):
@@ -87,6 +100,7 @@ def read_thresholds(
             raise DamagedError(f"the store has no list of query {missing!r}, which its snapshot has; publish again")
         lengths = np.diff(lists.offsets)
         last = _last_scores(lists.scores, lists.offsets)
+        counts[start : start + len(part)] = lengths
         thresholds[start : start + len(part)] = np.where(lengths >= k, last, np.float32(-np.inf))
         for row in np.flatnonzero((lengths < k) & (lists.reasons == NOT_PROBED)).tolist():
             query = part[row].as_py()
@@ -96,7 +110,7 @@ def read_thresholds(
                 bound = (float(last[row]), lists.ids[at].as_py()) if lengths[row] else (np.inf, query)
             lacking[query] = bound
             thresholds[start + row] = np.float32(bound[0])
-    return thresholds, lacking
+    return ServedLists(thresholds, counts, lacking)
 
 
 def _last_scores(scores: FloatArray, offsets: IntArray) -> FloatArray:

@@ -1,8 +1,8 @@
-"""Keep what reading a whole version is needed for: the threshold of every list after a patch. A cache of the journal.
+"""Keep what reading a whole version is needed for: the threshold and length of every list. A cache of the journal.
 
-    state-000007-000012/   thresholds.npy   of version 7 after patch 12
-                           short.parquet    lists that may lack items, with their bounds
-                           manifest.json    hashes of both, written last
+    state-000007-000012/   thresholds.npy, lengths.npy   of version 7 after patch 12
+                           short.parquet                 lists that may lack items, with their bounds
+                           manifest.json                 hashes of all, written last
 
 Written under the publishers' lock, after the patch. A missing, damaged or other one is computed from the store again.
 """
@@ -19,18 +19,17 @@ import numpy as np
 from nearcast.errors import NearcastError
 from nearcast.files import verify
 from nearcast.storage.artifacts import Artifacts
-from nearcast.types import FloatArray
 from nearcast.updating.journal import JournalEntry, cache_name, read_bounds, write_bounds
-from nearcast.updating.served_state import ListBound, ServedState
+from nearcast.updating.served_state import ServedLists, ServedState
 
 __all__ = ["read_cached", "write_cached"]
 
 KIND = "state"
-FILE = "thresholds.npy"
+FILES = ("thresholds.npy", "lengths.npy")
 
 
 def write_cached(artifacts: Artifacts, entry: JournalEntry, state: ServedState) -> None:
-    """Keep the thresholds after an entry, and those of its parent: a rollback brings it back. May fail."""
+    """Keep what is known of the lists after an entry, and those of its parent: a rollback brings it back. May fail."""
     with contextlib.suppress(NearcastError, OSError):
         kept = {cache_name(KIND, entry.version, number) for number in (entry.number, entry.parent)}
         for name in artifacts.list_names():
@@ -39,19 +38,19 @@ def write_cached(artifacts: Artifacts, entry: JournalEntry, state: ServedState) 
         artifacts.commit(cache_name(KIND, entry.version, entry.number), partial(_write_files, entry, state))
 
 
-def read_cached(
-    artifacts: Artifacts, entry: JournalEntry, lists: int
-) -> tuple[FloatArray, dict[str | int, ListBound]] | None:
-    """Return the thresholds of so many lists after an entry, and the lists that may lack items; None if not kept."""
+def read_cached(artifacts: Artifacts, entry: JournalEntry, lists: int) -> ServedLists | None:
+    """Return what is known of so many lists after an entry; None if not kept."""
     try:
         folder = artifacts.open(cache_name(KIND, entry.version, entry.number))
         if {name: value for name, value in verify(folder, contents=True).items() if name != "files"} != _facts(entry):
             return None
-        thresholds: FloatArray = np.load(folder / FILE, allow_pickle=False)
+        thresholds, lengths = (np.load(folder / name, allow_pickle=False) for name in FILES)
         short = read_bounds(folder)
     except (NearcastError, OSError, ValueError):
         return None
-    return (thresholds, short) if thresholds.shape == (lists,) and thresholds.dtype == np.float32 else None
+    if thresholds.shape != (lists,) or lengths.shape != (lists,):
+        return None
+    return ServedLists(thresholds.astype(np.float32, copy=False), lengths.astype(np.int32, copy=False), short)
 
 
 def _facts(entry: JournalEntry) -> dict[str, Any]:
@@ -59,6 +58,7 @@ def _facts(entry: JournalEntry) -> dict[str, Any]:
 
 
 def _write_files(entry: JournalEntry, state: ServedState, folder: Path) -> dict[str, Any]:
-    np.save(folder / FILE, state.thresholds)
+    np.save(folder / FILES[0], state.thresholds)
+    np.save(folder / FILES[1], state.lengths)
     write_bounds(folder, state.short)
     return _facts(entry)

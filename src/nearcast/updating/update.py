@@ -19,18 +19,20 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast import machine
-from nearcast.errors import AuditError, BusyError, InputError
+from nearcast.errors import AuditError, BusyError
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
 from nearcast.publishing.publish_lock import hold_publish_lock
+from nearcast.settings.publish_tables import AuditSpec
 from nearcast.sources.ids import find_positions
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import PatchFacts, PatchState, Pointer, PublishLock, Space, Store, find_patches, store_time
-from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key, id_kind
+from nearcast.stores.value_format import encode_items, encode_keys, encode_query_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.times import format_utc
+from nearcast.updating.audit_update import audit_update
 from nearcast.updating.change_lists import ChangedLists, change_lists
 from nearcast.updating.journal import JournalEntry, open_journal
 from nearcast.updating.live_table import LiveRows, LiveTable
@@ -83,18 +85,26 @@ class UpdateResult:
 class Updater:
     """Applies batches to the current version of a generator. Keeps its state between batches."""
 
-    def __init__(self, store: Store, generator: str, out: Location, listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        generator: str,
+        out: Location,
+        listener: Listener | None = None,
+        audit: AuditSpec | None = None,
+    ) -> None:
         self._store = store
         self._generator = generator
         self._out = out
         self._listener = listener or Listener()
+        self._audit = audit  # None: nothing but the share of lists that change is judged
         self._journal = open_journal(out, generator)
         self._state: ServedState | None = None
 
     def apply(self, request: UpdateRequest) -> UpdateResult:
         """Apply a batch as one patch; do nothing if it changes nothing.
 
-        Raises InputError for a bad batch, AuditError if too many lists would change, BusyError if the lock is held for
+        Raises InputError for a bad batch, AuditError if a rule fails, BusyError if the lock is held for
         longer than the request waits, NotFoundError if nothing is published, SpecError for a generator that cannot be
         updated, StoreError. Nothing has changed after an error.
         """
@@ -124,7 +134,9 @@ class Updater:
             if batch.is_empty and not request.offsets:
                 return self._report(state, None, batch, None, started)
             changes = compute_changes(version, state, batch, self._listener)
-        require_few(changes, state.queries.n, request.max_lists_changed)
+            require_few(changes, state.queries.n, request.max_lists_changed)
+            if self._audit is not None:
+                audit_update(state, changes, version, self._audit)
         with hold_publish_lock(self._store, self._generator, request.wait_seconds) as lock:
             now = self._store.pointer(self._generator)
             if now is not None:
@@ -231,12 +243,7 @@ def _drop_equal(batch: BatchRows, table: LiveTable) -> BatchRows:
 
 
 def compute_changes(version: ServedVersion, state: ServedState, batch: UpdateBatch, listener: Listener) -> ChangedLists:
-    """Compute the lists that change. Raises InputError for ids that the version's encoding does not hold."""
-    if len(batch.items.rows.ids) and id_kind(batch.items.rows.ids) > state.id_kind:
-        raise InputError(
-            "an id of the items is negative or above 4,294,967,295, and the served version keeps smaller ids in 4 "
-            "bytes; run and publish to change that"
-        )
+    """Compute the lists that change."""
     memory = max(1 << 28, machine.available_memory() // 4)
     resources = Resources(state.spec.threads or machine.default_threads(), memory)
     return change_lists(state, batch, version.reader, resources, listener.progress)
