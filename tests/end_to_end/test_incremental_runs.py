@@ -17,31 +17,10 @@ from nearcast.files import finish
 from nearcast.join import compare_stage, run_plan
 from nearcast.join.listener import Listener
 from nearcast.table.snapshot import list_snapshots
+from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS
 
 N_ITEMS, N_QUERIES, DIM = 600, 400, 12
-CHEAP = {"name": "cheap", "keep": "item.price <= query.budget"}
-SHOWN = {"name": "shown", "keep": "item.countries has query.country"}
-CAPS = [{"by": "maker", "max_per_list": 3}, {"by": "model", "max_per_list": 1}]
-
-RANK = """
-import numpy as np
-def score(batch):
-    return -batch["item.price"].fill_null(99).to_numpy() + np.asarray(batch["score"]) * 1e-3
-"""
-
-SPECS: dict[str, dict[str, Any]] = {
-    "free": {},
-    "cosine without the item itself": {"metric": "cosine", "exclude_self": True, "queries": None, "k": 7},
-    "the engine exact": {"engine": "exact"},
-    "rules": {"rules": [CHEAP, SHOWN]},
-    "a cap": {"caps": CAPS[:1]},
-    "rules and caps": {"rules": [CHEAP], "caps": CAPS},
-    "caps and a minimum score": {"caps": CAPS, "min_score": -9.0},
-    "score terms": {"metric": "inner_product", "score": {"add": "bonus", "weight": 0.5}},
-    "an exposure cap": {"exposure": {"max_lists_per_item": 20, "candidates_per_query": 40}},
-    "over-fetch": {"k": 30, "overfetch": {"at_least": 4, "survival": "alive", "correlated_group": "maker"}},
-    "a ranking model": {"rank": {"function": "ranker:score", "fetch": 25}, "rules": [CHEAP]},
-}
+SPECS: dict[str, dict[str, Any]] = RUN_SPECS | {"a cap": {"caps": CAPS[:1]}}
 
 
 @dataclass
@@ -114,8 +93,8 @@ def spec_of(out: Path, incremental: bool, run: dict[str, Any] | None = None, **c
         "out": str(out),
         "threads": 2,
         "memory": "2GB",
-        "items": {"path": "items.parquet", "attributes": ["price", "countries", "model", "maker", "bonus", "alive"]},
-        "queries": {"path": "queries.parquet", "attributes": ["budget", "country"]},
+        "items": {"path": "items.parquet", "attributes": ITEM_ATTRIBUTES},
+        "queries": {"path": "queries.parquet", "attributes": QUERY_ATTRIBUTES},
         "measure": {"sample": 100},
         "run": {"incremental": incremental, **(run or {})},
     }
@@ -152,6 +131,7 @@ def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, sha
     assert hash_files(first) == hash_files(run(shop, "full-0", incremental=False, **settings))
     for night in (1, 2):
         shop.pass_night(0.02)
+        shutil.copytree(tmp_path / "inc", tmp_path / f"full-{night}")
         made = run(shop, "inc", **settings)
         facts = mode(made)
         assert facts["incremental"], facts["reason"]
@@ -159,7 +139,9 @@ def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, sha
         assert facts["lists"]["joined"] >= facts["changes"]["queries"]["new"]
         full = run(shop, f"full-{night}", incremental=False, **settings)
         assert hash_files(made) == hash_files(full)
-        assert made.manifest.measures == full.manifest.measures or night > 0
+        assert made.manifest.measures == full.manifest.measures
+        for name in ("slices", "worst_queries", "profile", "inputs"):
+            assert made.manifest.facts[name] == full.manifest.facts[name]
 
 
 def refuse(shop: Shop, **changed: Any) -> str:
@@ -258,6 +240,16 @@ def test_lists_below_the_recall_target_are_joined_again_in_the_same_run(tmp_path
     made = run(shop, "inc", **settings)
     assert "recall of the updated lists is" in mode(made)["reason"]
     assert made.manifest.target.met
+
+
+def test_the_estimate_is_that_of_the_last_snapshot_for_as_many_pairs(shop):
+    before, now = (run(shop, "inc") if night else list_snapshots(shop.folder / "inc", "shop")[0] for night in (0, 1))
+    pairs = [
+        each.manifest.inputs["items"]["vectors"] * each.manifest.inputs["queries"]["vectors"] for each in (before, now)
+    ]
+    then, estimate = (each.manifest.run.estimate for each in (before, now))
+    assert estimate["seconds"]["join"] == pytest.approx(then["seconds"]["join"] * pairs[1] / pairs[0], abs=0.01)
+    assert estimate["memory_bytes"] == pytest.approx(then["memory_bytes"], rel=0.2)
 
 
 def test_nothing_changed_is_the_same_snapshot(shop):

@@ -20,33 +20,14 @@ from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
 from nearcast.join.shard_plan import count_shards
 from nearcast.sources.stage_rows import StageSettings
+from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS, SHOWN
 
 N_ITEMS, N_QUERIES, DIM = 700, 500, 12
-CHEAP = {"name": "cheap", "keep": "item.price <= query.budget"}
-SHOWN = {"name": "shown", "keep": "item.countries has query.country"}
-CAPS = [{"by": "maker", "max_per_list": 3}, {"by": "model", "max_per_list": 1}]
-
-RANK = """
-import numpy as np
-def score(batch):
-    return -batch["item.price"].fill_null(99).to_numpy() + np.asarray(batch["score"]) * 1e-3
-"""
-
-SPECS: dict[str, dict[str, Any]] = {
-    "free": {},
-    "cosine without the item itself": {"metric": "cosine", "exclude_self": True, "queries": None, "k": 7},
-    "the engine exact": {"engine": "exact"},
-    "rules": {"rules": [CHEAP, SHOWN]},
-    "rules and caps": {"rules": [CHEAP], "caps": CAPS, "k": 30},
-    "caps and a minimum score": {"caps": CAPS, "min_score": -9.0},
+SPECS: dict[str, dict[str, Any]] = RUN_SPECS | {
+    "rules and caps": RUN_SPECS["rules and caps"] | {"k": 30},
     "more candidates than a shard has items": {"k": 200, "rules": [SHOWN]},
-    "score terms": {"metric": "inner_product", "score": {"add": "bonus", "weight": 0.5}},
     "score terms under l2": {"score": {"add": "bonus"}, "caps": CAPS[:1]},
-    "an exposure cap": {"exposure": {"max_lists_per_item": 20, "candidates_per_query": 40}},
-    "over-fetch": {"k": 30, "overfetch": {"at_least": 4, "survival": "alive", "correlated_group": "maker"}},
-    "a ranking model": {"rank": {"function": "ranker:score", "fetch": 25}, "rules": [CHEAP]},
 }
-
 
 MANY = ("free", "rules and caps", "more candidates than a shard has items")
 
@@ -92,11 +73,8 @@ def spec_of(out: Path, shards: int, **changed: Any) -> dict[str, Any]:
         "out": str(out),
         "threads": 2,
         "memory": "2GB",
-        "items": {
-            "path": "items.parquet",
-            "attributes": ["price", "countries", "model", "maker", "bonus", "alive"],
-        },
-        "queries": {"path": "queries.parquet", "attributes": ["budget", "country"]},
+        "items": {"path": "items.parquet", "attributes": ITEM_ATTRIBUTES},
+        "queries": {"path": "queries.parquet", "attributes": QUERY_ATTRIBUTES},
         "checks": {"null_vector": "keep"},
         "measure": {"sample": 100},
         "run": {"shards": shards},

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from nearcast import machine
 from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
@@ -15,7 +18,9 @@ from nearcast.join.inputs import read_trial_vectors
 from nearcast.join.plan_join import sample_sizes
 from nearcast.join.shard_plan import choose_shards
 from nearcast.spec import GeneratorSpec
+from nearcast.table.snapshot import list_snapshots
 from nearcast.types import Vectors
+from nearcast.version import __version__
 
 if TYPE_CHECKING:
     from nearcast.join.context import RunContext
@@ -31,6 +36,7 @@ OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
 LIBRARY_BYTES = 48 << 20  # memory that Arrow, BLAS and faiss take when first used
 MEASURE_PER_JOIN = 1.25  # the exact join of the samples, and what is computed from it
+OTHER_STAGES = ("read", "table", "measure")  # that no engine estimates
 INGEST_PER_SCAN = 1.2  # the scan, and the ingestion of what it has read
 
 
@@ -61,18 +67,17 @@ class RunEstimate:
 def estimate_run(run: RunContext, checked: Checked, planned: GeneratorSpec | None = None) -> RunEstimate:
     """Time a few real items with the engine and the exact reference, and scale up to the whole run.
 
+    An incremental run scales the estimate of the last snapshot instead, where that one was made in the same way.
     planned: the spec without the limits of this host; default: the run's own. Reports the estimate to the listener.
     Raises nothing: see `require_budget`.
     """
-    report = checked.report
-    sample = read_trial_vectors(checked, run.artifacts, run.read_bytes)
+    report, spec = checked.report, planned or run.spec
     request = JoinRequest(run.spec.metric, run.spec.join_k, run.spec.recall)
-    shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, sample.dtype.itemsize)
-    shards = choose_shards(run, planned or run.spec, shape)
-    engine = _estimate_shards(run, shape, sample, shards)
-    reference = choose_engine("exact")
-    exact = reference.estimate(shape, sample, reference.settings(), run.resources)
-    estimate = _sum_costs(run, checked, shape, engine, exact)
+    item_bytes = np.dtype(report.items.dtype).itemsize
+    shape = JoinShape(request, report.items.vectors, report.queries.vectors, report.items.dim, item_bytes)
+    shards = choose_shards(run, spec, shape)
+    engine, pair_seconds = _scale_last(run, spec, shape, shards) or _try_engines(run, checked, shape, shards)
+    estimate = _sum_costs(run, checked, shape, engine, pair_seconds)
     estimate = replace(estimate, shards=shards)
     if shards > 1:  # lists of each shard beside the merged ones
         estimate = replace(estimate, disk_bytes=estimate.disk_bytes + shards * shape.n_queries * request.k * SLOT_BYTES)
@@ -80,25 +85,73 @@ def estimate_run(run: RunContext, checked: Checked, planned: GeneratorSpec | Non
     return estimate
 
 
+def _try_engines(run: RunContext, checked: Checked, shape: JoinShape, shards: int) -> tuple[Estimate, float]:
+    """Return the engine's estimate, and the seconds of the reference for a pair, by trials on a few items."""
+    sample = read_trial_vectors(checked, run.artifacts, run.read_bytes)
+    engine, reference = _estimate_shards(run, shape, sample, shards), choose_engine("exact")
+    exact = reference.estimate(shape, sample, reference.settings(), run.resources)
+    return engine, exact.seconds["join"] / max(1, shape.n_queries * shape.n_items)
+
+
+def _scale_last(run: RunContext, spec: GeneratorSpec, shape: JoinShape, shards: int) -> tuple[Estimate, float] | None:
+    """Return what `_try_engines` does, from the estimate of the last snapshot, scaled by pairs.
+
+    None if the run is not incremental, or if the last snapshot had another machine, software, spec or kind of vectors.
+    """
+    sizes = run.engine.estimate_sizes(_shape_of_shard(shape, shards), run.settings)
+    if not run.spec.run.incremental or sizes is None:
+        return None
+    snapshots = list_snapshots(run.workspace.out, run.spec.name)
+    if not snapshots:
+        return None
+    manifest = snapshots[-1].manifest
+    items, last, reserves = manifest.inputs["items"], manifest.run.estimate, manifest.run.reserves
+    if reserves is None or "shards" not in last:
+        return None
+    n_items, n_queries = items["vectors"], manifest.inputs.get("queries", items)["vectors"]
+    engine, host = (manifest.engine.name, manifest.engine.settings), (manifest.spec["threads"], manifest.run.machine)
+    then = (reserves["decided_by"]["settings"], engine, manifest.software, host, last["shards"])
+    now = (
+        spec.answer_settings(),
+        (run.engine.name, run.settings.model_dump()),
+        __version__,
+        (spec.threads, machine.describe()),
+        shards,
+    )
+    is_same_kind = (items["dim"], np.dtype(items["dtype"]).itemsize) == (shape.dim, shape.item_bytes)
+    truth_pairs = sum(sample_sizes(run, n_queries)) * n_items
+    if then != now or not is_same_kind or not truth_pairs:
+        return None
+    growth = shape.n_items * shape.n_queries / (n_items * n_queries)
+    seconds = {stage: growth * value for stage, value in last["seconds"].items() if stage not in OTHER_STAGES}
+    disk_bytes = shards * sizes.disk_bytes
+    pair_seconds = last["seconds"]["measure"] / (MEASURE_PER_JOIN * truth_pairs)
+    return replace(sizes, seconds=seconds, disk_bytes=disk_bytes), pair_seconds
+
+
+def _shape_of_shard(shape: JoinShape, shards: int) -> JoinShape:
+    return replace(shape, n_items=-(-shape.n_items // shards))
+
+
 def _estimate_shards(run: RunContext, shape: JoinShape, sample: Vectors, shards: int) -> Estimate:
     """Return the engine's estimate of all item shards: the memory is that of one, which is open at a time."""
-    largest = replace(shape, n_items=-(-shape.n_items // shards))
-    one = run.engine.estimate(largest, sample, run.settings, run.resources)
+    one = run.engine.estimate(_shape_of_shard(shape, shards), sample, run.settings, run.resources)
     seconds = {stage: shards * value for stage, value in one.seconds.items()}
     return replace(one, seconds=seconds, disk_bytes=shards * one.disk_bytes)
 
 
-def _sum_costs(run: RunContext, checked: Checked, shape: JoinShape, engine: Estimate, exact: Estimate) -> RunEstimate:
-    """Add up reading, index, join, table and truth."""
+def _sum_costs(
+    run: RunContext, checked: Checked, shape: JoinShape, engine: Estimate, pair_seconds: float
+) -> RunEstimate:
+    """Add up reading, index, join, table and truth. pair_seconds: of the reference join."""
     slots = shape.n_queries * shape.request.k
-    seconds_per_pair = exact.seconds["join"] / max(1, shape.n_queries * shape.n_items)
     sampled_queries = sum(sample_sizes(run, shape.n_queries))
     spent = run.meter.seconds
     seconds = {
         "read": spent.get("hash", 0.0) + spent.get("check", 0.0) * INGEST_PER_SCAN,
         **engine.seconds,
         "table": slots * SECONDS_PER_SLOT + shape.n_queries * SECONDS_PER_LIST,
-        "measure": MEASURE_PER_JOIN * sampled_queries * shape.n_items * seconds_per_pair,
+        "measure": MEASURE_PER_JOIN * sampled_queries * shape.n_items * pair_seconds,
     }
     peak = max(
         engine.memory_bytes, engine.working_bytes, checked.memory_bytes, _table_memory(slots), _measure_memory(slots)

@@ -166,7 +166,7 @@ def do_tables(context: TaskContext, args: Args, _folder: Path) -> dict[str, Any]
         calls = [_call("range", table, number) for number in range(len(bounds) + 1)]
         ranges, norms = [context.read_facts(call.name) for call in calls], None
     else:
-        ranges = [measure_range(rows, dropped_duplicates(units), sum(unit["rows"] for unit in units))]
+        ranges = [measure_range(rows, dropped_duplicates(units), None)]
         norms = summarize_norms(rows.lengths)
     facts = merge_facts(units, ranges, vector_dtype(source), norms)
     source.check()

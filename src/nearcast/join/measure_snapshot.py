@@ -19,20 +19,23 @@ from nearcast.join.context import RunContext
 from nearcast.join.plan_join import JoinPlan, find_sample_truth
 from nearcast.join.rank import read_retrieved_lists
 from nearcast.join.select_candidates import SelectedLists
+from nearcast.kernels import compute_norms
 from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest
 from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
 from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
 from nearcast.measure.sampled_recall import measure_overlap
-from nearcast.sources.ids import find_positions
+from nearcast.sources.ids import find_positions, find_sorted
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.sketches import SKETCH, Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import Metric
+from nearcast.types import FloatArray, IntArray, Metric, PartOfVectors, Vectors
 
 __all__ = ["Baseline", "EarlierSnapshot", "SnapshotQuality", "measure_snapshot"]
 
+BLOCK_BYTES = 4 << 20  # of vectors in float32 that are searched at a time
 PROBES = 64  # old vectors that are searched for, to see whether their ids have moved
+COSINE_ERROR = 0.01  # of a cosine in float32, generously
 SAME_COSINE = 0.98  # of a vector with itself a day later; vectors of another model are less similar to all
 
 
@@ -122,7 +125,7 @@ def measure_drift(
     for name, table in tables.items():
         old = None if last is None else read_sketch(last.fetch(SKETCH), name)
         comparable = old is not None and old.ids.type == table.ids.type
-        positions = find_positions(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
+        positions = _find_own(old.ids, table) if old is not None and comparable else np.empty(0, np.int64)
         rows = sample_sketch_rows(len(table.ids), positions[positions >= 0], seed)
         new = Sketch(table.ids.take(pa.array(rows)), np.asarray(table.vectors.take(rows), np.float32))
         write_sketch(folder, name, new)
@@ -145,7 +148,32 @@ def _moved_share(old: Sketch, drift: VectorDrift, table: IngestedTable, resource
         return 0.0
     step = max(1, len(drift.changed) // PROBES)
     probes = drift.changed[::step]
-    nearest = exact_join(old.vectors[probes], table.vectors, JoinRequest(Metric.COSINE, 1), resources)
-    own = find_positions(old.ids.take(pa.array(probes)), table.ids)
-    is_moved = (nearest.scores[:, 0] >= SAME_COSINE) & (nearest.positions[:, 0] != own)
+    close = _find_close(old.vectors[probes], table.vectors)
+    if not len(close):
+        return 0.0
+    items, request = PartOfVectors(table.vectors, close), JoinRequest(Metric.COSINE, 1)
+    nearest = exact_join(old.vectors[probes], items, request, resources)
+    own = _find_own(old.ids.take(pa.array(probes)), table)
+    is_moved = (nearest.scores[:, 0] >= SAME_COSINE) & (close[nearest.positions[:, 0]] != own)
     return float(is_moved.mean()) * len(drift.changed) / len(old.ids)
+
+
+def _find_own(ids: pa.Array, table: IngestedTable) -> IntArray:
+    """Return (ids,) the position of each id in a table, -1 for a missing one. Few ids need no hash table."""
+    if not isinstance(table.ids, pa.Array):
+        return find_positions(ids, table.ids)
+    return find_sorted(ids, table.ids)
+
+
+def _find_close(vectors: FloatArray, items: Vectors) -> IntArray:
+    """Return ascending positions of items: of all whose cosine with one of the vectors may be SAME_COSINE or more."""
+    lengths = compute_norms(vectors)[:, None]
+    directions = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0, casting="same_kind").T
+    close = [np.empty(0, np.int64)]
+    rows = max(1, BLOCK_BYTES // (4 * max(1, items.dim)))
+    for start in range(0, items.n, rows):
+        block = np.ascontiguousarray(items.read(start, min(items.n, start + rows)))
+        least = (SAME_COSINE - COSINE_ERROR) * compute_norms(block)[:, None]
+        is_close = (np.asarray(block, np.float32) @ directions >= least) & (least > 0)
+        close.append(start + np.flatnonzero(is_close.any(axis=1)))
+    return np.concatenate(close)

@@ -148,7 +148,7 @@ def _merge(
             orders[number] = opened.order.astype(np.uint32)
         if n_ranges == 1:
             norms = summarize_norms(opened.lengths)
-        return measure_range(opened, dropped, rows)
+        return measure_range(opened, dropped, None if n_ranges == 1 else rows)
 
     workers = count_range_workers(settings.threads, n_ranges, -(-rows // n_ranges), settings.memory_bytes)
     ranges = map_in_threads(workers, measure, range(n_ranges))
@@ -162,17 +162,21 @@ def dropped_duplicates(units: Sequence[Mapping[str, Any]]) -> dict[int, list[lis
     return {number: fault["examples"] for number, fault in faults if fault}
 
 
-def measure_range(rows: RangeRows, dropped: Mapping[int, Any], table_rows: int) -> dict[str, Any]:
-    """Return the facts of a range as plain data. table_rows: rows of the whole table."""
-    ids = rows.ids.take(pa.array(rows.vector_rows))
-    return {
+def measure_range(rows: RangeRows, dropped: Mapping[int, Any], table_rows: int | None) -> dict[str, Any]:
+    """Return the facts of a range as plain data.
+
+    table_rows: rows of the whole table; None if the range is the whole table, whose lengths need no sample.
+    """
+    facts = {
         "rows": len(rows.ids),
         "id_bytes": int(rows.ids.nbytes),
         "vectors": len(rows.vector_rows),
         "listed": len(rows.listed_rows),
         "duplicates": find_duplicates(rows, dropped),
-        "lengths": measure_lengths(ids, rows.lengths, table_rows),
     }
+    if table_rows is None:
+        return facts
+    return facts | {"lengths": measure_lengths(rows.ids.take(pa.array(rows.vector_rows)), rows.lengths, table_rows)}
 
 
 class _PieceStore:
