@@ -1,20 +1,34 @@
 -- For wrk: draws requests at random from a file, one a line: a path to get, or a path, a tab and a JSON body to post.
+-- Arguments: the file, or - to get the URL of the command line, which takes wrk the least time; a seed; the mean pause of a
+-- connection between two requests in milliseconds; an Accept header.
 local requests = {}
 
-init = function(args)
-  math.randomseed(tonumber(args[2]) or 1)
-  for line in io.lines(args[1]) do
+local function read_requests(name, accept)
+  for line in io.lines(name) do
     local path, body = line:match("^([^\t]*)\t?(.*)$")
     if body == "" then
-      requests[#requests + 1] = wrk.format("GET", path)
+      requests[#requests + 1] = wrk.format("GET", path, { ["Accept"] = accept })
     else
-      requests[#requests + 1] = wrk.format("POST", path, { ["Content-Type"] = "application/json" }, body)
+      local headers = { ["Content-Type"] = "application/json", ["Accept"] = accept }
+      requests[#requests + 1] = wrk.format("POST", path, headers, body)
     end
   end
 end
 
-request = function()
-  return requests[math.random(#requests)]
+init = function(args)
+  math.randomseed(tonumber(args[2]) or 1)
+  if args[1] ~= "-" then
+    read_requests(args[1], args[4] or "*/*")
+    request = function()
+      return requests[math.random(#requests)]
+    end
+  end
+  local pause = tonumber(args[3]) or 0
+  if pause > 0 then
+    delay = function()
+      return math.floor(-pause * math.log(1 - math.random()) + math.random())
+    end
+  end
 end
 
 done = function(summary, latency, _)

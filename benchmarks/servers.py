@@ -86,8 +86,8 @@ def redis_server(folder: Path, core: int) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def nearcast_server(words: Sequence[object], folder: Path, core: int, name: str = "serve") -> Iterator[Server]:
-    """`nearcast serve` with these words, ready to be asked."""
+def nearcast_server(words: Sequence[object], folder: Path, core: int | None, name: str = "serve") -> Iterator[Server]:
+    """`nearcast serve` with these words, ready to be asked. core: the one that it is held to, if any."""
     port = free_port()
     command = [str(Path(sys.executable).with_name("nearcast")), "serve", *map(str, words), "--port", str(port)]
     log = folder / f"{name}.log"
@@ -97,9 +97,9 @@ def nearcast_server(words: Sequence[object], folder: Path, core: int, name: str 
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], port: int, log: Path, core: int) -> Iterator[Server]:
+def _running(command: Sequence[str], port: int, log: Path, core: int | None) -> Iterator[Server]:
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=lambda: hold(core))
+        process = subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=lambda: core is None or hold(core))
     try:
         _wait(lambda: _listens(port), process, log)
         yield Server(process, port)
