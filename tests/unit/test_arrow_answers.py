@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pyarrow as pa
 import pytest
-from tests.published import publish
+from tests.published import load, publish
 from tests.unit.test_http_app import COLUMNS, ITEMS, LISTS, SERVE, Compass, overlaid, serving
 
+from nearcast.publishing.move_canary import start_canary
 from nearcast.service.media_types import ARROW_TYPE, JSON_TYPE, choose_media_type
 from nearcast.stores import open_store
 
@@ -102,6 +105,31 @@ def test_what_the_overlay_removes_or_changes_to_another_type_is_told_alike(store
     assert [row["removed"] for row in found] == [row["removed"] for row in told] == [1, 1, 0]
     assert table.schema.field("candidates").type.value_type.field("stock").metadata == {b"encoding": b"json"}
     assert [candidate["stock"] for candidate in found[0]["candidates"]] == ['{"amount": 3}', None]
+
+
+def test_a_canary_answers_its_keys_as_in_json_also_with_ids_of_another_type(tmp_path):
+    keys = range(100)
+    with contextlib.closing(open_store(f"lmdb:{tmp_path / 'store'}")) as store:
+        publish(store, "shop", 1, {key: [(key + 1000, 0.5)] for key in keys})
+        lists = {str(key): [(f"item {key}", 1.0)] if key % 2 else [] for key in keys}
+        items = {f"item {key}": {"name": f"name {key}"} for key in keys}
+        load(store, "shop", 2, lists, items, columns={"name": "string"}, serve={"default_keys": ["1"]})
+        with store.lock("shop") as lock:
+            start_canary(store, "shop", store.pointer("shop"), 2, ("canary", 0.5), lock)
+        with serving(store, "shop") as (_, client):
+            body = {"keys": [*keys, "none"], "fields": ["name"]}
+            told = client.post(MANY.format("shop"), body)["answers"]
+            _, found = rows(client.ask("POST", MANY.format("shop"), json=body, headers=ARROW))
+            one = [client.get(f"/v1/generators/shop/candidates/{key}?fields=name") for key in body["keys"]]
+            assert client.metric("nearcast_keys_total", generator="shop") == 3 * 101
+    assert without_age(told) == without_age(one)
+    assert {row["snapshot"] for row in told} == {"000001", "000002"}
+    assert {row["source"] for row in told} >= {"table", "default_key"}
+    for row, answer in zip(told, found, strict=True):
+        same = ("found", "source", "snapshot", "stored", "returned")
+        assert [row[name] for name in same] == [answer[name] for name in same]
+        texts = [str(candidate["id"]) for candidate in row["candidates"]]
+        assert (str(row["key"]), texts) == (answer["key"], [candidate["id"] for candidate in answer["candidates"]])
 
 
 def test_counts_are_those_of_json(store):

@@ -24,7 +24,7 @@ from nearcast.serve.view import StoredLists, View
 from nearcast.stores.canary_share import Canary, hash_key
 from nearcast.types import IntArray
 
-__all__ = ["ArmView", "CanaryView", "make_canary_view"]
+__all__ = ["ArmView", "CanaryView", "make_canary_view", "merge_answers"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +156,7 @@ class CanaryView(View):
         if len(arms) == 1:
             return self._read_arm(arms[0][0], keys, options)
         parts = [self._read_arm(arm, [listed[at] for at in positions], options) for arm, positions in arms]
-        return _merge_answers(parts, [positions for _, positions in arms])
+        return merge_answers(parts, [positions for _, positions in arms])
 
     def _read_arm(self, arm: View, keys: Keys, options: LookupOptions) -> Answers:
         try:
@@ -204,7 +204,7 @@ def _list_keys(keys: Keys) -> Sequence[Any]:
     return list(keys.tolist()) if isinstance(keys, np.ndarray) else list(keys)
 
 
-def _merge_answers(parts: Sequence[Answers], positions: Sequence[Sequence[int]]) -> Answers:
+def merge_answers(parts: Sequence[Answers], positions: Sequence[Sequence[int]]) -> Answers:
     """Put the answers of both arms back in the order of the keys. Ids of different types become text."""
     order = np.argsort(np.concatenate([np.asarray(at, np.int64) for at in positions]), kind="stable")
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.serve.canary_view import merge_answers
 from nearcast.serve.lookup_data import TABLE, Answer, Answers, convert_key
 from nearcast.stores.value_format import REASONS, IdType
+from nearcast.types import IntArray
 
-__all__ = ["AnswerBatch", "encode_arrow"]
+__all__ = ["AnswerBatch", "encode_arrow", "merge_batches"]
 
 ID_TYPES: Mapping[IdType, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}
 BARRED = pa.map_(pa.string(), pa.int32())
@@ -35,7 +37,7 @@ COLUMN_TYPES: tuple[tuple[tuple[str, ...], pa.DataType], ...] = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnswerBatch:
-    """The answers of n keys, in their order, all from one snapshot."""
+    """The answers of n keys, in their order."""
 
     stored: Answers
     replaced: Mapping[int, Answer]  # row: its answer from a fallback, or without candidates; all empty rows
@@ -43,11 +45,15 @@ class AnswerBatch:
     item_type: IdType
     columns: Sequence[Mapping[str, Sequence[Any]]] = ()  # requested item columns of each row; empty: none requested
     column_types: Mapping[str, str] = field(default_factory=dict)  # of item columns of the snapshot
+    parts: Sequence[tuple[AnswerBatch, int]] = ()  # (n,) of several versions: the answers of one, and the row there
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, row: int) -> Answer:
+        if self.parts:
+            part, place = self.parts[row]
+            return part[place]
         answer = self.replaced[row] if row in self.replaced else self.stored[row]
         return replace(answer, columns=self.columns[row]) if self.columns else answer
 
@@ -55,19 +61,47 @@ class AnswerBatch:
         return (self[row] for row in range(len(self)))
 
 
+def merge_batches(parts: Sequence[AnswerBatch], positions: Sequence[Sequence[int]]) -> AnswerBatch:
+    """Put the answers of several versions in the order of the keys. positions: of the answers of each part.
+
+    As arrays, ids of different types become text, and so do item columns, as JSON.
+    """
+    places = [(part, row) for part in parts for row in range(len(part))]
+    order = np.argsort(np.concatenate([np.asarray(at, np.int64) for at in positions]))
+    rows = [answer for part in parts for answer in part.columns]
+    replaced = {
+        at[row]: answer for part, at in zip(parts, positions, strict=True) for row, answer in part.replaced.items()
+    }
+    types = [dict(part.column_types) for part in parts]
+    names = dict.fromkeys(name for known in types for name in known)
+    column_types = {
+        name: held.pop() for name in names if len(held := {known[name] for known in types if name in known}) == 1
+    }
+    key_types, item_types = {part.key_type for part in parts}, {part.item_type for part in parts}
+    return AnswerBatch(
+        stored=merge_answers([part.stored for part in parts], positions),
+        replaced=dict(sorted(replaced.items())),
+        key_type=key_types.pop() if len(key_types) == 1 else "string",
+        item_type=item_types.pop() if len(item_types) == 1 else "string",
+        columns=[rows[at] for at in order] if rows else (),
+        column_types=column_types,
+        parts=[places[at] for at in order],
+    )
+
+
 def encode_arrow(batch: AnswerBatch) -> bytes:
     """Return the answers as an Arrow IPC stream of one record batch, with a row per key."""
     stored, n = batch.stored, len(batch)
     key_type = ID_TYPES[batch.key_type]
-    keys = pa.array(stored.keys, key_type)
+    keys = pa.array(_convert_keys(stored.keys, batch.key_type), key_type)
     lists = _build_lists(batch)
     columns: dict[str, pa.Array] = {
         "key": keys,
         "found": pa.array(stored.found),
         "source": pa.array([TABLE] * n, pa.string()),
         "source_key": keys,
-        "snapshot": pa.array([stored.snapshot] * n, pa.string()),
-        "age_seconds": pa.array(np.full(n, round(stored.age_seconds, 3))),
+        "snapshot": pa.array(stored.snapshots or [stored.snapshot] * n, pa.string()),
+        "age_seconds": pa.array(np.round(stored.ages_seconds or np.full(n, stored.age_seconds), 3)),
         "reason": pa.array(REASONS, pa.string()).take(pa.array(stored.reasons)),
         "stored": pa.array(stored.stored, pa.int32()),
         "removed": pa.array(stored.removed, pa.int32()),
@@ -150,5 +184,14 @@ def _build_barred(batch: AnswerBatch) -> pa.Array:
     return pa.array(counts, BARRED)
 
 
+def _convert_keys(keys: Sequence[Any] | IntArray, kind: IdType) -> Sequence[Any] | IntArray:
+    """Return the keys in this type; only keys of several versions may have another."""
+    if isinstance(keys, np.ndarray) and kind == "int64":
+        return keys
+    return [_convert(key, kind) for key in keys]
+
+
 def _convert(value: Any, kind: IdType) -> Any:
-    return None if value is None else convert_key(value, kind)
+    if value is None:
+        return None
+    return str(value) if kind == "string" else convert_key(value, kind)

@@ -21,7 +21,7 @@ import numpy as np
 
 from nearcast.serve.lookup_data import Answer, LookupOptions, convert_key
 from nearcast.serve.view import View
-from nearcast.service.answer_batch import AnswerBatch
+from nearcast.service.answer_batch import AnswerBatch, merge_batches
 from nearcast.service.online_search import CandidateList, Key, OnlineSearch, read_columns, search_online
 from nearcast.types import FloatArray
 
@@ -55,7 +55,15 @@ def apply_fallback(
 def answer_keys(
     view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
 ) -> AnswerBatch:
-    """Return the candidates of each key, or of its first fallback that has any."""
+    """Return the candidates of each key, or of its first fallback that has any. A canary answers its keys alone."""
+    arms = view.split_keys([query.key for query in queries], options)
+    parts = [_answer_arm(arm, [queries[at] for at in positions], options, online) for arm, positions in arms]
+    return parts[0] if len(parts) == 1 else merge_batches(parts, [positions for _, positions in arms])
+
+
+def _answer_arm(
+    view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
+) -> AnswerBatch:
     stored = view.get_many([query.key for query in queries], options)
     empty = np.flatnonzero(np.diff(stored.offsets) == 0).tolist()
     unanswered = [queries[row] for row in empty]
