@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from nearcast.stores import open_store
-from nearcast.stores.base import Pointer, Space
+from nearcast.stores.base import PatchFacts, Pointer, Space
 from nearcast.stores.value_format import encode_key, encode_keys, encode_lists, id_kind
 from needs import require_module
 
@@ -49,6 +49,25 @@ def test_a_reader_without_nearcast_reads_lists(reader, case, tmp_path, request):
     for query, ids, scores in zip(queries, candidates, SCORES.to_pylist(), strict=True):
         assert run(program, place, "shop", query) == [[i, s] for i, s in zip(ids, scores, strict=True)]
     assert run(program, place, "shop", "404") is None
+
+
+def test_a_reader_without_nearcast_reads_the_newest_patch_of_a_key(reader, tmp_path, request):
+    kind, program = reader
+    place = request.getfixturevalue("redis_url") if kind == "redis" else str(tmp_path / "store")
+    queries, candidates = CASES["strings"]
+    publish(place, queries, candidates)
+    value = encode_lists(pa.array([["new"]]), pa.array([[0.5]], pa.list_(pa.float32())), [None], 2)[0]
+    patches = [{b"q \xe2\x98\x95": b"", b"added": value}, {b"q \xe2\x98\x95": value, encode_key(LONG): b""}]
+    with contextlib.closing(open_store(place)) as store, store.lock("shop") as held:
+        for number, pairs in enumerate(patches, 1):
+            facts = PatchFacts(number, 12, "2026-01-01T00:00:00Z", 1000.0, {"lists": len(pairs)})
+            store.patches("shop").write(facts, {Space.LISTS: list(pairs.items()), Space.ITEMS: []}, held)
+        for query, expected in (("q ☕", [["new", 0.5]]), ("added", [["new", 0.5]]), (LONG, None), ("404", None)):
+            assert run(program, place, "shop", query) == expected
+        assert run(program, place, "shop", "") == [["a", 1.5], ["ä ☕", 0.25]]
+        store.patches("shop").roll_back(12, 1, held)
+    assert run(program, place, "shop", "q ☕") is None
+    assert run(program, place, "shop", LONG) == []
 
 
 def publish(place, queries, candidates):

@@ -27,7 +27,7 @@ from nearcast.join.listener import Listener
 from nearcast.settings.publish_tables import AuditSpec
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
-from nearcast.stores.base import Store, read_patch_state, store_time
+from nearcast.stores.base import Store, find_patches, store_time
 from nearcast.updating.change_feed import ChangeFeed, FeedBatch
 from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
@@ -108,7 +108,7 @@ class Follower:
 
     def run(self, every_seconds: float, stopped: Callable[[float], bool]) -> None:
         """Catch up again and again, until `stopped(seconds)`, which waits, returns True."""
-        self._read_offset()  # nothing is published: that is told at once
+        self._read_offset()  # errors that no waiting mends are raised at once
         last = ""
         while True:
             try:
@@ -180,11 +180,14 @@ class Follower:
         return result
 
     def _read_offset(self) -> dict[str, Any]:
-        """Return how far the feed has been read. A rollback of patches or to another version does not move it back."""
+        """Return how far the feed has been read. A rollback of patches or to another version does not move it back.
+
+        Raises NotFoundError if nothing is published, StoreError if the store takes no patches.
+        """
         pointer = self._store.pointer(self._generator)
         if pointer is None:
             raise make_unpublished_error(self._store, self._generator)
-        known = read_patch_state(self._store, self._generator, pointer.version).offsets.get(self._feed.name)
+        known = find_patches(self._store, self._generator).state(pointer.version).offsets.get(self._feed.name)
         self._stored = known
         return {"offset": None, "set_aside": [], "count": 0} if known is None else dict(known)
 
