@@ -15,16 +15,21 @@ ITEMS, QUERIES, DIM = 6_000, 4_000, 16
 COUNTRIES = ("de", "fr", "us")
 
 
-def write_inputs(folder: Path) -> None:
-    """Write both tables, with a country and a brand."""
+def write_inputs(folder: Path, changed: int = 0) -> None:
+    """Write both tables, with a country and a brand. changed: rows of each with another vector, and as many gone."""
     rng = np.random.default_rng(5)
     for name, n, seed in (("items", ITEMS, 1), ("queries", QUERIES, 2)):
+        vectors = clustered(n, DIM, seed=seed)
+        vectors[:changed] = clustered(n, DIM, seed=seed + 2)[:changed]
+        country = [COUNTRIES[index] for index in rng.integers(len(COUNTRIES), size=n)]
+        brand = [f"b{index}" for index in rng.integers(40, size=n)]
+        left = n - changed
         write_parquet(
             folder / f"{name}.parquet",
-            [f"{name[0]}{number:05d}" for number in range(n)],
-            clustered(n, DIM, seed=seed).tolist(),
-            country=[COUNTRIES[index] for index in rng.integers(len(COUNTRIES), size=n)],
-            brand=[f"b{index}" for index in rng.integers(40, size=n)],
+            [f"{name[0]}{number:05d}" for number in range(left)],
+            vectors[:left].tolist(),
+            country=country[:left],
+            brand=brand[:left],
         )
 
 
