@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.end_to_end.service import running
-from tests.end_to_end.shop import NEARCAST, environment, fail, nearcast, succeed, write_items, write_shop
+from tests.end_to_end.shop import NEARCAST, environment, fail, nearcast, succeed, write_items, write_rows, write_shop
 from tests.end_to_end.shop import clustered as make_vectors
 
 from nearcast.storage.open_storage import open_storage
@@ -364,3 +364,29 @@ def test_without_a_store_a_refresh_is_refused_before_its_run(shop):
     shop.run("run", "shop.toml")
     for command in ("publish", "monitor"):
         assert says in fail(command, "shop.toml", code=2, cwd=shop.folder)
+
+
+def test_an_out_in_a_bucket_takes_incremental_runs_and_updates_where_the_tables_are(shop, tmp_path, monkeypatch):
+    store = {"store": f"lmdb:{shop.folder}/store"}
+    write_shop(shop.folder, out=shop.url, recall=1.0, publish=store, run={"incremental": True})
+    shop.run("run", "shop.toml")
+    vectors = make_vectors(600, seed=1)
+    vectors[:5] = make_vectors(600, seed=9)[:5]
+    write_items(shop.folder, vectors)
+    shop.run("run", "shop.toml")
+    mode = shop.json("show", "shop", "--out", shop.url)["run"]["incremental"]
+    assert (mode["incremental"], mode["changes"]["items"]["changed"]) == (True, 5)
+    shop.run("publish", "shop.toml")
+    for name in ("first", "second"):
+        write_rows(shop.folder / f"{name}.parquet", [name], [vectors[0]], category=["new"], name=["new"])
+    assert shop.json("update", "shop.toml", "--items", "first.parquet")["patch"] == 1
+    answer = shop.json("lookup", "shop", "q007", "--published", "--out", shop.url)
+    move_to_another_host(tmp_path, monkeypatch)
+    words = fail("update", "shop.toml", "--items", "second.parquet", code=7, cwd=shop.folder)
+    assert "are not on this machine" in words
+    assert shop.json("lookup", "shop", "q007", "--published", "--out", shop.url)["candidates"] == answer["candidates"]
+    write_items(shop.folder, make_vectors(600, seed=1))
+    shop.run("run", "shop.toml")
+    mode = shop.json("show", "shop", "--out", shop.url)["run"]["incremental"]
+    assert not mode["incremental"]
+    assert "tables of the last snapshot cannot be read" in mode["reason"]

@@ -77,14 +77,15 @@ def _apply(
     own = log.state(version.number)
     state = open_state(out, generator, version, own, journal)
     inputs = _merge_later(journal, later, state.spec.items, None if state.joins_itself else state.spec.query_source)
-    batch = drop_unchanged(read_batch(state.spec, state.items, state.queries, inputs), state)
+    rows = read_batch(state.spec, state.items, state.queries, inputs)
+    batch = drop_unchanged(rows, state)
     if batch.is_empty:
         return
     changes = compute_changes(version, state, batch, listener)
     numbers = f"{later[0].number} to {later[-1].number}"
     note = f"again: updates {numbers}"
     entry = JournalEntry(own.last_number + 1, version.number, state.number, later[-1].made, batch.digest, note)
-    write_patch(store, journal, entry, (version, batch, changes), {}, lock)
+    write_patch(store, journal, entry, (version, batch, changes), rows, {}, lock)
     listener.note(f"updates {numbers} are applied to {version.number:06d} again, as patch {entry.number}")
 
 

@@ -1,6 +1,6 @@
 """The journal of a generator's updates, <out>/<generator>/updates: the rows of each patch, to apply them again.
 
-    000012/   items.parquet, queries.parquet, gone.parquet   the rows of the batch that changed something
+    000012/   items.parquet, queries.parquet, gone.parquet   the rows of the batch
               short.parquet                                  lists that may lack items after it, with their bounds
               manifest.json                                  version, parent, when it was made
     rows-000007-000064/   the rows of all patches of version 7 up to 64, in one: see `keep_rows`

@@ -150,8 +150,8 @@ def _open_tables(out: Location, snapshot: Snapshot) -> SnapshotInputs:
         return open_snapshot_inputs(snapshot, kept, None, remote)
     except (NotFoundError, DamagedError) as error:
         raise NotFoundError(
-            f"the tables that {snapshot.generator} {snapshot.name} was made of are removed ({error}): a newer run has "
-            "removed them before the first update; publish the newer snapshot, and update that"
+            f"the tables that {snapshot.generator} {snapshot.name} was made of are not on this machine ({error}): if "
+            "another machine ran it, update there; if a newer run has removed them, publish that one, and update it"
         ) from error
 
 

@@ -130,7 +130,8 @@ class Updater:
                 raise BusyError(f"another process follows the same source into {self._generator}; stop one of them")
             version = ServedVersion(pointer.version, facts, reader)
             state = self._open_state(version, patches)
-            batch = drop_unchanged(_read_batches(state, request.inputs), state)
+            rows = _read_batches(state, request.inputs)
+            batch = drop_unchanged(rows, state)
             if batch.is_empty and not request.offsets:
                 return self._report(state, None, batch, None, started)
             changes = compute_changes(version, state, batch, self._listener)
@@ -146,7 +147,8 @@ class Updater:
             entry = JournalEntry(
                 patches.last_number + 1, pointer.version, state.number, made, batch.digest, request.note
             )
-            after = write_patch(self._store, self._journal, entry, (version, batch, changes), request.offsets, lock)
+            made_of = version, batch, changes
+            after = write_patch(self._store, self._journal, entry, made_of, rows, request.offsets, lock)
         self._state = after
         return self._report(after, changes, batch, entry, started)
 
@@ -264,14 +266,18 @@ def write_patch(
     journal: Any,
     entry: JournalEntry,
     made_of: tuple[ServedVersion, UpdateBatch, ChangedLists],
+    rows: UpdateBatch,
     offsets: Mapping[str, Any],
     lock: PublishLock,
 ) -> ServedState:
-    """Commit the entry of the journal, then write the patch, then the caches; return the state after it."""
+    """Commit the entry of the journal, then write the patch, then the caches; return the state after it.
+
+    rows: the batch with rows that this version has already: a newer one may not have them.
+    """
     version, batch, changes = made_of
     log = find_patches(store, version.facts.generator)
     journal.remove_leftovers(entry.number - 1)
-    journal.write(entry, batch, changes.after.short)
+    journal.write(entry, rows, changes.after.short)
     pairs = encode_pairs(version.facts, batch, changes)
     facts = PatchFacts(
         entry.number,
