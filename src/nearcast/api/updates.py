@@ -6,7 +6,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nearcast.api.arguments import SpecLike, StoreLike, open_target_store, resolve_store_target, resolve_target
+from nearcast.api.arguments import (
+    SpecLike,
+    StoreLike,
+    open_target_store,
+    report_failure,
+    resolve_store_target,
+    resolve_target,
+)
+from nearcast.history.record import record_undone_patches
 from nearcast.join.listener import Listener
 from nearcast.updating.file_feed import MOST_ROWS, FileFeed
 from nearcast.updating.follow import Follower
@@ -48,7 +56,12 @@ def update(
 
 
 def roll_back_updates(
-    generator: SpecLike, to: int, *, store: StoreLike | None = None, out: str | Path | None = None
+    generator: SpecLike,
+    to: int,
+    *,
+    store: StoreLike | None = None,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
 ) -> list[int]:
     """Undo the patches of the current version with a number above `to`; return their numbers.
 
@@ -56,7 +69,9 @@ def roll_back_updates(
     """
     target = resolve_store_target(generator, out)
     with open_target_store(store, target) as opened:
-        return undo_patches(opened, target.generator, to)
+        version, undone = undo_patches(opened, target.generator, to)
+    report_failure(listener or Listener(), record_undone_patches(target.out, target.generator, version, undone))
+    return undone
 
 
 @contextlib.contextmanager

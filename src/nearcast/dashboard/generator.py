@@ -66,6 +66,9 @@ def list_marks(events: Sequence[HistoryEvent]) -> list[dict[str, Any]]:
             known = set(now)
         elif event.kind == "rollback":
             marks.append(_make_mark(event, "rollback", f"rolled back to {event.version or 0:06d}"))
+        elif event.kind == "undo":
+            numbers = ", ".join(map(str, event.facts["patches"]))
+            marks.append(_make_mark(event, "rollback", f"live updates were undone: patches {numbers}"))
         elif event.kind == "publish" and event.facts.get("outcome") == "audit_failed":
             failed = "; ".join(f"{f['rule']}: {f['text']}" for f in event.facts["findings"] if not f["passed"])
             marks.append(_make_mark(event, "audit", f"the audit refused {_format_version(event)}: {failed}"))

@@ -15,8 +15,10 @@ from nearcast.dashboard.list_explorer import (
     list_display_columns,
     read_labels,
 )
+from nearcast.dashboard.patch_list import describe_updates
 from nearcast.dashboard.removals import list_view_removals
 from nearcast.dashboard.series import build_overview
+from nearcast.errors import NearcastError
 from nearcast.monitoring.alert import ALERT_TEXTS, LEVELS
 from nearcast.serve.lookup_data import LookupOptions
 from nearcast.serve.view import View
@@ -65,7 +67,16 @@ class LiveDocument:
         """Return the page of one generator."""
         page = next(page for page in self._document["generators"] if page["name"] == name)
         versions = [snapshot.version for snapshot in list_snapshots(self._out, name)][::-1]
-        return self._add_state(page, self._service.states().get(name), self._read_counts()) | {"versions": versions}
+        page = self._add_state(page, self._service.states().get(name), self._read_counts())
+        return page | {"versions": versions, "updates": self._describe_updates(name)}
+
+    def _describe_updates(self, name: str) -> dict[str, Any] | None:
+        """Return the live updates of the served version; None without any, and if the store cannot be read."""
+        served = self._service.served.get(name)
+        try:
+            return None if served is None else describe_updates(served.lookup.read_patches())
+        except NearcastError:
+            return None
 
     def _read_counts(self) -> dict[str, dict[str, int]]:
         """Return the number of keys and of misses by generator, over all workers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nearcast.errors import AuditError
@@ -14,7 +14,14 @@ from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot import Snapshot, list_snapshots
 from nearcast.times import parse_utc
 
-__all__ = ["record_failed_audit", "record_publication", "record_run", "record_runs", "run_facts"]
+__all__ = [
+    "record_failed_audit",
+    "record_publication",
+    "record_run",
+    "record_runs",
+    "record_undone_patches",
+    "run_facts",
+]
 
 DECIDES = (  # settings of the spec: lists under other values are not comparable
     *("metric", "k", "exclude_self", "min_score", "caps", "rules", "surplus", "exposure", "score", "rank"),
@@ -47,6 +54,11 @@ def record_publication(out: Location, done: Publication) -> str | None:
         return None
     facts = done.as_dict() | {"accepted": dict(done.accepted or {})}
     return append(out, done.generator, "publish" if done.outcome == "published" else "rollback", done.version, facts)
+
+
+def record_undone_patches(out: Location, generator: str, version: int, undone: Sequence[int]) -> str | None:
+    """Add a rollback of patches, unless there were none."""
+    return append(out, generator, "undo", version, {"patches": list(undone)}) if undone else None
 
 
 def record_failed_audit(out: Location, generator: str, version: int | None, error: AuditError) -> str | None:

@@ -49,11 +49,11 @@ def _check_bounds(now: Staleness, spec: GeneratorSpec) -> Iterator[Alert]:
             f"{now.removed:.1%} of their candidates"
         )
         yield Alert("removed", text, now.removed, MOST_REMOVED, None)
-    if now.age_seconds > oldest:
-        age, allowed = _format_duration(now.age_seconds), _format_duration(oldest)
-        yield Alert(
-            "age", f"snapshot {now.snapshot} is {age} old, {allowed} are allowed", now.age_seconds, oldest, None
-        )
+    age = now.age_seconds if now.patch_age_seconds is None else min(now.age_seconds, now.patch_age_seconds)
+    if age > oldest:
+        patched = "" if now.patch_age_seconds is None else f", patch {now.patch} {_format_duration(age)}"
+        words = f"snapshot {now.snapshot} is {_format_duration(now.age_seconds)} old{patched}"
+        yield Alert("age", f"{words}; {_format_duration(oldest)} are allowed", age, oldest, None)
 
 
 def _check_recall(now: Staleness, lowest: float, refresh: str) -> Iterator[Alert]:

@@ -26,7 +26,16 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import TableVersion, open_version
 from nearcast.serve.view import View
 from nearcast.stores import StoreLike, make_unpublished_error, resolve_store
-from nearcast.stores.base import OverlayChanges, OverlayLog, Pointer, Store, check_reader, newest_patch
+from nearcast.stores.base import (
+    OverlayChanges,
+    OverlayLog,
+    PatchState,
+    Pointer,
+    Store,
+    check_reader,
+    newest_patch,
+    read_patch_state,
+)
 
 __all__ = ["REFRESH_SECONDS", "RETRY_SECONDS", "TRANSIENT_ERRORS", "ClosesOnExit", "StoreFollower", "describe_error"]
 
@@ -182,6 +191,11 @@ class StoreFollower(ClosesOnExit):
             patch_age_seconds=None if patch is None else max(0.0, time.time() - patch.made),
             canary=view.canary if isinstance(view, CanaryView) else None,
         )
+
+    def read_patches(self) -> PatchState:
+        """Read the patches of the current version from the store."""
+        view, store = self.view(), self._store
+        return PatchState() if store is None else read_patch_state(store, self.generator, view.version.number)
 
     def refresh(self) -> LookupState:
         """Poll the store now and apply its changes before returning. An error is reported in `error`, not raised.

@@ -184,8 +184,8 @@ class Updater:
         )
 
 
-def undo_patches(store: Store, generator: str, to: int) -> list[int]:
-    """Undo the patches of the current version with a number above `to`; return their numbers.
+def undo_patches(store: Store, generator: str, to: int) -> tuple[int, list[int]]:
+    """Undo the patches of the current version with a number above `to`; return the version and their numbers.
 
     Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
     """
@@ -197,7 +197,7 @@ def undo_patches(store: Store, generator: str, to: int) -> list[int]:
         log = find_patches(store, generator)
         undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
         log.roll_back(pointer.version, to, lock)
-    return undone
+    return pointer.version, undone
 
 
 def _read_batches(state: ServedState, inputs: BatchInputs | Sequence[BatchInputs]) -> UpdateBatch:

@@ -39,6 +39,16 @@
       ${p.lookups && p.lookups.some((n) => n > 0) && html`<${Lines} ...${common} title="Look-ups" floor=${0} hint="Look-ups in the hours before the pass, from the samples of the services." lines=${[line("look-ups", p.lookups)]} />`}`;
   }
 
+  function Updates({ updates, now }) {
+    const feeds = updates.feeds.map((feed) => html`<p key=${feed.source}><code>nearcast follow</code> of ${feed.source}:
+      ${feed.freshness ? ` a file is in answers ${format.stretch(feed.freshness.p50)} after its arrival, 99% within ${format.stretch(feed.freshness.p99)} (the last ${format.number(feed.freshness.batches)} files);` : ""}
+      ${` set aside: ${format.number(feed.set_aside)}`}${feed.last.map(([name, why]) => ` (last: ${name}: ${why})`)}.</p>`);
+    const row = (patch) => html`<tr key=${patch.number}><td>${patch.number}</td><td class="nowrap">${format.ago(patch.at, now)}</td>
+      ${["lists", "items", "gone", "queries"].map((name) => html`<td key=${name}>${format.number(patch.counts[name] || 0)}</td>`)}<td>${format.text(patch.note)}</td></tr>`;
+    return html`<div class="wide">${feeds}<table class="events"><thead><tr>${["Patch", "Made", "Lists", "Items", "Removed", "Queries", "Note"].map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
+      <tbody>${updates.patches.map(row)}</tbody></table>${updates.more > 0 && html`<p class="hint">${format.number(updates.more)} more</p>`}</div>`;
+  }
+
   function Slices({ page, theme }) {
     if (!page.slices.length) return null;
     const rows = page.slices.slice(0, 40).map((slice) => ({
@@ -100,5 +110,5 @@
     return html`<div class="wide manifest">${Object.entries(page.manifest).map(([name, value]) => html`<details key=${name} open=${name === "promise" || name === "engine"}><summary>${name}</summary><${Tree} value=${value} /></details>`)}</div>`;
   }
 
-  nearcast.panels = { Runs, Served, Slices, Distributions, Tuning, Funnel, Events, Manifest };
+  nearcast.panels = { Runs, Served, Updates, Slices, Distributions, Tuning, Funnel, Events, Manifest };
 })();
