@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nearcast.api.advice import advise, head, replay
     from nearcast.api.arguments import load_spec
     from nearcast.api.comparing import diff, explain
+    from nearcast.api.drafts import draft_spec
     from nearcast.api.publications import expand, publish, publish_table, published, roll_back
     from nearcast.api.refreshing import monitor, refresh
     from nearcast.api.runs import check, run
@@ -70,6 +71,7 @@ __all__ = [
     "advise",
     "check",
     "diff",
+    "draft_spec",
     "expand",
     "explain",
     "export",
@@ -119,6 +121,7 @@ _HOMES = {
     "diff": "nearcast.api.comparing",
     "explain": "nearcast.api.comparing",
     "export": "nearcast.api.snapshots",
+    "draft_spec": "nearcast.api.drafts",
     "head": "nearcast.api.advice",
     "expand": "nearcast.api.publications",
     "knn_join": "nearcast.join.knn_join",

@@ -25,6 +25,7 @@ INTERRUPTED = 130
 
 # A command has the name of its module. Modules are imported when needed, so that `--help` loads no heavy library.
 COMMANDS = {
+    "init": "Draft a spec from files of items and queries.",
     "run": "Find the nearest items of every query, and write a snapshot.",
     "check": "Check the inputs, and estimate the cost of a run.",
     "plan": "Compute what a run costs before anything runs.",

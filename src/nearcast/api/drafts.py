@@ -1,0 +1,48 @@
+"""Draft a spec from files of items and queries."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearcast.advising import draft_spec as drafts
+
+__all__ = ["Draft", "draft_spec"]
+
+USUAL_NAME = "candidates"
+PLAIN_STEMS = ("items", "item", "data", "vectors", "embeddings", "part-0", "part-00000", "*", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A spec that was drafted, and the file that it is for."""
+
+    path: Path
+    text: str
+
+
+def draft_spec(
+    items: str | Path, queries: str | Path | None = None, *, name: str | None = None, spec: str | Path | None = None
+) -> Draft:
+    """Draft a commented spec for Parquet files of items and queries; write nothing.
+
+    items, queries: a file, a folder, a glob or a URL. None: the items are the queries. name: name of the generator;
+    default: that of `spec`, else of the items' file or its folder. spec: file that the draft is for, default:
+    NAME.toml. Raises InputError if a table has no column of ids or of vectors.
+    """
+    name = name or (Path(spec).stem if spec is not None else _derive_name(str(items)))
+    path = Path(spec) if spec is not None else Path(f"{name}.toml")
+    text = drafts.draft_spec(
+        str(items), None if queries is None else str(queries), name=name, folder=path.resolve().parent
+    )
+    return Draft(path, text)
+
+
+def _derive_name(items: str) -> str:
+    """Return the first telling part of a path, from its end: "shop/items/*.parquet" is "shop"."""
+    for part in reversed(items.removesuffix("/").split("/")):
+        stem = part.removesuffix(".parquet")
+        if stem.lower() not in PLAIN_STEMS and not set("*?:=") & set(stem):
+            return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or USUAL_NAME
+    return USUAL_NAME
