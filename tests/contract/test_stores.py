@@ -302,7 +302,7 @@ def test_the_lock_is_for_one_and_others_are_told_who_has_it(store, place):
 
 
 def test_the_lock_of_a_killed_process_becomes_free(store, place):
-    url = place.url + "&timeout=0.5" if "redis" in place.url else place.url  # a lock in Redis lasts four of these
+    url = place.with_timeout(0.5)
     with place.start("hold", url, SHOP) as worker:
         assert worker.stdout.readline() == "held\n", worker.stderr.read()
         with pytest.raises(BusyError, match=f"held by process {worker.pid}"), store.lock(SHOP):

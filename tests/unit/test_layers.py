@@ -58,6 +58,8 @@ HEAVY = {
     "scipy": None,
     "torch": None,
     "redis": "stores/redis_connection.py",
+    "boto3": "stores/dynamodb_table.py",
+    "botocore": "stores/dynamodb_table.py",
     "lmdb": "stores/lmdb_environment.py",
     "fastapi": "service/openapi.py",
     "starlette": "service/app.py",

@@ -46,6 +46,7 @@ STORES = {
         for name in ("redis", "rediss", "valkey", "valkeys")
     },
     "unix": _REDIS,
+    "dynamodb": StoreKind("nearcast.stores.dynamodb:open_dynamodb", "nearcast.stores.dynamodb_url:parse_dynamodb_url"),
 }
 
 PLUGINS = "nearcast.stores"  # entry points of other packages, by scheme
