@@ -38,6 +38,9 @@ def test_an_arrived_item_is_in_an_answer_until_the_patch_is_undone(shop):
     after = look_up(folder, "q00")
     assert "new" in after
     assert before[1] not in after
+    assert "updated 1 times: the newest is patch 1" in " ".join(succeed("show", "shop", cwd=folder).stdout.split())
+    assert json.loads(succeed("show", "shop", "--json", cwd=folder).stdout)["updates"][0]["number"] == 1
+    assert json.loads(succeed("snapshots", "shop", "--json", cwd=folder).stdout)[0]["updates"] == 1
     assert "serves all of this already" in succeed(*words, cwd=folder).stdout
     succeed("rollback", "shop", "--patch", "0", cwd=folder)
     assert look_up(folder, "q00") == before

@@ -14,14 +14,17 @@ from nearcast.api.arguments import (
     resolve_store_target,
     resolve_target,
 )
+from nearcast.errors import NearcastError
 from nearcast.history.record import record_undone_patches
 from nearcast.join.listener import Listener
+from nearcast.table.snapshot import Snapshot
 from nearcast.updating.file_feed import MOST_ROWS, FileFeed
 from nearcast.updating.follow import Follower
+from nearcast.updating.journal import JournalEntry, open_journal
 from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
 
-__all__ = ["open_follower", "roll_back_updates", "update"]
+__all__ = ["list_updates", "open_follower", "roll_back_updates", "update"]
 
 
 def update(
@@ -74,6 +77,18 @@ def roll_back_updates(
     return undone
 
 
+def list_updates(snapshot: Snapshot) -> list[JournalEntry]:
+    """Return the updates of a snapshot's version, oldest first, from the journal beside it.
+
+    Those of patches that were rolled back are among them: `nearcast.published` says which patches are in force. Empty
+    if the journal cannot be read.
+    """
+    try:
+        return open_journal(snapshot.out, snapshot.generator).list_entries(snapshot.version)
+    except (NearcastError, OSError):
+        return []
+
+
 @contextlib.contextmanager
 def open_follower(
     generator: SpecLike,
@@ -97,7 +112,6 @@ def open_follower(
             opened,
             target.generator,
             target.out,
-            max_lists_changed=target.audit.max_lists_changed,
             audit=target.audit,
             most_rows=max_rows,
             listener=listener,

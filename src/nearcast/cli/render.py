@@ -122,12 +122,13 @@ def build_candidate_list(found: Candidates, columns: Sequence[str], *, full: boo
     return Group(Text(f"{found.query!r}: {len(found.ids)} candidates{reason}"), table)
 
 
-def build_snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
-    """Build a table of snapshots, one per row."""
+def build_snapshot_list(snapshots: Sequence[Snapshot], updates: Sequence[int]) -> Table:
+    """Build a table of snapshots, one per row. updates: those made to the version of each."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("generator", "snapshot", "made", "rows", "recall", "target", "fill", "overlap", "time", "engine"):
-        table.add_column(name, justify="right" if name in ("rows", "recall", "target", "fill", "overlap") else "left")
-    for snapshot in snapshots:
+    numbers = ("rows", "recall", "target", "fill", "overlap", "updates")
+    for name in ("generator", "snapshot", "made", *numbers[:-1], "time", "engine", "updates"):
+        table.add_column(name, justify="right" if name in numbers else "left")
+    for snapshot, n_updates in zip(snapshots, updates, strict=True):
         m = snapshot.manifest
         measures = m.measures
         table.add_row(
@@ -141,6 +142,7 @@ def build_snapshot_list(snapshots: Sequence[Snapshot]) -> Table:
             format_value("overlap", measures.get("overlap")),
             format_seconds(m.run.seconds_total),
             m.engine.name,
+            str(n_updates or ""),
         )
     return table
 

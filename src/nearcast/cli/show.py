@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from nearcast.api.updates import list_updates
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.render import build_summary
 from nearcast.errors import NotFoundError
 from nearcast.storage.locations import Location
 from nearcast.storage.open_storage import is_url
 from nearcast.table.snapshot import Snapshot, find_snapshot, list_generators, open_snapshot, open_snapshot_url
+from nearcast.times import format_utc
 
 __all__ = ["find_named", "show"]
 
@@ -27,11 +30,26 @@ def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> N
     if verify:
         found.verify()
     if as_json_:
-        print_json({"snapshot": found.url, **found.manifest.as_dict()})
+        updates = [asdict(entry) for entry in list_updates(found)]
+        print_json({"snapshot": found.url, **found.manifest.as_dict(), "updates": updates})
     else:
         console().print(build_summary(found, every_measure=True))
+        console().print(describe_updates(found))
         if verify:
             console().print("every byte matches the manifest")
+
+
+def describe_updates(snapshot: Snapshot) -> str:
+    """Return a line about the updates that were made to a snapshot's version; nothing if there is none."""
+    updates = list_updates(snapshot)
+    if not updates:
+        return ""
+    newest = updates[-1]
+    note = f" ({newest.note})" if newest.note else ""
+    return (
+        f"updated {len(updates)} times: the newest is patch {newest.number} of {format_utc(newest.made)}{note}; "
+        f"nearcast published {snapshot.generator} lists the patches in force"
+    )
 
 
 def find_named(out: Location, name: str | None) -> Snapshot:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nearcast.api.updates import list_updates
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.render import build_snapshot_list
 from nearcast.errors import NotFoundError
@@ -33,7 +34,7 @@ def snapshots(generator: str | None, out: Location, as_json_: bool) -> None:
     if as_json_:
         print_json([_build_row(snapshot) for snapshot in found])
     elif found:
-        console().print(build_snapshot_list(found))
+        console().print(build_snapshot_list(found, [len(list_updates(snapshot)) for snapshot in found]))
     else:
         console().print(f"no snapshots in {out}: run a generator first, or give --out")
 
@@ -41,4 +42,8 @@ def snapshots(generator: str | None, out: Location, as_json_: bool) -> None:
 def _build_row(snapshot: Snapshot) -> dict[str, Any]:
     """Return the row of a snapshot in the JSON list."""
     facts = snapshot.manifest.as_dict()
-    return {key: facts[key] for key in LISTED} | {"folder": snapshot.url, "run": facts["run"]}
+    return {key: facts[key] for key in LISTED} | {
+        "folder": snapshot.url,
+        "run": facts["run"],
+        "updates": len(list_updates(snapshot)),
+    }

@@ -75,16 +75,15 @@ class Follower:
         generator: str,
         out: Location,
         *,
-        max_lists_changed: float,
+        audit: AuditSpec,
         most_rows: int,
         listener: Listener | None = None,
-        audit: AuditSpec | None = None,
     ) -> None:
         self.figures = FollowFigures()
         self._feed = feed
         self._store = store
         self._generator = generator
-        self._limits = (max_lists_changed, most_rows)
+        self._limits = (audit.max_lists_changed, most_rows)
         self._listener = listener or Listener()
         self._updater = Updater(store, generator, out, self._listener, audit)
         self._stored: dict[str, Any] | None = None  # the record of the feed, as it was read or written last

@@ -72,6 +72,14 @@ class UpdateJournal:
             if _last_part(name) > last_number and (name.isdigit() or _is_cache(name)):
                 self.artifacts.remove(name)
 
+    def list_entries(self, version: int) -> list[JournalEntry]:
+        """Return all entries of a version, oldest first, also those of patches that were rolled back."""
+        return [entry for entry in map(self._find, self.artifacts.list_names()) if entry and entry.version == version]
+
+    def _find(self, name: str) -> JournalEntry | None:
+        facts = self.artifacts.facts(name) if name.isdigit() else None
+        return JournalEntry(**{key: facts[key] for key in JournalEntry.__dataclass_fields__}) if facts else None
+
     def read_chain(self, state: PatchState) -> list[JournalEntry]:
         """Return the entries of the patches in force, oldest first. Raises NotFoundError if one is missing."""
         return list(self._walk(state))[::-1]
