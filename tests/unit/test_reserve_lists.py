@@ -101,7 +101,7 @@ def update(reserve: Reserve, old: Shop, new: Shop, queries: np.ndarray, request:
     lists = exact_join(queries, ArrayVectors(vectors), replace(wide, constraints=part))
     filled = lists.positions != EMPTY_POSITION
     lists.positions[filled] = fresh[lists.positions[filled]]
-    enough = are_enough(reserve, moved, shape)
+    enough = are_enough(reserve, moved != EMPTY_POSITION, shape)
     updated, complete = update_reserve(reserve, (moved, edges), lists, shape, request.constraints.find_groups)
     assert complete[enough].all(), "new items never make a list incomplete"
     return updated, complete

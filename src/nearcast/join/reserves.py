@@ -113,7 +113,7 @@ def write_reserve_folder(folder: Path, reserve: Reserve) -> dict[str, Any]:
     """Write reserves into a folder."""
     known = reserve.known
     largest = int(known.best.positions.max(initial=0))
-    positions = known.best.positions.astype(np.int32 if largest < 1 << 31 else np.int64)
+    positions = known.best.positions.astype(np.int32 if largest < 1 << 31 else np.int64, copy=False)
     values: tuple[AnyArray, ...] = (positions, known.best.scores, known.bound_scores, known.bound_edges)
     values += (reserve.labels.astype(np.int32), reserve.proving)
     for name, array in zip(ARRAYS, values, strict=True):
@@ -122,19 +122,21 @@ def write_reserve_folder(folder: Path, reserve: Reserve) -> dict[str, Any]:
 
 
 def read_reserve_folder(folder: Path, rows: IntArray | slice = slice(None), *, contents: bool = False) -> Reserve:
-    """Read the reserves at these rows of a folder. contents: compare every byte with the manifest.
+    """Read the reserves at these rows of a folder; positions without caps as they are stored, so as int32.
+
+    contents: compare every byte with the manifest.
 
     Raises DamagedError if a file was changed, or has another size.
     """
     verify(folder, contents=contents)
     positions, scores, bounds, edges, labels, proving = (map_array(folder / f"{name}.npy") for name in ARRAYS)
-    best = Neighbors(positions[rows].astype(np.int64), np.array(scores[rows]))
+    best = Neighbors(positions[rows].astype(np.int64 if len(labels) else positions.dtype), np.array(scores[rows]))
     known = KnownLists(best, np.array(bounds[rows]), np.array(edges[rows]))
     return Reserve(known, labels[:, rows].astype(np.int64), np.array(proving[:, rows]))
 
 
-def concat_reserves(parts: list[Reserve], order: IntArray) -> Reserve:
-    """Concatenate reserves of several sets of queries, and reorder them."""
+def concat_reserves(parts: list[Reserve], order: IntArray | slice) -> Reserve:
+    """Concatenate reserves of several sets of queries, and reorder them; a slice of all keeps their order."""
     known = concat_lists([part.known for part in parts], order)
     labels = np.concatenate([part.labels for part in parts], axis=1)[:, order]
     proving = np.concatenate([part.proving for part in parts], axis=1)[:, order]

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "arrays.h"
@@ -20,6 +21,7 @@
 #include "insert_lists.h"
 #include "join.h"
 #include "parallel.h"
+#include "renew_lists.h"
 
 using namespace nearcast;
 
@@ -325,6 +327,51 @@ nb::tuple insert_candidates(Array<uint8_t> data, Array<uint64_t> starts, Array<u
     return nb::make_tuple(out, out_starts, sizes, states, last);
 }
 
+// Updates sorted lists, and puts list i into row rows[i] of n; other rows are empty, with the bound -infinity. Returns
+// positions, scores, bounds and edges.
+nb::tuple renew_lists(Matrix<int32_t> positions, Matrix<float> scores, Array<float> bounds, Array<int64_t> edges,
+                      Array<int32_t> now, Matrix<int32_t> fresh_positions, Matrix<float> fresh_scores,
+                      Array<int64_t> rows, size_t n, size_t threads) {
+    const size_t lists = positions.shape(0), width = positions.shape(1);
+    require(width >= 1, "renew_lists: lists have no slots");
+    require(scores.shape(0) == lists && scores.shape(1) == width, "renew_lists: scores have another shape");
+    require(fresh_positions.shape(0) == lists, "renew_lists: there are other lists of new items");
+    require(fresh_scores.shape(0) == lists && fresh_scores.shape(1) == fresh_positions.shape(1),
+            "renew_lists: scores of new items have another shape");
+    require_size(bounds, lists, "bounds");
+    require_size(edges, lists, "edges");
+    require_size(rows, lists, "rows");
+    for (size_t row = 0; row < lists; ++row)
+        require(rows.data()[row] < static_cast<int64_t>(n) && rows.data()[row] > (row ? rows.data()[row - 1] : -1),
+                "renew_lists: rows do not ascend below n");
+    auto new_positions = make_array<int32_t>({n, width});
+    auto new_scores = make_array<float>({n, width});
+    auto new_bounds = make_array<float>({n});
+    auto new_edges = make_array<int64_t>({n});
+    for (size_t row = 0, next = 0; row < n; ++row) {
+        if (next < lists && rows.data()[next] == static_cast<int64_t>(row)) {
+            ++next;
+            continue;
+        }
+        std::fill_n(new_positions.data() + row * width, width, -1);
+        std::fill_n(new_scores.data() + row * width, width, -std::numeric_limits<float>::infinity());
+        new_bounds.data()[row] = -std::numeric_limits<float>::infinity();
+        new_edges.data()[row] = 0;
+    }
+    const RenewJob job{{positions.data(), scores.data(), width}, bounds.data(), edges.data(), now.data(), now.size(),
+                       {fresh_positions.data(), fresh_scores.data(), fresh_positions.shape(1)}, rows.data(),
+                       new_positions.data(), new_scores.data(), new_bounds.data(), new_edges.data()};
+    {
+        nb::gil_scoped_release released;
+        for_row_ranges(lists, threads, [&] {
+            return [&](size_t begin, size_t end) {
+                for (size_t row = begin; row < end; ++row) renew_list(job, row);
+            };
+        });
+    }
+    return nb::make_tuple(new_positions, new_scores, new_bounds, new_edges);
+}
+
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
     const KernelTable kernels = kernels_named(isa);
     rules.check(packed, packed.check().positions);
@@ -483,6 +530,7 @@ NB_MODULE(_native, m) {
     m.def("centre_values", &value_centres);
     m.def("repack", &repack);
     m.def("insert_candidates", &insert_candidates);
+    m.def("renew_lists", &renew_lists);
     m.def("score_lists", &score_lists);
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),

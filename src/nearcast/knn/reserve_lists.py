@@ -91,17 +91,17 @@ def make_reserve(best: Neighbors, shape: ReserveShape, find_groups: FindGroups) 
     return _mark(bound_lists(best), groups, np.zeros((len(groups), *best.positions.shape), np.bool_), shape)
 
 
-def are_enough(reserve: Reserve, positions: IntArray, shape: ReserveShape) -> BoolArray:
+def are_enough(reserve: Reserve, left: BoolArray, shape: ReserveShape) -> BoolArray:
     """Return (n,) whether the list of each reserve is proven complete, before new items are merged into it.
 
-    positions: (n, width) new position of every slot's item, -1 if it was removed or changed. New items leave complete
-    lists complete: above the bound they only add to what a list can take.
+    left: (n, width) whether every slot has an item that was neither removed nor changed. New items leave complete lists
+    complete: above the bound they only add to what a list can take.
     """
-    known, left = reserve.known, positions != EMPTY_POSITION
-    unbounded = np.isneginf(known.bound_scores)
+    known, unbounded = reserve.known, np.isneginf(reserve.known.bound_scores)
     if not shape.relaxed:
         enough: BoolArray = (np.count_nonzero(left, axis=1) >= shape.k) | unbounded
         return enough
+    positions = np.where(left, known.best.positions, EMPTY_POSITION)
     best = Neighbors(positions, np.where(left, known.best.scores, np.float32(-np.inf)))
     lengths = cut_reserve(replace(reserve, known=replace(known, best=best)), shape).lengths
     return _are_proven(reserve, left, shape) & ((lengths >= shape.k) | unbounded)
@@ -160,7 +160,7 @@ def cut_reserve(reserve: Reserve, shape: ReserveShape) -> Neighbors:
     best = reserve.known.best
     if not shape.relaxed:
         return Neighbors(
-            np.ascontiguousarray(best.positions[:, : shape.k]), np.ascontiguousarray(best.scores[:, : shape.k])
+            best.positions[:, : shape.k].astype(np.int64, order="C"), np.ascontiguousarray(best.scores[:, : shape.k])
         )
     groups = tuple(reserve.labels)  # as good as groups within a list
     return ShardLists(best, groups).merge([], shape.k, shape.max_per_group).lists

@@ -50,7 +50,7 @@ def bound_lists(best: Neighbors) -> KnownLists:
     return KnownLists(best, scores, edges)
 
 
-def concat_lists(parts: Sequence[KnownLists], order: IntArray) -> KnownLists:
+def concat_lists(parts: Sequence[KnownLists], order: IntArray | slice) -> KnownLists:
     """Concatenate lists of one width, of several sets of queries, and reorder them."""
     best = Neighbors(
         np.concatenate([part.best.positions for part in parts])[order],
