@@ -329,3 +329,24 @@ def test_the_newest_lists_are_kept_with_the_states_they_need(tmp_path):
     for day in days:
         keeper.ask(day, queries)
     assert len(list(tmp_path.glob("lists-*"))) == len(list(tmp_path.glob("state-*"))) == truth_folders.MAX_SAMPLES
+
+
+@pytest.mark.parametrize("strings", [False, True])
+def test_a_state_updated_by_known_rows_is_that_of_hashing_all_rows(tmp_path, monkeypatch, strings):
+    monkeypatch.setattr(truth_folders, "BLOCK_IDS", 7)
+    old = cloud(40, 1)
+    new = {key: vector for key, vector in old.items() if key % 9} | cloud(12, 2, first=35) | cloud(5, 3, first=60)
+    last, items = side(old, strings=strings), side(new, strings=strings)
+    rows = {(key, last.vectors.array[row].tobytes()): row for row, key in enumerate(last.ids.to_pylist())}
+    before = np.array(
+        [rows.get((key, items.vectors.array[row].tobytes()), -1) for row, key in enumerate(items.ids.to_pylist())]
+    )
+    assert (before < 0).any()
+    assert (before >= 0).any()
+    truth_folders.update_state(tmp_path / "none", last.fingerprint, items, before, print)
+    assert not list((tmp_path / "none").glob("*"))
+    truth_folders.ensure_state(tmp_path / "inc", last, print)
+    truth_folders.update_state(tmp_path / "inc", last.fingerprint, items, before, print)
+    scratch = truth_folders.ensure_state(tmp_path / "scratch", items, print)
+    for path in scratch.iterdir():
+        assert (tmp_path / "inc" / scratch.name / path.name).read_bytes() == path.read_bytes()

@@ -5,19 +5,23 @@ Below a recall of 1 it measures them on the sample of the report, as the snapsho
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nearcast.join.plan_join import draw_samples, find_sample_truth
+from nearcast.artifact_files import map_array
+from nearcast.errors import BusyError
+from nearcast.join.plan_join import draw_samples, find_sample_truth, hold_truth_lock
 from nearcast.join.reserves import name_reserves, open_request, open_shape, read_reserve_folder
-from nearcast.join.run_mode import ACCEPT, begins_incremental, read_base
+from nearcast.join.run_mode import ACCEPT, COMPARE, begins_incremental, read_base
 from nearcast.join.run_tasks import list_splits, open_prepared
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.reserve_lists import cut_reserve
 from nearcast.measure.recall import estimate_recall, recall_per_query
+from nearcast.measure.truth_folders import update_state
 from nearcast.runners.base import TaskCall
 
 __all__ = ["do_accept", "list_accept_calls"]
@@ -37,10 +41,20 @@ def do_accept(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
     joined = sum(facts["missing"] for facts in ranges)
     rows = sum(facts["stop"] - facts["start"] for facts in ranges)
     with context.run.meter.stage("measure"):
+        _update_truth_state(context)
         reason = None if read_base(context)["is_exact"] else _refuse_recall(context)
     if reason is not None:
         context.run.listener.note(f"updated lists are refused, and all queries are joined again: {reason}")
     return {"reason": reason, "lists": {"updated": rows - joined, "joined": joined}}
+
+
+def _update_truth_state(context: TaskContext) -> None:
+    """Let the cache of exact neighbors know the items by the rows that have not changed: it need not hash them all."""
+    run, items = context.run, open_prepared(context).inputs.items
+    before = map_array(run.results.open(COMPARE) / "items" / "before.npy")
+    if items.ranges is None:
+        with contextlib.suppress(BusyError), hold_truth_lock(run.workspace.truths):
+            update_state(run.workspace.truths, read_base(context)["tables"][0], items, before, run.listener.note)
 
 
 def _refuse_recall(context: TaskContext) -> str | None:

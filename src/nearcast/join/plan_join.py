@@ -6,6 +6,7 @@ Everything that the tasks share is decided here. Knows nothing of tables or snap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "SampleRows",
     "draw_samples",
     "find_sample_truth",
+    "hold_truth_lock",
     "index_names",
     "join_index",
     "make_request",
@@ -223,6 +225,11 @@ def make_sample(
     return QuerySample(queries, sampled, find_sample_truth(run, request, inputs, rows, truths))
 
 
+def hold_truth_lock(truths: Path) -> AbstractContextManager[None]:
+    """Hold the lock of the cache of exact neighbors in a folder. Raises BusyError while another process holds it."""
+    return hold_lock(truths.parent.with_name(".truth.lock"), "the cache of exact neighbors")
+
+
 def find_sample_truth(run: RunContext, request: JoinRequest, inputs: Inputs, rows: IntArray, truths: Path) -> Neighbors:
     """Find the exact neighbors of the queries at these positions, from the cache in `truths` where it holds them.
 
@@ -233,7 +240,7 @@ def find_sample_truth(run: RunContext, request: JoinRequest, inputs: Inputs, row
         run.listener.progress("ground truth", done, total)
 
     try:
-        with hold_lock(truths.parent.with_name(".truth.lock"), "the cache of exact neighbors"):
+        with hold_truth_lock(truths):
             return TruthCache(truths, run.listener.note).find(inputs, rows, request, run.resources, report)
     except BusyError:
         return find_truth(inputs, rows, request, run.resources, report)

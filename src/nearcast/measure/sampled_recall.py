@@ -18,13 +18,13 @@ from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import find_positions, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
 
 __all__ = ["SampledLists", "find_own_items", "find_truth", "measure_overlap", "read_sampled_lists", "resolve_request"]
 
 RANGE_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
-RANGES_READ = 4  # at a time: about a row group, which is decoded as a whole
 MAX_RANGES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
 
 Float64Array = npt.NDArray[np.float64]
@@ -80,12 +80,11 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     shares: list[Float64Array] = []
     kept = seen = 0
     rows = max(1, RANGE_SLOTS // new.manifest.k)
-    ranges = _choose_ranges(new.n_rows, rows)
-    for number, (start, size) in enumerate(ranges):
-        here = new.rows(np.arange(start, min(new.n_rows, start + size + 1)), ["query_id", "candidate_ids"])
+    ranges = _choose_ranges(new.n_rows, rows, rows_per_group(new.manifest.k))
+    for number, (start, stop) in enumerate(ranges):
+        here = new.rows(np.arange(start, stop), ["query_id", "candidate_ids"])
         ids = here.column("query_id").combine_chunks()
-        end = ids[size].as_py() if len(ids) > size else None
-        here, ids = here.slice(0, size), ids[:size]
+        end = new.rows(np.array([stop]), ["query_id"]).column(0)[0].as_py() if stop < new.n_rows else None
         there = old.lists_between(ids[0].as_py() if start else None, end)
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
@@ -94,21 +93,42 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
         kept, seen = kept + len(both), seen + len(there)
         for first in range(0, len(both), rows):
             chosen = both[first : first + rows]
-            old_lists, new_lists = _number_candidates(there.take(pa.array(chosen)), here.take(pa.array(slots[chosen])))
-            shares.append(overlap_per_query(old_lists, new_lists))
+            shares.append(_compare_lists(there.take(pa.array(chosen)), here.take(pa.array(slots[chosen]))))
         progress("overlap", number + 1, len(ranges))
     overlaps = np.concatenate(shares) if shares else np.empty(0)
     overlaps = overlaps[~np.isnan(overlaps)]
     return {"overlap": float(overlaps.mean()) if len(overlaps) else 0.0, "queries_kept": kept / max(1, seen)}
 
 
-def _choose_ranges(n_rows: int, rows: int) -> list[tuple[int, int]]:
-    """Return first row and size of the ranges to read: all of a small table, else evenly spread ones of `rows` rows."""
+def _choose_ranges(n_rows: int, rows: int, group_rows: int) -> list[tuple[int, int]]:
+    """Return start and stop of the ranges to read: the row groups of a small table, else evenly spread `rows` rows."""
     starts = range(0, n_rows, rows)
     if len(starts) <= MAX_RANGES:
-        return [(start, RANGES_READ * rows) for start in starts[::RANGES_READ]]
+        return [(start, min(n_rows, start + group_rows)) for start in range(0, n_rows, group_rows)]
     chosen = np.linspace(0, len(starts) - 1, MAX_RANGES).astype(int)
-    return [(starts[i], rows) for i in chosen]
+    return [(starts[i], min(n_rows, starts[i] + rows)) for i in chosen]
+
+
+def _compare_lists(old: pa.Table, new: pa.Table) -> Float64Array:
+    """Return (rows,) the share of each old list that the new list still holds. Only lists that differ are numbered."""
+    shares = np.ones(len(old))
+    differ = np.flatnonzero(~_are_equal_lists(*(rows.column("candidate_ids").combine_chunks() for rows in (old, new))))
+    if len(differ):
+        chosen = pa.array(differ)
+        shares[differ] = overlap_per_query(*_number_candidates(old.take(chosen), new.take(chosen)))
+    return shares
+
+
+def _are_equal_lists(old: pa.ListArray, new: pa.ListArray) -> npt.NDArray[np.bool_]:
+    """Return (rows,) whether two lists are the same, and not empty."""
+    lengths, others = (pc.list_value_length(lists).to_numpy() for lists in (old, new))
+    is_equal: npt.NDArray[np.bool_] = (lengths == others) & (lengths > 0) & (old.type == new.type)
+    rows = np.flatnonzero(is_equal)
+    if len(rows):
+        same = pc.equal(*(lists.take(pa.array(rows)).flatten() for lists in (old, new)))
+        counts = np.append(0, np.cumsum(same.to_numpy(zero_copy_only=False)))
+        is_equal[rows] = np.diff(counts[np.append(0, np.cumsum(lengths[rows]))]) == lengths[rows]
+    return is_equal
 
 
 def _number_candidates(old: pa.Table, new: pa.Table) -> tuple[IntArray, IntArray]:

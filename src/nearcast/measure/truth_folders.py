@@ -21,10 +21,10 @@ import pyarrow as pa
 from nearcast.errors import DamagedError
 from nearcast.files import MANIFEST, fingerprint, finish, fresh_folder, is_done, read_manifest, verify
 from nearcast.knn.update_lists import KnownLists
-from nearcast.sources.changes import HASH_BYTES, TableState, iterate_hashes
+from nearcast.sources.changes import BLOCK_IDS, HASH_BYTES, Hashes, TableState, hash_rows, iterate_hashes
 from nearcast.sources.ids import read_id_chunks, read_ids, write_ids
 from nearcast.sources.ingest import IngestedTable
-from nearcast.types import FileVectors, Neighbors
+from nearcast.types import FileVectors, IntArray, Neighbors, Vectors
 from nearcast.version import __version__
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "open_lists",
     "open_state",
     "prune",
+    "update_state",
     "write_lists",
 ]
 
@@ -102,18 +103,54 @@ def cached_lists(home: Path, note: Note) -> Iterator[CachedLists]:
 
 def ensure_state(home: Path, items: IngestedTable, note: Note) -> Path:
     """Return the folder with the state of the items. Reads all vectors once if it must be written."""
-    facts = {"items": items.fingerprint, "nearcast": [__version__, FORMAT]}
-    folder = home / f"state-{_make_name(facts)}"
+    folder = _state_folder(home, items.fingerprint)
     if _verify_folder(folder, "state", note) is None:
-        fresh_folder(folder)
-        write_ids(folder / "ids.arrow", items.ids)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (items.vectors.n, HASH_BYTES)}
-        with (folder / "hashes.npy").open("wb") as out:
-            np.lib.format.write_array_header_1_0(out, header)
-            for block in iterate_hashes(items.vectors):
-                block.tofile(out)
-        finish(folder, {"decided_by": facts})
+        _write_state(folder, items, iterate_hashes(items.vectors))
     return folder
+
+
+def update_state(home: Path, last: str, items: IngestedTable, before: IntArray, note: Note) -> None:
+    """Write the state of the items with the hashes that an earlier state has; nothing if there is no earlier state.
+
+    last: fingerprint of the earlier items. before: (items,) the position there of each item that has the same id and
+    vector, -1 for others. Reads the vectors of these others alone.
+    """
+    old, folder = open_state(_state_folder(home, last), note), _state_folder(home, items.fingerprint)
+    if old is not None and not is_done(folder):
+        _write_state(folder, items, _copy_hashes(old.hashes, items, before))
+
+
+def _copy_hashes(old: Vectors, items: IngestedTable, before: IntArray) -> Iterator[Hashes]:
+    for start in range(0, len(before), BLOCK_IDS):
+        positions = np.asarray(before[start : start + BLOCK_IDS])
+        block = np.empty((len(positions), HASH_BYTES), np.uint8)
+        known = np.flatnonzero(positions >= 0)
+        if len(known):
+            first, last = positions[known[0]], positions[known[-1]]  # they ascend, as ids do
+            block[known] = old.read(int(first), int(last) + 1)[positions[known] - first]
+        others = np.flatnonzero(positions < 0)
+        if len(others):
+            block[others] = hash_rows(items.vectors.take(start + others))
+        yield block
+
+
+def _state_facts(items: str) -> dict[str, Any]:
+    return {"items": items, "nearcast": [__version__, FORMAT]}
+
+
+def _state_folder(home: Path, items: str) -> Path:
+    return home / f"state-{_make_name(_state_facts(items))}"
+
+
+def _write_state(folder: Path, items: IngestedTable, blocks: Iterator[Hashes]) -> None:
+    fresh_folder(folder)
+    write_ids(folder / "ids.arrow", items.ids)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (items.vectors.n, HASH_BYTES)}
+    with (folder / "hashes.npy").open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for block in blocks:
+            block.tofile(out)
+    finish(folder, {"decided_by": _state_facts(items.fingerprint)})
 
 
 def open_state(folder: Path, note: Note) -> TableState | None:

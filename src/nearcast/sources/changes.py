@@ -20,7 +20,9 @@ from nearcast.sources.ids import find_positions, lower_bound
 from nearcast.types import AnyArray, IntArray, Vectors
 
 __all__ = [
+    "BLOCK_IDS",
     "HASH_BYTES",
+    "Hashes",
     "TableChanges",
     "TableState",
     "align_blocks",
