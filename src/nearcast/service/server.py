@@ -29,6 +29,7 @@ from nearcast.errors import SpecError
 from nearcast.service.connection import BoundedConnection, expire_regularly
 from nearcast.service.generator_service import Service
 from nearcast.service.responses import Asgi, need_extra
+from nearcast.service.shared_accept import SharedAcceptor
 
 if TYPE_CHECKING:
     UvicornServer = Any  # uvicorn's, which is imported where it is mixed in
@@ -79,12 +80,34 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
     drain_seconds: float
     on_start: Callable[[], None]
     orders: int | None  # descriptor that a supervisor writes orders to; None: signals give them
+    acceptor: SharedAcceptor | None = None  # of a worker: it shares the socket with others
     is_retired: bool = False  # the other workers accept the connections that wait
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
-        await super().startup(sockets)
+        workers = self.service.workers
+        if workers is None:
+            await super().startup(sockets)
+        else:
+            assert sockets is not None
+            listening = sockets[0]
+            await super().startup([])
+            listening.listen(BACKLOG)
+            counts, connections = workers.open_connection_counts(), self.server_state.connections
+            self.acceptor = SharedAcceptor(listening, self._make_protocol, connections, counts, workers.number or 0)
         self.on_start()
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due ten times a second. Return whether to stop."""
+        if self.acceptor is not None:
+            self.acceptor.publish_count()
+        return bool(await super().on_tick(counter))
 
     async def main_loop(self) -> None:
         """Serve until `should_exit`, and enforce the deadlines of connections."""
@@ -97,6 +120,8 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
         deadlines = asyncio.create_task(expire_regularly(self.server_state.connections, SWEEP_SECONDS / 10))
         if not self.is_retired:
             await accept_waiting(sockets or [])
+        if self.acceptor is not None:
+            self.acceptor.close()
         await super().shutdown(sockets)
         deadlines.cancel()
 
@@ -133,8 +158,8 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
             loop.remove_reader(self.orders)
         if RETIRE in orders and not self.service.draining:
             self.is_retired = True
-            for server in self.servers:
-                server.close()
+            if self.acceptor is not None:
+                self.acceptor.close()
         if not self.service.draining:
             self._drain(loop)
         if STOP in orders:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.service.server import DRAIN, FINISH_SECONDS, RETIRE, STOP
+from nearcast.service.shared_accept import ConnectionCounts
 from nearcast.service.worker_states import ServiceState, WorkerPlace, WorkerState, WorkerStates
 
 __all__ = ["Supervisor", "share_folder"]
@@ -91,6 +92,7 @@ class Supervisor:
     exit_code: int = 0
     service: ServiceState = field(init=False)
     _states: WorkerStates = field(init=False)
+    _connections: ConnectionCounts = field(init=False)
     _processes: list[Worker] = field(default_factory=list)
     _signals: list[int] = field(default_factory=list)
     _wake: threading.Event = field(default_factory=threading.Event)
@@ -104,12 +106,13 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.service = ServiceState(self.workers, began=time.time())
         self._states = WorkerStates(self.folder)
+        self._states.write_service(self.service)
+        self._connections = self._states.open_connection_counts()
 
     def run(self) -> int:
         """Supervise until a signal stops the service. Returns the exit code. Call it in the main thread."""
         handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
         before = {number: signal.signal(number, self._note_signal) for number in handled}
-        self._states.write_service(self.service)
         last = time.monotonic()
         try:
             while self._processes or not self.service.draining:
@@ -161,6 +164,7 @@ class Supervisor:
             if worker.process.stdin is not None:
                 worker.process.stdin.close()
             self._states.forget_worker(worker.number)
+            self._connections.forget(worker.number)
             for other in self._processes:
                 other.replaces = None if other.replaces is worker else other.replaces
             if self.service.draining:

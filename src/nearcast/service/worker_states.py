@@ -18,11 +18,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from nearcast.service.shared_accept import ConnectionCounts
+
 __all__ = ["ServiceState", "WorkerPlace", "WorkerState", "WorkerStates"]
 
 VARIABLE = "NEARCAST_WORKER"  # of the environment of a worker: its `WorkerPlace`
 STALE_SECONDS = 5.0  # without a new state; the worker then counts as not ready
 SERVICE_FILE = "service"
+CONNECTIONS_FILE = "connections"
 COUNTER_BYTES = 128 << 10  # of a file of counters, for series that name no table
 COUNTER_BYTES_PER_TABLE = 16 << 10  # about 40 series of at most 400 bytes with their labels and texts
 STATE_BYTES, STATE_BYTES_PER_TABLE = 16 << 10, 2 << 10
@@ -157,6 +160,10 @@ class WorkerStates:
         """Return since when a generator does not follow the store in any worker. own: in this one."""
         others = self.read_others(self.read_service())
         return min([own, *(state.failing_since.get(generator, own) for state in others if state)])
+
+    def open_connection_counts(self) -> ConnectionCounts:
+        """Open the number of connections of each worker."""
+        return ConnectionCounts(self.folder / CONNECTIONS_FILE, self.read_service().workers)
 
     def list_counter_files(self) -> list[str]:
         """Return the files of the counters of all workers, former ones included."""
