@@ -139,7 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed (apt-get install wrk)")
-    seconds, repeats, n_keys = (1, 2, 20_000) if given.quick else (2, 15, KEYS)
+    seconds, repeats, n_keys = (1, 2, 20_000) if given.quick else (2, 8, KEYS)
     result: Row = {"machine": machine.describe(), "commit": commit(), "keys": n_keys, "k": K}
     result |= {"seconds": seconds, "connections": CONNECTIONS, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     with ExitStack() as stack:
