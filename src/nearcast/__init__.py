@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from nearcast.ads.expansion_table import open_expansion
     from nearcast.api.advice import advise, head, replay
     from nearcast.api.arguments import load_spec
+    from nearcast.api.canaries import (
+        CanarySource,
+        promote_canary,
+        read_canary,
+        set_canary_share,
+        watch_canary,
+        withdraw_canary,
+    )
     from nearcast.api.comparing import diff, explain
     from nearcast.api.drafts import draft_spec
     from nearcast.api.publications import expand, publish, publish_table, published, roll_back
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
         StorageError,
         StoreError,
         TargetError,
+        UndecidedError,
+        WithdrawnError,
         WorkerError,
     )
     from nearcast.join.knn_join import JoinReport, JoinResult, knn_join
@@ -53,6 +63,7 @@ __all__ = [
     "AuditError",
     "BudgetError",
     "BusyError",
+    "CanarySource",
     "DamagedError",
     "GeneratorSpec",
     "GoneError",
@@ -66,6 +77,8 @@ __all__ = [
     "StorageError",
     "StoreError",
     "TargetError",
+    "UndecidedError",
+    "WithdrawnError",
     "WorkerError",
     "__version__",
     "advise",
@@ -83,16 +96,21 @@ __all__ = [
     "open",
     "open_expansion",
     "overlay",
+    "promote_canary",
     "publish",
     "publish_table",
     "published",
+    "read_canary",
     "refresh",
     "replay",
     "roll_back",
     "run",
+    "set_canary_share",
     "snapshots",
     "tune",
     "update",
+    "watch_canary",
+    "withdraw_canary",
 ]
 
 # name: its module, or module:name if it has another name there
@@ -141,6 +159,14 @@ _HOMES = {
     "snapshots": "nearcast.api.snapshots",
     "tune": "nearcast.api.tuning",
     "update": "nearcast.api.updates",
+    "CanarySource": "nearcast.api.canaries",
+    "promote_canary": "nearcast.api.canaries",
+    "read_canary": "nearcast.api.canaries",
+    "set_canary_share": "nearcast.api.canaries",
+    "watch_canary": "nearcast.api.canaries",
+    "withdraw_canary": "nearcast.api.canaries",
+    "UndecidedError": "nearcast.errors",
+    "WithdrawnError": "nearcast.errors",
 }
 
 _RENAMED_ERRORS = ("PromiseError",)

@@ -15,7 +15,9 @@ NearcastError                 1  base class; catch it to catch every error of ne
 ├── AlertError               13  the monitor found an alert that --fail-on names
 ├── StorageError             14  a bucket or folder cannot be reached, or refused an operation: try again later
 ├── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
-└── AccessError              16  a bucket, credentials or rights are missing, or a server or path refuses every attempt
+├── AccessError              16  a bucket, credentials or rights are missing, or a server or path refuses every attempt
+├── WithdrawnError           17  a canary that was watched is withdrawn, by its rules or by others
+└── UndecidedError           18  a canary was watched to the end, and too little was measured to decide
 
 Knows nothing of how an error is shown: the command line does that.
 """
@@ -41,6 +43,8 @@ __all__ = [
     "StorageError",
     "StoreError",
     "TargetError",
+    "UndecidedError",
+    "WithdrawnError",
     "WorkerError",
 ]
 
@@ -156,3 +160,15 @@ class WorkerError(NearcastError):
     """Worker that cannot take part in a run, or a task that failed in every attempt."""
 
     exit_code = 15
+
+
+class WithdrawnError(NearcastError):
+    """Canary that was watched and is withdrawn, by its rules or by others."""
+
+    exit_code = 17
+
+
+class UndecidedError(NearcastError):
+    """Canary that was watched to the end while too little was measured to decide. It is still live."""
+
+    exit_code = 18

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from nearcast.errors import SpecError
 from nearcast.settings.base_table import ByteCount, Name, Share, SpecTable, Whole, parse_bytes
 from nearcast.settings.parse_spec import parse_model, read_tables
-from nearcast.settings.publish_tables import AuditSpec, MonitorSpec, PublishSpec, ServeSpec
+from nearcast.settings.publish_tables import AuditSpec, CanarySpec, MonitorSpec, PublishSpec, ServeSpec
 from nearcast.settings.run_tables import SHARD_KEYS, RunSpec
 from nearcast.settings.spec_tables import (
     CHECK_KINDS,
@@ -38,6 +38,7 @@ from nearcast.types import Metric
 __all__ = [
     "CHECK_KINDS",
     "AuditSpec",
+    "CanarySpec",
     "CapSpec",
     "ChecksSpec",
     "ExposureSpec",
@@ -72,6 +73,7 @@ SHOWN: dict[str, type[BaseModel]] = {
     "run": RunSpec,
     "publish": PublishSpec,
     "audit": AuditSpec,
+    "canary": CanarySpec,
     "serve": ServeSpec,
     "monitor": MonitorSpec,
 }
@@ -127,6 +129,7 @@ class GeneratorSpec(SpecTable):
     run: RunSpec = RunSpec()
     publish: PublishSpec = PublishSpec()
     audit: AuditSpec = AuditSpec()
+    canary: CanarySpec = CanarySpec()
     serve: ServeSpec = ServeSpec()
     monitor: MonitorSpec = MonitorSpec()
 
@@ -155,7 +158,8 @@ class GeneratorSpec(SpecTable):
 
         Of [run] it has what changes the candidates, so that every runner writes the same manifest.
         """
-        return self.model_dump(mode="json", by_alias=True, exclude={"run"}) | self._answer_settings_of_run()
+        left_out = {"run"} if self.canary != CanarySpec() else {"run", "canary"}  # as manifests of earlier releases
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out) | self._answer_settings_of_run()
 
     def as_planned(self) -> dict[str, Any]:
         """Return plain data for the plan of a run: `as_recorded` with all of [run]."""
@@ -173,6 +177,7 @@ class GeneratorSpec(SpecTable):
                 "run": True,
                 "publish": True,
                 "audit": True,
+                "canary": True,
                 "serve": True,
                 "monitor": True,
                 "overfetch": {"log"},  # the fingerprint has the hash of its contents instead of its path

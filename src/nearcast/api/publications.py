@@ -29,6 +29,7 @@ from nearcast.publishing import publish_table as weight_tables
 from nearcast.publishing import rollback, store_listing
 from nearcast.publishing.engagement import TOP, LogColumns, compute_weights
 from nearcast.publishing.engagement import read_log as read_engagement
+from nearcast.publishing.move_canary import validate_share
 from nearcast.publishing.publication import PublishRequest
 from nearcast.publishing.targets import PublishTarget, read_snapshot_target
 from nearcast.spec import PublishSpec, parse_model
@@ -53,6 +54,9 @@ def publish(
     dry_run: bool = False,
     repair: bool = False,
     max_bytes_per_second: int | str | None = None,
+    canary: float | None = None,
+    shadow: bool = False,
+    replace_canary: bool = False,
     listener: Listener | None = None,
 ) -> Publication:
     """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
@@ -65,9 +69,13 @@ def publish(
     dry_run: audit, and encode the copy without writing it.
     repair: continue without a pointer or current version that cannot be read, and repair the overlay.
     max_bytes_per_second: throttle of the copy, for example 50_000_000 or "50MB"; overrides the spec.
-    Raises AuditError if a rule fails, BusyError while another process publishes the generator, NotFoundError if
-    there is no such snapshot, DamagedError if a file was changed, StoreError.
+    canary: share of the keys, in (0, 1], that the version answers beside the current one, instead of becoming current.
+    shadow: the version answers no key, and is measured on `canary` of them, by default on all.
+    replace_canary: end a canary that is live; it counts as rolled back.
+    Raises AuditError if a rule fails, BusyError while another process publishes the generator or a canary of another
+    version is live, NotFoundError if there is no such snapshot, DamagedError if a file was changed, StoreError.
     """
+    share = None if canary is None and not shadow else validate_share(1.0 if canary is None else canary)
     target = resolve_target(generator, out, version)
     find_snapshot(target.out, target.generator, version)  # before the lock, which creates the generator in the store
     settings, listener = target.publish, listener or Listener()
@@ -86,6 +94,8 @@ def publish(
             named=version is not None,
             repair=repair,
             dry_run=dry_run,
+            canary=None if share is None else ("shadow" if shadow else "canary", share),
+            replace_canary=replace_canary,
             listener=listener,
             before_move=lambda before, new, lock: apply_again(
                 opened, target.generator, target.out, (before, new), lock, listener

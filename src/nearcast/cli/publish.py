@@ -7,6 +7,7 @@ from typing import cast
 
 import click
 
+from nearcast.api.arguments import resolve_store_target
 from nearcast.api.publications import publish as publish_snapshot
 from nearcast.cli.common import (
     console,
@@ -20,11 +21,12 @@ from nearcast.cli.common import (
 )
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import build_audit_table, describe_publication
-from nearcast.errors import AuditError
+from nearcast.errors import AuditError, SpecError
 from nearcast.publishing.audit_rules import Finding
+from nearcast.publishing.move_canary import validate_share
 from nearcast.storage.locations import Location
 
-__all__ = ["PublishOptions", "publish"]
+__all__ = ["PublishOptions", "parse_canary_share", "publish"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class PublishOptions:
     reasons: tuple[str, ...]
     dry_run: bool
     repair: bool
+    canary: str | None
+    shadow: bool
+    replace_canary: bool
 
 
 @click.command()
@@ -56,6 +61,18 @@ class PublishOptions:
 @click.option("--why", "reasons", metavar="TEXT", multiple=True, help="Reason for --accept, stored with the version.")
 @click.option("--dry-run", is_flag=True, help="Audit, and print the size of the copy. Changes nothing.")
 @click.option("--repair", is_flag=True, help="Continue if the pointer or the current version cannot be read.")
+@click.option(
+    "--canary",
+    metavar="SHARE",
+    help="Share of the keys, for example 5%, that the version answers beside the current one, which stays. "
+    "`spec`: the share in the spec's [canary]. See docs/canary.md.",
+)
+@click.option(
+    "--shadow",
+    is_flag=True,
+    help="Look keys up in the version to measure it, and answer none from it. Default: all keys, or --canary SHARE.",
+)
+@click.option("--replace-canary", is_flag=True, help="End a canary that is live. It counts as rolled back.")
 @quiet_option
 @json_option
 @pass_options(PublishOptions)
@@ -65,6 +82,7 @@ def publish(generator: str, snapshot: int | None, options: PublishOptions, quiet
     With the name of a GENERATOR, the settings of its snapshot apply; with a SPEC (.toml), its settings as they are
     now. Exit code 10: a rule failed and nothing has changed. If the command is killed, the old version stays current.
     """
+    share = None if options.canary is None else parse_canary_share(options.canary, generator, options.out)
     accept = _pair_reasons(options.rules, options.reasons)
     with show_progress(quiet=quiet or as_json_) as listener:
         try:
@@ -77,6 +95,9 @@ def publish(generator: str, snapshot: int | None, options: PublishOptions, quiet
                 dry_run=options.dry_run,
                 repair=options.repair,
                 max_bytes_per_second=options.max_bytes_per_second,
+                canary=share,
+                shadow=options.shadow,
+                replace_canary=options.replace_canary,
                 listener=listener,
             )
         except AuditError as error:
@@ -88,6 +109,17 @@ def publish(generator: str, snapshot: int | None, options: PublishOptions, quiet
     if done.findings:
         console().print(build_audit_table(done.findings, done.accepted or {}))
     console().print(describe_publication(done))
+
+
+def parse_canary_share(text: str, generator: str, out: Location) -> float:
+    """Return a share written as 5% or 0.05; that of the [canary] of the generator for `spec`. Raises SpecError."""
+    if text == "spec":
+        return resolve_store_target(generator, explicit_out(generator, out)).canary.share
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise SpecError(f"the share of a canary is {text!r}; write 5% or 0.05") from None
+    return validate_share(share)
 
 
 def _pair_reasons(rules: tuple[str, ...], reasons: tuple[str, ...]) -> dict[str, str]:

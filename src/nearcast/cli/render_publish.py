@@ -45,6 +45,7 @@ def describe_publication(done: Publication) -> Text:
         "published": f"{name} is current in {done.store}{before}",
         "rolled_back": f"{name} is current again in {done.store}{before}",
         "already_current": f"{name} is current already in {done.store}; nothing to do",
+        "canary_started": f"{name} is a canary in {done.store}, beside {done.before or 0:06d}",
         "would_publish": f"{name} would become current in {done.store}{before}; dry run, nothing was changed",
     }
     lines = [headlines[done.outcome], *_describe_copy(done)]
@@ -59,7 +60,7 @@ def describe_publication(done: Publication) -> Text:
 
 def _describe_copy(done: Publication) -> list[str]:
     planned = done.outcome == "would_publish"
-    if done.outcome not in ("published", "would_publish"):
+    if done.outcome not in ("published", "would_publish", "canary_started"):
         return []
     if done.copied is None:
         return ["the store has all of its bytes already"]
@@ -75,12 +76,15 @@ def _describe_copy(done: Publication) -> list[str]:
 def build_published_table(found: PublishedGenerator) -> Group:
     """Build the listing of a generator in a store: its versions, then the last moves of its pointer."""
     current = found.pointer.version if found.pointer else None
+    canary = found.pointer.canary if found.pointer else None
     rolled_back = found.pointer.withdrawn if found.pointer else ()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("version", "", "made", "published", "keys", "items", "payload", "recall", "accepted"):
         table.add_column(name, justify="right" if name in ("keys", "items", "payload", "recall") else "left")
     for kept in found.versions:
         state = "current" if kept.version == current else "rolled back" if kept.version in rolled_back else ""
+        if canary is not None and kept.version == canary.version:
+            state = f"{canary.mode} {canary.share:.4g}"
         state, style = (state, "green" if state == "current" else "") if kept.version_facts else ("DAMAGED", "bold red")
         table.add_row(f"{kept.version:06d}", Text(state, style=style), *_format_version(kept))
     headline = Text(f"{found.generator} in {found.store}", style="bold")

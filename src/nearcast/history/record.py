@@ -15,6 +15,7 @@ from nearcast.table.snapshot import Snapshot, list_snapshots
 from nearcast.times import parse_utc
 
 __all__ = [
+    "record_canary",
     "record_failed_audit",
     "record_publication",
     "record_run",
@@ -49,7 +50,9 @@ def record_runs(out: Location, generator: str) -> str | None:
 
 
 def record_publication(out: Location, done: Publication) -> str | None:
-    """Add a publish or rollback that changed the published version."""
+    """Add a publish or rollback that changed the published version, or the start of a canary."""
+    if done.outcome == "canary_started":
+        return record_canary(out, done.generator, done.version, "started", done.as_dict())
     if done.outcome not in ("published", "rolled_back"):
         return None
     facts = done.as_dict() | {"accepted": dict(done.accepted or {})}
@@ -59,6 +62,13 @@ def record_publication(out: Location, done: Publication) -> str | None:
 def record_undone_patches(out: Location, generator: str, version: int, undone: Sequence[int]) -> str | None:
     """Add a rollback of patches, unless there were none."""
     return append(out, generator, "undo", version, {"patches": list(undone)}) if undone else None
+
+
+def record_canary(
+    out: Location, generator: str, version: int, outcome: str, facts: Mapping[str, Any] | None = None
+) -> str | None:
+    """Add a change of a canary: started, share, promoted or withdrawn. A promotion is also recorded as a publish."""
+    return append(out, generator, "canary", version, {**(facts or {}), "outcome": outcome})
 
 
 def record_failed_audit(out: Location, generator: str, version: int | None, error: AuditError) -> str | None:

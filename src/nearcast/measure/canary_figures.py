@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["LATENCY_BOUNDS", "ArmFigures", "CanaryFigures", "find_latency_bucket", "measure_overlap"]
+__all__ = ["LATENCY_BOUNDS", "ArmFigures", "CanaryFigures", "HitFigures", "find_latency_bucket", "measure_overlap"]
 
 # Upper bounds of the latency histogram in seconds: 5 us to 10 s, each 1.4 times the one before.
 LATENCY_BOUNDS = tuple(5e-6 * 2 ** (step / 2) for step in range(43))
@@ -135,6 +135,20 @@ class CanaryFigures:
         routed, keys, compared = (int(fields[name]) for name in ("routed", "keys", "compared"))
         current, canary = (ArmFigures.from_json(fields[name]) for name in ("current", "canary"))
         return CanaryFigures(routed, keys, compared, float(fields["overlap"]), current, canary)
+
+
+@dataclass(frozen=True, slots=True)
+class HitFigures:
+    """Engagements with keys of the share, and how many of their items are in each arm's list of the key."""
+
+    engagements: int
+    current: int
+    canary: int
+
+    def summarize(self) -> dict[str, Any]:
+        """Return the figures for people."""
+        rates = {name: getattr(self, name) / self.engagements for name in ("current", "canary") if self.engagements}
+        return {"engagements": self.engagements, "current": rates.get("current"), "canary": rates.get("canary")}
 
 
 def measure_overlap(ids: Sequence[Any], others: Sequence[Any]) -> float | None:

@@ -20,7 +20,7 @@ from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microsec
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.names import PHRASES, normalize_table_key
 
-__all__ = ["LogColumns", "compute_weights", "read_log"]
+__all__ = ["LogColumns", "compute_weights", "convert_seconds", "read_log"]
 
 TOP = 50  # items per key
 MOST_WEIGHT = 3e38  # largest float32
@@ -130,12 +130,13 @@ def _weight_engagements(log: pa.Table, columns: LogColumns) -> npt.NDArray[np.fl
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise InputError(f"the column {columns.weight} holds a weight that is no number, negative or missing")
     if columns.half_life_seconds is not None and columns.time is not None:
-        seconds = _convert_seconds(log[columns.time], columns.time)
+        seconds = convert_seconds(log[columns.time], columns.time)
         weights = weights * np.exp2((seconds - seconds.max()) / columns.half_life_seconds)
     return weights
 
 
-def _convert_seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+def convert_seconds(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    """Return the times of a column as seconds since 1970. Raises InputError."""
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         try:
             column = to_microseconds(column).cast(pa.int64())

@@ -12,7 +12,7 @@ from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError
 from nearcast.files import path_fault
-from nearcast.spec import AuditSpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
+from nearcast.spec import AuditSpec, CanarySpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
 from nearcast.storage.locations import Location, parse_location
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
@@ -28,6 +28,7 @@ class PublishTarget:
     publish: PublishSpec = field(default_factory=PublishSpec)
     audit: AuditSpec = field(default_factory=AuditSpec)
     serve: ServeSpec = field(default_factory=ServeSpec)
+    canary: CanarySpec = field(default_factory=CanarySpec)
 
     def url(self, override: str | None = None) -> str:
         """Return the URL of the store."""
@@ -59,8 +60,8 @@ def resolve_store_url(settings: PublishSpec, out: Location, override: str | None
 
 
 def read_spec_target(spec: GeneratorSpec, out: Location) -> PublishTarget:
-    """Return the target by a spec. Changes of its [publish], [audit] and [serve] tables need no new run."""
-    return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve)
+    """Return the target by a spec. Changes of its [publish], [audit], [serve] and [canary] tables need no new run."""
+    return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve, spec.canary)
 
 
 def read_snapshot_target(generator: str, out: Location, version: int | None = None) -> PublishTarget:
@@ -72,6 +73,7 @@ def read_snapshot_target(generator: str, out: Location, version: int | None = No
         _parse_table(snapshot, "publish", PublishSpec),
         _parse_table(snapshot, "audit", AuditSpec),
         _parse_table(snapshot, "serve", ServeSpec),
+        _parse_table(snapshot, "canary", CanarySpec),
     )
 
 

@@ -7,11 +7,13 @@ nothing of ASGI or of how the models are described.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from nearcast.errors import NearcastError
+from nearcast.serve.canary_view import CanaryView
 from nearcast.serve.lookup_data import Answer, LookupOptions, LookupState
 from nearcast.service.answer_batch import encode_arrow
 from nearcast.service.endpoint import Limits
@@ -29,6 +31,7 @@ from nearcast.service.request_schemas import (
 )
 from nearcast.service.response_schemas import (
     AdsResponse,
+    CanaryInfo,
     GeneratorInfo,
     GeneratorList,
     HealthResponse,
@@ -106,6 +109,11 @@ async def get_generator(service: Service, name: str) -> Reply:
     return json_reply(build_generator_body(name, served, state))
 
 
+async def get_canary(service: Service, name: str) -> Reply:
+    """Return the canary of a generator and its figures in this process; null if none is open."""
+    return json_reply(build_canary_body(name, service.generator(name)))
+
+
 async def check_health(_service: Service) -> Reply:
     """Return that the process responds."""
     return json_reply({"alive": True})
@@ -169,6 +177,7 @@ ROUTES = (
     EndpointRoute("POST", f"{GENERATOR}/ads", find_ads, "ads", AdsResponse, BODY_ERRORS),
     EndpointRoute("GET", "/v1/generators", list_generators, "generators", GeneratorList, ()),
     EndpointRoute("GET", GENERATOR, get_generator, "generators", GeneratorInfo, (400, 404, 503)),
+    EndpointRoute("GET", f"{GENERATOR}/canary", get_canary, "generators", CanaryInfo, (400, 404, 503)),
     EndpointRoute("GET", "/healthz", check_health, "operation", HealthResponse),
     EndpointRoute(
         "GET",
@@ -289,4 +298,20 @@ def build_generator_body(name: str, served: ServedGenerator, state: LookupState)
         "measures": dict(facts.measures),
         "error": UPDATE_ERROR if state.error else None,
         "online": {"engine": online.name, "dim": online.dim, "recall": online.recall} if online else None,
+    }
+
+
+def build_canary_body(name: str, served: ServedGenerator) -> dict[str, Any]:
+    """Return a `CanaryInfo` as plain data. Raises RefusedError if no version is open."""
+    try:
+        view, error = served.lookup.view(), served.lookup.error
+    except NearcastError:
+        raise RefusedError(503, "not_ready", "no version of this generator is open") from None
+    body = {"name": name, "snapshot": view.snapshot, "error": UPDATE_ERROR if error else None}
+    if not isinstance(view, CanaryView):
+        return body | {"canary": None, "source": None, "figures": None}
+    return body | {
+        "canary": asdict(view.canary),
+        "source": view.tally.source,
+        "figures": view.tally.figures.as_dict(),
     }

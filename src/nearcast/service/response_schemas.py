@@ -14,6 +14,7 @@ from nearcast.stores.value_format import REASONS
 
 __all__ = [
     "AdsResponse",
+    "CanaryInfo",
     "ErrorResponse",
     "GeneratorInfo",
     "GeneratorList",
@@ -124,6 +125,50 @@ class GeneratorList(_ResponseModel):
     """All generators that are served."""
 
     generators: list[GeneratorInfo]
+
+
+class CanaryState(_ResponseModel):
+    """A second version beside the current one; see docs/canary.md."""
+
+    version: int
+    share: float = Field(description="Share of the keys, chosen by a hash.")
+    mode: Literal["canary", "shadow"] = Field(description="canary: it answers its keys; shadow: it is only measured.")
+    since: str = Field(description="When it started, in UTC.")
+
+
+class CanaryArm(_ResponseModel):
+    """Measured look-ups of one version."""
+
+    answers: int
+    empty: int = Field(description="Answers without a candidate.")
+    errors: int = Field(description="Look-ups that failed.")
+    fill: float = Field(description="Sum of length / k.")
+    latency: list[int] = Field(
+        description="Answers by duration: up to 5 microseconds, then 42 buckets with bounds 1.41 times larger each, "
+        "then the rest."
+    )
+
+
+class CanaryCounts(_ResponseModel):
+    """Figures of a canary in one process. Those of several processes are added."""
+
+    routed: int = Field(description="Look-ups of keys in the share. A sample of them is measured.")
+    keys: int = Field(description="Distinct keys that were measured.")
+    compared: int = Field(description="Measured pairs of lists.")
+    overlap: float = Field(description="Sum of common candidates / length of the longer list.")
+    current: CanaryArm
+    canary: CanaryArm
+
+
+class CanaryInfo(_ResponseModel):
+    """The canary of a generator in the process that answers."""
+
+    name: str
+    snapshot: str = Field(description="The current version.")
+    canary: CanaryState | None = Field(description="Null if no canary is open.")
+    source: str | None = Field(description="Names the process: its newer figures replace its older ones.")
+    figures: CanaryCounts | None
+    error: VersionError | None = Field(description="Why a newer version or the canary is not served.")
 
 
 class HealthResponse(_ResponseModel):

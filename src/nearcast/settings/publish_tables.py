@@ -10,7 +10,7 @@ from pydantic import Field, field_serializer, model_validator
 from nearcast.settings.base_table import Rate, Share, SpecTable, Whole
 from nearcast.webhook import parse_webhook, shorten_url
 
-__all__ = ["AuditSpec", "MonitorSpec", "PublishSpec", "ServeSpec"]
+__all__ = ["AuditSpec", "CanarySpec", "MonitorSpec", "PublishSpec", "ServeSpec"]
 
 PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
 
@@ -87,6 +87,26 @@ class ServeSpec(SpecTable):
     )
     default_items: tuple[str | int, ...] = Field((), description="Items returned when every other fallback is empty.")
     online_recall: Share = Field(0.95, gt=0, le=1, description="Recall target of searches by vector.")
+
+
+class CanarySpec(SpecTable):
+    """Rules of `nearcast canary --watch`: when a canary is promoted or withdrawn."""
+
+    share: Share = Field(0.05, gt=0, le=1, description="Share of the keys of a canary for which none is named.")
+    min_answers: Whole = Field(1000, ge=1, description="Measured look-ups before any decision.")
+    decide_after: float = Field(600.0, ge=0, description="Minimum seconds of watching before a promotion.")
+    max_seconds: float = Field(7200.0, gt=0, description="Seconds of watching after which the figures decide.")
+    max_empty_increase: Share = Field(
+        0.01, ge=0, le=1, description="Maximum rise of the share of look-ups without a candidate."
+    )
+    min_fill_ratio: float = Field(0.9, ge=0, description="Minimum ratio of the mean list lengths, canary to current.")
+    min_overlap: Share = Field(0.3, ge=0, le=1, description="Minimum mean overlap of the two lists of a key.")
+    max_latency_ratio: float = Field(
+        2.0, ge=1, description="Maximum ratio of the 99th percentiles of latency. Below 1 ms none is too slow."
+    )
+    min_hit_ratio: float = Field(
+        0.9, ge=0, description="Minimum ratio of the hit rates, canary to current, if engagement is given."
+    )
 
 
 class MonitorSpec(SpecTable):

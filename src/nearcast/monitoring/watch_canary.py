@@ -1,0 +1,125 @@
+"""Watch a canary: read its figures, judge them by the rules, and promote or withdraw it.
+
+A watcher holds nothing: one that dies changes nothing, and another one can go on. Several may watch: the pointer moves
+under the publishers' lock, and only while it names the canary that was judged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from nearcast.errors import BusyError, NotFoundError, StoreError
+from nearcast.measure.canary_figures import CanaryFigures, HitFigures
+from nearcast.monitoring.service_figures import FigureSource
+from nearcast.publishing.canary_rules import CanaryVerdict, judge_canary
+from nearcast.publishing.move_canary import read_live_canary
+from nearcast.settings.publish_tables import CanarySpec
+from nearcast.stores.base import Pointer, Store
+from nearcast.stores.canary_share import Canary
+
+__all__ = ["CanaryOutcome", "CanaryReport", "CanaryWatch", "read_report", "watch"]
+
+HITS_SECONDS = 30.0  # between two looks at an engagement log
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryReport:
+    """A canary, its figures and what the rules say about them."""
+
+    generator: str
+    store: str  # URL
+    current: int  # version
+    canary: Canary
+    figures: CanaryFigures
+    hits: HitFigures | None
+    verdict: CanaryVerdict
+    unreachable: dict[str, str]  # service: why it could not be asked
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "generator": self.generator,
+            "store": self.store,
+            "current": self.current,
+            "canary": asdict(self.canary),
+            "figures": self.figures.summarize(),
+            "hits": None if self.hits is None else self.hits.summarize(),
+            "verdict": self.verdict.as_dict(),
+            "unreachable": dict(self.unreachable),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryOutcome:
+    """How the watching of a canary ended."""
+
+    outcome: Literal["promoted", "withdrawn", "undecided"]
+    why: str
+    report: CanaryReport | None  # the last one; None if others ended it before the first look
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryWatch:
+    """What to watch, by which rules, and how to act."""
+
+    store: Store
+    generator: str
+    rules: CanarySpec
+    source: FigureSource
+    read_hits: Callable[[Pointer, Canary], HitFigures | None]
+    promote: Callable[[Canary, CanaryReport], None]
+    withdraw: Callable[[Canary, CanaryReport], None]
+    note: Callable[[str], None]
+
+
+def read_report(watched: CanaryWatch, seconds: float = 0.0, hits: HitFigures | None = None) -> CanaryReport:
+    """Read the figures and judge them. Raises NotFoundError if no canary is live."""
+    pointer, canary = read_live_canary(watched.store, watched.generator)
+    figures = watched.source.read(canary)
+    faults = tuple(watched.source.faults.values())
+    verdict = judge_canary(figures, watched.rules, seconds, hits=hits, faults=faults)
+    unreachable = dict(watched.source.unreachable)
+    return CanaryReport(
+        watched.generator, watched.store.url, pointer.version, canary, figures, hits, verdict, unreachable
+    )
+
+
+def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryReport], None]) -> CanaryOutcome:
+    """Watch until the canary has ended, or `max_seconds` have passed and too little is measured.
+
+    Time is counted from here, so a wrong clock decides nothing. An error of the store or of a service is noted, and
+    the next look comes after `every_seconds`. show: called after each look.
+    """
+    first = read_live_canary(watched.store, watched.generator)[1]
+    started, read_at, hits, report = time.monotonic(), -HITS_SECONDS, None, None
+    while True:
+        try:
+            pointer = watched.store.pointer(watched.generator)
+            if pointer is None or not first.is_same(pointer.canary):
+                return _describe_end(first, pointer, report)
+            seconds = time.monotonic() - started
+            if seconds - read_at >= HITS_SECONDS:
+                hits, read_at = watched.read_hits(pointer, first), seconds
+            report = read_report(watched, seconds, hits)
+            show(report)
+            if report.verdict.decision == "undecided":
+                return CanaryOutcome("undecided", report.verdict.why, report)
+            if report.verdict.decision == "promote":
+                watched.promote(first, report)
+                return CanaryOutcome("promoted", report.verdict.why, report)
+            if report.verdict.decision == "withdraw":
+                watched.withdraw(first, report)
+                return CanaryOutcome("withdrawn", report.verdict.why, report)
+        except (BusyError, NotFoundError, StoreError) as error:
+            watched.note(f"trying again: {error}")
+        time.sleep(every_seconds)
+
+
+def _describe_end(first: Canary, pointer: Pointer | None, report: CanaryReport | None) -> CanaryOutcome:
+    """Return how others have ended the canary."""
+    if pointer is not None and pointer.version == first.version:
+        return CanaryOutcome("promoted", "it was promoted by others", report)
+    return CanaryOutcome("withdrawn", "it was withdrawn or replaced by others", report)
