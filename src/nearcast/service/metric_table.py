@@ -53,6 +53,7 @@ def _deprecate(name: str, kind: str, labels: tuple[str, ...], new: str) -> Metri
 BY_GENERATOR = ("generator",)
 BY_RULE = (*BY_GENERATOR, "rule")
 BY_SOURCE = (*BY_GENERATOR, "source")
+BY_ARM = (*BY_GENERATOR, "arm")
 METRICS = {
     metric.name: metric
     for metric in (
@@ -91,6 +92,17 @@ METRICS = {
         _deprecate("nearcast_not_following", "gauge", BY_GENERATOR, UPDATE_FAILING),
         MetricInfo(UPDATE_FAILURES, "counter", BY_GENERATOR, "times that updates from the store began to fail"),
         _deprecate("nearcast_refusals_total", "counter", BY_GENERATOR, UPDATE_FAILURES),
+        MetricInfo(
+            "nearcast_canary_share", "gauge", BY_GENERATOR, "share of the keys of the canary; 0 if none is open"
+        ),
+        MetricInfo("nearcast_canary_routed_total", "counter", BY_GENERATOR, "look-ups of keys in the canary's share"),
+        MetricInfo("nearcast_canary_answers_total", "counter", BY_ARM, "measured look-ups, by arm: current, canary"),
+        MetricInfo("nearcast_canary_empty_total", "counter", BY_ARM, "measured look-ups without a candidate"),
+        MetricInfo("nearcast_canary_errors_total", "counter", BY_ARM, "measured look-ups that failed"),
+        MetricInfo("nearcast_canary_fill_total", "counter", BY_ARM, "sum of length / k over the measured look-ups"),
+        MetricInfo("nearcast_canary_seconds", "histogram", BY_ARM, "time of the measured look-ups"),
+        MetricInfo("nearcast_canary_compared_total", "counter", BY_GENERATOR, "keys whose two lists were compared"),
+        MetricInfo("nearcast_canary_overlap_total", "counter", BY_GENERATOR, "sum of the overlaps of the two lists"),
         MetricInfo("nearcast_ready", "gauge", (), "1 if the service is ready, as /readyz reports it"),
         MetricInfo("nearcast_workers", "gauge", (), "processes that serve"),
         MetricInfo(
@@ -117,6 +129,7 @@ _GAUGES: dict[str, tuple[Callable[[LookupState], float], Combine]] = {
     "nearcast_overlay_entries": (lambda state: state.overlay, min),
     "nearcast_patch_number": (lambda state: state.patch, min),
     "nearcast_patch_age_seconds": (_read_patch_age, max),
+    "nearcast_canary_share": (lambda state: 0.0 if state.canary is None else state.canary.share, min),
     UPDATE_FAILING: (_is_update_failing, max),
     "nearcast_not_following": (_is_update_failing, max),
 }

@@ -18,6 +18,7 @@ import numpy as np
 
 from nearcast.serve.lookup_data import Answer, LookupState
 from nearcast.service.answer_batch import AnswerBatch
+from nearcast.service.canary_counters import CanaryCounters
 from nearcast.service.fallback import NONE, SOURCES, TABLE
 from nearcast.service.metric_table import (
     ADS,
@@ -97,6 +98,7 @@ class Metrics:
         self._requests, self._seconds = families["nearcast_requests_total"], families["nearcast_request_seconds"]
         self._request_counters: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._update_failures = families[UPDATE_FAILURES]
+        self.canaries = CanaryCounters(families)
         self._ineligible = families[INELIGIBLE]
         self._cpu, self._cpu_seconds = families[CPU], 0.0
         self._bounds, self._sums = families[BOUND_COUNTS], families[LENGTH_SUMS]

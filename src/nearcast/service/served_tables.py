@@ -221,8 +221,12 @@ class ServedTables:
         return own if self.workers is None else self.workers.find_failing_since(name, own)
 
     def check_tables(self) -> None:
-        """Log each new error of following the store once, and its end; retry tables that could not be opened."""
+        """Log each new error of following the store once, and its end; retry unopened tables; count canaries."""
         self._reopen()
+        for name, served in self.served.items():
+            with contextlib.suppress(NearcastError):  # closed, or not open yet after a fork
+                if (tally := served.lookup.canary) is not None:
+                    self.metrics.canaries.follow(name, tally)
         for name, text in self._list_failures().items():
             if name not in self.served:
                 self._log_unopened(name, text)
