@@ -744,6 +744,7 @@ def test_every_answer_has_exactly_the_shape_that_is_described(store):
         )
         exact(schemas.GeneratorInfo, client.get("/v1/generators/shop"))
         exact(schemas.GeneratorList, client.get("/v1/generators"))
+        exact(schemas.CanaryInfo, client.get("/v1/generators/shop/canary"))
         exact(schemas.HealthResponse, client.get("/healthz"))
         exact(schemas.ReadinessResponse, client.get("/readyz"))
         exact(schemas.ErrorResponse, client.get("/v1/generators/none", 404))
@@ -764,6 +765,7 @@ def test_the_description_names_every_endpoint_and_what_it_refuses(shop):
         ("POST", "/v1/generators/{name}/ads"): of_body,
         ("GET", "/v1/generators"): {"200", "414"},
         ("GET", "/v1/generators/{name}"): {"200", "400", "404", "414", "503"},
+        ("GET", "/v1/generators/{name}/canary"): {"200", "400", "404", "414", "503"},
         ("GET", "/healthz"): {"200"},
         ("GET", "/readyz"): {"200", "503"},
         ("GET", "/metrics"): {"200", "414"},
