@@ -98,7 +98,8 @@ def _complete_schema(schema: dict[str, Any], limits: Limits, *, secured: bool) -
         models[model]["properties"][field]["maxItems"] = limits.keys
     for unused in ("HTTPValidationError", "ValidationError"):
         models.pop(unused, None)
-    schema["paths"]["/v1/generators/{name}"]["get"]["responses"].pop("422", None)
+    for path in ("/v1/generators/{name}", "/v1/generators/{name}/canary"):
+        schema["paths"][path]["get"]["responses"].pop("422", None)
     if secured:
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
