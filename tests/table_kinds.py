@@ -39,6 +39,13 @@ class DeltaKind:
         """Remove the files that only old versions have."""
         self._table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
 
+    def rewrite(self) -> None:
+        """Write the same rows into other files."""
+        self.library.write_deltalake(f"{self.root}/items", self._table.to_pyarrow_table(), mode="overwrite")
+
+    def ids(self) -> list[int]:
+        return self._table.to_pyarrow_table().column("id").to_pylist()
+
     @property
     def version(self) -> int:
         return self._table.version()
@@ -80,6 +87,12 @@ class LanceKind:
 
         self._dataset.cleanup_old_versions(older_than=timedelta(0))
 
+    def rewrite(self) -> None:
+        self.library.write_dataset(self._dataset.to_table(), f"{self.root}/items.lance", mode="overwrite")
+
+    def ids(self) -> list[int]:
+        return self._dataset.to_table().column("id").to_pylist()
+
     @property
     def version(self) -> int:
         return self._dataset.version
@@ -120,6 +133,12 @@ class IcebergKind:
 
     def forget(self, version: int) -> None:
         self._table.maintenance.expire_snapshots().by_id(version).commit()
+
+    def rewrite(self) -> None:
+        self._table.overwrite(self._table.scan().to_arrow())
+
+    def ids(self) -> list[int]:
+        return self._table.scan().to_arrow().column("id").to_pylist()
 
     @property
     def version(self) -> int:

@@ -113,6 +113,7 @@ def test_exports_at_the_same_time_append_once(target, snapshot):
     assert len(target.read()) == 20
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_that_is_read(target, tmp_path):
     """Killed again and again, a little later each time, until one is done."""
     snapshot = make_snapshot(tmp_path, 4_000)
@@ -150,6 +151,7 @@ def test_a_table_with_other_columns_is_an_error_and_stays(target, snapshot):
     assert len(target.read()) == before
 
 
+@pytest.mark.slow
 def test_an_export_to_a_bucket_is_read_there(snapshot, s3_url):
     require_module("deltalake")
     for kind in ("parquet", "delta"):

@@ -218,6 +218,7 @@ def test_a_run_at_an_unchanged_version_returns_the_snapshot(made, tmp_path):
     assert recorded["inputs"]["items"]["files"][0]["version"] == made.version
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_bytes_while_a_writer_commits(tmp_path, monkeypatch):
     """Parquet is the reference. The writer appends rows that would change every list."""
     items = rows(0, 300)
@@ -263,6 +264,7 @@ def test_workers_of_a_plan_read_the_version_that_was_planned(made, tmp_path):
     assert outcome.snapshot.n_rows == 60
 
 
+@pytest.mark.slow
 def test_an_update_reads_tables(made, tmp_path):
     write_parquet(tmp_path / "items.parquet", list(range(50)), rows(0, 50)["vector"].to_pylist())
     nearcast.run(generator(k=5), base=tmp_path)
@@ -280,6 +282,7 @@ def test_an_update_reads_tables(made, tmp_path):
     assert gone.counts["gone"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_in_a_bucket_gives_the_bytes_of_a_local_file(kind, s3_url, tmp_path, monkeypatch):
     items = rows(0, 100)

@@ -17,11 +17,16 @@ from nearcast.api.arguments import (
 from nearcast.errors import NearcastError
 from nearcast.history.record import record_undone_patches
 from nearcast.join.listener import Listener
-from nearcast.table.snapshot import Snapshot
+from nearcast.publishing.targets import PublishTarget
+from nearcast.settings.spec_tables import TABLE_LOCATION
+from nearcast.stores import make_unpublished_error
+from nearcast.stores.base import Store
+from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.updating.file_feed import MOST_ROWS, FileFeed
 from nearcast.updating.follow import Follower
 from nearcast.updating.journal import JournalEntry, open_journal
 from nearcast.updating.read_batch import BatchInputs
+from nearcast.updating.table_feed import TableFeed
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
 
 __all__ = ["list_updates", "open_follower", "roll_back_updates", "update"]
@@ -100,15 +105,16 @@ def open_follower(
     out: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Iterator[Follower]:
-    """Open a follower of the Parquet files in a folder or bucket; see `nearcast follow`.
+    """Open a follower of the Parquet files in a folder or bucket, or of the versions of a table; see `nearcast follow`.
 
-    `catch_up()` applies the files that have arrived. again: names, or patterns of names, of files to apply once more.
-    max_rows: of an update; smaller files are applied together, larger ones in parts.
+    `catch_up()` applies what has arrived. again: names, or patterns of names, of files to apply once more; for a table,
+    anything: all changes since the served snapshot. max_rows: of an update; smaller files are applied together, larger
+    ones in parts.
     """
     target = resolve_target(generator, out, None)
     with open_target_store(store, target) as opened:
         yield Follower(
-            FileFeed(source, most_rows=max_rows, again=again),
+            _open_feed(source, opened, target, max_rows, again),
             opened,
             target.generator,
             target.out,
@@ -116,3 +122,15 @@ def open_follower(
             most_rows=max_rows,
             listener=listener,
         )
+
+
+def _open_feed(
+    source: str, store: Store, target: PublishTarget, max_rows: int, again: Sequence[str]
+) -> FileFeed | TableFeed:
+    if not TABLE_LOCATION.fullmatch(source):
+        return FileFeed(source, most_rows=max_rows, again=again)
+    pointer = store.pointer(target.generator)
+    if pointer is None:
+        raise make_unpublished_error(store, target.generator)
+    snapshot = find_snapshot(target.out, target.generator, pointer.version)
+    return TableFeed(source, snapshot, most_rows=max_rows, is_again=bool(again))

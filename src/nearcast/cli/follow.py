@@ -36,7 +36,8 @@ __all__ = ["follow"]
     type=InputPath(),
     required=True,
     help="Folder or URL of Parquet files: NAME.parquet of items, NAME.gone.parquet of removed ids, "
-    "NAME.queries.parquet of queries; read in the order of names.",
+    "NAME.queries.parquet of queries; read in the order of names. Or the table of the items: delta:..., iceberg:..., "
+    "lance:...",
 )
 @click.option("--once", is_flag=True, help="Apply the files that are there, and end: for a scheduler.")
 @click.option(

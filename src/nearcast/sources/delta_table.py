@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError, StorageError
-from nearcast.files import bucket_url
+from nearcast.files import bucket_url, fingerprint
 from nearcast.sources.bucket_files import find_object, open_bucket, parse_bucket_path
 from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
 from nearcast.sources.parquet_files import Footer, read_batches, read_footer
@@ -25,7 +25,7 @@ from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch
 from nearcast.sources.user_files import LocalFile, UserFile, describe_error
 from nearcast.types import AnyArray
 
-__all__ = ["append_to_delta", "open_delta"]
+__all__ = ["append_to_delta", "find_delta_version", "open_delta"]
 
 # reader features that are supported, or that do not concern the rows
 FEATURES = {"columnMapping", "deletionVectors", "domainMetadata", "timestampNtz", "typeWidening"}
@@ -44,6 +44,12 @@ class DeltaFile:
     physical: Mapping[str, str]  # name in the file by name in the table
     constants: Mapping[str, Any]  # partition values
     is_kept: AnyArray | None  # (rows of the file,) bool; None: all
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the file's name, its deleted rows, and how its columns are found."""
+        deleted = [] if self.is_kept is None else np.flatnonzero(~self.is_kept).tolist()
+        return fingerprint([self.file.shown, deleted, str(self.types), self.physical])
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -101,6 +107,13 @@ def open_delta(name: str, location: str, base: Path, at: int | datetime | str | 
         row_bytes=sum(footer.decoded_bytes for _, footer in opened),
         pieces=tuple(pieces),
     )
+
+
+def find_delta_version(name: str, location: str, base: Path) -> tuple[int, str]:
+    """Return the newest version, and when it was made. Reads the log alone."""
+    uri = bucket_url(location, base) or str((base / location).absolute())
+    version = _load(name, uri, None).version()
+    return version, _read_time(name, uri, version)
 
 
 def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
@@ -206,9 +219,8 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
             table = library.DeltaTable(uri)
             if _has_rows(table, rows):
                 return False
-            library.write_deltalake(
-                table, rows.reader(), mode="append", commit_properties=known
-            )  # to what was looked at
+            # into the version that was looked at: a later one with the same transaction is a conflict
+            library.write_deltalake(table, rows.reader(), mode="append", commit_properties=known)
             return True
         except library.exceptions.CommitFailedError as error:
             if attempt == APPEND_TRIES - 1:

@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError, StorageError
+from nearcast.files import fingerprint
 from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
 from nearcast.sources.pinned_table import PinnedTable, fit_batch
 from nearcast.sources.user_files import describe_error
 
-__all__ = ["append_to_iceberg", "open_iceberg"]
+__all__ = ["append_to_iceberg", "find_iceberg_version", "open_iceberg"]
 
 DECODED = 4  # estimated bytes of rows in memory for each byte of a data file
 
@@ -35,6 +36,12 @@ class IcebergFile:
     types: pa.Schema
     where: str
     groups: tuple[int, ...]  # one: the rows before deletes
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the names of the files, and the ids of the columns."""
+        deletes = sorted(f"{file.file_path} {file.content_offset}" for file in self.task.delete_files)
+        return fingerprint([self.task.file.file_path, deletes, str(self.scan.projection())])
 
     def read(self, columns: Sequence[str], _max_rows: int, _first: int, _last: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of the file."""
@@ -79,13 +86,23 @@ def open_iceberg(name: str, location: str, _base: Path, at: int | datetime | str
     return PinnedTable(
         name=name,
         version=snapshot.snapshot_id,
-        made=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC).isoformat(),
+        made=_format_time(snapshot),
         identity=(str(table.metadata.table_uuid), snapshot.snapshot_id),
         schema=types,
         stored_bytes=stored,
         row_bytes=DECODED * stored,
         pieces=tuple(IcebergFile(table, scan, task, types, name, (task.file.record_count,)) for task in tasks),
     )
+
+
+def find_iceberg_version(name: str, location: str, _base: Path) -> tuple[int, str]:
+    """Return the id of the current snapshot, and when it was made."""
+    snapshot = _find_snapshot(name, _load(name, location), None)
+    return snapshot.snapshot_id, _format_time(snapshot)
+
+
+def _format_time(snapshot: Any) -> str:
+    return datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _load(name: str, location: str) -> Any:

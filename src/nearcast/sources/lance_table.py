@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError
-from nearcast.files import bucket_url
+from nearcast.files import bucket_url, fingerprint
 from nearcast.sources.pinned_table import PinnedTable, fit_batch
 from nearcast.sources.user_files import describe_error
 
-__all__ = ["open_lance"]
+__all__ = ["find_lance_version", "open_lance"]
 
 GROUP_ROWS = 1 << 17
 DECODED = 2  # estimated bytes of rows in memory for each byte of a data file
@@ -29,6 +29,12 @@ class LanceFragment:
     types: pa.Schema
     where: str
     groups: tuple[int, ...]
+    columns: str  # with their numbers, by which fragments hold them
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the names of the files, and the numbers of the columns."""
+        return fingerprint([self.fragment.metadata.to_json(), self.columns])
 
     def read(self, columns: Sequence[str], max_rows: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of some rows."""
@@ -58,19 +64,30 @@ def open_lance(name: str, location: str, base: Path, at: int | datetime | str | 
     dataset = _load(name, bucket_url(location, base) or str((base / location).absolute()), at)
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.fragment_id)
     types = pa.schema([field.remove_metadata().with_nullable(True) for field in dataset.schema])
-    made = next(one["timestamp"] for one in dataset.versions() if one["version"] == dataset.version)
     stored = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.metadata.files)
-    pieces = [LanceFragment(fragment, types, name, _cut(fragment.count_rows())) for fragment in fragments]
+    columns = str([(field.name(), field.id()) for field in dataset.lance_schema.fields()])
+    pieces = [LanceFragment(fragment, types, name, _cut(fragment.count_rows()), columns) for fragment in fragments]
     return PinnedTable(
         name=name,
         version=dataset.version,
-        made=made.astimezone(UTC).isoformat(),
+        made=_read_time(dataset),
         identity=(dataset.version, [fragment.metadata.to_json() for fragment in fragments], str(types)),
         schema=types,
         stored_bytes=stored,
         row_bytes=DECODED * stored,
         pieces=tuple(piece for piece in pieces if piece.groups),
     )
+
+
+def find_lance_version(name: str, location: str, base: Path) -> tuple[int, str]:
+    """Return the newest version, and when it was made."""
+    dataset = _load(name, bucket_url(location, base) or str((base / location).absolute()), None)
+    return dataset.version, _read_time(dataset)
+
+
+def _read_time(dataset: Any) -> str:
+    made: datetime = next(one["timestamp"] for one in dataset.versions() if one["version"] == dataset.version)
+    return made.astimezone(UTC).isoformat()
 
 
 def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from nearcast.errors import SpecError
 from nearcast.settings.spec_tables import TABLE_LOCATION
-from nearcast.sources.delta_table import append_to_delta, open_delta
-from nearcast.sources.iceberg_table import append_to_iceberg, open_iceberg
-from nearcast.sources.lance_table import open_lance
+from nearcast.sources.delta_table import append_to_delta, find_delta_version, open_delta
+from nearcast.sources.iceberg_table import append_to_iceberg, find_iceberg_version, open_iceberg
+from nearcast.sources.lance_table import find_lance_version, open_lance
 from nearcast.sources.marked_rows import MarkedRows, write_marked_file
 from nearcast.sources.pinned_table import PinnedTable
 from nearcast.spec import SourceSpec
 
-__all__ = ["append_to_table", "open_table", "pin_version"]
+__all__ = ["append_to_table", "find_version", "open_table", "pin_version"]
 
 FORMATS: dict[str, Callable[[str, str, Path, int | datetime | str | None], PinnedTable]] = {
     "delta": open_delta,
@@ -23,6 +23,11 @@ FORMATS: dict[str, Callable[[str, str, Path, int | datetime | str | None], Pinne
     "lance": open_lance,
 }
 
+NEWEST: dict[str, Callable[[str, str, Path], tuple[int, str]]] = {
+    "delta": find_delta_version,
+    "iceberg": find_iceberg_version,
+    "lance": find_lance_version,
+}
 WRITERS: dict[str, Callable[[str, str, Path, MarkedRows], bool]] = {
     "delta": append_to_delta,
     "iceberg": append_to_iceberg,
@@ -52,11 +57,19 @@ def open_table(table: str, at: int | str | None, base: Path) -> PinnedTable:
     return FORMATS[kind](table, location, base, _parse_at(at))
 
 
+def find_version(table: str, base: Path) -> tuple[int, str]:
+    """Return the newest version of a table and when it was made; reads less than opening it. Raises InputError."""
+    kind, _, location = table.partition(":")
+    return NEWEST[kind](table, location, base)
+
+
 def pin_version(spec: SourceSpec, base: Path) -> SourceSpec:
     """Return the source with the version that its table has now; any other source as it is."""
     if spec.table is None:
         return spec
-    return spec.model_copy(update={"at": open_table(spec.table, spec.at, base).version})
+    newest = spec.at is None
+    version = find_version(spec.table, base)[0] if newest else open_table(spec.table, spec.at, base).version
+    return spec.model_copy(update={"at": version})
 
 
 def _parse_at(at: int | str | None) -> int | datetime | str | None:

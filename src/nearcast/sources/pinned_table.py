@@ -28,6 +28,11 @@ class TablePiece(Protocol):
         """Rows of each run that is read alone; deleted rows may count."""
         ...
 
+    @property
+    def key(self) -> str:
+        """Return a text that is equal in two versions only if the rows are."""
+        ...
+
     def read(self, columns: Sequence[str], max_rows: int, first: int, last: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of the groups first..last-1 in order, in batches of at most `max_rows`. Raises InputError."""
         ...

@@ -1,7 +1,6 @@
 """The contract of a change feed: a source of batches with an offset, which `nearcast follow` applies.
 
-`file_feed` follows Parquet files. The change feed of a table with versions (Delta, Iceberg, Lance) is another
-implementation: its offset is the version, and the row in it where a large version is split.
+`file_feed` follows Parquet files, `table_feed` the versions of a table.
 """
 
 from __future__ import annotations
