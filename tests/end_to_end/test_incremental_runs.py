@@ -252,6 +252,16 @@ def test_the_estimate_is_that_of_the_last_snapshot_for_as_many_pairs(shop):
     assert estimate["memory_bytes"] == pytest.approx(then["memory_bytes"], rel=0.2)
 
 
+@pytest.mark.parametrize("caps", [(), CAPS])
+def test_the_estimate_of_disk_counts_the_reserves(tmp_path, caps):
+    opened = open_shop(tmp_path)
+    full, kept = (run(opened, name, name == "inc", caps=list(caps)) for name in ("full", "inc"))
+    more = kept.manifest.run.estimate["disk_bytes"] - full.manifest.run.estimate["disk_bytes"]
+    stored = sum(path.stat().st_size for path in (tmp_path / "inc" / "shop" / "artifacts").glob("reserve-*/*/*.npy"))
+    headers = 128 * len(list((tmp_path / "inc" / "shop" / "artifacts").glob("reserve-*/*/*.npy")))
+    assert stored - headers <= more <= stored
+
+
 def test_nothing_changed_is_the_same_snapshot(shop):
     made = run(shop, "inc")
     assert run(shop, "inc").version == made.version

@@ -1,5 +1,7 @@
 """When `dense` prunes and when it scans everything: by counting, so that every run chooses alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -103,3 +105,13 @@ def test_two_runs_choose_the_same_effort_and_give_the_same_bytes():
     assert one.report.params == two.report.params
     assert one.positions.tobytes() == two.positions.tobytes()
     assert one.scores.tobytes() == two.scores.tobytes()
+
+
+def test_with_known_thresholds_cells_are_cheaper_for_fewer_items():
+    queries = np.zeros((1, 8), np.float32)
+    bounded = JoinRequest(Metric.COSINE, 10, recall=0.95, thresholds=np.zeros(1, np.float32))
+    assert choose_cells(20_000, Workload(bounded, 100_000, queries)) > 1
+    assert choose_cells(20_000, Workload(bounded, 1_000, queries)) == 1
+    assert choose_cells(4_000, Workload(bounded, 100_000, queries)) == 1
+    assert choose_cells(20_000, Workload(replace(bounded, recall=1.0), 100_000, queries)) == 1
+    assert choose_cells(20_000, Workload(replace(bounded, thresholds=None), 100_000, queries)) == 1

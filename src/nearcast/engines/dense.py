@@ -51,6 +51,8 @@ TIMED_SHARES = {"build": 0.46, "calibrate": 0.18, "join": 0.52}
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
 SHARE_CELLS = 4_111
 RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as many are scanned for the same recall
+BOUNDED_SHARE = 0.5  # of an exact join's time if the thresholds are known (packages, 20,000 items in 400 cells)
+BOUNDED_ITEMS = 10_000  # so few are scanned before cells are built
 QUERIES_AT_ONCE = 1 << 15  # of a task, about
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 32 << 20
@@ -359,6 +361,8 @@ def choose_cells(n_items: int, workload: Workload | None) -> int:
     if workload is None:
         return 1
     request = workload.request
+    if request.thresholds is not None:
+        return _choose_bounded_cells(n_items, workload.n_queries, request.recall)
     rule = request.constraints.eligibility
     scanned, eligible = (1.0, 1.0) if rule is None else kernels.sample_rule_shares(rule)
     return _cheapest_cells(n_items, workload.n_queries, request.recall, scanned, eligible)
@@ -376,6 +380,15 @@ def _cheapest_cells(n_items: int, n_queries: int, recall: float, scanned: float 
     pruned = min(1.0, _pruned_share(cells, recall) / max(eligible, 1e-9) ** RULED_EXPONENT)
     cost = TIMED_SHARES["build"] * _build_queries(cells) + TIMED_SHARES["calibrate"] * CALIBRATION_QUERIES
     return cells if n_queries * (scanned - pruned) > cost else 1
+
+
+def _choose_bounded_cells(n_items: int, n_queries: int, recall: float) -> int:
+    """Return the number of cells for lists with thresholds, 1 if an exact join is cheaper. There is no calibration."""
+    cells = kernels.default_cells(n_items) // 2
+    if recall == 1 or n_items < BOUNDED_ITEMS:
+        return 1
+    cost = TIMED_SHARES["build"] * _build_queries(cells)
+    return cells if n_queries * (1 - BOUNDED_SHARE) > cost else 1
 
 
 def _build_queries(cells: int) -> float:

@@ -17,6 +17,7 @@ from nearcast.errors import BudgetError
 from nearcast.join.inputs import read_trial_vectors
 from nearcast.join.plan_join import sample_sizes
 from nearcast.join.shard_plan import choose_shards
+from nearcast.knn.reserve_lists import plan_reserve
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import list_snapshots
 from nearcast.types import Vectors
@@ -159,6 +160,9 @@ def _sum_costs(
     disk = (
         checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK
     )  # task results, then the table
+    if run.spec.run.incremental:
+        reserve = plan_reserve(shape.request.k, [cap.max_per_list for cap in run.spec.caps])
+        disk += shape.n_queries * reserve.list_bytes
     return RunEstimate(seconds, run.meter.base_bytes + LIBRARY_BYTES + peak, disk, run.meter.budget_bytes)
 
 

@@ -61,6 +61,11 @@ class ReserveShape:
     max_per_group: tuple[int, ...] = ()  # of each cap, smallest groups first
     relaxed: tuple[int, ...] = ()  # of the reserve
 
+    @property
+    def list_bytes(self) -> int:
+        """Return the bytes of one stored reserve: positions, scores and bound, and labels and proofs of each cap."""
+        return self.width * (8 + 5 * len(self.relaxed)) + 12
+
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
