@@ -7,8 +7,9 @@ import os
 import sys
 import time
 
+from nearcast.errors import BusyError
 from nearcast.stores import open_store
-from nearcast.stores.base import OverlayEntry, PatchFacts, Space, Store
+from nearcast.stores.base import OverlayEntry, PatchFacts, Pointer, Space, Store
 
 
 def hold(store: Store, generator: str) -> None:
@@ -45,6 +46,26 @@ def fork(store: Store, generator: str, version: str) -> None:
     assert [entry.item for entry in log.changes().entries] == ["parent", "child", "parent again"]
 
 
+def publish(store: Store, generator: str, count: str) -> None:
+    """Publish version after version for ever, each with its number as the value of so many keys."""
+    print("begun", flush=True)
+    while True:
+        try:
+            with store.lock(generator) as lock:
+                pointer = store.pointer(generator) or Pointer(0, 0)
+                version = pointer.version + 1
+                writer = store.write(generator, version)
+                pairs = [(b"%d" % number, b"%d" % version) for number in range(int(count))]
+                for start in range(0, len(pairs), 50):
+                    writer.put(Space.LISTS, pairs[start : start + 50])
+                writer.finish({"version": version})
+                store.point(generator, Pointer(version, pointer.serial + 1), lock)
+                for old in store.versions(generator)[:-2]:
+                    store.retire(generator, old)
+        except BusyError:
+            time.sleep(0.05)
+
+
 def patch(store: Store, generator: str, version: str) -> None:
     """Write patches for ever, each a new value for all keys, and fold them now and then."""
     with contextlib.closing(store.open(generator, int(version), verify=False)) as reader:
@@ -62,4 +83,5 @@ def patch(store: Store, generator: str, version: str) -> None:
 
 if __name__ == "__main__":
     command, url, *words = sys.argv[1:]
-    {"hold": hold, "overlay": overlay, "fork": fork, "patch": patch}[command](open_store(url), *words)
+    commands = {"hold": hold, "overlay": overlay, "fork": fork, "patch": patch, "publish": publish}
+    commands[command](open_store(url), *words)

@@ -320,6 +320,39 @@ def test_the_lock_of_a_killed_process_becomes_free(store, place):
             time.sleep(0.05)
 
 
+@pytest.mark.slow
+def test_a_publisher_that_is_killed_again_and_again_leaves_whole_versions_and_no_lock(store, place):
+    """The current version is whole at every moment: all keys have its number."""
+    keys, last = [b"%d" % number for number in range(200)], 0
+    for delay in (0.1, 0.4, 0.7, 1.0, 1.3):
+        with place.start("publish", place.with_timeout(0.5), SHOP, len(keys)) as worker:
+            assert worker.stdout.readline() == "begun\n", worker.stderr.read()
+            end = time.monotonic() + delay
+            while time.monotonic() < end:
+                last = max(last, check_whole_version(store, keys))
+            worker.send_signal(signal.SIGKILL)
+            worker.communicate()
+        assert check_whole_version(store, keys) >= last
+    deadline = time.monotonic() + PATIENCE
+    while check_whole_version(store, keys) == last:  # another one goes on where the killed ones ended
+        assert time.monotonic() < deadline
+        with place.start("publish", place.with_timeout(0.5), SHOP, len(keys)) as worker:
+            time.sleep(3)
+            worker.kill()
+            worker.communicate()
+
+
+def check_whole_version(store, keys):
+    """The number of the current version, after a look at all its keys. A version may be retired meanwhile."""
+    pointer = store.pointer(SHOP)
+    if pointer is None:
+        return 0
+    with contextlib.suppress(GoneError, NotFoundError), opened(store, pointer.version) as reader:
+        assert set(reader.get_many(Space.LISTS, keys)) == {b"%d" % pointer.version}
+        assert reader.get_many(Space.LISTS, [b"no"]) == [None]
+    return pointer.version
+
+
 def test_who_has_lost_the_lock_cannot_move_the_pointer(store):
     with store.lock(SHOP) as held:
         store.point(SHOP, Pointer(1, 1), held)

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -26,7 +24,7 @@ from nearcast.publishing.snapshot_rows import (
     iterate_queries,
 )
 from nearcast.publishing.write_version import add_checksum
-from nearcast.stores.base import Pair, Reader, Space, Writer, writes_at_once
+from nearcast.stores.base import Pair, Reader, Space, Writer
 from nearcast.stores.value_format import (
     KEPT_OF_LONG,
     REASONS,
@@ -124,21 +122,21 @@ def copy_snapshot(
     own_queries = shape.rules is not None and shape.rules["own_query_columns"]
     total = shape.keys + shape.items + (count_queries(snapshot) if own_queries else 0)
     counter = _CountingWriter(writer, throttle, progress, total)
-    payload = query_rows = 0
-    with counter:
-        for group in iterate_lists(snapshot):
+    payload = 0
+    for group in iterate_lists(snapshot):
+        check_lock()
+        payload += count_payload(group, shape)
+        counter.put(Space.LISTS, *_encode_lists(group, shape))
+    query_rows = 0
+    if shape.rules is not None and own_queries:
+        for batch in iterate_queries(snapshot, list(shape.rules["queries"])):
             check_lock()
-            payload += count_payload(group, shape)
-            counter.put(Space.LISTS, *_encode_lists(group, shape))
-        if shape.rules is not None and own_queries:
-            for batch in iterate_queries(snapshot, list(shape.rules["queries"])):
-                check_lock()
-                keys, values = _encode_items(batch)
-                counter.put(Space.ITEMS, [encode_query_key(key) for key in keys], values)
-            query_rows = counter.counts[Space.ITEMS]
-        for batch in iterate_items(snapshot):
-            check_lock()
-            counter.put(Space.ITEMS, *_encode_items(batch))
+            keys, values = _encode_items(batch)
+            counter.put(Space.ITEMS, [encode_query_key(key) for key in keys], values)
+        query_rows = counter.counts[Space.ITEMS]
+    for batch in iterate_items(snapshot):
+        check_lock()
+        counter.put(Space.ITEMS, *_encode_items(batch))
     counts = counter.counts
     n_items = counts[Space.ITEMS] - query_rows
     return CopyFigures(counts[Space.LISTS], n_items, query_rows, counter.bytes, payload, dict(counter.sums))
@@ -167,30 +165,13 @@ def _sort_pairs(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], li
 
 
 class _CountingWriter:
-    """Writes pairs in pieces of the throttle's size; counts pairs, bytes and checksums.
-
-    A writer that says so gets several pieces at the same time, on threads, while the next ones are encoded.
-    """
+    """Writes pairs in pieces of the throttle's size; counts pairs, bytes and checksums."""
 
     def __init__(self, writer: Writer, throttle: Throttle, progress: Progress, total: int) -> None:
         self.bytes = 0
         self.counts = dict.fromkeys(Space, 0)
         self.sums = {str(space): 0 for space in Space}
         self._writer, self._throttle, self._progress, self._total = writer, throttle, progress, total
-        self._most = writes_at_once(writer)
-        self._waiting: deque[Future[None]] = deque()
-        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="nearcast-copy")
-
-    def __enter__(self) -> _CountingWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the writes under way; raise the error of one unless the copy failed before."""
-        try:
-            while kind is None and self._waiting:
-                self._waiting.popleft().result()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
 
     def put(self, space: Space, keys: list[bytes], values: list[bytes]) -> None:
         """Write these pairs."""
@@ -199,17 +180,9 @@ class _CountingWriter:
         self.bytes += size
         for start, stop in _split(len(keys), size, self._throttle.piece_bytes):
             self._throttle.take(size * (stop - start) / len(keys))
-            self._write(space, list(zip(keys[start:stop], values[start:stop], strict=True)))
+            self._writer.put(space, list(zip(keys[start:stop], values[start:stop], strict=True)))
             self.counts[space] += stop - start
             self._progress("copy", sum(self.counts.values()), self._total)
-
-    def _write(self, space: Space, pairs: Sequence[Pair]) -> None:
-        if self._most == 1:
-            self._writer.put(space, pairs)
-            return
-        if len(self._waiting) >= self._most:  # not more than these are in memory
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._writer.put, space, pairs))
 
 
 def _split(n: int, size: int, piece_bytes: int) -> Iterator[tuple[int, int]]:

@@ -49,7 +49,6 @@ __all__ = [
     "repair_overlay",
     "repair_patches",
     "store_time",
-    "writes_at_once",
 ]
 
 Pair = tuple[bytes, bytes]
@@ -425,11 +424,6 @@ def check_reader(reader: Reader) -> None:
     check = getattr(reader, "check", None)
     if check is not None:
         check()
-
-
-def writes_at_once(writer: Writer) -> int:
-    """Return how many threads may call `put` of a writer at the same time: its `parallel`; 1 if it has none."""
-    return int(getattr(writer, "parallel", 1))
 
 
 def repair_overlay(log: OverlayLog) -> str | None:

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import random
-import threading
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,19 +95,15 @@ class DynamoLoad:
 class DynamoWriter:
     """A version that is being written."""
 
-    parallel = 4  # calls of `put` that run at the same time are faster than one after the other
-
     def __init__(self, table: DynamoTable, load: DynamoLoad) -> None:
         self._table, self._load = table, load
         self._hashes: dict[tuple[Space, int], bytearray] = defaultdict(bytearray)
-        self._counting = threading.Lock()
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
         """Add pairs. Raises StoreError if the load was lost meanwhile."""
         self._table.put_values((self._load.key_of(space, key), value) for key, value in pairs)
-        with self._counting:
-            for key, _ in pairs:
-                self._hashes[space, zlib.crc32(key) % self._load.n_buckets] += _hash(key)
+        for key, _ in pairs:
+            self._hashes[space, zlib.crc32(key) % self._load.n_buckets] += _hash(key)
         if self._table.get(self._load.loading_key) is None:
             raise self._make_lost_error()
 

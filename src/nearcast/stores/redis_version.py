@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,13 +128,10 @@ class Load:
 class RedisWriter:
     """A version that is being written."""
 
-    parallel = 2  # while the server takes one piece, the next one is packed
-
     def __init__(self, connection: RedisConnection, load: Load) -> None:
         self._connection = connection
         self._load = load
         self._counts = dict.fromkeys(Space, 0)
-        self._counting = threading.Lock()
 
     def put(self, space: Space, pairs: Sequence[Pair]) -> None:
         """Add pairs, a few megabytes at a time. Raises StoreError if the load was lost meanwhile."""
@@ -148,8 +144,7 @@ class RedisWriter:
             commands = [("HSET", f"{first}{bucket}", *flat) for bucket, flat in grouped.items()]
             if not self._connection.run_all([*commands, load_exists])[-1]:
                 raise self._make_lost_error()
-            with self._counting:
-                self._counts[space] += len(batch)
+            self._counts[space] += len(batch)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Check that all pairs are stored, then mark the version as finished, with its facts."""
