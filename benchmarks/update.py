@@ -74,6 +74,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=1_000)
     parser.add_argument("--updates", type=int, default=48)
     parser.add_argument("--each", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=1440, help="End the day after so long.")
     parser.add_argument("--pause", type=float, default=0.2, help="Seconds between updates of the day.")
     return parser.parse_args()
 
@@ -127,7 +128,7 @@ def measure_day(folder: Path, options: argparse.Namespace) -> dict:
         pass
     shutil.rmtree(folder / "copy")
     phase.value = 2
-    seconds, visible, sizes = [], [], []
+    seconds, visible, sizes, deadline_of_day = [], [], [], time.time() + 60 * options.minutes
     for number, (done, took, ended) in enumerate(apply_updates(folder, options.updates, options)):
         seconds.append(took)
         with seen.get_lock():
@@ -137,6 +138,8 @@ def measure_day(folder: Path, options: argparse.Namespace) -> dict:
         while seen.value == 0.0 and time.time() < deadline:
             time.sleep(0.005)
         visible.append((seen.value or time.time()) - ended)
+        if time.time() > deadline_of_day:
+            break
         if number % 60 == 59:
             sizes.append([count_bytes(folder / path) for path in ("store", "out/lists/updates")])
     phase.value = 3
@@ -149,7 +152,7 @@ def measure_day(folder: Path, options: argparse.Namespace) -> dict:
         for share in (0.5, 0.99)
     )
     return {
-        "updates": options.updates,
+        "updates": len(seconds),
         "each": options.each,
         "update_p50_seconds": round(float(np.median(seconds)), 3),
         "update_p99_seconds": round(float(np.quantile(seconds, 0.99)), 3),

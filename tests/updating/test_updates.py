@@ -33,9 +33,10 @@ class Shop:
     settings: dict
     items: dict = field(default_factory=dict)  # id -> (vector, brand, country)
     queries: dict = field(default_factory=dict)  # id -> (vector, country)
+    store_url: str = ""  # default: an LMDB store in the folder
 
     def __post_init__(self):
-        self.store = open_store(f"lmdb:{self.folder / 'store'}")
+        self.store = open_store(self.store_url or f"lmdb:{self.folder / 'store'}")
         self.runs = 0
 
     @property
@@ -147,9 +148,9 @@ def draw_item(rng):
     return draw_vector(rng), str(rng.choice(["a", "b", "c"])), str(rng.choice(["de", "fr"]))
 
 
-def make_shop(folder, kind, seed=0, n_items=40, n_queries=25):
+def make_shop(folder, kind, seed=0, n_items=40, n_queries=25, store_url=""):
     rng = np.random.default_rng(seed)
-    shop = Shop(folder, {**KINDS[kind], **LENIENT})
+    shop = Shop(folder, {**KINDS[kind], **LENIENT}, store_url=store_url)
     shop.items = {int(key): draw_item(rng) for key in rng.permutation(200)[:n_items]}
     if not shop.joins_itself:
         shop.queries = {key: (draw_vector(rng), str(rng.choice(["de", "fr"]))) for key in range(n_queries)}

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.errors import NearcastError, NotFoundError
+from nearcast.errors import DamagedError, NearcastError, NotFoundError
 from nearcast.files import verify
 from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location
@@ -139,11 +139,22 @@ class UpdateJournal:
 
     def read_batch(self, entry: JournalEntry) -> UpdateBatch:
         """Return the rows of an entry, with score terms as they were."""
-        return _read_batch(self.artifacts.open(_name(entry.number)), entry.digest)
+        return _read_batch(self._open(entry), entry.digest)
 
     def read_short(self, entry: JournalEntry) -> dict[str | int, ListBound]:
         """Return the lists that may lack items after this entry, with their bounds."""
-        return read_bounds(self.artifacts.open(_name(entry.number)))
+        return read_bounds(self._open(entry))
+
+    def _open(self, entry: JournalEntry) -> Path:
+        """Return the folder of an entry. Raises DamagedError if a file of it was changed or lost."""
+        try:
+            folder = self.artifacts.open(_name(entry.number))
+            verify(folder, contents=True)
+        except DamagedError as error:
+            raise DamagedError(
+                f"the journal entry of patch {entry.number} is damaged ({error}); restore it, or run and publish again"
+            ) from error
+        return folder
 
     def prune(self, versions: Collection[int]) -> None:
         """Remove the entries and caches of versions that the store does not have any more."""

@@ -5,6 +5,7 @@ Files or tables in memory. Rows come out in id order, with the types of the serv
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.errors import InputError
+from nearcast.errors import BudgetError, InputError
 from nearcast.files import bucket_url, fingerprint
 from nearcast.join.score_terms import ScoreTerms, check_score_terms, plan_scored_tables
 from nearcast.settings.spec_tables import TABLE_LOCATION
@@ -38,6 +39,7 @@ from nearcast.updating.live_table import LiveRows, LiveTable
 __all__ = ["BatchInputs", "BatchRows", "UpdateBatch", "read_batch"]
 
 READ_BYTES = 256 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +126,21 @@ def _read_rows(spec: GeneratorSpec, source: SourceSpec, table: LiveTable, data: 
         raise InputError(f"{report.listed - report.vectors:,} {name} have no vector; an update takes rows with vectors")
     if not report.vectors:
         return _read_rows(spec, source, table, None, name)
-    with tempfile.TemporaryDirectory(prefix="nearcast-update-") as folder:
-        artifacts = LocalArtifacts(Path(folder))
-        facts = {"dim": report.dim, "dtype": report.dtype}
-        ingested = ingest_staged(staged, name, artifacts, facts, memory_bytes=READ_BYTES, table=name)
-        originals = np.array(ingested.vectors.whole())
-        scored = _add_score_terms(spec, ingested, is_items=name == "items")
-        attributes = read_attributes(ingested, table.columns).drop_columns(["id"]).combine_chunks()
-        ids = ingested.ids.take(pa.array(np.arange(report.vectors)))  # a copy: the file is removed
+    try:
+        with tempfile.TemporaryDirectory(prefix="nearcast-update-") as folder:
+            artifacts = LocalArtifacts(Path(folder))
+            facts = {"dim": report.dim, "dtype": report.dtype}
+            ingested = ingest_staged(staged, name, artifacts, facts, memory_bytes=READ_BYTES, table=name)
+            originals = np.array(ingested.vectors.whole())
+            scored = _add_score_terms(spec, ingested, is_items=name == "items")
+            attributes = read_attributes(ingested, table.columns).drop_columns(["id"]).combine_chunks()
+            ids = ingested.ids.take(pa.array(np.arange(report.vectors)))  # a copy: the file is removed
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise BudgetError(
+            f"no room for the {name} in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR to another disk"
+        ) from error
     kinds = table.added.attributes.schema
     rows = LiveRows(ids, _as_dtype(scored, table, name), _cast_attributes(attributes, kinds, name))
     return BatchRows(rows, originals)
