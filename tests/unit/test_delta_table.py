@@ -88,6 +88,19 @@ def test_rows_that_a_deletion_vector_deletes_are_not_read(tmp_path):
     assert open_source(SourceSpec(table="delta:items"), tmp_path).digests()[0]["blake2b"] != before[0]["blake2b"]
 
 
+def test_deletion_vectors_are_matched_with_files_below_partitions(tmp_path):
+    enabled = {"delta.enableDeletionVectors": "true"}
+    country = ["a b/ü%"] * 10
+    deltalake.write_deltalake(
+        tmp_path / "items", rows(country=country), partition_by=["country"], configuration=enabled
+    )
+    [add] = last_actions(tmp_path, "add")
+    removed = {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}
+    add_to_log(tmp_path, {"remove": removed}, {"add": add | {"deletionVector": inline_vector([0, 3, 9])}})
+
+    assert read(tmp_path, "country").keys() == {1, 2, 4, 5, 6, 7, 8}
+
+
 def test_a_renamed_column_is_found_by_its_physical_name(tmp_path):
     mapped = {"delta.columnMapping.mode": "name"}
     deltalake.write_deltalake(tmp_path / "items", rows(country=["de"] * 10), configuration=mapped)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,9 @@ def open_delta(name: str, location: str, base: Path, at: int | datetime | str | 
     actions = pa.table(table.get_add_actions())
     values = actions["partition"].to_pylist() if "partition" in actions.column_names else [{}] * len(files)
     masks = _read_masks(table)
+    names = [PurePath(unquote(path)).name for path in actions["path"].to_pylist()]
+    if masks.keys() - set(files) or names != [PurePath(unquote(uri)).name for uri in files]:
+        raise InputError(f"{name}: names of its files cannot be matched with its log; export the table to Parquet")
     physical = {field.name: (field.metadata or {}).get(PHYSICAL_NAME, field.name) for field in table.schema().fields}
     order = sorted(range(len(files)), key=files.__getitem__)
     opened = _open_files(name, version, [files[i] for i in order])
@@ -168,7 +172,7 @@ def _read_masks(table: Any) -> dict[str, AnyArray]:
         return {}
     rows = pa.table(table.deletion_vectors()).to_pydict()
     return {
-        uri.removeprefix("file://"): np.array(kept, bool)
+        unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri: np.array(kept, bool)
         for uri, kept in zip(rows["filepath"], rows["selection_vector"], strict=True)
     }
 

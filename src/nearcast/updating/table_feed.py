@@ -78,14 +78,14 @@ class TableFeed:
         removed = replace(before, pieces=tuple(piece for piece in before.pieces if piece.key not in kept))
         name, end = f"{self.name} at {to}", {"version": to}
         gone = None if first else self._find_gone(removed, added)
-        row = rows = 0
+        row = 0
         for table in _split_rows(added, self._columns, self._most_rows):
             start, row = row, row + len(table)
             if start >= first and len(table):
                 part = f"{name} from row {start:,}"
                 offset = {"version": version, "to": to, "row": row}
                 yield FeedBatch(part, offset, arrived, len(table), BatchInputs(items=table, gone=gone), None, end)
-                rows, gone = rows + len(table), None
+                gone = None
         yield FeedBatch(name, end, arrived, 0 if gone is None else len(gone), BatchInputs(gone=gone))
 
     def _find_gone(self, removed: PinnedTable, added: PinnedTable) -> pa.Table | None:
