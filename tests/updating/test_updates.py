@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 
 import nearcast
+from nearcast.api.updates import roll_back_updates
 from nearcast.errors import AuditError, InputError, SpecError
+from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.stores import open_store
-from nearcast.stores.base import Space
+from nearcast.stores.base import OverlayEntry, Space
 from nearcast.stores.value_format import decode_list
 from nearcast.updating import merge_touched
 
@@ -312,3 +314,16 @@ def test_lists_beyond_the_budget_say_so_and_are_mended_by_a_later_update(tmp_pat
     monkeypatch.undo()
     shop.update({800: draw_item(rng)})
     assert shop.served() == shop.expected()
+
+
+def test_an_overlay_entry_that_only_a_patch_contains_is_kept_since_patches_can_be_undone(served_shop):
+    shop, _ = served_shop
+    item = next(key for key, row in shop.items.items() if row[2] == "fr")
+    log = shop.store.overlay("shop")
+    log.write([OverlayEntry(item, "country", "de", 0.0)])
+    undo = shop.update({item: (*shop.items[item][:2], "de")}).undo
+    assert compact_overlay(shop.store, "shop", [1], now=1.0) == 0
+    roll_back_updates(shop.spec(), undo, store=shop.store)
+    shop.items[item] = (*shop.items[item][:2], "fr")
+    log.write([OverlayEntry(item, "country", "fr", 0.0)])
+    assert compact_overlay(shop.store, "shop", [1], now=1.0) == 1

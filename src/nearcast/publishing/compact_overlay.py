@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nearcast.errors import DamagedError
-from nearcast.stores.base import OverlayEntry, Reader, Space, Store
+from nearcast.stores.base import OverlayEntry, Reader, Space, Store, get_unpatched
 from nearcast.stores.value_format import encode_key
 from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.times import parse_utc
@@ -68,8 +68,13 @@ def _find_contained(reader: Reader, facts: VersionFacts, entries: list[OverlayEn
     found = []
     for start in range(0, len(older), ITEMS_AT_ONCE):
         batch = older[start : start + ITEMS_AT_ONCE]
-        values = reader.get_many(Space.ITEMS, [encode_key(entry.item) for entry in batch])
-        found += [entry for entry, value in zip(batch, values, strict=True) if _agrees(_decode_columns(value), entry)]
+        keys = [encode_key(entry.item) for entry in batch]
+        pairs = (one.get_many(Space.ITEMS, keys) for one in (reader, get_unpatched(reader)))  # patches can be undone
+        found += [
+            entry
+            for entry, *values in zip(batch, *pairs, strict=True)
+            if all(_agrees(_decode_columns(value), entry) for value in values)
+        ]
     return found
 
 
