@@ -237,6 +237,15 @@ def test_every_file_is_read_once_however_they_arrive(data):
     assert len(known.read) <= 1 + sum(one.modified >= min(now, 1e12) - 40 * KEPT_SECONDS for one in there.values())
 
 
+def list_files(note):
+    """Return the files that the note of a patch names; their names are numbers."""
+    names = note.removeprefix("follow: ")
+    if " to " not in names:
+        return names.split(", ")
+    first, last = (int(name[:3]) for name in names.split(" to "))
+    return [f"{number:03d}.parquet" for number in range(first, last + 1)]
+
+
 def kill_often(target, arguments, work=lambda number: None, *, seed, times=KILLS):
     """Start a process and kill it, again and again; call `work` before each start."""
     draw = random.Random(seed)
@@ -259,7 +268,7 @@ def test_a_follower_that_is_killed_at_any_moment_loses_nothing_and_applies_nothi
 
     kill_often(killed_worker.follow, arguments, arrive, seed=1)
     catch_up(shop)
-    names = [name for note in notes_of(shop) for name in note.removeprefix("follow: ").split(", ")]
+    names = [name for note in notes_of(shop) for name in list_files(note)]
     folded = shop.store.patches("shop").state(1).folded
     assert len(names) == len(set(names))
     assert names == [f"{number:03d}.parquet" for number in range(KILLS)][-len(names) :]
