@@ -2,8 +2,8 @@
 
     <root>/<generator>/versions/000007/pairs.db, manifest.json     current     overlay.db     .lock
 
-The contract is in `nearcast.stores.base`; the suite that every store passes is tests/contract/test_stores.py. It takes no
-live updates: `SqliteStore` has no method `patches`.
+The contract is in `nearcast.stores.base`; the suite that every store passes is tests/contract/test_stores.py.
+It takes no live updates: `SqliteStore` has no method `patches`.
 """
 
 from __future__ import annotations
