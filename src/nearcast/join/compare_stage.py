@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from nearcast.join.run_plan import describe_changes
 from nearcast.join.run_tasks import open_prepared
 from nearcast.join.shard_plan import has_near_duplicate_caps
 from nearcast.join.task_context import TaskContext
-from nearcast.knn.reserve_lists import ReserveShape
 from nearcast.runners.base import TaskCall
 from nearcast.sources.ingest import IngestedTable, Inputs, list_attributes, open_ingested_table, read_attributes
 from nearcast.sources.unchanged_rows import RowChanges, match_rows
@@ -38,7 +37,9 @@ __all__ = ["do_compare", "list_compare_calls"]
 
 DAY_SECONDS = 86_400.0
 EARLY_DAYS = 0.5  # a run of every night starts a little earlier or later
-MOST_COST = 0.7  # of a full join: 0.64 by this count took 0.72 of the processor time (packages, recall 0.95)
+MOST_COST = (
+    0.7  # of a full join: comparing tables and writing reserves takes a tenth of one beside (packages, recall 0.95)
+)
 
 
 def list_compare_calls(context: TaskContext) -> list[TaskCall]:
@@ -112,7 +113,7 @@ def _find_changes(
             return None, reason
         (folder / table).mkdir()
         changes[table] = match_rows(before, now, columns[table], folder / table)
-    reason = _refuse_cost(context, changes, old.items.vectors.n, shape)
+    reason = _refuse_cost(context, base, changes, old.items.vectors.n)
     if reason is None:
         move_index(context, base, map_array(folder / "items" / "now.npy"))
     return changes, reason
@@ -145,18 +146,25 @@ def _refuse_table(table: str, old: IngestedTable, new: IngestedTable, columns: S
 
 
 def _refuse_cost(
-    context: TaskContext, changes: Mapping[str, RowChanges], n_old_items: int, shape: ReserveShape
+    context: TaskContext, base: Mapping[str, Any], changes: Mapping[str, RowChanges], n_old_items: int
 ) -> str | None:
-    """Return why a full join costs less, None if it costs more."""
+    """Return why a full join costs less, None if it costs more. A pruned join stays pruned (see `fresh_items`)."""
+    shape = open_shape(context)
     run, inputs, request = context.run, open_prepared(context).inputs, open_request(context)
     items, queries = changes["items"], changes["queries"]
     vectors = inputs.items.vectors
     join_shape = JoinShape(request, vectors.n, queries.rows, vectors.dim, vectors.dtype.itemsize)
-    full = sum(run.engine.count_pairs(join_shape).values())
+    work = run.engine.count_pairs(join_shape)
+    full, scanned = sum(work.values()), 1.0  # share of the pairs that a join of few queries with all items scans
     lost = shape.width * (items.gone + items.changed) / n_old_items
     unchanged = queries.rows - queries.fresh
     short = unchanged * _normal_tail((shape.width - shape.k - lost) / math.sqrt(max(lost, 1e-9)))
-    cost = float(items.fresh) * unchanged + (queries.fresh + short) * vectors.n
+    fresh = float(items.fresh) * unchanged
+    if not base["is_exact"] and run.engine.exact:
+        fresh = sum(run.engine.count_pairs(replace(join_shape, n_items=items.fresh)).values())
+        if base.get("index") is not None:
+            scanned = work["join"] / (float(queries.rows) * vectors.n)
+    cost = fresh + (queries.fresh + short) * scanned * vectors.n
     if cost <= MOST_COST * full:
         return None
     return (
