@@ -44,7 +44,7 @@ def place(request, tmp_path, installed, monkeypatch) -> Place:
             item = {"p": {"B": generator.encode()}, "s": {"B": b"current"}, "v": {"B": data}}
             server.client().put_item(TableName=TABLE, Item=item)
 
-        return Place(f"{url}&buckets=16", installed, replace)
+        return Place(f"{url}&buckets=16&timeout=60", installed, replace)  # a busy machine
     monkeypatch.syspath_prepend(installed)
     root = tmp_path / "store"
     return Place(f"{request.param}:{root}", installed, lambda name, data: (root / name / "current").write_bytes(data))
