@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from nearcast.history.event_log import HistoryEvent
 
-__all__ = ["LiveVersion", "find_live_version", "find_refused_versions", "find_rejected_versions", "is_refused"]
+__all__ = [
+    "LiveVersion",
+    "find_live_canary",
+    "find_live_version",
+    "find_refused_versions",
+    "find_rejected_versions",
+    "is_refused",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,18 @@ def _moved_to(events: Sequence[HistoryEvent]) -> LiveVersion | None:
     left = last.facts.get("before")
     back = last.kind == "rollback" and (left is None or left > int(last.version or 0))
     return LiveVersion(int(last.version or 0), last.seconds, runs[-1] if runs else None, back, left)
+
+
+def find_live_canary(events: Sequence[HistoryEvent]) -> HistoryEvent | None:
+    """Return the event that started the canary that is live; None without one. A publish or rollback ends it."""
+    live: HistoryEvent | None = None
+    for event in events:
+        if event.kind == "canary":
+            outcome = event.facts.get("outcome")
+            live = event if outcome == "started" else live if outcome == "share" else None
+        elif event.kind in ("publish", "rollback") and not is_refused(event):
+            live = None
+    return live
 
 
 def is_refused(event: HistoryEvent) -> bool:

@@ -19,7 +19,13 @@ from nearcast.monitoring.expected_range import FEWEST
 from nearcast.monitoring.newest_run import check_lost_store, check_newest_run, list_usual_runs
 from nearcast.monitoring.root_causes import fold_consequences
 from nearcast.monitoring.served_checks import check_served
-from nearcast.monitoring.serving_summary import describe_served, explain_age, explain_newer_runs, list_newest_runs
+from nearcast.monitoring.serving_summary import (
+    describe_canary,
+    describe_served,
+    explain_age,
+    explain_newer_runs,
+    list_newest_runs,
+)
 from nearcast.monitoring.staleness import Staleness, measure_staleness
 from nearcast.storage.locations import Location
 from nearcast.stores import describe_lost_pointer
@@ -152,7 +158,8 @@ def _add_sentences(report: MonitorReport, events: Sequence[HistoryEvent]) -> Mon
     seen = [*events, HistoryEvent(report.generator, "monitor", time.time(), report.version, report.as_dict())]
     live = find_live_version(seen)
     back = f"{live.version:06d}" if live is not None and live.rolled_back else ""
-    return replace(report, users_get=f"{describe_served(seen)} {explain_newer_runs(seen)}".strip(), rolled_back=back)
+    sentences = (describe_served(seen), describe_canary(seen), explain_newer_runs(seen))
+    return replace(report, users_get=" ".join(filter(None, sentences)), rolled_back=back)
 
 
 def _add_reason(alert: Alert, events: Sequence[HistoryEvent]) -> Alert:

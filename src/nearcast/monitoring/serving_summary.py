@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import (
     LiveVersion,
+    find_live_canary,
     find_live_version,
     find_refused_versions,
     find_rejected_versions,
@@ -20,6 +21,7 @@ from nearcast.monitoring.root_causes import list_failed_rules
 
 __all__ = [
     "LOST",
+    "describe_canary",
     "describe_served",
     "describe_since",
     "explain_age",
@@ -52,6 +54,15 @@ def describe_served(events: Sequence[HistoryEvent]) -> str:
         return f"Users get snapshot {live.version:06d}{made}; {later} not published."
     newest = "the newest lists, " if runs and runs[-1].version == live.version else ""
     return f"Users get {newest}snapshot {live.version:06d}{made}."
+
+
+def describe_canary(events: Sequence[HistoryEvent]) -> str:
+    """Return a sentence on the canary that is live, by the history; "" if there is none."""
+    live = find_live_canary(events)
+    if live is None or live.version is None:
+        return ""
+    moment = datetime.fromtimestamp(live.seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    return f"{live.version:06d} is a canary since {moment} UTC; nearcast canary shows it."
 
 
 def explain_newer_runs(events: Sequence[HistoryEvent]) -> str:
