@@ -143,8 +143,7 @@ def test_a_healthy_canary_is_published_and_promoted_by_the_rules(url, tmp_path):
     at.succeed("publish", "shop.toml", "--store", url, cwd=tmp_path)
     at.write_items(tmp_path, at.clustered(at.N_ITEMS, seed=1) * np.float32(1.5))  # cosine: the same lists
     at.succeed("run", "shop.toml", cwd=tmp_path)
-    accepted = ("--accept", "vectors", "--why", "they are longer")
-    done = at.succeed("publish", "shop.toml", "--canary", "50%", *accepted, "--store", url, cwd=tmp_path)
+    done = at.succeed("publish", "shop.toml", "--canary", "50%", "--store", url, cwd=tmp_path)
     assert "is a canary" in done.stdout
     with contextlib.closing(open_store(url)) as store, running(tmp_path / "run", "shop", "--store", url) as service:
         counted = 'nearcast_canary_answers_total{arm="canary",generator="shop"}'
