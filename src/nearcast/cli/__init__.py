@@ -46,7 +46,7 @@ COMMANDS = {
     "publish": "Audit a snapshot and make it current in a store.",
     "table": "Publish the most engaged items per key of a log.",
     "expand": "Publish an expansion table: the ads of each item.",
-    "canary": "Compare a canary with the current version; promote or withdraw it.",
+    "canary": "Compare a canary with the current version; promote or withdraw.",
     "rollback": "Make the previous version current again.",
     "published": "List the versions in a store and the current one.",
     "refresh": "Run, audit and publish in one command.",
