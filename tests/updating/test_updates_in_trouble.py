@@ -91,6 +91,7 @@ def test_updates_of_two_processes_at_once_are_both_in_force(store_url, tmp_path)
 @pytest.mark.slow
 def test_updates_during_a_publish_are_in_the_version_that_is_current_then(store_url, tmp_path):
     shop, rng = make_shop(tmp_path, "rules", store_url=store_url)
+    shop.update({400: draw_item(rng)})  # so that there is something to publish
     shop.run()
     publish = start(PUBLISH, [shop.spec(), shop.store.url])
     updates = []
