@@ -223,3 +223,23 @@ def test_engagement_decides_where_the_lists_look_alike(folder, tmp_path):
         assert done.returncode == 17, done.stderr
         assert "min_hit_ratio" in json.loads(done.stdout)["why"]
         assert store.pointer("shop").version == 1
+
+
+@pytest.mark.parametrize("seconds", [0.8, 1.6, 2.4])
+def test_a_publish_that_is_killed_has_started_a_canary_or_has_not(tmp_path, seconds):
+    url = f"lmdb:{tmp_path / 'store'}"
+    at.write_shop(tmp_path, publish={"max_bytes_per_second": "20KB"})  # so that copying is most of the time
+    at.succeed("run", "shop.toml", cwd=tmp_path)
+    at.succeed("run", "shop.toml", "--again", cwd=tmp_path)
+    at.succeed("publish", "shop.toml", 1, "--max-bytes-per-second", "1GB", "--store", url, cwd=tmp_path)
+    command = [at.NEARCAST, "publish", "shop.toml", "--canary", "5%", "--store", url]
+    with subprocess.Popen(command, cwd=tmp_path, env=at.environment(), stderr=subprocess.DEVNULL) as died:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            died.wait(seconds)
+        died.kill()
+    with contextlib.closing(open_store(url)) as store:
+        pointer = store.pointer("shop")
+        assert pointer.version == 1
+        assert pointer.canary is None or pointer.canary.version == 2
+        at.succeed(*command[1:], "--max-bytes-per-second", "1GB", cwd=tmp_path)
+        assert store.pointer("shop").canary.version == 2
