@@ -93,6 +93,19 @@ def test_a_number_of_workers_is_a_number_or_one_per_core():
 
 # the supervisor
 
+
+def test_folders_of_killed_supervisors_are_removed_and_those_in_use_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervising, "MEMORY_FOLDER", tmp_path)
+    (tmp_path / "nearcast-serve-new").mkdir()
+    (tmp_path / "nearcast-serve-old").mkdir()
+    with share_folder() as held:
+        for folder in (held, tmp_path / "nearcast-serve-old"):
+            os.utime(folder, (0, 0))
+        with share_folder() as other:
+            assert set(tmp_path.iterdir()) == {held, other, tmp_path / "nearcast-serve-new"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "nearcast-serve-new"]
+
+
 TELLS_ITS_STATE = """
 import os, sys, time
 from nearcast.service.worker_states import WorkerPlace, WorkerState, WorkerStates

@@ -36,6 +36,8 @@ LEAVE_SECONDS = FINISH_SECONDS + 10.0  # for a retired worker to end, after its 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # before a worker is started again; the first time there is none
 STEADY_SECONDS = 60.0  # after that time without an unexpected end, the next start is at once again
 MEMORY_FOLDER = Path("/dev/shm")
+PREFIX = "nearcast-serve-"
+ABANDONED_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ log = logging.getLogger(__name__)
 @contextlib.contextmanager
 def share_folder() -> Iterator[Path]:
     """Make a folder for the states and counters of the workers, in memory if possible. It is removed at the end."""
-    parent = MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK | os.X_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="nearcast-serve-", dir=parent))
+    parent = MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    _remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(held, fcntl.LOCK_SH)  # cleaners of temporary folders leave locked ones alone
@@ -52,6 +55,20 @@ def share_folder() -> Iterator[Path]:
     finally:
         os.close(held)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove folders of supervisors that were killed: nobody holds their locks."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is in use, or belongs to another user
+            if time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
+                continue  # it may be so new that its lock is not held yet
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 @dataclass(slots=True, eq=False)
