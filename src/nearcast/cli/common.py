@@ -85,7 +85,7 @@ def explicit_out(generator: str, out: Location) -> Location | None:
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option --store."""
-    text = "Store: lmdb:PATH or redis://HOST:PORT/DB. Default: the spec's."
+    text = "Store: lmdb:PATH, redis://HOST:PORT/DB and others, see docs/stores.md. Default: the spec's."
     return click.option("--store", metavar="URL", help=text)(command)
 
 

@@ -72,7 +72,11 @@ class WorkerCount(click.ParamType[int]):
 
 @click.command()
 @click.argument("generators", nargs=-1)
-@click.option("--store", metavar="URL", help="Store: lmdb:PATH or redis://HOST:PORT/DB. Default: lmdb:OUT/store.")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Store: lmdb:PATH, redis://HOST:PORT/DB and others, see docs/stores.md. Default: lmdb:OUT/store.",
+)
 @out_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

@@ -34,7 +34,7 @@ Numbered = tuple[int, bytes]  # serial, entry
 
 
 @dataclass(frozen=True, slots=True)
-class OverlayState:
+class StoredOverlay:
     """The state of an overlay."""
 
     epoch: int
@@ -49,7 +49,7 @@ class DynamoOverlay:
 
     def __init__(self, table: DynamoTable, generator: str) -> None:
         self._table, self._generator = table, generator
-        self._known = OverlayState(-1, 0, "")
+        self._known = StoredOverlay(-1, 0, "")
         self._entries: dict[bytes, bytes] = {}  # by key, of the state that is known
 
     def write(self, entries: Sequence[OverlayEntry]) -> None:
@@ -129,7 +129,7 @@ class DynamoOverlay:
             kept = _keep_last(sorted(entries))
             serial = max([time.time_ns() // 1_000_000, *(n for n, _ in kept)]) + 1
             stamp = self._read_stamp()
-            if not self._write_anew(OverlayState(1 + secrets.randbits(48), serial, "", 0, stamp), kept):
+            if not self._write_anew(StoredOverlay(1 + secrets.randbits(48), serial, "", 0, stamp), kept):
                 raise self._make_busy_error() from None
             return f"{error}. Written anew with the {len(kept):,} entries that are left; look through them"
 
@@ -137,7 +137,7 @@ class DynamoOverlay:
         """Bring the known entries up to the newest serial."""
         state = self._read_state()
         if state is None:
-            self._known, self._entries = OverlayState(-1, 0, ""), {}
+            self._known, self._entries = StoredOverlay(-1, 0, ""), {}
         elif state.stamp != self._known.stamp:
             changes = self.changes(epoch=self._known.epoch, serial=self._known.serial)
             fresh = {} if changes.epoch != self._known.epoch else self._entries
@@ -149,7 +149,7 @@ class DynamoOverlay:
         item = self._table.get((self._generator, STATE))
         return "" if item is None else str(item["stamp"]["S"])
 
-    def _read_state(self) -> OverlayState | None:
+    def _read_state(self) -> StoredOverlay | None:
         """Return the state; None if nothing was ever written. Raises DamagedError if it was lost."""
         item = self._table.get((self._generator, STATE))
         if item is None:
@@ -157,7 +157,7 @@ class DynamoOverlay:
                 raise self._make_lost_error("its state")
             return None
         try:
-            return OverlayState(**json.loads(item["v"]["B"]), stamp=item["stamp"]["S"])
+            return StoredOverlay(**json.loads(item["v"]["B"]), stamp=item["stamp"]["S"])
         except (KeyError, TypeError, ValueError) as error:
             raise self._make_lost_error(f"its state ({error!r})") from error
 
@@ -165,10 +165,10 @@ class DynamoOverlay:
         items = self._table.query(self._generator, first=LOG, last=LOG + b"\xff", names_only=True, limit=limit)
         return [item["s"]["B"][len(LOG) :].decode() for item in items]
 
-    def _begin(self) -> OverlayState:
-        return OverlayState(1 + secrets.randbits(48), 0, secrets.token_hex(8))
+    def _begin(self) -> StoredOverlay:
+        return StoredOverlay(1 + secrets.randbits(48), 0, secrets.token_hex(8))
 
-    def _append(self, state: OverlayState, entries: Sequence[bytes], *steps: dict[str, Any]) -> bool:
+    def _append(self, state: StoredOverlay, entries: Sequence[bytes], *steps: dict[str, Any]) -> bool:
         """Add a batch. Return whether the state was still this one."""
         if not state.stamp or state.batches >= MOST_BATCHES:
             numbered = [] if not state.stamp else self._read_log(state, 0)
@@ -180,7 +180,7 @@ class DynamoOverlay:
         return self._commit(state, new, batch, state.serial, *steps)
 
     def _write_anew(
-        self, state: OverlayState, kept: Sequence[Numbered], *steps: dict[str, Any], more: Sequence[bytes] = ()
+        self, state: StoredOverlay, kept: Sequence[Numbered], *steps: dict[str, Any], more: Sequence[bytes] = ()
     ) -> bool:
         """Write a new log with these entries, and new ones after them. Return whether the state was still this one."""
         log = secrets.token_hex(8)
@@ -190,7 +190,7 @@ class DynamoOverlay:
         return written
 
     def _commit(
-        self, state: OverlayState, new: OverlayState, batch: Sequence[Numbered], before: int, *steps: dict[str, Any]
+        self, state: StoredOverlay, new: StoredOverlay, batch: Sequence[Numbered], before: int, *steps: dict[str, Any]
     ) -> bool:
         """Write a batch and the state in one step, if the state is still this one."""
         value = json.dumps({"before": before, "entries": [[n, data.decode()] for n, data in batch]}).encode()
@@ -223,7 +223,7 @@ class DynamoOverlay:
         names = [BATCH + number.to_bytes(8, "big") for number in (first, last)]
         return self._table.query(f"{self._generator}#overlay#{log}", first=names[0], last=names[1])
 
-    def _read_log(self, state: OverlayState, after: int) -> list[Numbered] | None:
+    def _read_log(self, state: StoredOverlay, after: int) -> list[Numbered] | None:
         """Return the entries after a serial; None if the log was written anew meanwhile, or has lost a batch."""
         if after >= state.serial:
             return []
