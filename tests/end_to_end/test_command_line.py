@@ -222,6 +222,7 @@ def test_show_in_the_folder_of_a_snapshot_knows_its_name(shop: Path) -> None:
 def test_show_json_is_the_manifest_and_verify_reads_every_byte(shop: Path) -> None:
     told = json.loads(succeed("show", "--json", "--verify", cwd=shop).stdout)
     assert (shop / told.pop("snapshot")).samefile(at.snapshot(shop))
+    assert told.pop("updates") == []
     assert told == at.manifest(shop)
 
 
@@ -344,7 +345,16 @@ def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> N
     at.write_rows(tmp_path / "queries" / "a.parquet", ["q1", "q2"], list(at.clustered(2, seed=2)))
     succeed("run", "generator.toml", cwd=tmp_path)
     assert at.manifest(tmp_path, name="similar-items")["rows"] == 2
-    fill = {"memory": '"1GB"', "threads": "1", "ids": None, "embedding": '"v1"', "zero_vector": '"error"'}
+    fill = {
+        "memory": '"1GB"',
+        "threads": "1",
+        "ids": None,
+        "table": None,
+        "at": None,
+        "sql": None,
+        "embedding": '"v1"',
+        "zero_vector": '"error"',
+    }
     fill |= {
         "weight": None,
         "only": None,

@@ -63,6 +63,7 @@ OF_A_GENERATOR = [
     ("post", "/v1/generators/{name}/ads"),
     ("post", "/v1/generators/{name}/search"),
     ("get", "/v1/generators/{name}"),
+    ("get", "/v1/generators/{name}/canary"),
 ]
 PLAIN = [("get", path) for path in ("/v1/generators", "/healthz", "/readyz", "/metrics")]
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE

@@ -342,5 +342,6 @@ def test_a_plan_of_a_spec_has_its_costs(shop: Path) -> None:
 def test_every_exit_code_that_a_worker_may_have_is_in_the_table_of_the_page() -> None:
     table = {int(code) for code in re.findall(r"^\| (\d+)", PAGE, flags=re.MULTILINE)}
     codes = {kind.__name__: kind.exit_code for kind in NearcastError.__subclasses__()}
-    of_serving = {codes[name] for name in ("AuditError", "StoreError", "GoneError", "AlertError")}
+    serving = ("AuditError", "StoreError", "GoneError", "AlertError", "WithdrawnError", "UndecidedError")
+    of_serving = {codes[name] for name in serving}
     assert {0, 1, *codes.values()} - of_serving <= table

@@ -23,8 +23,14 @@ from needs import require_module
 from servers import free_port
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
-# What a healthy service without live updates, rules, fallbacks and online indexes has no samples of.
-WITHOUT_SAMPLES = ("nearcast_follow_", "nearcast_ineligible_", "nearcast_fallbacks_", "nearcast_searches_")
+# What a healthy service without canaries, live updates, rules, fallbacks and online indexes has no samples of.
+WITHOUT_SAMPLES = (
+    "nearcast_follow_",
+    "nearcast_ineligible_",
+    "nearcast_fallbacks_",
+    "nearcast_searches_",
+    "nearcast_canary_",
+)
 
 
 @pytest.fixture(scope="module")

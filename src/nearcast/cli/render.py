@@ -123,10 +123,18 @@ def build_candidate_list(found: Candidates, columns: Sequence[str], *, full: boo
 
 
 def build_snapshot_list(snapshots: Sequence[Snapshot], updates: Sequence[int]) -> Table:
-    """Build a table of snapshots, one per row. updates: those made to the version of each."""
+    """Build a table of snapshots, one per row. updates: those made to the version of each; shown if there are any."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     numbers = ("rows", "recall", "target", "fill", "overlap", "updates")
-    for name in ("generator", "snapshot", "made", *numbers[:-1], "time", "engine", "updates"):
+    for name in (
+        "generator",
+        "snapshot",
+        "made",
+        *numbers[:-1],
+        "time",
+        "engine",
+        *(["updates"] if any(updates) else []),
+    ):
         table.add_column(name, justify="right" if name in numbers else "left")
     for snapshot, n_updates in zip(snapshots, updates, strict=True):
         m = snapshot.manifest
@@ -142,7 +150,7 @@ def build_snapshot_list(snapshots: Sequence[Snapshot], updates: Sequence[int]) -
             format_value("overlap", measures.get("overlap")),
             format_seconds(m.run.seconds_total),
             m.engine.name,
-            str(n_updates or ""),
+            *([str(n_updates or "")] if any(updates) else []),
         )
     return table
 

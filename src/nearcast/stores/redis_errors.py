@@ -28,6 +28,8 @@ TLS_ERRORS = {
     "certificate required": "the server wants a certificate of the client; give ssl_certfile and ssl_keyfile",
     "handshake failure": "the server wants a certificate of the client, or another version of TLS; give ssl_certfile "
     "and ssl_keyfile",
+    "EOF occurred": "the server ended the connection while TLS was set up; if it wants a certificate of the client, "
+    "give ssl_certfile and ssl_keyfile",
     "No such file": f"a file of the URL is missing; {CHECK}",
     "certificate verify": CHECK,
     "WRONG_VERSION_NUMBER": f"write redis:// if the server has no TLS on this port, else {CHECK}",
