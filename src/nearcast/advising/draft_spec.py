@@ -170,7 +170,7 @@ def _to_matrix(column: pa.ChunkedArray[Any]) -> FloatArray:
 def _guess_id(rows: pa.Table, vector: str, what: str, path: str) -> tuple[str, str]:
     def is_key(name: str) -> bool:
         kind, column = rows.schema.field(name).type, rows[name]
-        fits = pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        fits = pa.types.is_integer(kind) or _is_text(kind)
         return fits and column.null_count == 0 and len(pc.unique(column)) == len(column)
 
     names = [name for name in rows.column_names if name != vector and is_key(name)]
@@ -197,7 +197,7 @@ def _guess_display(rows: pa.Table, names: Sequence[str]) -> tuple[str, ...]:
 
     def is_short(name: str) -> bool:
         kind = rows.schema.field(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not _is_text(kind):
             return False
         longest = pc.max(pc.utf8_length(rows[name])).as_py()
         return longest is not None and longest <= LONG_TEXT
@@ -213,11 +213,15 @@ def _guess_attributes(rows: pa.Table, names: Sequence[str]) -> tuple[str, ...]:
 
     def is_attribute(name: str) -> bool:
         kind = rows.schema.field(name).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if _is_text(kind):
             return len(pc.unique(rows[name])) <= FEW_VALUES
         return _is_number(kind) or pa.types.is_boolean(kind)
 
     return tuple(name for name in names if is_attribute(name))[:MOST_ATTRIBUTES]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
