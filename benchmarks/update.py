@@ -1,11 +1,13 @@
-"""Live updates: 1,000 new items into 1 million lists of 50, and a day of small updates with a reader under load.
+"""Live updates: 1,000 new items into 1 million lists of 50, and a day of small updates with readers under load.
 
-    python benchmarks/update.py --folder /tmp/update                     # 100,000 lists, 48 updates of the day
-    python benchmarks/update.py --folder /tmp/update --queries 1000000 --updates 1440
+    python benchmarks/update.py --folder /tmp/update                     # 20,000 lists; a day in at most 20 minutes
+    python benchmarks/update.py --folder /tmp/million --queries 1000000 --updates 0
 
 Prints one JSON object. `update_seconds` is a call of `nearcast.update` in a process without state, `again_seconds` one
-that has it, with the processor seconds of both; `visible_seconds` is the time from the end of an update until another
-process has it. The reader asks for 100 keys at a time: see `measure_day`. `--updates 0` leaves the day out.
+that has it, with the processor seconds of both; `visible_seconds` is the time from the end of an update until a look-up
+of another process shows it. The day: two readers, each in a process of its own, look up 100 keys at a time, one in the
+store that is updated, the other in a copy of it without patches. Both run all the time, beside the same updates, so a
+busy machine disturbs both alike; compare their quantiles. `--updates 0` leaves the day out.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ import contextlib
 import json
 import multiprocessing
 import shutil
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +34,11 @@ from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.update import Updater, UpdateRequest, undo_patches
 
 DIM, CENTRES = 128, 2_000
-QUIET_SECONDS = 20.0
+WARM_SECONDS = 5.0
 KEYS = 100
-COPY_UPDATES = 100
-PHASES = ("alone", "updates_elsewhere", "day", "after")
+PAUSE_SECONDS = 0.004  # of a reader, on average
+HOURS = 24
+WARM, STOPPED = -1, HOURS
 
 
 def main() -> None:
@@ -68,14 +74,14 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=20_000)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--recall", type=float, default=1.0)
     parser.add_argument("--new", type=int, default=1_000)
-    parser.add_argument("--updates", type=int, default=48)
-    parser.add_argument("--each", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=1440, help="End the day after so long.")
-    parser.add_argument("--pause", type=float, default=0.2, help="Seconds between updates of the day.")
+    parser.add_argument("--updates", type=int, default=1_440, help="Of the day; 0 for no day.")
+    parser.add_argument("--each", type=int, default=100, help="New items of each update of the day.")
+    parser.add_argument("--gone", type=int, default=0, help="Removed items of each update of the day.")
+    parser.add_argument("--minutes", type=float, default=20, help="Spread the day over so long, and end it then.")
     return parser.parse_args()
 
 
@@ -90,9 +96,9 @@ def make_table(first: int, n: int, seed: int) -> pa.Table:
 
 
 def measure_update(folder: Path, options: argparse.Namespace) -> dict:
-    """Time one update of new items, without and with the state of an earlier one, until a reader has it."""
+    """Time one update of new items, without and with the state of an earlier one."""
     found = {}
-    with open_closing(folder) as store:
+    with open_closing(folder / "store") as store:
         updater = Updater(store, "lists", parse_location(folder / "out"))
         for number, name in enumerate(("update", "again")):
             rows = make_table(options.items + number * options.new, options.new, 100 + number)
@@ -104,103 +110,118 @@ def measure_update(folder: Path, options: argparse.Namespace) -> dict:
     return found
 
 
-def measure_day(folder: Path, options: argparse.Namespace) -> dict:
-    """Apply many small updates while a reader in another process looks keys up.
+@dataclass
+class Readers:
+    """Two processes that look keys up, and what they share with this one."""
 
-    Before that the reader reads a version without patches: with nothing else running, and while the same updates go to
-    a copy of the store, so that they cost the reader processor time alone.
-    """
-    with open_closing(folder) as store:
+    hour: Any  # of the day now; WARM before it, STOPPED after it
+    target: Any  # number of the patch to wait for
+    seen: Any  # when a look-up showed it
+    processes: dict[str, Any]
+    results: dict[str, Any]
+
+
+def measure_day(folder: Path, options: argparse.Namespace) -> dict:
+    """Apply many small updates while one reader looks keys up in this store, and one in a copy without patches."""
+    with open_closing(folder / "store") as store:
         undo_patches(store, "lists", 0)
-    copy_folder(folder, folder / "copy")
-    context = multiprocessing.get_context("spawn")
-    stop, results = context.Event(), context.Queue()
-    phase = context.Value("i", 0)
-    target = context.Value("q", -1)
-    seen = context.Value("d", 0.0)
-    reader = context.Process(
-        target=read, args=(str(folder / "store"), options.queries, stop, results, phase, target, seen)
-    )
-    reader.start()
-    time.sleep(QUIET_SECONDS)
-    phase.value = 1
-    for _ in apply_updates(folder / "copy", min(options.updates, COPY_UPDATES), options):
-        pass
-    shutil.rmtree(folder / "copy")
-    phase.value = 2
-    seconds, visible, sizes, deadline_of_day = [], [], [], time.time() + 60 * options.minutes
-    for number, (done, took, ended) in enumerate(apply_updates(folder, options.updates, options)):
-        seconds.append(took)
-        with seen.get_lock():
-            seen.value = 0.0
-        target.value = done.patch
-        deadline = time.time() + 10
-        while seen.value == 0.0 and time.time() < deadline:
-            time.sleep(0.005)
-        visible.append((seen.value or time.time()) - ended)
-        if time.time() > deadline_of_day:
-            break
-        if number % 60 == 59:
-            sizes.append([count_bytes(folder / path) for path in ("store", "out/lists/updates")])
-    phase.value = 3
-    time.sleep(QUIET_SECONDS)
-    stop.set()
-    latencies = results.get(timeout=60)
-    reader.join()
-    p50, p99 = (
-        {name: quantile_ms(part, share) for name, part in zip(PHASES, latencies["seconds"], strict=True)}
-        for share in (0.5, 0.99)
-    )
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    shutil.copytree(folder / "store", folder / "copy")
+    readers = start_readers({"patched": folder / "store", "unpatched": folder / "copy"}, options.queries)
+    try:
+        time.sleep(WARM_SECONDS)
+        seconds, visible, used, by_hour = run_day(folder, options, readers)
+        readers.hour.value = STOPPED
+        found = {name: results.get(timeout=60) for name, results in readers.results.items()}
+    finally:
+        readers.hour.value = STOPPED
+        for process in readers.processes.values():
+            process.join(60)
+    day = {name: np.concatenate(figures["seconds"]) for name, figures in found.items()}
+    pairs = [pair for pair in zip(*(figures["seconds"] for figures in found.values()), strict=True) if all(pair)]
     return {
         "updates": len(seconds),
         "each": options.each,
-        "update_p50_seconds": round(float(np.median(seconds)), 3),
-        "update_p99_seconds": round(float(np.quantile(seconds, 0.99)), 3),
-        "visible_p50_seconds": round(float(np.median(visible)), 3),
-        "visible_p99_seconds": round(float(np.quantile(visible, 0.99)), 3),
-        "reader_errors": latencies["errors"],
-        "reader_calls": {name: len(part) for name, part in zip(PHASES, latencies["seconds"], strict=True)},
-        "reader_p50_ms": p50,
-        "reader_p99_ms": p99,
-        "reader_p99_ms_by_hour": [quantile_ms(part, 0.99) for part in np.array_split(latencies["seconds"][2], 24)],
-        "reader_rss_bytes": latencies["rss"],
-        "updater_rss_bytes": peak_bytes(),
-        "disk_bytes_by_hour": {"store": [size[0] for size in sizes], "journal": [size[1] for size in sizes]},
+        "gone": options.gone,
+        "update_p50_seconds": quantile(seconds, 0.5),
+        "update_p99_seconds": quantile(seconds, 0.99),
+        "update_processor_seconds": round(used / len(seconds), 3),
+        "visible_p50_seconds": quantile(visible, 0.5),
+        "visible_p99_seconds": quantile(visible, 0.99),
+        "reader_errors": {name: figures["errors"] for name, figures in found.items()},
+        "reader_calls": {name: len(part) for name, part in day.items()},
+        "reader_p50_ms": {name: quantile(part, 0.5, 1e3) for name, part in day.items()},
+        "reader_p99_ms": {name: quantile(part, 0.99, 1e3) for name, part in day.items()},
+        "p50_ratio": round(quantile(day["patched"], 0.5, 1e3) / quantile(day["unpatched"], 0.5, 1e3), 3),
+        "p99_ratio": round(quantile(day["patched"], 0.99, 1e3) / quantile(day["unpatched"], 0.99, 1e3), 3),
+        "p99_ratio_by_hour": [round(quantile(a, 0.99, 1e3) / quantile(b, 0.99, 1e3), 2) for a, b in pairs],
+        **{f"{name}_by_hour": values for name, values in by_hour.items()},
     }
 
 
-def apply_updates(folder: Path, count: int, options: argparse.Namespace):
-    """Yield the result of each update, its seconds, and when it ended."""
-    with open_closing(folder) as store:
+def run_day(folder: Path, options: argparse.Namespace, readers: Readers) -> tuple[list, list, float, dict]:
+    """Apply the updates of a day. Return their seconds, the seconds until seen, processor seconds, figures by hour."""
+    seconds, visible = [], []
+    by_hour: dict[str, list] = {name: [] for name in ("store_bytes", "journal_bytes", "reader_rss", "updater_rss")}
+    begun, used, length = time.time(), time.process_time(), 60 * options.minutes
+    updates = apply_updates(folder, options, begun, length)
+    for number, (done, took, ended) in enumerate(updates):
+        seconds.append(took)
+        readers.target.value = done.patch
+        readers.seen.value = 0.0
+        deadline = time.time() + 10
+        while readers.seen.value == 0.0 and time.time() < deadline:
+            time.sleep(0.005)
+        visible.append(max(0.0, (readers.seen.value or time.time()) - ended))
+        hour = (number + 1) * HOURS // options.updates
+        if hour > max(0, readers.hour.value):
+            by_hour["store_bytes"].append(count_bytes(folder / "store"))
+            by_hour["journal_bytes"].append(count_bytes(folder / "out/lists/updates"))
+            by_hour["reader_rss"].append(read_rss(readers.processes["patched"].pid))
+            by_hour["updater_rss"].append(read_rss("self"))
+            print(f"hour {hour}, update {number + 1}, {time.time() - begun:.0f} s", file=sys.stderr, flush=True)
+        readers.hour.value = min(hour, HOURS - 1)
+        if time.time() > begun + length:
+            break
+    return seconds, visible, time.process_time() - used, by_hour
+
+
+def apply_updates(folder: Path, options: argparse.Namespace, begun: float, length: float):
+    """Yield the result of each update, its seconds, and when it ended. Begins each at its time, or late."""
+    rng = np.random.default_rng(9)
+    left = rng.permutation(options.items)
+    with open_closing(folder / "store") as store:
         updater = Updater(store, "lists", parse_location(folder / "out"))
-        for number in range(count):
+        for number in range(options.updates):
+            time.sleep(max(0.0, begun + number * length / options.updates - time.time()))
             first = options.items + 2 * options.new + number * options.each
+            rows = make_table(first, options.each, 200 + number)
+            gone = left[number * options.gone : (number + 1) * options.gone].tolist() or None
             started = time.perf_counter()
-            done = updater.apply(UpdateRequest(BatchInputs(make_table(first, options.each, 200 + number)), 1.0))
+            done = updater.apply(UpdateRequest(BatchInputs(rows, gone), 1.0))
             yield done, time.perf_counter() - started, time.time()
-            time.sleep(options.pause)
 
 
-def copy_folder(folder: Path, target: Path) -> None:
-    """Copy the store, the snapshot and its tables."""
-    shutil.rmtree(target, ignore_errors=True)
-    for name in ("store", "out"):
-        shutil.copytree(folder / name, target / name)
+def start_readers(stores: dict[str, Path], queries: int) -> Readers:
+    """Start a process per store that looks keys up."""
+    context = multiprocessing.get_context("spawn")
+    readers = Readers(context.Value("i", WARM), context.Value("q", 1 << 60), context.Value("d", 0.0), {}, {})
+    for name, store in stores.items():
+        readers.results[name] = context.Queue()
+        shared = (readers.hour, readers.target, readers.seen) if name == "patched" else (readers.hour, None, None)
+        process = context.Process(target=read, args=(str(store), queries, readers.results[name], *shared), daemon=True)
+        process.start()
+        readers.processes[name] = process
+    return readers
 
 
-def quantile_ms(seconds, share: float) -> float | None:
-    """Return a quantile in milliseconds; None of nothing."""
-    return round(float(np.quantile(seconds, share)) * 1e3, 3) if len(seconds) else None
-
-
-def read(store, queries, stop, results, phase, target, seen) -> None:
-    """Look up random keys until `stop`, and note when the patch `target` is seen."""
+def read(store: str, queries: int, results, hour, target, seen) -> None:
+    """Look up random keys until the day has ended; note when a look-up shows the patch `target`."""
     rng = np.random.default_rng(5)
-    times: tuple[list[float], ...] = tuple([] for _ in PHASES)
-    errors, noted = 0, -1
-    with nearcast.open(store, "lists", refresh_seconds=0.2) as lookup, open_closing(Path(store).parent) as opened:
-        log = opened.patches("lists")
-        while not stop.is_set():
+    seconds: list[list[float]] = [[] for _ in range(HOURS)]
+    errors = 0
+    with nearcast.open(store, "lists", refresh_seconds=0.2) as lookup:
+        while (now := hour.value) != STOPPED:
             keys = rng.integers(0, queries, KEYS).tolist()
             started = time.perf_counter()
             try:
@@ -208,28 +229,37 @@ def read(store, queries, stop, results, phase, target, seen) -> None:
                 errors += not answers.found.all()
             except Exception:
                 errors += 1
-            times[phase.value].append(time.perf_counter() - started)
-            if target.value > noted:
-                newest = log.state(1).newest
-                if newest is not None and newest.number >= target.value:
-                    noted, seen.value = target.value, time.time()
-            time.sleep(0.002)
-    results.put({"seconds": times, "errors": errors, "rss": peak_bytes()})
+            took = time.perf_counter() - started
+            if now != WARM:
+                seconds[now].append(took)
+            if target is not None and seen.value == 0.0 and lookup.state.patch >= target.value:
+                seen.value = time.time()
+            time.sleep(rng.uniform(0, 2 * PAUSE_SECONDS))
+    results.put({"seconds": seconds, "errors": errors})
 
 
-def peak_bytes() -> int:
-    """Return the largest memory of this process so far; `ru_maxrss` of a child begins with that of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def quantile(values, share: float, scale: float = 1.0) -> float:
+    """Return a quantile, rounded."""
+    return round(float(np.quantile(values, share)) * scale, 3)
 
 
-def open_closing(folder: Path):
-    return contextlib.closing(open_store(f"lmdb:{folder / 'store'}"))
+def read_rss(process: int | str) -> int:
+    """Return the memory of a process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def open_closing(store: Path):
+    return contextlib.closing(open_store(f"lmdb:{store}"))
 
 
 def count_bytes(folder: Path) -> int:
-    """Sum the disk use of a folder."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    """Sum the disk use of a folder, while another process may remove files."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512 if path.is_file() else 0
+    return total
 
 
 if __name__ == "__main__":

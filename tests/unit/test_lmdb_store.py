@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.spec import GeneratorSpec
 from nearcast.stores import lmdb_version, names, open_store
-from nearcast.stores.base import OverlayEntry, Pointer, Space
+from nearcast.stores.base import OverlayEntry, PatchFacts, Pointer, Space
 
 SHOP = "shop"
 
@@ -224,7 +225,7 @@ from pathlib import Path
 import lmdb, numpy
 from nearcast.errors import StoreError
 from nearcast.stores import open_store
-from nearcast.stores.base import OverlayEntry, Pointer, Space
+from nearcast.stores.base import OverlayEntry, PatchFacts, Pointer, Space
 import nearcast.stores.lmdb
 if os.getuid() == 0:
     os.setuid(65534)
@@ -407,3 +408,41 @@ def test_many_keys_are_sampled_without_reading_them_all(store):
         assert np.histogram(some, bins=20, range=(0, 60_000))[0].min() > 50
         more = reader.some_keys(Space.LISTS, 30_000, seed=3)  # more than were noted
         assert len(set(more)) == 30_000
+
+
+def patch(store, number, pairs):
+    with store.lock(SHOP) as lock:
+        facts = PatchFacts(number, 1, "2026-01-01T00:00:00Z", 1000.0, {})
+        store.patches(SHOP).write(facts, {Space.LISTS: pairs}, lock)
+
+
+def test_threads_that_share_a_reader_get_the_values_of_their_keys(store):
+    load(store)
+    keys = [key for key, _ in numbered(1000)]
+    for number in range(1, 6):
+        patch(store, number, [(key, b"%d of %s" % (number, key)) for key in keys[number::7]])
+    expected = dict(numbered(1000))
+    for number in range(1, 6):
+        expected |= {key: b"%d of %s" % (number, key) for key in keys[number::7]}
+    with contextlib.closing(store.open(SHOP, 1, verify=False)) as reader:
+
+        def look_up(seed):
+            rng = np.random.default_rng(seed)
+            for size in rng.integers(1, 60, 150).tolist():
+                some = [keys[at] for at in rng.integers(0, 1000, size)]
+                assert reader.get_many(Space.LISTS, some) == [expected[key] for key in some]
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(look_up, range(8)))
+
+
+def test_after_an_error_of_a_look_up_the_next_ones_work(store):
+    load(store)
+    patch(store, 1, [(b"new", b"1")])
+    with contextlib.closing(store.open(SHOP, 1, verify=False)) as reader:
+        for _ in range(3):
+            assert reader.get_many(Space.LISTS, [b"", b"x" * 600, b"new"]) == [None, None, b"1"]
+            assert reader.get_many(Space.LISTS, [b"new", bytes(8)]) == [b"1", bytes(20)]
+    with pytest.raises(StoreError, match="was closed"):
+        reader.get_many(Space.LISTS, [bytes(8)])

@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -17,19 +18,23 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from tests.updating.test_updates import KINDS, LENIENT, Shop, draw_item, draw_vector
+from tests.updating.killed_worker import STEPS
+from tests.updating.test_killed_steps import update_until
+from tests.updating.test_updates import KINDS, LENIENT, Shop, draw_item, draw_vector, query_table
 
 import nearcast
 from nearcast.api.updates import roll_back_updates
 from nearcast.errors import NotFoundError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.stores import open_store
+from nearcast.stores.base import Space
+from nearcast.stores.value_format import decode_list, encode_key
+from nearcast.updating import journal
 from servers import redis_program, redis_running
 
-KEYS = 45  # ids of items and queries: few, so that changes meet
 LEAST_ITEMS = 8
 SEEDS = st.integers(0, 9999)
-ITEMS = st.integers(0, KEYS - 1)
+ITEMS = st.integers(0, 44)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Version:
     rows: Data
     read: float
     patches: list = field(default_factory=list)
+    n_folded: int = 0  # of the patches: they cannot be rolled back
     has_tables: bool = False  # kept by an update
 
     def data(self):
@@ -75,6 +81,10 @@ class AnyOrder(RuleBasedStateMachine):
     """A shop in any order of events, and what it should serve."""
 
     url = None  # of the store; None: an LMDB of its own
+    kinds: ClassVar[dict] = KINDS
+    more: ClassVar[dict] = {}  # settings of the shop
+    n_ids = 45  # of items: few, so that changes meet
+    n_items, n_queries = 30, 12  # at the beginning
 
     def __init__(self):
         super().__init__()
@@ -82,16 +92,17 @@ class AnyOrder(RuleBasedStateMachine):
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.ahead, real = 0.0, time.time
         self.stack.enter_context(mock.patch("time.time", side_effect=lambda: real() + self.ahead))
+        self.stack.enter_context(mock.patch.object(journal, "MERGED_AT_ONCE", 1))
         self.n_fulls = 0
 
-    @initialize(kind=st.sampled_from(sorted(KINDS)), seed=SEEDS)
-    def open(self, kind, seed):
-        rng = np.random.default_rng(seed)
-        self.shop = Shop(self.folder, {**KINDS[kind], **LENIENT, "run": {"incremental": True}})
+    @initialize(data=st.data(), seed=SEEDS)
+    def open(self, data, seed):
+        rng, kind = np.random.default_rng(seed), data.draw(st.sampled_from(sorted(self.kinds)))
+        self.shop = Shop(self.folder, {**self.kinds[kind], **LENIENT, "run": {"incremental": True}, **self.more})
         if self.url is not None:
             self.shop.store = open_store(self.url)
-        items = {int(key): draw_item(rng) for key in rng.permutation(KEYS)[:30]}
-        queries = {} if self.shop.joins_itself else {key: draw_query(rng) for key in range(12)}
+        items = {int(key): draw_item(rng) for key in rng.permutation(self.n_ids)[: self.n_items]}
+        queries = {} if self.shop.joins_itself else {key: draw_query(rng) for key in range(self.n_queries)}
         self.source, self.versions = Data(items, queries), {}
         self.run_and_publish()
 
@@ -108,13 +119,13 @@ class AnyOrder(RuleBasedStateMachine):
         rng, known = np.random.default_rng(seed), sorted(self.source.items)
         n_gone = min(max(0, len(known) - LEAST_ITEMS), int(rng.integers(0, 4)))
         gone = frozenset(rng.choice(known, n_gone, replace=False).tolist())
-        items = {int(key): draw_item(rng) for key in rng.integers(0, KEYS, rng.integers(0, 4))}
+        items = {int(key): draw_item(rng) for key in rng.integers(0, self.n_ids, rng.integers(0, 4))}
         for key in rng.choice(known, 2).tolist():
             if rng.random() < 0.5:
                 items[key] = (self.source.items[key][0], *draw_item(rng)[1:])
         queries = {}
         if not self.shop.joins_itself and rng.random() < 0.6:
-            queries = {int(key): draw_query(rng) for key in rng.integers(0, 20, 2)}
+            queries = {int(key): draw_query(rng) for key in rng.integers(0, self.n_queries + 8, 2)}
         return Batch({key: row for key, row in items.items() if key not in gone}, gone, queries)
 
     @rule(seed=SEEDS)
@@ -180,10 +191,18 @@ class AnyOrder(RuleBasedStateMachine):
         older = [v for v in self.store.versions("shop") if v < pointer.version and v not in pointer.withdrawn]
         return max(older, default=None)
 
+    @rule(keep=st.integers(0, 3))
+    def fold(self, keep):
+        """Fold the patches but the newest; the next update merges the entries of the journal."""
+        version = self.versions[self.current]
+        with self.store.lock("shop") as lock:
+            self.store.patches("shop").compact(self.current, keep, lock)
+        version.n_folded = max(version.n_folded, len(version.patches) - keep)
+
     @rule(count=st.integers(1, 3))
     def roll_back_patches(self, count):
         version = self.versions[self.current]
-        kept = version.patches[:-count]
+        kept = version.patches[: max(version.n_folded, len(version.patches) - count)]
         roll_back_updates(self.shop.spec(), kept[-1][0] if kept else 0, store=self.store)
         version.patches = kept
 
@@ -208,6 +227,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def compare(self):
+        self.compare_with_full_run()
+
+    def compare_with_full_run(self):
         """Compare the pairs of the version, and its look-ups under the overlay, with those of a full run."""
         data = self.versions[self.current].data()
         self.n_fulls += 1
@@ -235,10 +257,55 @@ def draw_query(rng):
 
 
 def read_answers(lookup, keys):
-    answers = lookup.get_many([*keys, KEYS + 1])
+    answers = lookup.get_many([*keys, 99_999])
     singles = [lookup.get(key) for key in keys]
     lists = [(one.ids, one.scores, one.reason, one.removed, dict(one.barred)) for one in singles]
     return lists, answers.ids.to_pylist(), answers.offsets.tolist(), answers.removed.tolist(), answers.found.tolist()
+
+
+class KilledInAnyOrder(AnyOrder):
+    """Some updates end at one of their steps."""
+
+    @rule(seed=SEEDS, step=st.sampled_from(sorted(STEPS)), times=st.integers(1, 2))
+    def update_until(self, seed, step, times):
+        batch, version, made = self.draw_batch(seed), self.versions[self.current], time.time()
+        before = self.store.patches("shop").state(self.current).last_number
+        queries = query_table(batch.queries) if batch.queries else None
+        ended = update_until(step, self.shop, batch.items, sorted(batch.gone), times, self.ahead, queries)
+        state = self.store.patches("shop").state(self.current)
+        if state.last_number > before:
+            version.patches.append((state.last_number, made, [batch]))
+        elif ended != 0:
+            return
+        if state.folded is not None:
+            version.n_folded = sum(number <= state.folded.number for number, _, _ in version.patches)
+        version.has_tables = True
+        self.source = self.source.apply(batch)
+
+
+class NearlyInAnyOrder(AnyOrder):
+    """Approximate lists: every look-up has at least the promised recall of the exact join of the same data."""
+
+    kinds: ClassVar[dict] = {kind: {**KINDS[kind], "engine": "dense", "k": 10} for kind in ("free", "rules")}
+    more: ClassVar[dict] = {"metric": "inner_product", "recall": 0.8}
+    n_ids, n_items, n_queries = 900, 600, 60
+
+    def compare_with_full_run(self):
+        data = self.versions[self.current].data()
+        ids, queries = np.array(sorted(data.items)), sorted(data.queries)
+        vectors = np.array([data.items[key][0] for key in ids.tolist()])
+        shares, served = [], self.shop.served()[Space.LISTS]
+        for key in queries:
+            vector, country = data.queries[key]
+            scores = dict(zip(ids.tolist(), (vectors @ np.array(vector)).tolist(), strict=True))
+            if "rules" in self.shop.settings:
+                scores = {item: score for item, score in scores.items() if data.items[item][2] == country}
+            listed, found, _ = decode_list(served[encode_key(key)])
+            assert list(found) == [scores[item] for item in listed]
+            assert len(set(listed)) == len(listed)
+            last = sorted(scores.values())[-10:][0]
+            shares.append(sum(score >= last for score in found) / min(10, len(scores)))
+        assert np.mean(shares) >= 0.8
 
 
 def play(machine, examples, steps):
@@ -259,6 +326,16 @@ def test_after_some_changes_look_ups_equal_those_of_a_full_run():
 @pytest.mark.slow
 def test_after_any_changes_look_ups_equal_those_of_a_full_run():
     play(AnyOrder, 60, 12)
+
+
+@pytest.mark.slow
+def test_after_any_changes_and_updates_that_end_at_any_step_look_ups_equal_those_of_a_full_run():
+    play(KilledInAnyOrder, 15, 10)
+
+
+@pytest.mark.slow
+def test_after_any_changes_below_recall_1_look_ups_have_the_recall_that_is_asked_for():
+    play(NearlyInAnyOrder, 8, 10)
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ import contextlib
 import shutil
 
 import pytest
-from tests.updating.test_updates import draw_batch, draw_item, make_shop
+from tests.updating.test_updates import KINDS, draw_batch, draw_item, make_shop
 
 from nearcast.storage.locations import parse_location
 from nearcast.stores.version_facts import read_facts
-from nearcast.updating import journal as journals
+from nearcast.updating import open_state as open_states
 from nearcast.updating.journal import open_journal
 from nearcast.updating.open_state import ServedVersion, open_state
 
@@ -22,6 +22,7 @@ def read_state(shop):
         state = open_state(out, "shop", version, shop.store.patches("shop").state(number), open_journal(out, "shop"))
     return (
         state.thresholds.tolist(),
+        state.lengths.tolist(),
         dict(state.short),
         state.number,
         *((table.ids.to_pylist(), table.vectors.whole().tolist()) for table in (state.items, state.queries)),
@@ -29,8 +30,8 @@ def read_state(shop):
     )
 
 
-def caches(shop, kind=""):
-    return sorted((shop.folder / "out" / "shop" / "updates").glob(f"{kind or '[rs][ot]'}*-*-*"))
+def caches(shop):
+    return sorted((shop.folder / "out" / "shop" / "updates").glob("state-*-*"))
 
 
 def remove_caches(shop):
@@ -40,29 +41,35 @@ def remove_caches(shop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["free", "all", "itself"])
-def test_the_state_is_the_same_with_and_without_caches(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(journals, "ROWS_EVERY", 2)
+def test_the_state_is_the_same_with_and_without_caches(kind, tmp_path):
     shop, rng = make_shop(tmp_path, kind)
     for _ in range(7):
         items, gone, queries = draw_batch(shop, rng)
         shop.update(items, gone, queries)
     cached = read_state(shop)
-    patches = shop.store.patches("shop").state(shop.store.pointer("shop").version)
-    _, batches = open_journal(parse_location(shop.folder / "out"), "shop").read_rows(patches)
-    assert len(batches) <= 2 < len(patches.patches)
-    assert len(caches(shop, "state")) == 2
+    assert len(caches(shop)) == 2
     remove_caches(shop)
     assert read_state(shop) == cached
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_of_the_snapshot_gives_the_state_that_its_version_in_the_store_gives(kind, tmp_path, monkeypatch):
+    shop, _ = make_shop(tmp_path, kind)
+    stored = []
+    monkeypatch.setattr(open_states, "read_lists", lambda *_: stored.append(1))
+    from_table = read_state(shop)
+    assert not stored
+    monkeypatch.undo()
+    monkeypatch.setattr(open_states, "read_table_lists", lambda *_: None)
+    assert read_state(shop) == from_table
+
+
 @pytest.fixture(scope="module")
 def updated_shop(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "ROWS_EVERY", 2)
-        shop, rng = make_shop(tmp_path_factory.mktemp("shop"), "free")
-        for key in range(600, 604):
-            shop.update({key: draw_item(rng)}, gone=[sorted(shop.items)[0]])
-        yield shop, rng
+    shop, rng = make_shop(tmp_path_factory.mktemp("shop"), "free")
+    for key in range(600, 604):
+        shop.update({key: draw_item(rng)}, gone=[sorted(shop.items)[0]])
+    return shop, rng
 
 
 def test_a_damaged_cache_is_not_used(updated_shop):
@@ -77,7 +84,7 @@ def test_a_damaged_cache_is_not_used(updated_shop):
 
 def test_caches_of_a_patch_that_was_never_written_are_not_used_by_the_next_of_its_number(updated_shop):
     shop, rng = updated_shop
-    newest = caches(shop, "state")[-1]
+    newest = caches(shop)[-1]
     stale = newest.with_name(f"{newest.name[:-6]}{int(newest.name[-6:]) + 1:06d}")
     shutil.copytree(newest, stale)
     shop.update({610: draw_item(rng)})

@@ -21,13 +21,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nearcast.errors import DamagedError, StoreError
 from nearcast.files import fresh_folder, is_done, write_text
 from nearcast.stores.base import Pair, PatchFacts, PublishLock, Space
 from nearcast.stores.lmdb_environment import Identity, translate_read_errors, translate_write_errors
-from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder, pair_sizes
+from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder
 from nearcast.stores.names import format_version
-from nearcast.stores.patch_index import Hashes, decode_hashes, encode_hashes
+from nearcast.stores.patch_index import Hashes, decode_hashes, encode_hashes, hash_keys
 from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
 from nearcast.stores.patch_record import PatchRecords, Segment
 from nearcast.stores.patched_pairs import OpenSegment, PatchedPairs
@@ -128,7 +130,7 @@ class LmdbPatches(SegmentLog):
     def write_segment(self, version: int, name: str, parts: PairParts) -> Segment:
         """Write pairs into a new folder; later pairs overwrite earlier ones. Nothing is in force yet."""
         folder = self.folder / format_version(version) / name
-        size, keys = 0, dict[Space, set[bytes]]({space: set() for space in Space})
+        hashes: dict[Space, list[Hashes]] = {space: [hash_keys([])] for space in Space}
         with translate_write_errors(folder):
             fresh_folder(folder)
         writer = LmdbWriter(folder)
@@ -136,17 +138,17 @@ class LmdbPatches(SegmentLog):
             for part in parts:
                 for space, pairs in part.items():
                     writer.put(space, sorted(pairs))
-                    keys[space].update([key for key, _ in pairs])
-                    size += sum(pair_sizes(pairs))
+                    hashes[space].append(hash_keys([key for key, _ in pairs]))
+            counts = {space.value: writer.count(space) for space in Space}
             with translate_write_errors(folder):
                 for space in Space:
-                    (folder / f"{space}.crc32").write_bytes(encode_hashes(keys[space]))
+                    (folder / f"{space}.crc32").write_bytes(encode_hashes(np.concatenate(hashes[space])))
             writer.finish({})
         except BaseException:
             with contextlib.suppress(StoreError):
                 writer.discard()
             raise
-        return Segment(name, size, {space.value: len(keys[space]) for space in Space})
+        return Segment(name, writer.size, counts)
 
     def merge_segments(self, version: int, name: str, old: Sequence[Segment]) -> Segment:
         """Write the pairs of several segments, oldest first, into one."""

@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MOST_SEGMENTS", "PatchIndex", "decode_hashes", "encode_hashes"]
+__all__ = ["MOST_SEGMENTS", "PatchIndex", "decode_hashes", "encode_hashes", "hash_keys"]
 
 MOST_SEGMENTS = 255  # an ordinal is one byte, and 0 is the version itself
 ROW_BITS = 2  # about 4 hashes are searched per look-up
 
 Hashes = npt.NDArray[np.uint32]
+Ordinals = npt.NDArray[np.uint8]
 
 
-def encode_hashes(keys: Iterable[bytes]) -> bytes:
-    """Return the distinct hashes of keys as stores keep them: uint32, little-endian, ascending."""
-    hashes = np.sort(np.fromiter(map(zlib.crc32, keys), np.uint32))  # np.unique is ten times slower
-    distinct: Hashes = hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
+def hash_keys(keys: Sequence[bytes]) -> Hashes:
+    """Return the hash of each key."""
+    return np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys))
+
+
+def encode_hashes(hashes: Hashes) -> bytes:
+    """Return the distinct hashes as stores keep them: uint32, little-endian, ascending."""
+    ordered = np.sort(hashes)  # np.unique is ten times slower
+    distinct: Hashes = ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
     return distinct.astype("<u4").tobytes()
 
 
@@ -39,31 +45,41 @@ def decode_hashes(data: bytes) -> Hashes:
 class PatchIndex:
     """The ordinal of the newest patch with a key of this hash: 1 for the oldest patch; 0 if no patch has it."""
 
-    def __init__(self, hashes: Hashes, ordinals: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, hashes: Hashes, ordinals: Ordinals) -> None:
         self._hashes, self._ordinals = hashes, ordinals
         bits = max(0, len(hashes).bit_length() - ROW_BITS)
         self._shift = 32 - bits
-        rows = np.arange(1 << bits, dtype=np.uint64) << np.uint64(self._shift)
-        starts = np.append(hashes.searchsorted(rows.astype(np.uint32)), len(hashes)).astype(np.uint32)
+        starts = np.zeros((1 << bits) + 1, np.uint32)
+        np.cumsum(np.bincount(hashes >> np.uint32(self._shift), minlength=1 << bits), out=starts[1:])
         # memoryviews return Python's own numbers, several times faster than arrays
         self._views: tuple[Any, Any, Any] = (hashes.data, ordinals.data, starts.data)
 
     @staticmethod
-    def build(parts: Sequence[Hashes]) -> PatchIndex:
-        """Build the index of the hashes of each patch, oldest first."""
-        return PatchIndex(np.empty(0, np.uint32), np.empty(0, np.uint8)).extend(parts, 1)
-
-    def extend(self, parts: Sequence[Hashes], first: int) -> PatchIndex:
-        """Return the index with newer patches. first: ordinal of the first of them."""
+    def build(parts: Sequence[Hashes], first: int = 1) -> PatchIndex:
+        """Build the index of the hashes of some patches, oldest first. first: ordinal of the first."""
         if not parts:
-            return self
+            return PatchIndex(np.empty(0, np.uint32), np.empty(0, np.uint8))
         numbers = np.arange(first, first + len(parts), dtype=np.uint8)
-        hashes = np.concatenate([self._hashes, *parts])
-        ordinals = np.concatenate([self._ordinals, np.repeat(numbers, [len(part) for part in parts])])
+        hashes, ordinals = np.concatenate(parts), np.repeat(numbers, [len(part) for part in parts])
         order = np.argsort(hashes, kind="stable")  # merges sorted runs; of equal hashes the newest is the last
         hashes, ordinals = hashes[order], ordinals[order]
         newest = np.append(hashes[1:] != hashes[:-1], True)[: len(hashes)]
         return PatchIndex(hashes[newest], ordinals[newest])
+
+    def extend(self, parts: Sequence[Hashes], first: int) -> PatchIndex:
+        """Return the index with newer patches. first: ordinal of the first of them. Sorts the hashes of these alone."""
+        newer = PatchIndex.build(parts, first)
+        if not len(newer) or not len(self):
+            return newer if len(newer) else self
+        at = self._hashes.searchsorted(newer._hashes)
+        known = self._hashes[np.minimum(at, len(self) - 1)] == newer._hashes
+        ordinals = self._ordinals.copy()
+        ordinals[at[known]] = newer._ordinals[known]
+        fresh = ~known
+        return PatchIndex(
+            np.insert(self._hashes, at[fresh], newer._hashes[fresh]),
+            np.insert(ordinals, at[fresh], newer._ordinals[fresh]),
+        )
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -79,7 +95,7 @@ class PatchIndex:
 
     def find_many(self, keys: Sequence[bytes]) -> Any:
         """Return the ordinals for many keys, (n,) uint8."""
-        codes = np.fromiter(map(zlib.crc32, keys), np.uint32, len(keys))
+        codes = hash_keys(keys)
         if len(self._hashes) == 0:
             return np.zeros(len(keys), np.uint8)
         at = np.minimum(self._hashes.searchsorted(codes), len(self._hashes) - 1)

@@ -25,7 +25,7 @@ import numpy as np
 
 from nearcast.errors import DamagedError, GoneError, StoreError
 from nearcast.stores.base import Pair, PatchFacts, PublishLock, Space
-from nearcast.stores.patch_index import decode_hashes, encode_hashes
+from nearcast.stores.patch_index import decode_hashes, encode_hashes, hash_keys
 from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
 from nearcast.stores.patch_record import PatchRecord, PatchRecords, Segment
 from nearcast.stores.patched_pairs import OpenSegment, PatchedPairs
@@ -130,7 +130,7 @@ class RedisPatches(SegmentLog):
             fields: list[str | bytes] = []
             for space in Space:
                 lengths = _count_in_buckets(distinct[space], keys.n_buckets).astype("<u4").tobytes()
-                fields += [space.value, encode_hashes(distinct[space]), f"{space}_lengths", lengths]
+                fields += [space.value, encode_hashes(hash_keys(list(distinct[space]))), f"{space}_lengths", lengths]
             self.connection.run("HSET", keys.hashes, *fields)
             self.connection.confirm(keys.all())
         except BaseException:

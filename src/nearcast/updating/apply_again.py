@@ -20,8 +20,8 @@ from nearcast.storage.locations import Location
 from nearcast.stores.base import PatchState, PublishLock, Store, find_patches, read_patch_state
 from nearcast.stores.version_facts import read_facts
 from nearcast.times import parse_utc
-from nearcast.updating.journal import JournalEntry, UpdateJournal, open_journal
-from nearcast.updating.open_state import ServedVersion, merge_batches, open_state, prune_tables
+from nearcast.updating.journal import JournalEntry, open_journal
+from nearcast.updating.open_state import ServedVersion, open_state, prune_tables
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.update import compute_changes, drop_unchanged, write_patch
 
@@ -73,10 +73,12 @@ def _apply(
 ) -> None:
     (patches, started), generator = earlier, version.facts.generator
     journal, log = open_journal(out, generator), find_patches(store, generator)
-    later = [entry for entry in journal.read_chain(patches) if entry.made > started]
+    later, rows_again = journal.read_later(patches, started)
+    if rows_again is None:
+        return
     own = log.state(version.number)
     state = open_state(out, generator, version, own, journal)
-    inputs = _merge_later(journal, later, state.spec.items, None if state.joins_itself else state.spec.query_source)
+    inputs = _to_inputs(rows_again, state.spec.items, None if state.joins_itself else state.spec.query_source)
     rows = read_batch(state.spec, state.items, state.queries, inputs)
     batch = drop_unchanged(rows, state)
     if batch.is_empty:
@@ -89,11 +91,8 @@ def _apply(
     listener.note(f"updates {numbers} are applied to {version.number:06d} again, as patch {entry.number}")
 
 
-def _merge_later(
-    journal: UpdateJournal, later: list[JournalEntry], items: SourceSpec, queries: SourceSpec | None
-) -> BatchInputs:
-    """Return the rows of these entries as tables in memory, as a user would give them."""
-    batch: UpdateBatch = merge_batches([journal.read_batch(entry) for entry in later])
+def _to_inputs(batch: UpdateBatch, items: SourceSpec, queries: SourceSpec | None) -> BatchInputs:
+    """Return the rows of a batch as tables in memory, as a user would give them."""
     own = _to_table(batch.queries, queries) if queries is not None else None
     return BatchInputs(_to_table(batch.items, items), batch.gone if len(batch.gone) else None, own)
 

@@ -3,44 +3,43 @@
     000012/   items.parquet, queries.parquet, gone.parquet   the rows of the batch
               short.parquet                                  lists that may lack items after it, with their bounds
               manifest.json                                  version, parent, when it was made
-    rows-000007-000064/   the rows of all patches of version 7 up to 64, in one: see `keep_rows`
-    state-000007-000064/  see `state_cache`
+    merged-000007-000064/   the rows of all patches of version 7 up to 64, in one, each with its time
+              entries.json                                   the entries that were merged
+    state-000007-000064/    see `state_cache`
 
 An entry is committed before its patch is written. One whose number was never given to a patch is left over by a killed
 update, and removed by the next. The entries in force follow each other by `parent`: rolled back ones are skipped.
+Entries of patches that cannot be rolled back one by one any more are merged, so that the journal grows with the rows
+that differ from the version, and not with the number of updates.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from nearcast.errors import DamagedError, NearcastError, NotFoundError
+from nearcast.errors import BusyError, DamagedError, NearcastError, NotFoundError
 from nearcast.files import verify
 from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location
 from nearcast.storage.open_storage import join_location
 from nearcast.stores.base import PatchState
-from nearcast.types import AnyArray
-from nearcast.updating.live_table import LiveRows
-from nearcast.updating.read_batch import BatchRows, UpdateBatch
+from nearcast.updating.journal_files import read_bounds, read_rows, write_bounds, write_rows
+from nearcast.updating.merge_batches import TimedBatch, merge_timed
+from nearcast.updating.read_batch import UpdateBatch
 from nearcast.updating.served_state import ListBound
 
-__all__ = ["JournalEntry", "UpdateJournal", "cache_name", "open_journal", "read_bounds", "write_bounds"]
+__all__ = ["JournalEntry", "UpdateJournal", "cache_name", "open_journal"]
 
-ROWS = "rows"
-ROWS_EVERY = 64  # patches
-ROWS_KEPT = 2  # a rollback beyond both reads entry by entry
-
-ID, VECTOR, SCORED = "id", "vector", "scored vector"
+MERGED = "merged"
+MERGED_AT_ONCE = 32  # entries at least: each merge writes all rows again
+ENTRIES = "entries.json"
+READ_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,11 @@ class JournalEntry:
     digest: str  # of the batch
     note: str = ""
 
+    @staticmethod
+    def from_facts(facts: Mapping[str, Any]) -> JournalEntry:
+        """Return the entry that an artifact with these facts holds."""
+        return JournalEntry(**{name: facts[name] for name in JournalEntry.__dataclass_fields__})
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateJournal:
@@ -63,8 +67,7 @@ class UpdateJournal:
 
     def write(self, entry: JournalEntry, batch: UpdateBatch, short: Mapping[str | int, ListBound]) -> None:
         """Commit an entry. Call it under the publishers' lock, after `remove_leftovers`."""
-        facts = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
-        self.artifacts.commit(_name(entry.number), partial(_write_files, batch, short, facts))
+        self.artifacts.commit(_name(entry.number), partial(_write_entry, batch, short, entry))
 
     def remove_leftovers(self, last_number: int) -> None:
         """Remove entries of updates that were killed before their patch was written, and caches of such numbers."""
@@ -74,81 +77,132 @@ class UpdateJournal:
 
     def list_entries(self, version: int) -> list[JournalEntry]:
         """Return all entries of a version, oldest first, also those of patches that were rolled back."""
-        return [entry for entry in map(self._find, self.artifacts.list_names()) if entry and entry.version == version]
+        names = self.artifacts.list_names()
+        found = {entry.number: entry for name in names for entry in self._read_merged_entries(name, version)}
+        own = [
+            JournalEntry.from_facts(facts) for name in names if name.isdigit() and (facts := self.artifacts.facts(name))
+        ]
+        found |= {entry.number: entry for entry in own if entry.version == version}
+        return [found[number] for number in sorted(found)]
 
-    def _find(self, name: str) -> JournalEntry | None:
-        facts = self.artifacts.facts(name) if name.isdigit() else None
-        return JournalEntry(**{key: facts[key] for key in JournalEntry.__dataclass_fields__}) if facts else None
+    def _read_merged_entries(self, name: str, version: int) -> list[JournalEntry]:
+        """Return the entries that were merged into this artifact; none for another one, or of another version."""
+        if not name.startswith(f"{MERGED}-{version:06d}-"):
+            return []
+        path = self.artifacts.open(name) / ENTRIES
+        try:
+            return [JournalEntry.from_facts(facts) for facts in json.loads(path.read_text())]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DamagedError(f"{path} is damaged ({error!r}); restore it, or run and publish again") from error
 
-    def read_chain(self, state: PatchState) -> list[JournalEntry]:
-        """Return the entries of the patches in force, oldest first. Raises NotFoundError if one is missing."""
-        return list(self._walk(state))[::-1]
+    def _read_chain(self, state: PatchState) -> tuple[list[JournalEntry], JournalEntry | None]:
+        """Return the entries in force, newest first, down to the merged ones, and the last of those.
 
-    def _walk(self, state: PatchState) -> Iterator[JournalEntry]:
-        """Yield the entries of the patches in force, newest first. Raises NotFoundError at one that is missing."""
-        number = 0 if state.newest is None else state.newest.number
+        Raises NotFoundError if one is missing.
+        """
+        chain: list[JournalEntry] = []
+        newest = state.newest
+        if newest is None:
+            return chain, None
+        number, names = newest.number, set(self.artifacts.list_names())
         while number:
-            facts = self.artifacts.facts(_name(number))
+            merged = cache_name(MERGED, newest.version, number)
+            name = merged if merged in names else _name(number)
+            facts = self.artifacts.facts(name)
             if facts is None:
                 raise NotFoundError(
                     f"{self.artifacts.url} has no entry of patch {number}, which is in force: was it written from "
                     "another machine or `out`? Update from there, or run and publish again"
                 )
-            entry = JournalEntry(**{name: facts[name] for name in JournalEntry.__dataclass_fields__})
-            yield entry
+            entry = JournalEntry.from_facts(facts)
+            if name == merged:
+                return chain, entry
+            chain.append(entry)
             number = entry.parent
+        return chain, None
 
-    def read_rows(self, state: PatchState) -> tuple[JournalEntry | None, list[UpdateBatch]]:
+    def read_in_force(self, state: PatchState) -> tuple[JournalEntry | None, list[UpdateBatch]]:
         """Return the newest entry in force, and batches that have the effect of all, oldest first.
 
-        Reads the rows kept last and the entries after them. The vectors of kept rows have score terms in them.
+        Another process may merge entries meanwhile: then it begins again.
         """
-        newest, batches = None, list[UpdateBatch]()
-        for entry in self._walk(state):
-            newest = newest or entry
-            kept = self._read_kept(entry)
-            batches.append(kept or self.read_batch(entry))
-            if kept is not None:
-                break
-        return newest, batches[::-1]
+        for _ in range(READ_TRIES):
+            before = self._list_merged()
+            try:
+                return self._read_in_force(state)
+            except (NearcastError, OSError):
+                if self._list_merged() == before:
+                    raise
+        raise BusyError(f"the entries of {self.artifacts.url} are merged faster than they can be read; try again")
 
-    def keep_rows(self, entry: JournalEntry, rows: Callable[[], UpdateBatch]) -> None:
-        """Keep the rows of all entries up to this one, for every 64th patch. Without, entries are read one by one."""
-        if entry.number % ROWS_EVERY:
+    def _list_merged(self) -> list[str]:
+        return [name for name in self.artifacts.list_names() if name.startswith(f"{MERGED}-")]
+
+    def _read_in_force(self, state: PatchState) -> tuple[JournalEntry | None, list[UpdateBatch]]:
+        chain, merged = self._read_chain(state)
+        timed = [] if merged is None else [self._read_merged(merged)]
+        batches = [part.batch for part in timed] + [self._read(entry).batch for entry in reversed(chain)]
+        return (chain[0] if chain else merged), batches
+
+    def read_later(self, state: PatchState, started: float) -> tuple[list[JournalEntry], UpdateBatch | None]:
+        """Return the entries in force that were made after this time, oldest first, and their rows as one batch."""
+        chain, merged = self._read_chain(state)
+        later = [entry for entry in reversed(chain) if entry.made > started]
+        parts = [self._read(entry) for entry in later]
+        if merged is not None:
+            older = self._read_merged(merged)
+            if older.newest > started:
+                parts.insert(0, TimedBatch.of_update(older.since(started), older.newest))
+            listed = self._read_merged_entries(cache_name(MERGED, merged.version, merged.number), merged.version)
+            later = [entry for entry in _follow(listed, merged.number) if entry.made > started] + later
+        return later, merge_timed(parts).batch if parts else None
+
+    def merge(self, state: PatchState) -> None:
+        """Merge the entries of folded patches into one, and remove them; a failure is left to the next update.
+
+        Call it under the publishers' lock. Rows that other rows replaced are gone then, and with them most of the room.
+        """
+        folded = state.folded
+        if folded is None:
             return
-        facts = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
         with contextlib.suppress(NearcastError, OSError):
-            self.artifacts.commit(
-                cache_name(ROWS, entry.version, entry.number), partial(_write_files, rows(), {}, facts)
-            )
-            for name in [name for name in self.artifacts.list_names() if name.startswith(f"{ROWS}-")][:-ROWS_KEPT]:
-                self.artifacts.remove(name)
+            numbers = [int(name) for name in self.artifacts.list_names() if name.isdigit()]
+            if sum(number <= folded.number for number in numbers) < MERGED_AT_ONCE:
+                return
+            chain, base = self._read_chain(state)
+            merged = [entry for entry in reversed(chain) if entry.number <= folded.number]
+            if len(merged) < MERGED_AT_ONCE:
+                return
+            last = merged[-1]
+            name = cache_name(MERGED, last.version, last.number)
+            every = [entry for entry in self.list_entries(last.version) if entry.number <= last.number]
+            parts = ([] if base is None else [self._read_merged(base)]) + [self._read(entry) for entry in merged]
+            short = self.read_short(last)
+            self.artifacts.commit(name, partial(_write_merged, merge_timed(parts), short, every))
+            old = [_name(entry.number) for entry in every]
+            for other in self.artifacts.list_names():
+                if other in old or (other.startswith(f"{MERGED}-{last.version:06d}-") and other < name):
+                    self.artifacts.remove(other)
 
-    def _read_kept(self, entry: JournalEntry) -> UpdateBatch | None:
-        """Return the rows kept at an entry; None if there are none, or they are damaged or of another one."""
-        name = cache_name(ROWS, entry.version, entry.number)
-        with contextlib.suppress(NearcastError, OSError):
-            facts = self.artifacts.facts(name)
-            if facts is not None and all(
-                facts.get(name) == getattr(entry, name) for name in entry.__dataclass_fields__
-            ):
-                folder = self.artifacts.open(name)
-                verify(folder, contents=True)
-                return _read_batch(folder, entry.digest)
-        return None
-
-    def read_batch(self, entry: JournalEntry) -> UpdateBatch:
+    def _read(self, entry: JournalEntry) -> TimedBatch:
         """Return the rows of an entry, with score terms as they were."""
-        return _read_batch(self._open(entry), entry.digest)
+        return read_rows(self._open(entry, _name(entry.number)), entry.digest, entry.made)
+
+    def _read_merged(self, entry: JournalEntry) -> TimedBatch:
+        """Return the rows of merged entries, up to this one."""
+        return read_rows(self._open(entry, cache_name(MERGED, entry.version, entry.number)), entry.digest, entry.made)
 
     def read_short(self, entry: JournalEntry) -> dict[str | int, ListBound]:
         """Return the lists that may lack items after this entry, with their bounds."""
-        return read_bounds(self._open(entry))
+        name = _name(entry.number)
+        if self.artifacts.facts(name) is None:
+            name = cache_name(MERGED, entry.version, entry.number)
+        return read_bounds(self._open(entry, name))
 
-    def _open(self, entry: JournalEntry) -> Path:
+    def _open(self, entry: JournalEntry, name: str) -> Path:
         """Return the folder of an entry. Raises DamagedError if a file of it was changed or lost."""
         try:
-            folder = self.artifacts.open(_name(entry.number))
+            folder = self.artifacts.open(name)
             verify(folder, contents=True)
         except DamagedError as error:
             raise DamagedError(
@@ -174,25 +228,12 @@ def cache_name(kind: str, version: int, number: int) -> str:
     return f"{kind}-{version:06d}-{number:06d}"
 
 
-def read_bounds(folder: Path) -> dict[str | int, ListBound]:
-    """Read lists that may lack items, with their bounds."""
-    rows = pq.read_table(folder / "short.parquet").to_pylist()
-    return {row["query"]: (row["score"], row["item"]) for row in rows}
-
-
-def write_bounds(folder: Path, short: Mapping[str | int, ListBound]) -> None:
-    """Write what `read_bounds` reads."""
-    queries, scores, items = list(short), [bound[0] for bound in short.values()], [bound[1] for bound in short.values()]
-    columns = {"query": pa.array(queries), "score": pa.array(scores, pa.float64()), "item": pa.array(items)}
-    pq.write_table(pa.table(columns), folder / "short.parquet")
-
-
 def _name(number: int) -> str:
     return f"{number:06d}"
 
 
 def _is_cache(name: str) -> bool:
-    return name.startswith((f"{ROWS}-", "state-")) and _last_part(name) >= 0
+    return name.startswith((f"{MERGED}-", "state-")) and _last_part(name) >= 0
 
 
 def _last_part(name: str) -> int:
@@ -201,49 +242,27 @@ def _last_part(name: str) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _read_batch(folder: Path, digest: str) -> UpdateBatch:
-    items, queries = (_read_rows(folder / f"{name}.parquet") for name in ("items", "queries"))
-    gone = pq.read_table(folder / "gone.parquet").column(ID).combine_chunks()
-    return UpdateBatch(items, gone, queries, digest)
+def _follow(entries: Sequence[JournalEntry], number: int) -> list[JournalEntry]:
+    """Return the entry of this number and those before it by `parent`, oldest first."""
+    known, chain = {entry.number: entry for entry in entries}, list[JournalEntry]()
+    while number in known:
+        chain.append(known[number])
+        number = known[number].parent
+    return chain[::-1]
 
 
-def _write_files(
-    batch: UpdateBatch, short: Mapping[str | int, ListBound], facts: dict[str, Any], folder: Path
+def _write_entry(
+    batch: UpdateBatch, short: Mapping[str | int, ListBound], entry: JournalEntry, folder: Path
 ) -> dict[str, Any]:
-    _write_rows(folder / "items.parquet", batch.items)
-    _write_rows(folder / "queries.parquet", batch.queries)
-    pq.write_table(pa.table({ID: batch.gone}), folder / "gone.parquet")
+    write_rows(folder, batch)
     write_bounds(folder, short)
-    return facts
+    return asdict(entry)
 
 
-def _write_rows(path: Path, batch: BatchRows) -> None:
-    rows = batch.rows
-    columns = {ID: rows.ids, VECTOR: _to_lists(batch.originals)}
-    if rows.vectors is not batch.originals and not np.array_equal(rows.vectors, batch.originals):
-        columns[SCORED] = _to_lists(rows.vectors)
-    attributes = {f"column {name}": rows.attributes.column(name) for name in rows.attributes.column_names}
-    pq.write_table(pa.table(columns | attributes), path, compression="zstd")
-
-
-def _read_rows(path: Path) -> BatchRows:
-    table = pq.read_table(path).combine_chunks()
-    originals = _to_array(table, VECTOR)
-    scored = _to_array(table, SCORED) if SCORED in table.column_names else originals
-    names = [name for name in table.column_names if name.startswith("column ")]
-    attributes = table.select(names).rename_columns([name.removeprefix("column ") for name in names])
-    ids = table.column(ID).combine_chunks() if len(table) else pa.array([], table.schema.field(ID).type)
-    return BatchRows(LiveRows(ids, scored, attributes), originals)
-
-
-def _to_lists(vectors: AnyArray) -> pa.Array:
-    flat = np.ascontiguousarray(vectors).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), max(1, vectors.shape[1]))
-
-
-def _to_array(table: pa.Table, name: str) -> AnyArray:
-    kind = table.schema.field(name).type
-    column = table.column(name).combine_chunks()
-    values = column.flatten() if len(table) else pa.array([], kind.value_type)
-    array: AnyArray = values.to_numpy(zero_copy_only=False).reshape(len(table), kind.list_size)
-    return array
+def _write_merged(
+    timed: TimedBatch, short: Mapping[str | int, ListBound], entries: Sequence[JournalEntry], folder: Path
+) -> dict[str, Any]:
+    write_rows(folder, timed.batch, timed)
+    write_bounds(folder, short)
+    (folder / ENTRIES).write_text(json.dumps([asdict(entry) for entry in entries], ensure_ascii=False))
+    return asdict(entries[-1])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.ids import argsort_ids, find_positions, find_sorted
+from nearcast.sources.ids import argsort_ids, find_positions, find_sorted, lower_bound
 from nearcast.sources.ingest import IngestedTable, read_attributes
 from nearcast.types import AnyArray, IntArray, Vectors
 
@@ -135,6 +135,13 @@ class LiveTable:
     def find(self, ids: pa.Array) -> IntArray:
         """Return (len(ids),) the position of each id, -1 for a missing one."""
         return find_sorted(ids.cast(self.ids.type), self.ids)
+
+    def count_to(self, ids: pa.Array) -> IntArray:
+        """Return (len(ids),) the number of rows whose id is not larger than each of these, which may be missing."""
+        counts = find_positions(ids.cast(self.ids.type), self.ids) + 1
+        for row in np.flatnonzero(counts == 0).tolist():
+            counts[row] = lower_bound(self.ids, ids[row].as_py(), 0, self.n)
+        return counts
 
     def attributes(self, names: Sequence[str], positions: IntArray | None = None) -> pa.Table:
         """Return columns "id" and `names` of these positions. Default: of all."""

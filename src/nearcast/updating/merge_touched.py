@@ -1,7 +1,7 @@
 """Merge new items into lists that lose some, are short, or are under caps; the others are in `enter_lists`.
 
-    read the lists from the store -> drop removed and changed items -> merge -> join in full those that lost more than
-    is known, as far as there is a budget
+    read the lists from the store -> drop removed and changed items -> merge -> fill those that lost more than is known
+    from the reserves of an incremental run -> join the others in full, as far as there is a budget
 
 A list that would be joined in full, and for which there is no budget, stays shorter; its bound is remembered.
 """
@@ -14,17 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nearcast.errors import DamagedError
 from nearcast.knn.exact_join import exact_join
 from nearcast.knn.item_shards import ShardLists
 from nearcast.knn.topk import gather_pairs
 from nearcast.knn.update_lists import KnownLists, move_lists, update_lists
-from nearcast.sources.ids import find_positions, lower_bound
+from nearcast.sources.ids import find_positions
 from nearcast.stores.base import Reader, Space
 from nearcast.stores.value_format import CandidateLists, decode_lists, encode_keys, id_type
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors, Progress, as_score
 from nearcast.updating.find_entrants import FoundEntrants
-from nearcast.updating.live_table import LiveTable
+from nearcast.updating.refill_lists import refill_lists
 from nearcast.updating.served_state import ListBound
+from nearcast.updating.snapshot_reserves import SnapshotReserves
 from nearcast.updating.updated_tables import UpdatedTables
 
 __all__ = ["MergedLists", "join_in_full", "merge_touched"]
@@ -63,12 +65,33 @@ def merge_touched(
     """Return the lists of these queries, ascending, after the batch."""
     touched = _read_touched(tables, rows, reader)
     best, proven = _merge_pairs(tables, touched, found)
-    chosen = np.flatnonzero(~proven)[: max(0, REJOINED_PAIRS // max(1, tables.items.n))]
+    most, reserves = REJOINED_PAIRS // max(1, tables.items.n), tables.state.reserves
+    if reserves is not None:
+        left = np.flatnonzero(~proven)[0 if reserves.is_exact else most :]  # exact lists are better, and cost more
+        _refill(tables, reserves, (rows, left), best, proven)
+    chosen = np.flatnonzero(~proven)[:most]
     joined = join_in_full(tables, rows[chosen], progress)
     best.positions[chosen], best.scores[chosen] = joined.positions, joined.scores
     proven[chosen] = True
     short = _remember_bounds(tables, touched, proven)
     return MergedLists(rows, touched.values, best, proven, short, len(chosen))
+
+
+def _refill(
+    tables: UpdatedTables,
+    reserves: SnapshotReserves,
+    some: tuple[IntArray, IntArray],
+    best: Neighbors,
+    proven: BoolArray,
+) -> None:
+    """Replace lists by those that reserves prove complete. some: rows of all lists, and the numbers to replace."""
+    rows, left = some
+    try:
+        numbers, lists = refill_lists(tables, reserves, rows[left])
+    except DamagedError:  # they are joined in full, as far as there is a budget
+        return
+    done = left[numbers]
+    best.positions[done], best.scores[done], proven[done] = lists.positions, lists.scores, True
 
 
 def join_in_full(tables: UpdatedTables, rows: IntArray, progress: Progress) -> Neighbors:
@@ -109,23 +132,15 @@ def _find_bounds(tables: UpdatedTables, ids: pa.Array, lists: CandidateLists) ->
     bounds, edges = np.full(n, -np.inf, np.float32), np.zeros(n, np.int64)
     at = np.flatnonzero(full)
     bounds[at] = lists.scores[lists.offsets[at + 1] - 1]
-    edges[at] = _find_edges(items, lists.ids.take(pa.array(lists.offsets[at + 1] - 1)))
+    edges[at] = items.count_to(lists.ids.take(pa.array(lists.offsets[at + 1] - 1)))
     is_short = np.zeros(n, np.bool_)
     if state.short:
         for row, query in enumerate(ids.to_pylist()):
             bound = state.short.get(query)
             if bound is not None:
                 is_short[row], bounds[row] = True, bound[0]
-                edges[row] = _find_edges(items, pa.array([bound[1]], items.ids.type))[0] if np.isfinite(bound[0]) else 0
+                edges[row] = items.count_to(pa.array([bound[1]], items.ids.type))[0] if np.isfinite(bound[0]) else 0
     return bounds, edges, is_short
-
-
-def _find_edges(items: LiveTable, ids: pa.Array) -> IntArray:
-    """Return (len(ids),) the number of items whose id is not larger than each of these."""
-    edges = find_positions(ids.cast(items.ids.type), items.ids) + 1
-    for row in np.flatnonzero(edges == 0).tolist():
-        edges[row] = lower_bound(items.ids, ids[row].as_py(), 0, items.n)
-    return edges
 
 
 def _merge_pairs(tables: UpdatedTables, touched: _Touched, found: FoundEntrants) -> tuple[Neighbors, BoolArray]:

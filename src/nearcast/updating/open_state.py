@@ -6,17 +6,13 @@ The tables are kept by hard links below <out>/<generator>/updates, since the nex
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from nearcast.errors import DamagedError, NotFoundError
+from nearcast.errors import DamagedError, NearcastError, NotFoundError
 from nearcast.files import is_done, link_file
 from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
-from nearcast.sources.ids import argsort_ids
 from nearcast.storage.artifacts import open_artifacts
 from nearcast.storage.locations import Location, host_folder
 from nearcast.storage.open_storage import join_location
@@ -24,14 +20,14 @@ from nearcast.stores.base import PatchState, Reader
 from nearcast.stores.value_format import INT64, STRING
 from nearcast.stores.version_facts import VersionFacts
 from nearcast.table.snapshot import Snapshot, open_home
-from nearcast.types import IntArray
 from nearcast.updating.journal import UpdateJournal
 from nearcast.updating.live_table import LiveTable
-from nearcast.updating.read_batch import UpdateBatch
-from nearcast.updating.served_state import ServedState, check_updatable, read_lists
+from nearcast.updating.merge_batches import merge_batches
+from nearcast.updating.served_state import ServedLists, ServedState, check_updatable, read_lists, read_table_lists
+from nearcast.updating.snapshot_reserves import open_reserves
 from nearcast.updating.state_cache import read_cached
 
-__all__ = ["ServedVersion", "merge_batches", "open_state", "prune_tables"]
+__all__ = ["ServedVersion", "open_state", "prune_tables"]
 
 KEPT = "tables-"
 
@@ -61,12 +57,15 @@ def open_state(
     items = LiveTable.open(inputs.items, spec.items.columns)
     own_queries = inputs.queries is not inputs.items
     queries = LiveTable.open(inputs.queries, spec.query_source.columns) if own_queries else items
-    newest, batches = journal.read_rows(patches)
+    newest, batches = journal.read_in_force(patches)
     if batches:
         batch = merge_batches(batches)
         items = items.update(batch.items.rows, batch.gone)
         queries = queries.update(batch.queries.rows, batch.gone.slice(0, 0)) if own_queries else items
-    lists = None if newest is None else read_cached(journal.artifacts, newest, queries.n)
+    if newest is None:
+        lists = _read_published(snapshot, queries, spec.k)
+    else:
+        lists = read_cached(journal.artifacts, newest, queries.n)
     if lists is None:
         short = {} if newest is None else journal.read_short(newest)
         lists = read_lists(version.reader, queries.ids, spec.k, short, items.ids.type)
@@ -81,35 +80,18 @@ def open_state(
         lists.lengths,
         lists.short,
         kind if kind is not None else STRING if version.facts.item_ids == "string" else INT64,
+        open_reserves(snapshot, _name_kept(out, snapshot)),
         0 if newest is None else newest.number,
         patches.serial,
     )
 
 
-def merge_batches(batches: Sequence[UpdateBatch]) -> UpdateBatch:
-    """Return the batch that has the effect of several, one after the other: the last row of an id counts."""
-    last = batches[-1]
-    if len(batches) == 1:
-        return last
-    ids = pa.concat_arrays([part for batch in batches for part in (batch.gone, batch.items.rows.ids)])
-    is_row = np.concatenate(
-        [np.repeat([False, True], [len(batch.gone), len(batch.items.rows.ids)]) for batch in batches]
-    )
-    newest = _find_last(ids)
-    numbers = np.cumsum(is_row) - 1  # of the row among all rows of items
-    gone = ids.take(pa.array(newest[~is_row[newest]]))
-    items = type(last.items).concat([batch.items for batch in batches]).take(numbers[newest[is_row[newest]]])
-    queries = type(last.queries).concat([batch.queries for batch in batches])
-    queries = queries.take(_find_last(queries.rows.ids))
-    return UpdateBatch(items, gone, queries, last.digest)
-
-
-def _find_last(ids: pa.Array) -> IntArray:
-    """Return the last row of each distinct id, in the order of ids."""
-    codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    last = np.empty(int(codes.max(initial=-1)) + 1, np.int64)
-    last[codes] = np.arange(len(codes))
-    return last[argsort_ids(ids.take(pa.array(last)))]
+def _read_published(snapshot: Snapshot, queries: LiveTable, k: int) -> ServedLists | None:
+    """Read what an update needs to know of all lists from the table of the snapshot; None if it cannot."""
+    try:
+        return read_table_lists(snapshot, queries.ids, k)
+    except (NearcastError, OSError):
+        return None
 
 
 def prune_tables(out: Location, generator: str, versions: Collection[int]) -> None:
@@ -138,8 +120,7 @@ def _find_snapshot(out: Location, generator: str, version: ServedVersion) -> Sna
 
 def _open_tables(out: Location, snapshot: Snapshot) -> SnapshotInputs:
     """Open the tables that a snapshot was made of, and keep them."""
-    home = host_folder(out) / snapshot.generator
-    kept, made = home / "updates" / f"{KEPT}{snapshot.name}", home / "artifacts"
+    kept, made = _name_kept(out, snapshot), host_folder(out) / snapshot.generator / "artifacts"
     names = [name for name in snapshot.manifest.artifacts if not name.startswith("index-")]
     for name in names:
         if (made / name).is_dir() and not is_done(kept / name):
@@ -153,6 +134,11 @@ def _open_tables(out: Location, snapshot: Snapshot) -> SnapshotInputs:
             f"the tables that {snapshot.generator} {snapshot.name} was made of are not on this machine ({error}): if "
             "another machine ran it, update there; if a newer run has removed them, publish that one, and update it"
         ) from error
+
+
+def _name_kept(out: Location, snapshot: Snapshot) -> Path:
+    """Return the folder that keeps the tables of a snapshot."""
+    return host_folder(out) / snapshot.generator / "updates" / f"{KEPT}{snapshot.name}"
 
 
 def _link_folder(source: Path, target: Path) -> None:

@@ -60,7 +60,13 @@ class BatchRows:
 
     def take(self, rows: IntArray) -> BatchRows:
         """Return some of the rows."""
-        return BatchRows(self.rows.take(rows), self.originals[rows])
+        taken = self.rows.take(rows)
+        return BatchRows(taken, taken.vectors if self._has_no_terms else self.originals[rows])
+
+    @property
+    def _has_no_terms(self) -> bool:
+        """Return whether the vectors are the originals, in one array."""
+        return self.rows.vectors is self.originals
 
     @classmethod
     def concat(cls, parts: Sequence[BatchRows]) -> BatchRows:
@@ -70,6 +76,8 @@ class BatchRows:
             np.concatenate([part.rows.vectors for part in parts]),
             pa.concat_tables([part.rows.attributes for part in parts]),
         )
+        if all(part._has_no_terms for part in parts):
+            return cls(rows, rows.vectors)
         return cls(rows, np.concatenate([part.originals for part in parts]))
 
 

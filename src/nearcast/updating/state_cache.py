@@ -19,7 +19,8 @@ import numpy as np
 from nearcast.errors import NearcastError
 from nearcast.files import verify
 from nearcast.storage.artifacts import Artifacts
-from nearcast.updating.journal import JournalEntry, cache_name, read_bounds, write_bounds
+from nearcast.updating.journal import JournalEntry, cache_name
+from nearcast.updating.journal_files import read_bounds, write_bounds
 from nearcast.updating.served_state import ServedLists, ServedState
 
 __all__ = ["read_cached", "write_cached"]

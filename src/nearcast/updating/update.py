@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from nearcast import machine
 from nearcast.errors import AuditError, BusyError
@@ -25,7 +24,6 @@ from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
 from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.settings.publish_tables import AuditSpec
-from nearcast.sources.ids import find_positions
 from nearcast.storage.locations import Location
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import PatchFacts, PatchState, Pointer, PublishLock, Space, Store, find_patches, store_time
@@ -36,7 +34,8 @@ from nearcast.updating.audit_update import audit_update
 from nearcast.updating.change_lists import ChangedLists, change_lists
 from nearcast.updating.journal import JournalEntry, open_journal
 from nearcast.updating.live_table import LiveRows, LiveTable
-from nearcast.updating.open_state import ServedVersion, merge_batches, open_state
+from nearcast.updating.merge_batches import merge_batches
+from nearcast.updating.open_state import ServedVersion, open_state
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.served_state import ServedState
 from nearcast.updating.state_cache import write_cached
@@ -289,18 +288,11 @@ def write_patch(
         entry.note,
     )
     log.write(facts, pairs, lock)
-    after = replace(changes.after, number=entry.number, serial=log.state(entry.version).serial)
+    patches = log.state(entry.version)
+    after = replace(changes.after, number=entry.number, serial=patches.serial)
     write_cached(journal.artifacts, entry, after)
-    journal.keep_rows(entry, lambda: collect_rows(after, entry.digest))
+    journal.merge(patches)
     return after
-
-
-def collect_rows(state: ServedState, digest: str) -> UpdateBatch:
-    """Return the rows of all updates of a state, as one batch."""
-    items, queries = (BatchRows(table.added, table.added.vectors) for table in (state.items, state.queries))
-    removed = state.items.base_ids.filter(pa.array(state.items.removed))
-    gone = removed.filter(pa.array(find_positions(removed, state.items.added.ids) < 0))
-    return UpdateBatch(items, gone, queries, digest)
 
 
 def encode_pairs(

@@ -30,15 +30,15 @@ class UpdatedTables:
     queries: LiveTable
     resources: Resources
 
-    def request(self, rows: IntArray) -> tuple[JoinRequest, Inputs]:
-        """Return the request of a full join of these queries with all items, and both tables."""
+    def request(self, rows: IntArray, items: IntArray | None = None) -> tuple[JoinRequest, Inputs]:
+        """Return the request of an exact join of these queries with all items, or with some, and both tables."""
         spec = self.state.spec
-        inputs = Inputs(self.items.as_ingested(), self.queries.as_ingested(rows), self.state.metric)
+        inputs = Inputs(self.items.as_ingested(items), self.queries.as_ingested(rows), self.state.metric)
         request = JoinRequest(self.state.metric, spec.k, exclude_self=spec.exclude_self)
         query_columns, item_columns = list_constraint_columns(spec)
         if spec.rules or spec.caps or spec.min_score is not None:
             found = compile_columns(
-                spec, self.queries.attributes(query_columns, rows), self.items.attributes(item_columns)
+                spec, self.queries.attributes(query_columns, rows), self.items.attributes(item_columns, items)
             )
             request = replace(request, constraints=found)
         exclude = find_own_items(inputs, np.arange(len(rows))) if spec.exclude_self else None
