@@ -49,7 +49,8 @@ CALIBRATION_QUERIES = 12_000  # queries of an exact join that takes as long as s
 # Time of a stage as a share of what the model of pruned work says (packages). `benchmarks/estimates.py` measures it.
 TIMED_SHARES = {"build": 0.46, "calibrate": 0.18, "join": 0.52}
 PRUNED_SHARE = 0.21  # of an exact join's time, at recall 0.95 in SHARE_CELLS cells (packages, 50,000 to 400,000 items)
-SHARE_CELLS = 4_111
+SHARE_CELLS = 4_111  # of 400,000 items
+SHARE_POWERS = (1.2, 0.84)  # by which the share falls with the cells: up to SHARE_CELLS, and from there to 20,555
 RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as many are scanned for the same recall
 BOUNDED_SHARE = 0.5  # of an exact join's time if the thresholds are known (packages, 20,000 items in 400 cells)
 BOUNDED_ITEMS = 10_000  # so few are scanned before cells are built
@@ -392,16 +393,21 @@ def _choose_bounded_cells(n_items: int, n_queries: int, recall: float) -> int:
 
 
 def _build_queries(cells: int) -> float:
-    """Return the number of queries that an exact join answers in the time that building the cells takes."""
-    return BUILD_SLOWDOWN * (cells / 8 + math.sqrt(cells))  # centres compared with an item, through groups of them
+    """Return the number of queries that an exact join answers in the time that building the cells takes.
+
+    Centres are compared with an item through groups of them. More cells are trained on a smaller share of the items.
+    """
+    few = min(cells, SHARE_CELLS)
+    return BUILD_SLOWDOWN * (few / 8 + math.sqrt(few)) * math.sqrt(max(1.0, cells / SHARE_CELLS))
 
 
 def _pruned_share(cells: int, recall: float) -> float:
     """Return the time of a pruned join as a share of an exact one.
 
-    Measured on packages: 0.74 at 50,000 items, 0.43 at a recall of 0.99.
+    Measured on packages: 0.74 at 50,000 items, 0.43 at a recall of 0.99; and on mixtures of them up to 10 million.
     """
     if recall == 1:
         return 1.0
-    share: float = PRUNED_SHARE * (SHARE_CELLS / cells) ** 1.2 * (0.05 / (1 - recall)) ** 0.4
+    power = SHARE_POWERS[cells > SHARE_CELLS]
+    share: float = PRUNED_SHARE * (SHARE_CELLS / cells) ** power * (0.05 / (1 - recall)) ** 0.4
     return min(1.0, share)

@@ -16,6 +16,7 @@ from nearcast.join.cost_rates import CostRates
 from nearcast.join.passes import FIXED_BYTES, count_passes
 from nearcast.join.run_plan import count_split_rows
 from nearcast.kernels.quantize import pad_width
+from nearcast.measure.appearances import DENSE_ITEMS
 from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.write_table import GROUPS_PER_FILE
 from nearcast.types import Metric
@@ -308,7 +309,8 @@ def _table(sizes: JobSizes, rates: CostRates) -> StageCost:
     tasks = -(-sizes.n_queries // (GROUPS_PER_FILE * rows_per_group(sizes.k)))
     ids = min(sizes.workers, tasks) * sizes.n_items * sizes.row_bytes
     read, written = slots * SLOT_BYTES + ids, slots * TABLE_SLOT_BYTES
-    return _stage("table", rates, tasks, slots * rates.table_slot, FIXED_BYTES + TABLE_BYTES, read, written)
+    memory = FIXED_BYTES + TABLE_BYTES + 4 * min(sizes.n_items, DENSE_ITEMS)
+    return _stage("table", rates, tasks, slots * rates.table_slot, memory, read, written)
 
 
 def _measure(sizes: JobSizes, shard: ShardCost, rates: CostRates) -> StageCost:

@@ -18,6 +18,7 @@ from nearcast.join.inputs import read_trial_vectors
 from nearcast.join.plan_join import sample_sizes
 from nearcast.join.shard_plan import choose_shards
 from nearcast.knn.reserve_lists import plan_reserve
+from nearcast.measure.appearances import DENSE_ITEMS
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import list_snapshots
 from nearcast.types import Vectors
@@ -31,7 +32,7 @@ __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
 MEASURE_BYTES = 152 << 20  # of measuring: blocks of the exact join, a row group, samples
-SECONDS_PER_SLOT, SECONDS_PER_LIST = 60e-9, 2e-6  # to write the table; measured on packages, two cores
+SECONDS_PER_SLOT, SECONDS_PER_LIST = 180e-9, 2e-6  # to write the table; measured on packages, two cores
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
@@ -155,7 +156,11 @@ def _sum_costs(
         "measure": MEASURE_PER_JOIN * sampled_queries * shape.n_items * pair_seconds,
     }
     peak = max(
-        engine.memory_bytes, engine.working_bytes, checked.memory_bytes, _table_memory(slots), _measure_memory(slots)
+        engine.memory_bytes,
+        engine.working_bytes,
+        checked.memory_bytes,
+        _table_memory(slots, shape.n_items),
+        _measure_memory(slots),
     )
     disk = (
         checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK
@@ -166,9 +171,9 @@ def _sum_costs(
     return RunEstimate(seconds, run.meter.base_bytes + LIBRARY_BYTES + peak, disk, run.meter.budget_bytes)
 
 
-def _table_memory(slots: int) -> int:
-    """Estimate the peak memory of writing the table: of a row group, or of the whole table if it is smaller."""
-    return min(TABLE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT)
+def _table_memory(slots: int, n_items: int) -> int:
+    """Estimate the peak memory of writing the table: of a row group or a smaller table, and the counts of the items."""
+    return min(TABLE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT) + 4 * min(n_items, DENSE_ITEMS)
 
 
 def _measure_memory(slots: int) -> int:

@@ -25,23 +25,30 @@ from nearcast.types import IntArray
 __all__ = ["RANGE_ITEMS", "AppearanceCounter", "add_up_appearances"]
 
 RANGE_ITEMS = 1 << 20  # counted at once: 8 MB
-DENSE_ITEMS = 1 << 22  # up to so many items, an array of counts is faster than sorting
+DENSE_ITEMS = 1 << 24  # up to so many items, their counts are in memory: 64 MB
 
 
 class AppearanceCounter:
-    """Counts the items of one part of a table. Memory: one call of `add`, or a range of items, whichever is larger."""
+    """Counts the items of one part of a table.
+
+    Memory: 4 bytes an item up to DENSE_ITEMS. Of more items, one call of `add` or a range, whichever is larger: each
+    call writes a run, the sorted items with their counts, and `save` adds up the runs.
+    """
 
     def __init__(self, folder: Path, n_items: int, range_items: int = RANGE_ITEMS) -> None:
         self._folder = folder / "appearances"
         self._bounds = np.append(np.arange(0, n_items, range_items), n_items)
-        self._n_items = n_items
+        self._totals = np.zeros(n_items, np.uint32) if n_items <= DENSE_ITEMS else None
         self._runs: list[IntArray] = []  # starts of the ranges in each run
 
     def add(self, positions: IntArray) -> None:
         """Count item positions (m,), in any order."""
+        if self._totals is not None:
+            np.add.at(self._totals, positions, np.uint32(1))
+            return
         if not self._runs:
             fresh_folder(self._folder)
-        values = _count(positions, self._n_items)
+        values = np.unique(positions, return_counts=True)
         for path, array in zip(self._run_files(len(self._runs)), values, strict=True):
             np.save(path, array)
         self._runs.append(np.searchsorted(values[0], self._bounds))
@@ -70,6 +77,8 @@ class AppearanceCounter:
     def _add_up_runs(self, number: int) -> IntArray:
         """Return (items of the range,) the counts of one range of items."""
         first, last = self._bounds[number], self._bounds[number + 1]
+        if self._totals is not None:
+            return self._totals[first:last]
         totals = np.zeros(last - first, np.int64)
         for run, starts in enumerate(self._runs):
             part = slice(starts[number], starts[number + 1])
@@ -121,12 +130,3 @@ def add_up_appearances(parts: Sequence[Path], n_items: int, range_items: int = R
         totals.update(dict(zip(histogram.counts.tolist(), histogram.items.tolist(), strict=True)))
     pairs = np.array(sorted(totals.items()), np.int64).reshape(-1, 2)
     return CountHistogram(pairs[:, 0], pairs[:, 1])
-
-
-def _count(positions: IntArray, n_items: int) -> tuple[IntArray, IntArray]:
-    """Return the distinct positions, ascending, and how often each occurs."""
-    if n_items > DENSE_ITEMS:
-        return np.unique(positions, return_counts=True)
-    counts = np.bincount(positions, minlength=n_items)
-    items = np.flatnonzero(counts)
-    return items, counts[items]

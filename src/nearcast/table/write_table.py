@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,16 +28,27 @@ def file_name(number: int) -> str:
 
 
 def write_file(path: Path, schema: pa.Schema, k: int, groups: Iterable[pa.Table]) -> None:
-    """Write row groups in order of query id. Every group but the table's last must have `rows_per_group(k)` rows."""
-    group_rows = rows_per_group(k)
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["query_id", "candidate_ids.list.element", "reason"],
-        use_byte_stream_split=[f"{name}.list.element" for name in ("scores", "rank_scores") if name in schema.names],
-    ) as writer:
+    """Write row groups in order of query id. Every group but the table's last must have `rows_per_group(k)` rows.
+
+    A thread encodes and writes a group while the caller makes the next one.
+    """
+    group_rows, last = rows_per_group(k), Future[None]()
+    last.set_result(None)
+    with (
+        pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["query_id", "candidate_ids.list.element", "reason"],
+            use_byte_stream_split=[
+                f"{name}.list.element" for name in ("scores", "rank_scores") if name in schema.names
+            ],
+        ) as writer,
+        ThreadPoolExecutor(1, "nearcast-table") as thread,
+    ):
         for group in groups:
             assert len(group) <= group_rows
-            writer.write_table(group, row_group_size=group_rows)
+            last.result()
+            last = thread.submit(writer.write_table, group, row_group_size=group_rows)
+        last.result()
