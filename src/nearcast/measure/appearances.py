@@ -74,7 +74,7 @@ class AppearanceCounter:
     def _run_files(self, number: int) -> tuple[Path, Path]:
         return self._folder / f"run-{number:05d}-items.npy", self._folder / f"run-{number:05d}-counts.npy"
 
-    def _add_up_runs(self, number: int) -> IntArray:
+    def _add_up_runs(self, number: int) -> npt.NDArray[np.integer[Any]]:
         """Return (items of the range,) the counts of one range of items."""
         first, last = self._bounds[number], self._bounds[number + 1]
         if self._totals is not None:
