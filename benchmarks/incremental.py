@@ -3,8 +3,9 @@
     python benchmarks/incremental.py --data ../shared/data/packages
 
 Half of the changed items have another vector, the other half are gone and as many new ones have come; so do 1% of the
-queries. Every run is a process of its own. Both kinds of run start from a snapshot of the evening before, with its
-artifacts. Prints a table and writes results/incremental.json.
+queries. Every run is a process of its own, with bytecode as an installed package has it. Both kinds of run start from
+a snapshot of the evening before, with its artifacts. Files are written as docs/inputs.md advises; with --dictionary as
+pyarrow writes them by default. Prints a table and writes results/incremental.json.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,9 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, required=True, help="folder with items.parquet and queries.parquet")
     arguments.add_argument("--recall", type=float, action="append")
     arguments.add_argument("--share", type=float, action="append")
-    arguments.add_argument("--set", action="append", default=[], help="more lines of the spec, for trials")
+    arguments.add_argument("--dictionary", action="store_true", help="vectors in dictionary pages, in one row group")
     given = arguments.parse_args()
+    write_table = partial(write_file, fast=not given.dictionary)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,8 +92,10 @@ def pass_night(table: pa.Table, share: float, seed: int) -> pa.Table:
     return table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, table.column("id").type))
 
 
-def write_table(folder: Path, name: str, table: pa.Table) -> None:
-    pq.write_table(table.select(["id", "vector"]), folder / f"{name}.parquet")
+def write_file(folder: Path, name: str, table: pa.Table, *, fast: bool) -> None:
+    """Write ids and vectors. fast: as docs/inputs.md advises."""
+    options: dict[str, Any] = {"use_dictionary": False, "row_group_size": 100_000} if fast else {}
+    pq.write_table(table.select(["id", "vector"]), folder / f"{name}.parquet", **options)
 
 
 def compare(folder: Path, recall: float) -> dict[str, Any]:
@@ -120,7 +126,9 @@ def run(folder: Path, kind: str, recall: float, out: Path) -> dict[str, Any]:
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["nearcast", "run", str(spec), "--quiet", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode not in (0, 4):
         sys.exit(done.stderr)
@@ -143,6 +151,8 @@ def run(folder: Path, kind: str, recall: float, out: Path) -> dict[str, Any]:
 def show(row: dict[str, Any]) -> None:
     """Print a line, and whether it reaches its targets."""
     full, inc = row["full"], row["incremental"]
+    stages = {stage: (inc["cpu_seconds"].get(stage, 0.0), full["cpu_seconds"][stage]) for stage in full["cpu_seconds"]}
+    print(", ".join(f"{stage} {one:.2f} of {other:.2f} s" for stage, (one, other) in stages.items()))
     print(
         f"recall {row['recall']:g}, {row['share']:.0%} of the items: join {inc['join']:.2f} s of {full['join']:.2f} s, "
         f"{row['join_share']:.1%} (target {TARGETS.get(row['share'], 1):.0%}); whole command {inc['total']:.1f} s of "

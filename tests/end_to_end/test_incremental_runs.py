@@ -14,9 +14,11 @@ import pytest
 import nearcast
 from builders import clustered, write_parquet
 from nearcast.files import finish
-from nearcast.join import compare_stage, run_plan
+from nearcast.join import compare_stage, measure_snapshot, run_plan
 from nearcast.join.listener import Listener
+from nearcast.measure import sampled_recall
 from nearcast.table.snapshot import list_snapshots
+from nearcast.types import no_progress
 from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS
 
 N_ITEMS, N_QUERIES, DIM = 600, 400, 12
@@ -142,6 +144,74 @@ def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, sha
         assert made.manifest.measures == full.manifest.measures
         for name in ("slices", "worst_queries", "profile", "inputs"):
             assert made.manifest.facts[name] == full.manifest.facts[name]
+
+
+def watch_tables(monkeypatch) -> list[str]:
+    """Return a list that gets the names of the snapshots whose tables are compared with a new one."""
+    compared: list[str] = []
+
+    def watch(old, new, progress):
+        compared.append(old.name)
+        return measure_overlap(old, new, progress)
+
+    measure_overlap = sampled_recall.measure_overlap
+    monkeypatch.setattr(measure_snapshot, "measure_overlap", watch)
+    return compared
+
+
+OVERLAPS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "queries without a vector": {"checks": {"null_vector": "keep"}},
+    "a self-join": {"metric": "cosine", "exclude_self": True, "queries": None},
+    "a cap": {"caps": CAPS[:1]},
+    "short lists": {"min_score": -4.0},
+}
+
+
+@pytest.mark.parametrize("kind", OVERLAPS)
+@pytest.mark.parametrize("most_ranges", [1, 3, 32])
+def test_the_overlap_of_updated_lists_is_that_of_the_tables_which_are_not_read(
+    tmp_path, monkeypatch, kind, most_ranges
+):
+    shop, settings, compared = open_shop(tmp_path), OVERLAPS[kind], watch_tables(monkeypatch)
+    if "checks" in settings:
+        shop.queries["vector"][3] = shop.queries["vector"][100] = None
+        shop.write()
+    monkeypatch.setattr(sampled_recall, "MAX_RANGES", most_ranges)
+    monkeypatch.setattr(sampled_recall, "RANGE_SLOTS", 400)  # 40 queries
+    run(shop, "inc", **settings)
+    shop.pass_night(0.05)
+    if "checks" in settings:
+        shop.queries["vector"][3], shop.queries["vector"][200] = shop.queries["vector"][4], None
+        shop.write()
+    assert mode(run(shop, "inc", **settings))["incremental"]
+    last, made = list_snapshots(tmp_path / "inc", "shop")
+    found = sampled_recall.measure_overlap(last, made, no_progress)
+    assert 0 < found["overlap"] < 1
+    assert {name: made.manifest.measures[name] for name in found} == found
+    assert compared == []
+
+
+@pytest.mark.parametrize("kind", ["an exposure cap", "over-fetch", "a ranking model"])
+def test_the_tables_are_compared_where_the_lists_are_selected_after_the_join(tmp_path, monkeypatch, kind):
+    shop, compared = open_shop(tmp_path), watch_tables(monkeypatch)
+    for _ in range(2):
+        made = run(shop, "inc", **SPECS[kind])
+        shop.pass_night(0.02)
+    assert mode(made)["incremental"]
+    assert compared == ["000001"]
+
+
+def test_the_tables_are_compared_where_another_version_than_the_last_is_current(shop, monkeypatch):
+    spec = spec_of(shop.folder / "inc", incremental=True)
+    nearcast.publish("shop", store=f"lmdb:{shop.folder / 'store'}", out=shop.folder / "inc")
+    compared = watch_tables(monkeypatch)
+    for _ in range(2):
+        made = nearcast.run(spec, base=shop.folder).snapshot
+        shop.pass_night(0.02)
+    assert mode(made)["incremental"]
+    assert made.manifest.facts["compared_with"] == {"version": 1, "served": True}
+    assert compared == ["000001"]
 
 
 def refuse(shop: Shop, **changed: Any) -> str:

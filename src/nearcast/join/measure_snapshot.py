@@ -82,8 +82,12 @@ def measure_snapshot(
     lists: SelectedLists,
     snapshot: Snapshot,
     last: Snapshot | None,
+    overlap: dict[str, float] | None = None,
 ) -> SnapshotQuality:
-    """Measure recall on the report's sample, and the changes since `last`. Writes sketches into the snapshot."""
+    """Measure recall on the report's sample, and the changes since `last`. Writes sketches into the snapshot.
+
+    overlap: what `measure_overlap` finds, if it is known.
+    """
     rows = plan.samples.report
     with run.meter.stage("measure"):
         truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
@@ -94,7 +98,7 @@ def measure_snapshot(
         likely = guess_metric(plan.request, run.resources, inputs, rows, quality.lists, measures["recall"])
     if last is not None:
         with run.meter.stage("overlap"):
-            measures |= measure_overlap(last, snapshot, run.listener.progress)
+            measures |= overlap or measure_overlap(last, snapshot, run.listener.progress)
     _note_warnings(run, quality)
     facts = {
         "slices": [part.as_dict() for part in quality.slices],

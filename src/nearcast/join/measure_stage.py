@@ -23,6 +23,7 @@ from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.run_tasks import open_plan, open_prepared, read_report
 from nearcast.join.table_stage import list_table_calls, table_shape
 from nearcast.join.task_context import TaskContext
+from nearcast.join.updated_overlap import measure_updated_overlap
 from nearcast.measure.table_parts import measure_table
 from nearcast.measure.tally import PartSums
 from nearcast.storage.artifacts import Artifacts
@@ -63,7 +64,9 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
     table = Snapshot(folder, draft, TableResults(run.results, folder, run.workspace.out))
     version = args["earlier"]
     earlier = None if version is None else find_snapshot(run.workspace.out, run.spec.name, version)
-    quality = measure_snapshot(run, plan, inputs, lists, table, earlier)
+    with run.meter.stage("overlap"):
+        overlap = measure_updated_overlap(context, lists, earlier)
+    quality = measure_snapshot(run, plan, inputs, lists, table, earlier, overlap)
     with run.meter.stage("profile"):
         profile = profile_inputs(run.spec, inputs, report)
     return {

@@ -9,6 +9,7 @@ profiles.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,31 @@ def _table_facts(report: TableReport, source: SourceSpec, sampled: _TableProfile
 
 
 class _TableProfiler:
-    """Profiles of a table's attributes, and the sampled rows that rules are evaluated on."""
+    """Profiles of a table's attributes, and the sampled rows that rules are evaluated on.
+
+    Each is read when it is used first: a table without attributes and rules is not sampled.
+    """
 
     def __init__(self, table: IngestedTable, source: SourceSpec, rule_columns: Sequence[str]) -> None:
-        """Read the attributes once. rule_columns: columns of rules, read for the first RULE_ROWS of the sample."""
-        names = list(dict.fromkeys((*source.attributes, *rule_columns)))
+        """rule_columns: columns of rules, read for the first RULE_ROWS of the sample."""
         self.id_type = table.listed_ids.type
-        rows = _sample_rows(table.listed_ids)
-        self.attributes = {name: _profile_column(table, name, np.sort(rows)) for name in names}
-        self.rule_rows = _read_rows(table, np.sort(rows[:RULE_ROWS]), rule_columns)
+        self._table = table
+        self._names = list(dict.fromkeys((*source.attributes, *rule_columns)))
+        self._rule_columns = rule_columns
+
+    @cached_property
+    def _sample(self) -> IntArray:
+        return _sample_rows(self._table.listed_ids)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Return the profile of every attribute by its name."""
+        return {name: _profile_column(self._table, name, np.sort(self._sample)) for name in self._names}
+
+    @cached_property
+    def rule_rows(self) -> pa.Table:
+        """Return the ids and the columns of rules of sampled rows."""
+        return _read_rows(self._table, np.sort(self._sample[:RULE_ROWS]), self._rule_columns)
 
 
 def _sample_rows(ids: pa.Array) -> IntArray:

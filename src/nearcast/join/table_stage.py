@@ -31,7 +31,7 @@ from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_
 from nearcast.table.write_table import GROUPS_PER_FILE, cut_files, file_name, write_file
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
-__all__ = ["TableSource", "do_table", "list_table_calls", "table_shape", "write_table_part"]
+__all__ = ["TableSource", "do_table", "find_queries", "list_table_calls", "table_shape", "write_table_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _make_group(
 ) -> pa.Table:
     """Return the rows first..last-1 of the table, and add them to the tally."""
     inputs, lists, k = source.inputs, source.lists, source.shape.k
-    ids, positions = _find_queries(inputs.queries, first, last)
+    ids, positions = find_queries(inputs.queries, first, last)
     found = positions[positions >= 0]
     joined = lists.joined.read(found)
     chosen = joined if lists.stored is lists.joined else lists.stored.read(found)
@@ -109,7 +109,7 @@ def _make_group(
     return candidate_table(ids, _add_empty_lists(stored, rows, len(ids)), inputs.items.ids, texts.tolist(), ranks)
 
 
-def _find_queries(queries: IngestedTable, first: int, last: int) -> tuple[pa.Array, IntArray]:
+def find_queries(queries: IngestedTable, first: int, last: int) -> tuple[pa.Array, IntArray]:
     """Return the ids of these rows of the table, and their positions; -1 for a query without a vector."""
     ids = queries.listed_ids[first:last]
     if len(queries.listed_ids) == queries.vectors.n:

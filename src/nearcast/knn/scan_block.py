@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nearcast.knn.scores import norms
 from nearcast.types import AnyArray, FloatArray, IntArray, Metric
 
 __all__ = ["ScanBlock", "error_bound", "prepare_block", "round_down", "scan_scores"]
@@ -33,11 +32,12 @@ class ScanBlock:
 def prepare_block(vectors: AnyArray, metric: Metric) -> ScanBlock:
     """Convert vectors to float32, of unit length under cosine, and measure them."""
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    wide = matrix.astype(np.float64)
+    squares = np.einsum("ij,ij->i", wide, wide)
     if metric is Metric.COSINE:
-        lengths = norms(vectors)
-        scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        matrix = (matrix * scale[:, None]).astype(np.float32)
-    squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+        lengths = np.sqrt(squares)
+        wide *= np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)[:, None]
+        matrix, squares = wide.astype(np.float32), (lengths > 0).astype(np.float64)
     return ScanBlock(matrix, squares.astype(np.float32), (np.sqrt(squares) * (1 + 1e-6)).astype(np.float32))
 
 

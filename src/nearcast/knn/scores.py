@@ -83,7 +83,7 @@ def _sum_lanes(left: AnyArray, right: AnyArray, *, differences: bool) -> Float64
     lanes = np.zeros((m, LANES))
     for start in range(0, dim, LANES):
         a = left[:, start : start + LANES].astype(np.float64)
-        b = right[:, start : start + LANES].astype(np.float64)
+        b = a if right is left else right[:, start : start + LANES].astype(np.float64)
         if differences:
             a -= b
             b = a

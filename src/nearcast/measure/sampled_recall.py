@@ -22,7 +22,16 @@ from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
 
-__all__ = ["SampledLists", "find_own_items", "find_truth", "measure_overlap", "read_sampled_lists", "resolve_request"]
+__all__ = [
+    "OverlapSums",
+    "SampledLists",
+    "choose_ranges",
+    "find_own_items",
+    "find_truth",
+    "measure_overlap",
+    "read_sampled_lists",
+    "resolve_request",
+]
 
 RANGE_SLOTS = 1 << 18  # compared at a time: some tens of megabytes
 MAX_RANGES = 32  # 8 million slots: overlap is known to a fraction of a percent long before
@@ -66,9 +75,29 @@ def read_sampled_lists(
     """Return the lists of the queries at these (ascending) positions, at least `min_width` wide."""
     items, queries = inputs.items, inputs.queries
     numbers = find_positions(queries.ids.take(pa.array(rows)), queries.listed_ids)
-    listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers), items, min_width))
+    listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers, ["candidate_ids"]), items, min_width))
     scored = rescore(queries.vectors.take(rows), items.vectors, listed, metric)
     return SampledLists(scored.positions, scored.scores)
+
+
+class OverlapSums:
+    """Adds up the overlap of two tables, range by range."""
+
+    def __init__(self) -> None:
+        self._shares: list[Float64Array] = []
+        self._seen = 0
+
+    def add(self, shares: Float64Array, seen: int) -> None:
+        """Add some queries. shares: of the lists that both tables have, in the order of ids. seen: old queries."""
+        self._shares.append(shares)
+        self._seen += seen
+
+    def measures(self) -> dict[str, float]:
+        """Return the mean overlap, and the share of the old queries that both tables have. NaN is of an empty list."""
+        shares = np.concatenate([np.empty(0), *self._shares])
+        overlaps = shares[~np.isnan(shares)]
+        overlap = float(overlaps.mean()) if len(overlaps) else 0.0
+        return {"overlap": overlap, "queries_kept": len(shares) / max(1, self._seen)}
 
 
 def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[str, float]:
@@ -77,10 +106,8 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     Both tables are sorted by query id, so a range of one is found in the other. Of a large table, evenly spread ranges
     are compared.
     """
-    shares: list[Float64Array] = []
-    kept = seen = 0
-    rows = max(1, RANGE_SLOTS // new.manifest.k)
-    ranges = _choose_ranges(new.n_rows, rows, rows_per_group(new.manifest.k))
+    sums, rows = OverlapSums(), max(1, RANGE_SLOTS // new.manifest.k)
+    ranges = choose_ranges(new.n_rows, new.manifest.k)
     for number, (start, stop) in enumerate(ranges):
         here = new.rows(np.arange(start, stop), ["query_id", "candidate_ids"])
         ids = here.column("query_id").combine_chunks()
@@ -89,19 +116,18 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
         if there.schema.field("query_id").type != ids.type:
             return {"overlap": 0.0, "queries_kept": 0.0}  # ids of another type: nothing is kept
         slots = find_positions(there.column("query_id").combine_chunks(), ids)
-        both = np.flatnonzero(slots >= 0)
-        kept, seen = kept + len(both), seen + len(there)
-        for first in range(0, len(both), rows):
-            chosen = both[first : first + rows]
-            shares.append(_compare_lists(there.take(pa.array(chosen)), here.take(pa.array(slots[chosen]))))
+        for first in range(0, len(there), rows):
+            both = first + np.flatnonzero(slots[first : first + rows] >= 0)
+            shares = _compare_lists(there.take(pa.array(both)), here.take(pa.array(slots[both])))
+            sums.add(shares, min(len(there), first + rows) - first)
         progress("overlap", number + 1, len(ranges))
-    overlaps = np.concatenate(shares) if shares else np.empty(0)
-    overlaps = overlaps[~np.isnan(overlaps)]
-    return {"overlap": float(overlaps.mean()) if len(overlaps) else 0.0, "queries_kept": kept / max(1, seen)}
+    return sums.measures()
 
 
-def _choose_ranges(n_rows: int, rows: int, group_rows: int) -> list[tuple[int, int]]:
-    """Return start and stop of the ranges to read: the row groups of a small table, else evenly spread `rows` rows."""
+def choose_ranges(n_rows: int, k: int) -> list[tuple[int, int]]:
+    """Return start and stop of the ranges of a table to compare: the row groups of a small table, else evenly spread
+    ranges."""
+    rows, group_rows = max(1, RANGE_SLOTS // k), rows_per_group(k)
     starts = range(0, n_rows, rows)
     if len(starts) <= MAX_RANGES:
         return [(start, min(n_rows, start + group_rows)) for start in range(0, n_rows, group_rows)]

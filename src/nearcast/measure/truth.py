@@ -35,7 +35,7 @@ from nearcast.measure.truth_folders import (
 from nearcast.sources.changes import TableChanges, compare_tables, hash_rows
 from nearcast.sources.ids import find_positions, find_sorted_numbers
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.types import EMPTY_POSITION, AnyArray, IntArray, Neighbors, PartOfVectors, Progress, Vectors
+from nearcast.types import EMPTY_POSITION, AnyArray, FloatArray, IntArray, Neighbors, PartOfVectors, Progress, Vectors
 from nearcast.version import __version__
 
 __all__ = ["TruthCache", "cached_width"]
@@ -101,10 +101,15 @@ class _TruthSample:
             "width": cached_width(self.request.k),
         }
 
-    def join(self, chosen: IntArray, positions: IntArray | None = None) -> Neighbors:
-        """Return exact lists of some of the queries, among all items or those at ascending `positions`."""
+    def join(
+        self, chosen: IntArray, positions: IntArray | None = None, thresholds: FloatArray | None = None
+    ) -> Neighbors:
+        """Return exact lists of some of the queries, among all items or those at ascending `positions`.
+
+        thresholds: (chosen,) scores that an item needs.
+        """
         items: Vectors = self.items.vectors if positions is None else PartOfVectors(self.items.vectors, positions)
-        request = replace(self.request.of_queries(chosen), k=cached_width(self.request.k))
+        request = replace(self.request.of_queries(chosen), k=cached_width(self.request.k), thresholds=thresholds)
         if request.exclude is not None and positions is not None:
             request = replace(request, exclude=find_sorted_numbers(request.exclude, positions))
         lists = exact_join(self.vectors[chosen], items, request, self.resources, self.progress)
@@ -173,7 +178,7 @@ def _update_cached(home: Path, sample: _TruthSample, note: Note) -> tuple[IntArr
     positions[slots] = changes.now[listed_of]
     known = move_lists(known, positions, changes.before[edge_of])
     none = Neighbors.empty(len(rows), width)
-    fresh = sample.join(rows, changes.fresh) if len(changes.fresh) else none
+    fresh = sample.join(rows, changes.fresh, known.bound_scores) if len(changes.fresh) else none
     return rows, update_lists(known, fresh, width)
 
 
