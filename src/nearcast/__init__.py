@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from nearcast.api.comparing import diff, explain
     from nearcast.api.drafts import draft_spec
+    from nearcast.api.evaluations import evaluate
     from nearcast.api.publications import expand, publish, publish_table, published, roll_back
     from nearcast.api.refreshing import monitor, refresh
     from nearcast.api.runs import check, run
@@ -85,6 +86,7 @@ __all__ = [
     "check",
     "diff",
     "draft_spec",
+    "evaluate",
     "expand",
     "explain",
     "export",
@@ -140,6 +142,7 @@ _HOMES = {
     "explain": "nearcast.api.comparing",
     "export": "nearcast.api.snapshots",
     "draft_spec": "nearcast.api.drafts",
+    "evaluate": "nearcast.api.evaluations",
     "head": "nearcast.api.advice",
     "expand": "nearcast.api.publications",
     "knn_join": "nearcast.join.knn_join",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from nearcast.errors import SpecError
 from nearcast.settings.base_table import ByteCount, Name, Share, SpecTable, Whole, parse_bytes
+from nearcast.settings.label_tables import LabelsSpec, Promises, parse_metric
 from nearcast.settings.parse_spec import parse_model, read_tables
 from nearcast.settings.publish_tables import AuditSpec, CanarySpec, MonitorSpec, PublishSpec, ServeSpec
 from nearcast.settings.run_tables import SHARD_KEYS, RunSpec
@@ -43,6 +44,7 @@ __all__ = [
     "ChecksSpec",
     "ExposureSpec",
     "GeneratorSpec",
+    "LabelsSpec",
     "MeasureSpec",
     "MonitorSpec",
     "OverfetchSpec",
@@ -77,7 +79,17 @@ SHOWN: dict[str, type[BaseModel]] = {
     "serve": ServeSpec,
     "monitor": MonitorSpec,
 }
-OPTIONAL: dict[str, type[BaseModel]] = {"rank": RankSpec, "overfetch": OverfetchSpec, "exposure": ExposureSpec}
+OPTIONAL: dict[str, type[BaseModel]] = {
+    "rank": RankSpec,
+    "overfetch": OverfetchSpec,
+    "exposure": ExposureSpec,
+    "labels": LabelsSpec,
+}
+PROMISES = (  # a table whose keys are names of metrics
+    "",
+    "# [promise]   # minimum of a metric of [labels], at any depth; a publish below it is refused",
+    "#   hit_rate_at_10 = 0.2".ljust(34) + "# Kinds: hit_rate, recall, precision, mrr, ndcg. See docs/evaluate.md.",
+)
 VALUES = {"name": '"similar-items"', "metric": '"cosine"', "k": "50"}
 PATHS = {"items": '"items.parquet"', "queries": '"queries/*.parquet"'}
 COMMENTS = {"queries": "   # leave this table out to join the items with themselves"}
@@ -127,6 +139,12 @@ class GeneratorSpec(SpecTable):
     checks: ChecksSpec = ChecksSpec()
     measure: MeasureSpec = MeasureSpec()
     run: RunSpec = RunSpec()
+    labels: LabelsSpec | None = Field(
+        None, description="Labels that the lists are measured by. Nothing learns from them. Default: none."
+    )
+    promise: Promises = Field(
+        default_factory=dict, description="Minimum of metrics of [labels], for example hit_rate_at_10 = 0.2."
+    )
     publish: PublishSpec = PublishSpec()
     audit: AuditSpec = AuditSpec()
     canary: CanarySpec = CanarySpec()
@@ -158,7 +176,8 @@ class GeneratorSpec(SpecTable):
 
         Of [run] it has what changes the candidates, so that every runner writes the same manifest.
         """
-        left_out = {"run"} if self.canary != CanarySpec() else {"run", "canary"}  # as manifests of earlier releases
+        unset = {"canary": self.canary == CanarySpec(), "labels": self.labels is None, "promise": not self.promise}
+        left_out = {"run", *(name for name, is_unset in unset.items() if is_unset)}  # as manifests of earlier releases
         return self.model_dump(mode="json", by_alias=True, exclude=left_out) | self._answer_settings_of_run()
 
     def as_planned(self) -> dict[str, Any]:
@@ -175,6 +194,8 @@ class GeneratorSpec(SpecTable):
                 "threads": True,
                 "out": True,
                 "run": True,
+                "labels": True,
+                "promise": True,
                 "publish": True,
                 "audit": True,
                 "canary": True,
@@ -245,6 +266,9 @@ def _list_count_faults(spec: GeneratorSpec) -> Iterator[str]:
         yield f"exposure.candidates_per_query is {count}: find at least k = {k} for each query"
     if spec.rank is not None and spec.rank.fetch < k:
         yield f"rank.fetch is {spec.rank.fetch}, and k is {k}: fetch at least k candidates"
+    for name in spec.promise:
+        if parse_metric(name)[1] > k:
+            yield f"promise names {name}, and a list holds k = {k}; lower its depth, or raise k"
     if spec.measure.fill_at is not None and spec.measure.fill_at > k:
         yield f"measure.fill_at is {spec.measure.fill_at}, and a list holds k = {k}; lower it"
 
@@ -255,6 +279,8 @@ def _list_conflicts(spec: GeneratorSpec) -> Iterator[str]:
     for name in names:
         if names.count(name) > 1:
             yield f"{names.count(name)} rules are called {name!r}; give each a different name"
+    if spec.promise and spec.labels is None:
+        yield f"promise names {', '.join(spec.promise)}, which labels measure; add [labels] with their path"
     if spec.rank is not None and spec.caps:
         yield "caps are applied by the join, before the ranking model; remove caps or rank"
     if spec.rank is not None and (spec.overfetch or spec.exposure):
@@ -274,7 +300,7 @@ def example() -> str:
         "",
     ]
     for key, field in GeneratorSpec.model_fields.items():
-        if key not in SHOWN and key not in OPTIONAL:
+        if key not in SHOWN and key not in OPTIONAL and key != "promise":
             lines.append(_format_line(key, field.description or "", VALUES.get(key), field.default))
     for table, model in SHOWN.items():
         lines += ["", f"[{table}]" + COMMENTS.get(table, "")]
@@ -286,7 +312,7 @@ def example() -> str:
         for key, field in model.model_fields.items():
             default = None if field.is_required() else field.default
             lines.append(f"#   {key} = {_format_value(default)}".ljust(34) + f"# {field.description}")
-    return "\n".join(lines) + "\n"
+    return "\n".join((*lines, *PROMISES)) + "\n"
 
 
 def _format_line(key: str, description: str, value: str | None, default: object) -> str:

@@ -32,6 +32,7 @@ FLOORS = [
     {"eligibility", "overfetch"},
     {"table"},
     {"measure"},
+    {"evaluation"},  # not `evaluate`: that is the verb
     {"join"},
     {"publishing"},  # not `publish`: that is the verb, nearcast.publish()
     {"serve"},

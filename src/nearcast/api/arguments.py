@@ -66,12 +66,17 @@ def open_target_store(store: StoreLike | None, place: PublishTarget) -> Iterator
         yield store
 
 
-def resolve_target(generator: SpecLike, out: str | Path | None, version: int | None) -> PublishTarget:
-    """Find the snapshots and settings of a generator. Raises NotFoundError if a name has no snapshots."""
+def resolve_target(
+    generator: SpecLike, out: str | Path | None, version: int | None, base: str | Path | None = None
+) -> PublishTarget:
+    """Find the snapshots and settings of a generator. Raises NotFoundError if a name has no snapshots.
+
+    base: folder that paths of a spec are relative to; default: its own, else the current one.
+    """
     if is_name(generator):
         return read_snapshot_target(str(generator), parse_location(out or OUT), version)
-    spec, folder = resolve_spec(generator, None, None, None)
-    return read_spec_target(spec, resolve_out(out, spec, folder))
+    spec, folder = resolve_spec(generator, base, None, None)
+    return read_spec_target(spec, resolve_out(out, spec, folder), folder)
 
 
 def resolve_store_target(generator: SpecLike, out: str | Path | None) -> PublishTarget:

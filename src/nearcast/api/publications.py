@@ -22,6 +22,8 @@ from nearcast.api.arguments import (
     resolve_target,
 )
 from nearcast.errors import AuditError
+from nearcast.evaluation.judge_snapshot import open_labels, refuse_learning_from
+from nearcast.evaluation.label_table import open_label_table
 from nearcast.history.record import record_failed_audit, record_publication
 from nearcast.join.listener import Listener
 from nearcast.publishing import publish as publishing
@@ -57,6 +59,7 @@ def publish(
     canary: float | None = None,
     shadow: bool = False,
     replace_canary: bool = False,
+    base: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Publication:
     """Audit a snapshot, the newest by default, copy it into a store, read it back, and make it current.
@@ -72,11 +75,12 @@ def publish(
     canary: share of the keys, in (0, 1], that the version answers beside the current one, instead of becoming current.
     shadow: the version answers no key, and is measured on `canary` of them, by default on all.
     replace_canary: end a canary that is live; it counts as rolled back.
+    base: folder that the path of labels in the spec is relative to; default: that of the spec file, else the current.
     Raises AuditError if a rule fails, BusyError while another process publishes the generator or a canary of another
     version is live, NotFoundError if there is no such snapshot, DamagedError if a file was changed, StoreError.
     """
     share = None if canary is None and not shadow else validate_share(1.0 if canary is None else canary)
-    target = resolve_target(generator, out, version)
+    target = resolve_target(generator, out, version, base)
     find_snapshot(target.out, target.generator, version)  # before the lock, which creates the generator in the store
     settings, listener = target.publish, listener or Listener()
     if max_bytes_per_second is not None:
@@ -96,6 +100,7 @@ def publish(
             dry_run=dry_run,
             canary=None if share is None else ("shadow" if shadow else "canary", share),
             replace_canary=replace_canary,
+            labels=target.labels,
             listener=listener,
             before_move=lambda before, new, lock: apply_again(
                 opened, target.generator, target.out, (before, new), lock, listener
@@ -138,11 +143,14 @@ def publish_table(
     engagement halves per this age, counted from the newest. top: items kept per key.
     fewer: allow less than half as many keys as the current table.
     repair: continue without a pointer or current table that cannot be read.
-    Raises InputError for an invalid log, AuditError for fewer keys, StoreError, BusyError.
+    Raises InputError for an invalid log, SpecError for the labels of the spec, AuditError for fewer keys, StoreError,
+    BusyError.
     """
     target = resolve_store_target(generator, out)
     columns = LogColumns(key, item, weight, time, half_life_seconds, top)
     listener = listener or Listener()
+    if not isinstance(log, pa.Table):
+        _keep_labels_apart(target, input_path(str(log)))
     engagements = log if isinstance(log, pa.Table) else read_engagement(input_path(str(log)), columns, listener.note)
     rows = compute_weights(engagements, columns, table)
     with open_target_store(store, target) as opened:
@@ -151,6 +159,19 @@ def publish_table(
         result = weight_tables.publish_table(opened, target.generator, table, rows, fewer=fewer, repair=repair)
     report_failure(listener, record_publication(target.out, result))
     return result
+
+
+def _keep_labels_apart(target: PublishTarget, log: Path | str) -> None:
+    """Raise SpecError if the log is the labels of the generator: its tables must not learn from them."""
+    settings = target.labels
+    if settings.spec is None:
+        return
+    if settings.base is not None:
+        labels = open_labels(settings.spec, settings.base).digests()
+    else:
+        record = find_snapshot(target.out, target.generator).manifest.labels
+        labels = [] if record is None else record["labels"]["files"]
+    refuse_learning_from(labels, {"the log": open_label_table(log, Path(), "the log").digests()})
 
 
 def roll_back(

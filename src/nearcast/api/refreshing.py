@@ -106,6 +106,6 @@ def refresh(
     if store is None:  # raises SpecError before the run
         resolve_store_url(parsed.publish, resolve_out(None, parsed, folder))
     made = run_spec(parsed, base=folder, listener=listener)
-    done = publish(parsed, store=store, out=resolve_out(None, parsed, folder), listener=listener)
+    done = publish(parsed, store=store, out=resolve_out(None, parsed, folder), base=folder, listener=listener)
     watched = monitor(parsed, base=folder, store=store, listener=listener) if with_monitor else None
     return RefreshResult(made.snapshot, made.reused, done, watched)

@@ -39,6 +39,7 @@ COMMANDS = {
     "snapshots": "List the snapshots of a generator, or of all.",
     "explain": "Explain why an item is or is not in a list.",
     "export": "Append the lists of a snapshot to a table.",
+    "evaluate": "Measure lists by human labels or engagement.",
     "diff": "Compare two snapshots, and explain the changes.",
     "head": "Find the keys that cover a share of the traffic.",
     "advise": "Compare the cost of offline, online and mixed serving.",

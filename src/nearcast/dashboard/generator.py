@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nearcast.dashboard.label_figures import build_label_figures
 from nearcast.dashboard.series import build_pass_series, build_run_series, round_number
 from nearcast.errors import NearcastError
 from nearcast.history.event_log import HistoryEvent
@@ -48,6 +49,7 @@ def build_generator_page(out: Location, name: str, events: Sequence[HistoryEvent
         "marks": list_marks(events)[-MOST_MARKS:],
         "slices": _list_slices(last),
         "distributions": _compare_distributions(runs, events),
+        "labels": build_label_figures(events),
         "frontier": _read_frontier(out, name),
         "replay": _read_replay(out, name, events),
         "compared_with": (last or {}).get("compared_with"),

@@ -14,7 +14,7 @@ class HistoryEvent:
     """An event of a generator. `seconds` since 1970; `facts` are plain data."""
 
     generator: str
-    kind: str  # run, publish, rollback, undo (of patches), canary or monitor
+    kind: str  # run, publish, rollback, undo (of patches), canary, evaluate or monitor
     seconds: float
     version: int | None  # of the snapshot
     facts: Mapping[str, Any]

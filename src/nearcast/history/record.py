@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nearcast.errors import AuditError
+from nearcast.evaluation.evaluation_report import Evaluation
 from nearcast.files import fingerprint
 from nearcast.history.event_log import append
 from nearcast.publishing.publication import Publication
@@ -16,6 +17,7 @@ from nearcast.times import parse_utc
 
 __all__ = [
     "record_canary",
+    "record_evaluation",
     "record_failed_audit",
     "record_publication",
     "record_run",
@@ -59,6 +61,12 @@ def record_publication(out: Location, done: Publication) -> str | None:
     return append(out, done.generator, "publish" if done.outcome == "published" else "rollback", done.version, facts)
 
 
+def record_evaluation(out: Location, evaluation: Evaluation) -> str | None:
+    """Add an evaluation by labels."""
+    facts = evaluation.as_dict()
+    return append(out, evaluation.generator, "evaluate", evaluation.version, facts)
+
+
 def record_undone_patches(out: Location, generator: str, version: int, undone: Sequence[int]) -> str | None:
     """Add a rollback of patches, unless there were none."""
     return append(out, generator, "undo", version, {"patches": list(undone)}) if undone else None
@@ -89,6 +97,7 @@ def run_facts(manifest: Manifest) -> dict[str, Any]:
         "slices": manifest.slices,
         "likely_metric": manifest.likely_metric,
         "promise": dict(manifest.facts["promise"]),
+        **({} if manifest.labels is None else {"labels": manifest.labels}),
         "k": manifest.k,
         "metric": manifest.metric,
         "sides": {name: _table_facts(inputs[name]) for name in ("items", "queries") if name in inputs},

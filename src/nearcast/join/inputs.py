@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nearcast.errors import InputError
+from nearcast.evaluation.judge_snapshot import open_labels, refuse_learning_from
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
@@ -42,6 +44,7 @@ __all__ = [
     "describe_inputs",
     "ingest_inputs",
     "ingested_names",
+    "keep_labels_apart",
     "open_sources",
     "open_unhashed",
     "pin_versions",
@@ -108,7 +111,23 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
         listener.progress("hash inputs", 1, 2)
         query_digests = item_digests if queries is None else queries.result()
         listener.progress("hash inputs", 2, 2)
-    return Sources(item_source, query_source, item_digests, query_digests)
+    sources = Sources(item_source, query_source, item_digests, query_digests)
+    keep_labels_apart(spec, base, sources)
+    return sources
+
+
+def keep_labels_apart(spec: GeneratorSpec, base: Path, sources: Sources) -> None:
+    """Raise SpecError if a file of the labels is also one that the lists are made of, by its contents."""
+    if spec.labels is None:
+        return
+    try:
+        digests = open_labels(spec.labels, base).digests()
+    except InputError:
+        return  # nothing can have learned from labels that cannot be read; a run refuses them
+    inputs = {"items": sources.item_digests, "queries": sources.query_digests}
+    if sources.lookup_log is not None:
+        inputs["overfetch.log"] = sources.lookup_log.digests()
+    refuse_learning_from(digests, inputs)
 
 
 def pin_versions(spec: GeneratorSpec, base: Path, tables: InMemoryTables | None = None) -> GeneratorSpec:

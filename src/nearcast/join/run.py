@@ -30,6 +30,7 @@ from nearcast.join.context import RunContext, prepare
 from nearcast.join.estimate import RunEstimate, estimate_run, require_budget
 from nearcast.join.inputs import Checked, InMemoryTables, check_inputs, pin_versions
 from nearcast.join.listener import Listener
+from nearcast.join.measure_labels import measure_labels, raise_broken_promise
 from nearcast.join.measure_snapshot import Baseline, EarlierSnapshot
 from nearcast.join.perform_task import open_worker_run
 from nearcast.join.profile_inputs import profile_rules
@@ -106,6 +107,7 @@ def run_generator(
             snapshot = _make_snapshot(run, opened, made_of, earlier, runner or LocalRunner(), seen)
             outcome = Outcome(snapshot, reused=False)
     raise_below_target(outcome.snapshot)
+    raise_broken_promise(run, outcome.snapshot)
     return outcome
 
 
@@ -175,6 +177,7 @@ def gather(
             committed(outcome.snapshot)
             remove_work(run, outcome.snapshot)
     raise_below_target(outcome.snapshot)
+    raise_broken_promise(run, outcome.snapshot)
     return outcome
 
 
@@ -219,18 +222,22 @@ def commit_run(context: TaskContext, earlier: EarlierSnapshot, counts: StageCoun
     """
     run = context.run
     inputs, join, table = (context.read_facts(name) for name in ("ingest", "plan", context.measure_name))
+    drafted = draft_manifest(context, inputs, join, table)
+    files = list_snapshot_files(context)
+    labelled = measure_labels(run, files, drafted["version"])
     record = record_run(run, inputs["estimate"], counts.tasks, counts.continued)
     reserves = record_reserves(context, record.created)
     record = replace(record, incremental=describe_mode(context), reserves=reserves)
     facts = {
-        **draft_manifest(context, inputs, join, table),
+        **drafted,
         **table["facts"],
+        **labelled,
         "compared_with": earlier.facts,
         "measures": table["measures"],
         "promise": check_target(run, table["measures"], exact=join["is_exact"]).as_dict(),
         "run": record.as_dict(),
     }
-    return commit_snapshot(run, list_snapshot_files(context), Manifest(facts), seen)
+    return commit_snapshot(run, files, Manifest(facts), seen)
 
 
 def _place_work(run: RunContext, opened: OpenedRun, runner: Runner) -> RunContext:

@@ -18,9 +18,10 @@ import pyarrow as pa
 from nearcast.eligibility import request_time
 from nearcast.engines.base import CAPS, MIN_SCORE, RULES, require_constraint_kinds
 from nearcast.errors import SpecError
+from nearcast.evaluation.judge_snapshot import open_labels
 from nearcast.join.compile_constraints import check_constraints, check_spec_rules, parse_rules
 from nearcast.join.context import RunContext
-from nearcast.join.inputs import Checked, InMemoryTables, Sources, open_sources
+from nearcast.join.inputs import Checked, InMemoryTables, Sources, keep_labels_apart, open_sources
 from nearcast.join.plan_overfetch import check_overfetch, check_weights, estimate_survival, open_lookup_log
 from nearcast.join.rank import identify_ranker, load_ranker, make_rank_settings, score_pairs
 from nearcast.join.run_plan import RunPlan, make_plan
@@ -73,6 +74,9 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
             check_slice_type(name, sources.queries.attribute_types[name])
     ranker = identify_ranker(spec, run.workspace.model_base)
     sources = replace(sources, lookup_log=open_lookup_log(run))
+    if spec.labels is not None:
+        open_labels(spec.labels, run.workspace.base, spec.query_source.columns)
+        keep_labels_apart(spec, run.workspace.base, sources)
     digests = sources.item_digests, sources.query_digests
     settings = run.settings.model_dump()
     plan = make_plan(spec, run.engine.name, settings, *digests, ranker, sources.lookup_digests)

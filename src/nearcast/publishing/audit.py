@@ -13,6 +13,9 @@ from typing import Any
 from nearcast.eligibility import collect_columns, parse_rule
 from nearcast.eligibility.nodes import Reference
 from nearcast.errors import AuditError, DamagedError, SpecError
+from nearcast.evaluation.evaluation_report import Evaluation
+from nearcast.evaluation.judge_snapshot import LabelSettings, judge_snapshot
+from nearcast.evaluation.ranked_lists import PublishedLists
 from nearcast.publishing.audit_rules import RULES, apply_rules
 from nearcast.publishing.audit_values import AuditFigures, CurrentFigures, Finding
 from nearcast.publishing.served_inputs import gather_inputs
@@ -44,12 +47,18 @@ class CurrentVersion:
 
 
 def audit_snapshot(
-    snapshot: Snapshot, settings: AuditSpec, against: CurrentVersion | None, *, now: float, rolled_back: bool = False
+    snapshot: Snapshot,
+    settings: AuditSpec,
+    against: CurrentVersion | None,
+    *,
+    now: float,
+    rolled_back: bool = False,
+    labels: LabelSettings | None = None,
 ) -> list[Finding]:
     """Return the finding of every rule.
 
     against: the current version; None: nothing is published. now: seconds since 1970. rolled_back: the snapshot was
-    published and rolled back before.
+    published and rolled back before. labels: what the lists are judged by, and the promises.
     """
     shape = read_shape(snapshot)
     manifest = snapshot.manifest
@@ -69,9 +78,20 @@ def audit_snapshot(
             metric=manifest.metric,
             profile=manifest.profile,
             rule_columns=_find_rule_columns(snapshot),
+            labels=_judge_by_labels(snapshot, labels, against) if labels else None,
+            promises={} if labels is None else labels.promises,
         ),
         settings,
     )
+
+
+def _judge_by_labels(snapshot: Snapshot, settings: LabelSettings, against: CurrentVersion | None) -> Evaluation | None:
+    """Evaluate the lists, and those of the current version where the labels are here."""
+    if settings.spec is None or against is None or settings.base is None:
+        return judge_snapshot(snapshot, settings)
+    facts = against.facts
+    current = PublishedLists(against.reader, (facts.query_ids, facts.item_ids), against.name)
+    return judge_snapshot(snapshot, settings, [current])
 
 
 def validate_accepted(accept: Mapping[str, str]) -> None:

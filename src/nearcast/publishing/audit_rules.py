@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from nearcast.publishing.audit_values import NOTHING_CURRENT, AuditFigures, AuditRule, CurrentFigures, Finding
 from nearcast.publishing.input_rules import INPUT_RULES
+from nearcast.publishing.label_rules import LABEL_RULES
 from nearcast.spec import AuditSpec
 
 __all__ = ["RULES", "AuditFigures", "AuditRule", "CurrentFigures", "Finding", "apply_rules"]
@@ -180,6 +181,7 @@ RULES: Mapping[str, AuditRule] = {
         AuditRule("age", ("max_age_hours",), "hours since the snapshot was made", _check_age),
         AuditRule("size", ("max_size_change",), "factor between its bytes and the current ones", _check_size),
         *INPUT_RULES,
+        *LABEL_RULES,
         AuditRule("withdrawn", (), "a version that was rolled back is not published again by itself", _check_withdrawn),
     )
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nearcast.evaluation.evaluation_report import Evaluation
 from nearcast.spec import AuditSpec
 
 __all__ = [
@@ -101,6 +102,8 @@ class AuditFigures:
     metric: str = ""
     profile: Mapping[str, Any] | None = None  # of its inputs; None: made by an older nearcast
     rule_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by table: columns that rules compare
+    labels: Evaluation | None = None  # None: no labels
+    promises: Mapping[str, float] = field(default_factory=dict)  # by metric of the labels
 
 
 @dataclass(frozen=True, slots=True)

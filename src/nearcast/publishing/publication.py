@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from nearcast.evaluation.judge_snapshot import LabelSettings
 from nearcast.publishing.audit_values import Finding
 from nearcast.publishing.copy_snapshot import CopyFigures
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
@@ -57,6 +58,7 @@ class PublishRequest:
     canary: tuple[CanaryMode, float] | None = None  # mode and share: the version becomes a canary, not current
     replace_canary: bool = False  # end a live canary
     listener: PublishListener = field(default_factory=SilentListener)
+    labels: LabelSettings = field(default_factory=LabelSettings)  # that the lists are judged by, and the promises
     before_move: Callable[[int, int, PublishLock], None] | None = None  # (current, new version): live updates follow
 
     def describe(self, version: int) -> str:

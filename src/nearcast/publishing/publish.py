@@ -185,7 +185,9 @@ def _audit(
 ) -> tuple[list[Finding], dict[str, str]]:
     """Return the findings and the accepted rules with reasons. Raises AuditError."""
     rolled_back = pointer is not None and snapshot.version in pointer.withdrawn
-    findings = audit_snapshot(snapshot, request.audit, current, now=time.time(), rolled_back=rolled_back)
+    findings = audit_snapshot(
+        snapshot, request.audit, current, now=time.time(), rolled_back=rolled_back, labels=request.labels
+    )
     accepted = dict(request.accept)
     if rolled_back and request.named:
         accepted.setdefault("withdrawn", NAMED)

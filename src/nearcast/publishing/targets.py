@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import NotFoundError, SpecError
+from nearcast.evaluation.judge_snapshot import LabelSettings
 from nearcast.files import path_fault
-from nearcast.spec import AuditSpec, CanarySpec, GeneratorSpec, PublishSpec, ServeSpec, parse_model
+from nearcast.spec import AuditSpec, CanarySpec, GeneratorSpec, LabelsSpec, PublishSpec, ServeSpec, parse_model
 from nearcast.storage.locations import Location, parse_location
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
@@ -29,6 +30,7 @@ class PublishTarget:
     audit: AuditSpec = field(default_factory=AuditSpec)
     serve: ServeSpec = field(default_factory=ServeSpec)
     canary: CanarySpec = field(default_factory=CanarySpec)
+    labels: LabelSettings = field(default_factory=LabelSettings)
 
     def url(self, override: str | None = None) -> str:
         """Return the URL of the store."""
@@ -59,9 +61,13 @@ def resolve_store_url(settings: PublishSpec, out: Location, override: str | None
     return f"lmdb:{path}"
 
 
-def read_spec_target(spec: GeneratorSpec, out: Location) -> PublishTarget:
-    """Return the target by a spec. Changes of its [publish], [audit], [serve] and [canary] tables need no new run."""
-    return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve, spec.canary)
+def read_spec_target(spec: GeneratorSpec, out: Location, base: Path | None = None) -> PublishTarget:
+    """Return the target by a spec. Changes of its [publish], [audit], [serve] and [canary] tables need no new run.
+
+    base: folder that the path of the labels is relative to.
+    """
+    labels = LabelSettings(spec.labels, spec.promise, base)
+    return PublishTarget(spec.name, out, spec.publish, spec.audit, spec.serve, spec.canary, labels)
 
 
 def read_snapshot_target(generator: str, out: Location, version: int | None = None) -> PublishTarget:
@@ -74,6 +80,10 @@ def read_snapshot_target(generator: str, out: Location, version: int | None = No
         _parse_table(snapshot, "audit", AuditSpec),
         _parse_table(snapshot, "serve", ServeSpec),
         _parse_table(snapshot, "canary", CanarySpec),
+        LabelSettings(
+            _parse_table(snapshot, "labels", LabelsSpec) if "labels" in snapshot.manifest.spec else None,
+            snapshot.manifest.spec.get("promise", {}),
+        ),
     )
 
 

@@ -74,6 +74,9 @@ class AuditSpec(SpecTable):
     max_pairs_drift: float = Field(0.25, ge=0, description="Maximum PSI of the share of pairs that a rule keeps.")
     max_vectors_changed: Share = Field(0.2, ge=0, le=1, description="Maximum share of common ids whose vector differs.")
     max_lists_changed: Share = Field(0.2, ge=0, le=1, description="Maximum share of lists that one update changes.")
+    max_label_loss: float = Field(
+        0.1, ge=0, description="Maximum loss of a metric of the labels against the current lists, as a share."
+    )
     max_length_change: float = Field(
         1.5, ge=1, description="Maximum factor of change of the median vector length; not checked for cosine."
     )

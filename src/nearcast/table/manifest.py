@@ -207,6 +207,11 @@ class Manifest(Mapping[str, Any]):
         """Lengths and shortages of planned over-fetch. JSON key "surplus"."""
         return self.facts.get("surplus")
 
+    @property
+    def labels(self) -> Mapping[str, Any] | None:
+        """Which labels the run used, and the metrics by them; None without labels."""
+        return self.facts.get("labels")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON of the manifest as plain data."""
         return dict(self.facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.storage.locations import Location
@@ -84,6 +86,10 @@ class Snapshot:
     def fetch(self, part: str) -> Path:
         """Return a local folder with all files of a part, downloaded and verified if need be; it may not exist."""
         return self._parts.fetch(part)
+
+    def open_file(self, part: str, number: int) -> AbstractContextManager[pq.ParquetFile]:
+        """Open the Parquet file of this number of a part."""
+        return self._parts.open_file(part, number)
 
     def dataset(self, part: str, near: pa.Scalar | None = None) -> Any:
         """Open the Parquet files of a part for a query; see `SnapshotParts.dataset`."""
@@ -170,7 +176,7 @@ class Snapshot:
         try:
             return dataset.to_table(columns=["query_id", "candidate_ids"], filter=inside, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._explain_damage(error) from error
+            raise self.explain_damage(error) from error
 
     def verify(self) -> None:
         """Compare every byte with the manifest. Raises DamagedError that names the file."""
@@ -180,10 +186,11 @@ class Snapshot:
         try:
             rows: list[dict[str, Any]] = dataset.to_table(filter=condition).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._explain_damage(error) from error
+            raise self.explain_damage(error) from error
         return rows
 
-    def _explain_damage(self, error: Exception) -> DamagedError:
+    def explain_damage(self, error: Exception) -> DamagedError:
+        """Return the error that names the damaged file, for an error of a reader."""
         try:
             self.verify()
         except DamagedError as damage:
@@ -202,7 +209,7 @@ class Snapshot:
         try:
             table = dataset.to_table(columns=["id", *columns], filter=pc.field("id").isin(keys))
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._explain_damage(error) from error
+            raise self.explain_damage(error) from error
         order = pc.index_in(keys, value_set=table.column("id").combine_chunks())
         rows = to_rows(table.select(list(dict.fromkeys(columns))).take(order))
         return {name: tuple(row[name] for row in rows) for name in columns}

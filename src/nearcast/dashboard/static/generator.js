@@ -57,6 +57,7 @@
       <${Section} id="runs" title="Runs">${page.runs.at.length ? html`<${panels.Runs} ...${given} />` : html`<p class="empty">No run is in the history.</p>`}</${Section}>
       <${Section} id="served" title="Served version"><${panels.Served} ...${given} /></${Section}>
       ${page.updates && html`<${Section} id="updates" title="Live updates"><${panels.Updates} updates=${page.updates} now=${now} /></${Section}>`}
+      ${page.labels && html`<${Section} id="labels" title="By labels"><${panels.Labels} ...${given} /></${Section}>`}
       ${(page.slices.length > 0 || page.distributions) && html`<${Section} id="shape" title="Newest run"><${panels.Slices} ...${given} /><div class="stack"><${panels.Distributions} ...${given} /></div></${Section}>`}
       ${page.frontier && html`<${Section} id="tuning" title="Tuning"><${panels.Tuning} ...${given} /></${Section}>`}
       ${page.replay && html`<${Section} id="replay" title="Replay"><${panels.Funnel} ...${given} /></${Section}>`}

@@ -59,6 +59,21 @@
     return html`<${Rows} title="Recall by slice" hint=${"Groups of queries, the lowest first, with 95% intervals. Red: below the target by more than chance." + many} rows=${rows} line=${page.promise && page.promise.recall} lineName="target" theme=${theme} />`;
   }
 
+  function Labels({ page, theme, from }) {
+    const labels = page.labels, s = labels.series, first = labels.metrics[0], common = { x: s.at, marks: page.marks, theme, from };
+    const words = `${format.number(labels.queries)} queries of ${format.text(labels.path)}` + (labels.without_list ? `; ${format.number(labels.without_list)} labelled queries have no list` : "");
+    const rows = labels.newest.map((row) => ({ ...row, colour: "--line-a", name: row.name.replace("_at_", "@").replace("_", " ") }));
+    const leads = labels.rivals.map((row) => ({ ...row, name: row.name.replace("_at_", "@").replace("_", " "), colour: row.low > 0 ? "--ok" : row.high < 0 ? "--bad" : "--line-a" }));
+    const slices = labels.slices.map((row) => ({ ...row, name: `${format.text(row.by)}: ${format.text(row.value)}`, colour: "--line-a", note: `${format.number(row.queries)} queries` }));
+    const broken = labels.promises.filter((check) => !check.kept).map((check) => html`<p class="below" key=${check.metric}>Promise broken: ${check.metric} is ${format.number(check.value)}, and ${format.number(check.bound)} is promised.</p>`);
+    return html`
+      <${Lines} ...${common} title="Metrics by labels" floor=${0} ceiling=${1} height=${210} hint=${`Means over labelled queries, of the first with its 95% interval. Dashed: the promise for ${first}.`}
+        lines=${[...labels.metrics.map((name, i) => line(name, s[name], i ? {} : { band: [s[name + "_low"], s[name + "_high"]] })), line("promise", s.promise, { dash: [5, 4], colour: "--quiet", step: true })]} />
+      <div class="stack"><${Rows} title=${"Snapshot " + format.version(labels.version)} hint=${words + ". 95% intervals."} rows=${rows} unit=${format.number} theme=${theme} />${broken}</div>
+      ${leads.length > 0 && html`<${Rows} title="Lead over other lists" hint="Differences on the same queries, with 95% intervals. Green or red: beyond chance." rows=${leads} unit=${format.number} theme=${theme} />`}
+      ${slices.length > 0 && html`<${Rows} title=${first + " by slice"} hint="Groups of labelled queries, with 95% intervals." rows=${slices} unit=${format.number} theme=${theme} />`}`;
+  }
+
   function Distributions({ page, theme }) {
     const shapes = page.distributions;
     if (!shapes) return null;
@@ -110,5 +125,5 @@
     return html`<div class="wide manifest">${Object.entries(page.manifest).map(([name, value]) => html`<details key=${name} open=${name === "promise" || name === "engine"}><summary>${name}</summary><${Tree} value=${value} /></details>`)}</div>`;
   }
 
-  nearcast.panels = { Runs, Served, Updates, Slices, Distributions, Tuning, Funnel, Events, Manifest };
+  nearcast.panels = { Runs, Served, Updates, Labels, Slices, Distributions, Tuning, Funnel, Events, Manifest };
 })();
