@@ -73,10 +73,12 @@ def test_a_generator_shows_every_panel_that_its_record_fills(tab: MakeTab, full_
     titles = page.locator("figure h3").all_inner_texts()
     for title in (
         *("Recall", "Lists kept", "Slots filled", "Coverage", "Exposure", "Seconds by stage", "Memory", "Age"),
+        *("Metrics by labels", "Lead over other lists", "hit_rate_at_10 by slice"),
         *("Recall by slice", "Scores", "Norms of vectors", "What each recall costs", "The last replay"),
     ):
         assert title in titles
     assert page.locator("figure canvas").count() == len(titles)
+    assert "Promise broken: hit_rate_at_10 is 0.2, and 0.25 is promised" in page.locator("main").inner_text()
     assert "dense cells 800" in page.locator("figure", has_text="What each recall costs").inner_text()
     assert page.locator("section", has_text="Manifest").locator("summary").count() > 5
 
@@ -84,7 +86,7 @@ def test_a_generator_shows_every_panel_that_its_record_fills(tab: MakeTab, full_
 def test_panels_without_a_record_are_not_there(tab: MakeTab, page_file: Path) -> None:
     page = tab().open(page_file, "/g/home-feed")
     titles = page.locator("h2, h3").all_inner_texts()
-    assert not {"Tuning", "Replay", "The last replay"} & set(titles)
+    assert not {"Tuning", "Replay", "The last replay", "By labels"} & set(titles)
 
 
 def test_a_mark_on_a_line_tells_its_reason_on_hover_and_in_the_list(tab: MakeTab, page_file: Path) -> None:

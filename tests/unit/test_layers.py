@@ -180,6 +180,23 @@ def test_figures_and_runners_know_no_engines_and_no_files():
         assert rooms <= {"measure", "runners", "types", "errors", "knn", "sources"} | also, name
 
 
+JUDGES = {  # that may know how lists do by labels: what measures, audits, records and shows them
+    *("join/inputs.py", "join/validate_run.py", "join/run.py", "join/measure_labels.py"),
+    *("publishing/audit.py", "publishing/audit_values.py", "publishing/label_rules.py", "publishing/publication.py"),
+    *("publishing/targets.py", "history/record.py", "api/evaluations.py", "api/publications.py", "cli/evaluate.py"),
+}
+
+
+def test_nothing_that_decides_lists_or_learns_imports_the_reader_of_labels():
+    readers = {
+        name_of(path)
+        for path in MODULES
+        for name, *_ in imports(path)
+        if name.startswith("nearcast.evaluation") and room_of(path) != "evaluation"
+    }
+    assert readers <= JUDGES
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_says_what_it_holds(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

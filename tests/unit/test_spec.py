@@ -334,7 +334,7 @@ def test_every_setting_is_either_in_the_fingerprint_or_known_not_to_decide_the_a
     recorded = {field.serialization_alias or name for name, field in GeneratorSpec.model_fields.items()}
     assert recorded - set(parse().answer_settings()) == {
         *("memory", "threads", "out", "monitor", "run"),
-        *("publish", "audit", "serve", "canary"),
+        *("publish", "audit", "serve", "canary", "labels", "promise"),
     }
 
 

@@ -78,7 +78,7 @@ def read_labels(table: LabelTable, spec: LabelsSpec, slices: Sequence[str] = ())
 
     Raises InputError for ids of other types, grades that are no numbers, and labels without any relevant item.
     """
-    names = [spec.query, spec.item, *slices]
+    names = list(dict.fromkeys((spec.query, spec.item, *slices)))
     numbers = () if spec.grade is None else (spec.grade,)
     rows, n_rows, without_id, repeated, threshold = _Rows(), 0, 0, 0, None
     for batch in table.batches(list(dict.fromkeys((*names, *numbers))), numbers):
@@ -89,7 +89,7 @@ def read_labels(table: LabelTable, spec: LabelsSpec, slices: Sequence[str] = ())
         n_rows, without_id = n_rows + len(batch), without_id + len(batch) - (known.true_count if len(batch) else 0)
         kept = batch.filter(known)
         for name in names:
-            rows.columns.setdefault(name, []).append(_encode(kept[name]))
+            rows.columns.setdefault(name, []).append(_encode(kept[name], table.name, name))
         rows.grades.append(grades[known.to_numpy(zero_copy_only=False)])
         if len(rows) > 2 * spec.max_rows:
             before = len(rows)
@@ -125,26 +125,23 @@ def _read_grades(batch: pa.Table, grade: str | None, name: str, first: int) -> F
     return grades
 
 
-def _encode(column: pa.ChunkedArray) -> pa.Array:
+def _encode(column: pa.ChunkedArray, table: str, name: str) -> pa.Array:
+    """Return the column as a dictionary array of int64, float64 or large_string."""
     kind = column.type
-    if pa.types.is_integer(kind):
-        try:
-            column = column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise InputError(f"an id is beyond 64 bits with a sign: {error}") from error
-    elif not (pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-        column = column.cast(pa.large_string())
+    plain = pa.large_string()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        plain = pa.int64() if pa.types.is_integer(kind) else pa.float64()
+    try:
+        column = column.cast(plain)
         column.validate(full=True)
+    except pa.ArrowException as error:
+        raise InputError(f"{table}: the column {name!r} of type {kind} cannot be {plain}: {error}") from error
     return one_array(column).dictionary_encode()
 
 
 def _unify(chunks: Sequence[pa.Array]) -> tuple[IntArray, pa.Array]:
     """Return codes and distinct values of dictionary arrays; -1 is null."""
-    values = [chunk for chunk in chunks if len(chunk)] or list(chunks[:1])
-    kinds = {chunk.type for chunk in values}
-    if len(kinds) > 1:  # a null type in one batch, text in another
-        values = [chunk for chunk in values if not pa.types.is_null(chunk.type.value_type)] or values[:1]
-    column = pa.chunked_array(values).unify_dictionaries()
+    column = pa.chunked_array(chunks).unify_dictionaries()
     codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate(codes).astype(np.int64), column.chunk(0).dictionary
 

@@ -54,6 +54,12 @@ def measure_labels(run: RunContext, files: Mapping[str, ArtifactFile], version: 
         lists = SnapshotLists(SnapshotFiles(list(files), open_file), "the snapshot")
         judged = JudgedLists(lists, run.spec.name, version, run.spec.k, run.spec.exclude_self)
         found = judge_lists(judged, settings, table, seed=run.spec.seed)
+    first = next(iter(found.metrics))
+    figure = found.metrics[first]
+    run.listener.note(
+        f"by the labels of {table.name}, {first} is {figure.value:.4f} (95% interval {figure.low:.4f} to "
+        f"{figure.high:.4f}) over {found.queries:,} queries"
+    )
     for text in (*table.notes, *found.notes):
         run.listener.note(text)
     return {"labels": describe_evaluation(found)}
