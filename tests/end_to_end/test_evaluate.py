@@ -132,6 +132,18 @@ def test_a_broken_promise_fails_the_run_and_stops_a_publish_by_name(shop: Path) 
     assert published.pointer.version == 2
 
 
+def test_a_broken_promise_is_an_alert_of_the_monitor_and_a_problem_on_the_page(shop: Path) -> None:
+    nearcast.publish("shop")
+    with pytest.raises(TargetError):
+        nearcast.run(specify(shop, {"hit_rate_at_10": 0.9}), again=True)
+    told = fail("monitor", "shop", "--fail-on", "labels", code=13, cwd=shop)
+    assert "labels" in told
+    [page] = build_document(Path("nearcast"), ["shop"])["generators"]
+    [problem] = [one for one in page["state"]["troubles"] if one["check"] == "labels"]
+    assert problem["title"] == "A promise by labels is broken"
+    assert "hit_rate_at_10 is 0." in problem["text"]
+
+
 def test_a_kept_promise_is_published_and_stands_in_the_audit(shop: Path) -> None:
     spec = specify(shop, {"hit_rate_at_10": 0.3, "ndcg_at_3": 0.05})
     nearcast.run(spec, again=True)

@@ -16,7 +16,8 @@ from nearcast.evaluation.bootstrap import GROUPS, Resamples
 from nearcast.evaluation.label_hits import compute_metrics, find_hits
 from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.evaluation.label_table import open_label_table
-from nearcast.evaluation.ranked_lists import ListBatch, PopularLists, convert_ids
+from nearcast.evaluation.ranked_lists import ListBatch, PopularLists
+from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
 from nearcast.settings.label_tables import METRIC_KINDS, LabelsSpec
 
 Labels = Mapping[object, Mapping[object, float]]  # grades by query and item
@@ -33,8 +34,8 @@ class GivenLists:
         self.query_ids, self.item_ids = query_ids, item_ids
         self.lists, self.batch = lists, batch
 
-    def read(self, queries: pa.Array) -> Iterator[ListBatch]:
-        keys = queries.to_pylist()
+    def read(self, queries: SortedIds) -> Iterator[ListBatch]:
+        keys = queries.ids.to_pylist()
         assert keys == sorted(set(keys))
         rows = [row for row, key in enumerate(keys) if key in self.lists]
         kind = pa.int64() if self.item_ids == "int64" else pa.string()
@@ -42,7 +43,7 @@ class GivenLists:
             some = rows[start : start + self.batch]
             lists = [self.lists[keys[row]] for row in some]
             offsets = np.append(0, np.cumsum([len(one) for one in lists]))
-            yield ListBatch(np.array(some, np.int64), offsets, pa.array([i for one in lists for i in one], kind))
+            yield ListBatch(queries.positions[some], offsets, pa.array([i for one in lists for i in one], kind))
 
 
 def spec(**settings: object) -> LabelsSpec:
@@ -172,7 +173,7 @@ def test_a_label_with_an_id_of_another_form_is_unknown_and_no_other_id() -> None
 
 
 def test_the_popular_list_leaves_out_the_query_itself_where_lists_do() -> None:
-    queries = pa.array(["a", "b", "z"])
+    queries = SortedIds.sort(pa.array(["a", "b", "z"]))
     items = pa.array(["b", "a", "c"])
     lists = [PopularLists(items, "string", without_self=without).read(queries) for without in (True, False)]
     found = [[batch.ids.to_pylist() for batch in one] for one in lists]

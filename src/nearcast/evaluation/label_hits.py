@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.evaluation.label_set import FloatArray64, LabelSet
-from nearcast.evaluation.ranked_lists import ListBatch, RankedLists, convert_ids
+from nearcast.evaluation.ranked_lists import ListBatch, RankedLists
+from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
 from nearcast.settings.label_tables import parse_metric
 from nearcast.types import IntArray
 
@@ -41,17 +42,12 @@ class LabelHits:
 
 def find_hits(source: RankedLists, labels: LabelSet, depth: int) -> LabelHits:
     """Find the labelled items among the first `depth` candidates of each query's list."""
-    keys = convert_ids(labels.queries, source.query_ids)
     items = convert_ids(labels.item_ids, source.item_ids)
-    usable = np.flatnonzero(keys.is_valid().to_numpy(zero_copy_only=False))
-    keys = keys.take(pa.array(usable))
-    order = pc.sort_indices(keys).to_numpy()
-    back, has_list = usable[order], np.zeros(len(labels.queries), np.bool_)
+    has_list = np.zeros(len(labels.queries), np.bool_)
     pieces: list[tuple[IntArray, IntArray, IntArray]] = []
-    for batch in source.read(keys.take(pa.array(order))):
-        owners = back[batch.rows]
-        has_list[owners] = True
-        pieces.append(_find_in_batch(batch, owners, labels, items, depth))
+    for batch in source.read(SortedIds.sort(convert_ids(labels.queries, source.query_ids))):
+        has_list[batch.queries] = True
+        pieces.append(_find_in_batch(batch, labels, items, depth))
     nothing = np.zeros(0, np.int64)
     queries, ranks, found = (np.concatenate([nothing, *(piece[at] for piece in pieces)]) for at in range(3))
     by_rank = np.lexsort((ranks, queries))
@@ -59,9 +55,10 @@ def find_hits(source: RankedLists, labels: LabelSet, depth: int) -> LabelHits:
 
 
 def _find_in_batch(
-    batch: ListBatch, owners: IntArray, labels: LabelSet, items: pa.Array, depth: int
+    batch: ListBatch, labels: LabelSet, items: pa.Array, depth: int
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Return query, rank and label of each labelled candidate. owners: (n,) the query of each list."""
+    """Return query, rank and label of each labelled candidate."""
+    owners = batch.queries
     lengths = np.diff(batch.offsets)
     row = np.repeat(np.arange(len(owners)), lengths)
     rank = np.arange(len(row)) - np.repeat(batch.offsets[:-1] - batch.offsets[0], lengths) + 1

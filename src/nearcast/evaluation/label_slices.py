@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nearcast.errors import SpecError
 from nearcast.evaluation.label_set import SEVERAL, LabelSet
-from nearcast.evaluation.ranked_lists import SnapshotLists, convert_ids
+from nearcast.evaluation.ranked_lists import SnapshotLists
+from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
 from nearcast.measure.slices import FEWEST, MOST_VALUES, Slice, quarter_slices, value_slices
 from nearcast.types import IntArray
 
@@ -60,15 +60,14 @@ def _query_part(lists: SnapshotLists) -> str:
 
 
 def _read_query_column(labels: LabelSet, by: str, lists: SnapshotLists) -> tuple[IntArray, pa.Array]:
-    keys = convert_ids(labels.queries, lists.query_ids)
-    pieces, rows = [], []
+    keys = SortedIds.sort(convert_ids(labels.queries, lists.query_ids))
+    pieces, places = [], []
     for table in lists.iterate_rows(_query_part(lists), ["id", by]):
-        place = pc.index_in(table["id"].cast(keys.type), value_set=keys, skip_nulls=True).combine_chunks()
-        taken = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
-        if len(taken):
-            rows.append(place.drop_null().to_numpy().astype(np.int64))
-            pieces.append(table[by].take(pa.array(taken)))
-    codes = np.full(len(keys), -1, np.int64)
+        rows, positions = keys.match(table["id"])
+        if len(rows):
+            places.append(positions)
+            pieces.append(table[by].take(pa.array(rows)))
+    codes = np.full(len(labels.queries), -1, np.int64)
     if not pieces:
         return codes, pa.array([], pa.string())
     column = pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks])
@@ -76,5 +75,5 @@ def _read_query_column(labels: LabelSet, by: str, lists: SnapshotLists) -> tuple
         raise SpecError(f"{by!r} holds {column.type}; slices need one value per query")
     coded = column.combine_chunks().dictionary_encode()
     coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-    codes[np.concatenate(rows)] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes[np.concatenate(places)] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes, coded.dictionary

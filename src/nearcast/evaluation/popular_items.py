@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from nearcast.errors import InputError, SpecError
 from nearcast.evaluation.label_table import LabelTable
-from nearcast.evaluation.ranked_lists import SnapshotLists, convert_ids
+from nearcast.evaluation.ranked_lists import SnapshotLists
+from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
 from nearcast.sources.column_roles import plain_id_type
 
 __all__ = ["count_unknown_items", "find_popular", "rank_by_attribute"]
@@ -66,10 +67,9 @@ def count_unknown_items(items: pa.Array, lists: SnapshotLists) -> int:
 
 def _find_known(ids: pa.Array, lists: SnapshotLists) -> npt.NDArray[np.bool_]:
     """Return (ids,) whether the snapshot has an item. Reads the items by row group; a null is no item."""
-    known = np.zeros(len(ids), np.bool_)
+    known, ordered = np.zeros(len(ids), np.bool_), SortedIds.sort(ids)
     for table in lists.iterate_rows("items", ["id"]):
-        here = table["id"].combine_chunks().cast(ids.type)
-        known |= pc.is_in(ids, value_set=here, skip_nulls=True).to_numpy(zero_copy_only=False)
+        known[ordered.match(table["id"])[1]] = True
     return known
 
 

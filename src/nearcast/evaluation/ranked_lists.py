@@ -6,7 +6,6 @@ A source reads the lists of sorted queries in batches, so that a table is never 
 from __future__ import annotations
 
 import contextlib
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nearcast.errors import DamagedError
+from nearcast.evaluation.sorted_ids import SortedIds
 from nearcast.stores.base import Reader, Space
-from nearcast.stores.value_format import IdType, decode_lists, encode_keys, id_type, parse_key
+from nearcast.stores.value_format import IdType, decode_lists, encode_keys, id_type
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray
 
@@ -29,7 +29,6 @@ __all__ = [
     "RankedLists",
     "SnapshotFiles",
     "SnapshotLists",
-    "convert_ids",
     "open_snapshot_files",
 ]
 
@@ -40,7 +39,7 @@ KEYS_AT_ONCE = 4096
 class ListBatch:
     """Lists of some queries, flat: list i is ids[offsets[i]:offsets[i + 1]], best first."""
 
-    rows: IntArray  # (n,) positions of the queries among those that were asked for
+    queries: IntArray  # (n,) positions of the queries
     offsets: IntArray  # (n + 1,)
     ids: pa.Array
 
@@ -52,8 +51,8 @@ class RankedLists(Protocol):
     query_ids: IdType
     item_ids: IdType
 
-    def read(self, queries: pa.Array) -> Iterator[ListBatch]:
-        """Yield the lists of the queries that have one. queries: ascending and distinct, of the source's type."""
+    def read(self, queries: SortedIds) -> Iterator[ListBatch]:
+        """Yield the lists of the queries that have one. queries: of the source's type."""
         ...
 
 
@@ -112,7 +111,7 @@ class SnapshotLists:
         self.query_ids = id_type(schema.field("query_id").type)
         self.item_ids = id_type(schema.field("candidate_ids").type.value_type)
 
-    def read(self, queries: pa.Array) -> Iterator[ListBatch]:
+    def read(self, queries: SortedIds) -> Iterator[ListBatch]:
         """Yield the lists by row group."""
         try:
             for file, group in self.files.iterate_groups("candidates"):
@@ -136,26 +135,16 @@ class SnapshotLists:
             raise self._explain(error) from error
 
 
-def _read_group(file: pq.ParquetFile, group: int, queries: pa.Array) -> ListBatch | None:
+def _read_group(file: pq.ParquetFile, group: int, queries: SortedIds) -> ListBatch | None:
     """Return the lists of the row group's queries among `queries`; None if it has none of them."""
     ids = file.read_row_group(group, columns=["query_id"], use_threads=False).column(0)
-    ends = pc.min_max(ids).as_py()
-    if ends["min"] is None:
-        return None
-    numbers = range(len(queries))
-    low = bisect_left(numbers, ends["min"], key=lambda at: queries[at].as_py())
-    high = bisect_right(numbers, ends["max"], key=lambda at: queries[at].as_py())
-    if low == high:
-        return None
-    found = pc.index_in(ids, value_set=queries.slice(low, high - low).cast(ids.type))
-    places = found.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(places >= 0)
+    rows, positions = queries.match(ids)
     if not len(rows):
         return None
     column = file.read_row_group(group, columns=["candidate_ids"], use_threads=False).column(0)
     lists = column.take(pa.array(rows)).combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    return ListBatch(low + places[rows].astype(np.int64), offsets - offsets[0], lists.flatten())
+    return ListBatch(positions, offsets - offsets[0], lists.flatten())
 
 
 class PublishedLists:
@@ -174,17 +163,17 @@ class PublishedLists:
         self._reader = reader
         self._find_removed = find_removed
 
-    def read(self, queries: pa.Array) -> Iterator[ListBatch]:
+    def read(self, queries: SortedIds) -> Iterator[ListBatch]:
         """Yield the lists of a few thousand keys at a time."""
-        for start in range(0, len(queries), KEYS_AT_ONCE):
-            keys = encode_keys(queries.slice(start, KEYS_AT_ONCE))
+        for start in range(0, len(queries.ids), KEYS_AT_ONCE):
+            keys = encode_keys(queries.ids.slice(start, KEYS_AT_ONCE))
             lists = decode_lists(self._reader.get_many(Space.LISTS, keys), self.item_ids)
             rows = np.flatnonzero(lists.found)
             offsets, ids = np.append(lists.offsets[rows], len(lists.ids)), lists.ids
             if self._find_removed is not None:
                 kept = ~np.array(self._find_removed(ids.to_pylist()), np.bool_)
                 ids, offsets = ids.filter(pa.array(kept)), np.append(0, np.cumsum(kept))[offsets]
-            yield ListBatch(start + rows, offsets, ids)
+            yield ListBatch(queries.positions[start + rows], offsets, ids)
 
 
 class PopularLists:
@@ -199,11 +188,11 @@ class PopularLists:
         self._items = items
         self._without_self = without_self and self.query_ids == self.item_ids
 
-    def read(self, queries: pa.Array) -> Iterator[ListBatch]:
+    def read(self, queries: SortedIds) -> Iterator[ListBatch]:
         """Yield the same list for every query."""
         width = len(self._items)
-        for start in range(0, len(queries), KEYS_AT_ONCE):
-            some = queries.slice(start, KEYS_AT_ONCE)
+        for start in range(0, len(queries.ids), KEYS_AT_ONCE):
+            some = queries.ids.slice(start, KEYS_AT_ONCE)
             kept = np.ones((len(some), width), np.bool_)
             if self._without_self:
                 own = pc.index_in(some.cast(self._items.type), value_set=self._items)
@@ -211,16 +200,4 @@ class PopularLists:
                 kept[rows, own.drop_null().to_numpy()] = False
             places = np.broadcast_to(np.arange(width), kept.shape)[kept]
             offsets = np.append(0, np.cumsum(kept.sum(axis=1)))
-            yield ListBatch(np.arange(start, start + len(some)), offsets, self._items.take(pa.array(places)))
-
-
-def convert_ids(ids: pa.Array, kind: IdType) -> pa.Array:
-    """Convert ids to int64 or string; null for an id that cannot be of that type. Different ids stay different."""
-    if kind == "string":
-        return ids.cast(pa.string())
-    if pa.types.is_integer(ids.type):
-        return ids.cast(pa.int64())
-    texts = ids.to_pylist()
-    numbers = [None if text is None else parse_key(text, kind) for text in texts]
-    same = [n if n is not None and str(n) == text else None for n, text in zip(numbers, texts, strict=True)]  # not 007
-    return pa.array(same, pa.int64())
+            yield ListBatch(queries.positions[start : start + len(some)], offsets, self._items.take(pa.array(places)))

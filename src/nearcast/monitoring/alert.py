@@ -62,6 +62,7 @@ class AlertText:
 CHECKS: Mapping[str, str] = {
     "recall": "recall is below its target, or fell from its usual value",
     "effort": "recall fell, and the engine's settings or search parameters changed since the last run",
+    "labels": "a metric by the labels of the spec is below its promise",
     "metric": "recall is below its target, and the lists look like those of another metric",
     "slice": "recall of a slice is below the target, or the best scores of a slice are unusual",
     "items_count": "the number of items is unusual",
@@ -175,6 +176,7 @@ _MISSED = "Some of the nearest items are not in the lists."
 ALERT_TEXTS: Mapping[str, AlertText] = {
     "recall": AlertText("Recall is below the target", _MISSED, "bad", "recall"),
     "effort": AlertText("Recall fell, and the search settings have changed", _MISSED, "bad", "recall"),
+    "labels": AlertText("A promise by labels is broken", "Lists hold fewer items that people choose.", "bad"),
     "metric": AlertText(
         "The lists look like those of another metric",
         "Lists are in the order of another metric than the spec names.",

@@ -46,8 +46,18 @@ def check_runs(runs: Sequence[Facts], *, last_refused: bool = False, served: Fac
     if not runs:
         return []
     now, before = runs[-1], runs[-1 - USUAL_RUNS : -1]
-    alerts = [*_check_recall(now, before), *_check_figures(now, before, last_refused, served)]
+    alerts = [*_check_recall(now, before), *_check_promises(now), *_check_figures(now, before, last_refused, served)]
     return [*_mark_common_model(now, alerts), *_check_files(now, before), *_check_slices(now, before)]
+
+
+def _check_promises(now: Facts) -> Iterator[Alert]:
+    """Yield one alert if metrics of the run's labels are below their promise."""
+    labels = now.get("labels") or {}
+    broken = [check for check in labels.get("promises", ()) if not check["kept"]]
+    if broken:
+        words = [f"{c['metric']} is {c['value']:.4f}, and {c['bound']:g} is promised" for c in broken]
+        text = f"by the labels of {labels['labels']['path']}, {'; '.join(words)}"
+        yield Alert("labels", text, broken[0]["value"], broken[0]["bound"], None)
 
 
 def check_count(table: str, found: float, before: float, cause: str) -> Alert | None:
