@@ -240,6 +240,8 @@ def _list_attribute_faults(spec: GeneratorSpec) -> Iterator[str]:
         yield "weight is the traffic of queries: write it in [queries]"
     named = [("score names", name) for name in spec.score.columns]
     named += [("a cap is by", cap.by) for cap in spec.caps if cap.by is not None]
+    if spec.labels is not None and spec.labels.popular_by is not None:
+        named.append(("labels.popular_by names", spec.labels.popular_by))
     named += [("overfetch names", name) for name in (spec.overfetch.columns if spec.overfetch else ())]
     for what, name in named:
         if name not in spec.items.columns:

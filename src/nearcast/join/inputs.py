@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,22 +111,18 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
         listener.progress("hash inputs", 1, 2)
         query_digests = item_digests if queries is None else queries.result()
         listener.progress("hash inputs", 2, 2)
-    sources = Sources(item_source, query_source, item_digests, query_digests)
-    keep_labels_apart(spec, base, sources)
-    return sources
+    keep_labels_apart(spec, base, {"items": item_digests, "queries": query_digests})
+    return Sources(item_source, query_source, item_digests, query_digests)
 
 
-def keep_labels_apart(spec: GeneratorSpec, base: Path, sources: Sources) -> None:
-    """Raise SpecError if a file of the labels is also one that the lists are made of, by its contents."""
-    if spec.labels is None:
+def keep_labels_apart(spec: GeneratorSpec, base: Path, inputs: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise SpecError if a file of the labels is also one of these inputs, by its contents. inputs: digests by place."""
+    if spec.labels is None or not inputs:
         return
     try:
         digests = open_labels(spec.labels, base).digests()
     except InputError:
         return  # nothing can have learned from labels that cannot be read; a run refuses them
-    inputs = {"items": sources.item_digests, "queries": sources.query_digests}
-    if sources.lookup_log is not None:
-        inputs["overfetch.log"] = sources.lookup_log.digests()
     refuse_learning_from(digests, inputs)
 
 

@@ -19,6 +19,7 @@ from nearcast.eligibility import request_time
 from nearcast.engines.base import CAPS, MIN_SCORE, RULES, require_constraint_kinds
 from nearcast.errors import SpecError
 from nearcast.evaluation.judge_snapshot import open_labels
+from nearcast.evaluation.label_table import open_label_table
 from nearcast.join.compile_constraints import check_constraints, check_spec_rules, parse_rules
 from nearcast.join.context import RunContext
 from nearcast.join.inputs import Checked, InMemoryTables, Sources, keep_labels_apart, open_sources
@@ -74,13 +75,23 @@ def open_run(run: RunContext, tables: InMemoryTables) -> OpenedRun:
             check_slice_type(name, sources.queries.attribute_types[name])
     ranker = identify_ranker(spec, run.workspace.model_base)
     sources = replace(sources, lookup_log=open_lookup_log(run))
-    if spec.labels is not None:
-        open_labels(spec.labels, run.workspace.base, spec.query_source.columns)
-        keep_labels_apart(spec, run.workspace.base, sources)
+    _check_labels(run, sources)
     digests = sources.item_digests, sources.query_digests
     settings = run.settings.model_dump()
     plan = make_plan(spec, run.engine.name, settings, *digests, ranker, sources.lookup_digests)
     return OpenedRun(sources, plan)
+
+
+def _check_labels(run: RunContext, sources: Sources) -> None:
+    """Raise InputError for labels that cannot be opened, SpecError for labels that something learns from."""
+    spec, base = run.spec, run.workspace.base
+    if spec.labels is None:
+        return
+    open_labels(spec.labels, base, spec.query_source.columns)
+    logs = {} if sources.lookup_log is None else {"overfetch.log": sources.lookup_log.digests()}
+    if spec.labels.popularity is not None:
+        logs["labels.popularity"] = open_label_table(spec.labels.popularity, base, "the log of popularity").digests()
+    keep_labels_apart(spec, base, logs)
 
 
 def refuse_out(out: Location, what: str = "out", *, works_here: bool = True) -> None:
