@@ -116,7 +116,7 @@ def open_sources(spec: GeneratorSpec, base: Path, listener: Listener, tables: In
 
 
 def keep_labels_apart(spec: GeneratorSpec, base: Path, inputs: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Raise SpecError if a file of the labels is also one of these inputs, by its contents. inputs: digests by place."""
+    """Raise SpecError if a file of the labels is also one of these inputs (digests by place), by its contents."""
     if spec.labels is None or not inputs:
         return
     try:
