@@ -170,7 +170,7 @@ def test_of_more_labels_than_max_rows_whole_queries_are_sampled_the_same_each_ti
     kept = set(sample.queries.to_pylist())
     assert pairs(sample) == [row for row in pairs(everything) if row[0] in kept]
     shuffled = table.take(pa.array(rng.permutation(30_000)))
-    assert pairs(read(shuffled, max_rows=5000)) == pairs(sample)
+    assert sorted(pairs(read(shuffled, max_rows=5000))) == sorted(pairs(sample))
     assert len(kept) == pytest.approx(sample.counts.sampled * 3000, rel=0.3)
 
 

@@ -34,9 +34,9 @@ from nearcast.history.record import record_evaluation
 from nearcast.join.listener import Listener
 from nearcast.publishing.targets import PublishTarget
 from nearcast.serve.overlay_state import OverlayState
-from nearcast.serve.table_version import open_version
 from nearcast.settings.label_tables import LabelsSpec
 from nearcast.spec import parse_model
+from nearcast.stores.version_facts import read_facts
 from nearcast.table.snapshot import Snapshot, find_snapshot
 
 __all__ = ["SERVED", "evaluate"]
@@ -166,8 +166,9 @@ def _open_served(target: PublishTarget, store: StoreLike | None, stack: contextl
     pointer = opened.pointer(target.generator)
     if pointer is None or pointer.version == 0:
         return None
-    version = open_version(opened, target.generator, pointer.version, verify=False)
-    overlay = OverlayState(version.item_ids).apply(opened.overlay(target.generator).changes())
+    reader = opened.open(target.generator, pointer.version, verify=False)
+    stack.callback(reader.close)
+    facts = read_facts(reader, target.generator, pointer.version)
+    overlay = OverlayState(facts.item_ids).apply(opened.overlay(target.generator).changes())
     find_removed = partial(overlay.find_removed, now=time()) if overlay.tombstones else None
-    ids = version.query_ids, version.item_ids
-    return PublishedLists(version.reader, ids, f"{SERVED} {version.snapshot}", find_removed)
+    return PublishedLists(reader, (facts.query_ids, facts.item_ids), f"{SERVED} {facts.snapshot}", find_removed)

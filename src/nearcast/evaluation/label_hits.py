@@ -117,4 +117,5 @@ def _sum_ideal_gains(labels: LabelSet, k: int) -> FloatArray64:
     place = np.arange(len(owners)) - labels.offsets[owners]
     among = place < k
     gains = labels.grades[among] / np.log2(place[among] + 2)
-    return np.bincount(owners[among], weights=gains, minlength=len(labels.queries))
+    sums: FloatArray64 = np.bincount(owners[among], weights=gains, minlength=len(labels.queries)).astype(np.float64)
+    return sums
