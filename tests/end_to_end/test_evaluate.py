@@ -300,16 +300,17 @@ def test_what_learns_is_refused_the_labels(where: str, shop: Path) -> None:
     shutil.copy(shop / "labels.parquet", shop / "copy.parquet")
     if where in ("items", "queries"):
         shutil.copy(shop / f"{where}.parquet", shop / "copy.parquet")
+        item = "name" if where == "items" else "market"
         write_spec(
             shop,
             queries=QUERIES,
             recall=0.9,
-            labels={"path": "copy.parquet", "query": "id", "item": "name" if where == "items" else "market"},
+            labels={"path": "copy.parquet", "query": "id", "item": item},
         )
         for command in (("run", "shop.toml"), ("check", "shop.toml"), ("tune", "shop.toml", "--trials", 1)):
             told = fail(*command, code=2, cwd=shop)
             assert f"{where}.parquet of {where} has the contents of copy.parquet of the labels" in told
-        told = fail("evaluate", "shop", "copy.parquet", "--query", "id", "--item", "name", code=2, cwd=shop)
+        told = fail("evaluate", "shop", "copy.parquet", "--query", "id", "--item", item, code=2, cwd=shop)
         assert "cannot be judged by them" in told
     elif where == "popularity":
         told = fail("evaluate", "shop", "labels.parquet", "--popularity", "copy.parquet", code=2, cwd=shop)
