@@ -291,13 +291,14 @@ class DenseEngine:
         if cells == 1 and rule is not None:
             index = kernels.build_ruled_index(vectors, spec.metric, rule, threads=resources.threads)
         else:
+            fits = cells > 1 and workload is not None and len(workload.sample) > 0
             index = kernels.build_index(
                 vectors,
                 spec.metric,
                 cells=cells,
                 seed=spec.seed,
                 threads=resources.threads,
-                query_sample=None if workload is None or len(workload.sample) == 0 else workload.sample,
+                query_sample=workload.sample if workload is not None and fits else None,
             )
         progress("build", items.n, items.n)
         return DenseIndex(index, settings, saves_exact=rule is None and settings.reach is None)

@@ -15,7 +15,8 @@ import numpy as np
 from nearcast.artifact_files import map_array
 from nearcast.errors import BusyError
 from nearcast.join.plan_join import draw_samples, find_sample_truth, hold_truth_lock
-from nearcast.join.reserves import name_reserves, open_request, open_shape, read_reserve_folder
+from nearcast.join.reserve_folders import read_reserve_folder
+from nearcast.join.reserves import name_reserves, open_request, open_shape
 from nearcast.join.run_mode import ACCEPT, COMPARE, begins_incremental, read_base
 from nearcast.join.run_tasks import list_splits, open_prepared
 from nearcast.join.task_context import TaskContext

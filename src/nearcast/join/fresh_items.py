@@ -24,16 +24,16 @@ from nearcast.join.task_context import TaskContext
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.item_shards import ShardLists, merge_lists, move_positions, restrict_request
 from nearcast.knn.join_request import JoinRequest
-from nearcast.knn.reserve_lists import Reserve
 from nearcast.measure.sampled_recall import find_own_items
 from nearcast.sources.ids import find_sorted_numbers
-from nearcast.types import EMPTY_POSITION, AnyArray, ArrayVectors, IntArray, Neighbors, Vectors
+from nearcast.types import EMPTY_POSITION, AnyArray, ArrayVectors, FloatArray, IntArray, Neighbors, Vectors
 
 __all__ = ["find_own", "join_all", "join_fresh", "merge_reserves"]
 
 OPEN_ITEMS, OPEN_FRESH, EARLIER = "open items", "open fresh items", "earlier index"  # kept by a worker
 FRESH, OTHERS = "fresh items", "items beside the index"  # sets of items
 BLOCK_SHARE = 8  # of the memory: vectors of new items in one index, with its copies
+DENSE_READ = 1.5  # rows that are read for each one that is used, at most
 MORE = 4  # slots beyond those that new items are expected to take, and standard deviations of their number
 
 
@@ -75,40 +75,50 @@ def _open_exact_index(context: TaskContext, start: int, stop: int) -> Index:
     return context.keep(OPEN_ITEMS, build)[1]
 
 
-def join_fresh(context: TaskContext, before: IntArray, queries: IntArray, reserve: Reserve) -> Neighbors:
-    """Return (n, width) the lists of the new and changed items for these queries, under the relaxed limits.
+def join_fresh(
+    context: TaskContext, before: IntArray, queries: IntArray, bounds: tuple[FloatArray, IntArray]
+) -> Neighbors:
+    """Return (n, any) the lists of the new and changed items for these queries, under the relaxed limits.
 
-    before: (items,) old position of each item, -1 for a new or changed one. reserve: of these queries. The lists are
-    first joined shorter: few new items score above a bound. Those that are not proven long enough are joined again.
-    Items below the bound of a reserve are left out.
+    before: (items,) old position of each item, -1 for a new or changed one. bounds: (n,) scores and edges of the
+    reserves, among the items of this run; items below them are left out. The lists are first joined short: few new
+    items score above a bound. Those that may go on are joined again, as long as a reserve.
     """
     shape = open_shape(context)
     items = context.read_facts(COMPARE)["changes"]["items"]
     n_fresh = int(items["new"] + items["changed"])
     if n_fresh == 0 or len(queries) == 0:
-        return Neighbors.empty(len(queries), shape.width)
+        return Neighbors.empty(len(queries), 1)
     fresh = context.keep("fresh items", lambda: np.flatnonzero(np.asarray(before) == EMPTY_POSITION))
     expected = shape.width * n_fresh / len(before)
     width = min(shape.width, int(expected + MORE * np.sqrt(expected)) + MORE)
 
     def join(rows: IntArray | slice, k: int) -> Neighbors:
-        request = replace(_make_request(context, queries[rows]), k=k, thresholds=reserve.known.bound_scores[rows])
-        vectors = open_prepared(context).inputs.queries.vectors.take(queries[rows])
+        request = replace(_make_request(context, queries[rows]), k=k, thresholds=bounds[0][rows])
+        vectors = _read_vectors(open_prepared(context).inputs.queries.vectors, queries[rows])
         return merge_reserves(context, _join_blocks(context, fresh, FRESH, vectors, request))
 
     lists = join(slice(None), width)
-    if width == shape.width:
-        return lists
-    wide = Neighbors.empty(len(queries), shape.width)
-    wide.positions[:, :width], wide.scores[:, :width] = lists.positions, lists.scores
-    last, score = lists.positions[:, -1], lists.scores[:, -1]
-    bound, edge = reserve.known.bound_scores, reserve.known.bound_edges
+    last, score, (bound, edge) = lists.positions[:, -1], lists.scores[:, -1], bounds
     is_long = (last == EMPTY_POSITION) | (score < bound) | ((score == bound) & (last >= edge))
     again = np.flatnonzero(~is_long)
-    if len(again):
-        longer = join(again, shape.width)
-        wide.positions[again], wide.scores[again] = longer.positions, longer.scores
+    if len(again) == 0 or width == shape.width:
+        return lists
+    longer = join(again, shape.width)
+    wide = Neighbors.empty(len(queries), max(width, int(longer.lengths.max())))
+    wide.positions[:, :width], wide.scores[:, :width] = lists.positions, lists.scores
+    for mine, theirs in ((wide.positions, longer.positions), (wide.scores, longer.scores)):
+        mine[again] = theirs[:, : mine.shape[1]]
     return wide
+
+
+def _read_vectors(vectors: Vectors, positions: IntArray) -> AnyArray:
+    """Return the vectors at ascending positions. Nearly all of a range are read in a row."""
+    first, last = int(positions[0]), int(positions[-1]) + 1
+    if last - first > DENSE_READ * len(positions):
+        return vectors.take(positions)
+    block = vectors.read(first, last)
+    return block if len(block) == len(positions) else block[positions - first]
 
 
 def _make_request(context: TaskContext, queries: IntArray) -> JoinRequest:

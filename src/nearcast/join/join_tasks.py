@@ -67,5 +67,6 @@ def open_wide_plan(context: TaskContext) -> JoinPlan:
 def write_joined(context: TaskContext, start: int, lists: Neighbors, folder: Path) -> None:
     """Write the lists that a join with all items found for the queries from `start` on, and their reserves."""
     if context.run.spec.run.incremental:
-        lists = reserve_lists(context, start, lists)
-    write_lists(context.run, open_prepared(context), start, lists, folder)
+        reserve_lists(context, start, lists, folder)
+    else:
+        write_lists(context.run, open_prepared(context), start, lists, folder)

@@ -1,4 +1,7 @@
-"""The lists of a join, read by query position from the results of its tasks. A result is opened when it is needed."""
+"""The lists of a join, read by query position from the results of its tasks. A result is opened when it is needed.
+
+A result may hold reserves, which begin with the lists.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ class JoinedLists:
         parts = []
         for folder, rows in self._find_ranges(positions):
             result = read_result(folder)
-            parts.append(Neighbors(result.positions[rows], result.scores[rows]))
+            positions, scores = (np.asarray(each)[:, : self.width][rows] for each in (result.positions, result.scores))
+            parts.append(Neighbors(positions.astype(np.int64, copy=False), scores))
         if not parts:
             return Neighbors.empty(0, self.width)
         return Neighbors(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))
@@ -60,5 +64,5 @@ class JoinedLists:
 
 
 def read_result(folder: Path) -> Neighbors:
-    """Map the lists that a task of the join wrote."""
+    """Map the lists that a task of the join wrote, with the types that are stored."""
     return Neighbors(map_array(folder / "positions.npy"), map_array(folder / "scores.npy"))

@@ -16,27 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
+from nearcast.join.base_reserves import find_base, find_enough, read_bounds, update_ranges
 from nearcast.join.fresh_items import join_all, join_fresh, merge_reserves
-from nearcast.join.join_queries import write_lists
 from nearcast.join.joined_lists import read_result
-from nearcast.join.reserves import (
-    concat_reserves,
-    group_finder,
-    open_shape,
-    read_reserve_folder,
-    store_reserve,
-)
+from nearcast.join.reserves import open_shape, store_reserve
 from nearcast.join.run_mode import COMPARE, begins_incremental, read_base
 from nearcast.join.run_tasks import list_splits, open_prepared
 from nearcast.join.task_context import TaskContext
-from nearcast.kernels.renew_lists import renew_lists
-from nearcast.knn.reserve_lists import Reserve, are_enough, make_reserve, update_reserve
 from nearcast.runners.base import TaskCall
-from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
+from nearcast.types import IntArray, Neighbors
 
 __all__ = [
     "do_rejoin",
@@ -62,10 +53,9 @@ def do_stale(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
         before = _read_before(context, start, stop)
         rows = np.flatnonzero(before >= 0)
         try:
-            reserve = _read_base_reserves(context, before[rows], contents=True)
+            enough = find_enough(context, before[rows])
         except (DamagedError, NotFoundError) as error:
             return {"start": start, "stop": stop, "missing": stop - start, "damaged": str(error)}
-        enough = are_enough(reserve, _stays(context)[reserve.known.best.positions], open_shape(context))
         missing = np.setdiff1d(np.arange(stop - start), rows[enough])
         np.save(folder / "missing.npy", missing)
     return {"start": start, "stop": stop, "missing": len(missing), "damaged": None}
@@ -74,50 +64,6 @@ def do_stale(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
 def _read_before(context: TaskContext, start: int, stop: int) -> IntArray:
     """Return the old positions of the queries start..stop-1, -1 for new and changed ones."""
     return np.array(map_array(context.run.results.open(COMPARE) / "queries" / "before.npy")[start:stop])
-
-
-def _read_base_reserves(context: TaskContext, positions: IntArray, *, contents: bool = False) -> Reserve:
-    """Read the reserves of queries by their ascending positions in the last run. contents: compare with the hashes."""
-    base, parts = read_base(context), []
-    for number, (start, stop) in enumerate(base["splits"]):
-        first, last = np.searchsorted(positions, (start, stop))
-        if first < last:
-            folder = context.run.artifacts.open(f"{base['name']}/{number:06d}")
-            parts.append(read_reserve_folder(folder, positions[first:last] - start, contents=contents))
-    if not parts:
-        return make_reserve(Neighbors.empty(0, open_shape(context).width), open_shape(context), group_finder(context))
-    return concat_reserves(parts, slice(None))
-
-
-def _stays(context: TaskContext) -> npt.NDArray[np.bool_]:
-    """Return (old items + 1,) whether each item stays as it is; False at the end, for empty slots."""
-    now = map_array(context.run.results.open(COMPARE) / "items" / "now.npy")
-    return np.append(now >= 0, False)
-
-
-def _update(context: TaskContext, reserve: Reserve, fresh: Neighbors, rows: IntArray, joined: Reserve) -> Reserve:
-    """Return the reserves of a range: at `rows` updated ones, at the others those that were joined with all items.
-
-    fresh: lists of the new and changed items, of the queries at `rows`.
-    """
-    compared, shape, n = (
-        context.run.results.open(COMPARE),
-        open_shape(context),
-        len(rows) + len(joined.known.bound_edges),
-    )
-    others = np.setdiff1d(np.arange(n), rows)
-    now, edges = (map_array(compared / "items" / f"{name}.npy") for name in ("now", "edges"))
-    bound_edges = np.array(edges[reserve.known.bound_edges])
-    if not shape.relaxed:
-        known = renew_lists(reserve.known, (now, bound_edges), fresh, rows, n, threads=context.run.resources.threads)
-        known.best.positions[others], known.best.scores[others] = joined.known.best.positions, joined.known.best.scores
-        known.bound_scores[others], known.bound_edges[others] = joined.known.bound_scores, joined.known.bound_edges
-        empty = (0, n, shape.width)
-        return Reserve(known, np.zeros(empty, np.int64), np.zeros(empty, np.bool_))
-    moved = np.append(now, EMPTY_POSITION)[reserve.known.best.positions]
-    updated, complete = update_reserve(reserve, (moved, bound_edges), fresh, shape, group_finder(context))
-    assert complete.all(), "a list that was enough became too short"
-    return concat_reserves([updated, joined], np.argsort(np.concatenate([rows, others]), kind="stable"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +128,15 @@ def do_renew(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
     """Update the reserves of a range with the new and changed items, put joined ones among them; write its lists."""
     number, start, stop = int(args["number"]), int(args["start"]), int(args["stop"])
     with context.run.meter.stage("join"):
-        shape = open_shape(context)
         missing = _find_missing(context, number) - start
         rows = np.setdiff1d(np.arange(stop - start), missing)
-        reserve = _read_base_reserves(context, _read_before(context, start, stop)[rows])
+        base = find_base(context, _read_before(context, start, stop)[rows])
         new_items = map_array(context.run.results.open(COMPARE) / "items" / "before.npy")
-        fresh = join_fresh(context, new_items, start + rows, reserve)
-        lists = Neighbors.empty(0, shape.width) if len(missing) == 0 else _read_rejoined(context, number)
-        reserve = _update(context, reserve, fresh, rows, make_reserve(lists, shape, group_finder(context)))
-        lists = store_reserve(context, start, reserve, read_base(context)["name"])
-        write_lists(context.run, open_prepared(context), start, lists, folder)
+        fresh = join_fresh(context, new_items, start + rows, read_bounds(context, base))
+        width = open_shape(context).width
+        lists = Neighbors.empty(0, width) if len(missing) == 0 else _read_rejoined(context, number)
+        reserve = update_ranges(context, base, fresh, rows, lists)
+        store_reserve(context, start, reserve, read_base(context)["name"], folder)
     return {"start": start, "stop": stop}
 
 

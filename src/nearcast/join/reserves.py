@@ -1,7 +1,5 @@
 """The reserves of a run: an artifact per range of the queries, and the record of them in the manifest.
 
-    reserve-<fingerprint>/000012/   positions.npy   scores.npy   bound_scores.npy   bound_edges.npy   labels.npy ...
-
 The next incremental run updates them. A run that is not incremental writes none. Knows nothing of changes.
 """
 
@@ -14,36 +12,30 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from nearcast.artifact_files import map_array
-from nearcast.files import fingerprint, verify
+from nearcast.files import fingerprint
+from nearcast.join.join_queries import write_lists
 from nearcast.join.plan_join import make_run_request
+from nearcast.join.reserve_folders import FORMAT, write_reserve_folder, write_slots
 from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.run_plan import RunPlan
 from nearcast.join.run_tasks import list_splits, open_plan, open_prepared
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.reserve_lists import FindGroups, Reserve, ReserveShape, cut_reserve, make_reserve, plan_reserve
-from nearcast.knn.update_lists import KnownLists, concat_lists
 from nearcast.sources.attribute_rows import take_attributes
-from nearcast.types import AnyArray, IntArray, Neighbors
+from nearcast.types import IntArray, Neighbors
 
 __all__ = [
-    "concat_reserves",
     "decide_lists",
     "group_finder",
     "name_reserves",
     "open_request",
     "open_shape",
-    "read_reserve_folder",
     "record_reserves",
     "reserve_lists",
     "store_reserve",
     "widen_request",
-    "write_reserve_folder",
 ]
-
-FORMAT = 1
-ARRAYS = ("positions", "scores", "bound_scores", "bound_edges", "labels", "proving")
 
 
 def decide_lists(plan: RunPlan) -> dict[str, Any]:
@@ -93,54 +85,27 @@ def group_finder(context: TaskContext) -> FindGroups:
     return find_groups
 
 
-def store_reserve(context: TaskContext, start: int, reserve: Reserve, base: str | None) -> Neighbors:
-    """Store the reserves of the queries from `start` on as an artifact; return their lists.
+def store_reserve(context: TaskContext, start: int, reserve: Reserve, base: str | None, folder: Path) -> None:
+    """Store the reserves of the queries from `start` on as an artifact; write their lists into `folder`.
 
-    base: as in `name_reserves`.
+    Without caps and a ranking model the lists are the first slots of the reserves, and both are the same files. base:
+    as in `name_reserves`.
     """
     number = [first for first, _ in list_splits(context)].index(start)
     name = f"{name_reserves(context, base)}/{number:06d}"
-    context.run.artifacts.commit(name, lambda folder: write_reserve_folder(folder, reserve))
-    return cut_reserve(reserve, open_shape(context))
+    shape = open_shape(context)
+    if shape.relaxed or context.run.spec.rank is not None:
+        context.run.artifacts.commit(name, lambda home: write_reserve_folder(home, reserve))
+        write_lists(context.run, open_prepared(context), start, cut_reserve(reserve, shape), folder)
+        return
+    write_slots(folder, reserve)
+    context.run.artifacts.commit(name, lambda home: write_reserve_folder(home, reserve, slots_in=folder))
 
 
-def reserve_lists(context: TaskContext, start: int, lists: Neighbors) -> Neighbors:
-    """Store the reserves that a join of all items found for the queries from `start` on; return their lists."""
-    return store_reserve(context, start, make_reserve(lists, open_shape(context), group_finder(context)), None)
-
-
-def write_reserve_folder(folder: Path, reserve: Reserve) -> dict[str, Any]:
-    """Write reserves into a folder."""
-    known = reserve.known
-    largest = int(known.best.positions.max(initial=0))
-    positions = known.best.positions.astype(np.int32 if largest < 1 << 31 else np.int64, copy=False)
-    values: tuple[AnyArray, ...] = (positions, known.best.scores, known.bound_scores, known.bound_edges)
-    values += (reserve.labels.astype(np.int32), reserve.proving)
-    for name, array in zip(ARRAYS, values, strict=True):
-        np.save(folder / f"{name}.npy", array)
-    return {"queries": len(positions)}
-
-
-def read_reserve_folder(folder: Path, rows: IntArray | slice = slice(None), *, contents: bool = False) -> Reserve:
-    """Read the reserves at these rows of a folder; positions without caps as they are stored, so as int32.
-
-    contents: compare every byte with the manifest.
-
-    Raises DamagedError if a file was changed, or has another size.
-    """
-    verify(folder, contents=contents)
-    positions, scores, bounds, edges, labels, proving = (map_array(folder / f"{name}.npy") for name in ARRAYS)
-    best = Neighbors(positions[rows].astype(np.int64 if len(labels) else positions.dtype), np.array(scores[rows]))
-    known = KnownLists(best, np.array(bounds[rows]), np.array(edges[rows]))
-    return Reserve(known, labels[:, rows].astype(np.int64), np.array(proving[:, rows]))
-
-
-def concat_reserves(parts: list[Reserve], order: IntArray | slice) -> Reserve:
-    """Concatenate reserves of several sets of queries, and reorder them; a slice of all keeps their order."""
-    known = concat_lists([part.known for part in parts], order)
-    labels = np.concatenate([part.labels for part in parts], axis=1)[:, order]
-    proving = np.concatenate([part.proving for part in parts], axis=1)[:, order]
-    return Reserve(known, labels, proving)
+def reserve_lists(context: TaskContext, start: int, lists: Neighbors, folder: Path) -> None:
+    """Store the reserves that a join of all items found for the queries from `start` on; write their lists."""
+    reserve = make_reserve(lists, open_shape(context), group_finder(context))
+    store_reserve(context, start, reserve, None, folder)
 
 
 def record_reserves(context: TaskContext, created: str) -> dict[str, Any] | None:

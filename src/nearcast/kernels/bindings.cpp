@@ -20,6 +20,7 @@
 #include "dispatch.h"
 #include "insert_lists.h"
 #include "join.h"
+#include "match_rows.h"
 #include "parallel.h"
 #include "renew_lists.h"
 
@@ -327,49 +328,107 @@ nb::tuple insert_candidates(Array<uint8_t> data, Array<uint64_t> starts, Array<u
     return nb::make_tuple(out, out_starts, sizes, states, last);
 }
 
-// Updates sorted lists, and puts list i into row rows[i] of n; other rows are empty, with the bound -infinity. Returns
-// positions, scores, bounds and edges.
-nb::tuple renew_lists(Matrix<int32_t> positions, Matrix<float> scores, Array<float> bounds, Array<int64_t> edges,
-                      Array<int32_t> now, Matrix<int32_t> fresh_positions, Matrix<float> fresh_scores,
-                      Array<int64_t> rows, size_t n, size_t threads) {
-    const size_t lists = positions.shape(0), width = positions.shape(1);
+template <class T> using Target = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+void require_rows(const Array<int64_t>& rows, size_t held, const std::string& what) {
+    require_aligned(rows, sizeof(int64_t), "rows");
+    for (size_t i = 0; i < rows.size(); ++i)
+        require(rows.data()[i] >= 0 && static_cast<uint64_t>(rows.data()[i]) < held, what);
+}
+
+// Updates the lists at the rows `chosen`, and writes list i into row rows[i] of the targets, whose other rows stay.
+void renew_lists(Matrix<int32_t> positions, Matrix<float> scores, Array<int64_t> chosen, Array<float> bounds,
+                 Array<int64_t> edges, Array<int32_t> now, Matrix<int32_t> fresh_positions, Matrix<float> fresh_scores,
+                 Array<int64_t> rows, Target<int32_t> new_positions, Target<float> new_scores, Target<float> new_bounds,
+                 Target<int64_t> new_edges, size_t threads) {
+    const size_t n = chosen.size(), width = positions.shape(1);
     require(width >= 1, "renew_lists: lists have no slots");
-    require(scores.shape(0) == lists && scores.shape(1) == width, "renew_lists: scores have another shape");
-    require(fresh_positions.shape(0) == lists, "renew_lists: there are other lists of new items");
-    require(fresh_scores.shape(0) == lists && fresh_scores.shape(1) == fresh_positions.shape(1),
+    require(scores.shape(0) == positions.shape(0) && scores.shape(1) == width, "renew_lists: scores have another shape");
+    require_rows(chosen, positions.shape(0), "renew_lists: there are no such rows of lists");
+    require(fresh_positions.shape(0) == n, "renew_lists: there are other lists of new items");
+    require(fresh_scores.shape(0) == n && fresh_scores.shape(1) == fresh_positions.shape(1),
             "renew_lists: scores of new items have another shape");
-    require_size(bounds, lists, "bounds");
-    require_size(edges, lists, "edges");
-    require_size(rows, lists, "rows");
-    for (size_t row = 0; row < lists; ++row)
-        require(rows.data()[row] < static_cast<int64_t>(n) && rows.data()[row] > (row ? rows.data()[row - 1] : -1),
-                "renew_lists: rows do not ascend below n");
-    auto new_positions = make_array<int32_t>({n, width});
-    auto new_scores = make_array<float>({n, width});
-    auto new_bounds = make_array<float>({n});
-    auto new_edges = make_array<int64_t>({n});
-    for (size_t row = 0, next = 0; row < n; ++row) {
-        if (next < lists && rows.data()[next] == static_cast<int64_t>(row)) {
-            ++next;
-            continue;
-        }
-        std::fill_n(new_positions.data() + row * width, width, -1);
-        std::fill_n(new_scores.data() + row * width, width, -std::numeric_limits<float>::infinity());
-        new_bounds.data()[row] = -std::numeric_limits<float>::infinity();
-        new_edges.data()[row] = 0;
-    }
-    const RenewJob job{{positions.data(), scores.data(), width}, bounds.data(), edges.data(), now.data(), now.size(),
-                       {fresh_positions.data(), fresh_scores.data(), fresh_positions.shape(1)}, rows.data(),
+    require_size(bounds, n, "bounds");
+    require_size(edges, n, "edges");
+    require_size(rows, n, "rows");
+    const size_t room = new_bounds.size();
+    require(new_positions.size() == product(room, width) && new_scores.size() == product(room, width) &&
+                new_edges.size() == room, "renew_lists: the targets have other shapes");
+    for (size_t row = 0; row < n; ++row)  // two threads may not write one row
+        require(rows.data()[row] < static_cast<int64_t>(room) && rows.data()[row] > (row ? rows.data()[row - 1] : -1),
+                "renew_lists: rows do not ascend below the end of the targets");
+    for (const void* data : {static_cast<const void*>(positions.data()), static_cast<const void*>(scores.data()),
+                             static_cast<const void*>(now.data()), static_cast<const void*>(fresh_positions.data()),
+                             static_cast<const void*>(fresh_scores.data()), static_cast<const void*>(new_positions.data()),
+                             static_cast<const void*>(new_scores.data()), static_cast<const void*>(new_bounds.data())})
+        require(reinterpret_cast<uintptr_t>(data) % sizeof(float) == 0, "renew_lists: an array is not aligned; pass a copy");
+    require_aligned(new_edges, sizeof(int64_t), "new_edges");
+    const RenewJob job{{positions.data(), scores.data(), width}, chosen.data(), bounds.data(), edges.data(), now.data(),
+                       now.size(), {fresh_positions.data(), fresh_scores.data(), fresh_positions.shape(1)}, rows.data(),
                        new_positions.data(), new_scores.data(), new_bounds.data(), new_edges.data()};
+    nb::gil_scoped_release released;
+    for_row_ranges(n, threads, [&] {
+        return [&](size_t begin, size_t end) {
+            for (size_t row = begin; row < end; ++row) renew_list(job, row);
+        };
+    });
+}
+
+// The number of slots of the lists at the rows `chosen` whose item stays.
+nb::object count_slots_left(Matrix<int32_t> positions, Array<int64_t> chosen, Array<int32_t> now, size_t threads) {
+    require_rows(chosen, positions.shape(0), "count_left: there are no such rows of lists");
+    require_aligned(positions, sizeof(int32_t), "positions");
+    require_aligned(now, sizeof(int32_t), "now");
+    auto counts = make_array<int64_t>({chosen.size()});
     {
         nb::gil_scoped_release released;
-        for_row_ranges(lists, threads, [&] {
+        for_row_ranges(chosen.size(), threads, [&] {
             return [&](size_t begin, size_t end) {
-                for (size_t row = begin; row < end; ++row) renew_list(job, row);
+                const size_t width = positions.shape(1);
+                for (size_t i = begin; i < end; ++i)
+                    counts.data()[i] = count_left(positions.data() + static_cast<size_t>(chosen.data()[i]) * width, width,
+                                                  now.data(), now.size());
             };
         });
     }
-    return nb::make_tuple(new_positions, new_scores, new_bounds, new_edges);
+    return nb::cast(counts);
+}
+
+SortedTexts texts_of(const Array<int64_t>& offsets, const Array<uint8_t>& bytes, const char* name) {
+    require_starts(offsets, bytes.size(), name);
+    return {offsets.data(), reinterpret_cast<const char*>(bytes.data()), offsets.size() - 1};
+}
+
+// The position of each ascending text among others, -1 for none.
+nb::object match_sorted_texts(Array<int64_t> offsets, Array<uint8_t> bytes, Array<int64_t> other_offsets,
+                              Array<uint8_t> other_bytes) {
+    const SortedTexts texts = texts_of(offsets, bytes, "offsets"), others = texts_of(other_offsets, other_bytes, "offsets");
+    auto matches = make_array<int64_t>({texts.n});
+    {
+        nb::gil_scoped_release released;
+        match_texts(texts, others, matches.data());
+    }
+    return nb::cast(matches);
+}
+
+// Whether each row equals the other row at its match, by bytes; 0 for a match of -1.
+nb::object equal_rows(Matrix<uint8_t> rows, Matrix<uint8_t> others, Array<int64_t> matches) {
+    const size_t n = rows.shape(0), size = rows.shape(1);
+    require(others.shape(1) == size, "equal_rows: rows have other sizes");
+    require_size(matches, n, "matches");
+    auto same = make_array<uint8_t>({n});
+    for (size_t row = 0; row < n; ++row)
+        require(matches.data()[row] >= -1 && matches.data()[row] < static_cast<int64_t>(others.shape(0)),
+                "equal_rows: there are no such rows");
+    {
+        nb::gil_scoped_release released;
+        for (size_t row = 0; row < n; ++row) {
+            const int64_t match = matches.data()[row];
+            same.data()[row] = match >= 0 && std::memcmp(rows.data() + row * size,
+                                                         others.data() + static_cast<size_t>(match) * size, size) == 0;
+        }
+    }
+    return nb::cast(same);
 }
 
 nb::object eligible_counts(const std::string& isa, const PackedArrays& packed, const RuleArrays& rules, size_t threads) {
@@ -531,6 +590,9 @@ NB_MODULE(_native, m) {
     m.def("repack", &repack);
     m.def("insert_candidates", &insert_candidates);
     m.def("renew_lists", &renew_lists);
+    m.def("count_left", &count_slots_left);
+    m.def("match_sorted_texts", &match_sorted_texts);
+    m.def("equal_rows", &equal_rows);
     m.def("score_lists", &score_lists);
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),
           nb::arg("rounded"), nb::arg("packed"), nb::arg("item_norms").none(), nb::arg("exclude").none(), nb::arg("k"),

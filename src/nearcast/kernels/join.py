@@ -25,6 +25,7 @@ SLOPE = 0.5
 ERROR_DEVIATIONS = 2.5  # standard deviations of a value's error, at least, that a pruned join allows for
 EXACT_QUERIES_PER_JOB = 1024  # more reuse of items from memory, and yet 128 KiB of codes
 PRUNED_QUERIES_PER_JOB = 4096
+FEW_QUERIES = 512  # of a job
 METRIC_NUMBERS = {"inner_product": 0, "cosine": 1, "l2": 2}
 MAX_NORM = 2.1e18  # twice the limit of inputs, since l2 moves them to their centre; products are still float32
 MAX_DIMENSIONS = 4096
@@ -205,7 +206,9 @@ def _choose_per_job(n: int, k: int, width: int, resources: Resources, default: i
     limit = max(64, 3 * k + 48)  # buffer_limit in join.cpp
     bytes_per_query = 8 * (limit + 80) + 8 * k + width + 64  # buffer, best list, codes
     most = min(default, max(32, resources.memory_bytes // (resources.threads * bytes_per_query)))
-    share = -(-n // (4 * resources.threads))  # at least four jobs per thread, so that none waits long for the last
+    # Four jobs per thread, so that none waits long for the last; fewer of few queries, since every job reads all items.
+    rounds = min(4, -(-n // (FEW_QUERIES * resources.threads)))
+    share = -(-n // (rounds * resources.threads))
     return max(1, min(most, max(96, share)))
 
 

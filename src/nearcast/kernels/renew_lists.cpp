@@ -8,9 +8,10 @@ namespace nearcast {
 
 void renew_list(const RenewJob& job, size_t row) {
     const size_t width = job.known.width, target = static_cast<size_t>(job.rows[row]);
-    const int32_t* known = job.known.positions + row * width;
+    const size_t source = static_cast<size_t>(job.chosen[row]);
+    const int32_t* known = job.known.positions + source * width;
     const int32_t* fresh = job.fresh.positions + row * job.fresh.width;
-    const float* known_scores = job.known.scores + row * width;
+    const float* known_scores = job.known.scores + source * width;
     const float* fresh_scores = job.fresh.scores + row * job.fresh.width;
     int32_t* positions = job.positions + target * width;
     float* scores = job.scores + target * width;
@@ -52,6 +53,15 @@ void renew_list(const RenewJob& job, size_t row) {
         positions[n] = -1;
         scores[n] = -std::numeric_limits<float>::infinity();
     }
+}
+
+int64_t count_left(const int32_t* positions, size_t width, const int32_t* now, size_t items) {
+    int64_t left = 0;
+    for (size_t slot = 0; slot < width; ++slot) {
+        const uint32_t old = static_cast<uint32_t>(positions[slot]);
+        left += old < items && now[old] >= 0;
+    }
+    return left;
 }
 
 }  // namespace nearcast

@@ -43,6 +43,7 @@ __all__ = [
     "make_reserve",
     "plan_reserve",
     "update_reserve",
+    "wrap_free",
 ]
 
 BoolArray = npt.NDArray[np.bool_]
@@ -96,6 +97,12 @@ def make_reserve(best: Neighbors, shape: ReserveShape, find_groups: FindGroups) 
     return _mark(bound_lists(best), groups, np.zeros((len(groups), *best.positions.shape), np.bool_), shape)
 
 
+def wrap_free(known: KnownLists) -> Reserve:
+    """Return the reserves of lists without caps."""
+    empty = (0, *known.best.positions.shape)
+    return Reserve(known, np.zeros(empty, np.int64), np.zeros(empty, np.bool_))
+
+
 def are_enough(reserve: Reserve, left: BoolArray, shape: ReserveShape) -> BoolArray:
     """Return (n,) whether the list of each reserve is proven complete, before new items are merged into it.
 
@@ -122,7 +129,7 @@ def update_reserve(
     """Return the reserves among the current items, and (n,) whether the list of each is proven complete.
 
     moved: (n, width) new position of every slot's item, -1 if it was removed or changed, and (n,) new edges of the
-    bounds. fresh: (n, width) lists of the new and changed items, under the relaxed limits.
+    bounds. fresh: (n, any) lists of the new and changed items, under the relaxed limits.
     """
     positions, edges = moved
     filled = reserve.known.best.positions != EMPTY_POSITION

@@ -15,15 +15,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nearcast.kernels.match_rows import Texts, can_match, find_equal_rows, match_texts
 from nearcast.sources.attribute_rows import read_attribute_range
 from nearcast.sources.changes import align_blocks, slice_ids
 from nearcast.sources.ids import find_sorted
 from nearcast.sources.ingest import IngestedTable
-from nearcast.types import EMPTY_POSITION, AnyArray, IntArray
+from nearcast.types import EMPTY_POSITION, IntArray
 
 __all__ = ["RowChanges", "match_rows"]
 
 BoolArray = npt.NDArray[np.bool_]
+VECTOR_ROWS = 1 << 14  # compared at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,9 @@ def match_rows(old: IngestedTable, new: IngestedTable, columns: Sequence[str], f
     )
     known = same = edge = 0
     for (lo, hi), (start, stop) in align_blocks(old.ids, new.ids):
-        matches = find_sorted(slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi))
+        matches = _match_ids(slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi))
         rows = np.flatnonzero(matches >= 0)
-        is_same = _have_equal_vectors(old, new, (lo, hi), (start, stop), matches[rows], rows)
+        is_same = _have_equal_vectors(old, new, np.where(matches >= 0, matches + lo, EMPTY_POSITION), start)[rows]
         if columns:
             parts = read_attribute_range(old, columns, lo, hi), read_attribute_range(new, columns, start, stop)
             for name in columns:
@@ -75,29 +77,36 @@ def match_rows(old: IngestedTable, new: IngestedTable, columns: Sequence[str], f
     return RowChanges(n_new, n_new - known, n_old - known, known - same)
 
 
-def _have_equal_vectors(
-    old: IngestedTable,
-    new: IngestedTable,
-    old_block: tuple[int, int],
-    new_block: tuple[int, int],
-    old_rows: IntArray,
-    new_rows: IntArray,
-) -> BoolArray:
-    """Return (rows,) whether the vectors at these rows of two blocks are the same bytes."""
-    left, right = _as_words(old.vectors.read(*old_block)), _as_words(new.vectors.read(*new_block))
-    if len(old_rows) < len(left):
-        left = left[old_rows]
-    if len(new_rows) < len(right):
-        right = right[new_rows]
-    same: BoolArray = (left == right).all(axis=1)
+def _match_ids(keys: pa.Array, ids: pa.Array) -> IntArray:
+    """Return (len(keys),) the position of each sorted key in sorted ids of the same type, -1 for a missing one."""
+    if len(keys) and len(ids) and pa.types.is_large_string(ids.type) and can_match():
+        return match_texts(_split_texts(keys), _split_texts(ids))
+    return find_sorted(keys, ids)
+
+
+def _split_texts(ids: pa.Array) -> Texts:
+    """Return the offsets and the bytes of large strings, without a copy."""
+    _, offset_bytes, text = ids.buffers()
+    offsets = np.frombuffer(offset_bytes, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    return offsets, np.frombuffer(text or b"", np.uint8)
+
+
+def _have_equal_vectors(old: IngestedTable, new: IngestedTable, matches: IntArray, start: int) -> BoolArray:
+    """Return (len(matches),) whether the vectors from `start` on are those of their old positions, bit for bit.
+
+    matches: ascending old positions, -1 for rows without one.
+    """
+    same = np.zeros(len(matches), np.bool_)
+    for at in range(0, len(matches), VECTOR_ROWS):
+        part = matches[at : at + VECTOR_ROWS]
+        known = part[part != EMPTY_POSITION]
+        if len(known):
+            first = int(known[0])
+            before = old.vectors.read(first, int(known[-1]) + 1)
+            now = new.vectors.read(start + at, start + at + len(part))
+            here = np.where(part == EMPTY_POSITION, EMPTY_POSITION, part - first)
+            same[at : at + len(part)] = find_equal_rows(now, before, here)
     return same
-
-
-def _as_words(vectors: AnyArray) -> AnyArray:
-    """View the rows as the largest integers that they are made of: fewer are faster to compare."""
-    rows = np.ascontiguousarray(vectors)
-    size = rows.shape[1] * rows.itemsize
-    return rows.view(next(kind for kind in (np.uint64, np.uint32, np.uint16, np.uint8) if size % kind().itemsize == 0))
 
 
 def _are_equal(old: pa.ChunkedArray, new: pa.ChunkedArray, old_rows: IntArray, new_rows: IntArray) -> BoolArray:
