@@ -214,6 +214,30 @@ def test_the_tables_are_compared_where_another_version_than_the_last_is_current(
     assert compared == ["000001"]
 
 
+def test_new_items_that_tie_with_the_end_of_a_reserve_are_not_lost(tmp_path):
+    """The best items have the largest ids. Twelve new ones score as the last of the 26 slots, and come before it."""
+    scores = {f"i{n:03d}": float(n) for n in range(600)}
+
+    def join_lists(name: str, incremental: bool = True):
+        ids = sorted(scores)
+        write_parquet(tmp_path / "items.parquet", ids, [[scores[one], 0.0] for one in ids])
+        spec = spec_of(tmp_path / name, incremental, metric="inner_product", items={"path": "items.parquet"})
+        return nearcast.run(spec | {"queries": {"path": "queries.parquet"}}, base=tmp_path).snapshot
+
+    write_parquet(tmp_path / "queries.parquet", ["q"], [[1.0, 0.0]])
+    join_lists("inc")
+    scores |= {f"i573{letter}": 574.0 for letter in "abcdefghijkl"}
+    for n in range(592, 600):
+        del scores[f"i{n}"]
+    join_lists("inc")
+    for one in (*(f"i{n}" for n in range(584, 592)), *(f"i573{letter}" for letter in "abcdefg")):
+        del scores[one]
+    made = join_lists("inc")
+    assert mode(made)["incremental"]
+    assert mode(made)["lists"] == {"updated": 1, "joined": 0}
+    assert hash_files(made) == hash_files(join_lists("full", incremental=False))
+
+
 def refuse(shop: Shop, **changed: Any) -> str:
     """Return why the next run joined everything."""
     facts = mode(run(shop, "inc", **changed))

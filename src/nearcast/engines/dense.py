@@ -291,14 +291,14 @@ class DenseEngine:
         if cells == 1 and rule is not None:
             index = kernels.build_ruled_index(vectors, spec.metric, rule, threads=resources.threads)
         else:
-            fits = cells > 1 and workload is not None and len(workload.sample) > 0
+            sample = None if workload is None or cells == 1 else workload.sample
             index = kernels.build_index(
                 vectors,
                 spec.metric,
                 cells=cells,
                 seed=spec.seed,
                 threads=resources.threads,
-                query_sample=workload.sample if workload is not None and fits else None,
+                query_sample=sample,
             )
         progress("build", items.n, items.n)
         return DenseIndex(index, settings, saves_exact=rule is None and settings.reach is None)

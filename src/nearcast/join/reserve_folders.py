@@ -11,7 +11,7 @@ from nearcast.artifact_files import map_array
 from nearcast.files import link_file, verify
 from nearcast.knn.reserve_lists import Reserve
 from nearcast.knn.update_lists import KnownLists, concat_lists
-from nearcast.types import IntArray, Neighbors
+from nearcast.types import AnyArray, IntArray, Neighbors
 
 __all__ = [
     "FORMAT",
@@ -29,11 +29,11 @@ OTHERS = ("bound_scores.npy", "bound_edges.npy", "labels.npy", "proving.npy")
 
 def write_slots(folder: Path, reserve: Reserve) -> None:
     """Write the positions and scores of reserves into a folder."""
-    positions = reserve.known.best.positions
+    positions: AnyArray = reserve.known.best.positions
     if positions.dtype != np.int32 and int(positions.max(initial=0)) < 1 << 31:
         positions = positions.astype(np.int32)
-    for name, array in zip(SLOTS, (positions, reserve.known.best.scores), strict=True):
-        np.save(folder / name, array)
+    np.save(folder / SLOTS[0], positions)
+    np.save(folder / SLOTS[1], reserve.known.best.scores)
 
 
 def write_reserve_folder(folder: Path, reserve: Reserve, *, slots_in: Path | None = None) -> dict[str, Any]:
@@ -44,8 +44,9 @@ def write_reserve_folder(folder: Path, reserve: Reserve, *, slots_in: Path | Non
         for name in SLOTS:
             link_file(slots_in / name, folder / name)
     known = reserve.known
-    labels = reserve.labels.astype(np.int32)
-    for name, array in zip(OTHERS, (known.bound_scores, known.bound_edges, labels, reserve.proving), strict=True):
+    arrays: tuple[AnyArray, ...] = (known.bound_scores, known.bound_edges)
+    arrays += (reserve.labels.astype(np.int32), reserve.proving)
+    for name, array in zip(OTHERS, arrays, strict=True):
         np.save(folder / name, array)
     return {"queries": len(known.bound_scores)}
 
