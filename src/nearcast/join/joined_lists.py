@@ -44,8 +44,8 @@ class JoinedLists:
         parts = []
         for folder, rows in self._find_ranges(positions):
             result = read_result(folder)
-            positions, scores = (np.asarray(each)[:, : self.width][rows] for each in (result.positions, result.scores))
-            parts.append(Neighbors(positions.astype(np.int64, copy=False), scores))
+            slots = np.asarray(result.positions)[:, : self.width][rows].astype(np.int64, copy=False)
+            parts.append(Neighbors(slots, np.asarray(result.scores)[:, : self.width][rows]))
         if not parts:
             return Neighbors.empty(0, self.width)
         return Neighbors(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.join.reserves import open_shape, read_reserve_folder
+from nearcast.join.reserve_folders import read_reserve_folder
+from nearcast.join.reserves import open_shape
 from nearcast.join.run_mode import COMPARE, joins_in_full, read_base
 from nearcast.join.run_tasks import open_prepared
 from nearcast.join.select_candidates import SelectedLists

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nearcast.files import is_done
-from nearcast.join.reserves import concat_reserves, read_reserve_folder
+from nearcast.join.reserve_folders import concat_reserves, read_reserve_folder
 from nearcast.knn.reserve_lists import Reserve, ReserveShape
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray
