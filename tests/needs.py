@@ -18,6 +18,7 @@ INSTALL = {
     "duckdb": 'pip install "nearcast[duckdb]"',
     "faiss": 'pip install "nearcast[faiss]"',
     "lance": 'pip install "nearcast[lance]"',
+    "jsonschema": "pip install --group test",
     "kubernetes_validate": "pip install --group test",
     "matplotlib": 'pip install "nearcast[figures]"',
     "moto": "pip install --group test",

@@ -15,6 +15,7 @@ from nearcast.version import __version__
 if TYPE_CHECKING:
     from nearcast.ads.expansion_table import open_expansion
     from nearcast.api.advice import advise, head, replay
+    from nearcast.api.alerting import acknowledge_alert, list_alerts, snooze_alert, unsnooze_alert
     from nearcast.api.arguments import load_spec
     from nearcast.api.canaries import (
         CanarySource,
@@ -82,6 +83,7 @@ __all__ = [
     "WithdrawnError",
     "WorkerError",
     "__version__",
+    "acknowledge_alert",
     "advise",
     "check",
     "diff",
@@ -92,6 +94,7 @@ __all__ = [
     "export",
     "head",
     "knn_join",
+    "list_alerts",
     "load_spec",
     "lookup",
     "monitor",
@@ -109,7 +112,9 @@ __all__ = [
     "run",
     "set_canary_share",
     "snapshots",
+    "snooze_alert",
     "tune",
+    "unsnooze_alert",
     "update",
     "watch_canary",
     "withdraw_canary",
@@ -136,6 +141,7 @@ _HOMES = {
     "GeneratorSpec": "nearcast.spec",
     "JoinReport": "nearcast.join.knn_join",
     "JoinResult": "nearcast.join.knn_join",
+    "acknowledge_alert": "nearcast.api.alerting",
     "advise": "nearcast.api.advice",
     "check": "nearcast.api.runs",
     "diff": "nearcast.api.comparing",
@@ -146,6 +152,7 @@ _HOMES = {
     "head": "nearcast.api.advice",
     "expand": "nearcast.api.publications",
     "knn_join": "nearcast.join.knn_join",
+    "list_alerts": "nearcast.api.alerting",
     "load_spec": "nearcast.api.arguments",
     "lookup": "nearcast.api.snapshots",
     "monitor": "nearcast.api.refreshing",
@@ -160,7 +167,9 @@ _HOMES = {
     "roll_back": "nearcast.api.publications",
     "run": "nearcast.api.runs",
     "snapshots": "nearcast.api.snapshots",
+    "snooze_alert": "nearcast.api.alerting",
     "tune": "nearcast.api.tuning",
+    "unsnooze_alert": "nearcast.api.alerting",
     "update": "nearcast.api.updates",
     "CanarySource": "nearcast.api.canaries",
     "promote_canary": "nearcast.api.canaries",

@@ -2,7 +2,7 @@
 
 The URL of a chat service is a secret, so messages show only scheme, host and port. A delivery succeeds if the server
 answers with status 2xx. Redirects are not followed, since a POST that is redirected with 301 or 302 becomes a GET
-without a body. Knows nothing of alerts.
+without a body. A failure that may pass is tried again, a few times. Knows nothing of alerts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import base64
 import json
 import re
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from nearcast.files import finite_json
@@ -24,6 +25,15 @@ DELIVERY_SECONDS = 10.0  # total: name look-up, connection, TLS, request and the
 UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 ESCAPED = "%/:?#[]@!$&'()*+,;=~-._"  # characters of a path or query that are not escaped (again)
 REDIRECTS = (301, 302, 303, 307, 308)
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
+PAUSES = (0.5, 1.5)  # seconds before the second and the third attempt
+
+
+class DeliveryFailure(NamedTuple):
+    """Why a request was not accepted, and whether another attempt may succeed."""
+
+    reason: str
+    passing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +89,34 @@ def shorten_url(text: str) -> str:
         return "..."
 
 
-def post_json(text: str, body: Mapping[str, Any]) -> str | None:
+def post_json(text: str, body: Mapping[str, Any] | Sequence[Any], *, attempts: int = 1) -> str | None:
     """POST plain data as JSON to the URL `text`. Return None if the server accepts it, else the reason.
 
-    Takes at most DELIVERY_SECONDS, uses the proxies of the environment, and does not read the body of the response.
-    Raises ValueError if the URL is invalid.
+    An attempt takes at most DELIVERY_SECONDS, uses the proxies of the environment, and does not read the body of the
+    response. attempts: at most this many, one after the other, if the failure may pass: no connection, no answer, or a
+    status that says so. Raises ValueError if the URL is invalid.
     """
     webhook = parse_webhook(text)
     data = json.dumps(finite_json(body), default=str, allow_nan=False).encode()
-    outcome: list[str | None] = []
+    failure = _attempt(webhook, data)
+    for pause in PAUSES[: attempts - 1]:
+        if failure is None or not failure.passing:
+            break
+        time.sleep(pause)
+        failure = _attempt(webhook, data)
+    return None if failure is None else failure.reason
+
+
+def _attempt(webhook: Webhook, data: bytes) -> DeliveryFailure | None:
+    outcome: list[DeliveryFailure | None] = []
     # On a separate thread, since a socket time-out limits neither the name look-up nor a slow response.
     sending = threading.Thread(target=lambda: outcome.append(_deliver(webhook, data)), daemon=True)
     sending.start()
     sending.join(DELIVERY_SECONDS)
-    return outcome[0] if outcome else f"{webhook.name} did not answer within {DELIVERY_SECONDS:g} s"
+    return outcome[0] if outcome else DeliveryFailure(_describe_silence(webhook), True)
 
 
-def _deliver(webhook: Webhook, data: bytes) -> str | None:
+def _deliver(webhook: Webhook, data: bytes) -> DeliveryFailure | None:
     import http.client
     import ssl
     import urllib.request
@@ -110,20 +131,27 @@ def _deliver(webhook: Webhook, data: bytes) -> str | None:
         request = urllib.request.Request(webhook.url, data, headers, method="POST")
         answer = opener.open(request, timeout=DELIVERY_SECONDS)
         if answer is None:  # no handler supports the proxy of the environment
-            return f"the proxy for {webhook.name} is not supported"
+            return DeliveryFailure(f"the proxy for {webhook.name} is not supported", False)
         with answer:
-            return _describe_status(webhook, answer.status, answer.reason, answer.headers.get("Location"))
+            reason = _describe_status(webhook, answer.status, answer.reason, answer.headers.get("Location"))
+            return None if reason is None else DeliveryFailure(reason, answer.status in PASSING)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         cause = getattr(error, "reason", error)
         if isinstance(cause, ssl.SSLError):
-            return f"{webhook.name}: no TLS connection ({cause.reason or 'refused'}: {_verify_message(cause)})"
+            reason = f"{webhook.name}: no TLS connection ({cause.reason or 'refused'}: {_verify_message(cause)})"
+            return DeliveryFailure(reason, False)
         if isinstance(cause, TimeoutError):
-            return f"{webhook.name} did not answer within {DELIVERY_SECONDS:g} s"
+            return DeliveryFailure(_describe_silence(webhook), True)
         if isinstance(cause, OSError):
-            return f"{webhook.name}: {cause.strerror or type(cause).__name__}"
+            return DeliveryFailure(f"{webhook.name}: {cause.strerror or type(cause).__name__}", True)
         if isinstance(error, http.client.HTTPException):
-            return f"{webhook.name} did not answer in HTTP ({type(error).__name__})"
-        return f"{webhook.name} cannot be requested ({type(error).__name__})"  # its text may hold the URL
+            return DeliveryFailure(f"{webhook.name} did not answer in HTTP ({type(error).__name__})", True)
+        # its text may hold the URL
+        return DeliveryFailure(f"{webhook.name} cannot be requested ({type(error).__name__})", False)
+
+
+def _describe_silence(webhook: Webhook) -> str:
+    return f"{webhook.name} did not answer within {DELIVERY_SECONDS:g} s"
 
 
 def _verify_message(error: Any) -> str:

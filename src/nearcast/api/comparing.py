@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nearcast.api.arguments import OUT
 from nearcast.errors import NotFoundError
-from nearcast.join.diff import Diff, diff_snapshots
+from nearcast.join.diff import SAMPLE, Diff, DiffOptions, diff_snapshots
 from nearcast.join.explain import Explanation
 from nearcast.join.explain import explain as explain_pair
-from nearcast.storage.artifacts import open_artifacts
-from nearcast.storage.locations import host_folder, parse_location
+from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
+from nearcast.storage.artifacts import Artifacts, open_artifacts
+from nearcast.storage.locations import Location, host_folder, parse_location
 from nearcast.storage.open_storage import join_location
-from nearcast.table.snapshot import find_snapshot, list_snapshots
+from nearcast.table.snapshot import Snapshot, find_snapshot, list_snapshots
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["diff", "explain"]
 
@@ -26,20 +31,48 @@ def explain(
     """
     location = parse_location(out)
     snapshot = find_snapshot(location, generator, version)
-    here = host_folder(location) / generator / "artifacts"
-    planned = snapshot.manifest.run.artifacts
-    remote = open_artifacts(planned or join_location(location, generator, "artifacts"))
+    here, remote = _find_artifacts(snapshot, location)
     return explain_pair(snapshot, here, query, item, remote=remote)
 
 
 def diff(
-    generator: str, before: int | None = None, after: int | None = None, *, out: str | Path = OUT, sample: int = 2000
+    generator: str,
+    before: int | None = None,
+    after: int | None = None,
+    *,
+    out: str | Path = OUT,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    labels: pa.Table | None = None,
 ) -> Diff:
-    """Compare two snapshots (default: the newest two) and explain the changes; see `nearcast.join.diff`."""
-    newer = find_snapshot(parse_location(out), generator, after)
+    """Compare two snapshots (default: the newest two), and explain what changed by cause; see `nearcast.join.diff`.
+
+    sample, seed: up to so many queries are drawn. labels: a table of query and item, a row per label: adds the change
+    of the hit rate. The inputs of the newer snapshot are used if they still exist, as those of the newest do.
+    """
+    location = parse_location(out)
+    newer = find_snapshot(location, generator, after)
     if before is None:
-        older = [found for found in list_snapshots(parse_location(out), generator) if found.version < newer.version]
-        if not older:
+        versions = [found for found in list_snapshots(location, generator) if found.version < newer.version]
+        if not versions:
             raise NotFoundError(f"{generator} has no snapshot before {newer.name} to compare it with")
-        return diff_snapshots(older[-1], newer, sample)
-    return diff_snapshots(find_snapshot(parse_location(out), generator, before), newer, sample)
+        older = versions[-1]
+    else:
+        older = find_snapshot(location, generator, before)
+    return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), labels))
+
+
+def _find_inputs(snapshot: Snapshot, location: Location) -> SnapshotInputs | None:
+    """Open the inputs of a snapshot; None if they are removed."""
+    here, remote = _find_artifacts(snapshot, location)
+    try:
+        return open_snapshot_inputs(snapshot, here, None, remote)
+    except NotFoundError:
+        return None
+
+
+def _find_artifacts(snapshot: Snapshot, location: Location) -> tuple[Path, Artifacts]:
+    """Return the folder of artifacts on this host, and the artifacts where the run wrote them."""
+    here = host_folder(location) / snapshot.generator / "artifacts"
+    planned = snapshot.manifest.run.artifacts
+    return here, open_artifacts(planned or join_location(location, snapshot.generator, "artifacts"))

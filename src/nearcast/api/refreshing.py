@@ -14,6 +14,7 @@ from nearcast.api.runs import run as run_spec
 from nearcast.errors import StoreError
 from nearcast.join.context import prepare
 from nearcast.join.listener import Listener
+from nearcast.monitoring.alert_owners import check_alert_names
 from nearcast.monitoring.monitor_pass import MonitorReport, run_monitor
 from nearcast.publishing.targets import find_target, read_spec_target, resolve_store_url
 from nearcast.serve.key_sampling import SAMPLES
@@ -52,6 +53,7 @@ def monitor(
             place.out, place.generator, listener, run=None, store=None, samples=join_location(place.out, SAMPLES)
         )
     spec, folder = resolve_spec(generator, base, None, None)
+    check_alert_names(spec.monitor, spec.name)
     place = read_spec_target(spec, resolve_out(out, spec, folder))
     run = prepare(spec.model_copy(update={"out": absolute_location(place.out)}), folder, listener)
     found = parse_location(join_location(place.out, SAMPLES) if samples is None else samples)

@@ -54,6 +54,7 @@ COMMANDS = {
     "update": "Bring new items into the served version, without a run.",
     "follow": "Bring files into the served version as they arrive.",
     "monitor": "Check the newest run and the current version.",
+    "alerts": "List open alerts, acknowledge and snooze them.",
     "dashboard": "Write a dashboard of all generators as one HTML file.",
     "overlay": "Remove items from every answer, or change their values.",
     "serve": "Look up candidates over HTTP.",

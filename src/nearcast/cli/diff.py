@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from nearcast.api.comparing import diff as compare
-from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.common import InputPath, console, json_option, out_option, pass_options, print_json
+from nearcast.join.cause_decider import ChangeCause
+from nearcast.publishing.engagement import LogColumns, read_log
 from nearcast.storage.locations import Location
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from nearcast.join.diff import Change, Diff
 
-__all__ = ["diff"]
+__all__ = ["DiffSettings", "build_figure_table", "diff"]
 
 LABELS = {"came": "added", "went": "removed"}
 WORDS = {
@@ -41,6 +48,24 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class DiffSettings:
+    """Options of `nearcast diff`."""
+
+    out: Location
+    sample: int
+    seed: int
+    labels: Path | str | None
+    query: str
+    item: str
+
+    def read_labels(self) -> pa.Table | None:
+        """Read the labels; None without --labels."""
+        if self.labels is None:
+            return None
+        return read_log(self.labels, LogColumns(self.query, self.item)).select([self.query, self.item])
+
+
 @click.command()
 @click.argument("generator")
 @click.argument("before", type=int, required=False)
@@ -53,19 +78,40 @@ WORDS = {
     show_default=True,
     help="Maximum number of queries to compare.",
 )
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+@click.option(
+    "--labels",
+    type=InputPath(),
+    metavar="PATH",
+    help="Parquet file, folder or glob of labels, a row per query and item: adds the change of the hit rate.",
+)
+@click.option("--query", metavar="COLUMN", default="query", show_default=True, help="Column of the queries.")
+@click.option("--item", metavar="COLUMN", default="item", show_default=True, help="Column of the items.")
 @json_option
-def diff(generator: str, before: int | None, after: int | None, out: Location, sample: int, as_json_: bool) -> None:
+@pass_options(DiffSettings)
+def diff(generator: str, before: int | None, after: int | None, options: DiffSettings, as_json_: bool) -> None:
     """Compare snapshots BEFORE and AFTER (default: the newest two), and explain the changes.
 
-    Counts added and removed candidates of evenly sampled queries by cause: new or deleted items, rules that filter
-    them, items with better scores, changed vectors.
+    Counts added and removed candidates of sampled queries by cause: new or deleted items, rules that filter them,
+    items with better scores, changed vectors. Then tells how much of the change of recall, overlap, fill rate and hit
+    rate each cause made; the causes of a figure add up to its change.
     """
-    found = compare(generator, before, after, out=out, sample=sample)
+    found = compare(
+        generator,
+        before,
+        after,
+        out=options.out,
+        sample=options.sample,
+        seed=options.seed,
+        labels=options.read_labels(),
+    )
     if as_json_:
         print_json(found.as_dict())
         return
     show = console()
-    show.print(f"{found.generator} {found.before} -> {found.after}: {found.queries:,} queries compared")
+    show.print(
+        f"{found.generator} {found.before} -> {found.after}: {found.queries:,} queries compared (seed {found.seed})"
+    )
     if found.queries_came:
         show.print(f"  {found.queries_came:,} other queries are new")
     show.print(f"  {found.kept:.2%} of the candidates are the same; {found.unchanged:.2%} of the lists are unchanged")
@@ -73,6 +119,28 @@ def diff(generator: str, before: int | None, after: int | None, out: Location, s
         show.print(f"  {words}")
     if found.came or found.went:
         show.print(_build_table(found))
+    show.print("")
+    show.print(build_figure_table([asdict(figure) for figure in found.figures]))
+    for words in found.limits:
+        show.print(f"  {words}")
+
+
+def build_figure_table(figures: Sequence[Mapping[str, Any]]) -> Table:
+    """Format the changes of figures by cause, in percentage points: a row per cause, which add up to the change."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("why the figures moved")
+    for figure in figures:
+        table.add_column(str(figure["figure"]), justify="right")
+    table.add_row("before", *(f"{figure['before']:.2%}" for figure in figures))
+    causes = [str(cause) for cause in ChangeCause if any(str(cause) in figure["causes"] for figure in figures)]
+    for cause in causes:
+        table.add_row(f"  {cause}", *(_format_points(figure["causes"].get(cause)) for figure in figures))
+    table.add_row("after", *(f"{figure['after']:.2%}" for figure in figures))
+    return table
+
+
+def _format_points(change: float | None) -> str:
+    return "" if change is None else f"{100 * change:+.2f}"
 
 
 def _build_table(found: Diff) -> Table:

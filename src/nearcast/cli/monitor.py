@@ -25,18 +25,20 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.diff import build_figure_table
 from nearcast.cli.progress import show_progress
 from nearcast.errors import AlertError, SpecError
 from nearcast.history.event_log import read
 from nearcast.monitoring.alert import CHECKS, Alert
+from nearcast.monitoring.alert_receivers import AlertSender, resolve_receivers
 from nearcast.monitoring.history_chart import draw_history
 from nearcast.monitoring.monitor_pass import MonitorReport, send_alerts
 from nearcast.monitoring.staleness import FEWEST_LOOKUPS, Staleness
-from nearcast.spec import load_spec
-from nearcast.storage.locations import Location, resolve_location
+from nearcast.spec import MonitorSpec, load_spec
+from nearcast.storage.locations import Location
 from nearcast.webhook import parse_webhook
 
-__all__ = ["MonitorOptions", "build_report", "monitor", "raise_on"]
+__all__ = ["MonitorOptions", "build_report", "monitor", "monitor_one", "post_alerts", "raise_on"]
 
 MOST_DRAWN = 2_000  # events: several per day for a year
 
@@ -74,10 +76,18 @@ class MonitorOptions:
     fail_on: tuple[str, ...]
     webhook: str | None
     picture: Path | None
+    folder: Path | None
 
 
 @click.command()
-@click.argument("generator", metavar="SPEC|GENERATOR")
+@click.argument("generator", metavar="[SPEC|GENERATOR]", required=False)
+@click.option(
+    "--all",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="FOLDER",
+    help="Check the generators of all specs (.toml) in a folder. One that fails does not stop the others.",
+)
 @store_option
 @out_option
 @click.option(
@@ -118,50 +128,75 @@ class MonitorOptions:
 @json_option
 @pass_options(MonitorOptions)
 @click.pass_context
-def monitor(context: click.Context, generator: str, options: MonitorOptions, quiet: bool, as_json_: bool) -> None:
+def monitor(
+    context: click.Context, generator: str | None, options: MonitorOptions, quiet: bool, as_json_: bool
+) -> None:
     """Check the newest run, and compare the current version with today's items.
 
     With a SPEC (.toml), lists that were looked up are compared with the exact neighbors among today's items. With the
-    name of a GENERATOR, only its runs are checked. Results are added to the history in OUT.
+    name of a GENERATOR, only its runs are checked. Results are added to the history in OUT. Alerts are sent to the
+    webhooks of the spec: one notice when an alert begins, one when it ends; `nearcast alerts` acknowledges and snoozes.
     """
     explicit = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
-    by_spec = generator.endswith(".toml")
-    with show_progress(quiet=quiet or as_json_) as listener:
-        watched = look(
-            generator,
-            store=options.store,
-            out=options.out if explicit or not by_spec else None,
-            samples=options.samples,
-            listener=listener,
-        )
-    spec = load_spec(Path(generator)) if by_spec else None
+    if (generator is None) == (options.folder is None):
+        raise click.UsageError("give a spec, the name of a generator, or --all FOLDER")
+    if options.folder is not None:
+        if options.picture is not None:
+            raise click.UsageError("--picture draws one generator; leave out --all")
+        from nearcast.cli.monitor_folder import monitor_folder
+
+        monitor_folder(options.folder, options, explicit_out=explicit, quiet=quiet, as_json_=as_json_)
+        return
+    assert generator is not None
+    watched = monitor_one(generator, options, AlertSender(), explicit_out=explicit, quiet=quiet or as_json_)
     if options.picture is not None:
-        home = options.out if explicit or spec is None else resolve_location(Path(generator).parent, spec.out)
-        draw_history(read(home, watched.generator, last=MOST_DRAWN), options.picture)
+        assert watched.out is not None
+        draw_history(read(watched.out, watched.generator, last=MOST_DRAWN), options.picture)
     if as_json_:
         print_json(watched.as_dict())
     else:
         console().print(build_report(watched))
-    url = options.webhook or (spec.monitor.webhook if spec else None)
-    post_alerts(url, watched)
     raise_on(watched, options.fail_on)
 
 
-def post_alerts(url: str | None, watched: MonitorReport) -> None:
-    """Post the alerts to the webhook `url`, if both exist; print a warning if the delivery fails."""
-    failure = send_alerts(url, watched, watched.alerts) if url and watched.alerts else None
-    if failure:
-        click.echo(f"warning: alerts were not delivered to the webhook: {failure}", err=True)
+def monitor_one(
+    generator: str, options: MonitorOptions, sender: AlertSender, *, explicit_out: bool, quiet: bool
+) -> MonitorReport:
+    """Monitor a generator, and send its alerts."""
+    by_spec = generator.endswith(".toml")
+    with show_progress(quiet=quiet) as listener:
+        watched = look(
+            generator,
+            store=options.store,
+            out=options.out if explicit_out or not by_spec else None,
+            samples=options.samples,
+            listener=listener,
+        )
+    settings = load_spec(Path(generator)).monitor if by_spec else MonitorSpec()
+    post_alerts(settings, watched, sender, options.webhook)
+    return watched
+
+
+def post_alerts(settings: MonitorSpec, watched: MonitorReport, sender: AlertSender, webhook: str | None = None) -> None:
+    """Send the alerts to the webhooks of the spec; print a warning for each delivery that fails.
+
+    webhook: URL in place of `monitor.webhook`.
+    """
+    for failure in send_alerts(watched, resolve_receivers(settings, webhook), sender):
+        click.echo(
+            f"warning: alerts were not delivered to the webhook: {failure}; the next check sends them again", err=True
+        )
 
 
 def raise_on(watched: MonitorReport, fail_on: Sequence[str]) -> None:
     """Raise the error of a failed pass, or AlertError if one of the checks `fail_on` raised an alert.
 
-    fail_on: names of checks; "any" means all.
+    An alert that was acknowledged or snoozed raises no error. fail_on: names of checks; "any" means all.
     """
     if watched.failure is not None:
         raise watched.failure
-    failing = [alert.check for alert in watched.alerts if "any" in fail_on or alert.check in fail_on]
+    alerts = [alert for alert in watched.alerts if alert.key not in watched.handled]
+    failing = [alert.check for alert in alerts if "any" in fail_on or alert.check in fail_on]
     if failing:
         raise AlertError(
             f"{watched.generator}: {', '.join(dict.fromkeys(failing))}; docs/monitoring.md says what to do"
@@ -180,18 +215,29 @@ def build_report(watched: MonitorReport) -> Group:
     parts.append("")
     if watched.users_get:
         parts += [Text(watched.users_get), ""]
-    parts.append(_build_alert_table(watched.alerts) if watched.alerts else Text(watched.verdict, style="green"))
+    parts.append(_build_alert_table(watched) if watched.alerts else Text(watched.verdict, style="green"))
+    if watched.alerts and watched.changes is not None and any(row["causes"] for row in watched.changes["figures"]):
+        words = f"changes since {watched.changes['before']:06d}, on {watched.changes['queries']:,} queries"
+        parts += ["", Text(words), build_figure_table(watched.changes["figures"])]
     return Group(*parts)
 
 
-def _build_alert_table(alerts: tuple[Alert, ...]) -> Table:
+def _build_alert_table(watched: MonitorReport) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column("check", style="bold red")
     table.add_column("text")
-    for alert in alerts:
+    for alert in watched.alerts:
         follows = f" (likely consequences: {', '.join(alert.follows)})" if alert.follows else ""
-        table.add_row(alert.check, f"{alert.headline}. {alert.text}{follows}")
+        table.add_row(alert.check, f"{alert.headline}. {alert.text}{follows}{_describe_duty(alert, watched)}")
     return table
+
+
+def _describe_duty(alert: Alert, watched: MonitorReport) -> str:
+    """Return who takes care of an alert, and where it says how."""
+    parts = [f"owner: {alert.owner}"] if alert.owner else []
+    parts += [f"runbook: {alert.runbook}"] if alert.runbook else []
+    parts += ["acknowledged or snoozed"] if alert.key in watched.handled else []
+    return f" [{'; '.join(parts)}]" if parts else ""
 
 
 def _build_served_table(served: Staleness) -> Table:

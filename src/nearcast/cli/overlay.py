@@ -32,7 +32,7 @@ from nearcast.serve.overlay_values import fits_type
 from nearcast.storage.locations import Location
 from nearcast.suggest import nearest_keys, quote_key
 
-__all__ = ["overlay", "parse_duration"]
+__all__ = ["overlay", "parse_duration", "parse_time"]
 
 CLOCKS_DIFFER_SECONDS = 5.0
 MOST_NAMED = 3  # items that a warning names
@@ -61,7 +61,8 @@ def parse_duration(_context: click.Context, _parameter: click.Parameter, value: 
     return float(match[1]) * SECONDS[match[2]]
 
 
-def _parse_time(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+def parse_time(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Parse a time in ISO 8601 into seconds since 1970, UTC if it has no zone: the callback of an option."""
     if value is None:
         return None
     try:
@@ -75,7 +76,7 @@ def _add_end_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options --for, --until and --note."""
     command = click.option("--note", default="", help="Reason, shown by `overlay list`.")(command)
     text = "End of the entry, for example 2026-12-31T18:00:00Z; UTC if it has no zone. Default: none."
-    command = click.option("--until", metavar="TIME", callback=_parse_time, help=text)(command)
+    command = click.option("--until", metavar="TIME", callback=parse_time, help=text)(command)
     return click.option(
         "--for",
         "span",

@@ -14,6 +14,7 @@ from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import build_audit_table, describe_publication
 from nearcast.errors import AuditError
 from nearcast.monitoring.alert import CHECKS
+from nearcast.monitoring.alert_receivers import AlertSender
 from nearcast.spec import load_spec
 
 __all__ = ["refresh"]
@@ -60,7 +61,7 @@ def refresh(
     else:
         _print_result(done)
     if done.watched is not None:
-        post_alerts(load_spec(spec).monitor.webhook, done.watched)
+        post_alerts(load_spec(spec).monitor, done.watched, AlertSender())
         raise_on(done.watched, fail_on)
 
 

@@ -14,6 +14,7 @@ from nearcast.dashboard.series import build_pass_series, build_run_series, round
 from nearcast.errors import NearcastError
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_version
+from nearcast.monitoring.explain_changes import find_recorded_changes
 from nearcast.monitoring.serving_summary import list_newest_runs
 from nearcast.monitoring.status import derive_status
 from nearcast.storage.locations import Location
@@ -53,6 +54,7 @@ def build_generator_page(out: Location, name: str, events: Sequence[HistoryEvent
         "frontier": _read_frontier(out, name),
         "replay": _read_replay(out, name, events),
         "compared_with": (last or {}).get("compared_with"),
+        "changes": find_recorded_changes(events, runs[-1].version if runs else None),
         "manifest": _read_manifest(out, name, runs[-1].version if runs else None),
     }
 

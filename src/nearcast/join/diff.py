@@ -1,50 +1,44 @@
-"""The difference of two snapshots: candidates that came and went on sampled queries, counted by cause.
+"""The difference of two snapshots: candidates that came and went on sampled queries, and figures that moved, by cause.
 
-Uses the snapshots alone: their lists, attributes and specs. A changed vector shows in the scores: with its old score
-the candidate would still be in the list.
+Uses the snapshots: their lists, attributes, specs and manifests. The inputs of the newer one, if they are still there,
+tell changed vectors from candidates that an approximate join missed. Cost: one pass over the lists of up to a million
+queries, and with inputs an exact join of up to `recall_queries` queries.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.eligibility import Rule, collect_columns, failing
-from nearcast.engines import ENGINES
 from nearcast.errors import InputError
-from nearcast.join.compile_constraints import parse_rules
-from nearcast.spec import GeneratorSpec, parse_model
+from nearcast.join.candidate_causes import Id, MovedVectors, Pair, SnapshotSample, Went, find_causes
+from nearcast.join.cause_decider import ChangeCause
+from nearcast.join.change_shares import FigureChange, compute_figures, share_out
+from nearcast.join.recall_change import draw_recall_rows, list_engine_changes, measure_recall_change
+from nearcast.join.scored_items import SnapshotInputs
+from nearcast.knn.scores import pair_scores
+from nearcast.measure.recall import draw_rows
+from nearcast.sources.ids import find_positions
 from nearcast.table.snapshot import Snapshot
-from nearcast.times import to_rows
+from nearcast.types import IntArray
 
-__all__ = ["Change", "Diff", "Went", "diff_snapshots"]
+__all__ = ["SAMPLE", "Change", "Diff", "DiffOptions", "Went", "diff_snapshots"]
 
+SAMPLE = 2000  # queries
+RECALL_QUERIES = 1000
+SALT = 11  # of the seed: other samples of a run draw other queries
+SCATTERED, BLOCKS = 1 << 20, 16  # rows of a table whose queries are drawn anywhere; ranges of a larger one
+PAIRS_AT_ONCE = 8192
 EXAMPLES = 3
-NO_EFFECT = ("memory", "threads", "out", "publish", "audit", "serve", "monitor")  # settings without effect on lists
-
-Id = str | int
-
-
-class Went(StrEnum):
-    """Why a candidate is in one list and not in the other. For a candidate that came, the other list is the older."""
-
-    ITEM = "item"  # the item itself is only in one of the snapshots
-    RULE = "rule"  # a rule of the other snapshot makes the pair ineligible
-    CROWDED = "crowded"  # its score does not reach the other list: better items fill it
-    CAPPED = "capped"  # its score reaches the other list, and better items of its group fill a cap there
-    RANKED = "ranked"  # a ranking model has ordered one of the lists
-    EXPOSED = "exposed"  # neither vector changed, and the other list has an exposure cap
-    MISSED = "missed"  # neither vector changed, and the other, approximate join did not find the item
-    RESCORED = "rescored"  # its vector or the query's changed, or the score terms
-    UNCLEAR = "unclear"  # the other join is approximate, and no list shows whether a vector changed
+NO_EFFECT = (  # settings without effect on lists
+    *("memory", "threads", "out", "publish", "audit", "canary", "serve", "monitor", "measure"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,195 +65,164 @@ class Diff:
     unchanged: float  # share of the compared queries whose lists hold the same
     came: tuple[Change, ...]
     went: tuple[Change, ...]
+    figures: tuple[FigureChange, ...] = ()  # recall, overlap, fill_rate and, with labels, hit_rate
+    limits: tuple[str, ...] = ()  # why a part is not explained
+    seed: int = 0  # of the sample
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _List:
-    """One query's list in one snapshot."""
+@dataclass(frozen=True, slots=True, eq=False)
+class DiffOptions:
+    """Sample and evidence of a comparison."""
 
-    ids: tuple[Id, ...]
-    scores: tuple[float, ...]
-    k: int
-
-    @property
-    def threshold(self) -> float:
-        """Score that a candidate must exceed to be in the list; -inf for a short list."""
-        return self.scores[-1] if len(self.scores) >= self.k else -np.inf
+    sample: int = SAMPLE  # maximum number of queries
+    seed: int = 0
+    inputs: SnapshotInputs | None = None  # of the newer snapshot; None: they are not here
+    labels: pa.Table | None = None  # query and item of each label, in the first two columns
+    recall_queries: int = RECALL_QUERIES  # that are compared with all items, for the change of recall
 
 
-class _SnapshotSample:
-    """One of the two snapshots: its spec, and its lists of the sampled queries."""
-
-    def __init__(self, snapshot: Snapshot, queries: Sequence[Id]) -> None:
-        self.snapshot = snapshot
-        self.spec = parse_model(GeneratorSpec, snapshot.manifest.spec, f"the spec of {snapshot.name}", recorded=True)
-        self.queries = queries
-
-    @cached_property
-    def rules(self) -> list[Rule]:
-        return parse_rules(self.spec)
-
-    @property
-    def approximate(self) -> bool:
-        """Whether the join may have missed items."""
-        engine = self.snapshot.manifest.engine
-        return not ENGINES[engine.name].is_exact(engine.params)
-
-    @cached_property
-    def lists(self) -> dict[Id, _List]:
-        """Lists of the sampled queries that the snapshot has."""
-        dataset = self.snapshot.dataset("candidates")
-        queries = pa.array(self.queries).cast(dataset.schema.field("query_id").type)
-        columns = ["query_id", "candidate_ids", "scores"]
-        rows = dataset.to_table(columns=columns, filter=pc.field("query_id").isin(queries), use_threads=False)
-        return {
-            row["query_id"]: _List(tuple(row["candidate_ids"]), tuple(row["scores"]), self.spec.k)
-            for row in rows.to_pylist()
-        }
-
-    def read_attributes(self, folder: str, names: Sequence[str], ids: Iterable[Id]) -> dict[Id, dict[str, Any]]:
-        """Read attributes by id, for the ids that the snapshot has."""
-        dataset = self.snapshot.dataset(folder if self.snapshot.has(folder) else "items")
-        known = [name for name in names if name in dataset.schema.names]
-        keys = pa.array(sorted(ids)).cast(dataset.schema.field("id").type)
-        table = dataset.to_table(columns=["id", *known], filter=pc.field("id").isin(keys), use_threads=False)
-        return {row["id"]: row for row in to_rows(table)}
+DEFAULT = DiffOptions()
 
 
-def diff_snapshots(older: Snapshot, newer: Snapshot, sample: int = 2000) -> Diff:
-    """Compare the lists of evenly spread queries. Raises InputError if the snapshots' ids have different types."""
-    rows = np.unique(np.linspace(0, max(0, newer.n_rows - 1), min(sample, newer.n_rows)).astype(np.int64))
-    sampled = newer.rows(rows).column("query_id").to_pylist()
+def diff_snapshots(older: Snapshot, newer: Snapshot, options: DiffOptions = DEFAULT) -> Diff:
+    """Compare the lists of sampled queries. Raises InputError if the snapshots' ids have different types."""
+    sampled, blocks = _draw_queries(newer, options)
     kinds = [snapshot.dataset("candidates").schema for snapshot in (older, newer)]
     if any(kinds[0].field(name).type != kinds[1].field(name).type for name in ("query_id", "candidate_ids")):
         raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
-    before, after = _SnapshotSample(older, sampled), _SnapshotSample(newer, sampled)
-    both = [query for query in sampled if query in before.lists]
+    rows_of_recall = draw_recall_rows(newer, options.inputs, options.recall_queries)
+    of_recall = _read_query_ids(options.inputs, rows_of_recall)
+    queries = sampled if blocks else list(dict.fromkeys([*sampled, *of_recall]))
+    before, after = (SnapshotSample(one, queries, blocks) for one in (older, newer))
+    both = [query for query in sampled if query in before.lists and query in after.lists]
     kept, unchanged, total = 0, 0, 0
-    came: list[tuple[Id, Id]] = []
-    went: list[tuple[Id, Id]] = []
+    came: list[Pair] = []
+    went: list[Pair] = []
     for query in both:
         old, new = set(before.lists[query].ids), set(after.lists[query].ids)
         kept, total, unchanged = kept + len(old & new), total + len(old), unchanged + (old == new)
         went += [(query, item) for item in before.lists[query].ids if item not in new]
         came += [(query, item) for item in after.lists[query].ids if item not in old]
-    vectors = _Vectors.compare(before, after, both)
+    compared = [query for query in before.queries if query in before.lists and query in after.lists]
+    scores_now = {} if options.inputs is None else score_pairs_now(options.inputs, before, compared)
+    vectors = MovedVectors.compare(before, after, compared, scores_now)
+    came_causes = dict(zip(came, find_causes(came, there=after, other=before, vectors=vectors), strict=True))
+    went_causes = dict(zip(went, find_causes(went, there=before, other=after, vectors=vectors), strict=True))
+    changed = share_out(before, after, (came_causes, went_causes), vectors, scores_now)
+    figures = compute_figures(before, after, both, changed, _read_labels(options.labels, both))
+    recall = measure_recall_change(before, after, rows_of_recall, options.inputs, vectors)
     return Diff(
         newer.generator,
         older.name,
         newer.name,
-        tuple(_describe_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json"))),
+        (
+            *_describe_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json")),
+            *list_engine_changes(before, after),
+        ),
         len(both),
         len(sampled) - len(both),
         kept / total if total else 1.0,
         unchanged / len(both) if both else 1.0,
-        _count_by_cause(came, there=after, other=before, vectors=vectors),
-        _count_by_cause(went, there=before, other=after, vectors=vectors),
+        _count_by_cause(came_causes),
+        _count_by_cause(went_causes),
+        (recall, *figures),
+        tuple(_list_limits(before, after, (recall, *figures), options)),
+        options.seed,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """Queries and items whose vectors are proven equal, or changed, by the scores of both snapshots."""
+def _draw_queries(snapshot: Snapshot, options: DiffOptions) -> tuple[list[Id], list[tuple[Id, Id]]]:
+    """Draw the queries to compare: anywhere, or of a large table in blocks of neighbors, with their first and last id.
 
-    kept_queries: frozenset[Id]
-    kept_items: frozenset[Id]
-    moved_queries: frozenset[Id]
-    moved_items: frozenset[Id]
+    Blocks bound the rows that are read of both tables, whatever their size.
+    """
+    n, seed = snapshot.n_rows, [options.seed, SALT]
+    if n <= SCATTERED:
+        rows = np.sort(draw_rows(n, options.sample, seed))
+        return snapshot.rows(rows, ["query_id"]).column("query_id").to_pylist(), []
+    size = -(-min(n, options.sample) // BLOCKS)
+    starts = np.sort(draw_rows(n // size, BLOCKS, seed)) * size
+    ids = [
+        snapshot.rows(np.arange(start, start + size), ["query_id"]).column("query_id").to_pylist()
+        for start in starts.tolist()
+    ]
+    return [query for block in ids for query in block], [(block[0], block[-1]) for block in ids]
 
-    @classmethod
-    def compare(cls, before: _SnapshotSample, after: _SnapshotSample, queries: Sequence[Id]) -> _Vectors:
-        """Compare pairs of both snapshots: equal scores prove equal vectors; other scores, that a partner changed."""
-        same: list[tuple[Id, Id]] = []
-        other: list[tuple[Id, Id]] = []
-        for query in queries:
-            then, now = (dict(zip(s.lists[query].ids, s.lists[query].scores, strict=True)) for s in (before, after))
-            for item in then.keys() & now.keys():
-                (same if then[item] == now[item] else other).append((query, item))
-        kept_queries, kept_items = frozenset(q for q, _ in same), frozenset(i for _, i in same)
-        return cls(
-            kept_queries,
-            kept_items,
-            frozenset(q for q, i in other if i in kept_items),
-            frozenset(i for q, i in other if q in kept_queries),
+
+def _read_query_ids(opened: SnapshotInputs | None, rows: IntArray) -> list[Id]:
+    return [] if opened is None else opened.inputs.queries.ids.take(pa.array(rows)).to_pylist()
+
+
+def score_pairs_now(opened: SnapshotInputs, before: SnapshotSample, queries: Sequence[Id]) -> dict[Pair, float]:
+    """Score the pairs of the older lists by the newer snapshot's vectors; pairs without a vector now are left out."""
+    inputs = opened.inputs
+    pairs = [(query, item) for query in queries for item in before.lists[query].ids]
+    if not pairs:
+        return {}
+    rows, items = (
+        find_positions(pa.array([pair[side] for pair in pairs], table.ids.type), table.ids)
+        for side, table in enumerate((inputs.queries, inputs.items))
+    )
+    known = np.flatnonzero((rows >= 0) & (items >= 0))
+    scores: dict[Pair, float] = {}
+    for start in range(0, len(known), PAIRS_AT_ONCE):
+        part = known[start : start + PAIRS_AT_ONCE]
+        left, right = inputs.queries.vectors.take(rows[part]), inputs.items.vectors.take(items[part])
+        values = pair_scores(left, right, inputs.metric).tolist()
+        scores |= {pairs[number]: value for number, value in zip(part.tolist(), values, strict=True)}
+    return scores
+
+
+def _read_labels(labels: pa.Table | None, queries: Sequence[Id]) -> dict[Id, frozenset[Id]] | None:
+    """Return the labelled items of the queries. labels: a row per label, query and item in the first two columns."""
+    if labels is None:
+        return None
+    keys, items = (labels.column(number).combine_chunks() for number in range(2))
+    numeric = bool(queries) and isinstance(queries[0], int)
+    if numeric != pa.types.is_integer(keys.type):
+        raise InputError(
+            f"the labels have keys of type {keys.type}, and the queries have other ids; name another column"
         )
+    chosen = pc.is_in(keys, value_set=pa.array(list(queries), keys.type))
+    found: dict[Id, set[Id]] = {}
+    for key, item in zip(keys.filter(chosen).to_pylist(), items.filter(chosen).to_pylist(), strict=True):
+        found.setdefault(key, set()).add(item)
+    return {key: frozenset(several) for key, several in found.items()}
 
-    def has_moved(self, query: Id, item: Id) -> bool | None:
-        """Return whether one of the two has another vector; None if the scores do not show it."""
-        if query in self.moved_queries or item in self.moved_items:
-            return True
-        return False if query in self.kept_queries and item in self.kept_items else None
+
+def _list_limits(
+    before: SnapshotSample, after: SnapshotSample, figures: Sequence[FigureChange], options: DiffOptions
+) -> Iterator[str]:
+    """Yield why a part of the changes is not explained."""
+    unexplained = [figure.figure for figure in figures if str(ChangeCause.UNEXPLAINED) in figure.causes]
+    lists = [name for name in unexplained if name != "recall"]
+    if lists and (before.approximate or after.approximate):
+        kept = "" if options.inputs is not None else f", and the inputs of {after.snapshot.name} are not here"
+        yield (
+            f"{', '.join(lists)}: no score shows whether a vector changed or an approximate join missed the candidate"
+            f"{kept}: vectors and engine cannot be told apart for the unexplained part"
+        )
+    if "recall" in unexplained and options.inputs is None:
+        yield (
+            f"recall: the inputs of {after.snapshot.name} are not here, so the missed neighbors are not known; "
+            "causes cannot be told apart"
+        )
+    elif "recall" in unexplained:
+        yield "recall: the rest is the difference of the samples, or several things changed at once"
 
 
-def _count_by_cause(
-    pairs: Sequence[tuple[Id, Id]], *, there: _SnapshotSample, other: _SnapshotSample, vectors: _Vectors
-) -> tuple[Change, ...]:
-    """Count pairs of one snapshot's lists by the cause that the other snapshot's lists lack them."""
-    item_columns, query_columns, _ = collect_columns(other.rules)
-    capped = [cap.by for cap in other.spec.caps if cap.by is not None]
-    ids = {item for _, item in pairs}
-    if capped:
-        ids |= {item for query, _ in pairs for item in other.lists[query].ids}
-    items = other.read_attributes("items", list(dict.fromkeys([*item_columns, *capped])), ids) if pairs else {}
-    queries = other.read_attributes("queries", query_columns, {query for query, _ in pairs}) if pairs else {}
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[tuple[Id, Id]]] = {}
-    for query, item in pairs:
-        cause = _find_cause(query, item, there, other, items, queries)
-        if cause == Went.RESCORED:
-            cause = str(_find_close_cause(query, item, there, other, items, vectors))
-        counts[cause] += 1
+def _count_by_cause(causes: Mapping[Pair, str]) -> tuple[Change, ...]:
+    """Count the pairs of each cause, the most frequent first."""
+    counts = Counter(causes.values())
+    examples: dict[str, list[Pair]] = {}
+    for pair, cause in causes.items():
         if len(examples.setdefault(cause, [])) < EXAMPLES:
-            examples[cause].append((query, item))
-    return tuple(Change(cause, n, n / len(pairs), tuple(examples[cause])) for cause, n in counts.most_common())
-
-
-def _find_cause(
-    query: Id,
-    item: Id,
-    there: _SnapshotSample,
-    other: _SnapshotSample,
-    items: Mapping[Id, dict[str, Any]],
-    queries: Mapping[Id, dict[str, Any]],
-) -> str:
-    if item not in items:
-        return str(Went.ITEM)
-    rule = failing(other.rules, queries.get(query, {"id": query}), items[item]) if other.rules else None
-    if rule is not None:
-        return f"{Went.RULE} {rule}"
-    listed = there.lists[query]
-    score = listed.scores[listed.ids.index(item)]
-    return str(Went.CROWDED if score <= other.lists[query].threshold else Went.RESCORED)
-
-
-def _find_close_cause(
-    query: Id,
-    item: Id,
-    there: _SnapshotSample,
-    other: _SnapshotSample,
-    items: Mapping[Id, dict[str, Any]],
-    vectors: _Vectors,
-) -> Went:
-    """Find why an item is not in a list that its score would reach."""
-    for cap in other.spec.caps:
-        if cap.by is not None and (group := items[item].get(cap.by)) is not None:
-            members = sum(items.get(one, {}).get(cap.by) == group for one in other.lists[query].ids)
-            if members >= cap.max_per_list:
-                return Went.CAPPED
-    if there.spec.rank is not None or other.spec.rank is not None:
-        return Went.RANKED
-    moved = vectors.has_moved(query, item)
-    if moved or there.spec.score != other.spec.score:
-        return Went.RESCORED
-    if moved is False and other.spec.exposure is not None:
-        return Went.EXPOSED
-    if not other.approximate:
-        return Went.CAPPED if any(cap.near_duplicate_cosine is not None for cap in other.spec.caps) else Went.RESCORED
-    return Went.UNCLEAR if moved is None else Went.MISSED
+            examples[cause].append(pair)
+    return tuple(Change(cause, n, n / len(causes), tuple(examples[cause])) for cause, n in counts.most_common())
 
 
 def _describe_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -39,7 +39,7 @@ from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import FloatArray, IntArray, Metric, Neighbors
 
-__all__ = ["Quality", "check_slice_type", "guess_metric", "measure_quality", "read_weights"]
+__all__ = ["Quality", "check_slice_type", "find_hits", "guess_metric", "measure_quality", "read_weights"]
 
 DEPTHS = (1, 10)  # beside k
 WORST = 20  # queries with the lowest recall that are named
@@ -206,7 +206,7 @@ def _new_item_recalls(
     known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
     new = find_positions(ids.cast(kind), known.column("id").combine_chunks()) < 0
     number = np.searchsorted(listed, np.maximum(truth.positions, listed[0]))  # of each slot's item
-    hits = _find_hits(lists, truth)
+    hits = find_hits(lists, truth)
     recalls: list[SliceRecall] = []
     for value, members in (("new", new), ("known", ~new)):
         true_members = (truth.positions >= 0) & members[number]
@@ -219,7 +219,7 @@ def _new_item_recalls(
     return recalls
 
 
-def _find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
+def find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
     """Return (n, k) which true neighbors are in the lists. An item that ties with the last true one counts as a hit."""
     n_items = int(max(lists.positions.max(initial=0), truth.positions.max(initial=0))) + 1
     row = np.arange(len(truth.positions))[:, None] * n_items

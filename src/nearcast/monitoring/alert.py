@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["ALERT_TEXTS", "CHECKS", "LEVELS", "Alert", "AlertText", "Level", "format_count_title"]
+__all__ = [
+    "ALERT_TEXTS",
+    "CHECKS",
+    "LEVELS",
+    "OF_RECALL",
+    "Alert",
+    "AlertText",
+    "Level",
+    "format_count_title",
+]
 
 Level = Literal["bad", "warn", "ok", "idle", "unknown"]
 
@@ -21,6 +30,7 @@ LEVELS: Mapping[Level, str] = {
     "ok": "Healthy",
     "idle": "No runs",
 }
+OF_RECALL = ("recall", "effort", "metric")  # names of a recall below its target, by the cause
 HALF_TOLERANCE = 0.03  # a share this close to one half is called half
 
 
@@ -36,6 +46,16 @@ class Alert:
     follows: tuple[str, ...] = ()  # other checks with findings that this one most likely causes
     title: str | None = None  # headline for this finding; None: the headline of the check
     effect: str | None = None  # effect on the lists; None: the effect of the check
+    detail: str = ""  # tells several alerts of one check apart: the slice, or the rule of the audit
+    owner: str | None = None
+    severity: str | None = None  # critical, error, warning or info
+    runbook: str | None = None  # URL
+
+    @property
+    def key(self) -> str:
+        """Name of the alert, the same in every pass until it ends."""
+        check = OF_RECALL[0] if self.check in OF_RECALL else self.check
+        return f"{check}:{self.detail}" if self.detail else check
 
     @property
     def headline(self) -> str:
@@ -45,7 +65,8 @@ class Alert:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
         effect = self.effect or ALERT_TEXTS[self.check].effect
-        return asdict(self) | {"title": self.headline, "effect": effect, "follows": list(self.follows)}
+        more = {"title": self.headline, "effect": effect, "follows": list(self.follows), "key": self.key}
+        return asdict(self) | more
 
 
 @dataclass(frozen=True, slots=True)

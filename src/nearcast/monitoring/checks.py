@@ -232,7 +232,8 @@ def _check_slices(now: Facts, before: Sequence[Facts]) -> Iterator[Alert]:
             )
             title = f"Recall of {row['by']} {row['value']} is below the target"
             effect = "Some of the nearest items are not in the lists of that slice."
-            yield Alert("slice", text, row["recall"], target, None, title=title, effect=effect)
+            name_of_slice = f"{row['by']}={row['value']}"
+            yield Alert("slice", text, row["recall"], target, None, title=title, effect=effect, detail=name_of_slice)
         elif row["by"] not in UNSTABLE:
             yield from _check_slice_score(row, estimate_range(scores, floor=1e-6, relative=SLICE_SCORE))
 
@@ -253,7 +254,7 @@ def _check_slice_score(row: Mapping[str, Any], expected: ExpectedRange | None) -
         "are its vectors present, and of the same model?"
     )
     title = f"The best scores of {row['by']} {row['value']} have {'risen' if score > expected.value else 'fallen'}"
-    yield Alert("slice", text, score, bound, expected.value, title=title)
+    yield Alert("slice", text, score, bound, expected.value, title=title, detail=f"{row['by']}={row['value']}")
 
 
 def _format_number(value: float) -> str:

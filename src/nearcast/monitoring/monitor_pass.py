@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,14 @@ from nearcast.history.record import record_runs
 from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
 from nearcast.monitoring.alert import Alert
+from nearcast.monitoring.alert_owners import assign_owners
+from nearcast.monitoring.alert_receivers import AlertReceiver, AlertSender
+from nearcast.monitoring.alert_states import KIND, AlertBook, derive_alert_book, list_changes
 from nearcast.monitoring.checks import USUAL_RUNS
 from nearcast.monitoring.expected_range import FEWEST
+from nearcast.monitoring.explain_changes import explain_changes
 from nearcast.monitoring.newest_run import check_lost_store, check_newest_run, list_usual_runs
+from nearcast.monitoring.problems import OF_SERVED
 from nearcast.monitoring.root_causes import fold_consequences
 from nearcast.monitoring.served_checks import check_served
 from nearcast.monitoring.serving_summary import (
@@ -27,14 +32,14 @@ from nearcast.monitoring.serving_summary import (
     list_newest_runs,
 )
 from nearcast.monitoring.staleness import Staleness, measure_staleness
+from nearcast.settings.publish_tables import MonitorSpec
 from nearcast.storage.locations import Location
 from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
 from nearcast.suggest import describe_generators
 from nearcast.table.snapshot import list_generators
-from nearcast.webhook import post_json
 
-__all__ = ["MonitorReport", "run_monitor", "send_alerts"]
+__all__ = ["MonitorReport", "read_alert_book", "run_monitor", "send_alerts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class MonitorReport:
     failure: NearcastError | None = None  # error while reading the store
     store: str | None = None  # URL of the store that was read
     rolled_back: str = ""  # version that is served after a rollback; "" without a rollback
+    out: Location | None = None  # location of the history
+    handled: tuple[str, ...] = ()  # alerts that someone has acknowledged or snoozed
+    changes: Mapping[str, Any] | None = None  # why figures of the newest run moved; None if nothing is compared
 
     @property
     def verdict(self) -> str:
@@ -81,7 +89,18 @@ class MonitorReport:
             "store": self.store,
             "served": None if self.served is None else self.served.as_dict(),
             "alerts": [alert.as_dict() for alert in self.alerts],
+            "handled": list(self.handled),
+            "changes": None if self.changes is None else dict(self.changes),
         }
+
+    def has_checked(self, check: str) -> bool:
+        """Return whether this pass has looked for the problem of a check: only then it can say that it ended."""
+        if check == "unreachable":
+            return self.served is not None
+        if check not in OF_SERVED:
+            return self.version is not None
+        values = {"served_recall": "recall", "fallbacks": "fallbacks"}  # figures that a pass may lack
+        return self.served is not None and getattr(self.served, values.get(check, "dead")) is not None
 
 
 def run_monitor(
@@ -129,15 +148,28 @@ def run_monitor(
         version,
         len(list_usual_runs(events)),
         served,
-        tuple(fold_consequences(alerts)),
+        tuple(assign_owners(fold_consequences(alerts), MonitorSpec() if run is None else run.spec.monitor)),
         failure=failure,
         store=store.url if served is not None and store is not None else None,
+        out=out,
+        changes=explain_changes(out, generator, events),
     )
     report = _add_sentences(report, events)
+    now = time.time()
+    changes = _list_alert_changes(report, events, now)
+    book = derive_alert_book([*events, *changes], now)
+    report = replace(report, handled=tuple(state.key for state in book.open if state.is_handled))
     warning = append(out, generator, "monitor", version if served is None else served.version, report.as_dict())
+    for change in changes:
+        warning = append(out, generator, change.kind, change.version, change.facts, seconds=now) or warning
     if warning:
         listener.note(warning)
     return report
+
+
+def _list_alert_changes(report: MonitorReport, events: Sequence[HistoryEvent], now: float) -> list[HistoryEvent]:
+    alerts = [alert.as_dict() for alert in report.alerts]
+    return list_changes(events, report.generator, report.version, alerts, report.has_checked, now)
 
 
 def _read_served(
@@ -181,8 +213,19 @@ def _drop_repeated_counts(alerts: Sequence[Alert]) -> list[Alert]:
     return found
 
 
-def send_alerts(url: str, report: MonitorReport, alerts: Sequence[Alert]) -> str | None:
-    """Post the alerts as JSON. Return None if they were delivered, else the reason; a failure raises nothing."""
-    lines = [f"{alert.check}: {alert.headline}. {alert.text}" for alert in alerts]
-    lines += [report.users_get] if report.users_get else []
-    return post_json(url, {"text": "\n".join([f"nearcast {report.generator}", *lines])} | report.as_dict())
+def send_alerts(report: MonitorReport, receivers: Sequence[AlertReceiver], sender: AlertSender) -> list[str]:
+    """Send what is new of the alerts to their receivers. Return why deliveries failed; raises nothing."""
+    if not receivers:
+        return []
+    now = time.time()
+    book = read_alert_book(report, now)
+    return sender.send(report.out, book, receivers, report.as_dict(), now)
+
+
+def read_alert_book(report: MonitorReport, now: float) -> AlertBook:
+    """Read the alerts after a pass; those of the pass alone if there is no history, or if it could not be written."""
+    try:
+        events = [] if report.out is None else read(report.out, report.generator, kinds=(KIND, "monitor"))
+    except NearcastError:
+        events = []
+    return derive_alert_book([*events, *_list_alert_changes(report, events, now)], now)

@@ -79,4 +79,6 @@ def _make_refusal_alert(events: Sequence[HistoryEvent], publish: HistoryEvent) -
     since = "nothing is published" if live is None else f"{live.version:06d} {describe_since(live)}"
     first = next(iter(list_failed_rules(publish)), {})
     text = f"{refusal.text}; {since}"
-    return Alert("audit", text, first.get("found"), first.get("bound"), None, title=refusal.title, effect=effect)
+    figures = first.get("found"), first.get("bound"), None
+    rule = str(first.get("rule", ""))
+    return Alert("audit", text, *figures, title=refusal.title, effect=effect, detail=rule)

@@ -8,15 +8,15 @@ from typing import Any
 
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import LiveVersion, find_live_version, is_refused
-from nearcast.monitoring.alert import ALERT_TEXTS, Level
+from nearcast.monitoring.alert import ALERT_TEXTS, OF_RECALL, Level
+from nearcast.monitoring.alert_states import derive_alert_book
 from nearcast.monitoring.newest_run import NOTHING_PUBLISHED, check_newest_run, read_served_facts
 from nearcast.monitoring.root_causes import describe_refusal, fold_consequences
 from nearcast.monitoring.serving_summary import LOST, list_newest_runs, was_published_since
 
-__all__ = ["GeneratorProblem", "Timeline", "list_problems"]
+__all__ = ["OF_SERVED", "GeneratorProblem", "Timeline", "list_problems"]
 
 OF_SERVED = ("served_recall", "served_spec", "dead", "removed", "age", "misses", "fallbacks", "unreachable")
-OF_RECALL = ("recall", "effort", "metric")  # names of a recall below its target, by the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,9 @@ class GeneratorProblem:
     follows: tuple[str, ...] = ()
     evidence: str | None = None
     of: str = "runs"
+    owner: str | None = None
+    runbook: str | None = None  # URL
+    handled: str = ""  # who has acknowledged or snoozed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def _list_alert_problems(line: Timeline) -> Iterator[GeneratorProblem]:
         checked = fold_consequences(check_newest_run(line.events))
         of_run = [alert.as_dict() for alert in checked if alert.check != "audit"]
     current = last is not None and not was_published_since(last, line.events)
+    handled = _describe_handling(line.events)
     of_served = [alert for alert in reported if alert["check"] in OF_SERVED and current]
     for alert in [*of_run, *of_served]:
         check = str(alert["check"])
@@ -99,7 +103,22 @@ def _list_alert_problems(line: Timeline) -> Iterator[GeneratorProblem]:
             follows=tuple(alert.get("follows", ())),
             evidence=words.evidence,
             of=words.of,
+            owner=alert.get("owner"),
+            runbook=alert.get("runbook"),
+            handled=handled.get(str(alert.get("key", check)), ""),
         )
+
+
+def _describe_handling(events: Sequence[HistoryEvent]) -> dict[str, str]:
+    """Return for each handled alert who has acknowledged or snoozed it, at the time of the last event."""
+    states = derive_alert_book(events, events[-1].seconds).open if events else []
+    found = {}
+    for state in states:
+        words = [(state.acknowledged, "acknowledged"), (state.snoozed, "snoozed")]
+        parts = [f"{word} by {one.who}" + (f": {one.why}" if one.why else "") for one, word in words if one is not None]
+        if parts:
+            found[state.key] = "; ".join(parts)
+    return found
 
 
 def _find_beginning(check: str, line: Timeline) -> HistoryEvent:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_serializer, model_validator
 
+from nearcast.settings.alert_tables import AlertSpec, Severity, WebhookSpec, check_link
 from nearcast.settings.base_table import Rate, Share, SpecTable, Whole
 from nearcast.webhook import parse_webhook, shorten_url
 
 __all__ = ["AuditSpec", "CanarySpec", "MonitorSpec", "PublishSpec", "ServeSpec"]
 
+NEW_IN_MONITOR = ("owner", "severity", "runbook", "alerts", "webhooks")  # keys that earlier manifests lack
 PASSWORD_IN_URL = re.compile(r"^([A-Za-z0-9+.-]+://[^:/?#@]*):.*@", re.DOTALL)
 
 
@@ -125,12 +127,34 @@ class MonitorSpec(SpecTable):
     )
     max_dead: Share = Field(0.1, ge=0, le=1, description="Maximum share of served candidates that are not items today.")
     webhook: str | None = Field(None, description="URL that alerts are posted to as JSON. Default: none.")
+    owner: str | None = Field(None, min_length=1, description="Who takes care of alerts. Default: nobody is named.")
+    severity: Severity | None = Field(
+        None, description="critical, error, warning or info, of all alerts. Default: by check, error or warning."
+    )
+    runbook: str | None = Field(None, description="URL of what to do after an alert. Default: none.")
+    alerts: tuple[AlertSpec, ...] = Field(
+        (), description="Owners by check: [[monitor.alerts]] tables, see docs/alerts.md."
+    )
+    webhooks: tuple[WebhookSpec, ...] = Field(
+        (), description="Receivers of alerts: [[monitor.webhooks]] tables, see docs/alerts.md."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.webhook is not None:
             parse_webhook(self.webhook)  # raises ValueError with the correction
+        check_link(self.runbook)
+        names = [row.check for row in self.alerts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} tables [[monitor.alerts]] are of {name!r}; write one")
         return self
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _omit_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return plain data without unused keys of alerts, so that manifests stay as those of earlier releases."""
+        unused = {key for key in NEW_IN_MONITOR if not getattr(self, key)}
+        return {key: value for key, value in write(self).items() if key not in unused}
 
     @field_serializer("webhook", when_used="json")
     def _hide_secrets(self, webhook: str | None) -> str | None:

@@ -34,6 +34,8 @@
     return html`${status}<ul class="troubles">${page.state.troubles.map((trouble) => html`<li key=${trouble.check} class=${"card trouble " + trouble.level}>
       <div class="split"><div><p class="what">${trouble.title}</p><p><${Since} trouble=${trouble} now=${now} /></p><p class="text">${trouble.text}</p>
         <p class="seen"><b>Effect on users:</b> ${seenBy(page, trouble)}</p>
+        ${(trouble.owner || trouble.handled) && html`<p class="also">${trouble.owner && html`<b>Owner:</b> ${format.text(trouble.owner)} `}${format.text(trouble.handled)}</p>`}
+        ${/^https?:\/\//.test(trouble.runbook || "") && html`<p class="also"><a href=${trouble.runbook} rel="noreferrer">Runbook</a></p>`}
         ${trouble.follows.length > 0 && html`<p class="also"><b>Consequences:</b> ${trouble.follows.join(", ").replaceAll("_", " ")}</p>`}</div>
         <${Evidence} page=${page} trouble=${trouble} theme=${theme} /></div></li>`)}</ul>`;
   }
@@ -55,6 +57,7 @@
       <div class="spans" role="group" aria-label="Time range of the charts">${SPANS.map(([name, days]) => html`<button key=${name} aria-pressed=${span === days} onClick=${() => setSpan(days)}>${name}</button>`)}
         <p class="key"><span class="kind publish">▏published</span> <span class="kind rollback">┊ rolled back</span> <span class="kind audit">│ refused by the audit</span> <span class="kind alert">▼ alert</span> — hover, or use the arrow keys, for values and reasons</p></div>
       <${Section} id="runs" title="Runs">${page.runs.at.length ? html`<${panels.Runs} ...${given} />` : html`<p class="empty">No run is in the history.</p>`}</${Section}>
+      ${page.changes && html`<${Section} id="changes" title="Why the figures moved" hint=${`Percentage points by cause, on ${format.number(page.changes.queries)} queries of both snapshots. The causes add up to the change.`}><${panels.Changes} changes=${page.changes} /></${Section}>`}
       <${Section} id="served" title="Served version"><${panels.Served} ...${given} /></${Section}>
       ${page.updates && html`<${Section} id="updates" title="Live updates"><${panels.Updates} updates=${page.updates} now=${now} /></${Section}>`}
       ${page.labels && html`<${Section} id="labels" title="By labels"><${panels.Labels} ...${given} /></${Section}>`}

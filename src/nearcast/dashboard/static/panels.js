@@ -49,6 +49,19 @@
       <tbody>${updates.patches.map(row)}</tbody></table>${updates.more > 0 && html`<p class="hint">${format.number(updates.more)} more</p>`}</div>`;
   }
 
+  /* Why the figures of the newest run moved: percentage points by cause, which add up to the change. */
+  function Changes({ changes }) {
+    const figures = changes.figures.filter((figure) => Object.keys(figure.causes).length > 0);
+    const names = { recall: "Recall", overlap: "Lists kept", fill_rate: "Slots filled", hit_rate: "Hit rate" };
+    const causes = ["new items", "gone items", "vectors", "attributes", "rules", "settings", "engine", "unexplained"].filter((cause) => figures.some((figure) => format.there(figure.causes[cause])));
+    const points = (value) => (format.there(value) ? (value > 0 ? "+" : "−") + Math.abs(100 * value).toFixed(2) : "");
+    if (!figures.length) return html`<p class="empty">Nothing moved: the lists of ${format.number(changes.queries)} compared queries are those of ${format.version(changes.before)}.</p>`;
+    const row = (name, of) => html`<tr key=${name}><th scope="row">${name}</th>${figures.map((figure) => html`<td key=${figure.figure}>${of(figure)}</td>`)}</tr>`;
+    return html`<div class="wide"><table class="events"><thead><tr><th scope="col">Since ${format.version(changes.before)}</th>${figures.map((figure) => html`<th scope="col" key=${figure.figure}>${names[figure.figure] || format.text(figure.figure)}</th>`)}</tr></thead>
+      <tbody>${row("before", (figure) => format.share(figure.before))}${causes.map((cause) => row(cause, (figure) => points(figure.causes[cause])))}${row("after", (figure) => format.share(figure.after))}</tbody></table>
+      ${changes.limits.map((words) => html`<p class="hint" key=${words}>${format.text(words)}</p>`)}</div>`;
+  }
+
   function Slices({ page, theme }) {
     if (!page.slices.length) return null;
     const rows = page.slices.slice(0, 40).map((slice) => ({
@@ -125,5 +138,5 @@
     return html`<div class="wide manifest">${Object.entries(page.manifest).map(([name, value]) => html`<details key=${name} open=${name === "promise" || name === "engine"}><summary>${name}</summary><${Tree} value=${value} /></details>`)}</div>`;
   }
 
-  nearcast.panels = { Runs, Served, Updates, Labels, Slices, Distributions, Tuning, Funnel, Events, Manifest };
+  nearcast.panels = { Runs, Served, Updates, Labels, Changes, Slices, Distributions, Tuning, Funnel, Events, Manifest };
 })();

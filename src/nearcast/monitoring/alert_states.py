@@ -1,0 +1,199 @@
+"""States of alerts: which are open and since when, who acknowledged or snoozed them, and where they were sent.
+
+Derived from the events `alert` and `monitor` of the history, oldest first, so that they survive restarts. An alert is
+open from the first pass that finds it until the first pass that looks for it and does not find it. Time passes as the
+clock moves forward between two events: a clock that goes back makes no snooze longer, and one that jumps forward ends
+snoozes early, so that an alert is sent too often rather than never. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nearcast.history.event_log import HistoryEvent
+
+__all__ = ["ANY", "KIND", "AlertBook", "AlertState", "Handling", "derive_alert_book", "list_changes", "matches_alert"]
+
+KIND = "alert"  # of the events
+ANY = "any"  # names all alerts of a generator
+OF_TIME = (KIND, "monitor")  # events whose `seconds` is when they were written
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """An acknowledgement or a snooze: who, when and why."""
+
+    who: str
+    why: str
+    since: float
+    seconds_left: float | None = None  # of a snooze; None for an acknowledgement, which ends with its alert
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"who": self.who, "why": self.why, "since": self.since, "seconds_left": self.seconds_left}
+
+
+@dataclass(frozen=True, slots=True)
+class AlertState:
+    """One alert from its beginning to its end."""
+
+    generator: str
+    key: str
+    opening: int  # counts how often this alert has begun, from 1
+    since: float
+    version: int | None  # newest run when it began
+    facts: Mapping[str, Any]  # the alert as plain data, as it was found first
+    ended: float | None = None
+    acknowledged: Handling | None = None
+    snoozed: Handling | None = None
+    delivered: frozenset[tuple[str, str]] = frozenset()  # receiver and action: trigger, acknowledge or resolve
+
+    @property
+    def is_handled(self) -> bool:
+        """Whether someone has acknowledged or snoozed it."""
+        return self.acknowledged is not None or self.snoozed is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        names = ("check", "title", "text", "effect", "severity", "owner", "runbook")
+        return {
+            "generator": self.generator,
+            "alert": self.key,
+            "since": self.since,
+            "version": self.version,
+            **{name: self.facts.get(name) for name in names},
+            "acknowledged": None if self.acknowledged is None else self.acknowledged.as_dict(),
+            "snoozed": None if self.snoozed is None else self.snoozed.as_dict(),
+            "receivers": len({receiver for receiver, action in self.delivered if action == "trigger"}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AlertBook:
+    """The alerts of a generator: open ones, and ended ones, since receivers must learn of the end."""
+
+    states: tuple[AlertState, ...]
+    snoozes: Mapping[str, Handling]  # by the name that was snoozed: an alert, a check or ANY
+
+    @property
+    def open(self) -> list[AlertState]:
+        """The alerts that have not ended, oldest first."""
+        return [state for state in self.states if state.ended is None]
+
+
+@dataclass(slots=True)
+class _Opening:
+    """An alert while the events are read."""
+
+    event: HistoryEvent
+    number: int
+    ended: float | None = None
+    acknowledged: Handling | None = None
+    delivered: set[tuple[str, str]] = field(default_factory=set)
+
+
+def matches_alert(name: str, key: str) -> bool:
+    """Return whether a name, such as slice, slice:segment=home or any, is one of this alert."""
+    return name in (ANY, key, key.partition(":")[0])
+
+
+def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
+    """Derive the alerts of the generator of these events (oldest first) at the time `now`."""
+    openings: dict[str, list[_Opening]] = {}
+    snoozes: dict[str, tuple[Handling, float]] = {}
+    passed, last = 0.0, None  # seconds that have passed by the clocks of the events
+    for event in events:
+        if event.kind not in OF_TIME:
+            continue
+        passed, last = passed + _step(last, event.seconds), event.seconds
+        if event.kind != KIND:
+            continue
+        facts = event.facts
+        if facts["action"] == "snoozed":
+            handling = Handling(facts["who"], facts["why"], event.seconds, float(facts["for_seconds"]))
+            snoozes[facts["key"]] = handling, passed
+        elif facts["action"] == "unsnoozed":
+            snoozes = {name: one for name, one in snoozes.items() if not matches_alert(facts["key"], name)}
+        else:
+            _apply(event, openings)
+    passed += _step(last, now)
+    left = {name: (one.seconds_left or 0.0) - (passed - began) for name, (one, began) in snoozes.items()}
+    current = {
+        name: Handling(one.who, one.why, one.since, left[name]) for name, (one, _) in snoozes.items() if left[name] > 0
+    }
+    states = [_make_state(key, opening, current) for key, several in openings.items() for opening in several]
+    return AlertBook(tuple(sorted(states, key=lambda state: (state.since, state.key))), current)
+
+
+def _step(last: float | None, seconds: float) -> float:
+    return 0.0 if last is None else max(0.0, seconds - last)
+
+
+def _apply(event: HistoryEvent, openings: dict[str, list[_Opening]]) -> None:
+    """Apply an event other than a snooze. Two monitors may write the same change: the second one changes nothing."""
+    facts = event.facts
+    if facts["action"] == "delivered":
+        for key, number, action in facts["notices"]:
+            for opening in openings.get(key, ()):
+                if opening.number == number:
+                    opening.delivered.add((facts["to"], action))
+        return
+    if facts["action"] == "acknowledged":
+        for key, several in openings.items():
+            if matches_alert(facts["key"], key) and several[-1].ended is None:
+                several[-1].acknowledged = Handling(facts["who"], facts["why"], event.seconds)
+        return
+    known = openings.setdefault(facts["key"], []) if facts["action"] in ("opened", "ended") else []
+    is_open = bool(known) and known[-1].ended is None
+    if facts["action"] == "opened" and not is_open:
+        known.append(_Opening(event, len(known) + 1))
+    elif facts["action"] == "ended" and is_open:
+        known[-1].ended = event.seconds
+
+
+def _make_state(key: str, opening: _Opening, snoozes: Mapping[str, Handling]) -> AlertState:
+    event = opening.event
+    found = [one for name, one in snoozes.items() if matches_alert(name, key)]
+    return AlertState(
+        event.generator,
+        key,
+        opening.number,
+        event.seconds,
+        event.version,
+        event.facts["alert"],
+        opening.ended,
+        opening.acknowledged,
+        max(found, key=lambda one: one.seconds_left or 0.0, default=None),
+        frozenset(opening.delivered),
+    )
+
+
+def list_changes(
+    events: Sequence[HistoryEvent],
+    generator: str,
+    version: int | None,
+    alerts: Iterable[Mapping[str, Any]],
+    is_checked: Callable[[str], bool],
+    now: float,
+) -> list[HistoryEvent]:
+    """Return the events that a pass adds: alerts that begin, and alerts that end.
+
+    alerts: those of the pass, as plain data. is_checked: whether the pass has looked at a check; an alert of another
+    check goes on, and so does one that a current alert explains.
+    """
+    alerts = list(alerts)
+    current = {alert["key"]: alert for alert in reversed(alerts)}
+    explained = {check for alert in alerts for check in alert["follows"]}
+    known = {state.key: state for state in derive_alert_book(events, now).open}
+    changes = [
+        HistoryEvent(generator, KIND, now, version, {"action": "opened", "key": key, "alert": dict(alert)})
+        for key, alert in reversed(current.items())
+        if key not in known
+    ]
+    for key, state in known.items():
+        check = str(state.facts["check"])
+        if key not in current and check not in explained and is_checked(check):
+            changes.append(HistoryEvent(generator, KIND, now, version, {"action": "ended", "key": key}))
+    return changes

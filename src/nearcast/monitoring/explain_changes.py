@@ -1,0 +1,70 @@
+"""Why the figures of the newest run moved: its comparison with an earlier snapshot, once per run, for the history.
+
+The page draws what is recorded here. The comparison is bounded: a sample of queries, inputs of this host alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nearcast.errors import NearcastError, NotFoundError
+from nearcast.history.event_log import HistoryEvent
+from nearcast.join.diff import DiffOptions, diff_snapshots
+from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
+from nearcast.monitoring.serving_summary import list_newest_runs
+from nearcast.storage.locations import Location, host_folder, parse_location
+from nearcast.table.snapshot import Snapshot, find_snapshot
+
+__all__ = ["explain_changes", "find_recorded_changes"]
+
+SAMPLE = 500  # queries that are compared
+RECALL_QUERIES = 200  # that are compared with all items
+
+
+def explain_changes(out: Location, generator: str, events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
+    """Return the changes of figures since the snapshot that the newest run was compared with, as plain data.
+
+    A comparison that an earlier pass has recorded is used again. Returns None without an earlier snapshot, or if the
+    two cannot be compared.
+    """
+    runs = list_newest_runs(events)
+    if len(runs) < 2 or runs[-1].version is None or not isinstance(parse_location(out), Path):
+        return None  # a check does not download snapshots from a bucket
+    before = (runs[-1].facts.get("compared_with") or {}).get("version", runs[-2].version)
+    known = find_recorded_changes(events, runs[-1].version)
+    if known is not None and known["before"] == before:
+        return dict(known)
+    try:
+        older, newer = (find_snapshot(out, generator, version) for version in (before, runs[-1].version))
+        options = DiffOptions(SAMPLE, inputs=_find_local_inputs(out, newer), recall_queries=RECALL_QUERIES)
+        found = diff_snapshots(older, newer, options)
+    except (NearcastError, OSError):  # a snapshot is removed, or its ids have another type
+        return None
+    return {
+        "before": older.version,
+        "after": newer.version,
+        "queries": found.queries,
+        "figures": [asdict(figure) for figure in found.figures],
+        "limits": list(found.limits),
+    }
+
+
+def find_recorded_changes(events: Sequence[HistoryEvent], version: int | None) -> Mapping[str, Any] | None:
+    """Return the changes that the last pass over this run recorded; None if there are none."""
+    for event in reversed(events):
+        if event.kind == "monitor":
+            changes: Mapping[str, Any] | None = event.facts.get("changes")
+            return changes if changes is not None and changes.get("after") == version else None
+    return None
+
+
+def _find_local_inputs(out: Location, snapshot: Snapshot) -> SnapshotInputs | None:
+    """Open the inputs of a snapshot if they are on this host: a check downloads no table."""
+    folder = host_folder(out) / snapshot.generator / "artifacts"
+    try:
+        return open_snapshot_inputs(snapshot, folder, Path()) if folder.is_dir() else None
+    except NotFoundError:
+        return None
