@@ -36,7 +36,7 @@ from nearcast.updating.update import Updater, UpdateRequest, undo_patches
 DIM, CENTRES = 128, 2_000
 WARM_SECONDS = 5.0
 KEYS = 100
-PAUSE_SECONDS = 0.004  # of a reader, on average
+PAUSE_SECONDS = 0.002  # of a reader, on average
 HOURS = 24
 WARM, STOPPED = -1, HOURS
 
@@ -59,7 +59,9 @@ def main() -> None:
     if not (folder / "out" / "lists" / "snapshots").is_dir():
         tables = {"items": make_table(0, options.items, 1), "queries": make_table(0, options.queries, 2)}
         nearcast.run(spec, **tables)
-        nearcast.publish(spec)
+    for left in (folder / "store", folder / "out/lists/updates"):  # of an earlier measurement
+        shutil.rmtree(left, ignore_errors=True)
+    nearcast.publish(spec)
     figures = {
         "machine": machine.describe(),
         "queries": options.queries,

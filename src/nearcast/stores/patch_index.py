@@ -55,30 +55,26 @@ class PatchIndex:
         self._views: tuple[Any, Any, Any] = (hashes.data, ordinals.data, starts.data)
 
     @staticmethod
-    def build(parts: Sequence[Hashes], first: int = 1) -> PatchIndex:
-        """Build the index of the hashes of some patches, oldest first. first: ordinal of the first."""
-        if not parts:
-            return PatchIndex(np.empty(0, np.uint32), np.empty(0, np.uint8))
-        numbers = np.arange(first, first + len(parts), dtype=np.uint8)
-        hashes, ordinals = np.concatenate(parts), np.repeat(numbers, [len(part) for part in parts])
-        order = np.argsort(hashes, kind="stable")  # merges sorted runs; of equal hashes the newest is the last
-        hashes, ordinals = hashes[order], ordinals[order]
-        newest = np.append(hashes[1:] != hashes[:-1], True)[: len(hashes)]
-        return PatchIndex(hashes[newest], ordinals[newest])
+    def build(parts: Sequence[Hashes]) -> PatchIndex:
+        """Build the index of the hashes of some patches, oldest first."""
+        return PatchIndex(*_sort_parts(parts, 1))
 
     def extend(self, parts: Sequence[Hashes], first: int) -> PatchIndex:
         """Return the index with newer patches. first: ordinal of the first of them. Sorts the hashes of these alone."""
-        newer = PatchIndex.build(parts, first)
-        if not len(newer) or not len(self):
-            return newer if len(newer) else self
-        at = self._hashes.searchsorted(newer._hashes)
-        known = self._hashes[np.minimum(at, len(self) - 1)] == newer._hashes
+        hashes, numbers = _sort_parts(parts, first)
+        if not len(hashes):
+            return self
+        if not len(self):
+            return PatchIndex(hashes, numbers)
+        at = self._hashes.searchsorted(hashes)
+        known = self._hashes[np.minimum(at, len(self) - 1)] == hashes
         ordinals = self._ordinals.copy()
-        ordinals[at[known]] = newer._ordinals[known]
+        ordinals[at[known]] = numbers[known]
+        if known.all():
+            return PatchIndex(self._hashes, ordinals)
         fresh = ~known
         return PatchIndex(
-            np.insert(self._hashes, at[fresh], newer._hashes[fresh]),
-            np.insert(ordinals, at[fresh], newer._ordinals[fresh]),
+            np.insert(self._hashes, at[fresh], hashes[fresh]), np.insert(ordinals, at[fresh], numbers[fresh])
         )
 
     def __len__(self) -> int:
@@ -100,3 +96,16 @@ class PatchIndex:
             return np.zeros(len(keys), np.uint8)
         at = np.minimum(self._hashes.searchsorted(codes), len(self._hashes) - 1)
         return np.where(self._hashes[at] == codes, self._ordinals[at], 0).astype(np.uint8)
+
+
+def _sort_parts(parts: Sequence[Hashes], first: int) -> tuple[Hashes, Ordinals]:
+    """Return the distinct hashes of some patches, ascending, and the ordinal of the newest patch with each."""
+    if len(parts) == 1:
+        return parts[0], np.full(len(parts[0]), first, np.uint8)
+    hashes = np.concatenate([np.empty(0, np.uint32), *parts])
+    numbers = np.arange(first, first + len(parts), dtype=np.uint8)
+    ordinals = np.repeat(numbers, [len(part) for part in parts])
+    order = np.argsort(hashes, kind="stable")  # merges sorted runs; of equal hashes the newest is the last
+    hashes, ordinals = hashes[order], ordinals[order]
+    newest = np.append(hashes[1:] != hashes[:-1], True)[: len(hashes)]
+    return hashes[newest], ordinals[newest]
