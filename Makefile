@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs airflow operations peers clean
+.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs docs-site airflow operations peers clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -68,6 +68,16 @@ check: .venv/installed ## format, lint, types, generated pages
 docs: .venv/installed ## write the generated pages
 	$(BIN)/python docs/generate.py
 
+# The generator of the site, for docs/build_site.py.
+.docs-site/installed:
+	$(PYTHON) -m venv .docs-site
+	.docs-site/bin/pip install --quiet --upgrade "pip>=25.1"
+	.docs-site/bin/pip install --quiet --no-compile --group site
+	touch $@
+
+docs-site: .docs-site/installed ## the documentation as a site with search: build/documentation/site
+	$(PYTHON) docs/build_site.py
+
 # Airflow pins about a hundred dependencies, so it has a separate environment.
 .airflow/installed:
 	$(PYTHON) -m venv .airflow
@@ -91,4 +101,4 @@ peers: .venv/installed ## environments of the libraries that benchmarks/join.py 
 	$(BIN)/python benchmarks/join.py --prepare
 
 clean:
-	rm -rf .venv .airflow .operations benchmarks/.environments build dist examples/*/data examples/*/nearcast
+	rm -rf .venv .airflow .docs-site .operations benchmarks/.environments build dist examples/*/data examples/*/nearcast

@@ -1,22 +1,29 @@
-"""Take the screenshots of docs/dashboard.md: the dashboard of the demo after `make demo`, and ten injected problems.
+"""Take the screenshots of the dashboard that pages show: of the generator of docs/start.md after eight nights, of the
+demo after `make demo`, and of ten injected problems.
 
     python docs/draw_dashboard.py                  all of them
-    python docs/draw_dashboard.py demo effort-cut  some of them
+    python docs/draw_dashboard.py start effort-cut some of them
 
 Needs Chromium, playwright and pillow, and the folder of `make demo` for the pictures of the demo.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+import nearcast
 from nearcast.dashboard.document import build_document
 from nearcast.dashboard.page import build_static_page
 from nearcast.dashboard.removals import make_removals_reader
@@ -25,6 +32,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from tests.dashboard.browser import PHONE, program  # noqa: E402
 from tests.dashboard.troubles import LAST_NIGHT, TROUBLES, history_with  # noqa: E402
+from tests.documentation.pages import blocks  # noqa: E402
 
 IMAGES = HERE / "images" / "dashboard"
 DEMO = HERE.parent / "examples" / "similar_products" / "nearcast"
@@ -38,13 +46,15 @@ def main() -> None:
     """Take the named pictures, or all."""
     from playwright.sync_api import sync_playwright
 
-    names = sys.argv[1:] or ["demo", *TROUBLES]
+    names = sys.argv[1:] or ["start", "demo", *TROUBLES]
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as library, tempfile.TemporaryDirectory() as folder:
         browser = library.chromium.launch(executable_path=program(), args=["--no-sandbox"])
         for name in names:
             if name == "demo":
                 demo(browser, Path(folder))
+            elif name == "start":
+                start(browser, Path(folder))
             else:
                 trouble(browser, Path(folder), name)
             print(name, flush=True)
@@ -64,6 +74,28 @@ def trouble(browser: Any, folder: Path, name: str) -> None:
         key = next(q["key"] for q in data["generators"][0]["explorer"]["queries"] if q["why"].startswith("lowest"))
         take(browser, path, f"/g/shop/lists?key={key}", "diff-dark", scheme="dark", height=900)
     shutil.rmtree(folder / name)
+
+
+def start(browser: Any, folder: Path) -> None:
+    """Take the page that a reader of docs/start.md sees, after eight nights in which the model changed a little."""
+    first, init = next(b for b in blocks(HERE / "start.md") if b.language == "python"), "nearcast init"
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(compile(first.body, str(first), "exec"), names)
+        command = next(b.body for b in blocks(HERE / "start.md") if b.body.startswith(init))
+        subprocess.run(["bash", "-c", command], check=True, stdout=subprocess.DEVNULL)
+        items, rng = pq.read_table("products.parquet"), np.random.default_rng(7)
+        vectors = np.array(items["vector"].to_pylist())
+        for _ in range(8):
+            nearcast.refresh("shop.toml", with_monitor=True)
+            vectors = vectors + 0.02 * rng.normal(size=vectors.shape)
+            changed = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            column = pa.array(list(changed.astype("float32")))
+            pq.write_table(items.set_column(items.column_names.index("vector"), "vector", column), "products.parquet")
+    path = folder / "start.html"
+    path.write_bytes(build_static_page(build_document(folder / "nearcast")))
+    take(browser, path, "/g/shop", "start-generator", height=900)
+    take(browser, path, "/g/shop/lists?key=green%20tea", "start-lists", height=700)
 
 
 def demo(browser: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Put the demo's output and measured figures into README.md and docs/expansion.md, between their markers.
+"""Put measured figures and the demo's output between the markers of README.md and of pages in docs/.
 
 make demo | tee demo.txt; python docs/fill_readme.py demo.txt
 """
@@ -8,33 +8,56 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+Bodies = dict[str, str]  # of markers
+
 ROOT = Path(__file__).parent.parent
+ENGINE = "nearcast"
+FILTERED_AFTER = "faiss flat"
+THREADS = {1: "one thread", 2: "two threads"}
+PERFORMANCE = ROOT / "docs" / "performance.md"
+BEFORE_THE_SWEEP = (
+    "Measured before settings of the peers were found by a sweep ([how](performance.md#how-peers-are-compared)), which "
+    "makes ScaNN and exact\npeers much faster; at 0.99 ScaNN then took 3.0 times as long as nearcast in the same run."
+)
 
 
 def main() -> None:
     """Replace what stands between <!-- NAME --> and <!-- /NAME -->."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    pages = compute_bodies()
     if len(sys.argv) > 1:
         output = Path(sys.argv[1]).read_text(encoding="utf-8")
-        text = _put(text, "demo", _shown(output, "== 3.", "== 5."))
-        text = _put(text, "served", _shown(output, "== 6.", "== 8."))
-    text = _put(text, "end-to-end", _end_to_end(ROOT / "benchmarks" / "results" / "end_to_end.json"))
-    text = _put(text, "join", _join(ROOT / "benchmarks" / "results" / "join.json"))
-    text = _put(text, "rules", _rules(_result("rules")))
-    text = _put(text, "cost", _cost(_result("cost")))
-    serving = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text(encoding="utf-8"))
-    text = _put(text, "cheaper", _cheaper(serving))
-    text = _put(text, "serving", _serving(serving["parts"]))
-    two_step = _two_step(_result("two_step"))
-    readme.write_text(_put(text, "two-step", two_step), encoding="utf-8")
-    page = ROOT / "docs" / "expansion.md"
-    page.write_text(_put(page.read_text(encoding="utf-8"), "two-step", two_step), encoding="utf-8")
+        pages["docs/demo.md"] = {"demo": _shown(output, "== 3.", "== 5."), "served": _shown(output, "== 6.", "== 8.")}
+    for name, bodies in pages.items():
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        for marker, body in bodies.items():
+            text = _put(text, marker, body)
+        page.write_text(text, encoding="utf-8")
+
+
+def compute_bodies() -> dict[str, Bodies]:
+    """Return the text of every marker that results in benchmarks/results decide, by page."""
+    join, serving, two_step = _result("join"), _result("serving"), _two_step(_result("two_step"))
+    return {
+        "README.md": {"measured": _measured(join, serving, _result("rules"), _result("update"))},
+        "docs/benchmarks.md": {
+            "join": _join(join),
+            "end-to-end": _end_to_end(_result("end_to_end")),
+            "cheaper": _cheaper(serving),
+            "serving": _serving(serving["parts"]),
+            "two-step": two_step,
+            "rules": _rules(_result("rules")),
+            "cost": _cost(_result("cost")),
+        },
+        "docs/performance.md": {"reached": _reached(join)},
+        "docs/expansion.md": {"two-step": two_step},
+    }
 
 
 def _result(name: str) -> Any:
@@ -55,19 +78,70 @@ def _shown(output: str, first: str, end: str) -> str:
     """Return the part of the demo's output between two headings."""
     shown = output[output.index(first) : output.index(end)]
     lines = [line.rstrip() for line in shown.splitlines()]
-    return "```\n" + "\n".join(lines).strip() + "\n```\n"
+    return "```text\n" + "\n".join(lines).strip() + "\n```\n"
 
 
-def _join(path: Path) -> str:
-    """Return a row per engine and recall, the fastest first, with the time relative to nearcast."""
-    result = json.loads(path.read_text(encoding="utf-8"))
+def _measured(join: Any, serving: Any, rules: Any, update: Any) -> str:
+    """Return five lines for people who decide: the join, look-ups, HTTP, rules, live updates."""
+    data, per_million = join["data"], serving["answer"]["in process"]["cpu_seconds_per_million"]
+    web, one = serving["parts"]["http"][0], update["one_update"]
+    rare = {(row["rule"], row["share"]): row["ratio"] for row in rules["rows"] if 0.005 < row["eligible"] < 0.02}
+    after = [row for row in rules["peers"] if (row["rule"], row["share"]) in rare and row["peer"] == FILTERED_AFTER]
+    targets = sorted({row["asked"] for row in join["rows"]} & {0.95, 1.0})
+    lines = (
+        f"**Join**, {data['items']:,} items × {data['queries']:,} queries × {data['dim']} dimensions, k = {data['k']}, "
+        f"{_threads(join)}. "
+        + " ".join(_beside_the_fastest(join, target) for target in targets)
+        + ("" if "method" in join else " Settings of the peers are older than the present sweep."),
+        f"**Look-up instead of search**, per million requests in process, in CPU seconds: {per_million['look-up']:,.0f}"
+        f" for look-ups, {per_million['faiss-hnsw']:,.0f} for faiss HNSW at recall 0.95 on the same items.",
+        f"**HTTP**, one core: {web['requests_per_second']:,.0f} requests a second; at half of that the slowest 1% take "
+        f"{web['half']['p99_ms']:.1f} ms.",
+        f"**Rules inside the join**, that 1% of the pairs pass: full, exact lists in {_span(rare.values(), '.0%')} of "
+        f"the time of a join without rules. {FILTERED_AFTER}, ten times k and filtered afterwards, fills "
+        f"{_span([row['fill'] for row in after], '.0%')} of the slots.",
+        f"**Live update**: {one['new']:,} new items enter about {round(median(one['lists_changed']), -4):,.0f} of "
+        f"{one['queries']:,} lists in {_span(one['seconds'], '.0f')} seconds.",
+    )
+    return "".join(textwrap.fill(line, 120, initial_indent="- ", subsequent_indent="  ") + "\n" for line in lines)
+
+
+def _threads(join: Any) -> str:
+    return f"{THREADS.get(join['threads'], str(join['threads']) + ' threads')} of an {join['machine']['processor']}"
+
+
+def _beside_the_fastest(join: Any, target: float) -> str:
+    """Return a sentence: our time, and that of the fastest peer, at a recall target."""
+    rows = [row for row in join["rows"] if row["asked"] == target and "seconds" in row]
+    ours = next(row for row in rows if row["engine"] == ENGINE)
+    peers = [row for row in rows if row["engine"] != ENGINE]
+    text = f"At recall {target:g}: {ours['seconds']:.1f} s"
+    if not peers:
+        return text + "."
+    best = min(peers, key=lambda row: row["seconds"])
+    return text + f"; {best['engine']}, the fastest other library, {best['seconds']:.1f} s."
+
+
+def _span(values: Collection[float], form: str) -> str:
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def _join(result: Any) -> str:
+    """Return the data, and a row per engine and recall, the fastest first, with the time relative to nearcast."""
     rows: list[dict[str, Any]] = [row for row in result["rows"] if "seconds" in row]  # others were stopped
-    ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == "nearcast"}
+    ours = {row["asked"]: row["seconds"] for row in rows if row["engine"] == ENGINE}
+    data = result["data"]
+    text = (
+        f"{data['items']:,} items × {data['queries']:,} queries × {data['dim']} dimensions, real text embeddings, "
+        f"queries from another catalogue, k = {data['k']},\n{_threads(result)} ({result['isa']['taken']}), "
+        f"{result['started'][:10]}, commit {result['commit']} (`python benchmarks/join.py`;\n"
+        "[results](../benchmarks/results/join.json), with settings and every repeat):\n\n"
+    )
     heads = ("recall target", "engine", "total", "build", "queries", "recall", "relative time")
     cells = (
         (
             f"{row['asked']:g}",
-            f"**{row['engine']}**" if row["engine"] == "nearcast" else row["engine"],
+            f"**{row['engine']}**" if row["engine"] == ENGINE else row["engine"],
             f"{row['seconds']:.1f} s",
             f"{row['build_seconds']:.1f} s",
             f"{row['query_seconds']:.1f} s",
@@ -76,25 +150,52 @@ def _join(path: Path) -> str:
         )
         for row in sorted(rows, key=lambda row: (-row["asked"], row["seconds"]))
     )
-    return _table(heads, cells) + _repeats(rows, result["absent"])
+    return text + _table(heads, cells) + _repeats(rows, result)
 
 
-def _repeats(rows: Sequence[dict[str, Any]], absent: Sequence[dict[str, Any]]) -> str:
-    """Say how often each engine was measured, and which peers were not."""
+def _repeats(rows: Sequence[dict[str, Any]], result: Any) -> str:
+    """Say how often each engine was measured, with which settings, and which peers were not."""
     once = dict.fromkeys(row["engine"] for row in rows if len(row["repeats"]) == 1)
     most = max(len(row["repeats"]) for row in rows)
-    text = (
-        f"\nMedians of up to {most} repeats"
-        + (f"; at least one row of {', '.join(once)} ran once" if once else "")
-        + "."
-    )
-    missing = dict.fromkeys(f"{one['engine']} ({one['reason']})" for one in absent)
-    return text + (f" Not measured: {'; '.join(missing)}." if missing else "") + "\n"
+    sentences = [
+        f"Medians of up to {most} repeats" + (f"; at least one row of {', '.join(once)} ran once" if once else "") + "."
+    ]
+    notes: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if "note" in row:
+            notes.setdefault(row["note"], {})[f"{row['asked']:g}"] = None
+    sentences += [f"Recall {', '.join(targets)}: {note}." for note, targets in notes.items()]
+    unswept = dict.fromkeys(row["engine"] for row in rows if "swept" in row and not row["swept"])
+    if unswept:
+        sentences.append(f"No sweep of the settings: {', '.join(unswept)}.")
+    stopped = [f"{row['engine']} at {row['asked']:g} ({row['stopped']})" for row in result["rows"] if "stopped" in row]
+    if stopped:
+        sentences.append(f"Stopped: {'; '.join(stopped)}.")
+    missing = dict.fromkeys(f"{one['engine']} ({one['reason']})" for one in result["absent"])
+    if missing:
+        sentences.append(f"Not measured: {'; '.join(missing)}.")
+    if "method" not in result:  # by an earlier version of the benchmark
+        sentences.append(BEFORE_THE_SWEEP)
+    return "\n" + "\n".join(sentences) + "\n"
 
 
-def _end_to_end(path: Path) -> str:
+def _reached(join: Any) -> str:
+    """Return the share of the machine's limit that the exact join reaches."""
+    data = join["data"]
+    exact = {row["engine"]: row["seconds"] for row in join["rows"] if row["asked"] == 1 and "seconds" in row}
+    products = data["items"] * data["queries"] * data["dim"]
+    limit = re.search(rf"\| {join['isa']['taken']} \| [\d.]+ \| ([\d.]+)", PERFORMANCE.read_text(encoding="utf-8"))
+    rate = products / exact[ENGINE] / join["threads"] / 1e9
+    peers = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in exact.items() if name != ENGINE)
+    text = f"{exact[ENGINE]:.1f} s: {rate:.0f} · 10⁹ products per second and core"
+    if limit is not None:
+        text += f', **{rate / float(limit[1]):.0%}** of "with loads"'
+    return text + (f".\nIn the same comparison: {peers}.\n" if peers else ".\n")
+
+
+def _end_to_end(result: Any) -> str:
     """Return a row per run."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows: list[dict[str, Any]] = result["rows"]
     heads = (
         "engine",
         "recall target",
@@ -172,7 +273,7 @@ def _rules(result: Any) -> str:
         "relative to the unfiltered\nexact join of the same run. Peers ran on a sample of the queries, with the time "
         "scaled to all queries: faiss searches ten\ntimes k (500) and filters afterwards; hnswlib filters inside its "
         "search, by a Python function "
-        "(`python benchmarks/rules.py`;\n[results](benchmarks/results/rules.json)).\n\n"
+        "(`python benchmarks/rules.py`;\n[results](../benchmarks/results/rules.json)).\n\n"
     )
     peers = list(dict.fromkeys(row["peer"] for row in result["peers"]))
     ours = ("rule", "pairs left", "exact", "at 0.95", "recall at 0.95")
@@ -227,7 +328,7 @@ def _cost(result: Any) -> str:
         f"A day of {data['requests']:,} requests for {data['keys']:,} keys in process, in CPU seconds of "
         f"{cores} cores of an {processor}. Of the searches\n"
         "each key's first ran and counts ten times; the prediction is by `nearcast advise`\n"
-        "(`python benchmarks/cost.py`; [results](benchmarks/results/cost.json)).\n\n"
+        "(`python benchmarks/cost.py`; [results](../benchmarks/results/cost.json)).\n\n"
     )
     heads = [
         "variant",

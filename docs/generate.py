@@ -1,4 +1,4 @@
-"""Write the generated pages: command line, spec, measures. `--check` only reports whether they are up to date."""
+"""Write the generated pages: command line, spec, measures, Python. `--check` only tells if they are up to date."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+import nearcast
 from nearcast.cli import cli
 from nearcast.measure.measures import MEASURES
 from nearcast.spec import example
@@ -15,6 +16,25 @@ PROFILE = """The inputs are measured, too. `profile` in the manifest has the num
 empty values and the distribution of each column, and the share of pairs that each rule keeps. [Snapshot
 format](snapshot-format.md) lists its keys, [publishing](publishing.md) the rules that compare it with what is served.
 """
+PYTHON = """Every command is a function here, too. A spec may be a path, a mapping or a `GeneratorSpec`; `out` and
+`store` are paths or URLs. Functions raise subclasses of `NearcastError`; [errors](#errors) lists them.
+
+The signatures and texts below are on the site (`make docs-site`); `help(nearcast.run)` prints the same.
+"""
+FUNCTIONS = {
+    "Arrays": ["knn_join", "JoinResult", "JoinReport"],
+    "Make a snapshot": ["draft_spec", "load_spec", "GeneratorSpec", "check", "run", "refresh", "update"],
+    "Read snapshots": ["snapshots", "lookup", "explain", "diff", "export"],
+    "Publish": ["publish", "roll_back", "published", "publish_table", "expand"],
+    "Canaries": [name for name in nearcast.__all__ if "canary" in name] + ["CanarySource"],
+    "Look up": ["open", "open_expansion", "overlay", "serve.lookup.Lookup", "serve.overlay.Overlay"],
+    "Watch and decide": ["monitor", "tune", "head", "advise", "replay"],
+}
+MEMBERS = {  # None: no member
+    "GeneratorSpec": None,
+    "serve.lookup.Lookup": "get, get_many, merged, items, removed, close",
+    "serve.overlay.Overlay": "remove, update, update_many, add, restore, entries",
+}
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n\n"
 
@@ -46,7 +66,27 @@ def measures_page() -> str:
     return f"# Measures\n\n{NOTE}| measure | unit | better | meaning |\n|---|---|---|---|\n{rows}\n{PROFILE}"
 
 
-PAGES = {"command-line.md": command_line, "spec.md": spec_page, "measures.md": measures_page}
+def python_page() -> str:
+    """Return the page of Python: a directive of mkdocstrings per name, and the errors with their exit codes."""
+    listed = {name for names in FUNCTIONS.values() for name in names}
+    errors = {n: getattr(nearcast, n) for n in nearcast.__all__ if n.endswith("Error")}
+    others = [name for name in nearcast.__all__ if name not in {*listed, *errors, "__version__"}]
+    parts = [f"# Python\n\n{NOTE}{PYTHON}"]
+    for title, names in (FUNCTIONS | {"More": others}).items():
+        if names:
+            parts.append(f"\n## {title}\n")
+        for name in names:
+            parts.append(f"\n::: nearcast.{name}\n")
+            if name in MEMBERS:
+                shown = MEMBERS[name]
+                parts.append(f"    options:\n      members: {'false' if shown is None else f'[{shown}]'}\n")
+    parts.append("\n## Errors\n\n| error | exit code | meaning |\n|---|---|---|\n")
+    for name, error in sorted(errors.items(), key=lambda item: item[1].exit_code):
+        parts.append(f"| `{name}` | {error.exit_code} | {(error.__doc__ or '').splitlines()[0]} |\n")
+    return "".join(parts)
+
+
+PAGES = {"command-line.md": command_line, "spec.md": spec_page, "measures.md": measures_page, "python.md": python_page}
 
 
 def main() -> None:

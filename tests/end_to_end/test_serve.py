@@ -336,6 +336,10 @@ def test_the_commands_of_the_documentation_answer_what_it_shows(tmp_path, reposi
             done = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, timeout=60, check=True)
             answer = json.loads(re.sub(r'"age_seconds":[0-9.]+', '"age_seconds":5400.0', done.stdout))
             assert answer == json.loads(shown)
+        (program,) = re.findall(r"```python\n(import httpx.*?)```", text, re.DOTALL)
+        names = {}
+        exec(program.replace("localhost:8080", f"127.0.0.1:{service.port}"), names)
+        assert names["table"].num_rows == 2
 
 
 # Redis

@@ -1,8 +1,9 @@
-"""The tutorial and the page on look-ups do what they say: run in order, their blocks print what is shown.
+"""Whole pages do what they say: run in order, their blocks print what is shown.
 
 ```toml blocks are written to the file that their first line names; ```python and ```bash blocks are run, and a
 fence such as `bash exits=3` says which exit code is expected. A ```text block is what the block before it prints,
 trimmed: its lines must all be there, in order. Times and sizes may differ, and in `text varies` every figure may.
+Pages that continue an earlier one run after it, in one folder.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from tests.end_to_end.shop import NEARCAST, environment
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [
-    ("tutorial.md", {"python", "bash", "toml", "text"}),
-    ("serving.md", {"python", "bash", "text"}),
-    ("contexts.md", {"python", "bash", "text"}),
+    (("tutorial.md",), {"python", "bash", "toml", "text"}),
+    (("serving.md",), {"python", "bash", "text"}),
+    (("contexts.md",), {"python", "bash", "text"}),
+    (("start.md", "nightly.md", "scale.md"), {"python", "bash", "text"}),
 ]
 RUN = ("python", "bash", "toml")
 VARYING = re.compile(r"\d+(\.\d+)? (s|min|B|kB|MB|GB)\b|\d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT#?Z?")
@@ -70,11 +72,11 @@ def shape(line: str, varies: bool) -> str:
     return re.sub(r"[\d.,]+", "#", plain) if varies else plain
 
 
-@pytest.mark.parametrize(("page", "languages"), PAGES)
+@pytest.mark.parametrize(("pages", "languages"), PAGES, ids=[" ".join(pages) for pages, _ in PAGES])
 def test_every_block_runs_and_prints_what_is_shown(
-    page: str, languages: set[str], repository: Path, tmp_path: Path
+    pages: tuple[str, ...], languages: set[str], repository: Path, tmp_path: Path
 ) -> None:
-    text = (repository / "docs" / page).read_text(encoding="utf-8")
+    text = "".join((repository / "docs" / page).read_text(encoding="utf-8") for page in pages)
     names: dict[str, Any] = {"__name__": "page"}
     printed = ""
     kinds = []
