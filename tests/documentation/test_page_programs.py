@@ -58,9 +58,8 @@ def two_snapshots(tmp_path: Path) -> Path:
     spec = write_shop(tmp_path, name="similar-products")
     nearcast.run(spec)
     nearcast.publish(spec)
-    write_rows(
-        tmp_path / "queries.parquet", [f"q{i:03d}" for i in range(300)], list(clustered(300, seed=2) + np.float32(0.05))
-    )
+    others = list(clustered(300, seed=2)[::-1])  # the audit finds that all vectors have changed
+    write_rows(tmp_path / "queries.parquet", [f"q{i:03d}" for i in range(300)], others)
     nearcast.run(spec)
     return tmp_path
 
@@ -102,7 +101,8 @@ def test_the_application_is_made_in_a_program_of_ones_own(tmp_path: Path) -> Non
 def test_ads_of_two_keys_are_found_in_one_call(tmp_path: Path) -> None:
     ads = pa.table({"ad": ["ad-1", "ad-3"], "bid": [0.5, 0.9], "countries": [["de"], ["de", "fr"]]})
     links = pa.table({"item": ["i99", "i99"], "ad": ["ad-1", "ad-3"]})
-    settings = AdSettings(targeting=[Target(column="countries", test="has", request="country")])
+    target = Target(column="countries", test="has", request="country")
+    settings = AdSettings(order="similarity_times_bid", targeting=[target])
     with contextlib.closing(open_store(f"lmdb:{tmp_path / 'nearcast' / 'store'}")) as store:
         publish(store, "similar-items", 1, {"i17": [("i99", 0.9)], "i4": [("i99", 0.5)]}, metric="cosine")
         publish_expansion(store, "offers", ads, links, settings)
@@ -124,7 +124,7 @@ def test_rules_of_the_page_are_applied_at_look_up(tmp_path: Path) -> None:
         tmp_path / "products.parquet", ["oat-milk"], list(clustered(1, seed=2)),
         country=["DE"], advertiser=["b"], budget=[100.0], day=[day], bought=[["i1"]],
     )  # fmt: skip
-    (tmp_path / "shop.toml").write_text(f'name = "shop"\nk = 20\n{settings.body}', encoding="utf-8")
+    (tmp_path / "shop.toml").write_text(f'name = "shop"\nmetric = "cosine"\nk = 20\n{settings.body}', encoding="utf-8")
     nearcast.refresh(tmp_path / "shop.toml")
     (block,) = find_blocks("docs/rules.md", "python")
     with nearcast.open(tmp_path / "nearcast" / "store", "shop") as shop:
@@ -139,7 +139,7 @@ def test_the_ranking_model_of_the_page_orders_the_lists(tmp_path: Path) -> None:
     write_rows(
         tmp_path / "items.parquet", range(300), list(clustered(300, seed=1)), margin=[float(i % 7) for i in range(300)]
     )
-    tables = 'items = { path = "items.parquet", attributes = ["margin"] }\nname = "ranked"\n'
+    tables = 'items = { path = "items.parquet", attributes = ["margin"] }\nname = "ranked"\nmetric = "cosine"\n'
     (tmp_path / "shop.toml").write_text(tables + settings.body, encoding="utf-8")
     nearcast.run(tmp_path / "shop.toml")
     lists = pq.read_table(tmp_path / "nearcast" / "ranked" / "snapshots" / "000001" / "candidates")
