@@ -28,7 +28,7 @@ FUNCTIONS = {
     "Publish": ["publish", "roll_back", "published", "publish_table", "expand"],
     "Canaries": [name for name in nearcast.__all__ if "canary" in name] + ["CanarySource"],
     "Look up": ["open", "open_expansion", "overlay", "serve.lookup.Lookup", "serve.overlay.Overlay"],
-    "Watch and decide": ["monitor", "tune", "head", "advise", "replay"],
+    "Watch and decide": ["monitor", "evaluate", "tune", "head", "advise", "replay"],
 }
 MEMBERS = {  # None: no member
     "GeneratorSpec": None,
