@@ -141,14 +141,91 @@ def test_a_killed_export_leaves_nothing_that_is_read(target, tmp_path):
 
 
 def test_a_table_with_other_columns_is_an_error_and_stays(target, snapshot):
+    nearcast.export(snapshot, target.location)
+    before = len(target.read())
+    for made in (snapshot, make_snapshot(target.folder.parent, 8)):
+        with pytest.raises(StorageError, match=r"cannot be written: it has no column 'rank', it has .*another table"):
+            nearcast.export(made, target.location, rows="candidate")
+    assert len(target.read()) == before
+
+
+def test_a_table_with_more_columns_is_appended_to(target, snapshot, tmp_path):
     if target.kind == "parquet":
         pytest.skip("a folder of files has no columns of its own")
     nearcast.export(snapshot, target.location)
-    before = len(target.read())
-    made = make_snapshot(target.folder.parent, 8)
-    with pytest.raises(StorageError, match=r"cannot be written"):
-        nearcast.export(made, target.location, rows="candidate")
-    assert len(target.read()) == before
+    if target.kind == "delta":
+        import deltalake
+
+        more = target.read().slice(0, 0).append_column("note", pa.array([], pa.string()))
+        deltalake.write_deltalake(target.folder, more, mode="append", schema_mode="merge")
+    else:
+        with target.catalog.load_table("shop.lists").update_schema() as change:
+            change.union_by_name(pa.schema([("note", pa.string())]))
+
+    assert nearcast.export(make_snapshot(tmp_path, 25), target.location)
+
+    assert len(target.read()) == 45
+    assert target.read().column("note").null_count == 45
+
+
+def test_a_table_of_others_is_an_error_and_stays(target, snapshot):
+    if target.kind == "parquet":
+        (target.folder).mkdir()
+        (target.folder / "notes.parquet").write_text("no table")
+        assert nearcast.export(snapshot, target.location)
+        return
+    others = pa.table({"id": pa.array([1, 2])})
+    if target.kind == "delta":
+        import deltalake
+
+        deltalake.write_deltalake(target.folder, others)
+    else:
+        target.catalog.create_table("shop.lists", others.schema).append(others)
+    with pytest.raises(StorageError, match="it has no column 'generator', it has id"):
+        nearcast.export(snapshot, target.location)
+    assert target.read().column("id").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("rows", ["query", "candidate"])
+def test_a_snapshot_without_candidates_is_exported(target, tmp_path, rows):
+    """Every item is only its own neighbour, and is left out of its own list."""
+    snapshot = make_snapshot(tmp_path, 1)
+    assert nearcast.export(snapshot, target.location, rows=rows)
+    assert len(target.read()) == (1 if rows == "query" else 0)
+    nearcast.export(snapshot, target.location, rows=rows)
+    assert len(target.read()) == (1 if rows == "query" else 0)
+
+
+@pytest.mark.slow
+def test_exports_of_several_processes_append_once(target, snapshot):
+    code = (
+        "import sys, nearcast; from nearcast.table.snapshot import open_snapshot; from pathlib import Path;"
+        f"snapshot = open_snapshot(Path({str(snapshot.folder)!r})); print('ready', flush=True); sys.stdin.readline();"
+        f"nearcast.export(snapshot, {target.location!r})"
+    )
+    command = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert len(target.read()) == 20
+
+
+@pytest.mark.slow
+def test_an_export_to_an_iceberg_table_in_a_bucket_is_read_there(snapshot, s3_url, tmp_path, monkeypatch):
+    require_module("pyiceberg")
+    catalog = configure_catalog(s3_url, tmp_path, monkeypatch)
+    assert nearcast.export(snapshot, "iceberg:lake.shop.lists")
+    assert not nearcast.export(snapshot, "iceberg:lake.shop.lists")
+    table = catalog.load_table("shop.lists")
+    assert table.location().startswith(s3_url)
+    assert len(table.scan().to_arrow()) == 20
 
 
 @pytest.mark.slow

@@ -25,15 +25,16 @@ from nearcast.stores.base import Reader, Store
 from nearcast.stores.version_facts import VersionFacts
 
 READERS = 4
-SLOW = [("lmdb", 30), ("redis", 8), ("cluster", 6), ("sentinel", 6)]
+SLOW = [("lmdb", 30), ("redis", 8), ("cluster", 6), ("sentinel", 6), ("dynamodb", 5)]
 N_QUERIES, N_ITEMS = 3_000, 500
+FEW = 300  # queries: the DynamoDB for tests takes a millisecond per item
 PATIENCE = 120.0  # seconds; what is waited for takes far less
 
 
-def write_versions(folder: Path) -> Path:
+def write_versions(folder: Path, n_queries: int = N_QUERIES) -> Path:
     """The snapshots 1 and 2 of a shop, whose items are called 1-... and 2-...; the store keeps one version."""
-    queries = at.clustered(N_QUERIES, seed=2)
-    at.write_rows(folder / "queries.parquet", [f"q{i:04d}" for i in range(N_QUERIES)], list(queries))
+    queries = at.clustered(n_queries, seed=2)
+    at.write_rows(folder / "queries.parquet", [f"q{i:04d}" for i in range(n_queries)], list(queries))
     spec = at.write_spec(
         folder,
         k=20,
@@ -53,8 +54,8 @@ def facts_of(reader: Reader) -> VersionFacts:
     return VersionFacts.from_json(reader.facts, "the version")
 
 
-def start_readers(store: str, folder: Path) -> list[ForkServerProcess]:
-    keys = [f"q{i:04d}" for i in range(0, N_QUERIES, 30)]
+def start_readers(store: str, folder: Path, n_queries: int) -> list[ForkServerProcess]:
+    keys = [f"q{i:04d}" for i in range(0, n_queries, 30)]
     readers = [
         SERVER.Process(target=read, args=(store, keys, folder / "stop", folder / f"reader-{n}")) for n in range(READERS)
     ]
@@ -97,11 +98,12 @@ def publish_when_free(spec: Path, version: int, store: str) -> Publication:
 def test_a_publish_killed_at_random_moments_shows_every_reader_one_whole_snapshot(
     tmp_path: Path, kind: str, kills: int, request: pytest.FixtureRequest
 ) -> None:
-    spec = write_versions(tmp_path)
+    n_queries = FEW if kind == "dynamodb" else N_QUERIES
+    spec = write_versions(tmp_path, n_queries)
     url = f"lmdb:{tmp_path}/store" if kind == "lmdb" else make_url(kind, request)
     nearcast.publish(spec, 1, store=url)
     lasts = lasting(spec, url)
-    readers = start_readers(url, tmp_path)
+    readers = start_readers(url, tmp_path, n_queries)
     moments, killed, moved = random.Random(11), 0, 0
     with contextlib.closing(open_store(url)) as store:
         while killed < kills:
@@ -133,6 +135,8 @@ def test_a_publish_killed_at_random_moments_shows_every_reader_one_whole_snapsho
 
 def make_url(kind: str, request: pytest.FixtureRequest) -> str:
     """The URL of an empty store of a network kind, whose lock lasts two seconds."""
+    if kind == "dynamodb":
+        return f"{request.getfixturevalue('dynamodb_url')}&timeout=0.5&buckets=16"
     fixture = {"redis": "redis_url", "cluster": "cluster_url", "sentinel": "sentinel_url"}[kind]
     return f"{request.getfixturevalue(fixture)}?timeout=0.5&buckets=32"
 

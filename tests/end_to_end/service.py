@@ -62,11 +62,11 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *words: object, **env: str) -> Iterator[Service]:
+def running(folder: Path, *words: object, port: int = 0, **env: str) -> Iterator[Service]:
     """`nearcast serve` with these words, until it answers; killed at the end if it was not stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "service.log"
-    command = [str(NEARCAST), "serve", "--port", "0", *map(str, words)]
+    command = [str(NEARCAST), "serve", "--port", str(port), *map(str, words)]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=folder, env=environment(**env), stdout=sink, stderr=sink)
     service = Service(process, log)

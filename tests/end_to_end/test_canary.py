@@ -122,6 +122,7 @@ def test_a_canary_with_a_fault_is_withdrawn_by_the_rules(url, folder, lists, rul
         with load_on(service):
             done = watch(folder, url, service)
         assert done.returncode == 17, done.stderr
+        assert "the canary of shop is withdrawn" in done.stderr
         told = json.loads(done.stdout)
         assert told["outcome"] == "withdrawn"
         assert rule in told["why"]
@@ -209,6 +210,7 @@ def test_too_little_load_is_undecided_and_the_canary_stays(folder, tmp_path):
     with canary_of(url, empty_tenth()) as store, running(folder / "run", "shop", "--store", url) as service:
         done = watch(folder, url, service)
         assert done.returncode == 18, done.stderr
+        assert "the canary of shop is live and undecided" in done.stderr
         assert store.pointer("shop").canary is not None
 
 

@@ -7,6 +7,8 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -189,6 +191,93 @@ def test_workers_end_by_themselves_when_their_supervisor_is_killed(service):
     service.process.kill()
     service.process.wait()
     until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in left))
+
+
+def test_a_worker_that_cannot_start_is_tried_again_until_it_can_while_the_other_one_serves(tmp_path, store):
+    token = tmp_path / "token"
+    token.write_text("sesame\n")
+    headers = {"Authorization": "Bearer sesame"}
+    with running(tmp_path, "--workers", 2, "--token-file", token) as service:
+        token.rename(tmp_path / "elsewhere")
+        workers(service)[0].kill()
+        until(lambda: service.said.count("has ended with exit code 2; another one starts in") >= 2)
+        for _ in range(20):
+            assert service.get(ONE, headers=headers).json()["found"]
+        assert service.get("/readyz").status_code == 503
+        service.process.send_signal(signal.SIGHUP)  # the worker that serves is kept: its replacement cannot start
+        until(lambda: "cannot start (exit code 2); the earlier workers go on" in service.said)
+        assert service.get(ONE, headers=headers).json()["found"]
+        (tmp_path / "elsewhere").rename(token)
+        until(lambda: service.get("/readyz").status_code == 200)
+        assert service.stop() == 0
+
+
+def test_every_scrape_is_whole_and_no_counter_falls_while_workers_are_killed(service):
+    """A worker that is killed while it counts leaves a file that the others read."""
+    counted, kills = [], 4
+    with shopping(service) as shoppers:
+        for number in range(kills):
+            workers(service)[0].kill()
+            until(lambda number=number: service.said.count("SIGKILL; another one starts") == number + 1)
+            for _ in range(10):
+                counted.append(service.metric('nearcast_keys_total{generator="shop"}'))
+                assert service.get("/metrics").text.endswith("\n")
+            until(lambda: service.metric("nearcast_workers") == 2)
+    answered = answers(shoppers)[200]
+    assert counted == sorted(counted)
+    assert set(answers(shoppers)) == {200}
+    last = service.metric('nearcast_keys_total{generator="shop"}')
+    assert answered <= last <= answered + len(errors(shoppers)) + len(shoppers) * kills
+    assert service.metric("nearcast_worker_restarts_total") == kills
+
+
+def test_workers_that_are_restarted_again_and_again_under_load_refuse_nothing(service):
+    with shopping(service) as shoppers:
+        for _ in range(3):  # also before the restart before has ended
+            before = {worker.pid for worker in workers(service)}
+            service.process.send_signal(signal.SIGHUP)
+            service.process.send_signal(signal.SIGHUP)
+            until(lambda before=before: before.isdisjoint(worker.pid for worker in workers(service)))
+        until(lambda: service.metric("nearcast_workers") == 2)
+    assert errors(shoppers) == []
+    assert set(answers(shoppers)) == {200}
+    assert service.metric('nearcast_keys_total{generator="shop"}') == answers(shoppers)[200]
+
+
+def test_a_port_in_use_is_an_error_before_anything_is_opened(service, tmp_path):
+    with (
+        pytest.raises(AssertionError, match=rf"port {service.port} cannot be had .*choose another --host or --port"),
+        running(tmp_path / "other", "--workers", 2, "--store", tmp_path / "nearcast/store", port=service.port) as other,
+    ):
+        other.stop()
+
+
+def test_a_port_that_another_process_takes_after_the_start_is_an_error_of_one_line(tmp_path, store):
+    """Both have bound the port; whoever listens first has it."""
+    code = """
+import socket, sys
+from nearcast.cli import main
+from nearcast.service import server
+real = server.bind
+def bind(host, port):
+    bound = real(host, port)
+    rival = socket.socket()
+    rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    rival.bind(bound.getsockname())
+    rival.listen()
+    globals()["rival"] = rival
+    return bound
+server.bind = bind
+sys.argv = ["nearcast", "serve", "--port", "0", *sys.argv[1:]]
+main()
+"""
+    for more in ((), ("--workers", "2")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *more], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2
+        assert "cannot be had (Address already in use)" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_service_that_cannot_start_ends_with_the_error_of_its_first_worker(tmp_path):

@@ -23,14 +23,8 @@ from needs import require_module
 from servers import free_port
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
-# What a healthy service without canaries, live updates, rules, fallbacks and online indexes has no samples of.
-WITHOUT_SAMPLES = (
-    "nearcast_follow_",
-    "nearcast_ineligible_",
-    "nearcast_fallbacks_",
-    "nearcast_searches_",
-    "nearcast_canary_",
-)
+# What a healthy service without live updates, rules, fallbacks and online indexes has no samples of.
+WITHOUT_SAMPLES = ("nearcast_follow_", "nearcast_ineligible_", "nearcast_fallbacks_", "nearcast_searches_")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +37,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     at.write_shop(folder)
     succeed("run", "shop.toml", cwd=folder)
     succeed("publish", "shop.toml", cwd=folder)
+    at.write_spec(folder, k=9)
+    succeed("run", "shop.toml", cwd=folder)
+    succeed("publish", "shop.toml", "--canary", "100%", cwd=folder)
     with running(folder, "--no-samples") as service:
         scrape = (DEPLOY / "prometheus" / "scrape.yml").read_text(encoding="utf-8")
         scrape = scrape.replace("127.0.0.1:8080", f"127.0.0.1:{service.port}").replace("15s", "1s")
@@ -64,9 +61,9 @@ def look_up_until_scraped(service: Service, url: str) -> None:
     """Ask the service until Prometheus has a rate of its requests."""
     for _ in range(200):
         with contextlib.suppress(OSError):
-            for key in ("i1", "i2", "nobody"):
+            for key in ("q001", "q002", "nobody"):
                 service.get(f"/v1/generators/shop/candidates/{key}")
-            rows = query(url, "sum(rate(nearcast_keys_total[1m])) > 0")
+            rows = query(url, 'sum(rate(nearcast_canary_answers_total{arm="canary"}[1m])) > 0')
             if rows and query(url, 'up{job="nearcast"} == 1') and query(url, "route:nearcast_request_seconds:p99_5m"):
                 return
         time.sleep(0.2)
@@ -101,6 +98,21 @@ def test_every_query_of_the_dashboard_has_an_answer(prometheus: str) -> None:
         rows = query(prometheus, expression)
         if not any(name in expression for name in WITHOUT_SAMPLES):
             assert rows, f"{title}: {expression}"
+
+
+def test_the_queries_of_a_canary_are_its_figures(prometheus: str) -> None:
+    def value(part: str, arm: str) -> float:
+        (expression,) = {each for _, each in list_panel_queries() if part in each.partition("/")[0]}
+        (row,) = [row for row in query(prometheus, expression) if row["metric"].get("arm", arm) == arm]
+        return float(row["value"][1])
+
+    for arm in ("current", "canary"):  # of three keys, one is unknown
+        assert 0.2 < value("nearcast_canary_empty_total", arm) < 0.5
+        assert value("nearcast_canary_errors_total", arm) == 0
+        assert 0.5 < value("nearcast_canary_fill_total", arm) < 0.8
+        assert 0 < value("nearcast_canary_seconds_bucket", arm) < 1
+    assert 0.8 < value("nearcast_canary_overlap_total", "") < 1
+    assert value("nearcast_canary_share", "") == 1
 
 
 def test_the_dashboard_has_a_panel_for_every_metric_of_the_service(prometheus: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partialmethod
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 import nearcast
 from nearcast.errors import DamagedError, InputError, NotFoundError
 from nearcast.publishing.move_canary import change_canary_share, start_canary, withdraw_canary
+from nearcast.serve.canary_tally import CanaryTally
+from nearcast.serve.lookup_data import ALL_CANDIDATES
 from nearcast.serve.overlay import open_overlay
 from nearcast.service.fallback import KeyQuery, answer_keys
 from nearcast.stores import open_store
-from nearcast.stores.base import Pointer
+from nearcast.stores.base import Pointer, Space
 from nearcast.stores.canary_share import Canary, hash_key
+from nearcast.stores.value_format import encode_key
 from published import load, point, publish, whole
 
 KEYS = 200
@@ -104,7 +108,10 @@ def test_a_growing_share_keeps_its_keys(store, lookup):
     assert {a.snapshot for a in lookup.get_many(range(KEYS))} == {"000001"}
 
 
-def test_a_shadow_answers_nothing_and_is_measured(store, lookup):
+def test_a_shadow_answers_nothing_and_is_measured(store, lookup, monkeypatch):
+    monkeypatch.setattr(
+        CanaryTally, "measure_waiting", partialmethod(CanaryTally.measure_waiting, 60.0)
+    )  # busy machine
     worse = {key: row if key % 2 else [] for key, row in whole(1, KEYS).items()}
     load(store, SHOP, 2, worse)
     canary(store, share=1.0, mode="shadow")
@@ -202,16 +209,65 @@ def test_fallbacks_come_from_the_arm_of_the_key(store, lookup):
     load(store, SHOP, 2, {int(key): row for key, row in empty.items()}, {5: {}}, serve={"default_keys": [500]})
     canary(store)
     lookup.refresh()
-    answers = answer_keys(lookup.view(), [KeyQuery(key) for key in range(KEYS)], nearcast_options(), None)
+    answers = answer_keys(lookup.view(), [KeyQuery(key) for key in range(KEYS)], ALL_CANDIDATES, None)
     for key, answer in enumerate(answers):
         expected = ("default_key", {0}) if in_share(key) else ("table", {1})
         assert (answer.source, versions_of(answer.ids)) == expected
 
 
-def nearcast_options():
-    from nearcast.serve.lookup_data import ALL_CANDIDATES
+def damage(store, version, keys, space=Space.LISTS):
+    """Copy a version to the next number, with values that cannot be read."""
+    with contextlib.closing(store.open(SHOP, version, verify=False)) as reader:
+        pairs = {each: dict(reader.pairs(each)) for each in Space}
+        facts = reader.facts
+    pairs[space] |= dict.fromkeys(map(encode_key, keys), b"\x01")
+    writer = store.write(SHOP, version + 1)
+    for each in Space:
+        writer.put(each, sorted(pairs[each].items()))
+    writer.finish({**facts, "version": version + 1, "snapshot": f"{version + 1:06d}"})
 
-    return ALL_CANDIDATES
+
+def test_a_damaged_list_of_the_canary_is_answered_by_the_current_version_and_no_other_key_is(store, lookup):
+    inside = [key for key in range(KEYS) if in_share(key, version=3)]
+    load(store, SHOP, 2, whole(2, KEYS))
+    damage(store, 2, inside[::7])
+    canary(store, version=3)
+    lookup.refresh()
+    arms = {key: 2 if key in inside and key not in inside[::7] else 1 for key in range(KEYS)}
+    queries = [KeyQuery(key) for key in range(KEYS)]
+    many, batch = lookup.get_many(range(KEYS)), answer_keys(lookup.view(), queries, ALL_CANDIDATES, None)
+    for key in range(KEYS):
+        for answer in (lookup.get(key), many[key], batch[key]):
+            assert (answer.key, versions_of(answer.ids)) == (key, {arms[key]})
+            assert answer.snapshot == {1: "000001", 2: "000003"}[arms[key]]
+    assert versions_of(lookup.get_many(inside[:1]).ids.to_pylist()) == {1}
+    assert lookup.canary.figures.canary.errors > 0
+
+
+def test_damaged_columns_and_fallbacks_of_the_canary_are_those_of_the_current_version(store, lookup):
+    publish(store, SHOP, 1, whole(1, KEYS), items_of(1), columns={"of": "string"})
+    load(store, SHOP, 2, whole(2, KEYS), items_of(2), columns={"of": "string"})
+    damage(store, 2, list(items_of(2)), Space.ITEMS)
+    canary(store, version=3)
+    lookup.refresh()
+    inside = next(key for key in range(KEYS) if in_share(key, version=3))
+    options = ALL_CANDIDATES._replace(fields=["of"])
+    (answer,) = answer_keys(lookup.view(), [KeyQuery(inside)], options, None)
+    for found in (answer, lookup.get(inside, fields=["of"]), lookup.merged([(inside, 1.0)], fields=["of"])):
+        assert versions_of(found.ids) == {1}
+        assert list(found.columns["of"]) == ["v1"] * 5
+
+
+def test_a_list_that_is_damaged_on_both_arms_is_an_error(store, lookup):
+    damage(store, 1, range(KEYS))
+    point(store, SHOP, 2)
+    damage(store, 2, [])
+    canary(store, version=3, share=1.0)
+    lookup.refresh()
+    with pytest.raises(DamagedError):
+        lookup.get(3)
+    with pytest.raises(DamagedError):
+        lookup.get_many(range(KEYS))
 
 
 def test_the_rules_of_an_invalid_request_stay(store, lookup):

@@ -119,6 +119,54 @@ def test_a_table_that_throttles_for_ever_is_an_error_in_the_end(store, monkeypat
         writer.put(Space.LISTS, [(b"a", b"1")])
 
 
+def refuse_first(monkeypatch, client, operation, codes):
+    """Answer the first calls of an operation with these errors."""
+    from botocore.exceptions import ClientError
+
+    call, left = getattr(client, operation), list(codes)
+
+    def answer(**given):
+        if left:
+            raise ClientError({"Error": {"Code": left.pop(0), "Message": "slow down"}}, operation)
+        return call(**given)
+
+    monkeypatch.setattr(client, operation, answer)
+    return left
+
+
+@pytest.mark.parametrize("operation", ["batch_write_item", "batch_get_item", "get_item", "query", "put_item"])
+def test_a_request_that_is_throttled_is_sent_again(store, monkeypatch, operation):
+    monkeypatch.setattr("nearcast.stores.dynamodb_table.FIRST_PAUSE", 0.001)
+    codes = ["ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"]
+    left = refuse_first(monkeypatch, store._table._client, operation, codes)
+    with store.lock(SHOP):
+        load(store)
+    reader = store.open(SHOP, 1, verify=True)
+    assert reader.get_many(Space.LISTS, [b"a", b"b"]) == [b"1", b"2"]
+    assert len(list(reader.pairs(Space.LISTS))) == 2
+    assert left == []
+
+
+def test_a_lock_that_a_transaction_is_reading_is_renewed_and_released_a_little_later(store, monkeypatch):
+    monkeypatch.setattr("nearcast.stores.dynamodb_table.FIRST_PAUSE", 0.001)
+    with store.lock(SHOP) as held:
+        left = refuse_first(monkeypatch, store._table._client, "update_item", ["TransactionConflictException"])
+        assert held.renew(1.0)
+        assert left == []
+        refuse_first(monkeypatch, store._table._client, "delete_item", ["TransactionConflictException"])
+    with store.lock(SHOP):
+        pass
+
+
+def test_a_look_up_in_a_table_that_throttles_for_ever_is_an_error_within_three_timeouts(store, monkeypatch):
+    load(store)
+    reader = store.open(SHOP, 1, verify=True)
+    monkeypatch.setattr("nearcast.stores.dynamodb_table.READ_TIMEOUTS", 0.1)
+    refuse_first(monkeypatch, store._table._client, "batch_get_item", ["ThrottlingException"] * 1000)
+    with pytest.raises(StoreError, match=r"throttles: a read was not done in 0\.2 s; raise the table's capacity"):
+        reader.get_many(Space.LISTS, [b"a"])
+
+
 def test_who_has_lost_the_lock_moves_no_pointer(store, dynamodb_server):
     with store.lock(SHOP) as held:
         store.point(SHOP, Pointer(1, 1), held)

@@ -25,6 +25,7 @@ __all__ = [
     "input_path",
     "is_name",
     "load_spec",
+    "open_generator_store",
     "open_target_store",
     "report_failure",
     "resolve_out",
@@ -84,6 +85,16 @@ def resolve_store_target(generator: SpecLike, out: str | Path | None) -> Publish
     if is_name(generator):
         return find_target(str(generator), parse_location(out or OUT))
     return resolve_target(generator, out, None)
+
+
+@contextlib.contextmanager
+def open_generator_store(
+    generator: SpecLike, store: StoreLike | None, out: str | Path | None
+) -> Iterator[tuple[PublishTarget, Store]]:
+    """Find the store of a generator and open it. Yield both; a store that is opened here is closed at the end."""
+    target = resolve_store_target(generator, out)
+    with open_target_store(store, target) as opened:
+        yield target, opened
 
 
 def resolve_out(out: str | Path | None, spec: GeneratorSpec, folder: Path) -> Location:

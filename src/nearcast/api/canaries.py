@@ -12,9 +12,8 @@ from nearcast.api.arguments import (
     SpecLike,
     StoreLike,
     input_path,
-    open_target_store,
+    open_generator_store,
     report_failure,
-    resolve_store_target,
 )
 from nearcast.history.record import record_canary, record_publication
 from nearcast.join.listener import Listener
@@ -82,8 +81,7 @@ def set_canary_share(
     listener: Listener | None = None,
 ) -> Canary:
     """Change the share of the live canary. Keys that were in the share stay in it if it grows."""
-    target = resolve_store_target(generator, out)
-    with open_target_store(store, target) as opened:
+    with open_generator_store(generator, store, out) as (target, opened):
         canary = move_canary.change_canary_share(opened, target.generator, share)
     failure = record_canary(target.out, target.generator, canary.version, "share", {"share": share})
     report_failure(listener or Listener(), failure)
@@ -102,9 +100,8 @@ def promote_canary(
 
     Raises NotFoundError if no canary is live, DamagedError if its bytes changed, BusyError, StoreError.
     """
-    target, listener = resolve_store_target(generator, out), listener or Listener()
-    with open_target_store(store, target) as opened:
-        return _promote(opened, target, why, None, listener)
+    with open_generator_store(generator, store, out) as (target, opened):
+        return _promote(opened, target, why, None, listener or Listener())
 
 
 def withdraw_canary(
@@ -119,9 +116,8 @@ def withdraw_canary(
 
     Raises NotFoundError if no canary is live, BusyError, StoreError.
     """
-    target, listener = resolve_store_target(generator, out), listener or Listener()
-    with open_target_store(store, target) as opened:
-        return _withdraw(opened, target, why, None, listener)
+    with open_generator_store(generator, store, out) as (target, opened):
+        return _withdraw(opened, target, why, None, listener or Listener())
 
 
 def watch_canary(
@@ -151,9 +147,9 @@ def _open_watch(
     out: str | Path | None,
     listener: Listener | None,
 ) -> Iterator[CanaryWatch]:
-    target, listener, source = resolve_store_target(generator, out), listener or Listener(), source or CanarySource()
-    figures = FigureSource(target.generator, tuple(source.services), source.token)
-    with open_target_store(store, target) as opened:
+    listener, source = listener or Listener(), source or CanarySource()
+    with open_generator_store(generator, store, out) as (target, opened):
+        figures = FigureSource(target.generator, tuple(source.services), source.token)
 
         def read_hits(pointer: Pointer, canary: Canary) -> HitFigures | None:
             if source.engagement is None:

@@ -16,6 +16,7 @@ from nearcast.api.arguments import (
     SpecLike,
     StoreLike,
     input_path,
+    open_generator_store,
     open_target_store,
     report_failure,
     resolve_store_target,
@@ -187,8 +188,8 @@ def roll_back(
     Raises NotFoundError if the store has no such version, DamagedError if its bytes changed, BusyError while another
     process publishes the generator. The current version stays then.
     """
-    target, listener = resolve_store_target(generator, out), listener or Listener()
-    with open_target_store(store, target) as opened:
+    listener = listener or Listener()
+    with open_generator_store(generator, store, out) as (target, opened):
         result = rollback.roll_back(opened, target.generator, to, listener=listener)
     report_failure(listener, record_publication(target.out, result))
     return result

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nearcast.api.arguments import resolve_store_target
 from nearcast.api.canaries import (
     EVERY_SECONDS,
     CanarySource,
@@ -118,8 +119,9 @@ def canary(generator: str, options: CanaryOptions, quiet: bool, as_json_: bool) 
     if options.watching and not options.services:
         raise click.UsageError("--watch needs the figures of the services; name each of them with --service URL")
     place: dict[str, Any] = {"store": options.store, "out": explicit_out(generator, options.out)}
+    name = resolve_store_target(generator, place["out"]).generator
     with show_progress(quiet=quiet or as_json_) as listener:
-        shown, error = _act(generator, options, place | {"listener": listener})
+        shown, error = _act(generator, name, options, place | {"listener": listener})
     if as_json_:
         print_json(shown if isinstance(shown, Mapping) else shown.as_dict())
     elif isinstance(shown, CanaryReport):
@@ -127,13 +129,13 @@ def canary(generator: str, options: CanaryOptions, quiet: bool, as_json_: bool) 
     elif not isinstance(shown, Mapping):
         console().print(describe_publication(shown))
     else:
-        console().print(_describe_change(generator, shown))
+        console().print(_describe_change(name, shown))
     if error is not None:
         raise error
 
 
-def _act(generator: str, options: CanaryOptions, place: dict[str, Any]) -> tuple[Any, Exception | None]:
-    """Do what the options say. Return what to show, and the error that gives the exit code."""
+def _act(generator: str, name: str, options: CanaryOptions, place: dict[str, Any]) -> tuple[Any, Exception | None]:
+    """Do what the options say. Return what to show, and the error that gives the exit code. name: of the generator."""
     if options.promote:
         return promote_canary(generator, why=options.why, **place), None
     if options.withdraw:
@@ -152,11 +154,11 @@ def _act(generator: str, options: CanaryOptions, place: dict[str, Any]) -> tuple
     )
     if not options.watching:
         return read_canary(generator, source, **place), None
-    return _watch(generator, source, options, place)
+    return _watch(generator, name, source, options, place)
 
 
 def _watch(
-    generator: str, source: CanarySource, options: CanaryOptions, place: dict[str, Any]
+    generator: str, name: str, source: CanarySource, options: CanaryOptions, place: dict[str, Any]
 ) -> tuple[Any, Exception | None]:
     listener: Listener = place["listener"]
     last = ""
@@ -172,19 +174,19 @@ def _watch(
     done = watch_canary(generator, source, every_seconds=options.every, show=show, **place)
     shown = {"outcome": done.outcome, "why": done.why, "report": None if done.report is None else done.report.as_dict()}
     if done.outcome == "withdrawn":
-        return shown, WithdrawnError(f"the canary of {generator} is withdrawn: {done.why}")
+        return shown, WithdrawnError(f"the canary of {name} is withdrawn: {done.why}")
     if done.outcome == "undecided":
         return shown, UndecidedError(
-            f"the canary of {generator} is live and undecided: {done.why}; watch again, or decide with --promote or "
+            f"the canary of {name} is live and undecided: {done.why}; watch again, or decide with --promote or "
             "--withdraw"
         )
     return shown, None
 
 
-def _describe_change(generator: str, shown: Mapping[str, Any]) -> Text:
+def _describe_change(name: str, shown: Mapping[str, Any]) -> Text:
     if "why" in shown:
-        return Text(f"the canary of {generator} is {shown['outcome']}: {shown['why']}")
-    return Text(f"canary {shown['version']:06d} of {generator}: {shown['outcome']}, {shown['share']:.4g} of the keys")
+        return Text(f"the canary of {name} is {shown['outcome']}: {shown['why']}")
+    return Text(f"canary {shown['version']:06d} of {name}: {shown['outcome']}, {shown['share']:.4g} of the keys")
 
 
 def build_canary_report(report: CanaryReport) -> Group:

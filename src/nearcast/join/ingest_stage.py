@@ -10,6 +10,7 @@ tables, and the whole ingestion of a run in one process, are left to the task `i
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.join.inputs import Sources, ingested_names
+from nearcast.join.narrowed_inputs import apply_narrowing, plan_narrowing
 from nearcast.join.survey_inputs import reopen_sources, write_survey
 from nearcast.join.task_context import TaskContext
 from nearcast.join.task_times import add_up_times
@@ -46,7 +48,7 @@ __all__ = [
     "list_split_calls",
     "list_survey_calls",
     "list_tables_calls",
-    "open_surveyed",
+    "open_inputs",
     "sweep_pieces",
 ]
 
@@ -66,16 +68,21 @@ def list_survey_calls(context: TaskContext) -> list[TaskCall]:
 
 
 def do_survey(context: TaskContext, args: Args, folder: Path) -> dict[str, Any]:
-    """List the tables that are split, each with its name, units and rows; write the state of all files."""
+    """List the tables that are split, each with its name, units and rows; write the state of all files.
+
+    An incremental run finds here what it need not read; see `narrowed_inputs`.
+    """
     sources = context.open_sources().sources
     write_survey(sources, folder)
+    narrowed = plan_narrowing(context, sources, folder)
+    sources = apply_narrowing(context, sources, narrowed, lambda: folder)
     tables: dict[str, dict[str, Any]] = {}
     names = ingested_names(context.run.spec, sources)
     for table, source, name in zip(("items", "queries"), (sources.items, sources.queries), names, strict=True):
         is_large = source.n_rows > args["range_rows"]
         if is_large and name not in {one["name"] for one in tables.values()}:
             tables[table] = {"name": name, "units": len(cut_units(source, args["unit_rows"])), "rows": source.n_rows}
-    return {**args, "tables": tables}
+    return {**args, "tables": tables, "narrowed": narrowed}
 
 
 def list_sample_calls(context: TaskContext) -> list[TaskCall]:
@@ -181,12 +188,27 @@ def do_tables(context: TaskContext, args: Args, _folder: Path) -> dict[str, Any]
     return {"name": name, "vectors": facts.vectors}
 
 
-def open_surveyed(context: TaskContext) -> Sources | None:
-    """Open the sources as the survey found them, without hashing them again; None if there was no survey."""
-    if context.opened is not None or context.tables.any or context.run.results.facts(SURVEY) is None:
-        return None
+def open_inputs(context: TaskContext) -> Sources:
+    """Open the sources as the survey found them, without hashing them again; without a survey as they are now."""
     run = context.run
-    return context.keep("sources", lambda: reopen_sources(run.spec, run.workspace.base, run.results.open(SURVEY)))
+    if context.tables.any:
+        return context.open_sources().sources
+
+    def open_unsurveyed() -> Sources:
+        sources = context.open_sources().sources
+        with tempfile.TemporaryDirectory(prefix="nearcast-narrow-") as folder:
+            return apply_narrowing(
+                context, sources, plan_narrowing(context, sources, Path(folder)), lambda: Path(folder)
+            )
+
+    def open_surveyed() -> Sources:
+        survey = partial(run.results.open, SURVEY)
+        is_open = context.opened is not None
+        sources = context.open_sources().sources if is_open else reopen_sources(run.spec, run.workspace.base, survey())
+        return apply_narrowing(context, sources, _survey(context).get("narrowed", {}), survey)
+
+    is_surveyed = run.results.facts(SURVEY) is not None
+    return context.keep("sources", open_surveyed if is_surveyed else open_unsurveyed)
 
 
 def sweep_pieces(context: TaskContext) -> dict[str, Any]:
@@ -234,7 +256,7 @@ def _survey(context: TaskContext) -> dict[str, Any]:
 
 
 def _source(context: TaskContext, table: str) -> RowSource:
-    sources = open_surveyed(context) or context.open_sources().sources
+    sources = open_inputs(context)
     return sources.items if table == "items" else sources.queries
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.freed_memory import return_freed_memory
-from nearcast.join.ingest_stage import open_surveyed, sweep_pieces
+from nearcast.join.ingest_stage import open_inputs, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
 from nearcast.join.plan_overfetch import Survival, describe_log, estimate_survival, open_lookup_log
@@ -55,7 +55,7 @@ def do_ingest(context: TaskContext, _args: Mapping[str, Any], _folder: Path) -> 
     Raises InputError for bad rows, BudgetError if the run does not fit.
     """
     run = context.run
-    sources = open_surveyed(context) or context.open_sources().sources
+    sources = open_inputs(context)
     with run.meter.stage("check"):
         checked = check_inputs(
             run.spec,

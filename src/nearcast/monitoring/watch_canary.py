@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from nearcast.errors import BusyError, NotFoundError, StoreError
+from nearcast.errors import BusyError, InputError, NotFoundError, StoreError
 from nearcast.measure.canary_figures import CanaryFigures, HitFigures
 from nearcast.monitoring.service_figures import FigureSource
 from nearcast.publishing.canary_rules import CanaryVerdict, judge_canary
@@ -114,6 +114,10 @@ def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryRepo
                 watched.withdraw(first, report)
                 return CanaryOutcome("withdrawn", report.verdict.why, report)
         except (BusyError, NotFoundError, StoreError) as error:
+            watched.note(f"trying again: {error}")
+        except InputError as error:  # of the engagement log, which another process may be writing
+            if report is None:
+                raise
             watched.note(f"trying again: {error}")
         time.sleep(every_seconds)
 

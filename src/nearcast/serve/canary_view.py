@@ -7,10 +7,10 @@ fields that only the other one knows. Knows nothing of how the versions are foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ from nearcast.serve.canary_tally import MOST_WAITING, CanaryTally, MeasuredList
 from nearcast.serve.lookup_data import ALL_CANDIDATES, Answer, Answers, Keys, LookupOptions, convert_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.view import StoredLists, View
-from nearcast.stores.canary_share import Canary, hash_key
+from nearcast.stores.canary_share import Canary, hash_key, hash_keys
 from nearcast.types import IntArray
 
 __all__ = ["ArmView", "CanaryView", "make_canary_view", "merge_answers"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,15 +103,52 @@ class CanaryView(View):
         """Return both versions under another state of the overlay."""
         return make_canary_view(View(self.version, overlay, self.pointer), self.canary_arm, self.canary, self.tally)
 
-    def find_arm(self, key: Any) -> View:
-        """Return the version that answers a key."""
-        if self.canary.mode == "canary" and self._hash(key) < self.canary.threshold:
-            return self.canary_arm
-        return self.current_arm
+    def find_arm(self, snapshot: str) -> View:
+        """Return the version of the snapshot that an answer names."""
+        return self.canary_arm if snapshot == self.canary_arm.snapshot else self.current_arm
+
+    def read_arm(self, arm: View, read: Callable[[View], T]) -> T:
+        """Return what `read` returns for an arm; for the current version if lists of the canary are damaged."""
+        try:
+            return read(arm)
+        except DamagedError:  # lists that cannot be read must not cost a visitor his candidates
+            if arm is self.current_arm:
+                raise
+            self.tally.count_error()
+            return read(self.current_arm)
+
+    def read_arms(
+        self, keys: Sequence[Any], options: LookupOptions, read: Callable[[View, Sequence[int]], T]
+    ) -> list[tuple[T, Sequence[int]]]:
+        """Return what `read` returns for each version that answers keys, with the ascending positions of its keys.
+
+        If lists of the canary are damaged, its keys are read one by one, and those keys from the current version.
+        """
+
+        def read_one(at: int) -> tuple[T, Sequence[int]]:
+            return self.read_arm(self.canary_arm, lambda arm: read(arm, [at])), [at]
+
+        parts: list[tuple[T, Sequence[int]]] = []
+        for arm, positions in self._split_keys(keys, options):
+            try:
+                parts.append((read(arm, positions), positions))
+            except DamagedError:
+                if arm is self.current_arm:
+                    raise
+                parts += map(read_one, positions)
+        return parts
 
     def _hash(self, key: Any) -> int:
+        return hash_key(self.version.facts.generator, self.canary.version, self._write_key(key))
+
+    def _hash_all(self, keys: Sequence[Any]) -> list[int]:
+        plain = int if self.version.query_ids == "int64" else str
+        texts = map(str, keys) if set(map(type, keys)) <= {plain} else map(self._write_key, keys)
+        return hash_keys(self.version.facts.generator, self.canary.version, texts)
+
+    def _write_key(self, key: Any) -> str:
         converted = convert_key(key, self.version.query_ids)  # "7" and 7 are one key of a table of numbers
-        return hash_key(self.version.facts.generator, self.canary.version, str(key if converted is None else converted))
+        return str(key if converted is None else converted)
 
     def get(self, key: str | int, options: LookupOptions = ALL_CANDIDATES, **changes: Any) -> Answer:
         """Return the candidates of one key, from its arm."""
@@ -121,11 +160,7 @@ class CanaryView(View):
         self._offer(key, options, hashed)
         if self.canary.mode == "shadow":
             return self.current_arm.get(key, options)
-        try:
-            return self.canary_arm.get(key, options)
-        except DamagedError:  # lists that cannot be read must not cost a visitor his candidates
-            self.tally.count_error()
-            return self.current_arm.get(key, options)
+        return self.read_arm(self.canary_arm, lambda arm: arm.get(key, options))
 
     def _offer(self, key: Any, options: LookupOptions, hashed: int) -> None:
         """Queue the key to be measured on both arms."""
@@ -134,9 +169,9 @@ class CanaryView(View):
         measure = partial(_measure_list, key=key, options=plain, k=k)
         self.tally.offer(partial(measure, self.current_arm), partial(measure, self.canary_arm), hashed)
 
-    def split_keys(self, keys: Sequence[Any], options: LookupOptions) -> list[tuple[View, Sequence[int]]]:
+    def _split_keys(self, keys: Sequence[Any], options: LookupOptions) -> list[tuple[View, Sequence[int]]]:
         """Return both arms with the positions of their keys. Of the keys in the share some are queued for measuring."""
-        hashes = [self._hash(key) for key in keys]
+        hashes = self._hash_all(keys)
         inside = [at for at, hashed in enumerate(hashes) if hashed < self.canary.threshold]
         if inside:
             self.tally.count_routed(len(inside))
@@ -152,20 +187,15 @@ class CanaryView(View):
         """Return the candidates of many keys as arrays, each list from the arm of its key."""
         options = LookupOptions(**options._asdict() | changes) if changes else options
         listed = _list_keys(keys)
-        arms = self.split_keys(listed, options)
-        if len(arms) == 1:
-            return self._read_arm(arms[0][0], keys, options)
-        parts = [self._read_arm(arm, [listed[at] for at in positions], options) for arm, positions in arms]
-        return merge_answers(parts, [positions for _, positions in arms])
 
-    def _read_arm(self, arm: View, keys: Keys, options: LookupOptions) -> Answers:
-        try:
-            return arm.get_many(keys, options)
-        except DamagedError:
-            if arm is self.current_arm:
-                raise
-            self.tally.count_error()
-            return self.current_arm.get_many(keys, options)
+        def read(arm: View, positions: Sequence[int]) -> Answers:
+            asked = keys if len(positions) == len(listed) else [listed[at] for at in positions]
+            return arm.get_many(asked, options)
+
+        parts = self.read_arms(listed, options, read)
+        if len(parts) == 1:
+            return parts[0][0]
+        return merge_answers([part for part, _ in parts], [positions for _, positions in parts])
 
     def get_stored(self, keys: Keys, now: float) -> StoredLists:
         """Return the lists of the current version as they are stored."""

@@ -96,6 +96,10 @@ def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedA
 
     Raises the errors of `Lookup.merged`.
     """
+    return view.read_arm(view, lambda arm: _merge_from(arm, query, read))
+
+
+def _merge_from(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedAnswer, Answers]:
     _validate_query(query)
     k = view.version.facts.k if query.k is None else query.k
     query_ids = view.version.query_ids
@@ -110,12 +114,13 @@ def answer_merged(view: View, query: MergeQuery, read: ReadRow) -> tuple[MergedA
     merged = merge_lists(offsets, numbers, scores, weights, k, query.by)
     chosen = numbered.dictionary.take(pa.array(merged.items)).to_pylist()
     owners = _find_lists(offsets, numbers, merged)
+    snapshots = lists.snapshots or [lists.snapshot] * len(keys)
     answer = MergedAnswer(
         keys=_build_shares(keys, lists, offsets, merged, owners),
         ids=chosen,
         values=merged.values.tolist(),
         given_by=owners,
-        columns=_read_columns([view.find_arm(keys[places[0]].key) for places in owners], chosen, query.fields),
+        columns=_read_columns([view.find_arm(snapshots[places[0]]) for places in owners], chosen, query.fields),
         removed=int(lists.removed.sum()),
         barred={rule: int(counts.sum()) for rule, counts in lists.barred.items()},
         snapshot=lists.snapshot,

@@ -7,9 +7,9 @@ found.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ __all__ = ["StoredLists", "View"]
 
 Request = Mapping[str, Any] | None  # request fields by name
 FlatLists = tuple[IntArray, pa.Array, FloatArray]  # offsets, ids and scores, as in `CandidateLists`
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,13 +81,20 @@ class View:
         """Return the same version under another state of the overlay."""
         return replace(self, overlay=overlay)
 
-    def find_arm(self, _key: Any) -> View:
-        """Return the view that answers a key: this one, unless a canary does. See `canary_view`."""
+    def find_arm(self, _snapshot: str) -> View:
+        """Return the view of the snapshot that an answer names: this one, or an arm of a `CanaryView`."""
         return self
 
-    def split_keys(self, keys: Sequence[Any], _options: LookupOptions) -> list[tuple[View, Sequence[int]]]:
-        """Return the views that answer these keys, each with the positions of its keys, ascending."""
-        return [(self, range(len(keys)))]
+    def read_arm(self, arm: View, read: Callable[[View], T]) -> T:
+        """Return what `read` returns for an arm; for the current version if lists of a canary are damaged."""
+        return read(arm)
+
+    def read_arms(
+        self, keys: Sequence[Any], _options: LookupOptions, read: Callable[[View, Sequence[int]], T]
+    ) -> list[tuple[T, Sequence[int]]]:
+        """Return what `read` returns for each view that answers keys, with the ascending positions of its keys."""
+        positions = range(len(keys))
+        return [(read(self, positions), positions)]
 
     @property
     def age_seconds(self) -> float:

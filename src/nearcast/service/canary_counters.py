@@ -45,5 +45,6 @@ class CanaryCounters:
                 histogram.observe(bound)
 
     def _add(self, name: str, amount: float, *labels: str) -> None:
+        counter = self._families[name].labels(*labels)  # also if nothing is counted: a query adds errors to answers
         if amount > 0:
-            self._families[name].labels(*labels).inc(amount)
+            counter.inc(amount)

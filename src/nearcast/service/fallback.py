@@ -56,9 +56,14 @@ def answer_keys(
     view: View, queries: Sequence[KeyQuery], options: LookupOptions, online: OnlineSearch | None
 ) -> AnswerBatch:
     """Return the candidates of each key, or of its first fallback that has any. A canary answers its keys alone."""
-    arms = view.split_keys([query.key for query in queries], options)
-    parts = [_answer_arm(arm, [queries[at] for at in positions], options, online) for arm, positions in arms]
-    return parts[0] if len(parts) == 1 else merge_batches(parts, [positions for _, positions in arms])
+
+    def read(arm: View, positions: Sequence[int]) -> AnswerBatch:
+        return _answer_arm(arm, [queries[at] for at in positions], options, online)
+
+    parts = view.read_arms([query.key for query in queries], options, read)
+    if len(parts) == 1:
+        return parts[0][0]
+    return merge_batches([part for part, _ in parts], [positions for _, positions in parts])
 
 
 def _answer_arm(

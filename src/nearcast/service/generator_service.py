@@ -75,7 +75,14 @@ class Service(ServedTables):
         def read(view: View) -> Answer:
             _validate_fields(view, options.fields)
             answer = view.get(query.key, options)
-            return answer if answer.ids else apply_fallback(view.find_arm(query.key), answer, query, options, online)
+            if answer.ids:
+                return answer
+
+            def fall_back(arm: View) -> Answer:
+                listed = answer if arm.snapshot == answer.snapshot else arm.get(query.key, options)
+                return listed if listed.ids else apply_fallback(arm, listed, query, options, online)
+
+            return view.read_arm(view.find_arm(answer.snapshot), fall_back)
 
         answer = await self._run(name, served.lookup, read, on_thread=not served.in_process or online is not None)
         self._count_answers(name, (answer,))

@@ -68,9 +68,12 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        reason = error.strerror or error
-        raise SpecError(f"{host} port {port} cannot be had ({reason}); choose another --host or --port") from error
+        raise _make_address_error(host, port, error) from error
     return bound
+
+
+def _make_address_error(host: str, port: int, error: OSError) -> SpecError:
+    return SpecError(f"{host} port {port} cannot be had ({error.strerror or error}); choose another --host or --port")
 
 
 class DrainingServer(UvicornServer):  # type: ignore[misc]
@@ -84,15 +87,18 @@ class DrainingServer(UvicornServer):  # type: ignore[misc]
     is_retired: bool = False  # the other workers accept the connections that wait
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections."""
-        workers = self.service.workers
+        """Start to accept connections. Raises SpecError if another process does so on this address since `bind`."""
+        assert sockets is not None
+        workers, listening = self.service.workers, sockets[0]
+        try:
+            listening.listen(BACKLOG)
+        except OSError as error:
+            host, port = listening.getsockname()[:2]
+            raise _make_address_error(host, port, error) from error
         if workers is None:
             await super().startup(sockets)
         else:
-            assert sockets is not None
-            listening = sockets[0]
             await super().startup([])
-            listening.listen(BACKLOG)
             counts, connections = workers.open_connection_counts(), self.server_state.connections
             self.acceptor = SharedAcceptor(listening, self._make_protocol, connections, counts, workers.number or 0)
         self.on_start()

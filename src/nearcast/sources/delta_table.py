@@ -19,7 +19,7 @@ import pyarrow as pa
 from nearcast.errors import InputError, MissingExtraError, StorageError
 from nearcast.files import bucket_url, fingerprint
 from nearcast.sources.bucket_files import find_object, open_bucket, parse_bucket_path
-from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
+from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows, refuse_other_columns
 from nearcast.sources.parquet_files import Footer, read_batches, read_footer
 from nearcast.sources.parquet_listing import map_files
 from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch
@@ -221,6 +221,7 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
             if not library.DeltaTable.is_deltatable(uri):
                 library.DeltaTable.create(uri, rows.schema, mode="ignore")
             table = library.DeltaTable(uri)
+            refuse_other_columns(name, [field.name for field in table.schema().fields], rows)
             if _has_rows(table, rows):
                 return False
             # into the version that was looked at: a later one with the same transaction is a conflict
@@ -236,9 +237,6 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
 
 def _has_rows(table: Any, rows: MarkedRows) -> bool:
     """Return whether a row has the marks; statistics leave out most files."""
-    names = {field.name for field in table.schema().fields}
-    if not rows.marks.keys() <= names:
-        return False  # the append says which columns differ
     predicate = " AND ".join(f"{mark} = {_sql_value(value)}" for mark, value in rows.marks.items())
     found = pa.RecordBatchReader.from_stream(table.scan(columns=list(rows.marks), predicate=predicate))
     return any(len(batch) for batch in found)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError, StorageError
 from nearcast.files import fingerprint
-from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows
+from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows, refuse_other_columns
 from nearcast.sources.pinned_table import PinnedTable, fit_batch
 from nearcast.sources.user_files import describe_error
 
@@ -54,7 +54,9 @@ class IcebergFile:
         try:
             for batch in scan.to_record_batches([self.task]):
                 yield fit_batch(batch, schema, self.where)
-        except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        except InputError:
+            raise
+        except Exception as error:  # of PyIceberg, or of the storage
             raise InputError(
                 f"{self.where}: {self.task.file.file_path} cannot be read ({describe_error(error)}); if the "
                 "snapshot was expired meanwhile, run again, and keep snapshots longer than a run takes"
@@ -190,6 +192,7 @@ def append_to_iceberg(name: str, location: str, _base: Path, rows: MarkedRows) -
     for attempt in range(APPEND_TRIES):
         try:
             table = catalog.create_table_if_not_exists(identifier, rows.schema)
+            refuse_other_columns(name, [field.name for field in table.schema().fields], rows)
             if len(table.scan(row_filter=same, selected_fields=tuple(rows.marks), limit=1).to_arrow()):
                 return False
             data = rows.reader() if table.spec().is_unpartitioned() else rows.reader().read_all()
@@ -202,7 +205,9 @@ def append_to_iceberg(name: str, location: str, _base: Path, rows: MarkedRows) -
         except (CommitFailedException, TableAlreadyExistsError, ValidationException) as error:
             if attempt == APPEND_TRIES - 1:
                 raise StorageError(f"{name}: other writers commit all the time; export again") from error
-        except Exception as error:  # of the catalog, of its storage, or of columns that differ
+        except StorageError:
+            raise
+        except Exception as error:  # of the catalog, of its storage, or of types that differ
             raise StorageError(f"{name} cannot be written ({describe_error(error)}); check the table") from error
     raise AssertionError("unreachable")
 

@@ -5,9 +5,10 @@ Knows Parquet folders; the modules of table formats append them to their tables.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nearcast.errors import StorageError
 from nearcast.files import bucket_url
 from nearcast.storage.open_storage import open_storage
 
-__all__ = ["APPEND_TRIES", "MarkedRows", "write_marked_file"]
+__all__ = ["APPEND_TRIES", "MarkedRows", "refuse_other_columns", "write_marked_file"]
 
 APPEND_TRIES = 5  # while other writers commit
 GROUP_ROWS = 1 << 16
+FOOTER_BYTES = 1 << 20  # more than the footer of a file of this module
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,30 @@ class MarkedRows:
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
 
-def write_marked_file(_name: str, location: str, base: Path, rows: MarkedRows) -> bool:
-    """Write the rows as one Parquet file of a folder or bucket. Return False if the file is there."""
+def refuse_other_columns(name: str, known: Collection[str], rows: MarkedRows) -> None:
+    """Raise StorageError if a table with these columns lacks one of the rows."""
+    missing = [column for column in rows.schema.names if column not in known]
+    if missing:
+        raise StorageError(
+            f"{name} cannot be written: it has no column {missing[0]!r}, it has {', '.join(known)}; name another "
+            "table, or export the kind of rows that it has"
+        )
+
+
+def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) -> bool:
+    """Write the rows as one Parquet file of a folder or bucket. Return False if the file is there.
+
+    Raises StorageError if another file of the folder has other columns.
+    """
     storage = open_storage(bucket_url(location, base) or base / location)
     file = f"{rows.name}.parquet"
-    if storage.stat(file) is not None:
+    there = storage.stat(file)
+    other = there or next((each for each in storage.list_objects() if each.name.endswith(".parquet")), None)
+    if other is not None:
+        [footer] = storage.read_ranges(other.name, [(max(0, other.size - FOOTER_BYTES), other.size)])
+        with contextlib.suppress(pa.ArrowException):  # a file of others, which may be no Parquet
+            refuse_other_columns(name, pq.read_schema(pa.BufferReader(footer)).names, rows)
+    if there is not None:
         return False
     with tempfile.TemporaryDirectory(prefix="nearcast-export-") as folder:
         path = Path(folder) / file

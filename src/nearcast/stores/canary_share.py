@@ -6,12 +6,12 @@ in it while the share grows. Knows nothing of pointers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, get_args
 
-__all__ = ["Canary", "CanaryMode", "hash_key"]
+__all__ = ["Canary", "CanaryMode", "hash_key", "hash_keys"]
 
 CanaryMode = Literal["canary", "shadow"]
 
@@ -45,5 +45,12 @@ class Canary:
 
 def hash_key(generator: str, version: int, text: str) -> int:
     """Return the hash of a key, a number below 2**64. text: the key as text; of an integer its decimal digits."""
-    data = f"{generator}\0{version}\0{text}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+    return hash_keys(generator, version, [text])[0]
+
+
+def hash_keys(generator: str, version: int, texts: Iterable[str]) -> list[int]:
+    """Return the hashes of keys; about a microsecond each."""
+    head, join = f"{generator}\0{version}\0".encode("utf-8", "surrogatepass"), int.from_bytes
+    return [
+        join(blake2b(head + text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") for text in texts
+    ]

@@ -1,27 +1,29 @@
-"""The publishers' lock of a generator in DynamoDB: an item with an end, which its holder moves on.
+"""The publishers' lock of a generator in DynamoDB: an item with an end, which its holder moves on. Knows no publishing.
 
-Only the server's clock decides when it ends. Knows nothing of publishing.
+The server's clock is read in whole seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nearcast.errors import BusyError, StoreError
+from nearcast.errors import BusyError
 from nearcast.stores.dynamodb_table import ConditionFailedError, DynamoTable
+from nearcast.stores.renewed_lock import (
+    LASTS_TIMEOUTS,
+    describe_holder,
+    make_held_error,
+    make_lost_error,
+    renew_lock,
+)
 
 __all__ = ["DynamoLock", "hold_dynamodb_lock"]
 
-LASTS_TIMEOUTS = 4  # so that one or two late answers do not lose the lock
-LEAST_SECONDS = 2.0  # the server's clock is read in whole seconds
+LEAST_SECONDS = 2.0
 NAME = b"lock"
 
 
@@ -42,8 +44,7 @@ class DynamoLock:
 
     def make_error(self, item: dict[str, Any] | None = None) -> BusyError:
         """Return the error for a lost lock. item: the lock as it is now."""
-        whose = "expired or was released" if item is None else f"is held by {_read_holder(item)} now"
-        return BusyError(f"the lock of {self.what} {whose}; start again")
+        return make_lost_error(self.what, item is None, _read_holder(item))
 
     def make_condition(self) -> dict[str, Any]:
         """Return the step of a transaction that fails unless the lock is held."""
@@ -61,19 +62,35 @@ class DynamoLock:
         """The key of the item."""
         return {"p": {"B": self.partition.encode()}, "s": {"B": NAME}}
 
+    def renew(self, lasts: float) -> bool:
+        """Move the end on. Return whether the lock is still held."""
+        condition = self.make_condition()["ConditionCheck"]
+        names = {**condition["ExpressionAttributeNames"], "#e": "end"}
+        values = {**condition["ExpressionAttributeValues"], ":end": {"N": repr(self.table.now() + lasts)}}
+        more = {"ExpressionAttributeNames": names, "ExpressionAttributeValues": values}
+        try:
+            self.table.call("update_item", **{**condition, **more}, UpdateExpression="SET #e = :end")
+        except ConditionFailedError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Delete the item, unless the lock was lost."""
+        with contextlib.suppress(ConditionFailedError):
+            self.table.call("delete_item", **self.make_condition()["ConditionCheck"])
+
 
 @contextlib.contextmanager
 def hold_dynamodb_lock(table: DynamoTable, partition: str, what: str) -> Iterator[DynamoLock]:
     """Hold the lock. Raises BusyError at once if another process holds it."""
-    held, lasts = DynamoLock(table, partition, secrets.token_hex(16), what), _lasts(table)
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+    held = DynamoLock(table, partition, secrets.token_hex(16), what)
+    lasts = max(LEAST_SECONDS, LASTS_TIMEOUTS * table.settings.timeout) + 1
     now = table.now()
-    item = {**held.key, "token": {"S": held.token}, "end": {"N": repr(now + lasts)}, "v": {"B": holder.encode()}}
+    ends = {"token": {"S": held.token}, "end": {"N": repr(now + lasts)}}
     try:
         table.call(
             "put_item",
-            Item=item,
+            Item={**held.key, **ends, "v": {"B": describe_holder().encode()}},
             ConditionExpression="attribute_not_exists(p) OR #e < :now",
             ExpressionAttributeNames={"#e": "end"},
             ExpressionAttributeValues={":now": {"N": repr(now)}},
@@ -81,38 +98,10 @@ def hold_dynamodb_lock(table: DynamoTable, partition: str, what: str) -> Iterato
     except ConditionFailedError:
         found = table.get((partition, NAME))
         if found is None or found["token"]["S"] != held.token:  # it is ours if the first answer was lost on the way
-            whose = "another process" if found is None else _read_holder(found)
-            raise BusyError(f"{what} is held by {whose}; wait for it to end, or stop it") from None
-    stop = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(held, lasts, stop), name="nearcast-lock", daemon=True)
-    renewal.start()
-    try:
+            raise make_held_error(what, _read_holder(found)) from None
+    with renew_lock(lambda: held.renew(lasts), held.release, min(table.settings.timeout, lasts / LASTS_TIMEOUTS)):
         yield held
-    finally:
-        stop.set()
-        renewal.join()
-        with contextlib.suppress(StoreError, ConditionFailedError):  # it ends by itself
-            condition = held.make_condition()["ConditionCheck"]
-            table.call("delete_item", **condition)
 
 
-def _lasts(table: DynamoTable) -> float:
-    return max(LEAST_SECONDS, LASTS_TIMEOUTS * table.settings.timeout) + 1
-
-
-def _renew(held: DynamoLock, lasts: float, stop: threading.Event) -> None:
-    condition = held.make_condition()["ConditionCheck"]
-    names = {**condition["ExpressionAttributeNames"], "#e": "end"}
-    while not stop.wait(min(held.table.settings.timeout, lasts / LASTS_TIMEOUTS)):
-        with contextlib.suppress(StoreError):  # the next attempt may succeed; otherwise `check` raises
-            end = {":end": {"N": repr(held.table.now() + lasts)}}
-            values = {**condition["ExpressionAttributeValues"], **end}
-            more = {"ExpressionAttributeNames": names, "ExpressionAttributeValues": values}
-            try:
-                held.table.call("update_item", **{**condition, **more}, UpdateExpression="SET #e = :end")
-            except ConditionFailedError:
-                return
-
-
-def _read_holder(item: dict[str, Any]) -> str:
-    return str(item["v"]["B"].decode(errors="replace")) if "v" in item else "another process"
+def _read_holder(item: dict[str, Any] | None) -> str | None:
+    return None if item is None or "v" not in item else str(item["v"]["B"].decode(errors="replace"))

@@ -4,7 +4,7 @@
     n, t   a value above one item's size is in n parts; the others are named 0xFF, t and their number
 
 Batches of 25 writes and 100 reads run on threads; what the server did not process is sent again, ever slower, until the
-time is over. Knows nothing of versions.
+time is over, and so is a request that is throttled. Knows nothing of versions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ __all__ = ["ConditionFailedError", "DynamoTable", "ItemKey", "read_whole", "spli
 PART_BYTES = 350_000  # of a value in one item; the server takes 400 kB with names and keys
 MOST_WRITES, MOST_READS = 25, 100  # of one request
 THREADS = 16
-PATIENCE_TIMEOUTS = 12  # so long a throttled request is sent again
+PATIENCE_TIMEOUTS = 12  # so long a throttled write is sent again
+READ_TIMEOUTS = 3  # and a throttled read: look-ups wait for it
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds
 PART = b"\xff"
 SCHEMA = {
@@ -36,6 +37,8 @@ SCHEMA = {
     "KeySchema": [{"AttributeName": "p", "KeyType": "HASH"}, {"AttributeName": "s", "KeyType": "RANGE"}],
     "BillingMode": "PAY_PER_REQUEST",
 }
+READS = ("describe_table", "get_item", "query")
+CONFLICTS = ("TransactionInProgressException", "TransactionConflictException")
 CREDENTIALS = (
     "AccessDenied",
     "UnrecognizedClient",
@@ -110,8 +113,8 @@ class DynamoTable:
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Call an operation on the table. Raises StoreError, ConditionFailedError."""
-        with self._translate_errors():
-            return getattr(self._client, operation)(TableName=self.settings.table, **arguments)
+        what = "read" if operation in READS else "write"
+        return self._persist(what, lambda: getattr(self._client, operation)(TableName=self.settings.table, **arguments))
 
     def now(self) -> float:
         """Return the end of the current second by the server's clock, in seconds since 1970."""
@@ -140,9 +143,8 @@ class DynamoTable:
         waiting = [_encode_key(key) for key in keys]
         items: list[Item] = []
         for pause in self._pauses("read"):
-            with self._translate_errors():
-                request = {self.settings.table: {"Keys": waiting, "ConsistentRead": consistent}}
-                answer = self._client.batch_get_item(RequestItems=request)
+            request = {self.settings.table: {"Keys": waiting, "ConsistentRead": consistent}}
+            answer = self._persist("read", partial(self._client.batch_get_item, RequestItems=request))
             items += answer["Responses"].get(self.settings.table, [])
             waiting = answer.get("UnprocessedKeys", {}).get(self.settings.table, {}).get("Keys", [])
             if not waiting:
@@ -175,8 +177,8 @@ class DynamoTable:
     def _write_batch(self, requests: Sequence[Item]) -> None:
         waiting = list(requests)
         for pause in self._pauses("write"):
-            with self._translate_errors():
-                answer = self._client.batch_write_item(RequestItems={self.settings.table: waiting})
+            request = {self.settings.table: waiting}
+            answer = self._persist("write", partial(self._client.batch_write_item, RequestItems=request))
             waiting = answer.get("UnprocessedItems", {}).get(self.settings.table, [])
             if not waiting:
                 return
@@ -209,13 +211,7 @@ class DynamoTable:
     def transact(self, *steps: Item) -> None:
         """Do several conditional writes in one step. Raises ConditionFailedError."""
         actions = [{kind: {"TableName": self.settings.table, **step} for kind, step in item.items()} for item in steps]
-        for pause in self._pauses("transaction"):
-            try:
-                with self._translate_errors():
-                    self._client.transact_write_items(TransactItems=actions)
-                return
-            except _ConflictError:
-                time.sleep(pause)
+        self._persist("transaction", partial(self._client.transact_write_items, TransactItems=actions))
 
     def map(self, function: Callable[[T], R], things: Iterable[T]) -> list[R]:
         """Call a function for each thing, on threads if there are several; return the results in order."""
@@ -236,15 +232,26 @@ class DynamoTable:
             self._made[1].close()
             self._made = None
 
+    def _persist(self, what: str, send: Callable[[], R]) -> R:
+        """Return the answer of a request; send it again while the table throttles or others write the same items."""
+        for pause in self._pauses(what):
+            try:
+                with self._translate_errors():
+                    return send()
+            except _PassingError:
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
     def _pauses(self, what: str) -> Iterator[float]:
         """Yield ever longer pauses. Raises StoreError when the time is over."""
-        end, pause = time.monotonic() + PATIENCE_TIMEOUTS * self.settings.timeout, FIRST_PAUSE
+        patience = (READ_TIMEOUTS if what == "read" else PATIENCE_TIMEOUTS) * self.settings.timeout
+        end, pause = time.monotonic() + patience, FIRST_PAUSE
         while time.monotonic() < end:
             yield pause * (1 + secrets.randbelow(1000) / 1000)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise StoreError(
-            f"{self.settings.url} throttles: a {what} was not done in {PATIENCE_TIMEOUTS * self.settings.timeout:g} s; "
-            "raise the table's capacity, or publish with a lower max_bytes_per_second"
+            f"{self.settings.url} throttles: a {what} was not done in {patience:g} s; raise the table's capacity, or "
+            "publish with a lower max_bytes_per_second"
         )
 
     @contextlib.contextmanager
@@ -265,8 +272,8 @@ class DynamoTable:
         reasons = {reason.get("Code", "None") for reason in response.get("CancellationReasons", [])} - {"None"}
         if code == "ConditionalCheckFailedException" or "ConditionalCheckFailed" in reasons:
             return ConditionFailedError()
-        if code == "TransactionInProgressException" or "TransactionConflict" in reasons:
-            return _ConflictError()
+        if code in CONFLICTS or "TransactionConflict" in reasons:
+            return _PassingError()
         if code == "ResourceNotFoundException":
             return StoreError(
                 f"{url}: the region has no table {self.settings.table!r}; create it with ?create=true in the store's "
@@ -278,12 +285,12 @@ class DynamoTable:
                 "write the table; docs/stores.md lists the actions"
             )
         if "Throttl" in code or "Exceeded" in code or reasons & {"ThrottlingError", "ProvisionedThroughputExceeded"}:
-            return StoreError(f"{url} throttles ({code}: {text[:200]}); raise the table's capacity, or try again later")
+            return _PassingError()
         return StoreError(f"{url} answered with an error ({code}: {text[:200]}); try again, see the health of AWS")
 
 
-class _ConflictError(Exception):
-    """Another transaction writes the same items now."""
+class _PassingError(Exception):
+    """The table throttles, or another transaction writes the same items now."""
 
 
 def _describe_client_error(errors: Any, error: Exception, settings: DynamoSettings) -> str:
