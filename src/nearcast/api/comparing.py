@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from nearcast.api.arguments import OUT
-from nearcast.errors import NotFoundError
+from nearcast.errors import InputError, NotFoundError
+from nearcast.evaluation.label_table import open_label_table
 from nearcast.join.diff import SAMPLE, Diff, DiffOptions, diff_snapshots
 from nearcast.join.explain import Explanation
 from nearcast.join.explain import explain as explain_pair
@@ -15,9 +17,6 @@ from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location, host_folder, parse_location
 from nearcast.storage.open_storage import join_location
 from nearcast.table.snapshot import Snapshot, find_snapshot, list_snapshots
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["diff", "explain"]
 
@@ -43,12 +42,14 @@ def diff(
     out: str | Path = OUT,
     sample: int = SAMPLE,
     seed: int = 0,
-    labels: pa.Table | None = None,
+    labels: object = None,
+    label_columns: tuple[str, str] = ("query", "item"),
 ) -> Diff:
     """Compare two snapshots (default: the newest two), and explain what changed by cause; see `nearcast.join.diff`.
 
-    sample, seed: up to so many queries are drawn. labels: a table of query and item, a row per label: adds the change
-    of the hit rate. The inputs of the newer snapshot are used if they still exist, as those of the newest do.
+    sample, seed: up to so many queries are drawn. labels: a path, as for `evaluate`, or a table in memory: adds the
+    change of the hit rate. label_columns: its columns of queries and items. The inputs of the newer snapshot are used
+    if they still exist, as those of the newest do.
     """
     location = parse_location(out)
     newer = find_snapshot(location, generator, after)
@@ -59,7 +60,17 @@ def diff(
         older = versions[-1]
     else:
         older = find_snapshot(location, generator, before)
-    return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), labels))
+    table = None if labels is None else _read_label_columns(labels, label_columns)
+    return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), table))
+
+
+def _read_label_columns(labels: object, columns: tuple[str, str]) -> pa.Table:
+    """Read the columns of queries and items. Raises InputError if they cannot be read."""
+    opened = open_label_table(labels, Path())
+    batches = list(opened.batches(columns))
+    if not batches:
+        raise InputError(f"{opened.name} holds no label")
+    return pa.concat_tables(batches)
 
 
 def _find_inputs(snapshot: Snapshot, location: Location) -> SnapshotInputs | None:

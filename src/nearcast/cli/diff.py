@@ -13,12 +13,9 @@ from rich.table import Table
 from nearcast.api.comparing import diff as compare
 from nearcast.cli.common import InputPath, console, json_option, out_option, pass_options, print_json
 from nearcast.join.cause_decider import ChangeCause
-from nearcast.publishing.engagement import LogColumns, read_log
 from nearcast.storage.locations import Location
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from nearcast.join.diff import Change, Diff
 
 __all__ = ["DiffSettings", "build_figure_table", "diff"]
@@ -59,12 +56,6 @@ class DiffSettings:
     query: str
     item: str
 
-    def read_labels(self) -> pa.Table | None:
-        """Read the labels; None without --labels."""
-        if self.labels is None:
-            return None
-        return read_log(self.labels, LogColumns(self.query, self.item)).select([self.query, self.item])
-
 
 @click.command()
 @click.argument("generator")
@@ -83,7 +74,7 @@ class DiffSettings:
     "--labels",
     type=InputPath(),
     metavar="PATH",
-    help="Parquet file, folder or glob of labels, a row per query and item: adds the change of the hit rate.",
+    help="Labels, as for `nearcast evaluate`: adds the change of the hit rate.",
 )
 @click.option("--query", metavar="COLUMN", default="query", show_default=True, help="Column of the queries.")
 @click.option("--item", metavar="COLUMN", default="item", show_default=True, help="Column of the items.")
@@ -103,7 +94,8 @@ def diff(generator: str, before: int | None, after: int | None, options: DiffSet
         out=options.out,
         sample=options.sample,
         seed=options.seed,
-        labels=options.read_labels(),
+        labels=options.labels,
+        label_columns=(options.query, options.item),
     )
     if as_json_:
         print_json(found.as_dict())

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError
+from nearcast.evaluation.sorted_ids import convert_ids
 from nearcast.join.candidate_causes import Id, MovedVectors, Pair, SnapshotSample, Went, find_causes
 from nearcast.join.cause_decider import ChangeCause
 from nearcast.join.change_shares import FigureChange, compute_figures, share_out
@@ -113,7 +114,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, options: DiffOptions = DEFA
     came_causes = dict(zip(came, find_causes(came, there=after, other=before, vectors=vectors), strict=True))
     went_causes = dict(zip(went, find_causes(went, there=before, other=after, vectors=vectors), strict=True))
     changed = share_out(before, after, (came_causes, went_causes), vectors, scores_now)
-    figures = compute_figures(before, after, both, changed, _read_labels(options.labels, both))
+    figures = compute_figures(before, after, both, changed, _read_labels(options.labels, kinds[1], both))
     recall = measure_recall_change(before, after, rows_of_recall, options.inputs, vectors)
     return Diff(
         newer.generator,
@@ -177,20 +178,26 @@ def score_pairs_now(opened: SnapshotInputs, before: SnapshotSample, queries: Seq
     return scores
 
 
-def _read_labels(labels: pa.Table | None, queries: Sequence[Id]) -> dict[Id, frozenset[Id]] | None:
-    """Return the labelled items of the queries. labels: a row per label, query and item in the first two columns."""
+def _read_labels(labels: pa.Table | None, schema: pa.Schema, queries: Sequence[Id]) -> dict[Id, frozenset[Id]] | None:
+    """Return the labelled items of the queries. Raises InputError if none of them has a label.
+
+    labels: a row per label, query and item in the first two columns. schema: of the lists, whose ids labels have.
+    """
     if labels is None:
         return None
-    keys, items = (labels.column(number).combine_chunks() for number in range(2))
-    numeric = bool(queries) and isinstance(queries[0], int)
-    if numeric != pa.types.is_integer(keys.type):
-        raise InputError(
-            f"the labels have keys of type {keys.type}, and the queries have other ids; name another column"
-        )
-    chosen = pc.is_in(keys, value_set=pa.array(list(queries), keys.type))
+    kinds = schema.field("query_id").type, schema.field("candidate_ids").type.value_type
+    keys, items = (
+        convert_ids(column.combine_chunks(), "int64" if pa.types.is_integer(kind) else "string")
+        for column, kind in zip(labels.columns[:2], kinds, strict=True)
+    )
+    chosen = pc.and_(pc.is_in(keys, value_set=pa.array(list(queries), keys.type)), items.is_valid())
     found: dict[Id, set[Id]] = {}
     for key, item in zip(keys.filter(chosen).to_pylist(), items.filter(chosen).to_pylist(), strict=True):
         found.setdefault(key, set()).add(item)
+    if not found:
+        raise InputError(
+            f"none of the {len(queries):,} compared queries has a label; do labels have ids of the queries?"
+        )
     return {key: frozenset(several) for key, several in found.items()}
 
 
