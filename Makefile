@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable ".[cloud,delta,duckdb,dynamodb,faiss,figures,iceberg,lance,onnx,redis,serve,tune]" --group demo --group visual \
+	$(BIN)/pip install --quiet --editable ".[cloud,delta,duckdb,dynamodb,faiss,figures,iceberg,lance,onnx,otel,redis,serve,tune]" --group demo --group visual \
 	  --group test --group check
 	touch $@
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from nearcast.cli.render import build_candidate_list, build_summary
+from nearcast.api.retaining import measure_disk
+from nearcast.cli.render import build_candidate_list, build_run_summary
 from nearcast.table.snapshot import find_snapshot
 
 HERE = Path(__file__).parent
@@ -24,7 +25,7 @@ def main() -> None:
     snapshot = find_snapshot(OUT, "similar-products")
     screen = Console(record=True, file=io.StringIO(), width=104, force_terminal=True, highlight=False)
     screen.print(Text("$ nearcast run generator.toml\n", style="bold green"))
-    screen.print(build_summary(snapshot, every_measure=False))
+    screen.print(build_run_summary(snapshot, measure_disk(snapshot), str(AVOCADO)))
     screen.print(Text(f"\n$ nearcast lookup similar-products {AVOCADO} -k 6\n", style="bold green"))
     screen.print(build_candidate_list(snapshot.lookup(AVOCADO, ("name",)).first(6), ("name",)))
     (HERE / "images").mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ INSTALL = {
     "obstore": 'pip install "nearcast[cloud]"',
     "onnx": "pip install --group test",
     "onnxruntime": 'pip install "nearcast[onnx]"',
+    "opentelemetry": 'pip install "nearcast[otel]"',
     "optuna": 'pip install "nearcast[tune]"',
     "pyiceberg": 'pip install "nearcast[iceberg]"',
     "pyspark": "pip install --group cluster",

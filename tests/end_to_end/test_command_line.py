@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -77,6 +78,14 @@ def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, F
     assert "recall target 1, met" in said
     assert "recall 100.00% of the exact neighbors, on 300 queries; 95% interval 100.00% to 100.00%" in said
     assert "fill_rate 100.00% slots that hold a candidate" in said
+    assert re.search(r"\btime [\d.]+ s [\d.]+ MB of memory; estimated: [\d.]+ s, [\d.]+ MB\b", said)
+    assert "a list: nearcast lookup shop q000" in said
+    kept = r"on disk: 1 snapshot, [\d.]+ [kM]B with caches; the newest 10 and all that are served or pinned stay"
+    assert re.search(kept, said)
+
+
+def test_show_has_the_cost_of_each_stage_beside_the_estimates(made: tuple[Path, Finished]) -> None:
+    said = flat(succeed("show", "shop", cwd=made[0]).stdout)
     assert "cost measured estimated" in said
     for word in ("read", "join", "table", "measure", "total", "memory", "disk"):
         assert re.search(rf"\b{word} +[\d.,]+ (s|B|kB|MB|GB)", said), word
@@ -103,7 +112,9 @@ def test_run_json_puts_the_manifest_on_standard_output_and_nothing_else_anywhere
     assert done.stderr == ""
 
 
-def test_the_first_summary_has_five_measures_at_most_and_says_where_the_rest_is(made: tuple[Path, Finished]) -> None:
+def test_the_summary_of_a_run_has_four_measures_and_the_time_and_says_where_the_rest_is(
+    made: tuple[Path, Finished],
+) -> None:
     folder, done = made
     shown = [name for name in MEASURES if re.search(rf"^{name} ", done.stdout, re.MULTILINE)]
     assert shown == ["recall", "fill_rate", "query_coverage", "item_coverage"]  # overlap, once there is one before
@@ -211,7 +222,8 @@ def test_show_takes_a_generator_a_version_a_folder_or_nothing(made: tuple[Path, 
     folder, done = made
     shown = succeed("show", *([name] if name else []), cwd=folder).stdout
     assert "shop snapshot 000001" in shown
-    told = [line.rstrip() for line in done.stdout.splitlines()[4:] if "more measures" not in line]
+    told = [line.rstrip() for line in done.stdout.splitlines() if line.split("  ")[0] in MEASURES]
+    assert len(told) == 4
     assert set(told) <= {line.rstrip() for line in shown.splitlines()[4:]}  # all that the run has said, and more
 
 
@@ -372,7 +384,6 @@ def test_the_example_spec_runs_as_it_is_where_its_files_are(tmp_path: Path) -> N
         "price_core_hour": "0.04",
         "price_gb_month": "0.02",
         "price_million_requests": "5.0",
-        "keep_snapshots": "3",
         "max_bytes_per_second": '"50MB"',
         "min_recall": "0.9",
     }
@@ -606,3 +617,50 @@ def test_an_instruction_set_that_is_not_there_is_told_with_those_that_are(tmp_pa
     assert done.returncode == 2
     assert "NEARCAST_ISA is 'mmx'" in done.stderr
     assert "portable" in done.stderr
+
+
+# a look-up on a terminal
+
+
+def look_up_on_a_terminal(folder: Path, *words: str, lines: int, columns: int) -> list[str]:
+    """What a terminal of this size shows of a look-up."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    command = [at.NEARCAST, "lookup", *words]
+    with subprocess.Popen(
+        command, cwd=folder, env=at.environment(), stdout=child, stderr=child, stdin=child
+    ) as process:
+        os.close(child)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(parent, 4096):
+                shown += piece
+        assert process.wait(60) == 0
+    os.close(parent)
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+
+
+def test_a_look_up_fits_the_screen_and_says_how_to_see_the_rest(own_shop: Path) -> None:
+    long_names = [f"A very long name of item {i}, which nobody would read to its end on any screen" for i in range(600)]
+    at.write_rows(
+        own_shop / "items.parquet",
+        [f"i{i:04d}" for i in range(600)],
+        list(at.clustered(600, seed=1)),
+        name=long_names,
+        category=["c"] * 600,
+    )
+    at.write_spec(own_shop, "wide.toml", name="wide", k=40)
+    succeed("run", "wide.toml", cwd=own_shop)
+    shown = look_up_on_a_terminal(own_shop, "wide", "q007", lines=24, columns=60)
+    assert len(shown) <= 22
+    assert max(map(len, shown)) <= 60
+    assert shown[0] == "'q007': 40 candidates"
+    assert re.fullmatch(r" +1 +i\d{4} +[\d.]+ +A very long name.*…", shown[2].rstrip())
+    n_shown = sum(bool(re.match(r" +\d+ +i\d{4}", line)) for line in shown)
+    assert shown[-1].rstrip() == f"{40 - n_shown} more with --first 40 or --full"
+    every = look_up_on_a_terminal(own_shop, "wide", "q007", "--first", "40", lines=24, columns=60)
+    assert sum(bool(re.match(r" +\d+ +i\d{4}", line)) for line in every) == 40
+    assert len(json.loads(succeed("lookup", "wide", "q007", "--json", cwd=own_shop).stdout)["candidates"]) == 40
+    plain = succeed("lookup", "wide", "q007", cwd=own_shop).stdout
+    assert len(re.findall(r"i\d{4}", plain)) == 40
+    assert "more with" not in plain

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nearcast.api.cleaning import clean_generator
+from nearcast.api.cleaning import clean, find_clean_target
 from nearcast.errors import BusyError, StorageError
 from nearcast.files import hold_lock
 from nearcast.join import abandoned_work
@@ -32,6 +32,10 @@ with sign_of_life(sys.argv[1], stale_seconds=0.2):
     print("works", flush=True)
     time.sleep(600)
 """
+
+
+def clean_generator(out: str | Path, **options: float) -> list[str]:
+    return [each.location for each in clean(find_clean_target("shop", out), **options)]
 
 
 def write_work(work: Path) -> None:
@@ -98,7 +102,7 @@ def test_unfinished_work_of_a_generator_is_removed_on_this_host_and_in_its_bucke
         open_artifacts(f"{s3_url}/out/shop/work/{plan}").commit("join/000001", lambda _: {})
     open_storage(s3_url).write("out/shop/snapshots/000001/manifest.json", b"{}")
     with sign_of_life(f"{s3_url}/out/shop/work/plan-2", stale_seconds=0.2):
-        removed = clean_generator(f"{s3_url}/out", "shop", wait_seconds=2.0)
+        removed = clean_generator(f"{s3_url}/out", wait_seconds=2.0)
     assert removed == [f"{s3_url}/out/shop/work/plan-1"]
     names = [each.name for each in open_storage(f"{s3_url}/out/shop").list_objects()]
     assert [name for name in names if "plan-2" not in name] == ["snapshots/000001/manifest.json"]
@@ -107,6 +111,6 @@ def test_unfinished_work_of_a_generator_is_removed_on_this_host_and_in_its_bucke
 def test_unfinished_work_of_a_local_generator_is_removed_unless_a_run_holds_it(tmp_path):
     write_work(tmp_path / "shop" / "work")
     with hold_lock(tmp_path / "shop" / ".lock", "generator 'shop'"), pytest.raises(BusyError):
-        clean_generator(tmp_path, "shop")
-    assert clean_generator(tmp_path, "shop") == [str(tmp_path / "shop" / "work")]
-    assert clean_generator(tmp_path, "shop") == []
+        clean_generator(tmp_path)
+    assert clean_generator(tmp_path) == [str(tmp_path / "shop" / "work")]
+    assert clean_generator(tmp_path) == []

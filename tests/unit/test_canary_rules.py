@@ -139,7 +139,7 @@ def test_whoever_judged_another_canary_moves_nothing(store, tmp_path):
     with pytest.raises(BusyError, match="another canary"):
         withdraw_canary(store, SHOP, expected=old)
     with pytest.raises(BusyError, match="another canary"):
-        promote_canary(store, SHOP, tmp_path, PublishSpec(), expected=old)
+        promote_canary(store, SHOP, PublishSpec(), expected=old)
     assert store.pointer(SHOP) == before
 
 

@@ -73,6 +73,7 @@ HEAVY = {
     "onnxruntime": "join/rank_model.py",
     "optuna": "tuning/optimize.py",
     "obstore": "storage/object_storage.py",
+    "opentelemetry": "service/tracing.py",
     "pyspark": "runners/spark_runner.py",
     "ray": "runners/ray_runner.py",
 }

@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 
 from nearcast.errors import InputError
 from nearcast.files import bucket_url
+from nearcast.sources.arrow_types import plain_column, refuse_twice
+from nearcast.sources.column_roles import is_vector_type
 from nearcast.sources.parquet_files import ParquetFiles, open_parquet
 from nearcast.types import FloatArray
 
@@ -45,7 +47,7 @@ class TableGuess:
     vector: str
     dim: int
     n_rows: int
-    lengths: tuple[float, float]  # least and largest Euclidean length of the sampled vectors
+    lengths: tuple[float, float]  # least and largest Euclidean length of the sampled vectors that have a direction
     whole_numbers: bool  # all components of the sample are integers
     display: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -97,15 +99,15 @@ def guess_table(path: str, what: str) -> TableGuess:
     vector, vector_why = _guess_vector(rows, what, path)
     key, key_why = _guess_id(rows, vector, what, path)
     vectors = _to_matrix(rows[vector])
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    others = [name for name in rows.column_names if name not in (key, vector)]
+    lengths = _measure_lengths(vectors)
+    others = [name for name in rows.column_names if name not in (key, vector, "id")]  # a snapshot calls its ids "id"
     display = _guess_display(rows, others)
     return TableGuess(
         id=key,
         vector=vector,
         dim=vectors.shape[1],
         n_rows=files.n_rows,
-        lengths=(float(lengths.min()), float(lengths.max())),
+        lengths=lengths,
         whole_numbers=bool((vectors == np.rint(vectors)).all()),
         display=display,
         attributes=_guess_attributes(rows, [name for name in others if name not in display]),
@@ -133,8 +135,11 @@ def _absolute(path: str) -> str:
 
 def _read_sample(files: ParquetFiles) -> pa.Table:
     """Read the first rows."""
-    batches = list(islice(files.batches(files.schema.names, SAMPLE_ROWS), 1))
-    return pa.Table.from_batches(batches, batches[0].schema if batches else files.schema)
+    names = files.schema.names
+    refuse_twice(names, list(dict.fromkeys(names)), "the table")
+    batches = list(islice(files.batches(names, SAMPLE_ROWS), 1))
+    rows = pa.Table.from_batches(batches, batches[0].schema if batches else files.schema)
+    return pa.table({name: plain_column(rows[name]) for name in names})
 
 
 def _guess_vector(rows: pa.Table, what: str, path: str) -> tuple[str, str]:
@@ -145,7 +150,12 @@ def _guess_vector(rows: pa.Table, what: str, path: str) -> tuple[str, str]:
             f"{what} {path} has no column of vectors, a list of numbers per row; it has {held}; write the vectors as "
             "fixed_size_list<float>"
         )
-    best = min(lists, key=lambda name: (_rank_word(name, VECTOR_WORDS), rows.column_names.index(name)))
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        fits = is_vector_type(rows.schema.field(name).type)
+        return not fits, _rank_word(name, VECTOR_WORDS), rows.column_names.index(name)
+
+    best = min(lists, key=rank)
     kind = rows.schema.field(best).type
     others = [name for name in lists if name != best]
     why = f"a {kind} per row" + (f"; {', '.join(others)} could be meant, too" if others else "")
@@ -159,12 +169,23 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 def _to_matrix(column: pa.ChunkedArray[Any]) -> FloatArray:
     """Return the vectors that have the most frequent length of the sample, (n, dim) float64."""
-    rows = [row for row in column.drop_null().to_pylist() if row and None not in row]
-    if not rows:
+    lists = column.drop_null().combine_chunks()
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    if not sizes.any():
         raise InputError("the first vectors are all empty or null; name a file with vectors")
-    sizes, counts = np.unique([len(row) for row in rows], return_counts=True)
-    dim = int(sizes[counts.argmax()])
-    return np.array([row for row in rows if len(row) == dim], np.float64)
+    found, counts = np.unique(sizes[sizes > 0], return_counts=True)
+    dim = int(found[counts.argmax()])
+    flat = lists.filter(pa.array(sizes == dim)).flatten().to_numpy(zero_copy_only=False)  # a null is NaN
+    vectors: FloatArray = flat.astype(np.float64).reshape(-1, dim)
+    return vectors
+
+
+def _measure_lengths(vectors: FloatArray) -> tuple[float, float]:
+    """Return the least and the largest length of the vectors that are finite and not zero; (1, 1) without any."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    usual = lengths[np.isfinite(lengths) & (lengths > 0)]
+    return (float(usual.min()), float(usual.max())) if len(usual) else (1.0, 1.0)
 
 
 def _guess_id(rows: pa.Table, vector: str, what: str, path: str) -> tuple[str, str]:
@@ -229,12 +250,18 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _guess_weight(rows: pa.Table, names: Sequence[str]) -> str | None:
-    found = [
-        name
-        for name in names
-        if _is_number(rows.schema.field(name).type) and _rank_word(name, WEIGHT_WORDS) < len(WEIGHT_WORDS)
-    ]
-    return min(found, key=lambda name: _rank_word(name, WEIGHT_WORDS), default=None)
+    """Return a column of numbers, none negative, one of whose words names traffic: view_count, not country_id."""
+
+    def rank(name: str) -> int:
+        words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+        return min((place for place, word in enumerate(WEIGHT_WORDS) if word in words), default=len(WEIGHT_WORDS))
+
+    def fits(name: str) -> bool:
+        column = rows[name]
+        return _is_number(column.type) and column.null_count == 0 and pc.min(column).as_py() >= 0
+
+    found = [name for name in names if rank(name) < len(WEIGHT_WORDS) and fits(name)]
+    return min(found, key=rank, default=None)
 
 
 def _describe_table(path: str, table: TableGuess, folder: Path) -> list[str]:
@@ -242,7 +269,7 @@ def _describe_table(path: str, table: TableGuess, folder: Path) -> list[str]:
     return [
         f"path = {_quote(shown)}  # {table.n_rows:,} rows",
         f"id = {_quote(table.id)}  # {table.reasons['id']}",
-        f"vector = {_quote(table.vector)}  # {table.reasons['vector']}",
+        f"vector = {_quote(table.vector)}  # {_escape_controls(table.reasons['vector'])}",
     ]
 
 
@@ -256,4 +283,10 @@ def _describe_columns(items: TableGuess) -> list[str]:
 
 
 def _quote(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Write a text or a list of texts as TOML does, which has the escapes of JSON."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _escape_controls(text: str) -> str:
+    """Return a text for a comment: control characters, such as line breaks, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -15,6 +15,7 @@ from nearcast.api.arguments import (
     open_generator_store,
     report_failure,
 )
+from nearcast.api.retaining import retain_after_publish
 from nearcast.history.record import record_canary, record_publication
 from nearcast.join.listener import Listener
 from nearcast.monitoring.canary_hits import count_hits
@@ -169,8 +170,9 @@ def _open_watch(
 
 def _promote(store: Store, target: PublishTarget, why: str, expected: Canary | None, listener: Listener) -> Publication:
     done = move_canary.promote_canary(
-        store, target.generator, target.out, target.publish, why, expected=expected, listener=listener
+        store, target.generator, target.publish, why, expected=expected, listener=listener
     )
+    done = retain_after_publish(target, store, done, listener)
     report_failure(listener, record_canary(target.out, target.generator, done.version, "promoted", {"why": why}))
     report_failure(listener, record_publication(target.out, done))
     return done

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nearcast.api.arguments import SpecLike, report_failure, resolve_spec
-from nearcast.api.runs import read_baseline
+from nearcast.api.arguments import SpecLike, resolve_spec
+from nearcast.api.runs import finish_run, read_baseline
 from nearcast.api.shared_runs import finish_plan
 from nearcast.errors import TargetError
-from nearcast.history.record import record_run
 from nearcast.join.listener import Listener
 from nearcast.join.run import Outcome, gather
 from nearcast.join.shared_plan import SharedPlan, read_plan, write_plan
+from nearcast.publishing.targets import read_snapshot_target
 from nearcast.storage.locations import Location, parse_location, resolve_location
 from nearcast.table.snapshot import Snapshot, list_snapshots
 
@@ -50,9 +50,9 @@ def gather_run(work: Location, *, runner: Runner | None = None, listener: Listen
         outcome = gather(shared, listener, partial(finish_plan, work), runner)
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
-            report_failure(listener, record_run(out, error.snapshot))
+            finish_run(read_snapshot_target(error.snapshot.generator, out), error.snapshot, listener)
         raise
     finish_plan(work, outcome.snapshot)
     if not outcome.reused:
-        report_failure(listener, record_run(out, outcome.snapshot))
+        finish_run(read_snapshot_target(outcome.snapshot.generator, out), outcome.snapshot, listener)
     return outcome

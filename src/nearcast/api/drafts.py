@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from nearcast.advising import draft_spec as drafts
+from nearcast.spec import GeneratorSpec, parse_model
 
 __all__ = ["Draft", "draft_spec"]
 
 USUAL_NAME = "candidates"
+LONGEST_NAME = 100
 PLAIN_STEMS = ("items", "item", "data", "vectors", "embeddings", "part-0", "part-00000", "*", "")
 
 
@@ -29,13 +32,14 @@ def draft_spec(
 
     items, queries: a file, a folder, a glob or a URL. None: the items are the queries. name: name of the generator;
     default: that of `spec`, else of the items' file or its folder. spec: file that the draft is for, default:
-    NAME.toml. Raises InputError if a table has no column of ids or of vectors.
+    NAME.toml. Raises InputError if a table has no column of ids or of vectors, SpecError for a name that cannot be.
     """
     name = name or (Path(spec).stem if spec is not None else _derive_name(str(items)))
     path = Path(spec) if spec is not None else Path(f"{name}.toml")
     text = drafts.draft_spec(
         str(items), None if queries is None else str(queries), name=name, folder=path.resolve().parent
     )
+    parse_model(GeneratorSpec, tomllib.loads(text), "the draft")
     return Draft(path, text)
 
 
@@ -44,5 +48,5 @@ def _derive_name(items: str) -> str:
     for part in reversed(items.removesuffix("/").split("/")):
         stem = part.removesuffix(".parquet")
         if stem.lower() not in PLAIN_STEMS and not set("*?:=") & set(stem):
-            return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or USUAL_NAME
+            return re.sub(r"[^a-z0-9]+", "-", stem.lower())[:LONGEST_NAME].strip("-") or USUAL_NAME
     return USUAL_NAME

@@ -22,6 +22,7 @@ from nearcast.api.arguments import (
     resolve_store_target,
     resolve_target,
 )
+from nearcast.api.retaining import retain_after_publish
 from nearcast.errors import AuditError
 from nearcast.evaluation.judge_snapshot import open_labels, refuse_learning_from
 from nearcast.evaluation.label_table import open_label_table
@@ -110,6 +111,8 @@ def publish(
         try:
             result = publishing.publish(request)
             prune_updates(opened, target.generator, target.out)
+            if not dry_run:
+                result = retain_after_publish(target, opened, result, listener)
         except AuditError as error:
             if not dry_run:
                 newest = find_snapshot(target.out, target.generator, version).version

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nearcast.api.arguments import SpecLike, report_failure, resolve_out, resolve_spec
+from nearcast.api.retaining import retain_snapshots
 from nearcast.errors import NearcastError, TargetError
 from nearcast.history.event_log import read
 from nearcast.history.publish_events import find_live_version, find_rejected_versions
@@ -16,6 +17,7 @@ from nearcast.join.inputs import InMemoryTables
 from nearcast.join.listener import Listener
 from nearcast.join.measure_snapshot import Baseline
 from nearcast.join.run import Outcome, check_generator, run_generator
+from nearcast.publishing.targets import PublishTarget, read_spec_target
 from nearcast.runners import make_runner
 from nearcast.runners.base import Runner
 from nearcast.settings.run_tables import RunSpec
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from nearcast.join.estimate import RunEstimate
     from nearcast.sources.validate_rows import Report
 
-__all__ = ["check", "read_baseline", "run"]
+__all__ = ["check", "finish_run", "read_baseline", "run"]
 
 
 def run(
@@ -61,10 +63,16 @@ def run(
             )
     except TargetError as error:
         if isinstance(error.snapshot, Snapshot):
-            report_failure(listener, record_run(out, error.snapshot))
+            finish_run(read_spec_target(parsed, out), error.snapshot, listener)
         raise
-    report_failure(listener, record_run(out, outcome.snapshot))
+    finish_run(read_spec_target(parsed, out), outcome.snapshot, listener)
     return outcome
+
+
+def finish_run(target: PublishTarget, snapshot: Snapshot, listener: Listener) -> None:
+    """Record a run in the history, and remove old snapshots of the generator."""
+    report_failure(listener, record_run(target.out, snapshot))
+    retain_snapshots(target, listener)
 
 
 @contextlib.contextmanager

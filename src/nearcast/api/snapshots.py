@@ -7,7 +7,7 @@ from pathlib import Path
 from nearcast.sources.open_table import append_to_table
 from nearcast.storage.locations import parse_location
 from nearcast.table.export_snapshot import ExportedRows, describe_rows
-from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, list_snapshots
+from nearcast.table.snapshot import Candidates, Snapshot, find_snapshot, hold_snapshot, list_snapshots
 
 __all__ = ["export", "lookup", "snapshots"]
 
@@ -38,4 +38,5 @@ def export(snapshot: Snapshot, to: str, *, rows: str = "query") -> bool:
     is created. rows: "query" for one row per query with lists, "candidate" for one row per candidate.
     The rows appear all at once. Raises SpecError for another target, StorageError if it cannot be written.
     """
-    return append_to_table(to, Path(), describe_rows(snapshot, ExportedRows(rows)))
+    with hold_snapshot(snapshot):
+        return append_to_table(to, Path(), describe_rows(snapshot, ExportedRows(rows)))

@@ -59,6 +59,7 @@ COMMANDS = {
     "overlay": "Remove items from every answer, or change their values.",
     "serve": "Look up candidates over HTTP.",
     "spec": "Print a commented spec with every setting.",
+    "completion": "Print a script that completes commands in a shell.",
     "info": "Show version, machine, kernels and extras.",
 }
 
@@ -84,6 +85,13 @@ class _Commands(click.Group):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`nearcast --help` lists them"
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", error.ctx) from None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Return the commands and the options without importing the commands."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

@@ -33,6 +33,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
 from nearcast.cli.publish import parse_canary_share
 from nearcast.cli.render_publish import describe_publication
@@ -66,7 +67,7 @@ class CanaryOptions:
 
 
 @click.command()
-@click.argument("generator", metavar="GENERATOR|SPEC")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="GENERATOR|SPEC")
 @click.option("--promote", is_flag=True, help="Make the canary's version current.")
 @click.option("--withdraw", is_flag=True, help="End the canary: the current version answers all keys again.")
 @click.option("--why", metavar="TEXT", default="", help="Reason for --promote or --withdraw, kept in the store.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nearcast.cli.common import LocalPath, format_bytes, json_option, out_option, print_json
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.dashboard.document import FILE, write_page
 from nearcast.publishing.targets import resolve_store_url
 from nearcast.spec import PublishSpec
@@ -17,7 +18,7 @@ __all__ = ["dashboard"]
 
 
 @click.command()
-@click.argument("generators", nargs=-1)
+@click.argument("generators", type=GeneratorName(), nargs=-1)
 @out_option
 @click.option("--store", metavar="URL", help="Store whose overlay is shown. Default: lmdb:OUT/store.")
 @click.option(

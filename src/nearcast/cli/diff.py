@@ -12,6 +12,7 @@ from rich.table import Table
 
 from nearcast.api.comparing import diff as compare
 from nearcast.cli.common import InputPath, console, json_option, out_option, pass_options, print_json
+from nearcast.cli.complete_names import GeneratorName, complete_versions
 from nearcast.join.cause_decider import ChangeCause
 from nearcast.storage.locations import Location
 
@@ -58,9 +59,9 @@ class DiffSettings:
 
 
 @click.command()
-@click.argument("generator")
-@click.argument("before", type=int, required=False)
-@click.argument("after", type=int, required=False)
+@click.argument("generator", type=GeneratorName())
+@click.argument("before", type=int, required=False, shell_complete=complete_versions)
+@click.argument("after", type=int, required=False, shell_complete=complete_versions)
 @out_option
 @click.option(
     "--sample",

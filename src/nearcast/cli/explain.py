@@ -6,13 +6,14 @@ import click
 
 from nearcast.api.comparing import explain as explain_pair
 from nearcast.cli.common import NegativeIds, console, json_option, out_option, print_json
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.storage.locations import Location
 
 __all__ = ["explain"]
 
 
 @click.command(cls=NegativeIds)
-@click.argument("generator")
+@click.argument("generator", type=GeneratorName())
 @click.argument("query")
 @click.argument("item")
 @out_option

@@ -6,6 +6,7 @@ import click
 
 from nearcast.api.snapshots import export as append
 from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.show import find_named
 from nearcast.storage.locations import Location
 
@@ -13,7 +14,7 @@ __all__ = ["export"]
 
 
 @click.command()
-@click.argument("snapshot")
+@click.argument("snapshot", type=GeneratorName(versions=True))
 @click.option(
     "--to",
     required=True,

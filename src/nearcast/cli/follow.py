@@ -20,6 +20,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
 from nearcast.errors import InputError
 from nearcast.storage.locations import Location
@@ -30,7 +31,7 @@ __all__ = ["follow"]
 
 
 @click.command()
-@click.argument("generator", metavar="GENERATOR|SPEC")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="GENERATOR|SPEC")
 @click.option(
     "--source",
     type=InputPath(),

@@ -18,6 +18,7 @@ from nearcast.cli.common import (
     print_json,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName, complete_versions
 from nearcast.cli.render import build_candidate_list
 from nearcast.errors import NotFoundError
 from nearcast.publishing.targets import find_target
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from nearcast.serve.lookup_data import Answer
 
 __all__ = ["LookupCommandOptions", "lookup"]
+
+LEAST_LINES = 5  # candidates shown on a very low screen
+LINES_AROUND = 5  # headline, head of the table, source, the command itself and the next prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +57,20 @@ class LookupCommandOptions:
 
 
 @click.command(cls=NegativeIds)
-@click.argument("generator")
+@click.argument("generator", type=GeneratorName())
 @click.argument("key")
 @out_option
-@click.option("--snapshot", "version", type=int, help="Version. Default: the newest.")
+@click.option("--snapshot", "version", type=int, shell_complete=complete_versions, help="Version. Default: the newest.")
 @click.option("--published", is_flag=True, help="Look up in the store, as a service does, with the overlay.")
 @store_option
 @click.option("--columns", help="Item columns to show, separated by commas. Default: `display` of the spec.")
-@click.option("-k", "--first", type=click.IntRange(min=1), help="Show only the first K candidates.")
-@click.option("--full", is_flag=True, help="Do not truncate long texts and lists.")
+@click.option(
+    "-k",
+    "--first",
+    type=click.IntRange(min=1),
+    help="Show only the first K candidates. Default: as many as fit the screen.",
+)
+@click.option("--full", is_flag=True, help="Show all candidates, and do not truncate long texts and lists.")
 @json_option
 @pass_options(LookupCommandOptions)
 def lookup(generator: str, key: str, options: LookupCommandOptions, as_json_: bool) -> None:
@@ -85,11 +94,14 @@ def lookup(generator: str, key: str, options: LookupCommandOptions, as_json_: bo
     if as_json_:
         print_json(plain)
         return
-    console().print(build_candidate_list(candidates, tuple(candidates.columns), full=options.full))
+    screen = console()
+    is_bounded = screen.is_terminal and not options.full and options.first is None
+    most_lines = max(LEAST_LINES, screen.height - LINES_AROUND) if is_bounded else None
+    screen.print(build_candidate_list(candidates, tuple(candidates.columns), full=options.full, most_lines=most_lines))
     if answer is not None:
         removed = f"; the overlay removes {answer.removed} candidates" if answer.removed else ""
         age = format_seconds(answer.age_seconds)
-        console().print(f"snapshot {answer.snapshot}, {age} old, in {store}{removed}")
+        screen.print(f"snapshot {answer.snapshot}, {age} old, in {store}{removed}")
 
 
 def _look_up_published(generator: str, key: str, options: LookupCommandOptions) -> tuple[Answer, str]:

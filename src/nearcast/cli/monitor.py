@@ -25,6 +25,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.diff import build_figure_table
 from nearcast.cli.progress import show_progress
 from nearcast.errors import AlertError, SpecError
@@ -80,7 +81,7 @@ class MonitorOptions:
 
 
 @click.command()
-@click.argument("generator", metavar="[SPEC|GENERATOR]", required=False)
+@click.argument("generator", type=GeneratorName(specs=True), metavar="[SPEC|GENERATOR]", required=False)
 @click.option(
     "--all",
     "folder",

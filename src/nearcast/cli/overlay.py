@@ -26,6 +26,7 @@ from nearcast.cli.common import (
     print_json,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.render_overlay import build_overlay_table
 from nearcast.serve.overlay import Overlay, open_overlay
 from nearcast.serve.overlay_values import fits_type
@@ -40,7 +41,7 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @click.group()
-@click.argument("generator")
+@click.argument("generator", type=GeneratorName())
 @click.pass_context
 def overlay(context: click.Context, generator: str) -> None:
     """Remove items of GENERATOR from every answer, or set newer values of their columns.

@@ -19,6 +19,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName, complete_versions
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import build_audit_table, describe_publication
 from nearcast.errors import AuditError, SpecError
@@ -46,8 +47,8 @@ class PublishOptions:
 
 
 @click.command()
-@click.argument("generator", metavar="GENERATOR|SPEC")
-@click.argument("snapshot", type=click.IntRange(min=1), required=False)
+@click.argument("generator", type=GeneratorName(specs=True), metavar="GENERATOR|SPEC")
+@click.argument("snapshot", type=click.IntRange(min=1), required=False, shell_complete=complete_versions)
 @store_option
 @out_option
 @click.option(

@@ -6,6 +6,7 @@ import click
 
 from nearcast.api.publications import published as list_published
 from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, store_option
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.render_publish import build_published_table
 from nearcast.storage.locations import Location
 
@@ -13,7 +14,7 @@ __all__ = ["published"]
 
 
 @click.command()
-@click.argument("generator", required=False)
+@click.argument("generator", type=GeneratorName(), required=False)
 @store_option
 @out_option
 @json_option

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,7 @@ from nearcast.measure.measures import COMPARED, MEASURES, format_value
 from nearcast.table.manifest import Manifest, TargetCheck
 
 if TYPE_CHECKING:
+    from nearcast.api.retaining import DiskUse
     from nearcast.join.estimate import RunEstimate
     from nearcast.sources.validate_rows import Report, TableReport
     from nearcast.table.snapshot import Candidates, Snapshot
@@ -26,12 +27,14 @@ __all__ = [
     "build_input_table",
     "build_problem_table",
     "build_rule_table",
+    "build_run_summary",
     "build_snapshot_list",
     "build_summary",
 ]
 
 MOST_SLICES = 12
-FIRST_MEASURES = ("recall", "fill_rate", "query_coverage", "item_coverage", "overlap", "score_ties")  # after a run
+FIRST_MEASURES = ("recall", "fill_rate", "query_coverage")  # after a run, with one of the next
+FOURTH_MEASURES = ("overlap", "item_coverage")  # the first that was measured
 SLICE_WORDS = {  # slices that are not by a column
     ("traffic", "head"): "queries with the most traffic: half of it in total",
     ("traffic", "tail"): "the other half of the traffic",
@@ -91,35 +94,68 @@ def build_rule_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def build_summary(snapshot: Snapshot, *, every_measure: bool) -> Group:
-    """Build the summary of a snapshot: recall target, measures, and costs beside the estimates.
-
-    Without `every_measure`: only FIRST_MEASURES and slices below the target, and the command that shows the rest.
-    """
+def build_summary(snapshot: Snapshot) -> Group:
+    """Build the description of a snapshot: recall target, all measures, recall by slice, costs beside the estimates."""
     manifest = snapshot.manifest
-    names = _list_measures(manifest)
-    first = names if every_measure else _select_first_measures(manifest, names)
-    parts: list[RenderableType] = [_build_headline(manifest, snapshot), "", _build_measure_table(manifest, first), ""]
-    slices = [part for part in manifest.slices if every_measure or part["below_promise"]]
-    if slices:
-        parts += [_build_slice_table(slices), ""]
-    left = len(names) - len(first)
-    if left:
-        rest = f"{left} more measures: nearcast show {snapshot.generator}/{snapshot.version}"
-        parts += [Text(rest, style="dim"), ""]
+    table = _build_measure_table(manifest, _list_measures(manifest))
+    parts: list[RenderableType] = [_build_headline(manifest, snapshot), "", table, ""]
+    if manifest.slices:
+        parts += [_build_slice_table(manifest.slices), ""]
     return Group(*parts, _build_cost_table(manifest))
 
 
-def build_candidate_list(found: Candidates, columns: Sequence[str], *, full: bool = False) -> Group:
-    """Build a table of one list, best candidate first. full: do not truncate long values."""
+def build_run_summary(snapshot: Snapshot, disk: DiskUse, key: str) -> Group:
+    """Build the summary after a run: five figures, slices below the target, and where to find the rest.
+
+    key: of a list, as it is written in a shell.
+    """
+    manifest, run = snapshot.manifest, snapshot.manifest.run
+    names = _list_measures(manifest)
+    first = [*FIRST_MEASURES, next(name for name in FOURTH_MEASURES if name in names)]
+    table = _build_measure_table(manifest, first)
+    estimated = f"{format_seconds(run.estimate['seconds_total'])}, {format_bytes(run.estimate['memory_bytes'])}"
+    memory = f"{format_bytes(run.peak_memory_bytes)} of memory; estimated: {estimated}"
+    table.add_row("time", format_seconds(run.seconds_total), memory)
+    parts: list[RenderableType] = [_build_headline(manifest, snapshot), "", table, ""]
+    below = [part for part in manifest.slices if part["below_promise"]]
+    if below:
+        parts += [_build_slice_table(below), ""]
+    name, stays = f"{snapshot.generator}/{snapshot.version}", "all stay"
+    if disk.keep is not None:
+        stays = f"the newest {disk.keep} and all that are served or pinned stay"
+    snapshots = "1 snapshot" if disk.snapshots == 1 else f"{disk.snapshots:,} snapshots"
+    rest = [
+        f"{len(names) - len(first)} more measures: nearcast show {name}",
+        f"a list: nearcast lookup {snapshot.generator} {key}",
+        f"on disk: {snapshots}, {format_bytes(disk.bytes)} with caches; {stays} (keep_snapshots)",
+    ]
+    return Group(*parts, *(Text(line, style="dim") for line in rest))
+
+
+def build_candidate_list(
+    found: Candidates, columns: Sequence[str], *, full: bool = False, most_lines: int | None = None
+) -> Group:
+    """Build a table of one list, best candidate first. full: do not truncate long values.
+
+    most_lines: for a screen of so many lines: a candidate takes one line, and the last candidates are left out.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rank", "id", "score", *columns):
-        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
-    for rank, (item, score) in enumerate(zip(found.ids, found.scores, strict=True)):
-        shown = [format_cell(found.columns[name][rank], full=full) for name in columns]
+        is_own = name in ("rank", "id", "score")
+        justify: JustifyMethod = "right" if name in ("rank", "score") else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=is_own and most_lines is not None)
+    count = len(found.ids)
+    n_shown = count if most_lines is None or count <= most_lines else max(1, most_lines - 1)
+    for rank, (item, score) in enumerate(zip(found.ids[:n_shown], found.scores[:n_shown], strict=True)):
+        shown = [Text(format_cell(found.columns[name][rank], full=full)) for name in columns]
+        for cell in shown if most_lines is not None else ():
+            cell.no_wrap, cell.overflow = True, "ellipsis"
         table.add_row(str(rank + 1), format_cell(item, full=True), f"{score:.4f}", *shown)
     reason = f", short list: {found.reason}" if found.reason else ""
-    return Group(Text(f"{found.query!r}: {len(found.ids)} candidates{reason}"), table)
+    parts: list[RenderableType] = [Text(f"{found.query!r}: {count} candidates{reason}"), table]
+    if n_shown < count:
+        parts.append(Text(f"{count - n_shown:,} more with --first {count} or --full", style="dim"))
+    return Group(*parts)
 
 
 def build_snapshot_list(snapshots: Sequence[Snapshot], updates: Sequence[int]) -> Table:
@@ -208,12 +244,7 @@ def _list_measures(manifest: Manifest) -> list[str]:
     return [n for n in MEASURES if n in measures and n not in SUMMED_UP and not n.endswith(("_low", "_high"))]
 
 
-def _select_first_measures(manifest: Manifest, names: Sequence[str]) -> list[str]:
-    """Return the measures shown after a run; score_ties only if many scores are equal."""
-    return [n for n in FIRST_MEASURES if n in names and (n != "score_ties" or manifest.ties)]
-
-
-def _build_measure_table(manifest: Manifest, names: Sequence[str]) -> RenderableType:
+def _build_measure_table(manifest: Manifest, names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("measure")
     table.add_column("value", justify="right")

@@ -7,6 +7,7 @@ import click
 from nearcast.api.publications import roll_back
 from nearcast.api.updates import roll_back_updates
 from nearcast.cli.common import console, explicit_out, json_option, out_option, print_json, quiet_option, store_option
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import describe_publication
 from nearcast.storage.locations import Location
@@ -15,7 +16,7 @@ __all__ = ["rollback"]
 
 
 @click.command()
-@click.argument("generator")
+@click.argument("generator", type=GeneratorName())
 @click.option(
     "--to",
     type=click.IntRange(min=1),

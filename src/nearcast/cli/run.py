@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import click
+import numpy as np
 
+from nearcast.api.retaining import measure_disk
 from nearcast.api.runs import run as run_spec
 from nearcast.cli.common import console, json_option, pass_options, print_json, quiet_option
 from nearcast.cli.progress import show_progress
-from nearcast.cli.render import build_summary
+from nearcast.cli.render import build_run_summary
 from nearcast.errors import TargetError
 from nearcast.join.listener import Listener
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["PlacementOptions", "print_made", "run"]
+
+LONGEST_KEY = 40  # characters of a key in an example
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,14 @@ def print_made(make: Callable[[Listener], Snapshot], *, quiet: bool, as_json: bo
     if as_json:
         print_json({"snapshot": snapshot.url, **snapshot.manifest.as_dict()})
     else:
-        console().print(build_summary(snapshot, every_measure=False))
+        console().print(build_run_summary(snapshot, measure_disk(snapshot), _pick_key(snapshot)))
     if below_target is not None:
         raise below_target
+
+
+def _pick_key(snapshot: Snapshot) -> str:
+    """Return the key of the first list as it is written in a shell; KEY if it would be hard to type."""
+    keys = snapshot.rows(np.zeros(1, np.int64), ["query_id"]).column(0).to_pylist() if snapshot.n_rows else []
+    key = str(keys[0]) if keys else ""
+    is_plain = key.isprintable() and len(key) <= LONGEST_KEY and (not key.startswith("-") or key[1:].isdecimal())
+    return shlex.quote(key) if key and is_plain else "KEY"

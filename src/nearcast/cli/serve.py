@@ -16,6 +16,7 @@ import click
 
 from nearcast.api.comparing import explain
 from nearcast.cli.common import OutLocation, out_option, parse_memory, pass_options
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.open_generators import OnlineOptions, OpenGenerators, find_names, open_generators
 from nearcast.errors import SpecError
 from nearcast.machine import default_threads
@@ -71,7 +72,7 @@ class WorkerCount(click.ParamType[int]):
 
 
 @click.command()
-@click.argument("generators", nargs=-1)
+@click.argument("generators", type=GeneratorName(), nargs=-1)
 @click.option(
     "--store",
     metavar="URL",
@@ -210,6 +211,7 @@ def _serve_in_this_process(generators: tuple[str, ...], options: ServeOptions, p
     from nearcast.service.app import Limits, make_app
     from nearcast.service.metrics import disable_created_metrics
     from nearcast.service.server import bind, run_server
+    from nearcast.service.tracing import start_tracing, trace_store
     from nearcast.service.worker_states import WorkerStates
 
     tokens = read_tokens(options.token_file)
@@ -220,6 +222,10 @@ def _serve_in_this_process(generators: tuple[str, ...], options: ServeOptions, p
     with ExitStack() as stack:
         store = open_store(resolve_store_url(PublishSpec(), options.out, options.store))
         stack.callback(store.close)
+        tracing = start_tracing()
+        if tracing is not None:
+            stack.callback(tracing.close)
+            store = trace_store(store, tracing)
         names = find_names(generators, store)
         # first: the port may be in use
         bound = stack.enter_context(bind(options.host, options.port) if place is None else place.open_socket())
@@ -227,6 +233,7 @@ def _serve_in_this_process(generators: tuple[str, ...], options: ServeOptions, p
         opened = open_generators(store, names, online, options.refresh, stack)
         disable_created_metrics()
         service = _start_service(opened, options, workers, stack)
+        service.tracing = tracing
 
         def report_start() -> None:
             if workers is not None:

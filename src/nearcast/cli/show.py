@@ -9,6 +9,7 @@ import click
 
 from nearcast.api.updates import list_updates
 from nearcast.cli.common import console, json_option, out_option, print_json
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.render import build_summary
 from nearcast.errors import NotFoundError
 from nearcast.storage.locations import Location
@@ -20,7 +21,7 @@ __all__ = ["find_named", "show"]
 
 
 @click.command()
-@click.argument("snapshot", required=False)
+@click.argument("snapshot", type=GeneratorName(versions=True), required=False)
 @out_option
 @click.option("--verify", is_flag=True, help="First compare every byte of the snapshot with its manifest.")
 @json_option
@@ -33,7 +34,7 @@ def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> N
         updates = [asdict(entry) for entry in list_updates(found)]
         print_json({"snapshot": found.url, **found.manifest.as_dict(), "updates": updates})
     else:
-        console().print(build_summary(found, every_measure=True))
+        console().print(build_summary(found))
         console().print(describe_updates(found))
         if verify:
             console().print("every byte matches the manifest")

@@ -18,6 +18,7 @@ from nearcast.cli.common import (
     print_json,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.overlay import parse_duration
 from nearcast.cli.progress import show_progress
 from nearcast.cli.render_publish import describe_publication
@@ -44,7 +45,7 @@ class TableOptions:
 
 
 @click.command()
-@click.argument("generator")
+@click.argument("generator", type=GeneratorName())
 @click.argument("table", metavar="TABLE")
 @click.argument("log", type=InputPath())
 @click.option("--key", required=True, metavar="COLUMN", help="Column of the keys: phrases, people, ...")

@@ -21,6 +21,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
 from nearcast.storage.locations import Location
 from nearcast.updating.update import UpdateResult
@@ -42,7 +43,7 @@ class UpdateOptions:
 
 
 @click.command()
-@click.argument("generator", metavar="GENERATOR|SPEC")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="GENERATOR|SPEC")
 @click.option("--items", type=InputPath(), metavar="FILE", help="Parquet of new and changed items: a file or a folder.")
 @click.option("--gone", type=InputPath(), metavar="FILE", help="Ids of removed items: one per line, or Parquet.")
 @click.option("--queries", type=InputPath(), metavar="FILE", help="Parquet of new and changed queries.")

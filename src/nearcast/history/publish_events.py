@@ -5,6 +5,7 @@ Reads no store. A store that another folder publishes to is not in this history.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ __all__ = [
     "find_live_version",
     "find_refused_versions",
     "find_rejected_versions",
+    "find_stored_versions",
     "is_refused",
 ]
 
@@ -105,6 +107,24 @@ def find_refused_versions(events: Sequence[HistoryEvent]) -> dict[int, HistoryEv
         else:
             found.pop(event.version, None)
     return found
+
+
+def find_stored_versions(events: Sequence[HistoryEvent], keep: int, *, besides: str) -> set[int]:
+    """Return the versions that stores may hold: of each store but one, the last `keep` that these events name.
+
+    besides: URL of the store that is left out. The monitor names the version that it has seen.
+    """
+    by_store: dict[str, dict[int, None]] = defaultdict(dict)
+    for event in events:
+        seen = event.facts.get("served") if event.kind == "monitor" else None
+        named = [(seen or {}).get("version")] if event.kind == "monitor" else [event.facts.get("before"), event.version]
+        store = event.facts.get("store")
+        if store in (None, besides) or is_refused(event):
+            continue
+        for version in filter(None, named):
+            by_store[str(store)].pop(int(version), None)
+            by_store[str(store)][int(version)] = None  # the last one named is the last key
+    return {version for versions in by_store.values() for version in list(versions)[-keep:]}
 
 
 def find_rejected_versions(events: Sequence[HistoryEvent]) -> set[int]:

@@ -43,26 +43,34 @@ def sign_of_life(work: str, *, stale_seconds: float = STALE_SECONDS) -> Iterator
         yield
 
 
-def remove_abandoned(works: Sequence[str], wait_seconds: float = WAIT_SECONDS) -> list[str]:
-    """Remove work at these locations that nobody works on. Return the locations whose work was removed."""
+def remove_abandoned(works: Sequence[str], wait_seconds: float = WAIT_SECONDS, *, dry_run: bool = False) -> list[str]:
+    """Remove work at these locations that nobody works on. Return the locations whose work was removed.
+
+    dry_run: remove nothing.
+    """
     storages = [open_storage(work) for work in works]
     first = [_look(storage) for storage in storages]
     if not any(first):
         return []
     time.sleep(wait_seconds)
-    return [storage.url for storage, seen in zip(storages, first, strict=True) if seen and _remove(storage, seen)]
+    remove = _is_unchanged if dry_run else _remove
+    return [storage.url for storage, seen in zip(storages, first, strict=True) if seen and remove(storage, seen)]
 
 
 def _look(storage: Storage) -> dict[str, str]:
     return {each.name: each.etag for each in storage.list_objects() if each.name != CLOSED}
 
 
+def _is_unchanged(storage: Storage, seen: dict[str, str]) -> bool:
+    return _look(storage) == seen
+
+
 def _remove(storage: Storage, seen: dict[str, str]) -> bool:
     """Remove all objects, commits first, unless one has changed since they were seen."""
-    if _look(storage) != seen:
+    if not _is_unchanged(storage, seen):
         return False
     storage.write(CLOSED, secrets.token_hex(8).encode())
-    if _look(storage) != seen:  # somebody has begun
+    if not _is_unchanged(storage, seen):  # somebody has begun
         storage.delete(CLOSED)
         return False
     commits = [name for name in seen if name.rpartition("/")[2] in COMMITS and not name.startswith(f"{CLAIMS}/")]

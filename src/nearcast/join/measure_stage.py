@@ -96,7 +96,6 @@ class TableResults:
         self._results = results
         self._folder = folder
         self.out: Location = out
-        self.local = True
         self.url = results.url
 
     def has(self, part: str) -> bool:

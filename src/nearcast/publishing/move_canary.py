@@ -15,7 +15,6 @@ from nearcast.publishing.retention import list_rolled_back
 from nearcast.publishing.tidy_store import tidy_store
 from nearcast.publishing.write_version import verify_version
 from nearcast.spec import PublishSpec
-from nearcast.storage.locations import Location
 from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Store
 from nearcast.stores.canary_share import Canary, CanaryMode
 from nearcast.times import format_utc
@@ -113,7 +112,6 @@ def withdraw_canary(store: Store, generator: str, why: str = "", *, expected: Ca
 def promote_canary(
     store: Store,
     generator: str,
-    out: Location,
     settings: PublishSpec,
     why: str = "",
     *,
@@ -134,7 +132,7 @@ def promote_canary(
         event = PointerEvent("published", canary.version, format_utc(time.time()), note)
         moved = pointer.move(event, list_rolled_back(pointer, canary.version))
         store.point(generator, moved, lock)
-        tidied = tidy_store(store, generator, out, moved, settings, listener.note)
+        tidied = tidy_store(store, generator, moved, settings, listener.note)
     return Publication(
         generator,
         store.url,
@@ -142,7 +140,6 @@ def promote_canary(
         pointer.version,
         "published",
         retired=tidied.retired,
-        removed_snapshots=tidied.removed_snapshots,
         overlay_entries_cut=tidied.overlay_entries_cut,
     )
 

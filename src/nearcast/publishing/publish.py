@@ -29,7 +29,7 @@ from nearcast.publishing.write_version import open_writer, verify_version
 from nearcast.spec import AuditSpec, PublishSpec, ServeSpec
 from nearcast.stores.base import Pointer, PointerEvent, PublishLock, Store
 from nearcast.stores.version_facts import FACTS_FORMAT, VersionFacts, read_facts
-from nearcast.table.snapshot import Snapshot
+from nearcast.table.snapshot import Snapshot, hold_snapshot
 from nearcast.times import format_utc, parse_utc
 
 __all__ = ["publish", "publish_snapshot"]
@@ -79,6 +79,11 @@ def publish(request: PublishRequest) -> Publication:
 
 def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
     snapshot = request.choose()
+    with hold_snapshot(snapshot):
+        return _publish_held(request, lock, snapshot)
+
+
+def _publish_held(request: PublishRequest, lock: PublishLock | None, snapshot: Snapshot) -> Publication:
     pointer = _read_pointer(request, lock)
     if pointer is not None and not request.replace_canary and not _changes_canary(request, pointer, snapshot):
         refuse_publish(request.generator, pointer, snapshot.version, named=request.named)
@@ -91,7 +96,7 @@ def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
             _note_current(request, current)
             version = snapshot.version
             result = Publication(request.generator, request.store.url, version, version, "already_current")
-            return result if lock is None else _clean_up(request, result, pointer, snapshot)
+            return result if lock is None else _clean_up(request, result, pointer)
         snapshot.verify()
         shape = read_shape(snapshot)
         findings, accepted = _audit(request, snapshot, current, pointer)
@@ -111,8 +116,8 @@ def _publish(request: PublishRequest, lock: PublishLock | None) -> Publication:
         assert pointer is not None, "something is current"
         how = request.canary
         moved = start_canary(request.store, request.generator, pointer, snapshot.version, how, lock)
-        return _clean_up(request, replace(result, outcome="canary_started"), moved, snapshot)
-    return _clean_up(request, result, _move_pointer(request, pointer, result, lock), snapshot)
+        return _clean_up(request, replace(result, outcome="canary_started"), moved)
+    return _clean_up(request, result, _move_pointer(request, pointer, result, lock))
 
 
 def _changes_canary(request: PublishRequest, pointer: Pointer, snapshot: Snapshot) -> bool:
@@ -303,19 +308,14 @@ def _move_pointer(request: PublishRequest, pointer: Pointer | None, result: Publ
     return moved
 
 
-def _clean_up(request: PublishRequest, result: Publication, pointer: Pointer | None, snapshot: Snapshot) -> Publication:
-    """Compact the overlay; remove old versions and snapshots. Every step may be repeated."""
+def _clean_up(request: PublishRequest, result: Publication, pointer: Pointer | None) -> Publication:
+    """Compact the overlay; remove old versions. Every step may be repeated."""
     assert pointer is not None, "something is current"
-    store, generator, out = request.store, request.generator, snapshot.out
+    store, generator = request.store, request.generator
     if request.repair:
         notes: list[str] = []
         retire_damaged(store, generator, pointer.in_use, notes)
         for text in notes:
             request.listener.note(text)
-    tidied = tidy_store(store, generator, out, pointer, request.settings, request.listener.note)
-    return replace(
-        result,
-        retired=tidied.retired,
-        removed_snapshots=tidied.removed_snapshots,
-        overlay_entries_cut=tidied.overlay_entries_cut,
-    )
+    tidied = tidy_store(store, generator, pointer, request.settings, request.listener.note)
+    return replace(result, retired=tidied.retired, overlay_entries_cut=tidied.overlay_entries_cut)

@@ -1,4 +1,4 @@
-"""Retention of versions in a store and of snapshots; which versions count as rolled back.
+"""Retention of versions in a store; which versions count as rolled back.
 
 The versions in use always stay: the current one and a canary's. So does the first target of a rollback, if two or more
 versions may stay.
@@ -7,21 +7,18 @@ versions may stay.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.publishing.write_version import unreadable_versions
-from nearcast.storage.locations import Location
 from nearcast.stores.base import Pointer, Store
 from nearcast.stores.version_facts import VersionFacts, read_facts
-from nearcast.table.snapshot import open_home
 
 __all__ = [
     "choose_kept_versions",
     "find_newest_facts",
     "find_rollback_target",
     "list_rolled_back",
-    "remove_snapshots",
     "retire_versions",
 ]
 
@@ -79,18 +76,3 @@ def find_newest_facts(store: Store, generator: str, pointer: Pointer) -> Version
         except (DamagedError, NotFoundError) as error:
             fault = fault or error
     raise DamagedError(f"no version of {generator} in {store.url} can be opened: {fault or 'it has none'}")
-
-
-def remove_snapshots(out: Location, generator: str, current: int, held: Collection[int], keep: int | None) -> list[int]:
-    """Remove snapshots older than the current one, except the newest `keep` and the versions in the store.
-
-    Returns their versions. Call it under the lock. The manifest is removed first: no reader finds a partial snapshot.
-    """
-    home = open_home(out)
-    found = home.list_versions(generator)
-    old = found[:-keep] if keep is not None else []
-    removed = [version for version in old if version < current and version not in held]
-    for version in removed:
-        home.remove(generator, version)
-    home.sweep(generator)
-    return removed

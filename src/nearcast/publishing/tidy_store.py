@@ -1,4 +1,4 @@
-"""Tidy up after the pointer has moved: compact the overlay, remove old versions and snapshots. May be repeated."""
+"""Tidy up a store after its pointer has moved: compact the overlay, remove old versions. May be repeated."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from nearcast.errors import DamagedError, NotFoundError, StoreError
 from nearcast.publishing.compact_overlay import compact_overlay
-from nearcast.publishing.retention import remove_snapshots, retire_versions
+from nearcast.publishing.retention import retire_versions
 from nearcast.spec import PublishSpec
-from nearcast.storage.locations import Location
 from nearcast.stores.base import Pointer, Store, store_time
 
 __all__ = ["TidyResult", "tidy_store"]
@@ -20,14 +19,13 @@ class TidyResult:
     """What was removed."""
 
     retired: tuple[int, ...]  # versions of the store
-    removed_snapshots: tuple[int, ...]
     overlay_entries_cut: int
 
 
 def tidy_store(
-    store: Store, generator: str, out: Location, pointer: Pointer, settings: PublishSpec, note: Callable[[str], None]
+    store: Store, generator: str, pointer: Pointer, settings: PublishSpec, note: Callable[[str], None]
 ) -> TidyResult:
-    """Compact the overlay; remove old versions and snapshots. Call it under the lock."""
+    """Compact the overlay; remove old versions. Call it under the lock."""
     try:
         # Before versions are retired: readers may still have the last one open.
         cut = compact_overlay(store, generator, store.versions(generator), now=store_time(store))
@@ -35,6 +33,4 @@ def tidy_store(
         note(f"the overlay is not compacted: {error}")
         cut = 0
     retired = retire_versions(store, generator, pointer, settings.keep)
-    held = store.versions(generator)
-    removed = remove_snapshots(out, generator, pointer.version, held, settings.keep_snapshots)
-    return TidyResult(tuple(retired), tuple(removed), cut)
+    return TidyResult(tuple(retired), cut)

@@ -33,6 +33,7 @@ from nearcast.service.responses import (
     json_reply,
     need_extra,
 )
+from nearcast.service.tracing import TracedApp
 
 __all__ = ["Guard", "Limits", "make_app", "parse_tokens"]
 
@@ -80,13 +81,14 @@ def make_app(
     routes = [Route(path, app, methods=[method]) for method, path, app in apps]
     router = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_route})
     router.router.redirect_slashes = False
-    return Guard(
+    guard = Guard(
         router,
         tokens=tokens,
         observe=service.metrics.count_request,
         is_draining=lambda: service.draining,
         open_paths=frozenset(page.path for page in pages if page.open),
     )
+    return guard if service.tracing is None else TracedApp(guard, service.tracing)
 
 
 class FixedApp(RouteApp):

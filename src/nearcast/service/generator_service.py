@@ -41,6 +41,7 @@ from nearcast.service.served_tables import (
     UnopenedTable,
     list_columns,
 )
+from nearcast.service.tracing import Tracing
 from nearcast.service.worker_states import WorkerStates
 from nearcast.types import FloatArray
 
@@ -62,6 +63,7 @@ class Service(ServedTables):
     most_waiting: int = MAX_WAITING
     waiting: int = 0
     sampled: Observer | None = None  # called with the answers of every look-up by key
+    tracing: Tracing | None = None
 
     def close(self) -> None:
         """Stop the threads. The look-ups are closed by their owner."""
@@ -180,7 +182,8 @@ class Service(ServedTables):
     async def _run(self, name: str, lookup: Lookup, read: Callable[[View], Result], *, on_thread: bool) -> Result:
         """Return the result of `read` for the current view. Errors become RefusedError; the first one is logged."""
         try:
-            result = await self._run_on_thread(name, lookup, read) if on_thread else lookup.ask(read)
+            ask = lookup.ask if self.tracing is None else self.tracing.trace_lookup(name, lookup.ask)
+            result = await self._run_on_thread(name, ask, read) if on_thread else ask(read)
         except InputError as error:
             raise RefusedError(422, "invalid", str(error)) from None
         except NearcastError as error:
@@ -197,13 +200,15 @@ class Service(ServedTables):
             log.warning("%s can be looked up again", name)
         return result
 
-    async def _run_on_thread(self, name: str, lookup: Lookup, read: Callable[[View], Result]) -> Result:
+    async def _run_on_thread(
+        self, name: str, ask: Callable[[Callable[[View], Result]], Result], read: Callable[[View], Result]
+    ) -> Result:
         if self.waiting >= self.most_waiting:
             self.metrics.count_overload(name)
             raise RefusedError(503, "overloaded", "too many look-ups are waiting; try again", RETRY_SOON)
         self.waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, lookup.ask, read)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, ask, read)
         finally:
             self.waiting -= 1
 

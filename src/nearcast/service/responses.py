@@ -16,6 +16,7 @@ __all__ = [
     "SAFE",
     "Asgi",
     "Headers",
+    "Message",
     "RefusedError",
     "Reply",
     "encode",

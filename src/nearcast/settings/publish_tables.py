@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_serializer, model_validator
 
@@ -25,12 +25,17 @@ class PublishSpec(SpecTable):
         description="Store: lmdb:PATH relative to `out`, redis://host:port/db, or another URL of docs/stores.md.",
     )
     keep: Whole = Field(3, ge=1, le=100, description="Versions kept in the store, the current one included.")
-    keep_snapshots: Whole | None = Field(
-        None, ge=1, description="Newest snapshots kept on disk after a publish. Default: all."
+    keep_snapshots: Annotated[Whole, Field(ge=1)] | Literal["all"] | None = Field(
+        10, description='Newest snapshots kept, beside those that are served, pinned or read; "all" removes none.'
     )
     max_bytes_per_second: Rate | None = Field(
         None, description='Limits the speed of the copy, for example "50MB". Default: no limit.'
     )
+
+    @property
+    def snapshots_kept(self) -> int | None:
+        """How many of the newest snapshots stay; None for all, as in manifests of earlier releases without a value."""
+        return self.keep_snapshots if isinstance(self.keep_snapshots, int) else None
 
     @field_serializer("store", when_used="json")
     def _hide_password(self, store: str) -> str:

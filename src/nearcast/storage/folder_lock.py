@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nearcast.errors import StorageError
 
-__all__ = ["hold_folder", "open_lock", "wait_for_lock"]
+__all__ = ["hold_folder", "open_lock", "try_lock", "wait_for_lock"]
 
 LOCK_FILE = ".nearcast.lock"  # where a folder itself cannot be locked, as on NFS
 UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -37,6 +37,21 @@ def wait_for_lock(file: int, operation: int, what: str, *, patience: float = PAT
                 ) from None
         time.sleep(pause)
         pause = min(2 * pause, 0.2)
+
+
+def try_lock(file: int, operation: int) -> bool:
+    """Lock an open file with LOCK_SH or LOCK_EX. Return False if another process holds it.
+
+    Returns True without a lock where the file system has none.
+    """
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    return True
 
 
 def open_lock(path: Path, operation: int, *, wait: bool = True) -> int | None:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ __all__ = ["BucketHome"]
 MOST_ATTEMPTS = 1_000  # versions that other processes may take meanwhile
 ABANDONED_SECONDS = 86_400.0  # an attempt that has written nothing for so long was killed
 READS = 16  # small objects at a time
+HELD_SECONDS = 86_400.0  # a reader that holds a snapshot for longer was killed
+HOLDERS = "held"  # folder of a generator with an object per reader that holds a snapshot
 SWEPT = b'{"swept": true}'
 
 
@@ -109,12 +111,53 @@ class BucketHome:
                 return made
         raise BusyError(f"{self._storage.url}/{generator}: {MOST_ATTEMPTS} versions were taken meanwhile; run again")
 
-    def remove(self, generator: str, version: int) -> None:
-        """Delete the manifest, then all other objects."""
+    @contextlib.contextmanager
+    def hold(self, generator: str, version: int) -> Iterator[None]:
+        """Keep an object that says so, for a day at most. It is written before the manifest is looked for."""
+        holder = f"{generator}/{HOLDERS}/{version:06d}-{secrets.token_hex(8)}"
+        self._storage.write(holder, b"")
+        try:
+            if self._storage.stat(f"{_name(generator, version)}/{MANIFEST}") is None:
+                where = f"{self._storage.url}/{_name(generator, version)}"
+                raise NotFoundError(f"{where} was removed a moment ago, as one of the old snapshots; name another one")
+            yield
+        finally:
+            with contextlib.suppress(NearcastError):  # it is ignored after a day
+                self._storage.delete(holder)
+
+    def remove(self, generator: str, version: int) -> bool:
+        """Delete the manifest, then all other objects. A reader that came in between gets the manifest back."""
         name = _name(generator, version)
-        self._storage.delete(f"{name}/{MANIFEST}")
+        if self._is_held(generator, version):
+            return False
+        with contextlib.suppress(NotFoundError):  # a removal was killed
+            manifest = self._storage.read(f"{name}/{MANIFEST}")
+            self._storage.delete(f"{name}/{MANIFEST}")
+            if self._is_held(generator, version):
+                self._storage.write(f"{name}/{MANIFEST}", manifest)
+                return False
         self._delete_folder(name)
         self._forget(name)
+        return True
+
+    def _is_held(self, generator: str, version: int) -> bool:
+        """Return whether a reader holds a snapshot. Ages are by the clock of the bucket."""
+        found = [
+            each
+            for each in self._storage.list_objects(f"{generator}/{HOLDERS}")
+            if each.name.rpartition("/")[2].startswith(f"{version:06d}-")
+        ]
+        if not found:
+            return False
+        probe = f"{generator}/{HOLDERS}/now-{secrets.token_hex(8)}"
+        self._storage.write(probe, b"")
+        written = self._storage.stat(probe)
+        self._storage.delete(probe)
+        now = time.time() if written is None else written.modified
+        for each in found:
+            if now - each.modified > HELD_SECONDS:
+                self._storage.delete(each.name)
+        return any(now - each.modified <= HELD_SECONDS for each in found)
 
     def sweep(self, generator: str) -> int:
         """Remove attempts without a manifest that have written nothing for a day."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from nearcast.storage.base import Storage
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location
 from nearcast.storage.object_files import open_object
-from nearcast.table.snapshot_parts import ATTEMPT
+from nearcast.table.snapshot_parts import ATTEMPT, find_files
 from nearcast.table.write_table import file_name
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ TRANSFERS = 8  # files at a time
 
 class BucketParts:
     """The parts of a snapshot in a bucket. A part is an entry of the host's cache. Safe to use from several threads."""
-
-    local = False
 
     def __init__(
         self, storage: Storage, name: str, out: Location, files: Mapping[str, Mapping[str, Any]], cache: HostCache
@@ -77,7 +75,7 @@ class BucketParts:
                 return open_dataset(self.fetch(part))
         from pyarrow import dataset
 
-        chosen = names if near is None else self._find_files(names, near)
+        chosen = names if near is None else find_files(names, near, self._read_metadata)
         kind = dataset.ParquetFileFormat()
         fragments = [kind.make_fragment(self._open(name)) for name in chosen or names[:1]]
         return dataset.FileSystemDataset(fragments, fragments[0].physical_schema, kind)
@@ -167,25 +165,6 @@ class BucketParts:
         if size != facts["bytes"]:
             raise DamagedError(f"{where} has {size} bytes where {facts['bytes']} were written; restore it")
         raise DamagedError(f"{where} was changed after it was written; restore it, or run again")
-
-    def _find_files(self, names: Sequence[str], near: pa.Scalar) -> list[str]:
-        """Return the files whose range of the first column can hold a value. Reads the footers of log2(n) files."""
-        value, low, high = near.as_py(), 0, len(names)
-        while low < high:  # find the first file that does not end below the value
-            middle = (low + high) // 2
-            bounds = self._read_bounds(names[middle])
-            if bounds is None:
-                return list(names)
-            low, high = (middle + 1, high) if bounds[1] < value else (low, middle)
-        return list(names[low : low + 1])
-
-    def _read_bounds(self, name: str) -> tuple[Any, Any] | None:
-        """Return the smallest and the largest value of the first column; None if the file does not say."""
-        metadata = self._read_metadata(name)
-        groups = [metadata.row_group(number).column(0) for number in range(metadata.num_row_groups)]
-        if not groups or not all(group.is_stats_set and group.statistics.has_min_max for group in groups):
-            return None
-        return groups[0].statistics.min, groups[-1].statistics.max
 
     def _read_metadata(self, name: str) -> Any:
         with self._lock:

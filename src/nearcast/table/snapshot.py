@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nearcast.storage.locations import Location, client_settings, parse_location
 from nearcast.storage.open_storage import is_url, open_storage, parse_url
 from nearcast.suggest import describe_generators
 from nearcast.table.bucket_home import BucketHome
-from nearcast.table.snapshot_home import NOTHING, LocalHome, SnapshotHome, open_snapshot
+from nearcast.table.snapshot_home import NOTHING, LocalHome, SnapshotHome, hold_folder_of, open_snapshot
 from nearcast.table.snapshot_reader import Candidates, Snapshot
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Snapshot",
     "commit_snapshot",
     "find_snapshot",
+    "hold_snapshot",
     "list_generators",
     "list_snapshots",
     "next_version",
@@ -82,6 +84,17 @@ def open_snapshot_url(url: str) -> Snapshot:
     if found is None or not is_url(found[1]):
         raise NotFoundError(f"{url} is not a snapshot; write a URL that `nearcast snapshots --json` prints")
     return open_home(str(parse_url(found[1]))).open(found[2], int(found[3]))
+
+
+def hold_snapshot(snapshot: Snapshot) -> AbstractContextManager[None]:
+    """Keep a snapshot from being removed, by any process, inside `with`. Raises NotFoundError if it is gone.
+
+    Who reads a snapshot for long holds it: retention and `nearcast clean` of other processes pass it over. In a bucket
+    it is held for a day at most.
+    """
+    if snapshot.parts is None:
+        return hold_folder_of(snapshot.folder)
+    return open_home(snapshot.out).hold(snapshot.generator, snapshot.version)
 
 
 def next_version(out: Location, generator: str) -> int:

@@ -8,26 +8,30 @@ go backwards. Callers pass a location to the functions of `snapshot.py`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from nearcast.errors import DamagedError
+from nearcast.errors import DamagedError, NotFoundError
 from nearcast.files import MANIFEST, file_hash, finish, is_done, read_manifest, write_text
 from nearcast.storage.artifacts import ArtifactFile
+from nearcast.storage.folder_lock import try_lock
 from nearcast.storage.locations import Location
 from nearcast.storage.open_storage import open_storage
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot_reader import Snapshot
 
-__all__ = ["NOTHING", "LocalHome", "SnapshotHome", "open_snapshot", "parse_manifest"]
+__all__ = ["NOTHING", "LocalHome", "SnapshotHome", "hold_folder_of", "open_snapshot", "parse_manifest"]
 
 NOTHING: Mapping[str, ArtifactFile] = {}
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+MOST_REMOVALS = 100  # tries, while other processes remove the same folder
 
 
 class SnapshotHome(Protocol):
@@ -71,8 +75,12 @@ class SnapshotHome(Protocol):
         """
         ...
 
-    def remove(self, generator: str, version: int) -> None:
-        """Remove a snapshot, its manifest first: no reader finds a partial snapshot."""
+    def hold(self, generator: str, version: int) -> contextlib.AbstractContextManager[None]:
+        """Keep a snapshot from being removed, by any process, inside `with`. Raises NotFoundError if it is gone."""
+        ...
+
+    def remove(self, generator: str, version: int) -> bool:
+        """Remove a snapshot, its manifest first: no reader finds a partial one. Return False if somebody holds it."""
         ...
 
     def sweep(self, generator: str) -> int:
@@ -166,11 +174,19 @@ class LocalHome:
             listed = read_manifest(folder)["files"]
             write_text(folder / MANIFEST, manifest_text({**manifest, "files": listed}))
 
-    def remove(self, generator: str, version: int) -> None:
-        """Remove the manifest, then the folder."""
+    def hold(self, generator: str, version: int) -> contextlib.AbstractContextManager[None]:
+        """Hold a shared lock on the manifest. A killed process releases it."""
+        return hold_folder_of(self._folder(generator) / f"{version:06d}")
+
+    def remove(self, generator: str, version: int) -> bool:
+        """Remove the manifest, under an exclusive lock on it, then the folder."""
         folder = self._folder(generator) / f"{version:06d}"
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError), _open_manifest(folder) as file:
+            if not try_lock(file, fcntl.LOCK_EX):
+                return False
+            (folder / MANIFEST).unlink(missing_ok=True)
+        _remove_folder(folder)
+        return True
 
     def sweep(self, generator: str) -> int:
         """Remove folders without a manifest that are older than the newest snapshot. Call it under the lock."""
@@ -181,7 +197,7 @@ class LocalHome:
             if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder)
         ]
         for folder in left:
-            shutil.rmtree(folder)
+            _remove_folder(folder)
         return len(left)
 
     def exists(self) -> bool:
@@ -207,6 +223,40 @@ class LocalHome:
         """Read the status of the file."""
         path = self._root / name
         return (path.stat().st_mtime, path.stat().st_size) if path.is_file() else (0.0, 0)
+
+
+@contextlib.contextmanager
+def hold_folder_of(folder: Path) -> Iterator[None]:
+    """Keep the snapshot in a local folder from being removed. Raises NotFoundError if it is gone, or about to be."""
+    gone = NotFoundError(f"{folder} was removed a moment ago, as one of the old snapshots; name another one")
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(_open_manifest(folder))
+        except FileNotFoundError:
+            raise gone from None
+        if not try_lock(file, fcntl.LOCK_SH) or not is_done(folder):
+            raise gone
+        yield
+
+
+@contextlib.contextmanager
+def _open_manifest(folder: Path) -> Iterator[int]:
+    file = os.open(folder / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder, which another process may remove at the same time."""
+    for _ in range(MOST_REMOVALS):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            if folder.exists():
+                continue
+        return
 
 
 def download_file(file: ArtifactFile, path: Path) -> None:

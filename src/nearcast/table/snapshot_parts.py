@@ -7,9 +7,9 @@ A part is a folder. The parts of a local snapshot are its folders; those of a sn
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from nearcast.table.write_table import file_name
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
-__all__ = ["ATTEMPT", "FolderParts", "SnapshotParts"]
+__all__ = ["ATTEMPT", "FolderParts", "SnapshotParts", "find_files"]
 
 ATTEMPT = "attempt.json"  # beside the manifest of a snapshot in a bucket: the attempt that wrote it
 
@@ -31,7 +31,6 @@ class SnapshotParts(Protocol):
     """Where the files of one snapshot are."""
 
     url: str  # of the snapshot, for people
-    local: bool  # reading downloads nothing
 
     @property
     def out(self) -> Location:
@@ -62,12 +61,31 @@ class SnapshotParts(Protocol):
         ...
 
 
+def find_files(names: Sequence[str], near: pa.Scalar, read_metadata: Callable[[str], Any]) -> list[str]:
+    """Return the files whose range of the first column can hold a value. Reads the footers of log2(n) files."""
+    value, low, high = near.as_py(), 0, len(names)
+    while low < high:  # find the first file that does not end below the value
+        middle = (low + high) // 2
+        bounds = _read_bounds(read_metadata(names[middle]))
+        if bounds is None:
+            return list(names)
+        low, high = (middle + 1, high) if bounds[1] < value else (low, middle)
+    return list(names[low : low + 1])
+
+
+def _read_bounds(metadata: Any) -> tuple[Any, Any] | None:
+    """Return the smallest and the largest value of the first column; None if the file does not say."""
+    groups = [metadata.row_group(number).column(0) for number in range(metadata.num_row_groups)]
+    if not groups or not all(group.is_stats_set and group.statistics.has_min_max for group in groups):
+        return None
+    return groups[0].statistics.min, groups[-1].statistics.max
+
+
 class FolderParts:
     """The parts of a snapshot in a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.local = True
         self.url = str(folder)
 
     @property
@@ -83,9 +101,12 @@ class FolderParts:
         """Return the folder."""
         return self._folder / part
 
-    def dataset(self, part: str, near: pa.Scalar | None = None) -> Dataset:  # noqa: ARG002
-        """Open all files: Arrow reads the footers, which say what each row group can hold."""
-        return open_dataset(self._folder / part)
+    def dataset(self, part: str, near: pa.Scalar | None = None) -> Dataset:
+        """Open the files: Arrow reads their footers, which say what each row group can hold."""
+        if near is None:
+            return open_dataset(self._folder / part)
+        names = [str(path) for path in sorted((self._folder / part).glob("*.parquet"))]
+        return open_dataset(find_files(names, near, pq.read_metadata) or names[:1] or self._folder / part)
 
     @contextlib.contextmanager
     def open_file(self, part: str, number: int) -> Iterator[pq.ParquetFile]:

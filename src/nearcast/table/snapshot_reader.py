@@ -25,7 +25,7 @@ from nearcast.types import IntArray
 
 __all__ = ["Candidates", "Snapshot"]
 
-MOST_SEARCHED = 5_000_000  # keys in a bucket that are all compared with an unknown key
+MOST_SEARCHED = 5_000_000  # keys that are all compared with an unknown key
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +127,13 @@ class Snapshot:
         """
         dataset = self.dataset("candidates")
         value = _as_key(key, dataset.schema.field("query_id").type)
-        near = self.dataset("candidates", value)
+        try:
+            near = self.dataset("candidates", value)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._explain_damage(error) from error
         rows = self._read(near, pc.field("query_id") == value) if value is not None else []
         if not rows:
-            searched = near if self.n_rows > MOST_SEARCHED and not self._parts.local else dataset
-            hint = self._suggest(searched, key)
+            hint = self._suggest(near if self.n_rows > MOST_SEARCHED else dataset, key)
             raise NotFoundError(f"{self.generator} {self.name} has no query {quote_key(key)}{hint}")
         row = rows[0]
         ids, scores = tuple(row["candidate_ids"]), tuple(row[self.score_column])
@@ -215,9 +217,13 @@ class Snapshot:
         return {name: tuple(row[name] for row in rows) for name in columns}
 
     def _suggest(self, dataset: Any, key: str | int) -> str:
-        """Name the keys most similar to `key`, else a few keys, to show a wrong type or spelling."""
-        keys = dataset.to_table(columns=["query_id"], use_threads=False).column("query_id")
-        words = describe_nearest(key, keys, f"its {self.n_rows:,} keys")
+        """Name the keys most similar to `key`, else a few keys, to show a wrong type or spelling.
+
+        Of a large table, only those of one file are compared: the file that would hold the key.
+        """
+        keys = dataset.head(MOST_SEARCHED, columns=["query_id"], use_threads=False).column("query_id")
+        some = "some of " if len(keys) < self.n_rows else ""
+        words = describe_nearest(key, keys, f"{some}its {self.n_rows:,} keys")
         return f"; {words}" if words else ""
 
 
