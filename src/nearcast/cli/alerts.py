@@ -13,6 +13,7 @@ from rich.table import Table
 
 from nearcast.api.alerting import acknowledge_alert, list_alerts, snooze_alert, unsnooze_alert
 from nearcast.cli.common import console, explicit_out, format_seconds, json_option, out_option, print_json
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.overlay import parse_duration, parse_time
 from nearcast.monitoring.alert_states import AlertState, Handling
 from nearcast.storage.locations import Location
@@ -44,7 +45,7 @@ def _find_user(who: str | None) -> str:
 
 
 @alerts.command("list")
-@click.argument("generator", metavar="[SPEC|GENERATOR]", required=False)
+@click.argument("generator", type=GeneratorName(specs=True), metavar="[SPEC|GENERATOR]", required=False)
 @out_option
 @json_option
 def list_open(generator: str | None, out: Location, as_json_: bool) -> None:
@@ -59,7 +60,7 @@ def list_open(generator: str | None, out: Location, as_json_: bool) -> None:
 
 
 @alerts.command()
-@click.argument("generator", metavar="SPEC|GENERATOR")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="SPEC|GENERATOR")
 @click.argument("alert")
 @_add_reason_options
 @out_option
@@ -71,7 +72,7 @@ def acknowledge(generator: str, alert: str, who: str | None, why: str, out: Loca
 
 
 @alerts.command()
-@click.argument("generator", metavar="SPEC|GENERATOR")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="SPEC|GENERATOR")
 @click.argument("alert")
 @click.option("--for", "seconds", metavar="DURATION", callback=parse_duration, help="For example 90m, 8h or 2d.")
 @click.option(
@@ -96,7 +97,7 @@ def snooze(
 
 
 @alerts.command()
-@click.argument("generator", metavar="SPEC|GENERATOR")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="SPEC|GENERATOR")
 @click.argument("alert")
 @click.option("--who", default=None, help="Your name. Default: the user of this machine.")
 @out_option

@@ -22,6 +22,7 @@ from nearcast.cli.common import (
     quiet_option,
     store_option,
 )
+from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
 from nearcast.errors import TargetError
 from nearcast.evaluation.evaluation_report import Evaluation, LabelFigure
@@ -49,7 +50,7 @@ class EvaluateOptions:
 
 
 @click.command()
-@click.argument("generator", metavar="GENERATOR|SPEC")
+@click.argument("generator", type=GeneratorName(specs=True), metavar="GENERATOR|SPEC")
 @click.argument("labels", type=InputPath(), required=False)
 @click.option("--snapshot", "version", type=click.IntRange(min=1), help="Version to evaluate. Default: the newest.")
 @click.option(
