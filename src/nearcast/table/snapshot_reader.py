@@ -130,7 +130,7 @@ class Snapshot:
         try:
             near = self.dataset("candidates", value)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._explain_damage(error) from error
+            raise self.explain_damage(error) from error
         rows = self._read(near, pc.field("query_id") == value) if value is not None else []
         if not rows:
             hint = self._suggest(near if self.n_rows > MOST_SEARCHED else dataset, key)
