@@ -28,7 +28,8 @@ FUNCTIONS = {
     "Publish": ["publish", "roll_back", "published", "publish_table", "expand"],
     "Canaries": [name for name in nearcast.__all__ if "canary" in name] + ["CanarySource"],
     "Look up": ["open", "open_expansion", "overlay", "serve.lookup.Lookup", "serve.overlay.Overlay"],
-    "Watch and decide": ["monitor", "evaluate", "tune", "head", "advise", "replay"],
+    "Watch": ["monitor", "evaluate", *(name for name in nearcast.__all__ if "_alert" in name)],
+    "Decide": ["tune", "head", "advise", "replay"],
 }
 MEMBERS = {  # None: no member
     "GeneratorSpec": None,
