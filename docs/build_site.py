@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 PROGRAM = ROOT / ".docs-site" / "bin" / "zensical"
 USUAL_FOLDER = ROOT / "build" / "documentation"
 CHANGES = "changes.md"  # CHANGELOG.md, as a page
-ASSETS = ("images", "site.css")
+ASSETS = ("images", "site.css", "site.js")
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
 PICTURE = re.compile(r'<img src="([^"]+)" width="(\d+)" alt="([^"]*)">')
 FENCE = re.compile(r"^(`{3,})(.*?)^\1$", re.MULTILINE | re.DOTALL)
