@@ -229,7 +229,7 @@ def test_a_failed_audit_publishes_nothing_and_says_which_rules_and_by_how_much(s
     spec = write_spec(shop, audit={"min_keys": 1000, "min_overlap": 1.0})
     done = at.nearcast("publish", spec, "--json", cwd=shop)
     assert done.returncode == 10
-    assert "2 of 19 rules failed" in done.stderr
+    assert "2 of 21 rules failed" in done.stderr
     assert "keys: it has 300 keys, 700 fewer than the required 1,000" in done.stderr
     assert "points below the required 100.00%" in done.stderr
     refused = json.loads(done.stdout)
