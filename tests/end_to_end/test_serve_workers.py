@@ -273,7 +273,7 @@ main()
 """
     for more in ((), ("--workers", "2")):
         done = subprocess.run(
-            [sys.executable, "-c", code, *more], cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 2
         assert "cannot be had (Address already in use)" in done.stderr

@@ -256,7 +256,7 @@ class RedisReader:
             [*commands, ("HMGET", self._load.facts_key, "load", "patch_serial")]
         )
         missing = [at for at, value in enumerate(found) if value is None]
-        lengths = self._connection.run_all([("HLEN", names[at]) for at in missing])
+        lengths = self._connection.run_all([("HLEN", names[at]) for at in missing]) if missing else []
         for at, length in zip(missing, lengths, strict=True):
             found[at] = length
         return found, name, serial
