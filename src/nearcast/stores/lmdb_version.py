@@ -164,22 +164,17 @@ class LmdbReader:
         self._free[space].append(get)
         return values
 
-    def get_from(self, readers: Sequence[LmdbReader], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value that readers[i] has for keys[i]. One transaction per reader."""
-        getters: dict[LmdbReader, Get] = {}
-        values, reader = [], self
+    def get_from(
+        self, readers: Mapping[int, LmdbReader], numbers: Sequence[int], space: Space, keys: Sequence[bytes]
+    ) -> list[bytes | None]:
+        """Return the value that readers[numbers[i]] has for keys[i]."""
         try:
-            for key, reader in zip(keys, readers, strict=True):  # for the errors
-                get = getters.get(reader)
-                if get is None:
-                    get = getters[reader] = reader._take(space)
-                values.append(get(key))
-        except self._bad_key:
-            return [reader.get_many(space, [key])[0] for key, reader in zip(keys, readers, strict=True)]
-        except (self._lmdb_error, OSError) as error:
-            raise translate_read_error(reader._path, error) from error
-        for reader, get in getters.items():
-            reader._free[space].append(get)
+            getters = {number: reader._take(space) for number, reader in readers.items()}
+            values = [getters[number](key) for number, key in zip(numbers, keys, strict=True)]
+        except (self._lmdb_error, OSError):  # one by one: an error names its file, and LMDB refuses some keys
+            return [readers[number].get_many(space, [key])[0] for number, key in zip(numbers, keys, strict=True)]
+        for number, reader in readers.items():
+            reader._free[space].append(getters[number])
         return values
 
     def pairs(self, space: Space) -> Iterator[Pair]:

@@ -31,8 +31,10 @@ class SegmentReader(Protocol):
         """Return the values of these keys; None for a missing key."""
         ...
 
-    def get_from(self, readers: Sequence[Any], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value that readers[i] has for keys[i]; for a few keys. readers: of the same store."""
+    def get_from(
+        self, readers: Mapping[int, Any], numbers: Sequence[int], space: Space, keys: Sequence[bytes]
+    ) -> list[bytes | None]:
+        """Return the value that readers[numbers[i]] has for keys[i]; for a few keys. readers: of the same store."""
         ...
 
     def pairs(self, space: Space) -> Iterator[Pair]:
@@ -155,8 +157,8 @@ class PatchedPairs:
         if self.read is not None:
             return self.read(self.segments, space, keys, ordinals)
         if len(keys) <= FEW_KEYS:
-            readers = [self.segments[ordinal - 1].reader if ordinal else self.version for ordinal in ordinals]
-            return self.version.get_from(readers, space, keys)
+            readers = {number: self.segments[number - 1].reader if number else self.version for number in set(ordinals)}
+            return self.version.get_from(readers, ordinals, space, keys)
         values: list[bytes | None] = [None] * len(keys)
         for ordinal, some in _group(ordinals):
             reader = self.segments[ordinal - 1].reader if ordinal else self.version

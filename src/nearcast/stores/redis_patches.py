@@ -237,7 +237,9 @@ class RedisSegment:
         """Return the values of these keys; None for a missing key."""
         raise NotImplementedError("`_View` reads all segments together")
 
-    def get_from(self, readers: Sequence[object], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_from(
+        self, readers: Mapping[int, object], numbers: Sequence[int], space: Space, keys: Sequence[bytes]
+    ) -> list[bytes | None]:
         """Raise NotImplementedError, as `get_many`."""
         raise NotImplementedError
 
@@ -268,7 +270,9 @@ class _View:
         """Return the values of these keys in the version itself."""
         return self.read((), space, keys, [0] * len(keys))
 
-    def get_from(self, readers: Sequence[object], space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_from(
+        self, readers: Mapping[int, object], numbers: Sequence[int], space: Space, keys: Sequence[bytes]
+    ) -> list[bytes | None]:
         """Raise NotImplementedError: `read` takes several segments at once."""
         raise NotImplementedError
 
