@@ -127,6 +127,16 @@ def test_vectors_that_moved_are_the_cause_also_if_the_inputs_are_gone(shop: Shop
     only(shop.diff(), "vectors")
 
 
+def test_lists_that_stay_full_leave_the_fill_rate_alone(shop: Shop) -> None:
+    shop.run()
+    shop.keep(slice(0, 300))
+    shop.move(2)
+    shop.run()
+    causes = shares(shop.diff())
+    assert {"gone items", "vectors"} <= set(causes["overlap"])
+    assert causes["fill_rate"] == {}
+
+
 def test_query_vectors_that_moved_are_the_cause(shop: Shop) -> None:
     shop.run()
     shop.queries = shop.queries + np.float32(0.5)

@@ -139,8 +139,11 @@ def monitor(
     webhooks of the spec: one notice when an alert begins, one when it ends; `nearcast alerts` acknowledges and snoozes.
     """
     explicit = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
-    if (generator is None) == (options.folder is None):
-        raise click.UsageError("give a spec, the name of a generator, or --all FOLDER")
+    if generator is None and options.folder is None:
+        hint = "'SPEC|GENERATOR', or --all FOLDER"
+        raise click.MissingParameter(ctx=context, param_type="argument", param_hint=hint)
+    if generator is not None and options.folder is not None:
+        raise click.UsageError("give a spec, the name of a generator, or --all FOLDER, not both")
     if options.folder is not None:
         if options.picture is not None:
             raise click.UsageError("--picture draws one generator; leave out --all")

@@ -103,7 +103,7 @@ def _check_spec(
     except Exception as found:  # a fault of ours: the other generators are checked all the same
         error = NearcastError(f"unexpected {type(found).__name__}: {found}")
     if error is not None and not quiet:
-        click.echo(f"{path.name}: {error}", err=True)
+        click.echo(str(error) if path.name in str(error) else f"{path.name}: {error}", err=True)
     return FolderEntry(path, report, error)
 
 
@@ -113,7 +113,7 @@ def _build_table(entries: list[FolderEntry]) -> Table:
         table.add_column(name, overflow="fold")
     for entry in entries:
         report = entry.report
-        if report is None or entry.rank == 2:
+        if report is None:
             status = Text(f"not checked: {entry.error}", style="bold red")
         else:
             status = Text(report.verdict, style="bold red" if report.alerts else "green")

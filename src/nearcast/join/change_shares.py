@@ -101,7 +101,7 @@ def compute_figures(
         parts = _charge(candidates, came=0.0, went=-1 / len(old.ids)) if old.ids else {}
         if old.ids:
             overlap.append((1.0, len(set(old.ids) & set(new.ids)) / len(old.ids), parts))
-        slots = _charge(candidates, came=1 / new_k, went=-1 / new_k)
+        slots = _charge_length(candidates, len(new.ids) - len(old.ids), new_k)
         slots[ChangeCause.SETTINGS] += len(old.ids) * (1 / new_k - 1 / old_k)
         fill.append((len(old.ids) / old_k, len(new.ids) / new_k, slots))
     figures = [sum_figure("overlap", overlap), sum_figure("fill_rate", fill)]
@@ -127,6 +127,18 @@ def _charge(candidates: ChangedCandidates | None, *, came: float, went: float) -
                 for cause, weight in weights.items():
                     parts[cause] += value * weight
     return parts
+
+
+def _charge_length(candidates: ChangedCandidates | None, change: int, k: int) -> dict[ChangeCause, float]:
+    """Charge the change of a list's length, in shares of k slots, to the causes by which more went than came, or less.
+
+    A cause that took as many candidates as it brought has not changed the length.
+    """
+    net = _charge(candidates, came=1.0, went=-1.0)
+    same_sign = {cause: value for cause, value in net.items() if value * change > 0}
+    total = math.fsum(same_sign.values())
+    scaled = {cause: value * change / (total * k) for cause, value in same_sign.items()} if change else {}
+    return defaultdict(float, scaled)
 
 
 def _compare_hits(
