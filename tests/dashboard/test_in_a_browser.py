@@ -78,6 +78,9 @@ def test_a_generator_shows_every_panel_that_its_record_fills(tab: MakeTab, full_
     ):
         assert title in titles
     assert page.locator("figure canvas").count() == len(titles)
+    moved = page.locator("section", has_text="Why the figures moved").last
+    assert moved.locator("tbody th").first.inner_text() == "before"
+    assert "vectors" in moved.locator("tbody th").all_inner_texts()
     assert "Promise broken: hit_rate_at_10 is 0.2, and 0.25 is promised" in page.locator("main").inner_text()
     assert "dense cells 800" in page.locator("figure", has_text="What each recall costs").inner_text()
     assert page.locator("section", has_text="Manifest").locator("summary").count() > 5
