@@ -50,7 +50,7 @@ def with_everything(document: Any) -> Any:
         "without_list": 1203,
         "promises": [{"metric": names[0], "bound": 0.25, "value": 0.2, "low": 0.19, "high": 0.21, "kept": False}],
         "newest": [{"name": name, **figure} for name in names],
-        "rivals": [{"name": "hit_rate_at_10 over served 000004", "low": 0.01, "mid": 0.02, "high": 0.03}],
+        "rivals": [{"name": "hit_rate_at_10, served 000004", "low": 0.01, "mid": 0.02, "high": 0.03}],
         "slices": [{"by": "market", "value": market, "queries": 900, **figure} for market in ("de", "fr")],
     }
     for row in page["explorer"]["queries"]:

@@ -44,7 +44,7 @@ def build_label_figures(events: Sequence[HistoryEvent]) -> dict[str, Any] | None
         "promises": facts["promises"],
         "newest": [{"name": name, **_round_figure(figure)} for name, figure in facts["metrics"].items()],
         "rivals": [
-            {"name": f"{name} over {rival['name']}", **_round_figure(rival["leads"][name])}
+            {"name": f"{name}, {rival['name']}", **_round_figure(rival["leads"][name])}
             for rival in facts["rivals"]
             for name in names
             if name in rival["leads"]

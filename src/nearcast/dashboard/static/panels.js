@@ -83,7 +83,7 @@
       <${Lines} ...${common} title="Metrics by labels" floor=${0} ceiling=${1} height=${210} hint=${`Means over labelled queries, of the first with its 95% interval. Dashed: the promise for ${first}.`}
         lines=${[...labels.metrics.map((name, i) => line(name, s[name], i || !s[name + "_low"] ? {} : { band: [s[name + "_low"], s[name + "_high"]] })), line("promise", s.promise, { dash: [5, 4], colour: "--quiet", step: true })]} />
       <div class="stack"><${Rows} title=${"Snapshot " + format.version(labels.version)} hint=${words + ". 95% intervals."} rows=${rows} unit=${format.number} theme=${theme} />${broken}</div>
-      ${leads.length > 0 && html`<${Rows} title="Lead over other lists" hint="Differences on the same queries, with 95% intervals. Green or red: beyond chance." rows=${leads} unit=${format.number} theme=${theme} />`}
+      ${leads.length > 0 && html`<${Rows} title="Lead over other lists" hint="Differences on the same queries, with 95% intervals. Green or red: beyond chance." rows=${leads} unit=${format.number} wide=${230} theme=${theme} />`}
       ${slices.length > 0 && html`<${Rows} title=${first + " by slice"} hint="Groups of labelled queries, with 95% intervals." rows=${slices} unit=${format.number} theme=${theme} />`}`;
   }
 
