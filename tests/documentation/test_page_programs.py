@@ -81,6 +81,16 @@ def test_other_libraries_read_a_snapshot(two_snapshots: Path) -> None:
         assert len(duckdb.sql(query.body).fetchall()) == 3_000
 
 
+def test_lists_are_evaluated_by_labels_from_python(two_snapshots: Path) -> None:
+    (block,) = find_blocks("docs/evaluate.md", "python")
+    block = block._replace(body=block.body.replace("version=7", "version=2").replace('"served", 6', '"served", 1'))
+    clicks = pa.table(
+        {"query": ["q001", "q002"], "item": ["i0001", "i0002"], "value": [1.0, 2.0], "market": ["de", "fr"]}
+    )
+    found = run(block, two_snapshots, clicks=clicks)["found"]
+    assert 0 <= found.metrics["hit_rate_at_10"].value <= 1
+
+
 def test_the_history_is_a_table_of_sqlite(tmp_path: Path) -> None:
     nearcast.run(write_shop(tmp_path))
     (query,) = find_blocks("docs/monitoring.md", "sql")
