@@ -127,7 +127,7 @@ def build_run_summary(snapshot: Snapshot, disk: DiskUse, key: str) -> Group:
     rest = [
         f"{len(names) - len(first)} more measures: nearcast show {name}",
         f"a list: nearcast lookup {snapshot.generator} {key}",
-        f"on disk: {snapshots}, {format_bytes(disk.bytes)} with caches; {stays} (keep_snapshots)",
+        f"on disk: {snapshots}, {format_bytes(disk.bytes)} with caches; {stays}",
     ]
     return Group(*parts, *(Text(line, style="dim") for line in rest))
 
