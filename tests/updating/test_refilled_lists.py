@@ -38,7 +38,6 @@ def test_lists_that_lose_items_are_those_of_a_full_run_without_a_join(kind, tmp_
 @pytest.mark.parametrize("kind", RESERVED)
 def test_any_updates_fill_lists_up_or_say_that_they_may_lack_items(kind, tmp_path, no_join):
     shop, rng = make_reserved(tmp_path, kind, no_join)
-    short = 0
     for _ in range(8):
         batch = draw_batch(shop, rng)
         done = shop.update(
@@ -51,7 +50,6 @@ def test_any_updates_fill_lists_up_or_say_that_they_may_lack_items(kind, tmp_pat
             listed, _, reason = decode_list(kept[key])
             is_full = len(listed) == shop.settings["k"]  # under a cap, an item that was kept out may be missing in it
             assert reason == "not_probed" or (is_full and kind in ("caps", "all"))
-        short = max(short, done.short)
     no_join.undo()
     shop.update({800: draw_item(rng)})
     assert shop.served() == shop.expected()
