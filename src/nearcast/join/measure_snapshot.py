@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from nearcast.engines.base import Resources
 from nearcast.join.context import RunContext
@@ -129,7 +130,7 @@ def measure_drift(
     for name, table in tables.items():
         old = None if last is None else read_sketch(last.fetch(SKETCH), name)
         comparable = old is not None and old.ids.type == table.ids.type
-        positions = _find_own(old.ids, table) if old is not None and comparable else np.empty(0, np.int64)
+        positions = find_sorted(old.ids, table.ids) if old is not None and comparable else np.empty(0, np.int64)
         rows = sample_sketch_rows(len(table.ids), positions[positions >= 0], seed)
         new = Sketch(table.ids.take(pa.array(rows)), np.asarray(table.vectors.take(rows), np.float32))
         write_sketch(folder, name, new)
@@ -157,16 +158,9 @@ def _moved_share(old: Sketch, drift: VectorDrift, table: IngestedTable, resource
         return 0.0
     items, request = PartOfVectors(table.vectors, close), JoinRequest(Metric.COSINE, 1)
     nearest = exact_join(old.vectors[probes], items, request, resources)
-    own = _find_own(old.ids.take(pa.array(probes)), table)
+    own = find_sorted(old.ids.take(pa.array(probes)), table.ids)
     is_moved = (nearest.scores[:, 0] >= SAME_COSINE) & (close[nearest.positions[:, 0]] != own)
     return float(is_moved.mean()) * len(drift.changed) / len(old.ids)
-
-
-def _find_own(ids: pa.Array, table: IngestedTable) -> IntArray:
-    """Return (ids,) the position of each id in a table, -1 for a missing one. Few ids need no hash table."""
-    if not isinstance(table.ids, pa.Array):
-        return find_positions(ids, table.ids)
-    return find_sorted(ids, table.ids)
 
 
 def _find_close(vectors: FloatArray, items: Vectors) -> IntArray:
@@ -175,9 +169,10 @@ def _find_close(vectors: FloatArray, items: Vectors) -> IntArray:
     directions = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0, casting="same_kind").T
     close = [np.empty(0, np.int64)]
     rows = max(1, BLOCK_BYTES // (4 * max(1, items.dim)))
-    for start in range(0, items.n, rows):
-        block = np.ascontiguousarray(items.read(start, min(items.n, start + rows)))
-        least = (SAME_COSINE - COSINE_ERROR) * compute_norms(block)[:, None]
-        is_close = (np.asarray(block, np.float32) @ directions >= least) & (least > 0)
-        close.append(start + np.flatnonzero(is_close.any(axis=1)))
+    with threadpool_limits(1):  # a product so narrow is not faster with more
+        for start in range(0, items.n, rows):
+            block = np.ascontiguousarray(items.read(start, min(items.n, start + rows)))
+            least = (SAME_COSINE - COSINE_ERROR) * compute_norms(block)[:, None]
+            is_close = (np.asarray(block, np.float32) @ directions >= least) & (least > 0)
+            close.append(start + np.flatnonzero(is_close.any(axis=1)))
     return np.concatenate(close)

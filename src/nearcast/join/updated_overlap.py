@@ -23,7 +23,7 @@ from nearcast.join.task_context import TaskContext
 from nearcast.knn.reserve_lists import cut_reserve
 from nearcast.measure.sampled_recall import OverlapSums, choose_ranges
 from nearcast.measure.tally import overlap_per_query
-from nearcast.sources.ids import find_positions, lower_bound
+from nearcast.sources.ids import find_positions, find_sorted, lower_bound
 from nearcast.sources.ingest import IngestedTable, open_ingested_table
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, IntArray
@@ -94,7 +94,7 @@ class _ItemNumbers:
         numbers = new.vectors.n + others
         for start in range(0, len(others), IDS_AT_ONCE):
             part = slice(start, start + IDS_AT_ONCE)
-            found = find_positions(old.ids.take(others[part]), new.ids)
+            found = find_sorted(old.ids.take(others[part]), new.ids)
             numbers[part] = np.where(found >= 0, found, numbers[part])
         return cls(now, others, numbers)
 

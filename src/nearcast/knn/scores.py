@@ -23,14 +23,20 @@ PAIR_BYTES = 32 << 20  # float64 working set of one chunk of pairs; larger ones 
 Float64Array = npt.NDArray[np.float64]
 
 
-def pair_scores(queries: AnyArray, items: AnyArray, metric: Metric) -> FloatArray:
-    """Return (m,) the scores of m pairs: row i of `queries` (m, dim) against row i of `items` (m, dim)."""
+def pair_scores(
+    queries: AnyArray, items: AnyArray, metric: Metric, query_norms: Float64Array | None = None
+) -> FloatArray:
+    """Return (m,) the scores of m pairs: row i of `queries` (m, dim) against row i of `items` (m, dim).
+
+    query_norms: (m,) the `norms` of the queries, if they are known; cosine needs them.
+    """
     m, dim = queries.shape
     scores = np.empty(m, np.float32)
     step = max(1, PAIR_BYTES // (3 * 8 * max(dim, LANES)))
     for start in range(0, m, step):
         part = slice(start, start + step)
-        scores[part] = _score_chunk(queries[part], items[part], metric)
+        known = None if query_norms is None else query_norms[part]
+        scores[part] = _score_chunk(queries[part], items[part], metric, known)
     scores += 0  # minus zero becomes zero, so that equal scores have equal bytes
     return scores
 
@@ -49,9 +55,11 @@ def rescore(queries: AnyArray, items: Vectors, positions: IntArray, metric: Metr
     rows, columns = np.nonzero(positions >= 0)
     scores = np.full((n, k), -np.inf, np.float32)
     step = max(1, PAIR_BYTES // (8 * max(items.dim, LANES)))
+    query_norms = norms(queries) if metric is Metric.COSINE else None
     for start in range(0, len(rows), step):
         r, c = rows[start : start + step], columns[start : start + step]
-        scores[r, c] = pair_scores(queries[r], items.take(positions[r, c]), metric)
+        known = None if query_norms is None else query_norms[r]
+        scores[r, c] = pair_scores(queries[r], items.take(positions[r, c]), metric, known)
     return top_scores(positions, scores, k)
 
 
@@ -65,13 +73,13 @@ def top_scores(positions: IntArray, scores: FloatArray, k: int) -> Neighbors:
     return Neighbors(np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1))
 
 
-def _score_chunk(queries: AnyArray, items: AnyArray, metric: Metric) -> FloatArray:
+def _score_chunk(queries: AnyArray, items: AnyArray, metric: Metric, query_norms: Float64Array | None) -> FloatArray:
     if metric is Metric.L2:
         return (-_sum_lanes(queries, items, differences=True)).astype(np.float32)
     products = _sum_lanes(queries, items, differences=False)
     if metric is Metric.INNER_PRODUCT:
         return products.astype(np.float32)
-    lengths = norms(queries) * norms(items)
+    lengths = (norms(queries) if query_norms is None else query_norms) * norms(items)
     # A zero vector has no direction: its cosine is defined as 0.
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
     return cosines.astype(np.float32)

@@ -101,11 +101,13 @@ def find_sorted_numbers(values: IntArray, ordered: IntArray) -> IntArray:
     return np.where(ordered[slots] == values, slots, -1)
 
 
-def find_sorted(keys: pa.Array, ids: pa.Array) -> IntArray:
+def find_sorted(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
     """Return (len(keys),) the position of each key in sorted ids of the same type, -1 for a missing key.
 
     keys: without nulls. Few keys are searched for by halving; many strings through a hash table of `ids`.
     """
+    if not isinstance(ids, pa.Array):
+        return ids.find(keys)
     if len(ids) == 0 or len(keys) == 0:
         return np.full(len(keys), -1, np.int64)
     if pa.types.is_integer(ids.type):
