@@ -30,6 +30,7 @@ INSTALL = {
     "pyiceberg": 'pip install "nearcast[iceberg]"',
     "pyspark": "pip install --group cluster",
     "ray": "pip install --group cluster",
+    "sklearn": "pip install --group visual",
     "yaml": "pip install --group test",
     "redis": 'pip install "nearcast[redis]"',
 }
