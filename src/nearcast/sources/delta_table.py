@@ -225,7 +225,9 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
             if _has_rows(table, rows):
                 return False
             # into the version that was looked at: a later one with the same transaction is a conflict
-            library.write_deltalake(table, rows.reader(), mode="append", commit_properties=known)
+            library.write_deltalake(  # merge: columns that the table has beside are null
+                table, rows.reader(), mode="append", schema_mode="merge", commit_properties=known
+            )
             return True
         except library.exceptions.CommitFailedError as error:
             if attempt == APPEND_TRIES - 1:
