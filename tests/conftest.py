@@ -8,9 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.dashboard.browser import chromium
 
 import property_examples as examples
 from dynamodb_server import dynamodb_server, dynamodb_url
@@ -98,3 +100,10 @@ def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Return the reason of a skip without pytest's prefix."""
     text = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else str(report.longrepr)
     return str(text).removeprefix("Skipped: ")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests of a worker: Playwright takes one at a time."""
+    with chromium() as found:
+        yield found

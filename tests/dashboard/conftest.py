@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.dashboard.browser import WIDE, Tab, chromium
+from tests.dashboard.browser import WIDE, Tab
 from tests.dashboard.troubles import history_with
 
 from nearcast.dashboard.document import write_page
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture

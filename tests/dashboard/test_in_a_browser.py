@@ -107,7 +107,7 @@ def test_a_mark_on_a_line_tells_its_reason_on_hover_and_in_the_list(tab: MakeTab
         if "overlap" in told or "another model" in told:
             break
     assert "overlap" in told or "another model" in told
-    listed = page.locator("table.events").first.inner_text()
+    listed = page.locator("table.events", has_text="the audit refused").first.inner_text()
     assert "the audit refused 000006: overlap:" in listed
     assert "alert" in listed
 

@@ -220,11 +220,11 @@ def test_text_ids_and_integer_vectors_are_narrowed_too(tmp_path, monkeypatch):
             {"id": [f"i{number}" for number in numbers], "vector": vectors, "country": ["de"] * len(numbers)}
         )
 
-    made.write(text_rows(range(60)))
-    made.write(text_rows(range(60, 100)))
+    made.write(text_rows(range(80)))
+    made.write(text_rows(range(80, 100)))
     run(made, tmp_path)
     made.write(text_rows(range(100, 110)))
-    made.delete("id = 'i70'")
+    made.delete("id = 'i85'")
 
     second, notes = run(made, tmp_path)
 
