@@ -199,9 +199,10 @@ def test_a_table_of_many_id_ranges_is_narrowed_for_all_workers(made, tmp_path, m
         return StageSettings(context.read_bytes, 1, context.workspace.artifacts, range_rows=60, unit_rows=40)
 
     monkeypatch.setattr(RunContext, "stage_settings", property(small_ranges))
+    made.write(rows(range(N, N + 50)))
     run(made, tmp_path)
-    made.write(rows(range(N, N + 10)))
-    made.delete("id = 60")
+    made.write(rows(range(N + 50, N + 60)))
+    made.delete("id = 60")  # a file of 50 rows is gone, and one of 49 is new: together under half of all rows
 
     with contextlib.closing(make_runner("processes", workers=workers) if workers else LocalRunner()) as runner:
         second, notes = run(made, tmp_path, runner=runner)
