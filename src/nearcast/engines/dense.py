@@ -55,6 +55,7 @@ RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as man
 BOUNDED_SHARE = 0.5  # of an exact join's time if the thresholds are known (packages, 20,000 items in 400 cells)
 BOUNDED_ITEMS = 10_000  # so few are scanned before cells are built
 QUERIES_AT_ONCE = 1 << 15  # of a task, about
+MANY_TASKS = 128  # of more queries than so many tasks hold, tasks are larger, up to four times
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 32 << 20
 TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
@@ -335,7 +336,7 @@ def _refuse_wide(dim: int) -> None:
 
 def _working_bytes(shape: JoinShape) -> int:
     """Return the bytes of a task's query codes and results, and of the buffers of a few queries at a time."""
-    queries = min(shape.n_queries, QUERIES_AT_ONCE)
+    queries = min(shape.n_queries, max(QUERIES_AT_ONCE, min(4 * QUERIES_AT_ONCE, shape.n_queries // MANY_TASKS)))
     results = 24 * shape.request.k + 4 * kernels.pad_width(shape.dim)
     return MIN_WORKING_BYTES + queries * results
 

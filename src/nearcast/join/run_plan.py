@@ -30,6 +30,7 @@ __all__ = [
 TASK_BYTES = 8 << 20  # of queries and results: small enough to lose, large enough for efficient matrix products
 LARGE_TASKS = 4  # times as large are those of many queries: a cell in the CPU cache is then scanned by more of them
 FEWEST_LARGE_TASKS = 8
+MANY_TASKS = 128  # from so many tasks on they grow again, up to four times: at the end of a task a thread waits
 SMALLEST_TASK = 1_024
 PLAN_FILE = "plan.json"
 
@@ -78,7 +79,8 @@ def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
 def count_split_rows(n_queries: int, dim: int, k: int) -> int:
     """Return the number of queries of a task."""
     rows = TASK_BYTES // (12 * k + 4 * dim)
-    return max(SMALLEST_TASK, rows, min(LARGE_TASKS * rows, -(-n_queries // FEWEST_LARGE_TASKS)))
+    large = min(LARGE_TASKS * rows, -(-n_queries // FEWEST_LARGE_TASKS))
+    return max(SMALLEST_TASK, rows, large, min(4 * LARGE_TASKS * rows, -(-n_queries // MANY_TASKS)))
 
 
 def enter_work(folder: Path, plan: RunPlan, settings: Mapping[str, Any]) -> str | None:
