@@ -17,7 +17,7 @@ NearcastError                 1  base class; catch it to catch every error of ne
 ├── WorkerError              15  a worker cannot take part in a run, or a task failed in every attempt
 ├── AccessError              16  a bucket, credentials or rights are missing, or a server or path refuses every attempt
 ├── WithdrawnError           17  a canary that was watched is withdrawn, by its rules or by others
-└── UndecidedError           18  a canary was watched to the end, and too little was measured to decide
+└── UndecidedError           18  a canary was watched to the end, and too little was measured or read to decide
 
 Knows nothing of how an error is shown: the command line does that.
 """
@@ -169,6 +169,6 @@ class WithdrawnError(NearcastError):
 
 
 class UndecidedError(NearcastError):
-    """Canary that was watched to the end while too little was measured to decide. It is still live."""
+    """Canary that was watched to the end while too little was measured or read to decide. It is still live."""
 
     exit_code = 18

@@ -186,6 +186,15 @@ def test_a_table_of_others_is_an_error_and_stays(target, snapshot):
     assert target.read().column("id").to_pylist() == [1, 2]
 
 
+def test_a_table_with_other_types_is_an_error_and_stays(target, snapshot, tmp_path):
+    assert nearcast.export(snapshot, target.location)
+    write_parquet(tmp_path / "items.parquet", ["a", "b", "c"], [[1.0, 2.0], [2.0, 1.0], [3.0, 3.0]])
+    named = run_generator(generator(k=2, exclude_self=True, out="named"), tmp_path).snapshot
+    with pytest.raises(StorageError, match="cannot be written"):
+        nearcast.export(named, target.location)
+    assert len(target.read()) == 20
+
+
 @pytest.mark.parametrize("rows", ["query", "candidate"])
 def test_a_snapshot_without_candidates_is_exported(target, tmp_path, rows):
     snapshot = make_snapshot(tmp_path, 20, min_score=1.0)  # no L2 score is above 0

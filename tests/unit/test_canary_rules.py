@@ -1,16 +1,21 @@
-"""The rules that judge a canary, and the moves of the pointer that start and end one."""
+"""The rules that judge a canary, the moves of the pointer that start and end one, and the watcher that decides."""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pytest
 
-from nearcast.errors import BusyError, NotFoundError, SpecError
+from nearcast.errors import BusyError, InputError, NotFoundError, SpecError, StoreError
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import find_live_canary
 from nearcast.measure.canary_figures import ArmFigures, CanaryFigures, HitFigures, find_latency_bucket
+from nearcast.monitoring.canary_hits import count_hits
+from nearcast.monitoring.watch_canary import CanaryWatch, watch
 from nearcast.publishing.canary_rules import compare_shares, judge_canary, wilson_interval
+from nearcast.publishing.engagement import LogColumns
 from nearcast.publishing.move_canary import (
     change_canary_share,
     promote_canary,
@@ -189,3 +194,122 @@ def test_the_history_knows_the_live_canary():
     for end in (event("canary", "withdrawn"), event("publish", "published"), event("rollback", "rolled_back")):
         assert find_live_canary([started, end]) is None
     assert find_live_canary([started, event("publish", "audit_failed", 4)]) is started
+
+
+@dataclass
+class Figures:
+    """Figures of services, the same at every look."""
+
+    canary: ArmFigures
+    faults: dict = field(default_factory=dict)
+    unreachable: dict = field(default_factory=dict)
+
+    def read(self, _canary):
+        return CanaryFigures(9000, 3000, 4000, 3600.0, arm(), self.canary)
+
+
+def watch_store(store, figures, read_hits=lambda *_: None, max_seconds=1000.0, withdraw=withdraw_canary):
+    """Watch the canary of a store; return the outcome and the notes."""
+    notes = []
+    rules = CanarySpec(decide_after=0, max_seconds=max_seconds)
+    watched = CanaryWatch(
+        store,
+        SHOP,
+        rules,
+        Figures(figures),
+        read_hits,
+        lambda canary, report: promote_canary(store, SHOP, PublishSpec(), report.verdict.why, expected=canary),
+        lambda canary, report: withdraw(store, SHOP, report.verdict.why, expected=canary),
+        notes.append,
+    )
+    return watch(watched, 0.001, lambda _: None), notes
+
+
+def fail(times, then):
+    """A function that raises StoreError so many times, from its second call on, and then does as another one."""
+    calls = []
+
+    def call(*given, **more):
+        calls.append(given)
+        if 1 < len(calls) <= 1 + times:
+            raise StoreError("the store does not answer")
+        return then(*given, **more)
+
+    return call
+
+
+def test_a_watcher_whose_store_comes_back_decides_and_says_once_what_was_wrong(store, monkeypatch):
+    start(store)
+    monkeypatch.setattr(store, "pointer", fail(3, store.pointer))
+    outcome, notes = watch_store(store, arm(empty=400))
+    assert (outcome.outcome, notes) == ("withdrawn", ["trying again: the store does not answer"])
+
+
+def test_a_watcher_whose_store_stays_away_ends_undecided(store, monkeypatch):
+    start(store)
+    monkeypatch.setattr("nearcast.monitoring.watch_canary.LATE_SECONDS", 0.0)
+    with monkeypatch.context() as away:
+        away.setattr(store, "pointer", fail(10**9, store.pointer))
+        outcome, notes = watch_store(store, arm(), max_seconds=0.02)
+    assert (outcome.outcome, outcome.report, len(notes)) == ("undecided", None, 1)
+    assert "max_seconds have passed, and the last look failed: the store does not answer" in outcome.why
+    assert store.pointer(SHOP).canary is not None
+
+
+def test_a_watcher_waits_for_the_lock(store):
+    start(store)
+    busy = [BusyError("shop is held by process 7")]
+
+    def withdraw(*given, **more):
+        if busy:
+            raise busy.pop()
+        return withdraw_canary(*given, **more)
+
+    outcome, notes = watch_store(store, arm(empty=400), withdraw=withdraw)
+    assert (outcome.outcome, notes) == ("withdrawn", ["trying again: shop is held by process 7"])
+
+
+def test_a_log_that_cannot_be_read_is_an_error_at_the_first_look_and_passed_over_later(store, monkeypatch):
+    start(store)
+    looks = []
+
+    def read_hits(*_):
+        looks.append(len(looks))
+        if looks[-1] == first:
+            raise InputError("the log is no Parquet")
+        return HitFigures(1000, 500, 500 if len(looks) < 4 else 0)
+
+    first = 0
+    with pytest.raises(InputError, match="no Parquet"):
+        watch_store(store, arm(), read_hits)
+    looks.clear()
+    first = 1
+    monkeypatch.setattr("nearcast.monitoring.watch_canary.HITS_SECONDS", 0.0)
+    outcome, notes = watch_store(store, arm(), read_hits)
+    assert (outcome.outcome, notes) == ("withdrawn", ["trying again: the log is no Parquet"])
+    assert "min_hit_ratio" in outcome.why
+
+
+def test_a_canary_whose_bytes_are_not_those_that_were_copied_is_withdrawn(store):
+    start(store)  # its facts have no checksum
+    outcome, _ = watch_store(store, arm())
+    assert outcome.outcome == "withdrawn"
+    assert "checksum" in outcome.why
+    assert store.pointer(SHOP).canary is None
+
+
+def test_engagements_are_counted_by_keys_and_items_as_numbers_or_text(store):
+    pointer = start(store, share=1.0)
+    columns = LogColumns("key", "item")
+    lists = whole(3)
+    for written in (int, str):
+        keys = [written(key) for key in (1, 1, 2, 999)]  # nobody has the last one
+        items = [written(item) for item in (lists[1][0][0], whole(2)[1][0][0], lists[2][1][0], 5)]
+        log = pa.table({"key": keys, "item": pa.array(items).dictionary_encode()})
+        assert count_hits(store, SHOP, pointer, pointer.canary, log, columns) == HitFigures(4, 1, 2)
+    none = pa.table({"key": pa.array([], pa.int64()), "item": pa.array([], pa.string())})
+    assert count_hits(store, SHOP, pointer, pointer.canary, none, columns) == HitFigures(0, 0, 0)
+    for name in columns.names:
+        floats = pa.table({"key": [1], "item": [2]}).set_column(columns.names.index(name), name, [[1.0]])
+        with pytest.raises(InputError, match=f"the column {name} is of type double: ids are text or whole numbers"):
+            count_hits(store, SHOP, pointer, pointer.canary, floats, columns)

@@ -147,6 +147,30 @@ def test_a_request_that_is_throttled_is_sent_again(store, monkeypatch, operation
     assert left == []
 
 
+def test_a_transaction_whose_answer_comes_late_is_done_once(store, monkeypatch):
+    """The server is still busy with the first attempt, or has finished it: it knows both by their token."""
+    from botocore.exceptions import ClientError
+
+    monkeypatch.setattr("nearcast.stores.dynamodb_table.FIRST_PAUSE", 0.001)
+    client, done = store._table._client, set()
+    transact = client.transact_write_items
+
+    def answer_late(**given):
+        if given["ClientRequestToken"] in done:
+            return {}
+        transact(**given)
+        done.add(given["ClientRequestToken"])
+        raise ClientError({"Error": {"Code": "TransactionInProgressException", "Message": "wait"}}, "transact")
+
+    monkeypatch.setattr(client, "transact_write_items", answer_late)
+    with store.lock(SHOP) as held:
+        load(store)
+        store.point(SHOP, Pointer(1, 1), held)
+    store.overlay(SHOP).write([OverlayEntry("a", None, True, 1.0)])
+    assert (store.versions(SHOP), store.pointer(SHOP), len(done)) == ([1], Pointer(1, 1), 3)
+    assert [entry.item for entry in store.overlay(SHOP).changes().entries] == ["a"]
+
+
 def test_a_lock_that_a_transaction_is_reading_is_renewed_and_released_a_little_later(store, monkeypatch):
     monkeypatch.setattr("nearcast.stores.dynamodb_table.FIRST_PAUSE", 0.001)
     with store.lock(SHOP) as held:
@@ -213,17 +237,18 @@ def test_a_table_that_is_missing_or_of_another_use_is_told(dynamodb_url, dynamod
     plain = dynamodb_url.replace("&create=true", "")
     with pytest.raises(StoreError, match=rf"dynamodb://{REGION}/{TABLE}: the region has no table .*create=true"):
         open_store(plain)
-    other = "another-table"
     client = dynamodb_server.client()
-    if other not in client.list_tables()["TableNames"]:
-        client.create_table(
-            TableName=other,
-            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
-            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
-    with pytest.raises(SpecError, match="is a table with other keys; give a table of its own"):
-        open_store(plain.replace(TABLE, other))
+    for number, kinds in enumerate(({"id": "S"}, {"p": "B", "s": "S"}, {"p": "S", "s": "B"})):
+        other = f"another-table-{number}"
+        if other not in client.list_tables()["TableNames"]:
+            client.create_table(
+                TableName=other,
+                AttributeDefinitions=[{"AttributeName": name, "AttributeType": kinds[name]} for name in kinds],
+                KeySchema=[{"AttributeName": name, "KeyType": "RANGE" if name == "s" else "HASH"} for name in kinds],
+                BillingMode="PAY_PER_REQUEST",
+            )
+        with pytest.raises(SpecError, match="is a table with other keys; give a table of its own"):
+            open_store(plain.replace(TABLE, other))
 
 
 def test_a_server_that_is_gone_and_missing_credentials_are_told(monkeypatch):

@@ -64,11 +64,14 @@ def test_a_run_of_an_unchanged_query_returns_the_snapshot(folder):
         ("select 1); drop table x; (select 2", "correct the query"),
         ("create table x as select 1", "write one SELECT"),
         ("select 1 as item, [1.0] as vector", r"has no column 'id'"),
+        ("select 1 as id, [1.0] as vector, [2.0] as vector", "result of sql has 2 columns called 'vector'; give each"),
+        ("select * from 'items.parquet' a join 'items.parquet' b on a.id = b.id", "2 columns called 'id'"),
+        ("select *, 1 as more from 'items.parquet' where id > 99", "no rows"),
     ],
 )
 def test_a_query_that_fails_says_why(folder, sql, message):
     with pytest.raises((InputError, SpecError), match=message):
-        open_query(folder, sql)
+        run_generator(generator(items={"sql": sql}), folder)
 
 
 def test_a_relation_is_a_table_in_memory(folder):

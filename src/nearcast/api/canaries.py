@@ -133,8 +133,9 @@ def watch_canary(
 ) -> CanaryOutcome:
     """Watch the live canary until the rules of the spec's [canary] promote or withdraw it.
 
-    Ends as undecided, with the canary live, if too little is measured within `max_seconds`. show: called after each
-    look. Raises NotFoundError if no canary is live, SpecError for an invalid URL.
+    Ends as undecided, with the canary live, if too little is measured within `max_seconds`, or the store or the log
+    cannot be read a minute after them. show: called after each look. Raises NotFoundError if no canary is live,
+    SpecError for an invalid URL.
     """
     with _open_watch(generator, source, store, out, listener) as watched:
         return watch(watched, every_seconds, show)

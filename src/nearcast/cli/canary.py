@@ -111,8 +111,8 @@ class CanaryOptions:
 def canary(generator: str, options: CanaryOptions, quiet: bool, as_json_: bool) -> None:
     """Show the canary of GENERATOR beside the current version, or end, change or watch it.
 
-    --watch exits with code 0 after a promotion, 17 after a withdrawal, and 18 if too little was measured to decide. A
-    watcher that is killed changes nothing. `nearcast publish --canary 5%` starts a canary.
+    --watch exits with code 0 after a promotion, 17 after a withdrawal, and 18 if too little was measured or read to
+    decide within max_seconds. A watcher that is killed changes nothing. `nearcast publish --canary 5%` starts a canary.
     """
     chosen = [options.promote, options.withdraw, options.watching, options.share is not None]
     if sum(chosen) > 1:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.measure.canary_figures import HitFigures
-from nearcast.publishing.engagement import LogColumns, convert_seconds
+from nearcast.publishing.engagement import LogColumns, convert_ids, convert_seconds
 from nearcast.serve.lookup_data import convert_key
 from nearcast.serve.overlay_state import OverlayState
 from nearcast.serve.table_version import TableVersion, open_version
@@ -30,20 +30,22 @@ def count_hits(
 ) -> HitFigures:
     """Count the hits of the engagements since the canary started; of all of them if the log has no time.
 
-    log: one row per engagement, with the columns key and item. Raises NotFoundError if a version was removed.
+    log: one row per engagement, with the columns key and item. Raises NotFoundError if a version was removed,
+    InputError if keys or items are neither text nor whole numbers.
     """
     if columns.time is not None:
         recent = convert_seconds(log[columns.time], columns.time) >= parse_utc(canary.since)
         log = log.filter(pa.array(recent))
     log = log.select([columns.key, columns.item]).drop_null()
+    log_keys, log_items = (convert_ids(log[name], name).combine_chunks() for name in (columns.key, columns.item))
     versions = [open_version(store, generator, number, verify=False) for number in (pointer.version, canary.version)]
     ids = versions[0].query_ids
-    coded = pc.dictionary_encode(log[columns.key].combine_chunks())
+    coded = pc.dictionary_encode(log_keys)
     keys = [
         converted if (converted := convert_key(key, ids)) is not None else key for key in coded.dictionary.to_pylist()
     ]
     inside = [at for at, key in enumerate(keys) if hash_key(generator, canary.version, str(key)) < canary.threshold]
-    pairs = _group_items(coded.indices.to_numpy(), log[columns.item].combine_chunks(), inside)
+    pairs = _group_items(coded.indices.to_numpy(), log_items, inside)
     totals = [_count_in_lists(version, pointer, keys, pairs) for version in versions]
     return HitFigures(sum(len(items) for items in pairs.values()), *totals)
 

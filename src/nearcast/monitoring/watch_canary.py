@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from nearcast.errors import BusyError, InputError, NotFoundError, StoreError
+from nearcast.errors import (
+    BusyError,
+    DamagedError,
+    GoneError,
+    InputError,
+    NotFoundError,
+    StorageError,
+    StoreError,
+)
 from nearcast.measure.canary_figures import CanaryFigures, HitFigures
 from nearcast.monitoring.service_figures import FigureSource
 from nearcast.publishing.canary_rules import CanaryVerdict, judge_canary
@@ -23,6 +31,8 @@ from nearcast.stores.canary_share import Canary
 __all__ = ["CanaryOutcome", "CanaryReport", "CanaryWatch", "read_report", "watch"]
 
 HITS_SECONDS = 30.0  # between two looks at an engagement log
+LATE_SECONDS = 60.0  # after `max_seconds`: so long errors are passed over then
+PASSING_ERRORS = (BusyError, GoneError, InputError, NotFoundError, StorageError, StoreError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +98,14 @@ def read_report(watched: CanaryWatch, seconds: float = 0.0, hits: HitFigures | N
 
 
 def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryReport], None]) -> CanaryOutcome:
-    """Watch until the canary has ended, or `max_seconds` have passed and too little is measured.
+    """Watch until the canary has ended, or `max_seconds` have passed and it cannot be decided.
 
-    Time is counted from here, so a wrong clock decides nothing. An error of the store or of a service is noted, and
-    the next look comes after `every_seconds`. show: called after each look.
+    Time is counted from here, so a wrong clock decides nothing. An error of the store, of a service or of the
+    engagement log is noted, and the next look comes after `every_seconds`; LATE_SECONDS after `max_seconds` an error
+    ends it as undecided. show: called after each look. Raises the first error if it is one of the log.
     """
     first = read_live_canary(watched.store, watched.generator)[1]
-    started, read_at, hits, report = time.monotonic(), -HITS_SECONDS, None, None
+    started, read_at, hits, report, trouble = time.monotonic(), -HITS_SECONDS, None, None, ""
     while True:
         try:
             pointer = watched.store.pointer(watched.generator)
@@ -105,20 +116,26 @@ def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryRepo
                 hits, read_at = watched.read_hits(pointer, first), seconds
             report = read_report(watched, seconds, hits)
             show(report)
+            trouble = ""
             if report.verdict.decision == "undecided":
                 return CanaryOutcome("undecided", report.verdict.why, report)
             if report.verdict.decision == "promote":
-                watched.promote(first, report)
-                return CanaryOutcome("promoted", report.verdict.why, report)
+                try:
+                    watched.promote(first, report)
+                    return CanaryOutcome("promoted", report.verdict.why, report)
+                except DamagedError as error:  # its bytes are not those that were published
+                    report = replace(report, verdict=replace(report.verdict, decision="withdraw", why=str(error)))
             if report.verdict.decision == "withdraw":
                 watched.withdraw(first, report)
                 return CanaryOutcome("withdrawn", report.verdict.why, report)
-        except (BusyError, NotFoundError, StoreError) as error:
-            watched.note(f"trying again: {error}")
-        except InputError as error:  # of the engagement log, which another process may be writing
-            if report is None:
+        except PASSING_ERRORS as error:
+            if report is None and isinstance(error, InputError):  # later, another process may be writing the log
                 raise
-            watched.note(f"trying again: {error}")
+            if str(error) != trouble:
+                watched.note(f"trying again: {error}")
+            trouble = str(error)
+        if trouble and time.monotonic() - started >= watched.rules.max_seconds + LATE_SECONDS:
+            return CanaryOutcome("undecided", f"max_seconds have passed, and the last look failed: {trouble}", report)
         time.sleep(every_seconds)
 
 

@@ -20,7 +20,7 @@ from nearcast.sources.arrow_types import plain_column, refuse_twice, to_microsec
 from nearcast.sources.parquet_files import open_parquet
 from nearcast.stores.names import PHRASES, normalize_table_key
 
-__all__ = ["LogColumns", "compute_weights", "convert_seconds", "read_log"]
+__all__ = ["LogColumns", "compute_weights", "convert_ids", "convert_seconds", "read_log"]
 
 TOP = 50  # items per key
 MOST_WEIGHT = 3e38  # largest float32
@@ -74,7 +74,7 @@ def compute_weights(log: pa.Table, columns: LogColumns, table: str) -> pa.Table:
     log = log.filter(pc.and_(pc.is_valid(log[columns.key]), pc.is_valid(log[columns.item])))
     if len(log) == 0:
         raise InputError("the log holds no engagement that has both a key and an item")
-    keys, items = _convert_keys(log[columns.key], table), _convert_ids(log[columns.item], columns.item)
+    keys, items = _convert_keys(log[columns.key], table), convert_ids(log[columns.item], columns.item)
     weights = _weight_engagements(log, columns)
     summed = (
         pa.table({"key": keys, "item": items, "weight": weights})
@@ -99,8 +99,8 @@ def _make_column_error(name: str, known: Sequence[str], where: str) -> InputErro
     return InputError(f"{where} has no column {name!r}; it has {', '.join(known)}")
 
 
-def _convert_ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Convert ids to int64 or string."""
+def convert_ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Convert ids to int64 or string. Raises InputError for ids that are neither whole numbers nor text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     try:
         if pa.types.is_integer(kind):
@@ -115,7 +115,7 @@ def _convert_ids(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def _convert_keys(column: pa.ChunkedArray, table: str) -> pa.ChunkedArray:
-    ids = _convert_ids(column, "of keys")
+    ids = convert_ids(column, "of keys")
     if table != PHRASES:
         return ids
     coded = ids.cast(pa.string()).combine_chunks().dictionary_encode()

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError
+from nearcast.sources.arrow_types import refuse_twice
 from nearcast.sources.user_files import describe_error
 
 __all__ = ["run_query"]
@@ -20,7 +21,7 @@ def run_query(sql: str, base: Path, columns: list[str], name: str) -> pa.Table:
     """Return columns of a query's result, in the order of the first; paths in it are relative to `base`.
 
     Rows of one id are ordered by their other columns, so that equal rows come in an equal order.
-    Raises InputError if the query fails, or its result lacks columns.
+    Raises InputError if the query fails, or has one of the columns twice.
     """
     library = _import_library()
     with library.connect(config={"file_search_path": str(base.absolute())}) as connection:
@@ -28,6 +29,7 @@ def run_query(sql: str, base: Path, columns: list[str], name: str) -> pa.Table:
             kinds = [statement.type for statement in connection.extract_statements(sql)]
             if kinds != [library.StatementType.SELECT]:
                 raise InputError(f"{name} must be one query, and has {len(kinds)} statements; write one SELECT")
+            refuse_twice(connection.sql(sql).columns, columns, f"the result of {name}")  # a subquery renames the second
             query = connection.sql(f"from ({sql.strip().rstrip(';')}\n)")
             have = list(query.columns)
             chosen = [column for column in columns if column in have]

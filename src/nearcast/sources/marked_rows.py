@@ -55,10 +55,20 @@ def refuse_other_columns(name: str, known: Collection[str], rows: MarkedRows) ->
         )
 
 
+def _refuse_other_types(name: str, known: pa.Schema, rows: MarkedRows) -> None:
+    """Raise StorageError if a column of the rows has another type in files of this schema: nobody could read both."""
+    for field in rows.schema:
+        if known.field(field.name).type != field.type:
+            raise StorageError(
+                f"{name} cannot be written: its column {field.name!r} is {known.field(field.name).type}, and "
+                f"{field.type} in these rows; name another folder"
+            )
+
+
 def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) -> bool:
     """Write the rows as one Parquet file of a folder or bucket. Return False if the file is there.
 
-    Raises StorageError if another file of the folder has other columns.
+    Raises StorageError if another file of the folder has other columns, or other types.
     """
     storage = open_storage(bucket_url(location, base) or base / location)
     file = f"{rows.name}.parquet"
@@ -67,7 +77,9 @@ def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) ->
     if other is not None:
         [footer] = storage.read_ranges(other.name, [(max(0, other.size - FOOTER_BYTES), other.size)])
         with contextlib.suppress(pa.ArrowException):  # a file of others, which may be no Parquet
-            refuse_other_columns(name, pq.read_schema(pa.BufferReader(footer)).names, rows)
+            known = pq.read_schema(pa.BufferReader(footer))
+            refuse_other_columns(name, known.names, rows)
+            _refuse_other_types(name, known, rows)
     if there is not None:
         return False
     with tempfile.TemporaryDirectory(prefix="nearcast-export-") as folder:

@@ -105,7 +105,7 @@ class DynamoTable:
                     raise StoreError(f"{self.settings.url} is still being created; try again later") from None
                 time.sleep(FIRST_PAUSE)
         keys = {row["AttributeName"]: row["AttributeType"] for row in found["AttributeDefinitions"]}
-        if [row["AttributeName"] for row in found["KeySchema"]] != ["p", "s"] or keys.get("p") != "B":
+        if [row["AttributeName"] for row in found["KeySchema"]] != ["p", "s"] or (keys["p"], keys["s"]) != ("B", "B"):
             raise SpecError(
                 f"{self.settings.url} is a table with other keys; give a table of its own, with the partition key p "
                 "and the sort key s, both binary"
@@ -211,7 +211,9 @@ class DynamoTable:
     def transact(self, *steps: Item) -> None:
         """Do several conditional writes in one step. Raises ConditionFailedError."""
         actions = [{kind: {"TableName": self.settings.table, **step} for kind, step in item.items()} for item in steps]
-        self._persist("transaction", partial(self._client.transact_write_items, TransactItems=actions))
+        token = secrets.token_hex(16)  # of all attempts: one whose answer was lost is not done twice
+        send = partial(self._client.transact_write_items, TransactItems=actions, ClientRequestToken=token)
+        self._persist("transaction", send)
 
     def map(self, function: Callable[[T], R], things: Iterable[T]) -> list[R]:
         """Call a function for each thing, on threads if there are several; return the results in order."""
