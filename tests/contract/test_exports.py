@@ -190,9 +190,31 @@ def test_a_table_with_other_types_is_an_error_and_stays(target, snapshot, tmp_pa
     assert nearcast.export(snapshot, target.location)
     write_parquet(tmp_path / "items.parquet", ["a", "b", "c"], [[1.0, 2.0], [2.0, 1.0], [3.0, 3.0]])
     named = run_generator(generator(k=2, exclude_self=True, out="named"), tmp_path).snapshot
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(
+        StorageError, match=r"its column 'query_id' has integers, and these rows have text; name another"
+    ):
         nearcast.export(named, target.location)
     assert len(target.read()) == 20
+
+
+def test_a_table_with_wider_numbers_is_appended_to(target, snapshot):
+    if target.kind == "parquet":
+        pytest.skip("a folder of files has no types of its own")
+    nearcast.export(snapshot, target.location, rows="candidate")
+    wider = target.read().slice(0, 0)
+    for name in ("score", "rank"):
+        at, kind = wider.schema.get_field_index(name), pa.float64() if name == "score" else pa.int64()
+        wider = wider.set_column(at, name, pa.array([], kind))
+    if target.kind == "delta":
+        import deltalake
+
+        deltalake.write_deltalake(target.folder, wider, mode="overwrite", schema_mode="overwrite")
+    else:
+        target.catalog.drop_table("shop.lists")
+        target.catalog.create_table("shop.lists", wider.schema)
+    assert nearcast.export(snapshot, target.location, rows="candidate")
+    assert target.read().schema.field("score").type == pa.float64()
+    assert len(target.read()) == 60
 
 
 @pytest.mark.parametrize("rows", ["query", "candidate"])

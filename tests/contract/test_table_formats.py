@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import itertools
 import json
 import sys
@@ -123,6 +125,31 @@ def test_a_renamed_column_is_read_under_its_name_at_that_version(made, tmp_path)
 
     assert [found[number][1]["land"] for number in range(8)] == rows(0, 8)["country"].to_pylist()
     assert read(spec_of(made, at=first), tmp_path) == rows_by_id(rows(0, 5))
+
+
+ATTRIBUTES = {
+    "decimal": pa.array([decimal.Decimal("1.20"), None, decimal.Decimal("-3.40")], pa.decimal128(10, 2)),
+    "binary": pa.array([b"a", None, b"\xff\x00"], pa.binary()),
+    "struct": pa.array(
+        [{"a": 1, "b": "x"}, None, {"a": 3, "b": None}], pa.struct([("a", pa.int64()), ("b", pa.string())])
+    ),
+    "list": pa.array([["a", "b"], None, []], pa.list_(pa.string())),
+    "time": pa.array([datetime.datetime(2026, 1, 1, 6, 30), None, None], pa.timestamp("us", "UTC")),
+    "day": pa.array([datetime.date(2026, 1, 1), None, datetime.date(1969, 12, 31)], pa.date32()),
+    "flag": pa.array([True, None, False]),
+    "small": pa.array([1, None, -3], pa.int32()),
+    "real": pa.array([0.1, None, 1e30], pa.float64()),
+}
+
+
+def test_attributes_of_every_type_are_those_of_parquet(made, tmp_path):
+    table = rows(0, 3)
+    for name, values in ATTRIBUTES.items():
+        table = table.append_column(name, values)
+    pq.write_table(table, tmp_path / "items.parquet")
+    made.write(table)
+    expected = read(SourceSpec(path="items.parquet", attributes=tuple(ATTRIBUTES)), tmp_path)
+    assert read(spec_of(made, attributes=tuple(ATTRIBUTES)), tmp_path) == expected
 
 
 def test_columns_that_are_not_named_are_not_read(made, tmp_path):

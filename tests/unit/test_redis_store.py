@@ -13,6 +13,7 @@ import pytest
 from nearcast.errors import BusyError, DamagedError, GoneError, NotFoundError, SpecError, StoreError
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayChanges, OverlayEntry, Pointer, Space
+from nearcast.stores.redis_cluster import ClusterClient
 from nearcast.stores.redis_url import parse_url
 from needs import require_module
 from servers import HERE, free_port, redis_running
@@ -297,6 +298,19 @@ def test_a_connection_that_breaks_during_a_request_is_made_anew_once(behind_prox
     with pytest.raises(StoreError, match="cannot be reached"):
         values(reader, numbered(200))
     assert proxy.requests_to_drop > 990
+
+
+def test_a_look_up_of_one_key_in_a_cluster_is_one_round_trip(cluster_url, monkeypatch):
+    with contextlib.closing(open_store(f"{cluster_url}?buckets=16")) as store:
+        load(store)
+        reader, trips, send = store.open(SHOP, 1, verify=True), [], ClusterClient._send
+        values(reader, numbered(1))  # the first call also reads the patches
+        monkeypatch.setattr(ClusterClient, "_send", lambda *given: trips.append(given) or send(*given))
+        for key, value in numbered(20):  # the node of the key and that of the generator at the same time
+            assert reader.get_many(Space.LISTS, [key]) == [value]
+        assert len(trips) == 20
+        assert reader.get_many(Space.LISTS, [b"no"]) == [None]
+        assert len(trips) == 22  # a miss counts the pairs of its bucket
 
 
 def test_a_server_that_is_slow_is_waited_for_once_and_its_late_answers_are_no_others(redis_url, proxy):

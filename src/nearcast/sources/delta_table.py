@@ -221,7 +221,7 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
             if not library.DeltaTable.is_deltatable(uri):
                 library.DeltaTable.create(uri, rows.schema, mode="ignore")
             table = library.DeltaTable(uri)
-            refuse_other_columns(name, [field.name for field in table.schema().fields], rows)
+            refuse_other_columns(name, _read_types(table), rows)
             if _has_rows(table, rows):
                 return False
             # into the version that was looked at: a later one with the same transaction is a conflict
@@ -232,7 +232,9 @@ def append_to_delta(name: str, location: str, base: Path, rows: MarkedRows) -> b
         except library.exceptions.CommitFailedError as error:
             if attempt == APPEND_TRIES - 1:
                 raise StorageError(f"{name}: other writers commit all the time; export again") from error
-        except (library.exceptions.DeltaError, OSError) as error:
+        except StorageError:
+            raise
+        except Exception as error:  # of the log, of the storage, or of a cast, which has no class of its own
             raise StorageError(f"{name} cannot be written ({describe_error(error)}); check the location") from error
     raise AssertionError("unreachable")
 

@@ -187,12 +187,13 @@ def append_to_iceberg(name: str, location: str, _base: Path, rows: MarkedRows) -
         TableAlreadyExistsError,
         ValidationException,
     )
+    from pyiceberg.io.pyarrow import schema_to_pyarrow
 
     same = " and ".join(f"{mark} == {_as_literal(value)}" for mark, value in rows.marks.items())
     for attempt in range(APPEND_TRIES):
         try:
             table = catalog.create_table_if_not_exists(identifier, rows.schema)
-            refuse_other_columns(name, [field.name for field in table.schema().fields], rows)
+            refuse_other_columns(name, schema_to_pyarrow(table.schema(), include_field_ids=False), rows)
             if len(table.scan(row_filter=same, selected_fields=tuple(rows.marks), limit=1).to_arrow()):
                 return False
             data = rows.reader() if table.spec().is_unpartitioned() else rows.reader().read_all()

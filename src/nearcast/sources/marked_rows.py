@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,30 +45,42 @@ class MarkedRows:
         return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
 
-def refuse_other_columns(name: str, known: Collection[str], rows: MarkedRows) -> None:
-    """Raise StorageError if a table with these columns lacks one of the rows."""
-    missing = [column for column in rows.schema.names if column not in known]
+def refuse_other_columns(name: str, known: pa.Schema, rows: MarkedRows) -> None:
+    """Raise StorageError if a table with these columns lacks one of the rows, or has other values in it."""
+    missing = [column for column in rows.schema.names if column not in known.names]
     if missing:
         raise StorageError(
-            f"{name} cannot be written: it has no column {missing[0]!r}, it has {', '.join(known)}; name another "
+            f"{name} cannot be written: it has no column {missing[0]!r}, it has {', '.join(known.names)}; name another "
             "table, or export the kind of rows that it has"
         )
-
-
-def _refuse_other_types(name: str, known: pa.Schema, rows: MarkedRows) -> None:
-    """Raise StorageError if a column of the rows has another type in files of this schema: nobody could read both."""
     for field in rows.schema:
-        if known.field(field.name).type != field.type:
+        has, given = _name_values(known.field(field.name).type), _name_values(field.type)
+        if has != given:
             raise StorageError(
-                f"{name} cannot be written: its column {field.name!r} is {known.field(field.name).type}, and "
-                f"{field.type} in these rows; name another folder"
+                f"{name} cannot be written: its column {field.name!r} has {has}, and these rows have {given}; name "
+                "another table"
             )
+
+
+def _name_values(kind: pa.DataType) -> str:
+    """Name the values of a type, whatever their width."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind):
+        return f"lists of {_name_values(kind.value_type)}"
+    if types.is_dictionary(kind):
+        return _name_values(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    for test, values in ((types.is_integer, "integers"), (types.is_floating, "numbers"), (types.is_timestamp, "times")):
+        if test(kind):
+            return values
+    return str(kind)
 
 
 def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) -> bool:
     """Write the rows as one Parquet file of a folder or bucket. Return False if the file is there.
 
-    Raises StorageError if another file of the folder has other columns, or other types.
+    Raises StorageError if another file of the folder has other columns.
     """
     storage = open_storage(bucket_url(location, base) or base / location)
     file = f"{rows.name}.parquet"
@@ -77,9 +89,7 @@ def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) ->
     if other is not None:
         [footer] = storage.read_ranges(other.name, [(max(0, other.size - FOOTER_BYTES), other.size)])
         with contextlib.suppress(pa.ArrowException):  # a file of others, which may be no Parquet
-            known = pq.read_schema(pa.BufferReader(footer))
-            refuse_other_columns(name, known.names, rows)
-            _refuse_other_types(name, known, rows)
+            refuse_other_columns(name, pq.read_schema(pa.BufferReader(footer)), rows)
     if there is not None:
         return False
     with tempfile.TemporaryDirectory(prefix="nearcast-export-") as folder:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 
 from nearcast.errors import MissingExtraError, SpecError, StoreError
 from nearcast.stores.dynamodb_url import DynamoSettings
+from nearcast.stores.process_client import ProcessClient
 
 __all__ = ["ConditionFailedError", "DynamoTable", "ItemKey", "read_whole", "split_value"]
 
@@ -63,14 +63,11 @@ class DynamoTable:
 
     def __init__(self, settings: DynamoSettings) -> None:
         self.settings = settings
-        self._made: tuple[int, Any] | None = None  # process id and client
+        self._clients = ProcessClient(self._new_client)
 
     @property
     def _client(self) -> Any:
-        made = self._made
-        if made is None or made[0] != os.getpid():
-            made = self._made = os.getpid(), self._new_client()
-        return made[1]
+        return self._clients.get()
 
     def _new_client(self) -> Any:
         try:
@@ -230,9 +227,9 @@ class DynamoTable:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._made is not None and self._made[0] == os.getpid():
-            self._made[1].close()
-            self._made = None
+        client = self._clients.take()
+        if client is not None:
+            client.close()
 
     def _persist(self, what: str, send: Callable[[], R]) -> R:
         """Return the answer of a request; send it again while the table throttles or others write the same items."""

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from nearcast.errors import MissingExtraError, SpecError, StoreError
+from nearcast.stores.process_client import ProcessClient
 from nearcast.stores.redis_cluster import ClusterClient, has_replica_all
 from nearcast.stores.redis_errors import make_cluster_refusal, make_foreign_error, make_redis_error
 from nearcast.stores.redis_url import CLUSTER, FORM, SENTINEL, SENTINEL_PASSWORD_VARIABLE, RedisSettings
@@ -33,7 +34,7 @@ class RedisConnection:
 
     def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
-        self._made: tuple[int, Any] | None = None  # process id and client
+        self._clients = ProcessClient(self._new_client)
 
     @cached_property
     def _library(self) -> Any:
@@ -47,11 +48,7 @@ class RedisConnection:
 
     @property
     def _client(self) -> Any:
-        """The client of this process. A child gets its own: a lock of the inherited one may never be released."""
-        made = self._made
-        if made is None or made[0] != os.getpid():
-            made = self._made = os.getpid(), self._new_client()
-        return made[1]
+        return self._clients.get()
 
     @property
     def is_cluster(self) -> bool:
@@ -178,12 +175,11 @@ class RedisConnection:
 
     def close(self) -> None:
         """Close the connections that are not in use."""
-        if self._made is None or self._made[0] != os.getpid():
-            return
-        if self.is_cluster:
-            self._made[1].close()
-        else:
-            self._made[1].connection_pool.disconnect(inuse_connections=False)
+        client = self._clients.take()
+        if client is not None and self.is_cluster:
+            client.close()
+        elif client is not None:
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def check_server(self) -> None:
         """Raise SpecError if the URL is of another kind than the server, StoreError if there is no answer."""
