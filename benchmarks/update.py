@@ -3,9 +3,10 @@
     python benchmarks/update.py --folder /tmp/update                     # 20,000 lists; a day in at most 20 minutes
     python benchmarks/update.py --folder /tmp/million --queries 1000000 --updates 0
 
-Prints one JSON object. `update_seconds` is a call of `nearcast.update` in a process without state, `again_seconds` one
-that has it, with the processor seconds of both; `visible_seconds` is the time from the end of an update until a look-up
-of another process shows it. The day: two readers, each in a process of its own, look up 100 keys at a time, one in the
+Prints one JSON object, also if the day is ended early by Ctrl-C, SIGTERM, an error or `--minutes`: `updates` says how
+far it came. `update_seconds` is a call of `nearcast.update` in a process without state, `again_seconds` one that has
+it, with the processor seconds of both; `visible_seconds` is the time from the end of an update until a look-up of
+another process shows it. The day: two readers, each in a process of its own, look up 100 keys at a time, one in the
 store that is updated, the other in a copy of it without patches. Both run all the time, beside the same updates, so a
 busy machine disturbs both alike; compare their quantiles. `--updates 0` leaves the day out.
 """
@@ -16,7 +17,10 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
+import queue
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ import pyarrow as pa
 
 import nearcast
 from nearcast import machine
+from nearcast.errors import NearcastError
 from nearcast.storage.locations import parse_location
 from nearcast.stores import open_store
 from nearcast.updating.read_batch import BatchInputs
@@ -62,14 +67,13 @@ def main() -> None:
     for left in (folder / "store", folder / "out/lists/updates"):  # of an earlier measurement
         shutil.rmtree(left, ignore_errors=True)
     nearcast.publish(spec)
-    figures = {
-        "machine": machine.describe(),
-        "queries": options.queries,
-        "items": options.items,
-        "k": 50,
-        **measure_update(folder, options),
-        **(measure_day(folder, options) if options.updates else {}),
-    }
+    figures = {"machine": machine.describe(), "queries": options.queries, "items": options.items, "k": 50}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        figures |= measure_update(folder, options)
+        figures |= measure_day(folder, options) if options.updates else {}
+    except KeyboardInterrupt:
+        figures["interrupted"] = True
     print(json.dumps(figures, indent=2))
 
 
@@ -135,10 +139,14 @@ def measure_day(folder: Path, options: argparse.Namespace) -> dict:
         seconds, visible, used, by_hour = run_day(folder, options, readers)
         readers.hour.value = STOPPED
         found = {name: results.get(timeout=60) for name, results in readers.results.items()}
+    except queue.Empty:
+        return {"updates": len(seconds), "reader_errors": "a reader has died; see its traceback", **by_hour}
     finally:
         readers.hour.value = STOPPED
         for process in readers.processes.values():
             process.join(60)
+    if not seconds:
+        return {"updates": 0}
     day = {name: np.concatenate(figures["seconds"]) for name, figures in found.items()}
     pairs = [pair for pair in zip(*(figures["seconds"] for figures in found.values()), strict=True) if all(pair)]
     return {
@@ -166,26 +174,33 @@ def run_day(folder: Path, options: argparse.Namespace, readers: Readers) -> tupl
     seconds, visible = [], []
     by_hour: dict[str, list] = {name: [] for name in ("store_bytes", "journal_bytes", "reader_rss", "updater_rss")}
     begun, used, length = time.time(), time.process_time(), 60 * options.minutes
-    updates = apply_updates(folder, options, begun, length)
-    for number, (done, took, ended) in enumerate(updates):
-        seconds.append(took)
-        readers.target.value = done.patch
-        readers.seen.value = 0.0
-        deadline = time.time() + 10
-        while readers.seen.value == 0.0 and time.time() < deadline:
-            time.sleep(0.005)
-        visible.append(max(0.0, (readers.seen.value or time.time()) - ended))
-        hour = (number + 1) * HOURS // options.updates
-        if hour > max(0, readers.hour.value):
-            by_hour["store_bytes"].append(count_bytes(folder / "store"))
-            by_hour["journal_bytes"].append(count_bytes(folder / "out/lists/updates"))
-            by_hour["reader_rss"].append(read_rss(readers.processes["patched"].pid))
-            by_hour["updater_rss"].append(read_rss("self"))
-            print(f"hour {hour}, update {number + 1}, {time.time() - begun:.0f} s", file=sys.stderr, flush=True)
-        readers.hour.value = min(hour, HOURS - 1)
-        if time.time() > begun + length:
-            break
+    try:
+        for number, (done, took, ended) in enumerate(apply_updates(folder, options, begun, length), 1):
+            seconds.append(took)
+            visible.append(wait_until_seen(readers, done.patch, ended))
+            hour = number * HOURS // options.updates
+            if hour > max(0, readers.hour.value):
+                by_hour["store_bytes"].append(count_bytes(folder / "store"))
+                by_hour["journal_bytes"].append(count_bytes(folder / "out/lists/updates"))
+                by_hour["reader_rss"].append(read_rss(readers.processes["patched"].pid))
+                by_hour["updater_rss"].append(read_rss("self"))
+                print(f"hour {hour}, update {number}, {time.time() - begun:.0f} s", file=sys.stderr, flush=True)
+            readers.hour.value = min(hour, HOURS - 1)
+            if time.time() > begun + length:
+                break
+    except (KeyboardInterrupt, NearcastError) as error:
+        print(f"the day ends early: {error!r}", file=sys.stderr, flush=True)
     return seconds, visible, time.process_time() - used, by_hour
+
+
+def wait_until_seen(readers: Readers, patch: int, ended: float) -> float:
+    """Return the seconds from the end of an update until a look-up shows its patch; more than 10 if none does."""
+    readers.target.value = patch
+    readers.seen.value = 0.0
+    deadline = time.time() + 10
+    while readers.seen.value == 0.0 and time.time() < deadline:
+        time.sleep(0.005)
+    return max(0.0, (readers.seen.value or time.time()) - ended)
 
 
 def apply_updates(folder: Path, options: argparse.Namespace, begun: float, length: float):
@@ -219,11 +234,14 @@ def start_readers(stores: dict[str, Path], queries: int) -> Readers:
 
 def read(store: str, queries: int, results, hour, target, seen) -> None:
     """Look up random keys until the day has ended; note when a look-up shows the patch `target`."""
+    for ended in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ended, signal.SIG_IGN)  # also sent to the whole group: the day ends first
+    parent = os.getppid()
     rng = np.random.default_rng(5)
     seconds: list[list[float]] = [[] for _ in range(HOURS)]
     errors = 0
     with nearcast.open(store, "lists", refresh_seconds=0.2) as lookup:
-        while (now := hour.value) != STOPPED:
+        while (now := hour.value) != STOPPED and os.getppid() == parent:
             keys = rng.integers(0, queries, KEYS).tolist()
             started = time.perf_counter()
             try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.contract.store_kinds import PATIENCE, SHOP, find_keys, limited_memory, load, numbered, opened
 
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
-from nearcast.stores import open_store
+from nearcast.stores import open_store, patch_log, patch_record
 from nearcast.stores.base import PatchFacts, PatchState, Space, find_patches, read_patch_state, repair_patches
 
 BASE = numbered(40)
@@ -212,6 +212,59 @@ def test_folded_patches_are_looked_up_as_before_and_cannot_be_rolled_back(store,
         assert values(reader, [b"key000009"]) == [b"back"]
 
 
+@pytest.fixture
+def small_groups(monkeypatch):
+    monkeypatch.setattr(patch_record, "GROUP_PATCHES", 3)
+
+
+@pytest.mark.parametrize("to", range(8))
+def test_patches_in_groups_are_rolled_back_one_by_one(store, log, to, small_groups):
+    load(store, lists=BASE)
+    for number in range(1, 8):  # groups of 3, 3 and 1 where look-ups gain by it
+        write(store, number, [(b"key%06d" % number, b"%d" % number), (b"all", b"%d" % number), (b"key000009", b"")])
+    with opened(store) as reader:
+        assert values(reader, [b"all", b"key000001", b"key000009"]) == [b"7", b"1", None]
+        with store.lock(SHOP) as lock:
+            log.roll_back(1, to, lock)
+        write(store, 8, [(b"key000020", b"8")])
+        with opened(store) as fresh:
+            for one in (reader, fresh):
+                assert values(one, [b"all", b"key000020"]) == [b"%d" % to if to else None, b"8"]
+                keys = [b"key%06d" % number for number in range(1, 8)]
+                assert values(one, keys) == [b"%d" % n if n <= to else b"value %d" % n for n in range(1, 8)]
+    assert [patch.number for patch in log.state(1).patches] == [*range(1, to + 1), 8]
+
+
+def test_a_lost_patch_of_a_group_is_an_error_of_the_rollback_that_needs_it(store, place, log, small_groups):
+    if "redis" in place.url:
+        pytest.skip("its look-ups gain nothing by groups")
+    load(store, lists=BASE)
+    for number in range(1, 4):
+        write(store, number, [(b"all", b"%d" % number)])
+    damage_segment(place)
+    with opened(store) as reader, store.lock(SHOP) as lock:
+        assert values(reader, [b"all"]) == [b"3"]
+        with pytest.raises(DamagedError, match="000001"):
+            log.roll_back(1, 2, lock)
+        assert values(reader, [b"all"]) == [b"3"]
+        log.roll_back(1, 0, lock)
+        assert values(reader, [b"all"]) == [None]
+
+
+def test_a_damaged_older_patch_does_not_stop_newer_ones_and_is_not_folded(store, place, log, monkeypatch):
+    monkeypatch.setattr(patch_record, "GROUP_PATCHES", 2)
+    monkeypatch.setattr(patch_log, "MOST_PATCHES", 2)
+    monkeypatch.setattr(patch_log, "FOLD_TO", 1)
+    load(store, lists=BASE)
+    write(store, 1, [(b"a", b"1")])
+    damage_segment(place)
+    for number in range(2, 5):  # an error would say that the patch is not in force
+        write(store, number, [(b"b", b"%d" % number)])
+    assert [patch.number for patch in log.state(1).patches] == [1, 2, 3, 4]  # a fold would hide what was lost
+    with store.lock(SHOP) as lock, pytest.raises(DamagedError, match="000001"):
+        log.compact(1, 0, lock)
+
+
 @pytest.mark.slow
 def test_a_hundred_patches_are_folded_by_themselves(store, log):
     load(store, lists=BASE)
@@ -220,6 +273,7 @@ def test_a_hundred_patches_are_folded_by_themselves(store, log):
             write(store, number, [(b"all", b"%d" % number), (b"k%d" % (number % 7), b"%d" % number)])
         assert values(reader, [b"all", b"k0", b"k1"]) == [b"100", b"98", b"99"]
     state = log.state(1)
+    assert len(log.read().record(1).segments) < 40 or not log.groups_patches
     assert len(state.patches) < 100
     assert state.folded.counts["lists"] + len(state.patches) == 100
 
@@ -250,7 +304,7 @@ STEPS = st.lists(st.one_of(PATCH, st.tuples(st.sampled_from(["back", "fold"]), s
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_after_any_steps_readers_see_the_newest_values(store, log, steps):
+def test_after_any_steps_readers_see_the_newest_values(store, log, small_groups, steps):
     """The model: a dictionary per patch in force."""
     with store.lock(SHOP):
         store.retire(SHOP, 1)

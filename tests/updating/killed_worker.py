@@ -12,14 +12,19 @@ import nearcast.stores.lmdb
 from nearcast.api.updates import open_follower
 from nearcast.errors import NearcastError
 from nearcast.storage.artifacts import LocalArtifacts
-from nearcast.stores import patch_log
+from nearcast.stores import patch_log, patch_record
 from nearcast.stores.lmdb_patches import LmdbPatches
 from nearcast.updating import journal
 from nearcast.updating import update as updates
 from nearcast.updating.journal import UpdateJournal
 
 KILLED, REFUSED = 9, 3
-FOLD_EARLY = ((patch_log, "MOST_PATCHES", 2), (patch_log, "FOLD_TO", 1), (journal, "MERGED_AT_ONCE", 1))
+FOLD_EARLY = (
+    (patch_log, "MOST_PATCHES", 2),
+    (patch_log, "FOLD_TO", 1),
+    (patch_record, "GROUP_PATCHES", 2),
+    (journal, "MERGED_AT_ONCE", 1),
+)
 
 STEPS = {
     f"{when} {name}": (owner, name, when)

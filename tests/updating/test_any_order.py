@@ -26,7 +26,7 @@ import nearcast
 from nearcast.api.updates import roll_back_updates
 from nearcast.errors import NotFoundError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
-from nearcast.stores import open_store
+from nearcast.stores import open_store, patch_record
 from nearcast.stores.base import Space
 from nearcast.stores.value_format import decode_list, encode_key
 from nearcast.updating import journal
@@ -93,6 +93,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ahead, real = 0.0, time.time
         self.stack.enter_context(mock.patch("time.time", side_effect=lambda: real() + self.ahead))
         self.stack.enter_context(mock.patch.object(journal, "MERGED_AT_ONCE", 1))
+        self.stack.enter_context(mock.patch.object(patch_record, "GROUP_PATCHES", 2))
         self.n_fulls = 0
 
     @initialize(data=st.data(), seed=SEEDS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,13 @@ import nearcast
 from nearcast.api.updates import roll_back_updates
 from nearcast.errors import AuditError, InputError, SpecError
 from nearcast.publishing.compact_overlay import compact_overlay
+from nearcast.storage.locations import parse_location
 from nearcast.stores import open_store
 from nearcast.stores.base import OverlayEntry, Space
 from nearcast.stores.value_format import decode_list
-from nearcast.updating import merge_touched
+from nearcast.updating import merge_touched, update
+from nearcast.updating.read_batch import BatchInputs
+from nearcast.updating.update import Updater, UpdateRequest
 
 DIM = 6
 
@@ -219,7 +224,58 @@ def test_a_batch_that_is_in_force_already_writes_nothing(served_shop):
     rows = {600: draw_item(rng)}
     first, again = shop.update(rows), shop.update(rows)
     assert (first.outcome, again.outcome, again.patch) == ("updated", "nothing_changed", None)
-    assert shop.update(gone=[999_999]).outcome == "nothing_changed"
+    assert shop.update({}).patch is None
+    unknown = shop.update(gone=[999_999, 999_998, 999_999])
+    assert (unknown.outcome, unknown.absent, unknown.counts["lists"]) == ("nothing_changed", 2, 0)
+
+
+def test_what_the_served_version_has_already_is_in_the_next_one_too(tmp_path):
+    shop, rng = make_shop(tmp_path, "all")
+    shop.update({899: draw_item(rng)})  # keeps the tables of the version
+    served = dict(shop.items)
+    shop.items |= {900: ((3,) * DIM, "a", "de"), 901: draw_item(rng), min(served): ((3,) * DIM, "b", "fr")}
+    shop.run()  # reads new items, and another row of an old one
+    done = [shop.update(gone=[900, 901]), shop.update({min(served): served[min(served)]})]
+    assert [one.outcome for one in done] == ["nothing_changed"] * 2
+    nearcast.publish(shop.spec(), store=shop.store)
+    assert shop.store.pointer("shop").version == 2
+    assert shop.items == served
+    assert shop.served() == shop.expected()
+
+
+def test_after_a_clock_that_went_back_later_updates_are_applied_again_in_their_order(tmp_path):
+    shop, rng = make_shop(tmp_path, "all")
+    shop.update({899: draw_item(rng)})  # keeps the tables of the version
+    shop.run()
+    for ahead, rows, gone in (
+        (1_000, {900: draw_item(rng), 901: draw_item(rng)}, []),
+        (-1_000, {900: draw_item(rng)}, [901]),
+    ):
+        with mock.patch.object(shop.store, "now", return_value=time.time() + ahead):
+            shop.update(rows, gone)
+    nearcast.publish(shop.spec(), store=shop.store)
+    assert shop.store.pointer("shop").version == 2
+    assert shop.served() == shop.expected()
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"), [(b"\xef\xbb\xbf7\r\n8", [7, 8]), (b"7\r8\n\n", [7, 8]), (b" 7 \n+8", [7, 8]), (b"", [])]
+)
+def test_removed_ids_come_from_text_as_editors_write_it(served_shop, text, gone, tmp_path):
+    shop, _ = served_shop
+    (tmp_path / "gone.txt").write_bytes(text)
+    updater = Updater(shop.store, "shop", parse_location(shop.folder / "out"))
+    with mock.patch.object(update, "drop_unchanged", side_effect=InputError) as read, pytest.raises(InputError):
+        updater.apply(UpdateRequest(BatchInputs(gone=tmp_path / "gone.txt"), 1.0))
+    assert read.call_args[0][0].gone.to_pylist() == gone
+
+
+@pytest.mark.parametrize("line", ["1_000", "id", "1.5", "9" * 5_000, "\uff11"])
+def test_a_line_that_is_no_id_is_refused_with_its_number(served_shop, line, tmp_path):
+    shop, _ = served_shop
+    (tmp_path / "gone.txt").write_text(f"1\n{line}\n")
+    with pytest.raises(InputError, match=r"line 2 is .*ids are integers"):
+        nearcast.update(shop.spec(), gone=tmp_path / "gone.txt", store=shop.store)
 
 
 def test_updates_are_undone_by_number(served_shop):

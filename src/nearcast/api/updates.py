@@ -51,7 +51,8 @@ def update(
     gone: ids of removed items: a text file with one id per line, a Parquet file, or ids in memory.
     max_lists_changed: share of the lists that may change. Default: that of the spec's [audit]. The state after the
     update is judged by the other rules of [audit] that totals and changed lists can be judged by.
-    A batch that changes nothing writes nothing. Readers see all of a patch within a second, or nothing.
+    A batch that is served already changes nothing: it may be repeated. After more than a minute that writes an empty
+    patch, and the next publish applies the batch too. Readers see all of a patch within a second, or nothing.
     Raises InputError for a bad batch, AuditError if a rule fails, NotFoundError if nothing is
     published or the snapshot is not in `out`, SpecError for a generator that needs a run, BusyError while another
     process publishes, StoreError. Nothing has changed after an error.

@@ -64,7 +64,7 @@ def update(generator: str, options: UpdateOptions, quiet: bool, as_json_: bool) 
 
     Lists are those of a run on the new tables: new items enter the lists that they beat under rules, caps and the
     minimum score. All changes become visible at once, as one numbered patch; `nearcast rollback --patch` undoes it. A
-    batch that changes nothing writes nothing, so the command may be repeated.
+    batch that is served already changes nothing, so the command may be repeated.
 
     Exit codes: 3, error in the batch. 5, a publish holds the lock; try again. 10, too many lists would change. Nothing
     has changed then.
@@ -94,8 +94,11 @@ def update(generator: str, options: UpdateOptions, quiet: bool, as_json_: bool) 
 def describe_update(done: UpdateResult, generator: str) -> str:
     """Return the outcome of an update in a few lines."""
     at = f"{done.generator} {done.version:06d} in {done.store}"
-    if done.patch is None:
-        return f"{at}: nothing to do, it serves all of this already ({format_seconds(done.seconds)})"
+    absent = f"ids to remove that are not served: {done.absent:,}"
+    if done.outcome == "nothing_changed":
+        kept = "" if done.patch is None else f"\nfor the next publish: patch {done.patch}"
+        nothing = f"{at}: nothing to do, it serves all of this already ({format_seconds(done.seconds)}){kept}"
+        return f"{nothing}\n{absent}" if done.absent else nothing
     counts = done.counts
     lines = [
         f"{at}: patch {done.patch} is in force",
@@ -103,6 +106,8 @@ def describe_update(done: UpdateResult, generator: str) -> str:
         f"lists changed: {counts['lists']:,} of {done.lists:,} in {format_seconds(done.seconds)}; {done.joined:,} of "
         "them joined in full",
     ]
+    if done.absent:
+        lines.append(absent)
     if done.short:
         lines.append(f"lists that may lack items until the next run: {done.short:,}")
     lines.append(f"undo: nearcast rollback {generator} --patch {done.undo}")

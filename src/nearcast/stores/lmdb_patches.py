@@ -2,7 +2,7 @@
 
     <root>/<generator>/patches/state.json               the list, replaced in one step; see `patch_record`
                                000007/000123/           patch 123 of version 7: a folder like that of a version,
-                                      000001-000122/    folded patches
+                                      000001-000122/    folded patches, or a group; see `patch_record`
                                    .../lists.crc32      hashes of the keys of a space; also items.crc32
 
 Nothing that a reader has mapped changes, so a killed writer or a full disk leaves the list as it was, readers take no
@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from nearcast.stores.lmdb_environment import Identity, translate_read_errors, tr
 from nearcast.stores.lmdb_version import LmdbReader, LmdbWriter, flush_folder, open_version_folder
 from nearcast.stores.names import format_version
 from nearcast.stores.patch_index import Hashes, decode_hashes, encode_hashes, hash_keys
-from nearcast.stores.patch_log import PairParts, SegmentLog, read_parts
+from nearcast.stores.patch_log import PairParts, SegmentLog, merge_parts
 from nearcast.stores.patch_record import PatchRecords, Segment
 from nearcast.stores.patched_pairs import OpenSegment, PatchedPairs
 
@@ -43,6 +44,8 @@ READ_TRIES = 5  # a segment may be removed between the reading of the list and i
 @dataclass(frozen=True)
 class LmdbPatches(SegmentLog):
     """The patches of a generator, in a folder that the first patch creates."""
+
+    groups_patches: ClassVar[bool] = True  # a look-up reads pages of every file that has one of its keys
 
     folder: Path
     versions: Path  # the folder of the versions
@@ -156,7 +159,11 @@ class LmdbPatches(SegmentLog):
             readers = [self.open_segment(version, part, contents=True) for part in old]
             for reader in readers:
                 stack.callback(reader.close)
-            return self.write_segment(version, name, (part for reader in readers for part in read_parts(reader)))
+            return self.write_segment(version, name, merge_parts(readers))
+
+    def check_segment(self, version: int, segment: Segment) -> None:
+        """Raise DamagedError or StoreError if a segment was lost or changed."""
+        self.open_segment(version, segment, contents=True).close()
 
     def replace(self, records: PatchRecords, version: int, lock: PublishLock) -> None:  # noqa: ARG002  # of the base
         """Replace the list in one step, then remove the folders that it does not name."""
@@ -165,7 +172,7 @@ class LmdbPatches(SegmentLog):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.path, records.to_bytes().decode())
             flush_folder(self.folder)
-        used = {(number, segment.name) for number, record in records.versions.items() for segment in record.segments}
+        used = {(number, part.name) for number, record in records.versions.items() for part in record.stored_segments}
         for path in self._list_folders():
             if (int(path.parent.name), path.name) not in used:
                 shutil.rmtree(path, ignore_errors=True)  # the next writer tries again

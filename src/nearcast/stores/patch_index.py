@@ -59,20 +59,28 @@ class PatchIndex:
         """Build the index of the hashes of some patches, oldest first."""
         return PatchIndex(*_sort_parts(parts, 1))
 
-    def extend(self, parts: Sequence[Hashes], first: int) -> PatchIndex:
-        """Return the index with newer patches. first: ordinal of the first of them. Sorts the hashes of these alone."""
-        hashes, numbers = _sort_parts(parts, first)
-        if not len(hashes):
-            return self
-        if not len(self):
-            return PatchIndex(hashes, numbers)
+    def replace_parts(self, parts: Sequence[Hashes], start: int, stop: int) -> PatchIndex | None:
+        """Return the index with other patches in place of those with the ordinals start..stop-1.
+
+        Later patches stay, with other ordinals. parts: hashes of the other patches, oldest first. Sorts these alone.
+        None if a hash of the replaced patches is in none of the others: then older patches may have it, and the index
+        must be built anew.
+        """
+        hashes, numbers = _sort_parts(parts, start)
+        moved = np.arange(MOST_SEGMENTS + 1)
+        moved[start:stop] = 0
+        moved[stop:] += len(parts) - (stop - start)
+        ordinals = moved.astype(np.uint8)[self._ordinals]
         at = self._hashes.searchsorted(hashes)
-        known = self._hashes[np.minimum(at, len(self) - 1)] == hashes
-        ordinals = self._ordinals.copy()
-        ordinals[at[known]] = numbers[known]
+        known = np.zeros(len(hashes), np.bool_)
+        inside = at < len(self)
+        known[inside] = self._hashes[at[inside]] == hashes[inside]
+        both, fresh = at[known], ~known
+        ordinals[both] = np.maximum(ordinals[both], numbers[known])
+        if stop > start and not ordinals.all():
+            return None
         if known.all():
             return PatchIndex(self._hashes, ordinals)
-        fresh = ~known
         return PatchIndex(
             np.insert(self._hashes, at[fresh], hashes[fresh]), np.insert(ordinals, at[fresh], numbers[fresh])
         )
@@ -89,13 +97,15 @@ class PatchIndex:
         at = bisect_left(hashes, code, starts[row], end)
         return ordinals[at] if at < end and hashes[at] == code else 0
 
-    def find_many(self, keys: Sequence[bytes]) -> Any:
-        """Return the ordinals for many keys, (n,) uint8."""
-        codes = hash_keys(keys)
-        if len(self._hashes) == 0:
+    def find_many(self, keys: Sequence[bytes]) -> Ordinals:
+        """Return the ordinals for many keys, (n,)."""
+        if not len(self):
             return np.zeros(len(keys), np.uint8)
-        at = np.minimum(self._hashes.searchsorted(codes), len(self._hashes) - 1)
-        return np.where(self._hashes[at] == codes, self._ordinals[at], 0).astype(np.uint8)
+        codes = hash_keys(keys)
+        at = self._hashes.searchsorted(codes)
+        # a hash above all others finds the last one, and differs from it
+        found: Ordinals = self._ordinals.take(at, mode="clip") * (self._hashes.take(at, mode="clip") == codes)
+        return found
 
 
 def _sort_parts(parts: Sequence[Hashes], first: int) -> tuple[Hashes, Ordinals]:

@@ -1,20 +1,23 @@
 """The patches of a generator, for a store that can write a segment and replace a list of segments in one step.
 
-`SegmentLog` has the parts that all such stores share: numbers, roll back, folding. Knows nothing of files and servers.
+`SegmentLog` has the parts that all such stores share: numbers, roll back, groups, folding. Knows nothing of files and
+servers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice, repeat
+from typing import ClassVar
 
-from nearcast.errors import StoreError
+from nearcast.errors import NearcastError
 from nearcast.stores.base import Pair, PatchFacts, PatchState, PublishLock, Space
-from nearcast.stores.patch_record import FOLD_TO, MOST_PATCHES, PatchRecords, Segment
+from nearcast.stores.patch_record import FOLD_TO, MOST_PATCHES, PatchRecord, PatchRecords, Segment
 from nearcast.stores.patched_pairs import SegmentReader
 
-__all__ = ["PairParts", "SegmentLog", "read_parts"]
+__all__ = ["PairParts", "SegmentLog", "merge_parts", "read_parts"]
 
 COPY_PAIRS = 10_000  # merged at a time
 
@@ -23,6 +26,8 @@ PairParts = Iterable[Mapping[Space, Sequence[Pair]]]
 
 class SegmentLog:
     """A `PatchLog` of immutable segments and one list of those in force. Writers hold the publishers' lock."""
+
+    groups_patches: ClassVar[bool] = False  # whether look-ups are faster in fewer segments
 
     def read(self) -> PatchRecords:
         """Read the list. Raises DamagedError if it was lost or changed."""
@@ -47,6 +52,10 @@ class SegmentLog:
         """
         raise NotImplementedError
 
+    def check_segment(self, version: int, segment: Segment) -> None:
+        """Raise DamagedError if a segment that a rollback brings back was lost or changed. Of a store with groups."""
+        raise NotImplementedError
+
     def state(self, version: int) -> PatchState:
         """Return the patches of a version."""
         return self.read().state(version)
@@ -57,11 +66,19 @@ class SegmentLog:
         records.check_number(patch)
         self.prepare(records, patch.version, lock)
         segment = self.write_segment(patch.version, f"{patch.number:06d}", [pairs])
-        record = records.record(patch.version).add(patch, segment)
+        record = self._group(patch.version, records.record(patch.version).add(patch, segment))
         self.replace(records.put(patch.version, record), patch.version, lock)
         if len(record.patches) > MOST_PATCHES:
-            with contextlib.suppress(StoreError):  # the patch is in force; the next write tries again
+            with contextlib.suppress(NearcastError):  # the patch is in force; the next write tries again
                 self.compact(patch.version, FOLD_TO, lock)
+
+    def _group(self, version: int, record: PatchRecord) -> PatchRecord:
+        """Merge the newest patches for readers, if there are enough; leave them as they are if that fails."""
+        old = record.choose_group() if self.groups_patches else ()
+        if old:
+            with contextlib.suppress(NearcastError):
+                return record.group(self.merge_segments(version, _name_merged(old, record.patches[-1]), old))
+        return record
 
     def roll_back(self, version: int, to: int, lock: PublishLock) -> None:
         """Remove the patches of a version with a number above `to`, in one step."""
@@ -69,6 +86,9 @@ class SegmentLog:
         old = records.record(version)
         new = old.roll_back(to)
         if new != old:
+            for segment in new.segments:
+                if segment not in old.segments:
+                    self.check_segment(version, segment)
             self.replace(records.put(version, new), version, lock)
 
     def compact(self, version: int, keep: int, lock: PublishLock) -> None:
@@ -80,8 +100,8 @@ class SegmentLog:
             return
         merged = old[0]
         if len(old) > 1:
-            first, last = old[0].name.split("-")[0], record.patches[: len(record.patches) - keep][-1].number
-            merged = self.merge_segments(version, f"{first}-{last:06d}", old)
+            last = record.patches[: len(record.patches) - keep][-1]
+            merged = self.merge_segments(version, _name_merged(old, last), old)
         self.replace(records.put(version, record.fold(keep, merged)), version, lock)
 
 
@@ -91,3 +111,17 @@ def read_parts(reader: SegmentReader) -> Iterator[Mapping[Space, Sequence[Pair]]
         pairs = reader.pairs(space)
         while batch := list(islice(pairs, COPY_PAIRS)):
             yield {space: batch}
+
+
+def merge_parts(readers: Sequence[SegmentReader]) -> Iterator[Mapping[Space, Sequence[Pair]]]:
+    """Yield the newest values of several segments, oldest first, whose pairs ascend: some thousands at a time."""
+    for space in Space:
+        numbered = [zip(reader.pairs(space), repeat(-number)) for number, reader in enumerate(readers)]
+        ordered = heapq.merge(*numbered, key=lambda entry: (entry[0][0], entry[1]))
+        newest = (next(same)[0] for _, same in groupby(ordered, key=lambda entry: entry[0][0]))
+        while batch := list(islice(newest, COPY_PAIRS)):
+            yield {space: batch}
+
+
+def _name_merged(old: Sequence[Segment], last: PatchFacts) -> str:
+    return f"{old[0].name.split('-')[0]}-{last.number:06d}"

@@ -1,13 +1,14 @@
 """The patches of a generator as a store keeps them: facts, segments, and the changes of both. Pure values.
 
-A segment holds the pairs of one patch, or of several folded ones; it never changes. `PatchRecords` is one JSON object
-that a store replaces in one step, so that a patch is in force or not. Knows nothing of files and servers.
+A segment holds the pairs of one patch, or of several; it never changes. Readers search one merged segment of a group of
+patches, and those of its patches are kept for a rollback. Of folded patches only the merged one is left. `PatchRecords`
+is one JSON object that a store replaces in one step, so that a patch is in force or not. Knows nothing of files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,12 +22,14 @@ __all__ = ["FOLD_TO", "MOST_PATCHES", "PatchRecord", "PatchRecords", "Segment"]
 FORMAT = 1
 MOST_PATCHES = 64  # each can be rolled back, and is a segment; a write folds older ones
 FOLD_TO = 32  # patches that are left then
+GROUP_PATCHES = 8  # of which readers of some stores get one segment
+GROUP_BYTES = 64 << 20  # of these patches: merging larger ones would delay an update by seconds
 MERGE_RATIO = 2  # folded segments grow by this factor, so that there are few, and a pair is copied a few times
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The pairs of one patch or of several folded ones."""
+    """The pairs of one patch or of several."""
 
     name: str  # of its folder or keys; never used again
     size: int  # bytes of keys and values
@@ -39,7 +42,8 @@ class PatchRecord:
 
     patches: tuple[PatchFacts, ...] = ()  # oldest first, without the folded ones
     folded: PatchFacts | None = None
-    segments: tuple[Segment, ...] = ()  # oldest first: those of folded patches, then one per patch
+    segments: tuple[Segment, ...] = ()  # oldest first: those of folded patches, then one per patch or group of patches
+    originals: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)  # of a group: segments of its patches
 
     @property
     def newest(self) -> PatchFacts | None:
@@ -47,9 +51,9 @@ class PatchRecord:
         return self.patches[-1] if self.patches else self.folded
 
     @property
-    def folded_segments(self) -> tuple[Segment, ...]:
-        """The segments of folded patches, oldest first."""
-        return self.segments[: len(self.segments) - len(self.patches)]
+    def stored_segments(self) -> tuple[Segment, ...]:
+        """All segments that the store has to keep: those that readers search, and those that a rollback needs."""
+        return (*self.segments, *(part for parts in self.originals.values() for part in parts))
 
     def add(self, patch: PatchFacts, segment: Segment) -> PatchRecord:
         """Return the record with one more patch. Raises StoreError if older ones could not be folded for long."""
@@ -68,39 +72,64 @@ class PatchRecord:
                 f"rolled back; roll back to {self.folded.number} or later, or to an older version"
             )
         kept = tuple(patch for patch in self.patches if patch.number <= to)
-        return replace(self, patches=kept, segments=self.segments[: len(self.folded_segments) + len(kept)])
+        left, _ = self._split(len(self.patches) - len(kept))
+        return PatchRecord(kept, self.folded, left, self._find_originals(left))
+
+    def choose_group(self) -> tuple[Segment, ...]:
+        """Return the segments of the newest patches, oldest first, if they are to become a group; else none."""
+        own = self.segments[max(0, len(self.segments) - GROUP_PATCHES) :]
+        is_group = len(self._split(len(self.patches))[0]) + GROUP_PATCHES <= len(self.segments)
+        is_group &= not any(segment.name in self.originals for segment in own)
+        return own if is_group and sum(segment.size for segment in own) <= GROUP_BYTES else ()
+
+    def group(self, merged: Segment) -> PatchRecord:
+        """Return the record after `merged` was made of the segments of `choose_group`."""
+        old = self.choose_group()
+        originals = {**self.originals, merged.name: old}
+        return replace(self, segments=(*self.segments[: -len(old)], merged), originals=originals)
 
     def choose_merged(self, keep: int) -> tuple[Segment, ...]:
         """Return the segments to merge into one, oldest first, to fold all patches but the newest `keep`."""
-        folds = len(self.patches) - max(0, keep)
-        if folds <= 0:
+        if len(self.patches) <= keep:
             return ()
-        end = len(self.segments) - len(self.patches)
-        merged = list(self.segments[end : end + folds])
-        while end > 0 and self.segments[end - 1].size < MERGE_RATIO * sum(part.size for part in merged):
+        end, (older, _) = len(self._split(len(self.patches))[0]), self._split(keep)
+        merged = list(older[end:])
+        while end > 0 and older[end - 1].size < MERGE_RATIO * sum(part.size for part in merged):
             end -= 1
-            merged.insert(0, self.segments[end])
+            merged.insert(0, older[end])
         return tuple(merged)
 
     def fold(self, keep: int, merged: Segment) -> PatchRecord:
         """Return the record after `merged` was made of the segments of `choose_merged`."""
-        old = self.choose_merged(keep)
-        start = self.segments.index(old[0])
-        folds = len(self.patches) - max(0, keep)
-        return PatchRecord(
-            self.patches[folds:],
-            _add_up(self.folded, self.patches[:folds]),
-            (*self.segments[:start], merged, *self.segments[start + len(old) :]),
-        )
+        old, (older, newer) = self.choose_merged(keep), self._split(keep)
+        folds = len(self.patches) - keep
+        folded = _add_up(self.folded, self.patches[:folds])
+        segments = (*older[: len(older) - len(old)], merged, *newer)
+        return PatchRecord(self.patches[folds:], folded, segments, self._find_originals(newer))
+
+    def _split(self, n: int) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+        """Return the segments without those of the newest n patches, and these. Takes a group apart that is in both."""
+        older, newer = list(self.segments), list[Segment]()
+        while n > 0:
+            parts = self.originals.get(older[-1].name, (older[-1],))
+            newest = older.pop()
+            newer = [newest, *newer] if len(parts) <= n else [*parts[-n:], *newer]
+            older += parts[:-n]
+            n -= len(parts)
+        return tuple(older), tuple(newer)
+
+    def _find_originals(self, segments: tuple[Segment, ...]) -> dict[str, tuple[Segment, ...]]:
+        return {part.name: self.originals[part.name] for part in segments if part.name in self.originals}
 
 
 def _add_up(folded: PatchFacts | None, patches: tuple[PatchFacts, ...]) -> PatchFacts:
-    """Return the facts of the last patch with the counts of all."""
+    """Return the facts of the last patch with the counts of all, and the latest time: clocks go backwards."""
     counts: dict[str, int] = {}
-    for patch in patches if folded is None else (folded, *patches):
+    every = patches if folded is None else (folded, *patches)
+    for patch in every:
         for name, count in patch.counts.items():
             counts[name] = counts.get(name, 0) + count
-    return replace(patches[-1], counts=counts)
+    return replace(patches[-1], counts=counts, made=max(patch.made for patch in every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +178,7 @@ class PatchRecords:
 
     def to_bytes(self) -> bytes:
         """Encode them as a store keeps them."""
-        versions = {str(number): asdict(record) for number, record in sorted(self.versions.items())}
+        versions = {str(number): _to_fields(record) for number, record in sorted(self.versions.items())}
         fields = {"format": FORMAT, "serial": self.serial, "last_number": self.last_number, "versions": versions}
         fields |= {"offsets": dict(self.offsets)}
         return json.dumps({**fields, "check": fingerprint(fields)}, ensure_ascii=False).encode()
@@ -171,10 +200,20 @@ class PatchRecords:
             raise DamagedError(f"{where} holds no patches ({error}); publish again with --repair") from error
 
 
-def _read_record(fields: Mapping[str, object]) -> PatchRecord:
-    patches, folded, segments = fields["patches"], fields["folded"], fields["segments"]
+def _to_fields(record: PatchRecord) -> dict[str, Any]:
+    fields = asdict(record)
+    return fields if record.originals else {name: value for name, value in fields.items() if name != "originals"}
+
+
+def _read_record(fields: Mapping[str, Any]) -> PatchRecord:
+    patches, folded, originals = fields["patches"], fields["folded"], fields.get("originals", {})
     return PatchRecord(
-        tuple(PatchFacts.from_json(patch) for patch in patches),  # type: ignore[attr-defined]
-        None if folded is None else PatchFacts.from_json(folded),  # type: ignore[arg-type]
-        tuple(Segment(**segment) for segment in segments),  # type: ignore[attr-defined]
+        tuple(PatchFacts.from_json(patch) for patch in patches),
+        None if folded is None else PatchFacts.from_json(folded),
+        _read_segments(fields["segments"]),
+        {name: _read_segments(parts) for name, parts in originals.items()},
     )
+
+
+def _read_segments(parts: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+    return tuple(Segment(**part) for part in parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,12 +77,15 @@ class PatchedPairs:
 
     @staticmethod
     def build(old: PatchedPairs, record: PatchRecord, segments: tuple[OpenSegment, ...]) -> PatchedPairs:
-        """Build the next state of the patches; extend the indexes of the old one if it has the first segments."""
+        """Build the next state of the patches from the old one: only indexes of segments that differ are sorted."""
+        head = _count_same(old.segments, segments)
+        tail = _count_same(old.segments[head:][::-1], segments[head:][::-1])
         indexes = {}
-        known = len(old.segments) if old.segments == segments[: len(old.segments)] else 0
         for space in Space:
-            parts = [segment.hashes[space] for segment in segments[known:]]
-            indexes[space] = old.indexes[space].extend(parts, known + 1) if known else PatchIndex.build(parts)
+            parts = [segment.hashes[space] for segment in segments]
+            fresh = parts[head : len(parts) - tail]
+            index = old.indexes[space].replace_parts(fresh, head + 1, len(old.segments) - tail + 1)
+            indexes[space] = PatchIndex.build(parts) if index is None else index
         return PatchedPairs(old.version, old.counts, old.read, record, segments, indexes)
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -165,6 +168,11 @@ class PatchedPairs:
             for position, value in zip(some, reader.get_many(space, [keys[at] for at in some]), strict=True):
                 values[position] = value
         return values
+
+
+def _count_same(some: Sequence[OpenSegment], others: Sequence[OpenSegment]) -> int:
+    """Return how many segments two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(some, others, strict=False)))
 
 
 def _group(ordinals: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

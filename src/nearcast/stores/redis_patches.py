@@ -142,9 +142,21 @@ class RedisPatches(SegmentLog):
 
     def merge_segments(self, version: int, name: str, old: Sequence[Segment]) -> Segment:
         """Write the pairs of several segments, oldest first, into one."""
-        readers = [RedisSegment(self.connection, self.segment_keys(version, part)) for part in old]
         n_pairs = sum(part.counts[space] for part in old for space in Space)
-        return self._write(version, name, (part for reader in readers for part in read_parts(reader)), n_pairs)
+        return self._write(version, name, (batch for part in old for batch in self._read_whole(version, part)), n_pairs)
+
+    def _read_whole(self, version: int, segment: Segment) -> Iterator[Mapping[Space, Sequence[Pair]]]:
+        """Yield the pairs of a segment. Raises DamagedError if some were lost: older values would take their place."""
+        keys, counts = self.segment_keys(version, segment), dict.fromkeys(Space, 0)
+        for batch in read_parts(RedisSegment(self.connection, keys)):
+            for space, pairs in batch.items():
+                counts[space] += len(pairs)
+            yield batch
+        if any(counts[space] != segment.counts[space] for space in Space):
+            raise DamagedError(
+                f"{keys.hashes} in {self.connection.settings.url} has lost pairs, and with them a part of a patch; "
+                "roll the patch back, or publish again with --repair"
+            )
 
     def replace(self, records: PatchRecords, version: int, lock: PublishLock) -> None:
         """Replace the list in one step, then remove the segments that it does not name. Raises BusyError."""
@@ -207,7 +219,7 @@ class RedisPatches(SegmentLog):
 
     def _sweep(self, records: PatchRecords, grace: float) -> None:
         """Remove the segments that are not in force, also those of killed writers. Call it under the lock."""
-        used = {segment.name for record in records.versions.values() for segment in record.segments}
+        used = {segment.name for record in records.versions.values() for segment in record.stored_segments}
         for name, keys in self._read_registry().items():
             if name not in used:
                 self._remove(keys, grace)

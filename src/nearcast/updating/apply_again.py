@@ -37,21 +37,25 @@ def apply_again(
     """
     earlier, version = versions
     patches = read_patch_state(store, generator, earlier)
-    if patches.newest is None:
+    every = (*(() if patches.folded is None else (patches.folded,)), *patches.patches)
+    if not every:
         return
     with contextlib.closing(store.open(generator, version, verify=False)) as reader:
         facts = read_facts(reader, generator, version)
         started = parse_utc(facts.started or facts.created) - CLOCK_SKEW_SECONDS
-        if patches.newest.made <= started:
+        later = [patch.made > started for patch in every]
+        if not any(later):
             return
         try:
             _apply(store, out, ServedVersion(version, facts, reader), (patches, started), lock, listener)
         except NearcastError as error:
-            before = max((patch.number for patch in patches.patches if patch.made <= started), default=0)
+            before = 0 if later[0] else every[later.index(True) - 1].number
+            is_folded = patches.folded is not None and patches.folded.made > started
+            drop = "" if is_folded else f", drop them with `nearcast rollback {generator} --patch {before}`"
             raise InputError(
                 f"updates of version {earlier:06d} of {generator} were made after the inputs of {version:06d} were "
-                f"read, and cannot be applied to it: {error}. Mend that, or drop them with `nearcast rollback "
-                f"{generator} --patch {before}`, and publish again"
+                f"read, and cannot be applied to it: {error}. Mend that{drop}, or run again on inputs that contain "
+                "them; then publish"
             ) from error
 
 

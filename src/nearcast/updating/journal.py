@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ class UpdateJournal:
             number = entry.parent
         return chain, None
 
+    def read_newest(self, state: PatchState) -> JournalEntry | None:
+        """Return the newest entry in force. Raises NotFoundError if one is missing."""
+        chain, merged = self._read_chain(state)
+        return chain[0] if chain else merged
+
     def read_in_force(self, state: PatchState) -> tuple[JournalEntry | None, list[UpdateBatch]]:
         """Return the newest entry in force, and batches that have the effect of all, oldest first.
 
@@ -145,17 +151,22 @@ class UpdateJournal:
         return (chain[0] if chain else merged), batches
 
     def read_later(self, state: PatchState, started: float) -> tuple[list[JournalEntry], UpdateBatch | None]:
-        """Return the entries in force that were made after this time, oldest first, and their rows as one batch."""
+        """Return the entries in force that were made after this time, oldest first, and their rows as one batch.
+
+        After a clock that went back, an entry counts as made at the latest time before; see `merge_timed`.
+        """
         chain, merged = self._read_chain(state)
-        later = [entry for entry in reversed(chain) if entry.made > started]
-        parts = [self._read(entry) for entry in later]
+        entries, parts = list[JournalEntry](), list[TimedBatch]()
         if merged is not None:
             older = self._read_merged(merged)
             if older.newest > started:
-                parts.insert(0, TimedBatch.of_update(older.since(started), older.newest))
+                parts.append(TimedBatch.of_update(older.since(started), older.newest))
             listed = self._read_merged_entries(cache_name(MERGED, merged.version, merged.number), merged.version)
-            later = [entry for entry in _follow(listed, merged.number) if entry.made > started] + later
-        return later, merge_timed(parts).batch if parts else None
+            entries = _follow(listed, merged.number)
+        n_merged = len(entries)
+        entries = _raise_times([*entries, *reversed(chain)])
+        parts += [self._read(entry) for entry in entries[n_merged:] if entry.made > started]
+        return [entry for entry in entries if entry.made > started], merge_timed(parts).batch if parts else None
 
     def merge(self, state: PatchState) -> None:
         """Merge the entries of folded patches into one, and remove them; a failure is left to the next update.
@@ -249,6 +260,12 @@ def _follow(entries: Sequence[JournalEntry], number: int) -> list[JournalEntry]:
         chain.append(known[number])
         number = known[number].parent
     return chain[::-1]
+
+
+def _raise_times(entries: Sequence[JournalEntry]) -> list[JournalEntry]:
+    """Return entries that follow each other, none made before an earlier one."""
+    times = accumulate((entry.made for entry in entries), max)
+    return [replace(entry, made=made) for entry, made in zip(entries, times, strict=True)]
 
 
 def _write_entry(

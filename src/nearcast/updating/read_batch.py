@@ -6,6 +6,8 @@ Files or tables in memory. Rows come out in id order, with the types of the serv
 from __future__ import annotations
 
 import errno
+import io
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from nearcast.updating.live_table import LiveRows, LiveTable
 
 __all__ = ["BatchInputs", "BatchRows", "UpdateBatch", "read_batch"]
 
+INTEGER = re.compile("[+-]?[0-9]{1,40}")
 READ_BYTES = 256 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -243,17 +246,17 @@ def _read_id_file(where: str, column: str, kind: pa.DataType) -> pa.Array | pa.C
         except pa.ArrowInvalid as error:
             raise InputError(f"{path} is no whole Parquet file ({error}); write it again") from error
     try:
-        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+        text = io.StringIO(data.decode("utf-8-sig"), newline=None)  # an id may hold a separator that is no line end
+        lines = [line.strip() for line in text]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is neither Parquet nor text in UTF-8 ({error}); write one id per line") from error
     if not pa.types.is_integer(kind):
         return pa.array([line for line in lines if line], kind)
     numbers = []
     for row, line in enumerate(lines):
-        try:
-            numbers += [int(line)] if line else []
-        except ValueError:
-            raise InputError(f"{path} line {row + 1} is {line[:40]!r}, and ids are integers") from None
+        if line and not INTEGER.fullmatch(line):  # `int` takes 1_000 too
+            raise InputError(f"{path} line {row + 1} is {line[:40]!r}, and ids are integers")
+        numbers += [int(line)] if line else []
     try:
         return pa.array(numbers, kind)
     except (pa.ArrowInvalid, OverflowError) as error:

@@ -22,6 +22,7 @@ from nearcast.errors import AuditError, BusyError
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
+from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.settings.publish_tables import AuditSpec
 from nearcast.storage.locations import Location
@@ -67,7 +68,7 @@ class UpdateResult:
     generator: str
     store: str  # URL
     version: int
-    patch: int | None  # None: nothing has changed, and none was written
+    patch: int | None  # None: none was written; without a change one is written for the next publish alone
     outcome: UpdateOutcome
     counts: Mapping[str, int]  # lists, items, gone, queries
     lists: int  # of the version
@@ -75,6 +76,7 @@ class UpdateResult:
     short: int  # lists of the version that may lack items; the next run mends them
     seconds: float
     undo: int = 0  # patch in force before: rolling back to it undoes the update
+    absent: int = 0  # ids of the batch to remove that are not served
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -101,7 +103,7 @@ class Updater:
         self._state: ServedState | None = None
 
     def apply(self, request: UpdateRequest) -> UpdateResult:
-        """Apply a batch as one patch; do nothing if it changes nothing.
+        """Apply a batch as one patch. If it changes nothing, only the journal is written, with an empty patch.
 
         Raises InputError for a bad batch, AuditError if a rule fails, BusyError if the lock is held for
         longer than the request waits, NotFoundError if nothing is published, SpecError for a generator that cannot be
@@ -131,8 +133,8 @@ class Updater:
             state = self._open_state(version, patches)
             rows = _read_batches(state, request.inputs)
             batch = drop_unchanged(rows, state)
-            if batch.is_empty and not request.offsets:
-                return self._report(state, None, batch, None, started)
+            if batch.is_empty and not request.offsets and self._is_known(rows, patches, made):
+                return self._report(state, None, (rows, batch), None, started)
             changes = compute_changes(version, state, batch, self._listener)
             require_few(changes, state.queries.n, request.max_lists_changed)
             if self._audit is not None:
@@ -149,7 +151,18 @@ class Updater:
             made_of = version, batch, changes
             after = write_patch(self._store, self._journal, entry, made_of, rows, request.offsets, lock)
         self._state = after
-        return self._report(after, changes, batch, entry, started)
+        return self._report(after, changes, (rows, batch), entry, started)
+
+    def _is_known(self, rows: UpdateBatch, patches: PatchState, made: float) -> bool:
+        """Return whether the journal needs no entry of a batch that changes nothing.
+
+        The version that is published next may serve other rows. It gets the entries after its inputs were read, or in
+        the minute before: so an entry of the same batch in this minute is enough.
+        """
+        if rows.is_empty:
+            return True
+        newest = self._journal.read_newest(patches)
+        return newest is not None and newest.digest == rows.digest and made - newest.made <= CLOCK_SKEW_SECONDS
 
     def _open_state(self, version: ServedVersion, patches: PatchState) -> ServedState:
         """Return the state that the last call left, if it is still that of the store."""
@@ -163,11 +176,12 @@ class Updater:
         self,
         state: ServedState,
         changes: ChangedLists | None,
-        batch: UpdateBatch,
+        batches: tuple[UpdateBatch, UpdateBatch],
         entry: JournalEntry | None,
         started: float,
     ) -> UpdateResult:
-        self._state = state
+        """Return the result. batches: as read, and without what changes nothing."""
+        self._state, (rows, batch) = state, batches
         return UpdateResult(
             self._generator,
             self._store.url,
@@ -180,6 +194,7 @@ class Updater:
             len(state.short),
             time.perf_counter() - started,
             state.number if entry is None else entry.parent,
+            len(rows.gone) - len(batch.gone),
         )
 
 
