@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import shutil
+import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -31,60 +35,96 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-class Terminal:
-    """An interactive bash on a terminal of its own, with the completion that `nearcast completion bash` prints."""
+START = {  # program, what it is told first, and a function `nearcast` that prints its arguments
+    "bash": (
+        ("bash", "--norc", "--noprofile", "-i"),
+        'bind "set enable-bracketed-paste off"; eval "$(nearcast completion bash)"',
+        "nearcast() { printf '<%s>' \"$@\"; echo '<end>'; }",
+    ),
+    "zsh": (
+        ("zsh", "-f", "-i"),
+        'unset zle_bracketed_paste; autoload -Uz compinit; compinit -u -D; eval "$(nearcast completion zsh)"',
+        "nearcast() { printf '<%s>' \"$@\"; echo '<end>'; }",
+    ),
+    "fish": (
+        ("fish", "--no-config", "-i"),
+        "nearcast completion fish | source",
+        "function nearcast; printf '<%s>' $argv; echo '<end>'; end",
+    ),
+}
 
-    def __init__(self, folder: Path) -> None:
+
+class Terminal:
+    """An interactive shell on a terminal of its own, with the completion that `nearcast completion SHELL` prints.
+
+    A completed command is entered, and a function prints the arguments that the shell has made of it: each shell draws
+    a line in its own way.
+    """
+
+    def __init__(self, shell: str, folder: Path, home: Path) -> None:
         self.screen = ""
+        words, source, function = START[shell]
         path = f"{NEARCAST.parent}:{os.environ['PATH']}"
         settings = environment(
-            PATH=path, PS1="$ ", INPUTRC="/dev/null", HISTFILE="", BASH_SILENCE_DEPRECATION_WARNING="1"
+            PATH=path, PS1="$ ", INPUTRC="/dev/null", HISTFILE="", BASH_SILENCE_DEPRECATION_WARNING="1", HOME=str(home)
         )
         self.process, self._terminal = pty.fork()
         if self.process == 0:
             os.chdir(folder)
-            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], settings)
-        self.type('bind "set enable-bracketed-paste off"; eval "$(nearcast completion bash)"; echo is-"ready"\n')
-        self.read_until("is-ready")
+            os.execvpe(words[0], words, settings)
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+        for line in (source, function):
+            self.screen = ""
+            self._type(f"{line}; echo is-'ready'\n")
+            self._read_until("is-ready")
 
-    def type(self, text: str) -> None:
-        """Press keys."""
+    def complete(self, line: str, arguments: str) -> None:
+        """Type the beginning of a command, the tab key and Enter; wait for the arguments that the command has got."""
+        self.screen = ""
+        self._type(f"{line}\t\n")
+        self._read_until("".join(f"<{word}>" for word in [*arguments.split(), "end"]))
+
+    def suggest(self, line: str, *texts: str) -> None:
+        """Type the beginning of a command and the tab key twice; wait for the texts."""
+        self.screen = ""
+        self._type(f"{line}\t\t")
+        for text in texts:
+            self._read_until(text)
+
+    def _type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
-    def read_until(self, text: str) -> None:
-        """Read what appears until it has this text."""
+    def _read_until(self, text: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while text not in self.screen:
             assert time.monotonic() < deadline, self.screen
             if select.select([self._terminal], [], [], 0.2)[0]:
                 self.screen += os.read(self._terminal, 4096).decode(errors="replace")
 
-    def complete(self, line: str, expected: str) -> None:
-        """Type the beginning of a command and the tab key, twice; wait for the text."""
-        self.screen = ""
-        self.type(f"{line}\t\t")
-        self.read_until(expected)
-        self.type("\x15")  # Ctrl+U: start again
-
     def close(self) -> None:
         """End the shell."""
-        os.kill(self.process, 9)
+        os.kill(self.process, signal.SIGKILL)
         os.waitpid(self.process, 0)
         os.close(self._terminal)
 
 
 @pytest.mark.slow
-def test_bash_completes_commands_options_generators_versions_and_files(folder: Path) -> None:
-    terminal = Terminal(folder)
+@pytest.mark.parametrize("shell", START)
+def test_a_shell_completes_commands_options_generators_versions_and_files(
+    shell: str, folder: Path, tmp_path: Path
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed (apt-get install {shell})")
+    terminal = Terminal(shell, folder, tmp_path)
     try:
-        terminal.complete("nearcast loo", "nearcast lookup ")
-        terminal.complete("nearcast lookup sim", "nearcast lookup similar-items ")
-        terminal.complete("nearcast lookup --colu", "nearcast lookup --columns ")
-        terminal.complete("nearcast show similar-items/", "similar-items/2")
-        terminal.complete("nearcast diff for-shoppers ", "nearcast diff for-shoppers 1 ")
-        terminal.complete("nearcast publish shop", "nearcast publish shop-spec.toml ")
-        terminal.complete("nearcast run shop", "nearcast run shop-spec.toml ")
-        terminal.complete("nearcast completion f", "nearcast completion fish ")
+        terminal.complete("nearcast loo", "lookup")
+        terminal.complete("nearcast lookup sim", "lookup similar-items")
+        terminal.complete("nearcast lookup --colu", "lookup --columns")
+        terminal.complete("nearcast diff for-shoppers ", "diff for-shoppers 1")
+        terminal.complete("nearcast publish shop", "publish shop-spec.toml")
+        terminal.complete("nearcast run shop", "run shop-spec.toml")
+        terminal.complete("nearcast completion f", "completion fish")
+        terminal.suggest("nearcast show similar-items/", "items/1", "items/2")  # fish shortens the names
     finally:
         terminal.close()
 

@@ -23,7 +23,7 @@ from nearcast.api.shared_runs import work_on
 from nearcast.dashboard.document import build_document
 from nearcast.errors import AuditError, InputError, NotFoundError, SpecError, TargetError
 from nearcast.evaluation.evaluation_report import Evaluation
-from nearcast.history.event_log import read
+from nearcast.history.event_log import append, read
 from nearcast.storage.open_storage import open_storage
 
 N_LABELLED = 200
@@ -396,6 +396,32 @@ def test_an_evaluation_and_a_run_with_labels_are_on_the_page(shop: Path) -> None
     assert {row["value"] for row in page["slices"]} == set(MARKETS)
     events = read(Path("nearcast"), "shop", ["evaluate"])
     assert events[0].facts["metrics"]["hit_rate_at_10"]["value"] == found.metrics["hit_rate_at_10"].value
+
+
+def test_show_has_the_newest_metrics_of_its_version_by_labels(shop: Path) -> None:
+    assert "labels" not in succeed("show", "shop", cwd=shop).stdout
+    nearcast.run(specify(shop, {"hit_rate_at_10": 0.3}), again=True)
+    shown = succeed("show", "shop/2", cwd=shop).stdout
+    assert "labels labels.parquet, 201 queries, evaluated 20" in shown
+    assert re.search(r"^hit_rate_at_10 +0\.\d{4} +0\.\d{4} to 0\.\d{4} +promise of 0.3 kept$", shown, re.MULTILINE)
+    evaluate("shop", "labels.parquet", "--grade", "grade", "--at", "3", "--snapshot", "1", cwd=shop)
+    shown = succeed("show", "shop/1", cwd=shop).stdout
+    assert "hit_rate_at_3 " in shown
+    assert "hit_rate_at_3 " not in succeed("show", "shop/2", cwd=shop).stdout
+    described = json.loads(succeed("show", "shop/1", "--json", cwd=shop).stdout)["evaluation"]
+    assert described["metrics"]["hit_rate_at_3"]["value"] == pytest.approx(hit_rate_by_hand(shop, 3))
+
+
+def test_show_leaves_out_an_evaluation_that_it_cannot_read_or_that_was_of_an_earlier_snapshot_of_the_number(
+    shop: Path,
+) -> None:
+    facts = nearcast.evaluate("shop", "labels.parquet").as_dict()
+    history = shop / "nearcast" / "history.sqlite"
+    history.unlink()
+    assert append(Path("nearcast"), "shop", "evaluate", 1, facts, seconds=1.0, identity="before the snapshot") is None
+    assert json.loads(succeed("show", "shop", "--json", cwd=shop).stdout)["evaluation"] is None
+    history.write_bytes(b"no database")
+    assert "recall target" in succeed("show", "shop", cwd=shop).stdout
 
 
 def test_a_run_that_workers_share_measures_the_labels_when_it_is_gathered(shop: Path, tmp_path: Path) -> None:

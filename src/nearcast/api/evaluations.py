@@ -1,9 +1,9 @@
-"""Function that judges lists by labels: evaluate."""
+"""Functions that judge lists by labels, and find the newest judgement: evaluate, find_evaluation."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from nearcast.api.arguments import (
     report_failure,
     resolve_target,
 )
-from nearcast.errors import NotFoundError, SpecError, StoreError
+from nearcast.errors import NearcastError, NotFoundError, SpecError, StoreError
 from nearcast.evaluation.evaluation_report import Evaluation
 from nearcast.evaluation.judge_snapshot import (
     LabelSettings,
@@ -30,6 +30,7 @@ from nearcast.evaluation.judge_snapshot import (
 from nearcast.evaluation.label_table import LabelTable, open_label_table
 from nearcast.evaluation.ranked_lists import PublishedLists, RankedLists
 from nearcast.files import bucket_url
+from nearcast.history import event_log
 from nearcast.history.record import record_evaluation
 from nearcast.join.listener import Listener
 from nearcast.publishing.targets import PublishTarget
@@ -38,8 +39,9 @@ from nearcast.settings.label_tables import LabelsSpec
 from nearcast.spec import parse_model
 from nearcast.stores.version_facts import read_facts
 from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.times import parse_utc
 
-__all__ = ["SERVED", "evaluate"]
+__all__ = ["SERVED", "evaluate", "find_evaluation"]
 
 SERVED = "served"
 IN_MEMORY = "(a table in memory)"
@@ -104,6 +106,23 @@ def evaluate(
         found = judge_lists(open_snapshot_lists(snapshot), settings, table, rivals, seed)
     report_failure(listener, record_evaluation(target.out, found))
     return found
+
+
+def find_evaluation(snapshot: Snapshot) -> tuple[float, Mapping[str, Any]] | None:
+    """Return time and facts of a snapshot's newest evaluation: by `evaluate`, else by its run. None without one.
+
+    A history that cannot be read counts as empty. Evaluations from before the snapshot judged an earlier one of its
+    number.
+    """
+    made = parse_utc(snapshot.manifest.run.created)
+    try:
+        events = event_log.read(snapshot.out, snapshot.generator, ("evaluate",))
+    except (NearcastError, OSError):
+        events = []
+    for event in reversed(events):
+        if event.version == snapshot.version and event.seconds >= made:
+            return event.seconds, event.facts
+    return None if snapshot.manifest.labels is None else (made, snapshot.manifest.labels)
 
 
 def _open(target: PublishTarget, labels: object | None, given: dict[str, Any]) -> tuple[LabelSettings, LabelTable]:

@@ -16,8 +16,8 @@ PROGRAM = "nearcast"
 def completion(ctx: click.Context, shell: str) -> None:
     """Print a script that completes commands, options, files and generators in SHELL.
 
-    For bash, add to ~/.bashrc, for zsh to ~/.zshrc: eval "$(nearcast completion bash)", with zsh in place of bash. For
-    fish: nearcast completion fish > ~/.config/fish/completions/nearcast.fish
+    For bash, add to ~/.bashrc: eval "$(nearcast completion bash)". For zsh, add to ~/.zshrc, after compinit:
+    eval "$(nearcast completion zsh)". For fish: nearcast completion fish > ~/.config/fish/completions/nearcast.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click has all three"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
+from nearcast.api.evaluations import find_evaluation
 from nearcast.api.updates import list_updates
 from nearcast.cli.common import console, json_option, out_option, print_json
 from nearcast.cli.complete_names import GeneratorName
@@ -30,14 +36,34 @@ def show(snapshot: str | None, out: Location, verify: bool, as_json_: bool) -> N
     found = find_named(out, snapshot)
     if verify:
         found.verify()
+    judged = find_evaluation(found)
     if as_json_:
         updates = [asdict(entry) for entry in list_updates(found)]
-        print_json({"snapshot": found.url, **found.manifest.as_dict(), "updates": updates})
+        evaluation = None if judged is None else {**judged[1], "made": format_utc(judged[0])}
+        print_json({"snapshot": found.url, **found.manifest.as_dict(), "updates": updates, "evaluation": evaluation})
     else:
         console().print(build_summary(found))
+        if judged is not None:
+            console().print(build_label_table(*judged))
         console().print(describe_updates(found))
         if verify:
             console().print("every byte matches the manifest")
+
+
+def build_label_table(made: float, facts: Mapping[str, Any]) -> Group:
+    """Build a table of the metrics by labels, with 95% intervals and promises. facts: an evaluation as plain data."""
+    bounds = {check["metric"]: check for check in facts["promises"]}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("by labels", "value", "95% interval", ""):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    for name, figure in facts["metrics"].items():
+        check, promise = bounds.get(name), Text("")
+        if check is not None:
+            outcome = ("kept", "green") if check["kept"] else ("BROKEN", "bold red")
+            promise = Text.assemble(f"promise of {check['bound']:g} ", outcome)
+        table.add_row(name, f"{figure['value']:.4f}", f"{figure['low']:.4f} to {figure['high']:.4f}", promise)
+    heading = f"labels {facts['labels']['path']}, {facts['queries']:,} queries, evaluated {format_utc(made)}"
+    return Group("", Text(heading), table)
 
 
 def describe_updates(snapshot: Snapshot) -> str:
