@@ -80,8 +80,8 @@ def show(answer: dict[str, Any], name: str) -> None:
     """Print the product and its candidates, best first, and the snapshot that they are from."""
     console = Console(width=100, highlight=False)
     lines = [f"{candidate['id']:>9}  {candidate['name']}" for candidate in answer["candidates"]]
-    paused = f", {answer['removed']} paused and left out" if answer["removed"] else ""
-    console.print(f"nearest to [bold]{name}[/] (snapshot {answer['snapshot']}{paused})", soft_wrap=True)
+    removed = f", {answer['removed']} removed" if answer["removed"] else ""
+    console.print(f"nearest to [bold]{name}[/] (snapshot {answer['snapshot']}{removed})", soft_wrap=True)
     console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 

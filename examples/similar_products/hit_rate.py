@@ -237,12 +237,12 @@ def as_json(rates: list[Rate], tallies: dict[tuple[str, str], Tally]) -> dict[st
 
 def show(rates: list[Rate], tallies: dict[tuple[str, str], Tally], seconds: float) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
-    for question, title in (("everything", "Everything bought"), ("new", "New to the household")):
+    for question, title in (("everything", "All purchases"), ("new", "Products new to the household")):
         held_out = tallies[question, "candidates"].held_out
         about = [rate for rate in rates if rate.question == question]
         console.print(drawn(f"{title}: {int(held_out.sum()):,} later purchases", about))
     n_households = len(tallies["new", "candidates"].held_out)
-    console.print(f"{n_households:,} households; 95% intervals over households; {seconds:.1f} s", style="dim")
+    console.print(f"{n_households:,} households, with 95% intervals; {seconds:.1f} s", style="dim")
 
 
 def drawn(title: str, rates: list[Rate]) -> Table:

@@ -207,9 +207,8 @@ def summary(learned_from: Purchases, held_out: Purchases, vectors: npt.NDArray[n
 by {len(np.unique(learned_from.households)):,} households
   held out       {len(held_out.products):,} pairs of household and product, \
 {len(np.unique(held_out.households)):,} households
-  vectors        {DIM} dimensions; norms against the median: 99th percentile {high:.0f}x, largest {top:.0f}x
-  too rare       {n_rare:,} products had one household; {n_without} had no direction and got the mean one; \
-{int((norms == 0).sum())} zero vectors"""
+  vectors        {DIM} dimensions; 1% are over {high:.0f} times as long as the median, the longest {top:.0f} times
+  rare products  {n_rare:,} were bought by one household; {n_without} of them get the mean vector"""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# From a snapshot to an answer in a request: publish, serve, pause a product, publish a newer snapshot, roll back, and a
-# product arrives.
-# Needs a snapshot: demo.sh makes one, and runs this.
+# Publish a snapshot, serve it, remove a product, publish a newer snapshot, roll back, and add a product.
+# Needs a snapshot: demo.sh makes one, and runs this script.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,7 +23,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 newest() { nearcast show "$generator" --json | python -c 'import json, sys; print(json.load(sys.stdin)["version"])'; }
 
-say "5. nearcast publish: audit the snapshot, copy it into a store, read it back, make it current"
+say "5. nearcast publish: audit the snapshot, copy it to a store, verify the copy, make it current"
 first=$(newest)
 nearcast publish "$generator" "$first" --quiet   # by its number: the demo may have rolled back from it before
 
@@ -40,29 +39,29 @@ done
 echo "GET $url/v1/generators/$generator/candidates/$product?k=5&fields=name"
 python ask.py "$url" "$product"
 
-paused=$(python ask.py "$url" "$product" --best)
-say "7. nearcast overlay: its nearest product, $paused, is paused for ten minutes"
-nearcast overlay "$generator" remove "$paused" --for 10m --note "out of stock"
-python ask.py "$url" "$product" --without "$paused"
+removed=$(python ask.py "$url" "$product" --best)
+say "7. nearcast overlay: remove its first candidate, $removed, from every answer for ten minutes"
+nearcast overlay "$generator" remove "$removed" --for 10m --note "out of stock"
+python ask.py "$url" "$product" --without "$removed"
 
-say "8. A fortnight later: learn from two more weeks, run, publish; the service follows"
+say "8. Two weeks later: learn from two more weeks, run, publish. The service answers from the new snapshot"
 python prepare.py --learn-until 50 --out data/newer
 nearcast run newer.toml --quiet > nearcast/run.log
 nearcast publish "$generator" --quiet
 second=$(newest)
-python ask.py "$url" "$product" --snapshot "$(printf %06d "$second")" --without "$paused"
+python ask.py "$url" "$product" --snapshot "$(printf %06d "$second")" --without "$removed"
 
-say "9. nearcast rollback: the first snapshot again; what is paused stays paused"
+say "9. nearcast rollback: make the first snapshot current again. The removed product stays removed"
 nearcast rollback "$generator" --quiet
-python ask.py "$url" "$product" --snapshot "$(printf %06d "$first")" --without "$paused"
+python ask.py "$url" "$product" --snapshot "$(printf %06d "$first")" --without "$removed"
 
-say "10. nearcast update: forward again, and a product arrives while the service runs"
+say "10. nearcast update: publish the second snapshot again, then add a new product while the service runs"
 nearcast publish "$generator" "$second" --quiet
 new=99000001
 python arrive.py "$product" "$new" "AVOCADO FROM THE NEW GROWER" --products data/newer/products.parquet \
     --out data/arrived.parquet
 nearcast update "$generator" --items data/arrived.parquet --quiet
-python ask.py "$url" "$product" --first 8 --with "$new" --without "$paused"
+python ask.py "$url" "$product" --first 8 --with "$new" --without "$removed"
 
 stop
 echo

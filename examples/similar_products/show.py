@@ -57,7 +57,7 @@ def largest(departments: np.ndarray, purchases: Ints) -> list[str]:
 def drawn(chosen: list[int], table: CandidateTable, products: pa.Table) -> Table:
     rows = {int(product): row for row, product in enumerate(products["product_id"].to_numpy())}
     names, purchases = products["name"].to_pylist(), products["purchases"].to_pylist()
-    grid = Table(title="Products and the products nearest to them", title_justify="left", expand=True)
+    grid = Table(title="Products and their nearest products", title_justify="left", expand=True)
     grid.add_column("rank", justify="right")
     grid.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
     grid.add_column("purchases", justify="right")

@@ -226,7 +226,7 @@ class GeneratorSpec(SpecTable):
 
 def load_spec(path: Path) -> GeneratorSpec:
     """Read a spec from a TOML file. Raises SpecError that names the file, the key and the correction."""
-    tables = read_tables(path, "`nearcast spec` prints an example to start from")
+    tables = read_tables(path, "`nearcast init` drafts one from your files, `nearcast spec` prints an example")
     if "ads" in tables and "metric" not in tables:
         raise SpecError(
             f"{path} is the spec of an expansion table, which `nearcast expand` takes; give the spec of a generator"

@@ -70,7 +70,7 @@ def describe_nearest(key: str | int, keys: pa.Array | pa.ChunkedArray, all_of: s
     return (
         f"the nearest of {all_of} {'is' if len(near) == 1 else 'are'} {some}"
         if near
-        else f"{all_of} are such as {some}"
+        else f"{all_of} are, for example, {some}"
     )
 
 

@@ -163,14 +163,14 @@ def test_a_misspelt_key_is_answered_with_the_nearest_ones(hostile: Path, watched
 def test_a_key_of_any_length_leaves_an_error_readable(hostile: Path, watched: Watching) -> None:
     for more in ((), ("--published",)):
         told = fail("lookup", "shop", "y\n" * 2000, *more, code=7, cwd=hostile)
-        assert "... (4,000 characters); its 29 keys are such as" in told
+        assert "... (4,000 characters); its 29 keys are, for example," in told
         assert len(told) < 700
 
 
 def test_overlay_names_what_it_does_not_know_and_what_may_be_meant(hostile: Path, watched: Watching) -> None:
     told = succeed("overlay", "shop", "remove", "a[0]-122", "q\nq", "x", "y", "z", cwd=hostile).stderr
     assert "not in the current snapshot: 'a[0]-122'; the nearest of its 40 items are 'a[0]-12', " in told
-    assert "not in the current snapshot: 'q\\nq'; its 40 items are such as" in told
+    assert "not in the current snapshot: 'q\\nq'; its 40 items are, for example," in told
     assert "and 2 others" in told
     told = succeed("overlay", "shop", "restore", "a[0]-12", "x", cwd=hostile).stderr
     assert "restored 1 of 2" in told

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import gzip
+import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.end_to_end.shop import fail, succeed
+from tests.needs import require_module
 
 from nearcast.api.drafts import draft_spec
 from nearcast.errors import InputError
@@ -71,6 +78,7 @@ def test_a_file_of_items_alone_is_joined_with_itself(tmp_path: Path) -> None:
         (unit_vectors(), "cosine"),
         (vectors(), "inner_product"),
         ([[0, 1, 200, 3]] * (ROWS - 1) + [[1, 1, 1, 1]], "l2"),
+        ([[0, -1, 127, 3]] * (ROWS - 1) + [[1, 1, 1, 1]], "cosine"),
     ],
 )
 def test_the_metric_follows_from_the_lengths_of_the_vectors(tmp_path: Path, column: Any, metric: str) -> None:
@@ -83,9 +91,13 @@ def test_the_metric_follows_from_the_lengths_of_the_vectors(tmp_path: Path, colu
         ({"price": range(ROWS), "item_id": range(ROWS)}, "item_id"),
         ({"id": [1] * ROWS, "article_id": range(ROWS)}, "article_id"),
         ({"row": [*range(ROWS - 1), None], "code": [f"c{n}" for n in range(ROWS)]}, "code"),
+        ({"title": [f"t{n}" for n in range(ROWS)], "id": [*range(ROWS - 1), 0]}, "id"),
+        ({"__index_level_0__": range(ROWS), "asin": [f"a{n}" for n in range(ROWS)]}, "asin"),
     ],
 )
-def test_an_id_is_there_in_every_row_and_once(tmp_path: Path, columns: dict[str, Any], key: str) -> None:
+def test_an_id_is_the_column_whose_values_are_there_once_or_that_is_named_so_and_nearly_is(
+    tmp_path: Path, columns: dict[str, Any], key: str
+) -> None:
     assert drafted(write(tmp_path / "a.parquet", **columns, vector=vectors()))["items"]["id"] == key
 
 
@@ -101,6 +113,14 @@ def test_of_several_lists_the_one_that_is_named_as_a_vector_is_it(tmp_path: Path
     [
         ({"id": range(ROWS), "name": ["a"] * ROWS}, "has no column of vectors"),
         ({"name": ["a"] * ROWS, "vector": vectors()}, "has no column of ids"),
+        ({"id": [1.0 * n for n in range(ROWS)], "vector": vectors()}, "'id' is double: write it as whole numbers"),
+        ({"item": pa.array([bytes([n] * 16) for n in range(ROWS)], pa.binary(16)), "vector": vectors()}, "as UUIDs"),
+        ({"id": [n // 2 for n in range(ROWS)], "vector": vectors()}, "'id' has 30 values in the first 60 rows"),
+        ({"id": range(ROWS), "emb": [b"0" * 64] * ROWS}, "'emb' holds 64 bytes per row; write the numbers as a list"),
+        ({"id": range(ROWS), "emb": [{"values": [1.0, 2.0]}] * ROWS}, r"in Spark: vector_to_array\(emb\)"),
+        ({"id": range(ROWS), "emb": [[[1.0], [2.0]]] * ROWS}, "'emb' holds lists of lists"),
+        ({"id": [1], "vector": [[1.0, 2.0]]}, "has one row"),
+        ({f"price {n} €": range(ROWS) for n in range(0, 90, 2)}, "and 33 more; write the vectors"),
         ({"id": pa.array([], pa.int64()), "vector": pa.array([], pa.list_(pa.float32()))}, "has no rows"),
         ({"id": range(ROWS), "vector": pa.array([[]] * ROWS, pa.list_(pa.float32()))}, "all empty or null"),
     ],
@@ -108,6 +128,94 @@ def test_of_several_lists_the_one_that_is_named_as_a_vector_is_it(tmp_path: Path
 def test_a_table_that_cannot_be_joined_is_refused(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         draft_spec(write(tmp_path / "a.parquet", **columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {f"v{n}": np.random.default_rng(n).normal(size=ROWS) for n in sorted(range(12), key=str)},
+        {'it\'s "odd"': [str(row) for row in unit_vectors()]},
+        {"vector": pa.array([[n, 1, 2] for n in range(ROWS)], pa.list_(pa.int64()))},
+    ],
+    ids=["a column per component", "text", "lists of whole numbers"],
+)
+def test_vectors_in_another_form_are_read_by_a_query(tmp_path: Path, columns: dict[str, Any]) -> None:
+    require_module("duckdb")
+    write(tmp_path / "it's" / "part-0.parquet", id=range(ROWS), **columns)
+    succeed("init", "it's", "--name", "shop", cwd=tmp_path)
+    succeed("run", "shop.toml", "--quiet", cwd=tmp_path)
+
+
+def test_components_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = sorted((f"v{n}" for n in range(12)), key=str)
+    text = draft_spec(write(tmp_path / "a.parquet", id=range(ROWS), **{name: [1.0] * ROWS for name in names})).text
+    assert "v0, v1, v2, v3" in text
+
+
+def test_rows_that_stop_a_run_are_settings_that_leave_them_out(tmp_path: Path) -> None:
+    rows = [*unit_vectors(), None, [1.0], [float("nan")] * 8, [0.0] * 8]
+    write(tmp_path / "shop.parquet", id=[*range(ROWS + 3), 0], vector=rows)
+    succeed("init", "shop.parquet", cwd=tmp_path)
+    spec = (tmp_path / "shop.toml").read_text(encoding="utf-8")
+    fail("run", "shop.toml", "--quiet", code=3, cwd=tmp_path)
+    faults = ("null_vector", "wrong_dimension", "not_finite", "zero_vector", "duplicate_id")
+    assert all(f'# {kind} = "drop"  # 1 of the first 64 items:' in spec for kind in faults)
+    (tmp_path / "shop.toml").write_text(re.sub("^# (?=[a-z_]+ =)", "", spec, flags=re.MULTILINE), encoding="utf-8")
+    succeed("run", "shop.toml", "--quiet", cwd=tmp_path)
+
+
+def test_columns_of_one_dimension_are_paired(tmp_path: Path) -> None:
+    items = write(tmp_path / "a.parquet", id=range(ROWS), image_vector=vectors(dim=4), text=vectors())
+    queries = write(tmp_path / "b.parquet", id=range(ROWS), phrase_embedding=vectors())
+    spec = drafted(items, queries)
+    assert (spec["items"]["vector"], spec["queries"]["vector"]) == ("text", "phrase_embedding")
+
+
+def test_a_folder_with_the_log_of_a_delta_table_is_a_table(tmp_path: Path) -> None:
+    delta = require_module("deltalake")
+    delta.write_deltalake(tmp_path / "lake", pa.table({"id": range(ROWS), "vector": unit_vectors()}))
+    for items in ("lake", "delta:lake"):
+        succeed("init", items, "--force", cwd=tmp_path)
+        spec = tomllib.loads((tmp_path / "lake.toml").read_text(encoding="utf-8"))
+        assert spec["items"]["table"] == "delta:lake"
+    succeed("run", "lake.toml", "--quiet", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["items.csv", "items.csv.gz", "items.jsonl"])
+def test_a_file_that_is_no_parquet_is_refused_with_a_command_that_converts_it(tmp_path: Path, name: str) -> None:
+    rows = "id,text\na,b\n" if "csv" in name else '{"id": "a"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(rows.encode()) if name.endswith(".gz") else rows.encode())
+    said = fail("init", name, code=3, cwd=tmp_path)
+    command = shlex.split(said.split("Convert it:", 1)[1])
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
+    assert pq.read_table(next(tmp_path.glob("*.parquet")))["id"].to_pylist() == ["a"]
+
+
+def test_what_people_see_and_what_rules_read_is_chosen_by_type_and_values(tmp_path: Path) -> None:
+    columns = {
+        "headline": [f"thing {n}" for n in range(ROWS)],
+        "category": ["a", "b"] * (ROWS // 2),
+        "page": [f"https://shop.example/{n}" for n in range(ROWS)],
+        "story": ["long " * 80] * ROWS,
+        "maker": [f"maker {n // 2}" for n in range(ROWS)],
+        "posted": [dt.date(2026, 11, 1)] * ROWS,
+        "tags": [["a"]] * ROWS,
+    }
+    path = write(tmp_path / "a.parquet", id=range(ROWS), vector=vectors(), **columns)
+    items = drafted(path)["items"]
+    assert items["display"] == ["headline", "category", "maker"]
+    assert items["attributes"] == ["category", "maker", "posted", "tags"]
+
+
+def test_no_line_of_a_draft_is_wider_than_a_screen(tmp_path: Path) -> None:
+    wide = {f"v{n}": np.arange(1.0, ROWS + 1) for n in range(128)}
+    for path in (
+        write(tmp_path / "a.parquet", id=range(ROWS), vector=vectors(), title=["a"] * ROWS),
+        write(tmp_path / "b.parquet", id=range(ROWS), **wide),
+        write(tmp_path / "c.parquet", id=[*range(ROWS - 1), 0], vector=unit_vectors()),
+    ):
+        lines = draft_spec(path).text.splitlines()
+        assert [line for line in lines if len(line) > 100 and not line.startswith(("path", "from"))] == []
 
 
 def test_tables_of_two_dimensions_are_refused(tmp_path: Path) -> None:
@@ -129,7 +237,13 @@ def test_a_spec_that_exists_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("shop/items/*.parquet", "shop"), ("Red Shoes.parquet", "red-shoes"), ("items", "candidates")]
+    ("path", "name"),
+    [
+        ("shop/items/*.parquet", "shop"),
+        ("Red Shoes.parquet", "red-shoes"),
+        ("Übersicht (neu).v2.parquet", "ubersicht-neu-v2"),
+        ("items", "candidates"),
+    ],
 )
 def test_the_name_comes_from_the_files(tmp_path: Path, monkeypatch: Any, path: str, name: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ PAGES = [
     (("start.md", "nightly.md", "scale.md"), {"python", "bash", "text"}),
 ]
 RUN = ("python", "bash", "toml")
-VARYING = re.compile(r"\d+(\.\d+)? (s|min|B|kB|MB|GB)\b|\d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT#?Z?")
+VARYING = re.compile(r"\d+(\.\d+)? (s|min|B|kB|MB|GB)\b|\d\d:\d\d:\d\d|\d{4}-\d\d-\d\d(T#?Z?| \d\d:\d\d)")
 
 
 class Block(NamedTuple):

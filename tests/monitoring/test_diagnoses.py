@@ -129,7 +129,7 @@ class TestRefusedNight:
         assert "The audit refused 000005" in said
         assert "overlap" in said
         assert "Users get snapshot 000004" in said
-        assert "000004 is served since" in said
+        assert "000004 has been served since" in said
 
     def test_monitor_json_history_and_page_say_the_same(self, shop: Nights) -> None:
         told = json.loads(

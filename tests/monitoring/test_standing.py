@@ -109,7 +109,7 @@ STATES: Mapping[str, tuple[list[HistoryEvent], str, dict[str, str], tuple[str, .
         [run(1, 1), publish(1, 1.1)],
         "unknown",
         {},
-        ("The monitor has not run yet.", "000001 is served since 2 January 1970"),
+        ("The monitor has not run yet.", "000001 has been served since 2 January 1970"),
         (),
     ),
     "published elsewhere, nothing else known": ([publish(3, 1)], "unknown", {}, ("Users get snapshot 000003",), ()),

@@ -404,7 +404,7 @@ def test_the_command_line_writes_lists_and_takes_back(command):
     done = command("remove", "-10", "99", "--for", "6h", "--note", "budget spent")
     assert done.exit_code == 0
     unknown = "not in the current snapshot: '99'; the nearest of its 2 items are 11, -10"
-    assert done.stderr == f"removed 2 of shop\n{unknown}\n"
+    assert done.stderr == f"removed 2 items of shop\n{unknown}\n"
     shown = command("list").stdout
     assert "budget spent" in shown
     assert command("set", "11", "price=2", "name=123", "extra=[1]", "other=as it is").exit_code == 0

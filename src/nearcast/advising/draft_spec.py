@@ -7,71 +7,76 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from nearcast.advising.first_rows import FirstRows, read_first_rows
+from nearcast.advising.guess_columns import (
+    ROW_NUMBER,
+    IdGuess,
+    guess_attributes,
+    guess_display,
+    guess_id,
+    guess_weight,
+    measure_lengths,
+)
+from nearcast.advising.vector_columns import VectorColumn, find_vector_columns
 from nearcast.errors import InputError
 from nearcast.files import bucket_url
-from nearcast.sources.arrow_types import plain_column, refuse_twice
-from nearcast.sources.column_roles import is_vector_type
-from nearcast.sources.parquet_files import ParquetFiles, open_parquet
-from nearcast.types import FloatArray
 
-__all__ = ["TableGuess", "draft_spec", "guess_table"]
+__all__ = ["draft_spec"]
 
-SAMPLE_ROWS = 4096
-MOST_DISPLAYED, MOST_ATTRIBUTES = 4, 6
-LONG_TEXT = 200  # letters; longer texts are not displayed
-FEW_VALUES = 50  # distinct values of a text that is an attribute
 UNIT = 1e-2  # lengths that differ from 1 by less are those of normalized vectors, also as float16
+FAULTS = {
+    "null_vector": "no vector",
+    "wrong_dimension": "another dimension",
+    "not_finite": "NaN, infinity or null in the vector",
+    "zero_vector": "a vector of zeros",
+    "null_id": "no id",
+    "duplicate_id": "an id that has occurred before",
+}
 USUAL_K, USUAL_RECALL = 50, 0.95
-ID_NAMES = ("id", "item_id", "product_id", "query_id", "user_id", "ad_id", "pin_id", "sku", "key", "article_id")
-VECTOR_WORDS = ("vector", "embedding", "emb", "vec")
-DISPLAY_WORDS = ("name", "title", "brand", "label", "text", "description", "category")
-WEIGHT_WORDS = ("weight", "visits", "traffic", "requests", "views", "impressions", "count")
 
 
 @dataclass(frozen=True, slots=True)
 class TableGuess:
     """What the columns of a table seem to be."""
 
-    id: str
-    vector: str
-    dim: int
-    n_rows: int
+    data: FirstRows
+    id: IdGuess
+    vector: VectorColumn
+    other_vectors: tuple[str, ...]
     lengths: tuple[float, float]  # least and largest Euclidean length of the sampled vectors that have a direction
-    whole_numbers: bool  # all components of the sample are integers
+    zeros: int  # vectors of zeros in the sample
     display: tuple[str, ...]
     attributes: tuple[str, ...]
     weight: str | None
-    reasons: dict[str, str]  # id, vector: why
 
 
 def draft_spec(items: str, queries: str | None, *, name: str, folder: Path) -> str:
-    """Return the text of a spec for a file in `folder`. Paths are relative to the working folder, or URLs.
+    """Return the text of a spec for a file in `folder`. Paths are relative to the working folder, URLs, or tables.
 
     queries: None, or the same files as `items`: the items are the queries, and an item is no candidate of itself.
     Raises InputError if a table has no column that can be an id or a vector, or if the dimensions differ.
     """
-    item_table = guess_table(items, "items")
-    query_table = None
-    if queries is not None and _absolute(queries) != _absolute(items):
-        query_table = guess_table(queries, "queries")
-        if query_table.dim != item_table.dim:
-            raise InputError(
-                f"items have {item_table.dim} dimensions (column {item_table.vector}), queries {query_table.dim} "
-                f"(column {query_table.vector}); write both with the same model"
-            )
+    item_rows = read_first_rows(items, "items")
+    item_vectors = find_vector_columns(item_rows.rows, f"items {items}")
+    if queries is None or _absolute(queries) == _absolute(items):
+        if item_rows.n_rows < 2:
+            raise InputError(f"items {items} has one row, and an item is no candidate of itself; name queries, too")
+        item_table, query_table = _guess_table(item_rows, item_vectors[0], item_vectors, "items"), None
+    else:
+        query_rows = read_first_rows(queries, "queries")
+        query_vectors = find_vector_columns(query_rows.rows, f"queries {queries}")
+        item_vector, query_vector = _pair_vectors(item_vectors, query_vectors)
+        item_table = _guess_table(item_rows, item_vector, item_vectors, "items")
+        query_table = _guess_table(query_rows, query_vector, query_vectors, "queries")
     metric, why = guess_metric(item_table)
-    k = max(1, min(USUAL_K, item_table.n_rows - (query_table is None)))
+    k = max(1, min(USUAL_K, item_rows.n_rows - (query_table is None)))
     lines = [
         "# Drafted by `nearcast init`: check each guess. `nearcast spec` prints every setting.",
         f"name = {_quote(name)}",
@@ -81,210 +86,135 @@ def draft_spec(items: str, queries: str | None, *, name: str, folder: Path) -> s
     ]
     if query_table is None:
         lines.append("exclude_self = true  # items are the queries: an item is no candidate of itself")
-    lines += ["", "[items]", *_describe_table(items, item_table, folder)]
-    lines += _describe_columns(item_table)
+    lines += ["", "[items]", *_describe_table(item_table, folder)]
+    if item_table.attributes:
+        lines.append(f"attributes = {_quote(list(item_table.attributes))}  # that rules, caps and slices may read")
+    if item_table.display:
+        lines.append(f"display = {_quote(list(item_table.display))}  # shown by look-ups and on the page")
     if query_table is not None:
-        lines += ["", "[queries]", *_describe_table(queries or "", query_table, folder)]
+        lines += ["", "[queries]", *_describe_table(query_table, folder)]
+        if query_table.attributes:
+            lines.append(f"attributes = {_quote(list(query_table.attributes))}  # that rules and slices may read")
         if query_table.weight is not None:
             lines.append(f"weight = {_quote(query_table.weight)}  # traffic of a query: recall is reported by it, too")
+    tables = {"items": item_table} | ({"queries": query_table} if query_table is not None else {})
+    if faults := list(_describe_faults(tables, metric)):
+        lines += ["", "[checks]  # rows like these stop a run; remove a # to leave them out", *faults]
     return "\n".join(lines) + "\n"
-
-
-def guess_table(path: str, what: str) -> TableGuess:
-    """Guess the columns of a table from its schema and first rows. Raises InputError."""
-    files = open_parquet(path, Path(), what, f"name a Parquet file of {what}, a folder of them or a glob")
-    rows = _read_sample(files)
-    if len(rows) == 0:
-        raise InputError(f"{what} {path} has no rows; name a file with some")
-    vector, vector_why = _guess_vector(rows, what, path)
-    key, key_why = _guess_id(rows, vector, what, path)
-    vectors = _to_matrix(rows[vector])
-    lengths = _measure_lengths(vectors)
-    others = [name for name in rows.column_names if name not in (key, vector, "id")]  # a snapshot calls its ids "id"
-    display = _guess_display(rows, others)
-    return TableGuess(
-        id=key,
-        vector=vector,
-        dim=vectors.shape[1],
-        n_rows=files.n_rows,
-        lengths=lengths,
-        whole_numbers=bool((vectors == np.rint(vectors)).all()),
-        display=display,
-        attributes=_guess_attributes(rows, [name for name in others if name not in display]),
-        weight=_guess_weight(rows, others),
-        reasons={"id": key_why, "vector": vector_why},
-    )
 
 
 def guess_metric(items: TableGuess) -> tuple[str, str]:
     """Return the metric and the reason."""
     least, largest = items.lengths
-    span = f"vectors are {least:.3g} to {largest:.3g} long"
+    span = f"vector lengths {least:.3g} to {largest:.3g}"
+    whole = items.vector.vectors
     if abs(least - 1) < UNIT and abs(largest - 1) < UNIT:
         return "cosine", "all vectors have length 1, so cosine, inner_product and l2 give the same lists"
-    if items.whole_numbers:
-        return "l2", f"{span}, of whole numbers, as descriptors of images are; cosine or inner_product for a model"
+    if (whole == np.rint(whole)).all():
+        if (whole >= 0).all():
+            return "l2", "whole numbers of 0 and more, as descriptors of images are; see docs/spec.md"
+        return "cosine", "whole numbers, as a model's vectors that were quantized"
     if largest > 1.1 * least:
-        return "inner_product", f"{span}: right if the model was trained with a dot product, else write cosine"
-    return "cosine", f"{span}, nearly equal"
+        return "inner_product", f'{span}; "cosine" if the model ignores length'
+    return "cosine", f"{span}: nearly equal"
 
 
 def _absolute(path: str) -> str:
     return bucket_url(path) or os.path.abspath(path)
 
 
-def _read_sample(files: ParquetFiles) -> pa.Table:
-    """Read the first rows."""
-    names = files.schema.names
-    refuse_twice(names, list(dict.fromkeys(names)), "the table")
-    batches = list(islice(files.batches(names, SAMPLE_ROWS), 1))
-    rows = pa.Table.from_batches(batches, batches[0].schema if batches else files.schema)
-    return pa.table({name: plain_column(rows[name]) for name in names})
+def _pair_vectors(items: list[VectorColumn], queries: list[VectorColumn]) -> tuple[VectorColumn, VectorColumn]:
+    """Return a column of each table with the same dimension: of the same name if there is one, else the best.
 
-
-def _guess_vector(rows: pa.Table, what: str, path: str) -> tuple[str, str]:
-    lists = [field.name for field in rows.schema if _is_vector(field.type) and rows[field.name].null_count < len(rows)]
-    if not lists:
-        held = ", ".join(f"{field.name}: {field.type}" for field in rows.schema)
+    Raises InputError if no dimension is in both tables.
+    """
+    pairs = [(item, query) for item in items for query in queries if item.dim == query.dim]
+    if not pairs:
         raise InputError(
-            f"{what} {path} has no column of vectors, a list of numbers per row; it has {held}; write the vectors as "
-            "fixed_size_list<float>"
+            f"items have {items[0].dim} dimensions (column {items[0].name}), queries {queries[0].dim} "
+            f"(column {queries[0].name}); write both with the same model"
         )
-
-    def rank(name: str) -> tuple[bool, int, int]:
-        fits = is_vector_type(rows.schema.field(name).type)
-        return not fits, _rank_word(name, VECTOR_WORDS), rows.column_names.index(name)
-
-    best = min(lists, key=rank)
-    kind = rows.schema.field(best).type
-    others = [name for name in lists if name != best]
-    why = f"a {kind} per row" + (f"; {', '.join(others)} could be meant, too" if others else "")
-    return best, why
+    return min(
+        pairs,
+        key=lambda pair: (pair[0].name != pair[1].name, items.index(pair[0]) + queries.index(pair[1])),
+    )
 
 
-def _is_vector(kind: pa.DataType) -> bool:
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(listed and _is_number(kind.value_type))
+def _guess_table(data: FirstRows, vector: VectorColumn, vectors: list[VectorColumn], what: str) -> TableGuess:
+    where = f"{what} {data.location}"
+    if vector.query is not None and data.scan_path(Path()) is None:
+        raise InputError(f"{where}: {vector.name!r} has {vector.kind}; write it as fixed_size_list<float>")
+    key = guess_id(data.rows, vector, where)
+    least, largest, zeros = measure_lengths(vector)
+    taken = {key.name, "id", *(column.name for column in vectors), *vector.parts}  # a snapshot calls its ids "id"
+    others = [name for name in data.rows.column_names if name not in taken and not ROW_NUMBER.match(name)]
+    return TableGuess(
+        data=data,
+        id=key,
+        vector=vector,
+        other_vectors=tuple(column.name for column in vectors if column is not vector),
+        lengths=(least, largest),
+        zeros=zeros,
+        display=guess_display(data.rows, others),
+        attributes=guess_attributes(data.rows, others),
+        weight=guess_weight(data.rows, others),
+    )
 
 
-def _to_matrix(column: pa.ChunkedArray[Any]) -> FloatArray:
-    """Return the vectors that have the most frequent length of the sample, (n, dim) float64."""
-    lists = column.drop_null().combine_chunks()
-    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    if not sizes.any():
-        raise InputError("the first vectors are all empty or null; name a file with vectors")
-    found, counts = np.unique(sizes[sizes > 0], return_counts=True)
-    dim = int(found[counts.argmax()])
-    flat = lists.filter(pa.array(sizes == dim)).flatten().to_numpy(zero_copy_only=False)  # a null is NaN
-    vectors: FloatArray = flat.astype(np.float64).reshape(-1, dim)
-    return vectors
+def _describe_table(table: TableGuess, folder: Path) -> Iterator[str]:
+    data, vector = table.data, table.vector
+    for note in data.notes:
+        yield f"# {_escape_controls(note)}"
+    rows = f"{data.n_rows:,} row{'' if data.n_rows == 1 else 's'}"
+    if vector.query is not None:
+        scanned = (data.scan_path(folder) or "").replace("'", "''")
+        yield f"# {rows}; the query makes lists of numbers, and needs DuckDB: pip install 'nearcast[duckdb]'"
+        yield f"sql = {_quote_query(vector.query, scanned)}"
+    else:
+        yield f"{data.key} = {_quote(data.locate(folder))}  # {rows}"
+    yield f"id = {_quote(table.id.name)}  # {table.id.why}"
+    others = f"; {', '.join(table.other_vectors)} could be meant, too" if table.other_vectors else ""
+    yield f"vector = {_quote(vector.name)}  # {_escape_controls(vector.kind + others)}"
 
 
-def _measure_lengths(vectors: FloatArray) -> tuple[float, float]:
-    """Return the least and the largest length of the vectors that are finite and not zero; (1, 1) without any."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    usual = lengths[np.isfinite(lengths) & (lengths > 0)]
-    return (float(usual.min()), float(usual.max())) if len(usual) else (1.0, 1.0)
+def _describe_faults(tables: Mapping[str, TableGuess], metric: str) -> Iterator[str]:
+    """Yield a commented setting for each kind of bad rows in the samples."""
+    kinds = {kind: _count_faults(tables, kind) for kind in FAULTS if kind != "zero_vector" or metric == "cosine"}
+    for kind, counts in kinds.items():
+        if any(counts.values()):
+            shown = " and ".join(
+                f"{count:,} of the first {len(tables[what].data.rows):,} {what}"
+                for what, count in counts.items()
+                if count
+            )
+            yield f'# {kind} = "drop"  # {shown}: {FAULTS[kind]}'
 
 
-def _guess_id(rows: pa.Table, vector: str, what: str, path: str) -> tuple[str, str]:
-    def is_key(name: str) -> bool:
-        kind, column = rows.schema.field(name).type, rows[name]
-        fits = pa.types.is_integer(kind) or _is_text(kind)
-        return fits and column.null_count == 0 and len(pc.unique(column)) == len(column)
+def _count_faults(tables: Mapping[str, TableGuess], kind: str) -> dict[str, int]:
+    def count(table: TableGuess) -> int:
+        counts = {
+            "null_vector": table.vector.nulls,
+            "wrong_dimension": table.vector.odd,
+            "not_finite": int(np.count_nonzero(~np.isfinite(table.vector.vectors).all(axis=1))),
+            "zero_vector": table.zeros,
+            "null_id": table.id.nulls,
+            "duplicate_id": table.id.again,
+        }
+        return counts[kind]
 
-    names = [name for name in rows.column_names if name != vector and is_key(name)]
-    if not names:
-        raise InputError(
-            f"{what} {path} has no column of ids: whole numbers or text, without nulls, each once; add one"
-        )
-    best = min(names, key=lambda name: (_rank_id(name), rows.column_names.index(name)))
-    return best, f"each value of the first {len(rows):,} rows is there once"
-
-
-def _rank_id(name: str) -> int:
-    if name.lower() in ID_NAMES:
-        return ID_NAMES.index(name.lower())
-    return len(ID_NAMES) if re.search(r"(_id|Id|ID|_key|uuid)$", name) else len(ID_NAMES) + 1
-
-
-def _rank_word(name: str, words: Sequence[str]) -> int:
-    return next((place for place, word in enumerate(words) if word in name.lower()), len(words))
-
-
-def _guess_display(rows: pa.Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Return short texts, those with usual names first."""
-
-    def is_short(name: str) -> bool:
-        kind = rows.schema.field(name).type
-        if not _is_text(kind):
-            return False
-        longest = pc.max(pc.utf8_length(rows[name])).as_py()
-        return longest is not None and longest <= LONG_TEXT
-
-    texts = [name for name in names if is_short(name)]
-    named = sorted(texts, key=lambda name: _rank_word(name, DISPLAY_WORDS))
-    wanted = [name for name in named if _rank_word(name, DISPLAY_WORDS) < len(DISPLAY_WORDS)] or named[:1]
-    return tuple(wanted[:MOST_DISPLAYED])
-
-
-def _guess_attributes(rows: pa.Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Return numbers, flags and texts of few values, which rules may read."""
-
-    def is_attribute(name: str) -> bool:
-        kind = rows.schema.field(name).type
-        if _is_text(kind):
-            return len(pc.unique(rows[name])) <= FEW_VALUES
-        return _is_number(kind) or pa.types.is_boolean(kind)
-
-    return tuple(name for name in names if is_attribute(name))[:MOST_ATTRIBUTES]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _guess_weight(rows: pa.Table, names: Sequence[str]) -> str | None:
-    """Return a column of numbers, none negative, one of whose words names traffic: view_count, not country_id."""
-
-    def rank(name: str) -> int:
-        words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-        return min((place for place, word in enumerate(WEIGHT_WORDS) if word in words), default=len(WEIGHT_WORDS))
-
-    def fits(name: str) -> bool:
-        column = rows[name]
-        return _is_number(column.type) and column.null_count == 0 and pc.min(column).as_py() >= 0
-
-    found = [name for name in names if rank(name) < len(WEIGHT_WORDS) and fits(name)]
-    return min(found, key=rank, default=None)
-
-
-def _describe_table(path: str, table: TableGuess, folder: Path) -> list[str]:
-    shown = path if bucket_url(path) else Path(os.path.relpath(path, folder)).as_posix()
-    return [
-        f"path = {_quote(shown)}  # {table.n_rows:,} rows",
-        f"id = {_quote(table.id)}  # {table.reasons['id']}",
-        f"vector = {_quote(table.vector)}  # {_escape_controls(table.reasons['vector'])}",
-    ]
-
-
-def _describe_columns(items: TableGuess) -> list[str]:
-    lines = []
-    if items.attributes:
-        lines.append(f"attributes = {_quote(list(items.attributes))}  # that rules, caps and slices may read")
-    if items.display:
-        lines.append(f"display = {_quote(list(items.display))}  # shown by look-ups and on the page")
-    return lines
+    return {what: count(table) for what, table in tables.items()}
 
 
 def _quote(value: Any) -> str:
     """Write a text or a list of texts as TOML does, which has the escapes of JSON."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _quote_query(columns: str, files: str) -> str:
+    """Write a query as a literal text of TOML, which has no escapes, where it can be one."""
+    query = f"select {columns}\nfrom '{files}'"
+    is_plain = "'''" not in query and query.replace("\n", "").isprintable()
+    return f"'''\n{query}\n'''" if is_plain else _quote(query)
 
 
 def _escape_controls(text: str) -> str:

@@ -24,44 +24,55 @@ __all__ = ["COMMANDS", "cli", "main"]
 INTERRUPTED = 130
 
 # A command has the name of its module. Modules are imported when needed, so that `--help` loads no heavy library.
-COMMANDS = {
-    "init": "Draft a spec from files of items and queries.",
-    "run": "Find the nearest items of every query, and write a snapshot.",
-    "check": "Check the inputs, and estimate the cost of a run.",
-    "plan": "Compute what a run costs before anything runs.",
-    "work": "Take part in a planned run as one of many workers.",
-    "gather": "Make the snapshot of a planned run.",
-    "watch": "Show the progress of a planned run.",
-    "clean": "Remove unfinished work that nobody works on.",
-    "tune": "Find the cheapest engine that meets the recall target.",
-    "show": "Show a snapshot: its measures, settings and lists.",
-    "lookup": "Show the candidates of a key.",
-    "snapshots": "List the snapshots of a generator, or of all.",
-    "explain": "Explain why an item is or is not in a list.",
-    "export": "Append the lists of a snapshot to a table.",
-    "evaluate": "Measure lists by human labels or engagement.",
-    "diff": "Compare two snapshots, and explain the changes.",
-    "head": "Find the keys that cover a share of the traffic.",
-    "advise": "Compare the cost of offline, online and mixed serving.",
-    "replay": "Answer a log of requests again, offline and online.",
-    "publish": "Audit a snapshot and make it current in a store.",
-    "table": "Publish the most engaged items per key of a log.",
-    "expand": "Publish an expansion table: the ads of each item.",
-    "canary": "Compare a canary with the current version; promote or withdraw.",
-    "rollback": "Make the previous version current again.",
-    "published": "List the versions in a store and the current one.",
-    "refresh": "Run, audit and publish in one command.",
-    "update": "Bring new items into the served version, without a run.",
-    "follow": "Bring files into the served version as they arrive.",
-    "monitor": "Check the newest run and the current version.",
-    "alerts": "List open alerts, acknowledge and snooze them.",
-    "dashboard": "Write a dashboard of all generators as one HTML file.",
-    "overlay": "Remove items from every answer, or change their values.",
-    "serve": "Look up candidates over HTTP.",
-    "spec": "Print a commented spec with every setting.",
-    "completion": "Print a script that completes commands in a shell.",
-    "info": "Show version, machine, kernels and extras.",
+SECTIONS = {
+    "Make and read lists": {
+        "init": "Draft a spec from files of items and queries.",
+        "check": "Check the inputs, and estimate the cost of a run.",
+        "run": "Find the nearest items of every query, and write a snapshot.",
+        "show": "Show a snapshot: its measures, settings and lists.",
+        "lookup": "Show the candidates of a key.",
+        "explain": "Explain why an item is or is not in a list.",
+        "snapshots": "List the snapshots of a generator, or of all.",
+        "export": "Append the lists of a snapshot to a table.",
+        "tune": "Find the cheapest engine that meets the recall target.",
+        "clean": "Remove unfinished work that nobody works on.",
+    },
+    "Publish and serve": {
+        "refresh": "Run, audit and publish in one command.",
+        "publish": "Audit a snapshot and make it current in a store.",
+        "published": "List the versions in a store and the current one.",
+        "rollback": "Make the previous version current again.",
+        "canary": "Compare a canary with the current version; promote or withdraw.",
+        "serve": "Look up candidates over HTTP.",
+        "overlay": "Remove items from every answer, or change their values.",
+        "update": "Bring new items into the served version, without a run.",
+        "follow": "Bring files into the served version as they arrive.",
+        "table": "Publish the most engaged items per key of a log.",
+        "expand": "Publish an expansion table: the ads of each item.",
+    },
+    "Measure and watch": {
+        "evaluate": "Measure lists by human labels or engagement.",
+        "diff": "Compare two snapshots, and explain the changes.",
+        "monitor": "Check the newest run and the current version.",
+        "alerts": "List open alerts, acknowledge and snooze them.",
+        "dashboard": "Write a dashboard of all generators as one HTML file.",
+        "replay": "Answer a log of requests again, offline and online.",
+        "head": "Find the keys that cover a share of the traffic.",
+        "advise": "Compare the cost of offline, online and mixed serving.",
+    },
+    "One run on many machines": {
+        "plan": "Compute what a run costs before anything runs.",
+        "work": "Take part in a planned run as one of many workers.",
+        "gather": "Make the snapshot of a planned run.",
+        "watch": "Show the progress of a planned run.",
+    },
+    "About nearcast": {
+        "spec": "Print a commented spec with every setting.",
+        "completion": "Print a script that completes commands in a shell.",
+        "info": "Show version, machine, kernels and extras.",
+    },
 }
+COMMANDS = {name: text for commands in SECTIONS.values() for name, text in commands.items()}
 
 
 class _Commands(click.Group):
@@ -94,8 +105,9 @@ class _Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -29,10 +29,11 @@ __all__ = ["init"]
 def init(
     items: str, queries: str | None, name: str | None, spec_file: Path | None, force: bool, only_print: bool
 ) -> None:
-    """Look at Parquet files of ITEMS and QUERIES, and write a commented spec for them.
+    """Look at ITEMS and QUERIES, and write a commented spec for them.
 
-    Guesses the columns of ids and vectors, the metric from the lengths of the vectors, and the columns to display. Each
-    guess is written with its reason: check them. Without QUERIES, the items are the queries.
+    ITEMS and QUERIES are Parquet files, folders, globs, URLs, or tables such as delta:PATH. Guesses the columns of ids
+    and vectors, the metric from the lengths of the vectors, and the columns to display. Each guess is written with its
+    reason: check them. Without QUERIES, the items are the queries.
     """
     draft = draft_spec(items, queries, name=name, spec=spec_file)
     if only_print:

@@ -20,14 +20,14 @@ from nearcast.cli.common import (
 )
 from nearcast.cli.complete_names import GeneratorName, complete_versions
 from nearcast.cli.render import build_candidate_list
-from nearcast.errors import NotFoundError
+from nearcast.errors import NearcastError, NotFoundError
 from nearcast.publishing.targets import find_target
 from nearcast.serve.lookup import open_lookup
 from nearcast.storage.locations import Location
 from nearcast.stores.base import Space
-from nearcast.stores.version_facts import nearest_in_version
+from nearcast.stores.version_facts import VersionFacts, nearest_in_version
 from nearcast.suggest import quote_key
-from nearcast.table.snapshot import Candidates
+from nearcast.table.snapshot import Candidates, find_snapshot
 
 if TYPE_CHECKING:
     from nearcast.serve.lookup_data import Answer
@@ -99,7 +99,8 @@ def lookup(generator: str, key: str, options: LookupCommandOptions, as_json_: bo
     most_lines = max(LEAST_LINES, screen.height - LINES_AROUND) if is_bounded else None
     screen.print(build_candidate_list(candidates, tuple(candidates.columns), full=options.full, most_lines=most_lines))
     if answer is not None:
-        removed = f"; the overlay removes {answer.removed} candidates" if answer.removed else ""
+        removed_words = "1 candidate" if answer.removed == 1 else f"{answer.removed} candidates"
+        removed = f"; the overlay removes {removed_words}" if answer.removed else ""
         age = format_seconds(answer.age_seconds)
         screen.print(f"snapshot {answer.snapshot}, {age} old, in {store}{removed}")
 
@@ -108,7 +109,7 @@ def _look_up_published(generator: str, key: str, options: LookupCommandOptions) 
     """Look up in the store; return the answer and the store's URL. Raises NotFoundError with the nearest keys."""
     with open_lookup(find_target(generator, options.out).url(options.store), generator, verify=False) as opened:
         names = options.column_names
-        fields = tuple(opened.view().version.facts.columns) if names is None else names
+        fields = _find_display(generator, options.out, opened.view().version.facts) if names is None else names
         answer = opened.get(key, k=options.first, fields=fields)
         if not answer.found:
             version = opened.view().version
@@ -118,6 +119,15 @@ def _look_up_published(generator: str, key: str, options: LookupCommandOptions) 
                 + (f"; {near}" if near else "")
             )
         return answer, opened.state.store
+
+
+def _find_display(generator: str, out: Location, facts: VersionFacts) -> tuple[str, ...]:
+    """Return the display columns of the version's snapshot on disk; all columns without them."""
+    try:
+        display = find_snapshot(out, generator, facts.version).manifest.spec["items"]["display"]
+    except NearcastError:  # made on another machine, or of a table that no generator made
+        display = ()
+    return tuple(name for name in display if name in facts.columns) or tuple(facts.columns)
 
 
 def _copy_columns(answer: Answer) -> dict[str, tuple[object, ...]]:

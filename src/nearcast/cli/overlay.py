@@ -266,7 +266,7 @@ def _warn_unknown_columns(fields: list[str], opened: Overlay) -> None:
 
 def _report_items(action: str, items: tuple[str, ...], opened: Overlay) -> None:
     known = opened.in_snapshot(items)
-    click.echo(f"{action} {len(items)} of {opened.generator}", err=True)
+    click.echo(f"{action} {len(items)} {'item' if len(items) == 1 else 'items'} of {opened.generator}", err=True)
     unknown = [item for item, there in zip(items, known, strict=True) if not there]
     for item in unknown[:MOST_NAMED]:
         near = opened.nearest_items(item)

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 MOST_SLICES = 12
+MINUTES = len("2026-11-28T06:30")  # of a time in ISO 8601
 FIRST_MEASURES = ("recall", "fill_rate", "query_coverage")  # after a run, with one of the next
 FOURTH_MEASURES = ("overlap", "item_coverage")  # the first that was measured
 SLICE_WORDS = {  # slices that are not by a column
@@ -160,25 +161,25 @@ def build_candidate_list(
 
 def build_snapshot_list(snapshots: Sequence[Snapshot], updates: Sequence[int]) -> Table:
     """Build a table of snapshots, one per row. updates: those made to the version of each; shown if there are any."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if any(updates) else 2, 0, 0))
     numbers = ("rows", "recall", "target", "fill", "overlap", "updates")
     for name in (
         "generator",
         "snapshot",
-        "made",
+        "made (UTC)",
         *numbers[:-1],
         "time",
         "engine",
         *(["updates"] if any(updates) else []),
     ):
-        table.add_column(name, justify="right" if name in numbers else "left")
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name == "made (UTC)")
     for snapshot, n_updates in zip(snapshots, updates, strict=True):
         m = snapshot.manifest
         measures = m.measures
         table.add_row(
             snapshot.generator,
             snapshot.name,
-            m.run.created,
+            m.run.created[:MINUTES].replace("T", " "),
             f"{snapshot.n_rows:,}",
             format_value("recall", measures["recall"]),
             _format_target(m.target),

@@ -108,6 +108,8 @@ def describe_update(done: UpdateResult, generator: str) -> str:
     ]
     if done.absent:
         lines.append(absent)
+    if counts["items"] and not counts["lists"]:
+        lines.append("no list takes these items: in each, k others score higher, or the rules filter them")
     if done.short:
         lines.append(f"lists that may lack items until the next run: {done.short:,}")
     lines.append(f"undo: nearcast rollback {generator} --patch {done.undo}")

@@ -72,8 +72,8 @@ def open_labels(spec: LabelsSpec, base: Path, query_columns: Sequence[str] | Non
     for name in (spec.query, spec.item, *([spec.grade] if spec.grade else [])):
         if name not in table.columns:
             raise InputError(
-                f"{table.name} has no column {name!r}; its columns are {', '.join(table.columns)}: name the columns of "
-                "queries, items and grades as query, item and grade"
+                f"{table.name} has no column {name!r}; its columns are {', '.join(table.columns)}; name those of "
+                "queries, items and grades: query, item and grade in [labels], or --query, --item and --grade"
             )
     for name in spec.slices if query_columns is not None else ():
         if name not in table.columns and name not in (query_columns or ()):

@@ -103,7 +103,7 @@ def describe_since(live: LiveVersion) -> str:
     """Return the end of a sentence: since when a version is served."""
     if live.only_seen:
         return f"was found in the store on {format_moment(live.since)}, published from elsewhere"
-    return f"is served since {format_moment(live.since)}"
+    return f"has been served since {format_moment(live.since)}"
 
 
 def was_published_since(last: HistoryEvent, events: Sequence[HistoryEvent]) -> bool:

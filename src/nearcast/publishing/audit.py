@@ -117,7 +117,10 @@ def enforce(name: str, findings: Sequence[Finding], accept: Mapping[str, str]) -
         lines = "".join(f"\n  {f.rule}: {f.text}" for f in open_ones)
         way_out = "fix the cause, or accept a rule with --accept RULE --why TEXT"
         if all(finding.rule == "withdrawn" for finding in open_ones):
-            way_out = "run again for a new one, or publish this one all the same: nearcast publish NAME NUMBER"
+            generator, _, snapshot = name.partition(" ")
+            way_out = (
+                f"run again for a new one, or publish this one all the same: nearcast publish {generator} {snapshot}"
+            )
         raise AuditError(
             f"{name} is not published: {len(open_ones)} of {len(findings)} rules failed{lines}\n{way_out}",
             tuple(findings),

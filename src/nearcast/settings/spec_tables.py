@@ -54,7 +54,9 @@ class SourceSpec(SpecTable):
     )
     sql: str | None = Field(None, description="Instead of `path`: a query for DuckDB. Its result must fit the memory.")
     id: str = Field("id", description="Column of the ids: strings or integers.")
-    vector: str = Field("vector", description="Column of the vectors: lists of float16, float32 or float64.")
+    vector: str = Field(
+        "vector", description="Column of the vectors: lists of float16, float32, float64, int8 or uint8."
+    )
     ids: str | None = Field(
         None,
         description="File of the ids of .npy vectors: .npy, .txt with one id per line, or .parquet. Required for .npy.",

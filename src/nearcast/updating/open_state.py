@@ -130,8 +130,9 @@ def _open_tables(out: Location, snapshot: Snapshot) -> SnapshotInputs:
     try:
         return open_snapshot_inputs(snapshot, kept, None, remote)
     except (NotFoundError, DamagedError) as error:
+        cause = f" ({error})" if isinstance(error, DamagedError) else ""
         raise NotFoundError(
-            f"the tables that {snapshot.generator} {snapshot.name} was made of are not on this machine ({error}): if "
+            f"the tables that {snapshot.generator} {snapshot.name} was made of are not on this machine{cause}: if "
             "another machine ran it, update there; if a newer run has removed them, publish that one, and update it"
         ) from error
 
