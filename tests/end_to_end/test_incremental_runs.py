@@ -14,11 +14,11 @@ import pytest
 import nearcast
 from builders import clustered, write_parquet
 from nearcast.files import finish
-from nearcast.join import compare_stage, measure_snapshot, run_plan
+from nearcast.join import compare_stage, measure_snapshot, run_plan, table_stage
 from nearcast.join.listener import Listener
-from nearcast.measure import sampled_recall
+from nearcast.measure import list_quality, sampled_recall
 from nearcast.table.snapshot import list_snapshots
-from nearcast.types import no_progress
+from nearcast.types import EMPTY_POSITION, Neighbors, no_progress
 from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS
 
 N_ITEMS, N_QUERIES, DIM = 600, 400, 12
@@ -212,6 +212,38 @@ def test_the_tables_are_compared_where_another_version_than_the_last_is_current(
     assert mode(made)["incremental"]
     assert made.manifest.facts["compared_with"] == {"version": 1, "served": True}
     assert compared == ["000001"]
+
+
+def test_recall_of_updated_lists_is_measured_without_reading_the_table_back(shop, monkeypatch):
+    read: list[str] = []
+
+    def watch(snapshot, *rest):
+        read.append(snapshot.name)
+        return read_sampled_lists(snapshot, *rest)
+
+    read_sampled_lists = list_quality.read_sampled_lists
+    monkeypatch.setattr(list_quality, "read_sampled_lists", watch)
+    shutil.copytree(shop.folder / "inc", shop.folder / "full")
+    made = run(shop, "inc")
+    assert mode(made)["incremental"]
+    assert read == []
+    assert run(shop, "full", incremental=False).manifest.measures == made.manifest.measures
+    assert len(read) == 1
+
+
+def test_a_table_that_does_not_hold_its_updated_lists_is_read_back(shop, monkeypatch):
+    def write_neighbors(ids, lists, items, *rest):
+        filled = lists.positions != EMPTY_POSITION
+        others = np.where(filled, (lists.positions + 1) % len(items), EMPTY_POSITION)
+        return candidate_table(ids, Neighbors(others, lists.scores), items, *rest)
+
+    candidate_table = table_stage.candidate_table
+    monkeypatch.setattr(table_stage, "candidate_table", write_neighbors)
+    with pytest.raises(nearcast.TargetError, match=r"recall@10 is 0\."):
+        run(shop, "inc")
+    made = list_snapshots(shop.folder / "inc", "shop")[-1]
+    assert mode(made)["incremental"]
+    assert made.manifest.measures["recall"] < 0.5
 
 
 def test_new_items_that_tie_with_the_end_of_a_reserve_are_not_lost(tmp_path):

@@ -65,6 +65,17 @@ def test_very_short_and_very_long_vectors_are_ordered_right(scale, metric):
     assert_bitwise_equal(found, *reference.join(queries, items, 9, metric))
 
 
+@pytest.mark.parametrize("dim", [3, 129])
+def test_float16_vectors_of_all_lengths_are_ordered_right(dim):
+    rng = np.random.default_rng(6)
+    items, queries = (
+        (rng.normal(size=(n, dim)) * 2.0 ** rng.integers(-24, 13, (n, 1))).astype(np.float16) for n in (900, 40)
+    )
+    items[::90], items[1::3] = 0, items[::3]  # without direction; and the same ones twice
+    found = exact_join(queries, ArrayVectors(items), 25, Metric.COSINE, memory_bytes=1)
+    assert_bitwise_equal(found, *reference.join(queries, items, 25, "cosine"))
+
+
 def test_all_inner_products_may_be_negative():
     found = exact_join(np.array([[1.0]], np.float32), ArrayVectors(-np.array([[3.0], [1.0], [2.0]], np.float32)), 2,
                        Metric.INNER_PRODUCT)  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nearcast.engines.base import JoinRequest, Resources
 from nearcast.measure import truth, truth_folders
-from nearcast.measure.sampled_recall import find_truth
+from nearcast.measure.sampled_recall import find_truth, sample_queries
 from nearcast.measure.truth import TruthCache, cached_width
 from nearcast.sources import changes
 from nearcast.sources.changes import TableState, compare_tables, hash_rows
@@ -30,7 +30,7 @@ def side(vectors_by_id, *, strings=False, dtype=np.float32, dim=DIM):
     """A side as `ingest` writes it: in the order of ids, in a folder named by its contents."""
     ids = sorted(vectors_by_id)
     vectors = np.array([vectors_by_id[one] for one in ids], dtype).reshape(len(ids), dim)
-    column = pa.array([f"é{one:03d}" for one in ids], pa.string()) if strings else pa.array(ids, pa.int64())
+    column = pa.array([f"é{one:03d}" for one in ids], pa.large_string()) if strings else pa.array(ids, pa.int64())
     name = f"items-{hashlib.sha256(repr((ids, strings)).encode() + vectors.tobytes()).hexdigest()[:16]}"
     return IngestedTable(Path(name), ArrayVectors(vectors), column, column, Path(name))
 
@@ -180,6 +180,28 @@ def test_new_queries_of_a_sample_are_joined_and_the_others_are_not(tmp_path, joi
     keeper.ask(items, queries, np.arange(0, 20))
     keeper.ask(items, queries, np.arange(5, 28))
     assert joins == [(20, 300), (8, 300)]
+
+
+def test_a_sample_of_a_table_with_another_query_keeps_all_others_but_one(tmp_path, joins):
+    keeper, items, asked = Keeper(tmp_path), side(cloud(300, 1)), cloud(400, 2)
+    days = [side(asked), side(asked | cloud(1, 3, first=1000)), side({i: v for i, v in asked.items() if i != 200})]
+    for queries in days:
+        (report, other) = sample_queries(queries, (50, 30), 0)
+        assert (len(report), len(other)) == (50, 30)
+        assert not set(report.tolist()) & set(other.tolist())
+        keeper.ask(items, queries, report)
+    assert joins[0] == (50, 300)
+    assert all(join == (1, 300) for join in joins[1:])
+    assert len(joins) <= len(days)
+
+
+def test_a_sample_is_one_of_its_seed_and_the_first_of_too_few_queries_is_whole():
+    queries = side(cloud(100, 1), strings=True)
+    (first, second) = sample_queries(queries, (30, 40), 3)
+    assert first.tolist() == sorted(first) == sample_queries(queries, (30,), 3)[0].tolist()
+    assert second.tolist() == sorted(second) != sample_queries(queries, (30, 40), 4)[1].tolist()
+    assert [len(rows) for rows in sample_queries(queries, (60, 60, 60), 0)] == [60, 40, 0]
+    assert [len(rows) for rows in sample_queries(side({}), (5, 5), 0)] == [0, 0]
 
 
 def test_a_query_with_another_vector_is_another_query(tmp_path, joins):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from nearcast.engines.base import Resources
@@ -23,14 +24,16 @@ from nearcast.join.select_candidates import SelectedLists
 from nearcast.kernels import compute_norms
 from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest
+from nearcast.knn.scores import rescore
 from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
 from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
-from nearcast.measure.sampled_recall import measure_overlap
+from nearcast.measure.sampled_recall import SampledLists, measure_overlap
 from nearcast.sources.ids import find_positions, find_sorted
 from nearcast.sources.ingest import IngestedTable, Inputs
+from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.sketches import SKETCH, Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import FloatArray, IntArray, Metric, PartOfVectors, Vectors
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, PartOfVectors, Vectors
 
 __all__ = ["Baseline", "EarlierSnapshot", "SnapshotQuality", "measure_snapshot"]
 
@@ -87,13 +90,15 @@ def measure_snapshot(
 ) -> SnapshotQuality:
     """Measure recall on the report's sample, and the changes since `last`. Writes sketches into the snapshot.
 
-    overlap: what `measure_overlap` finds, if it is known.
+    overlap: what `measure_overlap` finds, if the lists were updated and it is known.
     """
     rows = plan.samples.report
     with run.meter.stage("measure"):
         truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
         truth = lists.derive_truth(truth, rows, run.spec.k)
         retrieved = read_retrieved_lists(run, inputs, rows)
+        if overlap is not None:
+            retrieved = _read_updated_lists(lists, inputs, rows, snapshot)
         quality = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved)
         measures = quality.measures | measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources)
         likely = guess_metric(plan.request, run.resources, inputs, rows, quality.lists, measures["recall"])
@@ -108,6 +113,31 @@ def measure_snapshot(
         "ties": quality.ties,
     }
     return SnapshotQuality(measures, facts)
+
+
+def _read_updated_lists(
+    lists: SelectedLists, inputs: Inputs, rows: IntArray, snapshot: Snapshot
+) -> SampledLists | None:
+    """Return the lists of these queries from positions; None if the table has others in one of its row groups.
+
+    The table was written from the same positions, so one group shows whether it was written well.
+    """
+    if len(rows) == 0:
+        return None
+    items, queries = inputs.items, inputs.queries
+    stored = lists.cut(lists.stored.read(rows), rows)
+    numbers = find_sorted(queries.ids.take(pa.array(rows)), queries.listed_ids)
+    groups = numbers // rows_per_group(snapshot.manifest.k)
+    read = np.flatnonzero(groups == groups[len(groups) // 2])
+    written = snapshot.rows(numbers[read], ["candidate_ids"]).column(0).combine_chunks()
+    positions = stored.positions[read]
+    ids = items.ids.take(pa.array(positions[positions != EMPTY_POSITION]))
+    if not np.array_equal(pc.list_value_length(written).to_numpy(), stored.lengths[read]):
+        return None
+    if not written.flatten().equals(ids.cast(written.type.value_type)):
+        return None
+    scored = rescore(queries.vectors.take(rows), items.vectors, stored.positions, inputs.metric)
+    return SampledLists(scored.positions, scored.scores)
 
 
 def _note_warnings(run: RunContext, quality: Quality) -> None:

@@ -24,8 +24,7 @@ from nearcast.join.context import RunContext
 from nearcast.join.index_stage import open_sharded_index, shard_index_names
 from nearcast.join.open_index import index_inputs, index_name, open_run_index
 from nearcast.join.prepare_inputs import PreparedInputs
-from nearcast.measure.recall import sample_rows
-from nearcast.measure.sampled_recall import find_truth, resolve_request
+from nearcast.measure.sampled_recall import find_truth, resolve_request, sample_queries
 from nearcast.measure.truth import TruthCache
 from nearcast.sources.ingest import Inputs
 from nearcast.spec import GeneratorSpec
@@ -161,8 +160,7 @@ def sample_sizes(run: RunContext, n_queries: int) -> tuple[int, int, int]:
 
 def draw_samples(run: RunContext, inputs: Inputs) -> SampleRows:
     """Draw the samples for the report and for the calibration."""
-    n = inputs.queries.vectors.n
-    return SampleRows(*sample_rows(n, sample_sizes(run, n), run.spec.seed))
+    return SampleRows(*sample_queries(inputs.queries, sample_sizes(run, inputs.queries.vectors.n), run.spec.seed))
 
 
 def _choose_params(

@@ -21,8 +21,7 @@ from nearcast.join.change_shares import ROUNDING, FigureChange
 from nearcast.join.scored_items import SnapshotInputs
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.measure.list_quality import find_hits
-from nearcast.measure.recall import sample_rows
-from nearcast.measure.sampled_recall import find_truth, read_sampled_lists
+from nearcast.measure.sampled_recall import find_truth, read_sampled_lists, sample_queries
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Neighbors
 
@@ -39,7 +38,7 @@ def draw_recall_rows(snapshot: Snapshot, opened: SnapshotInputs | None, most: in
     if opened is None or opened.spec.rank is not None or opened.spec.exposure is not None:
         return np.empty(0, np.int64)
     size = min(most, int(snapshot.manifest.measures.get("recall_sample", most)))
-    (rows,) = sample_rows(opened.inputs.queries.vectors.n, (size,), opened.spec.seed)
+    (rows,) = sample_queries(opened.inputs.queries, (size,), opened.spec.seed)
     return rows
 
 

@@ -32,6 +32,8 @@ class ScanBlock:
 def prepare_block(vectors: AnyArray, metric: Metric) -> ScanBlock:
     """Convert vectors to float32, of unit length under cosine, and measure them."""
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.dtype == np.float16 and metric is Metric.COSINE:
+        return _prepare_halves(matrix)
     wide = matrix.astype(np.float64)
     squares = np.einsum("ij,ij->i", wide, wide)
     if metric is Metric.COSINE:
@@ -39,6 +41,15 @@ def prepare_block(vectors: AnyArray, metric: Metric) -> ScanBlock:
         wide *= np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)[:, None]
         matrix, squares = wide.astype(np.float32), (lengths > 0).astype(np.float64)
     return ScanBlock(matrix, squares.astype(np.float32), (np.sqrt(squares) * (1 + 1e-6)).astype(np.float32))
+
+
+def _prepare_halves(matrix: FloatArray) -> ScanBlock:
+    """Scale vectors that were float16 to unit length, in place. Their squares neither overflow nor vanish."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix))
+    matrix *= np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)[:, None]
+    units = (lengths > 0).astype(np.float32)
+    slack = np.float32(1 + matrix.shape[1] * FLOAT32_UNIT + 1e-6)
+    return ScanBlock(matrix, units, units * slack)
 
 
 def scan_scores(
@@ -62,7 +73,8 @@ def error_bound(left: ScanBlock, right: ScanBlock, metric: Metric) -> Float64Arr
     g = d * u / (1 - d * u), u = 2**-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
     section 3.1, with Cauchy-Schwarz). A few more units cover the other roundings: the
     normalization under cosine (three roundings a component), the norms and the sums under L2, and the
-    final rounding of the reported score. A factor of 2 is left on top.
+    final rounding of the reported score. A factor of 2 is left on top: of float16 under cosine, the lengths of both
+    vectors take it, each the root of a float32 sum, and so off by at most d * u / 2.
     """
     dim = left.matrix.shape[1]
     units = (dim + 8) * FLOAT32_UNIT

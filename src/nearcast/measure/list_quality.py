@@ -33,7 +33,7 @@ from nearcast.measure.slices import (
     value_slices,
 )
 from nearcast.measure.ties import tie_warning, tied_share
-from nearcast.sources.ids import find_positions
+from nearcast.sources.ids import find_ascending
 from nearcast.sources.ingest import Inputs, read_rows
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
@@ -199,12 +199,10 @@ def _new_item_recalls(
     """Return the recall of items new since the last snapshot, and of all others, over the queries that need them."""
     listed = np.unique(truth.positions[truth.positions >= 0])
     ids = inputs.items.ids.take(pa.array(listed))
-    dataset = last.dataset("items")
-    kind = dataset.schema.field("id").type
+    kind = last.dataset("items").schema.field("id").type
     if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(listed):
         return []
-    known = dataset.to_table(columns=["id"], filter=pc.field("id").isin(ids.cast(kind)), use_threads=False)
-    new = find_positions(ids.cast(kind), known.column("id").combine_chunks()) < 0
+    new = ~_find_known(last, ids)
     number = np.searchsorted(listed, np.maximum(truth.positions, listed[0]))  # of each slot's item
     hits = find_hits(lists, truth)
     recalls: list[SliceRecall] = []
@@ -217,6 +215,15 @@ def _new_item_recalls(
             per_sampled = n / len(lists.scores)
             recalls.append(slice_recall("items", value, shares, best, per_sampled, target, n_slices=2))
     return recalls
+
+
+def _find_known(last: Snapshot, ids: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return (n,) whether the earlier snapshot had the item of each of these ascending ids."""
+    known = np.zeros(len(ids), np.bool_)
+    for batch in last.dataset("items").to_batches(columns=["id"], use_threads=False):
+        found = find_ascending(batch.column(0).cast(ids.type), ids)
+        known[found[found >= 0]] = True
+    return known
 
 
 def find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:

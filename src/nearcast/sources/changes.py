@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.sources.column_roles import one_array
-from nearcast.sources.ids import find_positions, lower_bound
+from nearcast.sources.ids import find_ascending, lower_bound
 from nearcast.types import AnyArray, IntArray, Vectors
 
 __all__ = [
@@ -83,9 +83,7 @@ def compare_tables(
     fresh: list[IntArray] = []
     n_fresh = 0
     for (lo, hi), (start, stop) in align_blocks(old.ids, new.ids):
-        matches = find_positions(
-            slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi)
-        )  # a block has one range of ids
+        matches = find_ascending(slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi))
         known = np.flatnonzero(matches >= 0)
         same = (old.hashes.read(lo, hi)[matches[known]] == new.hashes.read(start, stop)[known]).all(axis=1)
         kept = np.full(hi - lo, -1, np.int64)

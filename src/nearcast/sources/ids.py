@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError
+from nearcast.kernels.match_rows import Texts, can_match, match_texts
 from nearcast.types import IntArray
 
 __all__ = [
     "SearchedIds",
     "are_distinct",
     "argsort_ids",
+    "find_ascending",
     "find_positions",
     "find_sorted",
     "find_sorted_numbers",
@@ -124,6 +126,23 @@ def find_sorted(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
     return np.where(is_found, at, -1)
 
 
+def find_ascending(keys: pa.Array, ids: pa.Array) -> IntArray:
+    """Return (len(keys),) the position of each key in `ids`, -1 for a missing key: one pass over both.
+
+    Both are sorted, of the same type, and hold each id once.
+    """
+    if len(keys) and len(ids) and pa.types.is_large_string(ids.type) and can_match():
+        return match_texts(_split_texts(keys), _split_texts(ids))
+    return find_sorted(keys, ids)
+
+
+def _split_texts(ids: pa.Array) -> Texts:
+    """Return the offsets and the bytes of large strings, without a copy."""
+    _, offset_bytes, text = ids.buffers()
+    offsets = np.frombuffer(offset_bytes, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    return offsets, np.frombuffer(text or b"", np.uint8)
+
+
 def lower_bound(ids: pa.Array, key: Any, start: int, stop: int) -> int:
     """Return the first position in start..stop of sorted ids whose id is not smaller than `key`."""
     return bisect_left(ids, key, start, stop, key=lambda one: one.as_py())  # code points sort as UTF-8 bytes do
@@ -162,15 +181,16 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return _mix(sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64))
 
 
-def sample_rows_by_hash(ids: Iterable[pa.Array], size: int) -> IntArray:
+def sample_rows_by_hash(ids: Iterable[pa.Array], size: int, seed: int = 0) -> IntArray:
     """Return up to `size` rows with the smallest hashes of ids, the smallest first: the same ids every day.
 
-    ids: of all rows, in pieces.
+    ids: of all rows, in pieces. seed: of another order.
     """
     rows, hashes, first = np.empty(0, np.int64), np.empty(0, np.uint64), 0
+    salt = np.uint64(seed * HASH_BASE % 2**64)
     for piece in ids:
         rows = np.concatenate([rows, np.arange(first, first + len(piece))])
-        hashes = np.concatenate([hashes, hash_ids(piece)])
+        hashes = np.concatenate([hashes, hash_ids(piece) ^ salt])
         order = np.argsort(hashes, kind="stable")[:size]
         rows, hashes, first = rows[order], hashes[order], first + len(piece)
     return rows

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nearcast.kernels.match_rows import Texts, can_match, find_equal_rows, match_texts
+from nearcast.kernels.match_rows import find_equal_rows
 from nearcast.sources.attribute_rows import read_attribute_range
 from nearcast.sources.changes import align_blocks, slice_ids
-from nearcast.sources.ids import find_sorted
+from nearcast.sources.ids import find_ascending
 from nearcast.sources.ingest import IngestedTable
 from nearcast.types import EMPTY_POSITION, IntArray
 
@@ -57,7 +57,7 @@ def match_rows(old: IngestedTable, new: IngestedTable, columns: Sequence[str], f
     )
     known = same = edge = 0
     for (lo, hi), (start, stop) in align_blocks(old.ids, new.ids):
-        matches = _match_ids(slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi))
+        matches = find_ascending(slice_ids(new.ids, start, stop), slice_ids(old.ids, lo, hi))
         rows = np.flatnonzero(matches >= 0)
         is_same = _have_equal_vectors(old, new, np.where(matches >= 0, matches + lo, EMPTY_POSITION), start)[rows]
         if columns:
@@ -75,20 +75,6 @@ def match_rows(old: IngestedTable, new: IngestedTable, columns: Sequence[str], f
         known, same = known + len(rows), same + len(kept)
     edges[n_old] = edge
     return RowChanges(n_new, n_new - known, n_old - known, known - same)
-
-
-def _match_ids(keys: pa.Array, ids: pa.Array) -> IntArray:
-    """Return (len(keys),) the position of each sorted key in sorted ids of the same type, -1 for a missing one."""
-    if len(keys) and len(ids) and pa.types.is_large_string(ids.type) and can_match():
-        return match_texts(_split_texts(keys), _split_texts(ids))
-    return find_sorted(keys, ids)
-
-
-def _split_texts(ids: pa.Array) -> Texts:
-    """Return the offsets and the bytes of large strings, without a copy."""
-    _, offset_bytes, text = ids.buffers()
-    offsets = np.frombuffer(offset_bytes, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    return offsets, np.frombuffer(text or b"", np.uint8)
 
 
 def _have_equal_vectors(old: IngestedTable, new: IngestedTable, matches: IntArray, start: int) -> BoolArray:

@@ -13,7 +13,7 @@ from nearcast.errors import InputError
 from nearcast.join.calibrate import QuerySample
 from nearcast.join.context import RunContext
 from nearcast.join.plan_join import sample_sizes
-from nearcast.measure.recall import sample_rows
+from nearcast.measure.sampled_recall import sample_queries
 from nearcast.sources.ids import shared_positions
 from nearcast.sources.ingest import Inputs
 from nearcast.types import AnyArray, ArrayVectors, IntArray, Metric, Neighbors
@@ -65,7 +65,7 @@ def draw_rows(run: RunContext, inputs: Inputs) -> TuningRows:
             "without tuning works with these"
         )
     timed = min(TIMED, left - held_out - chosen)
-    rows = sample_rows(n, (*taken, chosen, held_out, timed), run.spec.seed)
+    rows = sample_queries(inputs.queries, (*taken, chosen, held_out, timed), run.spec.seed)
     items = np.random.default_rng([run.spec.seed, 7]).permutation(inputs.items.vectors.n)
     return TuningRows(rows[-3], rows[-2], rows[-1], items)
 
