@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from nearcast.engines.base import Resources
 from nearcast.join.context import RunContext
-from nearcast.join.plan_join import JoinPlan, find_sample_truth
+from nearcast.join.plan_join import JoinPlan, draw_samples, find_sample_truth
 from nearcast.join.rank import read_retrieved_lists
 from nearcast.join.select_candidates import SelectedLists
 from nearcast.kernels import compute_norms
@@ -92,8 +92,8 @@ def measure_snapshot(
 
     overlap: what `measure_overlap` finds, if the lists were updated and it is known.
     """
-    rows = plan.samples.report
     with run.meter.stage("measure"):
+        rows = draw_samples(run, inputs).report
         truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
         truth = lists.derive_truth(truth, rows, run.spec.k)
         retrieved = read_retrieved_lists(run, inputs, rows)

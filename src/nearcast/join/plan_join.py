@@ -62,7 +62,6 @@ class JoinPlan:
     request: JoinRequest
     index: str  # name of the artifact; no such artifact for an engine that persists no index. "" for several shards
     params: SearchParams
-    samples: SampleRows
     calibration: dict[str, Any] | None  # facts for the manifest; None if parameters were not calibrated
     is_exact: bool  # the join scans every item
     shard_params: tuple[SearchParams, ...] = ()  # of each shard; empty for one
@@ -84,7 +83,7 @@ def make_run_request(run: RunContext, prepared: PreparedInputs) -> JoinRequest:
 
 
 def plan_join(run: RunContext, prepared: PreparedInputs, shards: Sequence[Mapping[str, Any]] = ()) -> JoinPlan:
-    """Build the index if it is missing, draw the samples, and choose the search parameters.
+    """Build the index if it is missing, and choose the search parameters.
 
     shards: on several item shards, the facts of their index tasks (see `describe_points`).
     """
@@ -93,29 +92,28 @@ def plan_join(run: RunContext, prepared: PreparedInputs, shards: Sequence[Mappin
     if prepared.shards is not None:
         return _plan_sharded_join(run, request, prepared, shards)
     name = join_index(run, request, prepared)
-    samples = draw_samples(run, inputs)
     index, _ = open_run_index(run, inputs.items, name, request.metric)
-    params, calibration = _choose_params(run, request, index, inputs, samples)
-    return JoinPlan(request, name, params, samples, calibration, index.is_exact(params))
+    params, calibration = _choose_params(run, request, index, inputs)
+    return JoinPlan(request, name, params, calibration, index.is_exact(params))
 
 
 def _plan_sharded_join(
     run: RunContext, request: JoinRequest, prepared: PreparedInputs, shards: Sequence[Mapping[str, Any]]
 ) -> JoinPlan:
-    """Draw the samples, and choose the search parameters of the merged lists of all shards.
+    """Choose the search parameters of the merged lists of all shards.
 
     Opens the shards for a calibration only: the host would have to hold all of their files.
     """
-    inputs, samples = prepared.inputs, draw_samples(run, prepared.inputs)
+    inputs = prepared.inputs
     if not _needs_calibration(run, inputs.queries.vectors.n) or all(shard["points"] == 1 for shard in shards):
         lasts = [shard["last"] for shard in shards]
         whole = max(shards, key=lambda shard: (shard["points"], not shard["is_exact"]))
         is_exact = all(shard["is_exact"] for shard in shards)
-        return JoinPlan(request, "", whole["last"], samples, None, is_exact, tuple(lasts))
+        return JoinPlan(request, "", whole["last"], None, is_exact, tuple(lasts))
     index = open_sharded_index(run, request, prepared)
-    params, calibration = _choose_params(run, request, index, inputs, samples)
+    params, calibration = _choose_params(run, request, index, inputs)
     of_shards = tuple(index.params_of_shard(shard, request.k, params) for shard in range(len(shards)))
-    return JoinPlan(request, "", params, samples, calibration, index.is_exact(params), of_shards)
+    return JoinPlan(request, "", params, calibration, index.is_exact(params), of_shards)
 
 
 def index_names(run: RunContext, prepared: PreparedInputs, plan: JoinPlan) -> list[str]:
@@ -164,7 +162,7 @@ def draw_samples(run: RunContext, inputs: Inputs) -> SampleRows:
 
 
 def _choose_params(
-    run: RunContext, request: JoinRequest, index: Index, inputs: Inputs, samples: SampleRows
+    run: RunContext, request: JoinRequest, index: Index, inputs: Inputs
 ) -> tuple[SearchParams, dict[str, Any] | None]:
     """Return the cheapest search parameters that reach the recall target, and facts about the calibration."""
     if not run.engine.persists_index:
@@ -173,6 +171,7 @@ def _choose_params(
     if len(points) == 1 or not _needs_calibration(run, n):
         return dict(points[-1]), None
     with run.meter.stage("calibrate"):
+        samples = draw_samples(run, inputs)
         rows, n_choosing = np.concatenate([samples.choosing, samples.checking]), len(samples.choosing)
         sample = make_sample(run, request, index, inputs, rows, run.workspace.truths)
         if isinstance(index, ShardedIndex):

@@ -18,7 +18,7 @@ from nearcast.join.estimate import estimate_run, require_budget
 from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import open_inputs, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
-from nearcast.join.plan_join import JoinPlan, draw_samples, make_run_request, plan_join
+from nearcast.join.plan_join import JoinPlan, make_run_request, plan_join
 from nearcast.join.plan_overfetch import Survival, describe_log, estimate_survival, open_lookup_log
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
 from nearcast.join.rank import check_ranker
@@ -198,7 +198,6 @@ def open_plan(context: TaskContext) -> JoinPlan:
             make_run_request(run, prepared),
             facts["index"],
             facts["params"],
-            draw_samples(run, prepared.inputs),
             facts["calibration"],
             facts["is_exact"],
             tuple(facts["shard_params"]),

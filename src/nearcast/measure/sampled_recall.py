@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from nearcast.knn.exact_join import join_ranges
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
-from nearcast.measure.recall import sample_rows
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import find_positions, sample_rows_by_hash, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
@@ -46,10 +45,8 @@ def sample_queries(queries: IngestedTable, sizes: tuple[int, ...], seed: int) ->
     """Draw disjoint samples of the query table, each sorted by position. If n is too small, the last ones are short.
 
     Draws by hashes of ids: a query that comes or goes changes each sample by one at most, and the cache of exact
-    neighbors has the others. Draws from a table in ranges by position, since that reads no ids.
+    neighbors has the others. Reads all ids, in pieces.
     """
-    if queries.ranges is not None:
-        return sample_rows(queries.vectors.n, sizes, seed)
     starts = range(0, len(queries.ids), HASHED_AT_ONCE)
     drawn = sample_rows_by_hash((queries.ids[at : at + HASHED_AT_ONCE] for at in starts), sum(sizes), seed)
     return tuple(np.sort(part) for part in np.split(drawn, np.cumsum(sizes))[:-1])
