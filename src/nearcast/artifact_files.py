@@ -6,6 +6,7 @@ process, so all files are mapped here. Knows nothing of the contents' meaning.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ __all__ = ["map_array", "open_dataset"]
 def map_array(path: Path) -> npt.NDArray[Any]:
     """Map an array read-only; read an empty one. Raises DamagedError if the file is missing, short or not an array."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # ValueError where the file is shorter than it says
+        # a text: numpy resolves the links of a Path, which takes longer than to map it
+        array = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)  # ValueError for a file that is cut off
     except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{path} is damaged ({error}); remove {path.parent} and run again") from error
     if not isinstance(array, np.ndarray):

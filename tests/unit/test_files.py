@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import time
 
 import pytest
 
@@ -76,6 +77,26 @@ def test_what_a_killed_write_has_left_beside_the_data_is_not_listed_as_data(tmp_
     (made / ".partial-manifest.json").write_text("half a mani")
     finish(made, {})
     assert verify(made, contents=True)["files"] == {}
+
+
+@pytest.mark.parametrize(("size", "hashed"), [(files.LARGE_FILE, 1), (10, 2)])
+def test_a_large_file_is_hashed_once_also_under_a_second_name(tmp_path, monkeypatch, size, hashed):
+    seen = []
+    monkeypatch.setattr(files, "file_hash", lambda path: seen.append(path) or file_hash(path))
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+    (tmp_path / "one" / "data").write_bytes(bytes(size))
+    finish(tmp_path / "one", {})
+    os.link(tmp_path / "one" / "data", tmp_path / "two" / "data")
+    finish(tmp_path / "two", {})
+    assert len(seen) == hashed
+    assert read_manifest(tmp_path / "one")["files"] == read_manifest(tmp_path / "two")["files"]
+    verify(tmp_path / "two", contents=True)
+    assert len(seen) == hashed + 1
+    time.sleep(0.02)  # the clock of a file system has steps of some milliseconds
+    (tmp_path / "one" / "data").write_bytes(bytes(size - 1) + b"1")
+    finish(tmp_path / "two", {})
+    verify(tmp_path / "two", contents=True)
 
 
 def test_a_fresh_folder_is_empty_whatever_was_there(tmp_path):
