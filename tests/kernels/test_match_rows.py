@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearcast.kernels import isa
-from nearcast.kernels.match_rows import can_match, find_equal_rows, match_texts
-from nearcast.sources.ids import find_sorted
+from nearcast.kernels.match_rows import can_match, find_equal_rows, gather_texts, match_texts
+from nearcast.sources.ids import find_sorted, take_ids
 
 native = pytest.mark.skipif(not can_match(), reason="without native kernels ids are searched for")
 TEXTS = st.lists(st.text(st.sampled_from("abé\0\U0001f600"), max_size=3), unique=True, max_size=12)
@@ -37,6 +37,34 @@ def test_offsets_beyond_the_texts_are_refused():
         for texts in (((np.array(bad, np.int64), good[1]), good), (good, (np.array(bad, np.int64), good[1]))):
             with pytest.raises(ValueError, match="offsets"):
                 match_texts(*texts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.lists(st.integers(0, 11), max_size=20), st.integers(0, 3))
+def test_ids_are_taken_as_arrow_takes_them(texts, drawn, skipped):
+    ids = pa.array(texts, pa.large_string())[skipped:]
+    positions = np.array([at for at in drawn if at < len(ids)], np.int64)
+    found = take_ids(positions, ids)
+    found.validate(full=True)
+    assert found.to_pylist() == ids.take(pa.array(positions)).to_pylist()
+    numbers = pa.array(range(12))
+    assert take_ids(positions, numbers).to_pylist() == positions.tolist()
+
+
+@native
+def test_positions_beyond_the_texts_are_refused():
+    texts = np.array([0, 1, 2]), np.zeros(2, np.uint8)
+    for bad in ([2], [-1]):
+        with pytest.raises(ValueError, match="no such texts"):
+            gather_texts(texts, np.array(bad))
+    with pytest.raises(ValueError, match="offsets"):
+        gather_texts((np.array([0, 1, 3]), texts[1]), np.array([0]))
+
+
+@native
+def test_texts_of_2_gib_are_left_to_arrow():
+    texts = np.array([0, 1 << 20]), np.zeros(1 << 20, np.uint8)
+    assert gather_texts(texts, np.zeros(2_048, np.int64)) is None
 
 
 @pytest.mark.parametrize("variant", ["", isa.NUMPY])

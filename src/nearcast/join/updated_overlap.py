@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.join.reserve_folders import read_reserve_folder
+from nearcast.join.reserve_folders import map_reserve_folder, read_reserve_folder
 from nearcast.join.reserves import open_shape
 from nearcast.join.run_mode import COMPARE, joins_in_full, read_base
 from nearcast.join.run_tasks import open_prepared
@@ -116,8 +116,11 @@ def _read_lists(context: TaskContext, positions: IntArray) -> IntArray:
         first, last = np.searchsorted(positions[rows], (start, stop))
         if first < last:
             folder = context.run.artifacts.open(f"{base['name']}/{number:06d}")
-            reserve = read_reserve_folder(folder, positions[rows[first:last]] - start)
-            lists[rows[first:last]] = cut_reserve(reserve, shape).positions
+            chosen = positions[rows[first:last]] - start
+            if shape.relaxed:
+                lists[rows[first:last]] = cut_reserve(read_reserve_folder(folder, chosen), shape).positions
+            else:  # the first slots of the reserve
+                lists[rows[first:last]] = map_reserve_folder(folder).known.best.positions[chosen, : shape.k]
     return lists
 
 

@@ -411,6 +411,28 @@ nb::object match_sorted_texts(Array<int64_t> offsets, Array<uint8_t> bytes, Arra
     return nb::cast(matches);
 }
 
+// The texts at some positions, one after the other: where they begin, and their bytes. None if int32 cannot hold that.
+nb::object gather_texts(Array<int64_t> offsets, Array<uint8_t> bytes, Array<int64_t> positions) {
+    const SortedTexts texts = texts_of(offsets, bytes, "offsets");
+    require_aligned(positions, sizeof(int64_t), "positions");
+    const int64_t n_texts = static_cast<int64_t>(texts.n);
+    for (size_t i = 0; i < positions.size(); ++i)
+        require(positions.data()[i] >= 0 && positions.data()[i] < n_texts, "gather_texts: there are no such texts");
+    auto begins = make_array<int32_t>({positions.size() + 1});
+    bool fits = false;
+    {
+        nb::gil_scoped_release released;
+        fits = place_texts(texts, positions.data(), positions.size(), begins.data());
+    }
+    if (!fits) return nb::none();
+    auto gathered = make_array<uint8_t>({static_cast<size_t>(begins.data()[positions.size()])});
+    {
+        nb::gil_scoped_release released;
+        copy_texts(texts, positions.data(), positions.size(), reinterpret_cast<char*>(gathered.data()));
+    }
+    return nb::make_tuple(begins, gathered);
+}
+
 // Whether each row equals the other row at its match, by bytes; 0 for a match of -1.
 nb::object equal_rows(Matrix<uint8_t> rows, Matrix<uint8_t> others, Array<int64_t> matches) {
     const size_t n = rows.shape(0), size = rows.shape(1);
@@ -592,6 +614,7 @@ NB_MODULE(_native, m) {
     m.def("renew_lists", &renew_lists);
     m.def("count_left", &count_slots_left);
     m.def("match_sorted_texts", &match_sorted_texts);
+    m.def("gather_texts", &gather_texts);
     m.def("equal_rows", &equal_rows);
     m.def("score_lists", &score_lists);
     m.def("join", &join_arrays, nb::arg("isa"), nb::arg("metric"), nb::arg("queries"), nb::arg("items"),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import DamagedError
-from nearcast.kernels.match_rows import Texts, can_match, match_texts
+from nearcast.kernels.match_rows import Texts, can_match, gather_texts, match_texts
 from nearcast.types import IntArray
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "repeats",
     "sample_rows_by_hash",
     "shared_positions",
+    "take_ids",
     "to_ids",
     "write_ids",
 ]
@@ -155,9 +156,18 @@ def shared_positions(query_ids: pa.Array, item_ids: pa.Array | SearchedIds) -> I
     return find_positions(query_ids, item_ids)
 
 
-def to_ids(positions: IntArray, ids: pa.Array) -> pa.Array:
+def to_ids(positions: IntArray, ids: Any) -> pa.Array:
     """Return the ids at these positions."""
     return ids.take(pa.array(positions))
+
+
+def take_ids(positions: IntArray, ids: pa.Array | SearchedIds) -> pa.Array:
+    """Return the ids at these positions, several times faster than `to_ids`: texts as `string` where that can be."""
+    if len(positions) and isinstance(ids, pa.Array) and pa.types.is_large_string(ids.type) and can_match():
+        gathered = gather_texts(_split_texts(ids), positions)
+        if gathered is not None:
+            return pa.StringArray.from_buffers(len(positions), *(pa.py_buffer(part) for part in gathered))
+    return to_ids(positions, ids)
 
 
 def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:

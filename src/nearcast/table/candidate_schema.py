@@ -10,6 +10,7 @@ from enum import StrEnum
 import numpy as np
 import pyarrow as pa
 
+from nearcast.sources.ids import take_ids
 from nearcast.types import EMPTY_POSITION, FloatArray, Neighbors
 
 __all__ = ["FORMAT_VERSION", "Reason", "candidate_schema", "candidate_table", "rows_per_group"]
@@ -69,7 +70,7 @@ def candidate_table(
     filled = neighbors.positions != EMPTY_POSITION
     lengths = np.count_nonzero(filled, axis=1)
     offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
-    ids = item_ids.take(pa.array(neighbors.positions[filled])).cast(_short_string_type(item_ids.type))
+    ids = take_ids(neighbors.positions[filled], item_ids).cast(_short_string_type(item_ids.type))
     lists = pa.ListArray.from_arrays(offsets, ids, type=schema.field("candidate_ids").type)
     scores = pa.ListArray.from_arrays(offsets, pa.array(neighbors.scores[filled]), type=schema.field("scores").type)
     columns = [query_ids.cast(_short_string_type(query_ids.type)), lists, scores]
