@@ -40,6 +40,8 @@ class Place:
 
     def with_timeout(self, seconds: float) -> str:
         """The URL with a timeout, where a lock lasts four of these."""
+        if self.url.startswith("dynamodb:"):  # its server for tests answers one request at a time, of many
+            seconds = max(seconds, 4.0)
         return self.url if self.url.startswith(("lmdb:", "sqlite:")) else f"{self.url}&timeout={seconds}"
 
     def open(self) -> Store:

@@ -218,6 +218,25 @@ def test_a_lost_overlay_is_an_error_until_it_is_repaired(store, dynamodb_server)
     assert [entry.item for entry in log.changes().entries] == ["a", "b", "c"]
 
 
+def test_the_first_entry_is_no_loss_for_whoever_reads_or_writes_at_the_same_time(store, monkeypatch):
+    get, beside = store._table.get, store.overlay(SHOP)
+    for use in (lambda log: log.changes(), lambda log: log.write([OverlayEntry("b", None, True, 1.0)])):
+        store._table.delete_partitions([SHOP])
+        looks = []
+
+        def get_and_write(key, looks=looks):
+            found = get(key)
+            looks.append(key)
+            if len(looks) == 1:
+                beside.write([OverlayEntry("a", None, True, 1.0)])
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store._table, "get", get_and_write)
+            use(store.overlay(SHOP))
+        assert "a" in [entry.item for entry in store.overlay(SHOP).changes().entries]
+
+
 def test_a_long_log_of_the_overlay_is_written_anew_and_readers_miss_nothing(store, monkeypatch):
     monkeypatch.setattr("nearcast.stores.dynamodb_overlay.MOST_BATCHES", 4)
     log, seen, epoch, serial = store.overlay(SHOP), [], -1, 0

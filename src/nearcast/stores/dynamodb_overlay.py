@@ -153,9 +153,11 @@ class DynamoOverlay:
         """Return the state; None if nothing was ever written. Raises DamagedError if it was lost."""
         item = self._table.get((self._generator, STATE))
         if item is None:
-            if self._list_logs(limit=1):
+            if not self._list_logs(limit=1):
+                return None
+            item = self._table.get((self._generator, STATE))  # the first entry may have come in between
+            if item is None:
                 raise self._make_lost_error("its state")
-            return None
         try:
             return StoredOverlay(**json.loads(item["v"]["B"]), stamp=item["stamp"]["S"])
         except (KeyError, TypeError, ValueError) as error:
