@@ -19,13 +19,14 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from nearcast.files import finite_json
 
-__all__ = ["Webhook", "parse_webhook", "post_json", "shorten_url"]
+__all__ = ["DeliveryFailure", "Webhook", "parse_webhook", "post_json", "shorten_url"]
 
 DELIVERY_SECONDS = 10.0  # total: name look-up, connection, TLS, request and the head of the response
 UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 ESCAPED = "%/:?#[]@!$&'()*+,;=~-._"  # characters of a path or query that are not escaped (again)
 REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses after which another attempt may succeed
+OF_BODY = (400, 413, 422)  # statuses that refuse this body: another one may be accepted
 PAUSES = (0.5, 1.5)  # seconds before the second and the third attempt
 
 
@@ -34,6 +35,7 @@ class DeliveryFailure(NamedTuple):
 
     reason: str
     passing: bool
+    of_body: bool = False  # the server answers, and refuses what was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ def shorten_url(text: str) -> str:
         return "..."
 
 
-def post_json(text: str, body: Mapping[str, Any] | Sequence[Any], *, attempts: int = 1) -> str | None:
-    """POST plain data as JSON to the URL `text`. Return None if the server accepts it, else the reason.
+def post_json(text: str, body: Mapping[str, Any] | Sequence[Any], *, attempts: int = 1) -> DeliveryFailure | None:
+    """POST plain data as JSON to the URL `text`. Return None if the server accepts it, else the failure.
 
     An attempt takes at most DELIVERY_SECONDS, uses the proxies of the environment, and does not read the body of the
     response. attempts: at most this many, one after the other, if the failure may pass: no connection, no answer, or a
@@ -104,7 +106,7 @@ def post_json(text: str, body: Mapping[str, Any] | Sequence[Any], *, attempts: i
             break
         time.sleep(pause)
         failure = _attempt(webhook, data)
-    return None if failure is None else failure.reason
+    return failure
 
 
 def _attempt(webhook: Webhook, data: bytes) -> DeliveryFailure | None:
@@ -134,7 +136,8 @@ def _deliver(webhook: Webhook, data: bytes) -> DeliveryFailure | None:
             return DeliveryFailure(f"the proxy for {webhook.name} is not supported", False)
         with answer:
             reason = _describe_status(webhook, answer.status, answer.reason, answer.headers.get("Location"))
-            return None if reason is None else DeliveryFailure(reason, answer.status in PASSING)
+            passing, of_body = answer.status in PASSING, answer.status in OF_BODY
+            return None if reason is None else DeliveryFailure(reason, passing, of_body)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         cause = getattr(error, "reason", error)
         if isinstance(cause, ssl.SSLError):

@@ -226,6 +226,29 @@ def test_a_snapshot_that_is_held_is_not_removed_until_it_is_let_go(out, tmp_path
     assert [found.name for found in open_storage(out).list_objects("shop/held")] == []
 
 
+def test_whether_a_snapshot_is_held_can_be_asked(out, tmp_path):
+    made, home = commit(out, tmp_path / "made"), open_home(out)
+    with hold_snapshot(made):
+        assert home.is_held("shop", 1)
+    assert not home.is_held("shop", 1)
+    assert not home.is_held("shop", 2)
+    find_snapshot(out, "shop").verify()
+
+
+def test_what_a_killed_removal_left_is_listed_until_it_is_swept(out, tmp_path, monkeypatch):
+    home = open_home(out)
+    for version in (1, 2, 3):
+        commit(out, tmp_path / f"made-{version}", f"mark {version}")
+    assert home.list_left("shop") == []
+    open_storage(out).delete("shop/snapshots/000002/manifest.json")  # killed after this step
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 90_000.0)  # an attempt in a bucket rests for a day
+    assert home.list_left("shop") == [2]
+    assert home.sweep("shop") == 1
+    assert home.list_left("shop") == []
+    assert [snapshot.version for snapshot in list_snapshots(out, "shop")] == [1, 3]
+
+
 def test_a_snapshot_that_was_removed_cannot_be_held(out, tmp_path):
     made = commit(out, tmp_path / "made")
     open_home(out).remove("shop", 1)

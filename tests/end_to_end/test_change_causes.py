@@ -16,7 +16,9 @@ from tests.end_to_end import shop as at
 from tests.end_to_end.shop import succeed as command
 
 import nearcast
-from nearcast.errors import InputError
+from nearcast.api import comparing
+from nearcast.errors import InputError, NotFoundError
+from nearcast.table.snapshot import open_home
 
 DIM, N = 8, 400
 RULE = {"name": "same-kind", "keep": "item.kind == query.kind"}
@@ -284,6 +286,75 @@ def test_labels_add_the_hit_rate(shop: Shop) -> None:
     assert found.causes == {"gone items": pytest.approx(-1.0)}
     with pytest.raises(InputError, match="none of the 150 compared queries has a label"):
         shop.diff(labels=pa.table({"query": [1], "item": [2]}))
+
+
+def test_the_hit_rate_is_that_of_an_evaluation_by_the_same_grades(shop: Shop) -> None:
+    shop.run()
+    shop.keep(slice(0, 300))
+    shop.run()
+    queries = [f"q{n:03d}" for n in range(150) for _ in range(4)]
+    items = [f"i{(n * 7 + m * 31) % N:04d}" for n in range(150) for m in range(4)]
+    grades = [(-1.0, 0.0, 1.0, 2.0)[(n + m) % 4] for n in range(150) for m in range(4)]
+    listed = nearcast.lookup("shop", "q000", version=1, out=shop.folder / "nearcast").ids
+    labels = pa.table({"query": [*queries, *["q000"] * 5], "item": [*items, *listed], "grade": [*grades, *[0.0] * 5]})
+    found = {figure.figure: figure for figure in shop.diff(labels=labels, grade="grade").figures}["hit_rate"]
+    out = shop.folder / "nearcast"
+    rates = [
+        nearcast.evaluate("shop", labels, grade="grade", version=version, depths=[5], out=out).metrics
+        for version in (1, 2)
+    ]
+    assert [rate["hit_rate_at_5"].value for rate in rates] == [
+        pytest.approx(found.before, abs=1e-8),
+        pytest.approx(found.after, abs=1e-8),
+    ]
+
+
+def test_labels_and_promises_are_no_settings_of_lists(shop: Shop) -> None:
+    shop.run()
+    first = nearcast.lookup("shop", "q000", out=shop.folder / "nearcast").ids[0]
+    pq.write_table(pa.table({"query": ["q000"], "item": [first]}), shop.folder / "labels.parquet")
+    shop.run(labels={"path": "labels.parquet"}, promise={"hit_rate_at_5": 0.5}, measure={"sample": 60})
+    assert not [words for words in shop.diff().settings if "labels" in words or "promise" in words]
+
+
+def test_snapshots_without_a_common_query_are_compared_in_words(shop: Shop) -> None:
+    shop.run()
+    shop.run(queries={"path": "items.parquet", "attributes": ["kind"]})
+    found = shop.diff()
+    assert (found.queries, found.queries_came) == (0, N)
+    assert not any(shares(found).values())
+    assert "no query of the sample is in both 000001 and 000002: no list is compared" in found.limits
+    labels = pa.table({"query": ["q000"], "item": ["i0000"]})
+    assert shop.diff(labels=labels).figures[-1].queries == 0
+    shown = command("diff", "shop", cwd=shop.folder).stdout
+    assert "0 queries compared" in shown
+    assert "are the same" not in shown
+
+
+def test_a_rule_over_a_new_column_of_the_queries_is_a_rule(shop: Shop) -> None:
+    rule = {"name": "kind", "keep": "item.kind == 'a'"}
+    shop.run(rules=[rule], queries={"path": "queries.parquet"})
+    shop.run(rules=[{"name": "kind", "keep": "item.kind == query.kind"}])
+    only(shop.diff(), "rules")
+
+
+def test_a_snapshot_that_is_compared_is_not_removed_meanwhile(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.run()
+    shop.move(10)
+    shop.run()
+    home = open_home(shop.folder / "nearcast")
+    real, removed = comparing.diff_snapshots, []
+
+    def compare(*arguments: Any) -> Any:
+        removed.append(home.remove("shop", 1))
+        return real(*arguments)
+
+    monkeypatch.setattr(comparing, "diff_snapshots", compare)
+    only(shop.diff(), "vectors")
+    assert removed == [False]
+    assert home.remove("shop", 1)
+    with pytest.raises(NotFoundError, match="no snapshot before 000002"):
+        shop.diff()
 
 
 def test_the_sample_is_drawn_by_a_seed(shop: Shop) -> None:

@@ -287,6 +287,23 @@ def test_unknown_queries_are_misses_or_left_out(shop: Path) -> None:
         nearcast.evaluate("shop", nobody, unknown="skip")
 
 
+def test_a_slice_of_which_few_queries_have_a_list_is_left_out(shop: Path) -> None:
+    rows = pq.read_table("labels.parquet").to_pylist()
+    towns = [("there" if row["query"] == "q199" else "here") for row in rows]
+    labels = [{"query": row["query"], "item": row["item"], "town": town} for row, town in zip(rows, towns, strict=True)]
+    labels += [{"query": f"other{n}", "item": "i0001", "town": "there"} for n in range(40)]
+    table = pa.Table.from_pylist(labels)
+    found = [nearcast.evaluate("shop", table, slices=["town"], unknown=unknown).slices for unknown in ("miss", "skip")]
+    assert {part.value: part.queries for part in found[0]}["there"] == 41
+    assert [part.value for part in found[1]] == ["here"]
+
+
+def test_a_depth_beyond_the_lists_is_noted(shop: Path) -> None:
+    found = nearcast.evaluate("shop", "labels.parquet", depths=[10, 50])
+    assert "lists hold at most 10 candidates: beyond, hit_rate_at_50 finds nothing" in found.notes
+    assert not [note for note in nearcast.evaluate("shop", "labels.parquet").notes if "hold at most" in note]
+
+
 def test_an_evaluation_with_a_broken_promise_exits_with_4_after_its_table(shop: Path) -> None:
     specify(shop, {"mrr_at_5": 0.9})
     done = at.nearcast("evaluate", "shop.toml", cwd=shop)
@@ -379,6 +396,9 @@ def test_a_slice_or_a_baseline_by_an_unknown_column_names_the_known_ones(shop: P
     )
     assert "write served, or the number" in fail(
         "evaluate", "shop", "labels.parquet", "--against", "best", code=2, cwd=shop
+    )
+    assert "write served, or the number" in fail(
+        "evaluate", "shop", "labels.parquet", "--against", "²", code=2, cwd=shop
     )
     assert "no published version" in fail("evaluate", "shop", "labels.parquet", "--against", "served", code=7, cwd=shop)
     assert "has no labels; name their file" in fail("evaluate", "shop", code=2, cwd=shop)

@@ -78,6 +78,13 @@ def test_slack_reads_no_mention_and_no_link_from_a_text() -> None:
     assert "&lt;!channel&gt; &amp; " in shown
 
 
+def test_a_runbook_with_a_query_is_a_link_of_slack() -> None:
+    one = Notice(state(runbook="https://wiki.example.com/a?b=1&c='*_`\"é"), "trigger")
+    text = build_slack_body("shop", [one])["blocks"][1]["text"]["text"]
+    assert text.endswith("<https://wiki.example.com/a?b=1&amp;c='*_`\"é|runbook>")
+    every_body([one])
+
+
 def test_slack_says_what_began_and_what_ended() -> None:
     notices = [Notice(state(owner="ada", runbook="https://wiki.example.com/a"), "trigger")]
     notices.append(Notice(state("dead", ended=NOW), "resolve"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Team:
     def __init__(self, out: Path, **settings: Any) -> None:
         self.out, self.settings = out, MonitorSpec.model_validate(settings)
         self.environment: dict[str, str] = {}
-        self.out.mkdir(exist_ok=True)
+        self.now = 1_000.0
+        self.out.mkdir(exist_ok=True, parents=True)
 
     def look(self, *checks: str, sender: AlertSender | None = None) -> list[str]:
         """One pass with these alerts, and their delivery: the failures."""
@@ -49,7 +51,7 @@ class Team:
 
     def _changes(self, report: MonitorReport) -> Any:
         found = [alert.as_dict() for alert in report.alerts]
-        return list_changes(read(self.out, "shop"), "shop", 1, found, lambda _: True, 1_000.0)
+        return list_changes(read(self.out, "shop"), "shop", 1, found, lambda _: True, self.now)
 
     def handle(self, action: str, key: str, **facts: Any) -> None:
         append(self.out, "shop", "alert", None, {"action": action, "key": key, "who": "ada", "why": "", **facts})
@@ -177,6 +179,67 @@ def test_one_receiver_that_is_down_does_not_keep_the_others_from_their_alerts(tm
         assert hook.take() == []
 
 
+def test_a_refused_body_keeps_no_other_alert_from_being_sent(tmp_path: Path) -> None:
+    with listening_hook(400, 202) as hook:
+        made = team(tmp_path, hook, "pagerduty")
+        (failure,) = made.look("dead", "age")
+        assert "HTTP Error 400" in failure
+        assert [body["payload"]["class"] for body in hook.take()] == ["dead", "age"]
+        assert made.look("dead", "age") == []
+        assert [body["payload"]["class"] for body in hook.take()] == ["dead"]
+
+
+def test_a_refused_body_is_of_one_generator(tmp_path: Path) -> None:
+    sender = AlertSender()
+    with listening_hook(400, 200) as hook:
+        one, other = (team(tmp_path / name, hook, "slack") for name in ("one", "other"))
+        assert len(one.look("dead", sender=sender)) == 1
+        assert other.look("dead", sender=sender) == []
+        assert len(hook.take()) == 2
+
+
+def test_an_end_that_was_not_delivered_is_sent_before_the_next_beginning(tmp_path: Path) -> None:
+    with listening_hook(202, 500) as hook:
+        made = team(tmp_path, hook, "pagerduty")
+        made.now = 200_000.0
+        made.look("dead")
+        made.look()  # its end does not arrive
+        made.now = 100_000.0  # the clock was set back
+        hook.take()
+        hook.statuses = [202]
+        assert made.look("dead") == []
+        assert describe("pagerduty", hook.take()) == ["resolve", "trigger"]
+
+
+def test_passes_at_once_send_an_alert_once(tmp_path: Path) -> None:
+    with listening_hook() as hook:
+        made = team(tmp_path, hook, "slack")
+        (made.out / "shop").mkdir()
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: made.look("dead"), range(4))) == [[]] * 4
+        assert describe("slack", hook.take()) == ["trigger"]
+
+
+def test_the_path_of_alertmanager_is_put_before_a_query(tmp_path: Path) -> None:
+    with listening_hook() as hook:
+        made = team(tmp_path, hook, "alertmanager")
+        for url in (f"{hook.url}?token=x", f"{hook.url}/", f"{hook.url}/api/v2/alerts"):
+            made.environment["HOOK"] = url
+            assert made.look("dead") == []
+        assert hook.paths == [f"/s3cret/api/v2/alerts{query}" for query in ("?token=x", "", "")]
+
+
+def test_an_environment_variable_without_a_url_is_named_and_not_shown(tmp_path: Path) -> None:
+    with listening_hook() as hook:
+        made = team(tmp_path, hook, "slack")
+        for secret in ("s3cret:token", "http://[s3cret", "s3cret token", "https://"):
+            made.environment["HOOK"] = secret
+            (failure,) = made.look("dead")
+            assert "env:HOOK is not the URL of a webhook" in failure
+            assert "s3cret" not in failure
+    assert "s3cret" not in made.written()
+
+
 def test_a_snoozed_alert_is_sent_when_the_snooze_ends(tmp_path: Path) -> None:
     with listening_hook() as hook:
         shop = team(tmp_path, hook, "slack")
@@ -301,6 +364,7 @@ def test_a_table_of_an_unknown_check_is_an_error_with_a_suggestion() -> None:
         ({"webhooks": [{"format": "slack", "url": "ftp://h/"}]}, "https://"),
         ({"runbook": "javascript:alert(1)"}, "write a URL"),
         ({"alerts": [{"check": "age", "runbook": "file:///x"}]}, "write a URL"),
+        ({"runbook": "https://wiki.example.com/\x1b[2J"}, "write a URL"),
         ({"alerts": [{"check": "age"}, {"check": "age"}]}, "write one"),
         ({"severity": "high"}, "critical"),
     ],

@@ -144,6 +144,19 @@ def test_a_clock_that_goes_back_makes_no_snooze_longer(log: Log) -> None:
     assert log.open()["age"].snoozed is None
 
 
+def test_alerts_are_in_the_order_in_which_they_began_whatever_the_clock_says(log: Log) -> None:
+    log.look("dead")
+    log.look()
+    log.now -= 24 * HOUR
+    log.look("dead", "age")
+    states = derive_alert_book(log.events, log.now).states
+    assert [(state.key, state.opening, state.ended is None) for state in states] == [
+        ("dead", 1, False),
+        ("dead", 2, True),
+        ("age", 1, True),
+    ]
+
+
 def test_a_clock_that_jumps_ahead_ends_a_snooze_early_and_not_late(log: Log) -> None:
     log.look("age")
     log.snooze("age", 2 * HOUR)

@@ -19,6 +19,7 @@ from nearcast.evaluation import label_set
 from nearcast.evaluation.judge_snapshot import refuse_learning_from
 from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.evaluation.label_table import open_label_table
+from nearcast.evaluation.popular_items import find_popular
 from nearcast.settings.label_tables import LabelsSpec, parse_metric
 
 CLICKS = {
@@ -205,6 +206,12 @@ def test_a_slice_value_is_that_of_all_labels_of_a_query_or_several() -> None:
         None,
         "desk",
     ]
+
+
+def test_popular_items_with_ids_beyond_64_bits_are_refused_in_words() -> None:
+    log = open_label_table(pa.table({"item": pa.array([2**63 + 5], pa.uint64())}), Path())
+    with pytest.raises(InputError, match="the column 'item' of type uint64 cannot be int64"):
+        find_popular(log, "item", None, 3)  # type: ignore[arg-type]
 
 
 def test_a_pandas_frame_with_an_index_is_read_by_its_columns() -> None:

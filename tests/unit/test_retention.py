@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,40 @@ def test_a_dry_run_lists_what_the_removal_removes_and_the_bytes_that_it_frees(ou
     assert clean(target(out)) == []
 
 
+def test_a_dry_run_does_not_list_what_somebody_reads(out: Path) -> None:
+    notes = Notes()
+    with hold_snapshot(find_snapshot(out, "shop", 1)):
+        planned = clean(target(out), dry_run=True, listener=notes)
+        assert [Path(each.location).name for each in planned] == ["000002", "000003", "000004"]
+        assert notes.texts == ["snapshot 000001 is kept, since another process reads it"]
+        assert clean(target(out)) == planned
+    assert versions(out) == [1, 5, 6]
+
+
+def test_what_a_killed_removal_left_is_listed_and_removed(out: Path) -> None:
+    folder = out / "shop" / "snapshots" / "000003"
+    (folder / "manifest.json").unlink()  # killed after this step
+    left = count_bytes(folder)
+    planned = clean(target(out, "all"), dry_run=True)
+    assert [(Path(each.location).name, each.kind, each.bytes) for each in planned] == [
+        ("000003", "rest of a snapshot", left)
+    ]
+    assert folder.is_dir()
+    assert clean(target(out, "all")) == planned
+    assert not folder.exists()
+    assert clean(target(out, "all")) == []
+
+
+def test_removals_at_once_leave_whole_snapshots_and_raise_nothing(out: Path) -> None:
+    publish(out, 2)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: clean(target(out)), range(4)))
+    clean(target(out))
+    assert versions(out) == [2, 5, 6]
+    for snapshot in list_snapshots(out, "shop"):
+        snapshot.verify()
+
+
 def test_work_and_artifacts_stay_while_a_run_holds_the_generator(out: Path) -> None:
     fill_work(out)
     with hold_lock(out / "shop" / ".lock", "generator 'shop'"), pytest.raises(BusyError, match="is held by process"):
@@ -288,3 +323,9 @@ def test_disk_use_counts_a_file_with_several_names_once(out: Path) -> None:
     use = measure_disk(find_snapshot(out, "shop"))
     assert (use.snapshots, use.keep) == (6, 10)
     assert use.bytes == count_bytes(out / "shop")
+
+
+def test_disk_use_is_by_the_settings_of_the_spec_and_reads_no_other_manifest(out: Path) -> None:
+    (out / "shop" / "snapshots" / "000002" / "manifest.json").write_text("{")
+    use = measure_disk(find_snapshot(out, "shop"), PublishSpec(keep_snapshots=4))
+    assert (use.snapshots, use.keep) == (6, 4)

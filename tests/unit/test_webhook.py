@@ -145,7 +145,7 @@ def test_no_other_status_is_a_delivery_and_no_redirect_is_followed(status):
         server(answer(200)) as (elsewhere, lost),
         server(answer(status, b"location: http://127.0.0.1:%d/%s" % (elsewhere, SECRET.encode()))) as (port, heard),
     ):
-        reason = post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY)
+        reason = post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY).reason
     assert reason.startswith(f"HTTP Error {status}: Some Words")
     assert ("redirects to http://127.0.0.1:" in reason) == (status in (301, 302, 303, 307, 308))
     assert SECRET not in reason
@@ -166,7 +166,7 @@ ODD = {
 def test_what_is_no_answer_is_no_delivery(case):
     data, words = ODD[case]
     with server(data) as (port, _):
-        reason = post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY)
+        reason = post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY).reason
     assert reason
     assert SECRET not in reason
     assert re.search(words, reason), reason
@@ -183,17 +183,18 @@ def test_the_body_of_an_answer_is_not_read_however_long(monkeypatch):
 def test_a_server_that_takes_its_time_is_given_so_much_in_all(monkeypatch, data):
     monkeypatch.setattr(webhook, "DELIVERY_SECONDS", 0.4)
     with server(data or b" ", pause=0.3 if data else 5) as (port, _):
-        assert "did not answer within 0.4 s" in post_json(f"http://127.0.0.1:{port}/", BODY)
+        assert "did not answer within 0.4 s" in post_json(f"http://127.0.0.1:{port}/", BODY).reason
 
 
 def test_a_server_that_is_not_there_or_speaks_no_tls_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    assert post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY) == f"http://127.0.0.1:{port}/...: Connection refused"
+    failure = post_json(f"http://127.0.0.1:{port}/{SECRET}", BODY)
+    assert failure == (f"http://127.0.0.1:{port}/...: Connection refused", True, False)
     with server(answer(200)) as (port, _):
-        reason = post_json(f"https://127.0.0.1:{port}/{SECRET}", BODY)
+        reason = post_json(f"https://127.0.0.1:{port}/{SECRET}", BODY).reason
     assert reason.startswith(f"https://127.0.0.1:{port}/...: no TLS connection")
-    reason = post_json(f"http://nowhere.invalid/{SECRET}", BODY)
+    reason = post_json(f"http://nowhere.invalid/{SECRET}", BODY).reason
     assert reason.startswith("http://nowhere.invalid/...: ")
     assert SECRET not in reason
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from nearcast.api.arguments import OUT, SpecLike, resolve_store_target
-from nearcast.api.retaining import find_old_snapshots
+from nearcast.api.retaining import HELD, find_old_snapshots
 from nearcast.errors import DamagedError, NearcastError
 from nearcast.files import hold_lock
 from nearcast.join.abandoned_work import WAIT_SECONDS, remove_abandoned
@@ -50,7 +50,7 @@ def clean(
     Unfinished work and artifacts of this host are removed unless a run holds the generator: raises BusyError then.
     Work in a bucket is removed if nothing in it changes for `wait_seconds`. Old snapshots are those beyond
     `publish.keep_snapshots` that are not served, pinned or read; they are kept, and the listener is told, if the store
-    or the history cannot be read.
+    or the history cannot be read. What a killed removal left of a snapshot is removed, too.
     """
     listener = listener or Listener()
     removal = _Removal(dry_run)
@@ -59,15 +59,28 @@ def clean(
         root = join_location(target.out, target.generator, "work")
         works = [join_location(root, name) for name in open_storage(root).list_folders()]
         removal.take_abandoned(works, wait_seconds)
+    _remove_snapshots(target, removal, listener)
+    return removal.found
+
+
+def _remove_snapshots(target: PublishTarget, removal: _Removal, listener: Listener) -> None:
+    """Remove old snapshots, and what killed removals left of others."""
+    home, generator = open_home(target.out), target.generator
+    left = home.list_left(generator)
     try:
         with find_old_snapshots(target) as old:
             for version in old:
-                location = join_location(target.out, target.generator, "snapshots", f"{version:06d}")
-                remove = partial(open_home(target.out).remove, target.generator, version)
-                removal.take(location, "old snapshot", remove)
+                if home.is_held(generator, version):
+                    listener.note(HELD.format(version))
+                else:
+                    place = join_location(target.out, generator, "snapshots", f"{version:06d}")
+                    removal.take(place, "old snapshot", partial(home.remove, generator, version))
     except NearcastError as error:
         listener.note(f"old snapshots are kept: {error}")
-    return removal.found
+    removal.take_rests(
+        [join_location(target.out, generator, "snapshots", f"{version:06d}") for version in left],
+        partial(home.sweep, generator),
+    )
 
 
 def find_clean_target(generator: SpecLike, out: Location | None) -> PublishTarget:
@@ -128,6 +141,14 @@ class _Removal:
         if not self._dry_run and remove() is False:
             return
         self.found.append(Unneeded(location, kind, sum(map(self._count_freed, files))))
+
+    def take_rests(self, locations: list[str], sweep: Callable[[], object]) -> None:
+        """Remove what killed removals left of the snapshots at these locations, all by one call of `sweep`."""
+        files = {location: list(_list_files(location)) for location in locations}
+        if files and not self._dry_run:
+            sweep()
+        for location, some in files.items():
+            self.found.append(Unneeded(location, "rest of a snapshot", sum(map(self._count_freed, some))))
 
     def take_abandoned(self, works: list[str], wait_seconds: float) -> None:
         """Remove the work at these locations that nobody works on."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-import pyarrow as pa
-
 from nearcast.api.arguments import OUT
-from nearcast.errors import InputError, NotFoundError
+from nearcast.errors import NotFoundError, StorageError
+from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.evaluation.label_table import open_label_table
 from nearcast.join.diff import SAMPLE, Diff, DiffOptions, diff_snapshots
 from nearcast.join.explain import Explanation
 from nearcast.join.explain import explain as explain_pair
 from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
+from nearcast.settings.label_tables import LabelsSpec
+from nearcast.spec import parse_model
 from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location, host_folder, parse_location
 from nearcast.storage.open_storage import join_location
-from nearcast.table.snapshot import Snapshot, find_snapshot, list_snapshots
+from nearcast.table.snapshot import Snapshot, find_snapshot, hold_snapshot, list_snapshots
 
 __all__ = ["diff", "explain"]
 
@@ -44,12 +46,14 @@ def diff(
     seed: int = 0,
     labels: object = None,
     label_columns: tuple[str, str] = ("query", "item"),
+    grade: str | None = None,
 ) -> Diff:
     """Compare two snapshots (default: the newest two), and explain what changed by cause; see `nearcast.join.diff`.
 
     sample, seed: up to so many queries are drawn. labels: a path, as for `evaluate`, or a table in memory: adds the
-    change of the hit rate. label_columns: its columns of queries and items. The inputs of the newer snapshot are used
-    if they still exist, as those of the newest do.
+    change of the hit rate. label_columns: its columns of queries and items. grade: its column of grades, relevant above
+    0; default: every row is relevant. The inputs of the newer snapshot are used if they still exist, as those of the
+    newest do.
     """
     location = parse_location(out)
     newer = find_snapshot(location, generator, after)
@@ -60,17 +64,19 @@ def diff(
         older = versions[-1]
     else:
         older = find_snapshot(location, generator, before)
-    table = None if labels is None else _read_label_columns(labels, label_columns)
-    return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), table))
+    known = None if labels is None else _read_labels(labels, label_columns, grade)
+    with contextlib.ExitStack() as stack:
+        for snapshot in (older, newer):
+            with contextlib.suppress(StorageError):  # who may only read a bucket holds nothing there
+                stack.enter_context(hold_snapshot(snapshot))
+        return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), known))
 
 
-def _read_label_columns(labels: object, columns: tuple[str, str]) -> pa.Table:
-    """Read the columns of queries and items. Raises InputError if they cannot be read."""
-    opened = open_label_table(labels, Path())
-    batches = list(opened.batches(columns))
-    if not batches:
-        raise InputError(f"{opened.name} holds no label")
-    return pa.concat_tables(batches)
+def _read_labels(labels: object, columns: tuple[str, str], grade: str | None) -> LabelSet:
+    """Read the labels. Raises InputError if they cannot be used."""
+    table = open_label_table(labels, Path())
+    settings = {"path": table.name, "query": columns[0], "item": columns[1], "grade": grade}
+    return read_labels(table, parse_model(LabelsSpec, settings, "labels"))
 
 
 def _find_inputs(snapshot: Snapshot, location: Location) -> SnapshotInputs | None:

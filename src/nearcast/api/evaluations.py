@@ -159,7 +159,7 @@ def _open_rivals(
     listener: Listener,
 ) -> Iterator[RankedLists]:
     """Yield the lists to compare with. The served version is left out by default where there is none to compare."""
-    for name in [SERVED] if against is None else against:
+    for name in [SERVED] if against is None else dict.fromkeys(against):
         if name == SERVED:
             try:
                 served = _open_served(target, store, stack)
@@ -173,7 +173,7 @@ def _open_rivals(
             if served is not None and (against is not None or served.name != f"{SERVED} {snapshot.name}"):
                 yield served
             continue
-        if not str(name).isdigit():
+        if not str(name).isdecimal():
             raise SpecError(f"against is {name!r}; write {SERVED}, or the number of a snapshot")
         other = find_snapshot(target.out, target.generator, int(name))
         yield open_snapshot_lists(other).lists

@@ -21,11 +21,13 @@ from nearcast.publishing.publication import Publication
 from nearcast.publishing.publish_lock import hold_publish_lock
 from nearcast.publishing.targets import PublishTarget, read_snapshot_target
 from nearcast.spec import PublishSpec
+from nearcast.storage.open_storage import join_location, open_storage
 from nearcast.stores.base import Store
-from nearcast.table.snapshot import Snapshot, list_snapshots, open_home
+from nearcast.table.snapshot import Snapshot, open_home
 from nearcast.table.snapshot_pins import list_pins
 
 __all__ = [
+    "HELD",
     "DiskUse",
     "find_old_snapshots",
     "measure_disk",
@@ -33,6 +35,7 @@ __all__ = [
     "retain_snapshots",
 ]
 
+HELD = "snapshot {:06d} is kept, since another process reads it"
 LOCK_SECONDS = 1.0  # a live update holds the publishers' lock for less
 
 
@@ -51,7 +54,7 @@ def retain_snapshots(
                 if home.remove(target.generator, version):
                     removed.append(version)
                 else:
-                    listener.note(f"snapshot {version:06d} is kept, since another process reads it")
+                    listener.note(HELD.format(version))
         home.sweep(target.generator)
     except (NearcastError, OSError) as error:
         listener.note(f"old snapshots are kept: {error}")
@@ -120,15 +123,19 @@ def _find_used(target: PublishTarget, store: Store | None) -> set[int]:
     return used if store is None else used | set(store.versions(target.generator))
 
 
-def measure_disk(snapshot: Snapshot) -> DiskUse:
-    """Return what the generator of a snapshot keeps, by the settings of the snapshot."""
-    settings = read_snapshot_target(snapshot.generator, snapshot.out, snapshot.version).publish
-    snapshots = list_snapshots(snapshot.out, snapshot.generator)
-    if isinstance(snapshot.out, str):
-        size = sum(int(file["bytes"]) for each in snapshots for file in each.manifest.facts["files"].values())
+def measure_disk(snapshot: Snapshot, settings: PublishSpec | None = None) -> DiskUse:
+    """Return what the generator of a snapshot keeps. settings: of its spec; default: those of the snapshot.
+
+    Reads no manifest of another snapshot: one that is damaged, or removed meanwhile, changes nothing.
+    """
+    out, generator = snapshot.out, snapshot.generator
+    if settings is None:
+        settings = read_snapshot_target(generator, out, snapshot.version).publish
+    if isinstance(out, str):
+        size = sum(each.size for each in open_storage(join_location(out, generator, "snapshots")).list_objects())
     else:
-        size = _count_bytes(snapshot.out / snapshot.generator)
-    return DiskUse(len(snapshots), size, settings.snapshots_kept)
+        size = _count_bytes(out / generator)
+    return DiskUse(len(open_home(out).list_versions(generator)), size, settings.snapshots_kept)
 
 
 def _count_bytes(folder: Path) -> int:

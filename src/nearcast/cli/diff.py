@@ -56,6 +56,7 @@ class DiffSettings:
     labels: Path | str | None
     query: str
     item: str
+    grade: str | None
 
 
 @click.command()
@@ -79,6 +80,7 @@ class DiffSettings:
 )
 @click.option("--query", metavar="COLUMN", default="query", show_default=True, help="Column of the queries.")
 @click.option("--item", metavar="COLUMN", default="item", show_default=True, help="Column of the items.")
+@click.option("--grade", metavar="COLUMN", help="Column of grades. Default: every row is relevant.")
 @json_option
 @pass_options(DiffSettings)
 def diff(generator: str, before: int | None, after: int | None, options: DiffSettings, as_json_: bool) -> None:
@@ -97,6 +99,7 @@ def diff(generator: str, before: int | None, after: int | None, options: DiffSet
         seed=options.seed,
         labels=options.labels,
         label_columns=(options.query, options.item),
+        grade=options.grade,
     )
     if as_json_:
         print_json(found.as_dict())
@@ -107,7 +110,10 @@ def diff(generator: str, before: int | None, after: int | None, options: DiffSet
     )
     if found.queries_came:
         show.print(f"  {found.queries_came:,} other queries are new")
-    show.print(f"  {found.kept:.2%} of the candidates are the same; {found.unchanged:.2%} of the lists are unchanged")
+    if found.queries:
+        show.print(
+            f"  {found.kept:.2%} of the candidates are the same; {found.unchanged:.2%} of the lists are unchanged"
+        )
     for words in found.settings:
         show.print(f"  {words}")
     if found.came or found.went:

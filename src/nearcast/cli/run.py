@@ -18,6 +18,7 @@ from nearcast.cli.progress import show_progress
 from nearcast.cli.render import build_run_summary
 from nearcast.errors import TargetError
 from nearcast.join.listener import Listener
+from nearcast.spec import PublishSpec, load_spec
 from nearcast.table.snapshot import Snapshot
 
 __all__ = ["PlacementOptions", "print_made", "run"]
@@ -51,15 +52,22 @@ def run(spec: Path, options: PlacementOptions, again: bool, quiet: bool, as_json
     After an interruption, the same command continues. Exit code 0: finished, and the target is met. Exit code 4:
     finished, and recall is below the target.
     """
+    settings = load_spec(spec).publish
     print_made(
         lambda listener: run_spec(spec, listener=listener, again=again, **asdict(options)).snapshot,
+        settings,
         quiet=quiet,
         as_json=as_json_,
     )
 
 
-def print_made(make: Callable[[Listener], Snapshot], *, quiet: bool, as_json: bool) -> None:
-    """Make a snapshot and print it. Raises TargetError after the print if it is below its recall target."""
+def print_made(
+    make: Callable[[Listener], Snapshot], settings: PublishSpec | None = None, *, quiet: bool, as_json: bool
+) -> None:
+    """Make a snapshot and print it. Raises TargetError after the print if it is below its recall target.
+
+    settings: of the spec, which may have changed since a snapshot that is used again; default: those of the snapshot.
+    """
     below_target: TargetError | None = None
     with show_progress(quiet=quiet or as_json) as listener:
         try:
@@ -70,7 +78,7 @@ def print_made(make: Callable[[Listener], Snapshot], *, quiet: bool, as_json: bo
     if as_json:
         print_json({"snapshot": snapshot.url, **snapshot.manifest.as_dict()})
     else:
-        console().print(build_run_summary(snapshot, measure_disk(snapshot), _pick_key(snapshot)))
+        console().print(build_run_summary(snapshot, measure_disk(snapshot, settings), _pick_key(snapshot)))
     if below_target is not None:
         raise below_target
 

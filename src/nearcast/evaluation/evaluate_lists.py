@@ -27,7 +27,7 @@ from nearcast.evaluation.label_hits import compute_metrics, find_hits
 from nearcast.evaluation.label_set import FloatArray64, LabelSet
 from nearcast.evaluation.popular_items import count_unknown_items
 from nearcast.evaluation.ranked_lists import RankedLists, SnapshotLists
-from nearcast.measure.slices import Slice
+from nearcast.measure.slices import FEWEST, Slice
 from nearcast.settings.label_tables import parse_metric
 
 __all__ = ["LabelQuestion", "evaluate_lists"]
@@ -57,7 +57,8 @@ def evaluate_lists(
 ) -> Evaluation:
     """Measure the lists, and their lead over each rival on the same queries.
 
-    described: which labels were used, see `label_set.describe_labels`. Raises InputError if no query is left.
+    described: which labels were used, see `label_set.describe_labels`. slices: those with at least FEWEST measured
+    queries, and not all, are in the result. Raises InputError if no query is left.
     """
     depth = max(parse_metric(name)[1] for name in question.metrics)
     hits = find_hits(lists, labels, depth)
@@ -71,7 +72,7 @@ def evaluate_lists(
     resamples = Resamples.draw(len(values), question.seed)
     estimate = _Estimator(question.metrics, resamples)
     inside_of = [(one.by, one.value, one.members[members]) for one in slices]
-    chosen = [row for row in inside_of if row[2].any()]
+    chosen = [row for row in inside_of if FEWEST <= int(row[2].sum()) < len(values)]
     ours, found, leads_by_slice = estimate(values), [], []
     for number, rival in enumerate(rivals):
         other = find_hits(rival, labels, depth)

@@ -6,7 +6,7 @@ Figures that a run recorded in the manifest are used again where the labels are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,13 @@ def judge_lists(
     question = LabelQuestion(judged.generator, judged.version, metrics, settings.promises, spec.unknown == "skip", seed)
     slices = list_slices(labels, of_queries, lists)
     described = describe_labels(table, labels)
-    return evaluate_lists(question, labels, described, lists, (*rivals, *popular), slices)
+    found = evaluate_lists(question, labels, described, lists, (*rivals, *popular), slices)
+    return replace(found, notes=(*found.notes, *_note_deep_metrics(metrics, judged.k)))
+
+
+def _note_deep_metrics(metrics: Sequence[str], k: int) -> list[str]:
+    deep = [name for name in metrics if parse_metric(name)[1] > k]
+    return [f"lists hold at most {k} candidates: beyond, {deep[0]} finds nothing"] if deep else []
 
 
 def judge_snapshot(

@@ -25,9 +25,12 @@ from nearcast.evaluation.label_set import FloatArray64, LabelSet
 from nearcast.evaluation.ranked_lists import ListBatch, RankedLists
 from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
 from nearcast.settings.label_tables import parse_metric
+from nearcast.stores.value_format import IdType
 from nearcast.types import IntArray
 
-__all__ = ["LabelHits", "compute_metrics", "find_hits"]
+__all__ = ["LabelHits", "Relevant", "compute_metrics", "find_hits", "list_relevant"]
+
+Relevant = dict[str | int, frozenset[str | int]]  # items by query
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +86,19 @@ def _find_in_batch(
     ranks = rank[deep[is_item[hit]]]
     first = np.unique(found, return_index=True)[1]  # an item that a list holds twice counts once, where it is first
     return owners[row[deep[is_item[hit]]]][first], ranks[first], found[first]
+
+
+def list_relevant(labels: LabelSet, types: tuple[IdType, IdType], queries: Sequence[str | int]) -> Relevant:
+    """Return the relevant items of those of these queries that have labels. types: of ids of queries and items."""
+    keys, items = convert_ids(labels.queries, types[0]), convert_ids(labels.item_ids, types[1])
+    known = pc.is_in(keys, value_set=pa.array(list(queries), keys.type), skip_nulls=True)
+    rows = np.flatnonzero(known.to_numpy(zero_copy_only=False))
+    found = {}
+    for row, key in zip(rows.tolist(), keys.take(pa.array(rows)).to_pylist(), strict=True):
+        own = slice(labels.offsets[row], labels.offsets[row + 1])
+        chosen = labels.items[own][labels.relevant[own]]
+        found[key] = frozenset(items.take(pa.array(chosen)).drop_null().to_pylist())
+    return found
 
 
 def compute_metrics(hits: LabelHits, labels: LabelSet, metrics: Sequence[str]) -> FloatArray64:

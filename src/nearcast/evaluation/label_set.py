@@ -22,7 +22,7 @@ from nearcast.settings.label_tables import LabelsSpec
 from nearcast.sources.column_roles import one_array, plain_id_type
 from nearcast.types import IntArray
 
-__all__ = ["SEVERAL", "FloatArray64", "LabelCounts", "LabelSet", "describe_labels", "read_labels"]
+__all__ = ["SEVERAL", "FloatArray64", "LabelCounts", "LabelSet", "cast_column", "describe_labels", "read_labels"]
 
 SEVERAL = "(several)"  # value of a query whose labels have different values
 FloatArray64 = npt.NDArray[np.float64]
@@ -89,7 +89,8 @@ def read_labels(table: LabelTable, spec: LabelsSpec, slices: Sequence[str] = ())
         n_rows, without_id = n_rows + len(batch), without_id + len(batch) - (known.true_count if len(batch) else 0)
         kept = batch.filter(known)
         for name in names:
-            rows.columns.setdefault(name, []).append(_encode(kept[name], table.name, name))
+            column = cast_column(kept[name], table.name, name)
+            rows.columns.setdefault(name, []).append(one_array(column).dictionary_encode())
         rows.grades.append(grades[known.to_numpy(zero_copy_only=False)])
         if len(rows) > 2 * spec.max_rows:
             before = len(rows)
@@ -125,8 +126,8 @@ def _read_grades(batch: pa.Table, grade: str | None, name: str, first: int) -> F
     return grades
 
 
-def _encode(column: pa.ChunkedArray, table: str, name: str) -> pa.Array:
-    """Return the column as a dictionary array of int64, float64 or large_string."""
+def cast_column(column: pa.ChunkedArray, table: str, name: str) -> pa.ChunkedArray:
+    """Cast a column to int64, float64 or large_string. Raises InputError if a value does not fit."""
     kind = column.type
     plain = pa.large_string()
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -136,7 +137,7 @@ def _encode(column: pa.ChunkedArray, table: str, name: str) -> pa.Array:
         column.validate(full=True)
     except pa.ArrowException as error:
         raise InputError(f"{table}: the column {name!r} of type {kind} cannot be {plain}: {error}") from error
-    return one_array(column).dictionary_encode()
+    return column
 
 
 def _unify(chunks: Sequence[pa.Array]) -> tuple[IntArray, pa.Array]:

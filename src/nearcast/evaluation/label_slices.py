@@ -11,7 +11,7 @@ from nearcast.errors import SpecError
 from nearcast.evaluation.label_set import SEVERAL, LabelSet
 from nearcast.evaluation.ranked_lists import SnapshotLists
 from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
-from nearcast.measure.slices import FEWEST, MOST_VALUES, Slice, quarter_slices, value_slices
+from nearcast.measure.slices import MOST_VALUES, Slice, quarter_slices, value_slices
 from nearcast.types import IntArray
 
 __all__ = ["list_slices", "split_slice_columns"]
@@ -34,13 +34,13 @@ def split_slice_columns(
 
 
 def list_slices(labels: LabelSet, names: Sequence[str], lists: SnapshotLists) -> list[Slice]:
-    """Return the slices with at least FEWEST queries that are not all queries. names: of columns of the queries."""
+    """Return the slices by columns of the labels, and by `names`, columns of the queries."""
     found: list[Slice] = []
     for by, (codes, values) in labels.slices.items():
         found += _slice_values(by, codes, values)
     for by in names:
         found += _slice_values(by, *_read_query_column(labels, by, lists))
-    return [one for one in found if FEWEST <= int(one.members.sum()) < len(labels.queries)]
+    return found
 
 
 def _slice_values(by: str, codes: IntArray, values: pa.Array) -> Iterator[Slice]:

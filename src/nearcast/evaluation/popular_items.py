@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.errors import InputError, SpecError
+from nearcast.evaluation.label_set import cast_column
 from nearcast.evaluation.label_table import LabelTable
 from nearcast.evaluation.ranked_lists import SnapshotLists
 from nearcast.evaluation.sorted_ids import SortedIds, convert_ids
@@ -30,7 +31,8 @@ def find_popular(log: LabelTable, item: str, lists: SnapshotLists, n: int) -> pa
     kind: pa.DataType = pa.string()
     for batch in log.batches([item]):
         kind = plain_id_type(batch.schema.field(item).type, log.name, item)
-        for pair in batch[item].combine_chunks().drop_null().value_counts().to_pylist():
+        column = cast_column(batch[item], log.name, item)
+        for pair in column.combine_chunks().drop_null().value_counts().to_pylist():
             counts[pair["values"]] += pair["counts"]
     ids = convert_ids(pa.array(list(counts), kind), lists.item_ids)
     numbers = np.fromiter(counts.values(), np.int64, len(counts))

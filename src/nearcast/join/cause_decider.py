@@ -61,7 +61,8 @@ def _find_rule_causes(before: SnapshotSample, after: SnapshotSample, causes: Pai
     for (query, item), came in chosen:
         keeps = failing(after.rules, queries.get(query, {"id": query}), items.get(item, {"id": item})) is None
         found[query, item] = ChangeCause.RULES if keeps == came else ChangeCause.ATTRIBUTES
-    return found if _lists_columns(before, item_columns) else dict.fromkeys(found, ChangeCause.RULES)
+    same_columns = _lists_columns(before, item_columns, query_columns)
+    return found if same_columns else dict.fromkeys(found, ChangeCause.RULES)
 
 
 def _find_revalued(before: SnapshotSample, after: SnapshotSample, causes: PairCauses) -> frozenset[Id]:
@@ -80,9 +81,10 @@ def _is_rule(cause: str) -> bool:
     return cause.startswith(f"{Went.RULE} ")
 
 
-def _lists_columns(sample: SnapshotSample, item_columns: Sequence[str]) -> bool:
-    """Return whether a snapshot has the item columns of rules: one that reads another column is another rule."""
-    return set(item_columns) <= {"id", *sample.spec.items.columns}
+def _lists_columns(sample: SnapshotSample, item_columns: Sequence[str], query_columns: Sequence[str]) -> bool:
+    """Return whether a snapshot has the columns of rules: one that reads another column is another rule."""
+    of_items, of_queries = sample.spec.items.columns, sample.spec.query_source.columns
+    return set(item_columns) <= {"id", *of_items} and set(query_columns) <= {"id", *of_queries}
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def compute_figures(
         hits = [
             _compare_hits(before.lists[query].ids, after.lists[query].ids, changed.get(query), labels[query])
             for query in queries
-            if labels.get(query)
+            if query in labels
         ]
         figures.append(sum_figure("hit_rate", hits))
     return figures

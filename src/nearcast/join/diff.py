@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nearcast.errors import InputError
-from nearcast.evaluation.sorted_ids import convert_ids
+from nearcast.evaluation.label_hits import Relevant, list_relevant
+from nearcast.evaluation.label_set import LabelSet
 from nearcast.join.candidate_causes import Id, MovedVectors, Pair, SnapshotSample, Went, find_causes
 from nearcast.join.cause_decider import ChangeCause
 from nearcast.join.change_shares import FigureChange, compute_figures, share_out
@@ -26,6 +26,7 @@ from nearcast.join.scored_items import SnapshotInputs
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.recall import draw_rows
 from nearcast.sources.ids import find_positions
+from nearcast.stores.value_format import id_type
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray
 
@@ -38,7 +39,7 @@ SCATTERED, BLOCKS = 1 << 20, 16  # rows of a table whose queries are drawn anywh
 PAIRS_AT_ONCE = 8192
 EXAMPLES = 3
 NO_EFFECT = (  # settings without effect on lists
-    *("memory", "threads", "out", "publish", "audit", "canary", "serve", "monitor", "measure"),
+    *("memory", "threads", "out", "publish", "audit", "canary", "serve", "monitor", "measure", "labels", "promise"),
 )
 
 
@@ -82,7 +83,7 @@ class DiffOptions:
     sample: int = SAMPLE  # maximum number of queries
     seed: int = 0
     inputs: SnapshotInputs | None = None  # of the newer snapshot; None: they are not here
-    labels: pa.Table | None = None  # query and item of each label, in the first two columns
+    labels: LabelSet | None = None  # that the hit rate is measured by
     recall_queries: int = RECALL_QUERIES  # that are compared with all items, for the change of recall
 
 
@@ -114,7 +115,7 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, options: DiffOptions = DEFA
     came_causes = dict(zip(came, find_causes(came, there=after, other=before, vectors=vectors), strict=True))
     went_causes = dict(zip(went, find_causes(went, there=before, other=after, vectors=vectors), strict=True))
     changed = share_out(before, after, (came_causes, went_causes), vectors, scores_now)
-    figures = compute_figures(before, after, both, changed, _read_labels(options.labels, kinds[1], both))
+    figures = compute_figures(before, after, both, changed, _find_relevant(options.labels, kinds[1], both))
     recall = measure_recall_change(before, after, rows_of_recall, options.inputs, vectors)
     return Diff(
         newer.generator,
@@ -178,33 +179,25 @@ def score_pairs_now(opened: SnapshotInputs, before: SnapshotSample, queries: Seq
     return scores
 
 
-def _read_labels(labels: pa.Table | None, schema: pa.Schema, queries: Sequence[Id]) -> dict[Id, frozenset[Id]] | None:
-    """Return the labelled items of the queries. Raises InputError if none of them has a label.
-
-    labels: a row per label, query and item in the first two columns. schema: of the lists, whose ids labels have.
-    """
+def _find_relevant(labels: LabelSet | None, schema: pa.Schema, queries: Sequence[Id]) -> Relevant | None:
+    """Return the relevant items of the queries. schema: of the lists. Raises InputError if none of them has a label."""
     if labels is None:
         return None
-    kinds = schema.field("query_id").type, schema.field("candidate_ids").type.value_type
-    keys, items = (
-        convert_ids(column.combine_chunks(), "int64" if pa.types.is_integer(kind) else "string")
-        for column, kind in zip(labels.columns[:2], kinds, strict=True)
-    )
-    chosen = pc.and_(pc.is_in(keys, value_set=pa.array(list(queries), keys.type)), items.is_valid())
-    found: dict[Id, set[Id]] = {}
-    for key, item in zip(keys.filter(chosen).to_pylist(), items.filter(chosen).to_pylist(), strict=True):
-        found.setdefault(key, set()).add(item)
-    if not found:
+    types = id_type(schema.field("query_id").type), id_type(schema.field("candidate_ids").type.value_type)
+    found = list_relevant(labels, types, queries)
+    if len(queries) and not found:
         raise InputError(
             f"none of the {len(queries):,} compared queries has a label; do labels have ids of the queries?"
         )
-    return {key: frozenset(several) for key, several in found.items()}
+    return found
 
 
 def _list_limits(
     before: SnapshotSample, after: SnapshotSample, figures: Sequence[FigureChange], options: DiffOptions
 ) -> Iterator[str]:
     """Yield why a part of the changes is not explained."""
+    if not any(query in after.lists for query in before.lists):
+        yield f"no query of the sample is in both {before.snapshot.name} and {after.snapshot.name}: no list is compared"
     unexplained = [figure.figure for figure in figures if str(ChangeCause.UNEXPLAINED) in figure.causes]
     lists = [name for name in unexplained if name != "recall"]
     if lists and (before.approximate or after.approximate):

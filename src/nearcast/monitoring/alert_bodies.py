@@ -106,7 +106,8 @@ def _format_slack(notice: Notice) -> str:
     if notice.action == "resolve":
         return f"*Resolved: {title}*\n{_escape(_shorten(state.key, TITLE_CHARACTERS))}"
     facts = [notice.severity, state.key, *([f"owner {notice.owner}"] if notice.owner else [])]
-    links = f"  <{notice.runbook}|runbook>" if notice.runbook and len(notice.runbook) < LINK_CHARACTERS else ""
+    link = _escape(notice.runbook or "")
+    links = f"  <{link}|runbook>" if link and len(link) < LINK_CHARACTERS else ""
     about = _escape(_shorten(" · ".join(facts), ABOUT_CHARACTERS))
     return f"*{title}*\n{_escape(_shorten(str(state.facts['text']), SENTENCE_CHARACTERS))}\n{about}{links}"
 

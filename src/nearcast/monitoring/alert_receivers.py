@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from nearcast.files import fingerprint
 from nearcast.history.event_log import append
@@ -26,7 +27,7 @@ from nearcast.monitoring.alert_states import KIND, AlertBook, AlertState
 from nearcast.settings.alert_tables import ENVIRONMENT, SEVERITIES, WebhookSpec
 from nearcast.settings.publish_tables import MonitorSpec
 from nearcast.storage.locations import Location
-from nearcast.webhook import parse_webhook, post_json, shorten_url
+from nearcast.webhook import DeliveryFailure, parse_webhook, post_json, shorten_url
 
 __all__ = ["AlertReceiver", "AlertSender", "resolve_receivers"]
 
@@ -86,15 +87,25 @@ def _resolve_receiver(row: WebhookSpec, environment: Mapping[str, str]) -> Alert
     if url:
         try:
             parse_webhook(url)
-        except ValueError as error:
-            faults.append(str(error))
-    if row.format == "alertmanager" and url and not url.rstrip("/").endswith(ALERTMANAGER_PATH):
-        url = url.rstrip("/") + ALERTMANAGER_PATH
+        except ValueError:  # its text may hold a part of the secret
+            faults.append(f"{row.url} is not the URL of a webhook; write one like https://hooks.example.com/alerts")
+        else:
+            url = _add_alertmanager_path(url) if row.format == "alertmanager" else url
     return AlertReceiver(row.format, url, key, row.min_severity, "; ".join(faults))
 
 
+def _add_alertmanager_path(url: str) -> str:
+    """Return the URL of Alertmanager with the path of its alerts, before a query."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/")
+    return urlunsplit(parts._replace(path=path if path.endswith(ALERTMANAGER_PATH) else path + ALERTMANAGER_PATH))
+
+
 class AlertSender:
-    """Sends the alerts of one or many generators. A receiver that does not answer is not asked again by this sender."""
+    """Sends the alerts of one or many generators. A receiver that takes nothing is not asked again by this sender.
+
+    A request whose body is refused does not keep the next one from being sent.
+    """
 
     def __init__(self) -> None:
         self._failed: dict[str, str] = {}  # receiver: why
@@ -125,8 +136,12 @@ class AlertSender:
         due = _list_due(book, receiver)
         failure = (receiver.fault or self._failed.get(identity)) if due else None
         for notices in [] if failure else _group(receiver, due):
-            failure = self._post(receiver, generator, notices, report, now)
-            if failure:
+            refused = self._post(receiver, generator, notices, report, now)
+            if refused is not None:
+                failure = refused.reason
+                if refused.of_body:
+                    continue
+                self._failed[identity] = failure
                 break
             new = [one for one in notices if (identity, one.action) not in one.state.delivered]
             if new:  # Alertmanager gets open alerts again and again
@@ -134,14 +149,12 @@ class AlertSender:
                 _record(out, generator, now, {"action": "delivered", "to": identity, "notices": delivered}, receiver)
         if failure is None:
             return None
-        if not receiver.fault:
-            self._failed[identity] = failure
         _record(out, generator, now, {"action": "failed", "to": identity, "why": failure}, receiver)
         return f"{receiver.name}: {failure}" if receiver.fault else failure
 
     def _post(
         self, receiver: AlertReceiver, generator: str, notices: Sequence[Notice], report: Mapping[str, Any], now: float
-    ) -> str | None:
+    ) -> DeliveryFailure | None:
         body: Mapping[str, Any] | Sequence[Any]
         if receiver.format == "pagerduty":
             body = build_pagerduty_body(notices[0], receiver.routing_key)

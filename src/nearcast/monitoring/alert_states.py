@@ -72,7 +72,10 @@ class AlertState:
 
 @dataclass(frozen=True, slots=True)
 class AlertBook:
-    """The alerts of a generator: open ones, and ended ones, since receivers must learn of the end."""
+    """The alerts of a generator: open ones, and ended ones, since receivers must learn of the end.
+
+    They are in the order of the events, so that an end is sent before the next beginning whatever the clocks said.
+    """
 
     states: tuple[AlertState, ...]
     snoozes: Mapping[str, Handling]  # by the name that was snoozed: an alert, a check or ANY
@@ -88,6 +91,7 @@ class _Opening:
     """An alert while the events are read."""
 
     event: HistoryEvent
+    place: int  # of the event among all events
     number: int
     ended: float | None = None
     acknowledged: Handling | None = None
@@ -104,7 +108,7 @@ def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
     openings: dict[str, list[_Opening]] = {}
     snoozes: dict[str, tuple[Handling, float]] = {}
     passed, last = 0.0, None  # seconds that have passed by the clocks of the events
-    for event in events:
+    for place, event in enumerate(events):
         if event.kind not in OF_TIME:
             continue
         passed, last = passed + _step(last, event.seconds), event.seconds
@@ -117,21 +121,21 @@ def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
         elif facts["action"] == "unsnoozed":
             snoozes = {name: one for name, one in snoozes.items() if not matches_alert(facts["key"], name)}
         else:
-            _apply(event, openings)
+            _apply(event, place, openings)
     passed += _step(last, now)
     left = {name: (one.seconds_left or 0.0) - (passed - began) for name, (one, began) in snoozes.items()}
     current = {
         name: Handling(one.who, one.why, one.since, left[name]) for name, (one, _) in snoozes.items() if left[name] > 0
     }
-    states = [_make_state(key, opening, current) for key, several in openings.items() for opening in several]
-    return AlertBook(tuple(sorted(states, key=lambda state: (state.since, state.key))), current)
+    ordered = sorted((opening for several in openings.values() for opening in several), key=lambda one: one.place)
+    return AlertBook(tuple(_make_state(opening, current) for opening in ordered), current)
 
 
 def _step(last: float | None, seconds: float) -> float:
     return 0.0 if last is None else max(0.0, seconds - last)
 
 
-def _apply(event: HistoryEvent, openings: dict[str, list[_Opening]]) -> None:
+def _apply(event: HistoryEvent, place: int, openings: dict[str, list[_Opening]]) -> None:
     """Apply an event other than a snooze. Two monitors may write the same change: the second one changes nothing."""
     facts = event.facts
     if facts["action"] == "delivered":
@@ -148,13 +152,13 @@ def _apply(event: HistoryEvent, openings: dict[str, list[_Opening]]) -> None:
     known = openings.setdefault(facts["key"], []) if facts["action"] in ("opened", "ended") else []
     is_open = bool(known) and known[-1].ended is None
     if facts["action"] == "opened" and not is_open:
-        known.append(_Opening(event, len(known) + 1))
+        known.append(_Opening(event, place, len(known) + 1))
     elif facts["action"] == "ended" and is_open:
         known[-1].ended = event.seconds
 
 
-def _make_state(key: str, opening: _Opening, snoozes: Mapping[str, Handling]) -> AlertState:
-    event = opening.event
+def _make_state(opening: _Opening, snoozes: Mapping[str, Handling]) -> AlertState:
+    event, key = opening.event, str(opening.event.facts["key"])
     found = [one for name, one in snoozes.items() if matches_alert(name, key)]
     return AlertState(
         event.generator,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +34,8 @@ from nearcast.monitoring.serving_summary import (
 )
 from nearcast.monitoring.staleness import Staleness, measure_staleness
 from nearcast.settings.publish_tables import MonitorSpec
-from nearcast.storage.locations import Location
+from nearcast.storage.folder_lock import hold_folder
+from nearcast.storage.locations import Location, host_folder
 from nearcast.stores import describe_lost_pointer
 from nearcast.stores.base import Store
 from nearcast.suggest import describe_generators
@@ -217,9 +219,23 @@ def send_alerts(report: MonitorReport, receivers: Sequence[AlertReceiver], sende
     """Send what is new of the alerts to their receivers. Return why deliveries failed; raises nothing."""
     if not receivers:
         return []
-    now = time.time()
-    book = read_alert_book(report, now)
-    return sender.send(report.out, book, receivers, report.as_dict(), now)
+    with _wait_for_other_passes(report):
+        now = time.time()
+        book = read_alert_book(report, now)
+        return sender.send(report.out, book, receivers, report.as_dict(), now)
+
+
+@contextlib.contextmanager
+def _wait_for_other_passes(report: MonitorReport) -> Iterator[None]:
+    """Let the passes of a host send one after the other: the second one reads what the first one has delivered.
+
+    Where nothing can be locked, an alert is sent too often rather than never.
+    """
+    with contextlib.ExitStack() as stack:
+        if report.out is not None:
+            with contextlib.suppress(NearcastError, OSError):
+                stack.enter_context(hold_folder(host_folder(report.out) / report.generator))
+        yield
 
 
 def read_alert_book(report: MonitorReport, now: float) -> AlertBook:

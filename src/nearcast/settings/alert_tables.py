@@ -23,7 +23,7 @@ ENVIRONMENT = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")  # a value that an env
 
 def check_link(link: str | None) -> None:
     """Raise ValueError if a runbook is no http or https URL."""
-    if link is not None and re.fullmatch(r"https?://[^\s<>|]+", link) is None:
+    if link is not None and re.fullmatch(r"https?://[^\s<>|\x00-\x1f\x7f-\x9f]+", link) is None:
         raise ValueError(f"runbook is {link!r}; write a URL like https://wiki.example.com/runbooks/recall")
 
 

@@ -128,19 +128,19 @@ class BucketHome:
     def remove(self, generator: str, version: int) -> bool:
         """Delete the manifest, then all other objects. A reader that came in between gets the manifest back."""
         name = _name(generator, version)
-        if self._is_held(generator, version):
+        if self.is_held(generator, version):
             return False
         with contextlib.suppress(NotFoundError):  # a removal was killed
             manifest = self._storage.read(f"{name}/{MANIFEST}")
             self._storage.delete(f"{name}/{MANIFEST}")
-            if self._is_held(generator, version):
+            if self.is_held(generator, version):
                 self._storage.write(f"{name}/{MANIFEST}", manifest)
                 return False
         self._delete_folder(name)
         self._forget(name)
         return True
 
-    def _is_held(self, generator: str, version: int) -> bool:
+    def is_held(self, generator: str, version: int) -> bool:
         """Return whether a reader holds a snapshot. Ages are by the clock of the bucket."""
         found = [
             each
@@ -158,6 +158,17 @@ class BucketHome:
             if now - each.modified > HELD_SECONDS:
                 self._storage.delete(each.name)
         return any(now - each.modified <= HELD_SECONDS for each in found)
+
+    def list_left(self, generator: str) -> list[int]:
+        """List attempts without a manifest that have written nothing for a day; of the highest, a mark always stays."""
+        finished = self.list_versions(generator)
+        names = {
+            version: _name(generator, version)
+            for version in self._list_taken(generator)
+            if version not in finished and self._is_abandoned(_name(generator, version))
+        }
+        newest = max(finished, default=0)
+        return [v for v, name in names.items() if v < newest or len(list(self._storage.list_objects(name))) > 1]
 
     def sweep(self, generator: str) -> int:
         """Remove attempts without a manifest that have written nothing for a day."""

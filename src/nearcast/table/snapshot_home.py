@@ -83,6 +83,14 @@ class SnapshotHome(Protocol):
         """Remove a snapshot, its manifest first: no reader finds a partial one. Return False if somebody holds it."""
         ...
 
+    def is_held(self, generator: str, version: int) -> bool:
+        """Return whether somebody holds a snapshot at this moment."""
+        ...
+
+    def list_left(self, generator: str) -> list[int]:
+        """List the versions of folders that killed commits and removals left, in order."""
+        ...
+
     def sweep(self, generator: str) -> int:
         """Remove what killed commits and removals left. Return the number of removed folders."""
         ...
@@ -188,16 +196,23 @@ class LocalHome:
         _remove_folder(folder)
         return True
 
-    def sweep(self, generator: str) -> int:
-        """Remove folders without a manifest that are older than the newest snapshot. Call it under the lock."""
+    def is_held(self, generator: str, version: int) -> bool:
+        """Try the lock on the manifest."""
+        with contextlib.suppress(FileNotFoundError), _open_manifest(self._folder(generator) / f"{version:06d}") as file:
+            return not try_lock(file, fcntl.LOCK_EX)
+        return False
+
+    def list_left(self, generator: str) -> list[int]:
+        """List the folders without a manifest that are older than the newest snapshot: a commit renames a whole one."""
         home, newest = self._folder(generator), max(self.list_versions(generator), default=0)
-        left = [
-            folder
-            for folder in (home.iterdir() if home.is_dir() else ())
-            if folder.name.isdigit() and int(folder.name) < newest and not is_done(folder)
-        ]
-        for folder in left:
-            _remove_folder(folder)
+        names = os.listdir(home) if home.is_dir() else []
+        return sorted(int(name) for name in names if name.isdigit() and int(name) < newest and not is_done(home / name))
+
+    def sweep(self, generator: str) -> int:
+        """Remove these folders."""
+        left = self.list_left(generator)
+        for version in left:
+            _remove_folder(self._folder(generator) / f"{version:06d}")
         return len(left)
 
     def exists(self) -> bool:
