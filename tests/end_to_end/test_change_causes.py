@@ -18,6 +18,7 @@ from tests.end_to_end.shop import succeed as command
 import nearcast
 from nearcast.api import comparing
 from nearcast.errors import InputError, NotFoundError
+from nearcast.join import diff as snapshot_diff
 from nearcast.table.snapshot import open_home
 
 DIM, N = 8, 400
@@ -37,7 +38,8 @@ class Shop:
         self.shift = 0  # of the makers of some items
         self.boost = 0.0  # of the score of some items
 
-    def run(self, **settings: Any) -> None:
+    def run(self, **settings: Any) -> dict[str, Any]:
+        """Write the tables and make a snapshot. Return the spec."""
         makers = [f"m{(n + self.shift * (n % 10 == 0)) % 7}" for n in range(len(self.ids))]
         boosts = [self.boost * (n % 9 == 0) for n in range(len(self.ids))]
         at.write_rows(
@@ -51,6 +53,7 @@ class Shop:
         spec |= {"queries": {"path": "queries.parquet", "attributes": ["kind"]}}
         spec |= {"checks": {"k_above_items": "keep"}}
         nearcast.run(spec | settings, base=self.folder)
+        return spec | settings
 
     def keep(self, rows: slice) -> None:
         self.items, self.ids, self.kinds = self.items[rows], self.ids[rows], self.kinds[rows]
@@ -284,7 +287,7 @@ def test_labels_add_the_hit_rate(shop: Shop) -> None:
     )
     found = {figure.figure: figure for figure in shop.diff(labels=gone).figures}["hit_rate"]
     assert found.causes == {"gone items": pytest.approx(-1.0)}
-    with pytest.raises(InputError, match="none of the 150 compared queries has a label"):
+    with pytest.raises(InputError, match="no labelled query has a list that is compared in both 000001 and 000002"):
         shop.diff(labels=pa.table({"query": [1], "item": [2]}))
 
 
@@ -307,6 +310,31 @@ def test_the_hit_rate_is_that_of_an_evaluation_by_the_same_grades(shop: Shop) ->
         pytest.approx(found.before, abs=1e-8),
         pytest.approx(found.after, abs=1e-8),
     ]
+
+
+def test_labelled_queries_are_drawn_beside_the_sample(shop: Shop) -> None:
+    shop.run()
+    shop.keep(slice(0, 300))
+    shop.run()
+    out = shop.folder / "nearcast"
+    rows = [(f"q{n:03d}", item) for n in range(0, 150, 5) for item in nearcast.lookup("shop", f"q{n:03d}", out=out).ids]
+    labels = pa.table(dict(zip(("query", "item"), zip(*rows, strict=True), strict=True)))
+    plain, found = shop.diff(sample=10), shop.diff(sample=10, labels=labels)
+    assert (found.came, found.went, found.kept, found.queries) == (plain.came, plain.went, plain.kept, 10)
+    assert found.figures[1:3] == plain.figures[1:3]
+    assert (found.figures[3].figure, found.figures[3].queries, found.figures[3].after) == ("hit_rate", 10, 1.0)
+    shares(found)
+
+
+def test_labelled_queries_of_a_large_table_are_those_of_the_sample(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_diff, "SCATTERED", 100)
+    shop.run()
+    shop.move(10)
+    shop.run()
+    labels = pa.table({"query": [f"q{n:03d}" for n in range(150)], "item": ["i0000"] * 150})
+    found = shop.diff(sample=48, labels=labels)
+    assert found.figures[-1].queries == found.queries == 48
+    shares(found)
 
 
 def test_labels_and_promises_are_no_settings_of_lists(shop: Shop) -> None:
@@ -408,3 +436,26 @@ def test_the_monitor_records_the_changes_of_each_run_once(shop: Shop) -> None:
     assert (second.changes["before"], second.changes["after"]) == (1, 2)
     shutil.rmtree(shop.folder / "nearcast" / "shop" / "snapshots" / "000001")
     assert nearcast.monitor("shop", out=shop.folder / "nearcast").changes == second.changes
+
+
+def test_the_monitor_tells_why_the_hit_rate_moved(shop: Shop) -> None:
+    shop.run()
+    out = shop.folder / "nearcast"
+    rows = [(f"q{n:03d}", item) for n in range(40) for item in nearcast.lookup("shop", f"q{n:03d}", out=out).ids]
+    kept = set(shop.ids[:100])
+    rows = [row for row in rows if row[1] not in kept]
+    pq.write_table(
+        pa.table(dict(zip(("query", "item"), zip(*rows, strict=True), strict=True))), shop.folder / "labels.parquet"
+    )
+    shop.keep(slice(0, 100))
+    spec = shop.run(labels={"path": "labels.parquet"})
+    found = nearcast.monitor(spec, base=shop.folder).changes
+    assert found is not None
+    (rate,) = [row for row in found["figures"] if row["figure"] == "hit_rate"]
+    assert (rate["before"], rate["after"], rate["causes"]) == (1.0, 0.0, {"gone items": pytest.approx(-1.0)})
+    (shop.folder / "labels.parquet").unlink()
+    shop.move(10)
+    spec = shop.run()
+    found = nearcast.monitor(spec | {"labels": {"path": "labels.parquet"}}, base=shop.folder).changes
+    assert found is not None
+    assert [row["figure"] for row in found["figures"]] == ["recall", "overlap", "fill_rate"]

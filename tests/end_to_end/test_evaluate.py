@@ -329,6 +329,7 @@ def test_what_learns_is_refused_the_labels(where: str, shop: Path) -> None:
             assert f"{where}.parquet of {where} has the contents of copy.parquet of the labels" in told
         told = fail("evaluate", "shop", "copy.parquet", "--query", "id", "--item", item, code=2, cwd=shop)
         assert "cannot be judged by them" in told
+        assert "cannot be judged by them" in fail("publish", "shop.toml", code=2, cwd=shop)
     elif where == "popularity":
         told = fail("evaluate", "shop", "labels.parquet", "--popularity", "copy.parquet", code=2, cwd=shop)
         assert "copy.parquet of labels.popularity has the contents of labels.parquet" in told
@@ -346,6 +347,9 @@ def test_what_learns_is_refused_the_labels(where: str, shop: Path) -> None:
         spec = write_spec(shop, queries=QUERIES, labels=LABELS, overfetch={"at_least": 3, "log": "copy.parquet"})
         with pytest.raises(SpecError, match=r"copy\.parquet of overfetch\.log"):
             nearcast.run(spec)
+        nearcast.run(write_spec(shop, queries=QUERIES, overfetch={"at_least": 3, "log": "copy.parquet"}))
+        with pytest.raises(SpecError, match=r"copy\.parquet of overfetch\.log"):
+            nearcast.evaluate("shop", "labels.parquet", grade="grade")
 
 
 @pytest.mark.parametrize(

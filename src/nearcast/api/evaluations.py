@@ -25,7 +25,7 @@ from nearcast.evaluation.judge_snapshot import (
     judge_lists,
     open_labels,
     open_snapshot_lists,
-    refuse_learning_from,
+    refuse_labels_of,
 )
 from nearcast.evaluation.label_table import LabelTable, open_label_table
 from nearcast.evaluation.ranked_lists import PublishedLists, RankedLists
@@ -99,8 +99,7 @@ def evaluate(
     settings, table = _open(target, labels, {key: value for key, value in given.items() if value is not None})
     for text in table.notes:
         listener.note(text)
-    made_of = {name: facts["files"] for name, facts in snapshot.manifest.inputs.items()}
-    refuse_learning_from(table.digests(), made_of)
+    refuse_labels_of(snapshot, table)
     with contextlib.ExitStack() as stack:
         rivals = [*_open_rivals(target, snapshot, against, store, stack, listener)]
         found = judge_lists(open_snapshot_lists(snapshot), settings, table, rivals, seed)

@@ -29,6 +29,7 @@ __all__ = [
     "judge_snapshot",
     "open_labels",
     "open_snapshot_lists",
+    "refuse_labels_of",
     "refuse_learning_from",
 ]
 
@@ -120,6 +121,7 @@ def judge_snapshot(
     if settings.base is None:
         return None if record is None else _read_record(snapshot, record, settings.promises)
     table = open_labels(settings.spec, settings.base)
+    refuse_labels_of(snapshot, table)
     if record is not None and not rivals and settings.promises.keys() <= record["metrics"].keys():
         same = _list_hashes(record["labels"]["files"]) == _list_hashes(table.digests())
         if same and snapshot.manifest.spec.get("labels") == settings.spec.model_dump(mode="json"):
@@ -147,6 +149,14 @@ def refuse_learning_from(
                     f"{digest['name']} of {place} has the contents of {by_hash[digest['blake2b']]} of the labels; "
                     "what learns from labels cannot be judged by them: give labels of another, later time"
                 )
+
+
+def refuse_labels_of(snapshot: Snapshot, table: LabelTable) -> None:
+    """Raise SpecError if a file of the labels is also one that the snapshot was made of, by its manifest."""
+    manifest = snapshot.manifest
+    made_of = {name: facts["files"] for name, facts in manifest.inputs.items()}
+    made_of["overfetch.log"] = (manifest.overfetch or {}).get("survival", {}).get("log", ())
+    refuse_learning_from(table.digests(), made_of)
 
 
 def _open_popularity(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,7 @@ from nearcast.settings.label_tables import parse_metric
 from nearcast.stores.value_format import IdType
 from nearcast.types import IntArray
 
-__all__ = ["LabelHits", "Relevant", "compute_metrics", "find_hits", "list_relevant"]
-
-Relevant = dict[str | int, frozenset[str | int]]  # items by query
+__all__ = ["LabelHits", "compute_metrics", "find_hits", "list_relevant"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,16 +87,18 @@ def _find_in_batch(
     return owners[row[deep[is_item[hit]]]][first], ranks[first], found[first]
 
 
-def list_relevant(labels: LabelSet, types: tuple[IdType, IdType], queries: Sequence[str | int]) -> Relevant:
-    """Return the relevant items of those of these queries that have labels. types: of ids of queries and items."""
-    keys, items = convert_ids(labels.queries, types[0]), convert_ids(labels.item_ids, types[1])
-    known = pc.is_in(keys, value_set=pa.array(list(queries), keys.type), skip_nulls=True)
-    rows = np.flatnonzero(known.to_numpy(zero_copy_only=False))
+def list_relevant(labels: LabelSet, types: tuple[IdType, IdType], rows: IntArray) -> dict[Any, frozenset[Any]]:
+    """Return the relevant items of some queries, in other types of ids; an id that cannot be of its type is left out.
+
+    rows: positions of the queries. types: of the ids of queries and items.
+    """
+    keys, items = convert_ids(labels.queries.take(pa.array(rows)), types[0]), convert_ids(labels.item_ids, types[1])
     found = {}
-    for row, key in zip(rows.tolist(), keys.take(pa.array(rows)).to_pylist(), strict=True):
+    for row, key in zip(rows.tolist(), keys.to_pylist(), strict=True):
         own = slice(labels.offsets[row], labels.offsets[row + 1])
         chosen = labels.items[own][labels.relevant[own]]
         found[key] = frozenset(items.take(pa.array(chosen)).drop_null().to_pylist())
+    found.pop(None, None)
     return found
 
 

@@ -91,7 +91,7 @@ def compute_figures(
 ) -> list[FigureChange]:
     """Return the changes of overlap and fill_rate, and of hit_rate if there are labels, over queries of both snapshots.
 
-    labels: the items that count as hits, by query.
+    labels: the items that count as hits, by query of both; they may be other queries.
     """
     lists = [(before.lists[query], after.lists[query], changed.get(query)) for query in queries]
     old_k, new_k = before.spec.k, after.spec.k
@@ -107,9 +107,8 @@ def compute_figures(
     figures = [sum_figure("overlap", overlap), sum_figure("fill_rate", fill)]
     if labels is not None:
         hits = [
-            _compare_hits(before.lists[query].ids, after.lists[query].ids, changed.get(query), labels[query])
-            for query in queries
-            if query in labels
+            _compare_hits(before.lists[query].ids, after.lists[query].ids, changed.get(query), items)
+            for query, items in labels.items()
         ]
         figures.append(sum_figure("hit_rate", hits))
     return figures

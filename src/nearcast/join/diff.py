@@ -8,20 +8,27 @@ queries, and with inputs an exact join of up to `recall_queries` queries.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nearcast.errors import InputError
-from nearcast.evaluation.label_hits import Relevant, list_relevant
+from nearcast.evaluation.label_hits import list_relevant
 from nearcast.evaluation.label_set import LabelSet
+from nearcast.evaluation.sorted_ids import convert_ids
 from nearcast.join.candidate_causes import Id, MovedVectors, Pair, SnapshotSample, Went, find_causes
 from nearcast.join.cause_decider import ChangeCause
 from nearcast.join.change_shares import FigureChange, compute_figures, share_out
-from nearcast.join.recall_change import draw_recall_rows, list_engine_changes, measure_recall_change
+from nearcast.join.recall_change import (
+    draw_recall_rows,
+    list_engine_changes,
+    list_setting_changes,
+    measure_recall_change,
+)
 from nearcast.join.scored_items import SnapshotInputs
 from nearcast.knn.scores import pair_scores
 from nearcast.measure.recall import draw_rows
@@ -38,9 +45,6 @@ SALT = 11  # of the seed: other samples of a run draw other queries
 SCATTERED, BLOCKS = 1 << 20, 16  # rows of a table whose queries are drawn anywhere; ranges of a larger one
 PAIRS_AT_ONCE = 8192
 EXAMPLES = 3
-NO_EFFECT = (  # settings without effect on lists
-    *("memory", "threads", "out", "publish", "audit", "canary", "serve", "monitor", "measure", "labels", "promise"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +102,18 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, options: DiffOptions = DEFA
         raise InputError(f"{older.name} and {newer.name} have ids of different types: nothing can be compared")
     rows_of_recall = draw_recall_rows(newer, options.inputs, options.recall_queries)
     of_recall = _read_query_ids(options.inputs, rows_of_recall)
-    queries = sampled if blocks else list(dict.fromkeys([*sampled, *of_recall]))
+    relevant = _draw_labelled(options, kinds[1], sampled if blocks else None)
+    queries = sampled if blocks else list(dict.fromkeys([*sampled, *of_recall, *relevant]))
     before, after = (SnapshotSample(one, queries, blocks) for one in (older, newer))
-    both = [query for query in sampled if query in before.lists and query in after.lists]
+    both = dict.fromkeys(query for query in sampled if query in before.lists and query in after.lists)
+    labelled = None if options.labels is None else _keep_compared(relevant, before, after)
     kept, unchanged, total = 0, 0, 0
     came: list[Pair] = []
     went: list[Pair] = []
-    for query in both:
+    for query in both | dict.fromkeys(labelled or ()):
         old, new = set(before.lists[query].ids), set(after.lists[query].ids)
-        kept, total, unchanged = kept + len(old & new), total + len(old), unchanged + (old == new)
+        if query in both:
+            kept, total, unchanged = kept + len(old & new), total + len(old), unchanged + (old == new)
         went += [(query, item) for item in before.lists[query].ids if item not in new]
         came += [(query, item) for item in after.lists[query].ids if item not in old]
     compared = [query for query in before.queries if query in before.lists and query in after.lists]
@@ -115,22 +122,19 @@ def diff_snapshots(older: Snapshot, newer: Snapshot, options: DiffOptions = DEFA
     came_causes = dict(zip(came, find_causes(came, there=after, other=before, vectors=vectors), strict=True))
     went_causes = dict(zip(went, find_causes(went, there=before, other=after, vectors=vectors), strict=True))
     changed = share_out(before, after, (came_causes, went_causes), vectors, scores_now)
-    figures = compute_figures(before, after, both, changed, _find_relevant(options.labels, kinds[1], both))
+    figures = compute_figures(before, after, list(both), changed, labelled)
     recall = measure_recall_change(before, after, rows_of_recall, options.inputs, vectors)
     return Diff(
         newer.generator,
         older.name,
         newer.name,
-        (
-            *_describe_settings(before.spec.model_dump(mode="json"), after.spec.model_dump(mode="json")),
-            *list_engine_changes(before, after),
-        ),
+        (*list_setting_changes(before, after), *list_engine_changes(before, after)),
         len(both),
         len(sampled) - len(both),
         kept / total if total else 1.0,
         unchanged / len(both) if both else 1.0,
-        _count_by_cause(came_causes),
-        _count_by_cause(went_causes),
+        _count_by_cause(came_causes, both),
+        _count_by_cause(went_causes, both),
         (recall, *figures),
         tuple(_list_limits(before, after, (recall, *figures), options)),
         options.seed,
@@ -179,16 +183,30 @@ def score_pairs_now(opened: SnapshotInputs, before: SnapshotSample, queries: Seq
     return scores
 
 
-def _find_relevant(labels: LabelSet | None, schema: pa.Schema, queries: Sequence[Id]) -> Relevant | None:
-    """Return the relevant items of the queries. schema: of the lists. Raises InputError if none of them has a label."""
+def _draw_labelled(options: DiffOptions, schema: pa.Schema, among: Sequence[Id] | None) -> dict[Id, frozenset[Id]]:
+    """Draw labelled queries, or take those of `among`; return their relevant items.
+
+    schema: of the lists, whose types of ids they get.
+    """
+    labels = options.labels
     if labels is None:
-        return None
+        return {}
     types = id_type(schema.field("query_id").type), id_type(schema.field("candidate_ids").type.value_type)
-    found = list_relevant(labels, types, queries)
-    if len(queries) and not found:
-        raise InputError(
-            f"none of the {len(queries):,} compared queries has a label; do labels have ids of the queries?"
-        )
+    if among is None:
+        return list_relevant(labels, types, draw_rows(len(labels.queries), options.sample, [options.seed, SALT]))
+    keys = convert_ids(labels.queries, types[0])
+    chosen = pc.is_in(keys, value_set=pa.array(among, keys.type), skip_nulls=True)
+    return list_relevant(labels, types, np.flatnonzero(chosen.to_numpy(zero_copy_only=False)))
+
+
+def _keep_compared(
+    relevant: Mapping[Id, frozenset[Id]], before: SnapshotSample, after: SnapshotSample
+) -> dict[Id, frozenset[Id]]:
+    """Return the labelled queries that have a list in both snapshots. Raises InputError without one."""
+    found = {query: items for query, items in relevant.items() if query in before.lists and query in after.lists}
+    if not found and any(query in after.lists for query in before.lists):
+        where = f"a list that is compared in both {before.snapshot.name} and {after.snapshot.name}"
+        raise InputError(f"no labelled query has {where}; do labels have ids of the queries? else raise the sample")
     return found
 
 
@@ -215,23 +233,12 @@ def _list_limits(
         yield "recall: the rest is the difference of the samples, or several things changed at once"
 
 
-def _count_by_cause(causes: Mapping[Pair, str]) -> tuple[Change, ...]:
-    """Count the pairs of each cause, the most frequent first."""
+def _count_by_cause(causes: Mapping[Pair, str], queries: Collection[Id]) -> tuple[Change, ...]:
+    """Count the pairs of these queries by cause, the most frequent first."""
+    causes = {pair: cause for pair, cause in causes.items() if pair[0] in queries}
     counts = Counter(causes.values())
     examples: dict[str, list[Pair]] = {}
     for pair, cause in causes.items():
         if len(examples.setdefault(cause, [])) < EXAMPLES:
             examples[cause].append(pair)
     return tuple(Change(cause, n, n / len(causes), tuple(examples[cause])) for cause, n in counts.most_common())
-
-
-def _describe_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Describe the settings that differ."""
-    for key in dict.fromkeys([*before, *after]):
-        old, new = before.get(key), after.get(key)
-        if old == new or (not prefix and key in NO_EFFECT):
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _describe_settings(old, new, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key} was {old!r} and is {new!r}"

@@ -8,7 +8,7 @@ and these add up to it. Needs the inputs of the newer snapshot.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,12 @@ from nearcast.measure.sampled_recall import find_truth, read_sampled_lists, samp
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Neighbors
 
-__all__ = ["draw_recall_rows", "list_engine_changes", "measure_recall_change"]
+__all__ = ["draw_recall_rows", "list_engine_changes", "list_setting_changes", "measure_recall_change"]
 
 JOIN_RESOURCES = Resources(1, 256 << 20)
+NO_EFFECT = (  # settings without effect on lists
+    *("memory", "threads", "out", "publish", "audit", "canary", "serve", "monitor", "measure", "labels", "promise"),
+)
 
 
 def draw_recall_rows(snapshot: Snapshot, opened: SnapshotInputs | None, most: int) -> IntArray:
@@ -136,3 +139,18 @@ def list_engine_changes(before: SnapshotSample, after: SnapshotSample) -> list[s
         ("nearcast", old.software, new.software),
     ]
     return [f"{what} was {then} and is {now}" for what, then, now in pairs if then != now]
+
+
+def list_setting_changes(before: SnapshotSample, after: SnapshotSample) -> list[str]:
+    """Return in words which settings of the specs differ, of those that have an effect on lists."""
+    old, new = (sample.spec.model_dump(mode="json", exclude=set(NO_EFFECT)) for sample in (before, after))
+    return list(_describe_settings(old, new))
+
+
+def _describe_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _describe_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {old!r} and is {new!r}"

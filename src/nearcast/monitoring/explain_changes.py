@@ -5,18 +5,21 @@ The page draws what is recorded here. The comparison is bounded: a sample of que
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from nearcast.errors import NearcastError, NotFoundError
+from nearcast.evaluation.judge_snapshot import LabelSettings, open_labels
+from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.history.event_log import HistoryEvent
-from nearcast.join.diff import DiffOptions, diff_snapshots
+from nearcast.join.diff import Diff, DiffOptions, diff_snapshots
 from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
 from nearcast.monitoring.serving_summary import list_newest_runs
 from nearcast.storage.locations import Location, host_folder, parse_location
-from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.table.snapshot import Snapshot, find_snapshot, hold_snapshot
 
 __all__ = ["explain_changes", "find_recorded_changes"]
 
@@ -24,11 +27,13 @@ SAMPLE = 500  # queries that are compared
 RECALL_QUERIES = 200  # that are compared with all items
 
 
-def explain_changes(out: Location, generator: str, events: Sequence[HistoryEvent]) -> dict[str, Any] | None:
+def explain_changes(
+    out: Location, generator: str, events: Sequence[HistoryEvent], labels: LabelSettings | None = None
+) -> dict[str, Any] | None:
     """Return the changes of figures since the snapshot that the newest run was compared with, as plain data.
 
-    A comparison that an earlier pass has recorded is used again. Returns None without an earlier snapshot, or if the
-    two cannot be compared.
+    A comparison that an earlier pass has recorded is used again. labels: of the spec, for the change of the hit rate.
+    Returns None without an earlier snapshot, or if the two cannot be compared.
     """
     runs = list_newest_runs(events)
     if len(runs) < 2 or runs[-1].version is None or not isinstance(parse_location(out), Path):
@@ -40,7 +45,7 @@ def explain_changes(out: Location, generator: str, events: Sequence[HistoryEvent
     try:
         older, newer = (find_snapshot(out, generator, version) for version in (before, runs[-1].version))
         options = DiffOptions(SAMPLE, inputs=_find_local_inputs(out, newer), recall_queries=RECALL_QUERIES)
-        found = diff_snapshots(older, newer, options)
+        found = _compare(older, newer, options, labels)
     except (NearcastError, OSError):  # a snapshot is removed, or its ids have another type
         return None
     return {
@@ -50,6 +55,20 @@ def explain_changes(out: Location, generator: str, events: Sequence[HistoryEvent
         "figures": [asdict(figure) for figure in found.figures],
         "limits": list(found.limits),
     }
+
+
+def _compare(older: Snapshot, newer: Snapshot, options: DiffOptions, labels: LabelSettings | None) -> Diff:
+    """Compare two snapshots, by the labels too if they can be read and are labels of compared queries."""
+    with hold_snapshot(older), hold_snapshot(newer):
+        with contextlib.suppress(NearcastError, OSError):
+            return diff_snapshots(older, newer, replace(options, labels=_read_labels(labels)))
+        return diff_snapshots(older, newer, options)
+
+
+def _read_labels(settings: LabelSettings | None) -> LabelSet | None:
+    if settings is None or settings.spec is None or settings.base is None:
+        return None
+    return read_labels(open_labels(settings.spec, settings.base), settings.spec)
 
 
 def find_recorded_changes(events: Sequence[HistoryEvent], version: int | None) -> Mapping[str, Any] | None:
