@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from nearcast.api.alerting import acknowledge_alert, list_alerts, snooze_alert, unsnooze_alert
-from nearcast.cli.common import console, explicit_out, format_seconds, json_option, out_option, print_json
+from nearcast.cli.common import console, explicit_out, format_seconds, json_option, out_option, plain_table, print_json
 from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.overlay import parse_duration, parse_time
 from nearcast.monitoring.alert_states import AlertState, Handling
@@ -108,7 +108,7 @@ def unsnooze(generator: str, alert: str, who: str | None, out: Location) -> None
 
 
 def _build_table(found: Sequence[AlertState]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for name in ("generator", "alert", "severity", "since", "owner", "handled by", "title"):
         table.add_column(name, overflow="fold")
     for state in found:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from nearcast.api.arguments import resolve_store_target
@@ -29,6 +28,7 @@ from nearcast.cli.common import (
     json_option,
     out_option,
     pass_options,
+    plain_table,
     print_json,
     quiet_option,
     store_option,
@@ -194,9 +194,7 @@ def build_canary_report(report: CanaryReport) -> Group:
     """Format both arms and the findings of the rules."""
     live, figures = report.canary, report.figures
     headline = f"{report.generator} in {report.store}: {live.mode} {live.version:06d} beside {report.current:06d}"
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("", f"current {report.current:06d}", f"canary {live.version:06d}"):
-        table.add_column(name, justify="left" if not name else "right")
+    table = plain_table("", right=(f"current {report.current:06d}", f"canary {live.version:06d}"))
     rows = {"look-ups": "answers", "empty": "empty_rate", "errors": "errors", "fill": "mean_fill"}
     rows |= {"p50 (s)": "p50_seconds", "p99 (s)": "p99_seconds"}
     arms = (figures.current.summarize(), figures.canary.summarize())

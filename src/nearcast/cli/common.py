@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import click
 import numpy as np
 from click.core import ParameterSource
 from rich.console import Console
+from rich.table import Table
 
 from nearcast.files import bucket_url, path_fault
 from nearcast.settings.base_table import parse_bytes
@@ -37,6 +38,7 @@ __all__ = [
     "out_option",
     "parse_memory",
     "pass_options",
+    "plain_table",
     "picture_option",
     "print_json",
     "quiet_option",
@@ -57,6 +59,16 @@ def console(*, to_stderr: bool = False) -> Console:
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
+
+
+def plain_table(*columns: str, right: Sequence[str] = (), **options: Any) -> Table:
+    """Return a table without lines: columns to the left, then those of `right`. options: of rich's Table."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), **options)
+    for name in columns:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 from nearcast.api.comparing import diff as compare
-from nearcast.cli.common import InputPath, console, json_option, out_option, pass_options, print_json
+from nearcast.cli.common import InputPath, console, json_option, out_option, pass_options, plain_table, print_json
 from nearcast.cli.complete_names import GeneratorName, complete_versions
 from nearcast.join.cause_decider import ChangeCause
 from nearcast.storage.locations import Location
@@ -126,10 +126,7 @@ def diff(generator: str, before: int | None, after: int | None, options: DiffSet
 
 def build_figure_table(figures: Sequence[Mapping[str, Any]]) -> Table:
     """Format the changes of figures by cause, in percentage points: a row per cause, which add up to the change."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("why the figures moved")
-    for figure in figures:
-        table.add_column(str(figure["figure"]), justify="right")
+    table = plain_table("why the figures moved", right=[str(figure["figure"]) for figure in figures])
     table.add_row("before", *(f"{figure['before']:.2%}" for figure in figures))
     causes = [str(cause) for cause in ChangeCause if any(str(cause) in figure["causes"] for figure in figures)]
     for cause in causes:

@@ -18,6 +18,7 @@ from nearcast.cli.common import (
     json_option,
     out_option,
     pass_options,
+    plain_table,
     print_json,
     quiet_option,
     store_option,
@@ -151,7 +152,7 @@ def _describe_labels(found: Evaluation) -> list[str]:
 
 
 def _build_metric_table(found: Evaluation) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("metric", no_wrap=True)
     table.add_column(f"{found.version:06d} (95% interval)", justify="right", no_wrap=len(found.rivals) < 3)
     for rival in found.rivals:
@@ -163,7 +164,7 @@ def _build_metric_table(found: Evaluation) -> Table:
 
 def _build_slice_table(found: Evaluation) -> Table:
     metric = next(iter(found.metrics))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for name, side in (("slice", "left"), ("value", "left"), ("queries", "right"), (metric, "right")):
         table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
     if found.rivals:

@@ -21,6 +21,7 @@ from nearcast.cli.common import (
     json_option,
     out_option,
     pass_options,
+    plain_table,
     print_json,
     quiet_option,
     store_option,
@@ -48,9 +49,7 @@ def _list_checks(context: click.Context, _parameter: click.Parameter, chosen: bo
     """Print the checks and exit, before click misses the argument."""
     if not chosen or context.resilient_parsing:
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("check")
-    table.add_column("alert if")
+    table = plain_table("check", "alert if")
     for name, meaning in CHECKS.items():
         table.add_row(name, meaning)
     console().print(table)
@@ -227,7 +226,7 @@ def build_report(watched: MonitorReport) -> Group:
 
 
 def _build_alert_table(watched: MonitorReport) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = plain_table(show_header=False)
     table.add_column("check", style="bold red")
     table.add_column("text")
     for alert in watched.alerts:
@@ -245,9 +244,7 @@ def _describe_duty(alert: Alert, watched: MonitorReport) -> str:
 
 
 def _build_served_table(served: Staleness) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("served")
-    table.add_column("", justify="right")
+    table = plain_table("served", right=("",))
     table.add_column("", style="dim")
     whose = (
         f"{served.lookups:,} look-ups"

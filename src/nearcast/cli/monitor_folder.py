@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from nearcast.cli.common import console, print_json
+from nearcast.cli.common import console, plain_table, print_json
 from nearcast.cli.monitor import monitor_one, raise_on
 from nearcast.errors import AlertError, NearcastError, NotFoundError
 from nearcast.monitoring.alert_receivers import AlertSender
@@ -108,7 +108,7 @@ def _check_spec(
 
 
 def _build_table(entries: list[FolderEntry]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for name in ("spec", "generator", "status"):
         table.add_column(name, overflow="fold")
     for entry in entries:

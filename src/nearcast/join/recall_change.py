@@ -1,4 +1,4 @@
-"""The change of recall between two snapshots, by cause: which true neighbors the newer lists miss.
+"""The change of recall between two snapshots, by cause, and which settings and joins differ.
 
 The true neighbors of the queries that the run measured recall on fall into groups: new items, pairs whose vectors
 changed, and all others. With r0, the recall before, a group of share w and recall r makes w * (r - r0) of the change,
