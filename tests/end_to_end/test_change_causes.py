@@ -19,6 +19,7 @@ import nearcast
 from nearcast.api import comparing
 from nearcast.errors import InputError, NotFoundError
 from nearcast.join import diff as snapshot_diff
+from nearcast.join.listener import Listener
 from nearcast.table.snapshot import open_home
 
 DIM, N = 8, 400
@@ -383,6 +384,22 @@ def test_a_snapshot_that_is_compared_is_not_removed_meanwhile(shop: Shop, monkey
     assert home.remove("shop", 1)
     with pytest.raises(NotFoundError, match="no snapshot before 000002"):
         shop.diff()
+
+
+def test_the_snapshot_that_a_run_compares_with_is_not_removed_meanwhile(shop: Shop) -> None:
+    spec = shop.run()
+    home, removed = open_home(shop.folder / "nearcast"), list[bool]()
+
+    class Remover(Listener):
+        def progress(self, stage: str, done: int, total: int) -> None:  # noqa: ARG002
+            if stage != "hash inputs":
+                removed.append(home.remove("shop", 1))
+
+    made = nearcast.run(spec | {"k": 4}, base=shop.folder, listener=Remover()).snapshot
+    assert removed
+    assert not any(removed)
+    assert made.manifest.facts["compared_with"] == {"version": 1, "served": False}
+    assert home.remove("shop", 1)
 
 
 def test_the_sample_is_drawn_by_a_seed(shop: Shop) -> None:

@@ -58,7 +58,7 @@ from nearcast.spec import GeneratorSpec
 from nearcast.storage.artifacts import open_artifacts
 from nearcast.storage.open_storage import is_url, join_location
 from nearcast.table.manifest import Manifest
-from nearcast.table.snapshot import Snapshot, list_snapshots
+from nearcast.table.snapshot import Snapshot, hold_snapshot, list_snapshots
 
 __all__ = ["Outcome", "check_generator", "commit_run", "gather", "run_generator"]
 
@@ -142,6 +142,8 @@ def _make_snapshot(
     version = None if earlier.snapshot is None else earlier.snapshot.version
     context = TaskContext(run, opened.plan, tables, version, opened)
     with contextlib.ExitStack() as stack:
+        if earlier.snapshot is not None:  # it is read at the end, and may be retired meanwhile
+            stack.enter_context(hold_snapshot(earlier.snapshot))
         if is_url(run.results.url):
             stack.enter_context(sign_of_life(run.results.url))
         if not runner.on_this_host:
