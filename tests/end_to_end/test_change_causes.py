@@ -391,7 +391,7 @@ def test_the_snapshot_that_a_run_compares_with_is_not_removed_meanwhile(shop: Sh
     home, removed = open_home(shop.folder / "nearcast"), list[bool]()
 
     class Remover(Listener):
-        def progress(self, stage: str, done: int, total: int) -> None:  # noqa: ARG002
+        def progress(self, stage: str, done: int, total: int) -> None:
             if stage != "hash inputs":
                 removed.append(home.remove("shop", 1))
 

@@ -84,6 +84,14 @@ def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, F
     assert re.search(kept, said)
 
 
+def test_a_summary_names_the_snapshots_that_the_spec_keeps_now(shop: Path) -> None:
+    succeed("run", "shop.toml", cwd=shop)
+    with (shop / "shop.toml").open("a") as file:
+        file.write("\n[publish]\nkeep_snapshots = 4\n")
+    said = flat(succeed("run", "shop.toml", cwd=shop).stdout)
+    assert "the newest 4 and all that are served or pinned stay" in said
+
+
 def test_show_has_the_cost_of_each_stage_beside_the_estimates(made: tuple[Path, Finished]) -> None:
     said = flat(succeed("show", "shop", cwd=made[0]).stdout)
     assert "cost measured estimated" in said
