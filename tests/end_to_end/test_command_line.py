@@ -84,11 +84,10 @@ def test_run_shows_the_promise_the_measures_and_what_it_took(made: tuple[Path, F
     assert re.search(kept, said)
 
 
-def test_a_summary_names_the_snapshots_that_the_spec_keeps_now(shop: Path) -> None:
-    succeed("run", "shop.toml", cwd=shop)
-    with (shop / "shop.toml").open("a") as file:
+def test_a_summary_names_the_snapshots_that_the_spec_keeps_now(own_shop: Path) -> None:
+    with (own_shop / "shop.toml").open("a") as file:
         file.write("\n[publish]\nkeep_snapshots = 4\n")
-    said = flat(succeed("run", "shop.toml", cwd=shop).stdout)
+    said = flat(succeed("run", "shop.toml", cwd=own_shop).stdout)
     assert "the newest 4 and all that are served or pinned stay" in said
 
 

@@ -81,6 +81,17 @@ def test_recall_is_one_alert_under_all_its_names(log: Log) -> None:
     assert log.look("metric") == []
 
 
+def test_an_alert_whose_cause_changes_is_the_same_alert_in_new_words(log: Log) -> None:
+    log.look(Alert("recall", "recall is 0.90", 0.9, 0.95, None))
+    log.look(Alert("metric", "the lists look like those of cosine", 0.4, 0.95, None))
+    facts = log.open()["recall"].facts
+    assert (facts["check"], facts["text"], facts["found"]) == ("recall", "the lists look like those of cosine", 0.4)
+    assert facts["title"] == "The lists look like those of another metric"
+    log.look()
+    (state,) = derive_alert_book(log.events, log.now).states
+    assert state.facts["found"] == 0.4
+
+
 def test_two_findings_of_one_name_are_one_alert(log: Log) -> None:
     assert log.look("scores", "scores") == ["opened scores"]
 

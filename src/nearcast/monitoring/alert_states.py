@@ -19,6 +19,7 @@ __all__ = ["ANY", "KIND", "AlertBook", "AlertState", "Handling", "derive_alert_b
 KIND = "alert"  # of the events
 ANY = "any"  # names all alerts of a generator
 OF_TIME = (KIND, "monitor")  # events whose `seconds` is when they were written
+OF_PASS = ("title", "text", "effect", "found", "bound", "usual")  # facts of an alert that each pass finds anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class AlertState:
     opening: int  # counts how often this alert has begun, from 1
     since: float
     version: int | None  # newest run when it began
-    facts: Mapping[str, Any]  # the alert as plain data, as it was found first
+    facts: Mapping[str, Any]  # the alert as it was found first, with the words and figures of the last pass that did
     ended: float | None = None
     acknowledged: Handling | None = None
     snoozed: Handling | None = None
@@ -93,6 +94,7 @@ class _Opening:
     event: HistoryEvent
     place: int  # of the event among all events
     number: int
+    found_last: Mapping[str, Any] = field(default_factory=dict)
     ended: float | None = None
     acknowledged: Handling | None = None
     delivered: set[tuple[str, str]] = field(default_factory=set)
@@ -112,9 +114,10 @@ def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
         if event.kind not in OF_TIME:
             continue
         passed, last = passed + _step(last, event.seconds), event.seconds
-        if event.kind != KIND:
-            continue
         facts = event.facts
+        if event.kind != KIND:
+            _update_words(facts.get("alerts", ()), openings)
+            continue
         if facts["action"] == "snoozed":
             handling = Handling(facts["who"], facts["why"], event.seconds, float(facts["for_seconds"]))
             snoozes[facts["key"]] = handling, passed
@@ -133,6 +136,14 @@ def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
 
 def _step(last: float | None, seconds: float) -> float:
     return 0.0 if last is None else max(0.0, seconds - last)
+
+
+def _update_words(alerts: Iterable[Mapping[str, Any]], openings: Mapping[str, list[_Opening]]) -> None:
+    """Note what a pass has found of open alerts: their cause may have changed."""
+    for alert in alerts:
+        several = openings.get(str(alert.get("key")), ())  # a pass of an earlier release names no key
+        if several and several[-1].ended is None:
+            several[-1].found_last = {name: alert[name] for name in OF_PASS if name in alert}
 
 
 def _apply(event: HistoryEvent, place: int, openings: dict[str, list[_Opening]]) -> None:
@@ -166,7 +177,7 @@ def _make_state(opening: _Opening, snoozes: Mapping[str, Handling]) -> AlertStat
         opening.number,
         event.seconds,
         event.version,
-        event.facts["alert"],
+        {**event.facts["alert"], **opening.found_last},
         opening.ended,
         opening.acknowledged,
         max(found, key=lambda one: one.seconds_left or 0.0, default=None),
