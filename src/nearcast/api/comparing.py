@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from nearcast.api.arguments import OUT
-from nearcast.errors import NotFoundError, StorageError
+from nearcast.errors import NotFoundError
 from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.evaluation.label_table import open_label_table
 from nearcast.join.diff import SAMPLE, Diff, DiffOptions, diff_snapshots
@@ -18,7 +17,7 @@ from nearcast.spec import parse_model
 from nearcast.storage.artifacts import Artifacts, open_artifacts
 from nearcast.storage.locations import Location, host_folder, parse_location
 from nearcast.storage.open_storage import join_location
-from nearcast.table.snapshot import Snapshot, find_snapshot, hold_snapshot, list_snapshots
+from nearcast.table.snapshot import Snapshot, find_snapshot, hold_for_reading, list_snapshots
 
 __all__ = ["diff", "explain"]
 
@@ -65,10 +64,7 @@ def diff(
     else:
         older = find_snapshot(location, generator, before)
     known = None if labels is None else _read_labels(labels, label_columns, grade)
-    with contextlib.ExitStack() as stack:
-        for snapshot in (older, newer):
-            with contextlib.suppress(StorageError):  # who may only read a bucket holds nothing there
-                stack.enter_context(hold_snapshot(snapshot))
+    with hold_for_reading(older), hold_for_reading(newer):
         return diff_snapshots(older, newer, DiffOptions(sample, seed, _find_inputs(newer, location), known))
 
 

@@ -38,7 +38,7 @@ from nearcast.serve.overlay_state import OverlayState
 from nearcast.settings.label_tables import LabelsSpec
 from nearcast.spec import parse_model
 from nearcast.stores.version_facts import read_facts
-from nearcast.table.snapshot import Snapshot, find_snapshot
+from nearcast.table.snapshot import Snapshot, find_snapshot, hold_for_reading
 from nearcast.times import parse_utc
 
 __all__ = ["SERVED", "evaluate", "find_evaluation"]
@@ -101,6 +101,7 @@ def evaluate(
         listener.note(text)
     refuse_labels_of(snapshot, table)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_for_reading(snapshot))
         rivals = [*_open_rivals(target, snapshot, against, store, stack, listener)]
         found = judge_lists(open_snapshot_lists(snapshot), settings, table, rivals, seed)
     report_failure(listener, record_evaluation(target.out, found))
@@ -175,6 +176,7 @@ def _open_rivals(
         if not str(name).isdecimal():
             raise SpecError(f"against is {name!r}; write {SERVED}, or the number of a snapshot")
         other = find_snapshot(target.out, target.generator, int(name))
+        stack.enter_context(hold_for_reading(other))
         yield open_snapshot_lists(other).lists
 
 

@@ -19,7 +19,7 @@ from nearcast.join.diff import Diff, DiffOptions, diff_snapshots
 from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
 from nearcast.monitoring.serving_summary import list_newest_runs
 from nearcast.storage.locations import Location, host_folder, parse_location
-from nearcast.table.snapshot import Snapshot, find_snapshot, hold_snapshot
+from nearcast.table.snapshot import Snapshot, find_snapshot, hold_for_reading
 
 __all__ = ["explain_changes", "find_recorded_changes"]
 
@@ -59,7 +59,7 @@ def explain_changes(
 
 def _compare(older: Snapshot, newer: Snapshot, options: DiffOptions, labels: LabelSettings | None) -> Diff:
     """Compare two snapshots, by the labels too if they can be read and are labels of compared queries."""
-    with hold_snapshot(older), hold_snapshot(newer):
+    with hold_for_reading(older), hold_for_reading(newer):
         with contextlib.suppress(NearcastError, OSError):
             return diff_snapshots(older, newer, replace(options, labels=_read_labels(labels)))
         return diff_snapshots(older, newer, options)

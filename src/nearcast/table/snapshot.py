@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nearcast.errors import NotFoundError
+from nearcast.errors import NotFoundError, StorageError
 from nearcast.storage.artifacts import ArtifactFile
 from nearcast.storage.host_cache import HostCache
 from nearcast.storage.locations import Location, client_settings, parse_location
@@ -26,6 +26,7 @@ __all__ = [
     "Snapshot",
     "commit_snapshot",
     "find_snapshot",
+    "hold_for_reading",
     "hold_snapshot",
     "list_generators",
     "list_snapshots",
@@ -86,7 +87,7 @@ def open_snapshot_url(url: str) -> Snapshot:
     return open_home(str(parse_url(found[1]))).open(found[2], int(found[3]))
 
 
-def hold_snapshot(snapshot: Snapshot) -> AbstractContextManager[None]:
+def hold_snapshot(snapshot: Snapshot) -> contextlib.AbstractContextManager[None]:
     """Keep a snapshot from being removed, by any process, inside `with`. Raises NotFoundError if it is gone.
 
     Who reads a snapshot for long holds it: retention and `nearcast clean` of other processes pass it over. In a bucket
@@ -95,6 +96,15 @@ def hold_snapshot(snapshot: Snapshot) -> AbstractContextManager[None]:
     if snapshot.parts is None:
         return hold_folder_of(snapshot.folder)
     return open_home(snapshot.out).hold(snapshot.generator, snapshot.version)
+
+
+@contextlib.contextmanager
+def hold_for_reading(snapshot: Snapshot) -> Iterator[None]:
+    """Hold a snapshot, as `hold_snapshot` does; who may only read its bucket goes on without a hold."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(StorageError):
+            stack.enter_context(hold_snapshot(snapshot))
+        yield
 
 
 def next_version(out: Location, generator: str) -> int:
