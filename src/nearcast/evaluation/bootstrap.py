@@ -37,8 +37,9 @@ class Resamples:
         rng = np.random.default_rng([seed, 19])
         count = min(n, GROUPS)
         groups = np.arange(n) if n <= GROUPS else rng.permutation(n) % GROUPS
-        drawn = rng.integers(count, size=(SAMPLES, count))
-        draws = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
+        draws = np.empty((SAMPLES, count))
+        for row in draws:
+            row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
         return cls(groups, draws)
 
     def find_interval(
