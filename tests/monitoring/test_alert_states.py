@@ -92,6 +92,14 @@ def test_an_alert_whose_cause_changes_is_the_same_alert_in_new_words(log: Log) -
     assert state.facts["found"] == 0.4
 
 
+def test_owner_and_severity_are_those_of_the_last_pass_with_the_spec(log: Log) -> None:
+    log.look("age")  # by name, without the spec
+    log.look(Alert("age", "text", 1.0, 0.5, None, owner="search", severity="critical"))
+    log.look("age")
+    facts = log.open()["age"].facts
+    assert (facts["owner"], facts["severity"], facts["runbook"]) == ("search", "critical", None)
+
+
 def test_two_findings_of_one_name_are_one_alert(log: Log) -> None:
     assert log.look("scores", "scores") == ["opened scores"]
 

@@ -19,7 +19,9 @@ __all__ = ["ANY", "KIND", "AlertBook", "AlertState", "Handling", "derive_alert_b
 KIND = "alert"  # of the events
 ANY = "any"  # names all alerts of a generator
 OF_TIME = (KIND, "monitor")  # events whose `seconds` is when they were written
-OF_PASS = ("title", "text", "effect", "found", "bound", "usual")  # facts of an alert that each pass finds anew
+OF_PASS = (  # facts of an alert that each pass finds anew, and that a pass without the spec may lack
+    *("title", "text", "effect", "found", "bound", "usual", "owner", "severity", "runbook"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class _Opening:
     event: HistoryEvent
     place: int  # of the event among all events
     number: int
-    found_last: Mapping[str, Any] = field(default_factory=dict)
+    found_last: dict[str, Any] = field(default_factory=dict)
     ended: float | None = None
     acknowledged: Handling | None = None
     delivered: set[tuple[str, str]] = field(default_factory=set)
@@ -139,11 +141,11 @@ def _step(last: float | None, seconds: float) -> float:
 
 
 def _update_words(alerts: Iterable[Mapping[str, Any]], openings: Mapping[str, list[_Opening]]) -> None:
-    """Note what a pass has found of open alerts: their cause may have changed."""
+    """Note what a pass has found of open alerts: their cause may have changed, and who takes care of them."""
     for alert in alerts:
         several = openings.get(str(alert.get("key")), ())  # a pass of an earlier release names no key
         if several and several[-1].ended is None:
-            several[-1].found_last = {name: alert[name] for name in OF_PASS if name in alert}
+            several[-1].found_last |= {name: alert[name] for name in OF_PASS if alert.get(name) is not None}
 
 
 def _apply(event: HistoryEvent, place: int, openings: dict[str, list[_Opening]]) -> None:

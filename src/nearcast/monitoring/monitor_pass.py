@@ -34,7 +34,6 @@ from nearcast.monitoring.serving_summary import (
     list_newest_runs,
 )
 from nearcast.monitoring.staleness import Staleness, measure_staleness
-from nearcast.settings.publish_tables import MonitorSpec
 from nearcast.storage.folder_lock import hold_folder
 from nearcast.storage.locations import Location, host_folder
 from nearcast.stores import describe_lost_pointer
@@ -145,13 +144,14 @@ def run_monitor(
     if not runs and served is None and failure is None:
         known = describe_generators(generator, list_generators(out), "run it first, or name its folder with --out")
         raise NotFoundError(f"no run of {generator!r} in {out}, and nothing published; {known}")
+    alerts = fold_consequences(alerts)
     version = runs[-1].version if runs else None
     report = MonitorReport(
         generator,
         version,
         len(list_usual_runs(events)),
         served,
-        tuple(assign_owners(fold_consequences(alerts), MonitorSpec() if run is None else run.spec.monitor)),
+        tuple(alerts if run is None else assign_owners(alerts, run.spec.monitor)),  # only a spec names owners
         failure=failure,
         store=store.url if served is not None and store is not None else None,
         out=out,

@@ -9,7 +9,7 @@ from typing import Any
 from nearcast.history.event_log import HistoryEvent
 from nearcast.history.publish_events import LiveVersion, find_live_version, is_refused
 from nearcast.monitoring.alert import ALERT_TEXTS, OF_RECALL, Level
-from nearcast.monitoring.alert_states import derive_alert_book
+from nearcast.monitoring.alert_states import AlertState, derive_alert_book
 from nearcast.monitoring.newest_run import NOTHING_PUBLISHED, check_newest_run, read_served_facts
 from nearcast.monitoring.root_causes import describe_refusal, fold_consequences
 from nearcast.monitoring.serving_summary import LOST, list_newest_runs, was_published_since
@@ -86,10 +86,12 @@ def _list_alert_problems(line: Timeline) -> Iterator[GeneratorProblem]:
         checked = fold_consequences(check_newest_run(line.events))
         of_run = [alert.as_dict() for alert in checked if alert.check != "audit"]
     current = last is not None and not was_published_since(last, line.events)
-    handled = _describe_handling(line.events)
+    states = {state.key: state for state in _list_open_alerts(line.events)}
     of_served = [alert for alert in reported if alert["check"] in OF_SERVED and current]
     for alert in [*of_run, *of_served]:
         check = str(alert["check"])
+        state = states.get(str(alert.get("key", check)))
+        known = {} if state is None else state.facts  # the last pass may have been without the spec
         began = _find_beginning(check, line)
         words = ALERT_TEXTS.get(check, ALERT_TEXTS["unknown"])
         yield GeneratorProblem(
@@ -103,22 +105,21 @@ def _list_alert_problems(line: Timeline) -> Iterator[GeneratorProblem]:
             follows=tuple(alert.get("follows", ())),
             evidence=words.evidence,
             of=words.of,
-            owner=alert.get("owner"),
-            runbook=alert.get("runbook"),
-            handled=handled.get(str(alert.get("key", check)), ""),
+            owner=alert.get("owner") or known.get("owner"),
+            runbook=alert.get("runbook") or known.get("runbook"),
+            handled="" if state is None else _describe_handling(state),
         )
 
 
-def _describe_handling(events: Sequence[HistoryEvent]) -> dict[str, str]:
-    """Return for each handled alert who has acknowledged or snoozed it, at the time of the last event."""
-    states = derive_alert_book(events, events[-1].seconds).open if events else []
-    found = {}
-    for state in states:
-        words = [(state.acknowledged, "acknowledged"), (state.snoozed, "snoozed")]
-        parts = [f"{word} by {one.who}" + (f": {one.why}" if one.why else "") for one, word in words if one is not None]
-        if parts:
-            found[state.key] = "; ".join(parts)
-    return found
+def _list_open_alerts(events: Sequence[HistoryEvent]) -> list[AlertState]:
+    """Return the open alerts at the time of the last event."""
+    return derive_alert_book(events, events[-1].seconds).open if events else []
+
+
+def _describe_handling(state: AlertState) -> str:
+    """Return who has acknowledged or snoozed an alert; "" if nobody has."""
+    words = [(state.acknowledged, "acknowledged"), (state.snoozed, "snoozed")]
+    return "; ".join(f"{word} by {one.who}" + (f": {one.why}" if one.why else "") for one, word in words if one)
 
 
 def _find_beginning(check: str, line: Timeline) -> HistoryEvent:
