@@ -326,6 +326,7 @@ def test_disk_use_counts_a_file_with_several_names_once(out: Path) -> None:
 
 
 def test_disk_use_is_by_the_settings_of_the_spec_and_reads_no_other_manifest(out: Path) -> None:
+    newest = find_snapshot(out, "shop")
     (out / "shop" / "snapshots" / "000002" / "manifest.json").write_text("{")
-    use = measure_disk(find_snapshot(out, "shop"), PublishSpec(keep_snapshots=4))
+    use = measure_disk(newest, PublishSpec(keep_snapshots=4))
     assert (use.snapshots, use.keep) == (6, 4)
