@@ -185,7 +185,7 @@ JUDGES = {  # that may know how lists do by labels: what measures, audits, recor
     *("join/inputs.py", "join/validate_run.py", "join/run.py", "join/measure_labels.py"),
     *("publishing/audit.py", "publishing/audit_values.py", "publishing/label_rules.py", "publishing/publication.py"),
     *("publishing/targets.py", "history/record.py", "api/evaluations.py", "api/publications.py", "cli/evaluate.py"),
-    *("join/diff.py", "api/comparing.py"),  # two snapshots by the same labels
+    *("join/diff.py", "api/comparing.py", "monitoring/explain_changes.py"),  # two snapshots by the same labels
 }
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from nearcast.errors import NearcastError, NotFoundError
-from nearcast.evaluation.judge_snapshot import LabelSettings, open_labels
+from nearcast.evaluation.judge_snapshot import open_labels
 from nearcast.evaluation.label_set import LabelSet, read_labels
 from nearcast.history.event_log import HistoryEvent
+from nearcast.join.context import RunContext
 from nearcast.join.diff import Diff, DiffOptions, diff_snapshots
 from nearcast.join.scored_items import SnapshotInputs, open_snapshot_inputs
 from nearcast.monitoring.serving_summary import list_newest_runs
@@ -28,12 +29,12 @@ RECALL_QUERIES = 200  # that are compared with all items
 
 
 def explain_changes(
-    out: Location, generator: str, events: Sequence[HistoryEvent], labels: LabelSettings | None = None
+    out: Location, generator: str, events: Sequence[HistoryEvent], run: RunContext | None = None
 ) -> dict[str, Any] | None:
     """Return the changes of figures since the snapshot that the newest run was compared with, as plain data.
 
-    A comparison that an earlier pass has recorded is used again. labels: of the spec, for the change of the hit rate.
-    Returns None without an earlier snapshot, or if the two cannot be compared.
+    A comparison that an earlier pass has recorded is used again. run: made from the spec, whose labels add the change
+    of the hit rate. Returns None without an earlier snapshot, or if the two cannot be compared.
     """
     runs = list_newest_runs(events)
     if len(runs) < 2 or runs[-1].version is None or not isinstance(parse_location(out), Path):
@@ -45,7 +46,7 @@ def explain_changes(
     try:
         older, newer = (find_snapshot(out, generator, version) for version in (before, runs[-1].version))
         options = DiffOptions(SAMPLE, inputs=_find_local_inputs(out, newer), recall_queries=RECALL_QUERIES)
-        found = _compare(older, newer, options, labels)
+        found = _compare(older, newer, options, run)
     except (NearcastError, OSError):  # a snapshot is removed, or its ids have another type
         return None
     return {
@@ -57,18 +58,17 @@ def explain_changes(
     }
 
 
-def _compare(older: Snapshot, newer: Snapshot, options: DiffOptions, labels: LabelSettings | None) -> Diff:
+def _compare(older: Snapshot, newer: Snapshot, options: DiffOptions, run: RunContext | None) -> Diff:
     """Compare two snapshots, by the labels too if they can be read and are labels of compared queries."""
     with hold_for_reading(older), hold_for_reading(newer):
         with contextlib.suppress(NearcastError, OSError):
-            return diff_snapshots(older, newer, replace(options, labels=_read_labels(labels)))
+            return diff_snapshots(older, newer, replace(options, labels=_read_labels(run)))
         return diff_snapshots(older, newer, options)
 
 
-def _read_labels(settings: LabelSettings | None) -> LabelSet | None:
-    if settings is None or settings.spec is None or settings.base is None:
-        return None
-    return read_labels(open_labels(settings.spec, settings.base), settings.spec)
+def _read_labels(run: RunContext | None) -> LabelSet | None:
+    settings = None if run is None else run.spec.labels
+    return None if settings is None or run is None else read_labels(open_labels(settings, run.workspace.base), settings)
 
 
 def find_recorded_changes(events: Sequence[HistoryEvent], version: int | None) -> Mapping[str, Any] | None:

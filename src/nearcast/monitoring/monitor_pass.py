@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nearcast.errors import DamagedError, NearcastError, NotFoundError, StoreError
-from nearcast.evaluation.judge_snapshot import LabelSettings
 from nearcast.history.event_log import HistoryEvent, append, read
 from nearcast.history.publish_events import find_live_version
 from nearcast.history.record import record_runs
@@ -155,9 +154,7 @@ def run_monitor(
         failure=failure,
         store=store.url if served is not None and store is not None else None,
         out=out,
-        changes=explain_changes(
-            out, generator, events, None if run is None else LabelSettings(run.spec.labels, base=run.workspace.base)
-        ),
+        changes=explain_changes(out, generator, events, run),
     )
     report = _add_sentences(report, events)
     now = time.time()
