@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ads visual test test-slow test-cluster test-all sanitize fuzz check docs docs-site airflow operations peers clean
+.PHONY: demo ads visual test test-slow test-cluster test-image test-all sanitize fuzz check docs docs-site airflow operations peers clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,13 @@ test-all: test test-slow ## all tests: nightly, and before a release
 
 test-cluster: .venv/cluster ## runs on a real Spark and a real Ray cluster on this machine; needs Java (openjdk-17-jre-headless)
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# A base image from Debian's packages, and the image from it: no registry is needed. Some minutes, as root.
+test-image: export STORAGE_DRIVER = vfs
+test-image: export BUILDAH_ISOLATION = chroot
+test-image: .venv/installed ## builds the image with buildah and runs it; needs buildah and mmdebstrap
+	deploy/docker/debian_base.sh localhost/nearcast-base
+	NEARCAST_IMAGE_BASE=localhost/nearcast-base $(BIN)/python -m pytest -m slow tests/operations/test_image.py
 
 # A second build of the kernels, with ASan and UBSan. Python is built without them: the sanitizers are preloaded, and every
 # array comes from their allocator, with guard bytes around it.
