@@ -31,7 +31,8 @@ from nearcast.kernels import numpy_fallback, quantize, rule_blocks
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.eligible import AllOf, AnyOf, Eligibility, eligible_pairs
 from nearcast.knn.scores import pair_scores
-from nearcast.types import Metric
+from nearcast.knn.update_lists import KnownLists, move_lists, update_lists
+from nearcast.types import Metric, Neighbors
 
 native = isa_module.native()
 ISAS = [name for name in kernels.isa_info().available if name != "numpy"]
@@ -62,6 +63,9 @@ INTEGERS = (
     2**63 - 1,
 )
 FLOATS = (0.0, -1.0, 1e-45, 1e308, -1e308, np.inf, -np.inf, np.nan)
+SCORES = np.array([np.inf, 3e38, 1.0, 1e-45, 0.0, -0.0, -1.0, -3e38], np.float32)  # few, so that many are equal
+UINT32, INT64, TEXT = 0, 1, 2  # kinds of ids in a store's lists
+LONGEST_ID = 0xFFFF
 WIDTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 257, 1000, 4095, 4096)
 
 
@@ -528,6 +532,152 @@ def fuzz_ceiling(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[An
     return Call(limited, [isa, int(rng.integers(4)), 1]), lambda products: None
 
 
+def distinct_ids(rng: np.random.Generator, kind: int, n: int) -> list[Any]:
+    """Ids in ascending order, n at most: of integers the extremes, of texts the empty one and long ones."""
+    if kind == TEXT:
+        ids: set[Any] = {rng.bytes(int(rng.integers(6))) for _ in range(n)}
+        return sorted(ids | ({b"\xff" * LONGEST_ID} if rng.random() < 0.1 else set()))
+    info = np.iinfo(np.uint32 if kind == UINT32 else np.int64)
+    near = rng.integers(1000, size=n) if rng.random() < 0.5 else rng.integers(info.min, info.max, size=n)
+    return sorted({*near.tolist(), int(info.min), int(info.max)})
+
+
+def offsets_of(texts: list[bytes]) -> np.ndarray:
+    return np.append(0, np.cumsum([len(text) for text in texts], dtype=np.int64)).astype(np.int64)
+
+
+def bytes_of(texts: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(texts), np.uint8)
+
+
+def encode_list(slots: list[tuple[np.float32, int]], ids: list[Any], kind: int) -> bytes:
+    """The bytes of a list in a store. slots: score, and number of the id."""
+    scores, numbers = np.array([score for score, _ in slots], np.float32), [ids[item] for _, item in slots]
+    head = bytes([16 + kind, 0]) + np.uint16(len(slots)).tobytes() + scores.tobytes()
+    if kind != TEXT:
+        return head + np.array(numbers, np.uint32 if kind == UINT32 else np.int64).tobytes()
+    return head + np.array([len(text) for text in numbers], np.uint16).tobytes() + b"".join(numbers)
+
+
+def fuzz_insert_candidates(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    kind, n = int(rng.integers(3)), rows(rng, 20)
+    ids = distinct_ids(rng, kind, int(rng.choice([1, 10, 100, 500])))
+    k = int(rng.integers(1, len(ids) + 1))
+    values: list[bytes] = []
+    entrants: list[list[tuple[np.float32, int]]] = []
+    expected: list[tuple[bytes, np.float32, int]] = []
+    for _ in range(n):
+        order = rng.permutation(len(ids)).tolist()
+        drawn = [(score, item) for score, item in zip(rng.choice(SCORES, len(ids)), order, strict=True)]
+        new = drawn[k : k + int(rng.integers(41))]
+        held, best = (sorted(part, key=lambda slot: (-slot[0], slot[1]))[:k] for part in (drawn[:k], drawn[:k] + new))
+        value = encode_list(held, ids, kind)
+        expected.append((encode_list(best, ids, kind), best[-1][0], int(held != best)))
+        if rng.random() < 0.1:  # no full list: left to the caller
+            cut = int(rng.integers(len(value)))
+            value = bytes([200]) + value[1:] if rng.random() < 0.5 else value[:cut]
+            expected[-1] = (b"", np.float32(0), 2)
+        values.append(value)
+        entrants.append(new)
+    flat = [slot for part in entrants for slot in part]
+    texts = ids if kind == TEXT else []
+    call = Call(
+        native.insert_candidates,
+        [
+            *(bytes_of(values), offsets_of(values).astype(np.uint64)),
+            np.append(0, np.cumsum([len(part) for part in entrants])).astype(np.uint64),
+            np.array([item for _, item in flat], np.uint32),
+            np.array([score for score, _ in flat], np.float32),
+            *(kind, np.array([] if kind == TEXT else ids, np.int64)),
+            *(offsets_of(texts).astype(np.uint64), bytes_of(texts), k, int(rng.integers(0, 4))),
+        ],
+    )
+
+    def check(answer: Any) -> None:
+        out, starts, sizes, states, last = answer
+        found = [out[at : at + size].tobytes() for at, size in zip(starts[:-1].tolist(), sizes.tolist(), strict=True)]
+        assert found == [value for value, _, _ in expected]
+        assert states.tolist() == [state for _, _, state in expected]
+        np.testing.assert_array_equal(last, np.array([score for _, score, _ in expected], np.float32))
+
+    return call, check
+
+
+def best_lists(rng: np.random.Generator, n: int, items: np.ndarray, width: int) -> Neighbors:
+    """Sorted lists of some of the items; many are short."""
+    lists = Neighbors.empty(n, width)
+    for row in range(n):
+        some = rng.permutation(items)[: rng.integers(len(items) + 1)]
+        scores = rng.choice(SCORES, len(some))
+        order = np.lexsort((some, -scores))[:width]
+        lists.positions[row, : len(order)], lists.scores[row, : len(order)] = some[order], scores[order]
+    return lists
+
+
+def fuzz_renew_lists(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    n, m, w = rows(rng, 30), int(rng.integers(1, 80)), int(rng.choice([1, 2, 3, 8, 17, 64]))
+    places = np.sort(rng.choice(2 * m, m, replace=False))  # new items are at the other positions
+    now = np.where(rng.random(m) < rng.choice([0.0, 0.5, 0.9, 1.0]), places, -1)
+    known = best_lists(rng, n, np.arange(m), w)
+    chosen = rng.integers(n, size=rows(rng, 30)) if n else np.empty(0, np.int64)
+    fresh = best_lists(rng, len(chosen), np.setdiff1d(np.arange(2 * m), places), int(rng.integers(w + 2)))
+    bounds = rng.choice([*FLOATS, 1.0], len(chosen)).astype(np.float32)
+    edges = rng.integers(-1, 2 * m + 1, size=len(chosen))
+    room = len(chosen) + 3
+    written = np.sort(rng.choice(room, len(chosen), replace=False))
+    targets = [np.full((room, w), 99, np.int32), np.full((room, w), 9, np.float32)]
+    targets += [np.full(room, 9, np.float32), np.full(room, 99)]
+    lists = [known.positions.astype(np.int32), known.scores, chosen, bounds, edges, now.astype(np.int32)]
+    lists += [fresh.positions.astype(np.int32), fresh.scores, written]
+    call = Call(native.renew_lists, [*lists, *targets, int(rng.integers(0, 4))])
+
+    def check(_: Any) -> None:
+        moved = np.append(now, -1)[known.positions[chosen]]
+        some = KnownLists(Neighbors(known.positions[chosen], known.scores[chosen]), bounds, edges)
+        truth = update_lists(move_lists(some, moved, edges), fresh, w)
+        wanted = truth.best.positions, truth.best.scores, truth.bound_scores, truth.bound_edges
+        for found, values, before in zip(targets, wanted, (99, 9, 9, 99), strict=True):
+            np.testing.assert_array_equal(found[written], values)
+            assert (np.delete(found, written, axis=0) == before).all()
+
+    return call, check
+
+
+def fuzz_count_left(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    n, m, w = rows(rng), rows(rng), rows(rng)
+    ends = np.iinfo(np.int32)
+    positions = rng.choice([*range(-1, m + 2), ends.min, ends.max], (n, w)).astype(np.int32)
+    now = rng.choice([ends.min, -1, 0, 5, ends.max], m).astype(np.int32)
+    chosen = rng.integers(n, size=rows(rng)) if n else np.empty(0, np.int64)
+    call = Call(native.count_left, [positions, chosen, now, int(rng.integers(0, 4))])
+    stays = {position for position in range(m) if now[position] >= 0}
+    return call, lambda counts: np.testing.assert_array_equal(
+        counts, np.isin(positions, list(stays)).sum(axis=1)[chosen] if stays else np.zeros(len(chosen))
+    )
+
+
+def fuzz_match_sorted_texts(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    pool = distinct_ids(rng, TEXT, rows(rng, 200))
+    texts, others = ([text for text in pool if rng.random() < share] for share in rng.random(2))
+    arrays = [part for each in (texts, others) for part in (offsets_of(each), bytes_of(each))]
+    places = {text: place for place, text in enumerate(others)}
+    return Call(native.match_sorted_texts, arrays), lambda matches: np.testing.assert_array_equal(
+        matches, [places.get(text, -1) for text in texts]
+    )
+
+
+def fuzz_equal_rows(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    size, n = int(rng.choice([0, 1, 3, 64, 1000])), rows(rng)
+    others = rng.integers(3, size=(rows(rng), size)).astype(np.uint8)
+    matches = rng.integers(-1, len(others), size=n)
+    mine = np.array([others[match] if match >= 0 else np.zeros(size, np.uint8) for match in matches], np.uint8)
+    mine = mine.reshape(n, size)
+    if mine.size:
+        mine[rng.integers(n, size=n // 2), rng.integers(size, size=n // 2)] += 1
+    wanted = [match >= 0 and bool((mine[row] == others[match]).all()) for row, match in enumerate(matches)]
+    return Call(native.equal_rows, [mine, others, matches]), lambda same: np.testing.assert_array_equal(same, wanted)
+
+
 def fuzz_index(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
     """The whole way: cells, the pruned join that probes all of them, and the exact one."""
     metric, d = str(rng.choice(METRICS)), width(rng)
@@ -562,6 +712,11 @@ ENTRY_POINTS = {
     "interval_masks": fuzz_interval_masks,
     "overlap_masks": fuzz_overlap_masks,
     "ceiling": fuzz_ceiling,
+    "insert_candidates": fuzz_insert_candidates,
+    "renew_lists": fuzz_renew_lists,
+    "count_left": fuzz_count_left,
+    "match_sorted_texts": fuzz_match_sorted_texts,
+    "equal_rows": fuzz_equal_rows,
     "build_index": fuzz_index,
 }
 

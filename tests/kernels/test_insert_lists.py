@@ -101,19 +101,20 @@ def test_ids_that_a_list_cannot_hold_and_machines_without_kernels_are_left_to_th
         ({"kind": 3}, "kind"),
         ({"k": 0}, "k must"),
         ({"offsets": [3, 1]}, "offsets"),
+        ({"scores": [np.nan]}, "score is NaN"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(changes, words):
     data = np.frombuffer(to_values([[(-1, 2)]], UINT32)[0], np.uint8)
     given_arrays = {"starts": [0, len(data)], "entrant_starts": [0, 1], "items": [0], "kind": UINT32, "k": 1}
-    rest = given_arrays | {"offsets": [0]} | changes
+    rest = given_arrays | {"offsets": [0], "scores": [0.0]} | changes
     with pytest.raises(ValueError, match=words):
         isa.native().insert_candidates(
             data,
             np.array(rest["starts"], np.uint64),
             np.array(rest["entrant_starts"], np.uint64),
             np.array(rest["items"], np.uint32),
-            np.zeros(1, np.float32),
+            np.array(rest["scores"], np.float32),
             rest["kind"],
             np.array([7], np.int64),
             np.array(rest["offsets"], np.uint64),

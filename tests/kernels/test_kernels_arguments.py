@@ -204,3 +204,24 @@ def test_a_moment_of_random_and_hostile_arguments_finds_nothing(name, monkeypatc
         counts = fuzz.fuzz(name, 0.3, seed=1)
     assert counts["WRONG"] == 0
     assert counts.total() > 0
+
+
+def test_every_native_function_that_takes_arguments_is_fuzzed():
+    functions = {name for name, value in vars(native()).items() if callable(value) and not isinstance(value, type)}
+    assert functions - {"isa_statuses"} == set(fuzz.ENTRY_POINTS) - {"build_index"}
+
+
+def test_objects_of_every_native_class_are_fuzzed(monkeypatch):
+    used = set()
+
+    class Recorder:
+        def __getattr__(self, name):
+            used.add(name)
+            return getattr(native(), name)
+
+    monkeypatch.setattr(fuzz, "native", Recorder())
+    rng = np.random.default_rng(3)
+    for name in ("join", "nearest_centres", "eligible_counts"):
+        for _ in range(8):
+            fuzz.ENTRY_POINTS[name](rng, "portable")[0].make()
+    assert used >= {name for name, value in vars(native()).items() if isinstance(value, type)}

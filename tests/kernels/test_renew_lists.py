@@ -116,3 +116,23 @@ def test_arrays_that_do_not_fit_are_refused():
     frozen[0].flags.writeable = False
     with pytest.raises(TypeError):
         renew(targets=frozen)
+
+
+@pytest.mark.parametrize("shared", ["chosen", "rows"])
+def test_a_target_may_share_its_memory_with_the_row_numbers(shared):
+    rng = np.random.default_rng(4)
+    known = as_stored(sorted_lists(rng, [rng.permutation(9) for _ in range(5)], 3))
+    now, numbers, bounds = np.arange(9, dtype=np.int32) + 2**20, np.arange(5), np.full(5, -1, np.float32)
+    fresh = np.empty((5, 0), np.int32), np.empty((5, 0), np.float32)
+    found = []
+    for alias in (numbers.copy(), None):
+        targets = vars_of(allocate_lists(5, 3, 9))
+        rows = {"chosen": numbers, "rows": numbers} | ({} if alias is None else {shared: alias})
+        targets = targets if alias is None else (*targets[:3], alias)
+        isa.native().renew_lists(
+            *(known.positions, known.scores, rows["chosen"], bounds, np.zeros(5, np.int64), now, *fresh),
+            *(rows["rows"], *targets, 1),
+        )
+        found.append(targets)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -294,6 +294,8 @@ nb::tuple insert_candidates(Array<uint8_t> data, Array<uint64_t> starts, Array<u
     require_size(entrant_starts, n + 1, "entrant_starts");
     require_starts(entrant_starts, items.size(), "entrant_starts");
     require_size(scores, items.size(), "scores");
+    for (size_t i = 0; i < scores.size(); ++i)  // they are sorted, and NaN has no place in an order
+        require(!std::isnan(scores.data()[i]), "insert_candidates: a score is NaN");
     require_aligned(numbers, sizeof(int64_t), "numbers");
     require_starts(offsets, texts.size(), "offsets");
     require_positions(items, ids == IdKind::text ? offsets.size() - 1 : numbers.size(), "items");
@@ -363,8 +365,10 @@ void renew_lists(Matrix<int32_t> positions, Matrix<float> scores, Array<int64_t>
                              static_cast<const void*>(new_scores.data()), static_cast<const void*>(new_bounds.data())})
         require(reinterpret_cast<uintptr_t>(data) % sizeof(float) == 0, "renew_lists: an array is not aligned; pass a copy");
     require_aligned(new_edges, sizeof(int64_t), "new_edges");
-    const RenewJob job{{positions.data(), scores.data(), width}, chosen.data(), bounds.data(), edges.data(), now.data(),
-                       now.size(), {fresh_positions.data(), fresh_scores.data(), fresh_positions.shape(1)}, rows.data(),
+    // Copies: a target may share its memory with the row numbers, and would change them after they were checked.
+    const std::vector<int64_t> from(chosen.data(), chosen.data() + n), to(rows.data(), rows.data() + n);
+    const RenewJob job{{positions.data(), scores.data(), width}, from.data(), bounds.data(), edges.data(), now.data(),
+                       now.size(), {fresh_positions.data(), fresh_scores.data(), fresh_positions.shape(1)}, to.data(),
                        new_positions.data(), new_scores.data(), new_bounds.data(), new_edges.data()};
     nb::gil_scoped_release released;
     for_row_ranges(n, threads, [&] {
