@@ -14,8 +14,9 @@ import pytest
 import nearcast
 from builders import clustered, write_parquet
 from nearcast.files import finish
-from nearcast.join import compare_stage, measure_snapshot, run_plan, table_stage
+from nearcast.join import compare_stage, measure_snapshot, table_stage
 from nearcast.join.listener import Listener
+from nearcast.knn import query_splits
 from nearcast.measure import list_quality, sampled_recall
 from nearcast.table.snapshot import list_snapshots
 from nearcast.types import EMPTY_POSITION, Neighbors, no_progress
@@ -120,8 +121,8 @@ def mode(snapshot) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
     """Several ranges of the queries."""
-    monkeypatch.setattr(run_plan, "SMALLEST_TASK", 130)
-    monkeypatch.setattr(run_plan, "TASK_BYTES", 1)
+    monkeypatch.setattr(query_splits, "SMALLEST_TASK", 130)
+    monkeypatch.setattr(query_splits, "TASK_BYTES", 1)
 
 
 @pytest.mark.parametrize("kind", SPECS)

@@ -15,10 +15,11 @@ import pytest
 import nearcast
 from builders import clustered, generator, write_parquet
 from nearcast.errors import SpecError
-from nearcast.join import run_plan, shard_plan
+from nearcast.join import shard_plan
 from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
 from nearcast.join.shard_plan import count_shards
+from nearcast.knn import query_splits
 from nearcast.sources.stage_rows import StageSettings
 from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS, SHOWN
 
@@ -100,8 +101,8 @@ def same_measures(snapshot) -> dict[str, float]:
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
     """Several splits of the queries, so that the merge has several tasks."""
-    monkeypatch.setattr(run_plan, "SMALLEST_TASK", 160)
-    monkeypatch.setattr(run_plan, "TASK_BYTES", 1)
+    monkeypatch.setattr(query_splits, "SMALLEST_TASK", 160)
+    monkeypatch.setattr(query_splits, "TASK_BYTES", 1)
 
 
 @pytest.mark.parametrize("kind", SPECS)

@@ -21,10 +21,11 @@ from nearcast.api.cost_estimates import estimate_spec
 from nearcast.api.distributed import gather_run, plan_run
 from nearcast.api.shared_runs import work_on
 from nearcast.errors import InputError, NotFoundError, SpecError, StorageError
-from nearcast.join import run_plan, shard_tasks
+from nearcast.join import shard_tasks
 from nearcast.join.listener import Listener
 from nearcast.join.perform_task import perform_in
 from nearcast.join.task_context import TaskContext
+from nearcast.knn import query_splits
 from nearcast.runners import make_runner
 from nearcast.runners.array_index import WorkShare
 from nearcast.runners.base import Perform, Runner, TaskCall, TaskOutcome, WorkArea
@@ -164,8 +165,8 @@ def test_a_gather_copies_within_the_bucket_and_downloads_nothing(shop, tmp_path,
 
 @pytest.mark.slow
 def test_open_files_and_cache_of_a_worker_do_not_grow_with_its_tasks(shop, tmp_path, s3_url, monkeypatch):
-    monkeypatch.setattr(run_plan, "TASK_BYTES", 1)
-    monkeypatch.setattr(run_plan, "SMALLEST_TASK", 200)
+    monkeypatch.setattr(query_splits, "TASK_BYTES", 1)
+    monkeypatch.setattr(query_splits, "SMALLEST_TASK", 200)
     monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NEARCAST_CACHE_BYTES", "3000000")
     plan_run(shop | {"out": f"{s3_url}/out", "run": {"shards": 3}}, f"{s3_url}/work", base=tmp_path)

@@ -37,6 +37,7 @@ from nearcast.kernels.cells import ROWS_PER_CELL
 from nearcast.kernels.join import MAX_DIMENSIONS, PRUNED_QUERIES_PER_JOB
 from nearcast.kernels.quantize import TILE_ITEMS
 from nearcast.knn.constraints import Constraints
+from nearcast.knn.query_splits import count_split_rows
 from nearcast.types import AnyArray, IntArray, Metric, Neighbors, Progress, Vectors, no_progress
 
 __all__ = ["DenseEngine", "DenseIndex", "choose_cells"]
@@ -54,8 +55,6 @@ SHARE_POWERS = (1.2, 0.84)  # by which the share falls with the cells: up to SHA
 RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as many are scanned for the same recall
 BOUNDED_SHARE = 0.5  # of an exact join's time if the thresholds are known (packages, 20,000 items in 400 cells)
 BOUNDED_ITEMS = 10_000  # so few are scanned before cells are built
-QUERIES_AT_ONCE = 1 << 15  # of a task, about
-MANY_TASKS = 128  # of more queries than so many tasks hold, tasks are larger, up to four times
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 32 << 20
 TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
@@ -336,7 +335,7 @@ def _refuse_wide(dim: int) -> None:
 
 def _working_bytes(shape: JoinShape) -> int:
     """Return the bytes of a task's query codes and results, and of the buffers of a few queries at a time."""
-    queries = min(shape.n_queries, max(QUERIES_AT_ONCE, min(4 * QUERIES_AT_ONCE, shape.n_queries // MANY_TASKS)))
+    queries = min(shape.n_queries, count_split_rows(shape.n_queries, shape.dim, shape.request.k))
     results = 24 * shape.request.k + 4 * kernels.pad_width(shape.dim)
     return MIN_WORKING_BYTES + queries * results
 

@@ -14,8 +14,8 @@ from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.join.cost_rates import CostRates
 from nearcast.join.passes import FIXED_BYTES, count_passes
-from nearcast.join.run_plan import count_split_rows
 from nearcast.kernels.quantize import pad_width
+from nearcast.knn.query_splits import count_split_rows
 from nearcast.measure.appearances import DENSE_ITEMS
 from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.write_table import GROUPS_PER_FILE

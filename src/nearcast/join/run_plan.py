@@ -1,4 +1,4 @@
-"""The plan of a run: everything that decides its result, and the tasks that its queries are cut into.
+"""The plan of a run: everything that decides its result.
 
 The plan is stored in the work folder. A run with an equal plan continues the work there; otherwise it deletes the work
 and names the differences.
@@ -19,19 +19,12 @@ from nearcast.version import __version__
 
 __all__ = [
     "RunPlan",
-    "count_split_rows",
-    "cut_queries",
     "describe_changes",
     "enter_work",
     "make_plan",
     "planned_fingerprint",
 ]
 
-TASK_BYTES = 8 << 20  # of queries and results: small enough to lose, large enough for efficient matrix products
-LARGE_TASKS = 4  # times as large are those of many queries: a cell in the CPU cache is then scanned by more of them
-FEWEST_LARGE_TASKS = 8
-MANY_TASKS = 128  # from so many tasks on they grow again, up to four times: at the end of a task a thread waits
-SMALLEST_TASK = 1_024
 PLAN_FILE = "plan.json"
 
 
@@ -68,19 +61,6 @@ def make_plan(
             **({} if lookup_digests is None else {"lookups": lookup_digests}),
         }
     )
-
-
-def cut_queries(n_queries: int, dim: int, k: int) -> list[tuple[int, int]]:
-    """Cut query positions into tasks (start, stop). Depends on the shape alone, not on the machine."""
-    rows = count_split_rows(n_queries, dim, k)
-    return [(start, min(n_queries, start + rows)) for start in range(0, n_queries, rows)]
-
-
-def count_split_rows(n_queries: int, dim: int, k: int) -> int:
-    """Return the number of queries of a task."""
-    rows = TASK_BYTES // (12 * k + 4 * dim)
-    large = min(LARGE_TASKS * rows, -(-n_queries // FEWEST_LARGE_TASKS))
-    return max(SMALLEST_TASK, rows, large, min(4 * LARGE_TASKS * rows, -(-n_queries // MANY_TASKS)))
 
 
 def enter_work(folder: Path, plan: RunPlan, settings: Mapping[str, Any]) -> str | None:

@@ -23,9 +23,9 @@ from nearcast.join.plan_overfetch import Survival, describe_log, estimate_surviv
 from nearcast.join.prepare_inputs import PreparedInputs, prepare_inputs
 from nearcast.join.rank import check_ranker
 from nearcast.join.run_mode import joins_in_full, read_base
-from nearcast.join.run_plan import cut_queries
 from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
+from nearcast.knn.query_splits import cut_queries
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.user_files import changed_error

@@ -33,6 +33,8 @@ from nearcast.types import EMPTY_POSITION, IntArray, Neighbors
 
 __all__ = ["ShardLists", "cut_items", "merge_lists", "move_positions", "place_lists", "restrict_request"]
 
+MERGED_SLOTS = 1 << 18  # merged at a time: each takes about 200 bytes
+
 
 def cut_items(n_items: int, shards: int) -> list[tuple[int, int]]:
     """Return start and stop of each shard. With fewer items than shards, some shards are empty."""
@@ -65,6 +67,11 @@ class ShardLists:
     lists: Neighbors  # (n, any)
     groups: tuple[IntArray, ...] = ()  # of each cap, smallest groups first: (n, any), -1 for none
 
+    def of_queries(self, rows: slice) -> ShardLists:
+        """Return the lists of some of the queries."""
+        lists = Neighbors(self.lists.positions[rows], self.lists.scores[rows])
+        return ShardLists(lists, tuple(of_cap[rows] for of_cap in self.groups))
+
     def merge(self, others: Sequence[ShardLists], k: int, max_per_group: Sequence[int]) -> ShardLists:
         """Return the k best items per query of these lists and others, under the caps.
 
@@ -96,10 +103,22 @@ class ShardLists:
 
 
 def merge_lists(parts: Iterable[ShardLists], k: int, max_per_group: Sequence[int]) -> Neighbors:
-    """Return the k best items per query of all shards, at least one, under the caps. Holds two lists at a time."""
+    """Return the k best items per query of all shards, at least one, under the caps.
+
+    Holds two lists of a query at a time, and merges those of some queries at a time.
+    """
     merged: ShardLists | None = None
     for part in parts:
-        merged = part.merge([], k, max_per_group) if merged is None else merged.merge([part], k, max_per_group)
+        n = len(part.lists.positions)
+        if merged is None:
+            merged = ShardLists(Neighbors.empty(n, k), tuple(np.full((n, k), -1, np.int64) for _ in max_per_group))
+        rows = max(1, MERGED_SLOTS // k)
+        for start in range(0, n, rows):
+            some = slice(start, start + rows)
+            best = merged.of_queries(some).merge([part.of_queries(some)], k, max_per_group)
+            merged.lists.positions[some], merged.lists.scores[some] = best.lists.positions, best.lists.scores
+            for of_cap, found in zip(merged.groups, best.groups, strict=True):
+                of_cap[some] = found
     assert merged is not None
     return merged.lists
 
