@@ -129,7 +129,7 @@ def test_an_error_while_reading_items_is_passed_on():
 
 
 def test_blocks_shrink_with_the_budget_and_stay_within_it():
-    large, small = choose_blocks(64, 10, Resources(2, 1 << 30)), choose_blocks(64, 10, Resources(2, 4 << 20))
+    large, small = choose_blocks(64, 10, Resources(2, 1 << 30)), choose_blocks(64, 10, Resources(2, 16 << 20))
     assert small.query_rows < large.query_rows
     assert small.bytes_per_thread * 2 <= 4 << 20
     assert choose_blocks(64, 10, Resources(2, 1)).query_rows >= 1

@@ -56,7 +56,8 @@ RULED_EXPONENT = 0.5  # with a hundredth of the items eligible, ten times as man
 BOUNDED_SHARE = 0.5  # of an exact join's time if the thresholds are known (packages, 20,000 items in 400 cells)
 BOUNDED_ITEMS = 10_000  # so few are scanned before cells are built
 COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
-MIN_WORKING_BYTES = 32 << 20
+MIN_WORKING_BYTES = 16 << 20
+MOST_BUFFERED = 8_192  # queries of two threads; a job has at most a quarter of a task
 TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
 PROBE_BYTES = 18  # of a probed cell of a query, in lists that grow by doubling
 FEWEST_PER_JOB = 96  # queries that a thread joins at a time
@@ -246,7 +247,8 @@ class DenseEngine:
         block = np.ascontiguousarray(items.read(0, min(items.n, TRIAL_ITEMS)))
         started = time.process_time()  # of this process alone, whatever else the machine does
         trial = JoinRequest(request.metric, request.k)
-        output = kernels.join_exact(block[:TRIAL_QUERIES], block, trial, Resources(resources.threads))
+        own = replace(resources, memory_bytes=resources.memory_bytes // 4)
+        output = kernels.join_exact(block[:TRIAL_QUERIES], block, trial, own)
         pairs = len(output.positions) * len(block)
         per_pair = (time.process_time() - started) / resources.threads / pairs
         work = _pairs_by_stage(shape, settings.cells)
@@ -336,8 +338,9 @@ def _refuse_wide(dim: int) -> None:
 def _working_bytes(shape: JoinShape) -> int:
     """Return the bytes of a task's query codes and results, and of the buffers of a few queries at a time."""
     queries = min(shape.n_queries, count_split_rows(shape.n_queries, shape.dim, shape.request.k))
-    results = 24 * shape.request.k + 4 * kernels.pad_width(shape.dim)
-    return MIN_WORKING_BYTES + queries * results
+    k, width = shape.request.k, kernels.pad_width(shape.dim)
+    buffered = min(queries // 4, MOST_BUFFERED) * (32 * k + 2 * width + 700)
+    return MIN_WORKING_BYTES + queries * (24 * k + 4 * width) + buffered
 
 
 def _bound_job(index: kernels.CellIndex, request: JoinRequest, resources: Resources) -> int | None:

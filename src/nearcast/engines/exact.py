@@ -112,8 +112,8 @@ class ExactEngine:
         request = JoinRequest(shape.request.metric, shape.request.k)
         block = np.array(items.read(0, min(items.n, TRIAL_ITEMS)))
         half = max(1, len(block) // 2)
-        few = _time_join(block[:TRIAL_QUERIES], block[:half], request, resources.threads)
-        all_ = _time_join(block[:TRIAL_QUERIES], block, request, resources.threads)
+        few = _time_join(block[:TRIAL_QUERIES], block[:half], request, resources)
+        all_ = _time_join(block[:TRIAL_QUERIES], block, request, resources)
         n_queries = min(len(block), TRIAL_QUERIES)
         per_pair = max(all_ - few, all_ / 8) / (n_queries * max(1, len(block) - half))
         start = max(0.0, all_ / n_queries - per_pair * len(block))
@@ -151,8 +151,9 @@ class ExactEngine:
         """Return None: the index is bound to its items."""
 
 
-def _time_join(queries: AnyArray, items: AnyArray, request: JoinRequest, threads: int) -> float:
+def _time_join(queries: AnyArray, items: AnyArray, request: JoinRequest, resources: Resources) -> float:
     """Return the seconds of a join, with a block of queries for every thread, as in the join itself."""
+    threads = resources.threads
     started = time.process_time()  # of this process alone, whatever else the machine does
-    exact_join(np.tile(queries, (threads, 1)), ArrayVectors(items), request, Resources(threads))
+    exact_join(np.tile(queries, (threads, 1)), ArrayVectors(items), request, resources)
     return (time.process_time() - started) / threads**2

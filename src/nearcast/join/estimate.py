@@ -15,10 +15,13 @@ from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
 from nearcast.join.inputs import read_trial_vectors
+from nearcast.join.passes import LIBRARY_BYTES
 from nearcast.join.plan_join import sample_sizes
 from nearcast.join.shard_plan import choose_shards
+from nearcast.knn.exact_join import QUERY_ROWS, choose_blocks
 from nearcast.knn.reserve_lists import plan_reserve
 from nearcast.measure.appearances import DENSE_ITEMS
+from nearcast.measure.truth import cached_width
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import list_snapshots
 from nearcast.types import Vectors
@@ -31,12 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
-MEASURE_BYTES = 152 << 20  # of measuring: blocks of the exact join, a row group, samples
+MEASURE_BYTES = 108 << 20  # of measuring, beside the blocks of the exact join: a row group, samples
 SECONDS_PER_SLOT, SECONDS_PER_LIST = 180e-9, 2e-6  # to write the table; measured on packages, two cores
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
-LIBRARY_BYTES = 48 << 20  # memory that Arrow, BLAS and faiss take when first used
 MEASURE_PER_JOIN = 1.25  # the exact join of the samples, and what is computed from it
 OTHER_STAGES = ("read", "table", "measure")  # that no engine estimates
 INGEST_PER_SCAN = 1.2  # the scan, and the ingestion of what it has read
@@ -160,7 +162,7 @@ def _sum_costs(
         engine.working_bytes,
         checked.memory_bytes,
         _table_memory(slots, shape.n_items),
-        _measure_memory(slots),
+        _measure_memory(slots) + _truth_memory(run, shape, sampled_queries),
     )
     disk = (
         checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK
@@ -178,6 +180,12 @@ def _table_memory(slots: int, n_items: int) -> int:
 
 def _measure_memory(slots: int) -> int:
     return min(MEASURE_BYTES, SMALL_TABLE_BYTES + slots * TABLE_BYTES_PER_SLOT)
+
+
+def _truth_memory(run: RunContext, shape: JoinShape, queries: int) -> int:
+    """Estimate the memory of the exact join of the sampled queries, whose lists are wider than those of the run."""
+    blocks = choose_blocks(shape.dim, cached_width(shape.request.k), run.resources)
+    return blocks.bytes_per_thread * min(run.resources.threads, -(-queries // QUERY_ROWS))
 
 
 def require_budget(estimate: RunEstimate, run: RunContext) -> None:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from nearcast.engines.base import Engine, EngineSettings, JoinShape
 from nearcast.spec import GeneratorSpec
 
-__all__ = ["FIXED_BYTES", "budget_of_process", "bytes_of_pass", "count_passes"]
+__all__ = ["FIXED_BYTES", "LIBRARY_BYTES", "budget_of_process", "bytes_of_pass", "count_passes"]
 
 FIXED_BYTES = 128 << 20  # Python, its libraries, and what they keep when they are first used
+LIBRARY_BYTES = 48 << 20  # of that: what Arrow, BLAS and faiss take when they are first used
 SMALLEST_SHARD = 4_096  # items; smaller ones save no memory
 DEFAULT_WORKERS = 2  # of `processes`
 

@@ -19,7 +19,7 @@ from nearcast.errors import SpecError
 from nearcast.files import fingerprint
 from nearcast.join.compile_constraints import parse_rules
 from nearcast.join.context import RunContext
-from nearcast.join.passes import budget_of_process, count_passes
+from nearcast.join.passes import FIXED_BYTES, LIBRARY_BYTES, budget_of_process, count_passes
 from nearcast.join.shard_constraints import CapColumn, defer_constraints, order_caps
 from nearcast.knn.constraints import Constraints
 from nearcast.knn.item_shards import cut_items
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 COPY_ROWS = 1 << 16
+BASE_STEP = 64 << 20  # by which a budget is reduced, so that it differs little between processes
 VALUE_BYTES = 48  # of a value of an attribute, as it is read and compiled
 
 
@@ -90,7 +91,23 @@ def choose_shards(run: RunContext, planned: GeneratorSpec, shape: JoinShape) -> 
     item_columns, query_columns, _ = collect_columns(parse_rules(spec))
     columns = len({*item_columns, *(cap.by for cap in spec.caps)}), len(query_columns)
     shape = replace(shape, attribute_bytes=(columns[0] * VALUE_BYTES, columns[1] * VALUE_BYTES))
-    return count_passes(run.engine, run.settings, shape, budget_of_process(planned, run.meter.budget_bytes))
+    return _fit_shards(run, shape, budget_of_process(planned, run.meter.budget_bytes))
+
+
+def _fit_shards(run: RunContext, shape: JoinShape, budget_bytes: int) -> int:
+    """Return the number of shards that the budget needs; more in a process that held more than Python before the run.
+
+    Such a process is a notebook with tables in memory, for example. Others have the same number on every machine.
+    """
+    count = count_passes(run.engine, run.settings, shape, budget_bytes)
+    more = run.meter.base_bytes + LIBRARY_BYTES - FIXED_BYTES
+    sizes = run.engine.estimate_sizes(replace(shape, n_items=-(-shape.n_items // count)), run.settings)
+    if more <= 0 or sizes is None:
+        return count
+    needed = FIXED_BYTES + more + max(sizes.memory_bytes, sizes.working_bytes)
+    if needed <= budget_bytes:
+        return count
+    return count_passes(run.engine, run.settings, shape, budget_bytes - -(-more // BASE_STEP) * BASE_STEP)
 
 
 def plan_shards(run: RunContext, planned: GeneratorSpec, inputs: Inputs) -> ItemShards | None:

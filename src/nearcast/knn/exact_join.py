@@ -39,6 +39,7 @@ __all__ = ["Blocks", "choose_blocks", "exact_join", "join_ranges"]
 QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays near the core
 ITEM_ROWS = 2_048
 POOL_LISTS = 4  # the pool is cut when it holds this many lists' worth of pairs: rarely, and still small
+BLOCKS_SHARE = 4  # blocks of all threads take so much of the memory, 1/n: other parts of a run take the rest
 PAIR_ROWS_BYTES = 32 << 20  # vectors gathered at a time when true scores are computed
 DEFAULT_RESOURCES = Resources()
 
@@ -55,12 +56,12 @@ class Blocks:
 
 
 def choose_blocks(dim: int, k: int, resources: Resources) -> Blocks:
-    """Choose block sizes so that the worker threads stay within the memory."""
+    """Choose block sizes so that the worker threads stay within a share of the memory."""
     query_rows, item_rows = QUERY_ROWS, ITEM_ROWS
     while True:
         # scores and their mask, both blocks as float32, one item block in the type of the table, survivors of a block
         size = query_rows * item_rows * 6 + (query_rows + item_rows) * dim * 8 + query_rows * k * POOL_LISTS * 64
-        if size * resources.threads <= resources.memory_bytes or query_rows <= 16:
+        if size * resources.threads <= resources.memory_bytes // BLOCKS_SHARE or query_rows <= 16:
             return Blocks(query_rows, item_rows, size)
         query_rows //= 2
         item_rows = max(256, item_rows // 2)
