@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from builders import clustered, exact_join, generator
 from nearcast.eligibility import compile_rules, parse_rule
 from nearcast.errors import BudgetError, InputError, SpecError
-from nearcast.join.shard_constraints import GroupNumbers, defer_constraints, order_caps
+from nearcast.join import shard_constraints
+from nearcast.join.shard_constraints import CapColumn, GroupNumbers, defer_constraints, order_caps
 from nearcast.join.short_lists import count_reachable
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.eligible import eligible_pairs
@@ -157,9 +158,27 @@ def test_a_cap_by_a_list_is_refused(tmp_path):
 )
 def test_equal_values_of_two_batches_have_one_number(values):
     numbers, array = GroupNumbers(), pa.array(values)
-    first, second = numbers.number(array), numbers.number(array[1:])
+    first, second = (numbers.number(each.dictionary_encode()) for each in (array, array[1:]))
     assert second.tolist() == first[1:].tolist()
     assert (first == -1).tolist() == array.is_null().to_pylist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["a", None, "b", "a"], [1.0, float("nan"), 1.0, None], [True, False, None, True], [None, None, None, None]],
+    ids=["texts", "numbers with NaN", "flags", "nulls alone"],
+)
+def test_values_of_many_slots_are_found_some_at_a_time(tmp_path, monkeypatch, values):
+    items = two_columns(tmp_path, values, [1, 2, 3, 4])
+    inputs = Inputs(items, items, Metric.L2)
+    positions = np.array([[3, 0, -1], [1, 2, 3], [0, 0, 1]])
+    found = []
+    for at_once in (100, 2):
+        monkeypatch.setattr(shard_constraints, "VALUES_AT_ONCE", at_once)
+        constraints, _ = deferred(inputs, 1, caps=[CapColumn("maker", 2)], min_score=-1.0)
+        found.append(constraints.find_groups(positions)[0])
+    np.testing.assert_array_equal(*found)
+    assert (found[0] == -1).tolist() == [[p < 0 or values[p] is None for p in row] for row in positions.tolist()]
 
 
 def test_code_that_needs_the_constraints_of_all_items_fails_at_once(tmp_path):

@@ -13,6 +13,7 @@ from nearcast.engines import ENGINES
 from nearcast.engines.base import IndexSpec, JoinRequest, Resources, Workload
 from nearcast.engines.sharded_index import SHARD_K, IndexShard, ShardedIndex
 from nearcast.join.calibrate import QuerySample, calibrate
+from nearcast.knn import item_shards
 from nearcast.knn.constraints import FREE, Constraints
 from nearcast.knn.item_shards import ShardLists, cut_items, merge_lists
 from nearcast.types import ArrayVectors, FileVectors, Metric, Neighbors, RangeOfVectors
@@ -214,3 +215,22 @@ def test_a_range_of_a_file_is_a_contiguous_view_of_its_map(tmp_path):
     assert part.whole().tolist() == items[10:30].tolist()
     assert part.read(5, 99).tolist() == items[15:30].tolist()
     assert part.take(np.array([19, 0])).tolist() == items[[29, 10]].tolist()
+
+
+@pytest.mark.parametrize("limits", [(), (1,), (1, 2)])
+def test_lists_are_merged_some_queries_at_a_time(limits, monkeypatch):
+    rng = np.random.default_rng(5)
+    parts = []
+    for shard in range(3):
+        lists = exact_join(clustered(7, 4, seed=1), ArrayVectors(clustered(9, 4, seed=shard)), 9, Metric.L2)
+        positions = np.where(rng.random((7, 9)) < 0.2, -1, lists.positions + 9 * shard)
+        positions = np.take_along_axis(positions, np.argsort(positions < 0, axis=1, kind="stable"), 1)
+        scores = np.where(positions < 0, np.float32(-np.inf), -np.sort(-lists.scores, axis=1))
+        groups = tuple(np.where(positions < 0, -1, positions % number) for number in (6, 3)[: len(limits)])
+        parts.append(ShardLists(Neighbors(positions, scores), groups))
+    found = []
+    for slots in (1 << 20, 10, 1):
+        monkeypatch.setattr(item_shards, "MERGED_SLOTS", slots)
+        found.append(merge_lists(parts, 5, limits))
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])

@@ -68,14 +68,14 @@ def _find_own(prepared: PreparedInputs, rows: tuple[int, int], start: int, stop:
     return np.where(own < 0, EMPTY_POSITION, own + start)
 
 
-def _write_values(path: Path, values: pa.Array) -> None:
+def _write_values(path: Path, values: pa.DictionaryArray) -> None:
     """Write values as one Arrow batch, each distinct value once."""
-    batch = pa.RecordBatch.from_arrays([values.dictionary_encode()], ["value"])
+    batch = pa.RecordBatch.from_arrays([values], ["value"])
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def read_cap_values_of(folder: Path, number: int) -> pa.Array:
+def read_cap_values_of(folder: Path, number: int) -> pa.DictionaryArray:
     """Read the values of a cap's column in the slots of a task's lists, flat; null for none."""
     with pa.memory_map(str(folder / f"cap-{number}.arrow")) as source:
-        return pa.ipc.open_file(source).get_batch(0).column(0).dictionary_decode()
+        return pa.ipc.open_file(source).get_batch(0).column(0)

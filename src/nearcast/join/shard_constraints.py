@@ -25,12 +25,13 @@ from nearcast.knn.constraints import FREE, Cap, Constraints, find_crossing
 from nearcast.sources.attribute_rows import read_attribute_range, take_attributes
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.spec import GeneratorSpec
-from nearcast.types import IntArray
+from nearcast.types import EMPTY_POSITION, IntArray
 
 __all__ = ["CapColumn", "DeferredConstraints", "GroupNumbers", "defer_constraints", "list_cap_values", "order_caps"]
 
 POSITION = "__position"
 ORDER_ROWS, ORDER_BYTES = 1 << 20, 1 << 30  # of the check that caps are nested
+VALUES_AT_ONCE = 1 << 18  # of a cap's column, for the slots of lists
 PAIR_BYTES = 64  # of a distinct combination of values of all caps
 
 Int32Array = npt.NDArray[np.int32]
@@ -51,13 +52,13 @@ class GroupNumbers:
     def __init__(self) -> None:
         self._known: pa.Array | None = None
 
-    def number(self, values: pa.Array) -> IntArray:
+    def number(self, values: pa.DictionaryArray) -> IntArray:
         """Return (len(values),) the number of each value, from 0; -1 for null."""
-        known = values.slice(0, 0) if self._known is None else self._known
-        encoded = pa.concat_arrays([known, values]).dictionary_encode()
+        known = values.dictionary.slice(0, 0) if self._known is None else self._known
+        encoded = pa.concat_arrays([known, values.dictionary]).dictionary_encode()
         self._known = encoded.dictionary
-        numbers: IntArray = pc.fill_null(encoded.indices[len(known) :], -1).to_numpy(zero_copy_only=False)
-        return numbers.astype(np.int64)
+        numbers = np.append(encoded.indices[len(known) :].to_numpy(), EMPTY_POSITION).astype(np.int64)
+        return numbers[pc.fill_null(values.indices, EMPTY_POSITION).to_numpy(zero_copy_only=False)]
 
 
 @dataclass(slots=True, eq=False)
@@ -132,14 +133,15 @@ class DeferredConstraints:
             for numbers, of_cap in zip(self._numbers, values, strict=True)
         )
 
-    def find_values(self, positions: IntArray) -> list[pa.Array]:
+    def find_values(self, positions: IntArray) -> list[pa.DictionaryArray]:
         """Return the values of items of one shard for each cap, flat; null for none and for position -1."""
         if not self.caps_by:
             return []
-        listed = positions[positions >= 0]
-        start, stop = self._shard_of(listed)
-        slots = pa.array(np.where(positions < 0, 0, positions - start).reshape(-1), mask=(positions < 0).reshape(-1))
-        return [read_cap_values(self.inputs.items, cap.column, start, stop).take(slots) for cap in self.caps_by]
+        start, stop = self._shard_of(positions[positions >= 0])
+        return [
+            _take_values(read_cap_values(self.inputs.items, cap.column, start, stop), positions.reshape(-1), start)
+            for cap in self.caps_by
+        ]
 
     def _shard_of(self, positions: IntArray) -> Range:
         """Return the shard of these positions, the first one for none."""
@@ -167,7 +169,17 @@ def defer_constraints(
     return cast("Constraints", deferred)
 
 
-def list_cap_values(constraints: Constraints, positions: IntArray) -> list[pa.Array]:
+def _take_values(values: pa.Array, positions: IntArray, start: int) -> pa.DictionaryArray:
+    """Return the values at positions that count from `start`, null for -1. Few are in memory one by one at a time."""
+    parts, step = [], max(1, len(positions)) if pa.types.is_null(values.type) else VALUES_AT_ONCE
+    for first in range(0, max(1, len(positions)), step):
+        some = positions[first : first + step]
+        slots = pa.array(np.where(some < 0, 0, some - start), mask=some < 0)
+        parts.append(values.take(slots).dictionary_encode())
+    return parts[0] if len(parts) == 1 else pa.chunked_array(parts).unify_dictionaries().combine_chunks()
+
+
+def list_cap_values(constraints: Constraints, positions: IntArray) -> list[pa.DictionaryArray]:
     """Return the values of items of one shard for each cap, flat; null for none and for position -1."""
     if constraints.free:
         return []
