@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from builders import generator
 from nearcast.engines import ENGINES, choose_engine
 from nearcast.engines.base import JoinRequest, JoinShape
-from nearcast.join.passes import FIXED_BYTES, SMALLEST_SHARD, budget_of_process, bytes_of_pass, count_passes
+from nearcast.join.passes import (
+    FIXED_BYTES,
+    LIBRARY_BYTES,
+    SMALLEST_SHARD,
+    budget_of_process,
+    bytes_of_pass,
+    count_passes,
+)
+from nearcast.join.shard_plan import choose_shards
+from nearcast.knn.query_splits import count_split_rows
 from nearcast.types import Metric
 
 GB = 10**9
@@ -71,3 +81,26 @@ def test_a_worker_has_its_own_budget_or_its_share() -> None:
     assert budget(run={"runner": "processes"}) == 4 * GB
     assert budget(run={"runner": "processes", "workers": 4}) == 2 * GB
     assert budget(memory="8GB", run={"runner": "processes", "workers": 4}) == 8 * GB
+
+
+@pytest.mark.parametrize(("k", "dim"), [(1_000, 128), (50, 2_048), (1, 4)])
+def test_the_buffers_of_a_join_are_those_of_a_task(k: int, dim: int) -> None:
+    shape = replace(SHAPE, request=JoinRequest(Metric.INNER_PRODUCT, k, 0.95), dim=dim, n_items=100_000)
+    rows = count_split_rows(shape.n_queries, dim, k)
+    working = DENSE.estimate_sizes(shape, DENSE.settings()).working_bytes
+    assert 12 * k * rows < working < (40 * k + 8 * dim + 1_000) * rows + (32 << 20)
+
+
+def test_a_process_that_held_memory_before_the_run_joins_in_more_passes() -> None:
+    def count(base_bytes: int, budget: int) -> int:
+        meter = SimpleNamespace(base_bytes=base_bytes, budget_bytes=budget)
+        run = SimpleNamespace(engine=DENSE, settings=DENSE.settings(), spec=generator(), meter=meter)
+        return choose_shards(run, run.spec, SHAPE)
+
+    for budget in (GB, 2 * GB, 3 * GB):
+        usual, more = count(80 << 20, budget), count(600 << 20, budget)
+        assert usual == passes(SHAPE, budget) <= more
+        sizes = DENSE.estimate_sizes(replace(SHAPE, n_items=-(-SHAPE.n_items // more)), DENSE.settings())
+        assert (600 << 20) + LIBRARY_BYTES + max(sizes.memory_bytes, sizes.working_bytes) <= budget
+    assert count(600 << 20, GB) > count(80 << 20, GB)
+    assert count(600 << 20, 100 * GB) == 1
