@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.kernels import rules as random_rules
 
 import nearcast
 from builders import clustered, exact_join
+from nearcast.engines import query_parts
 from nearcast.join.passes import SMALLEST_SHARD
+from nearcast.knn.constraints import Constraints
+from nearcast.knn.eligible import Eligibility
 from nearcast.types import ArrayVectors, Metric
 
 N, K = 2 * SMALLEST_SHARD + 100, 10
@@ -40,3 +44,25 @@ def test_the_exact_engine_needs_no_shards(arrays, monkeypatch):
     monkeypatch.setattr("nearcast.join.build_array_index.ShardedIndex", None)
     queries, items = arrays
     assert nearcast.knn_join(queries[:5], items, k=3, engine="exact", memory=LITTLE).lengths.tolist() == [3] * 5
+
+
+@pytest.mark.parametrize("engine", ["dense", "exact"])
+def test_many_queries_are_joined_some_at_a_time(engine, monkeypatch):
+    queries, items = clustered(500, 8, seed=3), clustered(900, 8, seed=1)
+    monkeypatch.setattr(query_parts, "BATCH_ROWS", 64)
+    told, found = [], []
+    rule = Eligibility(500, 900, (random_rules.interval(np.random.default_rng(2), 500, 900),), 0)
+    for memory in ("16KB", "1GB"):
+        joined = nearcast.knn_join(
+            *(queries, items),
+            k=K,
+            engine=engine,
+            memory=memory,
+            exclude_self=True,
+            constraints=Constraints(rule),
+            progress=lambda *step: told.append(step),
+        )
+        found.append(joined)
+    assert found[0].positions.tolist() == found[1].positions.tolist()
+    assert found[0].scores.tolist() == found[1].scores.tolist()
+    assert ("join", 500, 500) in told

@@ -20,6 +20,9 @@ from nearcast.types import Neighbors
 
 __all__ = ["join_queries", "write_lists"]
 
+PAIRS_SHARE = 4  # pairs of one call of a ranking model take so much of the memory, 1/n
+PAIR_VALUE_BYTES = 16  # of a component of both vectors of a pair, twice
+
 
 def join_queries(run: RunContext, prepared: PreparedInputs, plan: JoinPlan, rows: tuple[int, int]) -> Neighbors:
     """Find the neighbors of the queries at positions start..stop-1. rows: (start, stop)."""
@@ -40,6 +43,9 @@ def write_lists(run: RunContext, prepared: PreparedInputs, start: int, lists: Ne
     """Write the lists of the queries from `start` on into `folder`; a ranking model, if there is one, orders them."""
     rank = make_rank_settings(run.spec, run.workspace.model_base)
     if rank is not None:
-        lists = rank_neighbors(rank, lists, prepared.inputs.queries, prepared.inputs.items, start, folder)
+        items = prepared.inputs.items
+        fitting = run.resources.memory_bytes // PAIRS_SHARE // (PAIR_VALUE_BYTES * items.vectors.dim)
+        rank = replace(rank, batch=min(rank.batch, fitting))
+        lists = rank_neighbors(rank, lists, prepared.inputs.queries, items, start, folder)
     np.save(folder / "positions.npy", lists.positions)
     np.save(folder / "scores.npy", lists.scores)

@@ -24,6 +24,7 @@ from nearcast.engines.base import (
     SearchParams,
     require_constraints,
 )
+from nearcast.engines.query_parts import join_in_parts
 from nearcast.errors import InputError, SpecError
 from nearcast.join.build_array_index import build_array_index
 from nearcast.join.calibrate import MIN_QUERIES, Calibration, QuerySample, calibrate, make_workload
@@ -174,7 +175,7 @@ def _run_job(job: _ArrayJob, folder: Path, progress: Progress) -> JoinResult:
         calibration = _calibrate(job, index)
         params = calibration.params
     calibrated = time.perf_counter()
-    best = index.join(job.queries, request, params, job.resources, progress)
+    best = join_in_parts(index, job.queries, request, params, job.resources, progress)
     seconds = {
         "build": built - started,
         "calibrate": calibrated - built,
