@@ -309,7 +309,7 @@ class RankSpec(SpecTable):
     )
     fetch: Whole = Field(ge=1, le=10_000, description="Candidates that the join finds for each query. At least k.")
     version: str = Field("", description="Change it when the model changes but its own file does not.")
-    batch: Whole = Field(16_384, ge=1, description="Pairs of query and candidate in one call; whole queries only.")
+    batch: Whole = Field(16_384, ge=1, description="Pairs in one call: of whole queries, and fewer if memory is small.")
     timeout_seconds: float = Field(60.0, gt=0, description="Maximum duration of one call.")
 
     @model_validator(mode="after")
