@@ -57,8 +57,13 @@ class GroupNumbers:
         known = values.dictionary.slice(0, 0) if self._known is None else self._known
         encoded = pa.concat_arrays([known, values.dictionary]).dictionary_encode()
         self._known = encoded.dictionary
-        numbers = np.append(encoded.indices[len(known) :].to_numpy(), EMPTY_POSITION).astype(np.int64)
-        return numbers[pc.fill_null(values.indices, EMPTY_POSITION).to_numpy(zero_copy_only=False)]
+        numbers = np.append(_fill_nulls(encoded.indices[len(known) :]), EMPTY_POSITION)
+        return numbers[_fill_nulls(values.indices)]
+
+
+def _fill_nulls(indices: pa.Array) -> IntArray:
+    filled: IntArray = pc.fill_null(indices, EMPTY_POSITION).to_numpy(zero_copy_only=False).astype(np.int64)
+    return filled
 
 
 @dataclass(slots=True, eq=False)

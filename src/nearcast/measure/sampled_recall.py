@@ -86,11 +86,26 @@ def read_sampled_lists(
     snapshot: Snapshot, inputs: Inputs, rows: IntArray, metric: Metric, min_width: int
 ) -> SampledLists:
     """Return the lists of the queries at these (ascending) positions, at least `min_width` wide."""
+    step = max(1, RANGE_SLOTS // max(1, min_width))
+    parts = [
+        _read_lists(snapshot, inputs, rows[start : start + step], metric, min_width)
+        for start in range(0, max(1, len(rows)), step)
+    ]
+    width = max(part.positions.shape[1] for part in parts)
+    lists = SampledLists(
+        np.full((len(rows), width), EMPTY_POSITION, np.int64), np.full((len(rows), width), -np.inf, np.float32)
+    )
+    for number, part in enumerate(parts):
+        some = np.s_[number * step : (number + 1) * step, : part.positions.shape[1]]
+        lists.positions[some], lists.scores[some] = part.positions, part.scores
+    return lists
+
+
+def _read_lists(snapshot: Snapshot, inputs: Inputs, rows: IntArray, metric: Metric, min_width: int) -> Neighbors:
     items, queries = inputs.items, inputs.queries
     numbers = find_positions(queries.ids.take(pa.array(rows)), queries.listed_ids)
     listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers, ["candidate_ids"]), items, min_width))
-    scored = rescore(queries.vectors.take(rows), items.vectors, listed, metric)
-    return SampledLists(scored.positions, scored.scores)
+    return rescore(queries.vectors.take(rows), items.vectors, listed, metric)
 
 
 class OverlapSums:
