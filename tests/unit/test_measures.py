@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nearcast.join import measure_snapshot
 from nearcast.measure.appearances import AppearanceCounter, add_up_appearances
 from nearcast.measure.measures import MEASURES, format_value
 from nearcast.measure.recall import Recall, estimate_recall, recall_per_query, sample_rows
@@ -23,7 +24,7 @@ from nearcast.measure.tally import (
     overlap_per_query,
 )
 from nearcast.table.candidate_schema import rows_per_group
-from nearcast.types import Neighbors
+from nearcast.types import ArrayVectors, Neighbors
 
 EMPTY = -np.inf
 
@@ -307,3 +308,25 @@ def test_every_measure_that_is_computed_has_a_row_in_the_table(tmp_path):
 )
 def test_a_measure_is_written_as_people_read_it(name, value, text):
     assert format_value(name, value) == text
+
+
+@pytest.mark.parametrize("dim", [3, 32, 33, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_close_items_are_found_by_their_first_components_and_lost_by_none(monkeypatch, dim, dtype):
+    rng = np.random.default_rng(dim)
+    items = rng.normal(size=(2_000, dim)) * (20 if dtype == "int8" else 1)
+    items[100:900] = (
+        items[3] * rng.uniform(0.5, 2, (800, 1)) + rng.normal(size=(800, dim)) * 0.2 * np.abs(items[3]).mean()
+    )
+    items[::7] = 0
+    items = items.astype(dtype)
+    probes = np.asarray(items[[3, 10, 150]], np.float32)
+    monkeypatch.setattr(measure_snapshot, "BLOCK_BYTES", 4 * dim * 300)
+    wide, directions = items.astype(np.float64), probes.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)[:, None] * np.linalg.norm(directions, axis=1)
+    cosines = np.divide(wide @ directions.T, lengths, out=np.zeros_like(lengths), where=lengths > 0).max(axis=1)
+    found = set(measure_snapshot._find_close(probes, ArrayVectors(items)).tolist())
+    least = measure_snapshot.SAME_COSINE - measure_snapshot.COSINE_ERROR
+    assert found >= set(np.flatnonzero(cosines >= least + 1e-5).tolist())
+    assert found <= set(np.flatnonzero(cosines >= least - 1e-5).tolist())
+    assert 20 < len(found) < 900
