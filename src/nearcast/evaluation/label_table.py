@@ -49,7 +49,10 @@ class LabelTable:
         """
         for name in columns:
             if name not in self.columns:
-                raise InputError(f"{self.name} has no column {name!r}; its columns are {', '.join(self.columns)}")
+                raise InputError(
+                    f"{self.name} has no column {name!r}; its columns are {', '.join(self.columns)}; name those of "
+                    "queries and items, as --query and --item do"
+                )
         refuse_twice(self.columns, columns, self.name)
         for table in self.read(columns, numbers):
             yield pa.table({name: plain_column(table.column(name)) for name in columns})
