@@ -298,6 +298,7 @@ def test_updates_are_undone_by_number(served_shop):
         ({"items": {1: ((1, 2, 3), "a", "de")}}, "3 components"),
         ({"items": {5: ((1,) * DIM, "a", "de")}, "gone": [5]}, "in both items and gone"),
         ({"gone": ["five"]}, "write one type"),
+        ({"gone": [[5, 6]]}, "one id per vector"),
     ],
 )
 def test_a_bad_batch_is_refused_and_nothing_changes(served_shop, batch, words):
@@ -307,6 +308,12 @@ def test_a_bad_batch_is_refused_and_nothing_changes(served_shop, batch, words):
         shop.update(**batch)
     shop.items = items
     assert shop.served() == before
+
+
+def test_one_id_that_is_no_list_is_refused(served_shop):
+    shop, _ = served_shop
+    with pytest.raises(InputError, match="must be ids or a file of them, got 5"):
+        nearcast.update(shop.spec(), gone=5, store=shop.store)
 
 
 def decode_all(served):

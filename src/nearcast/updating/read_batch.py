@@ -9,7 +9,7 @@ import errno
 import io
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,10 @@ def _read_gone(source: SourceSpec, kind: pa.DataType, data: object | None) -> pa
         ids = read(where, source.id, kind)
     elif is_table(data) and not isinstance(data, tuple):
         ids = _pick_column(pa.table(data), source.id, where)
+    elif not isinstance(data, Iterable):
+        raise InputError(f"{where} must be ids or a file of them, got {data!r}; give one id as a list")
     else:
-        values = data if isinstance(data, pa.Array | pa.ChunkedArray) else list(data)  # type: ignore[call-overload]
+        values = data if isinstance(data, pa.Array | pa.ChunkedArray) else list(data)
         ids = id_array(np.asarray(values), where) if len(values) else pa.array([], kind)
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     if len(ids) and plain_id_type(ids.type, where, source.id) != kind:
