@@ -8,11 +8,11 @@ from unittest import mock
 
 import nearcast
 import nearcast.api.updates
-import nearcast.stores.lmdb
 from nearcast.api.updates import open_follower
 from nearcast.errors import NearcastError
 from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.stores import patch_log, patch_record
+from nearcast.stores.lmdb import LmdbStore
 from nearcast.stores.lmdb_patches import LmdbPatches
 from nearcast.updating import journal
 from nearcast.updating import update as updates
@@ -74,7 +74,10 @@ def update_until(step: str, times: int, ahead: float, spec: dict, store: str, ba
 
     for place, what, value in ((owner, name, do_step), *FOLD_EARLY):
         setattr(place, what, value)
-    with mock.patch("time.time", side_effect=lambda: clock() + ahead):
+    with (
+        mock.patch("time.time", side_effect=lambda: clock() + ahead),
+        mock.patch.object(LmdbStore, "now", side_effect=lambda: clock() + ahead),
+    ):
         try:
             nearcast.update(spec, store=store, max_lists_changed=1.0, **batch)
         except NearcastError:

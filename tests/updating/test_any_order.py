@@ -28,6 +28,8 @@ from nearcast.errors import NotFoundError
 from nearcast.publishing.compact_overlay import CLOCK_SKEW_SECONDS
 from nearcast.stores import open_store, patch_record
 from nearcast.stores.base import Space
+from nearcast.stores.lmdb import LmdbStore
+from nearcast.stores.redis import RedisStore
 from nearcast.stores.value_format import decode_list, encode_key
 from nearcast.updating import journal
 from servers import redis_program, redis_running
@@ -92,6 +94,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.ahead, real = 0.0, time.time
         self.stack.enter_context(mock.patch("time.time", side_effect=lambda: real() + self.ahead))
+        for store in (LmdbStore, RedisStore):  # their clocks go on with this one
+            self.stack.enter_context(mock.patch.object(store, "now", side_effect=time.time))
         self.stack.enter_context(mock.patch.object(journal, "MERGED_AT_ONCE", 1))
         self.stack.enter_context(mock.patch.object(patch_record, "GROUP_PATCHES", 2))
         self.n_fulls = 0
