@@ -99,7 +99,9 @@ def _move(state: ServedState, queries: LiveTable, values: AnyArray, missing: np.
     if queries is state.queries:
         return values.copy()
     before = state.queries.find(queries.ids)
-    return np.where(before >= 0, values[before], missing).astype(values.dtype)
+    moved, known = np.full(len(before), missing, values.dtype), before >= 0  # before, there may have been none
+    moved[known] = values[before[known]]
+    return moved
 
 
 def _list_thresholds(lists: Neighbors, k: int) -> FloatArray:
