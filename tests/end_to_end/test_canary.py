@@ -195,11 +195,14 @@ def test_two_watchers_end_one_canary_once(folder, tmp_path):
     with canary_of(url, empty_tenth()) as store, running(folder / "run", "shop", "--store", url) as service:
         command = [at.NEARCAST, "canary", "shop.toml", "--watch", "--every", "0.1", "--service", service.url]
         command += ["--store", url]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        watchers = [subprocess.Popen(command, cwd=folder, env=at.environment(), **pipes) for _ in range(2)]
+        for watcher in watchers:
+            assert "wait" in watcher.stderr.readline()  # both have found it
         with load_on(service):
-            watchers = [
-                subprocess.Popen(command, cwd=folder, env=at.environment(), stderr=subprocess.DEVNULL) for _ in range(2)
-            ]
-            assert [watcher.wait(PATIENCE) for watcher in watchers] == [17, 17]
+            for watcher in watchers:
+                watcher.communicate(timeout=PATIENCE)
+        assert [watcher.returncode for watcher in watchers] == [17, 17]
         kinds = [event.kind for event in store.pointer("shop").events]
         assert kinds.count("canary_withdrawn") == 1
 
