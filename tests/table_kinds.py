@@ -39,6 +39,14 @@ class DeltaKind:
         """Remove the files that only old versions have."""
         self._table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
 
+    def create(self, schema: pa.Schema) -> None:
+        """Create the table without rows."""
+        self.library.DeltaTable.create(f"{self.root}/items", schema)
+
+    def compact(self) -> None:
+        """Put the rows of small files together."""
+        self._table.optimize.compact()
+
     def rewrite(self) -> None:
         """Write the same rows into other files."""
         self.library.write_deltalake(f"{self.root}/items", self._table.to_pyarrow_table(), mode="overwrite")
@@ -87,6 +95,12 @@ class LanceKind:
 
         self._dataset.cleanup_old_versions(older_than=timedelta(0))
 
+    def create(self, schema: pa.Schema) -> None:
+        self.library.write_dataset(schema.empty_table(), f"{self.root}/items.lance")
+
+    def compact(self) -> None:
+        self._dataset.optimize.compact_files()
+
     def rewrite(self) -> None:
         self.library.write_dataset(self._dataset.to_table(), f"{self.root}/items.lance", mode="overwrite")
 
@@ -133,6 +147,12 @@ class IcebergKind:
 
     def forget(self, version: int) -> None:
         self._table.maintenance.expire_snapshots().by_id(version).commit()
+
+    def create(self, schema: pa.Schema) -> None:
+        self.catalog.create_table("shop.items", schema=schema)
+
+    def compact(self) -> None:
+        self.rewrite()
 
     def rewrite(self) -> None:
         self._table.overwrite(self._table.scan().to_arrow())

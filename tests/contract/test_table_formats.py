@@ -205,6 +205,22 @@ def test_a_table_without_rows_is_an_empty_input(made, tmp_path):
         run_generator(generator(items={"table": made.location}), tmp_path)
 
 
+def test_a_table_that_was_never_written_is_an_empty_input(made, tmp_path):
+    made.create(SCHEMA)
+    with pytest.raises(InputError, match=r"no rows|no row"):
+        run_generator(generator(items={"table": made.location}), tmp_path)
+
+
+def test_a_table_whose_files_were_compacted_has_the_same_rows(made, tmp_path):
+    for start in range(0, 60, 20):
+        made.write(rows(start, start + 20))
+    made.delete("id = 3")
+    before = read(spec_of(made), tmp_path)
+    made.compact()
+    assert read(spec_of(made), tmp_path) == before
+    assert len(before) == 59
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_that_is_not_there_is_an_error(kind, tmp_path, monkeypatch):
     made = open_kind(kind, str(tmp_path), tmp_path, monkeypatch)
