@@ -16,7 +16,7 @@ from tests.end_to_end import shop as at
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = os.environ.get("NEARCAST_IMAGE_BASE", "")
 BUILD = ["--file", "deploy/docker/Dockerfile", "--pull=never", "--build-arg", f"BASE={BASE}"]
-COMMAND = "nearcast refresh shop.toml --quiet && nearcast lookup shop q007 --json && id -u"
+COMMAND = "nearcast refresh shop.toml --quiet >&2 && nearcast lookup shop q007 --json && id -u"
 NETWORK_SETTINGS = ("index-url", "cert", "proxy", "trusted-host")  # of pip
 
 pytestmark = pytest.mark.slow
