@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,23 @@ def test_long_cells_are_cut_with_their_count_unless_they_are_asked_for(hostile: 
             succeed("lookup", "shop", HOSTILE[0], *more, "--columns", "countries", "--json", cwd=hostile).stdout
         )
         assert told["candidates"][0]["countries"] == COUNTRIES
+
+
+def test_a_look_up_shows_the_display_columns_from_disk_and_from_the_store(hostile: Path, watched: Watching) -> None:
+    for more in ((), ("--published",)):
+        found = json.loads(succeed("lookup", "shop", "country-1", "--json", *more, cwd=hostile).stdout)
+        assert found["candidates"][0].keys() == {"id", "score", "name", "text", "countries"}
+    elsewhere = hostile / "elsewhere"  # a machine that did not make the snapshot: all columns of the store
+    elsewhere.mkdir(exist_ok=True)
+    store = ("--store", f"lmdb:{hostile / 'nearcast' / 'store'}")
+    found = json.loads(succeed("lookup", "shop", "country-1", "--json", *store, cwd=elsewhere).stdout)
+    assert "group" in found["candidates"][0]
+
+
+def test_the_snapshots_of_a_generator_fit_a_screen_with_whole_times(hostile: Path, watched: Watching) -> None:
+    lines = succeed("snapshots", cwd=hostile).stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d ", lines[1])
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_ones(hostile: Path, watched: Watching) -> None:
