@@ -666,6 +666,18 @@ def fuzz_match_sorted_texts(rng: np.random.Generator, isa: str) -> tuple[Call, C
     )
 
 
+def fuzz_gather_texts(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
+    texts = distinct_ids(rng, TEXT, rows(rng, 200))
+    positions = rng.integers(len(texts), size=rows(rng)) if texts else np.empty(0, np.int64)
+    wanted = [texts[position] for position in positions]
+
+    def check(found: Any) -> None:
+        np.testing.assert_array_equal(found[0], offsets_of(wanted))
+        np.testing.assert_array_equal(found[1], bytes_of(wanted))
+
+    return Call(native.gather_texts, [offsets_of(texts), bytes_of(texts), positions]), check
+
+
 def fuzz_equal_rows(rng: np.random.Generator, isa: str) -> tuple[Call, Callable[[Any], None]]:
     size, n = int(rng.choice([0, 1, 3, 64, 1000])), rows(rng)
     others = rng.integers(3, size=(rows(rng), size)).astype(np.uint8)
@@ -716,6 +728,7 @@ ENTRY_POINTS = {
     "renew_lists": fuzz_renew_lists,
     "count_left": fuzz_count_left,
     "match_sorted_texts": fuzz_match_sorted_texts,
+    "gather_texts": fuzz_gather_texts,
     "equal_rows": fuzz_equal_rows,
     "build_index": fuzz_index,
 }
