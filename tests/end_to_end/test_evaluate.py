@@ -19,6 +19,7 @@ from tests.end_to_end.shop import fail, manifest, succeed, write_rows, write_spe
 
 import nearcast
 from nearcast.api.distributed import gather_run, plan_run
+from nearcast.api.evaluations import find_evaluation
 from nearcast.api.shared_runs import work_on
 from nearcast.dashboard.document import build_document
 from nearcast.errors import AuditError, InputError, NotFoundError, SpecError, TargetError
@@ -474,4 +475,7 @@ def test_lists_and_labels_in_a_bucket_are_judged_like_local_ones(
     monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "another-host"))
     found: Evaluation = nearcast.evaluate(spec)
     assert found.metrics["hit_rate_at_10"].value == facts["metrics"]["hit_rate_at_10"]["value"]
+    judged = find_evaluation(made)
+    assert judged is not None
+    assert judged[1]["generator"] == "shop"  # by the command: what a run records lacks it
     nearcast.publish(spec)
