@@ -171,8 +171,8 @@ class CanaryView(View):
 
     def _split_keys(self, keys: Sequence[Any], options: LookupOptions) -> list[tuple[View, Sequence[int]]]:
         """Return both arms with the positions of their keys. Of the keys in the share some are queued for measuring."""
-        hashes = self._hash_all(keys)
-        inside = [at for at, hashed in enumerate(hashes) if hashed < self.canary.threshold]
+        hashes, threshold = self._hash_all(keys), self.canary.threshold
+        inside = [at for at, hashed in enumerate(hashes) if hashed < threshold]
         if inside:
             self.tally.count_routed(len(inside))
             for at in inside[:: -(-len(inside) // MOST_WAITING)]:
