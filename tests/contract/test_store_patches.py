@@ -247,11 +247,26 @@ def test_a_lost_patch_of_a_group_is_an_error_of_the_rollback_that_needs_it(store
         with pytest.raises(DamagedError, match="000001"):
             log.roll_back(1, 2, lock)
         assert values(reader, [b"all"]) == [b"3"]
+        with pytest.raises(DamagedError, match="000001"):
+            log.compact(1, 1, lock)
+        assert values(reader, [b"all"]) == [b"3"]
         log.roll_back(1, 0, lock)
         assert values(reader, [b"all"]) == [None]
 
 
-def test_a_damaged_older_patch_does_not_stop_newer_ones_and_is_not_folded(store, place, log, monkeypatch):
+def test_a_fold_by_itself_takes_no_group_apart(store, log, small_groups, monkeypatch):
+    monkeypatch.setattr(patch_log, "MOST_PATCHES", 5)
+    monkeypatch.setattr(patch_log, "FOLD_TO", 2)
+    load(store, lists=BASE)
+    for number in range(1, 7):
+        write(store, number, [(b"all", b"%d" % number), (b"key%06d" % number, b"%d" % number)])
+    kept = 3 if log.groups_patches else 2
+    assert [patch.number for patch in log.state(1).patches] == list(range(7 - kept, 7))
+    with opened(store) as reader:
+        assert values(reader, [b"all", b"key000001", b"key000006", b"key000007"]) == [b"6", b"1", b"6", b"value 7"]
+
+
+def test_a_damaged_older_patch_does_not_stop_newer_ones_and_is_not_merged(store, place, log, monkeypatch):
     monkeypatch.setattr(patch_record, "GROUP_PATCHES", 2)
     monkeypatch.setattr(patch_log, "MOST_PATCHES", 2)
     monkeypatch.setattr(patch_log, "FOLD_TO", 1)
@@ -260,7 +275,9 @@ def test_a_damaged_older_patch_does_not_stop_newer_ones_and_is_not_folded(store,
     damage_segment(place)
     for number in range(2, 5):  # an error would say that the patch is not in force
         write(store, number, [(b"b", b"%d" % number)])
-    assert [patch.number for patch in log.state(1).patches] == [1, 2, 3, 4]  # a fold would hide what was lost
+    assert log.state(1).newest.number == 4
+    with pytest.raises(DamagedError, match=r"patch|000001"):  # a merged one would hide what was lost
+        store.open(SHOP, 1, verify=True)
     with store.lock(SHOP) as lock, pytest.raises(DamagedError, match="000001"):
         log.compact(1, 0, lock)
 

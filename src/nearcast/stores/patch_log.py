@@ -53,7 +53,7 @@ class SegmentLog:
         raise NotImplementedError
 
     def check_segment(self, version: int, segment: Segment) -> None:
-        """Raise DamagedError if a segment that a rollback brings back was lost or changed. Of a store with groups."""
+        """Raise DamagedError if a segment was lost or changed. For a store that groups patches."""
         raise NotImplementedError
 
     def state(self, version: int) -> PatchState:
@@ -70,7 +70,7 @@ class SegmentLog:
         self.replace(records.put(patch.version, record), patch.version, lock)
         if len(record.patches) > MOST_PATCHES:
             with contextlib.suppress(NearcastError):  # the patch is in force; the next write tries again
-                self.compact(patch.version, FOLD_TO, lock)
+                self.compact(patch.version, record.align(FOLD_TO), lock)
 
     def _group(self, version: int, record: PatchRecord) -> PatchRecord:
         """Merge the newest patches for readers, if there are enough; leave them as they are if that fails."""
@@ -86,10 +86,14 @@ class SegmentLog:
         old = records.record(version)
         new = old.roll_back(to)
         if new != old:
-            for segment in new.segments:
-                if segment not in old.segments:
-                    self.check_segment(version, segment)
+            self._check_originals(version, old, new)
             self.replace(records.put(version, new), version, lock)
+
+    def _check_originals(self, version: int, old: PatchRecord, new: PatchRecord) -> None:
+        """Raise DamagedError if a patch of a group that is taken apart was lost or changed meanwhile."""
+        for segment in new.segments:
+            if segment not in old.segments and segment in old.stored_segments:
+                self.check_segment(version, segment)
 
     def compact(self, version: int, keep: int, lock: PublishLock) -> None:
         """Fold all patches of a version but the newest `keep`."""
@@ -102,7 +106,9 @@ class SegmentLog:
         if len(old) > 1:
             last = record.patches[: len(record.patches) - keep][-1]
             merged = self.merge_segments(version, _name_merged(old, last), old)
-        self.replace(records.put(version, record.fold(keep, merged)), version, lock)
+        new = record.fold(keep, merged)
+        self._check_originals(version, record, new)
+        self.replace(records.put(version, new), version, lock)
 
 
 def read_parts(reader: SegmentReader) -> Iterator[Mapping[Space, Sequence[Pair]]]:

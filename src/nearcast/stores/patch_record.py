@@ -21,7 +21,7 @@ __all__ = ["FOLD_TO", "MOST_PATCHES", "PatchRecord", "PatchRecords", "Segment"]
 
 FORMAT = 1
 MOST_PATCHES = 64  # each can be rolled back, and is a segment; a write folds older ones
-FOLD_TO = 32  # patches that are left then
+FOLD_TO = 32  # patches that are left then, and the rest of a group
 GROUP_PATCHES = 8  # of which readers of some stores get one segment
 GROUP_BYTES = 64 << 20  # of these patches: merging larger ones would delay an update by seconds
 MERGE_RATIO = 2  # folded segments grow by this factor, so that there are few, and a pair is copied a few times
@@ -87,6 +87,15 @@ class PatchRecord:
         old = self.choose_group()
         originals = {**self.originals, merged.name: old}
         return replace(self, segments=(*self.segments[: -len(old)], merged), originals=originals)
+
+    def align(self, keep: int) -> int:
+        """Return the least number of the newest patches, `keep` or more, that takes no group apart."""
+        n = 0
+        for segment in reversed(self.segments):
+            if n >= keep:
+                break
+            n += len(self.originals.get(segment.name, (segment,)))
+        return n
 
     def choose_merged(self, keep: int) -> tuple[Segment, ...]:
         """Return the segments to merge into one, oldest first, to fold all patches but the newest `keep`."""
