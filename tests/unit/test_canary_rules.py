@@ -256,6 +256,15 @@ def test_a_watcher_whose_store_stays_away_ends_undecided(store, monkeypatch):
     assert store.pointer(SHOP).canary is not None
 
 
+def test_a_store_that_is_empty_all_at_once_has_not_withdrawn_its_canary(store, monkeypatch):
+    pointers = [start(store), None, None]
+    now = store.pointer
+    monkeypatch.setattr(store, "pointer", lambda name: pointers.pop(0) if pointers else now(name))
+    outcome, notes = watch_store(store, arm())
+    assert (outcome.outcome, len(notes)) == ("withdrawn", 1)  # its facts have no checksum: see below
+    assert "shop has no current version in lmdb:" in notes[0]
+
+
 def test_a_watcher_waits_for_the_lock(store):
     start(store)
     busy = [BusyError("shop is held by process 7")]

@@ -109,7 +109,9 @@ def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryRepo
     while True:
         try:
             pointer = watched.store.pointer(watched.generator)
-            if pointer is None or not first.is_same(pointer.canary):
+            if pointer is None:  # a volume that is not mounted looks like an empty store
+                raise NotFoundError(f"{watched.generator} has no current version in {watched.store.url} any more")
+            if not first.is_same(pointer.canary):
                 return _describe_end(first, pointer, report)
             seconds = time.monotonic() - started
             if seconds - read_at >= HITS_SECONDS:
@@ -139,8 +141,8 @@ def watch(watched: CanaryWatch, every_seconds: float, show: Callable[[CanaryRepo
         time.sleep(every_seconds)
 
 
-def _describe_end(first: Canary, pointer: Pointer | None, report: CanaryReport | None) -> CanaryOutcome:
+def _describe_end(first: Canary, pointer: Pointer, report: CanaryReport | None) -> CanaryOutcome:
     """Return how others have ended the canary."""
-    if pointer is not None and pointer.version == first.version:
+    if pointer.version == first.version:
         return CanaryOutcome("promoted", "it was promoted by others", report)
     return CanaryOutcome("withdrawn", "it was withdrawn or replaced by others", report)
