@@ -323,21 +323,6 @@ print(*[name for name in ("numpy", "pyarrow", "pydantic", "rich") if name in sys
     assert python(code) == []
 
 
-def test_a_command_imports_pandas_only_where_somebody_converts_to_it():
-    pytest.importorskip("pandas")
-    code = """
-import sys, numpy, pyarrow
-from nearcast.cli import cli
-cli.get_command(None, "run")
-from pyarrow import dataset
-made = pyarrow.array(["a", None]).to_pylist(), pyarrow.array(numpy.ones(2)).to_numpy()
-print("pandas" in sys.modules)
-frame = pyarrow.table({"a": [1.5, None]}).to_pandas()
-print(float(frame["a"].sum()), pyarrow.array(frame["a"], from_pandas=True).null_count)
-"""
-    assert python(code) == ["False", "1.5", "1"]
-
-
 def test_the_errors_are_a_tree_with_an_exit_code_each():
     from nearcast import errors
 

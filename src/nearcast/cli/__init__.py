@@ -11,7 +11,6 @@ import logging
 import sys
 import warnings
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 import click
@@ -86,7 +85,6 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"nearcast.cli.{cmd_name}"), cmd_name)
-        _leave_out_pandas()
         return command
 
     def resolve_command(
@@ -141,31 +139,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped: finished work is kept, and the same command continues it", err=True)
         sys.exit(INTERRUPTED)
-
-
-def _leave_out_pandas() -> None:
-    """Let pyarrow look for pandas now, and find none: its import with the first array takes 0.3 s and some 50 MB.
-
-    `to_pandas` looks again, and finds it.
-    """
-    arrow = sys.modules.get("pyarrow")
-    if arrow is None or "pandas" in sys.modules:
-        return
-    sys.meta_path.insert(0, _NoPandas)
-    try:
-        arrow.array([])
-    finally:
-        sys.meta_path.remove(_NoPandas)
-
-
-class _NoPandas(MetaPathFinder):
-    """Finder that refuses pandas."""
-
-    @classmethod
-    def find_spec(cls, name: str, *_place: Any) -> None:
-        """Raise ModuleNotFoundError for pandas; find nothing else."""
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
 
 
 def _show_warning(message: Warning | str, *_place: Any, **_options: Any) -> None:
