@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
-MEASURE_BYTES = 108 << 20  # of measuring, beside the blocks of the exact join: a row group, samples
+MEASURE_BYTES = 101 << 20  # of measuring, beside the blocks of the exact join: a row group, samples
 SECONDS_PER_SLOT, SECONDS_PER_LIST = 180e-9, 2e-6  # to write the table; measured on packages, two cores
+SAMPLED_SLOT_BYTES = 72  # of a slot of the measured lists and their truth
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
@@ -183,9 +184,10 @@ def _measure_memory(slots: int) -> int:
 
 
 def _truth_memory(run: RunContext, shape: JoinShape, queries: int) -> int:
-    """Estimate the memory of the exact join of the sampled queries, whose lists are wider than those of the run."""
+    """Estimate the memory of the exact join of the sampled queries, with wider lists, and of their lists."""
     blocks = choose_blocks(shape.dim, cached_width(shape.request.k), run.resources)
-    return blocks.bytes_per_thread * min(run.resources.threads, -(-queries // QUERY_ROWS))
+    lists = queries * shape.request.k * SAMPLED_SLOT_BYTES
+    return blocks.bytes_per_thread * min(run.resources.threads, -(-queries // QUERY_ROWS)) + lists
 
 
 def require_budget(estimate: RunEstimate, run: RunContext) -> None:
