@@ -182,7 +182,7 @@ def test_units_of_a_table_cover_every_row_once(made, tmp_path):
     assert sorted(found) == list(range(400))
 
 
-@pytest.mark.parametrize("at", [99, "1999-01-01T00:00:00Z", "no-such-name"])
+@pytest.mark.parametrize("at", [99, "1999-01-01T00:00:00Z", "no-such-name", 8_000_000_000_000_000_000])
 def test_a_version_that_never_was_is_an_error(made, tmp_path, at):
     made.write(rows(0, 5))
     with pytest.raises(InputError, match="at = "):

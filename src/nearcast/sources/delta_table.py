@@ -127,8 +127,10 @@ def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
             f'{name}: at = {at!r} is neither a version nor a time; write at = 12 or at = "2026-11-28T06:00:00Z"'
         )
     try:
-        table = library.DeltaTable(uri, version=at if isinstance(at, int) else None)
-        if isinstance(at, datetime):
+        table = library.DeltaTable(uri)
+        if isinstance(at, int) and at > table.version():  # the library would try every version up to it
+            raise InputError(f"{name} has no version at = {at}; the newest is {table.version()}")
+        if at is not None and at != table.version():
             table.load_as_version(at)
         return table
     except library.exceptions.TableNotFoundError as error:
