@@ -357,7 +357,8 @@ def test_a_killed_writer_leaves_a_patch_whole_or_not_at_all(store, place, log):
     url = place.with_timeout(0.5)
     with opened(store) as reader:
         for kill, delay in enumerate(itertools.accumulate([0.004] * 12)):
-            with place.start("patch", url, SHOP, 1) as worker:
+            with place.start("patch", url, SHOP, 1) as worker, contextlib.ExitStack() as ended:
+                ended.callback(worker.kill)  # also after an error, or this process waits for it without end
                 assert worker.stdout.readline() == "begun\n", worker.stderr.read()
                 end = time.monotonic() + delay
                 while time.monotonic() < end:
