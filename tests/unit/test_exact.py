@@ -133,3 +133,9 @@ def test_blocks_shrink_with_the_budget_and_stay_within_it():
     assert small.query_rows < large.query_rows
     assert small.bytes_per_thread * 2 <= 4 << 20
     assert choose_blocks(64, 10, Resources(2, 1)).query_rows >= 1
+
+
+def test_blocks_are_smaller_under_caps_since_all_pairs_of_the_first_one_may_stay():
+    free, capped = (choose_blocks(64, 50, Resources(2, 300 << 20), capped=capped) for capped in (False, True))
+    assert capped.query_rows * capped.item_rows < free.query_rows * free.item_rows
+    assert capped.bytes_per_thread * 2 <= 75 << 20

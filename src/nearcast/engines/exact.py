@@ -117,7 +117,7 @@ class ExactEngine:
         n_queries = min(len(block), TRIAL_QUERIES)
         per_pair = max(all_ - few, all_ / 8) / (n_queries * max(1, len(block) - half))
         start = max(0.0, all_ / n_queries - per_pair * len(block))
-        blocks = choose_blocks(shape.dim, request.k, resources)
+        blocks = choose_blocks(shape.dim, request.k, resources, capped=bool(shape.request.constraints.caps))
         return Estimate(
             {"join": (start + per_pair * shape.n_items) * shape.n_queries},
             blocks.bytes_per_thread * resources.threads + WORKING_BYTES,

@@ -185,7 +185,8 @@ def _measure_memory(slots: int) -> int:
 
 def _truth_memory(run: RunContext, shape: JoinShape, queries: int) -> int:
     """Estimate the memory of the exact join of the sampled queries, with wider lists, and of their lists."""
-    blocks = choose_blocks(shape.dim, cached_width(shape.request.k), run.resources)
+    width = cached_width(shape.request.k)
+    blocks = choose_blocks(shape.dim, width, run.resources, capped=bool(run.spec.caps))
     lists = queries * shape.request.k * SAMPLED_SLOT_BYTES
     return blocks.bytes_per_thread * min(run.resources.threads, -(-queries // QUERY_ROWS)) + lists
 

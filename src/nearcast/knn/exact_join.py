@@ -40,6 +40,7 @@ QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays 
 ITEM_ROWS = 2_048
 POOL_LISTS = 4  # the pool is cut when it holds this many lists' worth of pairs: rarely, and still small
 BLOCKS_SHARE = 4  # blocks of all threads take so much of the memory, 1/n: other parts of a run take the rest
+CAPPED_PAIR_BYTES = 128  # of a pair while the pool is cut: under caps all pairs of the first blocks may be in it
 PAIR_ROWS_BYTES = 32 << 20  # vectors gathered at a time when true scores are computed
 DEFAULT_RESOURCES = Resources()
 
@@ -55,12 +56,13 @@ class Blocks:
     bytes_per_thread: int
 
 
-def choose_blocks(dim: int, k: int, resources: Resources) -> Blocks:
-    """Choose block sizes so that the worker threads stay within a share of the memory."""
+def choose_blocks(dim: int, k: int, resources: Resources, *, capped: bool = False) -> Blocks:
+    """Choose block sizes so that the worker threads stay within a share of the memory. capped: lists have caps."""
     query_rows, item_rows = QUERY_ROWS, ITEM_ROWS
     while True:
         # scores and their mask, both blocks as float32, one item block in the type of the table, survivors of a block
         size = query_rows * item_rows * 6 + (query_rows + item_rows) * dim * 8 + query_rows * k * POOL_LISTS * 64
+        size += query_rows * item_rows * CAPPED_PAIR_BYTES * capped
         if size * resources.threads <= resources.memory_bytes // BLOCKS_SHARE or query_rows <= 16:
             return Blocks(query_rows, item_rows, size)
         query_rows //= 2
@@ -80,7 +82,7 @@ def exact_join(
     """
     n = queries.shape[0]
     best = Neighbors.empty(n, request.k)
-    blocks = choose_blocks(items.dim, request.k, resources)
+    blocks = choose_blocks(items.dim, request.k, resources, capped=bool(request.constraints.caps))
     if n == 0 or items.n == 0:
         return best
     jobs = [slice(start, min(n, start + blocks.query_rows)) for start in range(0, n, blocks.query_rows)]
