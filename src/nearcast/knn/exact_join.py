@@ -40,7 +40,7 @@ QUERY_ROWS = 512  # with ITEM_ROWS, a 4 MB block of scores per thread: it stays 
 ITEM_ROWS = 2_048
 POOL_LISTS = 4  # the pool is cut when it holds this many lists' worth of pairs: rarely, and still small
 BLOCKS_SHARE = 4  # blocks of all threads take so much of the memory, 1/n: other parts of a run take the rest
-CAPPED_PAIR_BYTES = 128  # of a pair while the pool is cut: under caps all pairs of the first blocks may be in it
+CAPPED_PAIR_BYTES = 64  # of a pair while the pool is cut: under caps all pairs of the first blocks may be in it
 PAIR_ROWS_BYTES = 32 << 20  # vectors gathered at a time when true scores are computed
 DEFAULT_RESOURCES = Resources()
 
