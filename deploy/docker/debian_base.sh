@@ -2,7 +2,7 @@
 # Build the base image of the Dockerfile from Debian's packages, for machines that reach no registry of images.
 #   deploy/docker/debian_base.sh [NAME]    # default: localhost/python-base
 #   buildah bud -f deploy/docker/Dockerfile --build-arg BASE=localhost/python-base -t nearcast .
-# Needs mmdebstrap, buildah and root. SUITE=bookworm and MIRROR=http://deb.debian.org/debian choose what is installed.
+# Needs mmdebstrap, buildah and root. SUITE (bookworm) and MIRROR (that of mmdebstrap) choose what is installed.
 set -eu
 name="${1:-localhost/python-base}"
 files="$(mktemp -d)"
@@ -12,7 +12,7 @@ mmdebstrap --variant=minbase --include=ca-certificates,python3,python3-dev,pytho
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' \
   --customize-hook='rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED' \
-  "${SUITE:-bookworm}" "$files/root.tar" "${MIRROR:-http://deb.debian.org/debian}"
+  "${SUITE:-bookworm}" "$files/root.tar" ${MIRROR:+"$MIRROR"}
 container="$(buildah from scratch)"
 buildah add --quiet "$container" "$files/root.tar" /
 buildah commit --rm "$container" "$name"
