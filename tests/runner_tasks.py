@@ -121,6 +121,16 @@ def _describe(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, Any
     return {"pid": os.getpid(), "threads": resources.threads, "memory": resources.memory_bytes}
 
 
+def _meet(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, Any]:
+    """Wait until `processes` have begun calls, for a minute at most: a worker may start much later than another."""
+    begun, until = Path(place.results) / "attempts", time.monotonic() + 60
+    while len({pid for path in begun.iterdir() for pid in path.read_text().split()}) < call.args["processes"]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    return _describe(place, TaskCall(call.name, call.kind, {}), attempt)
+
+
 def _talk(place: WorkArea, call: TaskCall, attempt: int) -> Mapping[str, Any]:
     """Print something that looks like a reply, and read."""
     print(json.dumps({"outcome": "mine"}), flush=True)
@@ -135,5 +145,6 @@ FUNCTIONS: dict[str, Callable[[WorkArea, TaskCall, int], Mapping[str, Any]]] = {
     "crash": _crash,
     "refuse": _refuse,
     "describe": _describe,
+    "meet": _meet,
     "talk": _talk,
 }

@@ -14,7 +14,7 @@ class ClusterContract(RunnerContract):
     lost: str  # what the error of a worker that died in each attempt says
 
     def test_calls_run_on_both_workers_with_the_cores_that_the_engine_reserved(self, runner, tmp_path):
-        outcomes = list(runner.run(perform, area(tmp_path), calls(8, "describe", seconds=0.5)))
+        outcomes = list(runner.run(perform, area(tmp_path), calls(8, "meet", processes=2)))
         assert len({outcome.facts["pid"] for outcome in outcomes}) >= 2
         assert {outcome.facts["threads"] for outcome in outcomes} == {1}
 

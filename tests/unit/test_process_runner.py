@@ -60,7 +60,7 @@ def test_workers_divide_the_cores_and_the_memory_and_live_for_all_stages_of_a_ru
     monkeypatch.setenv("NEARCAST_THREADS", "7")
     monkeypatch.setenv("NEARCAST_MEMORY", "1200MB")
     with ProcessRunner(3) as runner:
-        stages = [list(runner.run(perform, area(tmp_path), calls(6, "describe", seconds=0.1))) for _ in range(2)]
+        stages = [list(runner.run(perform, area(tmp_path), calls(6, "meet", processes=3))) for _ in range(2)]
     facts = [outcome.facts for stage in stages for outcome in stage]
     assert {fact["threads"] for fact in facts} == {2}
     assert {fact["memory"] for fact in facts} == {400_000_000}
@@ -89,7 +89,7 @@ def test_there_are_no_more_threads_than_cores_however_many_workers(tmp_path, mon
 
 def test_close_leaves_no_process(tmp_path):
     runner = ProcessRunner(2)
-    pids = {outcome.facts["pid"] for outcome in runner.run(perform, area(tmp_path), calls(8, seconds=0.05))}
+    pids = {outcome.facts["pid"] for outcome in runner.run(perform, area(tmp_path), calls(8, "meet", processes=2))}
     runner.close()
     runner.close()
     assert len(pids) == 2
