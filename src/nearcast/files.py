@@ -18,7 +18,6 @@ import shutil
 import stat
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
-LARGE_FILE, MOST_WRITTEN = 1 << 16, 1_000
-_written: OrderedDict[tuple[int, int, int, int], str] = OrderedDict()  # hashes of large files that were finished last
 SAME_SCHEMES = {
     "s3a": "s3",
     "s3n": "s3",
@@ -161,23 +158,9 @@ def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()
-        listed[name] = {"bytes": path.stat().st_size, "blake2b": _hash_written(path)}
+        listed[name] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
     text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True, ensure_ascii=False)
     write_text(folder / MANIFEST, text + "\n")
-
-
-def _hash_written(path: Path) -> str:
-    """Hash a file that was just written. A large one is not read again under a second name of this process."""
-    facts = path.stat()
-    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    if facts.st_size < LARGE_FILE:
-        return file_hash(path)
-    if facts.st_nlink > 1 and (known := _written.get(key)) is not None:
-        return known
-    _written[key] = found = file_hash(path)
-    if len(_written) > MOST_WRITTEN:
-        _written.popitem(last=False)
-    return found
 
 
 def is_done(folder: Path) -> bool:

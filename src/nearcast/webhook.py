@@ -135,7 +135,7 @@ def _deliver(webhook: Webhook, data: bytes) -> DeliveryFailure | None:
         if answer is None:  # no handler supports the proxy of the environment
             return DeliveryFailure(f"the proxy for {webhook.name} is not supported", False)
         with answer:
-            reason = _describe_status(webhook, answer.status, answer.reason, answer.headers.get("Location"))
+            reason = _describe_status(webhook, answer.status, answer.headers.get("Location"))
             passing, of_body = answer.status in PASSING, answer.status in OF_BODY
             return None if reason is None else DeliveryFailure(reason, passing, of_body)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -161,10 +161,13 @@ def _verify_message(error: Any) -> str:
     return str(getattr(error, "verify_message", "") or "is it https that this port speaks?")
 
 
-def _describe_status(webhook: Webhook, status: int, phrase: str, location: str | None) -> str | None:
+def _describe_status(webhook: Webhook, status: int, location: str | None) -> str | None:
+    """Return why a status is a failure. The server's own words may repeat the URL, and are not shown."""
+    import http.client
+
     if 200 <= status < 300:
         return None
-    failure = f"HTTP Error {status}: {phrase[:100]}"
+    failure = f"HTTP Error {status}: {http.client.responses.get(status, 'a status that HTTP does not define')}"
     if status in REDIRECTS:
         target = f" to {shorten_url(location)}" if location else ""
         return f"{failure}; {webhook.name} redirects{target}, and alerts do not follow redirects; give the final URL"

@@ -111,6 +111,17 @@ def test_alertmanager_is_told_when_an_alert_ends_and_when_none_repeats_it() -> N
     assert FIRING_SECONDS > 24 * 3600
 
 
+@pytest.mark.parametrize("action", ["trigger", "resolve"])
+def test_alertmanager_is_told_that_an_alert_of_an_earlier_owner_has_ended(action: str) -> None:
+    earlier = {("error", "ada"): NOW - 5, ("warning", None): NOW - FIRING_SECONDS - 1}
+    notice = Notice(state(owner="bo", earlier=earlier, ended=NOW - 1 if action == "resolve" else None), action)
+    now, before = build_alertmanager_body([notice], NOW)
+    assert (now["labels"]["owner"], before["labels"]["owner"]) == ("bo", "ada")
+    assert before["endsAt"] == "2027-01-15T07:59:55.000Z"
+    assert {**before["labels"], "owner": "bo"} == now["labels"]
+    check([now, before], schemas.ALERTMANAGER)
+
+
 def test_a_clock_that_went_back_ends_no_alert_before_it_began() -> None:
     (found,) = build_alertmanager_body([Notice(state(since=NOW + 1000, ended=NOW), "resolve")], NOW)
     assert found["endsAt"] >= found["startsAt"]

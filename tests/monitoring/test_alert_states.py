@@ -100,6 +100,18 @@ def test_owner_and_severity_are_those_of_the_last_pass_with_the_spec(log: Log) -
     assert (facts["owner"], facts["severity"], facts["runbook"]) == ("search", "critical", None)
 
 
+def test_an_alert_remembers_until_when_it_had_another_owner(log: Log) -> None:
+    first, second = (Alert("age", "text", 1.0, 0.5, None, owner=name, severity="error") for name in ("ada", "bo"))
+    log.look(first)
+    log.now += 60.0
+    log.look(second)
+    assert log.open()["age"].earlier == {("error", "ada"): log.now}
+    log.look("age")  # by name: the owner stays
+    log.now += 60.0
+    log.look(first)
+    assert log.open()["age"].earlier == {("error", "bo"): log.now}
+
+
 def test_two_findings_of_one_name_are_one_alert(log: Log) -> None:
     assert log.look("scores", "scores") == ["opened scores"]
 

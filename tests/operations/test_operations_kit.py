@@ -72,6 +72,19 @@ def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
         assert {"summary", "description"} <= set(alert["annotations"]), alert["alert"]
 
 
+def test_rules_and_dashboard_name_metrics_that_services_and_followers_have() -> None:
+    from nearcast.service.metric_table import METRICS
+    from nearcast.updating.follow import FollowFigures, describe_figures
+
+    text = (DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8")
+    dashboard = json.loads((DEPLOY / "grafana" / "nearcast.json").read_text(encoding="utf-8"))
+    text += " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    known = {*METRICS, *re.findall(r"^# TYPE (\w+)", describe_figures(FollowFigures(), "shop"), re.MULTILINE)}
+    used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"(?<!:)\bnearcast_\w+", text)}
+    assert used - known == set()
+    assert {name for name in used if name.startswith("nearcast_follow_")}
+
+
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     program = need_program("systemd-analyze", "systemd")
     for unit in (DEPLOY / "systemd").iterdir():

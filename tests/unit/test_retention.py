@@ -23,6 +23,7 @@ from nearcast.settings.publish_tables import PublishSpec
 from nearcast.stores import open_store
 from nearcast.stores.base import PointerEvent, Store
 from nearcast.stores.canary_share import Canary
+from nearcast.table import snapshot_home
 from nearcast.table.snapshot import commit_snapshot, find_snapshot, hold_snapshot, list_snapshots
 from nearcast.table.snapshot_pins import list_pins, pin_snapshot, unpin_snapshot
 from snapshot_folders import snapshot_facts, write_snapshot_folder
@@ -179,6 +180,22 @@ def test_nothing_is_removed_while_somebody_publishes(out: Path) -> None:
         removed, notes = retain(out)
     assert removed == []
     assert "is held by" in notes[0]
+
+
+@pytest.mark.parametrize("remove", [retain, lambda out: clean(target(out))])
+def test_a_publish_need_not_wait_while_files_are_deleted(
+    out: Path, monkeypatch: pytest.MonkeyPatch, remove: Callable[[Path], object]
+) -> None:
+    store, real, deleted = publish(out, 1), snapshot_home._remove_folder, []
+
+    def delete(folder: Path) -> None:
+        with store.lock("shop"):
+            real(folder)
+        deleted.append(folder.name)
+
+    monkeypatch.setattr(snapshot_home, "_remove_folder", delete)
+    remove(out)
+    assert deleted == ["000002", "000003", "000004"]
 
 
 def test_a_run_of_retention_makes_no_generator_in_the_store(out: Path) -> None:

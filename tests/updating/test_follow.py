@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import random
 import time
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.updating import killed_worker
@@ -18,12 +20,12 @@ from tests.updating.test_updates import draw_item, item_table, make_shop
 
 import nearcast
 from nearcast.api.updates import open_follower, roll_back_updates
+from nearcast.cli.follow import follow, serve_metrics
 from nearcast.errors import BusyError, SpecError
 from nearcast.storage.base import StoredObject
 from nearcast.storage.open_storage import open_storage
 from nearcast.updating import file_feed
 from nearcast.updating.file_offset import KEPT_SECONDS, FileOffset
-from nearcast.updating.follow import describe_figures
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.updating.killed_worker"])
@@ -75,7 +77,26 @@ def test_files_are_applied_in_the_order_of_names_and_each_once(shop):
     assert catch_up(shop)[0] == []
     assert shop.served() == shop.expected()
     assert figures.quantile(0.99) > 0
-    assert 'nearcast_follow_items_total{generator="shop"} 1' in describe_figures(figures, "shop")
+
+
+def test_its_metrics_have_the_name_of_the_generator_and_an_address_in_use_is_an_error(shop):
+    put(shop, "01", {300: draw_item(shop.rng)})
+    with open_follower(shop.spec(), str(shop.folder / "feed"), store=shop.store) as follower:
+        follower.catch_up()
+        with serve_metrics(follower, ("127.0.0.1", 0)) as url:
+            assert 'nearcast_follow_items_total{generator="shop"} 1' in urlopen(url, timeout=10).read().decode()
+            port = int(url.split(":")[2].split("/")[0])
+            with (
+                pytest.raises(SpecError, match=f"127.0.0.1:{port} cannot be used"),
+                serve_metrics(follower, ("127.0.0.1", port)),
+            ):
+                pass
+
+
+def test_the_address_of_the_metrics_is_a_port_or_a_host_and_a_port():
+    for wrong in ("shop", "0.0.0.0:", "99999", "-1"):
+        done = CliRunner().invoke(follow, ["shop", "--source", "feed", "--metrics", wrong])
+        assert (done.exit_code, "no [HOST:]PORT" in done.output) == (2, True), wrong
 
 
 def test_a_file_whose_name_sorts_before_read_ones_is_read_and_so_is_one_that_is_written_again(shop):

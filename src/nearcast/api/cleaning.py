@@ -66,7 +66,13 @@ def clean(
 def _remove_snapshots(target: PublishTarget, removal: _Removal, listener: Listener) -> None:
     """Remove old snapshots, and what killed removals left of others."""
     home, generator = open_home(target.out), target.generator
-    left = home.list_left(generator)
+    left, hidden = home.list_left(generator), list[int]()
+
+    def hide(version: int) -> bool:
+        if home.hide(generator, version):
+            hidden.append(version)
+        return version in hidden
+
     try:
         with find_old_snapshots(target) as old:
             for version in old:
@@ -74,7 +80,9 @@ def _remove_snapshots(target: PublishTarget, removal: _Removal, listener: Listen
                     listener.note(HELD.format(version))
                 else:
                     place = join_location(target.out, generator, "snapshots", f"{version:06d}")
-                    removal.take(place, "old snapshot", partial(home.remove, generator, version))
+                    removal.take(place, "old snapshot", partial(hide, version))
+        for version in hidden:  # their files are many: publishers need not wait for these
+            home.remove_hidden(generator, version)
     except NearcastError as error:
         listener.note(f"old snapshots are kept: {error}")
     removal.take_rests(

@@ -51,10 +51,12 @@ def retain_snapshots(
     try:
         with find_old_snapshots(target, store, before_current=before_current) as old:
             for version in old:
-                if home.remove(target.generator, version):
+                if home.hide(target.generator, version):
                     removed.append(version)
                 else:
                     listener.note(HELD.format(version))
+        for version in removed:  # their files are many: publishers need not wait for these
+            home.remove_hidden(target.generator, version)
         home.sweep(target.generator)
     except (NearcastError, OSError) as error:
         listener.note(f"old snapshots are kept: {error}")

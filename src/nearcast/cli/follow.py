@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,12 +23,24 @@ from nearcast.cli.common import (
 )
 from nearcast.cli.complete_names import GeneratorName
 from nearcast.cli.progress import show_progress
-from nearcast.errors import InputError
+from nearcast.errors import InputError, SpecError
 from nearcast.storage.locations import Location
 from nearcast.updating.file_feed import MOST_ROWS
 from nearcast.updating.follow import Follower, describe_figures
 
-__all__ = ["follow"]
+__all__ = ["follow", "serve_metrics"]
+
+LOOPBACK = "127.0.0.1"
+
+
+def _parse_address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """Return host and port of [HOST:]PORT. Raises BadParameter."""
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is no [HOST:]PORT; write one like 9105 or 0.0.0.0:9105")
+    return host.strip("[]") or LOOPBACK, int(port)
 
 
 @click.command()
@@ -57,7 +70,12 @@ __all__ = ["follow"]
     metavar="NAME",
     help="Apply this file again, after a rollback or an error; patterns such as '2026-11-*' work. Repeatable.",
 )
-@click.option("--metrics", type=click.IntRange(0, 65535), metavar="PORT", help="Serve metrics at 127.0.0.1:PORT.")
+@click.option(
+    "--metrics",
+    callback=_parse_address,
+    metavar="[HOST:]PORT",
+    help="Serve metrics for Prometheus at this address. Default of HOST: 127.0.0.1, this machine alone.",
+)
 @store_option
 @out_option
 @quiet_option
@@ -69,7 +87,7 @@ def follow(
     every: float,
     max_rows: int,
     again: tuple[str, ...],
-    metrics: int | None,
+    metrics: tuple[str, int] | None,
     store: str | None,
     out: Location,
     quiet: bool,
@@ -89,8 +107,7 @@ def follow(
             )
         )
         if metrics is not None:
-            port = stack.enter_context(_serve_metrics(follower, generator, metrics))
-            listener.note(f"metrics: http://127.0.0.1:{port}/metrics")
+            listener.note(f"metrics: {stack.enter_context(serve_metrics(follower, metrics))}")
         if not once:
             follower.run(every, threading.Event().wait)
             return
@@ -110,12 +127,12 @@ def follow(
 
 
 @contextlib.contextmanager
-def _serve_metrics(follower: Follower, generator: str, port: int) -> Iterator[int]:
-    """Serve the figures as Prometheus text on the loopback address, in a thread; yield the port."""
+def serve_metrics(follower: Follower, address: tuple[str, int]) -> Iterator[str]:
+    """Serve the figures as Prometheus text, in a thread; yield the URL. Raises SpecError for an address in use."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = describe_figures(follower.figures, generator).encode()
+            body = describe_figures(follower.figures, follower.generator).encode()
             self.send_response(200 if self.path == "/metrics" else 404)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
@@ -125,11 +142,19 @@ def _serve_metrics(follower: Follower, generator: str, port: int) -> Iterator[in
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    try:
+        opened = Server(address, Handler)
+    except OSError as error:
+        raise SpecError(f"--metrics: {host}:{address[1]} cannot be used ({error.strerror}); give another") from error
+    with opened as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield server.server_address[1]
+            yield f"http://{host}:{server.server_address[1]}/metrics"
         finally:
             server.shutdown()
             thread.join()

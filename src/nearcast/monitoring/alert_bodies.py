@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from nearcast.files import fingerprint
-from nearcast.monitoring.alert_states import AlertState
+from nearcast.monitoring.alert_states import DEFAULT_SEVERITY, AlertState, Duty
 
 __all__ = [
     "PAGERDUTY_URL",
@@ -51,7 +51,7 @@ class Notice:
     @property
     def severity(self) -> str:
         """critical, error, warning or info."""
-        return str(self.state.facts.get("severity") or "error")
+        return str(self.state.facts.get("severity") or DEFAULT_SEVERITY)
 
     @property
     def owner(self) -> str | None:
@@ -148,19 +148,33 @@ def build_pagerduty_body(notice: Notice, routing_key: str) -> dict[str, Any]:
 def build_alertmanager_body(notices: Sequence[Notice], now: float) -> list[dict[str, Any]]:
     """Return the body for POST /api/v2/alerts. An alert with the same labels is the same alert.
 
-    Alertmanager expects open alerts again and again; one that no check repeats ends after FIRING_SECONDS.
+    Alertmanager expects open alerts again and again; one that no check repeats ends after FIRING_SECONDS. So does one
+    of an earlier owner or severity: it is ended here.
     """
-    return [_build_alert(notice, now) for notice in notices]
+    alerts = []
+    for notice in notices:
+        alerts.append(_build_alert(notice, (notice.severity, notice.owner), _find_end(notice, now)))
+        for duty, until in notice.state.earlier.items():
+            if now - until < FIRING_SECONDS:
+                alerts.append(_build_alert(notice, duty, max(notice.state.since, min(until, now))))
+    return alerts
 
 
-def _build_alert(notice: Notice, now: float) -> dict[str, Any]:
+def _find_end(notice: Notice, now: float) -> float:
+    """Return when an alert has ended, or will if it is not repeated."""
     state = notice.state
+    ended = state.ended if state.ended is not None else now
+    return max(state.since, min(ended, now)) if notice.action == "resolve" else max(now, state.since) + FIRING_SECONDS
+
+
+def _build_alert(notice: Notice, duty: Duty, until: float) -> dict[str, Any]:
+    state, (severity, owner) = notice.state, duty
     labels = {
         "alertname": f"nearcast_{state.facts['check']}",
         "generator": state.generator,
         "alert": state.key,
-        "severity": notice.severity,
-        "owner": notice.owner,
+        "severity": severity,
+        "owner": owner,
     }
     annotations = {
         "summary": f"{state.generator}: {notice.title}",
@@ -168,8 +182,6 @@ def _build_alert(notice: Notice, now: float) -> dict[str, Any]:
         "effect": state.facts.get("effect"),
         "runbook_url": notice.runbook,
     }
-    ended = state.ended if state.ended is not None else now
-    until = max(state.since, min(ended, now)) if notice.action == "resolve" else max(now, state.since) + FIRING_SECONDS
     return {
         "labels": {name: value for name, value in labels.items() if value},
         "annotations": {name: value for name, value in annotations.items() if value},

@@ -23,7 +23,7 @@ from nearcast.monitoring.alert_bodies import (
     build_slack_body,
     describe_notice,
 )
-from nearcast.monitoring.alert_states import KIND, AlertBook, AlertState
+from nearcast.monitoring.alert_states import DEFAULT_SEVERITY, KIND, AlertBook, AlertState
 from nearcast.settings.alert_tables import ENVIRONMENT, SEVERITIES, WebhookSpec
 from nearcast.settings.publish_tables import MonitorSpec
 from nearcast.storage.locations import Location
@@ -191,7 +191,7 @@ def _list_due(book: AlertBook, receiver: AlertReceiver) -> list[Notice]:
 
 
 def _is_trigger_due(state: AlertState, receiver: AlertReceiver, actions: set[str]) -> bool:
-    severity = state.facts.get("severity") or "error"
+    severity = state.facts.get("severity") or DEFAULT_SEVERITY
     if state.snoozed is not None or SEVERITIES.index(severity) > SEVERITIES.index(receiver.min_severity):
         return False
     if receiver.format == "alertmanager":

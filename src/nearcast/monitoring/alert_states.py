@@ -14,9 +14,23 @@ from typing import Any
 
 from nearcast.history.event_log import HistoryEvent
 
-__all__ = ["ANY", "KIND", "AlertBook", "AlertState", "Handling", "derive_alert_book", "list_changes", "matches_alert"]
+__all__ = [
+    "ANY",
+    "DEFAULT_SEVERITY",
+    "KIND",
+    "AlertBook",
+    "AlertState",
+    "Duty",
+    "Handling",
+    "derive_alert_book",
+    "list_changes",
+    "matches_alert",
+]
+
+Duty = tuple[str, str | None]  # severity and owner
 
 KIND = "alert"  # of the events
+DEFAULT_SEVERITY = "error"  # of an alert that a pass without the spec has found
 ANY = "any"  # names all alerts of a generator
 OF_TIME = (KIND, "monitor")  # events whose `seconds` is when they were written
 OF_PASS = (  # facts of an alert that each pass finds anew, and that a pass without the spec may lack
@@ -51,6 +65,7 @@ class AlertState:
     ended: float | None = None
     acknowledged: Handling | None = None
     snoozed: Handling | None = None
+    earlier: Mapping[Duty, float] = field(default_factory=dict)  # severity and owner that it had, until when
     delivered: frozenset[tuple[str, str]] = frozenset()  # receiver and action: trigger, acknowledge or resolve
 
     @property
@@ -97,9 +112,28 @@ class _Opening:
     place: int  # of the event among all events
     number: int
     found_last: dict[str, Any] = field(default_factory=dict)
+    earlier: dict[Duty, float] = field(default_factory=dict)
     ended: float | None = None
     acknowledged: Handling | None = None
     delivered: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The alert as it was found first, with the words of the last pass."""
+        return {**self.event.facts["alert"], **self.found_last}
+
+    def update(self, found: Mapping[str, Any], seconds: float) -> None:
+        """Take the words of a pass. Remember until when the alert had another severity or owner."""
+        before = self._duty
+        self.found_last |= found
+        if before != self._duty:
+            self.earlier[before] = seconds
+        self.earlier.pop(self._duty, None)
+
+    @property
+    def _duty(self) -> Duty:
+        facts = self.facts
+        return facts.get("severity") or DEFAULT_SEVERITY, facts.get("owner")
 
 
 def matches_alert(name: str, key: str) -> bool:
@@ -118,7 +152,7 @@ def derive_alert_book(events: Sequence[HistoryEvent], now: float) -> AlertBook:
         passed, last = passed + _step(last, event.seconds), event.seconds
         facts = event.facts
         if event.kind != KIND:
-            _update_words(facts.get("alerts", ()), openings)
+            _update_words(facts.get("alerts", ()), openings, event.seconds)
             continue
         if facts["action"] == "snoozed":
             handling = Handling(facts["who"], facts["why"], event.seconds, float(facts["for_seconds"]))
@@ -140,12 +174,12 @@ def _step(last: float | None, seconds: float) -> float:
     return 0.0 if last is None else max(0.0, seconds - last)
 
 
-def _update_words(alerts: Iterable[Mapping[str, Any]], openings: Mapping[str, list[_Opening]]) -> None:
+def _update_words(alerts: Iterable[Mapping[str, Any]], openings: Mapping[str, list[_Opening]], seconds: float) -> None:
     """Note what a pass has found of open alerts: their cause may have changed, and who takes care of them."""
     for alert in alerts:
         several = openings.get(str(alert.get("key")), ())  # a pass of an earlier release names no key
         if several and several[-1].ended is None:
-            several[-1].found_last |= {name: alert[name] for name in OF_PASS if alert.get(name) is not None}
+            several[-1].update({name: alert[name] for name in OF_PASS if alert.get(name) is not None}, seconds)
 
 
 def _apply(event: HistoryEvent, place: int, openings: dict[str, list[_Opening]]) -> None:
@@ -179,10 +213,11 @@ def _make_state(opening: _Opening, snoozes: Mapping[str, Handling]) -> AlertStat
         opening.number,
         event.seconds,
         event.version,
-        {**event.facts["alert"], **opening.found_last},
+        opening.facts,
         opening.ended,
         opening.acknowledged,
         max(found, key=lambda one: one.seconds_left or 0.0, default=None),
+        opening.earlier,
         frozenset(opening.delivered),
     )
 

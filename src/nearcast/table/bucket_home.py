@@ -126,7 +126,14 @@ class BucketHome:
                 self._storage.delete(holder)
 
     def remove(self, generator: str, version: int) -> bool:
-        """Delete the manifest, then all other objects. A reader that came in between gets the manifest back."""
+        """Delete the manifest, then all other objects."""
+        if not self.hide(generator, version):
+            return False
+        self.remove_hidden(generator, version)
+        return True
+
+    def hide(self, generator: str, version: int) -> bool:
+        """Delete the manifest. A reader that came in between gets it back."""
         name = _name(generator, version)
         if self.is_held(generator, version):
             return False
@@ -136,9 +143,13 @@ class BucketHome:
             if self.is_held(generator, version):
                 self._storage.write(f"{name}/{MANIFEST}", manifest)
                 return False
+        return True
+
+    def remove_hidden(self, generator: str, version: int) -> None:
+        """Delete the other objects."""
+        name = _name(generator, version)
         self._delete_folder(name)
         self._forget(name)
-        return True
 
     def is_held(self, generator: str, version: int) -> bool:
         """Return whether a reader holds a snapshot. Ages are by the clock of the bucket."""

@@ -83,6 +83,14 @@ class SnapshotHome(Protocol):
         """Remove a snapshot, its manifest first: no reader finds a partial one. Return False if somebody holds it."""
         ...
 
+    def hide(self, generator: str, version: int) -> bool:
+        """Remove the manifest of a snapshot: it is gone for everyone. Return False if somebody holds it."""
+        ...
+
+    def remove_hidden(self, generator: str, version: int) -> None:
+        """Remove the files of a snapshot that `hide` has hidden; `sweep` does it after a kill."""
+        ...
+
     def is_held(self, generator: str, version: int) -> bool:
         """Return whether somebody holds a snapshot at this moment."""
         ...
@@ -188,13 +196,23 @@ class LocalHome:
 
     def remove(self, generator: str, version: int) -> bool:
         """Remove the manifest, under an exclusive lock on it, then the folder."""
+        if not self.hide(generator, version):
+            return False
+        self.remove_hidden(generator, version)
+        return True
+
+    def hide(self, generator: str, version: int) -> bool:
+        """Remove the manifest, under an exclusive lock on it."""
         folder = self._folder(generator) / f"{version:06d}"
         with contextlib.suppress(FileNotFoundError), _open_manifest(folder) as file:
             if not try_lock(file, fcntl.LOCK_EX):
                 return False
             (folder / MANIFEST).unlink(missing_ok=True)
-        _remove_folder(folder)
         return True
+
+    def remove_hidden(self, generator: str, version: int) -> None:
+        """Remove the folder."""
+        _remove_folder(self._folder(generator) / f"{version:06d}")
 
     def is_held(self, generator: str, version: int) -> bool:
         """Try the lock on the manifest."""

@@ -82,7 +82,7 @@ class Follower:
         self.figures = FollowFigures()
         self._feed = feed
         self._store = store
-        self._generator = generator
+        self.generator = generator
         self._limits = (audit.max_lists_changed, most_rows)
         self._listener = listener or Listener()
         self._updater = Updater(store, generator, out, self._listener, audit)
@@ -183,10 +183,10 @@ class Follower:
 
         Raises NotFoundError if nothing is published, StoreError if the store takes no patches.
         """
-        pointer = self._store.pointer(self._generator)
+        pointer = self._store.pointer(self.generator)
         if pointer is None:
-            raise make_unpublished_error(self._store, self._generator)
-        known = find_patches(self._store, self._generator).state(pointer.version).offsets.get(self._feed.name)
+            raise make_unpublished_error(self._store, self.generator)
+        known = find_patches(self._store, self.generator).state(pointer.version).offsets.get(self._feed.name)
         self._stored = known
         return {"offset": None, "set_aside": [], "count": 0} if known is None else dict(known)
 
