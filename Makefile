@@ -20,11 +20,14 @@ ads: .venv/installed ## similar-item ads on real purchases and coupons: the funn
 visual: .venv/installed ## pictures of clothes: candidates for pins, phrases and home feeds; needs dataset-fashion-mnist
 	cd examples/visual_candidates && PATH="$(abspath $(BIN)):$$PATH" ./demo.sh
 
+# Tests wait for servers, processes and disks half of their time: four workers keep two cores busy.
+WORKERS ?= 4
+
 test: .venv/installed ## the tests of every commit; the last lines list skipped tests with the reason
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/installed ## the slow tests alone, and every property on all its examples
-	NEARCAST_EXAMPLES=all $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or hypothesis"
+	NEARCAST_EXAMPLES=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow or hypothesis"
 
 test-all: test test-slow ## all tests: nightly, and before a release
 
