@@ -142,12 +142,12 @@ def serve_metrics(follower: Follower, address: tuple[str, int]) -> Iterator[str]
         def log_message(self, *_: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
+    class MetricsServer(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     try:
-        opened = Server(address, Handler)
+        opened = MetricsServer(address, Handler)
     except OSError as error:
         raise SpecError(f"--metrics: {host}:{address[1]} cannot be used ({error.strerror}); give another") from error
     with opened as server:
