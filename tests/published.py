@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from nearcast.stores.base import Pointer, PointerEvent, Space, Store
+from nearcast.stores.base import OverlayEntry, Pointer, PointerEvent, Space, Store
 from nearcast.stores.value_format import encode_key, encode_lists, id_kind, id_type
 
 Lists = Mapping[Any, Sequence[tuple[Any, float]]]  # key: (item, score), best first
@@ -70,6 +71,12 @@ def point(store: Store, generator: str, version: int) -> Pointer:
         after = before.move(event, ()) if before else Pointer(version, 1, (), (event,))
         store.point(generator, after, held)
     return after
+
+
+def let_expire(store: Store, generator: str, *items: Any, field: str | None = None, value: Any = True) -> None:
+    """Write entries of the overlay whose end has passed: no test has to be quicker than an end, nor to wait for it."""
+    ended = time.time() - 60
+    store.overlay(generator).write([OverlayEntry(item, field, value, ended - 60, ended) for item in items])
 
 
 def publish(store: Store, generator: str, version: int, lists: Lists, *args: Any, **more: Any) -> Pointer:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,14 +20,22 @@ import pytest
 from needs import require_module
 
 HERE = "127.0.0.1"
-PATIENCE = 30.0  # seconds for a server to come up; much more than it ever takes
+PATIENCE = 120.0  # seconds for a server to come up; much more than it ever takes
+PORTS = range(20_000, 32_000)  # the system gives higher ones to connections, also while a server is restarted
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((HERE, 0))
-        return int(found.getsockname()[1])
+    """A port that nobody listens on, and that no other process of these tests is given while this one lives."""
+    claims = Path(tempfile.gettempdir()) / f"nearcast-test-ports-{os.getuid()}"
+    claims.mkdir(exist_ok=True)
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        claim = os.open(claims / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)  # held until this process ends
+        with contextlib.suppress(OSError), socket.socket() as found:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.bind((HERE, port))
+            return port
+        os.close(claim)
+    raise AssertionError("every port for tests is taken")
 
 
 def redis_program() -> str:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -42,8 +41,8 @@ def write_generator(folder: Path, engine: str) -> Path:
     return spec
 
 
-def start(spec: Path, log: Path | None = None) -> ForkServerProcess:
-    process = SERVER.Process(target=work, args=(spec, log))
+def start(spec: Path, log: Path | None = None, halt: tuple[str, int] | None = None) -> ForkServerProcess:
+    process = SERVER.Process(target=work, args=(spec, log, halt))
     process.start()
     return process
 
@@ -124,7 +123,7 @@ def test_a_run_killed_in_each_stage_after_the_join_ends_with_the_same_bytes(tmp_
         "work/.attempt-choose-*",
         "work/choose/manifest.json",
         "work/table/.attempt-*",
-        "work/table/*/*.json",
+        "work/table/[!.]*/*.json",
     ):
         kill_when(killed, begun)
     assert ended(start(killed)) == 0
@@ -134,7 +133,7 @@ def test_a_run_killed_in_each_stage_after_the_join_ends_with_the_same_bytes(tmp_
 
 def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/join/*/manifest.json")
+    kill_when(spec, "work/join/[!.]*/manifest.json")
     spec.write_text(spec.read_text().replace("k = 10", "k = 7"))
     error = finish(spec)
     assert "k was 10 and is 7" in error
@@ -142,7 +141,7 @@ def test_a_changed_setting_starts_afresh_and_says_why(tmp_path: Path) -> None:
 
 def test_other_shards_start_afresh_at_recall_1_and_say_why(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/join/*/manifest.json")
+    kill_when(spec, "work/join/[!.]*/manifest.json")
     spec.write_text(f"{spec.read_text()}[run]\nshards = 3\n")
     error = finish(spec)
     assert "run.shards was None and is 3" in error
@@ -151,7 +150,7 @@ def test_other_shards_start_afresh_at_recall_1_and_say_why(tmp_path: Path) -> No
 
 def test_a_changed_input_starts_afresh_and_names_the_file(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/join/*/manifest.json")
+    kill_when(spec, "work/join/[!.]*/manifest.json")
     table = pq.read_table(tmp_path / "g" / "items.parquet").slice(1)
     pq.write_table(table, tmp_path / "g" / "items.parquet")
     assert "items changed: items.parquet" in finish(spec)
@@ -159,7 +158,7 @@ def test_a_changed_input_starts_afresh_and_names_the_file(tmp_path: Path) -> Non
 
 def test_a_continued_run_says_how_much_was_done_before(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    kill_when(spec, "work/join/*/manifest.json")
+    kill_when(spec, "work/join/[!.]*/manifest.json")
     assert "tasks were done before: continuing" in finish(spec)
     manifest = json.loads((tmp_path / "g/nearcast/g/snapshots/000001/manifest.json").read_text())
     assert manifest["run"]["tasks_continued"] > 0
@@ -167,10 +166,10 @@ def test_a_continued_run_says_how_much_was_done_before(tmp_path: Path) -> None:
 
 def test_the_second_of_two_runs_at_once_refuses_and_names_the_first(tmp_path: Path) -> None:
     spec = write_generator(tmp_path / "g", "exact")
-    first = start(spec)
-    lock = tmp_path / "g" / "nearcast" / "g" / ".lock"
-    wait_for(lambda: lock.is_file() and "process" in lock.read_text(), first)
-    os.kill(first.pid, signal.SIGSTOP)  # holds the lock for as long as the second takes
+    first = start(spec, halt=("work/plan.json", signal.SIGSTOP))  # holds the lock for as long as the second takes
+    while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED:
+        assert first.is_alive(), "the run ended before it could be disturbed"
+        time.sleep(0.01)
     try:
         second = subprocess.run([nearcast(), "run", str(spec)], capture_output=True, text=True, check=False)
     finally:
@@ -184,18 +183,9 @@ def nearcast() -> str:
     return str(Path(sys.executable).with_name("nearcast"))
 
 
-def wait_for(happened: Callable[[], bool], process: ForkServerProcess) -> None:
-    while not happened():
-        assert process.is_alive(), "the run ended before it could be disturbed"
-        time.sleep(0.002)
-
-
 def kill_when(spec: Path, pattern: str) -> None:
-    """Start a run and kill it as soon as a file of this pattern is there."""
-    process = start(spec)
-    wait_for(lambda: any((spec.parent / "nearcast" / "g").glob(pattern)), process)
-    process.kill()
-    process.join()
+    """Start a run that is killed as soon as a file of this pattern is there."""
+    assert ended(start(spec, halt=(pattern, signal.SIGKILL))) == -signal.SIGKILL
 
 
 def finish(spec: Path) -> str:

@@ -10,7 +10,7 @@ import time
 
 import pyarrow as pa
 import pytest
-from tests.published import publish
+from tests.published import let_expire, publish
 
 from nearcast.serve.overlay import open_overlay
 from nearcast.stores import open_store
@@ -75,8 +75,7 @@ def test_items_that_the_overlay_has_removed_are_left_out(store, read):
         numbers.remove([-1])
         assert read("texts", "apple") == []
         overlay.restore(["x"])
-        overlay.remove(["pear"], until=time.time() + 0.5)
-        time.sleep(0.6)
+        let_expire(store, "texts", "pear")
         assert read("texts", "apple") == TEXTS["apple"][:1]
         assert read("texts", "") == TEXTS[""]
     assert read("large", 7) == LARGE[7][1:]

@@ -23,7 +23,9 @@ from nearcast.errors import StoreError
 from nearcast.history.event_log import read
 from nearcast.monitoring.monitor_pass import MonitorReport
 from nearcast.monitoring.recall_today import find_surviving_neighbors
+from nearcast.stores import open_store
 from nearcast.types import Neighbors
+from published import let_expire
 
 
 def begun(folder: Path, **more: Any) -> Nights:
@@ -84,8 +86,8 @@ class TestOverlay:
         with overlay_of(shop) as overlay:
             paused = [entry.item for entry in overlay.entries()]
             overlay.restore(paused[:100])
-            overlay.remove(paused[100:], until=time.time() + 0.05)
-        time.sleep(0.1)
+        with contextlib.closing(open_store(f"lmdb:{shop.folder}/nearcast/store")) as store:
+            let_expire(store, "shop", *paused[100:])
         served = shop.look().served
         assert served is not None
         assert (served.removed_items, served.removed, served.recall) == (0, 0.0, 1.0)
